@@ -1,0 +1,143 @@
+//! Every setting with its default.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use crate::record::Schema;
+
+/// The whole configuration of a node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Config {
+    pub ingest: Ingest,
+    pub api: Api,
+    pub router: Router,
+    pub lanes: Lanes,
+    pub spool: Spool,
+    pub admin: Admin,
+}
+
+/// `[ingest]`: the HTTP side that clients post to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ingest {
+    pub listen: SocketAddr,
+    /// Bytes of a whole request.
+    pub max_body: usize,
+    /// Bytes of one record.
+    pub max_record: usize,
+    pub schema: Schema,
+}
+
+/// `[api]`: where records go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Api {
+    pub url: String,
+    pub timeout: Duration,
+    /// POSTs in flight per lane.
+    pub concurrency: usize,
+    /// `None` is "never".
+    pub give_up_after: Option<Duration>,
+    /// A file with a bearer token.
+    pub token_file: Option<PathBuf>,
+    /// PEM certificates that the API's certificate may be signed by, beside the public ones.
+    pub ca_file: Option<PathBuf>,
+}
+
+/// `[router]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Router {
+    pub policy: Policy,
+    /// How long one lane may take to confirm a record.
+    pub publish_timeout: Duration,
+}
+
+/// How the router chooses among the lanes that are up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Policy {
+    RoundRobin,
+}
+
+/// `[lanes.*]`: a lane is on when its section, or one of its variables, is there; the gRPC lane also when no lane is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Lanes {
+    pub grpc: Option<Grpc>,
+    pub nats: Option<Nats>,
+    pub rabbitmq: Option<Rabbitmq>,
+    pub pubsub: Option<Pubsub>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Grpc {
+    pub tag: String,
+    pub weight: u32,
+    pub listen: SocketAddr,
+    /// Nodes to carry records to; empty means this node itself.
+    pub peers: Vec<String>,
+    /// PEM certificate chain and key of this node's server; the server speaks TLS when both are given.
+    pub cert_file: Option<PathBuf>,
+    pub key_file: Option<PathBuf>,
+    /// PEM certificates that peers' certificates may be signed by, beside the public ones.
+    pub ca_file: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Nats {
+    pub tag: String,
+    pub weight: u32,
+    /// One or more servers, separated by commas; `tls://` asks for TLS; credentials may be in it.
+    pub url: String,
+    pub stream: String,
+    pub subject: String,
+    pub durable: String,
+    /// Copies of the stream when Waypost creates it.
+    pub replicas: usize,
+    pub ca_file: Option<PathBuf>,
+    /// Client certificate and key, PEM.
+    pub cert_file: Option<PathBuf>,
+    pub key_file: Option<PathBuf>,
+    /// A NATS `.creds` file (JWT and nkey seed).
+    pub creds_file: Option<PathBuf>,
+    /// A file with a token.
+    pub token_file: Option<PathBuf>,
+    /// A file with the password of the URL's user.
+    pub password_file: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rabbitmq {
+    pub tag: String,
+    pub weight: u32,
+    /// `amqp://` or `amqps://`.
+    pub url: String,
+    pub queue: String,
+    pub ca_file: Option<PathBuf>,
+    /// A file with the password of the URL's user.
+    pub password_file: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pubsub {
+    pub tag: String,
+    pub weight: u32,
+    pub project: String,
+    pub topic: String,
+    pub subscription: String,
+    /// The emulator's address; absent means the real service.
+    pub endpoint: Option<String>,
+    /// A service account's key (JSON); absent means the default credentials.
+    pub credentials_file: Option<PathBuf>,
+}
+
+/// `[spool]`: the durable folder of this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Spool {
+    pub dir: PathBuf,
+    /// Bytes.
+    pub max: u64,
+}
+
+/// `[admin]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Admin {
+    pub listen: SocketAddr,
+    /// A file with the bearer token that every request but the probes must carry.
+    pub token_file: Option<PathBuf>,
+}

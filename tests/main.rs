@@ -1,0 +1,4 @@
+//! The integration tests, as one binary: linking the four broker clients costs more than compiling the tests.
+
+mod support;
+mod transport_contract;

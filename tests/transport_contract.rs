@@ -1,0 +1,1 @@
+//! One suite of guarantees, held against every transport: see `waypost::actors::transport`.
