@@ -141,3 +141,106 @@ pub struct Admin {
     /// A file with the bearer token that every request but the probes must carry.
     pub token_file: Option<PathBuf>,
 }
+
+impl Default for Ingest {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([0, 0, 0, 0], 8000)),
+            max_body: 1 << 20,
+            max_record: 256 << 10,
+            schema: Schema::Case,
+        }
+    }
+}
+
+impl Default for Api {
+    fn default() -> Self {
+        Self {
+            url: "http://127.0.0.1:5000/".into(),
+            timeout: Duration::from_secs(10),
+            concurrency: 64,
+            give_up_after: Some(Duration::from_hours(24)),
+            token_file: None,
+            ca_file: None,
+        }
+    }
+}
+
+impl Default for Router {
+    fn default() -> Self {
+        Self { policy: Policy::RoundRobin, publish_timeout: Duration::from_secs(2) }
+    }
+}
+
+impl Default for Grpc {
+    fn default() -> Self {
+        Self {
+            tag: "GRPC".into(),
+            weight: 1,
+            listen: SocketAddr::from(([127, 0, 0, 1], 3000)),
+            peers: Vec::new(),
+            cert_file: None,
+            key_file: None,
+            ca_file: None,
+        }
+    }
+}
+
+impl Default for Nats {
+    fn default() -> Self {
+        Self {
+            tag: "NATS".into(),
+            weight: 1,
+            url: "nats://127.0.0.1:4222".into(),
+            stream: "WAYPOST".into(),
+            subject: "waypost.records".into(),
+            durable: "waypost".into(),
+            replicas: 1,
+            ca_file: None,
+            cert_file: None,
+            key_file: None,
+            creds_file: None,
+            token_file: None,
+            password_file: None,
+        }
+    }
+}
+
+impl Default for Rabbitmq {
+    fn default() -> Self {
+        Self {
+            tag: "RabbitMQ".into(),
+            weight: 1,
+            url: "amqp://guest:guest@127.0.0.1:5672/%2f".into(),
+            queue: "waypost".into(),
+            ca_file: None,
+            password_file: None,
+        }
+    }
+}
+
+impl Default for Pubsub {
+    fn default() -> Self {
+        Self {
+            tag: "PubSub".into(),
+            weight: 1,
+            project: "waypost".into(),
+            topic: "waypost-records".into(),
+            subscription: "waypost-records".into(),
+            endpoint: None,
+            credentials_file: None,
+        }
+    }
+}
+
+impl Default for Spool {
+    fn default() -> Self {
+        Self { dir: "data".into(), max: 4 << 30 }
+    }
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Self { listen: SocketAddr::from(([127, 0, 0, 1], 8001)), token_file: None }
+    }
+}

@@ -332,7 +332,8 @@ impl Visitor<'_> for Age {
 mod tests {
     use super::*;
 
-    const CASE: &str = r#"{"name":"Ñusta","location":"San Marcos","age":42,"infectedtype":"imported","state":"symptomatic"}"#;
+    const CASE: &str =
+        r#"{"name":"Ñusta","location":"San Marcos","age":42,"infectedtype":"imported","state":"symptomatic"}"#;
 
     fn case(text: &str) -> Result<Bytes, Invalid> {
         parse(&Bytes::copy_from_slice(text.as_bytes()), Schema::Case)
@@ -387,7 +388,9 @@ mod tests {
 
     #[test]
     fn malformed_json_is_told_by_line_and_column() {
-        for (text, at) in [("", (1, 0)), ("{\n\"a\": }", (2, 6)), ("{} x", (1, 4)), ("{\"a\":1,}", (1, 8)), ("\u{feff}{}", (1, 1))] {
+        for (text, at) in
+            [("", (1, 0)), ("{\n\"a\": }", (2, 6)), ("{} x", (1, 4)), ("{\"a\":1,}", (1, 8)), ("\u{feff}{}", (1, 1))]
+        {
             match any(text) {
                 Err(Invalid::Malformed { line, column, .. }) => assert_eq!((line, column), at, "{text:?}"),
                 other => panic!("{text:?}: {other:?}"),

@@ -8,7 +8,11 @@ use std::{
 };
 
 /// Waits until `condition` gives a value, and returns it. Panics, naming `what`, once `patience` is over.
-pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, patience: Duration, mut condition: impl FnMut() -> F) -> T {
+pub async fn eventually<T, F: Future<Output = Option<T>>>(
+    what: &str,
+    patience: Duration,
+    mut condition: impl FnMut() -> F,
+) -> T {
     let deadline = Instant::now() + patience;
     loop {
         if let Some(value) = condition().await {
