@@ -84,13 +84,13 @@ pub struct Delivery {
     pub record: Record,
     /// The broker says that it has sent this message before.
     pub redelivered: bool,
-    settle: Option<Box<dyn FnOnce(Verdict)>>,
+    settle: Option<Box<dyn FnOnce(Verdict) + Send>>,
 }
 
 impl Delivery {
     /// `settle` is called exactly once. It must not block; what it has to send, the transport's `close` waits for.
     #[must_use]
-    pub fn new(record: Record, redelivered: bool, settle: impl FnOnce(Verdict) + 'static) -> Self {
+    pub fn new(record: Record, redelivered: bool, settle: impl FnOnce(Verdict) + Send + 'static) -> Self {
         Self { record, redelivered, settle: Some(Box::new(settle)) }
     }
 
@@ -196,31 +196,31 @@ pub type Tap = broadcast::Sender<Passage>;
 
 #[cfg(test)]
 mod tests {
-    use std::{cell::RefCell, rc::Rc, sync::Arc};
+    use std::sync::{Arc, Mutex};
 
     use super::*;
 
-    fn delivery() -> (Delivery, Rc<RefCell<Vec<Verdict>>>) {
-        let verdicts = Rc::new(RefCell::new(Vec::new()));
-        let kept = Rc::clone(&verdicts);
+    fn delivery() -> (Delivery, Arc<Mutex<Vec<Verdict>>>) {
+        let verdicts = Arc::new(Mutex::new(Vec::new()));
+        let kept = Arc::clone(&verdicts);
         let record = Record { id: Arc::from("1"), body: Bytes::from_static(b"{}"), traceparent: None, origin: None };
-        (Delivery::new(record, false, move |verdict| kept.borrow_mut().push(verdict)), verdicts)
+        (Delivery::new(record, false, move |verdict| kept.lock().unwrap().push(verdict)), verdicts)
     }
 
     #[test]
     fn a_delivery_is_settled_exactly_once_and_dropped_means_not_delivered() {
         let (delivery, verdicts) = self::delivery();
         delivery.ack();
-        assert_eq!(*verdicts.borrow(), [Verdict::Ack]);
+        assert_eq!(*verdicts.lock().unwrap(), [Verdict::Ack]);
         let (delivery, verdicts) = self::delivery();
         delivery.retry_after(Duration::from_secs(3));
-        assert_eq!(*verdicts.borrow(), [Verdict::RetryAfter(Duration::from_secs(3))]);
+        assert_eq!(*verdicts.lock().unwrap(), [Verdict::RetryAfter(Duration::from_secs(3))]);
         let (delivery, verdicts) = self::delivery();
         delivery.reject();
-        assert_eq!(*verdicts.borrow(), [Verdict::Reject]);
+        assert_eq!(*verdicts.lock().unwrap(), [Verdict::Reject]);
         let (delivery, verdicts) = self::delivery();
         drop(delivery);
-        assert_eq!(*verdicts.borrow(), [Verdict::Unsettled]);
+        assert_eq!(*verdicts.lock().unwrap(), [Verdict::Unsettled]);
     }
 
     #[test]

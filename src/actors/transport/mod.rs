@@ -46,6 +46,9 @@ pub trait Transport: Sized + 'static {
     const LANE: LaneId;
     /// What `connect` needs. It outlives connections, so what must survive a reconnect is kept here.
     type Settings: Clone + Send + Sync + 'static;
+    /// Whether a confirm depends on the message system alone. Where it does, a publish that times out while no other was
+    /// confirmed either means that the connection is dead.
+    const CONFIRMS_ALONE: bool = true;
 
     /// Connects, declares what is missing and checks what is there.
     ///
