@@ -4,6 +4,9 @@ pub mod actors;
 pub mod backoff;
 pub mod config;
 pub mod delivery;
+pub mod http;
+pub mod ledger;
+pub mod node;
 pub mod record;
 
 /// The gRPC service, compiled from `proto/waypost/v1/waypost.proto`.
