@@ -5,8 +5,8 @@ use std::{process::ExitCode, time::Duration};
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, warn};
 
-use super::{NodeArgs, USAGE};
-use crate::{config::Config, node::Node};
+use super::NodeArgs;
+use crate::node::Node;
 
 /// A drain that takes longer is cut off; what is left is safe in the brokers.
 const DRAIN_MAX: Duration = Duration::from_millis(9_500);

@@ -35,7 +35,7 @@ pub struct Desk {
 #[derive(Debug, Serialize)]
 pub struct Status {
     version: &'static str,
-    node: Arc<str>,
+    node: String,
     uptime_s: f64,
     draining: bool,
     ledger: Totals,
@@ -89,7 +89,7 @@ struct BrokerStatus {
 
 #[derive(Debug, Serialize)]
 struct ApiStatus {
-    url: Arc<str>,
+    url: String,
     state: &'static str,
     in_flight: u64,
     limit: usize,
@@ -161,7 +161,7 @@ impl Desk {
         let Counts { accepted, recovered, delivered, redelivered } = self.ledger.totals();
         Status {
             version: env!("CARGO_PKG_VERSION"),
-            node: Arc::clone(&self.node),
+            node: self.node.to_string(),
             uptime_s: self.ledger.started.elapsed().as_secs_f64(),
             draining: self.draining.load(Relaxed),
             ledger: Totals {
@@ -175,7 +175,7 @@ impl Desk {
             },
             lanes: self.lanes.iter().filter_map(|&(lane, _)| self.lane_status(lane, views)).collect(),
             api: ApiStatus {
-                url: Arc::clone(&self.api_url),
+                url: self.api_url.to_string(),
                 state: if self.ledger.api.is_failing() { "down" } else { "up" },
                 in_flight: self.ledger.api.in_flight(),
                 limit: self.api_limit * self.lanes.len(),
