@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::SocketAddr,
+    net::{SocketAddr, TcpListener},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -13,7 +13,10 @@ use std::{
 
 use actix::{Actor as _, Addr};
 use actix_web::{App, HttpServer, dev::ServerHandle, web};
-use tokio::sync::{Semaphore, broadcast};
+use tokio::{
+    net::TcpSocket,
+    sync::{Semaphore, broadcast},
+};
 use tracing::{error, info, warn};
 
 use crate::{
@@ -35,6 +38,8 @@ use crate::{
 
 /// How long requests under way may take once the node drains.
 const INGEST_DRAIN: Duration = Duration::from_secs(4);
+/// Connections that wait to be accepted.
+const BACKLOG: u32 = 1024;
 /// How many passages a slow watcher may lag behind before it misses some.
 const TAP_LAG: usize = 1024;
 
@@ -57,6 +62,8 @@ pub enum StartError {
     Listen { address: SocketAddr, source: io::Error },
     #[error("api: {0}")]
     Api(#[from] api::ApiError),
+    #[error("cannot serve: {0}")]
+    Serve(#[from] io::Error),
 }
 
 impl Node {
@@ -65,6 +72,7 @@ impl Node {
     /// # Errors
     /// When an address is taken, or a file that `config` names cannot be used.
     pub fn start(config: &Config) -> Result<Self, StartError> {
+        let (ingest_socket, admin_socket) = (listen(config.ingest.listen)?, listen(config.admin.listen)?);
         let ledger = Arc::new(Ledger::new(Record::new_id()));
         let draining = Arc::new(AtomicBool::new(false));
         let lanes = config.lanes_in_order();
@@ -101,34 +109,32 @@ impl Node {
             }
         }
 
-        let desk_lanes: Arc<[_]> = lanes.into();
-        let workers = available_parallelism().map_or(1, |cores| cores.get().div_ceil(2));
-        let ingest_server = HttpServer::new(move || App::new().app_data(web::Data::new(door.clone())).configure(ingest::routes))
-            .workers(workers)
-            .shutdown_timeout(INGEST_DRAIN.as_secs())
-            .disable_signals();
-        let address = config.ingest.listen;
-        let ingest_server = ingest_server.bind(address).map_err(|source| StartError::Listen { address, source })?;
-
         let supervisor = Supervisor::new(router, graph).start();
         let desk = admin::Desk {
             supervisor: supervisor.clone(),
             ledger: Arc::clone(&ledger),
             node: gethostname::gethostname().to_string_lossy().into(),
-            lanes: desk_lanes,
+            lanes: lanes.into(),
             api_url: config.api.url.as_str().into(),
             api_limit: config.api.concurrency,
             draining: Arc::clone(&draining),
         };
-        let admin_server = HttpServer::new(move || App::new().app_data(web::Data::new(desk.clone())).configure(admin::routes))
-            .workers(1)
-            .shutdown_timeout(1)
-            .disable_signals();
-        let address = config.admin.listen;
-        let admin_server = admin_server.bind(address).map_err(|source| StartError::Listen { address, source })?;
-
-        let (ingest, admin) = (ingest_server.addrs()[0], admin_server.addrs()[0]);
-        let (ingest_server, admin_server) = (ingest_server.run(), admin_server.run());
+        let (ingest, admin) = (ingest_socket.local_addr()?, admin_socket.local_addr()?);
+        let workers = available_parallelism().map_or(1, |cores| cores.get().div_ceil(2));
+        let ingest_server =
+            HttpServer::new(move || App::new().app_data(web::Data::new(door.clone())).configure(ingest::routes))
+                .workers(workers)
+                .shutdown_timeout(INGEST_DRAIN.as_secs())
+                .disable_signals()
+                .listen(ingest_socket)?
+                .run();
+        let admin_server =
+            HttpServer::new(move || App::new().app_data(web::Data::new(desk.clone())).configure(admin::routes))
+                .workers(1)
+                .shutdown_timeout(1)
+                .disable_signals()
+                .listen(admin_socket)?
+                .run();
         let node = Self {
             ingest,
             admin,
@@ -161,6 +167,16 @@ impl Node {
         self.admin_server.stop(false).await;
         info!(counts = ?self.ledger.totals(), "drained");
     }
+}
+
+fn listen(address: SocketAddr) -> Result<TcpListener, StartError> {
+    let bind = || {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)?.into_std()
+    };
+    bind().map_err(|source| StartError::Listen { address, source })
 }
 
 /// One lane of the graph, before it is wired.

@@ -9,7 +9,7 @@ use actix::{Actor, ActorContext as _, Addr, AsyncContext as _, Context, Handler,
 use tokio::time::{Instant, sleep};
 use waypost::{
     actors::{
-        Drain, Ping, Slot,
+        Drain, Member, Ping, Slot,
         supervisor::{
             Action, BACKOFF_CAP, BACKOFF_FIRST, CRASHES_MAX, ChildId, Exit, HEALTHY, HEARTBEAT, Life, MISSES_MAX, Order,
             Place, Snapshot, State, Supervisor, View, factory,
@@ -57,6 +57,10 @@ impl Actor for Probe {
             Conduct::LivesOn | Conduct::Freezes | Conduct::Stuck => self.life.risen(None),
         }
     }
+}
+
+impl Member for Probe {
+    const MAILBOX: usize = 16;
 }
 
 impl Handler<Ping> for Probe {

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use tokio::sync::watch;
 use tracing::{debug, error};
 
-use super::{Drain, Forward, InFlight, Ping, supervisor::Life};
+use super::{Drain, Forward, InFlight, Member, Ping, supervisor::Life};
 use crate::{
     backoff::Backoff,
     delivery::{Answer, Delivery, LaneId, Outcome, Passage, Tap},
@@ -19,9 +19,8 @@ use crate::{
     record::{Record, Tag, unix_us},
 };
 
-/// Deliveries come with a permit each, so a handful of control messages is all that comes on top.
-const MAILBOX: usize = 4096;
-
+/// The most POSTs that a lane may be configured to have in flight.
+pub const CONCURRENCY_MAX: usize = 4096;
 /// The first retry waits at most this.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 /// No retry waits longer, unless the API asks for it: an API that is back is found soon.
@@ -112,10 +111,14 @@ impl Post {
 impl Actor for Forwarder {
     type Context = Context<Self>;
 
-    fn started(&mut self, ctx: &mut Self::Context) {
-        ctx.set_mailbox_capacity(MAILBOX);
+    fn started(&mut self, _: &mut Self::Context) {
         self.life.risen(None);
     }
+}
+
+impl Member for Forwarder {
+    /// Deliveries, one per POST that may be in flight, and control messages.
+    const MAILBOX: usize = CONCURRENCY_MAX + 64;
 }
 
 impl Handler<Forward> for Forwarder {

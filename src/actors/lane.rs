@@ -3,6 +3,7 @@
 
 use std::{
     panic::AssertUnwindSafe,
+    cell::Cell,
     rc::Rc,
     sync::Arc,
     time::{Duration, Instant},
@@ -17,17 +18,18 @@ use tokio::{sync::Semaphore, time::timeout};
 use tracing::{debug, warn};
 
 use super::{
-    Drain, Forward, InFlight, Job, Ping, Publish, Returned, Slot, Task,
+    Drain, Forward, InFlight, Job, Member, Ping, Publish, Returned, Slot, Task,
     forwarder::Forwarder,
     ingest,
     router::Router,
     supervisor::{Exit, Life},
     transport::{CLOSE_TIMEOUT, CONNECT_TIMEOUT, Transport, TransportError},
 };
-use crate::{delivery::Receipt, ledger::Ledger};
+use crate::{
+    delivery::{LaneId, Receipt},
+    ledger::Ledger,
+};
 
-/// Every record that this node may have in hand fits, so a lane that is up never turns one away.
-const MAILBOX: usize = ingest::RECORDS_MAX + 64;
 /// How long a restart of the forwarder may keep a delivery waiting.
 const FORWARDER_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -53,7 +55,7 @@ pub struct Lane<T: Transport> {
     publishing: InFlight,
     draining: bool,
     /// When a record was last confirmed.
-    confirmed: Rc<std::cell::Cell<Option<Instant>>>,
+    confirmed: Rc<Cell<Option<Instant>>>,
 }
 
 /// The lane cannot go on.
@@ -119,7 +121,7 @@ async fn pull<T: Transport>(transport: &T, wiring: &Wiring) -> TransportError {
 }
 
 /// Confirms one record, or gives it back to the router. The answer says why the lane cannot go on.
-async fn publish<T: Transport>(transport: &T, job: Job, wiring: &Wiring, confirmed: &std::cell::Cell<Option<Instant>>) -> Option<Exit> {
+async fn publish<T: Transport>(transport: &T, job: Job, wiring: &Wiring, confirmed: &Cell<Option<Instant>>) -> Option<Exit> {
     let began = Instant::now();
     let failure = match timeout(wiring.publish_timeout, transport.publish(&job.record)).await {
         Ok(Ok(())) => {
@@ -140,7 +142,7 @@ async fn publish<T: Transport>(transport: &T, job: Job, wiring: &Wiring, confirm
 }
 
 /// A router that has just died drops the job, and ingest sends it again.
-fn give_back(router: &Slot<Router>, job: Job, lane: crate::delivery::LaneId) {
+fn give_back(router: &Slot<Router>, job: Job, lane: LaneId) {
     if let Some(router) = router.get()
         && router.try_send(Returned { job, lane }).is_err()
     {
@@ -152,7 +154,6 @@ impl<T: Transport> Actor for Lane<T> {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        ctx.set_mailbox_capacity(MAILBOX);
         let settings = self.settings.clone();
         let connecting = async move {
             match timeout(CONNECT_TIMEOUT, T::connect(&settings)).await {
@@ -176,6 +177,11 @@ impl<T: Transport> Actor for Lane<T> {
             });
         }
     }
+}
+
+impl<T: Transport> Member for Lane<T> {
+    /// Each record that may be in hand, and control messages.
+    const MAILBOX: usize = ingest::RECORDS_MAX + 64;
 }
 
 impl<T: Transport> Handler<Publish> for Lane<T> {

@@ -28,14 +28,9 @@ pub mod router;
 pub mod supervisor;
 pub mod transport;
 
-use std::{
-    cell::Cell,
-    rc::Rc,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{cell::Cell, rc::Rc, sync::Arc, time::Duration};
 
-use actix::{Actor, Addr, Message, Recipient};
+use actix::{Actor, Addr, Context, Handler, Message, Recipient};
 use tokio::sync::{Notify, OwnedSemaphorePermit, oneshot, watch};
 
 use crate::{
@@ -145,6 +140,13 @@ pub struct Drain;
 #[rtype(result = "Result<(), String>")]
 pub struct Ping;
 
+/// What the supervisor asks of an actor.
+pub trait Member: Actor<Context = Context<Self>> + Handler<Ping> + Handler<Drain> {
+    /// How many messages may wait. It is at least the number of permits for what the actor is sent, so that a record that
+    /// was admitted is never turned away.
+    const MAILBOX: usize;
+}
+
 /// The address of an actor that may be restarted: it outlives the actor, and only the supervisor changes it.
 pub struct Slot<A: Actor>(Arc<watch::Sender<Option<Addr<A>>>>);
 
@@ -237,10 +239,4 @@ impl Drop for Task {
     fn drop(&mut self) {
         self.0.abort();
     }
-}
-
-/// Milliseconds and fractions of them since `start`.
-#[must_use]
-pub fn elapsed_us(start: Instant) -> u64 {
-    u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX)
 }

@@ -4,14 +4,11 @@
 use actix::{Actor, Context, Handler, Recipient, dev::SendError};
 use tracing::debug;
 
-use super::{Drain, Job, LaneDown, LaneUp, Ping, Publish, Refused, Returned, Route, ingest, supervisor::Life};
+use super::{Drain, Job, LaneDown, LaneUp, Member, Ping, Publish, Refused, Returned, Route, ingest, supervisor::Life};
 use crate::{
     config::Policy,
     delivery::LaneId,
 };
-
-/// Room for each record that may be in hand, twice (on its way in, and coming back), and for control messages.
-const MAILBOX: usize = 2 * ingest::RECORDS_MAX + 64;
 
 /// One per node. A restart begins with no lane up; the supervisor tells it of those that are.
 pub struct Router {
@@ -79,10 +76,14 @@ fn choose(policy: Policy, count: usize, turn: usize, may_take: impl Fn(usize) ->
 impl Actor for Router {
     type Context = Context<Self>;
 
-    fn started(&mut self, ctx: &mut Self::Context) {
-        ctx.set_mailbox_capacity(MAILBOX);
+    fn started(&mut self, _: &mut Self::Context) {
         self.life.risen(None);
     }
+}
+
+impl Member for Router {
+    /// Each record that may be in hand, twice (on its way in, and coming back), and control messages.
+    const MAILBOX: usize = 2 * ingest::RECORDS_MAX + 64;
 }
 
 impl Handler<Route> for Router {

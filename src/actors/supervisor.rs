@@ -32,7 +32,7 @@ use futures_util::{FutureExt as _, future::join_all};
 use tokio::{sync::watch, task::AbortHandle, time::Instant};
 use tracing::{error, info, warn};
 
-use super::{Drain, LaneDown, LaneUp, Ping, Publish, Slot, router::Router, transport::Broker};
+use super::{Drain, LaneDown, LaneUp, Member, Ping, Publish, Slot, router::Router, transport::Broker};
 use crate::{backoff::Backoff, delivery::LaneId};
 
 /// The first back-off is at most this.
@@ -142,14 +142,15 @@ pub type Start = Arc<dyn Fn(Life) + Send + Sync>;
 /// How to start an actor: `make` builds a new value each time, and `slot` gets its address.
 pub fn factory<A>(slot: Slot<A>, make: impl Fn(Life) -> A + Send + Sync + 'static) -> Start
 where
-    A: Actor<Context = Context<A>> + Handler<Ping> + Handler<Drain>,
+    A: Member,
 {
     Arc::new(move |life| {
         let actor = match catch_unwind(AssertUnwindSafe(|| make(life.clone()))) {
             Ok(actor) => actor,
             Err(panic) => return life.exited(Exit::Panicked(text_of(&*panic))),
         };
-        let context = Context::new();
+        let mut context = Context::new();
+        context.set_mailbox_capacity(A::MAILBOX);
         let address = context.address();
         let body = context.into_future(actor);
         let watched = {
