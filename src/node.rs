@@ -86,7 +86,6 @@ impl Node {
             max_body: config.ingest.max_body,
             max_record: config.ingest.max_record,
             run: Arc::clone(&ledger.run),
-            draining: Arc::clone(&draining),
         };
         let (policy, ids) = (config.router.policy, lanes.iter().map(|(lane, _)| *lane).collect::<Vec<_>>());
         let start_router = factory(router.clone(), move |life| Router::new(policy, &ids, life));

@@ -11,10 +11,7 @@
 //! | a record that breaks the schema | 422 |
 //! | no lane could make it safe, or too many records in hand | 503 with `Retry-After` |
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering::Relaxed},
-};
+use std::sync::Arc;
 
 use actix_web::{
     HttpRequest, HttpResponse,
@@ -41,8 +38,6 @@ pub struct Door {
     pub max_record: usize,
     /// This run of the node, for the records' origin.
     pub run: Arc<str>,
-    /// While the node drains, each answer closes its connection.
-    pub draining: Arc<AtomicBool>,
 }
 
 /// The receipt that a client gets.
@@ -59,7 +54,7 @@ pub fn routes(app: &mut web::ServiceConfig) {
             .route(web::get().to(async || HttpResponse::Ok().json(serde_json::json!({"message": "ok"}))))
             .route(web::head().to(HttpResponse::Ok))
             .route(web::post().to(async |door: web::Data<Door>, request: HttpRequest, body: web::Payload| {
-                answer(&door, take(&door, None, &request, body).await)
+                take(&door, None, &request, body).await
             }))
             .default_service(web::to(async || Problem::method_not_allowed("GET, HEAD, POST"))),
     )
@@ -68,8 +63,8 @@ pub fn routes(app: &mut web::ServiceConfig) {
             .route(web::post().to(async |door: web::Data<Door>, request: HttpRequest, body: web::Payload| {
                 let lane = LaneId::from_name(&request.match_info()["lane"]);
                 match lane.filter(|lane| door.lanes.iter().any(|(known, _)| known == lane)) {
-                    Some(lane) => answer(&door, take(&door, Some(lane), &request, body).await),
-                    None => answer(&door, Err(Problem::not_found(request.path()))),
+                    Some(lane) => take(&door, Some(lane), &request, body).await,
+                    None => Err(Problem::not_found(request.path())),
                 }
             }))
             .default_service(web::to(async |door: web::Data<Door>, request: HttpRequest| {
@@ -81,14 +76,6 @@ pub fn routes(app: &mut web::ServiceConfig) {
             })),
     )
     .default_service(web::to(async |request: HttpRequest| Problem::not_found(request.path())));
-}
-
-fn answer(door: &Door, result: Result<HttpResponse, Problem>) -> HttpResponse {
-    let mut response = result.unwrap_or_else(|problem| actix_web::ResponseError::error_response(&problem));
-    if door.draining.load(Relaxed) {
-        response.head_mut().set_connection_type(actix_web::http::ConnectionType::Close);
-    }
-    response
 }
 
 async fn take(door: &Door, pinned: Option<LaneId>, request: &HttpRequest, body: web::Payload) -> Result<HttpResponse, Problem> {
