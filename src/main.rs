@@ -11,6 +11,8 @@ fn main() -> ExitCode {
         eprintln!("waypost: a TLS provider was installed before ours");
         return ExitCode::FAILURE;
     }
+    #[cfg(feature = "failpoints")]
+    let _faults = fail::FailScenario::setup();
     let cli = Cli::parse();
     actix_rt::System::new().block_on(cli.execute())
 }

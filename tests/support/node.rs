@@ -19,13 +19,18 @@ pub struct Node {
     pub ingest: u16,
     pub admin: u16,
     environment: Vec<(String, String)>,
-    client: awc::Client,
-    data: tempfile::TempDir,
+    http: awc::Client,
+    _data: tempfile::TempDir,
 }
 
 impl Node {
-    /// Starts a node with `lanes` (variables of `WAYPOST_LANES__`) and waits until it answers. Its lanes may still connect.
-    pub async fn start(api: &str, lanes: &[(&str, &str)]) -> Self {
+    /// Starts a node with `variables` (without their `WAYPOST_`) and waits until it answers. Its lanes may still connect.
+    pub async fn start(api: &str, variables: &[(String, String)]) -> Self {
+        Self::start_with_fault(api, variables, "").await
+    }
+
+    /// The same, with a fault planted at a named point of the program: see the `fail` crate for the language.
+    pub async fn start_with_fault(api: &str, variables: &[(String, String)], fault: &str) -> Self {
         let (ingest, admin) = (process::free_port(), process::free_port());
         let data = tempfile::tempdir().expect("a temporary folder");
         let mut environment = vec![
@@ -33,10 +38,11 @@ impl Node {
             ("WAYPOST_ADMIN__LISTEN".into(), format!("127.0.0.1:{admin}")),
             ("WAYPOST_API__URL".into(), api.into()),
             ("WAYPOST_SPOOL__DIR".into(), data.path().display().to_string()),
+            ("FAILPOINTS".into(), fault.into()),
         ];
-        environment.extend(lanes.iter().map(|(key, value)| (format!("WAYPOST_LANES__{key}"), (*value).to_owned())));
-        let client = awc::Client::builder().timeout(Duration::from_secs(20)).finish();
-        let mut node = Self { child: launch(&environment), ingest, admin, environment, client, data };
+        environment.extend(variables.iter().map(|(key, value)| (format!("WAYPOST_{key}"), value.clone())));
+        let http = awc::Client::builder().timeout(Duration::from_secs(20)).finish();
+        let mut node = Self { child: launch(&environment), ingest, admin, environment, http, _data: data };
         node.answers().await;
         node
     }
@@ -76,7 +82,7 @@ impl Node {
 
     /// `GET` from its admin side; `None` while it does not answer.
     pub async fn get(&self, path: &str) -> Option<(StatusCode, Value)> {
-        let mut answer = self.client.get(format!("http://127.0.0.1:{}{path}", self.admin)).send().await.ok()?;
+        let mut answer = self.http.get(format!("http://127.0.0.1:{}{path}", self.admin)).send().await.ok()?;
         let body = answer.body().await.ok()?;
         Some((answer.status(), serde_json::from_slice(&body).unwrap_or(Value::Null)))
     }
@@ -114,15 +120,33 @@ impl Node {
     /// An order to a lane: "pause", "resume" or "restart".
     pub async fn order(&self, lane: &str, action: &str) -> StatusCode {
         let url = format!("http://127.0.0.1:{}/api/lanes/{lane}/{action}", self.admin);
-        let mut answer = self.client.post(url).send().await.expect("the node answers");
+        let mut answer = self.http.post(url).send().await.expect("the node answers");
         answer.body().await.expect("a body");
         answer.status()
     }
 
+    /// A client of this node, which may outlive it.
+    pub fn client(&self) -> Client {
+        Client { http: self.http.clone(), port: self.ingest }
+    }
+
     /// Posts one record under `key`. `None` if there was no answer.
     pub async fn post(&self, path: &str, key: &str, record: Bytes) -> Option<(StatusCode, Value)> {
-        let url = format!("http://127.0.0.1:{}{path}", self.ingest);
-        let request = self.client.post(url).content_type("application/json").insert_header(("Idempotency-Key", key));
+        self.client().post(path, key, record).await
+    }
+}
+
+/// A client of a node.
+pub struct Client {
+    http: awc::Client,
+    port: u16,
+}
+
+impl Client {
+    /// Posts one record under `key`. `None` if there was no answer.
+    pub async fn post(&self, path: &str, key: &str, record: Bytes) -> Option<(StatusCode, Value)> {
+        let url = format!("http://127.0.0.1:{}{path}", self.port);
+        let request = self.http.post(url).content_type("application/json").insert_header(("Idempotency-Key", key));
         let mut answer = request.send_body(record).await.ok()?;
         let body = answer.body().await.ok()?;
         Some((answer.status(), serde_json::from_slice(&body).unwrap_or(Value::Null)))
