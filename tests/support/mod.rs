@@ -1,6 +1,7 @@
 //! Real brokers as child processes, and waiting for conditions.
 
 pub mod process;
+pub mod rabbitmq;
 
 use std::{
     future::Future,

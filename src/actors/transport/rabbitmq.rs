@@ -1,1 +1,346 @@
+//! RabbitMQ (AMQP 0-9-1): a durable quorum queue behind the default exchange.
+//!
+//! A value is one generation: two connections, one to publish and one to consume, because a broker that blocks publishers
+//! blocks their whole connection, acknowledgements included. Nothing is recovered; the first fault of either connection
+//! ends the generation ([`Life`]), and the lane connects anew.
 
+mod link;
+mod publisher;
+mod settler;
+
+use std::{
+    collections::BTreeSet,
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_util::{StreamExt as _, future::join};
+use lapin::{
+    BasicProperties, Channel, Consumer,
+    options::{BasicConsumeOptions, BasicQosOptions, ConfirmSelectOptions, QueueDeclareOptions},
+    protocol::{AMQPErrorKind, AMQPSoftError},
+    types::{AMQPValue, FieldTable, ShortString},
+};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::{interval, timeout},
+};
+
+use self::{
+    link::{Link, Target},
+    publisher::{Publish, publish_and_confirm},
+    settler::{Settlement, settle},
+};
+use super::{Broker, CLOSE_TIMEOUT, CONNECT_TIMEOUT, PREFETCH, Transport, TransportError, header};
+use crate::{
+    config,
+    delivery::{Delivery, LaneId, Verdict},
+    record::{Origin, Record},
+};
+
+/// Without a confirm for so long, a publish fails; callers that cannot wait so long give up earlier.
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often the connections' states are looked at: not every way of ending them is announced to an idle client.
+const WATCH_INTERVAL: Duration = Duration::from_millis(250);
+/// Publishes that wait for their turn on the connection.
+const PUBLISH_QUEUE: usize = 256;
+
+/// See the module's documentation.
+pub struct RabbitMq {
+    publish: Link,
+    consume: Link,
+    publisher: mpsc::Sender<Publish>,
+    /// Without a bound of its own: every message is one of at most [`PREFETCH`] deliveries being settled once.
+    settler: mpsc::UnboundedSender<Settlement>,
+    /// Deliveries that were handed out and are not settled, by delivery tag.
+    outstanding: Arc<Mutex<BTreeSet<u64>>>,
+    consumer: tokio::sync::Mutex<Consumer>,
+    life: Life,
+    broker: Broker,
+}
+
+impl Transport for RabbitMq {
+    const LANE: LaneId = LaneId::Rabbitmq;
+    type Settings = config::Rabbitmq;
+
+    async fn connect(settings: &Self::Settings) -> Result<Self, TransportError> {
+        let target = Target::read(settings).await?;
+        let at = target.address();
+        timeout(CONNECT_TIMEOUT, Self::open(&target, &settings.queue))
+            .await
+            .map_err(|_| TransportError::Connect(format!("{at}: no answer within {CONNECT_TIMEOUT:?}")))?
+            .map_err(|why| TransportError::Connect(format!("{at}: {why}")))
+    }
+
+    async fn publish(&self, record: &Record) -> Result<(), TransportError> {
+        let (done, answer) = oneshot::channel();
+        let publish = Publish { properties: properties(record), body: record.body.clone(), done };
+        let confirmed = timeout(CONFIRM_TIMEOUT, async {
+            // Both fail only once the publisher's task has ended, which happens when this generation has.
+            self.publisher.send(publish).await.ok()?;
+            answer.await.ok()
+        });
+        match confirmed.await {
+            Ok(Some(answer)) => answer,
+            Ok(None) => Err(self.life.ended().await),
+            Err(_) => Err(TransportError::Publish(format!("no confirm within {CONFIRM_TIMEOUT:?}"))),
+        }
+    }
+
+    async fn next(&self) -> Result<Delivery, TransportError> {
+        let mut consumer = self.consumer.lock().await;
+        tokio::select! {
+            biased;
+            lost = self.life.ended() => return Err(lost),
+            message = consumer.next() => match message {
+                Some(Ok(message)) => return Ok(self.delivery(message)),
+                Some(Err(why)) => self.life.end(why),
+                None => self.life.end("the broker cancelled the consumer"),
+            },
+        }
+        Err(self.life.ended().await)
+    }
+
+    async fn close(&self) {
+        let flushed_and_closed = timeout(CLOSE_TIMEOUT, async {
+            let (done, flushed) = oneshot::channel();
+            if self.settler.send(Settlement::Flush(done)).is_ok() {
+                // An error means that the generation has ended: there is nobody to flush to.
+                flushed.await.ok();
+            }
+            // Closing the channel gives back what is not settled, what lies in the client's buffer included.
+            join(self.consume.close(), self.publish.close()).await;
+        });
+        if flushed_and_closed.await.is_err() {
+            tracing::warn!(lane = %Self::LANE, "the broker did not answer the close within {CLOSE_TIMEOUT:?}");
+        }
+        self.life.end("closed");
+        self.consume.cut();
+        self.publish.cut();
+    }
+
+    fn broker(&self) -> Broker {
+        self.broker.clone()
+    }
+}
+
+impl Drop for RabbitMq {
+    /// Ends the tasks, which share the channels; the links cut their sockets themselves.
+    fn drop(&mut self) {
+        self.life.end("dropped");
+    }
+}
+
+impl RabbitMq {
+    async fn open(target: &Target, queue: &str) -> Result<Self, String> {
+        let name = ShortString::try_new(queue).map_err(|_| "a queue's name has at most 255 bytes".to_owned())?;
+        let version = target.server_version().await;
+        let mut publish = Link::open(target, "waypost publisher").await.map_err(|e| e.to_string())?;
+        declare(&mut publish, &name).await?;
+        let consume = Link::open(target, "waypost consumer").await.map_err(|e| e.to_string())?;
+        let consumer = subscribe(&consume.channel, &name).await.map_err(|e| e.to_string())?;
+        publish.channel.confirm_select(ConfirmSelectOptions::default()).await.map_err(|e| e.to_string())?;
+
+        let life = Life::default();
+        let (publisher, publishes) = mpsc::channel(PUBLISH_QUEUE);
+        tokio::spawn(publish_and_confirm(publish.channel.clone(), name, publish.events(), publishes, life.clone()));
+        let (settler, settlements) = mpsc::unbounded_channel();
+        let outstanding = Arc::default();
+        tokio::spawn(settle(consume.channel.clone(), settlements, Arc::clone(&outstanding), life.clone()));
+        tokio::spawn(watch_over([publish.watch(), consume.watch()], life.clone()));
+
+        let warnings = publish.warnings();
+        let broker = Broker { version, warnings };
+        Ok(Self {
+            publish,
+            consume,
+            publisher,
+            settler,
+            outstanding,
+            consumer: tokio::sync::Mutex::new(consumer),
+            life,
+            broker,
+        })
+    }
+
+    fn delivery(&self, message: lapin::message::Delivery) -> Delivery {
+        let tag = message.delivery_tag;
+        self.outstanding.lock().unwrap_or_else(PoisonError::into_inner).insert(tag);
+        let settler = self.settler.clone();
+        Delivery::new(record(&message.properties, message.data.into()), message.redelivered, move |verdict: Verdict| {
+            // Where nobody listens the generation has ended, and the broker sends the message again.
+            settler.send(Settlement::Of(tag, verdict)).ok();
+        })
+    }
+}
+
+/// The life of one generation, and the first reason for its end.
+#[derive(Clone)]
+struct Life(watch::Sender<Option<Arc<str>>>);
+
+impl Default for Life {
+    fn default() -> Self {
+        Self(watch::Sender::new(None))
+    }
+}
+
+impl Life {
+    /// Ends it; later reasons are consequences of the first and go unheard.
+    fn end(&self, why: impl fmt::Display) {
+        self.0.send_if_modified(|end| {
+            let first = end.is_none();
+            if first {
+                *end = Some(why.to_string().into());
+            }
+            first
+        });
+    }
+
+    /// Resolves once it has ended.
+    async fn ended(&self) -> TransportError {
+        let mut end = self.0.subscribe();
+        // The wait cannot fail: `self` keeps the sender.
+        let why = end.wait_for(Option::is_some).await.ok().and_then(|why| why.clone());
+        TransportError::Lost(why.as_deref().unwrap_or("closed").to_owned())
+    }
+}
+
+/// Ends the generation when a connection or a channel is no longer up.
+async fn watch_over(links: [link::Watch; 2], life: Life) {
+    let mut ticks = interval(WATCH_INTERVAL);
+    loop {
+        tokio::select! {
+            _ = life.ended() => return,
+            _ = ticks.tick() => {}
+        }
+        if let Some(down) = links.iter().find(|link| !link.is_up()) {
+            life.end(format_args!("the connection of the {} was closed", down.name));
+        }
+    }
+}
+
+/// Declares the queue: durable, replicated, and never dropping a message because it was given back often.
+async fn declare(link: &mut Link, queue: &ShortString) -> Result<(), String> {
+    let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
+    let mut unlimited = arguments.clone();
+    // RabbitMQ 4 drops a message after 20 redeliveries unless told otherwise; earlier versions keep it for ever, and
+    // refuse a limit below zero.
+    unlimited.insert("x-delivery-limit".into(), AMQPValue::LongLongInt(-1));
+    let mut answer = link.channel.queue_declare(queue.clone(), options, unlimited).await;
+    if answer.as_ref().is_err_and(refuses_negative_limit) {
+        link.reopen_channel().await.map_err(|e| e.to_string())?;
+        answer = link.channel.queue_declare(queue.clone(), options, arguments).await;
+    }
+    match answer {
+        Ok(_) => Ok(()),
+        Err(e) if is_precondition_failed(&e) => Err(format!("queue `{queue}` exists with other settings: {e}")),
+        Err(e) => Err(format!("cannot declare queue `{queue}`: {e}")),
+    }
+}
+
+fn is_precondition_failed(e: &lapin::Error) -> bool {
+    matches!(e.kind(), lapin::ErrorKind::ProtocolError(e)
+        if matches!(e.kind(), AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED)))
+}
+
+/// The limit itself is invalid to the server; a queue that has another limit reads "inequivalent arg".
+fn refuses_negative_limit(e: &lapin::Error) -> bool {
+    is_precondition_failed(e) && e.to_string().contains("invalid arg 'x-delivery-limit'")
+}
+
+async fn subscribe(channel: &Channel, queue: &ShortString) -> lapin::Result<Consumer> {
+    channel.basic_qos(PREFETCH, BasicQosOptions::default()).await?;
+    let tag = ShortString::from(format!("waypost-{}", Record::new_id()));
+    channel.basic_consume(queue.clone(), tag, BasicConsumeOptions::default(), FieldTable::default()).await
+}
+
+/// How a record crosses the broker. Its id is a header too, because a `message_id` has at most 255 bytes.
+fn properties(record: &Record) -> BasicProperties {
+    const PERSISTENT: u8 = 2;
+    let mut headers = FieldTable::default();
+    let mut set = |name: &str, value: &str| {
+        headers.insert(name.into(), AMQPValue::LongString(value.into()));
+    };
+    set(header::ID, &record.id);
+    if let Some(traceparent) = &record.traceparent {
+        set(header::TRACEPARENT, traceparent);
+    }
+    if let Some(origin) = &record.origin {
+        set(header::ORIGIN, &origin.to_string());
+    }
+    let properties = BasicProperties::default()
+        .with_delivery_mode(PERSISTENT)
+        .with_content_type("application/json".into())
+        .with_headers(headers);
+    match ShortString::try_new(&*record.id) {
+        Ok(id) => properties.with_message_id(id),
+        Err(_) => properties,
+    }
+}
+
+/// The record in a message, which something other than Waypost may have published.
+fn record(properties: &BasicProperties, body: Bytes) -> Record {
+    let header = |name: &str| match properties.headers().as_ref()?.inner().get(name)? {
+        AMQPValue::LongString(text) => std::str::from_utf8(text.as_bytes()).ok().map(Arc::<str>::from),
+        AMQPValue::ShortString(text) => Some(Arc::from(text.as_str())),
+        _ => None,
+    };
+    // The id becomes an HTTP header, so one that cannot be a header's value does not count.
+    let usable = |id: &Arc<str>| !id.is_empty() && id.bytes().all(|b| b.is_ascii_graphic());
+    let message_id = || properties.message_id().as_ref().map(|id| Arc::from(id.as_str()));
+    Record {
+        id: header(header::ID).filter(usable).or_else(|| message_id().filter(usable)).unwrap_or_else(Record::new_id),
+        body,
+        traceparent: header(header::TRACEPARENT),
+        origin: header(header::ORIGIN).and_then(|origin| Origin::parse(&origin)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample(id: &str) -> Record {
+        Record {
+            id: Arc::from(id),
+            body: Bytes::from_static(br#"{"a":1}"#),
+            traceparent: Some(Arc::from("00-1-2-01")),
+            origin: Some(Origin { run: Arc::from("node/1"), at_us: 7 }),
+        }
+    }
+
+    #[test]
+    fn a_record_comes_out_as_it_went_in_even_with_an_id_too_long_for_message_id() {
+        for id in ["id-1".to_owned(), "k".repeat(255) + "/12"] {
+            let sent = sample(&id);
+            let properties = properties(&sent);
+            assert_eq!(properties.message_id().is_some(), id.len() <= 255);
+            assert_eq!(*properties.delivery_mode(), Some(2), "persistent");
+            assert_eq!(record(&properties, sent.body.clone()), sent);
+        }
+    }
+
+    #[test]
+    fn a_foreign_message_keeps_its_message_id_if_it_can_be_a_header_else_gets_a_new_id() {
+        let foreign = |id: &str| BasicProperties::default().with_message_id(id.into());
+        assert_eq!(&*record(&foreign("theirs"), Bytes::new()).id, "theirs");
+        for unusable in ["", "a\nb", "naïve"] {
+            assert_eq!(record(&foreign(unusable), Bytes::new()).id.len(), 36, "{unusable:?}");
+        }
+        let bare = record(&BasicProperties::default(), Bytes::new());
+        assert_eq!((bare.id.len(), bare.traceparent, bare.origin), (36, None, None));
+    }
+
+    #[tokio::test]
+    async fn the_first_reason_for_an_end_is_the_one_that_is_told() {
+        let life = Life::default();
+        let other = life.clone();
+        other.end("first");
+        life.end("second");
+        assert_eq!(life.ended().await, TransportError::Lost("first".into()));
+    }
+}

@@ -1,0 +1,237 @@
+//! What is particular to RabbitMQ; what it shares with the other transports is in `transport_contract`.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use futures_util::future::{join_all, try_join_all};
+use lapin::{
+    options::{QueueDeclareOptions, QueueDeleteOptions},
+    types::{AMQPValue, FieldTable},
+};
+use tokio::time::{Instant, timeout};
+use waypost::{
+    actors::transport::{Transport, TransportError, rabbitmq::RabbitMq},
+    config,
+    record::Record,
+};
+
+use crate::support::{eventually, rabbitmq::Rabbit};
+
+fn record(n: usize) -> Record {
+    Record { id: Arc::from(format!("r{n}")), body: format!("{{\"n\":{n}}}").into(), traceparent: None, origin: None }
+}
+
+/// Publishes that many records at once; returns once all are confirmed.
+async fn publish_all(transport: &RabbitMq, count: usize) -> Vec<Record> {
+    let records: Vec<_> = (0..count).map(record).collect();
+    try_join_all(records.iter().map(|record| transport.publish(record))).await.expect("all are confirmed");
+    records
+}
+
+async fn connect(settings: &config::Rabbitmq) -> RabbitMq {
+    RabbitMq::connect(settings).await.expect("the server answers")
+}
+
+/// Ready messages and consumers of the queue, as the broker counts them.
+async fn counts(rabbit: &mut Rabbit, queue: &str) -> (u32, u32) {
+    let client = rabbit.client().await;
+    let channel = client.create_channel().await.unwrap();
+    let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+    let queue = channel.queue_declare(queue.into(), options, FieldTable::default()).await.unwrap();
+    (queue.message_count(), queue.consumer_count())
+}
+
+/// Threads of the client library that live in this process.
+fn client_threads() -> usize {
+    let tasks = std::fs::read_dir("/proc/self/task").expect("Linux");
+    let names = tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok());
+    names.filter(|name| name.starts_with("lapin")).count()
+}
+
+#[tokio::test]
+async fn a_thousand_records_at_once_are_confirmed_and_come_out_once_each() {
+    let Some(mut rabbit) = Rabbit::start().await else { return };
+    let settings = rabbit.settings();
+    let transport = connect(&settings).await;
+    let records = publish_all(&transport, 1000).await;
+    let mut seen = Vec::new();
+    for _ in 0..1000 {
+        let delivery = timeout(Duration::from_secs(10), transport.next()).await.expect("a delivery").unwrap();
+        assert!(!delivery.redelivered);
+        seen.push(delivery.record.clone());
+        delivery.ack();
+    }
+    seen.sort_by_key(|record| record.id[1..].parse::<usize>().unwrap());
+    assert_eq!(seen, records);
+    transport.close().await;
+    assert_eq!(counts(&mut rabbit, &settings.queue).await, (0, 0));
+}
+
+#[tokio::test]
+async fn a_queue_with_other_settings_is_named_with_the_difference_and_left_alone() {
+    let Some(mut rabbit) = Rabbit::start().await else { return };
+    let settings = rabbit.settings();
+    let client = rabbit.client().await;
+    let channel = client.create_channel().await.unwrap();
+    let mut classic = FieldTable::default();
+    classic.insert("x-queue-type".into(), AMQPValue::LongString("classic".into()));
+    let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+    channel.queue_declare(settings.queue.as_str().into(), options, classic.clone()).await.unwrap();
+    let Err(TransportError::Connect(why)) = RabbitMq::connect(&settings).await else { panic!("it took the queue") };
+    assert!(why.contains(&settings.queue) && why.contains("x-queue-type"), "{why}");
+    channel.queue_declare(settings.queue.as_str().into(), options, classic).await.expect("the queue is as it was");
+}
+
+#[tokio::test]
+async fn a_wrong_password_is_told_without_the_password() {
+    let Some(mut rabbit) = Rabbit::start().await else { return };
+    let mut settings = rabbit.settings();
+    settings.url = settings.url.replace("guest:guest", "guest:sesame");
+    let Err(TransportError::Connect(why)) = RabbitMq::connect(&settings).await else { panic!("it got in") };
+    assert!(why.contains("ACCESS_REFUSED") && !why.contains("sesame"), "{why}");
+}
+
+#[tokio::test]
+async fn a_transport_dropped_without_close_leaves_no_consumer_that_parks_messages() {
+    let Some(mut rabbit) = Rabbit::start().await else { return };
+    let settings = rabbit.settings();
+    let transport = connect(&settings).await;
+    assert!(transport.broker().version.is_some_and(|version| version.contains('.')));
+    publish_all(&transport, 10).await;
+    let alive = transport.next().await.unwrap();
+    drop(transport);
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while counts(&mut rabbit, &settings.queue).await != (10, 0) {
+        assert!(Instant::now() < deadline, "the consumer outlives its transport");
+    }
+    drop(alive);
+}
+
+#[tokio::test]
+async fn what_was_settled_before_close_stays_settled_and_the_rest_goes_back() {
+    let Some(mut rabbit) = Rabbit::start().await else { return };
+    let settings = rabbit.settings();
+    let transport = connect(&settings).await;
+    publish_all(&transport, 20).await;
+    let mut deliveries = Vec::new();
+    for _ in 0..12 {
+        deliveries.push(transport.next().await.unwrap());
+    }
+    let alive = deliveries.split_off(10);
+    let (even, odd): (Vec<_>, Vec<_>) = deliveries.into_iter().enumerate().partition(|(at, _)| at % 2 == 0);
+    even.into_iter().for_each(|(_, delivery)| delivery.ack());
+    odd.into_iter().for_each(|(_, delivery)| delivery.reject());
+    transport.close().await;
+    assert_eq!(counts(&mut rabbit, &settings.queue).await, (10, 0));
+    drop(alive);
+    assert!(matches!(transport.next().await, Err(TransportError::Lost(_))));
+    assert!(transport.publish(&record(0)).await.is_err());
+}
+
+#[tokio::test]
+async fn a_record_given_back_for_later_comes_later_and_one_given_up_comes_soon() {
+    let Some(mut rabbit) = Rabbit::start().await else { return };
+    let transport = connect(&rabbit.settings()).await;
+    publish_all(&transport, 2).await;
+    let (later, soon) = (transport.next().await.unwrap(), transport.next().await.unwrap());
+    let ids = [Arc::clone(&soon.record.id), Arc::clone(&later.record.id)];
+    let start = Instant::now();
+    later.retry_after(Duration::from_secs(1));
+    drop(soon);
+    let again = transport.next().await.unwrap();
+    assert!(again.redelivered && start.elapsed() < Duration::from_secs(1));
+    let at_last = transport.next().await.unwrap();
+    assert!(at_last.redelivered && start.elapsed() >= Duration::from_secs(1));
+    assert_eq!([again.record.id.clone(), at_last.record.id.clone()], ids);
+    again.ack();
+    at_last.ack();
+    transport.close().await;
+}
+
+#[tokio::test]
+async fn confirmed_records_survive_a_kill_right_after_their_confirm() {
+    let Some(mut rabbit) = Rabbit::start().await else { return };
+    let settings = rabbit.settings();
+    let transport = connect(&settings).await;
+    let records = publish_all(&transport, 500).await;
+    rabbit.kill().await;
+    let noticed = timeout(Duration::from_secs(1), async { while transport.next().await.is_ok() {} }).await;
+    noticed.expect("a dead server shows within a second");
+    assert!(transport.publish(&record(500)).await.is_err());
+    transport.close().await;
+    rabbit.revive().await;
+    let transport = connect(&settings).await;
+    let mut left: BTreeSet<_> = records.iter().map(|record| Arc::clone(&record.id)).collect();
+    while !left.is_empty() {
+        let delivery = timeout(Duration::from_secs(20), transport.next()).await.expect("none is lost").unwrap();
+        left.remove(&delivery.record.id);
+        delivery.ack();
+    }
+    transport.close().await;
+}
+
+#[tokio::test]
+async fn a_deleted_queue_ends_the_transport_and_nothing_more_is_confirmed() {
+    let Some(mut rabbit) = Rabbit::start().await else { return };
+    let settings = rabbit.settings();
+    let transport = connect(&settings).await;
+    let client = rabbit.client().await;
+    let channel = client.create_channel().await.unwrap();
+    channel.queue_delete(settings.queue.as_str().into(), QueueDeleteOptions::default()).await.unwrap();
+    let records: Vec<_> = (0..100).map(record).collect();
+    let answers = join_all(records.iter().map(|record| transport.publish(record))).await;
+    assert!(answers.iter().all(Result::is_err), "{answers:?}");
+    let lost = timeout(Duration::from_secs(1), transport.next()).await.expect("it is noticed");
+    assert!(matches!(lost, Err(TransportError::Lost(_))), "{lost:?}");
+}
+
+#[tokio::test]
+async fn a_broker_that_blocks_publishers_is_named_and_deliveries_go_on() {
+    let Some(mut rabbit) = Rabbit::start().await else { return };
+    let transport = connect(&rabbit.settings()).await;
+    publish_all(&transport, 3).await;
+    rabbit.ctl(&["set_vm_memory_high_watermark", "0.000001"]);
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let why = loop {
+        match transport.publish(&record(3)).await {
+            Ok(()) => assert!(Instant::now() < deadline, "the alarm never came"),
+            Err(why) => break why,
+        }
+    };
+    assert!(matches!(&why, TransportError::Publish(text) if text.contains("blocks publishers")), "{why:?}");
+    for _ in 0..3 {
+        timeout(Duration::from_secs(5), transport.next()).await.expect("deliveries go on").unwrap().ack();
+    }
+    rabbit.ctl(&["set_vm_memory_high_watermark", "0.6"]);
+    while transport.publish(&record(4)).await.is_err() {
+        assert!(Instant::now() < deadline + Duration::from_secs(20), "publishing does not go on");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    transport.close().await;
+}
+
+#[tokio::test]
+async fn a_silent_broker_is_noticed_within_ten_seconds_and_leaves_no_thread_behind() {
+    let Some(mut rabbit) = Rabbit::start().await else { return };
+    let settings = rabbit.settings();
+    eventually("earlier tests' threads end", Duration::from_secs(10), async || (client_threads() == 0).then_some(()))
+        .await;
+    let lost = connect(&settings).await;
+    let closed = connect(&settings).await;
+    let dropped = connect(&settings).await;
+    rabbit.signal("STOP");
+    let start = Instant::now();
+    closed.close().await;
+    assert!(start.elapsed() < Duration::from_secs(3), "close has a deadline");
+    drop((closed, dropped));
+    let silent = timeout(Duration::from_secs(10), lost.next()).await.expect("silence is noticed");
+    assert!(matches!(silent, Err(TransportError::Lost(_))), "{silent:?}");
+    drop(lost);
+    let start = Instant::now();
+    assert!(matches!(RabbitMq::connect(&settings).await, Err(TransportError::Connect(_))));
+    assert!(start.elapsed() < Duration::from_secs(15), "connect has a deadline");
+    eventually("no thread waits for the broker", Duration::from_secs(5), async || {
+        (client_threads() == 0).then_some(())
+    })
+    .await;
+    rabbit.signal("CONT");
+}

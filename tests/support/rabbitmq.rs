@@ -1,0 +1,214 @@
+//! A real RabbitMQ. It takes long to start, so the test binary has one, and tests take turns with it: whoever holds a
+//! [`Rabbit`] may kill it.
+
+use std::{
+    os::unix::process::CommandExt as _,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
+
+use lapin::{Connection, ConnectionProperties};
+use tokio::{
+    sync::{Mutex, OwnedMutexGuard},
+    time::timeout,
+};
+use waypost::{config, record::Record};
+
+use super::{eventually, process};
+
+/// The server itself: the script of that name in `sbin` drops to another user.
+const SERVER: &str = "/usr/lib/rabbitmq/bin/rabbitmq-server";
+const CTL: &str = "/usr/lib/rabbitmq/bin/rabbitmqctl";
+/// A start takes 10 to 20 seconds on two busy cores.
+const START_TIMEOUT: Duration = Duration::from_secs(90);
+
+static SHARED: LazyLock<Arc<Mutex<Option<Server>>>> = LazyLock::new(Arc::default);
+
+/// The right to use the shared server, alone, until it is dropped.
+pub struct Rabbit {
+    server: OwnedMutexGuard<Option<Server>>,
+}
+
+impl Rabbit {
+    /// Waits for its turn and for the server to answer. `None` where RabbitMQ is not installed.
+    pub async fn start() -> Option<Self> {
+        if !Path::new(SERVER).exists() {
+            assert!(std::env::var_os("CI").is_none(), "{SERVER} is missing");
+            eprintln!("SKIPPED: {SERVER} is missing, so nothing is proved for RabbitMQ");
+            return None;
+        }
+        let mut server = Arc::clone(&SHARED).lock_owned().await;
+        match &mut *server {
+            // The one before may have panicked and left it stopped or dead.
+            Some(server) => server.mend().await,
+            None => *server = Some(Server::start().await),
+        }
+        Some(Self { server })
+    }
+
+    fn server(&mut self) -> &mut Server {
+        self.server.as_mut().expect("a started rig has a server")
+    }
+
+    /// A queue that nobody has used yet.
+    pub fn settings(&mut self) -> config::Rabbitmq {
+        let url = self.server().place.url();
+        config::Rabbitmq { url, queue: format!("records-{}", Record::new_id()), ..config::Rabbitmq::default() }
+    }
+
+    /// SIGKILL.
+    pub async fn kill(&mut self) {
+        let child = &mut self.server().child;
+        child.kill().expect("the server was running");
+        child.wait().expect("a killed child ends");
+    }
+
+    /// The same server again, on its ports and data. Returns once it answers.
+    pub async fn revive(&mut self) {
+        let server = self.server();
+        server.child = server.place.spawn();
+        server.answers().await;
+    }
+
+    /// "STOP" and "CONT": silence without a closed socket.
+    pub fn signal(&mut self, signal: &str) {
+        process::signal(&self.server().child, signal);
+    }
+
+    /// An administrator's command.
+    pub fn ctl(&mut self, args: &[&str]) {
+        let place = &self.server().place;
+        let mut command = Command::new(CTL);
+        place.set_environment(&mut command);
+        let output = command.args(["--node", &place.node()]).args(args).output().expect("rabbitmqctl runs");
+        assert!(output.status.success(), "rabbitmqctl {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// The connection of another client.
+    pub async fn client(&mut self) -> Connection {
+        self.server().place.connect().await.expect("the server answers")
+    }
+}
+
+struct Server {
+    place: Place,
+    child: Child,
+    /// In the foreground, so that it ends with the tests; the server would start one that outlives them.
+    _epmd: Child,
+    /// Removes the folder once the tests have ended, and with them its input.
+    _sweeper: Child,
+}
+
+impl Server {
+    async fn start() -> Self {
+        let place = Place::new();
+        let sweeper = Command::new("sh")
+            .args(["-c", r#"cat; sleep 1; rm -rf -- "$0""#])
+            .arg(&place.dir)
+            .stdin(Stdio::piped())
+            .process_group(0)
+            .spawn()
+            .expect("sh starts");
+        let epmd = process::start("epmd", |command| {
+            command.args(["-address", "127.0.0.1", "-port", &place.epmd_port.to_string()]);
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        })
+        .expect("epmd starts");
+        let mut server = Self { child: place.spawn(), place, _epmd: epmd, _sweeper: sweeper };
+        server.answers().await;
+        server
+    }
+
+    /// Undoes what a test that panicked has left: a stopped or a dead server.
+    async fn mend(&mut self) {
+        if self.is_running() {
+            process::signal(&self.child, "CONT");
+        } else {
+            self.child = self.place.spawn();
+        }
+        self.answers().await;
+    }
+
+    fn is_running(&mut self) -> bool {
+        self.child.try_wait().expect("the child is ours").is_none()
+    }
+
+    async fn answers(&mut self) {
+        let (child, place) = (&mut self.child, &self.place);
+        eventually("RabbitMQ answers", START_TIMEOUT, || {
+            let ended = child.try_wait().expect("the child is ours");
+            assert!(ended.is_none(), "RabbitMQ ended: {ended:?}; see {}", place.dir.join("log").display());
+            async { place.connect().await }
+        })
+        .await;
+    }
+}
+
+/// Where a server lives: what it keeps over restarts.
+struct Place {
+    dir: PathBuf,
+    port: u16,
+    dist_port: u16,
+    epmd_port: u16,
+}
+
+impl Place {
+    fn new() -> Self {
+        let dir = tempfile::Builder::new().prefix("waypost-rabbitmq-").tempdir().expect("a temporary folder").keep();
+        for folder in ["home", "data", "log"] {
+            std::fs::create_dir(dir.join(folder)).expect("the folder is ours");
+        }
+        std::fs::write(dir.join("plugins"), "[].").expect("the folder is ours");
+        Self { dir, port: process::free_port(), dist_port: process::free_port(), epmd_port: process::free_port() }
+    }
+
+    fn url(&self) -> String {
+        format!("amqp://guest:guest@127.0.0.1:{}/%2f", self.port)
+    }
+
+    fn node(&self) -> String {
+        format!("waypost{}@localhost", self.port)
+    }
+
+    fn set_environment(&self, command: &mut Command) {
+        command
+            .env("HOME", self.dir.join("home"))
+            .env("RABBITMQ_NODENAME", self.node())
+            .env("RABBITMQ_NODE_IP_ADDRESS", "127.0.0.1")
+            .env("RABBITMQ_NODE_PORT", self.port.to_string())
+            .env("RABBITMQ_DIST_PORT", self.dist_port.to_string())
+            .env("RABBITMQ_MNESIA_BASE", self.dir.join("data"))
+            .env("RABBITMQ_LOG_BASE", self.dir.join("log"))
+            .env("RABBITMQ_ENABLED_PLUGINS_FILE", self.dir.join("plugins"))
+            .env("RABBITMQ_CONFIG_FILE", self.dir.join("none"))
+            .env("RABBITMQ_CONF_ENV_FILE", "/dev/null")
+            .env("RABBITMQ_PID_FILE", self.dir.join("pid"))
+            .env("ERL_EPMD_PORT", self.epmd_port.to_string())
+            .env("ERL_EPMD_ADDRESS", "127.0.0.1");
+    }
+
+    fn spawn(&self) -> Child {
+        process::start(SERVER, |command| {
+            self.set_environment(command);
+            command
+                // Makes the script replace itself, so that the child is the server.
+                .env("RUNNING_UNDER_SYSTEMD", "true")
+                .env(
+                    "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS",
+                    "-kernel inet_dist_use_interface {127,0,0,1} +S 2:2 +sbwt none +sbwtdcpu none +sbwtdio none",
+                )
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null());
+        })
+        .expect("the server starts")
+    }
+
+    async fn connect(&self) -> Option<Connection> {
+        let url = self.url();
+        let connecting = Connection::connect(&url, ConnectionProperties::default());
+        timeout(Duration::from_secs(5), connecting).await.ok()?.ok()
+    }
+}
