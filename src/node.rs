@@ -27,7 +27,7 @@ use crate::{
         lane::{Lane, Wiring},
         router::Router,
         supervisor::{ChildId, DrainAll, Place, Start, Supervisor, factory},
-        transport::{Transport, grpc, nats::Nats, pubsub, rabbitmq::Rabbitmq},
+        transport::{Transport, grpc, nats::Nats, pubsub, rabbitmq::RabbitMq},
     },
     config::Config,
     delivery::{LaneId, Tap},
@@ -102,7 +102,7 @@ impl Node {
                     branch.grow::<grpc::Grpc>(settings, &mut graph);
                 }
                 LaneId::Nats => branch.grow::<Nats>(on.nats.clone(), &mut graph),
-                LaneId::Rabbitmq => branch.grow::<Rabbitmq>(on.rabbitmq.clone(), &mut graph),
+                LaneId::Rabbitmq => branch.grow::<RabbitMq>(on.rabbitmq.clone(), &mut graph),
                 LaneId::Pubsub => branch.grow::<pubsub::Pubsub>(on.pubsub.clone().map(pubsub::Settings::new), &mut graph),
                 LaneId::Memory => {}
             }

@@ -1,12 +1,16 @@
 //! The commands, one file each, and what they share.
 
+pub mod check;
 pub mod demo;
 pub mod run;
+pub mod sink;
 
-use std::{io::IsTerminal as _, process::ExitCode};
+use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand, ValueEnum};
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
+
+use crate::config::{Config, Flag};
 
 /// Routes JSON records from HTTP through NATS, RabbitMQ, Google Pub/Sub or gRPC to an API, and loses none.
 #[derive(Debug, Parser)]
@@ -36,6 +40,10 @@ pub enum Command {
     Run(run::Args),
     /// See it work: a node, an API and 1,000 records in one process, with nothing to install
     Demo(demo::Args),
+    /// Validate the configuration and print the effective one
+    Check(check::Args),
+    /// Serve a reference API that keeps each record once
+    Sink(sink::Args),
 }
 
 impl Cli {
@@ -43,7 +51,7 @@ impl Cli {
     pub async fn execute(self) -> ExitCode {
         let quieter = match self.command {
             // Its own output says what happens.
-            Some(Command::Demo(_)) => 1,
+            Some(Command::Demo(_) | Command::Check(_)) => 1,
             _ => 0,
         };
         self.log(quieter);
@@ -51,6 +59,8 @@ impl Cli {
             None => run::run(run::Args::default()).await,
             Some(Command::Run(args)) => run::run(args).await,
             Some(Command::Demo(args)) => demo::demo(args).await,
+            Some(Command::Check(args)) => check::check(args).await,
+            Some(Command::Sink(args)) => sink::sink(args).await,
         }
     }
 
@@ -73,3 +83,48 @@ impl Cli {
 
 /// Exit status for bad usage or bad configuration.
 pub const USAGE: u8 = 2;
+
+/// Where a node's configuration comes from. Flags override the environment, the environment overrides the file.
+#[derive(Debug, Default, clap::Args)]
+pub struct NodeArgs {
+    /// A TOML file
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Where records go [default: http://127.0.0.1:5000/]
+    #[arg(long, value_name = "URL")]
+    pub api: Option<String>,
+    /// Where to take records [default: 0.0.0.0:8000]
+    #[arg(long, value_name = "ADDR")]
+    pub listen: Option<String>,
+    /// Where to serve health, status and orders [default: 127.0.0.1:8001]
+    #[arg(long, value_name = "ADDR")]
+    pub admin: Option<String>,
+    /// The durable folder of the node [default: data]
+    #[arg(long, value_name = "DIR")]
+    pub data: Option<String>,
+}
+
+impl NodeArgs {
+    /// The configuration, or the exit status after each mistake was told on the standard error.
+    pub fn load(&self) -> Result<Config, ExitCode> {
+        let flag = |flag, section, name, value: &Option<String>| {
+            value.clone().map(|value| Flag { flag, section, name, value })
+        };
+        let flags = [
+            flag("--api", "api", "url", &self.api),
+            flag("--listen", "ingest", "listen", &self.listen),
+            flag("--admin", "admin", "listen", &self.admin),
+            flag("--data", "spool", "dir", &self.data),
+        ];
+        let flags: Vec<_> = flags.into_iter().flatten().collect();
+        // A variable that is not Unicode is none of ours.
+        let environment =
+            std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+        Config::load(self.config.as_deref(), &environment.collect(), &flags).map_err(|mistakes| {
+            for mistake in mistakes {
+                eprintln!("{mistake}");
+            }
+            ExitCode::from(USAGE)
+        })
+    }
+}
