@@ -311,14 +311,12 @@ async fn two_nodes_carry_records_to_each_other() {
     for (from, to) in [(&a, &b), (&b, &a)] {
         eventually("the peers find each other", PATIENCE, || async {
             let record = record("k");
-            let (published, ()) = tokio::select! {
-                delivery = next(to) => {
-                    delivery.ack();
-                    (Ok(()), ())
-                }
-                published = from.publish(&record) => (published, ()),
-            };
-            published.ok()
+            let mut published = pin!(from.publish(&record));
+            tokio::select! {
+                delivery = next(to) => delivery.ack(),
+                _ = &mut published => return None,
+            }
+            published.await.ok()
         })
         .await;
     }
@@ -404,7 +402,8 @@ async fn close_confirms_what_is_settled_and_gives_back_what_is_not() {
         for _ in 0..3 {
             held.push(next(&node).await);
         }
-        held.pop().map(|late| late.retry_after(Duration::from_secs(60)));
+        let late = held.remove(2);
+        late.retry_after(Duration::from_mins(1));
     };
     tokio::select! { biased; _ = &mut published => panic!("confirmed early"), () = take => {} }
     let settled = held.remove(0);

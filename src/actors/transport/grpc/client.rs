@@ -324,3 +324,67 @@ fn with_sources(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(Some(error), |e| e.source()).map(ToString::to_string);
     causes.collect::<Vec<_>>().join(": ")
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+
+    use super::*;
+
+    fn link() -> (Link, mpsc::Receiver<proto::Record>) {
+        let (outbox, sent) = mpsc::channel(WINDOW);
+        let link = Link {
+            window: Arc::new(Semaphore::new(WINDOW)),
+            outbox: RefCell::new(Some(outbox)),
+            waiters: RefCell::default(),
+            next_number: Cell::default(),
+            broken: OnceCell::new(),
+        };
+        (link, sent)
+    }
+
+    fn receipt(id: &str, outcome: Outcome) -> Receipt {
+        Receipt { id: id.into(), outcome: outcome.into(), detail: "why".into() }
+    }
+
+    #[test]
+    fn a_receipt_goes_to_the_one_that_has_waited_longest_for_its_id() {
+        let (link, _sent) = link();
+        let mut sends = ["a", "b", "a"].map(|id| Box::pin(link.send(Arc::from(id), proto::Record::default())));
+        assert!(sends.iter_mut().all(|send| send.now_or_never().is_none()));
+        link.receive(receipt("stranger", Outcome::Safe));
+        link.receive(receipt("a", Outcome::Safe));
+        let answers = sends.each_mut().map(FutureExt::now_or_never);
+        assert_eq!(answers, [Some(Ok(())), None, None]);
+        let [_, b, second_a] = sends.each_mut();
+        link.receive(receipt("b", Outcome::Refused));
+        link.receive(receipt("a", Outcome::Retry));
+        assert_eq!(b.now_or_never(), Some(Err(TransportError::Publish("refused: why".into()))));
+        assert_eq!(second_a.now_or_never(), Some(Err(TransportError::Publish("why".into()))));
+    }
+
+    #[test]
+    fn an_abandoned_waiter_leaves_nothing_behind_and_its_receipt_harms_nobody() {
+        let (link, _sent) = link();
+        let mut first = Box::pin(link.send("a".into(), proto::Record::default()));
+        let mut second = Box::pin(link.send("a".into(), proto::Record::default()));
+        assert!(first.as_mut().now_or_never().is_none() && second.as_mut().now_or_never().is_none());
+        drop(first);
+        link.receive(receipt("a", Outcome::Safe));
+        assert_eq!(second.now_or_never(), Some(Ok(())));
+        link.receive(receipt("a", Outcome::Safe));
+        assert!(link.waiters.borrow().is_empty());
+    }
+
+    #[test]
+    fn a_link_that_breaks_fails_all_that_wait_and_all_that_come_later() {
+        let (link, _sent) = link();
+        let mut waiting = Box::pin(link.send("a".into(), proto::Record::default()));
+        assert!(waiting.as_mut().now_or_never().is_none());
+        link.fail("gone".into());
+        let error = || Some(Err(TransportError::Publish("gone".into())));
+        assert_eq!(waiting.now_or_never(), error());
+        assert_eq!(link.send("b".into(), proto::Record::default()).now_or_never(), error());
+        assert!(link.window.is_closed());
+    }
+}
