@@ -37,7 +37,7 @@ const RECONNECT_CAP: Duration = Duration::from_secs(1);
 
 /// All peers. Dropping it ends every stream.
 pub(super) struct Peers {
-    peers: Vec<Rc<Peer>>,
+    all: Vec<Rc<Peer>>,
     /// Whose turn it is.
     turn: Cell<usize>,
     tasks: RefCell<JoinSet<()>>,
@@ -58,17 +58,17 @@ impl Peers {
     /// Starts to connect to each of `endpoints` and goes on for ever, until [`Phase::Closing`].
     pub(super) fn start(endpoints: Vec<Endpoint>, phase: &watch::Receiver<Phase>) -> Self {
         let mut tasks = JoinSet::new();
-        let peers = endpoints.into_iter().map(|endpoint| {
+        let all = endpoints.into_iter().map(|endpoint| {
             let peer = Rc::new(Peer { endpoint, state: watch::Sender::new(State::Down("connecting".into())) });
             tasks.spawn_local(stay_connected(Rc::clone(&peer), phase.clone()));
             peer
         });
-        Self { peers: peers.collect(), turn: Cell::new(0), tasks: RefCell::new(tasks) }
+        Self { all: all.collect(), turn: Cell::new(0), tasks: RefCell::new(tasks) }
     }
 
     /// Waits until one stream is open, at most `patience`; the error says why none is.
     pub(super) async fn first(&self, patience: Duration) -> Result<(), String> {
-        let opened = self.peers.iter().map(|peer| {
+        let opened = self.all.iter().map(|peer| {
             let mut state = peer.state.subscribe();
             Box::pin(async move { drop(state.wait_for(|state| matches!(state, State::Up(_))).await) })
         });
@@ -101,8 +101,8 @@ impl Peers {
         let turn = self.turn.get();
         self.turn.set(turn.wrapping_add(1));
         let mut live = Vec::new();
-        for at in 0..self.peers.len() {
-            let peer = &self.peers[turn.wrapping_add(at) % self.peers.len()];
+        for at in 0..self.all.len() {
+            let peer = &self.all[turn.wrapping_add(at) % self.all.len()];
             if let State::Up(link) = &*peer.state.borrow() {
                 match Arc::clone(&link.window).try_acquire_owned() {
                     Ok(slot) => return Ok((Rc::clone(link), slot)),
@@ -122,7 +122,7 @@ impl Peers {
     }
 
     fn why_none(&self) -> String {
-        let reasons = self.peers.iter().filter_map(|peer| {
+        let reasons = self.all.iter().filter_map(|peer| {
             let State::Down(why) = &*peer.state.borrow() else { return None };
             Some(format!("{}: {why}", peer.endpoint.uri()))
         });
@@ -137,6 +137,7 @@ struct Link {
     outbox: RefCell<Option<mpsc::Sender<proto::Record>>>,
     /// Who waits for a receipt, in the order in which their records were sent.
     waiters: RefCell<HashMap<Arc<str>, VecDeque<Waiter>>>,
+    next_number: Cell<u64>,
     broken: OnceCell<String>,
 }
 
@@ -148,8 +149,6 @@ struct Waiter {
 
 impl Link {
     async fn send(&self, id: Arc<str>, message: proto::Record) -> Result<(), TransportError> {
-        thread_local!(static NUMBER: Cell<u64> = const { Cell::new(0) });
-        let number = NUMBER.replace(NUMBER.get().wrapping_add(1));
         // Records of abandoned waiters may still lie there: then the peer does not read, and waiting would not be seen.
         match self.outbox.borrow().as_ref().map(|outbox| outbox.try_send(message)) {
             Some(Ok(())) => {}
@@ -158,6 +157,7 @@ impl Link {
             }
             Some(Err(mpsc::error::TrySendError::Closed(_))) | None => return Err(self.error()),
         }
+        let number = self.next_number.replace(self.next_number.get().wrapping_add(1));
         let (receipt, answer) = oneshot::channel();
         self.waiters.borrow_mut().entry(Arc::clone(&id)).or_default().push_back(Waiter { number, receipt });
         let _waiting = Waiting { link: self, id, number };
@@ -289,6 +289,7 @@ async fn open(endpoint: &Endpoint) -> Result<(Rc<Link>, Streaming<Receipt>), Str
         window: Arc::new(Semaphore::new(WINDOW)),
         outbox: RefCell::new(Some(outbox)),
         waiters: RefCell::default(),
+        next_number: Cell::default(),
         broken: OnceCell::new(),
     };
     Ok((Rc::new(link), receipts))
@@ -322,4 +323,68 @@ fn describe(status: &tonic::Status) -> String {
 fn with_sources(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(Some(error), |e| e.source()).map(ToString::to_string);
     causes.collect::<Vec<_>>().join(": ")
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    fn link() -> (Link, mpsc::Receiver<proto::Record>) {
+        let (outbox, sent) = mpsc::channel(WINDOW);
+        let link = Link {
+            window: Arc::new(Semaphore::new(WINDOW)),
+            outbox: RefCell::new(Some(outbox)),
+            waiters: RefCell::default(),
+            next_number: Cell::default(),
+            broken: OnceCell::new(),
+        };
+        (link, sent)
+    }
+
+    fn receipt(id: &str, outcome: Outcome) -> Receipt {
+        Receipt { id: id.into(), outcome: outcome.into(), detail: "why".into() }
+    }
+
+    #[test]
+    fn a_receipt_goes_to_the_one_that_has_waited_longest_for_its_id() {
+        let (link, _sent) = link();
+        let mut sends = ["a", "b", "a"].map(|id| Box::pin(link.send(Arc::from(id), proto::Record::default())));
+        assert!(sends.iter_mut().all(|send| send.now_or_never().is_none()));
+        link.receive(receipt("stranger", Outcome::Safe));
+        link.receive(receipt("a", Outcome::Safe));
+        let answers = sends.each_mut().map(FutureExt::now_or_never);
+        assert_eq!(answers, [Some(Ok(())), None, None]);
+        let [_, b, second_a] = sends.each_mut();
+        link.receive(receipt("b", Outcome::Refused));
+        link.receive(receipt("a", Outcome::Retry));
+        assert_eq!(b.now_or_never(), Some(Err(TransportError::Publish("refused: why".into()))));
+        assert_eq!(second_a.now_or_never(), Some(Err(TransportError::Publish("why".into()))));
+    }
+
+    #[test]
+    fn an_abandoned_waiter_leaves_nothing_behind_and_its_receipt_harms_nobody() {
+        let (link, _sent) = link();
+        let mut first = Box::pin(link.send("a".into(), proto::Record::default()));
+        let mut second = Box::pin(link.send("a".into(), proto::Record::default()));
+        assert!(first.as_mut().now_or_never().is_none() && second.as_mut().now_or_never().is_none());
+        drop(first);
+        link.receive(receipt("a", Outcome::Safe));
+        assert_eq!(second.now_or_never(), Some(Ok(())));
+        link.receive(receipt("a", Outcome::Safe));
+        assert!(link.waiters.borrow().is_empty());
+    }
+
+    #[test]
+    fn a_link_that_breaks_fails_all_that_wait_and_all_that_come_later() {
+        let (link, _sent) = link();
+        let mut waiting = Box::pin(link.send("a".into(), proto::Record::default()));
+        assert!(waiting.as_mut().now_or_never().is_none());
+        link.fail("gone".into());
+        let error = || Some(Err(TransportError::Publish("gone".into())));
+        assert_eq!(waiting.now_or_never(), error());
+        assert_eq!(link.send("b".into(), proto::Record::default()).now_or_never(), error());
+        assert!(link.window.is_closed());
+    }
 }

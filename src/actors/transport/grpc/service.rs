@@ -4,6 +4,7 @@ use std::{
     collections::VecDeque,
     mem,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -235,7 +236,7 @@ impl Inflow {
     }
 }
 
-async fn admit(intake: &Intake, waiting: Option<&Record>) -> Option<(std::sync::Arc<str>, Settled)> {
+async fn admit(intake: &Intake, waiting: Option<&Record>) -> Option<(Arc<str>, Settled)> {
     let record = waiting?;
     Some((record.id.clone(), intake.admit(record).await))
 }
@@ -246,7 +247,7 @@ async fn read(records: Option<&mut Streaming<proto::Record>>) -> Option<Result<p
 
 /// A held record, as the future of its receipt.
 struct Unsettled {
-    id: std::sync::Arc<str>,
+    id: Arc<str>,
     settled: Settled,
 }
 

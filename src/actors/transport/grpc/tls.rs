@@ -1,4 +1,4 @@
-//! TLS on either side of a connection between nodes.
+//! How connections between nodes are made: the peers' endpoints, and TLS on either side.
 
 use std::{path::Path, sync::Arc};
 
