@@ -17,6 +17,7 @@ use crate::{
         eventually,
         lanes::{Lane, Nats, Pubsub, Rabbitmq, grpc_variables},
         node::{Node, PATIENCE},
+        rig::Rig as _,
     },
 };
 

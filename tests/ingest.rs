@@ -109,7 +109,7 @@ async fn any_json_object_is_a_record_under_schema_any() {
     let (status, _, _) = post(r#" {"path":"mine","b":{"path":1}} "#).send(&node).await;
     assert_eq!(status, StatusCode::ACCEPTED);
     api.wait_for(1, PATIENCE).await;
-    assert_eq!(api.posts()[0].body, br#"{"b":{"path":1},"path":"GRPC"}"#);
+    assert_eq!(api.posts()[0].body, r#"{"b":{"path":1},"path":"GRPC"}"#);
 }
 
 #[actix_rt::test]

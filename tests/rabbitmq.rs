@@ -14,7 +14,7 @@ use waypost::{
     record::Record,
 };
 
-use crate::support::{eventually, rabbitmq::Rabbit};
+use crate::support::{eventually, rabbitmq::Rabbit, rig::Rig as _};
 
 fn record(n: usize) -> Record {
     Record { id: Arc::from(format!("r{n}")), body: format!("{{\"n\":{n}}}").into(), traceparent: None, origin: None }
