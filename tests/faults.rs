@@ -213,7 +213,8 @@ async fn is_terminated_under_load(variables: &[(String, String)], lane: &str) {
     load.is_met(&api, PATIENCE).await;
     node.at_rest(PATIENCE).await;
     // Refused connections have no answer either; a request whose record went through should have had one.
-    let cut_off = api.posts().into_iter().filter_map(|post| post.key).filter(|key| load.unanswered.borrow().contains(key));
+    let cut_off =
+        api.posts().into_iter().filter_map(|post| post.key).filter(|key| load.unanswered.borrow().contains(key));
     assert_eq!(cut_off.count(), 0, "requests that were cut off");
 }
 
