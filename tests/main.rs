@@ -1,5 +1,6 @@
 //! The integration tests, as one binary: linking the four broker clients costs more than compiling the tests.
 
+mod containers;
 mod rabbitmq;
 mod support;
 mod transport_contract;
