@@ -1,6 +1,7 @@
 //! The integration tests, as one binary: linking the four broker clients costs more than compiling the tests.
 
 mod api;
+mod containers;
 mod end_to_end;
 mod faults;
 mod grpc;
