@@ -24,7 +24,7 @@ use lapin::{
 };
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    time::{Instant, interval, timeout, timeout_at},
+    time::{Instant, interval, sleep, timeout, timeout_at},
 };
 
 use self::{
@@ -41,6 +41,9 @@ use crate::{
 
 /// Without a confirm for so long, a publish fails; callers that cannot wait so long give up earlier.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(10);
+/// RabbitMQ writes the name of a new quorum queue to disk only when its list of names has been still for two times 500 ms.
+/// Killed before, it forgets the queue with all that it has confirmed there.
+const NAME_ON_DISK: Duration = Duration::from_millis(1500);
 /// How often the connections' states are looked at: not every way of ending them is announced to an idle client.
 const WATCH_INTERVAL: Duration = Duration::from_millis(250);
 /// Publishes that wait for their turn on the connection.
@@ -145,8 +148,7 @@ impl RabbitMq {
             let exists = why.contains("PRECONDITION_FAILED");
             if exists { format!("queue `{name}` exists with other settings: {why}") } else { why }
         })?;
-        let consume = in_time.step("connect to consume", Link::open(target, "waypost consumer")).await?;
-        let consumer = in_time.step("consume", subscribe(&consume.channel, &name)).await?;
+        let (consume, consumer) = in_time.step("consume", subscribe(target, &name)).await?;
 
         let life = Life::default();
         let (publisher, publishes) = mpsc::channel(PUBLISH_QUEUE);
@@ -245,14 +247,22 @@ async fn declare(channel: &Channel, queue: &ShortString) -> lapin::Result<()> {
     let mut arguments = FieldTable::default();
     arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
     arguments.insert("x-delivery-limit".into(), AMQPValue::LongLongInt(DELIVERY_LIMIT));
-    channel.queue_declare(queue.clone(), options, arguments).await?;
+    let queue = channel.queue_declare(queue.clone(), options, arguments).await?;
+    let may_be_new = queue.message_count() == 0 && queue.consumer_count() == 0;
+    if may_be_new {
+        sleep(NAME_ON_DISK).await;
+    }
     Ok(())
 }
 
-async fn subscribe(channel: &Channel, queue: &ShortString) -> lapin::Result<Consumer> {
-    channel.basic_qos(PREFETCH, BasicQosOptions::default()).await?;
+/// Opens a connection and consumes from the queue.
+async fn subscribe(target: &Target, queue: &ShortString) -> lapin::Result<(Link, Consumer)> {
+    let link = Link::open(target, "waypost consumer").await?;
+    link.channel.basic_qos(PREFETCH, BasicQosOptions::default()).await?;
     let tag = ShortString::from(format!("waypost-{}", Record::new_id()));
-    channel.basic_consume(queue.clone(), tag, BasicConsumeOptions::default(), FieldTable::default()).await
+    let options = BasicConsumeOptions::default();
+    let consumer = link.channel.basic_consume(queue.clone(), tag, options, FieldTable::default()).await?;
+    Ok((link, consumer))
 }
 
 /// How a record crosses the broker. Its id is a header too, because a `message_id` has at most 255 bytes.
