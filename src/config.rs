@@ -1,8 +1,16 @@
-//! Every setting with its default.
+//! Every setting with its default. `keys` is the table of their names, `load` reads them, `rules` holds them together.
+
+mod keys;
+mod load;
+mod rules;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use crate::record::Schema;
+pub use self::{
+    keys::KEYS,
+    load::{Flag, Mistake},
+};
+use crate::{delivery::LaneId, record::Schema};
 
 /// The whole configuration of a node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -13,6 +21,8 @@ pub struct Config {
     pub lanes: Lanes,
     pub spool: Spool,
     pub admin: Admin,
+    /// The lanes that were named, in the order in which they were.
+    pub lane_order: Vec<LaneId>,
 }
 
 /// `[ingest]`: the HTTP side that clients post to.
@@ -33,8 +43,6 @@ pub struct Api {
     pub timeout: Duration,
     /// POSTs in flight per lane.
     pub concurrency: usize,
-    /// `None` is "never".
-    pub give_up_after: Option<Duration>,
     /// A file with a bearer token.
     pub token_file: Option<PathBuf>,
     /// PEM certificates that the API's certificate may be signed by, beside the public ones.
@@ -67,7 +75,6 @@ pub struct Lanes {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Grpc {
     pub tag: String,
-    pub weight: u32,
     pub listen: SocketAddr,
     /// Nodes to carry records to; empty means this node itself.
     pub peers: Vec<String>,
@@ -81,7 +88,6 @@ pub struct Grpc {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Nats {
     pub tag: String,
-    pub weight: u32,
     /// One or more servers, separated by commas; `tls://` asks for TLS; credentials may be in it.
     pub url: String,
     pub stream: String,
@@ -104,7 +110,6 @@ pub struct Nats {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rabbitmq {
     pub tag: String,
-    pub weight: u32,
     /// `amqp://` or `amqps://`.
     pub url: String,
     pub queue: String,
@@ -116,7 +121,6 @@ pub struct Rabbitmq {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pubsub {
     pub tag: String,
-    pub weight: u32,
     pub project: String,
     pub topic: String,
     pub subscription: String,
@@ -138,8 +142,6 @@ pub struct Spool {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Admin {
     pub listen: SocketAddr,
-    /// A file with the bearer token that every request but the probes must carry.
-    pub token_file: Option<PathBuf>,
 }
 
 impl Default for Ingest {
@@ -159,7 +161,6 @@ impl Default for Api {
             url: "http://127.0.0.1:5000/".into(),
             timeout: Duration::from_secs(10),
             concurrency: 64,
-            give_up_after: Some(Duration::from_hours(24)),
             token_file: None,
             ca_file: None,
         }
@@ -176,7 +177,6 @@ impl Default for Grpc {
     fn default() -> Self {
         Self {
             tag: "GRPC".into(),
-            weight: 1,
             listen: SocketAddr::from(([127, 0, 0, 1], 3000)),
             peers: Vec::new(),
             cert_file: None,
@@ -190,7 +190,6 @@ impl Default for Nats {
     fn default() -> Self {
         Self {
             tag: "NATS".into(),
-            weight: 1,
             url: "nats://127.0.0.1:4222".into(),
             stream: "WAYPOST".into(),
             subject: "waypost.records".into(),
@@ -210,7 +209,6 @@ impl Default for Rabbitmq {
     fn default() -> Self {
         Self {
             tag: "RabbitMQ".into(),
-            weight: 1,
             url: "amqp://guest:guest@127.0.0.1:5672/%2f".into(),
             queue: "waypost".into(),
             ca_file: None,
@@ -223,7 +221,6 @@ impl Default for Pubsub {
     fn default() -> Self {
         Self {
             tag: "PubSub".into(),
-            weight: 1,
             project: "waypost".into(),
             topic: "waypost-records".into(),
             subscription: "waypost-records".into(),
@@ -241,6 +238,6 @@ impl Default for Spool {
 
 impl Default for Admin {
     fn default() -> Self {
-        Self { listen: SocketAddr::from(([127, 0, 0, 1], 8001)), token_file: None }
+        Self { listen: SocketAddr::from(([127, 0, 0, 1], 8001)) }
     }
 }

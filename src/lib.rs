@@ -1,12 +1,59 @@
-//! Waypost.
+//! Waypost: an actor-based message router. One process per node takes JSON records over HTTP, carries each over one of
+//! several lanes, tags it with the path that it took, and POSTs it to an API.
+//!
+//! ```text
+//!              HTTP                                                                          HTTP
+//! client ──▶ ingest ──▶ router ──▶ lane: transport ══▶ broker ══▶ lane: pull ──▶ forwarder ──▶ API
+//!               ▲          │  ▲        │ (publish, confirm)        (receive)        │ (tag, POST, settle)
+//!               │ receipt  │  │        └── fails ──▶ supervisor: back-off, new one  │
+//!               └──────────┘  └───────── up / down ───────┘                         ▼
+//!                                                                          ack to the broker
+//! ```
+//!
+//! # One reading
+//!
+//! The way of a record: [`cli::run`] → [`node`] → [`http::ingest`] → [`actors::ingest`] → [`actors::router`] →
+//! [`actors::lane`] → [`actors::transport`] → [`actors::forwarder`] → [`http::api`]. Who tells whom what is the table in
+//! [`actors`]; who restarts whom, and when, is the table in [`actors::supervisor`].
+//!
+//! # Words
+//!
+//! - **Record**: a JSON object with its id and its trace context ([`record::Record`]).
+//! - **Lane**: one way from ingest to the API: a transport, its pull and its forwarder, with one state and one set of counts.
+//! - **Transport**: what a message system must offer, in four verbs ([`actors::transport::Transport`]).
+//! - **Delivery**: a record that came out of a transport, settled exactly once ([`delivery::Delivery`]).
+//! - **Receipt**: the proof that a record is safe ([`delivery::Receipt`]).
+//! - **Ledger**: one count per transition of a record ([`ledger::Ledger`]).
+//!
+//! # Invariants, and where they are kept
+//!
+//! 1. A 2xx leaves only after a receipt, and a receipt exists only after the broker's confirm: [`http::ingest`] waits for
+//!    [`actors::ingest::Ingest::submit`], and only a lane makes receipts, after [`actors::transport::Transport::publish`].
+//! 2. A message is acked to its broker only after the API's 2xx: [`actors::forwarder`] is the only one that acks.
+//! 3. A record keeps one id on every hop, retry and lane: [`actors::transport::header`].
+//! 4. What is unknown is not delivered: a [`delivery::Delivery`] dropped unsettled goes back to its broker, an
+//!    [`actors::Job`] dropped unanswered is sent again.
+//! 5. Every queue is bounded: records are admitted by permit ([`actors::ingest`]), and pulled by permit ([`actors::lane`]).
+//! 6. Nothing blocks an event loop.
+//! 7. Only the supervisor starts, restarts and stops actors, each time from a factory: [`actors::supervisor`].
+//! 8. Alive means progress: heartbeats that are missed, confirms that do not come and connections that fall silent are
+//!    ends like any other, with the reason in the lane's `last_error`.
+//! 9. At rest the ledger balances: [`ledger`].
+//! 10. Shutdown is a sequence: [`node::Node::drain`].
 
 pub mod actors;
 pub mod backoff;
+pub mod cli;
 pub mod config;
 pub mod delivery;
+pub mod http;
+pub mod ledger;
+pub mod node;
 pub mod record;
+pub mod sink;
 
 /// The gRPC service, compiled from `proto/waypost/v1/waypost.proto`.
+#[allow(clippy::pedantic, missing_docs, reason = "generated")]
 pub mod proto {
     tonic::include_proto!("waypost.v1");
 

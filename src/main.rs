@@ -1,1 +1,18 @@
-fn main() {}
+//! The `waypost` program: parses the command line, runs one command, and exits with its status.
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use waypost::cli::Cli;
+
+fn main() -> ExitCode {
+    // Before any TLS: the broker clients agree on one provider.
+    if rustls::crypto::ring::default_provider().install_default().is_err() {
+        eprintln!("waypost: a TLS provider was installed before ours");
+        return ExitCode::FAILURE;
+    }
+    #[cfg(feature = "failpoints")]
+    let _faults = fail::FailScenario::setup();
+    let cli = Cli::parse();
+    actix_rt::System::new().block_on(cli.execute())
+}

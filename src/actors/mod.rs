@@ -1,1 +1,242 @@
+//! The actor system: who there is, and who tells whom what.
+//!
+//! ```text
+//! ingest ──Route──▶ Router ──Publish──▶ Lane ──▶ transport ══▶ broker ══▶ Lane's pull ──Forward──▶ Forwarder ──▶ API
+//!                     ▲                  │
+//!                     └─────Returned─────┘   a lane that cannot confirm a record gives it back
+//! ```
+//!
+//! | message | from | to | means |
+//! | --- | --- | --- | --- |
+//! | [`Route`] | ingest | router | make this record safe, and answer its [`Job`] |
+//! | [`Publish`] | router | lane | confirm this record |
+//! | [`Returned`] | lane | router | not confirmed here: try another |
+//! | [`LaneUp`], [`LaneDown`] | supervisor | router | a lane takes records, or no longer does |
+//! | [`Forward`] | lane | forwarder | POST this delivery and settle it |
+//! | [`Drain`] | supervisor, lane | lane, forwarder | finish what is in flight |
+//! | [`Ping`] | supervisor | all | are you alive, and getting on? |
+//! | [`supervisor::Started`], [`supervisor::Risen`], [`supervisor::Exited`] | all | supervisor | the life of an actor |
+//! | [`supervisor::Order`], [`supervisor::Snapshot`], [`supervisor::DrainAll`] | admin, node | supervisor | pause, resume, restart; how are all; stop |
+//!
+//! Records are sent with `try_send` only, and each carries the permit that admitted it, so no mailbox holds more than was
+//! admitted. Control messages are few and use `do_send`.
+
+pub mod forwarder;
+pub mod ingest;
+pub mod lane;
+pub mod router;
+pub mod supervisor;
 pub mod transport;
+
+use std::{cell::Cell, rc::Rc, sync::Arc, time::Duration};
+
+use actix::{Actor, Addr, Context, Handler, Message, Recipient};
+use tokio::sync::{Notify, OwnedSemaphorePermit, oneshot, watch};
+
+use crate::{
+    delivery::{Delivery, LaneId, Receipt},
+    record::Record,
+};
+
+/// A record on its way to its receipt. One actor owns it at a time; dropped without an answer (a panic, a stopped actor),
+/// it leaves ingest to send it again.
+pub struct Job {
+    pub record: Record,
+    /// The only lane it may take, where the client named one.
+    pub pinned: Option<LaneId>,
+    /// Lanes that have failed to confirm it.
+    pub tried: LaneSet,
+    answer: oneshot::Sender<Result<Receipt, Refused>>,
+    _permit: Arc<ingest::Permit>,
+}
+
+impl Job {
+    /// Answers with the receipt.
+    pub fn confirm(self, receipt: Receipt) {
+        self.end(Ok(receipt));
+    }
+
+    /// Answers that nobody has the record.
+    pub fn refuse(self, why: Refused) {
+        self.end(Err(why));
+    }
+
+    fn end(self, answer: Result<Receipt, Refused>) {
+        // Nobody waits any more when the client has hung up; it got no 2xx, so nothing was promised.
+        self.answer.send(answer).ok();
+    }
+
+    /// The client has hung up.
+    #[must_use]
+    pub fn is_abandoned(&self) -> bool {
+        self.answer.is_closed()
+    }
+}
+
+/// Why a record was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    #[error("no lane could confirm the record")]
+    NoLane,
+    #[error("this node has as many records in hand as it may have")]
+    Overloaded,
+}
+
+/// A set of lanes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LaneSet(u8);
+
+impl LaneSet {
+    pub const fn insert(&mut self, lane: LaneId) {
+        self.0 |= 1 << lane as u8;
+    }
+
+    #[must_use]
+    pub const fn contains(self, lane: LaneId) -> bool {
+        self.0 & (1 << lane as u8) != 0
+    }
+}
+
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Route(pub Job);
+
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Publish(pub Job);
+
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Returned {
+    pub job: Job,
+    pub lane: LaneId,
+}
+
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct LaneUp {
+    pub lane: LaneId,
+    pub publisher: Recipient<Publish>,
+}
+
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct LaneDown(pub LaneId);
+
+/// The permit is one of the POSTs that the lane may have in flight.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Forward {
+    pub delivery: Delivery,
+    pub permit: OwnedSemaphorePermit,
+}
+
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Drain;
+
+/// The answer is the progress that the actor makes, or why it makes none.
+#[derive(Message)]
+#[rtype(result = "Result<(), String>")]
+pub struct Ping;
+
+/// What the supervisor asks of an actor.
+pub trait Member: Actor<Context = Context<Self>> + Handler<Ping> + Handler<Drain> {
+    /// How many messages may wait. It is at least the number of permits for what the actor is sent, so that a record that
+    /// was admitted is never turned away.
+    const MAILBOX: usize;
+}
+
+/// The address of an actor that may be restarted: it outlives the actor, and only the supervisor changes it.
+pub struct Slot<A: Actor>(Arc<watch::Sender<Option<Addr<A>>>>);
+
+impl<A: Actor> Slot<A> {
+    #[must_use]
+    pub fn new() -> Self {
+        Self(Arc::new(watch::Sender::new(None)))
+    }
+
+    /// The present address, if the actor lives.
+    #[must_use]
+    pub fn get(&self) -> Option<Addr<A>> {
+        self.0.borrow().as_ref().filter(|address| address.connected()).cloned()
+    }
+
+    /// The address, waiting for a restart up to `patience`.
+    pub async fn wait(&self, patience: Duration) -> Option<Addr<A>> {
+        let mut changes = self.0.subscribe();
+        let lives = |address: &Option<Addr<A>>| address.as_ref().is_some_and(Addr::connected);
+        let address = tokio::time::timeout(patience, changes.wait_for(lives)).await.ok()?.ok()?;
+        address.clone()
+    }
+
+    fn set(&self, address: Option<Addr<A>>) {
+        self.0.send_replace(address);
+    }
+}
+
+impl<A: Actor> Clone for Slot<A> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<A: Actor> Default for Slot<A> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Counts work under way on one thread, so that a drain can wait for its end.
+#[derive(Clone, Default)]
+pub struct InFlight(Rc<InFlightState>);
+
+#[derive(Default)]
+struct InFlightState {
+    count: Cell<usize>,
+    idle: Notify,
+}
+
+/// One piece of work under way; it ends when this is dropped.
+pub struct Underway(InFlight);
+
+impl InFlight {
+    #[must_use]
+    pub fn begin(&self) -> Underway {
+        self.0.count.set(self.0.count.get() + 1);
+        Underway(self.clone())
+    }
+
+    /// Resolves when nothing is under way.
+    pub async fn idle(&self) {
+        while self.0.count.get() > 0 {
+            self.0.idle.notified().await;
+        }
+    }
+}
+
+impl Drop for Underway {
+    fn drop(&mut self) {
+        let state = &self.0.0;
+        state.count.set(state.count.get() - 1);
+        if state.count.get() == 0 {
+            state.idle.notify_one();
+        }
+    }
+}
+
+/// A task that ends with the value that holds this.
+pub struct Task(tokio::task::AbortHandle);
+
+impl Task {
+    /// Starts it on the present thread.
+    pub fn spawn(work: impl Future<Output = ()> + 'static) -> Self {
+        Self(actix_rt::spawn(work).abort_handle())
+    }
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}

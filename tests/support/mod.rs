@@ -1,5 +1,6 @@
 //! Real brokers as child processes, and waiting for conditions.
 
+pub mod grpc;
 pub mod process;
 pub mod rabbitmq;
 

@@ -45,7 +45,7 @@ pub mod header {
 pub trait Transport: Sized + 'static {
     const LANE: LaneId;
     /// What `connect` needs. It outlives connections, so what must survive a reconnect is kept here.
-    type Settings: Clone + Send + Sync + 'static;
+    type Settings: Clone + Send + Sync + Unpin + 'static;
     /// Whether a confirm depends on the message system alone. Where it does, a publish that times out while no other was
     /// confirmed either means that the connection is dead.
     const CONFIRMS_ALONE: bool = true;

@@ -1,0 +1,251 @@
+//! One life of a lane: connect, then publish what the router hands over and pull what comes out, until the connection
+//! breaks or the supervisor asks for the end. Back-off, pause and restart are the supervisor's.
+
+use std::{
+    panic::AssertUnwindSafe,
+    cell::Cell,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use actix::{
+    Actor, ActorContext as _, ActorFutureExt as _, AsyncContext as _, Context, Handler, Message, ResponseActFuture,
+    WrapFuture as _,
+};
+use futures_util::FutureExt as _;
+use tokio::{sync::Semaphore, time::timeout};
+use tracing::{debug, warn};
+
+use super::{
+    Drain, Forward, InFlight, Job, Member, Ping, Publish, Returned, Slot, Task,
+    forwarder::Forwarder,
+    ingest,
+    router::Router,
+    supervisor::{Exit, Life},
+    transport::{CLOSE_TIMEOUT, CONNECT_TIMEOUT, Transport, TransportError},
+};
+use crate::{
+    delivery::{LaneId, Receipt},
+    ledger::Ledger,
+};
+
+/// How long a restart of the forwarder may keep a delivery waiting.
+const FORWARDER_PATIENCE: Duration = Duration::from_secs(5);
+
+/// What a lane is wired to; the same for each of its lives.
+#[derive(Clone)]
+pub struct Wiring {
+    pub router: Slot<Router>,
+    pub forwarder: Slot<Forwarder>,
+    /// One permit per POST that may be in flight: the lane pulls no more than that.
+    pub posts: Arc<Semaphore>,
+    pub ledger: Arc<Ledger>,
+    pub publish_timeout: Duration,
+}
+
+/// One life of the lane of transport `T`.
+pub struct Lane<T: Transport> {
+    settings: T::Settings,
+    wiring: Wiring,
+    life: Life,
+    /// There while the lane is up.
+    transport: Option<Rc<T>>,
+    pull: Option<Task>,
+    publishing: InFlight,
+    draining: bool,
+    /// When a record was last confirmed.
+    confirmed: Rc<Cell<Option<Instant>>>,
+}
+
+/// The lane cannot go on.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Broken(Exit);
+
+impl<T: Transport> Lane<T> {
+    #[must_use]
+    pub fn new(settings: T::Settings, wiring: Wiring, life: Life) -> Self {
+        Self {
+            settings,
+            wiring,
+            life,
+            transport: None,
+            pull: None,
+            publishing: InFlight::default(),
+            draining: false,
+            confirmed: Rc::default(),
+        }
+    }
+
+    fn connected(&mut self, transport: T, ctx: &mut Context<Self>) {
+        let broker = transport.broker();
+        let transport = Rc::new(transport);
+        self.transport = Some(Rc::clone(&transport));
+        let (wiring, lane) = (self.wiring.clone(), ctx.address());
+        self.pull = Some(Task::spawn(async move {
+            let exit = match AssertUnwindSafe(pull(&*transport, &wiring)).catch_unwind().await {
+                Ok(lost) => Exit::Failed(lost.to_string()),
+                Err(_) => Exit::Panicked("panicked while pulling".into()),
+            };
+            lane.do_send(Broken(exit));
+        }));
+        self.life.risen(Some((ctx.address().recipient(), broker)));
+    }
+
+    fn end(&mut self, exit: Exit, ctx: &mut Context<Self>) {
+        self.life.end(exit);
+        ctx.stop();
+    }
+}
+
+/// Hands what comes out of the transport to the forwarder, no faster than it POSTs. Returns when the connection is lost.
+async fn pull<T: Transport>(transport: &T, wiring: &Wiring) -> TransportError {
+    loop {
+        let Ok(permit) = Arc::clone(&wiring.posts).acquire_owned().await else {
+            return TransportError::Lost("the node is stopping".into());
+        };
+        let delivery = match transport.next().await {
+            Ok(delivery) => delivery,
+            Err(lost) => return lost,
+        };
+        fail::fail_point!("pull");
+        let Some(forwarder) = wiring.forwarder.wait(FORWARDER_PATIENCE).await else {
+            return TransportError::Lost("there is no forwarder".into());
+        };
+        // A forwarder that has just died drops the delivery, and so gives it back.
+        if forwarder.try_send(Forward { delivery, permit }).is_err() {
+            debug!(lane = %T::LANE, "forwarder did not take a delivery");
+        }
+    }
+}
+
+/// Confirms one record, or gives it back to the router. The answer says why the lane cannot go on.
+async fn publish<T: Transport>(transport: &T, job: Job, wiring: &Wiring, confirmed: &Cell<Option<Instant>>) -> Option<Exit> {
+    let began = Instant::now();
+    let failure = match timeout(wiring.publish_timeout, transport.publish(&job.record)).await {
+        Ok(Ok(())) => {
+            confirmed.set(Some(Instant::now()));
+            wiring.ledger.accepted(T::LANE, began);
+            job.confirm(Receipt { lane: T::LANE });
+            return None;
+        }
+        Ok(Err(failure)) => failure,
+        Err(_) if T::CONFIRMS_ALONE && confirmed.get().is_none_or(|at| at < began) => {
+            TransportError::Lost(format!("no confirm within {:?}", wiring.publish_timeout))
+        }
+        Err(_) => TransportError::Publish(format!("no confirm within {:?}", wiring.publish_timeout)),
+    };
+    debug!(lane = %T::LANE, id = &*job.record.id, %failure, "record not confirmed");
+    give_back(&wiring.router, job, T::LANE);
+    matches!(failure, TransportError::Lost(_)).then(|| Exit::Failed(failure.to_string()))
+}
+
+/// A router that has just died drops the job, and ingest sends it again.
+fn give_back(router: &Slot<Router>, job: Job, lane: LaneId) {
+    if let Some(router) = router.get()
+        && router.try_send(Returned { job, lane }).is_err()
+    {
+        debug!(%lane, "router did not take a record back");
+    }
+}
+
+impl<T: Transport> Actor for Lane<T> {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        let settings = self.settings.clone();
+        let connecting = async move {
+            match timeout(CONNECT_TIMEOUT, T::connect(&settings)).await {
+                Ok(result) => result,
+                Err(_) => Err(TransportError::Connect(format!("no answer within {CONNECT_TIMEOUT:?}"))),
+            }
+        };
+        ctx.spawn(connecting.into_actor(self).map(|result, lane, ctx| match result {
+            Ok(transport) => lane.connected(transport, ctx),
+            Err(failure) => lane.end(Exit::Failed(failure.to_string()), ctx),
+        }));
+    }
+
+    fn stopped(&mut self, _: &mut Self::Context) {
+        self.pull = None;
+        if let Some(transport) = self.transport.take() {
+            actix_rt::spawn(async move {
+                if timeout(CLOSE_TIMEOUT, transport.close()).await.is_err() {
+                    warn!(lane = %T::LANE, "connection did not close in time");
+                }
+            });
+        }
+    }
+}
+
+impl<T: Transport> Member for Lane<T> {
+    /// Each record that may be in hand, and control messages.
+    const MAILBOX: usize = ingest::RECORDS_MAX + 64;
+}
+
+impl<T: Transport> Handler<Publish> for Lane<T> {
+    type Result = ();
+
+    fn handle(&mut self, Publish(job): Publish, ctx: &mut Self::Context) {
+        fail::fail_point!("lane");
+        let Some(transport) = self.transport.clone().filter(|_| !self.draining) else {
+            return give_back(&self.wiring.router, job, T::LANE);
+        };
+        let (wiring, confirmed) = (self.wiring.clone(), Rc::clone(&self.confirmed));
+        let (underway, lane) = (self.publishing.begin(), ctx.address());
+        actix_rt::spawn(async move {
+            if let Some(exit) = publish(&*transport, job, &wiring, &confirmed).await {
+                lane.do_send(Broken(exit));
+            }
+            drop(underway);
+        });
+    }
+}
+
+impl<T: Transport> Handler<Broken> for Lane<T> {
+    type Result = ();
+
+    fn handle(&mut self, Broken(exit): Broken, ctx: &mut Self::Context) {
+        self.end(exit, ctx);
+    }
+}
+
+impl<T: Transport> Handler<Drain> for Lane<T> {
+    type Result = ResponseActFuture<Self, ()>;
+
+    /// Confirms what is being published, stops pulling, lets the forwarder end its POSTs, settles, disconnects, stops.
+    fn handle(&mut self, _: Drain, _: &mut Self::Context) -> Self::Result {
+        self.draining = true;
+        let publishing = self.publishing.clone();
+        let finish = async move { publishing.idle().await }
+            .into_actor(self)
+            .then(|(), lane, _| {
+                lane.pull = None;
+                let (forwarder, transport) = (lane.wiring.forwarder.get(), lane.transport.take());
+                async move {
+                    if let Some(forwarder) = forwarder
+                        && forwarder.send(Drain).await.is_err()
+                    {
+                        debug!(lane = %T::LANE, "forwarder ended while it drained");
+                    }
+                    if let Some(transport) = transport
+                        && timeout(CLOSE_TIMEOUT, transport.close()).await.is_err()
+                    {
+                        warn!(lane = %T::LANE, "connection did not close in time");
+                    }
+                }
+                .into_actor(lane)
+            })
+            .map(|(), lane, ctx| lane.end(Exit::Stopped, ctx));
+        Box::pin(finish)
+    }
+}
+
+impl<T: Transport> Handler<Ping> for Lane<T> {
+    type Result = Result<(), String>;
+
+    fn handle(&mut self, _: Ping, _: &mut Self::Context) -> Self::Result {
+        Ok(())
+    }
+}

@@ -1,0 +1,158 @@
+//! The router: chooses a lane for each record among those that are up, and tries the next one when a lane gives the
+//! record back. It never waits for anything.
+
+use actix::{Actor, Context, Handler, Recipient, dev::SendError};
+use tracing::debug;
+
+use super::{Drain, Job, LaneDown, LaneUp, Member, Ping, Publish, Refused, Returned, Route, ingest, supervisor::Life};
+use crate::{
+    config::Policy,
+    delivery::LaneId,
+};
+
+/// One per node. A restart begins with no lane up; the supervisor tells it of those that are.
+pub struct Router {
+    policy: Policy,
+    /// In the order of the configuration.
+    lanes: Vec<Way>,
+    /// Where the next turn of round-robin begins.
+    turn: usize,
+    life: Life,
+}
+
+struct Way {
+    lane: LaneId,
+    /// There while the lane is up.
+    publisher: Option<Recipient<Publish>>,
+}
+
+impl Router {
+    #[must_use]
+    pub fn new(policy: Policy, lanes: &[LaneId], life: Life) -> Self {
+        let lanes = lanes.iter().map(|&lane| Way { lane, publisher: None }).collect();
+        Self { policy, lanes, turn: 0, life }
+    }
+
+    /// Hands `job` to a lane, or refuses it.
+    fn place(&mut self, mut job: Job) {
+        if job.is_abandoned() {
+            return;
+        }
+        let may_take = |way: &Way, job: &Job| {
+            way.publisher.is_some() && !job.tried.contains(way.lane) && job.pinned.is_none_or(|lane| lane == way.lane)
+        };
+        while let Some(at) = choose(self.policy, self.lanes.len(), self.turn, |at| may_take(&self.lanes[at], &job)) {
+            if job.pinned.is_none() {
+                self.turn = (at + 1) % self.lanes.len();
+            }
+            let way = &mut self.lanes[at];
+            let Some(publisher) = &way.publisher else { break };
+            match publisher.try_send(Publish(job)) {
+                Ok(()) => return,
+                Err(SendError::Full(Publish(back))) => job = back,
+                Err(SendError::Closed(Publish(back))) => {
+                    // The lane has died; the supervisor's message is on its way.
+                    way.publisher = None;
+                    job = back;
+                }
+            }
+            job.tried.insert(way.lane);
+        }
+        job.refuse(Refused::NoLane);
+    }
+
+    fn way(&mut self, lane: LaneId) -> Option<&mut Way> {
+        self.lanes.iter_mut().find(|way| way.lane == lane)
+    }
+}
+
+/// The lane to take out of `count`, among those that may take the record. Pure.
+fn choose(policy: Policy, count: usize, turn: usize, may_take: impl Fn(usize) -> bool) -> Option<usize> {
+    match policy {
+        Policy::RoundRobin => (turn..count).chain(0..turn.min(count)).find(|&at| may_take(at)),
+    }
+}
+
+impl Actor for Router {
+    type Context = Context<Self>;
+
+    fn started(&mut self, _: &mut Self::Context) {
+        self.life.risen(None);
+    }
+}
+
+impl Member for Router {
+    /// Each record that may be in hand, twice (on its way in, and coming back), and control messages.
+    const MAILBOX: usize = 2 * ingest::RECORDS_MAX + 64;
+}
+
+impl Handler<Route> for Router {
+    type Result = ();
+
+    fn handle(&mut self, Route(job): Route, _: &mut Self::Context) {
+        fail::fail_point!("router");
+        self.place(job);
+    }
+}
+
+impl Handler<Returned> for Router {
+    type Result = ();
+
+    fn handle(&mut self, Returned { mut job, lane }: Returned, _: &mut Self::Context) {
+        debug!(id = &*job.record.id, %lane, "record came back");
+        job.tried.insert(lane);
+        self.place(job);
+    }
+}
+
+impl Handler<LaneUp> for Router {
+    type Result = ();
+
+    fn handle(&mut self, LaneUp { lane, publisher }: LaneUp, _: &mut Self::Context) {
+        if let Some(way) = self.way(lane) {
+            way.publisher = Some(publisher);
+        }
+    }
+}
+
+impl Handler<LaneDown> for Router {
+    type Result = ();
+
+    fn handle(&mut self, LaneDown(lane): LaneDown, _: &mut Self::Context) {
+        if let Some(way) = self.way(lane) {
+            way.publisher = None;
+        }
+    }
+}
+
+impl Handler<Drain> for Router {
+    type Result = ();
+
+    /// Holds nothing, so there is nothing to finish.
+    fn handle(&mut self, _: Drain, _: &mut Self::Context) {}
+}
+
+impl Handler<Ping> for Router {
+    type Result = Result<(), String>;
+
+    fn handle(&mut self, _: Ping, _: &mut Self::Context) -> Self::Result {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn round_robin_takes_each_lane_in_its_turn_and_skips_those_that_cannot() {
+        let rr = |turn, up: &[bool]| choose(Policy::RoundRobin, up.len(), turn, |at| up[at]);
+        assert_eq!(rr(0, &[true, true, true]), Some(0));
+        assert_eq!(rr(1, &[true, true, true]), Some(1));
+        assert_eq!(rr(1, &[true, false, true]), Some(2));
+        assert_eq!(rr(2, &[true, true, false]), Some(0));
+        assert_eq!(rr(2, &[false, true, false]), Some(1));
+        assert_eq!(rr(1, &[false, false, false]), None);
+        assert_eq!(rr(0, &[]), None);
+    }
+}

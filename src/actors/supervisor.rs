@@ -1,0 +1,689 @@
+//! The supervisor: the only one that starts, restarts and stops actors.
+//!
+//! actix's own supervisor restarts an actor that stops, at once, without end and with the same value; a panic ends an actor
+//! for good. Here an actor is made anew by its factory after any end, and what follows an end is one table, [`Next::after`]:
+//!
+//! | end | next |
+//! | --- | --- |
+//! | stopped, because it was asked to | rest (paused), or start at once (restart) |
+//! | failed: its broker is away, its connection broke | start after a back-off, for ever |
+//! | panicked, or stood still | start after a back-off; the fifth time within a minute, give it up |
+//!
+//! The back-off is exponential with full jitter and starts anew after a healthy minute. An actor stands still when it
+//! misses two heartbeats or says itself that it makes no progress; it is then started on a thread of its own, for its old
+//! thread may be blocked.
+//!
+//! Each change of a lane's state is made in [`Supervisor::enter`], which tells the router and the log.
+
+use std::{
+    any::Any,
+    collections::VecDeque,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use actix::{
+    Actor, ActorFutureExt as _, Addr, AsyncContext as _, Context, Handler, Message, Recipient, ResponseFuture, SpawnHandle,
+    WrapFuture as _,
+};
+use actix_rt::Arbiter;
+use futures_util::{FutureExt as _, future::join_all};
+use tokio::{sync::watch, task::AbortHandle, time::Instant};
+use tracing::{error, info, warn};
+
+use super::{Drain, LaneDown, LaneUp, Member, Ping, Publish, Slot, router::Router, transport::Broker};
+use crate::{backoff::Backoff, delivery::LaneId};
+
+/// The first back-off is at most this.
+pub const BACKOFF_FIRST: Duration = Duration::from_millis(50);
+/// No back-off is longer: a broker that answers again is found within a second.
+pub const BACKOFF_CAP: Duration = Duration::from_secs(1);
+/// An actor that has been up for so long starts its back-off anew; crashes older than this are forgotten.
+pub const HEALTHY: Duration = Duration::from_mins(1);
+/// Panics and standstills within [`HEALTHY`] that an actor is allowed.
+pub const CRASHES_MAX: usize = 5;
+/// Between two heartbeats, and how long an answer may take.
+pub const HEARTBEAT: Duration = Duration::from_secs(3);
+/// Heartbeats missed in a row that mean standstill.
+pub const MISSES_MAX: u8 = 2;
+/// How long an actor that was asked to finish may take before it is ended.
+pub const DRAIN_MAX: Duration = Duration::from_secs(4);
+
+/// One supervised actor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChildId {
+    Router,
+    Lane(LaneId),
+    Forwarder(LaneId),
+}
+
+impl ChildId {
+    /// The lane that the actor is a part of.
+    #[must_use]
+    pub const fn lane(self) -> Option<LaneId> {
+        match self {
+            Self::Router => None,
+            Self::Lane(lane) | Self::Forwarder(lane) => Some(lane),
+        }
+    }
+}
+
+/// How an actor ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// As it was asked to.
+    Stopped,
+    /// What it depends on failed.
+    Failed(String),
+    /// Its own code failed.
+    Panicked(String),
+    /// It lived and did nothing.
+    Stalled(String),
+}
+
+/// What was last asked of an actor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wish {
+    Run,
+    Restart,
+    Rest,
+}
+
+/// What follows an [`Exit`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Next {
+    StartNow,
+    BackOff,
+    Rest,
+    GiveUp,
+}
+
+impl Next {
+    /// The table of this module's documentation. `crashes` counts those of the last minute, this one included.
+    fn after(exit: &Exit, wish: Wish, crashes: usize) -> Self {
+        match (wish, exit) {
+            (Wish::Rest, _) => Self::Rest,
+            (Wish::Restart, _) => Self::StartNow,
+            (Wish::Run, Exit::Panicked(_) | Exit::Stalled(_)) if crashes >= CRASHES_MAX => Self::GiveUp,
+            (Wish::Run, _) => Self::BackOff,
+        }
+    }
+}
+
+/// The state of an actor, for a lane also what the world sees of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    Connecting,
+    Up,
+    Backoff { until: Instant },
+    Paused,
+    /// Given up after repeated crashes.
+    Down,
+}
+
+impl State {
+    /// As `/api/status` names it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Connecting => "connecting",
+            Self::Up => "up",
+            Self::Backoff { .. } => "backoff",
+            Self::Paused => "paused",
+            Self::Down => "down",
+        }
+    }
+}
+
+/// Starts an actor on the present thread; made by [`factory`].
+pub type Start = Arc<dyn Fn(Life) + Send + Sync>;
+
+/// How to start an actor: `make` builds a new value each time, and `slot` gets its address.
+pub fn factory<A>(slot: Slot<A>, make: impl Fn(Life) -> A + Send + Sync + 'static) -> Start
+where
+    A: Member,
+{
+    Arc::new(move |life| {
+        let actor = match catch_unwind(AssertUnwindSafe(|| make(life.clone()))) {
+            Ok(actor) => actor,
+            Err(panic) => return life.exited(Exit::Panicked(text_of(&*panic))),
+        };
+        let mut context = Context::new();
+        context.set_mailbox_capacity(A::MAILBOX);
+        let address = context.address();
+        let body = context.into_future(actor);
+        let watched = {
+            let (slot, life) = (slot.clone(), life.clone());
+            async move {
+                let exit = match AssertUnwindSafe(body).catch_unwind().await {
+                    Ok(()) => life.reason(),
+                    Err(panic) => Exit::Panicked(text_of(&*panic)),
+                };
+                slot.set(None);
+                life.exited(exit);
+            }
+        };
+        let task = actix_rt::spawn(watched).abort_handle();
+        slot.set(Some(address.clone()));
+        life.supervisor.do_send(Started {
+            child: life.child,
+            generation: life.generation,
+            live: Live { ping: address.clone().recipient(), drain: address.recipient(), task, misses: 0 },
+        });
+    })
+}
+
+fn text_of(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    format!("panicked: {}", text.unwrap_or("no message"))
+}
+
+/// What an actor holds of its supervisor: how to say that it is up, and why it ends.
+#[derive(Clone)]
+pub struct Life {
+    child: ChildId,
+    /// Which life of the child this is; what an earlier one still says is not heard.
+    generation: u64,
+    supervisor: Addr<Supervisor>,
+    reason: Arc<Mutex<Option<Exit>>>,
+}
+
+impl Life {
+    /// The actor does its work from now on. A lane says where it takes records.
+    pub fn risen(&self, lane: Option<(Recipient<Publish>, Broker)>) {
+        self.supervisor.do_send(Risen { child: self.child, generation: self.generation, lane });
+    }
+
+    /// Says why the actor ends, before it stops itself. The first reason counts.
+    pub fn end(&self, exit: Exit) {
+        self.reason.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(exit);
+    }
+
+    fn reason(&self) -> Exit {
+        let reason = self.reason.lock().unwrap_or_else(PoisonError::into_inner).take();
+        reason.unwrap_or_else(|| Exit::Failed("stopped without a reason".into()))
+    }
+
+    fn exited(&self, exit: Exit) {
+        self.supervisor.do_send(Exited { child: self.child, generation: self.generation, exit });
+    }
+}
+
+/// An actor runs.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Started {
+    child: ChildId,
+    generation: u64,
+    live: Live,
+}
+
+/// An actor does its work.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Risen {
+    child: ChildId,
+    generation: u64,
+    lane: Option<(Recipient<Publish>, Broker)>,
+}
+
+/// An actor has ended.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Exited {
+    child: ChildId,
+    generation: u64,
+    exit: Exit,
+}
+
+/// What an operator may ask of a lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    Pause,
+    Resume,
+    Restart,
+}
+
+/// An operator's word. The answer is whether there is such a lane.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "bool")]
+pub struct Order {
+    pub lane: LaneId,
+    pub action: Action,
+}
+
+/// How are all?
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "Vec<View>")]
+pub struct Snapshot;
+
+/// Ends all lanes for good: each finishes what it has in flight, up to [`DRAIN_MAX`]. The answer comes when all have ended.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "()")]
+pub struct DrainAll;
+
+/// An actor as its supervisor sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct View {
+    pub child: ChildId,
+    pub state: State,
+    pub since: Instant,
+    pub restarts: u64,
+    pub last_error: Option<String>,
+    pub broker: Broker,
+}
+
+/// What the supervisor holds of a running actor.
+struct Live {
+    ping: Recipient<Ping>,
+    drain: Recipient<Drain>,
+    task: AbortHandle,
+    misses: u8,
+}
+
+/// Where an actor runs.
+#[derive(Clone)]
+pub enum Place {
+    /// On the supervisor's own thread.
+    Here,
+    /// On a thread that it may share with others.
+    Thread(Arc<Arbiter>),
+}
+
+impl Place {
+    /// A new thread.
+    #[must_use]
+    pub fn new_thread() -> Self {
+        Self::Thread(Arc::new(Arbiter::new()))
+    }
+}
+
+struct Child {
+    id: ChildId,
+    start: Start,
+    place: Place,
+    generation: u64,
+    state: State,
+    since: Instant,
+    wish: Wish,
+    live: Option<Live>,
+    /// What the router needs to reach the lane; there while it is up.
+    publisher: Option<Recipient<Publish>>,
+    broker: Broker,
+    restarts: u64,
+    last_error: Option<String>,
+    backoff: Backoff,
+    crashes: VecDeque<Instant>,
+    timer: Option<SpawnHandle>,
+}
+
+/// One per node. It watches all actors of the node but itself; its own handlers do nothing that can fail.
+pub struct Supervisor {
+    children: Vec<Child>,
+    router: Slot<Router>,
+    /// How many lanes still run, for whoever waits for their end.
+    running: watch::Sender<usize>,
+}
+
+impl Supervisor {
+    /// The children start in the order of the list when the supervisor does.
+    #[must_use]
+    pub fn new(router: Slot<Router>, children: Vec<(ChildId, Place, Start)>) -> Self {
+        let children = children.into_iter().map(|(id, place, start)| Child {
+            id,
+            start,
+            place,
+            generation: 0,
+            state: State::Connecting,
+            since: Instant::now(),
+            wish: Wish::Run,
+            live: None,
+            publisher: None,
+            broker: Broker::default(),
+            restarts: 0,
+            last_error: None,
+            backoff: Backoff::new(BACKOFF_FIRST, BACKOFF_CAP),
+            crashes: VecDeque::new(),
+            timer: None,
+        });
+        Self { children: children.collect(), router, running: watch::Sender::new(0) }
+    }
+
+    fn at(&self, id: ChildId) -> Option<usize> {
+        self.children.iter().position(|child| child.id == id)
+    }
+
+    /// The child, if what is said of it comes from its present life.
+    fn present(&self, id: ChildId, generation: u64) -> Option<usize> {
+        self.at(id).filter(|&at| self.children[at].generation == generation)
+    }
+
+    fn launch(&mut self, at: usize, ctx: &mut Context<Self>) {
+        let child = &mut self.children[at];
+        child.generation += 1;
+        child.wish = Wish::Run;
+        if let Some(timer) = child.timer.take() {
+            ctx.cancel_future(timer);
+        }
+        let life =
+            Life { child: child.id, generation: child.generation, supervisor: ctx.address(), reason: Arc::default() };
+        let start = Arc::clone(&child.start);
+        match &child.place {
+            Place::Here => start(life),
+            Place::Thread(thread) => {
+                if !thread.spawn_fn({
+                    let (start, life) = (Arc::clone(&start), life.clone());
+                    move || start(life)
+                }) {
+                    child.place = Place::new_thread();
+                    life.exited(Exit::Failed("its thread has ended".into()));
+                }
+            }
+        }
+        self.enter(at, State::Connecting, ctx);
+    }
+
+    /// The one place where a state changes.
+    fn enter(&mut self, at: usize, state: State, ctx: &mut Context<Self>) {
+        let child = &mut self.children[at];
+        let was = std::mem::replace(&mut child.state, state);
+        child.since = Instant::now();
+        if state != State::Up {
+            child.publisher = None;
+        }
+        if let State::Backoff { until } = state {
+            let id = child.id;
+            child.timer = Some(ctx.run_later(until - child.since, move |supervisor, ctx| {
+                if let Some(at) = supervisor.at(id) {
+                    supervisor.children[at].timer = None;
+                    supervisor.launch(at, ctx);
+                }
+            }));
+        }
+        match child.id {
+            ChildId::Router if state == State::Up => self.introduce_lanes(),
+            ChildId::Lane(lane) => {
+                let reason = child.last_error.as_deref().unwrap_or_default();
+                match state {
+                    State::Up => info!(%lane, "lane is up"),
+                    State::Backoff { until } => {
+                        warn!(%lane, reason, retry_in_ms = (until - child.since).as_millis(), "lane is away");
+                    }
+                    State::Paused => info!(%lane, "lane is paused"),
+                    State::Down => error!(%lane, reason, "lane is given up after repeated crashes"),
+                    State::Connecting => {}
+                }
+                if state == State::Up {
+                    self.introduce_lanes();
+                } else if was == State::Up
+                    && let Some(router) = self.router.get()
+                {
+                    router.do_send(LaneDown(lane));
+                }
+            }
+            ChildId::Router | ChildId::Forwarder(_) => match state {
+                State::Backoff { .. } | State::Down => {
+                    error!(actor = ?child.id, reason = child.last_error.as_deref(), state = state.name(), "actor ended");
+                }
+                State::Connecting | State::Up | State::Paused => {}
+            },
+        }
+    }
+
+    /// Tells the router of each lane that is up; a router that knows it already does not mind.
+    fn introduce_lanes(&self) {
+        let Some(router) = self.router.get() else { return };
+        for child in &self.children {
+            if let (ChildId::Lane(lane), Some(publisher)) = (child.id, &child.publisher) {
+                router.do_send(LaneUp { lane, publisher: publisher.clone() });
+            }
+        }
+    }
+
+    fn ended(&mut self, at: usize, exit: Exit, ctx: &mut Context<Self>) {
+        let child = &mut self.children[at];
+        let now = Instant::now();
+        // Whatever the old life still says is not heard.
+        child.generation += 1;
+        child.live = None;
+        if child.state == State::Up && now - child.since >= HEALTHY {
+            child.backoff.reset();
+        }
+        if let Exit::Panicked(_) | Exit::Stalled(_) = exit {
+            child.crashes.push_back(now);
+            child.crashes.retain(|&at| now - at < HEALTHY);
+        }
+        if let Exit::Stalled(_) = exit {
+            child.place = match child.place {
+                Place::Here => Place::Here,
+                Place::Thread(_) => Place::new_thread(),
+            };
+        }
+        let next = Next::after(&exit, child.wish, child.crashes.len());
+        if let Exit::Failed(why) | Exit::Panicked(why) | Exit::Stalled(why) = exit {
+            child.last_error = Some(why);
+        }
+        match next {
+            Next::StartNow => {
+                child.restarts += 1;
+                self.launch(at, ctx);
+            }
+            Next::BackOff => {
+                child.restarts += 1;
+                let until = now + child.backoff.next_delay();
+                self.enter(at, State::Backoff { until }, ctx);
+            }
+            Next::Rest => self.enter(at, State::Paused, ctx),
+            Next::GiveUp => self.enter(at, State::Down, ctx),
+        }
+        self.count_running();
+    }
+
+    fn count_running(&self) {
+        let lanes = self.children.iter().filter(|child| matches!(child.id, ChildId::Lane(_)));
+        self.running.send_replace(lanes.filter(|child| child.live.is_some()).count());
+    }
+
+    /// Asks a running lane to finish, and ends it when it takes too long. The router hears of it first.
+    fn finish(&mut self, at: usize, wish: Wish, ctx: &mut Context<Self>) {
+        self.children[at].wish = wish;
+        if self.children[at].live.is_none() {
+            let child = &mut self.children[at];
+            if let Some(timer) = child.timer.take() {
+                ctx.cancel_future(timer);
+            }
+            // A start that is under way is of an old life from now on.
+            child.generation += 1;
+            match wish {
+                Wish::Rest => self.enter(at, State::Paused, ctx),
+                Wish::Run | Wish::Restart => self.launch(at, ctx),
+            }
+            return;
+        }
+        self.enter(at, if wish == Wish::Rest { State::Paused } else { State::Connecting }, ctx);
+        let child = &self.children[at];
+        if let Some(live) = &child.live {
+            live.drain.do_send(Drain);
+        }
+        let (id, generation) = (child.id, child.generation);
+        ctx.run_later(DRAIN_MAX, move |supervisor, ctx| {
+            if let Some(at) = supervisor.present(id, generation) {
+                supervisor.end_by_force(at, Exit::Stalled("did not finish in time".into()), ctx);
+            }
+        });
+    }
+
+    fn end_by_force(&mut self, at: usize, exit: Exit, ctx: &mut Context<Self>) {
+        if let Some(live) = &self.children[at].live {
+            live.task.abort();
+        }
+        self.ended(at, exit, ctx);
+    }
+
+    fn heartbeat(&mut self, ctx: &mut Context<Self>) {
+        let pings = self.children.iter().filter_map(|child| {
+            let ping = child.live.as_ref()?.ping.send(Ping).timeout(HEARTBEAT);
+            let (id, generation) = (child.id, child.generation);
+            Some(ping.map(move |answer| (id, generation, answer)))
+        });
+        ctx.spawn(join_all(pings.collect::<Vec<_>>()).into_actor(self).map(|answers, supervisor, ctx| {
+            for (id, generation, answer) in answers {
+                let Some(at) = supervisor.present(id, generation) else { continue };
+                let Some(live) = &mut supervisor.children[at].live else { continue };
+                match answer {
+                    Ok(Ok(())) => live.misses = 0,
+                    Ok(Err(why)) => supervisor.end_by_force(at, Exit::Stalled(why), ctx),
+                    Err(_) => {
+                        live.misses += 1;
+                        if live.misses >= MISSES_MAX {
+                            let why = format!("missed {MISSES_MAX} heartbeats of {HEARTBEAT:?}");
+                            supervisor.end_by_force(at, Exit::Stalled(why), ctx);
+                        }
+                    }
+                }
+            }
+        }));
+    }
+}
+
+impl Actor for Supervisor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        for at in 0..self.children.len() {
+            self.launch(at, ctx);
+        }
+        ctx.run_interval(HEARTBEAT, Self::heartbeat);
+    }
+}
+
+impl Handler<Started> for Supervisor {
+    type Result = ();
+
+    fn handle(&mut self, Started { child, generation, live }: Started, _: &mut Self::Context) {
+        match self.present(child, generation) {
+            Some(at) => {
+                self.children[at].live = Some(live);
+                self.count_running();
+            }
+            None => live.task.abort(),
+        }
+    }
+}
+
+impl Handler<Risen> for Supervisor {
+    type Result = ();
+
+    fn handle(&mut self, Risen { child, generation, lane }: Risen, ctx: &mut Self::Context) {
+        let Some(at) = self.present(child, generation) else { return };
+        if self.children[at].wish != Wish::Run {
+            return;
+        }
+        if let Some((publisher, broker)) = lane {
+            for warning in &broker.warnings {
+                warn!(actor = ?child, warning, "the broker's settings weaken the guarantee");
+            }
+            self.children[at].publisher = Some(publisher);
+            self.children[at].broker = broker;
+        }
+        self.enter(at, State::Up, ctx);
+    }
+}
+
+impl Handler<Exited> for Supervisor {
+    type Result = ();
+
+    fn handle(&mut self, Exited { child, generation, exit }: Exited, ctx: &mut Self::Context) {
+        if let Some(at) = self.present(child, generation) {
+            self.ended(at, exit, ctx);
+        }
+    }
+}
+
+impl Handler<Order> for Supervisor {
+    type Result = bool;
+
+    fn handle(&mut self, Order { lane, action }: Order, ctx: &mut Self::Context) -> bool {
+        let Some(at) = self.at(ChildId::Lane(lane)) else { return false };
+        let child = &mut self.children[at];
+        match (action, child.state) {
+            (Action::Pause, State::Paused) | (Action::Resume, State::Connecting | State::Up) => {}
+            (Action::Pause, _) => self.finish(at, Wish::Rest, ctx),
+            // Still finishing after a pause: it starts again when it has.
+            (Action::Resume, State::Paused) if child.live.is_some() => child.wish = Wish::Restart,
+            (Action::Resume, _) => {
+                child.crashes.clear();
+                self.launch(at, ctx);
+            }
+            (Action::Restart, _) => {
+                child.crashes.clear();
+                self.finish(at, Wish::Restart, ctx);
+            }
+        }
+        true
+    }
+}
+
+impl Handler<Snapshot> for Supervisor {
+    type Result = Vec<View>;
+
+    fn handle(&mut self, _: Snapshot, _: &mut Self::Context) -> Vec<View> {
+        let views = self.children.iter().map(|child| View {
+            child: child.id,
+            state: child.state,
+            since: child.since,
+            restarts: child.restarts,
+            last_error: child.last_error.clone(),
+            broker: child.broker.clone(),
+        });
+        views.collect()
+    }
+}
+
+impl Handler<DrainAll> for Supervisor {
+    type Result = ResponseFuture<()>;
+
+    fn handle(&mut self, _: DrainAll, ctx: &mut Self::Context) -> Self::Result {
+        let lanes = self.children.iter().enumerate().filter(|(_, child)| matches!(child.id, ChildId::Lane(_)));
+        for at in lanes.map(|(at, _)| at).collect::<Vec<_>>() {
+            self.finish(at, Wish::Rest, ctx);
+        }
+        self.count_running();
+        let mut running = self.running.subscribe();
+        Box::pin(async move {
+            // Each lane is ended by force after DRAIN_MAX, so this ends.
+            if running.wait_for(|&lanes| lanes == 0).await.is_err() {
+                warn!("the supervisor ended before its lanes");
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_follows_an_end_is_this_table() {
+        let failed = || Exit::Failed("x".into());
+        let panicked = || Exit::Panicked("x".into());
+        let stalled = || Exit::Stalled("x".into());
+        for (exit, wish, crashes, next) in [
+            (Exit::Stopped, Wish::Rest, 0, Next::Rest),
+            (failed(), Wish::Rest, 0, Next::Rest),
+            (panicked(), Wish::Rest, 9, Next::Rest),
+            (Exit::Stopped, Wish::Restart, 0, Next::StartNow),
+            (stalled(), Wish::Restart, 9, Next::StartNow),
+            (Exit::Stopped, Wish::Run, 0, Next::BackOff),
+            (failed(), Wish::Run, 0, Next::BackOff),
+            (failed(), Wish::Run, 9, Next::BackOff),
+            (panicked(), Wish::Run, 4, Next::BackOff),
+            (panicked(), Wish::Run, 5, Next::GiveUp),
+            (stalled(), Wish::Run, 4, Next::BackOff),
+            (stalled(), Wish::Run, 5, Next::GiveUp),
+        ] {
+            assert_eq!(Next::after(&exit, wish, crashes), next, "{exit:?} {wish:?} {crashes}");
+        }
+    }
+}

@@ -1,0 +1,390 @@
+//! The peers that this node carries records to: one long-lived stream each, opened anew whenever it breaks.
+
+use std::{
+    cell::{Cell, OnceCell, RefCell},
+    collections::{HashMap, VecDeque},
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
+
+use futures_util::future::select_all;
+use prost::Message as _;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch},
+    task::JoinSet,
+    time::{Instant, sleep, timeout},
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Streaming, transport::Endpoint};
+
+use super::{MAX_MESSAGE, Phase, reached};
+use crate::{
+    actors::transport::TransportError,
+    backoff::Backoff,
+    proto::{self, Outcome, Receipt, waypost_client::WaypostClient},
+    record::Record,
+};
+
+/// Records under way to one peer.
+const WINDOW: usize = 512;
+/// How long a record waits for room in a window before it goes back to the router.
+const ROOM_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a peer may take from the first packet to an open stream.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
+const RECONNECT_FIRST: Duration = Duration::from_millis(50);
+const RECONNECT_CAP: Duration = Duration::from_secs(1);
+
+/// All peers. Dropping it ends every stream.
+pub(super) struct Peers {
+    all: Vec<Rc<Peer>>,
+    /// Whose turn it is.
+    turn: Cell<usize>,
+    tasks: RefCell<JoinSet<()>>,
+}
+
+struct Peer {
+    endpoint: Endpoint,
+    state: watch::Sender<State>,
+}
+
+enum State {
+    Up(Rc<Link>),
+    /// Why there is no open stream.
+    Down(String),
+}
+
+impl Peers {
+    /// Starts to connect to each of `endpoints` and goes on for ever, until [`Phase::Closing`].
+    pub(super) fn start(endpoints: Vec<Endpoint>, phase: &watch::Receiver<Phase>) -> Self {
+        let mut tasks = JoinSet::new();
+        let all = endpoints.into_iter().map(|endpoint| {
+            let peer = Rc::new(Peer { endpoint, state: watch::Sender::new(State::Down("connecting".into())) });
+            tasks.spawn_local(stay_connected(Rc::clone(&peer), phase.clone()));
+            peer
+        });
+        Self { all: all.collect(), turn: Cell::new(0), tasks: RefCell::new(tasks) }
+    }
+
+    /// Waits until one stream is open, at most `patience`; the error says why none is.
+    pub(super) async fn first(&self, patience: Duration) -> Result<(), String> {
+        let opened = self.all.iter().map(|peer| {
+            let mut state = peer.state.subscribe();
+            Box::pin(async move { drop(state.wait_for(|state| matches!(state, State::Up(_))).await) })
+        });
+        timeout(patience, select_all(opened)).await.map(drop).map_err(|_| self.why_none())
+    }
+
+    /// Sends `record` to the next peer that has room, and resolves on its receipt.
+    pub(super) async fn publish(&self, record: &Record) -> Result<(), TransportError> {
+        let message = proto::Record {
+            id: record.id.to_string(),
+            body: record.body.clone(),
+            traceparent: record.traceparent.as_deref().unwrap_or_default().to_owned(),
+            origin: record.origin.as_ref().map(ToString::to_string).unwrap_or_default(),
+        };
+        if message.encoded_len() > MAX_MESSAGE {
+            return Err(TransportError::Publish(format!("the record is larger than {MAX_MESSAGE} bytes")));
+        }
+        let (link, _slot) = self.room().await?;
+        link.send(Arc::clone(&record.id), message).await
+    }
+
+    /// Lets the receipts that are still due come in, at most `patience`; then ends every stream.
+    pub(super) async fn close(&self, patience: Duration) {
+        let mut tasks = self.tasks.take();
+        // Past the deadline the tasks are aborted, by the drop of the set.
+        timeout(patience, async { while tasks.join_next().await.is_some() {} }).await.ok();
+    }
+
+    async fn room(&self) -> Result<(Rc<Link>, OwnedSemaphorePermit), TransportError> {
+        let turn = self.turn.get();
+        self.turn.set(turn.wrapping_add(1));
+        let mut live = Vec::new();
+        for at in 0..self.all.len() {
+            let peer = &self.all[turn.wrapping_add(at) % self.all.len()];
+            if let State::Up(link) = &*peer.state.borrow() {
+                match Arc::clone(&link.window).try_acquire_owned() {
+                    Ok(slot) => return Ok((Rc::clone(link), slot)),
+                    Err(_) => live.push(Rc::clone(link)),
+                }
+            }
+        }
+        if live.is_empty() {
+            return Err(TransportError::Publish(self.why_none()));
+        }
+        let windows = live.iter().map(|link| Box::pin(Arc::clone(&link.window).acquire_owned()));
+        match timeout(ROOM_PATIENCE, select_all(windows)).await {
+            Ok((Ok(slot), at, _)) => Ok((live.swap_remove(at), slot)),
+            Ok((Err(_), at, _)) => Err(live[at].error()),
+            Err(_) => Err(TransportError::Publish("every peer has its window full".into())),
+        }
+    }
+
+    fn why_none(&self) -> String {
+        let reasons = self.all.iter().filter_map(|peer| {
+            let State::Down(why) = &*peer.state.borrow() else { return None };
+            Some(format!("{}: {why}", peer.endpoint.uri()))
+        });
+        format!("no peer is connected: {}", reasons.collect::<Vec<_>>().join("; "))
+    }
+}
+
+/// One open stream.
+struct Link {
+    window: Arc<Semaphore>,
+    /// What may still be sent; `None` once the node is closing or the stream is broken.
+    outbox: RefCell<Option<mpsc::Sender<proto::Record>>>,
+    /// Who waits for a receipt, in the order in which their records were sent.
+    waiters: RefCell<HashMap<Arc<str>, VecDeque<Waiter>>>,
+    next_number: Cell<u64>,
+    broken: OnceCell<String>,
+}
+
+struct Waiter {
+    /// Tells apart those that wait for the same id.
+    number: u64,
+    receipt: oneshot::Sender<Receipt>,
+}
+
+impl Link {
+    async fn send(&self, id: Arc<str>, message: proto::Record) -> Result<(), TransportError> {
+        // Records of abandoned waiters may still lie there: then the peer does not read, and waiting would not be seen.
+        match self.outbox.borrow().as_ref().map(|outbox| outbox.try_send(message)) {
+            Some(Ok(())) => {}
+            Some(Err(mpsc::error::TrySendError::Full(_))) => {
+                return Err(TransportError::Publish("the peer does not read its stream".into()));
+            }
+            Some(Err(mpsc::error::TrySendError::Closed(_))) | None => return Err(self.error()),
+        }
+        let number = self.next_number.replace(self.next_number.get().wrapping_add(1));
+        let (receipt, answer) = oneshot::channel();
+        self.waiters.borrow_mut().entry(Arc::clone(&id)).or_default().push_back(Waiter { number, receipt });
+        let _waiting = Waiting { link: self, id, number };
+        match answer.await {
+            Ok(receipt) => match receipt.outcome() {
+                Outcome::Safe => Ok(()),
+                Outcome::Refused => Err(TransportError::Publish(format!("refused: {}", receipt.detail))),
+                Outcome::Retry | Outcome::Unspecified => Err(TransportError::Publish(receipt.detail)),
+            },
+            Err(_) => Err(self.error()),
+        }
+    }
+
+    /// Hands a receipt to the one that has waited longest for its id.
+    fn receive(&self, receipt: Receipt) {
+        let mut waiters = self.waiters.borrow_mut();
+        let Some(queue) = waiters.get_mut(receipt.id.as_str()) else {
+            return;
+        };
+        let waiter = queue.pop_front();
+        if queue.is_empty() {
+            waiters.remove(receipt.id.as_str());
+        }
+        if let Some(waiter) = waiter {
+            // Fails when nobody waits any more.
+            waiter.receipt.send(receipt).ok();
+        }
+    }
+
+    /// Fails all that wait, at once.
+    fn fail(&self, why: String) {
+        self.broken.set(why).ok();
+        self.outbox.take();
+        self.window.close();
+        self.waiters.take();
+    }
+
+    fn error(&self) -> TransportError {
+        TransportError::Publish(self.broken.get().map_or("closing", String::as_str).to_owned())
+    }
+}
+
+/// A place among the waiters, given up on drop.
+struct Waiting<'l> {
+    link: &'l Link,
+    id: Arc<str>,
+    number: u64,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let mut waiters = self.link.waiters.borrow_mut();
+        if let Some(queue) = waiters.get_mut(&self.id) {
+            queue.retain(|waiter| waiter.number != self.number);
+            if queue.is_empty() {
+                waiters.remove(&self.id);
+            }
+        }
+    }
+}
+
+/// A link while its peer offers it; however the stream ends, and its task with it, nobody is left waiting.
+struct Offered<'p> {
+    peer: &'p Peer,
+    link: Rc<Link>,
+}
+
+impl<'p> Offered<'p> {
+    fn new(peer: &'p Peer, link: Rc<Link>) -> Self {
+        peer.state.send_replace(State::Up(Rc::clone(&link)));
+        Self { peer, link }
+    }
+
+    fn withdraw(&self, why: String) {
+        self.peer.state.send_replace(State::Down(why.clone()));
+        self.link.fail(why);
+    }
+}
+
+impl Drop for Offered<'_> {
+    fn drop(&mut self) {
+        if self.link.broken.get().is_none() {
+            self.withdraw("closed".into());
+        }
+    }
+}
+
+async fn stay_connected(peer: Rc<Peer>, phase: watch::Receiver<Phase>) {
+    let mut backoff = Backoff::new(RECONNECT_FIRST, RECONNECT_CAP);
+    loop {
+        let started = Instant::now();
+        let opened = tokio::select! {
+            opened = timeout(OPEN_TIMEOUT, open(&peer.endpoint)) => opened,
+            () = reached(phase.clone(), Phase::Closing) => return,
+        };
+        let why = match opened {
+            Ok(Ok((link, receipts))) => {
+                tracing::info!(peer = %peer.endpoint.uri(), "carrying records to the peer");
+                let offered = Offered::new(&peer, link);
+                let why = relay(&offered.link, receipts, &phase).await;
+                offered.withdraw(why.clone());
+                why
+            }
+            Ok(Err(why)) => why,
+            Err(_) => format!("no stream within {OPEN_TIMEOUT:?}"),
+        };
+        if *phase.borrow() != Phase::Serving {
+            return;
+        }
+        // A peer that opens streams and breaks them at once is not well.
+        if started.elapsed() > RECONNECT_CAP {
+            backoff.reset();
+        }
+        tracing::warn!(peer = %peer.endpoint.uri(), %why, "not connected to the peer");
+        peer.state.send_replace(State::Down(why));
+        tokio::select! {
+            () = sleep(backoff.next_delay()) => {}
+            () = reached(phase.clone(), Phase::Closing) => return,
+        }
+    }
+}
+
+async fn open(endpoint: &Endpoint) -> Result<(Rc<Link>, Streaming<Receipt>), String> {
+    let channel = endpoint.connect().await.map_err(|e| with_sources(&e))?;
+    let (outbox, records) = mpsc::channel(WINDOW);
+    let mut client = WaypostClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
+    let receipts = client.carry(ReceiverStream::new(records)).await.map_err(|status| describe(&status))?.into_inner();
+    let link = Link {
+        window: Arc::new(Semaphore::new(WINDOW)),
+        outbox: RefCell::new(Some(outbox)),
+        waiters: RefCell::default(),
+        next_number: Cell::default(),
+        broken: OnceCell::new(),
+    };
+    Ok((Rc::new(link), receipts))
+}
+
+/// Hands out receipts until the stream ends; returns why it did. Once the node is closing nothing more is sent.
+async fn relay(link: &Link, mut receipts: Streaming<Receipt>, phase: &watch::Receiver<Phase>) -> String {
+    let mut closing = std::pin::pin!(reached(phase.clone(), Phase::Closing));
+    let mut open = true;
+    loop {
+        tokio::select! {
+            biased;
+            message = receipts.message() => match message {
+                Ok(Some(receipt)) => link.receive(receipt),
+                Ok(None) => return "the peer has ended the stream".into(),
+                Err(status) => return describe(&status),
+            },
+            () = &mut closing, if open => {
+                open = false;
+                link.outbox.take();
+            }
+        }
+    }
+}
+
+fn describe(status: &tonic::Status) -> String {
+    format!("{}: {}", status.code(), status.message())
+}
+
+/// The transport's own text does not name the cause.
+fn with_sources(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |e| e.source()).map(ToString::to_string);
+    causes.collect::<Vec<_>>().join(": ")
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    fn link() -> (Link, mpsc::Receiver<proto::Record>) {
+        let (outbox, sent) = mpsc::channel(WINDOW);
+        let link = Link {
+            window: Arc::new(Semaphore::new(WINDOW)),
+            outbox: RefCell::new(Some(outbox)),
+            waiters: RefCell::default(),
+            next_number: Cell::default(),
+            broken: OnceCell::new(),
+        };
+        (link, sent)
+    }
+
+    fn receipt(id: &str, outcome: Outcome) -> Receipt {
+        Receipt { id: id.into(), outcome: outcome.into(), detail: "why".into() }
+    }
+
+    #[test]
+    fn a_receipt_goes_to_the_one_that_has_waited_longest_for_its_id() {
+        let (link, _sent) = link();
+        let mut sends = ["a", "b", "a"].map(|id| Box::pin(link.send(Arc::from(id), proto::Record::default())));
+        assert!(sends.iter_mut().all(|send| send.now_or_never().is_none()));
+        link.receive(receipt("stranger", Outcome::Safe));
+        link.receive(receipt("a", Outcome::Safe));
+        let answers = sends.each_mut().map(FutureExt::now_or_never);
+        assert_eq!(answers, [Some(Ok(())), None, None]);
+        let [_, b, second_a] = sends.each_mut();
+        link.receive(receipt("b", Outcome::Refused));
+        link.receive(receipt("a", Outcome::Retry));
+        assert_eq!(b.now_or_never(), Some(Err(TransportError::Publish("refused: why".into()))));
+        assert_eq!(second_a.now_or_never(), Some(Err(TransportError::Publish("why".into()))));
+    }
+
+    #[test]
+    fn an_abandoned_waiter_leaves_nothing_behind_and_its_receipt_harms_nobody() {
+        let (link, _sent) = link();
+        let mut first = Box::pin(link.send("a".into(), proto::Record::default()));
+        let mut second = Box::pin(link.send("a".into(), proto::Record::default()));
+        assert!(first.as_mut().now_or_never().is_none() && second.as_mut().now_or_never().is_none());
+        drop(first);
+        link.receive(receipt("a", Outcome::Safe));
+        assert_eq!(second.now_or_never(), Some(Ok(())));
+        link.receive(receipt("a", Outcome::Safe));
+        assert!(link.waiters.borrow().is_empty());
+    }
+
+    #[test]
+    fn a_link_that_breaks_fails_all_that_wait_and_all_that_come_later() {
+        let (link, _sent) = link();
+        let mut waiting = Box::pin(link.send("a".into(), proto::Record::default()));
+        assert!(waiting.as_mut().now_or_never().is_none());
+        link.fail("gone".into());
+        let error = || Some(Err(TransportError::Publish("gone".into())));
+        assert_eq!(waiting.now_or_never(), error());
+        assert_eq!(link.send("b".into(), proto::Record::default()).now_or_never(), error());
+        assert!(link.window.is_closed());
+    }
+}

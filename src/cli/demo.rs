@@ -1,0 +1,273 @@
+//! `waypost demo`: the whole way of a record in one process: a replay posts `traffic.json` to a node, whose API is a
+//! built-in sink.
+
+use std::{
+    cell::RefCell,
+    fs,
+    io::IsTerminal as _,
+    net::{SocketAddr, TcpListener},
+    path::PathBuf,
+    process::ExitCode,
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use awc::http::StatusCode;
+use bytes::Bytes;
+use futures_util::future::join_all;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::{json, value::RawValue};
+
+use super::{NodeArgs, USAGE, run::stop_signal};
+use crate::{
+    actors::supervisor::{ChildId, Snapshot, State},
+    config::Config,
+    delivery::LaneId,
+    node::Node,
+    sink::Sink,
+};
+
+/// The records that the demo replays unless it is given others.
+const TRAFFIC: &str = include_str!("../../traffic.json");
+/// Clients of the replay.
+const USERS: usize = 32;
+/// How long the lanes may take to come up.
+const LANES_PATIENCE: Duration = Duration::from_secs(30);
+/// How long the ledger may take to balance once the replay has begun.
+const BALANCE_PATIENCE: Duration = Duration::from_secs(30);
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    node: NodeArgs,
+    /// Replay these records instead of the built-in ones: a JSON array
+    #[arg(long, value_name = "FILE")]
+    records: Option<PathBuf>,
+    /// Exit when all is delivered: 0, or 1 if the ledger does not balance within 30 s
+    #[arg(long)]
+    once: bool,
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the demo; without `--once` it stays up until Ctrl-C.
+pub async fn demo(args: Args) -> ExitCode {
+    let config = match args.node.load() {
+        Ok(config) => config,
+        Err(status) => return status,
+    };
+    let text = match args.records.as_ref().map(fs::read_to_string).transpose() {
+        Ok(text) => text,
+        Err(failure) => {
+            eprintln!("waypost: {}: {failure}", args.records.unwrap_or_default().display());
+            return ExitCode::from(USAGE);
+        }
+    };
+    let records: Vec<Box<RawValue>> = match serde_json::from_str(text.as_deref().unwrap_or(TRAFFIC)) {
+        Ok(records) => records,
+        Err(failure) => {
+            eprintln!("waypost: --records: not a JSON array: {failure}");
+            return ExitCode::from(USAGE);
+        }
+    };
+    let records = records.iter().map(|record| Bytes::copy_from_slice(record.get().as_bytes())).collect();
+    match play(config, records, &args).await {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(failure) => {
+            eprintln!("waypost: {failure}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Whether every record was delivered.
+async fn play(mut config: Config, records: Vec<Bytes>, args: &Args) -> Result<bool, Box<dyn std::error::Error>> {
+    let total = records.len() as u64;
+    // Removed when the demo ends.
+    let scratch = tempfile::tempdir()?;
+    if args.node.data.is_none() {
+        config.spool.dir = scratch.path().to_owned();
+    }
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    config.api.url = format!("http://{}/", listener.local_addr()?);
+    let sink = Sink::start(listener, None)?;
+    config.ingest.listen = free_or_any(config.ingest.listen);
+    config.admin.listen = free_or_any(config.admin.listen);
+    let grpc = config.lanes.grpc.get_or_insert_default();
+    grpc.listen = free_or_any(grpc.listen);
+
+    let node = Node::start(&config)?;
+    if !lanes_up(&node).await {
+        eprintln!("waypost: not every lane is up after {LANES_PATIENCE:?}; see http://{}/api/status", node.admin);
+    }
+    let progress = Progress::new(total);
+    let began = Instant::now();
+    let refused = replay(node.ingest, records, &progress).await;
+    let balanced = refused == 0 && settled(&node, &sink, total, &progress).await;
+    let elapsed = began.elapsed();
+    progress.end();
+
+    let stats = sink.stats();
+    let lanes = config.lanes_in_order();
+    if args.json {
+        println!("{}", report_json(&node, &lanes, &stats, elapsed));
+    } else {
+        print_report(&node, &lanes, &stats, elapsed);
+    }
+    if !balanced {
+        eprintln!("waypost: the ledger does not balance: {total} sent, {refused} refused, {} at the API", stats.records);
+    }
+    if !args.once {
+        println!("The node stays up: post to http://{}/, status at http://{}/api/status, Ctrl-C ends it.", node.ingest, node.admin);
+        stop_signal().await?;
+    }
+    node.drain().await;
+    sink.stop().await;
+    Ok(balanced)
+}
+
+/// `address`, or a free port of the same host where it is taken.
+fn free_or_any(address: SocketAddr) -> SocketAddr {
+    match TcpListener::bind(address) {
+        Ok(_) => address,
+        Err(_) => SocketAddr::new(address.ip(), 0),
+    }
+}
+
+/// Whether all lanes came up in time.
+async fn lanes_up(node: &Node) -> bool {
+    let deadline = Instant::now() + LANES_PATIENCE;
+    while Instant::now() < deadline {
+        let views = node.supervisor.send(Snapshot).await.unwrap_or_default();
+        let mut lanes = views.iter().filter(|view| matches!(view.child, ChildId::Lane(_)));
+        if !views.is_empty() && lanes.all(|view| view.state == State::Up) {
+            return true;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    false
+}
+
+/// Posts each record once, trying again where the node asks for it. Returns how many were not taken.
+async fn replay(node: SocketAddr, records: Vec<Bytes>, progress: &Progress) -> u64 {
+    let url = format!("http://127.0.0.1:{}/", node.port());
+    let left = Rc::new(RefCell::new(records.into_iter()));
+    let users = (0..USERS).map(|_| async {
+        let client = awc::Client::default();
+        let mut refused = 0;
+        loop {
+            let Some(record) = left.borrow_mut().next() else { return refused };
+            if !taken(&client, &url, record).await {
+                refused += 1;
+            }
+            progress.one_more();
+        }
+    });
+    join_all(users).await.into_iter().sum()
+}
+
+async fn taken(client: &awc::Client, url: &str, record: Bytes) -> bool {
+    let deadline = Instant::now() + BALANCE_PATIENCE;
+    loop {
+        match client.post(url).content_type("application/json").send_body(record.clone()).await {
+            Ok(mut answer) => {
+                // Read to its end, so that the connection serves the next record.
+                let read = answer.body().await;
+                match answer.status() {
+                    StatusCode::ACCEPTED => return read.is_ok(),
+                    StatusCode::SERVICE_UNAVAILABLE if Instant::now() < deadline => {}
+                    _ => return false,
+                }
+            }
+            Err(_) if Instant::now() < deadline => {}
+            Err(_) => return false,
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+/// Whether every record came to rest at the sink in time, and the ledger agrees.
+async fn settled(node: &Node, sink: &Sink, total: u64, progress: &Progress) -> bool {
+    let deadline = Instant::now() + BALANCE_PATIENCE;
+    loop {
+        let counts = node.ledger.totals();
+        progress.delivered(counts.delivered);
+        if counts.accepted == total && counts.in_flight() == 0 && sink.stats().records == total {
+            return true;
+        }
+        if Instant::now() > deadline {
+            return false;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+fn print_report(node: &Node, lanes: &[(LaneId, String)], stats: &crate::sink::Stats, elapsed: Duration) {
+    println!("{:<10} {:>9} {:>9} {:>10} {:>9} {:>14}", "path", "accepted", "delivered", "in flight", "at API", "p50 / p99 ms");
+    let row = |name: &str, counts: crate::ledger::Counts, at_api: u64, times: &str| {
+        println!(
+            "{name:<10} {:>9} {:>9} {:>10} {at_api:>9} {times:>14}",
+            counts.accepted,
+            counts.delivered,
+            counts.in_flight()
+        );
+    };
+    for (lane, tag) in lanes {
+        let times = node.ledger.delivery_ms(*lane);
+        let at_api = stats.paths.get(tag).copied().unwrap_or_default();
+        row(tag, node.ledger.counts(*lane), at_api, &format!("{:.1} / {:.1}", times.p50, times.p99));
+    }
+    row("all", node.ledger.totals(), stats.records, "");
+    println!("{} records in {:.2} s, {} sent twice.", stats.records, elapsed.as_secs_f64(), stats.redeliveries);
+}
+
+fn report_json(node: &Node, lanes: &[(LaneId, String)], stats: &crate::sink::Stats, elapsed: Duration) -> serde_json::Value {
+    let line = |counts: crate::ledger::Counts| {
+        json!({"accepted": counts.accepted, "delivered": counts.delivered, "in_flight": counts.in_flight()})
+    };
+    let paths: serde_json::Map<_, _> =
+        lanes.iter().map(|(lane, tag)| (tag.clone(), line(node.ledger.counts(*lane)))).collect();
+    json!({
+        "ledger": line(node.ledger.totals()),
+        "paths": paths,
+        "api": {"records": stats.records, "redeliveries": stats.redeliveries, "paths": stats.paths},
+        "elapsed_s": elapsed.as_secs_f64(),
+    })
+}
+
+/// A bar on a terminal, a line per quarter elsewhere; both on the standard error.
+struct Progress {
+    bar: ProgressBar,
+    total: u64,
+    on_terminal: bool,
+}
+
+impl Progress {
+    fn new(total: u64) -> Self {
+        let on_terminal = std::io::stderr().is_terminal();
+        let target = if on_terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let bar = ProgressBar::with_draw_target(Some(total), target);
+        if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} records taken {msg}") {
+            bar.set_style(style);
+        }
+        Self { bar, total, on_terminal }
+    }
+
+    fn one_more(&self) {
+        self.bar.inc(1);
+        let taken = self.bar.position();
+        if !self.on_terminal && self.total >= 4 && taken.is_multiple_of(self.total / 4) {
+            eprintln!("{taken} of {} records taken", self.total);
+        }
+    }
+
+    fn delivered(&self, count: u64) {
+        self.bar.set_message(format!("{count} delivered"));
+    }
+
+    fn end(&self) {
+        self.bar.finish();
+    }
+}

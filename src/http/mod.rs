@@ -1,0 +1,6 @@
+//! HTTP on either side: ingest and admin serve, `api` posts.
+
+pub mod admin;
+pub mod api;
+pub mod ingest;
+pub mod problem;

@@ -1,0 +1,81 @@
+//! Errors as `application/problem+json` (RFC 9457).
+
+use actix_web::{
+    HttpRequest, HttpResponse, Responder, ResponseError,
+    body::BoxBody,
+    http::{StatusCode, header},
+};
+use serde_json::{Map, Value};
+
+/// A problem that ends a request. Its `type` is `urn:waypost:problem:<kind>`, its `title` what the status says.
+#[derive(Debug, thiserror::Error)]
+#[error("{status}: {detail}")]
+pub struct Problem {
+    status: StatusCode,
+    kind: &'static str,
+    detail: String,
+    members: Map<String, Value>,
+    header: Option<(header::HeaderName, String)>,
+}
+
+impl Problem {
+    /// `detail` tells the client what is wrong with this request.
+    #[must_use]
+    pub fn new(status: StatusCode, kind: &'static str, detail: impl Into<String>) -> Self {
+        Self { status, kind, detail: detail.into(), members: Map::new(), header: None }
+    }
+
+    /// There is nothing at `path`.
+    #[must_use]
+    pub fn not_found(path: &str) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "not-found", format!("There is nothing at {path}"))
+    }
+
+    /// The path is right, the method is not; `allowed` goes into the header `Allow`.
+    #[must_use]
+    pub fn method_not_allowed(allowed: &str) -> Self {
+        let problem = Self::new(StatusCode::METHOD_NOT_ALLOWED, "method", format!("Allowed here: {allowed}"));
+        Self { header: Some((header::ALLOW, allowed.to_owned())), ..problem }
+    }
+
+    /// Adds a member, for programs to read.
+    #[must_use]
+    pub fn with(mut self, name: &str, value: impl Into<Value>) -> Self {
+        self.members.insert(name.to_owned(), value.into());
+        self
+    }
+
+    /// Asks the client to try again after so many seconds.
+    #[must_use]
+    pub fn retry_after(mut self, seconds: u64) -> Self {
+        self.header = Some((header::RETRY_AFTER, seconds.to_string()));
+        self
+    }
+}
+
+impl ResponseError for Problem {
+    fn status_code(&self) -> StatusCode {
+        self.status
+    }
+
+    fn error_response(&self) -> HttpResponse {
+        let mut body = self.members.clone();
+        body.insert("type".into(), format!("urn:waypost:problem:{}", self.kind).into());
+        body.insert("title".into(), self.status.canonical_reason().unwrap_or_default().into());
+        body.insert("status".into(), self.status.as_u16().into());
+        body.insert("detail".into(), self.detail.as_str().into());
+        let mut response = HttpResponse::build(self.status);
+        if let Some((name, value)) = &self.header {
+            response.insert_header((name.clone(), value.as_str()));
+        }
+        response.content_type("application/problem+json").body(Value::Object(body).to_string())
+    }
+}
+
+impl Responder for Problem {
+    type Body = BoxBody;
+
+    fn respond_to(self, _: &HttpRequest) -> HttpResponse {
+        self.error_response()
+    }
+}

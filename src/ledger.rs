@@ -1,0 +1,315 @@
+//! The ledger: one count per transition of a record, made at the one place where it happens.
+//!
+//! On a node that has its lanes to itself, at rest, `accepted + recovered = delivered + dead + spooled + in_flight`.
+
+use std::{
+    collections::{HashSet, hash_map::RandomState},
+    hash::BuildHasher as _,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    time::Instant,
+};
+
+use hdrhistogram::Histogram;
+
+use crate::{
+    delivery::LaneId,
+    record::{Record, unix_us},
+};
+
+/// How many of the last delivered records are known again when a broker sends them once more, at least.
+const KNOWN_MIN: usize = 65_536;
+
+/// The counts of one node since its start.
+pub struct Ledger {
+    /// This run of the node: what carries another origin is of an earlier run, or of another node.
+    pub run: Arc<str>,
+    pub started: Instant,
+    pub api: ApiGauge,
+    lanes: [Lane; LaneId::ALL.len()],
+    known: Mutex<Known>,
+}
+
+#[derive(Default)]
+struct Lane {
+    accepted: AtomicU64,
+    recovered: AtomicU64,
+    delivered: AtomicU64,
+    redelivered: AtomicU64,
+    publish: Latency,
+    delivery: Latency,
+}
+
+/// The counts of one lane, or of all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Answered with a receipt.
+    pub accepted: u64,
+    /// Of an earlier run, found in a broker.
+    pub recovered: u64,
+    /// The API's 2xx.
+    pub delivered: u64,
+    /// Came out of a broker again after the API's 2xx, and was not POSTed again.
+    pub redelivered: u64,
+}
+
+impl Counts {
+    /// Safe and not yet delivered.
+    #[must_use]
+    pub const fn in_flight(&self) -> u64 {
+        // A record may be delivered a moment before its confirm has come back.
+        (self.accepted + self.recovered).saturating_sub(self.delivered)
+    }
+}
+
+impl Ledger {
+    #[must_use]
+    pub fn new(run: Arc<str>) -> Self {
+        Self { run, started: Instant::now(), api: ApiGauge::default(), lanes: Default::default(), known: Mutex::default() }
+    }
+
+    /// `lane` has confirmed a record that it was given at `began`.
+    pub fn accepted(&self, lane: LaneId, began: Instant) {
+        let lane = self.lane(lane);
+        lane.accepted.fetch_add(1, Relaxed);
+        lane.publish.record(u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX));
+    }
+
+    /// Whether the API is known to have the record. The same id taken in a second time is another record.
+    #[must_use]
+    pub fn is_delivered(&self, record: &Record) -> bool {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).contains(record)
+    }
+
+    /// The API has the record. A second time counts as redelivered.
+    pub fn delivered(&self, lane: LaneId, record: &Record) {
+        if !self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(record) {
+            return self.redelivered(lane);
+        }
+        let lane = self.lane(lane);
+        match &record.origin {
+            Some(origin) if origin.run == self.run => lane.delivery.record(unix_us().saturating_sub(origin.at_us)),
+            _ => {
+                lane.recovered.fetch_add(1, Relaxed);
+            }
+        }
+        lane.delivered.fetch_add(1, Relaxed);
+    }
+
+    /// A record came out of `lane` that the API has already.
+    pub fn redelivered(&self, lane: LaneId) {
+        self.lane(lane).redelivered.fetch_add(1, Relaxed);
+    }
+
+    /// The counts of one lane.
+    #[must_use]
+    pub fn counts(&self, lane: LaneId) -> Counts {
+        let lane = self.lane(lane);
+        // Delivered first: what is delivered between the two reads was accepted by the second.
+        let delivered = lane.delivered.load(Relaxed);
+        Counts {
+            accepted: lane.accepted.load(Relaxed),
+            recovered: lane.recovered.load(Relaxed),
+            delivered,
+            redelivered: lane.redelivered.load(Relaxed),
+        }
+    }
+
+    /// The counts of all lanes together.
+    #[must_use]
+    pub fn totals(&self) -> Counts {
+        LaneId::ALL.into_iter().map(|lane| self.counts(lane)).fold(Counts::default(), |sum, lane| Counts {
+            accepted: sum.accepted + lane.accepted,
+            recovered: sum.recovered + lane.recovered,
+            delivered: sum.delivered + lane.delivered,
+            redelivered: sum.redelivered + lane.redelivered,
+        })
+    }
+
+    /// Milliseconds from publish to confirm.
+    #[must_use]
+    pub fn publish_ms(&self, lane: LaneId) -> Quantiles {
+        self.lane(lane).publish.quantiles_ms()
+    }
+
+    /// Milliseconds from taking a record in to the API's 2xx.
+    #[must_use]
+    pub fn delivery_ms(&self, lane: LaneId) -> Quantiles {
+        self.lane(lane).delivery.quantiles_ms()
+    }
+
+    const fn lane(&self, lane: LaneId) -> &Lane {
+        &self.lanes[lane as usize]
+    }
+}
+
+/// Median and 99th percentile, in milliseconds; zero while nothing was measured.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Quantiles {
+    pub p50: f64,
+    pub p99: f64,
+}
+
+/// Times in microseconds, to two significant digits.
+struct Latency(Mutex<Histogram<u32>>);
+
+impl Latency {
+    const MAX_US: u64 = 3_600_000_000;
+
+    fn record(&self, us: u64) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).saturating_record(us.clamp(1, Self::MAX_US));
+    }
+
+    fn quantiles_ms(&self) -> Quantiles {
+        let times = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        #[expect(clippy::cast_precision_loss, reason = "a time of centuries would lose a microsecond")]
+        let ms = |quantile| times.value_at_quantile(quantile) as f64 / 1000.0;
+        Quantiles { p50: ms(0.5), p99: ms(0.99) }
+    }
+}
+
+impl Default for Latency {
+    fn default() -> Self {
+        let times = Histogram::new_with_bounds(1, Self::MAX_US, 2).expect("these bounds are legal, so this cannot fail");
+        Self(Mutex::new(times))
+    }
+}
+
+/// The API as the forwarders find it.
+#[derive(Default)]
+pub struct ApiGauge {
+    in_flight: AtomicU64,
+    failing: AtomicBool,
+}
+
+/// One POST in flight.
+pub struct Posting<'a>(&'a ApiGauge);
+
+impl ApiGauge {
+    /// A POST begins; it ends when the answer is dropped.
+    pub fn begin(&self) -> Posting<'_> {
+        self.in_flight.fetch_add(1, Relaxed);
+        Posting(self)
+    }
+
+    pub fn succeeded(&self) {
+        self.failing.store(false, Relaxed);
+    }
+
+    pub fn failed(&self) {
+        self.failing.store(true, Relaxed);
+    }
+
+    #[must_use]
+    pub fn in_flight(&self) -> u64 {
+        self.in_flight.load(Relaxed)
+    }
+
+    /// The last POST brought no answer, or one that asks for another try.
+    #[must_use]
+    pub fn is_failing(&self) -> bool {
+        self.failing.load(Relaxed)
+    }
+}
+
+impl Drop for Posting<'_> {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Relaxed);
+    }
+}
+
+/// The records delivered last, as 128-bit hashes of id and origin under keys of this process: two records are not taken for
+/// one. Two generations: when the younger is full, the older is forgotten. A record without an origin is never known.
+#[derive(Default)]
+struct Known {
+    keys: (RandomState, RandomState),
+    young: HashSet<(u64, u64)>,
+    old: HashSet<(u64, u64)>,
+}
+
+impl Known {
+    fn hash(&self, record: &Record) -> Option<(u64, u64)> {
+        let origin = record.origin.as_ref()?;
+        let identity = (&record.id, &origin.run, origin.at_us);
+        Some((self.keys.0.hash_one(identity), self.keys.1.hash_one(identity)))
+    }
+
+    fn contains(&self, record: &Record) -> bool {
+        self.hash(record).is_some_and(|hash| self.young.contains(&hash) || self.old.contains(&hash))
+    }
+
+    /// Whether it was new.
+    fn insert(&mut self, record: &Record) -> bool {
+        let Some(hash) = self.hash(record) else { return true };
+        if self.old.contains(&hash) || !self.young.insert(hash) {
+            return false;
+        }
+        if self.young.len() >= KNOWN_MIN {
+            self.old = std::mem::take(&mut self.young);
+        }
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::record::Origin;
+
+    fn record(id: &str, run: &str) -> Record {
+        let origin = Some(Origin { run: Arc::from(run), at_us: 1 });
+        Record { id: Arc::from(id), body: Bytes::from_static(b"{}"), traceparent: None, origin }
+    }
+
+    #[test]
+    fn each_record_counts_once_however_often_it_comes() {
+        let ledger = Ledger::new(Arc::from("run"));
+        ledger.accepted(LaneId::Nats, Instant::now());
+        assert_eq!(ledger.totals().in_flight(), 1);
+        assert!(!ledger.is_delivered(&record("a", "run")));
+        ledger.delivered(LaneId::Nats, &record("a", "run"));
+        assert!(ledger.is_delivered(&record("a", "run")));
+        ledger.delivered(LaneId::Grpc, &record("a", "run"));
+        assert_eq!(ledger.totals(), Counts { accepted: 1, recovered: 0, delivered: 1, redelivered: 1 });
+    }
+
+    #[test]
+    fn an_id_that_is_taken_in_twice_is_delivered_twice() {
+        let ledger = Ledger::new(Arc::from("run"));
+        let first = record("a", "run");
+        let mut second = first.clone();
+        second.origin = Some(Origin { run: Arc::from("run"), at_us: 2 });
+        ledger.delivered(LaneId::Nats, &first);
+        assert!(!ledger.is_delivered(&second));
+    }
+
+    #[test]
+    fn a_record_of_an_earlier_run_balances_as_recovered() {
+        let ledger = Ledger::new(Arc::from("run"));
+        ledger.delivered(LaneId::Nats, &record("a", "earlier"));
+        let mut foreign = record("b", "run");
+        foreign.origin = None;
+        ledger.delivered(LaneId::Nats, &foreign);
+        assert!(!ledger.is_delivered(&foreign));
+        let counts = ledger.counts(LaneId::Nats);
+        assert_eq!(counts, Counts { accepted: 0, recovered: 2, delivered: 2, redelivered: 0 });
+        assert_eq!(counts.in_flight(), 0);
+    }
+
+    #[test]
+    fn the_last_records_are_known_and_memory_is_bounded() {
+        let mut known = Known::default();
+        let numbered = |i: usize| record(&i.to_string(), "run");
+        for i in 0..3 * KNOWN_MIN {
+            assert!(known.insert(&numbered(i)));
+        }
+        assert!(known.contains(&numbered(3 * KNOWN_MIN - 1)));
+        assert!(known.contains(&numbered(2 * KNOWN_MIN + 1)));
+        assert!(!known.contains(&numbered(0)));
+        assert!(known.young.len() + known.old.len() <= 2 * KNOWN_MIN);
+    }
+}

@@ -1,0 +1,216 @@
+//! A node: wires the graph in the order in which data flows, and drains it in that order.
+
+use std::{
+    io,
+    net::{SocketAddr, TcpListener},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    thread::available_parallelism,
+    time::Duration,
+};
+
+use actix::{Actor as _, Addr};
+use actix_web::{App, HttpServer, dev::ServerHandle, web};
+use tokio::{
+    net::TcpSocket,
+    sync::{Semaphore, broadcast},
+};
+use tracing::{error, info, warn};
+
+use crate::{
+    actors::{
+        Slot,
+        forwarder::Forwarder,
+        ingest::Ingest,
+        lane::{Lane, Wiring},
+        router::Router,
+        supervisor::{ChildId, DrainAll, Place, Start, Supervisor, factory},
+        transport::{Transport, grpc, nats::Nats, pubsub, rabbitmq::RabbitMq},
+    },
+    config::Config,
+    delivery::{LaneId, Tap},
+    http::{admin, api, ingest},
+    ledger::Ledger,
+    record::Record,
+};
+
+/// How long requests under way may take once the node drains.
+const INGEST_DRAIN: Duration = Duration::from_secs(4);
+/// Connections that wait to be accepted.
+const BACKLOG: u32 = 1024;
+/// How many passages a slow watcher may lag behind before it misses some.
+const TAP_LAG: usize = 1024;
+
+/// A running node.
+pub struct Node {
+    /// Where it takes records.
+    pub ingest: SocketAddr,
+    pub admin: SocketAddr,
+    pub ledger: Arc<Ledger>,
+    pub supervisor: Addr<Supervisor>,
+    draining: Arc<AtomicBool>,
+    ingest_server: ServerHandle,
+    admin_server: ServerHandle,
+}
+
+/// Why a node does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("cannot listen on {address}: {source}")]
+    Listen { address: SocketAddr, source: io::Error },
+    #[error("api: {0}")]
+    Api(#[from] api::ApiError),
+    #[error("cannot serve: {0}")]
+    Serve(#[from] io::Error),
+}
+
+impl Node {
+    /// Starts all actors and servers of a node on the present actix system. Its lanes connect in their own time.
+    ///
+    /// # Errors
+    /// When an address is taken, or a file that `config` names cannot be used.
+    pub fn start(config: &Config) -> Result<Self, StartError> {
+        let (ingest_socket, admin_socket) = (listen(config.ingest.listen)?, listen(config.admin.listen)?);
+        let ledger = Arc::new(Ledger::new(Record::new_id()));
+        let draining = Arc::new(AtomicBool::new(false));
+        let lanes = config.lanes_in_order();
+        let router = Slot::new();
+
+        // HTTP → ingest → router.
+        let door = ingest::Door {
+            ingest: Ingest::new(router.clone(), config.router.publish_timeout),
+            lanes: lanes.clone().into(),
+            schema: config.ingest.schema,
+            max_body: config.ingest.max_body,
+            max_record: config.ingest.max_record,
+            run: Arc::clone(&ledger.run),
+        };
+        let (policy, ids) = (config.router.policy, lanes.iter().map(|(lane, _)| *lane).collect::<Vec<_>>());
+        let start_router = factory(router.clone(), move |life| Router::new(policy, &ids, life));
+        let mut graph = vec![(ChildId::Router, Place::Here, start_router)];
+
+        // Router → lane → transport ══▶ lane → forwarder → API, once per lane.
+        let tap = broadcast::Sender::new(TAP_LAG);
+        for (lane, tag) in &lanes {
+            let branch = Branch { config, tag, router: &router, ledger: &ledger, tap: &tap, api: api::Settings::read(&config.api)? };
+            let on = &config.lanes;
+            match lane {
+                LaneId::Grpc => {
+                    let settings = on.grpc.clone().map(|lane| grpc::Settings { config: lane, tap: tap.clone(), schema: config.ingest.schema });
+                    branch.grow::<grpc::Grpc>(settings, &mut graph);
+                }
+                LaneId::Nats => branch.grow::<Nats>(on.nats.clone(), &mut graph),
+                LaneId::Rabbitmq => branch.grow::<RabbitMq>(on.rabbitmq.clone(), &mut graph),
+                LaneId::Pubsub => branch.grow::<pubsub::Pubsub>(on.pubsub.clone().map(pubsub::Settings::new), &mut graph),
+                LaneId::Memory => {}
+            }
+        }
+
+        let supervisor = Supervisor::new(router, graph).start();
+        let desk = admin::Desk {
+            supervisor: supervisor.clone(),
+            ledger: Arc::clone(&ledger),
+            node: gethostname::gethostname().to_string_lossy().into(),
+            lanes: lanes.into(),
+            api_url: config.api.url.as_str().into(),
+            api_limit: config.api.concurrency,
+            draining: Arc::clone(&draining),
+        };
+        let (ingest, admin) = (ingest_socket.local_addr()?, admin_socket.local_addr()?);
+        let workers = available_parallelism().map_or(1, |cores| cores.get().div_ceil(2));
+        let ingest_server =
+            HttpServer::new(move || App::new().app_data(web::Data::new(door.clone())).configure(ingest::routes))
+                .workers(workers)
+                .shutdown_timeout(INGEST_DRAIN.as_secs())
+                .disable_signals()
+                .listen(ingest_socket)?
+                .run();
+        let admin_server =
+            HttpServer::new(move || App::new().app_data(web::Data::new(desk.clone())).configure(admin::routes))
+                .workers(1)
+                .shutdown_timeout(1)
+                .disable_signals()
+                .listen(admin_socket)?
+                .run();
+        let node = Self {
+            ingest,
+            admin,
+            ledger,
+            supervisor,
+            draining,
+            ingest_server: ingest_server.handle(),
+            admin_server: admin_server.handle(),
+        };
+        for server in [ingest_server, admin_server] {
+            actix_rt::spawn(async move {
+                if let Err(failure) = server.await {
+                    error!(%failure, "HTTP server ended");
+                }
+            });
+        }
+        info!(%ingest, %admin, "node is up");
+        Ok(node)
+    }
+
+    /// Ends the node in the order in which data flows, so that nothing under way is cut off: not ready, no new connection,
+    /// requests answered, pulling stopped, POSTs ended, settled, brokers closed. What is left is in the brokers.
+    pub async fn drain(self) {
+        info!("draining");
+        self.draining.store(true, Relaxed);
+        self.ingest_server.stop(true).await;
+        if self.supervisor.send(DrainAll).await.is_err() {
+            warn!("the supervisor ended before the drain");
+        }
+        self.admin_server.stop(false).await;
+        info!(counts = ?self.ledger.totals(), "drained");
+    }
+}
+
+fn listen(address: SocketAddr) -> Result<TcpListener, StartError> {
+    let bind = || {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)?.into_std()
+    };
+    bind().map_err(|source| StartError::Listen { address, source })
+}
+
+/// One lane of the graph, before it is wired.
+struct Branch<'a> {
+    config: &'a Config,
+    tag: &'a str,
+    router: &'a Slot<Router>,
+    ledger: &'a Arc<Ledger>,
+    tap: &'a Tap,
+    api: api::Settings,
+}
+
+impl Branch<'_> {
+    /// Adds the lane's actors, last one first: each is given the address of the one it sends to.
+    fn grow<T: Transport>(self, settings: Option<T::Settings>, graph: &mut Vec<(ChildId, Place, Start)>) {
+        let Some(settings) = settings else { return };
+        let Self { config, tag, router, ledger, tap, api } = self;
+        // Both actors share a thread: a delivery does not cross threads between them.
+        let place = Place::new_thread();
+        let forwarder = Slot::new();
+        let start_forwarder = {
+            let (tag, ledger, tap) = (tag.to_owned(), Arc::clone(ledger), tap.clone());
+            factory(forwarder.clone(), move |life| {
+                Forwarder::new(T::LANE, &tag, api::Api::new(&api), Arc::clone(&ledger), tap.clone(), life)
+            })
+        };
+        graph.push((ChildId::Forwarder(T::LANE), place.clone(), start_forwarder));
+        let wiring = Wiring {
+            router: router.clone(),
+            forwarder,
+            posts: Arc::new(Semaphore::new(config.api.concurrency)),
+            ledger: Arc::clone(ledger),
+            publish_timeout: config.router.publish_timeout,
+        };
+        let start_lane = factory(Slot::new(), move |life| Lane::<T>::new(settings.clone(), wiring.clone(), life));
+        graph.push((ChildId::Lane(T::LANE), place, start_lane));
+    }
+}

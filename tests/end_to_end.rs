@@ -1,0 +1,148 @@
+//! The main job, through each lane with its real broker, by the program as users run it.
+
+use std::{cell::RefCell, collections::HashMap, process::Command, rc::Rc, time::Duration};
+
+use awc::http::StatusCode;
+use bytes::Bytes;
+use futures_util::future::join_all;
+use serde_json::{Value, json, value::RawValue};
+
+use crate::support::{
+    api::Api,
+    lanes::{Lane, Nats, Pubsub, Rabbitmq, grpc_variables},
+    node::Node,
+    rig::Rig as _,
+};
+
+/// Connections that post at the same time.
+const CLIENTS: usize = 16;
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The records of `traffic.json`, byte for byte.
+pub fn traffic() -> Vec<Bytes> {
+    let records: Vec<Box<RawValue>> = serde_json::from_str(include_str!("../traffic.json")).expect("traffic.json is JSON");
+    records.iter().map(|record| Bytes::copy_from_slice(record.get().as_bytes())).collect()
+}
+
+/// `record` as the API must get it.
+fn tagged(record: &Bytes, tag: &str) -> Vec<u8> {
+    let open = record.strip_suffix(b"}").expect("a JSON object");
+    [open, format!(",\"path\":\"{tag}\"}}").as_bytes()].concat()
+}
+
+/// Posts all of `traffic.json`, each under its own key, and holds what the API got against what was sent.
+async fn carries_all(lane: &str, tag: &str, variables: &[(String, String)]) {
+    let api = Api::start();
+    let node = Node::start(&api.url(), variables).await;
+    node.lane_is(lane, "up", PATIENCE).await;
+
+    let records = traffic();
+    let next = Rc::new(RefCell::new(records.iter().enumerate()));
+    join_all((0..CLIENTS).map(|_| async {
+        loop {
+            let Some((at, record)) = next.borrow_mut().next() else { break };
+            let key = format!("record-{at}");
+            let (status, receipt) = node.post("/", &key, record.clone()).await.expect("an answer");
+            assert_eq!((status, &receipt), (StatusCode::ACCEPTED, &json!({"id": key, "path": tag})));
+        }
+    }))
+    .await;
+
+    api.wait_for(records.len(), PATIENCE).await;
+    let ledger = node.at_rest(PATIENCE).await;
+    assert_eq!((&ledger["accepted"], &ledger["delivered"]), (&json!(1000), &json!(1000)), "{ledger}");
+    let posts: HashMap<_, _> = api.posts().into_iter().map(|post| (post.key.clone().unwrap_or_default(), post)).collect();
+    assert_eq!(posts.len(), records.len());
+    for (at, record) in records.iter().enumerate() {
+        let post = &posts[&format!("record-{at}")];
+        assert_eq!(post.body, tagged(record, tag), "record {at}");
+        assert_eq!(post.content_type.as_deref(), Some("application/json"));
+    }
+    let status = node.lane(lane).await;
+    assert_eq!((&status["accepted"], &status["delivered"]), (&json!(1000), &json!(1000)));
+    assert!(status["publish_ms"]["p50"].as_f64() > Some(0.0), "{status}");
+}
+
+#[actix_rt::test]
+async fn all_records_pass_the_grpc_lane_byte_for_byte() {
+    carries_all("grpc", "GRPC", &grpc_variables()).await;
+}
+
+#[actix_rt::test]
+async fn all_records_pass_the_nats_lane_byte_for_byte() {
+    let Some(mut system) = Nats::start().await else { return };
+    carries_all(<Nats as Lane>::NAME, Nats::TAG, &system.variables()).await;
+}
+
+#[actix_rt::test]
+async fn all_records_pass_the_rabbitmq_lane_byte_for_byte() {
+    let Some(mut system) = Rabbitmq::start().await else { return };
+    carries_all(Rabbitmq::NAME, Rabbitmq::TAG, &system.variables()).await;
+}
+
+#[actix_rt::test]
+async fn all_records_pass_the_pubsub_lane_byte_for_byte() {
+    let Some(mut system) = Pubsub::start().await else { return };
+    carries_all(Pubsub::NAME, Pubsub::TAG, &system.variables()).await;
+}
+
+/// A trace context that a client sent reaches the API through the lane.
+async fn carries_trace(lane: &str, variables: &[(String, String)]) {
+    const TRACE: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let api = Api::start();
+    let node = Node::start(&api.url(), variables).await;
+    node.lane_is(lane, "up", PATIENCE).await;
+    let request = awc::Client::default().post(format!("http://127.0.0.1:{}/{lane}", node.ingest));
+    let answer = request.insert_header(("traceparent", TRACE)).send_body(traffic()[0].clone()).await.expect("an answer");
+    assert_eq!(answer.status(), StatusCode::ACCEPTED);
+    api.wait_for(1, PATIENCE).await;
+    assert_eq!(api.posts()[0].traceparent.as_deref(), Some(TRACE));
+}
+
+#[actix_rt::test]
+async fn trace_context_passes_each_lane() {
+    carries_trace("grpc", &grpc_variables()).await;
+    if let Some(mut nats) = Nats::start().await {
+        carries_trace("nats", &nats.variables()).await;
+    }
+    if let Some(mut rabbitmq) = Rabbitmq::start().await {
+        carries_trace("rabbitmq", &rabbitmq.variables()).await;
+    }
+    if let Some(mut pubsub) = Pubsub::start().await {
+        carries_trace("pubsub", &pubsub.variables()).await;
+    }
+}
+
+/// Runs `waypost demo --once --json` and returns its report.
+fn demo(variables: &[(String, String)]) -> Value {
+    let output = Command::new(env!("CARGO_BIN_EXE_waypost"))
+        .args(["demo", "--once", "--json"])
+        .envs(variables.iter().map(|(key, value)| (key, value)))
+        .output()
+        .expect("the program runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).expect("JSON on the standard output")
+}
+
+#[actix_rt::test]
+async fn the_demo_delivers_all_with_nothing_installed() {
+    let report = demo(&[]);
+    let all = json!({"accepted": 1000, "delivered": 1000, "in_flight": 0});
+    assert_eq!(report["ledger"], all);
+    assert_eq!(report["api"]["paths"], json!({"GRPC": 1000}));
+}
+
+#[actix_rt::test]
+async fn the_demo_shares_its_records_out_over_all_lanes() {
+    let (Some(mut nats), Some(mut rabbitmq), Some(mut pubsub)) =
+        (Nats::start().await, Rabbitmq::start().await, Pubsub::start().await)
+    else {
+        return;
+    };
+    let variables = [nats.variables(), rabbitmq.variables(), pubsub.variables()].concat();
+    let variables: Vec<_> =
+        variables.into_iter().map(|(key, value)| (format!("WAYPOST_{key}"), value)).collect();
+    let report = demo(&variables);
+    assert_eq!(report["api"]["paths"], json!({"GRPC": 250, "NATS": 250, "RabbitMQ": 250, "PubSub": 250}));
+    assert_eq!(report["ledger"], json!({"accepted": 1000, "delivered": 1000, "in_flight": 0}));
+}

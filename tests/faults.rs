@@ -1,0 +1,285 @@
+//! What breaks, and what must hold all the same: every record that got a 2xx arrives.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashSet,
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use awc::http::StatusCode;
+use tokio::task::JoinHandle;
+
+use crate::{
+    end_to_end::traffic,
+    support::{
+        api::Api,
+        eventually,
+        lanes::{Lane, Nats, Pubsub, Rabbitmq, grpc_variables},
+        node::{Node, PATIENCE},
+    },
+};
+
+/// Clients that post at the same time.
+const CLIENTS: usize = 8;
+
+/// Posts records until it is stopped, and keeps account: each 2xx is an obligation.
+struct Load {
+    obligations: Rc<RefCell<HashSet<String>>>,
+    attempted: Rc<Cell<usize>>,
+    refused: Rc<Cell<usize>>,
+    /// No answer came; the node may have the record.
+    unanswered: Rc<RefCell<HashSet<String>>>,
+    stop: Rc<Cell<bool>>,
+    clients: Vec<JoinHandle<()>>,
+}
+
+impl Load {
+    fn start(node: &Node) -> Self {
+        let load = Self {
+            obligations: Rc::default(),
+            attempted: Rc::default(),
+            refused: Rc::default(),
+            unanswered: Rc::default(),
+            stop: Rc::default(),
+            clients: Vec::new(),
+        };
+        let records = Rc::new(traffic());
+        let clients = (0..CLIENTS).map(|_| {
+            let client = node.client();
+            let (obligations, attempted, refused, unanswered, stop) = (
+                Rc::clone(&load.obligations),
+                Rc::clone(&load.attempted),
+                Rc::clone(&load.refused),
+                Rc::clone(&load.unanswered),
+                Rc::clone(&load.stop),
+            );
+            let records = Rc::clone(&records);
+            actix_rt::spawn(async move {
+                while !stop.get() {
+                    let number = attempted.replace(attempted.get() + 1);
+                    let key = format!("load-{number}");
+                    match client.post("/", &key, records[number % records.len()].clone()).await {
+                        Some((StatusCode::ACCEPTED, _)) => {
+                            obligations.borrow_mut().insert(key);
+                        }
+                        Some(_) => {
+                            refused.set(refused.get() + 1);
+                            tokio::time::sleep(Duration::from_millis(5)).await;
+                        }
+                        None => {
+                            unanswered.borrow_mut().insert(key);
+                            tokio::time::sleep(Duration::from_millis(5)).await;
+                        }
+                    }
+                }
+            })
+        });
+        let clients = clients.collect();
+        Self { clients, ..load }
+    }
+
+    fn accepted(&self) -> usize {
+        self.obligations.borrow().len()
+    }
+
+    /// Waits until so many more are taken.
+    async fn take(&self, more: usize) {
+        let goal = self.accepted() + more;
+        eventually("the node takes records", PATIENCE, async || (self.accepted() >= goal).then_some(())).await;
+    }
+
+    /// Ends the load; every answer that is owed has come.
+    async fn end(&mut self) {
+        self.stop.set(true);
+        for client in self.clients.drain(..) {
+            client.await.expect("a client does not panic");
+        }
+    }
+
+    /// Waits until each obligation is met at the API; says how many are not, otherwise.
+    async fn is_met(&self, api: &Api, patience: Duration) {
+        let deadline = Instant::now() + patience;
+        loop {
+            let keys: HashSet<_> = api.posts().into_iter().filter_map(|post| post.key).collect();
+            let lost: Vec<_> = self.obligations.borrow().iter().filter(|key| !keys.contains(*key)).cloned().collect();
+            if lost.is_empty() {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{} of {} lost, as {:?}", lost.len(), self.accepted(), &lost[..1]);
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+}
+
+/// The broker of a lane is killed under load and started again. The other lane takes all traffic meanwhile.
+async fn broker_is_killed_under_load<L: Lane>() {
+    let Some(mut system) = L::start().await else { return };
+    let api = Api::start();
+    let node = Node::start(&api.url(), &[grpc_variables(), system.variables()].concat()).await;
+    node.lane_is(L::NAME, "up", PATIENCE).await;
+    node.lane_is("grpc", "up", PATIENCE).await;
+
+    let mut load = Load::start(&node);
+    load.take(200).await;
+    system.kill().await;
+    node.lane_is(L::NAME, "backoff", PATIENCE).await;
+    let (taken, by_grpc) = (load.accepted(), node.lane("grpc").await["accepted"].as_u64().unwrap());
+    load.take(200).await;
+    let (taken_since, by_grpc_since) =
+        (load.accepted() - taken, node.lane("grpc").await["accepted"].as_u64().unwrap() - by_grpc);
+    assert!(by_grpc_since + CLIENTS as u64 >= taken_since as u64, "{by_grpc_since} of {taken_since} by the other lane");
+
+    system.revive().await;
+    let answers = Instant::now();
+    node.lane_is(L::NAME, "up", PATIENCE).await;
+    println!("{} was up {:?} after its broker answered again", L::NAME, answers.elapsed());
+    load.take(200).await;
+    load.end().await;
+
+    assert_eq!(load.refused.get() + load.unanswered.borrow().len(), 0, "requests that were not taken");
+    let lane = node.lane(L::NAME).await;
+    assert!(lane["restarts"].as_u64() >= Some(1), "{lane}");
+    assert!(lane["last_error"].is_string(), "{lane}");
+    if L::SURVIVES_KILL {
+        load.is_met(&api, PATIENCE).await;
+    }
+    assert!(node.lane(L::NAME).await["delivered"].as_u64() > Some(0));
+}
+
+#[actix_rt::test]
+async fn nats_is_killed_under_load() {
+    broker_is_killed_under_load::<Nats>().await;
+}
+
+#[actix_rt::test]
+async fn rabbitmq_is_killed_under_load() {
+    broker_is_killed_under_load::<Rabbitmq>().await;
+}
+
+/// The emulator forgets everything: topic and subscription are created anew, and carry records again.
+#[actix_rt::test]
+async fn the_pubsub_emulator_is_killed_under_load() {
+    broker_is_killed_under_load::<Pubsub>().await;
+}
+
+async fn broker_comes_later<L: Lane>() {
+    let Some(mut system) = L::start().await else { return };
+    system.kill().await;
+    let api = Api::start();
+    let node = Node::start(&api.url(), &system.variables()).await;
+    node.lane_is(L::NAME, "backoff", PATIENCE).await;
+    assert_eq!(node.get("/readyz").await.unwrap().0, StatusCode::SERVICE_UNAVAILABLE);
+    system.revive().await;
+    node.lane_is(L::NAME, "up", PATIENCE).await;
+    assert_eq!(node.get("/readyz").await.unwrap().0, StatusCode::OK);
+    assert_eq!(node.post("/", "first", traffic()[0].clone()).await.unwrap().0, StatusCode::ACCEPTED);
+    api.wait_for(1, PATIENCE).await;
+}
+
+#[actix_rt::test]
+async fn a_node_that_starts_before_nats_finds_it_later() {
+    broker_comes_later::<Nats>().await;
+}
+
+#[actix_rt::test]
+async fn a_node_that_starts_before_rabbitmq_finds_it_later() {
+    broker_comes_later::<Rabbitmq>().await;
+}
+
+#[actix_rt::test]
+async fn a_node_that_starts_before_the_pubsub_emulator_finds_it_later() {
+    broker_comes_later::<Pubsub>().await;
+}
+
+/// SIGTERM under load: exit 0 within ten seconds, no request cut off, and all arrives, after a new start if need be.
+async fn is_terminated_under_load(variables: &[(String, String)], lane: &str) {
+    let api = Api::start();
+    api.delay(Duration::from_millis(20));
+    let mut node = Node::start(&api.url(), variables).await;
+    node.lane_is(lane, "up", PATIENCE).await;
+    let mut load = Load::start(&node);
+    load.take(200).await;
+    node.signal("TERM");
+    let asked = Instant::now();
+    let status = node.ended(Duration::from_secs(10)).await;
+    println!("ended {:?} after SIGTERM", asked.elapsed());
+    assert_eq!(status.code(), Some(0));
+    load.end().await;
+    assert_eq!(load.refused.get(), 0, "a request was refused");
+
+    node.start_again().await;
+    load.is_met(&api, PATIENCE).await;
+    node.at_rest(PATIENCE).await;
+    // Refused connections have no answer either; a request whose record went through should have had one.
+    let cut_off = api.posts().into_iter().filter_map(|post| post.key).filter(|key| load.unanswered.borrow().contains(key));
+    assert_eq!(cut_off.count(), 0, "requests that were cut off");
+}
+
+#[actix_rt::test]
+async fn a_node_on_grpc_is_terminated_under_load() {
+    is_terminated_under_load(&grpc_variables(), "grpc").await;
+}
+
+#[actix_rt::test]
+async fn a_node_on_nats_is_terminated_under_load() {
+    let Some(mut nats) = Nats::start().await else { return };
+    is_terminated_under_load(&nats.variables(), "nats").await;
+}
+
+#[actix_rt::test]
+async fn a_node_on_rabbitmq_is_terminated_under_load() {
+    let Some(mut rabbitmq) = Rabbitmq::start().await else { return };
+    is_terminated_under_load(&rabbitmq.variables(), "rabbitmq").await;
+}
+
+#[actix_rt::test]
+async fn a_node_on_pubsub_is_terminated_under_load() {
+    let Some(mut pubsub) = Pubsub::start().await else { return };
+    is_terminated_under_load(&pubsub.variables(), "pubsub").await;
+}
+
+/// A panic planted in an actor's handler: that actor alone restarts, and what had a receipt arrives.
+async fn an_actor_panics_under_load(point: &str) {
+    let Some(mut nats) = Nats::start().await else { return };
+    let api = Api::start();
+    let variables = [grpc_variables(), nats.variables()].concat();
+    // The point is passed a hundred times in peace, then panics once.
+    let node = Node::start_with_fault(&api.url(), &variables, &format!("{point}=100*off->1*panic(planted)->off")).await;
+    node.lane_is("nats", "up", PATIENCE).await;
+    node.lane_is("grpc", "up", PATIENCE).await;
+    let mut load = Load::start(&node);
+    let restarts = async || {
+        let status = node.status().await;
+        let of_lanes = status["lanes"].as_array().unwrap().iter().map(|lane| lane["restarts"].as_u64().unwrap());
+        (of_lanes.sum::<u64>(), status["router_restarts"].as_u64().unwrap())
+    };
+    let expected = if point == "router" { (0, 1) } else { (1, 0) };
+    eventually("the actor is restarted", PATIENCE, async || (restarts().await == expected).then_some(())).await;
+    load.take(300).await;
+    load.end().await;
+    load.is_met(&api, PATIENCE).await;
+    node.at_rest(PATIENCE).await;
+    assert_eq!(restarts().await, expected, "no other actor was restarted");
+    assert_eq!(load.unanswered.borrow().len(), 0, "requests without an answer");
+}
+
+#[actix_rt::test]
+async fn the_router_panics_under_load() {
+    an_actor_panics_under_load("router").await;
+}
+
+#[actix_rt::test]
+async fn a_lane_panics_while_it_publishes_under_load() {
+    an_actor_panics_under_load("lane").await;
+}
+
+#[actix_rt::test]
+async fn a_lane_panics_while_it_pulls_under_load() {
+    an_actor_panics_under_load("pull").await;
+}
+
+#[actix_rt::test]
+async fn a_forwarder_panics_under_load() {
+    an_actor_panics_under_load("forwarder").await;
+}

@@ -1,0 +1,132 @@
+//! Every answer of the HTTP side that the contract names, from a real node.
+
+use awc::http::{Method, StatusCode, header};
+use serde_json::{Value, json};
+
+use crate::{
+    end_to_end::traffic,
+    support::{api::Api, lanes::grpc_variables, node::{Node, PATIENCE}},
+};
+
+const RECORD: &str = r#"{"name":"Ñusta","location":"Cobán","age":42,"infectedtype":"imported","state":"symptomatic"}"#;
+
+struct Request {
+    method: Method,
+    path: &'static str,
+    headers: Vec<(&'static str, String)>,
+    body: Vec<u8>,
+}
+
+fn post(body: impl Into<Vec<u8>>) -> Request {
+    Request { method: Method::POST, path: "/", headers: Vec::new(), body: body.into() }
+}
+
+impl Request {
+    fn to(mut self, path: &'static str) -> Self {
+        self.path = path;
+        self
+    }
+
+    fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.headers.push((name, value.into()));
+        self
+    }
+
+    fn by(mut self, method: Method) -> Self {
+        self.method = method;
+        self
+    }
+
+    /// Status, content type and body of the answer.
+    async fn send(self, node: &Node) -> (StatusCode, String, Value) {
+        let mut request = awc::Client::default().request(self.method, format!("http://127.0.0.1:{}{}", node.ingest, self.path));
+        for (name, value) in self.headers {
+            request = request.insert_header((name, value));
+        }
+        let mut answer = request.send_body(self.body).await.expect("an answer");
+        let body = answer.body().await.expect("a body");
+        let content_type = answer.headers().get(header::CONTENT_TYPE).map(|value| value.to_str().unwrap().to_owned());
+        (answer.status(), content_type.unwrap_or_default(), serde_json::from_slice(&body).unwrap_or(Value::Null))
+    }
+}
+
+#[actix_rt::test]
+async fn each_request_gets_the_answer_that_the_contract_names() {
+    let api = Api::start();
+    let node = Node::start(&api.url(), &grpc_variables()).await;
+    node.lane_is("grpc", "up", PATIENCE).await;
+
+    for (name, request, status, member) in [
+        ("a record", post(RECORD), 202, ("path", json!("GRPC"))),
+        ("pinned to a lane", post(RECORD).to("/grpc"), 202, ("path", json!("GRPC"))),
+        ("typed", post(RECORD).with("Content-Type", "application/json; charset=utf-8"), 202, ("path", json!("GRPC"))),
+        ("typed +json", post(RECORD).with("Content-Type", "application/cloudevents+json"), 202, ("path", json!("GRPC"))),
+        ("with a key", post(RECORD).with("Idempotency-Key", "k-1"), 202, ("id", json!("k-1"))),
+        ("health", post("").by(Method::GET), 200, ("message", json!("ok"))),
+        ("cut JSON", post("{\"name\":\n"), 400, ("line", json!(2))),
+        ("no JSON", post(""), 400, ("line", json!(1))),
+        ("not UTF-8", post(b"{\"a\":\"\xff\"}".to_vec()), 400, ("column", json!(7))),
+        ("two values", post(format!("{RECORD}{RECORD}")), 400, ("line", json!(1))),
+        ("an empty key", post(RECORD).with("Idempotency-Key", ""), 400, ("status", json!(400))),
+        ("a key with a space", post(RECORD).with("Idempotency-Key", "a b"), 400, ("status", json!(400))),
+        ("a long key", post(RECORD).with("Idempotency-Key", "k".repeat(256)), 400, ("status", json!(400))),
+        ("an unknown lane", post(RECORD).to("/pigeon"), 404, ("status", json!(404))),
+        ("a lane that is off", post(RECORD).to("/nats"), 404, ("status", json!(404))),
+        ("an unknown route", post(RECORD).to("/a/b"), 404, ("status", json!(404))),
+        ("another method", post(RECORD).by(Method::PUT), 405, ("status", json!(405))),
+        ("another method at a lane", post(RECORD).by(Method::DELETE).to("/grpc"), 405, ("status", json!(405))),
+        ("a large record", post(RECORD.replace("Cobán", &"x".repeat(256 << 10))), 413, ("status", json!(413))),
+        ("a large request", post(vec![b' '; (1 << 20) + 1]), 413, ("status", json!(413))),
+        ("another type", post(RECORD).with("Content-Type", "text/plain"), 415, ("status", json!(415))),
+        ("an encoded body", post(RECORD).with("Content-Encoding", "br"), 415, ("status", json!(415))),
+        ("an array", post("[]"), 422, ("status", json!(422))),
+        ("an old patient", post(RECORD.replace("42", "151")), 422, ("field", json!("age"))),
+        ("a missing field", post(RECORD.replace("location", "place")), 422, ("field", json!("location"))),
+    ] {
+        let (got, content_type, body) = request.send(&node).await;
+        assert_eq!(got.as_u16(), status, "{name}: {body}");
+        assert_eq!(body[member.0], member.1, "{name}: {body}");
+        if status >= 400 {
+            assert_eq!(content_type, "application/problem+json", "{name}");
+            for part in ["type", "title", "status", "detail"] {
+                assert!(!body[part].is_null(), "{name}: no {part} in {body}");
+            }
+        }
+    }
+
+    // What got an error was not taken; what got a 2xx was, once.
+    let ledger = node.at_rest(PATIENCE).await;
+    assert_eq!(ledger["accepted"], 5);
+    assert_eq!(api.count(), 5);
+}
+
+#[actix_rt::test]
+async fn any_json_object_is_a_record_under_schema_any() {
+    let api = Api::start();
+    let variables = [grpc_variables(), vec![("INGEST__SCHEMA".into(), "any".into())]].concat();
+    let node = Node::start(&api.url(), &variables).await;
+    node.lane_is("grpc", "up", PATIENCE).await;
+    let (status, _, _) = post(r#" {"path":"mine","b":{"path":1}} "#).send(&node).await;
+    assert_eq!(status, StatusCode::ACCEPTED);
+    api.wait_for(1, PATIENCE).await;
+    assert_eq!(api.posts()[0].body, br#"{"b":{"path":1},"path":"GRPC"}"#);
+}
+
+#[actix_rt::test]
+async fn no_lane_up_is_a_503_that_says_when_to_try_again() {
+    let api = Api::start();
+    // Nobody listens there.
+    let nobody = crate::support::process::free_port();
+    let node = Node::start(&api.url(), &[("LANES__NATS__URL".into(), format!("nats://127.0.0.1:{nobody}"))]).await;
+    let mut answer = awc::Client::default()
+        .post(format!("http://127.0.0.1:{}/", node.ingest))
+        .send_body(traffic()[0].clone())
+        .await
+        .expect("an answer");
+    let body: Value = serde_json::from_slice(&answer.body().await.unwrap()).unwrap();
+    assert_eq!((answer.status(), &body["status"]), (StatusCode::SERVICE_UNAVAILABLE, &json!(503)));
+    assert_eq!(answer.headers().get(header::RETRY_AFTER).unwrap(), "1");
+    assert_eq!(node.get("/readyz").await.unwrap().0, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(node.get("/healthz").await.unwrap().0, StatusCode::OK);
+    assert_eq!(node.status().await["ledger"]["accepted"], 0);
+}

@@ -1,0 +1,184 @@
+//! The router, driven through its messages: fair turns, records that come back, records whose actor died, admission.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use actix::{Actor, Context, Handler};
+use bytes::Bytes;
+use futures_util::future::join_all;
+use tokio::time::{Instant, sleep};
+use waypost::{
+    actors::{
+        Job, LaneDown, LaneUp, Publish, Refused, Returned, Slot,
+        ingest::{Ingest, RECORDS_MAX},
+        router::Router,
+        supervisor::{ChildId, Place, Supervisor, factory},
+    },
+    config::Policy,
+    delivery::{LaneId, Receipt},
+    record::Record,
+};
+
+const LANES: [LaneId; 3] = [LaneId::Grpc, LaneId::Nats, LaneId::Rabbitmq];
+const PUBLISH_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What a lane does with a record.
+#[derive(Clone, Copy)]
+enum Conduct {
+    Confirms,
+    GivesBack,
+    /// Keeps it and says nothing.
+    Hangs,
+    /// Drops it, as a lane that dies does, so many times, then confirms.
+    Drops(usize),
+}
+
+struct FakeLane {
+    lane: LaneId,
+    conduct: Conduct,
+    router: Slot<Router>,
+    seen: Arc<Mutex<Vec<(LaneId, Arc<str>)>>>,
+    kept: Vec<Job>,
+}
+
+impl Actor for FakeLane {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(RECORDS_MAX + 1);
+    }
+}
+
+impl Handler<Publish> for FakeLane {
+    type Result = ();
+
+    fn handle(&mut self, Publish(job): Publish, _: &mut Self::Context) {
+        self.seen.lock().unwrap().push((self.lane, Arc::clone(&job.record.id)));
+        match &mut self.conduct {
+            Conduct::Drops(left) if *left > 0 => *left -= 1,
+            Conduct::Confirms | Conduct::Drops(_) => job.confirm(Receipt { lane: self.lane }),
+            Conduct::GivesBack => {
+                self.router.get().unwrap().try_send(Returned { job, lane: self.lane }).map_err(|_| "refused").unwrap();
+            }
+            Conduct::Hangs => self.kept.push(job),
+        }
+    }
+}
+
+struct House {
+    ingest: Ingest,
+    router: Slot<Router>,
+    seen: Arc<Mutex<Vec<(LaneId, Arc<str>)>>>,
+}
+
+impl House {
+    /// A router with the three lanes up.
+    async fn new(conduct: [Conduct; 3]) -> Self {
+        let router = Slot::new();
+        let start = factory(router.clone(), |life| Router::new(Policy::RoundRobin, &LANES, life));
+        Supervisor::new(router.clone(), vec![(ChildId::Router, Place::Here, start)]).start();
+        let house = Self { ingest: Ingest::new(router.clone(), PUBLISH_TIMEOUT), router, seen: Arc::default() };
+        house.router.wait(Duration::from_secs(1)).await.unwrap();
+        for (lane, conduct) in LANES.into_iter().zip(conduct) {
+            house.lane(lane, conduct).await;
+        }
+        house
+    }
+
+    async fn lane(&self, lane: LaneId, conduct: Conduct) {
+        let fake =
+            FakeLane { lane, conduct, router: self.router.clone(), seen: Arc::clone(&self.seen), kept: Vec::new() };
+        let publisher = fake.start().recipient();
+        self.router.get().unwrap().send(LaneUp { lane, publisher }).await.unwrap();
+    }
+
+    async fn submit(&self, pinned: Option<LaneId>) -> Result<Receipt, Refused> {
+        self.ingest.submit(record(), pinned).await
+    }
+
+    fn seen_by(&self, lane: LaneId) -> usize {
+        self.seen.lock().unwrap().iter().filter(|(seen, _)| *seen == lane).count()
+    }
+}
+
+fn record() -> Record {
+    Record { id: Record::new_id(), body: Bytes::from_static(b"{}"), traceparent: None, origin: None }
+}
+
+#[actix_rt::test]
+async fn round_robin_gives_each_lane_that_is_up_the_same_share() {
+    let house = House::new([Conduct::Confirms; 3]).await;
+    let mut shares = BTreeMap::<_, usize>::new();
+    for receipt in join_all((0..300).map(|_| house.submit(None))).await {
+        *shares.entry(receipt.unwrap().lane).or_default() += 1;
+    }
+    assert_eq!(shares, LANES.into_iter().map(|lane| (lane, 100)).collect());
+
+    house.router.get().unwrap().send(LaneDown(LaneId::Nats)).await.unwrap();
+    let mut shares = BTreeMap::<_, usize>::new();
+    for receipt in join_all((0..300).map(|_| house.submit(None))).await {
+        *shares.entry(receipt.unwrap().lane).or_default() += 1;
+    }
+    assert_eq!(shares, [(LaneId::Grpc, 150), (LaneId::Rabbitmq, 150)].into());
+}
+
+#[actix_rt::test]
+async fn a_record_that_comes_back_takes_the_next_lane_and_each_lane_once() {
+    let house = House::new([Conduct::GivesBack, Conduct::GivesBack, Conduct::Confirms]).await;
+    for _ in 0..30 {
+        assert_eq!(house.submit(None).await, Ok(Receipt { lane: LaneId::Rabbitmq }));
+    }
+    house.lane(LaneId::Rabbitmq, Conduct::GivesBack).await;
+    let before = house.seen.lock().unwrap().len();
+    assert_eq!(house.submit(None).await, Err(Refused::NoLane));
+    assert_eq!(house.seen.lock().unwrap().len() - before, LANES.len());
+}
+
+#[actix_rt::test]
+async fn a_record_keeps_its_id_when_the_lane_that_held_it_dies_and_is_sent_again() {
+    let house = House::new([Conduct::Drops(1), Conduct::Drops(1), Conduct::Drops(1)]).await;
+    let receipt = house.submit(None).await;
+    assert!(receipt.is_ok(), "{receipt:?}");
+    let seen = house.seen.lock().unwrap();
+    assert_eq!(seen.len(), 4);
+    assert!(seen.iter().all(|(_, id)| *id == seen[0].1));
+}
+
+#[actix_rt::test]
+async fn a_pinned_record_takes_its_lane_or_none() {
+    let house = House::new([Conduct::Confirms; 3]).await;
+    for _ in 0..10 {
+        assert_eq!(house.submit(Some(LaneId::Nats)).await, Ok(Receipt { lane: LaneId::Nats }));
+    }
+    house.router.get().unwrap().send(LaneDown(LaneId::Nats)).await.unwrap();
+    assert_eq!(house.submit(Some(LaneId::Nats)).await, Err(Refused::NoLane));
+    house.lane(LaneId::Nats, Conduct::GivesBack).await;
+    assert_eq!(house.submit(Some(LaneId::Nats)).await, Err(Refused::NoLane));
+    assert_eq!((house.seen_by(LaneId::Grpc), house.seen_by(LaneId::Rabbitmq)), (0, 0));
+}
+
+#[actix_rt::test]
+async fn what_is_over_the_admitted_is_refused_at_once_and_admitted_again_later() {
+    tokio::time::pause();
+    let house = House::new([Conduct::Hangs; 3]).await;
+    let waiting = join_all((0..RECORDS_MAX).map(|_| house.submit(None)));
+    let over = async {
+        while house.seen.lock().unwrap().len() < RECORDS_MAX {
+            tokio::task::yield_now().await;
+        }
+        let asked = Instant::now();
+        assert_eq!(house.submit(None).await, Err(Refused::Overloaded));
+        assert_eq!(asked.elapsed(), Duration::ZERO);
+    };
+    let (answers, ()) = tokio::join!(waiting, over);
+    assert!(answers.iter().all(|answer| *answer == Err(Refused::NoLane)), "a lane that hangs confirms nothing");
+    for lane in LANES {
+        house.lane(lane, Conduct::Confirms).await;
+    }
+    // The jobs that hang hold their permits until the lanes that have them die.
+    sleep(Duration::from_millis(1)).await;
+    assert!(house.submit(None).await.is_ok());
+}

@@ -1,0 +1,219 @@
+//! Supervision where time is the subject: the clock is simulated, and jumps to the next timer whenever all actors wait.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use actix::{Actor, ActorContext as _, Addr, AsyncContext as _, Context, Handler, ResponseFuture};
+use tokio::time::{Instant, sleep};
+use waypost::{
+    actors::{
+        Drain, Member, Ping, Slot,
+        supervisor::{
+            Action, BACKOFF_CAP, BACKOFF_FIRST, CRASHES_MAX, ChildId, Exit, HEALTHY, HEARTBEAT, Life, MISSES_MAX, Order,
+            Place, Snapshot, State, Supervisor, View, factory,
+        },
+    },
+    delivery::LaneId,
+};
+
+/// What one life of a [`Probe`] does.
+#[derive(Clone, Copy)]
+enum Conduct {
+    FailAtOnce,
+    PanicAtOnce,
+    /// Is up for so long, then fails.
+    LiveFor(Duration),
+    LivesOn,
+    /// Is up, and answers no heartbeat.
+    Freezes,
+    /// Is up, and says that it makes no progress.
+    Stuck,
+}
+
+struct Probe {
+    conduct: Conduct,
+    life: Life,
+}
+
+impl Actor for Probe {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        match self.conduct {
+            Conduct::FailAtOnce => {
+                self.life.end(Exit::Failed("broker away".into()));
+                ctx.stop();
+            }
+            Conduct::PanicAtOnce => panic!("planted"),
+            Conduct::LiveFor(time) => {
+                self.life.risen(None);
+                ctx.run_later(time, |probe, ctx| {
+                    probe.life.end(Exit::Failed("connection lost".into()));
+                    ctx.stop();
+                });
+            }
+            Conduct::LivesOn | Conduct::Freezes | Conduct::Stuck => self.life.risen(None),
+        }
+    }
+}
+
+impl Member for Probe {
+    const MAILBOX: usize = 16;
+}
+
+impl Handler<Ping> for Probe {
+    type Result = ResponseFuture<Result<(), String>>;
+
+    fn handle(&mut self, _: Ping, _: &mut Self::Context) -> Self::Result {
+        match self.conduct {
+            Conduct::Freezes => Box::pin(std::future::pending()),
+            Conduct::Stuck => Box::pin(async { Err("backlog 412, no delivery".into()) }),
+            _ => Box::pin(async { Ok(()) }),
+        }
+    }
+}
+
+impl Handler<Drain> for Probe {
+    type Result = ();
+
+    fn handle(&mut self, _: Drain, ctx: &mut Self::Context) {
+        self.life.end(Exit::Stopped);
+        ctx.stop();
+    }
+}
+
+const PROBE: ChildId = ChildId::Lane(LaneId::Nats);
+const NEIGHBOUR: ChildId = ChildId::Lane(LaneId::Grpc);
+
+/// The times at which a child was started.
+type Starts = Arc<Mutex<Vec<Instant>>>;
+
+/// A supervisor over one probe, whose n-th life behaves as `conduct(n)` says, and a healthy neighbour.
+fn supervise(conduct: impl Fn(usize) -> Conduct + Send + Sync + 'static) -> (Addr<Supervisor>, Starts) {
+    let starts = Starts::default();
+    let kept = Arc::clone(&starts);
+    let probe = factory(Slot::new(), move |life| {
+        let mut starts = kept.lock().unwrap();
+        starts.push(Instant::now());
+        Probe { conduct: conduct(starts.len() - 1), life }
+    });
+    let neighbour = factory(Slot::new(), |life| Probe { conduct: Conduct::LivesOn, life });
+    let children = vec![(PROBE, Place::Here, probe), (NEIGHBOUR, Place::Here, neighbour)];
+    (Supervisor::new(Slot::new(), children).start(), starts)
+}
+
+async fn view(supervisor: &Addr<Supervisor>, child: ChildId) -> View {
+    let views = supervisor.send(Snapshot).await.unwrap();
+    views.into_iter().find(|view| view.child == child).unwrap()
+}
+
+fn gaps(starts: &Starts) -> Vec<Duration> {
+    starts.lock().unwrap().windows(2).map(|pair| pair[1] - pair[0]).collect()
+}
+
+/// Timers are exact to a millisecond.
+const TICK: Duration = Duration::from_millis(2);
+
+#[actix_rt::test]
+async fn a_failing_actor_is_tried_for_ever_with_a_growing_capped_and_jittered_back_off() {
+    tokio::time::pause();
+    let (supervisor, starts) = supervise(|_| Conduct::FailAtOnce);
+    sleep(Duration::from_mins(5)).await;
+    let gaps = gaps(&starts);
+    for (failures, gap) in gaps.iter().enumerate() {
+        let ceiling = BACKOFF_FIRST.saturating_mul(2u32.saturating_pow(u32::try_from(failures).unwrap())).min(BACKOFF_CAP);
+        assert!(*gap <= ceiling + TICK, "gap {failures} is {gap:?}, over {ceiling:?}");
+    }
+    // Full jitter: half the cap on average.
+    assert!((300..1500).contains(&gaps.len()), "{} restarts in five minutes", gaps.len());
+    let distinct = gaps.iter().collect::<std::collections::HashSet<_>>().len();
+    assert!(distinct > gaps.len() / 4, "only {distinct} different delays");
+    let view = view(&supervisor, PROBE).await;
+    assert_eq!(view.last_error.as_deref(), Some("broker away"));
+    assert!(view.restarts >= 300);
+}
+
+#[actix_rt::test]
+async fn the_back_off_starts_anew_after_a_healthy_minute() {
+    tokio::time::pause();
+    let (_supervisor, starts) = supervise(|life| match life {
+        0..20 => Conduct::FailAtOnce,
+        20 => Conduct::LiveFor(HEALTHY + Duration::from_secs(1)),
+        _ => Conduct::LivesOn,
+    });
+    sleep(Duration::from_mins(3)).await;
+    let gaps = gaps(&starts);
+    assert_eq!(gaps.len(), 21);
+    let after_health = gaps[20] - HEALTHY - Duration::from_secs(1);
+    assert!(after_health <= BACKOFF_FIRST + TICK, "{after_health:?}");
+}
+
+#[actix_rt::test]
+async fn five_panics_within_a_minute_take_the_actor_down_and_no_other() {
+    tokio::time::pause();
+    let (supervisor, starts) = supervise(|_| Conduct::PanicAtOnce);
+    sleep(Duration::from_mins(10)).await;
+    assert_eq!(starts.lock().unwrap().len(), CRASHES_MAX);
+    let probe = view(&supervisor, PROBE).await;
+    assert_eq!(probe.state, State::Down);
+    assert_eq!(probe.last_error.as_deref(), Some("panicked: planted"));
+    let neighbour = view(&supervisor, NEIGHBOUR).await;
+    assert_eq!((neighbour.state, neighbour.restarts), (State::Up, 0));
+    // An operator may give it another chance.
+    assert!(supervisor.send(Order { lane: LaneId::Nats, action: Action::Resume }).await.unwrap());
+    sleep(Duration::from_secs(1)).await;
+    assert!(starts.lock().unwrap().len() > CRASHES_MAX);
+}
+
+#[actix_rt::test]
+async fn panics_that_are_far_apart_are_forgiven() {
+    tokio::time::pause();
+    let (supervisor, starts) = supervise(|life| if life % 2 == 0 { Conduct::PanicAtOnce } else { Conduct::LiveFor(HEALTHY) });
+    sleep(Duration::from_mins(30)).await;
+    assert_ne!(view(&supervisor, PROBE).await.state, State::Down);
+    assert!(starts.lock().unwrap().len() > 40);
+}
+
+#[actix_rt::test]
+async fn an_actor_that_misses_its_heartbeats_is_restarted_and_the_reason_is_told() {
+    tokio::time::pause();
+    let (supervisor, starts) = supervise(|life| if life == 0 { Conduct::Freezes } else { Conduct::LivesOn });
+    sleep((u32::from(MISSES_MAX) + 2) * HEARTBEAT).await;
+    assert_eq!(starts.lock().unwrap().len(), 2);
+    let probe = view(&supervisor, PROBE).await;
+    assert_eq!((probe.state, probe.restarts), (State::Up, 1));
+    assert_eq!(probe.last_error.as_deref(), Some("missed 2 heartbeats of 3s"));
+    assert_eq!(view(&supervisor, NEIGHBOUR).await.restarts, 0);
+}
+
+#[actix_rt::test]
+async fn an_actor_that_makes_no_progress_is_restarted_and_the_reason_is_told() {
+    tokio::time::pause();
+    let (supervisor, starts) = supervise(|life| if life == 0 { Conduct::Stuck } else { Conduct::LivesOn });
+    sleep(2 * HEARTBEAT).await;
+    assert_eq!(starts.lock().unwrap().len(), 2);
+    assert_eq!(view(&supervisor, PROBE).await.last_error.as_deref(), Some("backlog 412, no delivery"));
+}
+
+#[actix_rt::test]
+async fn a_paused_lane_rests_until_it_is_resumed_and_a_restart_is_at_once() {
+    tokio::time::pause();
+    let (supervisor, starts) = supervise(|_| Conduct::LivesOn);
+    let order = async |action| assert!(supervisor.send(Order { lane: LaneId::Nats, action }).await.unwrap());
+    sleep(Duration::from_secs(1)).await;
+    order(Action::Pause).await;
+    sleep(Duration::from_mins(10)).await;
+    assert_eq!(view(&supervisor, PROBE).await.state, State::Paused);
+    assert_eq!(starts.lock().unwrap().len(), 1);
+    order(Action::Resume).await;
+    sleep(Duration::from_millis(10)).await;
+    assert_eq!(view(&supervisor, PROBE).await.state, State::Up);
+    order(Action::Restart).await;
+    sleep(Duration::from_millis(10)).await;
+    assert_eq!(view(&supervisor, PROBE).await.state, State::Up);
+    assert_eq!(starts.lock().unwrap().len(), 3);
+    let absent = supervisor.send(Order { lane: LaneId::Pubsub, action: Action::Pause }).await.unwrap();
+    assert!(!absent, "a lane that is not there");
+}

@@ -1,0 +1,62 @@
+//! The four lanes, as a node is configured for them.
+
+pub use super::{nats::Nats, pubsub::Pubsub, rabbitmq::Rabbitmq};
+use super::{process::free_port, rig::Rig};
+
+/// A message system under test, as the lane of a node.
+pub trait Lane: Rig {
+    const NAME: &'static str;
+    const TAG: &'static str;
+
+    /// Names and values of variables, without their `WAYPOST_`, for a stream, queue or subscription of its own.
+    fn variables(&mut self) -> Vec<(String, String)>;
+}
+
+fn owned<const N: usize>(variables: [(&str, String); N]) -> Vec<(String, String)> {
+    variables.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+}
+
+impl Lane for Nats {
+    const NAME: &'static str = "nats";
+    const TAG: &'static str = "NATS";
+
+    fn variables(&mut self) -> Vec<(String, String)> {
+        let lane = self.settings();
+        owned([
+            ("LANES__NATS__URL", lane.url),
+            ("LANES__NATS__STREAM", lane.stream),
+            ("LANES__NATS__SUBJECT", lane.subject),
+            ("LANES__NATS__DURABLE", lane.durable),
+        ])
+    }
+}
+
+impl Lane for Rabbitmq {
+    const NAME: &'static str = "rabbitmq";
+    const TAG: &'static str = "RabbitMQ";
+
+    fn variables(&mut self) -> Vec<(String, String)> {
+        let lane = self.settings();
+        owned([("LANES__RABBITMQ__URL", lane.url), ("LANES__RABBITMQ__QUEUE", lane.queue)])
+    }
+}
+
+impl Lane for Pubsub {
+    const NAME: &'static str = "pubsub";
+    const TAG: &'static str = "PubSub";
+
+    fn variables(&mut self) -> Vec<(String, String)> {
+        let lane = self.config();
+        owned([
+            ("LANES__PUBSUB__ENDPOINT", lane.endpoint.unwrap_or_default()),
+            ("LANES__PUBSUB__PROJECT", lane.project),
+            ("LANES__PUBSUB__TOPIC", lane.topic),
+            ("LANES__PUBSUB__SUBSCRIPTION", lane.subscription),
+        ])
+    }
+}
+
+/// The gRPC lane of a node that calls itself.
+pub fn grpc_variables() -> Vec<(String, String)> {
+    owned([("LANES__GRPC__LISTEN", format!("127.0.0.1:{}", free_port()))])
+}

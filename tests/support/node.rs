@@ -1,0 +1,170 @@
+//! A node as a process of its own, the way users run it.
+
+use std::{
+    process::{Child, ExitStatus, Stdio},
+    time::Duration,
+};
+
+use awc::http::StatusCode;
+use bytes::Bytes;
+use serde_json::Value;
+
+use super::{eventually, process};
+
+/// How long a node may take for anything but the exit.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+pub struct Node {
+    child: Child,
+    pub ingest: u16,
+    pub admin: u16,
+    environment: Vec<(String, String)>,
+    http: awc::Client,
+    _data: tempfile::TempDir,
+}
+
+impl Node {
+    /// Starts a node with `variables` (without their `WAYPOST_`) and waits until it answers. Its lanes may still connect.
+    pub async fn start(api: &str, variables: &[(String, String)]) -> Self {
+        Self::start_with_fault(api, variables, "").await
+    }
+
+    /// The same, with a fault planted at a named point of the program: see the `fail` crate for the language.
+    pub async fn start_with_fault(api: &str, variables: &[(String, String)], fault: &str) -> Self {
+        let (ingest, admin) = (process::free_port(), process::free_port());
+        let data = tempfile::tempdir().expect("a temporary folder");
+        let mut environment = vec![
+            ("WAYPOST_INGEST__LISTEN".into(), format!("127.0.0.1:{ingest}")),
+            ("WAYPOST_ADMIN__LISTEN".into(), format!("127.0.0.1:{admin}")),
+            ("WAYPOST_API__URL".into(), api.into()),
+            ("WAYPOST_SPOOL__DIR".into(), data.path().display().to_string()),
+            ("FAILPOINTS".into(), fault.into()),
+        ];
+        environment.extend(variables.iter().map(|(key, value)| (format!("WAYPOST_{key}"), value.clone())));
+        let http = awc::Client::builder().timeout(Duration::from_secs(20)).finish();
+        let mut node = Self { child: launch(&environment), ingest, admin, environment, http, _data: data };
+        node.answers().await;
+        node
+    }
+
+    /// Starts it again on the same ports, with the same data and lanes.
+    pub async fn start_again(&mut self) {
+        self.child = launch(&self.environment);
+        self.answers().await;
+    }
+
+    async fn answers(&mut self) {
+        eventually("the node answers", PATIENCE, async || {
+            assert!(self.child.try_wait().expect("a child's status").is_none(), "the node ended");
+            self.get("/healthz").await.filter(|(status, _)| *status == StatusCode::OK)
+        })
+        .await;
+    }
+
+    /// Sends it "TERM", "KILL" or another signal.
+    pub fn signal(&self, signal: &str) {
+        process::signal(&self.child, signal);
+    }
+
+    /// The exit status, once it has ended by itself.
+    pub async fn ended(&mut self, patience: Duration) -> ExitStatus {
+        let child = &mut self.child;
+        let mut status = || child.try_wait().expect("a child's status");
+        let deadline = std::time::Instant::now() + patience;
+        loop {
+            if let Some(status) = status() {
+                return status;
+            }
+            assert!(std::time::Instant::now() < deadline, "the node still runs after {patience:?}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// `GET` from its admin side; `None` while it does not answer.
+    pub async fn get(&self, path: &str) -> Option<(StatusCode, Value)> {
+        let mut answer = self.http.get(format!("http://127.0.0.1:{}{path}", self.admin)).send().await.ok()?;
+        let body = answer.body().await.ok()?;
+        Some((answer.status(), serde_json::from_slice(&body).unwrap_or(Value::Null)))
+    }
+
+    pub async fn status(&self) -> Value {
+        self.get("/api/status").await.expect("the node answers").1
+    }
+
+    /// What `/api/status` says of one lane.
+    pub async fn lane(&self, lane: &str) -> Value {
+        let status = self.status().await;
+        let lanes = status["lanes"].as_array().expect("a list of lanes");
+        lanes.iter().find(|found| found["lane"] == lane).unwrap_or_else(|| panic!("no lane {lane}: {status}")).clone()
+    }
+
+    pub async fn lane_is(&self, lane: &str, state: &str, patience: Duration) {
+        eventually(&format!("lane {lane} is {state}"), patience, async || {
+            (self.lane(lane).await["state"] == state).then_some(())
+        })
+        .await;
+    }
+
+    /// Waits until `ledger.accepted + recovered = delivered + dead + spooled`, with nothing in flight, and returns it.
+    pub async fn at_rest(&self, patience: Duration) -> Value {
+        eventually("the ledger balances", patience, async || {
+            let ledger = self.status().await["ledger"].clone();
+            let of = |key: &str| ledger[key].as_u64().expect("a count");
+            let rest = of("in_flight") == 0
+                && of("accepted") + of("recovered") == of("delivered") + of("dead") + of("spooled");
+            rest.then_some(ledger)
+        })
+        .await
+    }
+
+    /// An order to a lane: "pause", "resume" or "restart".
+    pub async fn order(&self, lane: &str, action: &str) -> StatusCode {
+        let url = format!("http://127.0.0.1:{}/api/lanes/{lane}/{action}", self.admin);
+        let mut answer = self.http.post(url).send().await.expect("the node answers");
+        answer.body().await.expect("a body");
+        answer.status()
+    }
+
+    /// A client of this node, which may outlive it.
+    pub fn client(&self) -> Client {
+        Client { http: self.http.clone(), port: self.ingest }
+    }
+
+    /// Posts one record under `key`. `None` if there was no answer.
+    pub async fn post(&self, path: &str, key: &str, record: Bytes) -> Option<(StatusCode, Value)> {
+        self.client().post(path, key, record).await
+    }
+}
+
+/// A client of a node.
+pub struct Client {
+    http: awc::Client,
+    port: u16,
+}
+
+impl Client {
+    /// Posts one record under `key`. `None` if there was no answer.
+    pub async fn post(&self, path: &str, key: &str, record: Bytes) -> Option<(StatusCode, Value)> {
+        let url = format!("http://127.0.0.1:{}{path}", self.port);
+        let request = self.http.post(url).content_type("application/json").insert_header(("Idempotency-Key", key));
+        let mut answer = request.send_body(record).await.ok()?;
+        let body = answer.body().await.ok()?;
+        Some((answer.status(), serde_json::from_slice(&body).unwrap_or(Value::Null)))
+    }
+}
+
+fn launch(environment: &[(String, String)]) -> Child {
+    process::start(env!("CARGO_BIN_EXE_waypost"), |command| {
+        command.arg("run").env_remove("PUBSUB_EMULATOR_HOST").stdin(Stdio::null());
+        command.envs(environment.iter().map(|(key, value)| (key, value)));
+    })
+    .expect("the program starts")
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        // It may have ended already.
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
