@@ -20,12 +20,11 @@ use futures_util::{StreamExt as _, future::join};
 use lapin::{
     BasicProperties, Channel, Consumer,
     options::{BasicConsumeOptions, BasicQosOptions, ConfirmSelectOptions, QueueDeclareOptions},
-    protocol::{AMQPErrorKind, AMQPSoftError},
     types::{AMQPValue, FieldTable, ShortString},
 };
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    time::{interval, timeout},
+    time::{Instant, interval, sleep, timeout, timeout_at},
 };
 
 use self::{
@@ -42,10 +41,17 @@ use crate::{
 
 /// Without a confirm for so long, a publish fails; callers that cannot wait so long give up earlier.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(10);
+/// RabbitMQ writes the name of a new quorum queue to disk only when its list of names has been still for two times 500 ms.
+/// Killed before, it forgets the queue with all that it has confirmed there.
+const NAME_ON_DISK: Duration = Duration::from_millis(1500);
 /// How often the connections' states are looked at: not every way of ending them is announced to an idle client.
 const WATCH_INTERVAL: Duration = Duration::from_millis(250);
 /// Publishes that wait for their turn on the connection.
 const PUBLISH_QUEUE: usize = 256;
+
+/// How often the broker may send one message before it drops it: in effect, no limit. RabbitMQ 4 has one of 20 unless told
+/// otherwise, and takes -1 for "none"; RabbitMQ 3 takes -1 too, but drops a message the first time it is given back.
+const DELIVERY_LIMIT: i64 = i32::MAX as i64;
 
 /// See the module's documentation.
 pub struct RabbitMq {
@@ -67,11 +73,8 @@ impl Transport for RabbitMq {
 
     async fn connect(settings: &Self::Settings) -> Result<Self, TransportError> {
         let target = Target::read(settings).await?;
-        let at = target.address();
-        timeout(CONNECT_TIMEOUT, Self::open(&target, &settings.queue))
-            .await
-            .map_err(|_| TransportError::Connect(format!("{at}: no answer within {CONNECT_TIMEOUT:?}")))?
-            .map_err(|why| TransportError::Connect(format!("{at}: {why}")))
+        let opened = Self::open(&target, &settings.queue).await;
+        opened.map_err(|why| TransportError::Connect(format!("{}: {why}", target.address())))
     }
 
     async fn publish(&self, record: &Record) -> Result<(), TransportError> {
@@ -136,12 +139,16 @@ impl Drop for RabbitMq {
 impl RabbitMq {
     async fn open(target: &Target, queue: &str) -> Result<Self, String> {
         let name = ShortString::try_new(queue).map_err(|_| "a queue's name has at most 255 bytes".to_owned())?;
+        let in_time = Deadline(Instant::now() + CONNECT_TIMEOUT);
         let version = target.server_version().await;
-        let mut publish = Link::open(target, "waypost publisher").await.map_err(|e| e.to_string())?;
-        declare(&mut publish, &name).await?;
-        let consume = Link::open(target, "waypost consumer").await.map_err(|e| e.to_string())?;
-        let consumer = subscribe(&consume.channel, &name).await.map_err(|e| e.to_string())?;
-        publish.channel.confirm_select(ConfirmSelectOptions::default()).await.map_err(|e| e.to_string())?;
+        let publish = in_time.step("connect to publish", Link::open(target, "waypost publisher")).await?;
+        let confirms = publish.channel.confirm_select(ConfirmSelectOptions::default());
+        in_time.step("ask for confirms", confirms).await?;
+        in_time.step("declare the queue", declare(&publish.channel, &name)).await.map_err(|why| {
+            let exists = why.contains("PRECONDITION_FAILED");
+            if exists { format!("queue `{name}` exists with other settings: {why}") } else { why }
+        })?;
+        let (consume, consumer) = in_time.step("consume", subscribe(target, &name)).await?;
 
         let life = Life::default();
         let (publisher, publishes) = mpsc::channel(PUBLISH_QUEUE);
@@ -221,41 +228,41 @@ async fn watch_over(links: [link::Watch; 2], life: Life) {
     }
 }
 
+/// By when a connection must stand.
+struct Deadline(Instant);
+
+impl Deadline {
+    /// Waits for one step; the error names it.
+    async fn step<T>(&self, what: &str, step: impl Future<Output = lapin::Result<T>>) -> Result<T, String> {
+        match timeout_at(self.0, step).await {
+            Ok(done) => done.map_err(|why| format!("{what}: {why}")),
+            Err(_) => Err(format!("{what}: no answer within {CONNECT_TIMEOUT:?}")),
+        }
+    }
+}
+
 /// Declares the queue: durable, replicated, and never dropping a message because it was given back often.
-async fn declare(link: &mut Link, queue: &ShortString) -> Result<(), String> {
+async fn declare(channel: &Channel, queue: &ShortString) -> lapin::Result<()> {
     let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
     let mut arguments = FieldTable::default();
     arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
-    let mut unlimited = arguments.clone();
-    // RabbitMQ 4 drops a message after 20 redeliveries unless told otherwise; earlier versions keep it for ever, and
-    // refuse a limit below zero.
-    unlimited.insert("x-delivery-limit".into(), AMQPValue::LongLongInt(-1));
-    let mut answer = link.channel.queue_declare(queue.clone(), options, unlimited).await;
-    if answer.as_ref().is_err_and(refuses_negative_limit) {
-        link.reopen_channel().await.map_err(|e| e.to_string())?;
-        answer = link.channel.queue_declare(queue.clone(), options, arguments).await;
+    arguments.insert("x-delivery-limit".into(), AMQPValue::LongLongInt(DELIVERY_LIMIT));
+    let queue = channel.queue_declare(queue.clone(), options, arguments).await?;
+    let may_be_new = queue.message_count() == 0 && queue.consumer_count() == 0;
+    if may_be_new {
+        sleep(NAME_ON_DISK).await;
     }
-    match answer {
-        Ok(_) => Ok(()),
-        Err(e) if is_precondition_failed(&e) => Err(format!("queue `{queue}` exists with other settings: {e}")),
-        Err(e) => Err(format!("cannot declare queue `{queue}`: {e}")),
-    }
+    Ok(())
 }
 
-fn is_precondition_failed(e: &lapin::Error) -> bool {
-    matches!(e.kind(), lapin::ErrorKind::ProtocolError(e)
-        if matches!(e.kind(), AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED)))
-}
-
-/// The limit itself is invalid to the server; a queue that has another limit reads "inequivalent arg".
-fn refuses_negative_limit(e: &lapin::Error) -> bool {
-    is_precondition_failed(e) && e.to_string().contains("invalid arg 'x-delivery-limit'")
-}
-
-async fn subscribe(channel: &Channel, queue: &ShortString) -> lapin::Result<Consumer> {
-    channel.basic_qos(PREFETCH, BasicQosOptions::default()).await?;
+/// Opens a connection and consumes from the queue.
+async fn subscribe(target: &Target, queue: &ShortString) -> lapin::Result<(Link, Consumer)> {
+    let link = Link::open(target, "waypost consumer").await?;
+    link.channel.basic_qos(PREFETCH, BasicQosOptions::default()).await?;
     let tag = ShortString::from(format!("waypost-{}", Record::new_id()));
-    channel.basic_consume(queue.clone(), tag, BasicConsumeOptions::default(), FieldTable::default()).await
+    let options = BasicConsumeOptions::default();
+    let consumer = link.channel.basic_consume(queue.clone(), tag, options, FieldTable::default()).await?;
+    Ok((link, consumer))
 }
 
 /// How a record crosses the broker. Its id is a header too, because a `message_id` has at most 255 bytes.

@@ -157,12 +157,6 @@ impl Link {
         Ok(Self { name, connection, channel, socket })
     }
 
-    /// A fresh channel in the place of one that the broker has closed.
-    pub(super) async fn reopen_channel(&mut self) -> lapin::Result<()> {
-        self.channel = self.connection.create_channel().await?;
-        Ok(())
-    }
-
     pub(super) fn events(&self) -> Pin<Box<dyn Stream<Item = Event> + Send>> {
         Box::pin(self.connection.events_listener())
     }
