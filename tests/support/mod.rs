@@ -1,6 +1,8 @@
 //! Real brokers as child processes, and waiting for conditions.
 
 pub mod process;
+pub mod pubsub;
+pub mod rig;
 
 use std::{
     future::Future,

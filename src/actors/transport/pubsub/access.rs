@@ -66,7 +66,9 @@ mod tests {
     #[tokio::test]
     async fn a_credentials_file_that_is_not_there_is_named() {
         let config = config::Pubsub { credentials_file: Some("/nowhere/key.json".into()), ..config::Pubsub::default() };
-        let Err(TransportError::Connect(why)) = Access::new(&config).await else { panic!("it read a file that is not there") };
+        let Err(TransportError::Connect(why)) = Access::new(&config).await else {
+            panic!("it read a file that is not there")
+        };
         assert!(why.contains("/nowhere/key.json"), "{why}");
     }
 }

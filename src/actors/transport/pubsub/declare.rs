@@ -131,18 +131,16 @@ fn is(e: &Error, code: Code) -> bool {
     e.status().is_some_and(|status| status.code == code)
 }
 
-/// An error with what caused it, the innermost of which names the socket's trouble.
+/// What the service said, or the innermost cause: that names the trouble of the socket, without the URL.
 fn describe(e: &Error) -> String {
-    let mut text = e.to_string();
-    let mut source = std::error::Error::source(e);
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
+    if let Some(status) = e.status() {
+        return format!("{}: {}", status.code, status.message);
     }
-    text
+    let mut innermost: &dyn std::error::Error = e;
+    while let Some(cause) = innermost.source() {
+        innermost = cause;
+    }
+    innermost.to_string()
 }
 
 /// What weakens the guarantee, as warnings.
@@ -160,7 +158,11 @@ fn check(found: &Subscription, topic: &str) -> Result<Vec<String>, String> {
         return Err(format!("has the filter `{}`, which drops records", found.filter));
     }
     let pushes = found.push_config.as_ref().is_some_and(|push| !push.push_endpoint.is_empty());
-    if pushes || found.bigquery_config.is_some() || found.cloud_storage_config.is_some() || found.bigtable_config.is_some() {
+    if pushes
+        || found.bigquery_config.is_some()
+        || found.cloud_storage_config.is_some()
+        || found.bigtable_config.is_some()
+    {
         return Err("delivers by push or export, not by pull".into());
     }
 
@@ -173,11 +175,18 @@ fn check(found: &Subscription, topic: &str) -> Result<Vec<String>, String> {
     }
     let retention = found.message_retention_duration.and_then(|kept| Duration::try_from(kept).ok());
     if let Some(kept) = retention.filter(|&kept| kept < RETENTION) {
-        warnings.push(format!("the subscription keeps a record that is not delivered for {} only", humantime::format_duration(kept)));
+        warnings.push(format!(
+            "the subscription keeps a record that is not delivered for {} only",
+            humantime::format_duration(kept)
+        ));
     }
-    let expires = found.expiration_policy.as_ref().and_then(|policy| policy.ttl).and_then(|ttl| Duration::try_from(ttl).ok());
+    let expires =
+        found.expiration_policy.as_ref().and_then(|policy| policy.ttl).and_then(|ttl| Duration::try_from(ttl).ok());
     if let Some(ttl) = expires.filter(|ttl| !ttl.is_zero()) {
-        warnings.push(format!("the subscription expires, with what is in it, after {} without a node", humantime::format_duration(ttl)));
+        warnings.push(format!(
+            "the subscription expires, with what is in it, after {} without a node",
+            humantime::format_duration(ttl)
+        ));
     }
     Ok(warnings)
 }
@@ -220,9 +229,11 @@ mod tests {
         let mut expiring = ours();
         expiring.expiration_policy.get_or_insert_default().ttl = Duration::from_hours(24).try_into().ok();
         let dead = DeadLetterPolicy::new().set_dead_letter_topic("projects/p/topics/dead").set_max_delivery_attempts(5);
-        for (found, why) in
-            [(short, "10m"), (expiring, "1day"), (ours().set_dead_letter_policy(dead), "projects/p/topics/dead after 5 attempts")]
-        {
+        for (found, why) in [
+            (short, "10m"),
+            (expiring, "1day"),
+            (ours().set_dead_letter_policy(dead), "projects/p/topics/dead after 5 attempts"),
+        ] {
             let warnings = check(&found, TOPIC).unwrap();
             assert!(warnings.len() == 1 && warnings[0].contains(why), "{warnings:?}");
         }

@@ -233,7 +233,12 @@ impl Line {
         self.heard || self.since.elapsed() < QUIET
     }
 
-    async fn serve(&mut self, orders: &mut mpsc::Receiver<Attach>, out: &mpsc::Sender<Held>, budget: &Arc<Semaphore>) -> End {
+    async fn serve(
+        &mut self,
+        orders: &mut mpsc::Receiver<Attach>,
+        out: &mpsc::Sender<Held>,
+        budget: &Arc<Semaphore>,
+    ) -> End {
         (self.since, self.heard) = (Instant::now(), false);
         loop {
             let next = tokio::select! {
