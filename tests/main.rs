@@ -6,6 +6,7 @@ mod end_to_end;
 mod faults;
 mod grpc;
 mod ingest;
+mod pubsub;
 mod rabbitmq;
 mod router;
 mod simulated_time;

@@ -281,4 +281,5 @@ contract! {
     grpc: crate::support::grpc::OwnNode,
     nats: crate::support::nats::Nats,
     rabbitmq: crate::support::rabbitmq::Rabbit,
+    pubsub: crate::support::pubsub::Pubsub,
 }
