@@ -124,8 +124,7 @@ fn resolve(service: &Service, name: &str) -> Service {
     let base = there.services.get(of).unwrap_or_else(|| panic!("{name}: {file} has no {of}"));
     let mut whole = Service { depends_on: BTreeMap::new(), ..resolve(base, file) };
     let own = service.clone();
-    let checked = whole.healthcheck.take().unwrap_or_default();
-    whole.healthcheck = own.healthcheck.or(Some(checked)).filter(|check| check.interval.is_some());
+    whole.healthcheck = own.healthcheck.or(whole.healthcheck);
     whole.image = own.image.or(whole.image);
     whole.build = own.build.or(whole.build);
     whole.user = own.user.or(whole.user);
@@ -235,14 +234,15 @@ fn listens(name: &str, service: &Service) -> BTreeSet<u16> {
     }
 }
 
-/// Fails unless `url` leads to a service of the stack at a port of its own.
-fn leads_to_a_service(stack: &Stack, url: &str) {
+/// The service of the stack that `url` leads to; fails unless it does, at a port of that service's own.
+fn leads_to<'u>(stack: &Stack, url: &'u str) -> &'u str {
     let (_, rest) = url.split_once("://").expect("a URL");
     let authority = rest.split('/').next().unwrap_or_default();
     let authority = authority.rsplit('@').next().unwrap_or_default();
     let (host, port) = authority.split_once(':').expect("host and port");
     let service = stack.services.get(host).unwrap_or_else(|| panic!("{url}: there is no {host}"));
     assert!(listens(host, service).contains(&port.parse().expect("a port")), "{url}: {host} listens elsewhere");
+    host
 }
 
 /// Source and target of each mount.
@@ -275,7 +275,7 @@ fn every_image_is_pinned_in_the_env_file_and_nowhere_else() {
                 used.insert(pin.clone());
             }
         }
-        for line in lines(&text).filter(|line| name.ends_with(".yaml") && line.starts_with("image:")) {
+        for line in lines(&text).filter(|line| name.contains(".yaml") && line.starts_with("image:")) {
             assert!(line.starts_with("image: ${") && line.ends_with("_IMAGE}"), "{name}: {line}");
         }
     }
@@ -295,15 +295,17 @@ fn nodes_are_configured_validly_for_the_lanes_of_their_file_and_reach_what_they_
             let lanes: BTreeSet<_> = config.lanes_in_order().into_iter().map(|(lane, _)| lane).collect();
             assert_eq!(lanes, stack.lanes.iter().copied().collect(), "{file}: {node}");
 
-            leads_to_a_service(stack, &config.api.url);
             let lanes = &config.lanes;
             let urls = [
+                Some(&config.api.url),
                 lanes.nats.as_ref().map(|nats| &nats.url),
                 lanes.rabbitmq.as_ref().map(|rabbitmq| &rabbitmq.url),
                 lanes.pubsub.as_ref().and_then(|pubsub| pubsub.endpoint.as_ref()),
             ];
-            let peers = lanes.grpc.iter().flat_map(|grpc| &grpc.peers);
-            urls.into_iter().flatten().chain(peers).for_each(|url| leads_to_a_service(stack, url));
+            let peers = lanes.grpc.iter().flat_map(|grpc| &grpc.peers).map(|url| leads_to(stack, url));
+            assert!(peers.into_iter().all(|peer| NODES.contains(&peer)), "{file}: {node}");
+            let needs: BTreeSet<_> = urls.into_iter().flatten().map(|url| leads_to(stack, url)).collect();
+            assert_eq!(service.depends_on.keys().map(String::as_str).collect::<BTreeSet<_>>(), needs, "{file}: {node}");
             assert!(lies_on_a_volume(service, &config.spool.dir), "{file}: the records of {node} are on no volume");
         }
     }
@@ -437,7 +439,7 @@ fn the_balancer_sends_to_the_nodes_and_asks_whether_they_are_ready() {
         let servers: Vec<_> = lines(&config).filter_map(|line| line.strip_prefix("server ")).collect();
         assert_eq!(servers, NODES.map(|node| format!("{node} {node}:8000")));
         for node in NODES {
-            leads_to_a_service(stack, &format!("http://{node}:8000"));
+            leads_to(stack, &format!("http://{node}:8000"));
             let admin = configuration(&stack.services[node]).admin.listen.port();
             assert!(config.contains(&format!("check port {admin} ")), "{file}: {node}");
         }
@@ -469,6 +471,6 @@ fn locust_finds_its_files_and_the_balancer() {
         let mounted: Vec<_> = mounts(locust).map(|(_, target)| target).collect();
         let named = [flag(locust, "--locustfile"), locust.environment.get("TRAFFIC").map(String::as_str)];
         assert!(named.into_iter().all(|path| path.is_some_and(|path| mounted.contains(&path))), "{file}: {mounted:?}");
-        leads_to_a_service(stack, flag(locust, "--host").expect("it says where"));
+        leads_to(stack, flag(locust, "--host").expect("it says where"));
     }
 }
