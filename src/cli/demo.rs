@@ -86,9 +86,9 @@ pub async fn demo(args: Args) -> ExitCode {
 async fn play(mut config: Config, records: Vec<Bytes>, args: &Args) -> Result<bool, Box<dyn std::error::Error>> {
     let total = records.len() as u64;
     // Removed when the demo ends.
-    let scratch = tempfile::tempdir()?;
-    if args.node.data.is_none() {
-        config.spool.dir = scratch.path().to_owned();
+    let scratch = args.node.data.is_none().then(tempfile::tempdir).transpose()?;
+    if let Some(scratch) = &scratch {
+        scratch.path().clone_into(&mut config.spool.dir);
     }
     let listener = TcpListener::bind("127.0.0.1:0")?;
     config.api.url = format!("http://{}/", listener.local_addr()?);

@@ -4,7 +4,7 @@ use std::{
     net::{SocketAddr, TcpListener},
     sync::{Arc, Mutex, MutexGuard, mpsc},
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use actix_web::{App, HttpRequest, HttpResponse, HttpServer, dev::ServerHandle, http::StatusCode, web};
@@ -20,7 +20,6 @@ pub struct Post {
     pub body: web::Bytes,
     /// The connection it came over.
     pub peer: Option<SocketAddr>,
-    pub at: Instant,
 }
 
 /// What the API does with a POST.
@@ -145,7 +144,6 @@ async fn answer(state: Arc<Mutex<State>>, request: HttpRequest, body: web::Bytes
         authorization: header("Authorization"),
         body,
         peer: request.peer_addr(),
-        at: Instant::now(),
     };
     let (conduct, delay) = {
         let mut state = state.lock().expect("no test panics while it holds the state");
