@@ -164,6 +164,28 @@ async fn the_pubsub_emulator_is_killed_under_load() {
     broker_is_killed_under_load::<Pubsub>().await;
 }
 
+/// A server that says nothing, on a connection that looks well.
+#[actix_rt::test]
+async fn nats_falls_silent_under_load() {
+    let Some(mut nats) = Nats::start().await else { return };
+    let api = Api::start();
+    let node = Node::start(&api.url(), &[grpc_variables(), nats.variables()].concat()).await;
+    node.lane_is("nats", "up", PATIENCE).await;
+    node.lane_is("grpc", "up", PATIENCE).await;
+    let mut load = Load::start(&node);
+    load.take(200).await;
+    nats.signal("STOP");
+    node.lane_is("nats", "backoff", PATIENCE).await;
+    load.take(200).await;
+    nats.signal("CONT");
+    node.lane_is("nats", "up", PATIENCE).await;
+    load.take(200).await;
+    load.end().await;
+    assert_eq!(load.refused.get() + load.unanswered.borrow().len(), 0, "requests that were not taken");
+    load.is_met(&api, PATIENCE).await;
+    node.at_rest(PATIENCE).await;
+}
+
 async fn broker_comes_later<L: Lane>() {
     let Some(mut system) = L::start().await else { return };
     system.kill().await;
