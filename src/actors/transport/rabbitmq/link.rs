@@ -43,7 +43,7 @@ impl Target {
         uri.query.heartbeat.get_or_insert(HEARTBEAT);
         if let Some(path) = &settings.password_file {
             let password = read_text(path).await?;
-            uri.authority.userinfo.password = password.trim_end_matches(['\r', '\n']).to_owned();
+            password.trim_end_matches(['\r', '\n']).clone_into(&mut uri.authority.userinfo.password);
         }
         let mut tls = OwnedTLSConfig::default();
         if let Some(path) = &settings.ca_file {
