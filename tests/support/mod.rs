@@ -3,6 +3,7 @@
 pub mod grpc;
 pub mod process;
 pub mod rabbitmq;
+pub mod rig;
 
 use std::{
     future::Future,

@@ -1,5 +1,5 @@
-//! A real RabbitMQ. It takes long to start, so the test binary has one, and tests take turns with it: whoever holds a
-//! [`Rabbit`] may kill it.
+//! A real `RabbitMQ`. It takes long to start, so the test binary has one, and tests take turns with it: whoever holds a
+//! [`Rabbitmq`] may kill it.
 
 use std::{
     os::unix::process::CommandExt as _,
@@ -14,9 +14,9 @@ use tokio::{
     sync::{Mutex, OwnedMutexGuard},
     time::timeout,
 };
-use waypost::{config, record::Record};
+use waypost::{actors::transport::rabbitmq::RabbitMq, config, record::Record};
 
-use super::{eventually, process};
+use super::{eventually, process, rig::Rig};
 
 /// The server itself: the script of that name in `sbin` drops to another user.
 const SERVER: &str = "/usr/lib/rabbitmq/bin/rabbitmq-server";
@@ -27,13 +27,16 @@ const START_TIMEOUT: Duration = Duration::from_secs(90);
 static SHARED: LazyLock<Arc<Mutex<Option<Server>>>> = LazyLock::new(Arc::default);
 
 /// The right to use the shared server, alone, until it is dropped.
-pub struct Rabbit {
+pub struct Rabbitmq {
     server: OwnedMutexGuard<Option<Server>>,
 }
 
-impl Rabbit {
-    /// Waits for its turn and for the server to answer. `None` where RabbitMQ is not installed.
-    pub async fn start() -> Option<Self> {
+impl Rig for Rabbitmq {
+    type T = RabbitMq;
+    const SURVIVES_KILL: bool = true;
+
+    /// Waits for its turn as well.
+    async fn start() -> Option<Self> {
         if !Path::new(SERVER).exists() {
             assert!(std::env::var_os("CI").is_none(), "{SERVER} is missing");
             eprintln!("SKIPPED: {SERVER} is missing, so nothing is proved for RabbitMQ");
@@ -48,28 +51,27 @@ impl Rabbit {
         Some(Self { server })
     }
 
-    fn server(&mut self) -> &mut Server {
-        self.server.as_mut().expect("a started rig has a server")
-    }
-
-    /// A queue that nobody has used yet.
-    pub fn settings(&mut self) -> config::Rabbitmq {
+    fn settings(&mut self) -> config::Rabbitmq {
         let url = self.server().place.url();
         config::Rabbitmq { url, queue: format!("records-{}", Record::new_id()), ..config::Rabbitmq::default() }
     }
 
-    /// SIGKILL.
-    pub async fn kill(&mut self) {
+    async fn kill(&mut self) {
         let child = &mut self.server().child;
         child.kill().expect("the server was running");
         child.wait().expect("a killed child ends");
     }
 
-    /// The same server again, on its ports and data. Returns once it answers.
-    pub async fn revive(&mut self) {
+    async fn revive(&mut self) {
         let server = self.server();
         server.child = server.place.spawn();
         server.answers().await;
+    }
+}
+
+impl Rabbitmq {
+    fn server(&mut self) -> &mut Server {
+        self.server.as_mut().expect("a started rig has a server")
     }
 
     /// "STOP" and "CONT": silence without a closed socket.
