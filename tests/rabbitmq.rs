@@ -14,11 +14,7 @@ use waypost::{
     record::Record,
 };
 
-<<<<<<< HEAD
 use crate::support::{eventually, rabbitmq::Rabbit, rig::Rig as _};
-=======
-use crate::support::{eventually, rabbitmq::Rabbit, rig::Rig as _};
->>>>>>> main
 
 fn record(n: usize) -> Record {
     Record { id: Arc::from(format!("r{n}")), body: format!("{{\"n\":{n}}}").into(), traceparent: None, origin: None }
