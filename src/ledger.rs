@@ -67,7 +67,13 @@ impl Counts {
 impl Ledger {
     #[must_use]
     pub fn new(run: Arc<str>) -> Self {
-        Self { run, started: Instant::now(), api: ApiGauge::default(), lanes: Default::default(), known: Mutex::default() }
+        Self {
+            run,
+            started: Instant::now(),
+            api: ApiGauge::default(),
+            lanes: Default::default(),
+            known: Mutex::default(),
+        }
     }
 
     /// `lane` has confirmed a record that it was given at `began`.
@@ -172,7 +178,8 @@ impl Latency {
 
 impl Default for Latency {
     fn default() -> Self {
-        let times = Histogram::new_with_bounds(1, Self::MAX_US, 2).expect("these bounds are legal, so this cannot fail");
+        let times =
+            Histogram::new_with_bounds(1, Self::MAX_US, 2).expect("these bounds are legal, so this cannot fail");
         Self(Mutex::new(times))
     }
 }

@@ -94,16 +94,29 @@ impl Node {
         // Router → lane → transport ══▶ lane → forwarder → API, once per lane.
         let tap = broadcast::Sender::new(TAP_LAG);
         for (lane, tag) in &lanes {
-            let branch = Branch { config, tag, router: &router, ledger: &ledger, tap: &tap, api: api::Settings::read(&config.api)? };
+            let branch = Branch {
+                config,
+                tag,
+                router: &router,
+                ledger: &ledger,
+                tap: &tap,
+                api: api::Settings::read(&config.api)?,
+            };
             let on = &config.lanes;
             match lane {
                 LaneId::Grpc => {
-                    let settings = on.grpc.clone().map(|lane| grpc::Settings { config: lane, tap: tap.clone(), schema: config.ingest.schema });
+                    let settings = on.grpc.clone().map(|lane| grpc::Settings {
+                        config: lane,
+                        tap: tap.clone(),
+                        schema: config.ingest.schema,
+                    });
                     branch.grow::<grpc::Grpc>(settings, &mut graph);
                 }
                 LaneId::Nats => branch.grow::<Nats>(on.nats.clone(), &mut graph),
                 LaneId::Rabbitmq => branch.grow::<RabbitMq>(on.rabbitmq.clone(), &mut graph),
-                LaneId::Pubsub => branch.grow::<pubsub::Pubsub>(on.pubsub.clone().map(pubsub::Settings::new), &mut graph),
+                LaneId::Pubsub => {
+                    branch.grow::<pubsub::Pubsub>(on.pubsub.clone().map(pubsub::Settings::new), &mut graph)
+                }
                 LaneId::Memory => {}
             }
         }

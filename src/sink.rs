@@ -226,7 +226,9 @@ fn serve(mut database: Connection, inbox: &mpsc::Receiver<Order>, stats: &Mutex<
                     batch.push((items, answer));
                 }
                 // A client that has hung up needs no answer.
-                Order::List(limit, answer) => drop(answer.send(listed(&database, limit).map_err(|why| why.to_string()))),
+                Order::List(limit, answer) => {
+                    drop(answer.send(listed(&database, limit).map_err(|why| why.to_string())))
+                }
             }
             next = (size < COMMIT_MAX).then(|| inbox.try_recv().ok()).flatten();
         }
@@ -259,7 +261,8 @@ fn commit<A>(database: &mut Connection, batch: &[(Vec<Item>, A)]) -> rusqlite::R
     {
         let mut insert = transaction
             .prepare_cached("INSERT OR IGNORE INTO records (id, path, record, at_ms) VALUES (?1, ?2, ?3, ?4)")?;
-        let mut again = transaction.prepare_cached("UPDATE records SET redeliveries = redeliveries + 1 WHERE id = ?1")?;
+        let mut again =
+            transaction.prepare_cached("UPDATE records SET redeliveries = redeliveries + 1 WHERE id = ?1")?;
         let now = i64::try_from(unix_us() / 1000).unwrap_or(i64::MAX);
         for (items, _) in batch {
             let mut new = Vec::with_capacity(items.len());
@@ -278,8 +281,8 @@ fn commit<A>(database: &mut Connection, batch: &[(Vec<Item>, A)]) -> rusqlite::R
 
 /// The newest records, newest first.
 fn listed(database: &Connection, limit: usize) -> rusqlite::Result<Vec<Listed>> {
-    let mut rows = database
-        .prepare_cached("SELECT id, record, redeliveries, at_ms FROM records ORDER BY seq DESC LIMIT ?1")?;
+    let mut rows =
+        database.prepare_cached("SELECT id, record, redeliveries, at_ms FROM records ORDER BY seq DESC LIMIT ?1")?;
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     let listed = rows.query_map([limit], |row| {
         let record: String = row.get(1)?;

@@ -20,7 +20,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The records of `traffic.json`, byte for byte.
 pub fn traffic() -> Vec<Bytes> {
-    let records: Vec<Box<RawValue>> = serde_json::from_str(include_str!("../traffic.json")).expect("traffic.json is JSON");
+    let records: Vec<Box<RawValue>> =
+        serde_json::from_str(include_str!("../traffic.json")).expect("traffic.json is JSON");
     records.iter().map(|record| Bytes::copy_from_slice(record.get().as_bytes())).collect()
 }
 
@@ -51,7 +52,8 @@ async fn carries_all(lane: &str, tag: &str, variables: &[(String, String)]) {
     api.wait_for(records.len(), PATIENCE).await;
     let ledger = node.at_rest(PATIENCE).await;
     assert_eq!((&ledger["accepted"], &ledger["delivered"]), (&json!(1000), &json!(1000)), "{ledger}");
-    let posts: HashMap<_, _> = api.posts().into_iter().map(|post| (post.key.clone().unwrap_or_default(), post)).collect();
+    let posts: HashMap<_, _> =
+        api.posts().into_iter().map(|post| (post.key.clone().unwrap_or_default(), post)).collect();
     assert_eq!(posts.len(), records.len());
     for (at, record) in records.iter().enumerate() {
         let post = &posts[&format!("record-{at}")];
@@ -93,7 +95,8 @@ async fn carries_trace(lane: &str, variables: &[(String, String)]) {
     let node = Node::start(&api.url(), variables).await;
     node.lane_is(lane, "up", PATIENCE).await;
     let request = awc::Client::default().post(format!("http://127.0.0.1:{}/{lane}", node.ingest));
-    let answer = request.insert_header(("traceparent", TRACE)).send_body(traffic()[0].clone()).await.expect("an answer");
+    let answer =
+        request.insert_header(("traceparent", TRACE)).send_body(traffic()[0].clone()).await.expect("an answer");
     assert_eq!(answer.status(), StatusCode::ACCEPTED);
     api.wait_for(1, PATIENCE).await;
     assert_eq!(api.posts()[0].traceparent.as_deref(), Some(TRACE));
@@ -140,8 +143,7 @@ async fn the_demo_shares_its_records_out_over_all_lanes() {
         return;
     };
     let variables = [nats.variables(), rabbitmq.variables(), pubsub.variables()].concat();
-    let variables: Vec<_> =
-        variables.into_iter().map(|(key, value)| (format!("WAYPOST_{key}"), value)).collect();
+    let variables: Vec<_> = variables.into_iter().map(|(key, value)| (format!("WAYPOST_{key}"), value)).collect();
     let report = demo(&variables);
     assert_eq!(report["api"]["paths"], json!({"GRPC": 250, "NATS": 250, "RabbitMQ": 250, "PubSub": 250}));
     assert_eq!(report["ledger"], json!({"accepted": 1000, "delivered": 1000, "in_flight": 0}));

@@ -17,6 +17,7 @@ use crate::{
         eventually,
         lanes::{Lane, Nats, Pubsub, Rabbitmq, grpc_variables},
         node::{Node, PATIENCE},
+        rig::Rig as _,
     },
 };
 
@@ -163,6 +164,28 @@ async fn the_pubsub_emulator_is_killed_under_load() {
     broker_is_killed_under_load::<Pubsub>().await;
 }
 
+/// A server that says nothing, on a connection that looks well.
+#[actix_rt::test]
+async fn nats_falls_silent_under_load() {
+    let Some(mut nats) = Nats::start().await else { return };
+    let api = Api::start();
+    let node = Node::start(&api.url(), &[grpc_variables(), nats.variables()].concat()).await;
+    node.lane_is("nats", "up", PATIENCE).await;
+    node.lane_is("grpc", "up", PATIENCE).await;
+    let mut load = Load::start(&node);
+    load.take(200).await;
+    nats.signal("STOP");
+    node.lane_is("nats", "backoff", PATIENCE).await;
+    load.take(200).await;
+    nats.signal("CONT");
+    node.lane_is("nats", "up", PATIENCE).await;
+    load.take(200).await;
+    load.end().await;
+    assert_eq!(load.refused.get() + load.unanswered.borrow().len(), 0, "requests that were not taken");
+    load.is_met(&api, PATIENCE).await;
+    node.at_rest(PATIENCE).await;
+}
+
 async fn broker_comes_later<L: Lane>() {
     let Some(mut system) = L::start().await else { return };
     system.kill().await;
@@ -212,7 +235,8 @@ async fn is_terminated_under_load(variables: &[(String, String)], lane: &str) {
     load.is_met(&api, PATIENCE).await;
     node.at_rest(PATIENCE).await;
     // Refused connections have no answer either; a request whose record went through should have had one.
-    let cut_off = api.posts().into_iter().filter_map(|post| post.key).filter(|key| load.unanswered.borrow().contains(key));
+    let cut_off =
+        api.posts().into_iter().filter_map(|post| post.key).filter(|key| load.unanswered.borrow().contains(key));
     assert_eq!(cut_off.count(), 0, "requests that were cut off");
 }
 

@@ -14,7 +14,7 @@ use waypost::{
     record::Record,
 };
 
-use crate::support::{eventually, rabbitmq::Rabbitmq, rig::Rig as _};
+use crate::support::{eventually, rabbitmq::Rabbit, rig::Rig as _};
 
 fn record(n: usize) -> Record {
     Record { id: Arc::from(format!("r{n}")), body: format!("{{\"n\":{n}}}").into(), traceparent: None, origin: None }
@@ -32,7 +32,7 @@ async fn connect(settings: &config::Rabbitmq) -> RabbitMq {
 }
 
 /// Ready messages and consumers of the queue, as the broker counts them.
-async fn counts(rabbit: &mut Rabbitmq, queue: &str) -> (u32, u32) {
+async fn counts(rabbit: &mut Rabbit, queue: &str) -> (u32, u32) {
     let client = rabbit.client().await;
     let channel = client.create_channel().await.unwrap();
     let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
@@ -49,7 +49,7 @@ fn client_threads() -> usize {
 
 #[tokio::test]
 async fn a_thousand_records_at_once_are_confirmed_and_come_out_once_each() {
-    let Some(mut rabbit) = Rabbitmq::start().await else { return };
+    let Some(mut rabbit) = Rabbit::start().await else { return };
     let settings = rabbit.settings();
     let transport = connect(&settings).await;
     let records = publish_all(&transport, 1000).await;
@@ -68,7 +68,7 @@ async fn a_thousand_records_at_once_are_confirmed_and_come_out_once_each() {
 
 #[tokio::test]
 async fn a_queue_with_other_settings_is_named_with_the_difference_and_left_alone() {
-    let Some(mut rabbit) = Rabbitmq::start().await else { return };
+    let Some(mut rabbit) = Rabbit::start().await else { return };
     let settings = rabbit.settings();
     let client = rabbit.client().await;
     let channel = client.create_channel().await.unwrap();
@@ -83,7 +83,7 @@ async fn a_queue_with_other_settings_is_named_with_the_difference_and_left_alone
 
 #[tokio::test]
 async fn a_wrong_password_is_told_without_the_password() {
-    let Some(mut rabbit) = Rabbitmq::start().await else { return };
+    let Some(mut rabbit) = Rabbit::start().await else { return };
     let mut settings = rabbit.settings();
     settings.url = settings.url.replace("guest:guest", "guest:sesame");
     let Err(TransportError::Connect(why)) = RabbitMq::connect(&settings).await else { panic!("it got in") };
@@ -92,7 +92,7 @@ async fn a_wrong_password_is_told_without_the_password() {
 
 #[tokio::test]
 async fn a_transport_dropped_without_close_leaves_no_consumer_that_parks_messages() {
-    let Some(mut rabbit) = Rabbitmq::start().await else { return };
+    let Some(mut rabbit) = Rabbit::start().await else { return };
     let settings = rabbit.settings();
     let transport = connect(&settings).await;
     assert!(transport.broker().version.is_some_and(|version| version.contains('.')));
@@ -108,7 +108,7 @@ async fn a_transport_dropped_without_close_leaves_no_consumer_that_parks_message
 
 #[tokio::test]
 async fn what_was_settled_before_close_stays_settled_and_the_rest_goes_back() {
-    let Some(mut rabbit) = Rabbitmq::start().await else { return };
+    let Some(mut rabbit) = Rabbit::start().await else { return };
     let settings = rabbit.settings();
     let transport = connect(&settings).await;
     publish_all(&transport, 20).await;
@@ -133,7 +133,7 @@ async fn what_was_settled_before_close_stays_settled_and_the_rest_goes_back() {
 
 #[tokio::test]
 async fn a_record_given_back_for_later_comes_later_and_one_given_up_comes_soon() {
-    let Some(mut rabbit) = Rabbitmq::start().await else { return };
+    let Some(mut rabbit) = Rabbit::start().await else { return };
     let transport = connect(&rabbit.settings()).await;
     publish_all(&transport, 2).await;
     let (later, soon) = (transport.next().await.unwrap(), transport.next().await.unwrap());
@@ -154,7 +154,7 @@ async fn a_record_given_back_for_later_comes_later_and_one_given_up_comes_soon()
 /// More often than the twenty times after which version 4 drops a message unless the queue says otherwise.
 #[tokio::test]
 async fn a_record_given_back_fifty_times_is_still_there() {
-    let Some(mut rabbit) = Rabbitmq::start().await else { return };
+    let Some(mut rabbit) = Rabbit::start().await else { return };
     let transport = connect(&rabbit.settings()).await;
     publish_all(&transport, 1).await;
     for _ in 0..50 {
@@ -167,7 +167,7 @@ async fn a_record_given_back_fifty_times_is_still_there() {
 
 #[tokio::test]
 async fn confirmed_records_survive_a_kill_right_after_their_confirm() {
-    let Some(mut rabbit) = Rabbitmq::start().await else { return };
+    let Some(mut rabbit) = Rabbit::start().await else { return };
     let settings = rabbit.settings();
     let transport = connect(&settings).await;
     let records = publish_all(&transport, 500).await;
@@ -189,7 +189,7 @@ async fn confirmed_records_survive_a_kill_right_after_their_confirm() {
 
 #[tokio::test]
 async fn a_deleted_queue_ends_the_transport_and_nothing_more_is_confirmed() {
-    let Some(mut rabbit) = Rabbitmq::start().await else { return };
+    let Some(mut rabbit) = Rabbit::start().await else { return };
     let settings = rabbit.settings();
     let transport = connect(&settings).await;
     let client = rabbit.client().await;
@@ -204,7 +204,7 @@ async fn a_deleted_queue_ends_the_transport_and_nothing_more_is_confirmed() {
 
 #[tokio::test]
 async fn a_broker_that_blocks_publishers_is_named_and_deliveries_go_on() {
-    let Some(mut rabbit) = Rabbitmq::start().await else { return };
+    let Some(mut rabbit) = Rabbit::start().await else { return };
     let transport = connect(&rabbit.settings()).await;
     publish_all(&transport, 3).await;
     rabbit.ctl(&["set_vm_memory_high_watermark", "0.000001"]);
@@ -229,7 +229,7 @@ async fn a_broker_that_blocks_publishers_is_named_and_deliveries_go_on() {
 
 #[tokio::test]
 async fn a_silent_broker_is_noticed_within_ten_seconds_and_leaves_no_thread_behind() {
-    let Some(mut rabbit) = Rabbitmq::start().await else { return };
+    let Some(mut rabbit) = Rabbit::start().await else { return };
     let settings = rabbit.settings();
     eventually("earlier tests' threads end", Duration::from_secs(10), async || (client_threads() == 0).then_some(()))
         .await;

@@ -11,8 +11,8 @@ use waypost::{
     actors::{
         Drain, Member, Ping, Slot,
         supervisor::{
-            Action, BACKOFF_CAP, BACKOFF_FIRST, CRASHES_MAX, ChildId, Exit, HEALTHY, HEARTBEAT, Life, MISSES_MAX, Order,
-            Place, Snapshot, State, Supervisor, View, factory,
+            Action, BACKOFF_CAP, BACKOFF_FIRST, CRASHES_MAX, ChildId, Exit, HEALTHY, HEARTBEAT, Life, MISSES_MAX,
+            Order, Place, Snapshot, State, Supervisor, View, factory,
         },
     },
     delivery::LaneId,
@@ -123,7 +123,8 @@ async fn a_failing_actor_is_tried_for_ever_with_a_growing_capped_and_jittered_ba
     sleep(Duration::from_mins(5)).await;
     let gaps = gaps(&starts);
     for (failures, gap) in gaps.iter().enumerate() {
-        let ceiling = BACKOFF_FIRST.saturating_mul(2u32.saturating_pow(u32::try_from(failures).unwrap())).min(BACKOFF_CAP);
+        let ceiling =
+            BACKOFF_FIRST.saturating_mul(2u32.saturating_pow(u32::try_from(failures).unwrap())).min(BACKOFF_CAP);
         assert!(*gap <= ceiling + TICK, "gap {failures} is {gap:?}, over {ceiling:?}");
     }
     // Full jitter: half the cap on average.
@@ -170,7 +171,8 @@ async fn five_panics_within_a_minute_take_the_actor_down_and_no_other() {
 #[actix_rt::test]
 async fn panics_that_are_far_apart_are_forgiven() {
     tokio::time::pause();
-    let (supervisor, starts) = supervise(|life| if life % 2 == 0 { Conduct::PanicAtOnce } else { Conduct::LiveFor(HEALTHY) });
+    let (supervisor, starts) =
+        supervise(|life| if life % 2 == 0 { Conduct::PanicAtOnce } else { Conduct::LiveFor(HEALTHY) });
     sleep(Duration::from_mins(30)).await;
     assert_ne!(view(&supervisor, PROBE).await.state, State::Down);
     assert!(starts.lock().unwrap().len() > 40);

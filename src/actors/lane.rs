@@ -2,8 +2,8 @@
 //! breaks or the supervisor asks for the end. Back-off, pause and restart are the supervisor's.
 
 use std::{
-    panic::AssertUnwindSafe,
     cell::Cell,
+    panic::AssertUnwindSafe,
     rc::Rc,
     sync::Arc,
     time::{Duration, Instant},
@@ -121,7 +121,12 @@ async fn pull<T: Transport>(transport: &T, wiring: &Wiring) -> TransportError {
 }
 
 /// Confirms one record, or gives it back to the router. The answer says why the lane cannot go on.
-async fn publish<T: Transport>(transport: &T, job: Job, wiring: &Wiring, confirmed: &Cell<Option<Instant>>) -> Option<Exit> {
+async fn publish<T: Transport>(
+    transport: &T,
+    job: Job,
+    wiring: &Wiring,
+    confirmed: &Cell<Option<Instant>>,
+) -> Option<Exit> {
     let began = Instant::now();
     let failure = match timeout(wiring.publish_timeout, transport.publish(&job.record)).await {
         Ok(Ok(())) => {

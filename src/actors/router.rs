@@ -5,10 +5,7 @@ use actix::{Actor, Context, Handler, Recipient, dev::SendError};
 use tracing::debug;
 
 use super::{Drain, Job, LaneDown, LaneUp, Member, Ping, Publish, Refused, Returned, Route, ingest, supervisor::Life};
-use crate::{
-    config::Policy,
-    delivery::LaneId,
-};
+use crate::{config::Policy, delivery::LaneId};
 
 /// One per node. A restart begins with no lane up; the supervisor tells it of those that are.
 pub struct Router {

@@ -24,8 +24,8 @@ use std::{
 };
 
 use actix::{
-    Actor, ActorFutureExt as _, Addr, AsyncContext as _, Context, Handler, Message, Recipient, ResponseFuture, SpawnHandle,
-    WrapFuture as _,
+    Actor, ActorFutureExt as _, Addr, AsyncContext as _, Context, Handler, Message, Recipient, ResponseFuture,
+    SpawnHandle, WrapFuture as _,
 };
 use actix_rt::Arbiter;
 use futures_util::{FutureExt as _, future::join_all};
@@ -116,7 +116,9 @@ impl Next {
 pub enum State {
     Connecting,
     Up,
-    Backoff { until: Instant },
+    Backoff {
+        until: Instant,
+    },
     Paused,
     /// Given up after repeated crashes.
     Down,

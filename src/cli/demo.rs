@@ -86,9 +86,9 @@ pub async fn demo(args: Args) -> ExitCode {
 async fn play(mut config: Config, records: Vec<Bytes>, args: &Args) -> Result<bool, Box<dyn std::error::Error>> {
     let total = records.len() as u64;
     // Removed when the demo ends.
-    let scratch = tempfile::tempdir()?;
-    if args.node.data.is_none() {
-        config.spool.dir = scratch.path().to_owned();
+    let scratch = args.node.data.is_none().then(tempfile::tempdir).transpose()?;
+    if let Some(scratch) = &scratch {
+        scratch.path().clone_into(&mut config.spool.dir);
     }
     let listener = TcpListener::bind("127.0.0.1:0")?;
     config.api.url = format!("http://{}/", listener.local_addr()?);
@@ -117,10 +117,16 @@ async fn play(mut config: Config, records: Vec<Bytes>, args: &Args) -> Result<bo
         print_report(&node, &lanes, &stats, elapsed);
     }
     if !balanced {
-        eprintln!("waypost: the ledger does not balance: {total} sent, {refused} refused, {} at the API", stats.records);
+        eprintln!(
+            "waypost: the ledger does not balance: {total} sent, {refused} refused, {} at the API",
+            stats.records
+        );
     }
     if !args.once {
-        println!("The node stays up: post to http://{}/, status at http://{}/api/status, Ctrl-C ends it.", node.ingest, node.admin);
+        println!(
+            "The node stays up: post to http://{}/, status at http://{}/api/status, Ctrl-C ends it.",
+            node.ingest, node.admin
+        );
         stop_signal().await?;
     }
     node.drain().await;
@@ -205,7 +211,10 @@ async fn settled(node: &Node, sink: &Sink, total: u64, progress: &Progress) -> b
 }
 
 fn print_report(node: &Node, lanes: &[(LaneId, String)], stats: &crate::sink::Stats, elapsed: Duration) {
-    println!("{:<10} {:>9} {:>9} {:>10} {:>9} {:>14}", "path", "accepted", "delivered", "in flight", "at API", "p50 / p99 ms");
+    println!(
+        "{:<10} {:>9} {:>9} {:>10} {:>9} {:>14}",
+        "path", "accepted", "delivered", "in flight", "at API", "p50 / p99 ms"
+    );
     let row = |name: &str, counts: crate::ledger::Counts, at_api: u64, times: &str| {
         println!(
             "{name:<10} {:>9} {:>9} {:>10} {at_api:>9} {times:>14}",
@@ -223,10 +232,13 @@ fn print_report(node: &Node, lanes: &[(LaneId, String)], stats: &crate::sink::St
     println!("{} records in {:.2} s, {} sent twice.", stats.records, elapsed.as_secs_f64(), stats.redeliveries);
 }
 
-fn report_json(node: &Node, lanes: &[(LaneId, String)], stats: &crate::sink::Stats, elapsed: Duration) -> serde_json::Value {
-    let line = |counts: crate::ledger::Counts| {
-        json!({"accepted": counts.accepted, "delivered": counts.delivered, "in_flight": counts.in_flight()})
-    };
+fn report_json(
+    node: &Node,
+    lanes: &[(LaneId, String)],
+    stats: &crate::sink::Stats,
+    elapsed: Duration,
+) -> serde_json::Value {
+    let line = |counts: crate::ledger::Counts| json!({"accepted": counts.accepted, "delivered": counts.delivered, "in_flight": counts.in_flight()});
     let paths: serde_json::Map<_, _> =
         lanes.iter().map(|(lane, tag)| (tag.clone(), line(node.ledger.counts(*lane)))).collect();
     json!({

@@ -68,11 +68,13 @@ impl Cli {
     fn log(&self, quieter: u8) {
         const LEVELS: [LevelFilter; 5] =
             [LevelFilter::ERROR, LevelFilter::WARN, LevelFilter::INFO, LevelFilter::DEBUG, LevelFilter::TRACE];
-        let level = (2 + usize::from(self.verbose)).saturating_sub(usize::from(self.quiet + quieter)).min(LEVELS.len() - 1);
+        let level =
+            (2 + usize::from(self.verbose)).saturating_sub(usize::from(self.quiet + quieter)).min(LEVELS.len() - 1);
         // The libraries speak up for themselves only when asked.
         let ours = format!("warn,waypost={}", LEVELS[level]);
         let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(ours));
-        let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+        let colour =
+            std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
         let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colour);
         match self.log_format {
             LogFormat::Text => logs.init(),

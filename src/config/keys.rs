@@ -219,13 +219,9 @@ kind!(
     |text| text.parse().ok().filter(|count| (1..=CONCURRENCY_MAX).contains(count)),
     |count| Some(count.to_string())
 );
-kind!(
-    replicas,
-    usize,
-    "1, 3 or 5",
-    |text| text.parse().ok().filter(|count| [1, 3, 5].contains(count)),
-    |count| Some(count.to_string())
-);
+kind!(replicas, usize, "1, 3 or 5", |text| text.parse().ok().filter(|count| [1, 3, 5].contains(count)), |count| Some(
+    count.to_string()
+));
 kind!(path, PathBuf, "a path", |text| (!text.is_empty()).then(|| text.into()), |path| {
     Some(quoted(&path.display().to_string()))
 });
@@ -250,15 +246,11 @@ kind!(
         Schema::Any => "any",
     }))
 );
-kind!(
-    policy,
-    Policy,
-    "\"round-robin\"",
-    |text| (text == "round-robin").then_some(Policy::RoundRobin),
-    |policy| match policy {
+kind!(policy, Policy, "\"round-robin\"", |text| (text == "round-robin").then_some(Policy::RoundRobin), |policy| {
+    match policy {
         Policy::RoundRobin => Some(quoted("round-robin")),
     }
-);
+});
 
 mod list {
     use super::{Value, quoted};

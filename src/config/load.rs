@@ -192,8 +192,9 @@ impl Loader {
 
     fn section(&mut self, section: &str, at: String, value: &DeValue<'_>, place: &impl Fn(usize) -> String) {
         if !KEYS.iter().any(|key| key.section == section) {
-            let hint = hint(section, KEYS.iter().map(|key| key.section.to_owned()));
-            return self.mistake(at, section, format!("there is no such section{hint}"));
+            let mut sections: Vec<_> = KEYS.iter().map(|key| key.section).collect();
+            sections.dedup();
+            return self.mistake(at, section, format!("there is no such section; allowed are {}", sections.join(", ")));
         }
         let DeValue::Table(keys) = value else {
             return self.mistake(at, section, "is a section, written as [".to_owned() + section + "]");

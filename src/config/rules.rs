@@ -46,13 +46,23 @@ pub fn broken(config: &Config) -> Vec<Broken> {
         let url = scheme(&rabbitmq.url, &["amqp", "amqps"]);
         check(url, "lanes.rabbitmq", "url", "is not a broker; allowed is amqp:// or amqps:// with a host");
         let queue = rabbitmq.queue.len() <= 255 && !rabbitmq.queue.starts_with("amq.");
-        check(queue, "lanes.rabbitmq", "queue", "is no queue's name; allowed are up to 255 bytes, not beginning with amq.");
+        check(
+            queue,
+            "lanes.rabbitmq",
+            "queue",
+            "is no queue's name; allowed are up to 255 bytes, not beginning with amq.",
+        );
     }
     if let Some(pubsub) = &config.lanes.pubsub {
         const ID: &str = "is no Pub/Sub name; allowed are 3 to 255 letters, digits and -_.~+%, beginning with a letter";
         check(is_pubsub_id(&pubsub.topic), "lanes.pubsub", "topic", ID);
         check(is_pubsub_id(&pubsub.subscription), "lanes.pubsub", "subscription", ID);
-        check(is_plain(&pubsub.project, ".:"), "lanes.pubsub", "project", "is no project; allowed are letters, digits and -");
+        check(
+            is_plain(&pubsub.project, ".:"),
+            "lanes.pubsub",
+            "project",
+            "is no project; allowed are letters, digits and -",
+        );
     }
 
     let mut tags = HashSet::new();
@@ -63,7 +73,12 @@ pub fn broken(config: &Config) -> Vec<Broken> {
     let grpc = config.lanes.grpc.as_ref().map(|lane| ("lanes.grpc", lane.listen));
     let listeners = [Some(("ingest", config.ingest.listen)), Some(("admin", config.admin.listen)), grpc];
     for (section, address) in listeners.into_iter().flatten().filter(|(_, address)| address.port() != 0) {
-        check(addresses.insert(address), section, "listen", "is the address of another listener; allowed is a free one");
+        check(
+            addresses.insert(address),
+            section,
+            "listen",
+            "is the address of another listener; allowed is a free one",
+        );
     }
     broken
 }

@@ -94,8 +94,7 @@ impl Api {
     #[must_use]
     pub fn new(settings: &Settings) -> Self {
         let Settings { url, timeout, concurrency, authorization, tls } = settings.clone();
-        let connector =
-            Connector::new().limit(concurrency).timeout(timeout).conn_keep_alive(IDLE_MAX).rustls_0_23(tls);
+        let connector = Connector::new().limit(concurrency).timeout(timeout).conn_keep_alive(IDLE_MAX).rustls_0_23(tls);
         let mut client = Client::builder()
             .connector(connector)
             // The time-out of `post` covers the whole exchange; this one would end with the answer's head.

@@ -78,7 +78,12 @@ pub fn routes(app: &mut web::ServiceConfig) {
     .default_service(web::to(async |request: HttpRequest| Problem::not_found(request.path())));
 }
 
-async fn take(door: &Door, pinned: Option<LaneId>, request: &HttpRequest, body: web::Payload) -> Result<HttpResponse, Problem> {
+async fn take(
+    door: &Door,
+    pinned: Option<LaneId>,
+    request: &HttpRequest,
+    body: web::Payload,
+) -> Result<HttpResponse, Problem> {
     let headers = request.headers();
     check_type(headers.get(header::CONTENT_TYPE))?;
     if headers.get(header::CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity") {
@@ -86,7 +91,11 @@ async fn take(door: &Door, pinned: Option<LaneId>, request: &HttpRequest, body: 
     }
     let id = match headers.get("Idempotency-Key") {
         Some(key) => visible(key).map(Arc::from).ok_or_else(|| {
-            Problem::new(StatusCode::BAD_REQUEST, "idempotency-key", "An Idempotency-Key is 1 to 255 visible ASCII characters")
+            Problem::new(
+                StatusCode::BAD_REQUEST,
+                "idempotency-key",
+                "An Idempotency-Key is 1 to 255 visible ASCII characters",
+            )
         })?,
         None => Record::new_id(),
     };
@@ -99,7 +108,9 @@ async fn take(door: &Door, pinned: Option<LaneId>, request: &HttpRequest, body: 
     };
     let body = match body.to_bytes_limited(door.max_body).await {
         Ok(Ok(body)) => body,
-        Ok(Err(cut)) => return Err(Problem::new(StatusCode::BAD_REQUEST, "body", format!("The body did not arrive: {cut}"))),
+        Ok(Err(cut)) => {
+            return Err(Problem::new(StatusCode::BAD_REQUEST, "body", format!("The body did not arrive: {cut}")));
+        }
         Err(_) => return Err(too_large("The request", door.max_body)),
     };
     let body = parse(&body, door.schema).map_err(invalid)?;
@@ -113,8 +124,10 @@ async fn take(door: &Door, pinned: Option<LaneId>, request: &HttpRequest, body: 
             let path = door.lanes.iter().find(|(lane, _)| *lane == receipt.lane).map_or("", |(_, tag)| tag);
             Ok(HttpResponse::Accepted().json(Accepted { id: &id, path }))
         }
-        Err(refused) => Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", format!("Not taken: {refused}"))
-            .retry_after(1)),
+        Err(refused) => {
+            Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", format!("Not taken: {refused}"))
+                .retry_after(1))
+        }
     }
 }
 
@@ -122,7 +135,8 @@ async fn take(door: &Door, pinned: Option<LaneId>, request: &HttpRequest, body: 
 fn check_type(content_type: Option<&header::HeaderValue>) -> Result<(), Problem> {
     let Some(content_type) = content_type else { return Ok(()) };
     let essence = content_type.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim();
-    let subtype = essence.split_once('/').filter(|(class, _)| class.eq_ignore_ascii_case("application")).map(|(_, sub)| sub);
+    let subtype =
+        essence.split_once('/').filter(|(class, _)| class.eq_ignore_ascii_case("application")).map(|(_, sub)| sub);
     match subtype.map(str::to_ascii_lowercase) {
         Some(subtype) if subtype == "json" || subtype.ends_with("+json") => Ok(()),
         _ => Err(Problem::new(

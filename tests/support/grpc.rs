@@ -24,7 +24,28 @@ use waypost::{
     record::{Origin, Record, Schema},
 };
 
-use super::process::free_port;
+use super::{process::free_port, rig::Rig};
+
+/// A node that calls itself. Between its two ends there is nothing that could be killed.
+pub struct OwnNode;
+
+impl Rig for OwnNode {
+    type T = Grpc;
+    const SURVIVES_KILL: bool = false;
+    const CONFIRMS_ON_SETTLE: bool = true;
+
+    async fn start() -> Option<Self> {
+        Some(Self)
+    }
+
+    fn settings(&mut self) -> Settings {
+        settings()
+    }
+
+    async fn kill(&mut self) {}
+
+    async fn revive(&mut self) {}
+}
 
 /// A node on a free port of its own, whose records may be any JSON objects.
 pub fn settings() -> Settings {

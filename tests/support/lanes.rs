@@ -1,6 +1,6 @@
 //! The four lanes, as a node is configured for them.
 
-pub use super::{nats::Nats, pubsub::Pubsub, rabbitmq::Rabbitmq};
+pub use super::{nats::Nats, pubsub::Pubsub, rabbitmq::Rabbit as Rabbitmq};
 use super::{process::free_port, rig::Rig};
 
 /// A message system under test, as the lane of a node.

@@ -1,5 +1,5 @@
 //! A real `RabbitMQ`. It takes long to start, so the test binary has one, and tests take turns with it: whoever holds a
-//! [`Rabbitmq`] may kill it.
+//! [`Rabbit`] may kill it.
 
 use std::{
     os::unix::process::CommandExt as _,
@@ -14,7 +14,7 @@ use tokio::{
     sync::{Mutex, OwnedMutexGuard},
     time::timeout,
 };
-use waypost::{actors::transport::rabbitmq::RabbitMq, config, record::Record};
+use waypost::{actors::transport::rabbitmq, config, record::Record};
 
 use super::{eventually, process, rig::Rig};
 
@@ -27,15 +27,15 @@ const START_TIMEOUT: Duration = Duration::from_secs(90);
 static SHARED: LazyLock<Arc<Mutex<Option<Server>>>> = LazyLock::new(Arc::default);
 
 /// The right to use the shared server, alone, until it is dropped.
-pub struct Rabbitmq {
+pub struct Rabbit {
     server: OwnedMutexGuard<Option<Server>>,
 }
 
-impl Rig for Rabbitmq {
-    type T = RabbitMq;
+impl Rig for Rabbit {
+    type T = rabbitmq::RabbitMq;
     const SURVIVES_KILL: bool = true;
 
-    /// Waits for its turn as well.
+    /// Waits for its turn and for the server to answer.
     async fn start() -> Option<Self> {
         if !Path::new(SERVER).exists() {
             assert!(std::env::var_os("CI").is_none(), "{SERVER} is missing");
@@ -69,7 +69,7 @@ impl Rig for Rabbitmq {
     }
 }
 
-impl Rabbitmq {
+impl Rabbit {
     fn server(&mut self) -> &mut Server {
         self.server.as_mut().expect("a started rig has a server")
     }

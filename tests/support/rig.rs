@@ -7,6 +7,8 @@ pub trait Rig: Sized {
     type T: Transport;
     /// A confirmed message outlives a SIGKILL of the system.
     const SURVIVES_KILL: bool;
+    /// `publish` resolves only when the delivery is acked or rejected: there is no broker in between.
+    const CONFIRMS_ON_SETTLE: bool = false;
 
     /// A running system; `None`, after saying loudly why, if it cannot be had on this machine. Panics instead with `CI=true`.
     async fn start() -> Option<Self>;

@@ -138,7 +138,9 @@ impl Transport for Nats {
             };
             match item {
                 Some(Ok(message)) => return Ok(self.deliver(message)),
-                Some(Err(why)) if why.kind() == MessagesErrorKind::MissingHeartbeat && missed + 1 < HEARTBEATS_MISSED_MAX => {
+                Some(Err(why))
+                    if why.kind() == MessagesErrorKind::MissingHeartbeat && missed + 1 < HEARTBEATS_MISSED_MAX =>
+                {
                     missed += 1;
                 }
                 Some(Err(why)) => return Err(TransportError::Lost(why.to_string())),

@@ -1,0 +1,88 @@
+//! The operator's side of a real node.
+
+use awc::http::StatusCode;
+use serde_json::{Value, json};
+
+use crate::{
+    end_to_end::traffic,
+    support::{
+        api::Api,
+        lanes::{Lane as _, Nats, grpc_variables},
+        node::{Node, PATIENCE},
+        rig::Rig as _,
+    },
+};
+
+#[actix_rt::test]
+async fn the_status_has_every_member_that_the_contract_names() {
+    let api = Api::start();
+    let node = Node::start(&api.url(), &grpc_variables()).await;
+    node.lane_is("grpc", "up", PATIENCE).await;
+    assert_eq!(node.post("/", "one", traffic()[0].clone()).await.unwrap().0, StatusCode::ACCEPTED);
+    node.at_rest(PATIENCE).await;
+    let status = node.status().await;
+    let is_text = |value: &Value| value.as_str().is_some_and(|text| !text.is_empty());
+    assert!(is_text(&status["version"]) && is_text(&status["node"]), "{status}");
+    assert!(status["uptime_s"].as_f64() > Some(0.0), "{status}");
+    assert_eq!(status["draining"], false);
+    let ledger = json!({
+        "accepted": 1, "recovered": 0, "delivered": 1, "dead": 0, "spooled": 0, "in_flight": 0, "redelivered": 0
+    });
+    assert_eq!(status["ledger"], ledger);
+    let lane = &status["lanes"][0];
+    for (member, value) in [
+        ("lane", json!("grpc")),
+        ("tag", json!("GRPC")),
+        ("state", json!("up")),
+        ("restarts", json!(0)),
+        ("last_error", Value::Null),
+        ("retry_in_s", Value::Null),
+        ("accepted", json!(1)),
+        ("delivered", json!(1)),
+        ("dead", json!(0)),
+        ("in_flight", json!(0)),
+    ] {
+        assert_eq!(lane[member], value, "{member}: {lane}");
+    }
+    assert!(lane["since_s"].as_f64() > Some(0.0), "{lane}");
+    for latency in ["publish_ms", "delivery_ms"] {
+        assert!(lane[latency]["p50"].as_f64() > Some(0.0) && lane[latency]["p99"].is_f64(), "{latency}: {lane}");
+    }
+    assert!(is_text(&lane["broker"]["version"]) && lane["broker"]["warnings"].is_array(), "{lane}");
+    assert_eq!(status["api"]["url"], api.url());
+    assert_eq!((&status["api"]["state"], &status["api"]["in_flight"]), (&json!("up"), &json!(0)));
+    assert!(status["api"]["limit"].is_u64(), "{status}");
+}
+
+#[actix_rt::test]
+async fn a_lane_can_be_paused_resumed_and_restarted_while_the_other_takes_the_traffic() {
+    let Some(mut nats) = Nats::start().await else { return };
+    let api = Api::start();
+    let node = Node::start(&api.url(), &[grpc_variables(), nats.variables()].concat()).await;
+    node.lane_is("nats", "up", PATIENCE).await;
+    node.lane_is("grpc", "up", PATIENCE).await;
+    let path = async |key: &str| node.post("/", key, traffic()[0].clone()).await.unwrap().1["path"].clone();
+
+    assert_eq!(node.order("nats", "pause").await, StatusCode::ACCEPTED);
+    node.lane_is("nats", "paused", PATIENCE).await;
+    for at in 0..6 {
+        assert_eq!(path(&format!("paused-{at}")).await, "GRPC");
+    }
+    let pinned = node.post("/nats", "pinned", traffic()[0].clone()).await.unwrap();
+    assert_eq!(pinned.0, StatusCode::SERVICE_UNAVAILABLE);
+
+    assert_eq!(node.order("nats", "resume").await, StatusCode::ACCEPTED);
+    node.lane_is("nats", "up", PATIENCE).await;
+    assert_ne!(path("resumed-0").await, path("resumed-1").await, "both lanes take their turns again");
+
+    assert_eq!(node.order("nats", "restart").await, StatusCode::ACCEPTED);
+    node.lane_is("nats", "up", PATIENCE).await;
+    assert_eq!(node.lane("nats").await["restarts"], 1);
+    assert_eq!(node.lane("grpc").await["restarts"], 0);
+
+    assert_eq!(node.order("pigeon", "pause").await, StatusCode::NOT_FOUND);
+    assert_eq!(node.order("pubsub", "pause").await, StatusCode::NOT_FOUND);
+    assert_eq!(node.order("nats", "paint").await, StatusCode::NOT_FOUND);
+    let ledger = node.at_rest(PATIENCE).await;
+    assert_eq!((&ledger["accepted"], &ledger["delivered"]), (&json!(8), &json!(8)));
+}

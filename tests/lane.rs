@@ -1,0 +1,225 @@
+//! A lane with its forwarder, driven through their messages: over the message system in memory, with a real API.
+
+use std::{sync::Arc, time::Duration};
+
+use actix::{Actor, Addr};
+use bytes::Bytes;
+use futures_util::future::join_all;
+use tokio::{
+    sync::{Semaphore, broadcast},
+    time::Instant,
+};
+use waypost::{
+    actors::{
+        Refused, Slot,
+        forwarder::Forwarder,
+        ingest::Ingest,
+        lane::{Lane, Wiring},
+        router::Router,
+        supervisor::{ChildId, DrainAll, Place, Snapshot, State, Supervisor, View, factory},
+        transport::memory::{Broker, Faults, Memory},
+    },
+    config::{self, Policy},
+    delivery::{LaneId, Receipt},
+    http::api,
+    ledger::Ledger,
+    record::{Origin, Record},
+};
+
+use crate::support::{
+    api::{Api, Conduct},
+    eventually,
+};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+const PUBLISH_TIMEOUT: Duration = Duration::from_secs(2);
+const LANE: ChildId = ChildId::Lane(LaneId::Memory);
+
+/// A node's graph with the one lane, all on the test's thread.
+struct House {
+    broker: Broker,
+    ledger: Arc<Ledger>,
+    ingest: Ingest,
+    supervisor: Addr<Supervisor>,
+}
+
+impl House {
+    /// `posts` may be in flight; with none, the lane never pulls.
+    fn new(api: &str, posts: usize) -> Self {
+        let (broker, ledger) = (Broker::default(), Arc::new(Ledger::new(Arc::from("run"))));
+        let (router, forwarder) = (Slot::new(), Slot::new());
+        let api = config::Api { url: api.into(), concurrency: posts.max(1), ..config::Api::default() };
+        let api = api::Settings::read(&api).unwrap();
+        let wiring = Wiring {
+            router: router.clone(),
+            forwarder: forwarder.clone(),
+            posts: Arc::new(Semaphore::new(posts)),
+            ledger: Arc::clone(&ledger),
+            publish_timeout: PUBLISH_TIMEOUT,
+        };
+        let start_router = factory(router.clone(), |life| Router::new(Policy::RoundRobin, &[LaneId::Memory], life));
+        let start_forwarder = factory(forwarder, {
+            let (ledger, tap) = (Arc::clone(&ledger), broadcast::Sender::new(1));
+            move |life| {
+                let api = api::Api::new(&api);
+                Forwarder::new(LaneId::Memory, "Memory", api, Arc::clone(&ledger), tap.clone(), life)
+            }
+        });
+        let settings = broker.clone();
+        let start_lane = factory(Slot::new(), move |life| Lane::<Memory>::new(settings.clone(), wiring.clone(), life));
+        let children = vec![
+            (ChildId::Router, Place::Here, start_router),
+            (ChildId::Forwarder(LaneId::Memory), Place::Here, start_forwarder),
+            (LANE, Place::Here, start_lane),
+        ];
+        let ingest = Ingest::new(router.clone(), PUBLISH_TIMEOUT);
+        Self { broker, ledger, ingest, supervisor: Supervisor::new(router, children).start() }
+    }
+
+    async fn view(&self) -> View {
+        let views = self.supervisor.send(Snapshot).await.unwrap();
+        views.into_iter().find(|view| view.child == LANE).unwrap()
+    }
+
+    async fn up(&self) {
+        eventually("the lane is up", PATIENCE, async || (self.view().await.state == State::Up).then_some(())).await;
+    }
+
+    async fn submit(&self, count: usize) {
+        let receipts = join_all((0..count).map(|_| self.ingest.submit(record(), None))).await;
+        assert!(receipts.iter().all(|receipt| *receipt == Ok(Receipt { lane: LaneId::Memory })), "{receipts:?}");
+    }
+}
+
+fn record() -> Record {
+    let origin = Some(Origin::now(Arc::from("run")));
+    Record { id: Record::new_id(), body: Bytes::from_static(b"{\"a\":1}"), traceparent: None, origin }
+}
+
+/// Where nothing is posted.
+const NO_API: &str = "http://127.0.0.1:9/";
+
+#[actix_rt::test]
+async fn a_lane_that_is_lost_in_the_middle_of_a_publish_gives_the_record_back_and_comes_again() {
+    let house = House::new(NO_API, 0);
+    house.up().await;
+    house.broker.set_faults(Faults { swallow_confirms: true, ..Faults::default() });
+    let lose = async {
+        eventually("the record is under way", PATIENCE, async || (house.broker.stored() == 1).then_some(())).await;
+        house.broker.set_faults(Faults::default());
+        house.broker.drop_connection();
+    };
+    let (answer, ()) = tokio::join!(house.ingest.submit(record(), None), lose);
+    assert_eq!(answer, Err(Refused::NoLane), "what is unknown is not safe");
+    assert_eq!(house.ledger.totals().accepted, 0);
+    house.up().await;
+    house.submit(1).await;
+    let view = house.view().await;
+    assert_eq!((view.restarts, view.last_error.as_deref()), (1, Some("connection lost: dropped")));
+}
+
+#[actix_rt::test]
+async fn a_lane_whose_confirms_do_not_come_is_restarted_after_the_publish_timeout() {
+    tokio::time::pause();
+    let house = House::new(NO_API, 0);
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    house.broker.set_faults(Faults { swallow_confirms: true, ..Faults::default() });
+    let asked = Instant::now();
+    assert_eq!(house.ingest.submit(record(), None).await, Err(Refused::NoLane));
+    assert!((PUBLISH_TIMEOUT..PUBLISH_TIMEOUT * 2).contains(&asked.elapsed()), "{:?}", asked.elapsed());
+    house.broker.set_faults(Faults::default());
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(house.view().await.last_error.as_deref(), Some("connection lost: no confirm within 2s"));
+    house.submit(1).await;
+}
+
+#[actix_rt::test]
+async fn a_lane_keeps_trying_to_connect_and_says_why_it_cannot() {
+    tokio::time::pause();
+    let house = House::new(NO_API, 0);
+    house.broker.set_faults(Faults { refuse_connects: true, ..Faults::default() });
+    house.broker.drop_connection();
+    tokio::time::sleep(Duration::from_mins(2)).await;
+    assert!(house.broker.connects() > 100, "{} connects in two minutes", house.broker.connects());
+    assert_eq!(house.view().await.last_error.as_deref(), Some("cannot connect: refused"));
+    house.broker.set_faults(Faults::default());
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(house.view().await.state, State::Up);
+}
+
+#[actix_rt::test]
+async fn a_drain_ends_the_posts_under_way_settles_them_and_leaves_the_rest_in_the_broker() {
+    const RECORDS: usize = 20;
+    let api = Api::start();
+    api.delay(Duration::from_millis(300));
+    let house = House::new(&api.url(), 4);
+    house.up().await;
+    house.submit(RECORDS).await;
+    api.wait_for(4, PATIENCE).await;
+    house.supervisor.send(DrainAll).await.unwrap();
+    let posted = api.count();
+    let counts = house.ledger.totals();
+    assert_eq!(counts.delivered, posted as u64, "each POST under way has ended");
+    assert!(posted < RECORDS, "the drain did not wait for the backlog");
+    assert_eq!(house.broker.stored(), RECORDS - posted, "what was delivered is settled, the rest is in the broker");
+    assert_eq!(house.view().await.state, State::Paused);
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(api.count(), posted, "nothing is posted after the drain");
+}
+
+#[actix_rt::test]
+async fn a_drain_gives_back_what_waits_for_another_try() {
+    let api = Api::start();
+    api.behave(|_, _| Conduct::AnswerWith { status: 503, headers: vec![("Retry-After", "60".into())], body: vec![] });
+    let house = House::new(&api.url(), 4);
+    house.up().await;
+    house.submit(10).await;
+    api.wait_for(4, PATIENCE).await;
+    house.supervisor.send(DrainAll).await.unwrap();
+    assert_eq!(house.broker.stored(), 10);
+    assert_eq!((house.ledger.totals().delivered, api.count()), (0, 4), "Retry-After was kept");
+}
+
+#[actix_rt::test]
+async fn an_api_that_fails_is_tried_again_until_it_takes_the_record() {
+    let api = Api::start();
+    api.behave(|number, _| Conduct::Answer(if number < 5 { 500 } else { 200 }));
+    let house = House::new(&api.url(), 4);
+    house.up().await;
+    house.submit(1).await;
+    eventually("it is delivered", PATIENCE, async || (house.ledger.totals().delivered == 1).then_some(())).await;
+    let posts = api.posts();
+    assert_eq!(posts.len(), 6);
+    assert!(posts.iter().all(|post| post.key == posts[0].key && post.body == "{\"a\":1,\"path\":\"Memory\"}"));
+    assert_eq!(house.broker.stored(), 0);
+}
+
+#[actix_rt::test]
+async fn a_record_that_the_api_refuses_is_not_acked_and_holds_up_no_other() {
+    let api = Api::start();
+    api.behave(|number, _| Conduct::Answer(if number == 0 { 400 } else { 200 }));
+    let house = House::new(&api.url(), 1);
+    house.up().await;
+    house.submit(3).await;
+    eventually("the others are delivered", PATIENCE, async || (house.ledger.totals().delivered == 2).then_some(()))
+        .await;
+    assert_eq!(house.broker.stored(), 1);
+    assert_eq!(house.ledger.totals().in_flight(), 1);
+}
+
+#[actix_rt::test]
+async fn a_record_that_comes_again_after_its_2xx_is_not_posted_again() {
+    let api = Api::start();
+    api.delay(Duration::from_millis(200));
+    let house = House::new(&api.url(), 4);
+    house.up().await;
+    house.submit(1).await;
+    api.wait_for(1, PATIENCE).await;
+    // The ack that follows the 2xx meets a connection that is gone.
+    house.broker.drop_connection();
+    eventually("it came again", PATIENCE, async || (house.ledger.totals().redelivered == 1).then_some(())).await;
+    eventually("it is settled", PATIENCE, async || (house.broker.stored() == 0).then_some(())).await;
+    assert_eq!(api.count(), 1);
+    let counts = house.ledger.totals();
+    assert_eq!((counts.accepted, counts.delivered, counts.in_flight()), (1, 1, 0));
+}

@@ -1,0 +1,173 @@
+//! An API that judges: a real HTTP server that keeps every POST, and behaves as it is told.
+
+use std::{
+    net::{SocketAddr, TcpListener},
+    sync::{Arc, Mutex, MutexGuard, mpsc},
+    thread,
+    time::Duration,
+};
+
+use actix_web::{App, HttpRequest, HttpResponse, HttpServer, dev::ServerHandle, http::StatusCode, web};
+use futures_util::stream;
+
+/// What the API was sent.
+#[derive(Clone, Debug)]
+pub struct Post {
+    pub key: Option<String>,
+    pub content_type: Option<String>,
+    pub traceparent: Option<String>,
+    pub authorization: Option<String>,
+    pub body: web::Bytes,
+    /// The connection it came over.
+    pub peer: Option<SocketAddr>,
+}
+
+/// What the API does with a POST.
+#[derive(Clone, Debug)]
+pub enum Conduct {
+    Answer(u16),
+    AnswerWith {
+        status: u16,
+        headers: Vec<(&'static str, String)>,
+        body: Vec<u8>,
+    },
+    Hang,
+    /// Sends the head and half of the body, then closes.
+    CutAnswer,
+}
+
+type Judge = Box<dyn Fn(usize, &Post) -> Conduct + Send>;
+
+struct State {
+    posts: Vec<Post>,
+    delay: Duration,
+    judge: Judge,
+}
+
+/// A running API; it ends with the value.
+pub struct Api {
+    address: SocketAddr,
+    state: Arc<Mutex<State>>,
+    server: Option<ServerHandle>,
+}
+
+impl Api {
+    /// Answers 200 until it is told otherwise.
+    pub fn start() -> Self {
+        let state = State { posts: Vec::new(), delay: Duration::ZERO, judge: Box::new(|_, _| Conduct::Answer(200)) };
+        let state = Arc::new(Mutex::new(state));
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let address = listener.local_addr().expect("a bound socket");
+        let server = Some(serve(listener, Arc::clone(&state)));
+        Self { address, state, server }
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}/", self.address)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no test panics while it holds the state")
+    }
+
+    /// How it behaves from now on: `judge` is given the number of the POST, from 0, and the POST.
+    pub fn behave(&self, judge: impl Fn(usize, &Post) -> Conduct + Send + 'static) {
+        self.state().judge = Box::new(judge);
+    }
+
+    /// Waits so long before each answer.
+    pub fn delay(&self, delay: Duration) {
+        self.state().delay = delay;
+    }
+
+    pub fn posts(&self) -> Vec<Post> {
+        self.state().posts.clone()
+    }
+
+    pub fn count(&self) -> usize {
+        self.state().posts.len()
+    }
+
+    /// Waits until so many POSTs have come.
+    pub async fn wait_for(&self, count: usize, patience: Duration) {
+        super::eventually(&format!("{count} POSTs"), patience, async || (self.count() >= count).then_some(())).await;
+    }
+
+    /// Refuses connections from now on.
+    pub async fn stop(&mut self) {
+        if let Some(server) = self.server.take() {
+            server.stop(false).await;
+        }
+    }
+
+    /// Serves again on the same port.
+    pub fn start_again(&mut self) {
+        let listener = TcpListener::bind(self.address).expect("the port is still free");
+        self.server = Some(serve(listener, Arc::clone(&self.state)));
+    }
+}
+
+impl Drop for Api {
+    fn drop(&mut self) {
+        if let Some(server) = self.server.take() {
+            // The order is given when `stop` is called; there is nobody left to wait for its end.
+            drop(server.stop(false));
+        }
+    }
+}
+
+/// Serves on a thread of its own, so that the API answers whatever the test's own thread does.
+fn serve(listener: TcpListener, state: Arc<Mutex<State>>) -> ServerHandle {
+    let (started, handle) = mpsc::channel();
+    thread::spawn(move || {
+        actix_rt::System::new().block_on(async move {
+            let server = HttpServer::new(move || {
+                let state = Arc::clone(&state);
+                App::new().app_data(web::PayloadConfig::new(16 << 20)).default_service(web::to(
+                    move |request: HttpRequest, body: web::Bytes| answer(Arc::clone(&state), request, body),
+                ))
+            });
+            let server = server.workers(1).disable_signals().listen(listener).expect("a bound socket").run();
+            started.send(server.handle()).expect("the test waits");
+            server.await.expect("the API runs to its end");
+        });
+    });
+    handle.recv().expect("the API starts")
+}
+
+async fn answer(state: Arc<Mutex<State>>, request: HttpRequest, body: web::Bytes) -> HttpResponse {
+    let header = |name: &str| Some(request.headers().get(name)?.to_str().expect("visible ASCII").to_owned());
+    let post = Post {
+        key: header("Idempotency-Key"),
+        content_type: header("Content-Type"),
+        traceparent: header("traceparent"),
+        authorization: header("Authorization"),
+        body,
+        peer: request.peer_addr(),
+    };
+    let (conduct, delay) = {
+        let mut state = state.lock().expect("no test panics while it holds the state");
+        let conduct = (state.judge)(state.posts.len(), &post);
+        state.posts.push(post);
+        (conduct, state.delay)
+    };
+    if !delay.is_zero() {
+        tokio::time::sleep(delay).await;
+    }
+    let status = |status| StatusCode::from_u16(status).expect("a status");
+    match conduct {
+        Conduct::Answer(code) => HttpResponse::new(status(code)),
+        Conduct::AnswerWith { status: code, headers, body } => {
+            let mut response = HttpResponse::build(status(code));
+            for header in headers {
+                response.append_header(header);
+            }
+            response.body(body)
+        }
+        Conduct::Hang => std::future::pending().await,
+        Conduct::CutAnswer => {
+            let half = stream::iter([Ok(web::Bytes::from_static(b"half")), Err(std::io::Error::other("cut"))]);
+            HttpResponse::Ok().no_chunking(8).streaming(half)
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! A real NATS server with JetStream.
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Child, Stdio},
+    time::Duration,
+};
+
+use tempfile::TempDir;
+use tokio::{io::AsyncReadExt as _, net::TcpStream};
+use waypost::{actors::transport::nats, config, record::Record};
+
+use super::{eventually, process, rig::Rig};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// One server, with a folder of its own.
+pub struct Nats {
+    program: PathBuf,
+    port: u16,
+    data: TempDir,
+    server: Child,
+}
+
+impl Nats {
+    fn spawn(program: &Path, port: u16, data: &TempDir) -> Child {
+        process::start(program.to_str().expect("a plain path"), |command| {
+            command.args(["-a", "127.0.0.1", "-p", &port.to_string(), "-js", "-sd"]).arg(data.path());
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        })
+        .expect("the server starts")
+    }
+
+    /// The server speaks first: its line begins with INFO.
+    async fn answers(&mut self) {
+        let (server, port) = (&mut self.server, self.port);
+        eventually("NATS answers", PATIENCE, async || {
+            assert!(server.try_wait().expect("a child's status").is_none(), "the server ended");
+            let mut connection = TcpStream::connect(("127.0.0.1", port)).await.ok()?;
+            let mut greeting = [0; 4];
+            connection.read_exact(&mut greeting).await.ok()?;
+            (&greeting == b"INFO").then_some(())
+        })
+        .await;
+    }
+
+    /// "STOP" and "CONT": silence without a closed socket.
+    pub fn signal(&self, signal: &str) {
+        process::signal(&self.server, signal);
+    }
+}
+
+impl Rig for Nats {
+    type T = nats::Nats;
+    const SURVIVES_KILL: bool = true;
+
+    async fn start() -> Option<Self> {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let folders = std::env::split_paths(&path).chain([PathBuf::from("/usr/sbin")]);
+        let Some(program) = folders.map(|folder| folder.join("nats-server")).find(|file| file.exists()) else {
+            assert!(std::env::var_os("CI").is_none(), "nats-server is missing");
+            eprintln!("SKIPPED: nats-server is missing, so nothing is proved for NATS");
+            return None;
+        };
+        let (port, data) = (process::free_port(), tempfile::tempdir().expect("a temporary folder"));
+        let server = Self::spawn(&program, port, &data);
+        let mut nats = Self { program, port, data, server };
+        nats.answers().await;
+        Some(nats)
+    }
+
+    fn settings(&mut self) -> config::Nats {
+        let name = Record::new_id();
+        config::Nats {
+            url: format!("nats://127.0.0.1:{}", self.port),
+            stream: format!("RECORDS-{name}"),
+            subject: format!("records.{name}"),
+            ..config::Nats::default()
+        }
+    }
+
+    async fn kill(&mut self) {
+        self.server.kill().expect("the server was running");
+        self.server.wait().expect("a killed child ends");
+    }
+
+    async fn revive(&mut self) {
+        self.server = Self::spawn(&self.program, self.port, &self.data);
+        self.answers().await;
+    }
+}
+
+impl Drop for Nats {
+    fn drop(&mut self) {
+        // A test may have killed it already.
+        self.server.kill().ok();
+        self.server.wait().ok();
+    }
+}
