@@ -2,7 +2,7 @@
 //!
 //! A value is one generation: two connections, one to publish and one to consume, because a broker that blocks publishers
 //! blocks their whole connection, acknowledgements included. Nothing is recovered; the first fault of either connection
-//! ends the generation ([`Life`]), and the lane connects anew.
+//! ends the generation (`Life`), and the lane connects anew.
 
 mod link;
 mod publisher;
