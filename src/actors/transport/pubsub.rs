@@ -32,7 +32,7 @@ use self::{
     declare::{Admin, Probe},
     feed::{Feed, Held},
 };
-use super::{Broker, CONNECT_TIMEOUT, PREFETCH, Transport, TransportError, header};
+use super::{Broker, CONNECT_TIMEOUT, Transport, TransportError, header};
 use crate::{
     config,
     delivery::{Delivery, LaneId, Verdict},
@@ -171,7 +171,7 @@ impl Pubsub {
             .map_err(|e| TransportError::Connect(format!("publisher: {e}")))?;
 
         let state = Arc::<State>::default();
-        let (out, ready) = mpsc::channel(PREFETCH.into());
+        let (out, ready) = mpsc::channel(feed::HELD_MAX as usize);
         let on_end = Arc::clone(&state);
         let timers = feed.attach(&access, admin.subscription(), out, Box::new(move |why| on_end.lose(why))).await?;
         let mut warnings = declared.warnings;
@@ -302,7 +302,7 @@ impl Outstanding {
         Ok(Delivery::new(record(message), redelivered, settle))
     }
 
-    /// Gives back all that is not settled, and what would come later.
+    /// Gives back all that is not settled. From now on nothing is delivered.
     fn give_back(&self) {
         let mut handles = self.lock();
         handles.closed = true;

@@ -28,14 +28,17 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use super::{Access, CHARGE_MIN_KIB, PREFETCH, TransportError, charge};
+use super::{Access, TransportError, charge};
+use crate::actors::transport::PREFETCH;
 
-/// What the feed may hold of the subscription, ready, delivered or delayed, in KiB: 64 MiB, and no more than [`HELD_MAX`].
-/// The service is asked to keep to the same limits; the emulator does not.
+/// What the feed may hold of the subscription, ready, delivered or delayed, in KiB: 64 MiB, and so no more than [`HELD_MAX`].
+/// That is far beyond what the service is asked to send. The emulator sends what it has, and what is left unread for as long
+/// as a lease it sends again and again.
 const HELD_KIB: u32 = 64 << 10;
-const HELD_MAX: u32 = 4 * PREFETCH as u32;
-const HELD_CHARGE_MIN_KIB: u32 = HELD_KIB / HELD_MAX;
-const _: () = assert!(HELD_CHARGE_MIN_KIB >= CHARGE_MIN_KIB);
+const HELD_CHARGE_MIN_KIB: u32 = 2;
+pub(super) const HELD_MAX: u32 = HELD_KIB / HELD_CHARGE_MIN_KIB;
+/// What the service may have sent that is not settled. Deliveries that wait out a delay count.
+const OUTSTANDING_MAX: u32 = 4 * PREFETCH as u32;
 
 /// How long a stream waits for the next connection before it is closed, and other nodes get what it holds.
 const GRACE: Duration = Duration::from_secs(15);
@@ -217,7 +220,7 @@ impl Line {
             .set_max_lease_extension(LEASE)
             // A delivery is held for as long as it lives.
             .set_max_lease(Duration::MAX)
-            .set_max_outstanding_messages(HELD_MAX)
+            .set_max_outstanding_messages(OUTSTANDING_MAX)
             .set_max_outstanding_bytes(i64::from(HELD_KIB) << 10)
             // Handles that outlive their stream do nothing: an emulator that was restarted may have given their ids to others.
             .set_shutdown_behavior(ShutdownBehavior::NackImmediately)
