@@ -12,8 +12,8 @@ use futures_util::future::join_all;
 use tokio::time::{Instant, sleep};
 use waypost::{
     actors::{
-        Job, LaneDown, LaneUp, Publish, Refused, Returned, Slot,
-        ingest::{Ingest, RECORDS_MAX},
+        Job, LaneDown, LaneUp, Publish, RECORDS_MAX, Refused, Returned, Slot,
+        ingest::Ingest,
         router::Router,
         supervisor::{ChildId, Place, Supervisor, factory},
     },

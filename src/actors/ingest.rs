@@ -8,14 +8,12 @@ use std::{sync::Arc, time::Duration};
 use actix::dev::SendError;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
-use super::{Job, LaneSet, Refused, Route, Slot, router::Router};
+use super::{Job, LaneSet, RECORDS_MAX, Refused, Route, Slot, router::Router};
 use crate::{
     delivery::{LaneId, Receipt},
     record::Record,
 };
 
-/// Records in hand at most: enough to keep every lane's window full, few enough to answer quickly.
-pub const RECORDS_MAX: usize = 8192;
 /// Bytes in hand at most.
 const BYTES_MAX: usize = 64 << 20;
 /// How often a record is sent again after the actor that held it has died.

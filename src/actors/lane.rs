@@ -18,9 +18,8 @@ use tokio::{sync::Semaphore, time::timeout};
 use tracing::{debug, warn};
 
 use super::{
-    Drain, Forward, InFlight, Job, Member, Ping, Publish, Returned, Slot, Task,
+    Drain, Forward, InFlight, Job, Member, Ping, Publish, RECORDS_MAX, Returned, Slot, Task,
     forwarder::Forwarder,
-    ingest,
     router::Router,
     supervisor::{Exit, Life},
     transport::{CLOSE_TIMEOUT, CONNECT_TIMEOUT, Transport, TransportError},
@@ -186,7 +185,7 @@ impl<T: Transport> Actor for Lane<T> {
 
 impl<T: Transport> Member for Lane<T> {
     /// Each record that may be in hand, and control messages.
-    const MAILBOX: usize = ingest::RECORDS_MAX + 64;
+    const MAILBOX: usize = RECORDS_MAX + 64;
 }
 
 impl<T: Transport> Handler<Publish> for Lane<T> {

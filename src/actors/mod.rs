@@ -38,6 +38,9 @@ use crate::{
     record::Record,
 };
 
+/// Records that a node may have in hand: enough to keep every lane's window full, few enough to answer quickly.
+pub const RECORDS_MAX: usize = 8192;
+
 /// A record on its way to its receipt. One actor owns it at a time; dropped without an answer (a panic, a stopped actor),
 /// it leaves ingest to send it again.
 pub struct Job {

@@ -4,7 +4,9 @@
 use actix::{Actor, Context, Handler, Recipient, dev::SendError};
 use tracing::debug;
 
-use super::{Drain, Job, LaneDown, LaneUp, Member, Ping, Publish, Refused, Returned, Route, ingest, supervisor::Life};
+use super::{
+    Drain, Job, LaneDown, LaneUp, Member, Ping, Publish, RECORDS_MAX, Refused, Returned, Route, supervisor::Life,
+};
 use crate::{config::Policy, delivery::LaneId};
 
 /// One per node. A restart begins with no lane up; the supervisor tells it of those that are.
@@ -80,7 +82,7 @@ impl Actor for Router {
 
 impl Member for Router {
     /// Each record that may be in hand, twice (on its way in, and coming back), and control messages.
-    const MAILBOX: usize = 2 * ingest::RECORDS_MAX + 64;
+    const MAILBOX: usize = 2 * RECORDS_MAX + 64;
 }
 
 impl Handler<Route> for Router {

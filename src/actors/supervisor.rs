@@ -15,24 +15,22 @@
 //!
 //! Each change of a lane's state is made in `Supervisor::enter`, which tells the router and the log.
 
-use std::{
-    any::Any,
-    collections::VecDeque,
-    panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+mod life;
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use actix::{
-    Actor, ActorFutureExt as _, Addr, AsyncContext as _, Context, Handler, Message, Recipient, ResponseFuture,
-    SpawnHandle, WrapFuture as _,
+    Actor, ActorFutureExt as _, AsyncContext as _, Context, Handler, Message, Recipient, ResponseFuture, SpawnHandle,
+    WrapFuture as _,
 };
 use actix_rt::Arbiter;
 use futures_util::{FutureExt as _, future::join_all};
-use tokio::{sync::watch, task::AbortHandle, time::Instant};
+use tokio::{sync::watch, time::Instant};
 use tracing::{error, info, warn};
 
-use super::{Drain, LaneDown, LaneUp, Member, Ping, Publish, Slot, router::Router, transport::Broker};
+use self::life::Live;
+pub use self::life::{Exit, Exited, Life, Risen, Start, Started, factory};
+use super::{Drain, LaneDown, LaneUp, Ping, Publish, Slot, router::Router, transport::Broker};
 use crate::{backoff::Backoff, delivery::LaneId};
 
 /// The first back-off is at most this.
@@ -67,19 +65,6 @@ impl ChildId {
             Self::Lane(lane) | Self::Forwarder(lane) => Some(lane),
         }
     }
-}
-
-/// How an actor ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Exit {
-    /// As it was asked to.
-    Stopped,
-    /// What it depends on failed.
-    Failed(String),
-    /// Its own code failed.
-    Panicked(String),
-    /// It lived and did nothing.
-    Stalled(String),
 }
 
 /// What was last asked of an actor.
@@ -138,107 +123,6 @@ impl State {
     }
 }
 
-/// Starts an actor on the present thread; made by [`factory`].
-pub type Start = Arc<dyn Fn(Life) + Send + Sync>;
-
-/// How to start an actor: `make` builds a new value each time, and `slot` gets its address.
-pub fn factory<A>(slot: Slot<A>, make: impl Fn(Life) -> A + Send + Sync + 'static) -> Start
-where
-    A: Member,
-{
-    Arc::new(move |life| {
-        let actor = match catch_unwind(AssertUnwindSafe(|| make(life.clone()))) {
-            Ok(actor) => actor,
-            Err(panic) => return life.exited(Exit::Panicked(text_of(&*panic))),
-        };
-        let mut context = Context::new();
-        context.set_mailbox_capacity(A::MAILBOX);
-        let address = context.address();
-        let body = context.into_future(actor);
-        let watched = {
-            let (slot, life) = (slot.clone(), life.clone());
-            async move {
-                let exit = match AssertUnwindSafe(body).catch_unwind().await {
-                    Ok(()) => life.reason(),
-                    Err(panic) => Exit::Panicked(text_of(&*panic)),
-                };
-                slot.set(None);
-                life.exited(exit);
-            }
-        };
-        let task = actix_rt::spawn(watched).abort_handle();
-        slot.set(Some(address.clone()));
-        life.supervisor.do_send(Started {
-            child: life.child,
-            generation: life.generation,
-            live: Live { ping: address.clone().recipient(), drain: address.recipient(), task, misses: 0 },
-        });
-    })
-}
-
-fn text_of(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    format!("panicked: {}", text.unwrap_or("no message"))
-}
-
-/// What an actor holds of its supervisor: how to say that it is up, and why it ends.
-#[derive(Clone)]
-pub struct Life {
-    child: ChildId,
-    /// Which life of the child this is; what an earlier one still says is not heard.
-    generation: u64,
-    supervisor: Addr<Supervisor>,
-    reason: Arc<Mutex<Option<Exit>>>,
-}
-
-impl Life {
-    /// The actor does its work from now on. A lane says where it takes records.
-    pub fn risen(&self, lane: Option<(Recipient<Publish>, Broker)>) {
-        self.supervisor.do_send(Risen { child: self.child, generation: self.generation, lane });
-    }
-
-    /// Says why the actor ends, before it stops itself. The first reason counts.
-    pub fn end(&self, exit: Exit) {
-        self.reason.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(exit);
-    }
-
-    fn reason(&self) -> Exit {
-        let reason = self.reason.lock().unwrap_or_else(PoisonError::into_inner).take();
-        reason.unwrap_or_else(|| Exit::Failed("stopped without a reason".into()))
-    }
-
-    fn exited(&self, exit: Exit) {
-        self.supervisor.do_send(Exited { child: self.child, generation: self.generation, exit });
-    }
-}
-
-/// An actor runs.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct Started {
-    child: ChildId,
-    generation: u64,
-    live: Live,
-}
-
-/// An actor does its work.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct Risen {
-    child: ChildId,
-    generation: u64,
-    lane: Option<(Recipient<Publish>, Broker)>,
-}
-
-/// An actor has ended.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct Exited {
-    child: ChildId,
-    generation: u64,
-    exit: Exit,
-}
-
 /// What an operator may ask of a lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
@@ -274,14 +158,6 @@ pub struct View {
     pub restarts: u64,
     pub last_error: Option<String>,
     pub broker: Broker,
-}
-
-/// What the supervisor holds of a running actor.
-struct Live {
-    ping: Recipient<Ping>,
-    drain: Recipient<Drain>,
-    task: AbortHandle,
-    misses: u8,
 }
 
 /// Where an actor runs.
@@ -368,8 +244,7 @@ impl Supervisor {
         if let Some(timer) = child.timer.take() {
             ctx.cancel_future(timer);
         }
-        let life =
-            Life { child: child.id, generation: child.generation, supervisor: ctx.address(), reason: Arc::default() };
+        let life = Life::new(child.id, child.generation, ctx.address());
         let start = Arc::clone(&child.start);
         match &child.place {
             Place::Here => start(life),
