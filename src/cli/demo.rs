@@ -5,7 +5,7 @@ use std::{
     cell::RefCell,
     fs,
     io::IsTerminal as _,
-    net::{SocketAddr, TcpListener},
+    net::{Ipv4Addr, SocketAddr, TcpListener},
     path::PathBuf,
     process::ExitCode,
     rc::Rc,
@@ -93,6 +93,10 @@ async fn play(mut config: Config, records: Vec<Bytes>, args: &Args) -> Result<bo
     let listener = TcpListener::bind("127.0.0.1:0")?;
     config.api.url = format!("http://{}/", listener.local_addr()?);
     let sink = Sink::start(listener, None)?;
+    if config.ingest.listen.ip().is_unspecified() {
+        // What is shown on one machine is not served to others.
+        config.ingest.listen.set_ip(Ipv4Addr::LOCALHOST.into());
+    }
     config.ingest.listen = free_or_any(config.ingest.listen);
     config.admin.listen = free_or_any(config.admin.listen);
     let grpc = config.lanes.grpc.get_or_insert_default();
@@ -158,7 +162,7 @@ async fn lanes_up(node: &Node) -> bool {
 
 /// Posts each record once, trying again where the node asks for it. Returns how many were not taken.
 async fn replay(node: SocketAddr, records: Vec<Bytes>, progress: &Progress) -> u64 {
-    let url = format!("http://127.0.0.1:{}/", node.port());
+    let url = format!("http://{node}/");
     let left = Rc::new(RefCell::new(records.into_iter()));
     let users = (0..USERS).map(|_| async {
         let client = awc::Client::default();

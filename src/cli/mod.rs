@@ -14,7 +14,7 @@ use crate::config::{Config, Flag};
 
 /// Routes JSON records from HTTP through NATS, RabbitMQ, Google Pub/Sub or gRPC to an API, and loses none.
 #[derive(Debug, Parser)]
-#[command(version, max_term_width = 100)]
+#[command(version, term_width = 80)]
 pub struct Cli {
     /// Log more: -v for debug, -vv for trace
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
