@@ -177,6 +177,7 @@ async fn a_drain_gives_back_what_waits_for_another_try() {
     api.wait_for(4, PATIENCE).await;
     house.supervisor.send(DrainAll).await.unwrap();
     assert_eq!(house.broker.stored(), 10);
+    assert_eq!(house.view().await.last_error, None, "the lane ended by itself, not by force");
     assert_eq!((house.ledger.totals().delivered, api.count()), (0, 4), "Retry-After was kept");
 }
 
