@@ -1,10 +1,12 @@
-//! Every setting with its default. `keys` is the table of their names, `load` reads them, `rules` holds them together.
+//! Every setting with its default. `keys` is the table of their names, `load` reads them, `rules` holds them together, and `url` reads and
+//! hides what is in URLs.
 
 mod keys;
 mod load;
 mod rules;
+mod url;
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
 
 pub use self::{
     keys::KEYS,
@@ -37,7 +39,7 @@ pub struct Ingest {
 }
 
 /// `[api]`: where records go.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Api {
     pub url: String,
     pub timeout: Duration,
@@ -85,7 +87,7 @@ pub struct Grpc {
     pub ca_file: Option<PathBuf>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Nats {
     pub tag: String,
     /// One or more servers, separated by commas; `tls://` asks for TLS; credentials may be in it.
@@ -107,7 +109,7 @@ pub struct Nats {
     pub password_file: Option<PathBuf>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Rabbitmq {
     pub tag: String,
     /// `amqp://` or `amqps://`.
@@ -142,6 +144,22 @@ pub struct Spool {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Admin {
     pub listen: SocketAddr,
+}
+
+/// Settings with a URL that may hold a secret: no log shows it.
+macro_rules! hide_secrets {
+    ($($name:ident, $masked:path;)+) => {$(
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.debug_struct(stringify!($name)).field("url", &$masked(&self.url)).finish_non_exhaustive()
+            }
+        }
+    )+};
+}
+hide_secrets! {
+    Api, url::masked;
+    Nats, url::masked_list;
+    Rabbitmq, url::masked;
 }
 
 impl Default for Ingest {

@@ -1,6 +1,15 @@
 //! `waypost check`, as users run it.
 
-use std::process::{Command, Output};
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    process::{Command, Output},
+};
+
+use waypost::{
+    config::{Config, Flag, Mistake},
+    delivery::LaneId,
+};
 
 /// Runs `waypost check` in the folder of the tests, with no variables of ours but `environment`.
 fn check(arguments: &[&str], environment: &[(&str, &str)]) -> Output {
@@ -25,20 +34,56 @@ fn mistakes(arguments: &[&str], environment: &[(&str, &str)]) -> Vec<String> {
 fn each_mistake_is_named_by_file_line_and_key_with_what_is_allowed() {
     let expected = [
         r#"mistakes.toml:4: ingest.listen: "localhost" does not fit; allowed is an IP address and a port, as in "127.0.0.1:8000""#,
-        r#"mistakes.toml:6: ingest.schema: "cases" does not fit; allowed is "case" or "any""#,
+        r#"mistakes.toml:6: ingest.schema: "cases" does not fit; allowed is "case" or "any"; a JSON Schema file is not in this version"#,
         r#"mistakes.toml:10: api.timeout: "fast" does not fit; allowed is a duration over zero, as in "250ms", "10s" or "24h""#,
         r#"mistakes.toml:11: api.concurrency: "0" does not fit; allowed is a whole number from 1 to 4096"#,
         "mistakes.toml:12: api.time_out: there is no such key; did you mean api.timeout?",
-        r#"mistakes.toml:15: router.policy: "adaptive" does not fit; allowed is "round-robin""#,
+        r#"mistakes.toml:15: router.policy: "adaptive" does not fit; allowed is "round-robin"; the other policies are not in this version"#,
         "mistakes.toml:23: lanes.rabbitmq.queue: is a list; allowed is a text that is not empty",
         "mistakes.toml:25: lanes.kafka: there is no such section; allowed are ingest, api, router, lanes.grpc, lanes.nats, lanes.rabbitmq, lanes.pubsub, spool, admin, telemetry",
         "mistakes.toml:5: ingest.max_record: is over ingest.max_body; a record must fit into a request",
         "mistakes.toml:9: api.url: is not a URL that can be posted to; allowed is http:// or https:// with a host",
-        "mistakes.toml:18: lanes.nats.url: is not a list of servers; allowed is nats:// or tls://, separated by commas",
-        "mistakes.toml:22: lanes.rabbitmq.tag: is another lane's tag too; allowed is one of its own",
-        "mistakes.toml:29: admin.listen: is the address of another listener; allowed is a free one",
+        "mistakes.toml:18: lanes.nats.url: is not a list of servers; allowed is nats:// or tls:// with a host, separated by commas",
+        "mistakes.toml:22: lanes.rabbitmq.tag: is the tag of lanes.nats too; allowed is one of its own",
+        "mistakes.toml:29: lanes.grpc.listen: is taken by admin.listen, 127.0.0.1:8001; allowed is an address and port of its own",
     ];
     assert_eq!(mistakes(&["--config", "mistakes.toml"], &[]), expected);
+}
+
+#[test]
+fn lanes_later_versions_and_keys_at_odds_are_named_too_and_no_secret_is() {
+    let why = std::fs::File::open("tests/config/absent").expect_err("it is not there");
+    let absent = format!(
+        r#"lanes.toml:12: api.token_file: "absent" cannot be read: {why}; allowed is the path of a file that can be read"#
+    );
+    let expected = [
+        r#"lanes.toml:6: ingest.ack: is not in this version; allowed is "lane""#,
+        "lanes.toml:7: ingest.tokens_file: is not in this version; leave it out",
+        "lanes.toml:8: ingest.bind: there is no such key; allowed are listen, max_body, max_record, schema, ack, tokens_file, tls_cert_file, tls_key_file, client_ca_file",
+        absent.as_str(),
+        r#"lanes.toml:13: api.ca_file: "." cannot be read: it is a folder; allowed is the path of a file that can be read"#,
+        r#"lanes.toml:14: api.timeout: "10" does not fit; allowed is a duration over zero, as in "250ms", "10s" or "24h""#,
+        r#"lanes.toml:15: api.batch: is not in this version; allowed is "1""#,
+        r#"lanes.toml:28: lanes.grpc.weight: is not in this version; allowed is "1""#,
+        "lanes.toml:32: lanes.rabbitmq.queue: is of type integer; allowed is a text that is not empty",
+        "lanes.toml:38: lanes.pubsub.project: is empty; allowed is a text that is not empty",
+        "lanes.toml:41: telemetry.otlp: is not in this version; leave it out",
+        "lanes.toml:5: ingest.max_body: is under ingest.max_record; a record must fit into a request",
+        "lanes.toml:11: api.url: has a login, which is never sent; allowed is a token, in token_file",
+        r#"lanes.toml:27: lanes.grpc.peers: "b:3000" is no node; allowed is http:// or https:// with a host and without a login"#,
+        r#"lanes.toml:27: lanes.grpc.peers: "https://user:***@c" is no node; allowed is http:// or https:// with a host and without a login"#,
+        "lanes.toml:18: lanes.nats.url: is not a list of servers; allowed is nats:// or tls:// with a host, separated by commas",
+        "lanes.toml:19: lanes.nats.subject: is no subject; allowed are letters, digits, - and _, joined by dots",
+        "lanes.toml:20: lanes.nats.cert_file: needs key_file beside it; allowed are both or none",
+        "lanes.toml:23: lanes.nats.token_file: is a second way to log in, beside creds_file; allowed is one",
+        "lanes.toml:31: lanes.rabbitmq.url: is not a broker; allowed is amqp:// or amqps:// with a host",
+        "lanes.toml:35: lanes.pubsub.topic: is no Pub/Sub name; allowed are 3 to 255 letters, digits and -_.~+%, beginning with a letter but not with goog",
+        "lanes.toml:36: lanes.pubsub.subscription: is no Pub/Sub name; allowed are 3 to 255 letters, digits and -_.~+%, beginning with a letter but not with goog",
+        "lanes.toml:37: lanes.pubsub.endpoint: is not where Pub/Sub can be; allowed is host:port, or http:// or https:// with a host",
+        "lanes.toml:21: lanes.nats.tag: is the tag of lanes.grpc too; allowed is one of its own",
+        "lanes.toml:26: lanes.grpc.listen: is taken by ingest.listen, 127.0.0.1:3000; allowed is an address and port of its own",
+    ];
+    assert_eq!(mistakes(&["--config", "lanes.toml"], &[]), expected);
 }
 
 #[test]
@@ -49,6 +94,21 @@ fn a_mistake_in_a_variable_or_a_flag_is_named_by_it() {
             r#"WAYPOST_API__TIMEOUT: api.timeout: "0s" does not fit; allowed is a duration over zero, as in "250ms", "10s" or "24h""#,
             "WAYPOST_LANES__NAT__URL: there is no such variable; did you mean WAYPOST_LANES__NATS__URL?",
             r#"--listen: ingest.listen: "here" does not fit; allowed is an IP address and a port, as in "127.0.0.1:8000""#,
+        ]
+    );
+    assert_eq!(
+        mistakes(
+            &["--admin", "127.0.0.1:3000"],
+            &[
+                ("PUBSUB_EMULATOR_HOST", "ftp://a"),
+                ("WAYPOST_LANES__PUBSUB__TAG", "GRPC"),
+                ("WAYPOST_LANES__GRPC__WEIGHT", "1")
+            ]
+        ),
+        [
+            "PUBSUB_EMULATOR_HOST: lanes.pubsub.endpoint: is not where Pub/Sub can be; allowed is host:port, or http:// or https:// with a host",
+            "WAYPOST_LANES__PUBSUB__TAG: lanes.pubsub.tag: is the tag of lanes.grpc too; allowed is one of its own",
+            "--admin: admin.listen: is taken by lanes.grpc.listen, 127.0.0.1:3000; allowed is an address and port of its own",
         ]
     );
     let missing = mistakes(&["--config", "absent.toml"], &[]);
@@ -63,6 +123,102 @@ fn toml_that_does_not_parse_is_named_by_its_line() {
     let path = file.to_str().unwrap();
     let found = mistakes(&["--config", path], &[]);
     assert!(found[0].starts_with(&format!("{path}:2: not TOML: ")), "{found:?}");
+    assert_eq!(found.len(), 1, "nothing is guessed about a line that does not parse: {found:?}");
+}
+
+fn load(toml: &str, environment: &[(&str, &str)], flags: &[Flag]) -> Result<Config, Vec<Mistake>> {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("waypost.toml");
+    std::fs::write(&file, toml).unwrap();
+    let environment = environment.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
+    Config::load(Some(&file), &environment, flags)
+}
+
+#[test]
+fn what_is_printed_loads_to_the_same_configuration_with_its_lanes_in_order() {
+    let toml = r#"
+        [ingest]
+        listen = "[::1]:8000"
+        max_body = "1500B"
+        max_record = 0x400
+        schema = "any"
+        [api]
+        url = "https://api.test/in?x=1"
+        timeout = "1h 30m 250ms"
+        concurrency = 0x10
+        [lanes.rabbitmq]
+        queue = "a \"quoted\" queue"
+        url = "amqp://rabbit"
+        [lanes.nats]
+        url = "nats://n1, tls://n2:4333"
+        replicas = 3
+        tag = "NATS\n2"
+        [lanes.grpc]
+        peers = ["http://b:3000", "https://[::1]:3000"]
+        [spool]
+        max = "5GiB"
+        dir = "C:\\data"
+    "#;
+    let config = load(toml, &[("WAYPOST_LANES__PUBSUB__TOPIC", "topic-1")], &[]).unwrap();
+    assert_eq!(config.lane_order, [LaneId::Rabbitmq, LaneId::Nats, LaneId::Grpc, LaneId::Pubsub]);
+    assert_eq!((config.ingest.max_record, config.api.concurrency), (1024, 16), "hexadecimal is read as such");
+    assert_eq!(load(&config.to_toml(), &[], &[]).unwrap(), config);
+    assert_eq!(Config::load(None, &BTreeMap::new(), &[]).map(|config| config.lane_order), Ok(vec![LaneId::Grpc]));
+}
+
+#[test]
+fn no_password_of_any_server_is_printed_or_logged() {
+    let toml = r#"
+        [lanes.nats]
+        url = "nats://a:secret1@n1:4222,nats://secret2@n2,nats://c:secret\"3@n3"
+        [lanes.rabbitmq]
+        url = "amqp://d:secret4@rabbit/%2f"
+    "#;
+    let config = load(toml, &[], &[]).unwrap();
+    let printed = config.to_toml();
+    assert!(printed.contains(r#"url = "nats://a:***@n1:4222,nats://***@n2,nats://c:***@n3""#), "{printed}");
+    for shown in [printed, format!("{config:?}")] {
+        assert!(!shown.contains("secret"), "{shown}");
+    }
+}
+
+#[test]
+fn the_emulators_variable_is_a_default_and_turns_no_lane_on() {
+    let emulator = ("PUBSUB_EMULATOR_HOST", "127.0.0.1:8085");
+    let lanes = load("", &[emulator], &[]).unwrap().lanes;
+    assert!(lanes.pubsub.is_none() && lanes.grpc.is_some());
+    let endpoint = |toml| load(toml, &[emulator], &[]).unwrap().lanes.pubsub.unwrap().endpoint;
+    assert_eq!(endpoint("[lanes.pubsub]").as_deref(), Some("127.0.0.1:8085"));
+    assert_eq!(endpoint("[lanes.pubsub]\nendpoint = \"http://other:1\"").as_deref(), Some("http://other:1"));
+}
+
+#[test]
+fn listeners_may_share_a_port_on_addresses_that_do_not_meet() {
+    let listen = |ingest: &str, admin: &str| {
+        let flag = |flag, section, value: &str| Flag { flag, section, name: "listen", value: value.into() };
+        Config::load(None, &BTreeMap::new(), &[flag("--listen", "ingest", ingest), flag("--admin", "admin", admin)])
+            .is_ok()
+    };
+    for (ingest, admin) in [("127.0.0.1:1", "127.0.0.2:1"), ("0.0.0.0:0", "0.0.0.0:0"), ("0.0.0.0:1", "[::1]:1")] {
+        assert!(listen(ingest, admin), "{ingest} and {admin}");
+    }
+    for (ingest, admin) in [("127.0.0.1:1", "0.0.0.0:1"), ("[::]:1", "127.0.0.1:1"), ("[::1]:1", "[::1]:1")] {
+        assert!(!listen(ingest, admin), "{ingest} and {admin}");
+    }
+}
+
+#[test]
+fn each_example_of_the_documentation_loads() {
+    let mut examples = 0;
+    for page in ["README.md", "docker/README.md"] {
+        let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(page)).unwrap();
+        for example in text.split("```toml\n").skip(1) {
+            let example = example.split("```").next().unwrap();
+            load(example, &[], &[]).unwrap_or_else(|mistakes| panic!("{page}: {mistakes:?}"));
+            examples += 1;
+        }
+    }
+    assert!(examples > 0, "there is an example");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use bytesize::ByteSize;
 
-use super::{Config, Policy};
+use super::{Config, Policy, url as hide};
 use crate::{actors::forwarder::CONCURRENCY_MAX, delivery::LaneId, record::Schema};
 
 /// A value before it is understood: of a TOML file, or the text of a variable or flag.
@@ -88,7 +88,7 @@ pub const KEYS: &[Key] = &[
     fixed_key!("ingest", "tls_cert_file", ""),
     fixed_key!("ingest", "tls_key_file", ""),
     fixed_key!("ingest", "client_ca_file", ""),
-    key!("api", "url", api.url, text),
+    key!("api", "url", api.url, url),
     key!("api", "timeout", api.timeout, duration),
     key!("api", "concurrency", api.concurrency, concurrency),
     fixed_key!("api", "batch", "1"),
@@ -108,7 +108,7 @@ pub const KEYS: &[Key] = &[
     lane_key!("lanes.grpc", "ca_file", grpc, ca_file, file),
     lane_key!("lanes.nats", "tag", nats, tag, text),
     fixed_key!("lanes.nats", "weight", "1"),
-    lane_key!("lanes.nats", "url", nats, url, text),
+    lane_key!("lanes.nats", "url", nats, url, urls),
     lane_key!("lanes.nats", "stream", nats, stream, text),
     lane_key!("lanes.nats", "subject", nats, subject, text),
     lane_key!("lanes.nats", "durable", nats, durable, text),
@@ -121,7 +121,7 @@ pub const KEYS: &[Key] = &[
     lane_key!("lanes.nats", "password_file", nats, password_file, file),
     lane_key!("lanes.rabbitmq", "tag", rabbitmq, tag, text),
     fixed_key!("lanes.rabbitmq", "weight", "1"),
-    lane_key!("lanes.rabbitmq", "url", rabbitmq, url, text),
+    lane_key!("lanes.rabbitmq", "url", rabbitmq, url, url),
     lane_key!("lanes.rabbitmq", "queue", rabbitmq, queue, text),
     lane_key!("lanes.rabbitmq", "ca_file", rabbitmq, ca_file, file),
     lane_key!("lanes.rabbitmq", "password_file", rabbitmq, password_file, file),
@@ -130,7 +130,7 @@ pub const KEYS: &[Key] = &[
     lane_key!("lanes.pubsub", "project", pubsub, project, text),
     lane_key!("lanes.pubsub", "topic", pubsub, topic, text),
     lane_key!("lanes.pubsub", "subscription", pubsub, subscription, text),
-    lane_key!("lanes.pubsub", "endpoint", pubsub, endpoint, optional_text),
+    lane_key!("lanes.pubsub", "endpoint", pubsub, endpoint, optional_url),
     lane_key!("lanes.pubsub", "credentials_file", pubsub, credentials_file, file),
     key!("spool", "dir", spool.dir, path),
     key!("spool", "max", spool.max, big_bytes),
@@ -147,11 +147,21 @@ fn only(allowed: &[&str], value: &Value) -> Result<(), String> {
     }
 }
 
+/// Text, or a number as text: variables and flags know no types.
 fn plain<'v>(value: &'v Value, allowed: &str) -> Result<&'v str, String> {
     match value {
         Value::Text(text) | Value::Integer(text) => Ok(text),
         Value::List(_) => Err(format!("is a list; allowed is {allowed}")),
         Value::Other(kind) => Err(format!("is of type {kind}; allowed is {allowed}")),
+    }
+}
+
+/// Text alone, and not empty.
+fn words<'v>(value: &'v Value, allowed: &str) -> Result<&'v str, String> {
+    match value {
+        Value::Integer(_) => Err(format!("is of type integer; allowed is {allowed}")),
+        _ => plain(value, allowed)
+            .and_then(|text| if text.is_empty() { Err(format!("is empty; allowed is {allowed}")) } else { Ok(text) }),
     }
 }
 
@@ -179,16 +189,29 @@ macro_rules! kind {
     };
 }
 
-kind!(text, String, "a text that is not empty", |text| (!text.is_empty()).then(|| text.to_owned()), |text| {
-    Some(quoted(text))
-});
-kind!(
-    optional_text,
-    Option<String>,
-    "a text that is not empty",
-    |text| (!text.is_empty()).then(|| Some(text.to_owned())),
-    |text| text.as_deref().map(quoted)
-);
+/// A way to read a text, and what hides its secrets when it is shown.
+macro_rules! text_kind {
+    ($name:ident, $type:ty, $allowed:expr, |$value:ident| $show:expr) => {
+        mod $name {
+            use super::*;
+
+            pub fn read(value: &Value) -> Result<$type, String> {
+                words(value, $allowed).map(|text| text.to_owned().into())
+            }
+
+            #[allow(clippy::ptr_arg, clippy::ref_option, clippy::unnecessary_wraps, reason = "one shape for all kinds")]
+            pub fn show($value: &$type) -> Option<String> {
+                $show
+            }
+        }
+    };
+}
+
+text_kind!(text, String, "a text that is not empty", |text| Some(quoted(text)));
+text_kind!(url, String, "a URL", |url| Some(quoted(&hide::masked(url))));
+text_kind!(urls, String, "a URL, or some, separated by commas", |urls| Some(quoted(&hide::masked_list(urls))));
+text_kind!(optional_url, Option<String>, "a URL", |url| url.as_deref().map(|url| quoted(&hide::masked(url))));
+text_kind!(path, PathBuf, "a path", |path| Some(quoted(&path.display().to_string())));
 kind!(address, SocketAddr, "an IP address and a port, as in \"127.0.0.1:8000\"", |text| text.parse().ok(), |address| {
     Some(quoted(&address.to_string()))
 });
@@ -223,20 +246,10 @@ kind!(
 kind!(replicas, usize, "1, 3 or 5", |text| text.parse().ok().filter(|count| [1, 3, 5].contains(count)), |count| Some(
     count.to_string()
 ));
-kind!(path, PathBuf, "a path", |text| (!text.is_empty()).then(|| text.into()), |path| {
-    Some(quoted(&path.display().to_string()))
-});
-kind!(
-    file,
-    Option<PathBuf>,
-    "the path of a file that can be read",
-    |text| std::fs::File::open(text).is_ok().then(|| Some(text.into())),
-    |path| path.as_ref().map(|path| quoted(&path.display().to_string()))
-);
 kind!(
     schema,
     Schema,
-    "\"case\" or \"any\"",
+    "\"case\" or \"any\"; a JSON Schema file is not in this version",
     |text| match text {
         "case" => Some(Schema::Case),
         "any" => Some(Schema::Any),
@@ -247,11 +260,42 @@ kind!(
         Schema::Any => "any",
     }))
 );
-kind!(policy, Policy, "\"round-robin\"", |text| (text == "round-robin").then_some(Policy::RoundRobin), |policy| {
-    match policy {
-        Policy::RoundRobin => Some(quoted("round-robin")),
+kind!(
+    policy,
+    Policy,
+    "\"round-robin\"; the other policies are not in this version",
+    |text| (text == "round-robin").then_some(Policy::RoundRobin),
+    |policy| {
+        match policy {
+            Policy::RoundRobin => Some(quoted("round-robin")),
+        }
     }
-});
+);
+
+mod file {
+    use super::{PathBuf, Value, quoted, words};
+
+    /// The path of a secret or certificate, which is tried here so that nothing starts without it.
+    pub fn read(value: &Value) -> Result<Option<PathBuf>, String> {
+        const ALLOWED: &str = "the path of a file that can be read";
+        let path = words(value, ALLOWED)?;
+        let refused = |why: &dyn std::fmt::Display| format!("{path:?} cannot be read: {why}; allowed is {ALLOWED}");
+        let found = std::fs::metadata(path).map_err(|why| refused(&why))?;
+        if found.is_dir() {
+            return Err(refused(&"it is a folder"));
+        }
+        // Opening a pipe would wait for its writer, and closing it would take the secret away.
+        if found.is_file() {
+            std::fs::File::open(path).map_err(|why| refused(&why))?;
+        }
+        Ok(Some(path.into()))
+    }
+
+    #[allow(clippy::ref_option, reason = "one shape for all kinds")]
+    pub fn show(path: &Option<PathBuf>) -> Option<String> {
+        path.as_ref().map(|path| quoted(&path.display().to_string()))
+    }
+}
 
 mod list {
     use super::{Value, quoted};

@@ -1,7 +1,7 @@
 //! From defaults, file, environment and flags to a configuration that is valid as a whole, or to all its mistakes.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     fmt,
     fmt::Write as _,
     fs,
@@ -16,6 +16,7 @@ use toml::{
 use super::{
     Config,
     keys::{KEYS, Key, Value, lane_of},
+    rules::Blame,
 };
 use crate::delivery::LaneId;
 
@@ -72,12 +73,18 @@ impl Config {
         loader.finish()
     }
 
-    /// The effective configuration, as a file that loads to the same. Passwords in URLs are masked.
+    /// The effective configuration, as a file that loads to the same, but for the passwords in URLs, which are masked. Lanes
+    /// come last, in their order.
     #[must_use]
     pub fn to_toml(&self) -> String {
+        let rank = |key: &&Key| {
+            lane_of(key.section).map(|lane| self.lane_order.iter().position(|l| *l == lane).unwrap_or(usize::MAX))
+        };
+        let mut keys: Vec<_> = KEYS.iter().collect();
+        keys.sort_by_key(rank);
         let mut text = String::new();
         let mut section = "";
-        for key in KEYS {
+        for key in keys {
             let Some(value) = (key.show)(self) else { continue };
             if key.section != section {
                 section = key.section;
@@ -85,7 +92,7 @@ impl Config {
                 // Writing to a string cannot fail.
                 writeln!(text, "{gap}[{section}]").ok();
             }
-            writeln!(text, "{} = {}", key.name, mask(&value)).ok();
+            writeln!(text, "{} = {value}", key.name).ok();
         }
         text
     }
@@ -106,21 +113,6 @@ impl Config {
     }
 }
 
-/// `scheme://user:password@host` with the password hidden.
-fn mask(text: &str) -> String {
-    let Some((before, rest)) = text.split_once("://") else { return text.to_owned() };
-    let authority = rest.find(['/', '?', '"']).unwrap_or(rest.len());
-    match rest[..authority].rsplit_once('@') {
-        Some((login, _)) if login.contains(':') => {
-            let user = login.split(':').next().unwrap_or_default();
-            format!("{before}://{user}:***{}", &rest[login.len()..])
-        }
-        // A login without a password is a token.
-        Some((login, _)) => format!("{before}://***{}", &rest[login.len()..]),
-        None => text.to_owned(),
-    }
-}
-
 #[derive(Default)]
 struct Loader {
     config: Config,
@@ -137,8 +129,12 @@ impl Loader {
     fn set(&mut self, section: &str, name: &str, place: String, value: &Value) {
         let path = format!("{section}.{name}");
         let Some(key) = KEYS.iter().find(|key| key.section == section && key.name == name) else {
-            let known = KEYS.iter().map(|key| format!("{}.{}", key.section, key.name));
-            return self.mistake(place, path.clone(), format!("there is no such key{}", hint(&path, known)));
+            let names: Vec<_> = KEYS.iter().filter(|key| key.section == section).map(|key| key.name).collect();
+            let meant = nearest(name, names.iter().copied()).map_or_else(
+                || format!("allowed are {}", names.join(", ")),
+                |near| format!("did you mean {section}.{near}?"),
+            );
+            return self.mistake(place, path, format!("there is no such key; {meant}"));
         };
         if let Some(lane) = lane_of(section)
             && !self.config.lane_order.contains(&lane)
@@ -173,10 +169,15 @@ impl Loader {
         };
         let line = |at: usize| 1 + text[..at.min(text.len())].matches('\n').count();
         let (table, errors) = DeTable::parse_recoverable(&text);
+        let mut torn = HashSet::new();
         for error in errors {
             let at = line(error.span().map_or(0, |span| span.start));
-            self.mistake(format!("{shown}:{at}"), "", format!("not TOML: {}", error.message()));
+            // What follows an error on its line is guesswork.
+            if torn.insert(format!("{shown}:{at}")) {
+                self.mistake(format!("{shown}:{at}"), "", format!("not TOML: {}", error.message()));
+            }
         }
+        let syntax = self.mistakes.len();
         let place = |at: usize| format!("{shown}:{}", line(at));
         for (section, at, value) in in_order(table.get_ref()) {
             match value {
@@ -188,6 +189,8 @@ impl Loader {
                 _ => self.section(section, place(at), value, &place),
             }
         }
+        let meaning = self.mistakes.split_off(syntax);
+        self.mistakes.extend(meaning.into_iter().filter(|mistake| !torn.contains(&mistake.place)));
     }
 
     fn section(&mut self, section: &str, at: String, value: &DeValue<'_>, place: &impl Fn(usize) -> String) {
@@ -213,8 +216,12 @@ impl Loader {
             match KEYS.iter().find(|key| key.variable() == *variable) {
                 Some(key) => self.set(key.section, key.name, variable.clone(), &Value::Text(text.clone())),
                 None => {
-                    let hint = hint(variable, KEYS.iter().map(Key::variable));
-                    self.mistake(variable, "", format!("there is no such variable{hint}"));
+                    let known: Vec<_> = KEYS.iter().map(Key::variable).collect();
+                    let meant = nearest(variable, known.iter().map(String::as_str)).map_or_else(
+                        || "allowed is WAYPOST_SECTION__KEY for a key of the file".into(),
+                        |near| format!("did you mean {near}?"),
+                    );
+                    self.mistake(variable, "", format!("there is no such variable; {meant}"));
                 }
             }
         }
@@ -223,6 +230,7 @@ impl Loader {
             && !host.is_empty()
         {
             pubsub.endpoint = Some(host.clone());
+            self.places.insert(("lanes.pubsub", "endpoint"), EMULATOR.into());
         }
     }
 
@@ -231,12 +239,16 @@ impl Loader {
             self.config.lane_order.push(LaneId::Grpc);
             self.turn_on(LaneId::Grpc);
         }
-        for (section, name, what) in super::rules::broken(&self.config) {
-            // A key that has its mistake already needs no second one.
-            let path = format!("{section}.{name}");
-            if !self.mistakes.iter().any(|mistake| mistake.key == path) {
+        // A key that has its mistake already needs no second one.
+        let known: HashSet<_> = self.mistakes.iter().map(|mistake| mistake.key.clone()).collect();
+        for blames in super::rules::broken(&self.config) {
+            if blames.iter().any(|blame| known.contains(&format!("{}.{}", blame.section, blame.name))) {
+                continue;
+            }
+            let set = blames.iter().position(|blame| self.places.contains_key(&(blame.section, blame.name)));
+            if let Some(Blame { section, name, what }) = blames.into_iter().nth(set.unwrap_or(0)) {
                 let place = self.places.get(&(section, name)).cloned().unwrap_or_else(|| "default".into());
-                self.mistake(place, path, what);
+                self.mistake(place, format!("{section}.{name}"), what);
             }
         }
         if self.mistakes.is_empty() { Ok(self.config) } else { Err(self.mistakes) }
@@ -257,7 +269,9 @@ fn in_order<'t>(table: &'t DeTable<'_>) -> Vec<(&'t str, usize, &'t DeValue<'t>)
 fn to_value(value: &DeValue<'_>) -> Value {
     match value {
         DeValue::String(text) => Value::Text(text.to_string()),
-        DeValue::Integer(number) => Value::Integer(number.as_str().to_owned()),
+        // In decimal, however it was written; one that is too long for that fits no key.
+        DeValue::Integer(number) => i128::from_str_radix(number.as_str(), number.radix())
+            .map_or(Value::Other("integer of that size"), |number| Value::Integer(number.to_string())),
         DeValue::Array(items) => {
             let texts = items.iter().map(|item| item.get_ref().as_str().map(str::to_owned));
             texts.collect::<Option<_>>().map_or(Value::Other("list of other things than texts"), Value::List)
@@ -266,13 +280,10 @@ fn to_value(value: &DeValue<'_>) -> Value {
     }
 }
 
-/// What may have been meant.
-fn hint(given: &str, known: impl Iterator<Item = String>) -> String {
-    let nearest = known.map(|known| (distance(given, &known), known)).min();
-    match nearest {
-        Some((distance, known)) if distance <= 3 => format!("; did you mean {known}?"),
-        _ => "; `waypost check` prints those there are".into(),
-    }
+/// What may have been meant: the known name that is a slip or two away.
+fn nearest<'k>(given: &str, known: impl Iterator<Item = &'k str>) -> Option<&'k str> {
+    let (distance, known) = known.map(|known| (distance(given, known), known)).min()?;
+    (distance <= (given.len() / 3).clamp(1, 3)).then_some(known)
 }
 
 /// The Levenshtein distance.
