@@ -13,6 +13,7 @@ mod pubsub;
 mod rabbitmq;
 mod router;
 mod simulated_time;
+mod sink;
 mod support;
 mod traffic;
 mod transport_contract;
