@@ -134,6 +134,7 @@ const TYPES: [&str; 3] = ["imported", "non-imported", "communitary"];
 const STATES: [&str; 2] = ["symptomatic", "asymptomatic"];
 
 /// The file, as text: a JSON array with a record a line.
+#[must_use]
 pub fn traffic() -> String {
     let mut random = fastrand::Rng::with_seed(SEED);
     let mut text = String::from("[\n");

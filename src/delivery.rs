@@ -126,7 +126,10 @@ impl Drop for Delivery {
 
 impl fmt::Debug for Delivery {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Delivery").field("id", &self.record.id).field("redelivered", &self.redelivered).finish()
+        f.debug_struct("Delivery")
+            .field("id", &self.record.id)
+            .field("redelivered", &self.redelivered)
+            .finish_non_exhaustive()
     }
 }
 

@@ -115,7 +115,7 @@ impl Node {
                 LaneId::Nats => branch.grow::<Nats>(on.nats.clone(), &mut graph),
                 LaneId::Rabbitmq => branch.grow::<RabbitMq>(on.rabbitmq.clone(), &mut graph),
                 LaneId::Pubsub => {
-                    branch.grow::<pubsub::Pubsub>(on.pubsub.clone().map(pubsub::Settings::new), &mut graph)
+                    branch.grow::<pubsub::Pubsub>(on.pubsub.clone().map(pubsub::Settings::new), &mut graph);
                 }
                 LaneId::Memory => {}
             }

@@ -102,7 +102,7 @@ pub fn parse(body: &Bytes, schema: Schema) -> Result<Bytes, Invalid> {
         let before = &body[..e.valid_up_to()];
         let line_start = before.iter().rposition(|&b| b == b'\n').map_or(0, |i| i + 1);
         Invalid::Malformed {
-            line: 1 + before.iter().filter(|&&b| b == b'\n').count(),
+            line: before.split(|&b| b == b'\n').count(),
             column: before.len() - line_start + 1,
             detail: "not UTF-8".into(),
         }

@@ -246,7 +246,7 @@ fn serve(mut database: Connection, inbox: &mpsc::Receiver<Order>, stats: &Mutex<
                 }
                 // A client that has hung up needs no answer.
                 Order::List(limit, answer) => {
-                    drop(answer.send(listed(&database, limit).map_err(|why| why.to_string())))
+                    drop(answer.send(listed(&database, limit).map_err(|why| why.to_string())));
                 }
             }
             next = (size < COMMIT_MAX).then(|| inbox.try_recv().ok()).flatten();

@@ -16,7 +16,7 @@ use crate::support::{
 
 /// Connections that post at the same time.
 const CLIENTS: usize = 16;
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// The records of `traffic.json`, byte for byte.
 pub fn traffic() -> Vec<Bytes> {

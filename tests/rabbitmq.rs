@@ -1,4 +1,4 @@
-//! What is particular to RabbitMQ; what it shares with the other transports is in `transport_contract`.
+//! What is particular to `RabbitMQ`; what it shares with the other transports is in `transport_contract`.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -118,8 +118,12 @@ async fn what_was_settled_before_close_stays_settled_and_the_rest_goes_back() {
     }
     let alive = deliveries.split_off(10);
     let (even, odd): (Vec<_>, Vec<_>) = deliveries.into_iter().enumerate().partition(|(at, _)| at % 2 == 0);
-    even.into_iter().for_each(|(_, delivery)| delivery.ack());
-    odd.into_iter().for_each(|(_, delivery)| delivery.reject());
+    for (_, delivery) in even {
+        delivery.ack();
+    }
+    for (_, delivery) in odd {
+        delivery.reject();
+    }
     transport.close().await;
     assert_eq!(counts(&mut rabbit, &settings.queue).await, (10, 0));
     drop(alive);
@@ -147,7 +151,7 @@ async fn a_record_given_back_for_later_comes_later_and_one_given_up_comes_soon()
     transport.close().await;
 }
 
-/// More often than the twenty times after which RabbitMQ 4 drops a message unless the queue says otherwise.
+/// More often than the twenty times after which version 4 drops a message unless the queue says otherwise.
 #[tokio::test]
 async fn a_record_given_back_fifty_times_is_still_there() {
     let Some(mut rabbit) = Rabbit::start().await else { return };

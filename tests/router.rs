@@ -36,11 +36,14 @@ enum Conduct {
     Drops(usize),
 }
 
+/// Which lane was given which record.
+type Seen = Arc<Mutex<Vec<(LaneId, Arc<str>)>>>;
+
 struct FakeLane {
     lane: LaneId,
     conduct: Conduct,
     router: Slot<Router>,
-    seen: Arc<Mutex<Vec<(LaneId, Arc<str>)>>>,
+    seen: Seen,
     kept: Vec<Job>,
 }
 
@@ -71,7 +74,7 @@ impl Handler<Publish> for FakeLane {
 struct House {
     ingest: Ingest,
     router: Slot<Router>,
-    seen: Arc<Mutex<Vec<(LaneId, Arc<str>)>>>,
+    seen: Seen,
 }
 
 impl House {

@@ -146,7 +146,7 @@ async fn many_clients_at_once_share_commits_and_each_gets_its_own_answer() {
     let sink = sink(None);
     let url = format!("http://{}/", sink.address());
     let client = Client::default();
-    // Each key comes twice at the same time: one of the two is the first.
+    // Each key comes twice at the same time, and one of the two is the first.
     let posts = (0..400).map(|n| {
         let body = format!(r#"{{"n":{n},"path":"NATS"}}"#);
         let request = client.post(&url).insert_header(("Idempotency-Key", format!("key-{}", n / 2)));
@@ -158,6 +158,19 @@ async fn many_clients_at_once_share_commits_and_each_gets_its_own_answer() {
     }
     assert_eq!(sink.stats(), stats(200, 200, &[("NATS", 200)]));
     sink.stop().await;
+}
+
+#[actix_rt::test]
+async fn records_in_a_file_outlive_the_sink() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("sink.db");
+    let first = sink(Some(file.clone()));
+    assert_eq!(post(first.address(), "/", Some("a"), r#"{"path":"NATS"}"#).await.0, 201);
+    first.stop().await;
+    let second = sink(Some(file));
+    assert_eq!(second.stats(), stats(1, 0, &[("NATS", 1)]));
+    assert_eq!(post(second.address(), "/", Some("a"), r#"{"path":"NATS"}"#).await.0, 200);
+    second.stop().await;
 }
 
 #[actix_rt::test]

@@ -1,7 +1,7 @@
 //! The supervisor: the only one that starts, restarts and stops actors.
 //!
 //! actix's own supervisor restarts an actor that stops, at once, without end and with the same value; a panic ends an actor
-//! for good. Here an actor is made anew by its factory after any end, and what follows an end is one table, [`Next::after`]:
+//! for good. Here an actor is made anew by its factory after any end, and what follows an end is one table, `Next::after`:
 //!
 //! | end | next |
 //! | --- | --- |
@@ -13,7 +13,7 @@
 //! misses two heartbeats or says itself that it makes no progress; it is then started on a thread of its own, for its old
 //! thread may be blocked.
 //!
-//! Each change of a lane's state is made in [`Supervisor::enter`], which tells the router and the log.
+//! Each change of a lane's state is made in `Supervisor::enter`, which tells the router and the log.
 
 use std::{
     any::Any,

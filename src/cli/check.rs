@@ -68,8 +68,7 @@ async fn connect<T: Transport>(settings: T::Settings) -> Result<String, String> 
     let broker = transport.broker();
     transport.close().await;
     let version = broker.version.map(|version| format!(", version {version}")).unwrap_or_default();
-    let warnings: String = broker.warnings.iter().map(|warning| format!("; warning: {warning}")).collect();
-    Ok(version + &warnings)
+    Ok(broker.warnings.iter().fold(version, |told, warning| told + "; warning: " + warning))
 }
 
 async fn reach_api(config: &Config) -> Result<String, String> {

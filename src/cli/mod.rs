@@ -92,7 +92,7 @@ pub struct NodeArgs {
     /// A TOML file
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Where records go [default: http://127.0.0.1:5000/]
+    /// Where records go [default: port 5000 of this machine]
     #[arg(long, value_name = "URL")]
     pub api: Option<String>,
     /// Where to take records [default: 0.0.0.0:8000]

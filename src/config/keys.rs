@@ -171,6 +171,7 @@ macro_rules! kind {
                 read.ok_or_else(|| format!("{:?} does not fit; allowed is {}", $text, $allowed))
             }
 
+            #[allow(clippy::ptr_arg, clippy::ref_option, clippy::unnecessary_wraps, reason = "one shape for all kinds")]
             pub fn show($value: &$type) -> Option<String> {
                 $show
             }

@@ -83,7 +83,7 @@ impl Config {
                 section = key.section;
                 let gap = if text.is_empty() { "" } else { "\n" };
                 // Writing to a string cannot fail.
-                write!(text, "{gap}[{section}]\n").ok();
+                writeln!(text, "{gap}[{section}]").ok();
             }
             writeln!(text, "{} = {}", key.name, mask(&value)).ok();
         }

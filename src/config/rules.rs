@@ -5,6 +5,9 @@ use std::collections::HashSet;
 use super::Config;
 use crate::delivery::LaneId;
 
+const PLAIN: &str = "has a character that is not allowed; allowed are letters, digits, - and _";
+const ID: &str = "is no Pub/Sub name; allowed are 3 to 255 letters, digits and -_.~+%, beginning with a letter";
+
 /// A rule that is broken: section, key, and what is wrong.
 type Broken = (&'static str, &'static str, String);
 
@@ -34,7 +37,6 @@ pub fn broken(config: &Config) -> Vec<Broken> {
     if let Some(nats) = &config.lanes.nats {
         let urls = nats.url.split(',').all(|url| scheme(url.trim(), &["nats", "tls"]));
         check(urls, "lanes.nats", "url", "is not a list of servers; allowed is nats:// or tls://, separated by commas");
-        const PLAIN: &str = "has a character that is not allowed; allowed are letters, digits, - and _";
         check(is_plain(&nats.stream, ""), "lanes.nats", "stream", PLAIN);
         check(is_plain(&nats.durable, ""), "lanes.nats", "durable", PLAIN);
         let subject = is_plain(&nats.subject, ".") && nats.subject.split('.').all(|token| !token.is_empty());
@@ -54,7 +56,6 @@ pub fn broken(config: &Config) -> Vec<Broken> {
         );
     }
     if let Some(pubsub) = &config.lanes.pubsub {
-        const ID: &str = "is no Pub/Sub name; allowed are 3 to 255 letters, digits and -_.~+%, beginning with a letter";
         check(is_pubsub_id(&pubsub.topic), "lanes.pubsub", "topic", ID);
         check(is_pubsub_id(&pubsub.subscription), "lanes.pubsub", "subscription", ID);
         check(

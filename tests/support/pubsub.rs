@@ -20,7 +20,7 @@ use waypost::{
 use super::{eventually, process, rig::Rig};
 
 const PROJECT: &str = "waypost";
-const START_TIMEOUT: Duration = Duration::from_secs(60);
+const START_TIMEOUT: Duration = Duration::from_mins(1);
 /// The first answer of a Java program takes long.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 

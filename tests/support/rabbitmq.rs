@@ -1,4 +1,4 @@
-//! A real RabbitMQ. It takes long to start, so the test binary has one, and tests take turns with it: whoever holds a
+//! A real `RabbitMQ`. It takes long to start, so the test binary has one, and tests take turns with it: whoever holds a
 //! [`Rabbit`] may kill it.
 
 use std::{

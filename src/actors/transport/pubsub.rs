@@ -1,7 +1,7 @@
 //! Google Cloud Pub/Sub, or its emulator.
 //!
 //! A publisher, its probe and the deliveries belong to one connection. The stream of messages does not: it belongs to the
-//! [`feed::Feed`], which the settings hold, and which hands messages to whichever connection is the present one.
+//! `Feed`, which the settings hold, and which hands messages to whichever connection is the present one.
 
 mod access;
 mod declare;

@@ -1,8 +1,8 @@
-//! RabbitMQ (AMQP 0-9-1): a durable quorum queue behind the default exchange.
+//! `RabbitMQ` (AMQP 0-9-1): a durable quorum queue behind the default exchange.
 //!
 //! A value is one generation: two connections, one to publish and one to consume, because a broker that blocks publishers
 //! blocks their whole connection, acknowledgements included. Nothing is recovered; the first fault of either connection
-//! ends the generation ([`Life`]), and the lane connects anew.
+//! ends the generation (`Life`), and the lane connects anew.
 
 mod link;
 mod publisher;
@@ -41,16 +41,16 @@ use crate::{
 
 /// Without a confirm for so long, a publish fails; callers that cannot wait so long give up earlier.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(10);
-/// RabbitMQ writes the name of a new quorum queue to disk only when its list of names has been still for two times 500 ms.
-/// Killed before, it forgets the queue with all that it has confirmed there.
+/// The broker writes the name of a new quorum queue to disk only when its list of names has been still for two times
+/// 500 ms. Killed before, it forgets the queue with all that it has confirmed there.
 const NAME_ON_DISK: Duration = Duration::from_millis(1500);
 /// How often the connections' states are looked at: not every way of ending them is announced to an idle client.
 const WATCH_INTERVAL: Duration = Duration::from_millis(250);
 /// Publishes that wait for their turn on the connection.
 const PUBLISH_QUEUE: usize = 256;
 
-/// How often the broker may send one message before it drops it: in effect, no limit. RabbitMQ 4 has one of 20 unless told
-/// otherwise, and takes -1 for "none"; RabbitMQ 3 takes -1 too, but drops a message the first time it is given back.
+/// How often the broker may send one message before it drops it: in effect, no limit. Version 4 has one of 20 unless told
+/// otherwise, and takes -1 for "none"; version 3 takes -1 too, but drops a message the first time it is given back.
 const DELIVERY_LIMIT: i64 = i32::MAX as i64;
 
 /// See the module's documentation.
@@ -151,8 +151,8 @@ impl RabbitMq {
         let (consume, consumer) = in_time.step("consume", subscribe(target, &name)).await?;
 
         let life = Life::default();
-        let (publisher, publishes) = mpsc::channel(PUBLISH_QUEUE);
-        tokio::spawn(publish_and_confirm(publish.channel.clone(), name, publish.events(), publishes, life.clone()));
+        let (publisher, queued) = mpsc::channel(PUBLISH_QUEUE);
+        tokio::spawn(publish_and_confirm(publish.channel.clone(), name, publish.events(), queued, life.clone()));
         let (settler, settlements) = mpsc::unbounded_channel();
         let outstanding = Arc::default();
         tokio::spawn(settle(consume.channel.clone(), settlements, Arc::clone(&outstanding), life.clone()));

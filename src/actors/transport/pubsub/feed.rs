@@ -192,9 +192,12 @@ enum End {
     Failed(String),
 }
 
+/// What the client gives: a message, and how to settle it.
+type Messages = Pin<Box<dyn Stream<Item = PubsubResult<(Message, Handler)>> + Send>>;
+
 /// One stream of messages.
 struct Line {
-    messages: Pin<Box<dyn Stream<Item = PubsubResult<(Message, Handler)>> + Send>>,
+    messages: Messages,
     shutdown: ShutdownToken,
     /// When the present connection, or the last one, began, and whether it was sent anything.
     since: Instant,

@@ -43,7 +43,7 @@ impl Target {
         uri.query.heartbeat.get_or_insert(HEARTBEAT);
         if let Some(path) = &settings.password_file {
             let password = read_text(path).await?;
-            uri.authority.userinfo.password = password.trim_end_matches(['\r', '\n']).to_owned();
+            password.trim_end_matches(['\r', '\n']).clone_into(&mut uri.authority.userinfo.password);
         }
         let mut tls = OwnedTLSConfig::default();
         if let Some(path) = &settings.ca_file {
@@ -62,8 +62,8 @@ impl Target {
         format!("{}:{}", self.uri.authority.host, self.uri.authority.port)
     }
 
-    /// What the server says of its version in its greeting, which the client keeps to itself. `None` over TLS, or where
-    /// the server says none: nothing depends on it.
+    /// What the server says of its version in its greeting, which the client keeps to itself; asking costs a connection,
+    /// and a line in the server's log. `None` over TLS, or where the server says none: nothing depends on it.
     pub(super) async fn server_version(&self) -> Option<String> {
         let greeted = timeout(GREETING_TIMEOUT, async {
             let stream = net::TcpStream::connect((&*self.uri.authority.host, self.uri.authority.port)).await?;

@@ -21,13 +21,13 @@ pub(super) struct Publish {
 
 /// What happens next to the publishes under way.
 enum Step {
-    /// The answer to the publish of that number.
-    Answer(u64, lapin::Result<Confirmation>),
+    /// What the answer to the publish of that number proves.
+    Answer(u64, Result<(), TransportError>),
     /// All that was answered before this was put in line has been seen.
     Barrier,
 }
 
-/// Publishes what comes through `publishes` until `life` ends. Whoever waits is answered, or finds the `done` closed.
+/// Publishes what comes through `queued` until `life` ends. Whoever waits is answered, or finds the `done` closed.
 ///
 /// The client pairs a returned message with the next confirm that it handles, which may be that of another message, so a
 /// good confirm alone proves nothing. It does so before it resolves the confirm of the message that was returned, and the
@@ -37,7 +37,7 @@ pub(super) async fn publish_and_confirm(
     channel: Channel,
     queue: ShortString,
     mut events: impl Stream<Item = Event> + Unpin,
-    mut publishes: mpsc::Receiver<Publish>,
+    mut queued: mpsc::Receiver<Publish>,
     life: Life,
 ) {
     let mut steps: FuturesUnordered<Pin<Box<dyn Future<Output = Step> + Send>>> = FuturesUnordered::new();
@@ -51,24 +51,24 @@ pub(super) async fn publish_and_confirm(
     loop {
         tokio::select! {
             _ = &mut ended => return,
-            Some(publish) = publishes.recv(), if waiting.len() + steps.len() < UNCONFIRMED_MAX => match &blocked {
-                // A caller that has gone needs no answer, here and below.
-                Some(why) => drop(publish.done.send(Err(why.clone()))),
-                None => {
+            Some(publish) = queued.recv(), if steps.len() < UNCONFIRMED_MAX => {
+                if let Some(why) = &blocked {
+                    // A caller that has gone needs no answer, here and below.
+                    drop(publish.done.send(Err(why.clone())));
+                } else {
                     number += 1;
                     waiting.insert(number, publish.done);
                     let (channel, queue) = (channel.clone(), queue.clone());
                     steps.push(Box::pin(async move {
-                        Step::Answer(number, send(&channel, queue, &publish.body, publish.properties).await)
+                        let answer = send(&channel, queue, &publish.body, publish.properties).await;
+                        Step::Answer(number, is_durable(answer))
                     }));
                 }
-            },
+            }
             Some(step) = steps.next() => match step {
-                Step::Answer(number, answer) => match is_durable(answer) {
-                    Ok(()) => confirmed.push(number),
-                    Err(TransportError::Lost(why)) => return life.end(why),
-                    Err(why) => answer_to(&mut waiting, number, Err(why)),
-                },
+                Step::Answer(number, Ok(())) => confirmed.push(number),
+                Step::Answer(_, Err(TransportError::Lost(why))) => return life.end(why),
+                Step::Answer(number, Err(why)) => answer_to(&mut waiting, number, Err(why)),
                 Step::Barrier => {
                     for number in before_barrier.drain(..) {
                         answer_to(&mut waiting, number, Ok(()));
