@@ -123,21 +123,28 @@ struct Listed {
 }
 
 fn routes(app: &mut web::ServiceConfig) {
-    app.route("/healthz", web::get().to(async || HttpResponse::Ok().body("ok\n")))
-        .route(
-            "/stats",
-            web::get().to(async |desk: web::Data<Desk>| {
-                HttpResponse::Ok().json(&*desk.stats.lock().unwrap_or_else(PoisonError::into_inner))
-            }),
-        )
-        .route("/records", web::get().to(list))
-        .default_service(web::post().to(take));
+    // Every path takes records, those that also answer questions included: the URL of an API may have any path.
+    let records = |path: &str, allowed: &'static str| {
+        let elsewise = web::to(async move || Err::<HttpResponse, _>(Problem::method_not_allowed(allowed)));
+        web::resource(path).route(web::post().to(take)).default_service(elsewise)
+    };
+    app.service(records("/healthz", "GET, POST").route(web::get().to(async || HttpResponse::Ok().body("ok\n"))))
+        .service(records("/stats", "GET, POST").route(web::get().to(stats)))
+        .service(records("/records", "GET, POST").route(web::get().to(list)))
+        .service(records("/{any:.*}", "POST"));
 }
 
-async fn take(desk: web::Data<Desk>, request: HttpRequest, body: web::Bytes) -> Result<HttpResponse, Problem> {
+async fn take(
+    desk: web::Data<Desk>,
+    request: HttpRequest,
+    body: Result<web::Bytes, actix_web::Error>,
+) -> Result<HttpResponse, Problem> {
     let bad = |kind, detail: &str| Problem::new(StatusCode::BAD_REQUEST, kind, detail);
+    let body = body.map_err(|why| Problem::new(why.as_response_error().status_code(), "body", why.to_string()))?;
     let key = request.headers().get("Idempotency-Key").and_then(|key| key.to_str().ok());
-    let key = key.ok_or_else(|| bad("idempotency-key", "A record needs an Idempotency-Key"))?;
+    let key = key
+        .filter(|key| !key.is_empty())
+        .ok_or_else(|| bad("idempotency-key", "A record needs an Idempotency-Key of visible ASCII characters"))?;
     let items = items(key, &body).map_err(|why| bad("json", &why))?;
     let count = items.len();
     let (answer, stored) = oneshot::channel();
@@ -146,7 +153,15 @@ async fn take(desk: web::Data<Desk>, request: HttpRequest, body: web::Bytes) -> 
     Ok(HttpResponse::build(status).json(json!({"stored": new, "redelivered": count - new})))
 }
 
-async fn list(desk: web::Data<Desk>, query: web::Query<Limit>) -> Result<HttpResponse, Problem> {
+async fn stats(desk: web::Data<Desk>) -> HttpResponse {
+    HttpResponse::Ok().json(&*desk.stats.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+async fn list(
+    desk: web::Data<Desk>,
+    query: Result<web::Query<Limit>, actix_web::Error>,
+) -> Result<HttpResponse, Problem> {
+    let query = query.map_err(|why| Problem::new(StatusCode::BAD_REQUEST, "query", why.to_string()))?;
     let limit = query.limit.unwrap_or(LIST_DEFAULT).min(LIST_MAX);
     let (answer, listed) = oneshot::channel();
     Ok(HttpResponse::Ok().json(send(&desk, Order::List(limit, answer), listed).await?))
@@ -171,6 +186,10 @@ fn items(key: &str, body: &[u8]) -> Result<Vec<Item>, String> {
         path: String,
     }
     let item = |id: String, record: &RawValue| {
+        // A derived reader would take an array for the fields of a struct.
+        if !record.get().starts_with('{') {
+            return Err("a record is a JSON object".to_owned());
+        }
         let Tagged { path } = serde_json::from_str(record.get()).map_err(|why| why.to_string())?;
         Ok(Item { id, path, record: record.get().to_owned() })
     };

@@ -1,9 +1,23 @@
 //! The POST to the API, against an API that answers, fails, hangs and goes away.
 
-use std::{collections::HashSet, time::Duration};
+use std::{
+    collections::HashSet,
+    fs,
+    io::{BufRead as _, BufReader, Read, Write},
+    net::{TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    process::Command,
+    sync::Arc,
+    thread,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures_util::future::join_all;
+use rustls::{
+    ServerConfig, ServerConnection, StreamOwned,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
+};
 use waypost::{
     config,
     delivery::{Answer, Outcome},
@@ -107,4 +121,193 @@ async fn connections_are_kept_alive_and_no_more_than_the_posts_in_flight() {
     }
     let connections: HashSet<_> = api.posts().into_iter().filter_map(|post| post.peer).collect();
     assert!(connections.len() <= 4, "{} connections for 4 POSTs at a time", connections.len());
+}
+
+/// One request as a server that speaks HTTP by hand reads it: whole, or as far as it comes.
+fn read_request(stream: &mut impl Read) {
+    let mut reader = BufReader::new(stream);
+    let mut length = 0;
+    loop {
+        let mut line = String::new();
+        if reader.read_line(&mut line).unwrap_or(0) <= 2 {
+            break;
+        }
+        if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+            length = value.trim().parse().expect("a number");
+        }
+    }
+    reader.read_exact(&mut vec![0; length]).ok();
+}
+
+/// A server that speaks by hand: `serve` gets the number of each connection, from 0, and the connection.
+fn by_hand(serve: impl Fn(usize, TcpStream) + Send + Sync + 'static) -> (String, u16) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let serve = Arc::new(serve);
+    thread::spawn(move || {
+        for (number, stream) in listener.incoming().enumerate() {
+            let serve = Arc::clone(&serve);
+            thread::spawn(move || serve(number, stream.expect("an accepted connection")));
+        }
+    });
+    (format!("http://127.0.0.1:{port}/"), port)
+}
+
+const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+
+fn client_of(url: String, concurrency: usize) -> Client {
+    let config = config::Api { url, timeout: TIMEOUT, concurrency, ..config::Api::default() };
+    Client::new(&Settings::read(&config).unwrap())
+}
+
+#[actix_rt::test]
+async fn a_connection_that_the_api_closes_under_a_post_is_replaced_at_once() {
+    let (url, _) = by_hand(|number, mut stream| {
+        read_request(&mut stream);
+        stream.write_all(OK).unwrap();
+        if number == 0 {
+            // The second POST arrives, and the connection ends instead of an answer.
+            read_request(&mut stream);
+        } else {
+            read_request(&mut stream);
+            stream.write_all(OK).unwrap();
+        }
+    });
+    let client = client_of(url, 1);
+    assert_eq!(post(&client).await.outcome(), Outcome::Delivered);
+    assert_eq!(
+        post(&client).await.outcome(),
+        Outcome::Delivered,
+        "by a second connection, without a retry by the caller"
+    );
+}
+
+#[actix_rt::test]
+async fn an_api_that_always_closes_is_asked_twice_and_no_more() {
+    let (counted, connections) = std::sync::mpsc::channel();
+    let (url, _) = by_hand(move |number, mut stream| {
+        read_request(&mut stream);
+        counted.send(number).unwrap();
+    });
+    assert!(matches!(post(&client_of(url, 1)).await, Answer::NoAnswer(_)));
+    assert_eq!(connections.try_iter().collect::<Vec<_>>(), [0, 1]);
+}
+
+#[actix_rt::test]
+async fn an_answer_whose_body_does_not_end_counts_by_its_status() {
+    let (url, _) = by_hand(|number, mut stream| {
+        read_request(&mut stream);
+        let head = if number == 0 { "HTTP/1.1 200 OK" } else { "HTTP/1.1 422 No" };
+        write!(stream, "{head}\r\ncontent-length: 100\r\n\r\nso far").unwrap();
+        // Until the client gives up.
+        stream.read_to_end(&mut Vec::new()).ok();
+    });
+    let client = client_of(url, 1);
+    assert_eq!(post(&client).await.outcome(), Outcome::Delivered, "the API has said that it has the record");
+    // The one connection that is allowed was given back, or there would be no answer to this one.
+    let refused = Answer::Status { status: 422, retry_after: None, excerpt: "so far".into() };
+    assert_eq!(post(&client).await, refused);
+}
+
+#[actix_rt::test]
+async fn an_answer_without_end_is_not_read_beyond_its_bound() {
+    let (told, written) = std::sync::mpsc::channel();
+    let (url, _) = by_hand(move |_, mut stream| {
+        read_request(&mut stream);
+        stream.write_all(b"HTTP/1.1 500 No\r\ncontent-length: 1000000000\r\n\r\n").unwrap();
+        let mut sent = 0;
+        while stream.write_all(&[b'x'; 4096]).is_ok() {
+            sent += 4096;
+        }
+        told.send(sent).unwrap();
+    });
+    let answer = post(&client_of(url, 1)).await;
+    assert_eq!(answer, Answer::Status { status: 500, retry_after: None, excerpt: "x".repeat(1024) });
+    let sent: usize = written.recv_timeout(Duration::from_secs(10)).expect("the client closes the connection");
+    assert!(sent < 64 << 20, "{sent} bytes left the server: what socket buffers hold, and no more");
+}
+
+#[actix_rt::test]
+async fn a_server_that_takes_connections_and_says_nothing_is_given_up() {
+    let (url, _) = by_hand(|_, mut stream| {
+        stream.read_to_end(&mut Vec::new()).ok();
+    });
+    let answer = post(&client_of(url, 1)).await;
+    assert!(matches!(&answer, Answer::NoAnswer(why) if why.contains("500ms")), "{answer:?}");
+}
+
+#[actix_rt::test]
+async fn a_trace_context_that_cannot_be_a_header_does_not_hold_its_record_back() {
+    let api = Api::start();
+    let answer = client(&api).post(Bytes::from_static(b"{}"), "key", Some("00-\n")).await;
+    assert_eq!(answer.outcome(), Outcome::Delivered);
+    assert_eq!(api.posts()[0].traceparent, None);
+}
+
+#[test]
+fn files_that_cannot_be_used_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let missing = folder.path().join("missing");
+    let garbage = folder.path().join("garbage");
+    let empty = folder.path().join("empty");
+    fs::write(&garbage, "two\nlines").unwrap();
+    fs::write(&empty, "\n").unwrap();
+    let api = config::Api::default;
+    for (config, name) in [
+        (config::Api { token_file: Some(missing.clone()), ..api() }, "missing"),
+        (config::Api { token_file: Some(garbage.clone()), ..api() }, "garbage"),
+        (config::Api { token_file: Some(empty), ..api() }, "empty"),
+        (config::Api { ca_file: Some(missing), ..api() }, "missing"),
+        (config::Api { ca_file: Some(garbage), ..api() }, "garbage"),
+        (config::Api { url: "http://a b/".into(), ..api() }, "http://a b/"),
+    ] {
+        let why = Settings::read(&config).err().map(|why| why.to_string()).unwrap_or_default();
+        assert!(why.contains(name), "{config:?}: {why:?}");
+    }
+}
+
+/// A certificate for `localhost` that signs itself, and its key; `None` where there is no tool to make one.
+fn certificate(folder: &Path) -> Option<(PathBuf, PathBuf)> {
+    let (cert, key) = (folder.join("cert.pem"), folder.join("key.pem"));
+    let made = Command::new("openssl")
+        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"])
+        .args(["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"])
+        .args(["-addext", "basicConstraints=critical,CA:FALSE"])
+        .arg("-keyout")
+        .arg(&key)
+        .arg("-out")
+        .arg(&cert)
+        .output()
+        .ok()?;
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    Some((cert, key))
+}
+
+#[actix_rt::test]
+async fn https_is_spoken_with_apis_whose_certificate_is_trusted_and_with_no_others() {
+    rustls::crypto::ring::default_provider().install_default().ok();
+    let folder = tempfile::tempdir().unwrap();
+    let Some((cert, key)) = certificate(folder.path()) else {
+        eprintln!("skipped: openssl is not there to make a certificate");
+        return;
+    };
+    let chain = vec![CertificateDer::from_pem_file(&cert).unwrap()];
+    let key = PrivateKeyDer::from_pem_file(&key).unwrap();
+    let tls = Arc::new(ServerConfig::builder().with_no_client_auth().with_single_cert(chain, key).unwrap());
+    let (_, port) = by_hand(move |_, stream| {
+        let mut stream = StreamOwned::new(ServerConnection::new(Arc::clone(&tls)).unwrap(), stream);
+        read_request(&mut stream);
+        // Fails where the client has refused the certificate.
+        stream.write_all(OK).ok();
+    });
+    for (host, ca_file, trusted) in
+        [("localhost", Some(cert.clone()), true), ("localhost", None, false), ("127.0.0.1", Some(cert), false)]
+    {
+        let url = format!("https://{host}:{port}/");
+        let timeout = Duration::from_secs(5);
+        let config = config::Api { url: url.clone(), ca_file, timeout, ..config::Api::default() };
+        let answer = post(&Client::new(&Settings::read(&config).unwrap())).await;
+        assert_eq!(answer.outcome() == Outcome::Delivered, trusted, "{url}: {answer:?}");
+        assert!(trusted || matches!(&answer, Answer::NoAnswer(_)), "{url}: {answer:?}");
+    }
 }

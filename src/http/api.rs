@@ -3,17 +3,17 @@
 use std::{fs, io, path::Path, sync::Arc, time::Duration};
 
 use awc::{
-    Client, Connector,
-    error::{ConnectError, SendRequestError},
+    Client, ClientResponse, Connector,
+    error::{ConnectError, PayloadError, SendRequestError},
     http::{
         StatusCode, Uri,
         header::{self, HeaderMap, HeaderName, HeaderValue},
     },
 };
 use bytes::Bytes;
-use futures_util::StreamExt as _;
+use futures_util::{Stream, StreamExt as _};
 use rustls::{ClientConfig, RootCertStore, pki_types::CertificateDer, pki_types::pem::PemObject as _};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 use crate::{config, delivery::Answer};
 
@@ -65,6 +65,9 @@ fn unusable(file: &Path, why: impl ToString) -> ApiError {
 
 fn bearer(file: &Path) -> Result<HeaderValue, ApiError> {
     let token = fs::read_to_string(file).map_err(|why| unusable(file, why))?;
+    if token.trim().is_empty() {
+        return Err(unusable(file, "holds no token"));
+    }
     let mut value = HeaderValue::from_str(&format!("Bearer {}", token.trim())).map_err(|why| unusable(file, why))?;
     value.set_sensitive(true);
     Ok(value)
@@ -75,9 +78,13 @@ fn tls(ca_file: Option<&Path>) -> Result<ClientConfig, ApiError> {
     let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
     if let Some(file) = ca_file {
         let certificates = CertificateDer::pem_file_iter(file).map_err(|why| unusable(file, why))?;
+        let public = roots.len();
         for certificate in certificates {
             let certificate = certificate.map_err(|why| unusable(file, why))?;
             roots.add(certificate).map_err(|why| unusable(file, why))?;
+        }
+        if roots.len() == public {
+            return Err(unusable(file, "holds no certificate"));
         }
     }
     Ok(ClientConfig::builder().with_root_certificates(roots).with_no_client_auth())
@@ -109,45 +116,51 @@ impl Api {
 
     /// POSTs `body` under `id`. The time-out of the configuration covers connecting, sending and the whole answer.
     pub async fn post(&self, body: Bytes, id: &str, traceparent: Option<&str>) -> Answer {
-        let exchange = async {
-            match self.exchange(body.clone(), id, traceparent).await {
+        let deadline = Instant::now() + self.timeout;
+        let head = async {
+            match self.send(body.clone(), id, traceparent).await {
                 // A kept-alive connection that the API closed meanwhile: once more, on another. The id makes it safe.
-                Err(failure) if is_disconnect(&failure) => self.exchange(body, id, traceparent).await,
+                Err(failure) if is_disconnect(&failure) => self.send(body, id, traceparent).await,
                 result => result,
             }
         };
-        match timeout(self.timeout, exchange).await {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(failure)) => Answer::NoAnswer(failure.to_string()),
-            Err(_) => Answer::NoAnswer(format!("no answer within {:?}", self.timeout)),
-        }
-    }
-
-    async fn exchange(&self, body: Bytes, id: &str, traceparent: Option<&str>) -> Result<Answer, SendRequestError> {
-        let mut request = self.client.post(&self.url).insert_header((IDEMPOTENCY_KEY, id));
-        if let Some(traceparent) = traceparent {
-            request = request.insert_header((TRACEPARENT, traceparent));
-        }
-        let mut response = request.send_body(body).await?;
+        let mut response = match timeout_at(deadline, head).await {
+            Ok(Ok(response)) => response,
+            Ok(Err(failure)) => return Answer::NoAnswer(failure.to_string()),
+            Err(_) => return Answer::NoAnswer(format!("no answer within {:?}", self.timeout)),
+        };
         let status = response.status();
         let mut excerpt = Vec::new();
         let mut read = 0;
-        while let Some(chunk) = response.next().await {
-            // The status decides; an answer that is cut short costs its connection.
-            let Ok(chunk) = chunk else { break };
+        // The status decides. A body that is cut short, too long or late costs its connection and nothing else.
+        while read <= ANSWER_MAX
+            && let Ok(Some(Ok(chunk))) = timeout_at(deadline, response.next()).await
+        {
             read += chunk.len();
             if !status.is_success() {
                 excerpt.extend_from_slice(&chunk[..chunk.len().min(EXCERPT_MAX - excerpt.len())]);
             }
-            if read > ANSWER_MAX {
-                break;
-            }
         }
-        Ok(Answer::Status {
+        Answer::Status {
             status: status.as_u16(),
             retry_after: retry_after(status, response.headers()),
             excerpt: String::from_utf8_lossy(&excerpt).into_owned(),
-        })
+        }
+    }
+
+    /// Resolves with the answer's head.
+    async fn send(
+        &self,
+        body: Bytes,
+        id: &str,
+        traceparent: Option<&str>,
+    ) -> Result<ClientResponse<impl Stream<Item = Result<Bytes, PayloadError>> + use<>>, SendRequestError> {
+        let mut request = self.client.post(&self.url).insert_header((IDEMPOTENCY_KEY, id));
+        // The record goes without a trace rather than not at all.
+        if let Some(traceparent) = traceparent.and_then(|text| HeaderValue::from_str(text).ok()) {
+            request = request.insert_header((TRACEPARENT, traceparent));
+        }
+        request.send_body(body).await
     }
 }
 
