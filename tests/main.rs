@@ -9,6 +9,7 @@ mod faults;
 mod grpc;
 mod ingest;
 mod lane;
+mod nats;
 mod pubsub;
 mod rabbitmq;
 mod router;

@@ -7,7 +7,10 @@ use std::{
 };
 
 use tempfile::TempDir;
-use tokio::{io::AsyncReadExt as _, net::TcpStream};
+use tokio::{
+    io::{AsyncBufReadExt as _, BufReader},
+    net::TcpStream,
+};
 use waypost::{actors::transport::nats, config, record::Record};
 
 use super::{eventually, process, rig::Rig};
@@ -17,34 +20,58 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// One server, with a folder of its own.
 pub struct Nats {
     program: PathBuf,
+    arguments: Vec<String>,
     port: u16,
     data: TempDir,
     server: Child,
 }
 
 impl Nats {
-    fn spawn(program: &Path, port: u16, data: &TempDir) -> Child {
+    /// A server that is given more `arguments`. `None`, after saying so, where there is none on this machine.
+    pub async fn with(arguments: &[&str]) -> Option<Self> {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let folders = std::env::split_paths(&path).chain([PathBuf::from("/usr/sbin")]);
+        let Some(program) = folders.map(|folder| folder.join("nats-server")).find(|file| file.exists()) else {
+            assert!(std::env::var_os("CI").is_none(), "nats-server is missing");
+            eprintln!("SKIPPED: nats-server is missing, so nothing is proved for NATS");
+            return None;
+        };
+        let arguments = arguments.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let (port, data) = (process::free_port(), tempfile::tempdir().expect("a temporary folder"));
+        let server = Self::spawn(&program, &arguments, port, &data);
+        let mut nats = Self { program, arguments, port, data, server };
+        eprintln!("NATS server {}", nats.answers().await);
+        Some(nats)
+    }
+
+    fn spawn(program: &Path, arguments: &[String], port: u16, data: &TempDir) -> Child {
         process::start(program.to_str().expect("a plain path"), |command| {
-            command.args(["-a", "127.0.0.1", "-p", &port.to_string(), "-js", "-sd"]).arg(data.path());
+            command.args(["-a", "127.0.0.1", "-p", &port.to_string(), "-js", "-sd"]).arg(data.path()).args(arguments);
             command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         })
         .expect("the server starts")
     }
 
-    /// The server speaks first: its line begins with INFO.
-    async fn answers(&mut self) {
+    /// The server speaks first, of itself. Returns its version.
+    async fn answers(&mut self) -> String {
         let (server, port) = (&mut self.server, self.port);
         eventually("NATS answers", PATIENCE, async || {
             assert!(server.try_wait().expect("a child's status").is_none(), "the server ended");
-            let mut connection = TcpStream::connect(("127.0.0.1", port)).await.ok()?;
-            let mut greeting = [0; 4];
-            connection.read_exact(&mut greeting).await.ok()?;
-            (&greeting == b"INFO").then_some(())
+            let connection = TcpStream::connect(("127.0.0.1", port)).await.ok()?;
+            let mut greeting = String::new();
+            BufReader::new(connection).read_line(&mut greeting).await.ok()?;
+            let info: serde_json::Value = serde_json::from_str(greeting.strip_prefix("INFO ")?).ok()?;
+            Some(info["version"].as_str()?.to_owned())
         })
-        .await;
+        .await
     }
 
-    /// "STOP" and "CONT": silence without a closed socket.
+    /// Its address, without a scheme.
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// "STOP" and "CONT": silence without a closed socket. "USR2": lame duck.
     pub fn signal(&self, signal: &str) {
         process::signal(&self.server, signal);
     }
@@ -55,24 +82,13 @@ impl Rig for Nats {
     const SURVIVES_KILL: bool = true;
 
     async fn start() -> Option<Self> {
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        let folders = std::env::split_paths(&path).chain([PathBuf::from("/usr/sbin")]);
-        let Some(program) = folders.map(|folder| folder.join("nats-server")).find(|file| file.exists()) else {
-            assert!(std::env::var_os("CI").is_none(), "nats-server is missing");
-            eprintln!("SKIPPED: nats-server is missing, so nothing is proved for NATS");
-            return None;
-        };
-        let (port, data) = (process::free_port(), tempfile::tempdir().expect("a temporary folder"));
-        let server = Self::spawn(&program, port, &data);
-        let mut nats = Self { program, port, data, server };
-        nats.answers().await;
-        Some(nats)
+        Self::with(&[]).await
     }
 
     fn settings(&mut self) -> config::Nats {
         let name = Record::new_id();
         config::Nats {
-            url: format!("nats://127.0.0.1:{}", self.port),
+            url: format!("nats://{}", self.address()),
             stream: format!("RECORDS-{name}"),
             subject: format!("records.{name}"),
             ..config::Nats::default()
@@ -85,7 +101,7 @@ impl Rig for Nats {
     }
 
     async fn revive(&mut self) {
-        self.server = Self::spawn(&self.program, self.port, &self.data);
+        self.server = Self::spawn(&self.program, &self.arguments, self.port, &self.data);
         self.answers().await;
     }
 }

@@ -1,0 +1,378 @@
+//! What is special to NATS, beyond the contract suite: duplicates, holds, credentials, and the ways in which a server goes.
+
+use std::{
+    collections::HashSet,
+    fs,
+    process::Command,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use async_nats::jetstream::{self, consumer, stream};
+use bytes::Bytes;
+use tempfile::TempDir;
+use tokio::time::{sleep, timeout};
+use waypost::{
+    actors::transport::{Transport, TransportError, nats::Nats},
+    config,
+    delivery::Delivery,
+    record::Record,
+};
+
+use crate::support::{eventually, nats::Nats as Server, process::free_port, rig::Rig};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Far below the half minute after which the server sends by itself what was not settled.
+const AT_ONCE: Duration = Duration::from_secs(5);
+/// The shortest ack wait of a consumer in these tests.
+const SHORT_WAIT: Duration = Duration::from_secs(1);
+
+fn record(id: &str) -> Record {
+    Record { id: Arc::from(id), body: Bytes::from_static(b"{}"), traceparent: None, origin: None }
+}
+
+async fn connect(settings: &config::Nats) -> Nats {
+    Nats::connect(settings).await.expect("a connection")
+}
+
+async fn publish(nats: &Nats, records: impl IntoIterator<Item = Record>) {
+    for record in records {
+        nats.publish(&record).await.expect("a confirm");
+    }
+}
+
+async fn take(nats: &Nats) -> Delivery {
+    timeout(PATIENCE, nats.next()).await.expect("a delivery in time").expect("a connection")
+}
+
+async fn refused(settings: &config::Nats) -> String {
+    match Nats::connect(settings).await.map(|_| ()) {
+        Err(TransportError::Connect(why)) => why,
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn lost(nats: &Nats) -> String {
+    match nats.next().await {
+        Err(TransportError::Lost(why)) => why,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The server as its operator sees it.
+async fn operator(settings: &config::Nats) -> jetstream::Context {
+    jetstream::new(async_nats::connect(&settings.url).await.expect("a connection"))
+}
+
+fn work_queue(settings: &config::Nats) -> stream::Config {
+    stream::Config {
+        name: settings.stream.clone(),
+        subjects: vec![settings.subject.clone()],
+        retention: stream::RetentionPolicy::WorkQueue,
+        discard: stream::DiscardPolicy::New,
+        ..stream::Config::default()
+    }
+}
+
+/// The stream and a consumer whose messages the server sends again after `SHORT_WAIT`.
+async fn declare_with_a_short_wait(settings: &config::Nats) {
+    let stream = operator(settings).await.create_stream(work_queue(settings)).await.unwrap();
+    let consumer = consumer::pull::Config {
+        durable_name: Some(settings.durable.clone()),
+        ack_wait: SHORT_WAIT,
+        ..consumer::pull::Config::default()
+    };
+    stream.create_consumer(consumer).await.unwrap();
+}
+
+async fn stored(operator: &jetstream::Context, settings: &config::Nats) -> u64 {
+    operator.get_stream(&settings.stream).await.unwrap().get_info().await.unwrap().state.messages
+}
+
+#[actix_rt::test]
+async fn a_record_published_again_while_it_waits_is_stored_once() {
+    let Some(mut server) = Server::start().await else { return };
+    let settings = server.settings();
+    let nats = connect(&settings).await;
+    publish(&nats, [record("a"), record("a")]).await;
+    assert_eq!(stored(&operator(&settings).await, &settings).await, 1);
+    nats.close().await;
+}
+
+/// As a dead letter is that an operator replays a minute later: to the server it is a duplicate.
+#[actix_rt::test]
+async fn a_record_sent_again_after_it_was_settled_is_stored_again() {
+    let Some(mut server) = Server::start().await else { return };
+    let settings = server.settings();
+    let (nats, operator) = (connect(&settings).await, operator(&settings).await);
+    publish(&nats, [record("a")]).await;
+    take(&nats).await.reject();
+    eventually("the message is gone", PATIENCE, async || (stored(&operator, &settings).await == 0).then_some(())).await;
+    publish(&nats, [record("a")]).await;
+    let again = take(&nats).await;
+    assert_eq!(&*again.record.id, "a");
+    again.ack();
+    nats.close().await;
+}
+
+#[actix_rt::test]
+async fn neither_what_is_held_nor_what_lies_ready_is_sent_again() {
+    let Some(mut server) = Server::start().await else { return };
+    let settings = server.settings();
+    declare_with_a_short_wait(&settings).await;
+    let nats = connect(&settings).await;
+    publish(&nats, (0..50).map(|at| record(&at.to_string()))).await;
+    let held = take(&nats).await;
+    sleep(4 * SHORT_WAIT).await;
+    let other = connect(&settings).await;
+    assert!(timeout(SHORT_WAIT, other.next()).await.is_err(), "sent to another connection too");
+    let mut seen = HashSet::from([Arc::clone(&held.record.id)]);
+    held.ack();
+    for _ in 1..50 {
+        let delivery = take(&nats).await;
+        assert!(!delivery.redelivered, "{delivery:?}");
+        assert!(seen.insert(Arc::clone(&delivery.record.id)), "twice: {delivery:?}");
+        delivery.ack();
+    }
+    let operator = operator(&settings).await;
+    eventually("all are acked", PATIENCE, async || (stored(&operator, &settings).await == 0).then_some(())).await;
+    other.close().await;
+    nats.close().await;
+}
+
+#[actix_rt::test]
+async fn close_gives_back_at_once_what_nobody_has_taken() {
+    let Some(mut server) = Server::start().await else { return };
+    let settings = server.settings();
+    let nats = connect(&settings).await;
+    publish(&nats, (0..400).map(|at| record(&at.to_string()))).await;
+    let acked = take(&nats).await;
+    let first = Arc::clone(&acked.record.id);
+    acked.ack();
+    let held = take(&nats).await;
+    nats.close().await;
+
+    let nats = connect(&settings).await;
+    let began = Instant::now();
+    let mut missing: HashSet<_> = (0..400).map(|at| at.to_string()).filter(|id| **id != *first).collect();
+    while !missing.is_empty() {
+        let delivery = take(&nats).await;
+        assert!(missing.remove(&*delivery.record.id), "came again: {delivery:?}");
+        delivery.ack();
+    }
+    assert!(began.elapsed() < AT_ONCE, "after {:?}", began.elapsed());
+    drop(held);
+    nats.close().await;
+}
+
+#[actix_rt::test]
+async fn a_forwarder_that_takes_nothing_for_long_does_not_cost_the_connection() {
+    let Some(mut server) = Server::start().await else { return };
+    let nats = connect(&server.settings()).await;
+    publish(&nats, (0..1000).map(|at| record(&at.to_string()))).await;
+    sleep(Duration::from_secs(8)).await;
+    for _ in 0..1000 {
+        take(&nats).await.ack();
+    }
+    nats.close().await;
+}
+
+#[actix_rt::test]
+async fn a_message_that_no_node_published_keeps_one_id() {
+    let Some(mut server) = Server::start().await else { return };
+    let settings = server.settings();
+    let nats = connect(&settings).await;
+    let operator = operator(&settings).await;
+    for _ in 0..2 {
+        operator.publish(settings.subject.clone(), "{}".into()).await.unwrap().await.unwrap();
+    }
+    let (first, second) = (take(&nats).await, take(&nats).await);
+    assert_ne!(first.record.id, second.record.id);
+    let id = Arc::clone(&first.record.id);
+    drop(first);
+    assert_eq!(take(&nats).await.record.id, id);
+    drop(second);
+    nats.close().await;
+}
+
+#[actix_rt::test]
+async fn what_exists_with_other_settings_is_named_and_left_alone() {
+    let Some(mut server) = Server::start().await else { return };
+    let settings = server.settings();
+    let operator = operator(&settings).await;
+    let limits = stream::Config { retention: stream::RetentionPolicy::Limits, ..work_queue(&settings) };
+    operator.create_stream(limits).await.unwrap();
+    let why = refused(&settings).await;
+    assert!(why.contains(&settings.stream) && why.contains("Limits, not WorkQueue"), "{why}");
+    let found = operator.get_stream(&settings.stream).await.unwrap();
+    assert_eq!(found.cached_info().config.retention, stream::RetentionPolicy::Limits);
+
+    let settings = server.settings();
+    let stream = operator.create_stream(work_queue(&settings)).await.unwrap();
+    let gives_up = consumer::pull::Config {
+        durable_name: Some(settings.durable.clone()),
+        max_deliver: 3,
+        ..consumer::pull::Config::default()
+    };
+    stream.create_consumer(gives_up).await.unwrap();
+    let why = refused(&settings).await;
+    assert!(why.contains(&settings.durable) && why.contains("after 3 deliveries"), "{why}");
+}
+
+#[actix_rt::test]
+async fn a_stream_in_memory_is_warned_of() {
+    let Some(mut server) = Server::start().await else { return };
+    let settings = server.settings();
+    let memory = stream::Config { storage: stream::StorageType::Memory, ..work_queue(&settings) };
+    operator(&settings).await.create_stream(memory).await.unwrap();
+    let broker = connect(&settings).await.broker();
+    assert!(broker.version.is_some());
+    assert!(broker.warnings.iter().any(|warning| warning.contains("in memory")), "{:?}", broker.warnings);
+}
+
+#[actix_rt::test]
+async fn credentials_in_the_url_and_in_a_file_are_used() {
+    let secret = tempfile::NamedTempFile::new().unwrap();
+    fs::write(secret.path(), "p:ñ@ss\n").unwrap();
+    let Some(mut server) = Server::with(&["--user", "waypost", "--pass", "p:ñ@ss"]).await else { return };
+    let (address, settings) = (server.address(), server.settings());
+    let with = |url: String| config::Nats { url, ..settings.clone() };
+    connect(&with(format!("nats://waypost:p%3A%C3%B1%40ss@{address}"))).await.close().await;
+    let from_file =
+        config::Nats { password_file: Some(secret.path().to_owned()), ..with(format!("nats://waypost@{address}")) };
+    connect(&from_file).await.close().await;
+    for wrong in [format!("nats://{address}"), format!("nats://waypost:wrong@{address}")] {
+        assert!(refused(&with(wrong)).await.contains("authorization"));
+    }
+
+    let Some(mut server) = Server::with(&["--auth", "s3cret"]).await else { return };
+    let url = format!("nats://s3cret@{}", server.address());
+    connect(&config::Nats { url, ..server.settings() }).await.close().await;
+}
+
+#[actix_rt::test]
+async fn over_tls_only_a_server_that_is_trusted_gets_records() {
+    let folder = TempDir::new().unwrap();
+    let (cert, key) = (folder.path().join("cert.pem"), folder.path().join("key.pem"));
+    let made = Command::new("openssl")
+        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"])
+        .args(["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout"])
+        .arg(&key)
+        .arg("-out")
+        .arg(&cert)
+        .output();
+    if !made.is_ok_and(|made| made.status.success()) {
+        assert!(std::env::var_os("CI").is_none(), "openssl is missing");
+        eprintln!("SKIPPED: openssl is missing, so nothing is proved for NATS over TLS");
+        return;
+    }
+    let (cert_file, key_file) = (cert.to_str().unwrap(), key.to_str().unwrap());
+    let Some(mut server) = Server::with(&["--tls", "--tlscert", cert_file, "--tlskey", key_file]).await else { return };
+    let url = format!("tls://{}", server.address());
+    let strange = config::Nats { url, ..server.settings() };
+    let why = refused(&strange).await;
+    assert!(why.to_lowercase().contains("certificate"), "{why}");
+    let trusted = config::Nats { ca_file: Some(cert.clone()), ..strange };
+    let nats = connect(&trusted).await;
+    publish(&nats, [record("a")]).await;
+    take(&nats).await.ack();
+    nats.close().await;
+
+    let Some(mut plain) = Server::start().await else { return };
+    let settings = config::Nats { ca_file: Some(cert), ..plain.settings() };
+    assert!(Nats::connect(&settings).await.is_err(), "talked down to plain text");
+}
+
+#[actix_rt::test]
+async fn one_of_several_servers_is_enough() {
+    let Some(mut server) = Server::start().await else { return };
+    let dead = [free_port(), free_port(), free_port()];
+    let url = dead.map(|port| format!("nats://127.0.0.1:{port}")).join(",") + ", " + &server.address();
+    let settings = config::Nats { url, ..server.settings() };
+    // The client shuffles them.
+    for _ in 0..5 {
+        connect(&settings).await.close().await;
+    }
+}
+
+#[actix_rt::test]
+async fn a_killed_server_fails_whoever_waits_within_a_second() {
+    let Some(mut server) = Server::start().await else { return };
+    let nats = connect(&server.settings()).await;
+    server.signal("STOP");
+    let unanswered = record("a");
+    let (next, confirm, ()) = tokio::join!(
+        timeout(Duration::from_secs(2), nats.next()),
+        timeout(Duration::from_secs(2), nats.publish(&unanswered)),
+        async {
+            sleep(Duration::from_secs(1)).await;
+            server.kill().await;
+        }
+    );
+    assert!(matches!(next, Ok(Err(TransportError::Lost(_)))), "{next:?}");
+    assert!(matches!(confirm, Ok(Err(TransportError::Lost(_)))), "{confirm:?}");
+    let began = Instant::now();
+    nats.close().await;
+    assert!(began.elapsed() < Duration::from_secs(1), "there is nobody to wait for: {:?}", began.elapsed());
+}
+
+#[actix_rt::test]
+async fn a_server_that_falls_silent_is_noticed_within_ten_seconds() {
+    let Some(mut server) = Server::start().await else { return };
+    let nats = connect(&server.settings()).await;
+    server.signal("STOP");
+    let why = timeout(Duration::from_secs(10), lost(&nats)).await;
+    server.signal("CONT");
+    why.expect("noticed in time");
+    timeout(Duration::from_secs(3), nats.close()).await.expect("closed in time");
+}
+
+#[actix_rt::test]
+async fn a_consumer_or_stream_that_is_deleted_is_noticed() {
+    let Some(mut server) = Server::start().await else { return };
+    let settings = server.settings();
+    let operator = operator(&settings).await;
+    let nats = connect(&settings).await;
+    operator.get_stream(&settings.stream).await.unwrap().delete_consumer(&settings.durable).await.unwrap();
+    timeout(Duration::from_secs(8), lost(&nats)).await.expect("noticed in time");
+    nats.close().await;
+
+    let nats = connect(&settings).await;
+    operator.delete_stream(&settings.stream).await.unwrap();
+    let confirm = nats.publish(&record("a")).await;
+    assert!(matches!(confirm, Err(TransportError::Lost(_))), "{confirm:?}");
+    nats.close().await;
+
+    let nats = connect(&settings).await;
+    publish(&nats, [record("a")]).await;
+    take(&nats).await.ack();
+    nats.close().await;
+}
+
+#[actix_rt::test]
+async fn a_server_that_announces_its_end_is_left() {
+    let Some(mut server) = Server::start().await else { return };
+    let nats = connect(&server.settings()).await;
+    server.signal("USR2");
+    timeout(Duration::from_secs(8), lost(&nats)).await.expect("noticed in time");
+    nats.close().await;
+}
+
+#[actix_rt::test]
+async fn a_dropped_connection_leaves_nothing_behind() {
+    let port = free_port().to_string();
+    let Some(mut server) = Server::with(&["-m", &port]).await else { return };
+    let settings = server.settings();
+    let connections = async || {
+        let varz = format!("http://127.0.0.1:{port}/varz");
+        let varz = awc::Client::default().get(varz).send().await.unwrap().body().await.unwrap();
+        serde_json::from_slice::<serde_json::Value>(&varz).unwrap()["connections"].as_u64().unwrap()
+    };
+    let nats = connect(&settings).await;
+    publish(&nats, [record("a")]).await;
+    let held = take(&nats).await;
+    assert_eq!(connections().await, 1);
+    drop(nats);
+    eventually("the connection is gone", PATIENCE, async || (connections().await == 0).then_some(())).await;
+    held.ack();
+}
