@@ -5,8 +5,6 @@ use std::{
     fs,
     io::{BufRead as _, BufReader, Read, Write},
     net::{TcpListener, TcpStream},
-    path::{Path, PathBuf},
-    process::Command,
     sync::Arc,
     thread,
     time::Duration,
@@ -24,7 +22,10 @@ use waypost::{
     http::api::{Api as Client, Settings},
 };
 
-use crate::support::api::{Api, Conduct};
+use crate::support::{
+    api::{Api, Conduct},
+    tls::certificate,
+};
 
 const TIMEOUT: Duration = Duration::from_millis(500);
 
@@ -266,31 +267,11 @@ fn files_that_cannot_be_used_are_named() {
     }
 }
 
-/// A certificate for `localhost` that signs itself, and its key; `None` where there is no tool to make one.
-fn certificate(folder: &Path) -> Option<(PathBuf, PathBuf)> {
-    let (cert, key) = (folder.join("cert.pem"), folder.join("key.pem"));
-    let made = Command::new("openssl")
-        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"])
-        .args(["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"])
-        .args(["-addext", "basicConstraints=critical,CA:FALSE"])
-        .arg("-keyout")
-        .arg(&key)
-        .arg("-out")
-        .arg(&cert)
-        .output()
-        .ok()?;
-    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-    Some((cert, key))
-}
-
 #[actix_rt::test]
 async fn https_is_spoken_with_apis_whose_certificate_is_trusted_and_with_no_others() {
     rustls::crypto::ring::default_provider().install_default().ok();
     let folder = tempfile::tempdir().unwrap();
-    let Some((cert, key)) = certificate(folder.path()) else {
-        eprintln!("skipped: openssl is not there to make a certificate");
-        return;
-    };
+    let Some((cert, key)) = certificate(folder.path(), "DNS:localhost") else { return };
     let chain = vec![CertificateDer::from_pem_file(&cert).unwrap()];
     let key = PrivateKeyDer::from_pem_file(&key).unwrap();
     let tls = Arc::new(ServerConfig::builder().with_no_client_auth().with_single_cert(chain, key).unwrap());

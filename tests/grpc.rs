@@ -1,10 +1,8 @@
 //! The gRPC service as its clients see it, and nodes that carry records to each other.
 
 use std::{
-    fs,
     net::SocketAddr,
     pin::pin,
-    process::Command,
     rc::Rc,
     sync::{
         Arc,
@@ -35,6 +33,7 @@ use waypost::{
 use crate::support::{
     eventually,
     grpc::{Wire, channel, client, connect, message, record, settings, settings_at, uri},
+    tls::certificate,
 };
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -462,21 +461,7 @@ async fn an_address_that_is_taken_is_an_error() {
 async fn nodes_speak_tls_to_each_other_and_to_themselves_and_trust_nobody_else() {
     rustls::crypto::ring::default_provider().install_default().ok();
     let dir = tempfile::tempdir().unwrap();
-    let (cert, key) = (dir.path().join("cert.pem"), dir.path().join("key.pem"));
-    let made = Command::new("openssl")
-        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"])
-        .args(["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"])
-        .args(["-addext", "basicConstraints=critical,CA:FALSE"])
-        .arg("-keyout")
-        .arg(&key)
-        .arg("-out")
-        .arg(&cert)
-        .output();
-    if made.is_err() {
-        eprintln!("skipped: openssl is not there to make a certificate");
-        return;
-    }
-    assert!(!fs::read(&cert).unwrap().is_empty());
+    let Some((cert, key)) = certificate(dir.path(), "DNS:localhost") else { return };
     let mut own = settings();
     own.config.cert_file = Some(cert.clone());
     assert!(matches!(Grpc::connect(&own).await, Err(TransportError::Connect(_))), "a certificate without its key");

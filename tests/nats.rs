@@ -3,7 +3,6 @@
 use std::{
     collections::HashSet,
     fs,
-    process::Command,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -19,7 +18,7 @@ use waypost::{
     record::Record,
 };
 
-use crate::support::{eventually, nats::Nats as Server, process::free_port, rig::Rig};
+use crate::support::{eventually, nats::Nats as Server, process::free_port, rig::Rig, tls::certificate};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Far below the half minute after which the server sends by itself what was not settled.
@@ -253,19 +252,7 @@ async fn credentials_in_the_url_and_in_a_file_are_used() {
 #[actix_rt::test]
 async fn over_tls_only_a_server_that_is_trusted_gets_records() {
     let folder = TempDir::new().unwrap();
-    let (cert, key) = (folder.path().join("cert.pem"), folder.path().join("key.pem"));
-    let made = Command::new("openssl")
-        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"])
-        .args(["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout"])
-        .arg(&key)
-        .arg("-out")
-        .arg(&cert)
-        .output();
-    if !made.is_ok_and(|made| made.status.success()) {
-        assert!(std::env::var_os("CI").is_none(), "openssl is missing");
-        eprintln!("SKIPPED: openssl is missing, so nothing is proved for NATS over TLS");
-        return;
-    }
+    let Some((cert, key)) = certificate(folder.path(), "IP:127.0.0.1") else { return };
     let (cert_file, key_file) = (cert.to_str().unwrap(), key.to_str().unwrap());
     let Some(mut server) = Server::with(&["--tls", "--tlscert", cert_file, "--tlskey", key_file]).await else { return };
     let url = format!("tls://{}", server.address());

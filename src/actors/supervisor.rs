@@ -342,10 +342,7 @@ impl Supervisor {
             child.last_error = Some(why);
         }
         match next {
-            Next::StartNow => {
-                child.restarts += 1;
-                self.launch(at, ctx);
-            }
+            Next::StartNow => self.launch(at, ctx),
             Next::BackOff => {
                 child.restarts += 1;
                 let until = now + child.backoff.next_delay();
@@ -495,6 +492,7 @@ impl Handler<Order> for Supervisor {
             }
             (Action::Restart, _) => {
                 child.crashes.clear();
+                child.restarts += 1;
                 self.finish(at, Wish::Restart, ctx);
             }
         }

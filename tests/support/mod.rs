@@ -10,6 +10,7 @@ pub mod process;
 pub mod pubsub;
 pub mod rabbitmq;
 pub mod rig;
+pub mod tls;
 
 use std::time::{Duration, Instant};
 

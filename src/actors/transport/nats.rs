@@ -2,7 +2,7 @@
 //!
 //! One client per connection: it does not reconnect by itself, so that what was under way when it broke is given back by the lane
 //! rather than hidden in the client's buffers. Three things go on at once: publishes, each waiting for its confirm; one
-//! task that pulls ([`pull`]); one that settles ([`settle`]).
+//! task that pulls (`pull`); one that settles (`settle`).
 
 mod declare;
 mod open;

@@ -1,6 +1,6 @@
 //! Opening a connection: servers, credentials, TLS.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, time::Duration};
 
 use async_nats::{Client, ConnectOptions, Event, ServerAddr};
 use tokio::sync::watch;
@@ -9,9 +9,9 @@ use super::{REQUEST_TIMEOUT, cannot};
 use crate::{actors::transport::TransportError, config};
 
 /// How long one server may take to let us in, when there are others to try.
-const SERVER_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(3);
+const SERVER_TIMEOUT: Duration = Duration::from_secs(3);
 /// A peer that is silent for three of these is gone.
-const PING: std::time::Duration = std::time::Duration::from_secs(3);
+const PING: Duration = Duration::from_secs(3);
 
 /// Connects to one of the servers. What ends the connection later is told to `lost`, once.
 pub async fn open(settings: &config::Nats, lost: watch::Sender<Option<String>>) -> Result<Client, TransportError> {
@@ -91,10 +91,16 @@ fn decoded(text: &str) -> String {
     let mut rest = text.as_bytes();
     while let [first, after @ ..] = rest {
         let hex = after.first_chunk::<2>().filter(|_| *first == b'%').and_then(|pair| std::str::from_utf8(pair).ok());
-        (rest, _) = match hex.and_then(|pair| u8::from_str_radix(pair, 16).ok()) {
-            Some(byte) => (&after[2..], bytes.push(byte)),
-            None => (after, bytes.push(*first)),
-        };
+        match hex.and_then(|pair| u8::from_str_radix(pair, 16).ok()) {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = &after[2..];
+            }
+            None => {
+                bytes.push(*first);
+                rest = after;
+            }
+        }
     }
     String::from_utf8_lossy(&bytes).into_owned()
 }

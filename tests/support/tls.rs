@@ -1,0 +1,28 @@
+//! Certificates, made on the spot.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+/// A certificate for `name` (as `DNS:localhost`, `IP:127.0.0.1`) that signs itself, and its key, in `folder`; `None` where there
+/// is no tool to make one, which in CI is a failure.
+pub fn certificate(folder: &Path, name: &str) -> Option<(PathBuf, PathBuf)> {
+    let (cert, key) = (folder.join("cert.pem"), folder.join("key.pem"));
+    let made = Command::new("openssl")
+        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"])
+        .args(["-subj", "/CN=localhost", "-addext", &format!("subjectAltName={name}")])
+        .args(["-addext", "basicConstraints=critical,CA:FALSE"])
+        .arg("-keyout")
+        .arg(&key)
+        .arg("-out")
+        .arg(&cert)
+        .output();
+    let Ok(made) = made else {
+        assert!(std::env::var_os("CI").is_none(), "openssl is missing");
+        eprintln!("SKIPPED: openssl is missing, so nothing is proved about TLS");
+        return None;
+    };
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    Some((cert, key))
+}
