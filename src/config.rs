@@ -36,6 +36,7 @@ pub struct Ingest {
     /// Bytes of one record.
     pub max_record: usize,
     pub schema: Schema,
+    pub ack: Ack,
 }
 
 /// `[api]`: where records go.
@@ -45,6 +46,8 @@ pub struct Api {
     pub timeout: Duration,
     /// POSTs in flight per lane.
     pub concurrency: usize,
+    /// A record that the API has not taken by then is given up; `None` for never.
+    pub give_up_after: Option<Duration>,
     /// A file with a bearer token.
     pub token_file: Option<PathBuf>,
     /// PEM certificates that the API's certificate may be signed by, beside the public ones.
@@ -55,8 +58,17 @@ pub struct Api {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Router {
     pub policy: Policy,
-    /// How long one lane may take to confirm a record.
+    /// How long the lanes may take to confirm a record; then it goes to the spool.
     pub publish_timeout: Duration,
+}
+
+/// What a 2xx stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ack {
+    /// A lane has confirmed the record; the spool, if none can.
+    Lane,
+    /// The record is on this node's disk.
+    Disk,
 }
 
 /// How the router chooses among the lanes that are up.
@@ -169,6 +181,7 @@ impl Default for Ingest {
             max_body: 1 << 20,
             max_record: 256 << 10,
             schema: Schema::Case,
+            ack: Ack::Lane,
         }
     }
 }
@@ -179,6 +192,7 @@ impl Default for Api {
             url: "http://127.0.0.1:5000/".into(),
             timeout: Duration::from_secs(10),
             concurrency: 64,
+            give_up_after: Some(Duration::from_hours(24)),
             token_file: None,
             ca_file: None,
         }

@@ -59,10 +59,13 @@ impl fmt::Display for LaneId {
     }
 }
 
-/// The proof that a record is safe: the lane whose broker has confirmed it.
+/// The proof that a record is safe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Receipt {
-    pub lane: LaneId,
+pub enum Receipt {
+    /// The lane's broker has confirmed it.
+    Lane(LaneId),
+    /// It is on this node's disk.
+    Spool,
 }
 
 /// How a delivery ends.

@@ -1,6 +1,7 @@
 //! The ledger: one count per transition of a record, made at the one place where it happens.
 //!
-//! On a node that has its lanes to itself, at rest, `accepted + recovered = delivered + dead + spooled + in_flight`.
+//! On a node that has its lanes to itself, at rest,
+//! `accepted + recovered = delivered + dead + dropped + spooled + in_flight`: see [`Balance::holds`].
 
 use std::{
     collections::{HashSet, hash_map::RandomState},
@@ -13,10 +14,12 @@ use std::{
 };
 
 use hdrhistogram::Histogram;
+use serde::Serialize;
 
 use crate::{
     delivery::LaneId,
     record::{Record, unix_us},
+    spool::{Held, Queue},
 };
 
 /// How many of the last delivered records are known again when a broker sends them once more, at least.
@@ -29,14 +32,22 @@ pub struct Ledger {
     pub started: Instant,
     pub api: ApiGauge,
     lanes: [Lane; LaneId::ALL.len()],
+    /// Answered with a receipt of the spool.
+    spooled: AtomicU64,
+    /// Of an earlier run, found in the spool at the start.
+    found: AtomicU64,
+    /// Dead letters that an operator has removed.
+    dropped: AtomicU64,
     known: Mutex<Known>,
 }
 
 #[derive(Default)]
 struct Lane {
     accepted: AtomicU64,
+    fed: AtomicU64,
     recovered: AtomicU64,
     delivered: AtomicU64,
+    dead: AtomicU64,
     redelivered: AtomicU64,
     publish: Latency,
     delivery: Latency,
@@ -47,10 +58,14 @@ struct Lane {
 pub struct Counts {
     /// Answered with a receipt.
     pub accepted: u64,
-    /// Of an earlier run, found in a broker.
+    /// Came from the spool, where they were counted before.
+    pub fed: u64,
+    /// Of an earlier run, found in a broker, or in the spool at the start.
     pub recovered: u64,
     /// The API's 2xx.
     pub delivered: u64,
+    /// Became dead letters.
+    pub dead: u64,
     /// Came out of a broker again after the API's 2xx, and was not POSTed again.
     pub redelivered: u64,
 }
@@ -60,7 +75,7 @@ impl Counts {
     #[must_use]
     pub const fn in_flight(&self) -> u64 {
         // A record may be delivered a moment before its confirm has come back.
-        (self.accepted + self.recovered).saturating_sub(self.delivered)
+        (self.accepted + self.fed + self.recovered).saturating_sub(self.delivered + self.dead)
     }
 }
 
@@ -72,6 +87,9 @@ impl Ledger {
             started: Instant::now(),
             api: ApiGauge::default(),
             lanes: Default::default(),
+            spooled: AtomicU64::new(0),
+            found: AtomicU64::new(0),
+            dropped: AtomicU64::new(0),
             known: Mutex::default(),
         }
     }
@@ -80,12 +98,50 @@ impl Ledger {
     pub fn accepted(&self, lane: LaneId, began: Instant) {
         let lane = self.lane(lane);
         lane.accepted.fetch_add(1, Relaxed);
-        lane.publish.record(u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX));
+        lane.publish.record_since(began);
     }
 
-    /// Whether the API is known to have the record. The same id taken in a second time is another record.
+    /// `lane` has confirmed a record from the spool that it was given at `began`.
+    pub fn fed(&self, lane: LaneId, began: Instant) {
+        let lane = self.lane(lane);
+        lane.fed.fetch_add(1, Relaxed);
+        lane.publish.record_since(began);
+    }
+
+    /// The spool has a record that no lane has confirmed.
+    pub fn spooled(&self) {
+        self.spooled.fetch_add(1, Relaxed);
+    }
+
+    /// An earlier run has left this many records in the spool that are for no lane yet, dead letters included.
+    pub fn found_waiting(&self, records: u64) {
+        self.found.fetch_add(records, Relaxed);
+    }
+
+    /// An earlier run has left this many records in the spool that `lane` carries.
+    pub fn found_carried(&self, lane: LaneId, records: u64) {
+        self.lane(lane).recovered.fetch_add(records, Relaxed);
+    }
+
+    /// The record lies in the dead letters.
+    pub fn dead(&self, lane: LaneId, record: &Record) {
+        if !self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(record) {
+            return self.redelivered(lane);
+        }
+        let lane = self.lane(lane);
+        self.recover(lane, record);
+        lane.dead.fetch_add(1, Relaxed);
+    }
+
+    /// An operator has removed this many dead letters.
+    pub fn dropped(&self, records: u64) {
+        self.dropped.fetch_add(records, Relaxed);
+    }
+
+    /// Whether the record is known to be with the API or in the dead letters. The same id taken in a second time is another
+    /// record.
     #[must_use]
-    pub fn is_delivered(&self, record: &Record) -> bool {
+    pub fn is_settled(&self, record: &Record) -> bool {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).contains(record)
     }
 
@@ -95,13 +151,21 @@ impl Ledger {
             return self.redelivered(lane);
         }
         let lane = self.lane(lane);
-        match &record.origin {
-            Some(origin) if origin.run == self.run => lane.delivery.record(unix_us().saturating_sub(origin.at_us)),
-            _ => {
-                lane.recovered.fetch_add(1, Relaxed);
-            }
+        if let Some(age) = self.recover(lane, record) {
+            lane.delivery.record(age);
         }
         lane.delivered.fetch_add(1, Relaxed);
+    }
+
+    /// Counts a record that another run has taken in. The age in microseconds of one that this run answers for.
+    fn recover(&self, lane: &Lane, record: &Record) -> Option<u64> {
+        match &record.origin {
+            Some(origin) if origin.run == self.run => Some(unix_us().saturating_sub(origin.at_us)),
+            _ => {
+                lane.recovered.fetch_add(1, Relaxed);
+                None
+            }
+        }
     }
 
     /// A record came out of `lane` that the API has already.
@@ -113,12 +177,14 @@ impl Ledger {
     #[must_use]
     pub fn counts(&self, lane: LaneId) -> Counts {
         let lane = self.lane(lane);
-        // Delivered first: what is delivered between the two reads was accepted by the second.
-        let delivered = lane.delivered.load(Relaxed);
+        // Ends first: what ends between the two reads was accepted by the second.
+        let (delivered, dead) = (lane.delivered.load(Relaxed), lane.dead.load(Relaxed));
         Counts {
             accepted: lane.accepted.load(Relaxed),
+            fed: lane.fed.load(Relaxed),
             recovered: lane.recovered.load(Relaxed),
             delivered,
+            dead,
             redelivered: lane.redelivered.load(Relaxed),
         }
     }
@@ -128,10 +194,28 @@ impl Ledger {
     pub fn totals(&self) -> Counts {
         LaneId::ALL.into_iter().map(|lane| self.counts(lane)).fold(Counts::default(), |sum, lane| Counts {
             accepted: sum.accepted + lane.accepted,
+            fed: sum.fed + lane.fed,
             recovered: sum.recovered + lane.recovered,
             delivered: sum.delivered + lane.delivered,
+            dead: sum.dead + lane.dead,
             redelivered: sum.redelivered + lane.redelivered,
         })
+    }
+
+    /// The counts of the node, with what lies on its disk.
+    #[must_use]
+    pub fn balance(&self, held: &Held) -> Balance {
+        let lanes = self.totals();
+        Balance {
+            accepted: lanes.accepted + self.spooled.load(Relaxed),
+            recovered: lanes.recovered + self.found.load(Relaxed),
+            delivered: lanes.delivered,
+            dead: held.records(Queue::Dead),
+            dropped: self.dropped.load(Relaxed),
+            spooled: held.waiting(),
+            in_flight: lanes.in_flight(),
+            redelivered: lanes.redelivered,
+        }
     }
 
     /// Milliseconds from publish to confirm.
@@ -151,6 +235,32 @@ impl Ledger {
     }
 }
 
+/// Where every record is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Balance {
+    pub accepted: u64,
+    pub recovered: u64,
+    pub delivered: u64,
+    /// Dead letters on disk.
+    pub dead: u64,
+    /// Dead letters that an operator has removed.
+    pub dropped: u64,
+    /// Waiting on disk.
+    pub spooled: u64,
+    /// In a broker, or on the way from it to the API.
+    pub in_flight: u64,
+    pub redelivered: u64,
+}
+
+impl Balance {
+    /// Holds at every moment at rest.
+    #[must_use]
+    pub const fn holds(&self) -> bool {
+        self.accepted + self.recovered
+            == self.delivered + self.dead + self.dropped + self.spooled + self.in_flight
+    }
+}
+
 /// Median and 99th percentile, in milliseconds; zero while nothing was measured.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Quantiles {
@@ -163,6 +273,10 @@ struct Latency(Mutex<Histogram<u32>>);
 
 impl Latency {
     const MAX_US: u64 = 3_600_000_000;
+
+    fn record_since(&self, began: Instant) {
+        self.record(u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX));
+    }
 
     fn record(&self, us: u64) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).saturating_record(us.clamp(1, Self::MAX_US));
@@ -277,21 +391,21 @@ mod tests {
         let ledger = Ledger::new(Arc::from("run"));
         ledger.accepted(LaneId::Nats, Instant::now());
         assert_eq!(ledger.totals().in_flight(), 1);
-        assert!(!ledger.is_delivered(&record("a", "run")));
+        assert!(!ledger.is_settled(&record("a", "run")));
         ledger.delivered(LaneId::Nats, &record("a", "run"));
-        assert!(ledger.is_delivered(&record("a", "run")));
+        assert!(ledger.is_settled(&record("a", "run")));
         ledger.delivered(LaneId::Grpc, &record("a", "run"));
         assert_eq!(ledger.totals(), Counts { accepted: 1, recovered: 0, delivered: 1, redelivered: 1 });
     }
 
     #[test]
-    fn an_id_that_is_taken_in_twice_is_delivered_twice() {
+    fn an_id_that_is_taken_in_twice_is_settled_twice() {
         let ledger = Ledger::new(Arc::from("run"));
         let first = record("a", "run");
         let mut second = first.clone();
         second.origin = Some(Origin { run: Arc::from("run"), at_us: 2 });
         ledger.delivered(LaneId::Nats, &first);
-        assert!(!ledger.is_delivered(&second));
+        assert!(!ledger.is_settled(&second));
     }
 
     #[test]
@@ -301,7 +415,7 @@ mod tests {
         let mut foreign = record("b", "run");
         foreign.origin = None;
         ledger.delivered(LaneId::Nats, &foreign);
-        assert!(!ledger.is_delivered(&foreign));
+        assert!(!ledger.is_settled(&foreign));
         let counts = ledger.counts(LaneId::Nats);
         assert_eq!(counts, Counts { accepted: 0, recovered: 2, delivered: 2, redelivered: 0 });
         assert_eq!(counts.in_flight(), 0);

@@ -43,6 +43,7 @@
 
 pub mod actors;
 pub mod backoff;
+pub mod breaker;
 pub mod cli;
 pub mod config;
 pub mod delivery;
@@ -51,6 +52,7 @@ pub mod ledger;
 pub mod node;
 pub mod record;
 pub mod sink;
+pub mod spool;
 
 /// The gRPC service, compiled from `proto/waypost/v1/waypost.proto`.
 #[allow(clippy::pedantic, missing_docs, reason = "generated")]

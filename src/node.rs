@@ -21,19 +21,22 @@ use tracing::{error, info, warn};
 
 use crate::{
     actors::{
-        Slot,
-        forwarder::Forwarder,
-        ingest::Ingest,
-        lane::{Lane, Wiring},
-        router::Router,
+        Drain, Slot,
+        feeder::{self, Feeder},
+        forwarder::{self, Forwarder},
+        ingest::{Disk, Ingest},
+        lane::{self, Lane},
+        router::{self, Router},
         supervisor::{ChildId, DrainAll, Place, Start, Supervisor, factory},
         transport::{Transport, grpc, nats::Nats, pubsub, rabbitmq::RabbitMq},
     },
-    config::Config,
-    delivery::{LaneId, Tap},
+    breaker::Breaker,
+    config::{Ack, Config},
+    delivery::LaneId,
     http::{admin, api, ingest},
     ledger::Ledger,
     record::Record,
+    spool::{OpenError, Queue, Spool},
 };
 
 /// How long requests under way may take once the node drains.
@@ -50,6 +53,8 @@ pub struct Node {
     pub admin: SocketAddr,
     pub ledger: Arc<Ledger>,
     pub supervisor: Addr<Supervisor>,
+    pub spool: Spool,
+    feeder: Slot<Feeder>,
     draining: Arc<AtomicBool>,
     ingest_server: ServerHandle,
     admin_server: ServerHandle,
@@ -60,6 +65,8 @@ pub struct Node {
 pub enum StartError {
     #[error("cannot listen on {address}: {source}")]
     Listen { address: SocketAddr, source: io::Error },
+    #[error("spool: {0}")]
+    Spool(#[from] OpenError),
     #[error("api: {0}")]
     Api(#[from] api::ApiError),
     #[error("cannot serve: {0}")]
@@ -74,32 +81,56 @@ impl Node {
     pub fn start(config: &Config) -> Result<Self, StartError> {
         let (ingest_socket, admin_socket) = (listen(config.ingest.listen)?, listen(config.admin.listen)?);
         let ledger = Arc::new(Ledger::new(Record::new_id()));
+        let spool = Spool::open(&config.spool.dir, config.spool.max)?;
+        let found = *spool.held().borrow();
+        ledger.found_waiting(found.waiting() + found.records(Queue::Dead));
+        ledger.found_carried(LaneId::Grpc, found.records(Queue::Carried));
         let draining = Arc::new(AtomicBool::new(false));
         let lanes = config.lanes_in_order();
         let router = Slot::new();
 
-        // HTTP → ingest → router.
+        // HTTP → ingest → router → spool.
+        let publish_timeout = config.router.publish_timeout;
+        let disk = Disk { spool: spool.clone(), ledger: Arc::clone(&ledger) };
+        let disk_first = (config.ingest.ack == Ack::Disk).then(|| disk.clone());
+        let ingest = Ingest::new(router.clone(), publish_timeout, disk_first);
         let door = ingest::Door {
-            ingest: Ingest::new(router.clone(), config.router.publish_timeout),
+            ingest: ingest.clone(),
             lanes: lanes.clone().into(),
             schema: config.ingest.schema,
             max_body: config.ingest.max_body,
             max_record: config.ingest.max_record,
             run: Arc::clone(&ledger.run),
         };
-        let (policy, ids) = (config.router.policy, lanes.iter().map(|(lane, _)| *lane).collect::<Vec<_>>());
-        let start_router = factory(router.clone(), move |life| Router::new(policy, &ids, life));
+        let (policy, ids) = (config.router.policy, lanes.iter().map(|(lane, _)| *lane).collect::<Arc<[_]>>());
+        let wiring = router::Wiring { disk, publish_timeout };
+        let start_router = {
+            let ids = Arc::clone(&ids);
+            factory(router.clone(), move |life| Router::new(policy, &ids, wiring.clone(), life))
+        };
         let mut graph = vec![(ChildId::Router, Place::Here, start_router)];
+
+        // Spool → feeder → router.
+        let wiring = feeder::Wiring { spool: spool.clone(), door: ingest, ledger: Arc::clone(&ledger), lanes: ids };
+        let feeder = Slot::new();
+        let start_feeder = factory(feeder.clone(), move |life| Feeder::new(wiring.clone(), life));
+        graph.push((ChildId::Feeder, Place::Here, start_feeder));
 
         // Router → lane → transport ══▶ lane → forwarder → API, once per lane.
         let tap = broadcast::Sender::new(TAP_LAG);
+        let wiring = forwarder::Wiring {
+            ledger: Arc::clone(&ledger),
+            breaker: Arc::new(Breaker::default()),
+            spool: spool.clone(),
+            tap: tap.clone(),
+            give_up_after: config.api.give_up_after,
+        };
         for (lane, tag) in &lanes {
             let branch = Branch {
                 config,
                 tag,
                 router: &router,
-                ledger: &ledger,
-                tap: &tap,
+                wiring: &wiring,
                 api: api::Settings::read(&config.api)?,
             };
             let on = &config.lanes;
@@ -109,6 +140,8 @@ impl Node {
                         config: lane,
                         tap: tap.clone(),
                         schema: config.ingest.schema,
+                        spool: spool.clone(),
+                        ledger: Arc::clone(&ledger),
                     });
                     branch.grow::<grpc::Grpc>(settings, &mut graph);
                 }
@@ -125,6 +158,8 @@ impl Node {
         let desk = admin::Desk {
             supervisor: supervisor.clone(),
             ledger: Arc::clone(&ledger),
+            spool: spool.clone(),
+            breaker: Arc::clone(&wiring.breaker),
             node: gethostname::gethostname().to_string_lossy().into(),
             lanes: lanes.into(),
             api_url: config.api.url.as_str().into(),
@@ -152,6 +187,8 @@ impl Node {
             admin,
             ledger,
             supervisor,
+            spool,
+            feeder,
             draining,
             ingest_server: ingest_server.handle(),
             admin_server: admin_server.handle(),
@@ -168,16 +205,24 @@ impl Node {
     }
 
     /// Ends the node in the order in which data flows, so that nothing under way is cut off: not ready, no new connection,
-    /// requests answered, pulling stopped, POSTs ended, settled, brokers closed. What is left is in the brokers.
+    /// requests answered, pulling stopped, POSTs ended, settled, brokers closed, spool closed. What is left is in the brokers
+    /// and in the spool.
     pub async fn drain(self) {
         info!("draining");
         self.draining.store(true, Relaxed);
         self.ingest_server.stop(true).await;
+        if let Some(feeder) = self.feeder.get()
+            && feeder.send(Drain).await.is_err()
+        {
+            warn!("the feeder ended before the drain");
+        }
         if self.supervisor.send(DrainAll).await.is_err() {
             warn!("the supervisor ended before the drain");
         }
         self.admin_server.stop(false).await;
-        info!(counts = ?self.ledger.totals(), "drained");
+        self.spool.close().await;
+        let balance = self.ledger.balance(&self.spool.held().borrow());
+        info!(?balance, "drained");
     }
 }
 
@@ -196,8 +241,7 @@ struct Branch<'a> {
     config: &'a Config,
     tag: &'a str,
     router: &'a Slot<Router>,
-    ledger: &'a Arc<Ledger>,
-    tap: &'a Tap,
+    wiring: &'a forwarder::Wiring,
     api: api::Settings,
 }
 
@@ -205,22 +249,22 @@ impl Branch<'_> {
     /// Adds the lane's actors, last one first: each is given the address of the one it sends to.
     fn grow<T: Transport>(self, settings: Option<T::Settings>, graph: &mut Vec<(ChildId, Place, Start)>) {
         let Some(settings) = settings else { return };
-        let Self { config, tag, router, ledger, tap, api } = self;
+        let Self { config, tag, router, wiring, api } = self;
         // Both actors share a thread: a delivery does not cross threads between them.
         let place = Place::new_thread();
         let forwarder = Slot::new();
         let start_forwarder = {
-            let (tag, ledger, tap) = (tag.to_owned(), Arc::clone(ledger), tap.clone());
+            let (tag, wiring) = (tag.to_owned(), wiring.clone());
             factory(forwarder.clone(), move |life| {
-                Forwarder::new(T::LANE, &tag, api::Api::new(&api), Arc::clone(&ledger), tap.clone(), life)
+                Forwarder::new(T::LANE, &tag, api::Api::new(&api), wiring.clone(), life)
             })
         };
         graph.push((ChildId::Forwarder(T::LANE), place.clone(), start_forwarder));
-        let wiring = Wiring {
+        let wiring = lane::Wiring {
             router: router.clone(),
             forwarder,
             posts: Arc::new(Semaphore::new(config.api.concurrency)),
-            ledger: Arc::clone(ledger),
+            ledger: Arc::clone(&wiring.ledger),
             publish_timeout: config.router.publish_timeout,
         };
         let start_lane = factory(Slot::new(), move |life| Lane::<T>::new(settings.clone(), wiring.clone(), life));

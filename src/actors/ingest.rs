@@ -6,12 +6,17 @@
 use std::{sync::Arc, time::Duration};
 
 use actix::dev::SendError;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, oneshot},
+    time::{Instant, timeout},
+};
 
 use super::{Job, LaneSet, RECORDS_MAX, Refused, Route, Slot, router::Router};
 use crate::{
     delivery::{LaneId, Receipt},
+    ledger::Ledger,
     record::Record,
+    spool::{Entry, Queue, Spool},
 };
 
 /// Bytes in hand at most.
@@ -20,6 +25,8 @@ const BYTES_MAX: usize = 64 << 20;
 const ATTEMPTS: usize = 5;
 /// How long a restart of the router may take.
 const ROUTER_PATIENCE: Duration = Duration::from_secs(2);
+/// How long the spool may take once no lane has confirmed a record: a disk that hangs must not hold its client for ever.
+const SPOOL_PATIENCE: Duration = Duration::from_secs(10);
 
 /// A place among the records that this node may have in hand.
 pub struct Permit {
@@ -27,24 +34,63 @@ pub struct Permit {
     _bytes: OwnedSemaphorePermit,
 }
 
-/// The door. Clones are one door.
+/// A door. Clones are one door.
 #[derive(Clone)]
 pub struct Ingest {
     router: Slot<Router>,
     records: Arc<Semaphore>,
     bytes: Arc<Semaphore>,
-    /// How long the router and the lanes may take together: one lane after the other, each up to its time-out.
+    /// How long the router, the lanes and the spool may take together.
     patience: Duration,
+    /// What comes in here lies in the spool already.
+    on_disk: bool,
+    /// What comes in here is put there first, and its receipt is the spool's.
+    disk_first: Option<Disk>,
+}
+
+/// Where records go that are answered once they are on disk.
+#[derive(Clone)]
+pub struct Disk {
+    pub spool: Spool,
+    pub ledger: Arc<Ledger>,
+}
+
+impl Disk {
+    /// Resolves once `record` is on disk, for lane `pinned` or for any.
+    ///
+    /// # Errors
+    /// When it is not.
+    pub async fn keep(&self, record: &Record, pinned: Option<LaneId>) -> Result<Receipt, Refused> {
+        let queue = pinned.map_or(Queue::Waiting, Queue::Pinned);
+        self.spool.put(queue, &Entry::new(record, None), false).await?;
+        self.ledger.spooled();
+        Ok(Receipt::Spool)
+    }
 }
 
 impl Ingest {
+    /// The door of clients.
     #[must_use]
-    pub fn new(router: Slot<Router>, publish_timeout: Duration) -> Self {
+    pub fn new(router: Slot<Router>, publish_timeout: Duration, disk_first: Option<Disk>) -> Self {
         Self {
             router,
             records: Arc::new(Semaphore::new(RECORDS_MAX)),
             bytes: Arc::new(Semaphore::new(BYTES_MAX)),
-            patience: publish_timeout * u32::try_from(LaneId::ALL.len()).unwrap_or(u32::MAX) + Duration::from_secs(1),
+            patience: publish_timeout + SPOOL_PATIENCE,
+            on_disk: false,
+            disk_first,
+        }
+    }
+
+    /// The door of what has waited in the spool, for `records` at a time: if no lane confirms one, it stays there.
+    #[must_use]
+    pub fn from_disk(&self, records: usize) -> Self {
+        Self {
+            records: Arc::new(Semaphore::new(records)),
+            bytes: Arc::new(Semaphore::new(BYTES_MAX)),
+            on_disk: true,
+            disk_first: None,
+            ..self.clone()
         }
     }
 
@@ -54,13 +100,23 @@ impl Ingest {
     /// When nobody has confirmed the record.
     pub async fn submit(&self, record: Record, pinned: Option<LaneId>) -> Result<Receipt, Refused> {
         let permit = Arc::new(self.admit(record.body.len())?);
+        if let Some(disk) = &self.disk_first {
+            return timeout(SPOOL_PATIENCE, disk.keep(&record, pinned)).await.map_err(|_| Refused::NoLane)?;
+        }
         for _ in 0..ATTEMPTS {
             let router = self.router.wait(ROUTER_PATIENCE).await.ok_or(Refused::NoLane)?;
             let (answer, receipt) = oneshot::channel();
-            let job =
-                Job { record: record.clone(), pinned, tried: LaneSet::default(), answer, _permit: Arc::clone(&permit) };
+            let job = Job {
+                record: record.clone(),
+                pinned,
+                tried: LaneSet::default(),
+                on_disk: self.on_disk,
+                began: Instant::now(),
+                answer,
+                _permit: Arc::clone(&permit),
+            };
             match router.try_send(Route(job)) {
-                Ok(()) => match tokio::time::timeout(self.patience, receipt).await {
+                Ok(()) => match timeout(self.patience, receipt).await {
                     Ok(Ok(answer)) => return answer,
                     // Whoever held the job is gone; the record may or may not be safe, so it goes again under the same id.
                     Ok(Err(_)) => {}

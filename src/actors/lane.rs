@@ -31,6 +31,8 @@ use crate::{
 
 /// How long a restart of the forwarder may keep a delivery waiting.
 const FORWARDER_PATIENCE: Duration = Duration::from_secs(5);
+/// The time that a lane has for a publish at least.
+const PUBLISH_MIN: Duration = Duration::from_millis(100);
 
 /// What a lane is wired to; the same for each of its lives.
 #[derive(Clone)]
@@ -127,18 +129,29 @@ async fn publish<T: Transport>(
     confirmed: &Cell<Option<Instant>>,
 ) -> Option<Exit> {
     let began = Instant::now();
-    let failure = match timeout(wiring.publish_timeout, transport.publish(&job.record)).await {
+    // Lanes that have tried it before have used up a part of its time.
+    let patience = wiring.publish_timeout.saturating_sub(job.began.elapsed()).max(PUBLISH_MIN);
+    let failure = match timeout(patience, transport.publish(&job.record)).await {
         Ok(Ok(())) => {
             confirmed.set(Some(Instant::now()));
-            wiring.ledger.accepted(T::LANE, began);
-            job.confirm(Receipt { lane: T::LANE });
+            if job.on_disk {
+                wiring.ledger.fed(T::LANE, began);
+            } else {
+                wiring.ledger.accepted(T::LANE, began);
+            }
+            job.confirm(Receipt::Lane(T::LANE));
             return None;
         }
         Ok(Err(failure)) => failure,
-        Err(_) if T::CONFIRMS_ALONE && confirmed.get().is_none_or(|at| at < began) => {
-            TransportError::Lost(format!("no confirm within {:?}", wiring.publish_timeout))
+        Err(_) => {
+            let silent = T::CONFIRMS_ALONE && confirmed.get().is_none_or(|at| at < began);
+            let why = format!("no confirm within {patience:?}");
+            if silent && patience >= wiring.publish_timeout / 2 {
+                TransportError::Lost(why)
+            } else {
+                TransportError::Publish(why)
+            }
         }
-        Err(_) => TransportError::Publish(format!("no confirm within {:?}", wiring.publish_timeout)),
     };
     debug!(lane = %T::LANE, id = &*job.record.id, %failure, "record not confirmed");
     give_back(&wiring.router, job, T::LANE);

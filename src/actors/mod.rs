@@ -21,6 +21,7 @@
 //! Records are sent with `try_send` only, and each carries the permit that admitted it, so no mailbox holds more than was
 //! admitted. Control messages are few and use `do_send`.
 
+pub mod feeder;
 pub mod forwarder;
 pub mod ingest;
 pub mod lane;
@@ -31,11 +32,15 @@ pub mod transport;
 use std::{cell::Cell, rc::Rc, sync::Arc, time::Duration};
 
 use actix::{Actor, Addr, Context, Handler, Message, Recipient};
-use tokio::sync::{Notify, OwnedSemaphorePermit, oneshot, watch};
+use tokio::{
+    sync::{Notify, OwnedSemaphorePermit, oneshot, watch},
+    time::Instant,
+};
 
 use crate::{
     delivery::{Delivery, LaneId, Receipt},
     record::Record,
+    spool::NotSafe,
 };
 
 /// Records that a node may have in hand: enough to keep every lane's window full, few enough to answer quickly.
@@ -49,6 +54,10 @@ pub struct Job {
     pub pinned: Option<LaneId>,
     /// Lanes that have failed to confirm it.
     pub tried: LaneSet,
+    /// It lies in the spool already, and stays there if no lane confirms it.
+    pub on_disk: bool,
+    /// When it set out.
+    pub began: Instant,
     answer: oneshot::Sender<Result<Receipt, Refused>>,
     _permit: Arc<ingest::Permit>,
 }
@@ -77,10 +86,12 @@ impl Job {
 }
 
 /// Why a record was not taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
     #[error("no lane could confirm the record")]
     NoLane,
+    #[error("no lane could confirm the record, and {0}")]
+    NotSafe(#[from] NotSafe),
     #[error("this node has as many records in hand as it may have")]
     Overloaded,
 }

@@ -1,16 +1,31 @@
 //! The router: chooses a lane for each record among those that are up, and tries the next one when a lane gives the
-//! record back. It never waits for anything.
+//! record back. What no lane has confirmed in time goes to the spool. It never waits for anything.
+
+use std::time::Duration;
 
 use actix::{Actor, Context, Handler, Recipient, dev::SendError};
 use tracing::debug;
 
 use super::{
-    Drain, Job, LaneDown, LaneUp, Member, Ping, Publish, RECORDS_MAX, Refused, Returned, Route, supervisor::Life,
+    Drain, Job, LaneDown, LaneUp, Member, Ping, Publish, RECORDS_MAX, Refused, Returned, Route, ingest::Disk,
+    supervisor::Life,
 };
-use crate::{config::Policy, delivery::LaneId};
+use crate::{
+    config::Policy,
+    delivery::LaneId,
+};
+
+/// What the router is wired to; the same for each of its lives.
+#[derive(Clone)]
+pub struct Wiring {
+    pub disk: Disk,
+    /// After this long without a confirm, a record goes to the spool.
+    pub publish_timeout: Duration,
+}
 
 /// One per node. A restart begins with no lane up; the supervisor tells it of those that are.
 pub struct Router {
+    wiring: Wiring,
     policy: Policy,
     /// In the order of the configuration.
     lanes: Vec<Way>,
@@ -27,18 +42,22 @@ struct Way {
 
 impl Router {
     #[must_use]
-    pub fn new(policy: Policy, lanes: &[LaneId], life: Life) -> Self {
+    pub fn new(policy: Policy, lanes: &[LaneId], wiring: Wiring, life: Life) -> Self {
         let lanes = lanes.iter().map(|&lane| Way { lane, publisher: None }).collect();
-        Self { policy, lanes, turn: 0, life }
+        Self { wiring, policy, lanes, turn: 0, life }
     }
 
-    /// Hands `job` to a lane, or refuses it.
+    /// Hands `job` to a lane, or to the spool.
     fn place(&mut self, mut job: Job) {
         if job.is_abandoned() {
             return;
         }
+        let is_late = job.began.elapsed() >= self.wiring.publish_timeout;
         let may_take = |way: &Way, job: &Job| {
-            way.publisher.is_some() && !job.tried.contains(way.lane) && job.pinned.is_none_or(|lane| lane == way.lane)
+            way.publisher.is_some()
+                && !is_late
+                && !job.tried.contains(way.lane)
+                && job.pinned.is_none_or(|lane| lane == way.lane)
         };
         while let Some(at) = choose(self.policy, self.lanes.len(), self.turn, |at| may_take(&self.lanes[at], &job)) {
             if job.pinned.is_none() {
@@ -57,7 +76,16 @@ impl Router {
             }
             job.tried.insert(way.lane);
         }
-        job.refuse(Refused::NoLane);
+        if job.on_disk {
+            return job.refuse(Refused::NoLane);
+        }
+        let disk = self.wiring.disk.clone();
+        actix_rt::spawn(async move {
+            match disk.keep(&job.record, job.pinned).await {
+                Ok(receipt) => job.confirm(receipt),
+                Err(why) => job.refuse(why),
+            }
+        });
     }
 
     fn way(&mut self, lane: LaneId) -> Option<&mut Way> {

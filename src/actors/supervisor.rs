@@ -52,6 +52,7 @@ pub const DRAIN_MAX: Duration = Duration::from_secs(4);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ChildId {
     Router,
+    Feeder,
     Lane(LaneId),
     Forwarder(LaneId),
 }
@@ -61,7 +62,7 @@ impl ChildId {
     #[must_use]
     pub const fn lane(self) -> Option<LaneId> {
         match self {
-            Self::Router => None,
+            Self::Router | Self::Feeder => None,
             Self::Lane(lane) | Self::Forwarder(lane) => Some(lane),
         }
     }
@@ -299,7 +300,7 @@ impl Supervisor {
                     router.do_send(LaneDown(lane));
                 }
             }
-            ChildId::Router | ChildId::Forwarder(_) => match state {
+            ChildId::Router | ChildId::Feeder | ChildId::Forwarder(_) => match state {
                 State::Backoff { .. } | State::Down => {
                     error!(actor = ?child.id, reason = child.last_error.as_deref(), state = state.name(), "actor ended");
                 }

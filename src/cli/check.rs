@@ -43,8 +43,7 @@ pub async fn check(args: Args) -> ExitCode {
     };
     let lanes = &config.lanes;
     if let Some(lane) = lanes.grpc.clone() {
-        let settings = grpc::Settings { config: lane, tap: broadcast::Sender::new(1), schema: config.ingest.schema };
-        report("lanes.grpc", connect::<grpc::Grpc>(settings).await);
+        report("lanes.grpc", connect_grpc(lane, &config).await);
     }
     if let Some(lane) = lanes.nats.clone() {
         report("lanes.nats", connect::<Nats>(lane).await);
@@ -69,6 +68,19 @@ async fn connect<T: Transport>(settings: T::Settings) -> Result<String, String> 
     transport.close().await;
     let version = broker.version.map(|version| format!(", version {version}")).unwrap_or_default();
     Ok(broker.warnings.iter().fold(version, |told, warning| told + "; warning: " + warning))
+}
+
+/// With a spool of its own, since a node that runs has the real one open.
+async fn connect_grpc(lane: config::Grpc, config: &Config) -> Result<String, String> {
+    let folder = tempfile::tempdir().map_err(|why| why.to_string())?;
+    let settings = grpc::Settings {
+        config: lane,
+        tap: broadcast::Sender::new(1),
+        schema: config.ingest.schema,
+        spool: Spool::open(folder.path(), config.spool.max).map_err(|why| why.to_string())?,
+        ledger: Arc::new(Ledger::new(Record::new_id())),
+    };
+    connect::<grpc::Grpc>(settings).await
 }
 
 async fn reach_api(config: &Config) -> Result<String, String> {

@@ -1,6 +1,7 @@
 //! The commands, one file each, and what they share.
 
 pub mod check;
+pub mod dead;
 pub mod demo;
 pub mod run;
 pub mod sink;
@@ -44,6 +45,8 @@ pub enum Command {
     Check(check::Args),
     /// Serve a reference API that keeps each record once
     Sink(sink::Args),
+    /// List, replay or drop the dead letters of a node
+    Dead(dead::Args),
 }
 
 impl Cli {
@@ -61,6 +64,7 @@ impl Cli {
             Some(Command::Demo(args)) => demo::demo(args).await,
             Some(Command::Check(args)) => check::check(args).await,
             Some(Command::Sink(args)) => sink::sink(args).await,
+            Some(Command::Dead(args)) => dead::dead(args).await,
         }
     }
 

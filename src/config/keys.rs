@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use bytesize::ByteSize;
 
-use super::{Config, Policy, url as hide};
+use super::{Ack, Config, Policy, url as hide};
 use crate::{actors::forwarder::CONCURRENCY_MAX, delivery::LaneId, record::Schema};
 
 /// A value before it is understood: of a TOML file, or the text of a variable or flag.
@@ -83,7 +83,7 @@ pub const KEYS: &[Key] = &[
     key!("ingest", "max_body", ingest.max_body, bytes),
     key!("ingest", "max_record", ingest.max_record, bytes),
     key!("ingest", "schema", ingest.schema, schema),
-    fixed_key!("ingest", "ack", "lane"),
+    key!("ingest", "ack", ingest.ack, ack),
     fixed_key!("ingest", "tokens_file", ""),
     fixed_key!("ingest", "tls_cert_file", ""),
     fixed_key!("ingest", "tls_key_file", ""),
@@ -92,8 +92,7 @@ pub const KEYS: &[Key] = &[
     key!("api", "timeout", api.timeout, duration),
     key!("api", "concurrency", api.concurrency, concurrency),
     fixed_key!("api", "batch", "1"),
-    // Without dead letters no record is given up; the contract's default and "never" come to the same.
-    fixed_key!("api", "give_up_after", "24h", "never"),
+    key!("api", "give_up_after", api.give_up_after, patience),
     key!("api", "token_file", api.token_file, file),
     key!("api", "ca_file", api.ca_file, file),
     fixed_key!("api", "signing_key_file", ""),
@@ -221,6 +220,33 @@ kind!(
     "a duration over zero, as in \"250ms\", \"10s\" or \"24h\"",
     |text| humantime::parse_duration(text).ok().filter(|duration| !duration.is_zero()),
     |duration| Some(quoted(&humantime::format_duration(*duration).to_string().replace(' ', "")))
+);
+kind!(
+    patience,
+    Option<Duration>,
+    "a duration over zero, as in \"24h\", or \"never\"",
+    |text| match text {
+        "never" => Some(None),
+        _ => humantime::parse_duration(text).ok().filter(|duration| !duration.is_zero()).map(Some),
+    },
+    |patience| match patience {
+        Some(duration) => duration::show(duration),
+        None => Some(quoted("never")),
+    }
+);
+kind!(
+    ack,
+    Ack,
+    "\"lane\" or \"disk\"",
+    |text| match text {
+        "lane" => Some(Ack::Lane),
+        "disk" => Some(Ack::Disk),
+        _ => None,
+    },
+    |ack| Some(quoted(match ack {
+        Ack::Lane => "lane",
+        Ack::Disk => "disk",
+    }))
 );
 kind!(
     bytes,

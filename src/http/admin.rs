@@ -1,27 +1,39 @@
-//! The operator's side: health, readiness, status, and orders to lanes.
+//! The operator's side: health, readiness, status, dead letters, and orders to lanes.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering::Relaxed},
+use std::{
+    collections::HashSet,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
 };
 
 use actix::Addr;
 use actix_web::{HttpRequest, HttpResponse, http::StatusCode, web};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
 use tokio::time::Instant;
 
 use super::problem::Problem;
 use crate::{
     actors::supervisor::{Action, ChildId, Order, Snapshot, State, Supervisor, View},
+    breaker::Breaker,
     delivery::LaneId,
-    ledger::{Counts, Ledger, Quantiles},
+    ledger::{Balance, Ledger, Quantiles},
+    spool::{Entry, Letter, NotSafe, Queue, Spool, Which},
 };
+
+/// How many dead letters are listed, and how many may be asked for.
+const DEAD_DEFAULT: usize = 100;
+const DEAD_MAX: usize = 10_000;
 
 /// What the handlers need; shared by all HTTP workers.
 #[derive(Clone)]
 pub struct Desk {
     pub supervisor: Addr<Supervisor>,
     pub ledger: Arc<Ledger>,
+    pub spool: Spool,
+    pub breaker: Arc<Breaker>,
     pub node: Arc<str>,
     /// The lanes of this node, with their tags.
     pub lanes: Arc<[(LaneId, String)]>,
@@ -38,22 +50,11 @@ pub struct Status {
     node: String,
     uptime_s: f64,
     draining: bool,
-    ledger: Totals,
+    ledger: Balance,
     lanes: Vec<LaneStatus>,
     api: ApiStatus,
     /// Restarts of the router, which is of no lane.
     router_restarts: u64,
-}
-
-#[derive(Debug, Serialize)]
-struct Totals {
-    accepted: u64,
-    recovered: u64,
-    delivered: u64,
-    dead: u64,
-    spooled: u64,
-    in_flight: u64,
-    redelivered: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -107,6 +108,9 @@ pub fn routes(app: &mut web::ServiceConfig) {
         .route("/readyz", web::get().to(ready))
         .route("/api/status", web::get().to(status))
         .route("/api/lanes/{lane}/{action}", web::post().to(order))
+        .route("/api/dead", web::get().to(dead))
+        .route("/api/dead/replay", web::post().to(replay))
+        .route("/api/dead/drop", web::post().to(forget))
         .default_service(web::to(async |request: HttpRequest| Problem::not_found(request.path())));
 }
 
@@ -120,8 +124,9 @@ async fn ready(desk: web::Data<Desk>) -> Result<HttpResponse, Problem> {
     if !views.iter().any(|view| view.child == ChildId::Router && is_up(view)) {
         return Err(unready("The router is being restarted"));
     }
-    if !views.iter().any(|view| matches!(view.child, ChildId::Lane(_)) && is_up(view)) {
-        return Err(unready("No lane is up"));
+    let a_lane_is_up = views.iter().any(|view| matches!(view.child, ChildId::Lane(_)) && is_up(view));
+    if !a_lane_is_up && desk.spool.held().borrow().refuses {
+        return Err(unready("No lane is up, and the spool takes no records"));
     }
     Ok(HttpResponse::Ok().body("ready\n"))
 }
@@ -148,6 +153,78 @@ async fn order(desk: web::Data<Desk>, path: web::Path<(String, String)>) -> Resu
     Ok(HttpResponse::Accepted().json(desk.lane_status(lane, &views)))
 }
 
+/// A dead letter, as `GET /api/dead` lists it.
+#[derive(Debug, Serialize)]
+struct DeadLetter {
+    id: String,
+    lane: String,
+    /// The API's last answer; `null` if there was none.
+    status: Option<u32>,
+    answer: String,
+    attempts: u32,
+    /// Given up, rather than refused.
+    given_up: bool,
+    /// Milliseconds since the Unix epoch: taken in, and dead.
+    accepted_ms: Option<u64>,
+    dead_ms: u64,
+    record: String,
+}
+
+impl From<Entry> for DeadLetter {
+    fn from(entry: Entry) -> Self {
+        let record = String::from_utf8_lossy(&entry.body).into_owned();
+        let accepted_ms = entry.record().origin.map(|origin| origin.at_us / 1000);
+        let Letter { lane, status, answer, attempts, at_us, given_up } = entry.letter.unwrap_or_default();
+        let status = Some(status).filter(|status| *status > 0);
+        Self { id: entry.id, lane, status, answer, attempts, given_up, accepted_ms, dead_ms: at_us / 1000, record }
+    }
+}
+
+#[derive(Deserialize)]
+struct Limit {
+    limit: Option<usize>,
+}
+
+async fn dead(desk: web::Data<Desk>, query: web::Query<Limit>) -> Result<HttpResponse, Problem> {
+    let letters = desk.spool.dead(query.limit.unwrap_or(DEAD_DEFAULT).min(DEAD_MAX)).await.map_err(spool_fails)?;
+    let letters: Vec<_> = letters.into_iter().map(DeadLetter::from).collect();
+    Ok(HttpResponse::Ok().json(json!({"total": desk.spool.held().borrow().records(Queue::Dead), "dead": letters})))
+}
+
+/// Which dead letters: `{"ids":[…]}` or `{"all":true}`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Selection {
+    ids: Option<HashSet<String>>,
+    #[serde(default)]
+    all: bool,
+}
+
+impl Selection {
+    fn which(self) -> Result<Which, Problem> {
+        match (self.ids, self.all) {
+            (Some(ids), false) => Ok(Which::Ids(ids)),
+            (None, true) => Ok(Which::All),
+            _ => Err(Problem::new(StatusCode::BAD_REQUEST, "selection", "Either ids or all, as in {\"all\":true}")),
+        }
+    }
+}
+
+async fn replay(desk: web::Data<Desk>, selection: web::Json<Selection>) -> Result<HttpResponse, Problem> {
+    let replayed = desk.spool.replay(selection.into_inner().which()?).await.map_err(spool_fails)?;
+    Ok(HttpResponse::Ok().json(json!({"replayed": replayed})))
+}
+
+async fn forget(desk: web::Data<Desk>, selection: web::Json<Selection>) -> Result<HttpResponse, Problem> {
+    let dropped = desk.spool.forget(selection.into_inner().which()?).await.map_err(spool_fails)?;
+    desk.ledger.dropped(dropped);
+    Ok(HttpResponse::Ok().json(json!({"dropped": dropped})))
+}
+
+fn spool_fails(why: NotSafe) -> Problem {
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "spool", why.to_string()).retry_after(1)
+}
+
 fn no_supervisor() -> Problem {
     Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "supervisor", "The supervisor does not answer")
 }
@@ -158,25 +235,16 @@ impl Desk {
     }
 
     fn status(&self, views: &[View]) -> Status {
-        let Counts { accepted, recovered, delivered, redelivered } = self.ledger.totals();
         Status {
             version: env!("CARGO_PKG_VERSION"),
             node: self.node.to_string(),
             uptime_s: self.ledger.started.elapsed().as_secs_f64(),
             draining: self.draining.load(Relaxed),
-            ledger: Totals {
-                accepted,
-                recovered,
-                delivered,
-                dead: 0,
-                spooled: 0,
-                in_flight: self.ledger.totals().in_flight(),
-                redelivered,
-            },
+            ledger: self.ledger.balance(&self.spool.held().borrow()),
             lanes: self.lanes.iter().filter_map(|&(lane, _)| self.lane_status(lane, views)).collect(),
             api: ApiStatus {
                 url: self.api_url.to_string(),
-                state: if self.ledger.api.is_failing() { "down" } else { "up" },
+                state: if self.breaker.is_open() { "down" } else { "up" },
                 in_flight: self.ledger.api.in_flight(),
                 limit: self.api_limit * self.lanes.len(),
             },
@@ -202,7 +270,7 @@ impl Desk {
             },
             accepted: counts.accepted,
             delivered: counts.delivered,
-            dead: 0,
+            dead: counts.dead,
             in_flight: counts.in_flight(),
             redelivered: counts.redelivered,
             publish_ms: self.ledger.publish_ms(lane).into(),

@@ -9,7 +9,7 @@
 //! | a body or a record over its limit | 413 |
 //! | another type or encoding | 415 |
 //! | a record that breaks the schema | 422 |
-//! | no lane could make it safe, or too many records in hand | 503 with `Retry-After` |
+//! | no lane and no spool could make it safe, or too many records in hand | 503 with `Retry-After` |
 
 use std::sync::Arc;
 
@@ -23,7 +23,7 @@ use serde::Serialize;
 use super::problem::Problem;
 use crate::{
     actors::ingest::Ingest,
-    delivery::LaneId,
+    delivery::{LaneId, Receipt},
     record::{Invalid, Origin, Record, Schema, parse},
 };
 
@@ -121,7 +121,10 @@ async fn take(
     let record = Record { id: Arc::clone(&id), body, traceparent, origin };
     match door.ingest.submit(record, pinned).await {
         Ok(receipt) => {
-            let path = door.lanes.iter().find(|(lane, _)| *lane == receipt.lane).map_or("", |(_, tag)| tag);
+            let path = match receipt {
+                Receipt::Lane(lane) => door.lanes.iter().find(|(known, _)| *known == lane).map_or("", |(_, tag)| tag),
+                Receipt::Spool => "spool",
+            };
             Ok(HttpResponse::Accepted().json(Accepted { id: &id, path }))
         }
         Err(refused) => {

@@ -1,7 +1,7 @@
 //! gRPC: the node serves the service, and carries its records to peer nodes, or to itself where it has none.
 //!
-//! There is no broker between the two ends. A record is in the sender's hands until the receiver has settled it; only then does
-//! the receipt come and [`Transport::publish`] resolve. So a receiver that dies loses nothing: its senders get no receipt.
+//! There is no broker between the two ends. A record is in the sender's hands until the receiver's API has it, or the receiver's
+//! disk; only then does the receipt come and [`Transport::publish`] resolve. So a receiver that dies loses nothing.
 
 mod client;
 mod hold;
@@ -12,12 +12,14 @@ mod tls;
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
     time::Duration,
 };
 
 use tokio::{
     net::TcpListener,
     sync::watch,
+    task::AbortHandle,
     time::{Instant, sleep, timeout},
 };
 
@@ -26,7 +28,9 @@ use super::{Broker, CLOSE_TIMEOUT, Transport, TransportError};
 use crate::{
     config,
     delivery::{Delivery, LaneId, Tap},
+    ledger::Ledger,
     record::{Record, Schema},
+    spool::Spool,
 };
 
 /// Pings on a connection, so that a peer that falls silent is noticed within their sum.
@@ -56,6 +60,9 @@ pub struct Settings {
     pub tap: Tap,
     /// What a record that comes from a client, not from a node, must look like.
     pub schema: Schema,
+    /// Where the node keeps what the API does not take soon.
+    pub spool: Spool,
+    pub ledger: Arc<Ledger>,
 }
 
 /// How far the end has come.
@@ -81,6 +88,14 @@ pub struct Grpc {
     phase: watch::Sender<Phase>,
     /// Closed when the server has ended.
     server: watch::Sender<()>,
+    /// The task that brings back what is carried on disk.
+    bringing: AbortHandle,
+}
+
+impl Drop for Grpc {
+    fn drop(&mut self) {
+        self.bringing.abort();
+    }
 }
 
 impl Grpc {
@@ -98,7 +113,7 @@ impl Transport for Grpc {
     const CONFIRMS_ALONE: bool = false;
 
     async fn connect(settings: &Settings) -> Result<Self, TransportError> {
-        let Settings { config, tap, schema } = settings;
+        let Settings { config, tap, schema, spool, ledger } = settings;
         let tls = Tls::read(config).await?;
         let listener = bind(config.listen).await.map_err(|e| connect_error(config.listen, &e))?;
         let address = listener.local_addr().map_err(|e| connect_error(config.listen, &e))?;
@@ -109,8 +124,8 @@ impl Transport for Grpc {
         };
 
         let (phase, phases) = watch::channel(Phase::Serving);
-        let (intake, hold) = Hold::new();
-        let service = Service { intake, schema: *schema, tap: tap.clone(), phase: phases.clone() };
+        let (intake, hold) = Hold::new(spool.clone());
+        let service = Service { intake: intake.clone(), schema: *schema, tap: tap.clone(), phase: phases.clone() };
         let serving = server::serve(listener, tls.server(), service, phases.clone())?;
         let (server, alive) = watch::channel(());
         tokio::spawn(async move {
@@ -124,7 +139,8 @@ impl Transport for Grpc {
         } else if let Err(why) = peers.first(FIRST_STREAM).await {
             tracing::warn!(%why, "serving without a peer to carry records to");
         }
-        Ok(Self { address, hold, peers, phase, server })
+        let bringing = tokio::spawn(intake.bring_back(Arc::clone(ledger))).abort_handle();
+        Ok(Self { address, hold, peers, phase, server, bringing })
     }
 
     async fn publish(&self, record: &Record) -> Result<(), TransportError> {
@@ -144,6 +160,7 @@ impl Transport for Grpc {
     }
 
     async fn close(&self) {
+        self.bringing.abort();
         self.phase.send_replace(Phase::Closing);
         let ended = async { timeout(GRACE, self.server.closed()).await };
         let (ended, ()) = tokio::join!(ended, self.peers.close(GRACE));

@@ -1,40 +1,112 @@
 //! What the node holds: the records that have come in and are not settled yet, whether they wait for the forwarder, lie in its
 //! hands, or wait for another try.
+//!
+//! There is no broker behind this lane, so the node's disk is what keeps a record that the API does not take soon: it is
+//! [`Held::carry`]ed, and then its sender has its receipt. Where there is no room left in memory, a record goes to disk at once, and
+//! comes back when there is.
 
-use std::{pin::Pin, sync::Arc, time::Duration};
+use std::{
+    mem,
+    pin::Pin,
+    sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use tokio::{
     sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
-    time::{Instant, sleep_until},
+    time::{Instant, sleep_until, timeout},
 };
+use tracing::warn;
 
 use crate::{
     delivery::{Delivery, Verdict},
-    record::Record,
+    ledger::Ledger,
+    record::{Origin, Record},
+    spool::{Entry, Key, Queue, Spool},
 };
 
-/// What the node holds at most: 1024 records and 64 MiB, since a record takes one unit of room per [`UNIT`] bytes or part of it.
+/// What the node holds in memory at most: 1024 records and 64 MiB, since a record takes one unit of room per [`UNIT`] bytes or
+/// part of it.
 const ROOM: usize = 1024;
 const UNIT: usize = 64 << 10;
+/// How many records are brought back from disk at once.
+const BATCH: u32 = 64;
+/// After this, the disk is looked at though nothing was heard of it.
+const LOOK: Duration = Duration::from_secs(1);
 /// After how long a delivery that nobody settled comes again.
 const UNSETTLED_DELAY: Duration = Duration::from_millis(100);
 /// The longest that a delivery waits for another try: far past any delay in use, and safe to add to a clock.
 const DELAY_MAX: Duration = Duration::from_hours(24);
 
-/// Resolves once its record is settled for good; fails if the node gives the record up.
-pub(super) type Settled = oneshot::Receiver<()>;
+/// Resolves once its record is safe; fails if the node gives the record up.
+pub(super) type Safe = oneshot::Receiver<()>;
 
-struct Held {
+/// A record in memory. Its place is shared by whoever settles it, and whoever puts it on disk meanwhile.
+pub(super) struct Held {
     record: Record,
-    redelivered: bool,
-    settled: oneshot::Sender<()>,
+    state: StdMutex<State>,
+    /// Whoever waits to hear that it is safe.
+    safe: StdMutex<Option<oneshot::Sender<()>>>,
+    spool: Spool,
     _room: OwnedSemaphorePermit,
+}
+
+enum State {
+    Memory,
+    /// On its way to the disk.
+    Writing,
+    Disk(Key),
+    Settled,
+}
+
+impl Held {
+    /// Puts the record on disk, unless it is settled first. Either way its sender then knows it to be safe.
+    pub(super) async fn carry(&self) {
+        match &mut *self.state() {
+            state @ State::Memory => *state = State::Writing,
+            State::Writing | State::Disk(_) | State::Settled => return,
+        }
+        let put = self.spool.put(Queue::Carried, &Entry::new(&self.record, None), true).await;
+        let mut state = self.state();
+        match (put, mem::replace(&mut *state, State::Memory)) {
+            (Ok(key), State::Settled) => {
+                *state = State::Settled;
+                self.spool.settle(key);
+            }
+            (Ok(key), _) => {
+                *state = State::Disk(key);
+                drop(state);
+                self.is_safe();
+            }
+            (Err(_), State::Settled) => *state = State::Settled,
+            (Err(why), _) => warn!(id = &*self.record.id, %why, "a record stays in memory, unconfirmed"),
+        }
+    }
+
+    fn settle(&self) {
+        if let State::Disk(key) = mem::replace(&mut *self.state(), State::Settled) {
+            self.spool.settle(key);
+        }
+        self.is_safe();
+    }
+
+    fn is_safe(&self) {
+        if let Some(safe) = self.safe.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            // Fails when the sender no longer waits: the record is safe all the same.
+            safe.send(()).ok();
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// A held record on its way to [`Hold::next`], and when it may come out.
 struct Ready {
-    held: Held,
+    held: Arc<Held>,
+    redelivered: bool,
     due: Option<Instant>,
 }
 
@@ -43,24 +115,95 @@ struct Ready {
 pub(super) struct Intake {
     room: Arc<Semaphore>,
     ready: mpsc::Sender<Ready>,
+    spool: Spool,
 }
 
 impl Intake {
-    /// Waits for room, then holds `record`. Dropped before it resolves, the record is not held.
-    pub(super) async fn admit(&self, record: &Record) -> Settled {
-        let (settled, outcome) = oneshot::channel();
-        let units = u32::try_from(record.body.len().div_ceil(UNIT).clamp(1, ROOM)).unwrap_or(u32::MAX);
-        // The semaphore is never closed; were it, dropping `settled` would say that the record is not held.
-        if let Ok(room) = Arc::clone(&self.room).acquire_many_owned(units).await {
-            let held = Held { record: record.clone(), redelivered: false, settled, _room: room };
-            put(&self.ready, Ready { held, due: None });
+    /// Holds `record`: in memory, or on disk where there is no room. Waits for room where the disk fails as well. Dropped before it
+    /// resolves, the record may be held or not.
+    pub(super) async fn admit(&self, record: &Record) -> (Safe, Option<Arc<Held>>) {
+        let (safe, outcome) = oneshot::channel();
+        let units = units(record);
+        let room = match Arc::clone(&self.room).try_acquire_many_owned(units) {
+            Ok(room) => room,
+            Err(_) => match self.spool.put(Queue::Carried, &Entry::new(record, None), false).await {
+                Ok(_) => {
+                    // The receiver is right here.
+                    safe.send(()).ok();
+                    return (outcome, None);
+                }
+                // The semaphore is never closed; were it, dropping `safe` would say that the record is not held.
+                Err(_) => match Arc::clone(&self.room).acquire_many_owned(units).await {
+                    Ok(room) => room,
+                    Err(_) => return (outcome, None),
+                },
+            },
+        };
+        let held = self.hold(record.clone(), State::Memory, Some(safe), room);
+        (outcome, Some(held))
+    }
+
+    fn hold(
+        &self,
+        record: Record,
+        state: State,
+        safe: Option<oneshot::Sender<()>>,
+        room: OwnedSemaphorePermit,
+    ) -> Arc<Held> {
+        let held = Arc::new(Held {
+            record,
+            state: StdMutex::new(state),
+            safe: StdMutex::new(safe),
+            spool: self.spool.clone(),
+            _room: room,
+        });
+        put(&self.ready, Ready { held: Arc::clone(&held), redelivered: false, due: None });
+        held
+    }
+
+    /// Brings what is carried on disk back into memory as there is room, for ever.
+    pub(super) async fn bring_back(self, ledger: Arc<Ledger>) {
+        let mut on_disk = self.spool.held();
+        // What an earlier life has taken and not settled.
+        self.spool.rewind(Queue::Carried);
+        loop {
+            // The semaphore is never closed.
+            let Ok(mut room) = Arc::clone(&self.room).acquire_many_owned(BATCH).await else { return };
+            on_disk.borrow_and_update();
+            let taken = self.spool.take(Queue::Carried, room.num_permits()).await;
+            if taken.is_empty() {
+                drop(room);
+                // Either way it is time to look again.
+                timeout(LOOK, on_disk.changed()).await.ok();
+                continue;
+            }
+            for (key, entry) in taken {
+                let mut record = entry.record();
+                if let Some(origin) = record.origin.as_mut().filter(|_| key.is_of_an_earlier_run()) {
+                    // It was counted when it was found: this run answers for it.
+                    *origin = Origin { run: Arc::clone(&ledger.run), at_us: origin.at_us };
+                }
+                // A long record takes more than its place in the batch.
+                let missing = units(&record).saturating_sub(1);
+                let Some(mut place) = room.split(1) else { return };
+                if missing > 0 {
+                    match Arc::clone(&self.room).acquire_many_owned(missing).await {
+                        Ok(more) => place.merge(more),
+                        Err(_) => return,
+                    }
+                }
+                self.hold(record, State::Disk(key), None, place);
+            }
         }
-        outcome
     }
 }
 
+fn units(record: &Record) -> u32 {
+    u32::try_from(record.body.len().div_ceil(UNIT).clamp(1, ROOM)).unwrap_or(u32::MAX)
+}
+
 /// A held record lies in the channel at most once and the channel is as long as there is room, so it is never full. It is closed
-/// once the hold is gone: the record is then given up, which its sender learns.
+/// once the hold is gone: the record is then given up, which its sender learns, or lies on disk.
 fn put(ready: &mpsc::Sender<Ready>, entry: Ready) {
     if let Err(mpsc::error::TrySendError::Full(entry)) = ready.try_send(entry) {
         tracing::error!(id = %entry.held.record.id, "the hold is full: the record goes back to its sender");
@@ -75,13 +218,13 @@ pub(super) struct Hold {
 
 struct Inbox {
     ready: mpsc::Receiver<Ready>,
-    delayed: FuturesUnordered<Pin<Box<dyn Future<Output = Held> + Send>>>,
+    delayed: FuturesUnordered<Pin<Box<dyn Future<Output = Ready> + Send>>>,
 }
 
 impl Hold {
-    pub(super) fn new() -> (Intake, Self) {
+    pub(super) fn new(spool: Spool) -> (Intake, Self) {
         let (ready, inbox) = mpsc::channel(ROOM);
-        let intake = Intake { room: Arc::new(Semaphore::new(ROOM)), ready: ready.clone() };
+        let intake = Intake { room: Arc::new(Semaphore::new(ROOM)), ready: ready.clone(), spool };
         (intake, Self { ready, inbox: Mutex::new(Inbox { ready: inbox, delayed: FuturesUnordered::new() }) })
     }
 
@@ -90,38 +233,33 @@ impl Hold {
         let mut inbox = self.inbox.lock().await;
         let Inbox { ready, delayed } = &mut *inbox;
         loop {
-            let Ready { held, due } = tokio::select! {
+            let entry = tokio::select! {
                 biased;
-                Some(held) = delayed.next(), if !delayed.is_empty() => Ready { held, due: None },
+                Some(entry) = delayed.next(), if !delayed.is_empty() => Ready { due: None, ..entry },
                 Some(entry) = ready.recv() => entry,
                 // Not reached: `self` keeps a sender, so the channel is open.
                 else => std::future::pending().await,
             };
-            match due {
-                None => return self.deliver(held),
+            match entry.due {
+                None => return self.deliver(entry),
                 Some(due) => delayed.push(Box::pin(async move {
                     sleep_until(due).await;
-                    held
+                    entry
                 })),
             }
         }
     }
 
-    fn deliver(&self, mut held: Held) -> Delivery {
+    fn deliver(&self, Ready { held, redelivered, .. }: Ready) -> Delivery {
         let ready = self.ready.clone();
         let record = held.record.clone();
-        let redelivered = std::mem::replace(&mut held.redelivered, true);
         Delivery::new(record, redelivered, move |verdict| {
             let delay = match verdict {
-                Verdict::Ack | Verdict::Reject => {
-                    // Fails when the sender no longer waits: the record is settled all the same.
-                    held.settled.send(()).ok();
-                    return;
-                }
+                Verdict::Ack | Verdict::Reject => return held.settle(),
                 Verdict::RetryAfter(delay) => delay.min(DELAY_MAX),
                 Verdict::Unsettled => UNSETTLED_DELAY,
             };
-            put(&ready, Ready { held, due: Some(Instant::now() + delay) });
+            put(&ready, Ready { held, redelivered: true, due: Some(Instant::now() + delay) });
         })
     }
 }

@@ -22,7 +22,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::{
     Phase,
-    hold::{Intake, Settled},
+    hold::{Held, Intake, Safe},
     reached,
 };
 use crate::{
@@ -31,9 +31,11 @@ use crate::{
     record::{self, Origin, Record, Schema},
 };
 
+/// A record that the API has not taken after this goes to disk, which makes it safe.
+const CARRY_AFTER: Duration = Duration::from_millis(500);
 /// How long a client's record may stay unsettled before the client is told to send it again.
 const PATIENCE: Duration = Duration::from_secs(30);
-const NOT_SETTLED: &str = "not settled within 30 s";
+const NOT_SAFE: &str = "not safe within 30 s";
 const CLOSING: &str = "closing";
 /// How many receipts a [`Summary`] lists.
 const SUMMARY_MAX: usize = 1000;
@@ -64,7 +66,8 @@ impl Service {
             records: Some(records),
             broken: None,
             waiting: None,
-            unsettled: FuturesUnordered::new(),
+            unsafe_yet: FuturesUnordered::new(),
+            carry_at: None,
             answers: VecDeque::new(),
             progress: Instant::now(),
             closing: self.closing(),
@@ -79,13 +82,22 @@ impl Waypost for Service {
             Ok(record) => record,
             Err(refused) => return Ok(Response::new(refused)),
         };
-        let settled = async { self.intake.admit(&record).await.await };
+        let safe = async {
+            let (mut safe, held) = self.intake.admit(&record).await;
+            if let Ok(safe) = timeout(CARRY_AFTER, &mut safe).await {
+                return safe;
+            }
+            if let Some(held) = held {
+                held.carry().await;
+            }
+            safe.await
+        };
         let failure = tokio::select! {
             biased;
-            settled = timeout(PATIENCE, settled) => match settled {
+            safe = timeout(PATIENCE, safe) => match safe {
                 Ok(Ok(())) => None,
                 Ok(Err(_)) => Some(CLOSING),
-                Err(_) => Some(NOT_SETTLED),
+                Err(_) => Some(NOT_SAFE),
             },
             () = self.closing() => Some(CLOSING),
         };
@@ -168,7 +180,9 @@ struct Inflow {
     broken: Option<Status>,
     /// Read from the wire, not yet held.
     waiting: Option<Record>,
-    unsettled: FuturesUnordered<Unsettled>,
+    unsafe_yet: FuturesUnordered<Unsafe>,
+    /// When to look for records that should go to disk.
+    carry_at: Option<Instant>,
     /// Receipts for what was given up.
     answers: VecDeque<Receipt>,
     /// When a record last was held or settled.
@@ -183,7 +197,7 @@ impl Inflow {
             if let Some(receipt) = self.answers.pop_front() {
                 return Some(receipt);
             }
-            let idle = self.waiting.is_none() && self.unsettled.is_empty();
+            let idle = self.waiting.is_none() && self.unsafe_yet.is_empty();
             if idle && self.records.is_none() {
                 return None;
             }
@@ -193,15 +207,17 @@ impl Inflow {
                     self.records = None;
                     self.give_up(CLOSING);
                 }
-                Some(receipt) = self.unsettled.next(), if !self.unsettled.is_empty() => {
+                Some(receipt) = self.unsafe_yet.next(), if !self.unsafe_yet.is_empty() => {
                     self.progress = Instant::now();
                     return Some(receipt);
                 }
-                Some((id, settled)) = admit(&self.intake, self.waiting.as_ref()) => {
+                Some(admitted) = admit(&self.intake, self.waiting.as_ref()) => {
                     self.progress = Instant::now();
                     self.waiting = None;
-                    self.unsettled.push(Unsettled { id, settled });
+                    self.carry_at.get_or_insert(self.progress + CARRY_AFTER);
+                    self.unsafe_yet.push(admitted);
                 }
+                () = at(self.carry_at) => self.carry(),
                 message = read(self.records.as_mut()), if self.waiting.is_none() && self.records.is_some() => match message {
                     Some(Ok(record)) => {
                         if idle {
@@ -220,43 +236,65 @@ impl Inflow {
                 },
                 () = sleep_until(self.progress + PATIENCE), if self.sender == Sender::Client && !idle => {
                     self.progress = Instant::now();
-                    self.give_up(NOT_SETTLED);
+                    self.give_up(NOT_SAFE);
                 }
             }
         }
     }
 
-    /// Answers every record that has been read: as it is settled, or RETRY if it is not.
+    /// Sends what the API has not taken for a while to disk.
+    fn carry(&mut self) {
+        let now = Instant::now();
+        let late = |one: &&Unsafe| now - one.since >= CARRY_AFTER;
+        for held in self.unsafe_yet.iter().filter(late).filter_map(|one| one.held.clone()) {
+            tokio::spawn(async move { held.carry().await });
+        }
+        self.carry_at = (!self.unsafe_yet.is_empty()).then(|| now + CARRY_AFTER / 2);
+    }
+
+    /// Answers every record that has been read: as it is safe, or RETRY if it is not.
     fn give_up(&mut self, why: &str) {
-        for mut one in mem::take(&mut self.unsettled) {
-            let settled = one.settled.try_recv().is_ok();
-            self.answers.push_back(receipt(&one.id, (!settled).then_some(why)));
+        for mut one in mem::take(&mut self.unsafe_yet) {
+            let safe = one.safe.try_recv().is_ok();
+            self.answers.push_back(receipt(&one.id, (!safe).then_some(why)));
         }
         self.answers.extend(self.waiting.take().map(|record| receipt(&record.id, Some(why))));
     }
 }
 
-async fn admit(intake: &Intake, waiting: Option<&Record>) -> Option<(Arc<str>, Settled)> {
+async fn admit(intake: &Intake, waiting: Option<&Record>) -> Option<Unsafe> {
     let record = waiting?;
-    Some((record.id.clone(), intake.admit(record).await))
+    let (safe, held) = intake.admit(record).await;
+    Some(Unsafe { id: Arc::clone(&record.id), safe, held, since: Instant::now() })
+}
+
+/// Resolves then; never for `None`.
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => std::future::pending().await,
+    }
 }
 
 async fn read(records: Option<&mut Streaming<proto::Record>>) -> Option<Result<proto::Record, Status>> {
     records?.next().await
 }
 
-/// A held record, as the future of its receipt.
-struct Unsettled {
+/// A record that was read and may not be safe yet, as the future of its receipt.
+struct Unsafe {
     id: Arc<str>,
-    settled: Settled,
+    safe: Safe,
+    /// There if it is held in memory.
+    held: Option<Arc<Held>>,
+    since: Instant,
 }
 
-impl Future for Unsettled {
+impl Future for Unsafe {
     type Output = Receipt;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Receipt> {
-        let settled = ready!(self.settled.poll_unpin(cx));
-        Poll::Ready(receipt(&self.id, settled.is_err().then_some(CLOSING)))
+        let safe = ready!(self.safe.poll_unpin(cx));
+        Poll::Ready(receipt(&self.id, safe.is_err().then_some(CLOSING)))
     }
 }
 

@@ -1,0 +1,154 @@
+//! The feeder: what waits in the spool goes back to the router, oldest first, when a lane takes it.
+//!
+//! It has a door of its own to the router, for few records at a time, so what waits does not crowd out what comes in. A
+//! record that no lane confirms stays on disk, and is tried again after a back-off.
+
+use std::{sync::Arc, time::Duration};
+
+use actix::{Actor, Context, Handler, ResponseFuture};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    time::{sleep, timeout},
+};
+
+use super::{Drain, InFlight, Member, Ping, Task, ingest::Ingest, supervisor::Life};
+use crate::{
+    backoff::Backoff,
+    delivery::LaneId,
+    ledger::Ledger,
+    record::Origin,
+    spool::{Entry, Key, Queue, Spool},
+};
+
+/// Records of one queue that are on their way to a lane.
+const WINDOW: usize = 256;
+/// How many are taken from the disk at once.
+const BATCH: u32 = 64;
+/// The first retry waits at most this.
+const RETRY_FIRST: Duration = Duration::from_millis(50);
+/// No retry waits longer: a lane that is up again is found soon.
+const RETRY_CAP: Duration = Duration::from_secs(1);
+/// After this, the queue is looked at though nothing was heard of it.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// What the feeder is wired to.
+#[derive(Clone)]
+pub struct Wiring {
+    pub spool: Spool,
+    pub door: Ingest,
+    pub ledger: Arc<Ledger>,
+    pub lanes: Arc<[LaneId]>,
+}
+
+/// One per node.
+pub struct Feeder {
+    wiring: Wiring,
+    life: Life,
+    queues: Vec<Task>,
+    in_flight: InFlight,
+    /// Changes once, when it drains.
+    stop: watch::Sender<bool>,
+}
+
+impl Feeder {
+    #[must_use]
+    pub fn new(wiring: Wiring, life: Life) -> Self {
+        Self { wiring, life, queues: Vec::new(), in_flight: InFlight::default(), stop: watch::Sender::new(false) }
+    }
+
+    /// Takes what lies in `queue`, as far as the window allows, for ever.
+    fn feed(&self, queue: Queue, pinned: Option<LaneId>) -> impl Future<Output = ()> + use<> {
+        let (wiring, in_flight, stop) = (self.wiring.clone(), self.in_flight.clone(), self.stop.subscribe());
+        let door = wiring.door.from_disk(WINDOW);
+        async move {
+            let window = Arc::new(Semaphore::new(WINDOW));
+            let mut held = wiring.spool.held();
+            // What an earlier life has taken and not settled.
+            wiring.spool.rewind(queue);
+            loop {
+                // The semaphore is never closed.
+                let Ok(mut places) = Arc::clone(&window).acquire_many_owned(BATCH).await else { return };
+                held.borrow_and_update();
+                let taken = wiring.spool.take(queue, places.num_permits()).await;
+                if taken.is_empty() {
+                    // Either way it is time to look again.
+                    timeout(LOOK, held.changed()).await.ok();
+                    continue;
+                }
+                for (key, entry) in taken {
+                    let Some(place) = places.split(1) else { return };
+                    let way = Way { wiring: wiring.clone(), door: door.clone(), pinned, _place: place };
+                    let (underway, stop) = (in_flight.begin(), stop.clone());
+                    actix_rt::spawn(async move {
+                        way.until_settled(key, &entry, stop).await;
+                        drop(underway);
+                    });
+                }
+            }
+        }
+    }
+}
+
+/// One entry's way back.
+struct Way {
+    wiring: Wiring,
+    door: Ingest,
+    pinned: Option<LaneId>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Way {
+    /// Ends when a lane has the record, or when the node drains: then it stays on disk.
+    async fn until_settled(&self, key: Key, entry: &Entry, mut stop: watch::Receiver<bool>) {
+        let mut record = entry.record();
+        // It was counted when it was found, or when it was taken in: this run answers for it.
+        if let Some(origin) = &record.origin {
+            record.origin = Some(Origin { run: Arc::clone(&self.wiring.ledger.run), at_us: origin.at_us });
+        }
+        let mut backoff = Backoff::new(RETRY_FIRST, RETRY_CAP);
+        while self.door.submit(record.clone(), self.pinned).await.is_err() {
+            tokio::select! {
+                () = sleep(backoff.next_delay()) => {}
+                // An error means that the feeder is gone, and another has begun anew.
+                _ = stop.wait_for(|stop| *stop) => return,
+            }
+        }
+        self.wiring.spool.settle(key);
+    }
+}
+
+impl Actor for Feeder {
+    type Context = Context<Self>;
+
+    fn started(&mut self, _: &mut Self::Context) {
+        let pinned = self.wiring.lanes.iter().map(|&lane| (Queue::Pinned(lane), Some(lane)));
+        let queues = pinned.chain([(Queue::Waiting, None)]);
+        self.queues = queues.map(|(queue, lane)| Task::spawn(self.feed(queue, lane))).collect();
+        self.life.risen(None);
+    }
+}
+
+impl Member for Feeder {
+    /// Control messages only.
+    const MAILBOX: usize = 64;
+}
+
+impl Handler<Drain> for Feeder {
+    type Result = ResponseFuture<()>;
+
+    /// Takes nothing more from the disk, and lets what is on its way arrive or stay.
+    fn handle(&mut self, _: Drain, _: &mut Self::Context) -> Self::Result {
+        self.queues.clear();
+        self.stop.send_replace(true);
+        let in_flight = self.in_flight.clone();
+        Box::pin(async move { in_flight.idle().await })
+    }
+}
+
+impl Handler<Ping> for Feeder {
+    type Result = Result<(), String>;
+
+    fn handle(&mut self, _: Ping, _: &mut Self::Context) -> Self::Result {
+        Ok(())
+    }
+}

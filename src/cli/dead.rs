@@ -1,0 +1,110 @@
+//! `waypost dead`: the dead letters of a running node.
+
+use std::process::ExitCode;
+
+use awc::{Client, ClientRequest, error::SendRequestError};
+use clap::Subcommand;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+/// The longest list that is read.
+const ANSWER_MAX: usize = 1 << 30;
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    pub action: Action,
+    /// Where the node's admin side listens
+    #[arg(long, global = true, default_value = "http://127.0.0.1:8001", value_name = "URL")]
+    pub admin: String,
+    /// Print JSON
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Action {
+    /// List the oldest dead letters
+    List {
+        #[arg(long, default_value_t = 100)]
+        limit: usize,
+    },
+    /// Send dead letters on their way again
+    Replay(Selection),
+    /// Remove dead letters for good
+    Drop(Selection),
+}
+
+#[derive(Debug, clap::Args)]
+#[group(required = true)]
+pub struct Selection {
+    /// Records by their id
+    #[arg(value_name = "ID")]
+    pub ids: Vec<String>,
+    /// All of them
+    #[arg(long, conflicts_with = "ids")]
+    pub all: bool,
+}
+
+impl Selection {
+    fn body(&self) -> Value {
+        if self.all { json!({"all": true}) } else { json!({"ids": self.ids}) }
+    }
+}
+
+/// Lists, replays or drops.
+pub async fn dead(args: Args) -> ExitCode {
+    let url = |path: &str| format!("{}/api/dead{path}", args.admin.trim_end_matches('/'));
+    let client = Client::default();
+    let answer = match &args.action {
+        Action::List { limit } => ask(client.get(url(&format!("?limit={limit}"))), None).await,
+        Action::Replay(which) => ask(client.post(url("/replay")), Some(which.body())).await,
+        Action::Drop(which) => ask(client.post(url("/drop")), Some(which.body())).await,
+    };
+    match answer {
+        Ok(answer) if args.json => println!("{answer}"),
+        Ok(answer) => match args.action {
+            Action::List { .. } => show(&answer),
+            Action::Replay(_) => println!("{} replayed", answer["replayed"]),
+            Action::Drop(_) => println!("{} dropped", answer["dropped"]),
+        },
+        Err(why) => {
+            eprintln!("{}: {why}", args.admin);
+            return ExitCode::FAILURE;
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+async fn ask(request: ClientRequest, body: Option<Value>) -> Result<Value, String> {
+    let sent: Result<_, SendRequestError> = match body {
+        Some(body) => request.send_json(&body).await,
+        None => request.send().await,
+    };
+    let mut response = sent.map_err(|why| why.to_string())?;
+    let status = response.status();
+    let answer: Value = response.json().limit(ANSWER_MAX).await.map_err(|why| format!("status {status}, {why}"))?;
+    if status.is_success() {
+        return Ok(answer);
+    }
+    Err(answer["detail"].as_str().map_or_else(|| format!("status {status}"), ToOwned::to_owned))
+}
+
+fn show(answer: &Value) {
+    #[derive(Deserialize)]
+    struct Letter {
+        id: String,
+        lane: String,
+        status: Option<u32>,
+        answer: String,
+        attempts: u32,
+    }
+    println!("{:<36}  {:<8}  {:>6}  {:>5}  answer", "id", "lane", "status", "tries");
+    for letter in answer["dead"].as_array().into_iter().flatten() {
+        let Ok(Letter { id, lane, status, answer, attempts }) = Letter::deserialize(letter) else { continue };
+        let status = status.map_or_else(|| "none".to_owned(), |status| status.to_string());
+        let line = answer.lines().next().unwrap_or_default();
+        println!("{id:<36}  {lane:<8}  {status:>6}  {attempts:>5}  {line}");
+    }
+    println!("{} dead letters", answer["total"]);
+}

@@ -1,0 +1,81 @@
+//! What an entry holds, as it lies on disk: a protobuf message, so that later versions may add to it.
+
+use bytes::Bytes;
+use prost::Message;
+
+use crate::{
+    delivery::Answer,
+    record::{Origin, Record},
+};
+
+/// A record on disk, in a queue; in the dead letters with the reason.
+#[derive(Clone, PartialEq, Message)]
+pub struct Entry {
+    #[prost(string, tag = "1")]
+    pub id: String,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub body: Bytes,
+    #[prost(string, optional, tag = "3")]
+    pub traceparent: Option<String>,
+    #[prost(string, optional, tag = "4")]
+    pub origin: Option<String>,
+    #[prost(message, optional, tag = "5")]
+    pub letter: Option<Letter>,
+}
+
+/// Why a record is dead.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct Letter {
+    /// The lane that it came out of.
+    #[prost(string, tag = "1")]
+    pub lane: String,
+    /// The API's last answer; none came where this is 0.
+    #[prost(uint32, tag = "2")]
+    pub status: u32,
+    /// The first 1 KiB of that answer, or what went wrong.
+    #[prost(string, tag = "3")]
+    pub answer: String,
+    /// How often it was POSTed by this node, the last time that it came.
+    #[prost(uint32, tag = "4")]
+    pub attempts: u32,
+    /// When, in microseconds since the Unix epoch.
+    #[prost(uint64, tag = "5")]
+    pub at_us: u64,
+    /// It was given up though a later try might have succeeded.
+    #[prost(bool, tag = "6")]
+    pub given_up: bool,
+}
+
+impl Letter {
+    /// Counts one more attempt, and keeps what came of it.
+    pub fn heard(&mut self, answer: &Answer) {
+        self.attempts += 1;
+        (self.status, self.answer) = match answer {
+            Answer::Status { status, excerpt, .. } => (u32::from(*status), excerpt.clone()),
+            Answer::NoAnswer(why) => (0, why.clone()),
+        };
+    }
+}
+
+impl Entry {
+    #[must_use]
+    pub fn new(record: &Record, letter: Option<Letter>) -> Self {
+        Self {
+            id: record.id.as_ref().into(),
+            body: record.body.clone(),
+            traceparent: record.traceparent.as_deref().map(Into::into),
+            origin: record.origin.as_ref().map(ToString::to_string),
+            letter,
+        }
+    }
+
+    #[must_use]
+    pub fn record(&self) -> Record {
+        Record {
+            id: self.id.as_str().into(),
+            body: self.body.clone(),
+            traceparent: self.traceparent.as_deref().map(Into::into),
+            origin: self.origin.as_deref().and_then(Origin::parse),
+        }
+    }
+}

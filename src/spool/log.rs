@@ -1,0 +1,517 @@
+//! One queue on disk: entries in the order in which they came, in segments of a bounded size. A segment goes when all of its
+//! entries are settled, and with it its disk space.
+//!
+//! `NAME-NUMBER-SALT.log` holds entries as [`frame`]s, the last one of a full segment a seal with their count, so that a
+//! start need not read what lies before the last segment. `NAME-NUMBER-SALT.done` holds runs of settled ordinals, each with its
+//! own checksum. Everything here blocks.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    fs::{self, File, OpenOptions},
+    hash::{BuildHasher as _, RandomState},
+    io::{self, Write as _},
+    os::unix::fs::FileExt as _,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    frame,
+    scan::{Item, Scanner},
+};
+
+/// A segment that has grown past this is sealed.
+const SEGMENT_MAX: u64 = 16 << 20;
+/// What the active segment may keep of the disk while all of its entries are settled.
+const SETTLED_KEPT: u64 = 1 << 20;
+/// The ordinal of a seal.
+const SEAL: u32 = u32::MAX;
+/// A seal's frame: the count of entries.
+const SEAL_SIZE: usize = frame::HEAD + 4;
+/// A run of settled ordinals: first, length, checksum.
+const RUN: usize = 12;
+
+/// Where an entry lies. Keys of one queue are in the order of their entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Key {
+    segment: u32,
+    ordinal: u32,
+}
+
+/// Bytes that are no whole entry any more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Damage {
+    pub file: PathBuf,
+    pub at: u64,
+    pub size: u64,
+    /// Where a copy of them lies; `None` if it could not be made.
+    pub kept: Option<PathBuf>,
+}
+
+struct Segment {
+    salt: u32,
+    /// Entries have the ordinals below this.
+    count: u32,
+    /// Bytes of whole, synced frames.
+    size: u64,
+    done: Done,
+}
+
+/// The settled ordinals of a segment, a bit each.
+#[derive(Default)]
+struct Done {
+    bits: Vec<u64>,
+    count: u32,
+    /// Settled since the last flush.
+    fresh: Vec<u32>,
+}
+
+impl Done {
+    fn contains(&self, ordinal: u32) -> bool {
+        self.bits.get(ordinal as usize / 64).is_some_and(|word| word & (1 << (ordinal % 64)) != 0)
+    }
+
+    /// Whether it was not in it.
+    fn insert(&mut self, ordinal: u32) -> bool {
+        let at = ordinal as usize / 64;
+        if self.bits.len() <= at {
+            self.bits.resize(at + 1, 0);
+        }
+        let bit = 1 << (ordinal % 64);
+        let new = self.bits[at] & bit == 0;
+        self.bits[at] |= bit;
+        self.count += u32::from(new);
+        new
+    }
+}
+
+/// The segment that is appended to.
+struct Active {
+    number: u32,
+    file: File,
+    /// Frames that are not on disk yet, and how many they are.
+    buffer: Vec<u8>,
+    buffered: u32,
+}
+
+struct Cursor {
+    segment: u32,
+    scanner: Scanner,
+    /// The ordinal that comes next if nothing is damaged.
+    expected: u32,
+}
+
+/// One queue. Dropping it closes its files; what was not committed is not there.
+pub struct Log {
+    folder: PathBuf,
+    name: String,
+    segments: BTreeMap<u32, Segment>,
+    next_number: u32,
+    /// The number of the first segment of this run.
+    first_own: u32,
+    active: Option<Active>,
+    cursor: Option<Cursor>,
+    /// Entries that [`Log::next`] leaves out.
+    held: HashSet<Key>,
+    damages: Vec<Damage>,
+}
+
+impl Log {
+    /// Opens the queue `name` in `folder`, with what an earlier run has left in it. Damage is no error: see
+    /// [`Log::damages`].
+    pub fn open(folder: &Path, name: &str) -> io::Result<Self> {
+        let mut log = Self {
+            folder: folder.to_owned(),
+            name: name.to_owned(),
+            segments: BTreeMap::new(),
+            next_number: 0,
+            first_own: 0,
+            active: None,
+            cursor: None,
+            held: HashSet::new(),
+            damages: Vec::new(),
+        };
+        for entry in fs::read_dir(folder)? {
+            let name = entry?.file_name();
+            let Some((number, salt)) = name.to_str().and_then(|name| log.parse(name)) else { continue };
+            log.segments.insert(number, Segment { salt, count: 0, size: 0, done: Done::default() });
+        }
+        log.next_number = log.segments.last_key_value().map_or(0, |(number, _)| number + 1);
+        log.first_own = log.next_number;
+        for number in log.segments.keys().copied().collect::<Vec<_>>() {
+            log.find(number)?;
+        }
+        log.give_back()?;
+        Ok(log)
+    }
+
+    /// Whether the entry was there when the queue was opened.
+    pub const fn was_found(&self, key: Key) -> bool {
+        key.segment < self.first_own
+    }
+
+    /// Unsettled entries on disk.
+    pub fn len(&self) -> u64 {
+        self.segments.values().map(|segment| u64::from(segment.count - segment.done.count)).sum()
+    }
+
+    /// Bytes on disk.
+    pub fn bytes(&self) -> u64 {
+        let settled = |segment: &Segment| u64::from(segment.done.count) * RUN as u64;
+        self.segments.values().map(|segment| segment.size + settled(segment)).sum()
+    }
+
+    /// The damages found since the last call.
+    pub fn damages(&mut self) -> Vec<Damage> {
+        std::mem::take(&mut self.damages)
+    }
+
+    /// Adds an entry; it is there after the next [`Log::commit`]. One that is `held` is left out by [`Log::next`] until
+    /// [`Log::rewind`].
+    pub fn append(&mut self, payload: &[u8], held: bool) -> io::Result<Key> {
+        if self.active.is_none() {
+            self.active = Some(self.begin_segment()?);
+        }
+        let Some(active) = &mut self.active else { unreachable!("it was made above") };
+        let segment = &self.segments[&active.number];
+        let key = Key { segment: active.number, ordinal: segment.count + active.buffered };
+        frame::write(&mut active.buffer, segment.salt, key.ordinal, payload);
+        active.buffered += 1;
+        if held {
+            self.held.insert(key);
+        }
+        Ok(key)
+    }
+
+    /// Makes what was appended durable.
+    ///
+    /// # Errors
+    /// None of what was appended since the last commit is there, nor will be. The next entry begins another file: after a
+    /// failed sync, nobody knows what the pages of this one hold.
+    pub fn commit(&mut self) -> io::Result<()> {
+        let Some(active) = self.active.as_mut().filter(|active| active.buffered > 0) else { return Ok(()) };
+        let Some(segment) = self.segments.get_mut(&active.number) else { unreachable!("an active segment is known") };
+        let written = write(&active.file, &active.buffer, segment.size).and_then(|()| sync(&active.file));
+        let (count, bytes) = (active.buffered, active.buffer.len() as u64);
+        active.buffer.clear();
+        active.buffered = 0;
+        match written {
+            Ok(()) => {
+                segment.count += count;
+                segment.size += bytes;
+                if segment.size >= SEGMENT_MAX {
+                    self.seal();
+                }
+                Ok(())
+            }
+            Err(why) => {
+                let void = segment.count..segment.count + count;
+                let number = active.number;
+                // Neither a start that reads this file nor anyone else may find what nobody was told is safe.
+                let cut = active.file.set_len(segment.size).and_then(|()| active.file.sync_data());
+                self.active = None;
+                self.held.retain(|key| key.segment != number || !void.contains(&key.ordinal));
+                if cut.is_err() {
+                    self.disown(number, void);
+                }
+                Err(why)
+            }
+        }
+    }
+
+    /// Marks an entry as settled: it is not read any more. On disk this is after the next [`Log::flush`].
+    pub fn settle(&mut self, key: Key) {
+        self.held.remove(&key);
+        let Some(segment) = self.segments.get_mut(&key.segment) else { return };
+        if key.ordinal < segment.count && segment.done.insert(key.ordinal) {
+            segment.done.fresh.push(key.ordinal);
+        }
+    }
+
+    /// Writes down what was settled, and gives back the disk space of what is wholly settled. Only if `durable` it also
+    /// outlives a power cut; without, what was settled last may come again after one.
+    pub fn flush(&mut self, durable: bool) -> io::Result<()> {
+        self.give_back()?;
+        for (number, segment) in &mut self.segments {
+            if segment.done.fresh.is_empty() {
+                continue;
+            }
+            segment.done.fresh.sort_unstable();
+            let runs = runs(&segment.done.fresh, segment.salt);
+            let path = self.folder.join(file_name(&self.name, *number, segment.salt, "done"));
+            let mut file = OpenOptions::new().create(true).append(true).open(path)?;
+            file.write_all(&runs)?;
+            if durable {
+                sync(&file)?;
+            }
+            segment.done.fresh.clear();
+        }
+        Ok(())
+    }
+
+    /// The oldest entry that was neither read, nor settled, nor held.
+    pub fn next(&mut self) -> io::Result<Option<(Key, Vec<u8>)>> {
+        loop {
+            let Some(mut cursor) = self.cursor.take().map_or_else(|| self.cursor_after(None), |cursor| Ok(Some(cursor)))?
+            else {
+                return Ok(None);
+            };
+            let number = cursor.segment;
+            let Some(segment) = self.segments.get(&number) else {
+                // It was settled whole, and is gone.
+                self.cursor = self.cursor_after(Some(number))?;
+                if self.cursor.is_none() {
+                    return Ok(None);
+                }
+                continue;
+            };
+            match cursor.scanner.next(segment.size) {
+                Ok(Some(Item::Frame { ordinal, payload })) if ordinal < segment.count => {
+                    self.miss(number, cursor.expected..ordinal);
+                    cursor.expected = ordinal + 1;
+                    self.cursor = Some(cursor);
+                    let key = Key { segment: number, ordinal };
+                    let is_live = self.segments.get(&number).is_some_and(|segment| !segment.done.contains(ordinal));
+                    if is_live && !self.held.contains(&key) {
+                        return Ok(Some((key, payload)));
+                    }
+                }
+                Ok(Some(Item::Frame { .. })) => self.cursor = Some(cursor),
+                Ok(Some(Item::Damage { at, size })) => {
+                    // Damage that costs nothing, as the torn end of a file that was found at the start, was told then.
+                    let rest = cursor.expected..segment.count;
+                    if !rest.clone().all(|ordinal| segment.done.contains(ordinal)) {
+                        self.set_aside(number, at, size, &cursor.scanner);
+                    }
+                    self.cursor = Some(cursor);
+                }
+                Ok(None) => {
+                    let end = segment.count;
+                    if self.active.as_ref().is_some_and(|active| active.number == number) {
+                        self.cursor = Some(cursor);
+                        return Ok(None);
+                    }
+                    self.miss(number, cursor.expected..end);
+                    self.cursor = self.cursor_after(Some(number))?;
+                    if self.cursor.is_none() {
+                        return Ok(None);
+                    }
+                }
+                Err(why) => {
+                    self.cursor = Some(cursor);
+                    return Err(why);
+                }
+            }
+        }
+    }
+
+    /// Begins to read again with the oldest unsettled entry. Nothing is held any more.
+    pub fn rewind(&mut self) {
+        self.held.clear();
+        self.cursor = None;
+    }
+
+    /// Every unsettled entry, oldest first, until `visit` says that it is enough.
+    pub fn visit(&mut self, mut visit: impl FnMut(Key, Vec<u8>) -> bool) -> io::Result<()> {
+        let cursor = self.cursor.take();
+        let held = std::mem::take(&mut self.held);
+        let visited = loop {
+            match self.next() {
+                Ok(Some((key, payload))) if visit(key, payload) => {}
+                Ok(_) => break Ok(()),
+                Err(why) => break Err(why),
+            }
+        };
+        (self.cursor, self.held) = (cursor, held);
+        visited
+    }
+
+    fn parse(&self, file: &str) -> Option<(u32, u32)> {
+        let rest = file.strip_prefix(&self.name)?.strip_prefix('-')?.strip_suffix(".log")?;
+        let (number, salt) = rest.split_once('-')?;
+        Some((number.parse().ok()?, u32::from_str_radix(salt, 16).ok()?))
+    }
+
+    fn path(&self, number: u32, ending: &str) -> PathBuf {
+        let salt = self.segments.get(&number).map_or(0, |segment| segment.salt);
+        self.folder.join(file_name(&self.name, number, salt, ending))
+    }
+
+    fn begin_segment(&mut self) -> io::Result<Active> {
+        let number = self.next_number;
+        #[expect(clippy::cast_possible_truncation, reason = "any 32 bits will do")]
+        let salt = RandomState::new().hash_one(number) as u32;
+        let path = self.folder.join(file_name(&self.name, number, salt, "log"));
+        let file = OpenOptions::new().create_new(true).write(true).open(path)?;
+        self.next_number += 1;
+        self.segments.insert(number, Segment { salt, count: 0, size: 0, done: Done::default() });
+        sync(&File::open(&self.folder)?)?;
+        Ok(Active { number, file, buffer: Vec::new(), buffered: 0 })
+    }
+
+    /// Ends the active segment. Without its seal, it is read whole at the next start.
+    fn seal(&mut self) {
+        let Some(active) = self.active.take() else { return };
+        let Some(segment) = self.segments.get_mut(&active.number) else { return };
+        let mut seal = Vec::with_capacity(SEAL_SIZE);
+        frame::write(&mut seal, segment.salt, SEAL, &segment.count.to_le_bytes());
+        if write(&active.file, &seal, segment.size).is_ok() {
+            segment.size += seal.len() as u64;
+        }
+    }
+
+    /// Reads what an earlier run has left of a segment.
+    fn find(&mut self, number: u32) -> io::Result<()> {
+        let file = File::open(self.path(number, "log"))?;
+        let size = file.metadata()?.len();
+        let Some(segment) = self.segments.get_mut(&number) else { return Ok(()) };
+        let salt = segment.salt;
+        segment.size = size;
+        let mut end = [0; SEAL_SIZE];
+        let sealed = size >= SEAL_SIZE as u64 && file.read_exact_at(&mut end, size - SEAL_SIZE as u64).is_ok();
+        if sealed
+            && let frame::Read::Frame { ordinal: SEAL, payload, .. } = frame::read(&end, salt)
+            && let Ok(count) = payload.try_into().map(u32::from_le_bytes)
+        {
+            segment.count = count;
+        } else {
+            let mut scanner = Scanner::new(file, salt);
+            let (mut count, mut missing, mut damages) = (0, Vec::new(), Vec::new());
+            while let Some(item) = scanner.next(size)? {
+                match item {
+                    Item::Frame { ordinal: SEAL, .. } => {}
+                    Item::Frame { ordinal, .. } => {
+                        missing.push(count..ordinal);
+                        count = ordinal + 1;
+                    }
+                    Item::Damage { at, size } => damages.push((at, size)),
+                }
+            }
+            segment.count = count;
+            for ordinal in missing.into_iter().flatten() {
+                segment.done.insert(ordinal);
+            }
+            for (at, size) in damages {
+                self.set_aside(number, at, size, &scanner);
+            }
+        }
+        let runs = match fs::read(self.path(number, "done")) {
+            Ok(runs) => runs,
+            Err(why) if why.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(why) => return Err(why),
+        };
+        let Some(segment) = self.segments.get_mut(&number) else { return Ok(()) };
+        for run in runs.as_chunks::<RUN>().0 {
+            let (first, length) = read_run(*run, salt).unwrap_or_default();
+            for ordinal in first..first.saturating_add(length).min(segment.count) {
+                segment.done.insert(ordinal);
+            }
+        }
+        Ok(())
+    }
+
+    /// The beginning of the first segment after `number`.
+    fn cursor_after(&self, number: Option<u32>) -> io::Result<Option<Cursor>> {
+        let from = number.map_or(0, |number| number + 1);
+        let Some((&segment, found)) = self.segments.range(from..).next() else { return Ok(None) };
+        let scanner = Scanner::new(File::open(self.path(segment, "log"))?, found.salt);
+        Ok(Some(Cursor { segment, scanner, expected: 0 }))
+    }
+
+    /// These entries are damaged: they count no longer.
+    fn miss(&mut self, number: u32, ordinals: std::ops::Range<u32>) {
+        for ordinal in ordinals {
+            self.settle(Key { segment: number, ordinal });
+        }
+    }
+
+    fn set_aside(&mut self, number: u32, at: u64, size: u64, scanner: &Scanner) {
+        let file = self.path(number, "log");
+        let copy = self.folder.join(format!("{}-{number}-{at}.damaged", self.name));
+        let kept = scanner.bytes(at, size).and_then(|bytes| fs::write(&copy, bytes)).is_ok().then_some(copy);
+        self.damages.push(Damage { file, at, size, kept });
+    }
+
+    /// Settles entries on disk that could not be cut off it. If this fails as well, a start may find them: then they go
+    /// out though their senders were refused, which the guarantee allows.
+    fn disown(&mut self, number: u32, ordinals: std::ops::Range<u32>) {
+        let Some(segment) = self.segments.get(&number) else { return };
+        let runs = runs(&ordinals.collect::<Vec<_>>(), segment.salt);
+        let file = OpenOptions::new().create(true).append(true).open(self.path(number, "done"));
+        if let Err(why) = file.and_then(|mut file| file.write_all(&runs)) {
+            tracing::warn!(%why, "entries that were refused cannot be struck out");
+        }
+    }
+
+    /// Removes the segments whose entries are all settled.
+    fn give_back(&mut self) -> io::Result<()> {
+        let active = self.active.as_ref().map(|active| (active.number, active.buffered));
+        let is_over = |number: u32, segment: &Segment| {
+            segment.done.count == segment.count
+                && active.is_none_or(|(active, buffered)| {
+                    active != number || buffered == 0 && segment.size > SETTLED_KEPT
+                })
+        };
+        let over: Vec<_> =
+            self.segments.iter().filter(|(number, segment)| is_over(**number, segment)).map(|(&n, _)| n).collect();
+        for number in over {
+            if active.is_some_and(|(active, _)| active == number) {
+                self.active = None;
+            }
+            for ending in ["log", "done"] {
+                match fs::remove_file(self.path(number, ending)) {
+                    Err(why) if why.kind() != io::ErrorKind::NotFound => return Err(why),
+                    _ => {}
+                }
+            }
+            self.segments.remove(&number);
+        }
+        Ok(())
+    }
+}
+
+fn file_name(name: &str, number: u32, salt: u32, ending: &str) -> String {
+    format!("{name}-{number:010}-{salt:08x}.{ending}")
+}
+
+/// Writes `bytes` at `at`, where a test may make the disk fail.
+fn write(file: &File, bytes: &[u8], at: u64) -> io::Result<()> {
+    fail::fail_point!("spool-write", |_| Err(io::ErrorKind::StorageFull.into()));
+    file.write_all_at(bytes, at)
+}
+
+/// Whether a test makes the disk fail.
+pub fn is_failing() -> bool {
+    fail::fail_point!("spool-write", |_| true);
+    false
+}
+
+fn sync(file: &File) -> io::Result<()> {
+    fail::fail_point!("spool-sync", |_| Err(io::Error::other("injected")));
+    file.sync_data()
+}
+
+/// Sorted ordinals as runs.
+fn runs(ordinals: &[u32], salt: u32) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for run in ordinals.chunk_by(|before, after| before + 1 == *after) {
+        let (first, length) = (run[0], u32::try_from(run.len()).unwrap_or(u32::MAX));
+        for word in [first, length, checksum(first, length, salt)] {
+            bytes.extend_from_slice(&word.to_le_bytes());
+        }
+    }
+    bytes
+}
+
+/// `None` if it is damaged: its entries come again.
+fn read_run(run: [u8; RUN], salt: u32) -> Option<(u32, u32)> {
+    let word = |at: usize| u32::from_le_bytes([run[at], run[at + 1], run[at + 2], run[at + 3]]);
+    let (first, length) = (word(0), word(4));
+    (checksum(first, length, salt) == word(8)).then_some((first, length))
+}
+
+fn checksum(first: u32, length: u32, salt: u32) -> u32 {
+    let mut hasher = crc32fast::Hasher::new_with_initial(salt);
+    hasher.update(&first.to_le_bytes());
+    hasher.update(&length.to_le_bytes());
+    hasher.finalize()
+}
