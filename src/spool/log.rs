@@ -98,6 +98,8 @@ struct Cursor {
     scanner: Scanner,
     /// The ordinal that comes next if nothing is damaged.
     expected: u32,
+    /// Damage since the last entry: where, and how many bytes.
+    damage: Option<(u64, u64)>,
 }
 
 /// One queue. Dropping it closes its files; what was not committed is not there.
@@ -266,7 +268,7 @@ impl Log {
             };
             match cursor.scanner.next(segment.size) {
                 Ok(Some(Item::Frame { ordinal, payload })) if ordinal < segment.count => {
-                    self.miss(number, cursor.expected..ordinal);
+                    self.miss(&mut cursor, ordinal);
                     cursor.expected = ordinal + 1;
                     self.cursor = Some(cursor);
                     let key = Key { segment: number, ordinal };
@@ -277,11 +279,7 @@ impl Log {
                 }
                 Ok(Some(Item::Frame { .. })) => self.cursor = Some(cursor),
                 Ok(Some(Item::Damage { at, size })) => {
-                    // Damage that costs nothing, as the torn end of a file that was found at the start, was told then.
-                    let rest = cursor.expected..segment.count;
-                    if !rest.clone().all(|ordinal| segment.done.contains(ordinal)) {
-                        self.set_aside(number, at, size, &cursor.scanner);
-                    }
+                    cursor.damage = Some((at, size));
                     self.cursor = Some(cursor);
                 }
                 Ok(None) => {
@@ -290,7 +288,7 @@ impl Log {
                         self.cursor = Some(cursor);
                         return Ok(None);
                     }
-                    self.miss(number, cursor.expected..end);
+                    self.miss(&mut cursor, end);
                     self.cursor = self.cursor_after(Some(number))?;
                     if self.cursor.is_none() {
                         return Ok(None);
@@ -414,12 +412,19 @@ impl Log {
         let from = number.map_or(0, |number| number + 1);
         let Some((&segment, found)) = self.segments.range(from..).next() else { return Ok(None) };
         let scanner = Scanner::new(File::open(self.path(segment, "log"))?, found.salt);
-        Ok(Some(Cursor { segment, scanner, expected: 0 }))
+        Ok(Some(Cursor { segment, scanner, expected: 0, damage: None }))
     }
 
-    /// These entries are damaged: they count no longer.
-    fn miss(&mut self, number: u32, ordinals: std::ops::Range<u32>) {
-        for ordinal in ordinals {
+    /// The cursor has come to the entry `found`: those that it should have met before are damaged, and count no longer. What was
+    /// settled, or told at the start, costs nothing.
+    fn miss(&mut self, cursor: &mut Cursor, found: u32) {
+        let (number, damage) = (cursor.segment, cursor.damage.take());
+        let Some(segment) = self.segments.get(&number) else { return };
+        let missed: Vec<_> = (cursor.expected..found).filter(|&ordinal| !segment.done.contains(ordinal)).collect();
+        if let Some((at, size)) = damage.filter(|_| !missed.is_empty()) {
+            self.set_aside(number, at, size, &cursor.scanner);
+        }
+        for ordinal in missed {
             self.settle(Key { segment: number, ordinal });
         }
     }
@@ -515,3 +520,6 @@ fn checksum(first: u32, length: u32, salt: u32) -> u32 {
     hasher.update(&length.to_le_bytes());
     hasher.finalize()
 }
+
+#[cfg(test)]
+mod tests;

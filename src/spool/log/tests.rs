@@ -1,0 +1,246 @@
+use tempfile::TempDir;
+
+use super::*;
+
+fn open(folder: &TempDir) -> Log {
+    Log::open(folder.path(), "q").unwrap()
+}
+
+fn append(log: &mut Log, numbers: std::ops::Range<u32>) -> Vec<Key> {
+    let keys = numbers.map(|number| log.append(&payload(number), false).unwrap()).collect();
+    log.commit().unwrap();
+    keys
+}
+
+/// As long as a record is, and different for each number.
+fn payload(number: u32) -> Vec<u8> {
+    format!("{number:-^200}").into_bytes()
+}
+
+fn number(payload: &[u8]) -> u32 {
+    std::str::from_utf8(payload).unwrap().trim_matches('-').parse().unwrap()
+}
+
+fn drain(log: &mut Log) -> Vec<u32> {
+    let mut numbers = Vec::new();
+    while let Some((_, payload)) = log.next().unwrap() {
+        numbers.push(number(&payload));
+    }
+    numbers
+}
+
+fn files(folder: &TempDir, ending: &str) -> Vec<PathBuf> {
+    let all = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().path());
+    let mut files: Vec<_> = all.filter(|path| path.extension().is_some_and(|found| found == ending)).collect();
+    files.sort();
+    files
+}
+
+/// Enough entries for more than `segments` segments.
+fn many(segments: u64) -> u32 {
+    u32::try_from(segments * SEGMENT_MAX / 200 + 1).unwrap()
+}
+
+#[test]
+fn entries_come_out_once_each_in_their_order_and_again_after_a_restart() {
+    let folder = TempDir::new().unwrap();
+    let mut log = open(&folder);
+    let keys = append(&mut log, 0..10);
+    assert_eq!(drain(&mut log), (0..10).collect::<Vec<_>>());
+    assert_eq!(drain(&mut log), [0; 0]);
+    append(&mut log, 10..12);
+    assert_eq!(drain(&mut log), [10, 11]);
+    for key in &keys[2..5] {
+        log.settle(*key);
+    }
+    log.flush(false).unwrap();
+    assert_eq!(log.len(), 9);
+    drop(log);
+    let mut log = open(&folder);
+    assert_eq!(log.len(), 9);
+    assert_eq!(drain(&mut log), [0, 1, 5, 6, 7, 8, 9, 10, 11]);
+    log.rewind();
+    assert_eq!(drain(&mut log).len(), 9);
+    assert_eq!(log.damages(), []);
+}
+
+#[test]
+fn what_is_not_committed_is_not_there() {
+    let folder = TempDir::new().unwrap();
+    let mut log = open(&folder);
+    append(&mut log, 0..2);
+    log.append(&payload(2), false).unwrap();
+    assert_eq!((log.len(), drain(&mut log)), (2, vec![0, 1]));
+    drop(log);
+    assert_eq!(drain(&mut open(&folder)), [0, 1]);
+}
+
+#[test]
+fn what_is_held_is_left_out_until_a_rewind() {
+    let folder = TempDir::new().unwrap();
+    let mut log = open(&folder);
+    log.append(&payload(0), true).unwrap();
+    append(&mut log, 1..3);
+    assert_eq!((log.len(), drain(&mut log)), (3, vec![1, 2]));
+    log.rewind();
+    assert_eq!(drain(&mut log), [0, 1, 2]);
+}
+
+#[test]
+fn a_visit_sees_everything_and_changes_nothing() {
+    let folder = TempDir::new().unwrap();
+    let mut log = open(&folder);
+    append(&mut log, 0..5);
+    assert_eq!(number(&log.next().unwrap().unwrap().1), 0);
+    let mut seen = Vec::new();
+    log.visit(|_, payload| {
+        seen.push(number(&payload));
+        seen.len() < 4
+    })
+    .unwrap();
+    assert_eq!(seen, [0, 1, 2, 3]);
+    assert_eq!(drain(&mut log), [1, 2, 3, 4]);
+}
+
+#[test]
+fn many_segments_are_read_in_order_and_their_space_is_given_back() {
+    let folder = TempDir::new().unwrap();
+    let mut log = open(&folder);
+    let count = many(3);
+    let mut keys = Vec::new();
+    for from in (0..count).step_by(1000) {
+        keys.extend(append(&mut log, from..count.min(from + 1000)));
+    }
+    assert!(log.bytes() > 3 * SEGMENT_MAX);
+    assert!(files(&folder, "log").len() > 3);
+    for key in &keys[..keys.len() / 2] {
+        log.settle(*key);
+    }
+    log.flush(false).unwrap();
+    assert!(log.bytes() < 3 * SEGMENT_MAX, "the oldest segments are gone");
+    drop(log);
+
+    let mut log = open(&folder);
+    assert_eq!(log.len(), u64::from(count) - keys.len() as u64 / 2);
+    assert_eq!(drain(&mut log), (u32::try_from(keys.len() / 2).unwrap()..count).collect::<Vec<_>>());
+    for key in keys {
+        log.settle(key);
+    }
+    log.flush(false).unwrap();
+    assert_eq!((log.len(), log.bytes()), (0, 0));
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "nothing is left");
+    append(&mut log, 0..1);
+    assert_eq!(drain(&mut log), [0]);
+}
+
+#[test]
+fn a_lull_does_not_cost_a_file_each_time() {
+    let folder = TempDir::new().unwrap();
+    let mut log = open(&folder);
+    for at in 0..100 {
+        let keys = append(&mut log, at..at + 1);
+        log.settle(keys[0]);
+        log.flush(false).unwrap();
+    }
+    assert_eq!(files(&folder, "log").len(), 1);
+    assert_eq!(log.len(), 0);
+    drop(log);
+    assert_eq!(drain(&mut open(&folder)), [0; 0], "what was settled is known to be");
+}
+
+/// Each bit of a segment in turn: no entry but the one that it lies in is lost, the damage is named, and a copy of it is kept.
+#[test]
+fn a_flipped_bit_costs_one_entry_and_is_named() {
+    for sealed in [false, true] {
+        let folder = TempDir::new().unwrap();
+        let mut log = open(&folder);
+        append(&mut log, 0..3);
+        if sealed {
+            log.seal();
+        }
+        drop(log);
+        let file = files(&folder, "log").remove(0);
+        let whole = fs::read(&file).unwrap();
+        let frame = frame::HEAD + 200;
+        for bit in 0..3 * frame * 8 {
+            let mut bytes = whole.clone();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            fs::write(&file, &bytes).unwrap();
+            let hit = u32::try_from(bit / 8 / frame).unwrap();
+            let mut log = open(&folder);
+            let rest: Vec<_> = (0..3).filter(|&number| number != hit).collect();
+            assert_eq!(drain(&mut log), rest, "bit {bit}");
+            let damages = log.damages();
+            assert_eq!(damages.len(), 1, "bit {bit}: {damages:?}");
+            assert_eq!((damages[0].at, damages[0].size), (u64::from(hit) * frame as u64, frame as u64), "bit {bit}");
+            let kept = damages[0].kept.as_ref().unwrap();
+            assert_eq!(fs::read(kept).unwrap(), bytes[hit as usize * frame..][..frame]);
+            assert_eq!(log.len(), 2, "bit {bit}");
+        }
+    }
+}
+
+#[test]
+fn a_flipped_bit_in_what_is_settled_or_in_the_seal_loses_nothing() {
+    let folder = TempDir::new().unwrap();
+    let mut log = open(&folder);
+    let keys = append(&mut log, 0..6);
+    for at in [1, 2, 4] {
+        log.settle(keys[at]);
+    }
+    log.flush(false).unwrap();
+    log.seal();
+    drop(log);
+    let (entries, done) = (files(&folder, "log").remove(0), files(&folder, "done").remove(0));
+    let (whole_entries, whole_done) = (fs::read(&entries).unwrap(), fs::read(&done).unwrap());
+    for bit in 0..whole_done.len() * 8 {
+        let mut bytes = whole_done.clone();
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        fs::write(&done, &bytes).unwrap();
+        let found = drain(&mut open(&folder));
+        assert!([0, 3, 5].iter().all(|number| found.contains(number)), "bit {bit}: {found:?}");
+    }
+    fs::write(&done, &whole_done).unwrap();
+    for bit in (whole_entries.len() - SEAL_SIZE) * 8..whole_entries.len() * 8 {
+        let mut bytes = whole_entries.clone();
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        fs::write(&entries, &bytes).unwrap();
+        assert_eq!(drain(&mut open(&folder)), [0, 3, 5], "bit {bit}");
+    }
+}
+
+#[test]
+fn a_file_that_is_cut_anywhere_keeps_what_is_whole() {
+    let folder = TempDir::new().unwrap();
+    append(&mut open(&folder), 0..3);
+    let file = files(&folder, "log").remove(0);
+    let whole = fs::read(&file).unwrap();
+    let frame = frame::HEAD + 200;
+    for cut in (0..whole.len()).rev() {
+        fs::write(&file, &whole[..cut]).unwrap();
+        let mut log = open(&folder);
+        let left = u32::try_from(cut / frame).unwrap();
+        assert_eq!(drain(&mut log), (0..left).collect::<Vec<_>>(), "cut at {cut}");
+        assert_eq!(log.damages().len(), usize::from(cut % frame > 0), "cut at {cut}");
+        if left == 0 {
+            fs::write(&file, &whole[..cut]).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_copy_of_a_frame_inside_an_entry_never_passes_for_an_entry() {
+    let folder = TempDir::new().unwrap();
+    let mut log = open(&folder);
+    // What a client would have to guess is the salt.
+    let mut forged = Vec::new();
+    frame::write(&mut forged, 0, 1, b"forged");
+    log.append(&forged, false).unwrap();
+    log.commit().unwrap();
+    drop(log);
+    let file = files(&folder, "log").remove(0);
+    let mut bytes = fs::read(&file).unwrap();
+    bytes[5] ^= 1;
+    fs::write(&file, bytes).unwrap();
+    assert!(open(&folder).next().unwrap().is_none());
+}
