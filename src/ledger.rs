@@ -30,6 +30,10 @@ pub struct Ledger {
     pub api: ApiGauge,
     lanes: [Lane; LaneId::ALL.len()],
     known: Mutex<Known>,
+    /// Records whose clients were refused: one that comes out of a lane after all has no receipt.
+    refused: Mutex<Known>,
+    /// Records that had come out before their clients were refused.
+    late: AtomicU64,
 }
 
 #[derive(Default)]
@@ -47,7 +51,7 @@ struct Lane {
 pub struct Counts {
     /// Answered with a receipt.
     pub accepted: u64,
-    /// Of an earlier run, found in a broker.
+    /// Found in a broker without a receipt of this run: of an earlier run, of another node, or never confirmed to its client.
     pub recovered: u64,
     /// The API's 2xx.
     pub delivered: u64,
@@ -73,6 +77,8 @@ impl Ledger {
             api: ApiGauge::default(),
             lanes: Default::default(),
             known: Mutex::default(),
+            refused: Mutex::default(),
+            late: AtomicU64::new(0),
         }
     }
 
@@ -95,13 +101,27 @@ impl Ledger {
             return self.redelivered(lane);
         }
         let lane = self.lane(lane);
+        let promised = !self.refused.lock().unwrap_or_else(PoisonError::into_inner).contains(record);
         match &record.origin {
-            Some(origin) if origin.run == self.run => lane.delivery.record(unix_us().saturating_sub(origin.at_us)),
+            Some(origin) if origin.run == self.run && promised => {
+                lane.delivery.record(unix_us().saturating_sub(origin.at_us));
+            }
             _ => {
                 lane.recovered.fetch_add(1, Relaxed);
             }
         }
         lane.delivered.fetch_add(1, Relaxed);
+    }
+
+    /// No lane has confirmed the record, and its client was told so. Delivered after all, it counts as recovered.
+    pub fn refused(&self, record: &Record) {
+        // Held to the end, so that a delivery comes wholly before or wholly after.
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.contains(record) {
+            self.late.fetch_add(1, Relaxed);
+        } else {
+            self.refused.lock().unwrap_or_else(PoisonError::into_inner).insert(record);
+        }
     }
 
     /// A record came out of `lane` that the API has already.
@@ -126,7 +146,8 @@ impl Ledger {
     /// The counts of all lanes together.
     #[must_use]
     pub fn totals(&self) -> Counts {
-        LaneId::ALL.into_iter().map(|lane| self.counts(lane)).fold(Counts::default(), |sum, lane| Counts {
+        let unpromised = Counts { recovered: self.late.load(Relaxed), ..Counts::default() };
+        LaneId::ALL.into_iter().map(|lane| self.counts(lane)).fold(unpromised, |sum, lane| Counts {
             accepted: sum.accepted + lane.accepted,
             recovered: sum.recovered + lane.recovered,
             delivered: sum.delivered + lane.delivered,
@@ -305,6 +326,17 @@ mod tests {
         let counts = ledger.counts(LaneId::Nats);
         assert_eq!(counts, Counts { accepted: 0, recovered: 2, delivered: 2, redelivered: 0 });
         assert_eq!(counts.in_flight(), 0);
+    }
+
+    #[test]
+    fn a_record_that_is_delivered_though_its_client_was_refused_balances() {
+        let ledger = Ledger::new(Arc::from("run"));
+        ledger.refused(&record("a", "run"));
+        ledger.delivered(LaneId::Nats, &record("a", "run"));
+        ledger.delivered(LaneId::Nats, &record("b", "run"));
+        ledger.refused(&record("b", "run"));
+        ledger.refused(&record("c", "run"));
+        assert_eq!(ledger.totals(), Counts { accepted: 0, recovered: 2, delivered: 2, redelivered: 0 });
     }
 
     #[test]

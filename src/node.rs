@@ -80,7 +80,7 @@ impl Node {
 
         // HTTP → ingest → router.
         let door = ingest::Door {
-            ingest: Ingest::new(router.clone(), config.router.publish_timeout),
+            ingest: Ingest::new(router.clone(), config.router.publish_timeout, Arc::clone(&ledger)),
             lanes: lanes.clone().into(),
             schema: config.ingest.schema,
             max_body: config.ingest.max_body,

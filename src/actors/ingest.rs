@@ -11,6 +11,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use super::{Job, LaneSet, RECORDS_MAX, Refused, Route, Slot, router::Router};
 use crate::{
     delivery::{LaneId, Receipt},
+    ledger::Ledger,
     record::Record,
 };
 
@@ -33,17 +34,19 @@ pub struct Ingest {
     router: Slot<Router>,
     records: Arc<Semaphore>,
     bytes: Arc<Semaphore>,
+    ledger: Arc<Ledger>,
     /// How long the router and the lanes may take together: one lane after the other, each up to its time-out.
     patience: Duration,
 }
 
 impl Ingest {
     #[must_use]
-    pub fn new(router: Slot<Router>, publish_timeout: Duration) -> Self {
+    pub fn new(router: Slot<Router>, publish_timeout: Duration, ledger: Arc<Ledger>) -> Self {
         Self {
             router,
             records: Arc::new(Semaphore::new(RECORDS_MAX)),
             bytes: Arc::new(Semaphore::new(BYTES_MAX)),
+            ledger,
             patience: publish_timeout * u32::try_from(LaneId::ALL.len()).unwrap_or(u32::MAX) + Duration::from_secs(1),
         }
     }
@@ -53,6 +56,14 @@ impl Ingest {
     /// # Errors
     /// When nobody has confirmed the record.
     pub async fn submit(&self, record: Record, pinned: Option<LaneId>) -> Result<Receipt, Refused> {
+        let answer = self.confirm(&record, pinned).await;
+        if answer.is_err() {
+            self.ledger.refused(&record);
+        }
+        answer
+    }
+
+    async fn confirm(&self, record: &Record, pinned: Option<LaneId>) -> Result<Receipt, Refused> {
         let permit = Arc::new(self.admit(record.body.len())?);
         for _ in 0..ATTEMPTS {
             let router = self.router.wait(ROUTER_PATIENCE).await.ok_or(Refused::NoLane)?;

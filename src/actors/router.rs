@@ -1,11 +1,12 @@
 //! The router: chooses a lane for each record among those that are up, and tries the next one when a lane gives the
-//! record back. It never waits for anything.
+//! record back. It never waits for the network.
 
 use actix::{Actor, Context, Handler, Recipient, dev::SendError};
 use tracing::debug;
 
 use super::{
-    Drain, Job, LaneDown, LaneUp, Member, Ping, Publish, RECORDS_MAX, Refused, Returned, Route, supervisor::Life,
+    Drain, Introduced, Job, LaneDown, LaneUp, Member, Ping, Publish, RECORDS_MAX, Refused, Returned, Route,
+    supervisor::Life,
 };
 use crate::{config::Policy, delivery::LaneId};
 
@@ -16,6 +17,8 @@ pub struct Router {
     lanes: Vec<Way>,
     /// Where the next turn of round-robin begins.
     turn: usize,
+    /// What has come before the supervisor has told of the lanes; no more than was admitted.
+    early: Option<Vec<Job>>,
     life: Life,
 }
 
@@ -29,13 +32,16 @@ impl Router {
     #[must_use]
     pub fn new(policy: Policy, lanes: &[LaneId], life: Life) -> Self {
         let lanes = lanes.iter().map(|&lane| Way { lane, publisher: None }).collect();
-        Self { policy, lanes, turn: 0, life }
+        Self { policy, lanes, turn: 0, early: Some(Vec::new()), life }
     }
 
     /// Hands `job` to a lane, or refuses it.
     fn place(&mut self, mut job: Job) {
         if job.is_abandoned() {
             return;
+        }
+        if let Some(early) = &mut self.early {
+            return early.push(job);
         }
         let may_take = |way: &Way, job: &Job| {
             way.publisher.is_some() && !job.tried.contains(way.lane) && job.pinned.is_none_or(|lane| lane == way.lane)
@@ -120,6 +126,16 @@ impl Handler<LaneDown> for Router {
     fn handle(&mut self, LaneDown(lane): LaneDown, _: &mut Self::Context) {
         if let Some(way) = self.way(lane) {
             way.publisher = None;
+        }
+    }
+}
+
+impl Handler<Introduced> for Router {
+    type Result = ();
+
+    fn handle(&mut self, _: Introduced, _: &mut Self::Context) {
+        for job in self.early.take().into_iter().flatten() {
+            self.place(job);
         }
     }
 }
