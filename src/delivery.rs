@@ -161,7 +161,7 @@ pub enum Outcome {
 pub const RETRY_AFTER_MAX: Duration = Duration::from_mins(5);
 
 impl Answer {
-    /// CONTRACT: any 2xx is delivered; 408, 425, 429, 5xx and no answer are tried again; all else is refused.
+    /// Any 2xx is delivered; 408, 425, 429, 5xx and no answer are tried again; all else is refused.
     #[must_use]
     pub fn outcome(&self) -> Outcome {
         match *self {

@@ -39,6 +39,10 @@ pub struct Ledger {
     /// Dead letters that an operator has removed.
     dropped: AtomicU64,
     known: Mutex<Known>,
+    /// Records whose clients were refused: one that comes out of a lane after all has no receipt.
+    refused: Mutex<Known>,
+    /// Records that had come out before their clients were refused.
+    late: AtomicU64,
 }
 
 #[derive(Default)]
@@ -60,7 +64,8 @@ pub struct Counts {
     pub accepted: u64,
     /// Came from the spool, where they were counted before.
     pub fed: u64,
-    /// Of an earlier run, found in a broker, or in the spool at the start.
+    /// Found without a receipt of this run, in a broker or at the start in the spool: of an earlier run, of another node, or never
+    /// confirmed to its client.
     pub recovered: u64,
     /// The API's 2xx.
     pub delivered: u64,
@@ -91,6 +96,8 @@ impl Ledger {
             found: AtomicU64::new(0),
             dropped: AtomicU64::new(0),
             known: Mutex::default(),
+            refused: Mutex::default(),
+            late: AtomicU64::new(0),
         }
     }
 
@@ -157,14 +164,26 @@ impl Ledger {
         lane.delivered.fetch_add(1, Relaxed);
     }
 
-    /// Counts a record that another run has taken in. The age in microseconds of one that this run answers for.
+    /// Counts a record that has no receipt of this run. The age in microseconds of one that has.
     fn recover(&self, lane: &Lane, record: &Record) -> Option<u64> {
+        let promised = !self.refused.lock().unwrap_or_else(PoisonError::into_inner).contains(record);
         match &record.origin {
-            Some(origin) if origin.run == self.run => Some(unix_us().saturating_sub(origin.at_us)),
+            Some(origin) if origin.run == self.run && promised => Some(unix_us().saturating_sub(origin.at_us)),
             _ => {
                 lane.recovered.fetch_add(1, Relaxed);
                 None
             }
+        }
+    }
+
+    /// No lane and no spool has confirmed the record, and its client was told so. Delivered after all, it counts as recovered.
+    pub fn refused(&self, record: &Record) {
+        // Held to the end, so that a delivery comes wholly before or wholly after.
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.contains(record) {
+            self.late.fetch_add(1, Relaxed);
+        } else {
+            self.refused.lock().unwrap_or_else(PoisonError::into_inner).insert(record);
         }
     }
 
@@ -192,7 +211,8 @@ impl Ledger {
     /// The counts of all lanes together.
     #[must_use]
     pub fn totals(&self) -> Counts {
-        LaneId::ALL.into_iter().map(|lane| self.counts(lane)).fold(Counts::default(), |sum, lane| Counts {
+        let unpromised = Counts { recovered: self.late.load(Relaxed), ..Counts::default() };
+        LaneId::ALL.into_iter().map(|lane| self.counts(lane)).fold(unpromised, |sum, lane| Counts {
             accepted: sum.accepted + lane.accepted,
             fed: sum.fed + lane.fed,
             recovered: sum.recovered + lane.recovered,
@@ -419,6 +439,17 @@ mod tests {
         let counts = ledger.counts(LaneId::Nats);
         assert_eq!(counts, Counts { accepted: 0, recovered: 2, delivered: 2, redelivered: 0 });
         assert_eq!(counts.in_flight(), 0);
+    }
+
+    #[test]
+    fn a_record_that_is_delivered_though_its_client_was_refused_balances() {
+        let ledger = Ledger::new(Arc::from("run"));
+        ledger.refused(&record("a", "run"));
+        ledger.delivered(LaneId::Nats, &record("a", "run"));
+        ledger.delivered(LaneId::Nats, &record("b", "run"));
+        ledger.refused(&record("b", "run"));
+        ledger.refused(&record("c", "run"));
+        assert_eq!(ledger.totals(), Counts { accepted: 0, recovered: 2, delivered: 2, redelivered: 0 });
     }
 
     #[test]

@@ -93,7 +93,7 @@ impl Node {
         let publish_timeout = config.router.publish_timeout;
         let disk = Disk { spool: spool.clone(), ledger: Arc::clone(&ledger) };
         let disk_first = (config.ingest.ack == Ack::Disk).then(|| disk.clone());
-        let ingest = Ingest::new(router.clone(), publish_timeout, disk_first);
+        let ingest = Ingest::new(router.clone(), publish_timeout, Arc::clone(&ledger), disk_first);
         let door = ingest::Door {
             ingest: ingest.clone(),
             lanes: lanes.clone().into(),

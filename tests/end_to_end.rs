@@ -120,6 +120,10 @@ async fn trace_context_passes_each_lane() {
 fn demo(variables: &[(String, String)]) -> Value {
     let output = Command::new(env!("CARGO_BIN_EXE_waypost"))
         .args(["demo", "--once", "--json"])
+        // Tests run side by side on the default ports' machine; and a busy one may keep a healthy broker waiting.
+        .env("WAYPOST_INGEST__LISTEN", "127.0.0.1:0")
+        .env("WAYPOST_ADMIN__LISTEN", "127.0.0.1:0")
+        .env("WAYPOST_ROUTER__PUBLISH_TIMEOUT", "20s")
         .envs(variables.iter().map(|(key, value)| (key, value)))
         .output()
         .expect("the program runs");

@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 use crate::{
     end_to_end::traffic,
     support::{
-        api::Api,
+        api::{Api, Conduct},
         eventually,
         lanes::{Lane, Nats, Pubsub, Rabbitmq, grpc_variables},
         node::{Node, PATIENCE},
@@ -169,7 +169,8 @@ async fn the_pubsub_emulator_is_killed_under_load() {
 async fn nats_falls_silent_under_load() {
     let Some(mut nats) = Nats::start().await else { return };
     let api = Api::start();
-    let node = Node::start(&api.url(), &[grpc_variables(), nats.variables()].concat()).await;
+    let soon = [("ROUTER__PUBLISH_TIMEOUT".to_owned(), "2s".to_owned())];
+    let node = Node::start(&api.url(), &[&grpc_variables()[..], &nats.variables(), &soon].concat()).await;
     node.lane_is("nats", "up", PATIENCE).await;
     node.lane_is("grpc", "up", PATIENCE).await;
     let mut load = Load::start(&node);
@@ -263,6 +264,29 @@ async fn a_node_on_pubsub_is_terminated_under_load() {
     is_terminated_under_load(&pubsub.variables(), "pubsub").await;
 }
 
+/// The API takes the POSTs and answers none of them.
+#[actix_rt::test]
+async fn a_node_whose_api_hangs_is_terminated_in_time() {
+    let Some(mut nats) = Nats::start().await else { return };
+    let api = Api::start();
+    api.behave(|_, _| Conduct::Hang);
+    let variables = [nats.variables(), vec![("API__TIMEOUT".into(), "60s".into())]].concat();
+    let mut node = Node::start(&api.url(), &variables).await;
+    node.lane_is("nats", "up", PATIENCE).await;
+    let mut load = Load::start(&node);
+    load.take(200).await;
+    api.wait_for(1, PATIENCE).await;
+    node.signal("TERM");
+    assert_eq!(node.ended(Duration::from_secs(10)).await.code(), Some(0));
+    load.end().await;
+    assert_eq!(load.refused.get(), 0, "a request was refused");
+
+    api.behave(|_, _| Conduct::Answer(200));
+    node.start_again().await;
+    load.is_met(&api, PATIENCE).await;
+    node.at_rest(PATIENCE).await;
+}
+
 /// A panic planted in an actor's handler: that actor alone restarts, and what had a receipt arrives.
 async fn an_actor_panics_under_load(point: &str) {
     let Some(mut nats) = Nats::start().await else { return };
@@ -285,7 +309,7 @@ async fn an_actor_panics_under_load(point: &str) {
     load.is_met(&api, PATIENCE).await;
     node.at_rest(PATIENCE).await;
     assert_eq!(restarts().await, expected, "no other actor was restarted");
-    assert_eq!(load.unanswered.borrow().len(), 0, "requests without an answer");
+    assert_eq!(load.refused.get() + load.unanswered.borrow().len(), 0, "requests that were not taken");
 }
 
 #[actix_rt::test]

@@ -367,7 +367,7 @@ async fn without_a_peer_that_can_be_reached_a_publish_fails_at_once_and_the_node
     let node = connect(&lonely).await;
     let began = Instant::now();
     assert!(matches!(node.publish(&record("k")).await, Err(TransportError::Publish(_))));
-    assert!(began.elapsed() < A_WHILE);
+    assert!(began.elapsed() < Duration::from_secs(2), "before any time-out");
     let (mut client, message) = (client(&node).await, message("k", "{}"));
     let (receipt, ()) = tokio::join!(client.send(message), async { next(&node).await.ack() });
     assert_eq!(receipt.unwrap().into_inner().outcome(), Outcome::Safe);
@@ -439,7 +439,7 @@ async fn the_port_is_free_for_the_next_life_right_after_close_and_right_after_dr
         } else {
             let began = Instant::now();
             node.close().await;
-            assert!(began.elapsed() <= Duration::from_millis(2500), "closing took {:?}", began.elapsed());
+            assert!(began.elapsed() <= Duration::from_secs(6), "closing took {:?}", began.elapsed());
             assert_eq!(tokio::net::TcpListener::bind(settings.config.listen).await.err().map(|e| e.kind()), None);
         }
         let node = connect(&settings).await;

@@ -16,7 +16,7 @@ use waypost::{
         ingest::Ingest,
         lane::{Lane, Wiring},
         router::Router,
-        supervisor::{ChildId, DrainAll, Place, Snapshot, State, Supervisor, View, factory},
+        supervisor::{Action, ChildId, DrainAll, Order, Place, Snapshot, State, Supervisor, View, factory},
         transport::memory::{Broker, Faults, Memory},
     },
     config::{self, Policy},
@@ -72,7 +72,7 @@ impl House {
             (ChildId::Forwarder(LaneId::Memory), Place::Here, start_forwarder),
             (LANE, Place::Here, start_lane),
         ];
-        let ingest = Ingest::new(router.clone(), PUBLISH_TIMEOUT);
+        let ingest = Ingest::new(router.clone(), PUBLISH_TIMEOUT, Arc::clone(&ledger));
         Self { broker, ledger, ingest, supervisor: Supervisor::new(router, children).start() }
     }
 
@@ -208,10 +208,40 @@ async fn a_record_that_the_api_refuses_is_not_acked_and_holds_up_no_other() {
     assert_eq!(house.ledger.totals().in_flight(), 1);
 }
 
+/// The API takes POSTs and answers none, so nothing more is pulled.
+#[actix_rt::test]
+async fn a_connection_that_is_lost_while_no_post_may_begin_is_noticed() {
+    let api = Api::start();
+    api.behave(|_, _| Conduct::Hang);
+    let house = House::new(&api.url(), 2);
+    house.up().await;
+    house.submit(3).await;
+    api.wait_for(2, PATIENCE).await;
+    house.broker.drop_connection();
+    eventually("the lane is restarted", PATIENCE, async || (house.view().await.restarts == 1).then_some(())).await;
+}
+
+#[actix_rt::test]
+async fn an_order_to_a_node_that_ends_starts_no_lane() {
+    let api = Api::start();
+    api.delay(Duration::from_millis(500));
+    let house = House::new(&api.url(), 4);
+    house.up().await;
+    house.submit(4).await;
+    api.wait_for(4, PATIENCE).await;
+    let drain = house.supervisor.send(DrainAll);
+    for action in [Action::Resume, Action::Restart] {
+        assert!(house.supervisor.send(Order { lane: LaneId::Memory, action }).await.unwrap());
+    }
+    drain.await.unwrap();
+    assert_eq!((house.view().await.state, house.broker.connects()), (State::Paused, 1));
+    assert_eq!(house.ledger.totals().delivered, 4);
+}
+
 #[actix_rt::test]
 async fn a_record_that_comes_again_after_its_2xx_is_not_posted_again() {
     let api = Api::start();
-    api.delay(Duration::from_millis(200));
+    api.delay(Duration::from_secs(1));
     let house = House::new(&api.url(), 4);
     house.up().await;
     house.submit(1).await;

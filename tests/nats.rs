@@ -12,7 +12,7 @@ use bytes::Bytes;
 use tempfile::TempDir;
 use tokio::time::{sleep, timeout};
 use waypost::{
-    actors::transport::{Transport, TransportError, nats::Nats},
+    actors::transport::{CLOSE_TIMEOUT, Transport, TransportError, nats::Nats},
     config,
     delivery::Delivery,
     record::Record,
@@ -283,24 +283,21 @@ async fn one_of_several_servers_is_enough() {
 }
 
 #[actix_rt::test]
-async fn a_killed_server_fails_whoever_waits_within_a_second() {
+async fn a_killed_server_fails_whoever_waits() {
     let Some(mut server) = Server::start().await else { return };
     let nats = connect(&server.settings()).await;
     server.signal("STOP");
     let unanswered = record("a");
-    let (next, confirm, ()) = tokio::join!(
-        timeout(Duration::from_secs(2), nats.next()),
-        timeout(Duration::from_secs(2), nats.publish(&unanswered)),
-        async {
+    let (next, confirm, ()) =
+        tokio::join!(timeout(AT_ONCE, nats.next()), timeout(AT_ONCE, nats.publish(&unanswered)), async {
             sleep(Duration::from_secs(1)).await;
             server.kill().await;
-        }
-    );
+        });
     assert!(matches!(next, Ok(Err(TransportError::Lost(_)))), "{next:?}");
     assert!(matches!(confirm, Ok(Err(TransportError::Lost(_)))), "{confirm:?}");
     let began = Instant::now();
     nats.close().await;
-    assert!(began.elapsed() < Duration::from_secs(1), "there is nobody to wait for: {:?}", began.elapsed());
+    assert!(began.elapsed() < CLOSE_TIMEOUT, "there is nobody to wait for: {:?}", began.elapsed());
 }
 
 #[actix_rt::test]

@@ -19,6 +19,7 @@ use waypost::{
     },
     config::Policy,
     delivery::{LaneId, Receipt},
+    ledger::Ledger,
     record::Record,
 };
 
@@ -83,7 +84,8 @@ impl House {
         let router = Slot::new();
         let start = factory(router.clone(), |life| Router::new(Policy::RoundRobin, &LANES, life));
         Supervisor::new(router.clone(), vec![(ChildId::Router, Place::Here, start)]).start();
-        let house = Self { ingest: Ingest::new(router.clone(), PUBLISH_TIMEOUT), router, seen: Arc::default() };
+        let ledger = Arc::new(Ledger::new(Arc::from("run")));
+        let house = Self { ingest: Ingest::new(router.clone(), PUBLISH_TIMEOUT, ledger), router, seen: Arc::default() };
         house.router.wait(Duration::from_secs(1)).await.unwrap();
         for (lane, conduct) in LANES.into_iter().zip(conduct) {
             house.lane(lane, conduct).await;

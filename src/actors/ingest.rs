@@ -40,6 +40,7 @@ pub struct Ingest {
     router: Slot<Router>,
     records: Arc<Semaphore>,
     bytes: Arc<Semaphore>,
+    ledger: Arc<Ledger>,
     /// How long the router, the lanes and the spool may take together.
     patience: Duration,
     /// What comes in here lies in the spool already.
@@ -71,11 +72,17 @@ impl Disk {
 impl Ingest {
     /// The door of clients.
     #[must_use]
-    pub fn new(router: Slot<Router>, publish_timeout: Duration, disk_first: Option<Disk>) -> Self {
+    pub fn new(
+        router: Slot<Router>,
+        publish_timeout: Duration,
+        ledger: Arc<Ledger>,
+        disk_first: Option<Disk>,
+    ) -> Self {
         Self {
             router,
             records: Arc::new(Semaphore::new(RECORDS_MAX)),
             bytes: Arc::new(Semaphore::new(BYTES_MAX)),
+            ledger,
             patience: publish_timeout + SPOOL_PATIENCE,
             on_disk: false,
             disk_first,
@@ -99,9 +106,17 @@ impl Ingest {
     /// # Errors
     /// When nobody has confirmed the record.
     pub async fn submit(&self, record: Record, pinned: Option<LaneId>) -> Result<Receipt, Refused> {
+        let answer = self.confirm(&record, pinned).await;
+        if answer.is_err() && !self.on_disk {
+            self.ledger.refused(&record);
+        }
+        answer
+    }
+
+    async fn confirm(&self, record: &Record, pinned: Option<LaneId>) -> Result<Receipt, Refused> {
         let permit = Arc::new(self.admit(record.body.len())?);
         if let Some(disk) = &self.disk_first {
-            return timeout(SPOOL_PATIENCE, disk.keep(&record, pinned)).await.map_err(|_| Refused::NoLane)?;
+            return timeout(SPOOL_PATIENCE, disk.keep(record, pinned)).await.map_err(|_| Refused::NoLane)?;
         }
         for _ in 0..ATTEMPTS {
             let router = self.router.wait(ROUTER_PATIENCE).await.ok_or(Refused::NoLane)?;

@@ -103,7 +103,13 @@ impl<T: Transport> Lane<T> {
 /// Hands what comes out of the transport to the forwarder, no faster than it POSTs. Returns when the connection is lost.
 async fn pull<T: Transport>(transport: &T, wiring: &Wiring) -> TransportError {
     loop {
-        let Ok(permit) = Arc::clone(&wiring.posts).acquire_owned().await else {
+        // An API that is away must not hide a connection that is lost.
+        let permit = tokio::select! {
+            biased;
+            permit = Arc::clone(&wiring.posts).acquire_owned() => permit,
+            lost = transport.lost() => return lost,
+        };
+        let Ok(permit) = permit else {
             return TransportError::Lost("the node is stopping".into());
         };
         let delivery = match transport.next().await {

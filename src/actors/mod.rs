@@ -12,6 +12,7 @@
 //! | [`Publish`] | router | lane | confirm this record |
 //! | [`Returned`] | lane | router | not confirmed here: try another |
 //! | [`LaneUp`], [`LaneDown`] | supervisor | router | a lane takes records, or no longer does |
+//! | [`Introduced`] | supervisor | router | these were all that are up |
 //! | [`Forward`] | lane | forwarder | POST this delivery and settle it |
 //! | [`Drain`] | supervisor, lane | lane, forwarder | finish what is in flight |
 //! | [`Ping`] | supervisor | all | are you alive, and getting on? |
@@ -136,6 +137,11 @@ pub struct LaneUp {
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct LaneDown(pub LaneId);
+
+/// The router has been told of each lane that is up.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Introduced;
 
 /// The permit is one of the POSTs that the lane may have in flight.
 #[derive(Message)]

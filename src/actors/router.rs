@@ -1,5 +1,5 @@
 //! The router: chooses a lane for each record among those that are up, and tries the next one when a lane gives the
-//! record back. What no lane has confirmed in time goes to the spool. It never waits for anything.
+//! record back. What no lane has confirmed in time goes to the spool. It never waits for the network.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use actix::{Actor, Context, Handler, Recipient, dev::SendError};
 use tracing::debug;
 
 use super::{
-    Drain, Job, LaneDown, LaneUp, Member, Ping, Publish, RECORDS_MAX, Refused, Returned, Route, ingest::Disk,
+    Drain, Introduced, Job, LaneDown, LaneUp, Member, Ping, Publish, RECORDS_MAX, Refused, Returned, Route, ingest::Disk,
     supervisor::Life,
 };
 use crate::{
@@ -31,6 +31,8 @@ pub struct Router {
     lanes: Vec<Way>,
     /// Where the next turn of round-robin begins.
     turn: usize,
+    /// What has come before the supervisor has told of the lanes; no more than was admitted.
+    early: Option<Vec<Job>>,
     life: Life,
 }
 
@@ -44,13 +46,16 @@ impl Router {
     #[must_use]
     pub fn new(policy: Policy, lanes: &[LaneId], wiring: Wiring, life: Life) -> Self {
         let lanes = lanes.iter().map(|&lane| Way { lane, publisher: None }).collect();
-        Self { wiring, policy, lanes, turn: 0, life }
+        Self { wiring, policy, lanes, turn: 0, early: Some(Vec::new()), life }
     }
 
     /// Hands `job` to a lane, or to the spool.
     fn place(&mut self, mut job: Job) {
         if job.is_abandoned() {
             return;
+        }
+        if let Some(early) = &mut self.early {
+            return early.push(job);
         }
         let is_late = job.began.elapsed() >= self.wiring.publish_timeout;
         let may_take = |way: &Way, job: &Job| {
@@ -148,6 +153,16 @@ impl Handler<LaneDown> for Router {
     fn handle(&mut self, LaneDown(lane): LaneDown, _: &mut Self::Context) {
         if let Some(way) = self.way(lane) {
             way.publisher = None;
+        }
+    }
+}
+
+impl Handler<Introduced> for Router {
+    type Result = ();
+
+    fn handle(&mut self, _: Introduced, _: &mut Self::Context) {
+        for job in self.early.take().into_iter().flatten() {
+            self.place(job);
         }
     }
 }

@@ -30,7 +30,7 @@ use tracing::{error, info, warn};
 
 use self::life::Live;
 pub use self::life::{Exit, Exited, Life, Risen, Start, Started, factory};
-use super::{Drain, LaneDown, LaneUp, Ping, Publish, Slot, router::Router, transport::Broker};
+use super::{Drain, Introduced, LaneDown, LaneUp, Ping, Publish, Slot, router::Router, transport::Broker};
 use crate::{backoff::Backoff, delivery::LaneId};
 
 /// The first back-off is at most this.
@@ -132,7 +132,7 @@ pub enum Action {
     Restart,
 }
 
-/// An operator's word. The answer is whether there is such a lane.
+/// An operator's word, which comes too late once all lanes are being ended. The answer is whether there is such a lane.
 #[derive(Clone, Copy, Debug, Message)]
 #[rtype(result = "bool")]
 pub struct Order {
@@ -201,6 +201,8 @@ struct Child {
 pub struct Supervisor {
     children: Vec<Child>,
     router: Slot<Router>,
+    /// All lanes are being ended for good.
+    draining: bool,
     /// How many lanes still run, for whoever waits for their end.
     running: watch::Sender<usize>,
 }
@@ -226,7 +228,7 @@ impl Supervisor {
             crashes: VecDeque::new(),
             timer: None,
         });
-        Self { children: children.collect(), router, running: watch::Sender::new(0) }
+        Self { children: children.collect(), router, draining: false, running: watch::Sender::new(0) }
     }
 
     fn at(&self, id: ChildId) -> Option<usize> {
@@ -317,6 +319,7 @@ impl Supervisor {
                 router.do_send(LaneUp { lane, publisher: publisher.clone() });
             }
         }
+        router.do_send(Introduced);
     }
 
     fn ended(&mut self, at: usize, exit: Exit, ctx: &mut Context<Self>) {
@@ -328,15 +331,17 @@ impl Supervisor {
         if child.state == State::Up && now - child.since >= HEALTHY {
             child.backoff.reset();
         }
-        if let Exit::Panicked(_) | Exit::Stalled(_) = exit {
+        // What was asked to end and took too long has not crashed.
+        if child.wish == Wish::Run
+            && let Exit::Panicked(_) | Exit::Stalled(_) = exit
+        {
             child.crashes.push_back(now);
             child.crashes.retain(|&at| now - at < HEALTHY);
         }
-        if let Exit::Stalled(_) = exit {
-            child.place = match child.place {
-                Place::Here => Place::Here,
-                Place::Thread(_) => Place::new_thread(),
-            };
+        if child.wish == Wish::Run
+            && let (Exit::Stalled(_), Place::Thread(_)) = (&exit, &child.place)
+        {
+            child.place = Place::new_thread();
         }
         let next = Next::after(&exit, child.wish, child.crashes.len());
         if let Exit::Failed(why) | Exit::Panicked(why) | Exit::Stalled(why) = exit {
@@ -481,6 +486,9 @@ impl Handler<Order> for Supervisor {
 
     fn handle(&mut self, Order { lane, action }: Order, ctx: &mut Self::Context) -> bool {
         let Some(at) = self.at(ChildId::Lane(lane)) else { return false };
+        if self.draining {
+            return true;
+        }
         let child = &mut self.children[at];
         match (action, child.state) {
             (Action::Pause, State::Paused) | (Action::Resume, State::Connecting | State::Up) => {}
@@ -522,6 +530,7 @@ impl Handler<DrainAll> for Supervisor {
 
     fn handle(&mut self, _: DrainAll, ctx: &mut Self::Context) -> Self::Result {
         let lanes = self.children.iter().enumerate().filter(|(_, child)| matches!(child.id, ChildId::Lane(_)));
+        self.draining = true;
         for at in lanes.map(|(at, _)| at).collect::<Vec<_>>() {
             self.finish(at, Wish::Rest, ctx);
         }

@@ -24,6 +24,7 @@ use crate::{
     config::Config,
     delivery::LaneId,
     node::Node,
+    record::Record,
     sink::Sink,
 };
 
@@ -127,7 +128,7 @@ async fn play(mut config: Config, records: Vec<Bytes>, args: &Args) -> Result<bo
         );
     }
     if !args.once {
-        println!(
+        eprintln!(
             "The node stays up: post to http://{}/, status at http://{}/api/status, Ctrl-C ends it.",
             node.ingest, node.admin
         );
@@ -169,7 +170,7 @@ async fn replay(node: SocketAddr, records: Vec<Bytes>, progress: &Progress) -> u
         let mut refused = 0;
         loop {
             let Some(record) = left.borrow_mut().next() else { return refused };
-            if !taken(&client, &url, record).await {
+            if !taken(&client, &url, &Record::new_id(), record).await {
                 refused += 1;
             }
             progress.one_more();
@@ -178,10 +179,11 @@ async fn replay(node: SocketAddr, records: Vec<Bytes>, progress: &Progress) -> u
     join_all(users).await.into_iter().sum()
 }
 
-async fn taken(client: &awc::Client, url: &str, record: Bytes) -> bool {
+/// Tries under one id, so that the API keeps a record once however often it goes.
+async fn taken(client: &awc::Client, url: &str, id: &str, record: Bytes) -> bool {
     let deadline = Instant::now() + BALANCE_PATIENCE;
     loop {
-        match client.post(url).content_type("application/json").send_body(record.clone()).await {
+        match client.post(url).insert_header(("Idempotency-Key", id)).send_body(record.clone()).await {
             Ok(mut answer) => {
                 // Read to its end, so that the connection serves the next record.
                 let read = answer.body().await;
@@ -204,7 +206,7 @@ async fn settled(node: &Node, sink: &Sink, total: u64, progress: &Progress) -> b
     loop {
         let counts = node.ledger.totals();
         progress.delivered(counts.delivered);
-        if counts.accepted == total && counts.in_flight() == 0 && sink.stats().records == total {
+        if counts.accepted >= total && counts.in_flight() == 0 && sink.stats().records == total {
             return true;
         }
         if Instant::now() > deadline {

@@ -39,6 +39,8 @@ impl Node {
             ("WAYPOST_API__URL".into(), api.into()),
             ("WAYPOST_SPOOL__DIR".into(), data.path().display().to_string()),
             ("FAILPOINTS".into(), fault.into()),
+            // A busy machine may keep a healthy broker waiting for longer than the default allows.
+            ("WAYPOST_ROUTER__PUBLISH_TIMEOUT".into(), "10s".into()),
         ];
         environment.extend(variables.iter().map(|(key, value)| (format!("WAYPOST_{key}"), value.clone())));
         let http = awc::Client::builder().timeout(Duration::from_secs(20)).finish();

@@ -16,7 +16,7 @@ use tokio::{
 };
 use waypost::{actors::transport::rabbitmq, config, record::Record};
 
-use super::{eventually, process, rig::Rig};
+use super::{eventually, process, rig::Rig, tls::certificate};
 
 /// The server itself: the script of that name in `sbin` drops to another user.
 const SERVER: &str = "/usr/lib/rabbitmq/bin/rabbitmq-server";
@@ -38,8 +38,7 @@ impl Rig for Rabbit {
     /// Waits for its turn and for the server to answer.
     async fn start() -> Option<Self> {
         if !Path::new(SERVER).exists() {
-            assert!(std::env::var_os("CI").is_none(), "{SERVER} is missing");
-            eprintln!("SKIPPED: {SERVER} is missing, so nothing is proved for RabbitMQ");
+            super::missing(SERVER);
             return None;
         }
         let mut server = Arc::clone(&SHARED).lock_owned().await;
@@ -86,6 +85,11 @@ impl Rabbit {
         place.set_environment(&mut command);
         let output = command.args(["--node", &place.node()]).args(args).output().expect("rabbitmqctl runs");
         assert!(output.status.success(), "rabbitmqctl {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// The port where it speaks TLS, and the certificate that it shows.
+    pub fn tls(&mut self) -> Option<(u16, PathBuf)> {
+        self.server().place.tls.clone()
     }
 
     /// The connection of another client.
@@ -152,6 +156,8 @@ impl Server {
 struct Place {
     dir: PathBuf,
     port: u16,
+    /// Where it speaks TLS, and the certificate that it shows; `None` where none can be made.
+    tls: Option<(u16, PathBuf)>,
     dist_port: u16,
     epmd_port: u16,
 }
@@ -163,7 +169,16 @@ impl Place {
             std::fs::create_dir(dir.join(folder)).expect("the folder is ours");
         }
         std::fs::write(dir.join("plugins"), "[].").expect("the folder is ours");
-        Self { dir, port: process::free_port(), dist_port: process::free_port(), epmd_port: process::free_port() }
+        let tls = certificate(&dir, "IP:127.0.0.1").map(|(cert, key)| {
+            let port = process::free_port();
+            let (cert_file, key_file) = (cert.display(), key.display());
+            let settings = format!(
+                "listeners.ssl.1 = 127.0.0.1:{port}\nssl_options.certfile = {cert_file}\nssl_options.keyfile = {key_file}\n"
+            );
+            std::fs::write(dir.join("rabbitmq.conf"), settings).expect("the folder is ours");
+            (port, cert)
+        });
+        Self { dir, port: process::free_port(), tls, dist_port: process::free_port(), epmd_port: process::free_port() }
     }
 
     fn url(&self) -> String {
@@ -184,7 +199,7 @@ impl Place {
             .env("RABBITMQ_MNESIA_BASE", self.dir.join("data"))
             .env("RABBITMQ_LOG_BASE", self.dir.join("log"))
             .env("RABBITMQ_ENABLED_PLUGINS_FILE", self.dir.join("plugins"))
-            .env("RABBITMQ_CONFIG_FILE", self.dir.join("none"))
+            .env("RABBITMQ_CONFIG_FILE", self.dir.join("rabbitmq"))
             .env("RABBITMQ_CONF_ENV_FILE", "/dev/null")
             .env("RABBITMQ_PID_FILE", self.dir.join("pid"))
             .env("ERL_EPMD_PORT", self.epmd_port.to_string())

@@ -50,7 +50,10 @@ where
                     Ok(()) => life.reason(),
                     Err(panic) => Exit::Panicked(text_of(&*panic)),
                 };
-                slot.set(None);
+                // A successor may have its place by now, if this one was ended by force.
+                if slot.get().is_none() {
+                    slot.set(None);
+                }
                 life.exited(exit);
             }
         };

@@ -150,13 +150,17 @@ impl Transport for Grpc {
     async fn next(&self) -> Result<Delivery, TransportError> {
         let delivery = tokio::select! {
             biased;
-            () = self.server.closed() => None,
-            delivery = self.hold.next() => Some(delivery),
+            lost = self.lost() => return Err(lost),
+            delivery = self.hold.next() => delivery,
         };
         // Once the node is closing, the senders have their records back.
-        delivery
-            .filter(|_| *self.phase.borrow() == Phase::Serving)
-            .ok_or_else(|| TransportError::Lost("the server has ended".into()))
+        let serving = *self.phase.borrow() == Phase::Serving;
+        if serving { Ok(delivery) } else { Err(TransportError::Lost("closed".into())) }
+    }
+
+    async fn lost(&self) -> TransportError {
+        self.server.closed().await;
+        TransportError::Lost("the server has ended".into())
     }
 
     async fn close(&self) {

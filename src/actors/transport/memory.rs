@@ -94,7 +94,7 @@ pub struct Memory {
 }
 
 impl Memory {
-    fn lost(&self) -> Result<(), TransportError> {
+    fn check(&self) -> Result<(), TransportError> {
         if self.broker.state().generation == self.generation {
             Ok(())
         } else {
@@ -118,7 +118,7 @@ impl Transport for Memory {
     }
 
     async fn publish(&self, record: &Record) -> Result<(), TransportError> {
-        self.lost()?;
+        self.check()?;
         let faults = self.broker.state().faults;
         if faults.fail_publishes {
             return Err(TransportError::Publish("refused".into()));
@@ -127,11 +127,7 @@ impl Transport for Memory {
         self.broker.0.changed.notify_waiters();
         if faults.swallow_confirms {
             // No confirm comes before the connection breaks.
-            loop {
-                let changed = self.broker.0.changed.notified();
-                self.lost()?;
-                changed.await;
-            }
+            return Err(self.lost().await);
         }
         Ok(())
     }
@@ -139,7 +135,7 @@ impl Transport for Memory {
     async fn next(&self) -> Result<Delivery, TransportError> {
         loop {
             let changed = self.broker.0.changed.notified();
-            self.lost()?;
+            self.check()?;
             let earliest = {
                 let mut state = self.broker.state();
                 let now = Instant::now();
@@ -162,8 +158,18 @@ impl Transport for Memory {
         }
     }
 
+    async fn lost(&self) -> TransportError {
+        loop {
+            let changed = self.broker.0.changed.notified();
+            if let Err(lost) = self.check() {
+                return lost;
+            }
+            changed.await;
+        }
+    }
+
     async fn close(&self) {
-        if self.lost().is_ok() {
+        if self.check().is_ok() {
             self.broker.drop_connection();
         }
     }

@@ -68,6 +68,9 @@ pub trait Transport: Sized + 'static {
     /// When the connection is lost, however quiet the lane is.
     fn next(&self) -> impl Future<Output = Result<Delivery, TransportError>>;
 
+    /// Resolves once the connection is lost, however quiet the lane is and whether or not anyone waits in `next`.
+    fn lost(&self) -> impl Future<Output = TransportError>;
+
     /// Flushes, gives back, disconnects, within [`CLOSE_TIMEOUT`].
     fn close(&self) -> impl Future<Output = ()>;
 

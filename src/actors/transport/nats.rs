@@ -105,6 +105,13 @@ impl Transport for Nats {
         delivery.ok_or_else(|| TransportError::Lost("the pulling task has ended".into()))
     }
 
+    async fn lost(&self) -> TransportError {
+        let mut lost = self.lost.subscribe();
+        // The wait cannot fail: `self` keeps the sender.
+        let why = lost.wait_for(Option::is_some).await.ok().and_then(|why| why.clone());
+        TransportError::Lost(why.unwrap_or_default())
+    }
+
     async fn close(&self) {
         // Ends a `next` that waits, which holds the lock, and the pulling with the pull that is under way.
         lose(&self.lost, "closed".into());
@@ -185,13 +192,9 @@ impl Nats {
     }
 
     async fn unless_lost<F: Future>(&self, work: F) -> Result<F::Output, TransportError> {
-        let mut lost = self.lost.subscribe();
         tokio::select! {
             biased;
-            why = lost.wait_for(Option::is_some) => {
-                let why = why.ok().and_then(|why| why.clone());
-                Err(TransportError::Lost(why.unwrap_or_default()))
-            }
+            lost = self.lost() => Err(lost),
             output = work => Ok(output),
         }
     }

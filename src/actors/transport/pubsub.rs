@@ -127,11 +127,15 @@ impl Transport for Pubsub {
         let mut ready = self.ready.lock().await;
         let held = tokio::select! {
             biased;
-            why = self.state.lost() => return Err(TransportError::Lost(why)),
+            lost = self.lost() => return Err(lost),
             held = ready.recv() => held.ok_or_else(|| TransportError::Lost("the stream has ended".into()))?,
         };
         self.state.heard.store(true, Ordering::Relaxed);
         self.outstanding.deliver(held, &self.timers)
+    }
+
+    async fn lost(&self) -> TransportError {
+        TransportError::Lost(self.state.lost().await)
     }
 
     async fn close(&self) {
@@ -332,7 +336,9 @@ fn message(record: &Record) -> Message {
 
 /// A message that no Waypost node published takes the service's id, which stays the same when it comes again.
 fn record(message: Message) -> Record {
-    let attribute = |name| message.attributes.get(name).map(String::as_str);
+    // What becomes a header of the POST must be fit to be one.
+    let fits = |text: &&str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic());
+    let attribute = |name| message.attributes.get(name).map(String::as_str).filter(fits);
     Record {
         id: Arc::from(attribute(header::ID).unwrap_or(&message.message_id)),
         traceparent: attribute(header::TRACEPARENT).map(Arc::from),

@@ -18,7 +18,7 @@ use std::{
 use bytes::Bytes;
 use futures_util::{StreamExt as _, future::join};
 use lapin::{
-    BasicProperties, Channel, Consumer,
+    BasicProperties, Consumer,
     options::{BasicConsumeOptions, BasicQosOptions, ConfirmSelectOptions, QueueDeclareOptions},
     types::{AMQPValue, FieldTable, ShortString},
 };
@@ -106,6 +106,10 @@ impl Transport for RabbitMq {
         Err(self.life.ended().await)
     }
 
+    async fn lost(&self) -> TransportError {
+        self.life.ended().await
+    }
+
     async fn close(&self) {
         let flushed_and_closed = timeout(CLOSE_TIMEOUT, async {
             let (done, flushed) = oneshot::channel();
@@ -144,7 +148,7 @@ impl RabbitMq {
         let publish = in_time.step("connect to publish", Link::open(target, "waypost publisher")).await?;
         let confirms = publish.channel.confirm_select(ConfirmSelectOptions::default());
         in_time.step("ask for confirms", confirms).await?;
-        in_time.step("declare the queue", declare(&publish.channel, &name)).await.map_err(|why| {
+        in_time.step("declare the queue", declare(&publish, &name)).await.map_err(|why| {
             let exists = why.contains("PRECONDITION_FAILED");
             if exists { format!("queue `{name}` exists with other settings: {why}") } else { why }
         })?;
@@ -242,14 +246,15 @@ impl Deadline {
 }
 
 /// Declares the queue: durable, replicated, and never dropping a message because it was given back often.
-async fn declare(channel: &Channel, queue: &ShortString) -> lapin::Result<()> {
+async fn declare(link: &Link, queue: &ShortString) -> lapin::Result<()> {
+    let existed = link.has_queue(queue).await;
     let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
     let mut arguments = FieldTable::default();
     arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
     arguments.insert("x-delivery-limit".into(), AMQPValue::LongLongInt(DELIVERY_LIMIT));
-    let queue = channel.queue_declare(queue.clone(), options, arguments).await?;
+    let queue = link.channel.queue_declare(queue.clone(), options, arguments).await?;
     let may_be_new = queue.message_count() == 0 && queue.consumer_count() == 0;
-    if may_be_new {
+    if may_be_new && !existed {
         sleep(NAME_ON_DISK).await;
     }
     Ok(())

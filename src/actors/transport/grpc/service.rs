@@ -306,7 +306,11 @@ fn receipt(id: &str, failure: Option<&str>) -> Receipt {
 
 /// The record, or the receipt that refuses it. What becomes a header of the POST must be fit to be one.
 fn accept(sent: proto::Record, sender: Sender, schema: Schema) -> Result<Record, Receipt> {
-    let proto::Record { mut id, body, traceparent, origin } = sent;
+    let proto::Record { mut id, body, traceparent, mut origin } = sent;
+    if sender == Sender::Client {
+        // Only a node says where a record comes from: by it, what was delivered is known again.
+        origin.clear();
+    }
     let refuse = |id: String, detail: String| Receipt { id, outcome: Outcome::Refused.into(), detail };
     if id.is_empty() && sender == Sender::Client {
         id = Record::new_id().to_string();

@@ -12,7 +12,9 @@ use std::{
 use futures_util::Stream;
 use lapin::{
     AsyncTcpStream, Channel, ChannelStatus, Connection, ConnectionProperties, ConnectionStatus, Event,
+    options::QueueDeclareOptions,
     tcp::OwnedTLSConfig,
+    types::{FieldTable, ShortString},
     uri::{AMQPScheme, AMQPUri},
 };
 use tokio::{net, time::timeout};
@@ -155,6 +157,18 @@ impl Link {
         .await?;
         let channel = connection.create_channel().await?;
         Ok(Self { name, connection, channel, socket })
+    }
+
+    /// Whether the queue is there. It is asked on a channel of its own, which the broker closes if it is not.
+    pub(super) async fn has_queue(&self, queue: &ShortString) -> bool {
+        let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+        let Ok(channel) = self.connection.create_channel().await else { return false };
+        let found = channel.queue_declare(queue.clone(), options, FieldTable::default()).await.is_ok();
+        if found {
+            // An error means that it is closed already.
+            channel.close(OK, "asked".into()).await.ok();
+        }
+        found
     }
 
     pub(super) fn events(&self) -> Pin<Box<dyn Stream<Item = Event> + Send>> {
