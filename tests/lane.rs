@@ -118,6 +118,27 @@ async fn a_lane_that_is_lost_in_the_middle_of_a_publish_gives_the_record_back_an
     assert_eq!((view.restarts, view.last_error.as_deref()), (1, Some("connection lost: dropped")));
 }
 
+/// What is unknown may be delivered all the same; the ledger then says where it came from.
+#[actix_rt::test]
+async fn a_record_that_is_delivered_though_its_client_was_refused_balances() {
+    let api = Api::start();
+    let house = House::new(&api.url(), 4);
+    house.up().await;
+    house.broker.set_faults(Faults { swallow_confirms: true, ..Faults::default() });
+    let lose = async {
+        api.wait_for(1, PATIENCE).await;
+        house.broker.set_faults(Faults::default());
+        house.broker.drop_connection();
+    };
+    let (answer, ()) = tokio::join!(house.ingest.submit(record(), None), lose);
+    assert_eq!(answer, Err(Refused::NoLane));
+    house.up().await;
+    house.submit(1).await;
+    eventually("both are delivered", PATIENCE, async || (house.ledger.totals().delivered == 2).then_some(())).await;
+    let counts = house.ledger.totals();
+    assert_eq!((counts.accepted, counts.recovered, counts.in_flight()), (1, 1, 0));
+}
+
 #[actix_rt::test]
 async fn a_lane_whose_confirms_do_not_come_is_restarted_after_the_publish_timeout() {
     tokio::time::pause();
@@ -233,7 +254,7 @@ async fn an_order_to_a_node_that_ends_starts_no_lane() {
     for action in [Action::Resume, Action::Restart] {
         assert!(house.supervisor.send(Order { lane: LaneId::Memory, action }).await.unwrap());
     }
-    drain.await.unwrap();
+    tokio::time::timeout(PATIENCE, drain).await.expect("the drain ends").unwrap();
     assert_eq!((house.view().await.state, house.broker.connects()), (State::Paused, 1));
     assert_eq!(house.ledger.totals().delivered, 4);
 }

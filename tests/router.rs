@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    pin::pin,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -9,10 +10,10 @@ use std::{
 use actix::{Actor, Context, Handler};
 use bytes::Bytes;
 use futures_util::future::join_all;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use waypost::{
     actors::{
-        Job, LaneDown, LaneUp, Publish, RECORDS_MAX, Refused, Returned, Slot,
+        Introduced, Job, LaneDown, LaneUp, Publish, RECORDS_MAX, Refused, Returned, Slot,
         ingest::Ingest,
         router::Router,
         supervisor::{ChildId, Place, Supervisor, factory},
@@ -81,15 +82,21 @@ struct House {
 impl House {
     /// A router with the three lanes up.
     async fn new(conduct: [Conduct; 3]) -> Self {
-        let router = Slot::new();
-        let start = factory(router.clone(), |life| Router::new(Policy::RoundRobin, &LANES, life));
-        Supervisor::new(router.clone(), vec![(ChildId::Router, Place::Here, start)]).start();
-        let ledger = Arc::new(Ledger::new(Arc::from("run")));
-        let house = Self { ingest: Ingest::new(router.clone(), PUBLISH_TIMEOUT, ledger), router, seen: Arc::default() };
-        house.router.wait(Duration::from_secs(1)).await.unwrap();
+        let house = Self::without_lanes(ChildId::Router).await;
         for (lane, conduct) in LANES.into_iter().zip(conduct) {
             house.lane(lane, conduct).await;
         }
+        house
+    }
+
+    /// A router that its supervisor takes for `child`.
+    async fn without_lanes(child: ChildId) -> Self {
+        let router = Slot::new();
+        let start = factory(router.clone(), |life| Router::new(Policy::RoundRobin, &LANES, life));
+        Supervisor::new(router.clone(), vec![(child, Place::Here, start)]).start();
+        let ledger = Arc::new(Ledger::new(Arc::from("run")));
+        let house = Self { ingest: Ingest::new(router.clone(), PUBLISH_TIMEOUT, ledger), router, seen: Arc::default() };
+        house.router.wait(Duration::from_secs(1)).await.unwrap();
         house
     }
 
@@ -128,6 +135,17 @@ async fn round_robin_gives_each_lane_that_is_up_the_same_share() {
         *shares.entry(receipt.unwrap().lane).or_default() += 1;
     }
     assert_eq!(shares, [(LaneId::Grpc, 150), (LaneId::Rabbitmq, 150)].into());
+}
+
+#[actix_rt::test]
+async fn what_comes_before_the_router_knows_its_lanes_waits_for_them() {
+    // No supervisor tells another actor than the router of the lanes.
+    let house = House::without_lanes(ChildId::Forwarder(LaneId::Grpc)).await;
+    let mut receipt = pin!(house.submit(None));
+    assert!(timeout(Duration::from_millis(100), &mut receipt).await.is_err(), "answered with no lane known");
+    house.lane(LaneId::Nats, Conduct::Confirms).await;
+    house.router.get().unwrap().send(Introduced).await.unwrap();
+    assert_eq!(receipt.await, Ok(Receipt { lane: LaneId::Nats }));
 }
 
 #[actix_rt::test]

@@ -148,6 +148,16 @@ struct Waiter {
 }
 
 impl Link {
+    fn new(outbox: mpsc::Sender<proto::Record>) -> Self {
+        Self {
+            window: Arc::new(Semaphore::new(WINDOW)),
+            outbox: RefCell::new(Some(outbox)),
+            waiters: RefCell::default(),
+            next_number: Cell::default(),
+            broken: OnceCell::new(),
+        }
+    }
+
     async fn send(&self, id: Arc<str>, message: proto::Record) -> Result<(), TransportError> {
         // Records of abandoned waiters may still lie there: then the peer does not read, and waiting would not be seen.
         match self.outbox.borrow().as_ref().map(|outbox| outbox.try_send(message)) {
@@ -285,13 +295,7 @@ async fn open(endpoint: &Endpoint) -> Result<(Rc<Link>, Streaming<Receipt>), Str
     let (outbox, records) = mpsc::channel(WINDOW);
     let mut client = WaypostClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
     let receipts = client.carry(ReceiverStream::new(records)).await.map_err(|status| describe(&status))?.into_inner();
-    let link = Link {
-        window: Arc::new(Semaphore::new(WINDOW)),
-        outbox: RefCell::new(Some(outbox)),
-        waiters: RefCell::default(),
-        next_number: Cell::default(),
-        broken: OnceCell::new(),
-    };
+    let link = Link::new(outbox);
     Ok((Rc::new(link), receipts))
 }
 
@@ -333,13 +337,7 @@ mod tests {
 
     fn link() -> (Link, mpsc::Receiver<proto::Record>) {
         let (outbox, sent) = mpsc::channel(WINDOW);
-        let link = Link {
-            window: Arc::new(Semaphore::new(WINDOW)),
-            outbox: RefCell::new(Some(outbox)),
-            waiters: RefCell::default(),
-            next_number: Cell::default(),
-            broken: OnceCell::new(),
-        };
+        let link = Link::new(outbox);
         (link, sent)
     }
 
