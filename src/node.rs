@@ -41,6 +41,7 @@ use crate::{
 
 /// How long requests under way may take once the node drains.
 const INGEST_DRAIN: Duration = Duration::from_secs(4);
+const ADMIN_DRAIN: Duration = Duration::from_secs(1);
 /// Connections that wait to be accepted.
 const BACKLOG: u32 = 1024;
 /// How many passages a slow watcher may lag behind before it misses some.
@@ -91,8 +92,8 @@ impl Node {
 
         // HTTP → ingest → router → spool.
         let publish_timeout = config.router.publish_timeout;
-        let disk = Disk { spool: spool.clone(), ledger: Arc::clone(&ledger) };
-        let disk_first = (config.ingest.ack == Ack::Disk).then(|| disk.clone());
+        let on_disk = Disk { spool: spool.clone(), ledger: Arc::clone(&ledger) };
+        let disk_first = (config.ingest.ack == Ack::Disk).then(|| on_disk.clone());
         let ingest = Ingest::new(router.clone(), publish_timeout, Arc::clone(&ledger), disk_first);
         let door = ingest::Door {
             ingest: ingest.clone(),
@@ -103,17 +104,17 @@ impl Node {
             run: Arc::clone(&ledger.run),
         };
         let (policy, ids) = (config.router.policy, lanes.iter().map(|(lane, _)| *lane).collect::<Arc<[_]>>());
-        let wiring = router::Wiring { disk, publish_timeout };
+        let routing = router::Wiring { disk: on_disk, publish_timeout };
         let start_router = {
             let ids = Arc::clone(&ids);
-            factory(router.clone(), move |life| Router::new(policy, &ids, wiring.clone(), life))
+            factory(router.clone(), move |life| Router::new(policy, &ids, routing.clone(), life))
         };
         let mut graph = vec![(ChildId::Router, Place::Here, start_router)];
 
         // Spool → feeder → router.
-        let wiring = feeder::Wiring { spool: spool.clone(), door: ingest, ledger: Arc::clone(&ledger), lanes: ids };
+        let feeding = feeder::Wiring { spool: spool.clone(), door: ingest, ledger: Arc::clone(&ledger), lanes: ids };
         let feeder = Slot::new();
-        let start_feeder = factory(feeder.clone(), move |life| Feeder::new(wiring.clone(), life));
+        let start_feeder = factory(feeder.clone(), move |life| Feeder::new(feeding.clone(), life));
         graph.push((ChildId::Feeder, Place::Here, start_feeder));
 
         // Router → lane → transport ══▶ lane → forwarder → API, once per lane.
@@ -126,13 +127,8 @@ impl Node {
             give_up_after: config.api.give_up_after,
         };
         for (lane, tag) in &lanes {
-            let branch = Branch {
-                config,
-                tag,
-                router: &router,
-                wiring: &wiring,
-                api: api::Settings::read(&config.api)?,
-            };
+            let branch =
+                Branch { config, tag, router: &router, wiring: &wiring, api: api::Settings::read(&config.api)? };
             let on = &config.lanes;
             match lane {
                 LaneId::Grpc => {
@@ -168,40 +164,14 @@ impl Node {
         };
         let (ingest, admin) = (ingest_socket.local_addr()?, admin_socket.local_addr()?);
         let workers = available_parallelism().map_or(1, |cores| cores.get().div_ceil(2));
-        let ingest_server =
-            HttpServer::new(move || App::new().app_data(web::Data::new(door.clone())).configure(ingest::routes))
-                .workers(workers)
-                .shutdown_timeout(INGEST_DRAIN.as_secs())
-                .disable_signals()
-                .listen(ingest_socket)?
-                .run();
-        let admin_server =
-            HttpServer::new(move || App::new().app_data(web::Data::new(desk.clone())).configure(admin::routes))
-                .workers(1)
-                .shutdown_timeout(1)
-                .disable_signals()
-                .listen(admin_socket)?
-                .run();
-        let node = Self {
-            ingest,
-            admin,
-            ledger,
-            supervisor,
-            spool,
-            feeder,
-            draining,
-            ingest_server: ingest_server.handle(),
-            admin_server: admin_server.handle(),
-        };
-        for server in [ingest_server, admin_server] {
-            actix_rt::spawn(async move {
-                if let Err(failure) = server.await {
-                    error!(%failure, "HTTP server ended");
-                }
-            });
-        }
+        let ingest_server = serve(ingest_socket, workers, INGEST_DRAIN, move |app| {
+            ingest::routes(app.app_data(web::Data::new(door.clone())));
+        })?;
+        let admin_server = serve(admin_socket, 1, ADMIN_DRAIN, move |app| {
+            admin::routes(app.app_data(web::Data::new(desk.clone())));
+        })?;
         info!(%ingest, %admin, "node is up");
-        Ok(node)
+        Ok(Self { ingest, admin, ledger, supervisor, spool, feeder, draining, ingest_server, admin_server })
     }
 
     /// Ends the node in the order in which data flows, so that nothing under way is cut off: not ready, no new connection,
@@ -224,6 +194,28 @@ impl Node {
         let balance = self.ledger.balance(&self.spool.held().borrow());
         info!(?balance, "drained");
     }
+}
+
+/// Serves until the handle says stop; requests under way may then take up to `drain`.
+fn serve(
+    socket: TcpListener,
+    workers: usize,
+    drain: Duration,
+    routes: impl Fn(&mut web::ServiceConfig) + Clone + Send + 'static,
+) -> io::Result<ServerHandle> {
+    let server = HttpServer::new(move || App::new().configure(routes.clone()))
+        .workers(workers)
+        .shutdown_timeout(drain.as_secs())
+        .disable_signals()
+        .listen(socket)?
+        .run();
+    let handle = server.handle();
+    actix_rt::spawn(async move {
+        if let Err(failure) = server.await {
+            error!(%failure, "HTTP server ended");
+        }
+    });
+    Ok(handle)
 }
 
 fn listen(address: SocketAddr) -> Result<TcpListener, StartError> {

@@ -82,7 +82,7 @@ impl Queue {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Key {
     queue: usize,
-    key: log::Key,
+    place: log::Key,
     found: bool,
 }
 
@@ -155,13 +155,31 @@ impl Which {
 }
 
 enum Order {
-    Put { queue: Queue, payload: Vec<u8>, held: bool, answer: oneshot::Sender<Result<Key, NotSafe>> },
+    Put {
+        queue: Queue,
+        payload: Vec<u8>,
+        held: bool,
+        answer: oneshot::Sender<Result<Key, NotSafe>>,
+    },
     Settle(Key),
-    Take { queue: Queue, max: usize, answer: oneshot::Sender<Vec<(Key, Entry)>> },
+    Take {
+        queue: Queue,
+        max: usize,
+        answer: oneshot::Sender<Vec<(Key, Entry)>>,
+    },
     Rewind(Queue),
-    List { max: usize, answer: oneshot::Sender<Result<Vec<Entry>, NotSafe>> },
-    Replay { which: Which, answer: oneshot::Sender<Result<u64, NotSafe>> },
-    Forget { which: Which, answer: oneshot::Sender<Result<u64, NotSafe>> },
+    List {
+        max: usize,
+        answer: oneshot::Sender<Result<Vec<Entry>, NotSafe>>,
+    },
+    Replay {
+        which: Which,
+        answer: oneshot::Sender<Result<u64, NotSafe>>,
+    },
+    Forget {
+        which: Which,
+        answer: oneshot::Sender<Result<u64, NotSafe>>,
+    },
     /// Answered when all that came before is written down.
     Close(oneshot::Sender<()>),
 }
@@ -317,7 +335,7 @@ impl Store {
                     Ok(key) => puts.push(Pending { key, answer }),
                     Err(why) => refuse(answer, why),
                 },
-                Order::Settle(key) => self.logs[key.queue].settle(key.key),
+                Order::Settle(key) => self.logs[key.queue].settle(key.place),
                 Order::Rewind(queue) => self.logs[queue.at()].rewind(),
                 Order::Close(answer) => close = Some(answer),
                 reader => readers.push(reader),
@@ -339,9 +357,9 @@ impl Store {
         }
         let appended = self.logs[queue.at()].append(payload, held);
         self.failing |= appended.is_err();
-        let key = appended.map_err(|why| NotSafe::Disk(why.to_string()))?;
+        let place = appended.map_err(|why| NotSafe::Disk(why.to_string()))?;
         *room -= size;
-        Ok(Key { queue: queue.at(), key, found: false })
+        Ok(Key { queue: queue.at(), place, found: false })
     }
 
     fn commit(&mut self, puts: Vec<Pending>) {
@@ -381,10 +399,10 @@ impl Store {
         let mut taken = Vec::new();
         while taken.len() < max {
             match self.logs[queue.at()].next() {
-                Ok(Some((key, payload))) => match Entry::decode(&*payload) {
+                Ok(Some((place, payload))) => match Entry::decode(&*payload) {
                     Ok(entry) => {
-                        let found = self.logs[queue.at()].was_found(key);
-                        taken.push((Key { queue: queue.at(), key, found }, entry));
+                        let found = self.logs[queue.at()].was_found(place);
+                        taken.push((Key { queue: queue.at(), place, found }, entry));
                     }
                     Err(why) => error!(?queue, %why, "an entry of a later version stays on disk"),
                 },

@@ -12,10 +12,10 @@ use tokio::{
 use waypost::{
     actors::{
         Refused, Slot,
-        forwarder::Forwarder,
-        ingest::Ingest,
+        forwarder::{self, Forwarder},
+        ingest::{Disk, Ingest},
         lane::{Lane, Wiring},
-        router::Router,
+        router::{self, Router},
         supervisor::{Action, ChildId, DrainAll, Order, Place, Snapshot, State, Supervisor, View, factory},
         transport::memory::{Broker, Faults, Memory},
     },
@@ -24,11 +24,12 @@ use waypost::{
     http::api,
     ledger::Ledger,
     record::{Origin, Record},
+    spool::{NotSafe, Spool},
 };
 
 use crate::support::{
     api::{Api, Conduct},
-    eventually,
+    closed_spool, eventually,
 };
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -45,7 +46,11 @@ struct House {
 
 impl House {
     /// `posts` may be in flight; with none, the lane never pulls.
-    fn new(api: &str, posts: usize) -> Self {
+    async fn new(api: &str, posts: usize) -> Self {
+        Self::with_spool(api, posts, closed_spool().await)
+    }
+
+    fn with_spool(api: &str, posts: usize, spool: Spool) -> Self {
         let (broker, ledger) = (Broker::default(), Arc::new(Ledger::new(Arc::from("run"))));
         let (router, forwarder) = (Slot::new(), Slot::new());
         let api = config::Api { url: api.into(), concurrency: posts.max(1), ..config::Api::default() };
@@ -57,13 +62,20 @@ impl House {
             ledger: Arc::clone(&ledger),
             publish_timeout: PUBLISH_TIMEOUT,
         };
-        let start_router = factory(router.clone(), |life| Router::new(Policy::RoundRobin, &[LaneId::Memory], life));
+        let disk = Disk { spool: spool.clone(), ledger: Arc::clone(&ledger) };
+        let routing = router::Wiring { disk, publish_timeout: PUBLISH_TIMEOUT };
+        let start_router = factory(router.clone(), move |life| {
+            Router::new(Policy::RoundRobin, &[LaneId::Memory], routing.clone(), life)
+        });
         let start_forwarder = factory(forwarder, {
-            let (ledger, tap) = (Arc::clone(&ledger), broadcast::Sender::new(1));
-            move |life| {
-                let api = api::Api::new(&api);
-                Forwarder::new(LaneId::Memory, "Memory", api, Arc::clone(&ledger), tap.clone(), life)
-            }
+            let wiring = forwarder::Wiring {
+                ledger: Arc::clone(&ledger),
+                breaker: Arc::default(),
+                spool,
+                tap: broadcast::Sender::new(1),
+                give_up_after: None,
+            };
+            move |life| Forwarder::new(LaneId::Memory, "Memory", api::Api::new(&api), wiring.clone(), life)
         });
         let settings = broker.clone();
         let start_lane = factory(Slot::new(), move |life| Lane::<Memory>::new(settings.clone(), wiring.clone(), life));
@@ -72,7 +84,7 @@ impl House {
             (ChildId::Forwarder(LaneId::Memory), Place::Here, start_forwarder),
             (LANE, Place::Here, start_lane),
         ];
-        let ingest = Ingest::new(router.clone(), PUBLISH_TIMEOUT, Arc::clone(&ledger));
+        let ingest = Ingest::new(router.clone(), PUBLISH_TIMEOUT, Arc::clone(&ledger), None);
         Self { broker, ledger, ingest, supervisor: Supervisor::new(router, children).start() }
     }
 
@@ -87,7 +99,7 @@ impl House {
 
     async fn submit(&self, count: usize) {
         let receipts = join_all((0..count).map(|_| self.ingest.submit(record(), None))).await;
-        assert!(receipts.iter().all(|receipt| *receipt == Ok(Receipt { lane: LaneId::Memory })), "{receipts:?}");
+        assert!(receipts.iter().all(|receipt| *receipt == Ok(Receipt::Lane(LaneId::Memory))), "{receipts:?}");
     }
 }
 
@@ -101,7 +113,7 @@ const NO_API: &str = "http://127.0.0.1:9/";
 
 #[actix_rt::test]
 async fn a_lane_that_is_lost_in_the_middle_of_a_publish_gives_the_record_back_and_comes_again() {
-    let house = House::new(NO_API, 0);
+    let house = House::new(NO_API, 0).await;
     house.up().await;
     house.broker.set_faults(Faults { swallow_confirms: true, ..Faults::default() });
     let lose = async {
@@ -110,7 +122,7 @@ async fn a_lane_that_is_lost_in_the_middle_of_a_publish_gives_the_record_back_an
         house.broker.drop_connection();
     };
     let (answer, ()) = tokio::join!(house.ingest.submit(record(), None), lose);
-    assert_eq!(answer, Err(Refused::NoLane), "what is unknown is not safe");
+    assert_eq!(answer, Err(Refused::NotSafe(NotSafe::Closed)), "what is unknown is not safe");
     assert_eq!(house.ledger.totals().accepted, 0);
     house.up().await;
     house.submit(1).await;
@@ -122,7 +134,7 @@ async fn a_lane_that_is_lost_in_the_middle_of_a_publish_gives_the_record_back_an
 #[actix_rt::test]
 async fn a_record_that_is_delivered_though_its_client_was_refused_balances() {
     let api = Api::start();
-    let house = House::new(&api.url(), 4);
+    let house = House::new(&api.url(), 4).await;
     house.up().await;
     house.broker.set_faults(Faults { swallow_confirms: true, ..Faults::default() });
     let lose = async {
@@ -131,7 +143,7 @@ async fn a_record_that_is_delivered_though_its_client_was_refused_balances() {
         house.broker.drop_connection();
     };
     let (answer, ()) = tokio::join!(house.ingest.submit(record(), None), lose);
-    assert_eq!(answer, Err(Refused::NoLane));
+    assert_eq!(answer, Err(Refused::NotSafe(NotSafe::Closed)));
     house.up().await;
     house.submit(1).await;
     eventually("both are delivered", PATIENCE, async || (house.ledger.totals().delivered == 2).then_some(())).await;
@@ -141,12 +153,12 @@ async fn a_record_that_is_delivered_though_its_client_was_refused_balances() {
 
 #[actix_rt::test]
 async fn a_lane_whose_confirms_do_not_come_is_restarted_after_the_publish_timeout() {
+    let house = House::new(NO_API, 0).await;
     tokio::time::pause();
-    let house = House::new(NO_API, 0);
     tokio::time::sleep(Duration::from_millis(10)).await;
     house.broker.set_faults(Faults { swallow_confirms: true, ..Faults::default() });
     let asked = Instant::now();
-    assert_eq!(house.ingest.submit(record(), None).await, Err(Refused::NoLane));
+    assert_eq!(house.ingest.submit(record(), None).await, Err(Refused::NotSafe(NotSafe::Closed)));
     assert!((PUBLISH_TIMEOUT..PUBLISH_TIMEOUT * 2).contains(&asked.elapsed()), "{:?}", asked.elapsed());
     house.broker.set_faults(Faults::default());
     tokio::time::sleep(Duration::from_secs(2)).await;
@@ -156,8 +168,8 @@ async fn a_lane_whose_confirms_do_not_come_is_restarted_after_the_publish_timeou
 
 #[actix_rt::test]
 async fn a_lane_keeps_trying_to_connect_and_says_why_it_cannot() {
+    let house = House::new(NO_API, 0).await;
     tokio::time::pause();
-    let house = House::new(NO_API, 0);
     house.broker.set_faults(Faults { refuse_connects: true, ..Faults::default() });
     house.broker.drop_connection();
     tokio::time::sleep(Duration::from_mins(2)).await;
@@ -173,7 +185,7 @@ async fn a_drain_ends_the_posts_under_way_settles_them_and_leaves_the_rest_in_th
     const RECORDS: usize = 20;
     let api = Api::start();
     api.delay(Duration::from_millis(300));
-    let house = House::new(&api.url(), 4);
+    let house = House::new(&api.url(), 4).await;
     house.up().await;
     house.submit(RECORDS).await;
     api.wait_for(4, PATIENCE).await;
@@ -192,7 +204,7 @@ async fn a_drain_ends_the_posts_under_way_settles_them_and_leaves_the_rest_in_th
 async fn a_drain_gives_back_what_waits_for_another_try() {
     let api = Api::start();
     api.behave(|_, _| Conduct::AnswerWith { status: 503, headers: vec![("Retry-After", "60".into())], body: vec![] });
-    let house = House::new(&api.url(), 4);
+    let house = House::new(&api.url(), 4).await;
     house.up().await;
     house.submit(10).await;
     api.wait_for(4, PATIENCE).await;
@@ -206,7 +218,7 @@ async fn a_drain_gives_back_what_waits_for_another_try() {
 async fn an_api_that_fails_is_tried_again_until_it_takes_the_record() {
     let api = Api::start();
     api.behave(|number, _| Conduct::Answer(if number < 5 { 500 } else { 200 }));
-    let house = House::new(&api.url(), 4);
+    let house = House::new(&api.url(), 4).await;
     house.up().await;
     house.submit(1).await;
     eventually("it is delivered", PATIENCE, async || (house.ledger.totals().delivered == 1).then_some(())).await;
@@ -220,7 +232,7 @@ async fn an_api_that_fails_is_tried_again_until_it_takes_the_record() {
 async fn a_record_that_the_api_refuses_is_not_acked_and_holds_up_no_other() {
     let api = Api::start();
     api.behave(|number, _| Conduct::Answer(if number == 0 { 400 } else { 200 }));
-    let house = House::new(&api.url(), 1);
+    let house = House::new(&api.url(), 1).await;
     house.up().await;
     house.submit(3).await;
     eventually("the others are delivered", PATIENCE, async || (house.ledger.totals().delivered == 2).then_some(()))
@@ -234,7 +246,7 @@ async fn a_record_that_the_api_refuses_is_not_acked_and_holds_up_no_other() {
 async fn a_connection_that_is_lost_while_no_post_may_begin_is_noticed() {
     let api = Api::start();
     api.behave(|_, _| Conduct::Hang);
-    let house = House::new(&api.url(), 2);
+    let house = House::new(&api.url(), 2).await;
     house.up().await;
     house.submit(3).await;
     api.wait_for(2, PATIENCE).await;
@@ -246,7 +258,7 @@ async fn a_connection_that_is_lost_while_no_post_may_begin_is_noticed() {
 async fn an_order_to_a_node_that_ends_starts_no_lane() {
     let api = Api::start();
     api.delay(Duration::from_millis(500));
-    let house = House::new(&api.url(), 4);
+    let house = House::new(&api.url(), 4).await;
     house.up().await;
     house.submit(4).await;
     api.wait_for(4, PATIENCE).await;
@@ -263,7 +275,7 @@ async fn an_order_to_a_node_that_ends_starts_no_lane() {
 async fn a_record_that_comes_again_after_its_2xx_is_not_posted_again() {
     let api = Api::start();
     api.delay(Duration::from_secs(1));
-    let house = House::new(&api.url(), 4);
+    let house = House::new(&api.url(), 4).await;
     house.up().await;
     house.submit(1).await;
     api.wait_for(1, PATIENCE).await;

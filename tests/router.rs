@@ -14,18 +14,24 @@ use tokio::time::{Instant, sleep, timeout};
 use waypost::{
     actors::{
         Introduced, Job, LaneDown, LaneUp, Publish, RECORDS_MAX, Refused, Returned, Slot,
-        ingest::Ingest,
-        router::Router,
+        ingest::{Disk, Ingest},
+        router::{Router, Wiring},
         supervisor::{ChildId, Place, Supervisor, factory},
     },
     config::Policy,
     delivery::{LaneId, Receipt},
     ledger::Ledger,
     record::Record,
+    spool::NotSafe,
 };
+
+use crate::support::closed_spool;
 
 const LANES: [LaneId; 3] = [LaneId::Grpc, LaneId::Nats, LaneId::Rabbitmq];
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// No lane, and no spool.
+const NOT_SAFE: Result<Receipt, Refused> = Err(Refused::NotSafe(NotSafe::Closed));
 
 /// What a lane does with a record.
 #[derive(Clone, Copy)]
@@ -64,7 +70,7 @@ impl Handler<Publish> for FakeLane {
         self.seen.lock().unwrap().push((self.lane, Arc::clone(&job.record.id)));
         match &mut self.conduct {
             Conduct::Drops(left) if *left > 0 => *left -= 1,
-            Conduct::Confirms | Conduct::Drops(_) => job.confirm(Receipt { lane: self.lane }),
+            Conduct::Confirms | Conduct::Drops(_) => job.confirm(Receipt::Lane(self.lane)),
             Conduct::GivesBack => {
                 self.router.get().unwrap().try_send(Returned { job, lane: self.lane }).map_err(|_| "refused").unwrap();
             }
@@ -92,10 +98,13 @@ impl House {
     /// A router that its supervisor takes for `child`.
     async fn without_lanes(child: ChildId) -> Self {
         let router = Slot::new();
-        let start = factory(router.clone(), |life| Router::new(Policy::RoundRobin, &LANES, life));
-        Supervisor::new(router.clone(), vec![(child, Place::Here, start)]).start();
         let ledger = Arc::new(Ledger::new(Arc::from("run")));
-        let house = Self { ingest: Ingest::new(router.clone(), PUBLISH_TIMEOUT, ledger), router, seen: Arc::default() };
+        let disk = Disk { spool: closed_spool().await, ledger: Arc::clone(&ledger) };
+        let wiring = Wiring { disk, publish_timeout: PUBLISH_TIMEOUT };
+        let start = factory(router.clone(), move |life| Router::new(Policy::RoundRobin, &LANES, wiring.clone(), life));
+        Supervisor::new(router.clone(), vec![(child, Place::Here, start)]).start();
+        let ingest = Ingest::new(router.clone(), PUBLISH_TIMEOUT, ledger, None);
+        let house = Self { ingest, router, seen: Arc::default() };
         house.router.wait(Duration::from_secs(1)).await.unwrap();
         house
     }
@@ -116,6 +125,13 @@ impl House {
     }
 }
 
+fn lane_of(receipt: Receipt) -> LaneId {
+    match receipt {
+        Receipt::Lane(lane) => lane,
+        Receipt::Spool => panic!("there is no spool"),
+    }
+}
+
 fn record() -> Record {
     Record { id: Record::new_id(), body: Bytes::from_static(b"{}"), traceparent: None, origin: None }
 }
@@ -125,14 +141,14 @@ async fn round_robin_gives_each_lane_that_is_up_the_same_share() {
     let house = House::new([Conduct::Confirms; 3]).await;
     let mut shares = BTreeMap::<_, usize>::new();
     for receipt in join_all((0..300).map(|_| house.submit(None))).await {
-        *shares.entry(receipt.unwrap().lane).or_default() += 1;
+        *shares.entry(lane_of(receipt.unwrap())).or_default() += 1;
     }
     assert_eq!(shares, LANES.into_iter().map(|lane| (lane, 100)).collect());
 
     house.router.get().unwrap().send(LaneDown(LaneId::Nats)).await.unwrap();
     let mut shares = BTreeMap::<_, usize>::new();
     for receipt in join_all((0..300).map(|_| house.submit(None))).await {
-        *shares.entry(receipt.unwrap().lane).or_default() += 1;
+        *shares.entry(lane_of(receipt.unwrap())).or_default() += 1;
     }
     assert_eq!(shares, [(LaneId::Grpc, 150), (LaneId::Rabbitmq, 150)].into());
 }
@@ -145,18 +161,18 @@ async fn what_comes_before_the_router_knows_its_lanes_waits_for_them() {
     assert!(timeout(Duration::from_millis(100), &mut receipt).await.is_err(), "answered with no lane known");
     house.lane(LaneId::Nats, Conduct::Confirms).await;
     house.router.get().unwrap().send(Introduced).await.unwrap();
-    assert_eq!(receipt.await, Ok(Receipt { lane: LaneId::Nats }));
+    assert_eq!(receipt.await, Ok(Receipt::Lane(LaneId::Nats)));
 }
 
 #[actix_rt::test]
 async fn a_record_that_comes_back_takes_the_next_lane_and_each_lane_once() {
     let house = House::new([Conduct::GivesBack, Conduct::GivesBack, Conduct::Confirms]).await;
     for _ in 0..30 {
-        assert_eq!(house.submit(None).await, Ok(Receipt { lane: LaneId::Rabbitmq }));
+        assert_eq!(house.submit(None).await, Ok(Receipt::Lane(LaneId::Rabbitmq)));
     }
     house.lane(LaneId::Rabbitmq, Conduct::GivesBack).await;
     let before = house.seen.lock().unwrap().len();
-    assert_eq!(house.submit(None).await, Err(Refused::NoLane));
+    assert_eq!(house.submit(None).await, NOT_SAFE);
     assert_eq!(house.seen.lock().unwrap().len() - before, LANES.len());
 }
 
@@ -174,12 +190,12 @@ async fn a_record_keeps_its_id_when_the_lane_that_held_it_dies_and_is_sent_again
 async fn a_pinned_record_takes_its_lane_or_none() {
     let house = House::new([Conduct::Confirms; 3]).await;
     for _ in 0..10 {
-        assert_eq!(house.submit(Some(LaneId::Nats)).await, Ok(Receipt { lane: LaneId::Nats }));
+        assert_eq!(house.submit(Some(LaneId::Nats)).await, Ok(Receipt::Lane(LaneId::Nats)));
     }
     house.router.get().unwrap().send(LaneDown(LaneId::Nats)).await.unwrap();
-    assert_eq!(house.submit(Some(LaneId::Nats)).await, Err(Refused::NoLane));
+    assert_eq!(house.submit(Some(LaneId::Nats)).await, NOT_SAFE);
     house.lane(LaneId::Nats, Conduct::GivesBack).await;
-    assert_eq!(house.submit(Some(LaneId::Nats)).await, Err(Refused::NoLane));
+    assert_eq!(house.submit(Some(LaneId::Nats)).await, NOT_SAFE);
     assert_eq!((house.seen_by(LaneId::Grpc), house.seen_by(LaneId::Rabbitmq)), (0, 0));
 }
 
@@ -197,7 +213,7 @@ async fn what_is_over_the_admitted_is_refused_at_once_and_admitted_again_later()
         assert_eq!(asked.elapsed(), Duration::ZERO);
     };
     let (answers, ()) = tokio::join!(waiting, over);
-    assert!(answers.iter().all(|answer| *answer == Err(Refused::NoLane)), "a lane that hangs confirms nothing");
+    assert!(answers.iter().all(|answer| *answer == NOT_SAFE), "a lane that hangs confirms nothing");
     for lane in LANES {
         house.lane(lane, Conduct::Confirms).await;
     }

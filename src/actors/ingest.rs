@@ -72,12 +72,7 @@ impl Disk {
 impl Ingest {
     /// The door of clients.
     #[must_use]
-    pub fn new(
-        router: Slot<Router>,
-        publish_timeout: Duration,
-        ledger: Arc<Ledger>,
-        disk_first: Option<Disk>,
-    ) -> Self {
+    pub fn new(router: Slot<Router>, publish_timeout: Duration, ledger: Arc<Ledger>, disk_first: Option<Disk>) -> Self {
         Self {
             router,
             records: Arc::new(Semaphore::new(RECORDS_MAX)),

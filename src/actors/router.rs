@@ -7,13 +7,10 @@ use actix::{Actor, Context, Handler, Recipient, dev::SendError};
 use tracing::debug;
 
 use super::{
-    Drain, Introduced, Job, LaneDown, LaneUp, Member, Ping, Publish, RECORDS_MAX, Refused, Returned, Route, ingest::Disk,
-    supervisor::Life,
+    Drain, Introduced, Job, LaneDown, LaneUp, Member, Ping, Publish, RECORDS_MAX, Refused, Returned, Route,
+    ingest::Disk, supervisor::Life,
 };
-use crate::{
-    config::Policy,
-    delivery::LaneId,
-};
+use crate::{config::Policy, delivery::LaneId};
 
 /// What the router is wired to; the same for each of its lives.
 #[derive(Clone)]

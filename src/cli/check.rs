@@ -1,6 +1,6 @@
 //! `waypost check`: validates the configuration, and tries what it names.
 
-use std::{process::ExitCode, time::Duration};
+use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use awc::http::Uri;
 use tokio::{net::TcpStream, sync::broadcast, time::timeout};
@@ -8,7 +8,10 @@ use tokio::{net::TcpStream, sync::broadcast, time::timeout};
 use super::NodeArgs;
 use crate::{
     actors::transport::{CONNECT_TIMEOUT, Transport, TransportError, grpc, nats::Nats, pubsub, rabbitmq::RabbitMq},
-    config::Config,
+    config::{self, Config},
+    ledger::Ledger,
+    record::Record,
+    spool::Spool,
 };
 
 /// How long the API may take to accept a connection.

@@ -29,11 +29,19 @@ pub fn write(file: &mut Vec<u8>, salt: u32, ordinal: u32, payload: &[u8]) {
 #[derive(Debug, PartialEq, Eq)]
 pub enum Read<'b> {
     /// A whole frame of `size` bytes.
-    Frame { ordinal: u32, payload: &'b [u8], size: usize },
+    Frame {
+        ordinal: u32,
+        payload: &'b [u8],
+        size: usize,
+    },
     /// Too few bytes to tell; a frame would end after `needed` of them.
-    Short { needed: usize },
+    Short {
+        needed: usize,
+    },
     /// This many bytes are damaged. What follows may be a frame, or the end.
-    Damage { size: usize },
+    Damage {
+        size: usize,
+    },
     End,
 }
 
@@ -64,11 +72,7 @@ fn whole(bytes: &[u8], salt: u32) -> Result<Read<'_>, Option<usize>> {
         return Err(None);
     };
     let Some(payload) = bytes.get(HEAD..size) else { return Err(Some(size)) };
-    if checksum(salt, length, ordinal, payload) == crc {
-        Ok(Read::Frame { ordinal, payload, size })
-    } else {
-        Err(None)
-    }
+    if checksum(salt, length, ordinal, payload) == crc { Ok(Read::Frame { ordinal, payload, size }) } else { Err(None) }
 }
 
 /// Where the next mark, or what may be the beginning of one, lies after the first byte: how much to skip.

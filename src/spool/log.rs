@@ -253,7 +253,8 @@ impl Log {
     /// The oldest entry that was neither read, nor settled, nor held.
     pub fn next(&mut self) -> io::Result<Option<(Key, Vec<u8>)>> {
         loop {
-            let Some(mut cursor) = self.cursor.take().map_or_else(|| self.cursor_after(None), |cursor| Ok(Some(cursor)))?
+            let Some(mut cursor) =
+                self.cursor.take().map_or_else(|| self.cursor_after(None), |cursor| Ok(Some(cursor)))?
             else {
                 return Ok(None);
             };
@@ -314,8 +315,12 @@ impl Log {
         let held = std::mem::take(&mut self.held);
         let visited = loop {
             match self.next() {
-                Ok(Some((key, payload))) if visit(key, payload) => {}
-                Ok(_) => break Ok(()),
+                Ok(Some((key, payload))) => {
+                    if !visit(key, payload) {
+                        break Ok(());
+                    }
+                }
+                Ok(None) => break Ok(()),
                 Err(why) => break Err(why),
             }
         };
@@ -364,12 +369,7 @@ impl Log {
         let Some(segment) = self.segments.get_mut(&number) else { return Ok(()) };
         let salt = segment.salt;
         segment.size = size;
-        let mut end = [0; SEAL_SIZE];
-        let sealed = size >= SEAL_SIZE as u64 && file.read_exact_at(&mut end, size - SEAL_SIZE as u64).is_ok();
-        if sealed
-            && let frame::Read::Frame { ordinal: SEAL, payload, .. } = frame::read(&end, salt)
-            && let Ok(count) = payload.try_into().map(u32::from_le_bytes)
-        {
+        if let Some(count) = read_seal(&file, size, salt) {
             segment.count = count;
         } else {
             let mut scanner = Scanner::new(file, salt);
@@ -452,9 +452,8 @@ impl Log {
         let active = self.active.as_ref().map(|active| (active.number, active.buffered));
         let is_over = |number: u32, segment: &Segment| {
             segment.done.count == segment.count
-                && active.is_none_or(|(active, buffered)| {
-                    active != number || buffered == 0 && segment.size > SETTLED_KEPT
-                })
+                && active
+                    .is_none_or(|(active, buffered)| active != number || buffered == 0 && segment.size > SETTLED_KEPT)
         };
         let over: Vec<_> =
             self.segments.iter().filter(|(number, segment)| is_over(**number, segment)).map(|(&n, _)| n).collect();
@@ -493,6 +492,16 @@ pub fn is_failing() -> bool {
 fn sync(file: &File) -> io::Result<()> {
     fail::fail_point!("spool-sync", |_| Err(io::Error::other("injected")));
     file.sync_data()
+}
+
+/// The count of entries, if the file ends with a seal.
+fn read_seal(file: &File, size: u64, salt: u32) -> Option<u32> {
+    let mut end = [0; SEAL_SIZE];
+    file.read_exact_at(&mut end, size.checked_sub(SEAL_SIZE as u64)?).ok()?;
+    match frame::read(&end, salt) {
+        frame::Read::Frame { ordinal: SEAL, payload, .. } => payload.try_into().ok().map(u32::from_le_bytes),
+        _ => None,
+    }
 }
 
 /// Sorted ordinals as runs.

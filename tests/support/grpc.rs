@@ -20,11 +20,12 @@ use waypost::{
         grpc::{Grpc, Settings},
     },
     config,
+    ledger::Ledger,
     proto::{self, waypost_client::WaypostClient},
     record::{Origin, Record, Schema},
 };
 
-use super::{process::free_port, rig::Rig};
+use super::{process::free_port, rig::Rig, spool};
 
 /// A node that calls itself. Between its two ends there is nothing that could be killed.
 pub struct OwnNode;
@@ -54,7 +55,9 @@ pub fn settings() -> Settings {
 
 pub fn settings_at(port: u16) -> Settings {
     let config = config::Grpc { listen: SocketAddr::from(([127, 0, 0, 1], port)), ..config::Grpc::default() };
-    Settings { config, tap: broadcast::Sender::new(64), schema: Schema::Any }
+    let (spool, _) = spool();
+    let ledger = Arc::new(Ledger::new(Arc::from("run")));
+    Settings { config, tap: broadcast::Sender::new(64), schema: Schema::Any, spool, ledger }
 }
 
 pub fn uri(settings: &Settings) -> String {

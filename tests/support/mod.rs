@@ -19,12 +19,29 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tempfile::TempDir;
+use waypost::spool::Spool;
+
 /// Says that the present test proves nothing on this machine, past the capture of its output. With `CI=true` it fails instead.
 pub fn missing(what: &str) {
     assert!(env::var_os("CI").is_none_or(|ci| ci != "true"), "{what} is missing");
     let test = thread::current();
     // There is no other place to say it.
     writeln!(io::stderr(), "DID NOT RUN: {}: {what} is missing", test.name().unwrap_or("a test")).ok();
+}
+
+/// A spool in a folder that goes with the value.
+pub fn spool() -> (Spool, TempDir) {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let spool = Spool::open(folder.path(), 1 << 30).expect("the folder is ours");
+    (spool, folder)
+}
+
+/// A spool that refuses everything at once: nobody waits for a disk, so that time can be simulated.
+pub async fn closed_spool() -> Spool {
+    let (spool, _folder) = spool();
+    spool.close().await;
+    spool
 }
 
 /// Waits until `condition` gives a value, and returns it. Panics, naming `what`, once `patience` is over.
