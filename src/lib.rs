@@ -48,6 +48,7 @@ pub mod cli;
 pub mod config;
 pub mod delivery;
 pub mod http;
+pub mod keys;
 pub mod ledger;
 pub mod node;
 pub mod record;

@@ -34,6 +34,7 @@ use crate::{
     config::{Ack, Config},
     delivery::LaneId,
     http::{admin, api, ingest},
+    keys::Keys,
     ledger::Ledger,
     record::Record,
     spool::{OpenError, Queue, Spool},
@@ -102,6 +103,8 @@ impl Node {
             max_body: config.ingest.max_body,
             max_record: config.ingest.max_record,
             run: Arc::clone(&ledger.run),
+            keys: Keys::open(&config.spool.dir)
+                .map_err(|source| OpenError::Folder { folder: config.spool.dir.clone(), source })?,
         };
         let (policy, ids) = (config.router.policy, lanes.iter().map(|(lane, _)| *lane).collect::<Arc<[_]>>());
         let routing = router::Wiring { disk: on_disk, publish_timeout };

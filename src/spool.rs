@@ -28,6 +28,13 @@ use tokio::{
 use tracing::{error, warn};
 
 pub use self::entry::{Entry, Letter};
+/// Files of frames, for what else is kept beside the queues.
+pub(crate) mod frames {
+    pub use super::{
+        frame::write as write_frame,
+        scan::{Item, Scanner},
+    };
+}
 use self::log::Log;
 use crate::{
     delivery::LaneId,
@@ -501,3 +508,6 @@ fn refuse(answer: oneshot::Sender<Result<Key, NotSafe>>, why: NotSafe) {
     // Who asked may be gone; nothing was promised.
     answer.send(Err(why)).ok();
 }
+
+#[cfg(test)]
+mod tests;

@@ -57,7 +57,7 @@ fn lanes_later_versions_and_keys_at_odds_are_named_too_and_no_secret_is() {
         r#"lanes.toml:12: api.token_file: "absent" cannot be read: {why}; allowed is the path of a file that can be read"#
     );
     let expected = [
-        r#"lanes.toml:6: ingest.ack: is not in this version; allowed is "lane""#,
+        r#"lanes.toml:6: ingest.ack: "broker" does not fit; allowed is "lane" or "disk""#,
         "lanes.toml:7: ingest.tokens_file: is not in this version; leave it out",
         "lanes.toml:8: ingest.bind: there is no such key; allowed are listen, max_body, max_record, schema, ack, tokens_file, tls_cert_file, tls_key_file, client_ca_file",
         absent.as_str(),

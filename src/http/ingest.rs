@@ -22,8 +22,9 @@ use serde::Serialize;
 
 use super::problem::Problem;
 use crate::{
-    actors::ingest::Ingest,
+    actors::{Refused, ingest::Ingest},
     delivery::{LaneId, Receipt},
+    keys::{Claim, Keys},
     record::{Invalid, Origin, Record, Schema, parse},
 };
 
@@ -38,6 +39,7 @@ pub struct Door {
     pub max_record: usize,
     /// This run of the node, for the records' origin.
     pub run: Arc<str>,
+    pub keys: Keys,
 }
 
 /// The receipt that a client gets.
@@ -89,16 +91,17 @@ async fn take(
     if headers.get(header::CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity") {
         return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "encoding", "The body must not be encoded"));
     }
-    let id = match headers.get("Idempotency-Key") {
-        Some(key) => visible(key).map(Arc::from).ok_or_else(|| {
+    let key = match headers.get("Idempotency-Key") {
+        Some(key) => Some(visible(key).map(Arc::<str>::from).ok_or_else(|| {
             Problem::new(
                 StatusCode::BAD_REQUEST,
                 "idempotency-key",
                 "An Idempotency-Key is 1 to 255 visible ASCII characters",
             )
-        })?,
-        None => Record::new_id(),
+        })?),
+        None => None,
     };
+    let id = key.clone().unwrap_or_else(Record::new_id);
     // What is no trace context is not carried, and is no reason to refuse a record (W3C Trace Context, 3.2).
     let traceparent = headers.get("traceparent").and_then(visible).map(Arc::from);
 
@@ -119,7 +122,15 @@ async fn take(
     }
 
     let record = Record { id: Arc::clone(&id), body, traceparent, origin };
-    match door.ingest.submit(record, pinned).await {
+    let answer = match key {
+        None => door.ingest.submit(record, pinned).await,
+        Some(key) => {
+            // Goes on when the client hangs up, so that its next try finds the receipt of this one.
+            let submitted = actix_rt::spawn(once(door.clone(), key, record, pinned)).await;
+            submitted.unwrap_or(Err(Refused::NoLane))
+        }
+    };
+    match answer {
         Ok(receipt) => {
             let path = match receipt {
                 Receipt::Lane(lane) => door.lanes.iter().find(|(known, _)| *known == lane).map_or("", |(_, tag)| tag),
@@ -130,6 +141,18 @@ async fn take(
         Err(refused) => {
             Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", format!("Not taken: {refused}"))
                 .retry_after(1))
+        }
+    }
+}
+
+/// Submits the record unless its key was taken before.
+async fn once(door: Door, key: Arc<str>, record: Record, pinned: Option<LaneId>) -> Result<Receipt, Refused> {
+    match door.keys.claim(&key).await {
+        Claim::Taken(receipt) => Ok(receipt),
+        Claim::First(first) => {
+            let receipt = door.ingest.submit(record, pinned).await?;
+            first.taken(receipt).await;
+            Ok(receipt)
         }
     }
 }

@@ -1,0 +1,155 @@
+use bytes::Bytes;
+use tempfile::TempDir;
+
+use super::*;
+use crate::record::Record;
+
+fn entry(id: &str) -> Entry {
+    let record = Record {
+        id: id.into(),
+        body: Bytes::from_static(b"{\"a\":1}"),
+        traceparent: Some("00-1-2-03".into()),
+        origin: Some(Origin { run: "run".into(), at_us: 7 }),
+    };
+    Entry::new(&record, None)
+}
+
+fn dead(id: &str) -> Entry {
+    let letter = Letter { lane: "nats".into(), status: 422, answer: "no".into(), attempts: 3, ..Letter::default() };
+    Entry { letter: Some(letter), ..entry(id) }
+}
+
+fn open(folder: &TempDir) -> Spool {
+    Spool::open(folder.path(), 1 << 30).unwrap()
+}
+
+/// The thread before lets go of the folder a moment after its last answer.
+async fn open_again(folder: &TempDir) -> Spool {
+    let deadline = std::time::Instant::now() + Duration::from_secs(10);
+    loop {
+        match Spool::open(folder.path(), 1 << 30) {
+            Ok(spool) => return spool,
+            Err(why) => assert!(std::time::Instant::now() < deadline, "{why}"),
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+async fn put(spool: &Spool, queue: Queue, ids: &[&str]) {
+    for id in ids {
+        spool.put(queue, &entry(id), false).await.unwrap();
+    }
+}
+
+async fn take(spool: &Spool, queue: Queue) -> Vec<String> {
+    spool.take(queue, 100).await.into_iter().map(|(_, entry)| entry.id).collect()
+}
+
+fn which(ids: &[&str]) -> Which {
+    Which::Ids(ids.iter().map(ToString::to_string).collect())
+}
+
+#[tokio::test]
+async fn entries_are_kept_as_they_were_in_their_queues_over_a_restart() {
+    let folder = TempDir::new().unwrap();
+    let spool = open(&folder);
+    put(&spool, Queue::Waiting, &["a", "b"]).await;
+    put(&spool, Queue::Pinned(LaneId::Nats), &["c"]).await;
+    put(&spool, Queue::Carried, &["d"]).await;
+    let (key, first) = spool.take(Queue::Waiting, 1).await.remove(0);
+    assert_eq!((&first, first.record()), (&entry("a"), entry("a").record()));
+    assert!(!key.is_of_an_earlier_run());
+    spool.settle(key);
+    spool.close().await;
+    assert_eq!(spool.put(Queue::Waiting, &entry("e"), false).await, Err(NotSafe::Closed));
+    drop(spool);
+
+    let spool = open_again(&folder).await;
+    let held = *spool.held().borrow();
+    assert_eq!((held.waiting(), held.records(Queue::Carried)), (2, 1));
+    let taken = spool.take(Queue::Waiting, 100).await;
+    assert_eq!((taken.len(), &taken[0].1), (1, &entry("b")));
+    assert!(taken[0].0.is_of_an_earlier_run());
+    assert_eq!(take(&spool, Queue::Waiting).await, [""; 0]);
+    assert_eq!(take(&spool, Queue::Pinned(LaneId::Nats)).await, ["c"]);
+    assert_eq!(take(&spool, Queue::Carried).await, ["d"]);
+    spool.rewind(Queue::Carried);
+    assert_eq!(take(&spool, Queue::Carried).await, ["d"]);
+}
+
+#[tokio::test]
+async fn one_process_has_a_folder_at_a_time() {
+    let folder = TempDir::new().unwrap();
+    let spool = open(&folder);
+    let second = Spool::open(folder.path(), 1 << 30).map(|_| ()).unwrap_err();
+    assert!(matches!(&second, OpenError::InUse(used) if used == folder.path()), "{second}");
+    spool.close().await;
+    drop(spool);
+    open_again(&folder).await;
+}
+
+#[tokio::test]
+async fn a_folder_that_cannot_be_used_is_named() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let why = Spool::open(&file.path().join("data"), 1 << 30).map(|_| ()).unwrap_err().to_string();
+    assert!(why.contains(&file.path().display().to_string()), "{why}");
+}
+
+#[tokio::test]
+async fn a_full_spool_refuses_and_takes_again_when_there_is_room() {
+    let folder = TempDir::new().unwrap();
+    let spool = Spool::open(folder.path(), 2 << 20).unwrap();
+    let big = Entry { body: Bytes::from(vec![b'x'; 200 << 10]), ..entry("big") };
+    let mut keys = Vec::new();
+    let why = loop {
+        match spool.put(Queue::Waiting, &big, false).await {
+            Ok(key) => keys.push(key),
+            Err(why) => break why,
+        }
+        assert!(keys.len() < 20, "never full");
+    };
+    assert_eq!(why, NotSafe::Full);
+    assert!(keys.len() >= 9, "{}", keys.len());
+    keys.into_iter().for_each(|key| spool.settle(key));
+    spool.put(Queue::Waiting, &big, false).await.unwrap();
+}
+
+#[tokio::test]
+async fn many_puts_at_once_are_all_kept() {
+    let folder = TempDir::new().unwrap();
+    let spool = open(&folder);
+    let entries: Vec<_> = (0..2000).map(|id| entry(&id.to_string())).collect();
+    let puts =
+        futures_util::future::join_all(entries.iter().map(|entry| spool.put(Queue::Waiting, entry, false))).await;
+    assert!(puts.iter().all(Result::is_ok));
+    drop(spool);
+    let spool = open_again(&folder).await;
+    let ids: HashSet<_> = spool.take(Queue::Waiting, 5000).await.into_iter().map(|(_, entry)| entry.id).collect();
+    assert_eq!(ids.len(), 2000);
+}
+
+#[tokio::test]
+async fn dead_letters_are_listed_replayed_and_dropped_by_their_ids() {
+    let folder = TempDir::new().unwrap();
+    let spool = open(&folder);
+    for id in ["a", "b", "c", "d"] {
+        spool.put(Queue::Dead, &dead(id), false).await.unwrap();
+    }
+    assert_eq!(spool.dead(2).await.unwrap(), [dead("a"), dead("b")]);
+    assert_eq!(spool.replay(which(&["b", "nobody"])).await, Ok(1));
+    assert_eq!(spool.forget(which(&["c"])).await, Ok(1));
+    let left: Vec<_> = spool.dead(10).await.unwrap().into_iter().map(|entry| entry.id).collect();
+    assert_eq!(left, ["a", "d"]);
+    let held = *spool.held().borrow();
+    assert_eq!((held.records(Queue::Dead), held.waiting()), (2, 1));
+    let (_, replayed) = spool.take(Queue::Waiting, 10).await.remove(0);
+    assert_eq!((replayed.id.as_str(), &replayed.body, &replayed.letter), ("b", &entry("b").body, &None));
+    assert_ne!(replayed.origin, entry("b").origin, "to the ledger it is another record");
+    spool.close().await;
+    drop(spool);
+
+    let spool = open_again(&folder).await;
+    assert_eq!(spool.replay(Which::All).await, Ok(2));
+    assert_eq!(spool.forget(Which::All).await, Ok(0));
+    assert_eq!(take(&spool, Queue::Waiting).await, ["b", "a", "d"]);
+}
