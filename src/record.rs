@@ -72,6 +72,12 @@ pub fn unix_us() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| u64::try_from(d.as_micros()).unwrap_or(u64::MAX))
 }
 
+/// Whether `text` is one or more visible ASCII characters: then it passes through the headers of every hop unchanged.
+#[must_use]
+pub fn is_visible_ascii(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
 /// What a record must look like to be taken in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Schema {

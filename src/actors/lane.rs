@@ -173,6 +173,12 @@ fn give_back(router: &Slot<Router>, job: Job, lane: LaneId) {
     }
 }
 
+async fn close<T: Transport>(transport: Rc<T>) {
+    if timeout(CLOSE_TIMEOUT, transport.close()).await.is_err() {
+        warn!(lane = %T::LANE, "connection did not close in time");
+    }
+}
+
 impl<T: Transport> Actor for Lane<T> {
     type Context = Context<Self>;
 
@@ -193,11 +199,7 @@ impl<T: Transport> Actor for Lane<T> {
     fn stopped(&mut self, _: &mut Self::Context) {
         self.pull = None;
         if let Some(transport) = self.transport.take() {
-            actix_rt::spawn(async move {
-                if timeout(CLOSE_TIMEOUT, transport.close()).await.is_err() {
-                    warn!(lane = %T::LANE, "connection did not close in time");
-                }
-            });
+            actix_rt::spawn(close(transport));
         }
     }
 }
@@ -252,10 +254,8 @@ impl<T: Transport> Handler<Drain> for Lane<T> {
                     {
                         debug!(lane = %T::LANE, "forwarder ended while it drained");
                     }
-                    if let Some(transport) = transport
-                        && timeout(CLOSE_TIMEOUT, transport.close()).await.is_err()
-                    {
-                        warn!(lane = %T::LANE, "connection did not close in time");
+                    if let Some(transport) = transport {
+                        close(transport).await;
                     }
                 }
                 .into_actor(lane)

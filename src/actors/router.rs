@@ -167,7 +167,7 @@ impl Handler<Introduced> for Router {
 impl Handler<Drain> for Router {
     type Result = ();
 
-    /// Holds nothing, so there is nothing to finish.
+    /// What it holds waits for the lanes to be told of, not for the network: there is nothing to finish.
     fn handle(&mut self, _: Drain, _: &mut Self::Context) {}
 }
 

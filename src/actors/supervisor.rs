@@ -1,7 +1,7 @@
 //! The supervisor: the only one that starts, restarts and stops actors.
 //!
 //! actix's own supervisor restarts an actor that stops, at once, without end and with the same value; a panic ends an actor
-//! for good. Here an actor is made anew by its factory after any end, and what follows an end is one table, `Next::after`:
+//! for good. Here an actor is made anew by its factory after any end, and what follows an end is one table, `next::Next::after`:
 //!
 //! | end | next |
 //! | --- | --- |
@@ -16,6 +16,7 @@
 //! Each change of a lane's state is made in `Supervisor::enter`, which tells the router and the log.
 
 mod life;
+mod next;
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -28,8 +29,11 @@ use futures_util::{FutureExt as _, future::join_all};
 use tokio::{sync::watch, time::Instant};
 use tracing::{error, info, warn};
 
-use self::life::Live;
 pub use self::life::{Exit, Exited, Life, Risen, Start, Started, factory};
+use self::{
+    life::Live,
+    next::{Next, Wish},
+};
 use super::{Drain, Introduced, LaneDown, LaneUp, Ping, Publish, Slot, router::Router, transport::Broker};
 use crate::{backoff::Backoff, delivery::LaneId};
 
@@ -39,7 +43,7 @@ pub const BACKOFF_FIRST: Duration = Duration::from_millis(50);
 pub const BACKOFF_CAP: Duration = Duration::from_secs(1);
 /// An actor that has been up for so long starts its back-off anew; crashes older than this are forgotten.
 pub const HEALTHY: Duration = Duration::from_mins(1);
-/// Panics and standstills within [`HEALTHY`] that an actor is allowed.
+/// With so many panics and standstills within [`HEALTHY`], an actor is given up.
 pub const CRASHES_MAX: usize = 5;
 /// Between two heartbeats, and how long an answer may take.
 pub const HEARTBEAT: Duration = Duration::from_secs(3);
@@ -64,35 +68,6 @@ impl ChildId {
         match self {
             Self::Router | Self::Feeder => None,
             Self::Lane(lane) | Self::Forwarder(lane) => Some(lane),
-        }
-    }
-}
-
-/// What was last asked of an actor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Wish {
-    Run,
-    Restart,
-    Rest,
-}
-
-/// What follows an [`Exit`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Next {
-    StartNow,
-    BackOff,
-    Rest,
-    GiveUp,
-}
-
-impl Next {
-    /// The table of this module's documentation. `crashes` counts those of the last minute, this one included.
-    fn after(exit: &Exit, wish: Wish, crashes: usize) -> Self {
-        match (wish, exit) {
-            (Wish::Rest, _) => Self::Rest,
-            (Wish::Restart, _) => Self::StartNow,
-            (Wish::Run, Exit::Panicked(_) | Exit::Stalled(_)) if crashes >= CRASHES_MAX => Self::GiveUp,
-            (Wish::Run, _) => Self::BackOff,
         }
     }
 }
@@ -542,33 +517,5 @@ impl Handler<DrainAll> for Supervisor {
                 warn!("the supervisor ended before its lanes");
             }
         })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_follows_an_end_is_this_table() {
-        let failed = || Exit::Failed("x".into());
-        let panicked = || Exit::Panicked("x".into());
-        let stalled = || Exit::Stalled("x".into());
-        for (exit, wish, crashes, next) in [
-            (Exit::Stopped, Wish::Rest, 0, Next::Rest),
-            (failed(), Wish::Rest, 0, Next::Rest),
-            (panicked(), Wish::Rest, 9, Next::Rest),
-            (Exit::Stopped, Wish::Restart, 0, Next::StartNow),
-            (stalled(), Wish::Restart, 9, Next::StartNow),
-            (Exit::Stopped, Wish::Run, 0, Next::BackOff),
-            (failed(), Wish::Run, 0, Next::BackOff),
-            (failed(), Wish::Run, 9, Next::BackOff),
-            (panicked(), Wish::Run, 4, Next::BackOff),
-            (panicked(), Wish::Run, 5, Next::GiveUp),
-            (stalled(), Wish::Run, 4, Next::BackOff),
-            (stalled(), Wish::Run, 5, Next::GiveUp),
-        ] {
-            assert_eq!(Next::after(&exit, wish, crashes), next, "{exit:?} {wish:?} {crashes}");
-        }
     }
 }

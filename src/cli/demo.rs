@@ -206,7 +206,7 @@ async fn settled(node: &Node, sink: &Sink, total: u64, progress: &Progress) -> b
     loop {
         let counts = node.ledger.totals();
         progress.delivered(counts.delivered);
-        if counts.accepted >= total && counts.in_flight() == 0 && sink.stats().records == total {
+        if counts.accepted == total && counts.in_flight() == 0 && sink.stats().records == total {
             return true;
         }
         if Instant::now() > deadline {

@@ -282,21 +282,6 @@ fn to_value(value: &DeValue<'_>) -> Value {
 
 /// What may have been meant: the known name that is a slip or two away.
 fn nearest<'k>(given: &str, known: impl Iterator<Item = &'k str>) -> Option<&'k str> {
-    let (distance, known) = known.map(|known| (distance(given, known), known)).min()?;
+    let (distance, known) = known.map(|known| (strsim::levenshtein(given, known), known)).min()?;
     (distance <= (given.len() / 3).clamp(1, 3)).then_some(known)
-}
-
-/// The Levenshtein distance.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, from) in a.chars().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
-        for (j, to) in b.iter().enumerate() {
-            let substituted = diagonal + usize::from(from != *to);
-            diagonal = row[j + 1];
-            row[j + 1] = substituted.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
 }

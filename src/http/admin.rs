@@ -144,6 +144,9 @@ async fn order(desk: web::Data<Desk>, path: web::Path<(String, String)>) -> Resu
         "restart" => Action::Restart,
         _ => return Err(Problem::not_found(&action)),
     };
+    if desk.draining.load(Relaxed) {
+        return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", "The node is stopping"));
+    }
     let unknown = || Problem::not_found(&lane);
     let lane = LaneId::from_name(&lane).ok_or_else(unknown)?;
     if !desk.supervisor.send(Order { lane, action }).await.map_err(|_| no_supervisor())? {

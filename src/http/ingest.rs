@@ -25,7 +25,7 @@ use crate::{
     actors::{Refused, ingest::Ingest},
     delivery::{LaneId, Receipt},
     keys::{Claim, Keys},
-    record::{Invalid, Origin, Record, Schema, parse},
+    record::{Invalid, Origin, Record, Schema, is_visible_ascii, parse},
 };
 
 /// What the handlers need; shared by all HTTP workers.
@@ -175,7 +175,7 @@ fn check_type(content_type: Option<&header::HeaderValue>) -> Result<(), Problem>
 
 fn visible(value: &header::HeaderValue) -> Option<&str> {
     let text = value.to_str().ok()?;
-    ((1..=255).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())).then_some(text)
+    (text.len() <= 255 && is_visible_ascii(text)).then_some(text)
 }
 
 fn invalid(why: Invalid) -> Problem {

@@ -6,6 +6,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{Arc, LazyLock},
+    thread,
     time::Duration,
 };
 
@@ -65,6 +66,17 @@ impl Rig for Rabbit {
         let server = self.server();
         server.child = server.place.spawn();
         server.answers().await;
+    }
+}
+
+impl Drop for Rabbit {
+    /// The tests share a server: one that fails leaves it in an unknown state, so the next one gets it started anew.
+    fn drop(&mut self) {
+        if thread::panicking() {
+            // It fails on a server that the test has killed, which is as good.
+            self.server().child.kill().ok();
+            self.server().child.wait().ok();
+        }
     }
 }
 

@@ -33,7 +33,7 @@ use super::{Broker, CLOSE_TIMEOUT, CONNECT_TIMEOUT, PREFETCH, Transport, Transpo
 use crate::{
     config,
     delivery::{Delivery, LaneId},
-    record::{Origin, Record},
+    record::{Origin, Record, is_visible_ascii},
 };
 
 /// By this header the stream tells duplicates.
@@ -212,7 +212,7 @@ impl Drop for Nats {
 
 fn headers(record: &Record) -> Result<HeaderMap, TransportError> {
     let value = |text: &str| {
-        let value = Some(text).filter(|text| is_plain(text)).and_then(|text| text.parse::<HeaderValue>().ok());
+        let value = Some(text).filter(|text| is_visible_ascii(text)).and_then(|text| text.parse::<HeaderValue>().ok());
         value.ok_or_else(|| TransportError::Publish(format!("{text:?} cannot be a header")))
     };
     let mut headers = HeaderMap::new();
@@ -227,16 +227,11 @@ fn headers(record: &Record) -> Result<HeaderMap, TransportError> {
     Ok(headers)
 }
 
-/// Whether `text` goes through every header on its way, those of HTTP included.
-fn is_plain(text: &str) -> bool {
-    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic())
-}
-
 /// The record in a message, whoever has published it.
 fn record(message: &jetstream::Message) -> Record {
     let text = |name: &str| {
         let text = message.headers.as_ref()?.get(name)?.as_str();
-        Some(text).filter(|text| is_plain(text))
+        Some(text).filter(|text| is_visible_ascii(text))
     };
     // The same for each delivery of this message, and for no other message.
     let own = || {

@@ -36,7 +36,7 @@ use super::{Broker, CONNECT_TIMEOUT, Transport, TransportError, header};
 use crate::{
     config,
     delivery::{Delivery, LaneId, Verdict},
-    record::{Origin, Record},
+    record::{Origin, Record, is_visible_ascii},
 };
 
 /// A batch leaves when it has so many messages, or after so long.
@@ -337,8 +337,7 @@ fn message(record: &Record) -> Message {
 /// A message that no Waypost node published takes the service's id, which stays the same when it comes again.
 fn record(message: Message) -> Record {
     // What becomes a header of the POST must be fit to be one.
-    let fits = |text: &&str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic());
-    let attribute = |name| message.attributes.get(name).map(String::as_str).filter(fits);
+    let attribute = |name| message.attributes.get(name).map(String::as_str).filter(|text| is_visible_ascii(text));
     Record {
         id: Arc::from(attribute(header::ID).unwrap_or(&message.message_id)),
         traceparent: attribute(header::TRACEPARENT).map(Arc::from),

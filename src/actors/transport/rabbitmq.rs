@@ -36,7 +36,7 @@ use super::{Broker, CLOSE_TIMEOUT, CONNECT_TIMEOUT, PREFETCH, Transport, Transpo
 use crate::{
     config,
     delivery::{Delivery, LaneId, Verdict},
-    record::{Origin, Record},
+    record::{Origin, Record, is_visible_ascii},
 };
 
 /// Without a confirm for so long, a publish fails; callers that cannot wait so long give up earlier.
@@ -302,7 +302,7 @@ fn record(properties: &BasicProperties, body: Bytes) -> Record {
         _ => None,
     };
     // The id becomes an HTTP header, so one that cannot be a header's value does not count.
-    let usable = |id: &Arc<str>| !id.is_empty() && id.bytes().all(|b| b.is_ascii_graphic());
+    let usable = |id: &Arc<str>| is_visible_ascii(id);
     let message_id = || properties.message_id().as_ref().map(|id| Arc::from(id.as_str()));
     Record {
         id: header(header::ID).filter(usable).or_else(|| message_id().filter(usable)).unwrap_or_else(Record::new_id),

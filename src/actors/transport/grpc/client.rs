@@ -199,6 +199,7 @@ impl Link {
 
     /// Fails all that wait, at once.
     fn fail(&self, why: String) {
+        // The first reason stays.
         self.broken.set(why).ok();
         self.outbox.take();
         self.window.close();

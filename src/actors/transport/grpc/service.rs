@@ -28,7 +28,7 @@ use super::{
 use crate::{
     delivery::{LaneId, Passage, Tap},
     proto::{self, Outcome, Receipt, Summary, waypost_server::Waypost},
-    record::{self, Origin, Record, Schema},
+    record::{self, Origin, Record, Schema, is_visible_ascii},
 };
 
 /// A record that the API has not taken after this goes to disk, which makes it safe.
@@ -315,7 +315,7 @@ fn accept(sent: proto::Record, sender: Sender, schema: Schema) -> Result<Record,
     if id.is_empty() && sender == Sender::Client {
         id = Record::new_id().to_string();
     }
-    if id.is_empty() || !is_visible(&id, ID_MAX) {
+    if id.len() > ID_MAX || !is_visible_ascii(&id) {
         return Err(refuse(id, format!("the id must be 1 to {ID_MAX} visible ASCII characters")));
     }
     // The node that took a record in has checked it against its own schema.
@@ -324,16 +324,12 @@ fn accept(sent: proto::Record, sender: Sender, schema: Schema) -> Result<Record,
         Ok(body) => Ok(Record {
             id: id.into(),
             body,
-            traceparent: (!traceparent.is_empty() && is_visible(&traceparent, TRACEPARENT_MAX))
+            traceparent: (traceparent.len() <= TRACEPARENT_MAX && is_visible_ascii(&traceparent))
                 .then(|| traceparent.into()),
             origin: Origin::parse(&origin),
         }),
         Err(invalid) => Err(refuse(id, invalid.to_string())),
     }
-}
-
-fn is_visible(text: &str, max: usize) -> bool {
-    text.len() <= max && text.bytes().all(|b| b.is_ascii_graphic())
 }
 
 fn to_proto(passage: &Passage) -> proto::Passage {

@@ -3,6 +3,7 @@
 use std::{fs, path::Path, time::Duration};
 
 use async_nats::{Client, ConnectOptions, Event, ServerAddr};
+use percent_encoding::percent_decode_str;
 use tokio::sync::watch;
 
 use super::{REQUEST_TIMEOUT, cannot};
@@ -85,24 +86,9 @@ fn read(file: &Path) -> Result<String, TransportError> {
     fs::read_to_string(file).map_err(|why| cannot(format!("{}: {why}", file.display())))
 }
 
-/// Undoes the percent-encoding of a URL's user or password.
+/// A URL's user or password, without its percent-encoding.
 fn decoded(text: &str) -> String {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let [first, after @ ..] = rest {
-        let hex = after.first_chunk::<2>().filter(|_| *first == b'%').and_then(|pair| std::str::from_utf8(pair).ok());
-        match hex.and_then(|pair| u8::from_str_radix(pair, 16).ok()) {
-            Some(byte) => {
-                bytes.push(byte);
-                rest = &after[2..];
-            }
-            None => {
-                bytes.push(*first);
-                rest = after;
-            }
-        }
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
+    percent_decode_str(text).decode_utf8_lossy().into_owned()
 }
 
 #[cfg(test)]
