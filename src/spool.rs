@@ -28,6 +28,12 @@ use tokio::{
 use tracing::{error, warn};
 
 pub use self::entry::{Entry, Letter};
+use self::log::{Log, SEGMENT_MAX};
+use crate::{
+    delivery::LaneId,
+    record::{Origin, unix_us},
+};
+
 /// Files of frames, for what else is kept beside the queues.
 pub(crate) mod frames {
     pub use super::{
@@ -35,11 +41,6 @@ pub(crate) mod frames {
         scan::{Item, Scanner},
     };
 }
-use self::log::Log;
-use crate::{
-    delivery::LaneId,
-    record::{Origin, unix_us},
-};
 
 /// How many orders share a commit at most.
 const BATCH: usize = 8192;
@@ -177,7 +178,7 @@ enum Order {
     Rewind(Queue),
     List {
         max: usize,
-        answer: oneshot::Sender<Result<Vec<Entry>, NotSafe>>,
+        answer: oneshot::Sender<Vec<Entry>>,
     },
     Replay {
         which: Which,
@@ -213,7 +214,8 @@ impl Spool {
         }
         let mut logs = Vec::with_capacity(Queue::COUNT);
         for queue in Queue::all() {
-            logs.push(Log::open(folder, &queue.name()).map_err(failed)?);
+            // A record that stays long keeps its segment: no more than a small part of the room.
+            logs.push(Log::open(folder, &queue.name(), (max / 16).min(SEGMENT_MAX)).map_err(failed)?);
         }
         let (orders, inbox) = mpsc::unbounded_channel();
         let folder = folder.to_owned();
@@ -250,7 +252,7 @@ impl Spool {
 
     /// The oldest dead letters.
     pub async fn dead(&self, max: usize) -> Result<Vec<Entry>, NotSafe> {
-        self.ask(|answer| Order::List { max, answer }).await?
+        self.ask(|answer| Order::List { max, answer }).await
     }
 
     /// Lets dead letters wait for a lane again; how many. Cut short by a crash, some may be in both places.
@@ -334,7 +336,7 @@ impl Store {
 
     /// The answer to the order that closes, if there is one.
     fn serve(&mut self, orders: impl Iterator<Item = Order>) -> Option<oneshot::Sender<()>> {
-        let mut room = self.max.saturating_sub(self.logs.iter().map(Log::bytes).sum());
+        let mut room = self.room();
         let (mut puts, mut readers, mut close) = (Vec::new(), Vec::new(), None);
         for order in orders {
             match order {
@@ -355,6 +357,10 @@ impl Store {
         self.flush(false);
         self.tell();
         close
+    }
+
+    fn room(&self) -> u64 {
+        self.max.saturating_sub(self.logs.iter().map(Log::bytes).sum())
     }
 
     fn append(&mut self, queue: Queue, payload: &[u8], held: bool, room: &mut u64) -> Result<Key, NotSafe> {
@@ -405,28 +411,22 @@ impl Store {
     fn take(&mut self, queue: Queue, max: usize) -> Vec<(Key, Entry)> {
         let mut taken = Vec::new();
         while taken.len() < max {
-            match self.logs[queue.at()].next() {
-                Ok(Some((place, payload))) => match Entry::decode(&*payload) {
-                    Ok(entry) => {
-                        let found = self.logs[queue.at()].was_found(place);
-                        taken.push((Key { queue: queue.at(), place, found }, entry));
-                    }
-                    Err(why) => error!(?queue, %why, "an entry of a later version stays on disk"),
-                },
-                Ok(None) => break,
-                Err(why) => {
-                    error!(?queue, %why, "the spool cannot be read");
-                    break;
+            let Some((place, payload)) = self.logs[queue.at()].next() else { break };
+            match Entry::decode(&*payload) {
+                Ok(entry) => {
+                    let found = self.logs[queue.at()].was_found(place);
+                    taken.push((Key { queue: queue.at(), place, found }, entry));
                 }
+                Err(why) => error!(?queue, %why, "an entry of a later version stays on disk"),
             }
         }
         taken
     }
 
     /// The dead letters that `which` names, with their keys.
-    fn find(&mut self, which: &Which, max: usize) -> Result<Vec<(log::Key, Entry)>, NotSafe> {
+    fn find(&mut self, which: &Which, max: usize) -> Vec<(log::Key, Entry)> {
         let mut found = Vec::new();
-        let visited = self.logs[Queue::Dead.at()].visit(|key, payload| {
+        self.logs[Queue::Dead.at()].visit(|key, payload| {
             if let Ok(entry) = Entry::decode(&*payload)
                 && which.contains(&entry.id)
             {
@@ -434,18 +434,18 @@ impl Store {
             }
             found.len() < max
         });
-        visited.map(|()| found).map_err(|why| NotSafe::Disk(why.to_string()))
+        found
     }
 
-    fn list(&mut self, max: usize) -> Result<Vec<Entry>, NotSafe> {
-        Ok(self.find(&Which::All, max)?.into_iter().map(|(_, entry)| entry).collect())
+    fn list(&mut self, max: usize) -> Vec<Entry> {
+        self.find(&Which::All, max).into_iter().map(|(_, entry)| entry).collect()
     }
 
     fn replay(&mut self, which: &Which) -> Result<u64, NotSafe> {
         let disk = |why: io::Error| NotSafe::Disk(why.to_string());
         let mut replayed = 0;
         loop {
-            let found = self.find(which, BATCH)?;
+            let found = self.find(which, BATCH);
             if found.is_empty() {
                 return Ok(replayed);
             }
@@ -464,7 +464,7 @@ impl Store {
     fn forget(&mut self, which: &Which) -> Result<u64, NotSafe> {
         let mut forgotten = 0;
         loop {
-            let found = self.find(which, BATCH)?;
+            let found = self.find(which, BATCH);
             if found.is_empty() {
                 return Ok(forgotten);
             }

@@ -19,8 +19,8 @@ use super::{
     scan::{Item, Scanner},
 };
 
-/// A segment that has grown past this is sealed.
-const SEGMENT_MAX: u64 = 16 << 20;
+/// A segment that has grown past this is sealed, unless [`Log::open`] is told a lesser size.
+pub const SEGMENT_MAX: u64 = 16 << 20;
 /// What the active segment may keep of the disk while all of its entries are settled.
 const SETTLED_KEPT: u64 = 1 << 20;
 /// The ordinal of a seal.
@@ -102,6 +102,17 @@ struct Cursor {
     damage: Option<(u64, u64)>,
 }
 
+/// What one step of a reading has met.
+enum Read {
+    Entry(u32, Vec<u8>),
+    /// Something that does not come out.
+    Nothing,
+    /// The end of what is written, where more may follow.
+    UpToDate,
+    /// The end of a segment that is not appended to.
+    End,
+}
+
 /// One queue. Dropping it closes its files; what was not committed is not there.
 pub struct Log {
     folder: PathBuf,
@@ -112,15 +123,18 @@ pub struct Log {
     first_own: u32,
     active: Option<Active>,
     cursor: Option<Cursor>,
+    /// The last segment that [`Log::next`] is through with, if any.
+    passed: Option<u32>,
+    segment_max: u64,
     /// Entries that [`Log::next`] leaves out.
     held: HashSet<Key>,
     damages: Vec<Damage>,
 }
 
 impl Log {
-    /// Opens the queue `name` in `folder`, with what an earlier run has left in it. Damage is no error: see
-    /// [`Log::damages`].
-    pub fn open(folder: &Path, name: &str) -> io::Result<Self> {
+    /// Opens the queue `name` in `folder`, with what an earlier run has left in it, in segments of about `segment_max` bytes. Damage
+    /// is no error: see [`Log::damages`].
+    pub fn open(folder: &Path, name: &str, segment_max: u64) -> io::Result<Self> {
         let mut log = Self {
             folder: folder.to_owned(),
             name: name.to_owned(),
@@ -129,6 +143,8 @@ impl Log {
             first_own: 0,
             active: None,
             cursor: None,
+            passed: None,
+            segment_max: segment_max.min(SEGMENT_MAX),
             held: HashSet::new(),
             damages: Vec::new(),
         };
@@ -140,7 +156,10 @@ impl Log {
         log.next_number = log.segments.last_key_value().map_or(0, |(number, _)| number + 1);
         log.first_own = log.next_number;
         for number in log.segments.keys().copied().collect::<Vec<_>>() {
-            log.find(number)?;
+            if let Err(why) = log.find(number) {
+                log.leave_out(number, &why);
+                log.segments.remove(&number);
+            }
         }
         log.give_back()?;
         Ok(log)
@@ -200,7 +219,7 @@ impl Log {
             Ok(()) => {
                 segment.count += count;
                 segment.size += bytes;
-                if segment.size >= SEGMENT_MAX {
+                if segment.size >= self.segment_max {
                     self.seal();
                 }
                 Ok(())
@@ -250,82 +269,75 @@ impl Log {
         Ok(())
     }
 
-    /// The oldest entry that was neither read, nor settled, nor held.
-    pub fn next(&mut self) -> io::Result<Option<(Key, Vec<u8>)>> {
+    /// The oldest entry that was neither read, nor settled, nor held. A segment that the disk does not give is left out, and named, until
+    /// the next [`Log::rewind`].
+    pub fn next(&mut self) -> Option<(Key, Vec<u8>)> {
         loop {
-            let Some(mut cursor) =
-                self.cursor.take().map_or_else(|| self.cursor_after(None), |cursor| Ok(Some(cursor)))?
-            else {
-                return Ok(None);
+            let (number, item) = match self.cursor.take() {
+                Some(cursor) => self.read(cursor),
+                None => match self.cursor_after_passed()? {
+                    (_, Ok(cursor)) => self.read(cursor),
+                    (number, Err(why)) => (number, Err(why)),
+                },
             };
-            let number = cursor.segment;
-            let Some(segment) = self.segments.get(&number) else {
-                // It was settled whole, and is gone.
-                self.cursor = self.cursor_after(Some(number))?;
-                if self.cursor.is_none() {
-                    return Ok(None);
-                }
-                continue;
-            };
-            match cursor.scanner.next(segment.size) {
-                Ok(Some(Item::Frame { ordinal, payload })) if ordinal < segment.count => {
-                    self.miss(&mut cursor, ordinal);
-                    cursor.expected = ordinal + 1;
-                    self.cursor = Some(cursor);
-                    let key = Key { segment: number, ordinal };
-                    let is_live = self.segments.get(&number).is_some_and(|segment| !segment.done.contains(ordinal));
-                    if is_live && !self.held.contains(&key) {
-                        return Ok(Some((key, payload)));
-                    }
-                }
-                Ok(Some(Item::Frame { .. })) => self.cursor = Some(cursor),
-                Ok(Some(Item::Damage { at, size })) => {
-                    cursor.damage = Some((at, size));
-                    self.cursor = Some(cursor);
-                }
-                Ok(None) => {
-                    let end = segment.count;
-                    if self.active.as_ref().is_some_and(|active| active.number == number) {
-                        self.cursor = Some(cursor);
-                        return Ok(None);
-                    }
-                    self.miss(&mut cursor, end);
-                    self.cursor = self.cursor_after(Some(number))?;
-                    if self.cursor.is_none() {
-                        return Ok(None);
-                    }
-                }
+            match item {
+                Ok(Read::Entry(ordinal, payload)) => return Some((Key { segment: number, ordinal }, payload)),
+                Ok(Read::Nothing) => {}
+                Ok(Read::UpToDate) => return None,
+                Ok(Read::End) => self.passed = Some(number),
                 Err(why) => {
-                    self.cursor = Some(cursor);
-                    return Err(why);
+                    self.leave_out(number, &why);
+                    self.passed = Some(number);
                 }
             }
         }
     }
 
+    /// Reads one item at `cursor`, and moves on unless the segment ends there.
+    fn read(&mut self, mut cursor: Cursor) -> (u32, io::Result<Read>) {
+        let number = cursor.segment;
+        // One that was settled whole is gone.
+        let Some(segment) = self.segments.get(&number) else { return (number, Ok(Read::End)) };
+        let read = match cursor.scanner.next(segment.size) {
+            Ok(Some(Item::Frame { ordinal, payload })) if ordinal < segment.count => {
+                let key = Key { segment: number, ordinal };
+                let is_live = !segment.done.contains(ordinal) && !self.held.contains(&key);
+                self.miss(&mut cursor, ordinal);
+                cursor.expected = ordinal + 1;
+                if is_live { Read::Entry(ordinal, payload) } else { Read::Nothing }
+            }
+            Ok(Some(Item::Frame { .. })) => Read::Nothing,
+            Ok(Some(Item::Damage { at, size })) => {
+                cursor.damage = Some((at, size));
+                Read::Nothing
+            }
+            Ok(None) if self.active.as_ref().is_some_and(|active| active.number == number) => Read::UpToDate,
+            Ok(None) => {
+                let end = segment.count;
+                self.miss(&mut cursor, end);
+                return (number, Ok(Read::End));
+            }
+            Err(why) => return (number, Err(why)),
+        };
+        self.cursor = Some(cursor);
+        (number, Ok(read))
+    }
+
     /// Begins to read again with the oldest unsettled entry. Nothing is held any more.
     pub fn rewind(&mut self) {
         self.held.clear();
-        self.cursor = None;
+        (self.cursor, self.passed) = (None, None);
     }
 
     /// Every unsettled entry, oldest first, until `visit` says that it is enough.
-    pub fn visit(&mut self, mut visit: impl FnMut(Key, Vec<u8>) -> bool) -> io::Result<()> {
-        let cursor = self.cursor.take();
+    pub fn visit(&mut self, mut visit: impl FnMut(Key, Vec<u8>) -> bool) {
+        let place = (self.cursor.take(), self.passed.take());
         let held = std::mem::take(&mut self.held);
-        let visited = loop {
-            match self.next() {
-                Ok(Some((key, payload))) => {
-                    if !visit(key, payload) {
-                        break Ok(());
-                    }
-                }
-                Ok(None) => break Ok(()),
-                Err(why) => break Err(why),
-            }
-        };
-        (self.cursor, self.held) = (cursor, held);
-        visited
+        while let Some((key, payload)) = self.next()
+            && visit(key, payload)
+        {}
+        (self.cursor, self.passed) = place;
+        self.held = held;
     }
 
     fn parse(&self, file: &str) -> Option<(u32, u32)> {
@@ -407,12 +419,24 @@ impl Log {
         Ok(())
     }
 
-    /// The beginning of the first segment after `number`.
-    fn cursor_after(&self, number: Option<u32>) -> io::Result<Option<Cursor>> {
-        let from = number.map_or(0, |number| number + 1);
-        let Some((&segment, found)) = self.segments.range(from..).next() else { return Ok(None) };
-        let scanner = Scanner::new(File::open(self.path(segment, "log"))?, found.salt);
-        Ok(Some(Cursor { segment, scanner, expected: 0, damage: None }))
+    /// The first segment that is not passed, and a cursor at its beginning.
+    fn cursor_after_passed(&self) -> Option<(u32, io::Result<Cursor>)> {
+        let from = self.passed.map_or(0, |number| number + 1);
+        let (&number, segment) = self.segments.range(from..).next()?;
+        let file = File::open(self.path(number, "log"));
+        let cursor = |file| Cursor {
+            segment: number,
+            scanner: Scanner::new(file, segment.salt),
+            expected: 0,
+            damage: None,
+        };
+        Some((number, file.map(cursor)))
+    }
+
+    /// Names a segment that the disk does not give.
+    fn leave_out(&self, number: u32, why: &io::Error) {
+        let file = self.path(number, "log");
+        tracing::error!(file = %file.display(), %why, "a file of the spool cannot be read: what it holds waits there");
     }
 
     /// The cursor has come to the entry `found`: those that it should have met before are damaged, and count no longer. What was
@@ -421,7 +445,8 @@ impl Log {
         let (number, damage) = (cursor.segment, cursor.damage.take());
         let Some(segment) = self.segments.get(&number) else { return };
         let missed: Vec<_> = (cursor.expected..found).filter(|&ordinal| !segment.done.contains(ordinal)).collect();
-        if let Some((at, size)) = damage.filter(|_| !missed.is_empty()) {
+        if !missed.is_empty() {
+            let (at, size) = damage.unwrap_or_default();
             self.set_aside(number, at, size, &cursor.scanner);
         }
         for ordinal in missed {
