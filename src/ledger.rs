@@ -3,18 +3,22 @@
 //! On a node that has its lanes to itself, at rest,
 //! `accepted + recovered = delivered + dead + dropped + spooled + in_flight`: see [`Balance::holds`].
 
+pub mod metrics;
+
 use std::{
-    collections::{HashSet, hash_map::RandomState},
+    collections::{BTreeMap, HashSet, hash_map::RandomState},
     hash::BuildHasher as _,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use hdrhistogram::Histogram;
 use serde::Serialize;
+use tokio::{sync::watch, time::sleep};
+use tracing::error;
 
 use crate::{
     delivery::LaneId,
@@ -24,6 +28,9 @@ use crate::{
 
 /// How many of the last delivered records are known again when a broker sends them once more, at least.
 const KNOWN_MIN: usize = 65_536;
+
+/// How long the counts must have stood still to be compared.
+const REST: Duration = Duration::from_secs(2);
 
 /// The counts of one node since its start.
 pub struct Ledger {
@@ -43,6 +50,10 @@ pub struct Ledger {
     refused: Mutex<Known>,
     /// Records that had come out before their clients were refused.
     late: AtomicU64,
+    /// From a request's head to its answer, by the answer's status.
+    requests: Mutex<BTreeMap<u16, Latency>>,
+    /// What [`audit`] has found.
+    imbalanced: AtomicBool,
 }
 
 #[derive(Default)]
@@ -54,7 +65,10 @@ struct Lane {
     dead: AtomicU64,
     redelivered: AtomicU64,
     publish: Latency,
+    post: Latency,
     delivery: Latency,
+    /// When the API took a record last, in microseconds since the Unix epoch; 0 for never.
+    last_delivery_us: AtomicU64,
 }
 
 /// The counts of one lane, or of all.
@@ -98,6 +112,8 @@ impl Ledger {
             known: Mutex::default(),
             refused: Mutex::default(),
             late: AtomicU64::new(0),
+            requests: Mutex::default(),
+            imbalanced: AtomicBool::new(false),
         }
     }
 
@@ -162,6 +178,17 @@ impl Ledger {
             lane.delivery.record(age);
         }
         lane.delivered.fetch_add(1, Relaxed);
+        lane.last_delivery_us.store(unix_us(), Relaxed);
+    }
+
+    /// A POST of `lane` that began then has ended.
+    pub fn posted(&self, lane: LaneId, began: Instant) {
+        self.lane(lane).post.record_since(began);
+    }
+
+    /// A client that sent a request then has been answered with `code`.
+    pub fn answered(&self, code: u16, began: Instant) {
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner).entry(code).or_default().record_since(began);
     }
 
     /// Counts a record that has no receipt of this run. The age in microseconds of one that has.
@@ -238,6 +265,12 @@ impl Ledger {
         }
     }
 
+    /// The last time that nothing moved, the counts did not add up: see [`audit`].
+    #[must_use]
+    pub fn is_imbalanced(&self) -> bool {
+        self.imbalanced.load(Relaxed)
+    }
+
     /// Milliseconds from publish to confirm.
     #[must_use]
     pub fn publish_ms(&self, lane: LaneId) -> Quantiles {
@@ -280,6 +313,22 @@ impl Balance {
     }
 }
 
+/// Compares the counts whenever nothing has moved for a while, for ever: an imbalance is an error of this program, and is
+/// reported as one.
+pub async fn audit(ledger: Arc<Ledger>, held: watch::Receiver<Held>) {
+    let mut before = None;
+    loop {
+        sleep(REST).await;
+        let balance = ledger.balance(&held.borrow());
+        if before.replace(balance) == Some(balance) {
+            let imbalanced = !balance.holds();
+            if ledger.imbalanced.swap(imbalanced, Relaxed) != imbalanced && imbalanced {
+                error!(?balance, "the ledger does not balance");
+            }
+        }
+    }
+}
+
 /// Median and 99th percentile, in milliseconds; zero while nothing was measured.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Quantiles {
@@ -287,8 +336,8 @@ pub struct Quantiles {
     pub p99: f64,
 }
 
-/// Times in microseconds, to two significant digits.
-struct Latency(Mutex<Histogram<u32>>);
+/// Times in microseconds, to two significant digits, and their sum.
+struct Latency(Mutex<(Histogram<u32>, u64)>);
 
 impl Latency {
     const MAX_US: u64 = 3_600_000_000;
@@ -298,11 +347,14 @@ impl Latency {
     }
 
     fn record(&self, us: u64) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).saturating_record(us.clamp(1, Self::MAX_US));
+        let us = us.clamp(1, Self::MAX_US);
+        let (times, sum) = &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        times.saturating_record(us);
+        *sum += us;
     }
 
     fn quantiles_ms(&self) -> Quantiles {
-        let times = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (times, _) = &*self.0.lock().unwrap_or_else(PoisonError::into_inner);
         #[expect(clippy::cast_precision_loss, reason = "a time of centuries would lose a microsecond")]
         let ms = |quantile| times.value_at_quantile(quantile) as f64 / 1000.0;
         Quantiles { p50: ms(0.5), p99: ms(0.99) }
@@ -313,16 +365,13 @@ impl Default for Latency {
     fn default() -> Self {
         let times =
             Histogram::new_with_bounds(1, Self::MAX_US, 2).expect("these bounds are legal, so this cannot fail");
-        Self(Mutex::new(times))
+        Self(Mutex::new((times, 0)))
     }
 }
 
-/// The API as the forwarders find it.
+/// The POSTs of all forwarders.
 #[derive(Default)]
-pub struct ApiGauge {
-    in_flight: AtomicU64,
-    failing: AtomicBool,
-}
+pub struct ApiGauge(AtomicU64);
 
 /// One POST in flight.
 pub struct Posting<'a>(&'a ApiGauge);
@@ -330,33 +379,19 @@ pub struct Posting<'a>(&'a ApiGauge);
 impl ApiGauge {
     /// A POST begins; it ends when the answer is dropped.
     pub fn begin(&self) -> Posting<'_> {
-        self.in_flight.fetch_add(1, Relaxed);
+        self.0.fetch_add(1, Relaxed);
         Posting(self)
-    }
-
-    pub fn succeeded(&self) {
-        self.failing.store(false, Relaxed);
-    }
-
-    pub fn failed(&self) {
-        self.failing.store(true, Relaxed);
     }
 
     #[must_use]
     pub fn in_flight(&self) -> u64 {
-        self.in_flight.load(Relaxed)
-    }
-
-    /// The last POST brought no answer, or one that asks for another try.
-    #[must_use]
-    pub fn is_failing(&self) -> bool {
-        self.failing.load(Relaxed)
+        self.0.load(Relaxed)
     }
 }
 
 impl Drop for Posting<'_> {
     fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Relaxed);
+        self.0.0.fetch_sub(1, Relaxed);
     }
 }
 

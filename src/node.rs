@@ -35,7 +35,7 @@ use crate::{
     delivery::LaneId,
     http::{admin, api, ingest},
     keys::Keys,
-    ledger::Ledger,
+    ledger::{self, Ledger},
     record::Record,
     spool::{OpenError, Queue, Spool},
 };
@@ -87,6 +87,7 @@ impl Node {
         let found = *spool.held().borrow();
         ledger.found_waiting(found.waiting() + found.records(Queue::Dead));
         ledger.found_carried(LaneId::Grpc, found.records(Queue::Carried));
+        actix_rt::spawn(ledger::audit(Arc::clone(&ledger), spool.held()));
         let draining = Arc::new(AtomicBool::new(false));
         let lanes = config.lanes_in_order();
         let router = Slot::new();
@@ -105,6 +106,7 @@ impl Node {
             run: Arc::clone(&ledger.run),
             keys: Keys::open(&config.spool.dir)
                 .map_err(|source| OpenError::Folder { folder: config.spool.dir.clone(), source })?,
+            ledger: Arc::clone(&ledger),
         };
         let (policy, ids) = (config.router.policy, lanes.iter().map(|(lane, _)| *lane).collect::<Arc<[_]>>());
         let routing = router::Wiring { disk: on_disk, publish_timeout };

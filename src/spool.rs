@@ -176,6 +176,7 @@ enum Order {
         answer: oneshot::Sender<Vec<(Key, Entry)>>,
     },
     Rewind(Queue),
+    Oldest(oneshot::Sender<Option<Entry>>),
     List {
         max: usize,
         answer: oneshot::Sender<Vec<Entry>>,
@@ -243,6 +244,11 @@ impl Spool {
     /// Up to `max` entries that were not taken before, oldest first; what is taken and not settled comes again after a restart.
     pub async fn take(&self, queue: Queue, max: usize) -> Vec<(Key, Entry)> {
         self.ask(|answer| Order::Take { queue, max, answer }).await.unwrap_or_default()
+    }
+
+    /// The record that was taken in first of those that are for a lane, or that the gRPC lane carries.
+    pub async fn oldest(&self) -> Option<Entry> {
+        self.ask(Order::Oldest).await.ok().flatten()
     }
 
     /// Everything in `queue` that is not settled can be taken again.
@@ -401,6 +407,7 @@ impl Store {
                     self.logs[queue.at()].rewind();
                 }
             }
+            Order::Oldest(answer) => drop(answer.send(self.oldest())),
             Order::List { max, answer } => drop(answer.send(self.list(max))),
             Order::Replay { which, answer } => drop(answer.send(self.replay(&which))),
             Order::Forget { which, answer } => drop(answer.send(self.forget(&which))),
@@ -421,6 +428,19 @@ impl Store {
             }
         }
         taken
+    }
+
+    fn oldest(&mut self) -> Option<Entry> {
+        let queues = Queue::all().filter(|queue| *queue != Queue::Dead);
+        let firsts = queues.filter_map(|queue| {
+            let mut first = None;
+            self.logs[queue.at()].visit(|_, payload| {
+                first = Entry::decode(&*payload).ok();
+                first.is_none()
+            });
+            first
+        });
+        firsts.min_by_key(|entry| entry.record().origin.map_or(u64::MAX, |origin| origin.at_us))
     }
 
     /// The dead letters that `which` names, with their keys.

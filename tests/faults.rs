@@ -1,14 +1,13 @@
 //! What breaks, and what must hold all the same: every record that got a 2xx arrives.
 
-use std::{
-    cell::{Cell, RefCell},
-    collections::HashSet,
-    rc::Rc,
-    time::{Duration, Instant},
-};
+mod api_away;
+mod judge;
+mod kills;
+mod network;
 
-use awc::http::StatusCode;
-use tokio::task::JoinHandle;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
 
 use crate::{
     end_to_end::traffic,
@@ -16,102 +15,11 @@ use crate::{
         api::{Api, Conduct},
         eventually,
         lanes::{Lane, Nats, Pubsub, Rabbitmq, grpc_variables},
+        load::{CLIENTS, Load},
         node::{Node, PATIENCE},
         rig::Rig as _,
     },
 };
-
-/// Clients that post at the same time.
-const CLIENTS: usize = 8;
-
-/// Posts records until it is stopped, and keeps account: each 2xx is an obligation.
-struct Load {
-    obligations: Rc<RefCell<HashSet<String>>>,
-    attempted: Rc<Cell<usize>>,
-    refused: Rc<Cell<usize>>,
-    /// No answer came; the node may have the record.
-    unanswered: Rc<RefCell<HashSet<String>>>,
-    stop: Rc<Cell<bool>>,
-    clients: Vec<JoinHandle<()>>,
-}
-
-impl Load {
-    fn start(node: &Node) -> Self {
-        let load = Self {
-            obligations: Rc::default(),
-            attempted: Rc::default(),
-            refused: Rc::default(),
-            unanswered: Rc::default(),
-            stop: Rc::default(),
-            clients: Vec::new(),
-        };
-        let records = Rc::new(traffic());
-        let clients = (0..CLIENTS).map(|_| {
-            let client = node.client();
-            let (obligations, attempted, refused, unanswered, stop) = (
-                Rc::clone(&load.obligations),
-                Rc::clone(&load.attempted),
-                Rc::clone(&load.refused),
-                Rc::clone(&load.unanswered),
-                Rc::clone(&load.stop),
-            );
-            let records = Rc::clone(&records);
-            actix_rt::spawn(async move {
-                while !stop.get() {
-                    let number = attempted.replace(attempted.get() + 1);
-                    let key = format!("load-{number}");
-                    match client.post("/", &key, records[number % records.len()].clone()).await {
-                        Some((StatusCode::ACCEPTED, _)) => {
-                            obligations.borrow_mut().insert(key);
-                        }
-                        Some(_) => {
-                            refused.set(refused.get() + 1);
-                            tokio::time::sleep(Duration::from_millis(5)).await;
-                        }
-                        None => {
-                            unanswered.borrow_mut().insert(key);
-                            tokio::time::sleep(Duration::from_millis(5)).await;
-                        }
-                    }
-                }
-            })
-        });
-        let clients = clients.collect();
-        Self { clients, ..load }
-    }
-
-    fn accepted(&self) -> usize {
-        self.obligations.borrow().len()
-    }
-
-    /// Waits until so many more are taken.
-    async fn take(&self, more: usize) {
-        let goal = self.accepted() + more;
-        eventually("the node takes records", PATIENCE, async || (self.accepted() >= goal).then_some(())).await;
-    }
-
-    /// Ends the load; every answer that is owed has come.
-    async fn end(&mut self) {
-        self.stop.set(true);
-        for client in self.clients.drain(..) {
-            client.await.expect("a client does not panic");
-        }
-    }
-
-    /// Waits until each obligation is met at the API; says how many are not, otherwise.
-    async fn is_met(&self, api: &Api, patience: Duration) {
-        let deadline = Instant::now() + patience;
-        loop {
-            let keys: HashSet<_> = api.posts().into_iter().filter_map(|post| post.key).collect();
-            let lost: Vec<_> = self.obligations.borrow().iter().filter(|key| !keys.contains(*key)).cloned().collect();
-            if lost.is_empty() {
-                return;
-            }
-            assert!(Instant::now() < deadline, "{} of {} lost, as {:?}", lost.len(), self.accepted(), &lost[..1]);
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-    }
-}
 
 /// The broker of a lane is killed under load and started again. The other lane takes all traffic meanwhile.
 async fn broker_is_killed_under_load<L: Lane>() {
@@ -138,7 +46,7 @@ async fn broker_is_killed_under_load<L: Lane>() {
     load.take(200).await;
     load.end().await;
 
-    assert_eq!(load.refused.get() + load.unanswered.borrow().len(), 0, "requests that were not taken");
+    assert_eq!(load.untaken(), 0, "requests that were not taken");
     let lane = node.lane(L::NAME).await;
     assert!(lane["restarts"].as_u64() >= Some(1), "{lane}");
     assert!(lane["last_error"].is_string(), "{lane}");
@@ -182,7 +90,7 @@ async fn nats_falls_silent_under_load() {
     node.lane_is("nats", "up", PATIENCE).await;
     load.take(200).await;
     load.end().await;
-    assert_eq!(load.refused.get() + load.unanswered.borrow().len(), 0, "requests that were not taken");
+    assert_eq!(load.untaken(), 0, "requests that were not taken");
     load.is_met(&api, PATIENCE).await;
     node.at_rest(PATIENCE).await;
 }
@@ -193,12 +101,14 @@ async fn broker_comes_later<L: Lane>() {
     let api = Api::start();
     let node = Node::start(&api.url(), &system.variables()).await;
     node.lane_is(L::NAME, "backoff", PATIENCE).await;
-    assert_eq!(node.get("/readyz").await.unwrap().0, StatusCode::SERVICE_UNAVAILABLE);
+    let path = async |key: &str| node.post("/", key, traffic()[0].clone()).await.unwrap().1["path"].clone();
+    assert_eq!(path("before").await, "spool");
     system.revive().await;
     node.lane_is(L::NAME, "up", PATIENCE).await;
-    assert_eq!(node.get("/readyz").await.unwrap().0, StatusCode::OK);
-    assert_eq!(node.post("/", "first", traffic()[0].clone()).await.unwrap().0, StatusCode::ACCEPTED);
-    api.wait_for(1, PATIENCE).await;
+    assert_eq!(path("after").await, L::TAG);
+    api.wait_for(2, PATIENCE).await;
+    let ledger = node.at_rest(PATIENCE).await;
+    assert_eq!((&ledger["accepted"], &ledger["delivered"]), (&json!(2), &json!(2)));
 }
 
 #[actix_rt::test]
@@ -230,15 +140,13 @@ async fn is_terminated_under_load(variables: &[(String, String)], lane: &str) {
     println!("ended {:?} after SIGTERM", asked.elapsed());
     assert_eq!(status.code(), Some(0));
     load.end().await;
-    assert_eq!(load.refused.get(), 0, "a request was refused");
+    assert_eq!(load.refused(), 0, "a request was refused");
 
     node.start_again().await;
     load.is_met(&api, PATIENCE).await;
     node.at_rest(PATIENCE).await;
     // Refused connections have no answer either; a request whose record went through should have had one.
-    let cut_off =
-        api.posts().into_iter().filter_map(|post| post.key).filter(|key| load.unanswered.borrow().contains(key));
-    assert_eq!(cut_off.count(), 0, "requests that were cut off");
+    assert_eq!(load.cut_off(&api), 0, "requests that were cut off");
 }
 
 #[actix_rt::test]
@@ -279,7 +187,7 @@ async fn a_node_whose_api_hangs_is_terminated_in_time() {
     node.signal("TERM");
     assert_eq!(node.ended(Duration::from_secs(10)).await.code(), Some(0));
     load.end().await;
-    assert_eq!(load.refused.get(), 0, "a request was refused");
+    assert_eq!(load.refused(), 0, "a request was refused");
 
     api.behave(|_, _| Conduct::Answer(200));
     node.start_again().await;
@@ -309,7 +217,7 @@ async fn an_actor_panics_under_load(point: &str) {
     load.is_met(&api, PATIENCE).await;
     node.at_rest(PATIENCE).await;
     assert_eq!(restarts().await, expected, "no other actor was restarted");
-    assert_eq!(load.refused.get() + load.unanswered.borrow().len(), 0, "requests that were not taken");
+    assert_eq!(load.untaken(), 0, "requests that were not taken");
 }
 
 #[actix_rt::test]

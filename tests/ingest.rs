@@ -7,6 +7,7 @@ use crate::{
     end_to_end::traffic,
     support::{
         api::Api,
+        eventually,
         lanes::grpc_variables,
         node::{Node, PATIENCE},
     },
@@ -122,12 +123,25 @@ async fn any_json_object_is_a_record_under_schema_any() {
     assert_eq!(api.posts()[0].body, r#"{"b":{"path":1},"path":"GRPC"}"#);
 }
 
+/// The address of a NATS server that is not there.
+fn nobody() -> [(String, String); 1] {
+    [("LANES__NATS__URL".into(), format!("nats://127.0.0.1:{}", crate::support::process::free_port()))]
+}
+
 #[actix_rt::test]
-async fn no_lane_up_is_a_503_that_says_when_to_try_again() {
-    let api = Api::start();
-    // Nobody listens there.
-    let nobody = crate::support::process::free_port();
-    let node = Node::start(&api.url(), &[("LANES__NATS__URL".into(), format!("nats://127.0.0.1:{nobody}"))]).await;
+async fn no_lane_up_is_a_receipt_of_the_spool() {
+    let node = Node::start("http://127.0.0.1:9/", &nobody()).await;
+    let (status, body) = node.post("/", "a", traffic()[0].clone()).await.expect("an answer");
+    assert_eq!((status, &body), (StatusCode::ACCEPTED, &json!({"id": "a", "path": "spool"})));
+    assert_eq!(node.get("/readyz").await.unwrap().0, StatusCode::OK);
+    let ledger = &node.status().await["ledger"];
+    assert_eq!((&ledger["accepted"], &ledger["spooled"]), (&json!(1), &json!(1)));
+}
+
+/// A full disk, and one that fails at the sync: both ways no 2xx, and the node takes records again once the disk does.
+async fn a_disk_that_fails(point: &str) {
+    // The disk fails a few times, then works.
+    let node = Node::start_with_fault("http://127.0.0.1:9/", &nobody(), &format!("{point}=5*return->off")).await;
     let mut answer = awc::Client::default()
         .post(format!("http://127.0.0.1:{}/", node.ingest))
         .send_body(traffic()[0].clone())
@@ -136,7 +150,56 @@ async fn no_lane_up_is_a_503_that_says_when_to_try_again() {
     let body: Value = serde_json::from_slice(&answer.body().await.unwrap()).unwrap();
     assert_eq!((answer.status(), &body["status"]), (StatusCode::SERVICE_UNAVAILABLE, &json!(503)));
     assert_eq!(answer.headers().get(header::RETRY_AFTER).unwrap(), "1");
-    assert_eq!(node.get("/readyz").await.unwrap().0, StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(node.get("/healthz").await.unwrap().0, StatusCode::OK);
     assert_eq!(node.status().await["ledger"]["accepted"], 0);
+    eventually("the disk works again", PATIENCE, async || {
+        let (status, _) = node.post("/", "b", traffic()[0].clone()).await?;
+        (status == StatusCode::ACCEPTED).then_some(())
+    })
+    .await;
+    eventually("the node is ready", PATIENCE, async || (node.get("/readyz").await?.0 == StatusCode::OK).then_some(()))
+        .await;
+    assert_eq!(node.status().await["ledger"]["spooled"], 1, "nothing of what was refused is there");
+}
+
+#[actix_rt::test]
+async fn a_full_disk_is_a_503_and_no_more() {
+    a_disk_that_fails("spool-write").await;
+}
+
+#[actix_rt::test]
+async fn a_failed_sync_is_a_503_and_no_more() {
+    a_disk_that_fails("spool-sync").await;
+}
+
+#[actix_rt::test]
+async fn while_the_disk_fails_a_node_without_lanes_is_not_ready_and_one_with_lanes_is() {
+    let node = Node::start_with_fault("http://127.0.0.1:9/", &nobody(), "spool-write=return").await;
+    assert_eq!(node.post("/", "a", traffic()[0].clone()).await.unwrap().0, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(node.get("/readyz").await.unwrap().0, StatusCode::SERVICE_UNAVAILABLE);
+    let api = Api::start();
+    let node = Node::start_with_fault(&api.url(), &grpc_variables(), "spool-write=return").await;
+    node.lane_is("grpc", "up", PATIENCE).await;
+    for key in ["a", "b", "c"] {
+        let (status, body) = node.post("/", key, traffic()[0].clone()).await.unwrap();
+        assert_eq!((status, &body["path"]), (StatusCode::ACCEPTED, &json!("GRPC")));
+    }
+    assert_eq!(node.get("/readyz").await.unwrap().0, StatusCode::OK);
+}
+
+#[actix_rt::test]
+async fn a_key_that_comes_again_gets_its_first_receipt_also_after_a_kill() {
+    let api = Api::start();
+    let mut node = Node::start(&api.url(), &grpc_variables()).await;
+    node.lane_is("grpc", "up", PATIENCE).await;
+    let record = || traffic()[0].clone();
+    let first = node.post("/", "once", record()).await.unwrap();
+    assert_eq!((first.0, &first.1["path"]), (StatusCode::ACCEPTED, &json!("GRPC")));
+    assert_eq!(node.post("/", "once", record()).await.unwrap(), first);
+    node.signal("KILL");
+    node.ended(PATIENCE).await;
+    node.start_again().await;
+    assert_eq!(node.post("/", "once", record()).await.unwrap(), first);
+    assert_eq!(node.at_rest(PATIENCE).await["accepted"], 0, "nothing was routed again");
+    assert_eq!(api.count(), 1);
 }

@@ -103,8 +103,10 @@ impl Post {
                 _ = drain.changed() => return,
             };
             let answer = {
-                let _underway = ledger.api.begin();
-                self.api.post(body.clone(), &record.id, record.traceparent.as_deref()).await
+                let (_underway, began) = (ledger.api.begin(), std::time::Instant::now());
+                let answer = self.api.post(body.clone(), &record.id, record.traceparent.as_deref()).await;
+                ledger.posted(self.lane, began);
+                answer
             };
             letter.heard(&answer);
             match (answer.outcome(), &answer) {

@@ -151,7 +151,7 @@ async fn publish<T: Transport>(
         Ok(Err(failure)) => failure,
         Err(_) => {
             let silent = T::CONFIRMS_ALONE && confirmed.get().is_none_or(|at| at < began);
-            let why = format!("no confirm within {patience:?}");
+            let why = format!("no confirm within {:?}", wiring.publish_timeout);
             if silent && patience >= wiring.publish_timeout / 2 {
                 TransportError::Lost(why)
             } else {

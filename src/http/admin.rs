@@ -1,4 +1,4 @@
-//! The operator's side: health, readiness, status, dead letters, and orders to lanes.
+//! The operator's side: health, readiness, status, metrics, dead letters, and orders to lanes.
 
 use std::{
     collections::HashSet,
@@ -19,7 +19,10 @@ use crate::{
     actors::supervisor::{Action, ChildId, Order, Snapshot, State, Supervisor, View},
     breaker::Breaker,
     delivery::LaneId,
-    ledger::{Balance, Ledger, Quantiles},
+    ledger::{
+        Balance, Ledger, Quantiles,
+        metrics::{self, Scene},
+    },
     spool::{Entry, Letter, NotSafe, Queue, Spool, Which},
 };
 
@@ -51,6 +54,8 @@ pub struct Status {
     uptime_s: f64,
     draining: bool,
     ledger: Balance,
+    /// The ledger balanced the last time that nothing moved.
+    balanced: bool,
     lanes: Vec<LaneStatus>,
     api: ApiStatus,
     /// Restarts of the router, which is of no lane.
@@ -106,6 +111,7 @@ impl From<Quantiles> for QuantilesMs {
 pub fn routes(app: &mut web::ServiceConfig) {
     app.route("/healthz", web::get().to(async || HttpResponse::Ok().body("ok\n")))
         .route("/readyz", web::get().to(ready))
+        .route("/metrics", web::get().to(scrape))
         .route("/api/status", web::get().to(status))
         .route("/api/lanes/{lane}/{action}", web::post().to(order))
         .route("/api/dead", web::get().to(dead))
@@ -134,6 +140,25 @@ async fn ready(desk: web::Data<Desk>) -> Result<HttpResponse, Problem> {
 async fn status(desk: web::Data<Desk>) -> Result<HttpResponse, Problem> {
     let views = desk.views().await?;
     Ok(HttpResponse::Ok().json(desk.status(&views)))
+}
+
+async fn scrape(desk: web::Data<Desk>) -> Result<HttpResponse, Problem> {
+    let views = desk.views().await?;
+    let states = desk.lanes.iter().filter_map(|&(lane, _)| {
+        let status = desk.lane_status(lane, &views)?;
+        Some((lane, (status.state == State::Up.name(), status.restarts)))
+    });
+    let oldest = desk.spool.oldest().await;
+    let scene = Scene {
+        lanes: &desk.lanes,
+        states: states.collect(),
+        held: *desk.spool.held().borrow(),
+        oldest_us: oldest.and_then(|entry| Some(entry.record().origin?.at_us)),
+    };
+    let text = metrics::text(&desk.ledger, &scene).map_err(|why| {
+        Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "metrics", format!("The metrics cannot be encoded: {why}"))
+    })?;
+    Ok(HttpResponse::Ok().content_type(prometheus::TEXT_FORMAT).body(text))
 }
 
 async fn order(desk: web::Data<Desk>, path: web::Path<(String, String)>) -> Result<HttpResponse, Problem> {
@@ -244,6 +269,7 @@ impl Desk {
             uptime_s: self.ledger.started.elapsed().as_secs_f64(),
             draining: self.draining.load(Relaxed),
             ledger: self.ledger.balance(&self.spool.held().borrow()),
+            balanced: !self.ledger.is_imbalanced(),
             lanes: self.lanes.iter().filter_map(|&(lane, _)| self.lane_status(lane, views)).collect(),
             api: ApiStatus {
                 url: self.api_url.to_string(),

@@ -11,10 +11,10 @@
 //! | a record that breaks the schema | 422 |
 //! | no lane and no spool could make it safe, or too many records in hand | 503 with `Retry-After` |
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use actix_web::{
-    HttpRequest, HttpResponse,
+    HttpRequest, HttpResponse, ResponseError as _,
     http::{StatusCode, header},
     web,
 };
@@ -25,6 +25,7 @@ use crate::{
     actors::{Refused, ingest::Ingest},
     delivery::{LaneId, Receipt},
     keys::{Claim, Keys},
+    ledger::Ledger,
     record::{Invalid, Origin, Record, Schema, is_visible_ascii, parse},
 };
 
@@ -40,6 +41,16 @@ pub struct Door {
     /// This run of the node, for the records' origin.
     pub run: Arc<str>,
     pub keys: Keys,
+    pub ledger: Arc<Ledger>,
+}
+
+impl Door {
+    /// Counts the answer to a request that came then.
+    fn answered(&self, began: Instant, answer: Result<HttpResponse, Problem>) -> HttpResponse {
+        let response = answer.unwrap_or_else(|problem| problem.error_response());
+        self.ledger.answered(response.status().as_u16(), began);
+        response
+    }
 }
 
 /// The receipt that a client gets.
@@ -56,18 +67,21 @@ pub fn routes(app: &mut web::ServiceConfig) {
             .route(web::get().to(async || HttpResponse::Ok().json(serde_json::json!({"message": "ok"}))))
             .route(web::head().to(HttpResponse::Ok))
             .route(web::post().to(async |door: web::Data<Door>, request: HttpRequest, body: web::Payload| {
-                take(&door, None, &request, body).await
+                let began = Instant::now();
+                door.answered(began, take(&door, None, &request, body).await)
             }))
             .default_service(web::to(async || Problem::method_not_allowed("GET, HEAD, POST"))),
     )
     .service(
         web::resource("/{lane}")
             .route(web::post().to(async |door: web::Data<Door>, request: HttpRequest, body: web::Payload| {
+                let began = Instant::now();
                 let lane = LaneId::from_name(&request.match_info()["lane"]);
-                match lane.filter(|lane| door.lanes.iter().any(|(known, _)| known == lane)) {
+                let answer = match lane.filter(|lane| door.lanes.iter().any(|(known, _)| known == lane)) {
                     Some(lane) => take(&door, Some(lane), &request, body).await,
                     None => Err(Problem::not_found(request.path())),
-                }
+                };
+                door.answered(began, answer)
             }))
             .default_service(web::to(async |door: web::Data<Door>, request: HttpRequest| {
                 if door.lanes.iter().any(|(lane, _)| lane.name() == &request.match_info()["lane"]) {

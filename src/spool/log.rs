@@ -424,12 +424,8 @@ impl Log {
         let from = self.passed.map_or(0, |number| number + 1);
         let (&number, segment) = self.segments.range(from..).next()?;
         let file = File::open(self.path(number, "log"));
-        let cursor = |file| Cursor {
-            segment: number,
-            scanner: Scanner::new(file, segment.salt),
-            expected: 0,
-            damage: None,
-        };
+        let cursor =
+            |file| Cursor { segment: number, scanner: Scanner::new(file, segment.salt), expected: 0, damage: None };
         Some((number, file.map(cursor)))
     }
 

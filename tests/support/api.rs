@@ -1,6 +1,7 @@
 //! An API that judges: a real HTTP server that keeps every POST, and behaves as it is told.
 
 use std::{
+    collections::HashMap,
     net::{SocketAddr, TcpListener},
     sync::{Arc, Mutex, MutexGuard, mpsc},
     thread,
@@ -40,6 +41,11 @@ type Judge = Box<dyn Fn(usize, &Post) -> Conduct + Send>;
 
 struct State {
     posts: Vec<Post>,
+    /// How often each key was answered with a 2xx.
+    taken: HashMap<String, u32>,
+    /// How many POSTs have come.
+    count: usize,
+    keeps_posts: bool,
     delay: Duration,
     judge: Judge,
 }
@@ -54,7 +60,14 @@ pub struct Api {
 impl Api {
     /// Answers 200 until it is told otherwise.
     pub fn start() -> Self {
-        let state = State { posts: Vec::new(), delay: Duration::ZERO, judge: Box::new(|_, _| Conduct::Answer(200)) };
+        let state = State {
+            posts: Vec::new(),
+            taken: HashMap::new(),
+            count: 0,
+            keeps_posts: true,
+            delay: Duration::ZERO,
+            judge: Box::new(|_, _| Conduct::Answer(200)),
+        };
         let state = Arc::new(Mutex::new(state));
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("a bound socket");
@@ -85,7 +98,23 @@ impl Api {
     }
 
     pub fn count(&self) -> usize {
-        self.state().posts.len()
+        self.state().count
+    }
+
+    /// Keeps the POSTs' keys alone from now on, for a load that lasts.
+    pub fn keep_keys_only(&self) {
+        self.state().keeps_posts = false;
+    }
+
+    /// How often each record was taken: answered with a 2xx.
+    pub fn taken(&self) -> HashMap<String, u32> {
+        self.state().taken.clone()
+    }
+
+    /// The keys among `keys` that were never taken.
+    pub fn misses<'k>(&self, keys: impl Iterator<Item = &'k String>) -> Vec<&'k String> {
+        let state = self.state();
+        keys.filter(|key| !state.taken.contains_key(*key)).collect()
     }
 
     /// Waits until so many POSTs have come.
@@ -147,8 +176,18 @@ async fn answer(state: Arc<Mutex<State>>, request: HttpRequest, body: web::Bytes
     };
     let (conduct, delay) = {
         let mut state = state.lock().expect("no test panics while it holds the state");
-        let conduct = (state.judge)(state.posts.len(), &post);
-        state.posts.push(post);
+        let conduct = (state.judge)(state.count, &post);
+        state.count += 1;
+        let refused = match &conduct {
+            Conduct::Answer(code) | Conduct::AnswerWith { status: code, .. } => !(200..300).contains(code),
+            Conduct::Hang | Conduct::CutAnswer => true,
+        };
+        if let Some(key) = post.key.clone().filter(|_| !refused) {
+            *state.taken.entry(key).or_default() += 1;
+        }
+        if state.keeps_posts {
+            state.posts.push(post);
+        }
         (conduct, state.delay)
     };
     if !delay.is_zero() {

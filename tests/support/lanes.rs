@@ -1,7 +1,7 @@
 //! The four lanes, as a node is configured for them.
 
 pub use super::{nats::Nats, pubsub::Pubsub, rabbitmq::Rabbit as Rabbitmq};
-use super::{process::free_port, rig::Rig};
+use super::{process::free_port, proxy::Proxy, rig::Rig};
 
 /// A message system under test, as the lane of a node.
 pub trait Lane: Rig {
@@ -10,6 +10,19 @@ pub trait Lane: Rig {
 
     /// Names and values of variables, without their `WAYPOST_`, for a stream, queue or subscription of its own.
     fn variables(&mut self) -> Vec<(String, String)>;
+}
+
+/// The same variables, with a proxy in front of the server that they name.
+pub fn through_proxy(mut variables: Vec<(String, String)>) -> (Proxy, Vec<(String, String)>) {
+    const HOST: &str = "127.0.0.1:";
+    let named = |(_, value): &&mut (String, String)| value.contains(HOST);
+    let (_, value) = variables.iter_mut().find(named).expect("a server on loopback");
+    let rest = value.split_once(HOST).expect("it was found by that").1;
+    let port: String = rest.chars().take_while(char::is_ascii_digit).collect();
+    let address = format!("{HOST}{port}");
+    let proxy = Proxy::before(address.parse().expect("an address"));
+    *value = value.replace(&address, &proxy.address().to_string());
+    (proxy, variables)
 }
 
 fn owned<const N: usize>(variables: [(&str, String); N]) -> Vec<(String, String)> {

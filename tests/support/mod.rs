@@ -3,10 +3,12 @@
 pub mod api;
 pub mod grpc;
 pub mod lanes;
+pub mod load;
 pub mod memory;
 pub mod nats;
 pub mod node;
 pub mod process;
+pub mod proxy;
 pub mod pubsub;
 pub mod rabbitmq;
 pub mod rig;
@@ -54,4 +56,9 @@ pub async fn eventually<T>(what: &str, patience: Duration, mut condition: impl A
         assert!(Instant::now() < deadline, "not within {patience:?}: {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// What a test is told from outside to do more of than `tests/run` has time for, or `usual`.
+pub fn wanted(variable: &str, usual: u64) -> u64 {
+    env::var(variable).map_or(usual, |value| value.parse().unwrap_or_else(|_| panic!("{variable} is no number")))
 }

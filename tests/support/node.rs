@@ -1,8 +1,10 @@
 //! A node as a process of its own, the way users run it.
 
 use std::{
+    collections::HashSet,
+    env, fs,
     process::{Child, ExitStatus, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use awc::http::StatusCode;
@@ -20,7 +22,7 @@ pub struct Node {
     pub admin: u16,
     environment: Vec<(String, String)>,
     http: awc::Client,
-    _data: tempfile::TempDir,
+    data: tempfile::TempDir,
 }
 
 impl Node {
@@ -44,9 +46,15 @@ impl Node {
         ];
         environment.extend(variables.iter().map(|(key, value)| (format!("WAYPOST_{key}"), value.clone())));
         let http = awc::Client::builder().timeout(Duration::from_secs(20)).finish();
-        let mut node = Self { child: launch(&environment), ingest, admin, environment, http, _data: data };
+        let mut node = Self { child: launch(&environment), ingest, admin, environment, http, data };
         node.answers().await;
         node
+    }
+
+    /// The next start has this fault in it, or none: see [`Node::start_with_fault`].
+    pub fn plant(&mut self, fault: &str) {
+        self.environment.retain(|(key, _)| key != "FAILPOINTS");
+        self.environment.push(("FAILPOINTS".into(), fault.into()));
     }
 
     /// Starts it again on the same ports, with the same data and lanes.
@@ -63,6 +71,33 @@ impl Node {
         .await;
     }
 
+    /// SIGKILL, and a new start. How long it took from the start to ready.
+    pub async fn killed_and_started(&mut self) -> Duration {
+        self.signal("KILL");
+        self.ended(PATIENCE).await;
+        let began = Instant::now();
+        self.start_again().await;
+        eventually("the node is ready", PATIENCE, async || {
+            self.get("/readyz").await.filter(|(status, _)| *status == StatusCode::OK)
+        })
+        .await;
+        began.elapsed()
+    }
+
+    /// Bytes of memory that it has for itself.
+    pub fn memory(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("Linux says");
+        line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") << 10
+    }
+
+    /// Bytes on disk of its spool.
+    pub fn spool_bytes(&self) -> u64 {
+        let files = fs::read_dir(self.data.path()).expect("its folder");
+        let sizes = files.map(|file| file.and_then(|file| file.metadata()).map_or(0, |found| found.len()));
+        sizes.sum()
+    }
+
     /// Sends it "TERM", "KILL" or another signal.
     pub fn signal(&self, signal: &str) {
         process::signal(&self.child, signal);
@@ -72,12 +107,12 @@ impl Node {
     pub async fn ended(&mut self, patience: Duration) -> ExitStatus {
         let child = &mut self.child;
         let mut status = || child.try_wait().expect("a child's status");
-        let deadline = std::time::Instant::now() + patience;
+        let deadline = Instant::now() + patience;
         loop {
             if let Some(status) = status() {
                 return status;
             }
-            assert!(std::time::Instant::now() < deadline, "the node still runs after {patience:?}");
+            assert!(Instant::now() < deadline, "the node still runs after {patience:?}");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
@@ -85,7 +120,7 @@ impl Node {
     /// `GET` from its admin side; `None` while it does not answer.
     pub async fn get(&self, path: &str) -> Option<(StatusCode, Value)> {
         let mut answer = self.http.get(format!("http://127.0.0.1:{}{path}", self.admin)).send().await.ok()?;
-        let body = answer.body().await.ok()?;
+        let body = answer.body().limit(64 << 20).await.ok()?;
         Some((answer.status(), serde_json::from_slice(&body).unwrap_or(Value::Null)))
     }
 
@@ -117,6 +152,14 @@ impl Node {
             rest.then_some(ledger)
         })
         .await
+    }
+
+    /// The ids of all dead letters.
+    pub async fn dead(&self) -> HashSet<String> {
+        let (status, list) = self.get("/api/dead?limit=10000").await.expect("the node answers");
+        assert_eq!(status, StatusCode::OK, "{list}");
+        let letters = list["dead"].as_array().expect("a list");
+        letters.iter().map(|letter| letter["id"].as_str().expect("an id").to_owned()).collect()
     }
 
     /// An order to a lane: "pause", "resume" or "restart".
@@ -155,8 +198,10 @@ impl Client {
     }
 }
 
+/// Another build of the program may be named, as one that is optimized.
 fn launch(environment: &[(String, String)]) -> Child {
-    process::start(env!("CARGO_BIN_EXE_waypost"), |command| {
+    let program = env::var("WAYPOST_UNDER_TEST").unwrap_or_else(|_| env!("CARGO_BIN_EXE_waypost").into());
+    process::start(&program, |command| {
         command.arg("run").env_remove("PUBSUB_EMULATOR_HOST").stdin(Stdio::null());
         command.envs(environment.iter().map(|(key, value)| (key, value)));
     })

@@ -1,0 +1,295 @@
+//! The judge: a load that turns each 2xx into an obligation, an API that records what it got, faults drawn from a seed, and at the
+//! end a verdict. `tests/run faults --seed S --minutes M` runs a long one; the same seed repeats the schedule of faults.
+
+use std::{
+    fmt,
+    time::{Duration, Instant},
+};
+
+use fastrand::Rng;
+use tokio::time::sleep;
+
+use crate::support::{
+    api::{Api, Conduct},
+    lanes::{Lane, Nats, Pubsub, Rabbitmq, grpc_variables, through_proxy},
+    load::Load,
+    node::{Node, PATIENCE},
+    proxy::{Network, Proxy, Way},
+    rig::Rig as _,
+    wanted,
+};
+
+/// The schedule of a plain run of the tests.
+const SHORT: Duration = Duration::from_secs(20);
+/// Between two faults at most.
+const GAP_MS: u64 = 1500;
+/// A fault lasts at most this.
+const LAST_MS: u64 = 6000;
+/// What a broker holds for a node that was killed comes again after its own time.
+const REDELIVERY: Duration = Duration::from_mins(4);
+/// The API refuses one record of so many while it refuses some.
+const REFUSED_OF: usize = 50;
+
+/// What a fault befalls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Victim {
+    Node,
+    Nats,
+    Rabbitmq,
+    NetworkToNats,
+    NetworkToRabbitmq,
+    NetworkToPubsub,
+    NetworkToApi,
+    Api,
+}
+
+const VICTIMS: [Victim; 8] = [
+    Victim::Node,
+    Victim::Nats,
+    Victim::Rabbitmq,
+    Victim::NetworkToNats,
+    Victim::NetworkToRabbitmq,
+    Victim::NetworkToPubsub,
+    Victim::NetworkToApi,
+    Victim::Api,
+];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fault {
+    /// SIGKILL; a node is started again at once, a broker when the fault is over.
+    Killed,
+    /// SIGTERM and a new start.
+    Terminated,
+    /// SIGSTOP.
+    Stopped,
+    /// Killed, and started with a disk of which one write in five and one sync in five fails.
+    DiskFails,
+    Cut,
+    Reset,
+    Network(Network),
+    ApiHangs,
+    ApiAnswers(u16),
+    ApiCutsAnswers,
+    ApiIsSlow,
+    /// Some records, for good.
+    ApiRefusesSome,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Blow {
+    at: Duration,
+    lasts: Duration,
+    victim: Victim,
+    fault: Fault,
+}
+
+impl fmt::Display for Blow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { at, lasts, victim, fault } = self;
+        write!(f, "{:8.2} s: {victim:?}: {fault:?}, {:.2} s", at.as_secs_f64(), lasts.as_secs_f64())
+    }
+}
+
+/// The faults of so long a time, by `seed` alone. No two befall the same victim at once.
+fn schedule(seed: u64, time: Duration) -> Vec<Blow> {
+    let mut rng = Rng::with_seed(seed);
+    let mut free = VICTIMS.map(|_| Duration::ZERO);
+    let (mut blows, mut at) = (Vec::new(), Duration::ZERO);
+    loop {
+        at += Duration::from_millis(rng.u64(50..GAP_MS));
+        if at >= time {
+            return blows;
+        }
+        let number = rng.usize(..VICTIMS.len());
+        let (victim, lasts) = (VICTIMS[number], Duration::from_millis(rng.u64(100..LAST_MS)));
+        let fault = fault(victim, &mut rng);
+        if free[number] > at {
+            continue;
+        }
+        // The end of a fault takes its time as well.
+        free[number] = at + lasts + Duration::from_secs(1);
+        blows.push(Blow { at, lasts, victim, fault });
+    }
+}
+
+fn fault(victim: Victim, rng: &mut Rng) -> Fault {
+    let of = |all: &[Fault], rng: &mut Rng| all[rng.usize(..all.len())];
+    let broken = |there, back| Fault::Network(Network { there, back, refuses: false });
+    match victim {
+        Victim::Node => of(&[Fault::Killed, Fault::Killed, Fault::Terminated, Fault::Stopped, Fault::DiskFails], rng),
+        Victim::Nats | Victim::Rabbitmq => of(&[Fault::Killed, Fault::Stopped], rng),
+        Victim::Api => of(
+            &[
+                Fault::ApiHangs,
+                Fault::ApiAnswers(500),
+                Fault::ApiAnswers(429),
+                Fault::ApiCutsAnswers,
+                Fault::ApiIsSlow,
+                Fault::ApiRefusesSome,
+            ],
+            rng,
+        ),
+        _ => of(
+            &[
+                Fault::Cut,
+                Fault::Reset,
+                broken(Way::Swallows, Way::Swallows),
+                broken(Way::Swallows, Way::Passes),
+                broken(Way::Passes, Way::Swallows),
+                broken(Way::Delays(Duration::from_millis(300)), Way::Delays(Duration::from_millis(300))),
+                broken(Way::Trickles(4096), Way::Passes),
+                Fault::Network(Network { refuses: true, ..Network::WELL }),
+            ],
+            rng,
+        ),
+    }
+}
+
+/// Everything that can be hurt.
+struct Arena {
+    node: Node,
+    api: Api,
+    nats: Nats,
+    rabbitmq: Rabbitmq,
+    to_nats: Proxy,
+    to_rabbitmq: Proxy,
+    to_pubsub: Proxy,
+    to_api: Proxy,
+    _pubsub: Pubsub,
+}
+
+impl Arena {
+    /// `None` where a broker cannot be had.
+    async fn new() -> Option<Self> {
+        let (mut nats, mut rabbitmq, mut pubsub) =
+            (Nats::start().await?, Rabbitmq::start().await?, Pubsub::start().await?);
+        let api = Api::start();
+        api.keep_keys_only();
+        let (to_api, url) = through_proxy(vec![("API__URL".into(), api.url())]);
+        let (to_nats, for_nats) = through_proxy(nats.variables());
+        let (to_rabbitmq, for_rabbitmq) = through_proxy(rabbitmq.variables());
+        let (to_pubsub, for_pubsub) = through_proxy(pubsub.variables());
+        let timeouts = vec![("API__TIMEOUT".into(), "2s".into()), ("ROUTER__PUBLISH_TIMEOUT".into(), "2s".into())];
+        let variables = [url, grpc_variables(), for_nats, for_rabbitmq, for_pubsub, timeouts].concat();
+        let node = Node::start(&api.url(), &variables).await;
+        for lane in ["grpc", "nats", "rabbitmq", "pubsub"] {
+            node.lane_is(lane, "up", PATIENCE).await;
+        }
+        Some(Self { node, api, nats, rabbitmq, to_nats, to_rabbitmq, to_pubsub, to_api, _pubsub: pubsub })
+    }
+
+    fn network(&self, victim: Victim) -> &Proxy {
+        match victim {
+            Victim::NetworkToNats => &self.to_nats,
+            Victim::NetworkToRabbitmq => &self.to_rabbitmq,
+            Victim::NetworkToPubsub => &self.to_pubsub,
+            _ => &self.to_api,
+        }
+    }
+
+    async fn begin(&mut self, Blow { victim, fault, .. }: Blow) {
+        match (victim, fault) {
+            (Victim::Node, Fault::Stopped) => self.node.signal("STOP"),
+            (Victim::Node, Fault::Terminated) => {
+                self.node.signal("TERM");
+                let status = self.node.ended(Duration::from_secs(10)).await;
+                assert_eq!(status.code(), Some(0), "a drain");
+                self.node.start_again().await;
+            }
+            (Victim::Node, Fault::DiskFails) => self.restart("spool-write=20%return;spool-sync=20%return").await,
+            (Victim::Node, _) => self.restart("").await,
+            (Victim::Nats, Fault::Killed) => self.nats.kill().await,
+            (Victim::Nats, _) => self.nats.signal("STOP"),
+            (Victim::Rabbitmq, Fault::Killed) => self.rabbitmq.kill().await,
+            (Victim::Rabbitmq, _) => self.rabbitmq.signal("STOP"),
+            (Victim::Api, fault) => match fault {
+                Fault::ApiHangs => self.api.behave(|_, _| Conduct::Hang),
+                Fault::ApiAnswers(status) => self.api.behave(move |_, _| Conduct::Answer(status)),
+                Fault::ApiCutsAnswers => self.api.behave(|_, _| Conduct::CutAnswer),
+                Fault::ApiIsSlow => self.api.delay(Duration::from_millis(500)),
+                _ => self.api.behave(|number, _| Conduct::Answer(if number % REFUSED_OF == 0 { 422 } else { 200 })),
+            },
+            (_, Fault::Cut) => self.network(victim).cut(),
+            (_, Fault::Reset) => self.network(victim).reset(),
+            (_, Fault::Network(network)) => self.network(victim).set(network),
+            (_, _) => {}
+        }
+    }
+
+    async fn end(&mut self, Blow { victim, fault, .. }: Blow) {
+        match (victim, fault) {
+            (Victim::Node, Fault::Stopped) => self.node.signal("CONT"),
+            (Victim::Node, Fault::DiskFails) => self.restart("").await,
+            (Victim::Node, _) => {}
+            (Victim::Nats, Fault::Killed) => self.nats.revive().await,
+            (Victim::Nats, _) => self.nats.signal("CONT"),
+            (Victim::Rabbitmq, Fault::Killed) => self.rabbitmq.revive().await,
+            (Victim::Rabbitmq, _) => self.rabbitmq.signal("CONT"),
+            (Victim::Api, Fault::ApiIsSlow) => self.api.delay(Duration::ZERO),
+            (Victim::Api, _) => self.api.behave(|_, _| Conduct::Answer(200)),
+            _ => self.network(victim).set(Network::WELL),
+        }
+    }
+
+    async fn restart(&mut self, fault: &str) {
+        self.node.plant(fault);
+        self.node.signal("KILL");
+        self.node.ended(PATIENCE).await;
+        self.node.start_again().await;
+    }
+}
+
+async fn judge(seed: u64, time: Duration) {
+    println!("seed {seed}, {} s of faults", time.as_secs());
+    let Some(mut arena) = Arena::new().await else { return };
+    let blows = schedule(seed, time);
+    let mut events: Vec<_> =
+        blows.iter().flat_map(|&blow| [(blow.at, true, blow), (blow.at + blow.lasts, false, blow)]).collect();
+    events.sort_by_key(|&(at, begins, _)| (at, begins));
+    let mut load = Load::start_with(&arena.node, 8, Duration::from_millis(2));
+    let began = Instant::now();
+    for (at, begins, blow) in events {
+        sleep(at.saturating_sub(began.elapsed())).await;
+        if begins {
+            println!("{blow}");
+            arena.begin(blow).await;
+        } else {
+            arena.end(blow).await;
+        }
+    }
+    for lane in ["grpc", "nats", "rabbitmq", "pubsub"] {
+        arena.node.lane_is(lane, "up", PATIENCE).await;
+    }
+    load.take(100).await;
+    load.end().await;
+    let verdict = load.verdict(&arena.node, &arena.api, REDELIVERY).await;
+    println!("seed {seed}, {} faults: {verdict}", blows.len());
+    assert_eq!((verdict.lost, verdict.unexpected), (0, 0), "seed {seed}: {verdict}");
+    let ledger = arena.node.at_rest(PATIENCE).await;
+    println!("ledger: {ledger}");
+}
+
+#[actix_rt::test]
+async fn a_short_schedule_of_faults() {
+    judge(wanted("WAYPOST_FAULTS_SEED", 1), SHORT).await;
+}
+
+#[actix_rt::test]
+#[ignore = "as long as it is asked for: tests/run faults --seed S --minutes M"]
+async fn a_long_schedule_of_faults() {
+    let minutes = wanted("WAYPOST_FAULTS_MINUTES", 10);
+    judge(wanted("WAYPOST_FAULTS_SEED", fastrand::u64(..)), Duration::from_secs(60 * minutes)).await;
+}
+
+#[test]
+fn the_same_seed_gives_the_same_schedule() {
+    let hour = Duration::from_hours(1);
+    assert_eq!(schedule(7, hour), schedule(7, hour));
+    assert_ne!(schedule(7, hour), schedule(8, hour));
+    for victim in VICTIMS {
+        let mut blows = schedule(7, hour).into_iter().filter(|blow| blow.victim == victim).collect::<Vec<_>>();
+        assert!(blows.len() > 100, "{victim:?}");
+        blows.sort_by_key(|blow| blow.at);
+        assert!(blows.windows(2).all(|two| two[0].at + two[0].lasts < two[1].at), "{victim:?} twice at once");
+    }
+}

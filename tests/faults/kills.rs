@@ -1,0 +1,190 @@
+//! Processes that are killed: the node, a broker, and the node while no broker has been there at all.
+//!
+//! `WAYPOST_TIMES` says how often, `WAYPOST_DOWN_MS` how long a broker stays away at most, `WAYPOST_RECORDS` how many records
+//! wait for one.
+
+use std::time::{Duration, Instant};
+
+use awc::http::StatusCode;
+use futures_util::{StreamExt as _, stream};
+
+use crate::{
+    end_to_end::traffic,
+    support::{
+        api::Api,
+        eventually,
+        lanes::{Lane, Nats, Pubsub, Rabbitmq, grpc_variables},
+        load::{CLIENTS, Load},
+        node::{Node, PATIENCE},
+        rig::Rig as _,
+        wanted,
+    },
+};
+
+/// A broker gives back what a killed node held after its own time.
+const REDELIVERY: Duration = Duration::from_mins(2);
+/// POSTs that a lane may have in flight.
+const POSTS: usize = 64;
+
+fn random_ms(up_to: u64) -> Duration {
+    Duration::from_millis(fastrand::u64(0..=up_to))
+}
+
+/// SIGKILL at random moments under load.
+async fn node_is_killed(lane: &str, variables: &[(String, String)]) {
+    let times = wanted("WAYPOST_TIMES", 3);
+    let api = Api::start();
+    api.keep_keys_only();
+    let mut node = Node::start(&api.url(), variables).await;
+    node.lane_is(lane, "up", PATIENCE).await;
+    let mut load = Load::start(&node);
+    let mut ready = Vec::new();
+    for _ in 0..times {
+        load.take(20).await;
+        tokio::time::sleep(random_ms(500)).await;
+        ready.push(node.killed_and_started().await);
+    }
+    node.lane_is(lane, "up", PATIENCE).await;
+    load.take(20).await;
+    load.end().await;
+    let verdict = load.verdict(&node, &api, REDELIVERY).await;
+    ready.sort();
+    println!("{lane}: {times} kills: {verdict}; ready after {:?} at most", ready[ready.len() - 1]);
+    assert_eq!((verdict.lost, verdict.dead, verdict.unexpected), (0, 0, 0), "{verdict}");
+    assert!(verdict.duplicated <= ready.len() * (POSTS + CLIENTS), "{verdict}");
+    node.at_rest(PATIENCE).await;
+}
+
+#[actix_rt::test]
+async fn a_node_on_grpc_is_killed_under_load() {
+    node_is_killed("grpc", &grpc_variables()).await;
+}
+
+#[actix_rt::test]
+async fn a_node_on_nats_is_killed_under_load() {
+    let Some(mut nats) = Nats::start().await else { return };
+    node_is_killed("nats", &nats.variables()).await;
+}
+
+#[actix_rt::test]
+async fn a_node_on_rabbitmq_is_killed_under_load() {
+    let Some(mut rabbitmq) = Rabbitmq::start().await else { return };
+    node_is_killed("rabbitmq", &rabbitmq.variables()).await;
+}
+
+#[actix_rt::test]
+async fn a_node_on_pubsub_is_killed_under_load() {
+    let Some(mut pubsub) = Pubsub::start().await else { return };
+    node_is_killed("pubsub", &pubsub.variables()).await;
+}
+
+/// The only broker is killed again and again; the spool takes what it does not.
+async fn the_only_broker_is_killed<L: Lane>() {
+    let Some(mut system) = L::start().await else { return };
+    let (times, down) = (wanted("WAYPOST_TIMES", 2), wanted("WAYPOST_DOWN_MS", 1500));
+    let api = Api::start();
+    api.keep_keys_only();
+    let soon = ("ROUTER__PUBLISH_TIMEOUT".to_owned(), "2s".to_owned());
+    let node = Node::start(&api.url(), &[system.variables(), vec![soon]].concat()).await;
+    node.lane_is(L::NAME, "up", PATIENCE).await;
+    let mut load = Load::start(&node);
+    let mut back = Vec::new();
+    for _ in 0..times {
+        load.take(20).await;
+        tokio::time::sleep(random_ms(500)).await;
+        system.kill().await;
+        node.lane_is(L::NAME, "backoff", PATIENCE).await;
+        load.take(20).await;
+        tokio::time::sleep(random_ms(down)).await;
+        system.revive().await;
+        let answers = Instant::now();
+        node.lane_is(L::NAME, "up", PATIENCE).await;
+        back.push(answers.elapsed());
+    }
+    load.end().await;
+    let verdict = load.verdict(&node, &api, REDELIVERY).await;
+    back.sort();
+    println!("{}: {times} kills: {verdict}; up {:?} after it answered at most", L::NAME, back[back.len() - 1]);
+    assert_eq!((verdict.lost, verdict.dead, verdict.unexpected, verdict.untaken), (0, 0, 0, 0), "{verdict}");
+    node.at_rest(PATIENCE).await;
+}
+
+#[actix_rt::test]
+async fn the_only_nats_is_killed_again_and_again() {
+    the_only_broker_is_killed::<Nats>().await;
+}
+
+#[actix_rt::test]
+async fn the_only_rabbitmq_is_killed_again_and_again() {
+    the_only_broker_is_killed::<Rabbitmq>().await;
+}
+
+/// Posts so many records, and says how long it took.
+async fn posted(node: &Node, prefix: &str, records: u64) -> Duration {
+    let (began, all) = (Instant::now(), traffic());
+    let posts = stream::iter(0..records).map(|number| {
+        let (client, record) = (node.client(), all[0].clone());
+        async move { client.post("/", &format!("{prefix}-{number}"), record).await.expect("an answer").0 }
+    });
+    let answers: Vec<_> = posts.buffer_unordered(64).collect().await;
+    assert!(answers.iter().all(|status| *status == StatusCode::ACCEPTED), "a record was not taken");
+    began.elapsed()
+}
+
+/// No broker from the start, then a kill, then the broker.
+#[actix_rt::test]
+async fn records_wait_on_disk_for_a_broker_that_comes_after_a_kill() {
+    let Some(mut nats) = Nats::start().await else { return };
+    let records = wanted("WAYPOST_RECORDS", 2000);
+    let api = Api::start();
+    api.keep_keys_only();
+    let mut node = Node::start(&api.url(), &nats.variables()).await;
+    node.lane_is("nats", "up", PATIENCE).await;
+    let healthy = posted(&node, "healthy", records / 4).await * 4;
+    nats.kill().await;
+    node.lane_is("nats", "backoff", PATIENCE).await;
+    let spooled = posted(&node, "waits", records).await;
+    let full = node.spool_bytes();
+    let memory = node.memory();
+    let ready = node.killed_and_started().await;
+    let recovered = node.status().await["ledger"]["recovered"].as_u64().expect("a count");
+    assert!(recovered >= records, "{recovered}");
+    nats.revive().await;
+    let began = Instant::now();
+    let patience = REDELIVERY + Duration::from_millis(records * 5);
+    let all = usize::try_from(records + records / 4).expect("a count");
+    eventually("all have arrived", patience, async || (api.taken().len() >= all).then_some(())).await;
+    let arrived = began.elapsed();
+    node.at_rest(REDELIVERY).await;
+    eventually("its disk space is given back", PATIENCE, async || (node.spool_bytes() < 1 << 20).then_some(())).await;
+    println!(
+        "{records} records without a broker: {:.2} of the healthy lane's rate, {} KiB on disk, {} MiB of memory, ready {ready:?} \
+         after a kill, all delivered within {arrived:?}, {} KiB on disk afterwards",
+        healthy.as_secs_f64() / spooled.as_secs_f64(),
+        full >> 10,
+        memory >> 20,
+        node.spool_bytes() >> 10,
+    );
+}
+
+/// A process that stands still for a while, and goes on.
+#[actix_rt::test]
+async fn a_node_that_is_stopped_for_a_while_goes_on() {
+    let Some(mut nats) = Nats::start().await else { return };
+    let seconds = wanted("WAYPOST_SECONDS", 4);
+    let api = Api::start();
+    let node = Node::start(&api.url(), &[grpc_variables(), nats.variables()].concat()).await;
+    node.lane_is("nats", "up", PATIENCE).await;
+    let mut load = Load::start(&node);
+    load.take(100).await;
+    node.signal("STOP");
+    tokio::time::sleep(Duration::from_secs(seconds)).await;
+    node.signal("CONT");
+    node.lane_is("nats", "up", PATIENCE).await;
+    load.take(100).await;
+    load.end().await;
+    let verdict = load.verdict(&node, &api, REDELIVERY).await;
+    println!("stopped for {seconds} s: {verdict}");
+    assert_eq!((verdict.lost, verdict.dead, verdict.unexpected), (0, 0, 0), "{verdict}");
+    node.at_rest(PATIENCE).await;
+}

@@ -1,0 +1,199 @@
+//! A load that keeps account: each 2xx is an obligation, and in the end an API and the dead letters tell whether it was met.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashSet,
+    fmt,
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use awc::http::StatusCode;
+use tokio::task::JoinHandle;
+
+use super::{
+    api::Api,
+    eventually,
+    node::{Node, PATIENCE},
+};
+use crate::end_to_end::traffic;
+
+/// Clients that post at the same time.
+pub const CLIENTS: usize = 8;
+/// How long a client rests whose request was not taken.
+const REST: Duration = Duration::from_millis(5);
+
+/// Posts records until it is stopped.
+pub struct Load {
+    account: Rc<Account>,
+    clients: Vec<JoinHandle<()>>,
+}
+
+#[derive(Default)]
+struct Account {
+    attempted: Cell<usize>,
+    refused: Cell<usize>,
+    obligations: RefCell<HashSet<String>>,
+    /// No answer came; the node may have the record.
+    unanswered: RefCell<HashSet<String>>,
+    stop: Cell<bool>,
+}
+
+/// What came of it all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    pub attempted: usize,
+    /// Answered with a 2xx.
+    pub accepted: usize,
+    /// Answered otherwise, or not at all.
+    pub untaken: usize,
+    /// Records that the API took, each counted once.
+    pub delivered: usize,
+    /// Records in the dead letters.
+    pub dead: usize,
+    /// Accepted, and in neither place.
+    pub lost: usize,
+    /// How often the API took a record that it had.
+    pub duplicated: usize,
+    /// Records in either place that nobody sent.
+    pub unexpected: usize,
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { attempted, accepted, untaken, delivered, dead, lost, duplicated, unexpected } = self;
+        write!(
+            f,
+            "attempted {attempted}, accepted {accepted}, untaken {untaken}, delivered {delivered}, dead {dead}, "
+        )?;
+        write!(f, "lost {lost}, duplicated {duplicated}, unexpected {unexpected}")
+    }
+}
+
+impl Load {
+    pub fn start(node: &Node) -> Self {
+        Self::start_with(node, CLIENTS, Duration::ZERO)
+    }
+
+    /// So many clients, each of which waits so long between two requests.
+    pub fn start_with(node: &Node, clients: usize, wait: Duration) -> Self {
+        let account = Rc::new(Account::default());
+        let records = Rc::new(traffic());
+        let clients = (0..clients).map(|_| {
+            let (client, account, records) = (node.client(), Rc::clone(&account), Rc::clone(&records));
+            actix_rt::spawn(async move {
+                while !account.stop.get() {
+                    let number = account.attempted.replace(account.attempted.get() + 1);
+                    let key = key(number);
+                    match client.post("/", &key, records[number % records.len()].clone()).await {
+                        Some((StatusCode::ACCEPTED, _)) => {
+                            account.obligations.borrow_mut().insert(key);
+                        }
+                        Some(_) => {
+                            account.refused.set(account.refused.get() + 1);
+                            tokio::time::sleep(REST).await;
+                        }
+                        None => {
+                            account.unanswered.borrow_mut().insert(key);
+                            tokio::time::sleep(REST).await;
+                        }
+                    }
+                    if !wait.is_zero() {
+                        tokio::time::sleep(wait).await;
+                    }
+                }
+            })
+        });
+        let clients = clients.collect();
+        Self { account, clients }
+    }
+
+    pub fn attempted(&self) -> usize {
+        self.account.attempted.get()
+    }
+
+    pub fn accepted(&self) -> usize {
+        self.account.obligations.borrow().len()
+    }
+
+    pub fn refused(&self) -> usize {
+        self.account.refused.get()
+    }
+
+    /// Requests that got no 2xx.
+    pub fn untaken(&self) -> usize {
+        self.refused() + self.account.unanswered.borrow().len()
+    }
+
+    /// Waits until so many more are taken.
+    pub async fn take(&self, more: usize) {
+        let goal = self.accepted() + more;
+        eventually("the node takes records", PATIENCE, async || (self.accepted() >= goal).then_some(())).await;
+    }
+
+    /// Ends the load; every answer that is owed has come.
+    pub async fn end(&mut self) {
+        self.account.stop.set(true);
+        for client in self.clients.drain(..) {
+            client.await.expect("a client does not panic");
+        }
+    }
+
+    /// Waits until each obligation is met at the API; says how many are not, otherwise.
+    pub async fn is_met(&self, api: &Api, patience: Duration) {
+        let deadline = Instant::now() + patience;
+        loop {
+            {
+                let obligations = self.account.obligations.borrow();
+                let lost = api.misses(obligations.iter());
+                if lost.is_empty() {
+                    return;
+                }
+                assert!(Instant::now() < deadline, "{} of {} lost, as {:?}", lost.len(), obligations.len(), lost[0]);
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// How many requests got no answer though their records went through.
+    pub fn cut_off(&self, api: &Api) -> usize {
+        let unanswered = self.account.unanswered.borrow();
+        unanswered.len() - api.misses(unanswered.iter()).len()
+    }
+
+    /// Waits until everything that was accepted is delivered or dead, or `patience` is over, and until the node is at rest.
+    pub async fn verdict(&self, node: &Node, api: &Api, patience: Duration) -> Verdict {
+        let deadline = Instant::now() + patience;
+        loop {
+            let verdict = self.verdict_now(node, api).await;
+            let ledger = node.status().await["ledger"].clone();
+            let rests = ledger["in_flight"] == 0 && ledger["spooled"] == 0;
+            if verdict.lost == 0 && rests || Instant::now() > deadline {
+                assert!(rests, "the node does not come to rest: {ledger}");
+                return verdict;
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+
+    async fn verdict_now(&self, node: &Node, api: &Api) -> Verdict {
+        let dead = node.dead().await;
+        let taken = api.taken();
+        let obligations = self.account.obligations.borrow();
+        let sent: HashSet<_> = (0..self.attempted()).map(key).collect();
+        Verdict {
+            attempted: self.attempted(),
+            accepted: obligations.len(),
+            untaken: self.untaken(),
+            delivered: taken.len(),
+            dead: dead.len(),
+            lost: obligations.iter().filter(|key| !taken.contains_key(*key) && !dead.contains(*key)).count(),
+            duplicated: taken.values().map(|times| *times as usize - 1).sum(),
+            unexpected: taken.keys().chain(&dead).filter(|key| !sent.contains(*key)).count(),
+        }
+    }
+}
+
+fn key(number: usize) -> String {
+    format!("load-{number}")
+}
