@@ -32,7 +32,7 @@ async fn broker_is_killed_under_load<L: Lane>() {
     let mut load = Load::start(&node);
     load.take(200).await;
     system.kill().await;
-    node.lane_is(L::NAME, "backoff", PATIENCE).await;
+    node.lane_is_away(L::NAME, PATIENCE).await;
     let (taken, by_grpc) = (load.accepted(), node.lane("grpc").await["accepted"].as_u64().unwrap());
     load.take(200).await;
     let (taken_since, by_grpc_since) =
@@ -84,7 +84,7 @@ async fn nats_falls_silent_under_load() {
     let mut load = Load::start(&node);
     load.take(200).await;
     nats.signal("STOP");
-    node.lane_is("nats", "backoff", PATIENCE).await;
+    node.lane_is_away("nats", PATIENCE).await;
     load.take(200).await;
     nats.signal("CONT");
     node.lane_is("nats", "up", PATIENCE).await;
@@ -100,7 +100,7 @@ async fn broker_comes_later<L: Lane>() {
     system.kill().await;
     let api = Api::start();
     let node = Node::start(&api.url(), &system.variables()).await;
-    node.lane_is(L::NAME, "backoff", PATIENCE).await;
+    node.lane_is_away(L::NAME, PATIENCE).await;
     let path = async |key: &str| node.post("/", key, traffic()[0].clone()).await.unwrap().1["path"].clone();
     assert_eq!(path("before").await, "spool");
     system.revive().await;

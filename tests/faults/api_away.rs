@@ -1,5 +1,5 @@
 //! An API that is away, slow or beside itself, on each lane: nothing is lost, the clients do not notice, and the node does not
-//! swell. `WAYPOST_SECONDS` says for how long.
+//! swell. `FAULTS_SECONDS` says for how long.
 
 use std::time::{Duration, Instant};
 
@@ -62,7 +62,7 @@ async fn arrivals(api: &Api, time: Duration) -> usize {
 }
 
 async fn api_is_away(lane: &str, variables: &[(String, String)]) {
-    let seconds = wanted("WAYPOST_SECONDS", 3);
+    let seconds = wanted("FAULTS_SECONDS", 3);
     let mut api = Api::start();
     api.keep_keys_only();
     let soon = [("API__TIMEOUT".to_owned(), "2s".to_owned())];

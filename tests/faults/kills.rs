@@ -1,6 +1,6 @@
 //! Processes that are killed: the node, a broker, and the node while no broker has been there at all.
 //!
-//! `WAYPOST_TIMES` says how often, `WAYPOST_DOWN_MS` how long a broker stays away at most, `WAYPOST_RECORDS` how many records
+//! `FAULTS_TIMES` says how often, `FAULTS_DOWN_MS` how long a broker stays away at most, `FAULTS_RECORDS` how many records
 //! wait for one.
 
 use std::time::{Duration, Instant};
@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// A broker gives back what a killed node held after its own time.
-const REDELIVERY: Duration = Duration::from_mins(2);
+const REDELIVERY: Duration = Duration::from_mins(12);
 /// POSTs that a lane may have in flight.
 const POSTS: usize = 64;
 
@@ -31,8 +31,8 @@ fn random_ms(up_to: u64) -> Duration {
 }
 
 /// SIGKILL at random moments under load.
-async fn node_is_killed(lane: &str, variables: &[(String, String)]) {
-    let times = wanted("WAYPOST_TIMES", 3);
+async fn node_is_killed(lane: &str, variables: &[(String, String)], usual: u64) {
+    let times = wanted("FAULTS_TIMES", usual);
     let api = Api::start();
     api.keep_keys_only();
     let mut node = Node::start(&api.url(), variables).await;
@@ -57,31 +57,32 @@ async fn node_is_killed(lane: &str, variables: &[(String, String)]) {
 
 #[actix_rt::test]
 async fn a_node_on_grpc_is_killed_under_load() {
-    node_is_killed("grpc", &grpc_variables()).await;
+    node_is_killed("grpc", &grpc_variables(), 3).await;
 }
 
 #[actix_rt::test]
 async fn a_node_on_nats_is_killed_under_load() {
     let Some(mut nats) = Nats::start().await else { return };
-    node_is_killed("nats", &nats.variables()).await;
+    node_is_killed("nats", &nats.variables(), 3).await;
 }
 
 #[actix_rt::test]
 async fn a_node_on_rabbitmq_is_killed_under_load() {
     let Some(mut rabbitmq) = Rabbitmq::start().await else { return };
-    node_is_killed("rabbitmq", &rabbitmq.variables()).await;
+    node_is_killed("rabbitmq", &rabbitmq.variables(), 3).await;
 }
 
 #[actix_rt::test]
 async fn a_node_on_pubsub_is_killed_under_load() {
     let Some(mut pubsub) = Pubsub::start().await else { return };
-    node_is_killed("pubsub", &pubsub.variables()).await;
+    // The emulator goes on leasing to the streams of killed nodes: the more of them, the longer it keeps what is left.
+    node_is_killed("pubsub", &pubsub.variables(), 1).await;
 }
 
 /// The only broker is killed again and again; the spool takes what it does not.
 async fn the_only_broker_is_killed<L: Lane>() {
     let Some(mut system) = L::start().await else { return };
-    let (times, down) = (wanted("WAYPOST_TIMES", 2), wanted("WAYPOST_DOWN_MS", 1500));
+    let (times, down) = (wanted("FAULTS_TIMES", 2), wanted("FAULTS_DOWN_MS", 1500));
     let api = Api::start();
     api.keep_keys_only();
     let soon = ("ROUTER__PUBLISH_TIMEOUT".to_owned(), "2s".to_owned());
@@ -93,7 +94,7 @@ async fn the_only_broker_is_killed<L: Lane>() {
         load.take(20).await;
         tokio::time::sleep(random_ms(500)).await;
         system.kill().await;
-        node.lane_is(L::NAME, "backoff", PATIENCE).await;
+        node.lane_is_away(L::NAME, PATIENCE).await;
         load.take(20).await;
         tokio::time::sleep(random_ms(down)).await;
         system.revive().await;
@@ -135,14 +136,14 @@ async fn posted(node: &Node, prefix: &str, records: u64) -> Duration {
 #[actix_rt::test]
 async fn records_wait_on_disk_for_a_broker_that_comes_after_a_kill() {
     let Some(mut nats) = Nats::start().await else { return };
-    let records = wanted("WAYPOST_RECORDS", 2000);
+    let records = wanted("FAULTS_RECORDS", 2000);
     let api = Api::start();
     api.keep_keys_only();
     let mut node = Node::start(&api.url(), &nats.variables()).await;
     node.lane_is("nats", "up", PATIENCE).await;
     let healthy = posted(&node, "healthy", records / 4).await * 4;
     nats.kill().await;
-    node.lane_is("nats", "backoff", PATIENCE).await;
+    node.lane_is_away("nats", PATIENCE).await;
     let spooled = posted(&node, "waits", records).await;
     let full = node.spool_bytes();
     let memory = node.memory();
@@ -171,7 +172,7 @@ async fn records_wait_on_disk_for_a_broker_that_comes_after_a_kill() {
 #[actix_rt::test]
 async fn a_node_that_is_stopped_for_a_while_goes_on() {
     let Some(mut nats) = Nats::start().await else { return };
-    let seconds = wanted("WAYPOST_SECONDS", 4);
+    let seconds = wanted("FAULTS_SECONDS", 4);
     let api = Api::start();
     let node = Node::start(&api.url(), &[grpc_variables(), nats.variables()].concat()).await;
     node.lane_is("nats", "up", PATIENCE).await;

@@ -1,4 +1,4 @@
-//! A network between node and broker that swallows what it is given, without a word to either side. `WAYPOST_SECONDS` says for
+//! A network between node and broker that swallows what it is given, without a word to either side. `FAULTS_SECONDS` says for
 //! how long.
 
 use std::time::{Duration, Instant};
@@ -22,7 +22,7 @@ const NOTICED: Duration = Duration::from_secs(10);
 
 async fn black_hole<L: Lane>() {
     let Some(mut system) = L::start().await else { return };
-    let seconds = wanted("WAYPOST_SECONDS", 6);
+    let seconds = wanted("FAULTS_SECONDS", 6);
     let (proxy, variables) = through_proxy(system.variables());
     let api = Api::start();
     api.keep_keys_only();
@@ -35,7 +35,7 @@ async fn black_hole<L: Lane>() {
         load.take(100).await;
         proxy.set(network);
         let began = Instant::now();
-        node.lane_is(L::NAME, "backoff", NOTICED).await;
+        node.lane_is_away(L::NAME, NOTICED).await;
         let noticed = began.elapsed();
         load.take(100).await;
         sleep(Duration::from_secs(seconds).saturating_sub(began.elapsed())).await;

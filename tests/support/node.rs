@@ -142,13 +142,21 @@ impl Node {
         .await;
     }
 
-    /// Waits until `ledger.accepted + recovered = delivered + dead + spooled`, with nothing in flight, and returns it.
+    /// Back-off is short at first: who looks may find it connecting again.
+    pub async fn lane_is_away(&self, lane: &str, patience: Duration) {
+        eventually(&format!("lane {lane} is away"), patience, async || {
+            (self.lane(lane).await["state"] != "up").then_some(())
+        })
+        .await;
+    }
+
+    /// Waits until `ledger.accepted + recovered = delivered + dead + spooled`, with nothing in flight and nothing waiting, and returns it.
     pub async fn at_rest(&self, patience: Duration) -> Value {
         eventually("the ledger balances", patience, async || {
             let ledger = self.status().await["ledger"].clone();
             let of = |key: &str| ledger[key].as_u64().expect("a count");
-            let rest = of("in_flight") == 0
-                && of("accepted") + of("recovered") == of("delivered") + of("dead") + of("spooled");
+            let rest = of("in_flight") + of("spooled") == 0
+                && of("accepted") + of("recovered") == of("delivered") + of("dead");
             rest.then_some(ledger)
         })
         .await
@@ -200,7 +208,7 @@ impl Client {
 
 /// Another build of the program may be named, as one that is optimized.
 fn launch(environment: &[(String, String)]) -> Child {
-    let program = env::var("WAYPOST_UNDER_TEST").unwrap_or_else(|_| env!("CARGO_BIN_EXE_waypost").into());
+    let program = env::var("NODE_UNDER_TEST").unwrap_or_else(|_| env!("CARGO_BIN_EXE_waypost").into());
     process::start(&program, |command| {
         command.arg("run").env_remove("PUBSUB_EMULATOR_HOST").stdin(Stdio::null());
         command.envs(environment.iter().map(|(key, value)| (key, value)));
