@@ -117,7 +117,7 @@ impl Ledger {
         }
     }
 
-    /// `lane` has confirmed a record that it was given at `began`.
+    /// `lane` has confirmed a record that it was given at `began`, and its client has a receipt.
     pub fn accepted(&self, lane: LaneId, began: Instant) {
         let lane = self.lane(lane);
         lane.accepted.fetch_add(1, Relaxed);
@@ -131,7 +131,7 @@ impl Ledger {
         lane.publish.record_since(began);
     }
 
-    /// The spool has a record that no lane has confirmed.
+    /// A client has the spool's receipt.
     pub fn spooled(&self) {
         self.spooled.fetch_add(1, Relaxed);
     }
@@ -139,11 +139,6 @@ impl Ledger {
     /// An earlier run has left this many records in the spool that are for no lane yet, dead letters included.
     pub fn found_waiting(&self, records: u64) {
         self.found.fetch_add(records, Relaxed);
-    }
-
-    /// An earlier run has left this many records in the spool that `lane` carries.
-    pub fn found_carried(&self, lane: LaneId, records: u64) {
-        self.lane(lane).recovered.fetch_add(records, Relaxed);
     }
 
     /// The record lies in the dead letters.
@@ -255,12 +250,13 @@ impl Ledger {
         let lanes = self.totals();
         Balance {
             accepted: lanes.accepted + self.spooled.load(Relaxed),
-            recovered: lanes.recovered + self.found.load(Relaxed),
+            // What the gRPC lane carries of an earlier run is counted one by one as it ends: two copies of a record are one.
+            recovered: lanes.recovered + self.found.load(Relaxed) + held.found_carried,
             delivered: lanes.delivered,
             dead: held.records(Queue::Dead),
             dropped: self.dropped.load(Relaxed),
             spooled: held.waiting(),
-            in_flight: lanes.in_flight(),
+            in_flight: lanes.in_flight() + held.found_carried,
             redelivered: lanes.redelivered,
         }
     }
@@ -269,6 +265,12 @@ impl Ledger {
     #[must_use]
     pub fn is_imbalanced(&self) -> bool {
         self.imbalanced.load(Relaxed)
+    }
+
+    /// Records that `lane` has, and the API has not.
+    #[must_use]
+    pub fn in_flight(&self, lane: LaneId, held: &Held) -> u64 {
+        self.counts(lane).in_flight() + if lane == LaneId::Grpc { held.found_carried } else { 0 }
     }
 
     /// Milliseconds from publish to confirm.

@@ -86,7 +86,6 @@ impl Node {
         let spool = Spool::open(&config.spool.dir, config.spool.max)?;
         let found = *spool.held().borrow();
         ledger.found_waiting(found.waiting() + found.records(Queue::Dead));
-        ledger.found_carried(LaneId::Grpc, found.records(Queue::Carried));
         actix_rt::spawn(ledger::audit(Arc::clone(&ledger), spool.held()));
         let draining = Arc::new(AtomicBool::new(false));
         let lanes = config.lanes_in_order();
@@ -142,7 +141,6 @@ impl Node {
                         tap: tap.clone(),
                         schema: config.ingest.schema,
                         spool: spool.clone(),
-                        ledger: Arc::clone(&ledger),
                     });
                     branch.grow::<grpc::Grpc>(settings, &mut graph);
                 }

@@ -91,21 +91,14 @@ impl Queue {
 pub struct Key {
     queue: usize,
     place: log::Key,
-    found: bool,
-}
-
-impl Key {
-    /// The entry lay there when the spool was opened.
-    #[must_use]
-    pub const fn is_of_an_earlier_run(self) -> bool {
-        self.found
-    }
 }
 
 /// What lies on disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Held {
     records: [u64; Queue::COUNT],
+    /// What an earlier run has left to the gRPC lane, and is still there.
+    pub found_carried: u64,
     /// All files together.
     pub bytes: u64,
     /// The last attempt to write failed, or there is no room: nothing can be put.
@@ -378,7 +371,7 @@ impl Store {
         self.failing |= appended.is_err();
         let place = appended.map_err(|why| NotSafe::Disk(why.to_string()))?;
         *room -= size;
-        Ok(Key { queue: queue.at(), place, found: false })
+        Ok(Key { queue: queue.at(), place })
     }
 
     fn commit(&mut self, puts: Vec<Pending>) {
@@ -420,10 +413,7 @@ impl Store {
         while taken.len() < max {
             let Some((place, payload)) = self.logs[queue.at()].next() else { break };
             match Entry::decode(&*payload) {
-                Ok(entry) => {
-                    let found = self.logs[queue.at()].was_found(place);
-                    taken.push((Key { queue: queue.at(), place, found }, entry));
-                }
+                Ok(entry) => taken.push((Key { queue: queue.at(), place }, entry)),
                 Err(why) => error!(?queue, %why, "an entry of a later version stays on disk"),
             }
         }
@@ -519,6 +509,7 @@ impl Store {
                 error!(?damage, "damage in the spool: these bytes are no whole entry any more");
             }
         }
+        held.found_carried = self.logs[Queue::Carried.at()].found();
         held.refuses = self.failing || held.bytes >= self.max;
         self.held.send_if_modified(|told| std::mem::replace(told, held) != held);
     }

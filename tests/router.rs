@@ -70,7 +70,9 @@ impl Handler<Publish> for FakeLane {
         self.seen.lock().unwrap().push((self.lane, Arc::clone(&job.record.id)));
         match &mut self.conduct {
             Conduct::Drops(left) if *left > 0 => *left -= 1,
-            Conduct::Confirms | Conduct::Drops(_) => job.confirm(Receipt::Lane(self.lane)),
+            Conduct::Confirms | Conduct::Drops(_) => {
+                job.confirm(Receipt::Lane(self.lane));
+            }
             Conduct::GivesBack => {
                 self.router.get().unwrap().try_send(Returned { job, lane: self.lane }).map_err(|_| "refused").unwrap();
             }

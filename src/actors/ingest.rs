@@ -57,15 +57,17 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// Resolves once `record` is on disk, for lane `pinned` or for any.
-    ///
-    /// # Errors
-    /// When it is not.
-    pub async fn keep(&self, record: &Record, pinned: Option<LaneId>) -> Result<Receipt, Refused> {
+    /// Answers once `record` is on disk, for lane `pinned` or for any, or cannot be. If nobody waits for the answer any more, nothing
+    /// is promised, and it does not stay there.
+    pub async fn keep(self, record: Record, pinned: Option<LaneId>, answer: oneshot::Sender<Result<Receipt, Refused>>) {
         let queue = pinned.map_or(Queue::Waiting, Queue::Pinned);
-        self.spool.put(queue, &Entry::new(record, None), false).await?;
-        self.ledger.spooled();
-        Ok(Receipt::Spool)
+        match self.spool.put(queue, &Entry::new(&record, None), false).await {
+            Ok(key) => match answer.send(Ok(Receipt::Spool)) {
+                Ok(()) => self.ledger.spooled(),
+                Err(_) => self.spool.settle(key),
+            },
+            Err(why) => drop(answer.send(Err(why.into()))),
+        }
     }
 }
 
@@ -99,11 +101,12 @@ impl Ingest {
     /// Makes `record` safe, by lane `pinned` only if there is one.
     ///
     /// # Errors
-    /// When nobody has confirmed the record.
+    /// When nobody has confirmed the record. Whoever does so later, or after the future was dropped, learns that nobody waits.
     pub async fn submit(&self, record: Record, pinned: Option<LaneId>) -> Result<Receipt, Refused> {
+        let mut promise = Promise { record: (!self.on_disk).then(|| record.clone()), ledger: &self.ledger };
         let answer = self.confirm(&record, pinned).await;
-        if answer.is_err() && !self.on_disk {
-            self.ledger.refused(&record);
+        if answer.is_ok() {
+            promise.record = None;
         }
         answer
     }
@@ -111,7 +114,9 @@ impl Ingest {
     async fn confirm(&self, record: &Record, pinned: Option<LaneId>) -> Result<Receipt, Refused> {
         let permit = Arc::new(self.admit(record.body.len())?);
         if let Some(disk) = &self.disk_first {
-            return timeout(SPOOL_PATIENCE, disk.keep(record, pinned)).await.map_err(|_| Refused::NoLane)?;
+            let (answer, receipt) = oneshot::channel();
+            actix_rt::spawn(disk.clone().keep(record.clone(), pinned, answer));
+            return heard(receipt, SPOOL_PATIENCE).await.unwrap_or(Err(Refused::NoLane));
         }
         for _ in 0..ATTEMPTS {
             let router = self.router.wait(ROUTER_PATIENCE).await.ok_or(Refused::NoLane)?;
@@ -123,14 +128,13 @@ impl Ingest {
                 on_disk: self.on_disk,
                 began: Instant::now(),
                 answer,
-                _permit: Arc::clone(&permit),
+                permit: Arc::clone(&permit),
             };
             match router.try_send(Route(job)) {
-                Ok(()) => match timeout(self.patience, receipt).await {
-                    Ok(Ok(answer)) => return answer,
+                Ok(()) => match heard(receipt, self.patience).await {
+                    Some(answer) => return answer,
                     // Whoever held the job is gone; the record may or may not be safe, so it goes again under the same id.
-                    Ok(Err(_)) => {}
-                    Err(_) => return Err(Refused::NoLane),
+                    None => {}
                 },
                 Err(SendError::Full(_)) => return Err(Refused::Overloaded),
                 Err(SendError::Closed(_)) => {}
@@ -144,5 +148,34 @@ impl Ingest {
         let record = Arc::clone(&self.records).try_acquire_owned().map_err(|_| Refused::Overloaded)?;
         let bytes = Arc::clone(&self.bytes).try_acquire_many_owned(bytes).map_err(|_| Refused::Overloaded)?;
         Ok(Permit { _record: record, _bytes: bytes })
+    }
+}
+
+/// A record whose client waits. Dropped with the record in it, the client has no receipt and never will.
+struct Promise<'a> {
+    record: Option<Record>,
+    ledger: &'a Ledger,
+}
+
+impl Drop for Promise<'_> {
+    fn drop(&mut self) {
+        if let Some(record) = &self.record {
+            self.ledger.refused(record);
+        }
+    }
+}
+
+/// The answer; `None` if whoever owed it is gone. After `patience` nobody can answer any more: an answer is either heard here, or its
+/// sender learns that it is not.
+async fn heard(
+    mut receipt: oneshot::Receiver<Result<Receipt, Refused>>,
+    patience: Duration,
+) -> Option<Result<Receipt, Refused>> {
+    match timeout(patience, &mut receipt).await {
+        Ok(answer) => answer.ok(),
+        Err(_) => {
+            receipt.close();
+            Some(receipt.try_recv().unwrap_or(Err(Refused::NoLane)))
+        }
     }
 }

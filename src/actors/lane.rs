@@ -140,12 +140,13 @@ async fn publish<T: Transport>(
     let failure = match timeout(patience, transport.publish(&job.record)).await {
         Ok(Ok(())) => {
             confirmed.set(Some(Instant::now()));
-            if job.on_disk {
-                wiring.ledger.fed(T::LANE, began);
-            } else {
-                wiring.ledger.accepted(T::LANE, began);
+            let was_on_disk = job.on_disk;
+            match (job.confirm(Receipt::Lane(T::LANE)), was_on_disk) {
+                (true, false) => wiring.ledger.accepted(T::LANE, began),
+                (true, true) => wiring.ledger.fed(T::LANE, began),
+                // Nothing was promised: should it come out of the lane, it is counted there.
+                (false, _) => {}
             }
-            job.confirm(Receipt::Lane(T::LANE));
             return None;
         }
         Ok(Err(failure)) => failure,

@@ -60,23 +60,19 @@ pub struct Job {
     /// When it set out.
     pub began: Instant,
     answer: oneshot::Sender<Result<Receipt, Refused>>,
-    _permit: Arc<ingest::Permit>,
+    permit: Arc<ingest::Permit>,
 }
 
 impl Job {
-    /// Answers with the receipt.
-    pub fn confirm(self, receipt: Receipt) {
-        self.end(Ok(receipt));
+    /// Answers with the receipt. Whether somebody heard it: if not, nothing was promised.
+    pub fn confirm(self, receipt: Receipt) -> bool {
+        self.answer.send(Ok(receipt)).is_ok()
     }
 
     /// Answers that nobody has the record.
     pub fn refuse(self, why: Refused) {
-        self.end(Err(why));
-    }
-
-    fn end(self, answer: Result<Receipt, Refused>) {
-        // Nobody waits any more when the client has hung up; it got no 2xx, so nothing was promised.
-        self.answer.send(answer).ok();
+        // Who has hung up got no receipt either.
+        self.answer.send(Err(why)).ok();
     }
 
     /// The client has hung up.

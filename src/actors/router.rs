@@ -83,10 +83,9 @@ impl Router {
         }
         let disk = self.wiring.disk.clone();
         actix_rt::spawn(async move {
-            match disk.keep(&job.record, job.pinned).await {
-                Ok(receipt) => job.confirm(receipt),
-                Err(why) => job.refuse(why),
-            }
+            let Job { record, pinned, answer, permit, .. } = job;
+            disk.keep(record, pinned, answer).await;
+            drop(permit);
         });
     }
 

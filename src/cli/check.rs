@@ -1,6 +1,6 @@
 //! `waypost check`: validates the configuration, and tries what it names.
 
-use std::{process::ExitCode, sync::Arc, time::Duration};
+use std::{process::ExitCode, time::Duration};
 
 use awc::http::Uri;
 use tokio::{net::TcpStream, sync::broadcast, time::timeout};
@@ -9,8 +9,6 @@ use super::NodeArgs;
 use crate::{
     actors::transport::{CONNECT_TIMEOUT, Transport, TransportError, grpc, nats::Nats, pubsub, rabbitmq::RabbitMq},
     config::{self, Config},
-    ledger::Ledger,
-    record::Record,
     spool::Spool,
 };
 
@@ -81,7 +79,6 @@ async fn connect_grpc(lane: config::Grpc, config: &Config) -> Result<String, Str
         tap: broadcast::Sender::new(1),
         schema: config.ingest.schema,
         spool: Spool::open(folder.path(), config.spool.max).map_err(|why| why.to_string())?,
-        ledger: Arc::new(Ledger::new(Record::new_id())),
     };
     connect::<grpc::Grpc>(settings).await
 }

@@ -300,7 +300,7 @@ impl Desk {
             accepted: counts.accepted,
             delivered: counts.delivered,
             dead: counts.dead,
-            in_flight: counts.in_flight(),
+            in_flight: self.ledger.in_flight(lane, &self.spool.held().borrow()),
             redelivered: counts.redelivered,
             publish_ms: self.ledger.publish_ms(lane).into(),
             delivery_ms: self.ledger.delivery_ms(lane).into(),

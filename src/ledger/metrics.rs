@@ -129,7 +129,7 @@ pub fn text(ledger: &Ledger, scene: &Scene<'_>) -> prometheus::Result<String> {
             MetricType::GAUGE,
             "waypost_in_flight",
             "Records that a lane has confirmed and the API has not taken.",
-            by_lane("lane", &|lane| Value::Gauge(float(ledger.counts(lane).in_flight()))),
+            by_lane("lane", &|lane| Value::Gauge(float(ledger.in_flight(lane, held)))),
         ),
         family(
             MetricType::GAUGE,

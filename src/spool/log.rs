@@ -56,6 +56,12 @@ struct Segment {
     done: Done,
 }
 
+impl Segment {
+    fn len(&self) -> u64 {
+        u64::from(self.count - self.done.count)
+    }
+}
+
 /// The settled ordinals of a segment, a bit each.
 #[derive(Default)]
 struct Done {
@@ -165,14 +171,14 @@ impl Log {
         Ok(log)
     }
 
-    /// Whether the entry was there when the queue was opened.
-    pub const fn was_found(&self, key: Key) -> bool {
-        key.segment < self.first_own
-    }
-
     /// Unsettled entries on disk.
     pub fn len(&self) -> u64 {
-        self.segments.values().map(|segment| u64::from(segment.count - segment.done.count)).sum()
+        self.segments.values().map(Segment::len).sum()
+    }
+
+    /// Those of them that were there when the queue was opened.
+    pub fn found(&self) -> u64 {
+        self.segments.range(..self.first_own).map(|(_, segment)| segment.len()).sum()
     }
 
     /// Bytes on disk.

@@ -20,7 +20,6 @@ use waypost::{
         grpc::{Grpc, Settings},
     },
     config,
-    ledger::Ledger,
     proto::{self, waypost_client::WaypostClient},
     record::{Origin, Record, Schema},
 };
@@ -56,8 +55,7 @@ pub fn settings() -> Settings {
 pub fn settings_at(port: u16) -> Settings {
     let config = config::Grpc { listen: SocketAddr::from(([127, 0, 0, 1], port)), ..config::Grpc::default() };
     let (spool, _) = spool();
-    let ledger = Arc::new(Ledger::new(Arc::from("run")));
-    Settings { config, tap: broadcast::Sender::new(64), schema: Schema::Any, spool, ledger }
+    Settings { config, tap: broadcast::Sender::new(64), schema: Schema::Any, spool }
 }
 
 pub fn uri(settings: &Settings) -> String {

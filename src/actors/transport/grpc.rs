@@ -12,7 +12,6 @@ mod tls;
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    sync::Arc,
     time::Duration,
 };
 
@@ -28,7 +27,6 @@ use super::{Broker, CLOSE_TIMEOUT, Transport, TransportError};
 use crate::{
     config,
     delivery::{Delivery, LaneId, Tap},
-    ledger::Ledger,
     record::{Record, Schema},
     spool::Spool,
 };
@@ -62,7 +60,6 @@ pub struct Settings {
     pub schema: Schema,
     /// Where the node keeps what the API does not take soon.
     pub spool: Spool,
-    pub ledger: Arc<Ledger>,
 }
 
 /// How far the end has come.
@@ -113,7 +110,7 @@ impl Transport for Grpc {
     const CONFIRMS_ALONE: bool = false;
 
     async fn connect(settings: &Settings) -> Result<Self, TransportError> {
-        let Settings { config, tap, schema, spool, ledger } = settings;
+        let Settings { config, tap, schema, spool } = settings;
         let tls = Tls::read(config).await?;
         let listener = bind(config.listen).await.map_err(|e| connect_error(config.listen, &e))?;
         let address = listener.local_addr().map_err(|e| connect_error(config.listen, &e))?;
@@ -139,7 +136,7 @@ impl Transport for Grpc {
         } else if let Err(why) = peers.first(FIRST_STREAM).await {
             tracing::warn!(%why, "serving without a peer to carry records to");
         }
-        let bringing = tokio::spawn(intake.bring_back(Arc::clone(ledger))).abort_handle();
+        let bringing = tokio::spawn(intake.bring_back()).abort_handle();
         Ok(Self { address, hold, peers, phase, server, bringing })
     }
 

@@ -21,8 +21,7 @@ use tracing::warn;
 
 use crate::{
     delivery::{Delivery, Verdict},
-    ledger::Ledger,
-    record::{Origin, Record},
+    record::Record,
     spool::{Entry, Key, Queue, Spool},
 };
 
@@ -162,7 +161,7 @@ impl Intake {
     }
 
     /// Brings what is carried on disk back into memory as there is room, for ever.
-    pub(super) async fn bring_back(self, ledger: Arc<Ledger>) {
+    pub(super) async fn bring_back(self) {
         let mut on_disk = self.spool.held();
         // What an earlier life has taken and not settled.
         self.spool.rewind(Queue::Carried);
@@ -178,11 +177,7 @@ impl Intake {
                 continue;
             }
             for (key, entry) in taken {
-                let mut record = entry.record();
-                if let Some(origin) = record.origin.as_mut().filter(|_| key.is_of_an_earlier_run()) {
-                    // It was counted when it was found: this run answers for it.
-                    *origin = Origin { run: Arc::clone(&ledger.run), at_us: origin.at_us };
-                }
+                let record = entry.record();
                 // A long record takes more than its place in the batch.
                 let missing = units(&record).saturating_sub(1);
                 let Some(mut place) = room.split(1) else { return };
