@@ -321,7 +321,8 @@ pub async fn audit(ledger: Arc<Ledger>, held: watch::Receiver<Held>) {
     let mut before = None;
     loop {
         sleep(REST).await;
-        let balance = ledger.balance(&held.borrow());
+        let held = *held.borrow();
+        let balance = ledger.balance(&held);
         if before.replace(balance) == Some(balance) {
             let imbalanced = !balance.holds();
             if ledger.imbalanced.swap(imbalanced, Relaxed) != imbalanced && imbalanced {

@@ -84,7 +84,7 @@ impl Node {
         let (ingest_socket, admin_socket) = (listen(config.ingest.listen)?, listen(config.admin.listen)?);
         let ledger = Arc::new(Ledger::new(Record::new_id()));
         let spool = Spool::open(&config.spool.dir, config.spool.max)?;
-        let found = *spool.held().borrow();
+        let found = spool.holds();
         ledger.found_waiting(found.waiting() + found.records(Queue::Dead));
         actix_rt::spawn(ledger::audit(Arc::clone(&ledger), spool.held()));
         let draining = Arc::new(AtomicBool::new(false));
@@ -194,7 +194,7 @@ impl Node {
         }
         self.admin_server.stop(false).await;
         self.spool.close().await;
-        let balance = self.ledger.balance(&self.spool.held().borrow());
+        let balance = self.ledger.balance(&self.spool.holds());
         info!(?balance, "drained");
     }
 }

@@ -270,6 +270,12 @@ impl Spool {
         self.ask(Order::Close).await.ok();
     }
 
+    /// What lies on disk. A copy: whoever kept the lock behind it while asking again could wait for ever.
+    #[must_use]
+    pub fn holds(&self) -> Held {
+        *self.held.borrow()
+    }
+
     /// What lies on disk, as it changes.
     #[must_use]
     pub fn held(&self) -> watch::Receiver<Held> {

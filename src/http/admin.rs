@@ -131,7 +131,7 @@ async fn ready(desk: web::Data<Desk>) -> Result<HttpResponse, Problem> {
         return Err(unready("The router is being restarted"));
     }
     let a_lane_is_up = views.iter().any(|view| matches!(view.child, ChildId::Lane(_)) && is_up(view));
-    if !a_lane_is_up && desk.spool.held().borrow().refuses {
+    if !a_lane_is_up && desk.spool.holds().refuses {
         return Err(unready("No lane is up, and the spool takes no records"));
     }
     Ok(HttpResponse::Ok().body("ready\n"))
@@ -152,7 +152,7 @@ async fn scrape(desk: web::Data<Desk>) -> Result<HttpResponse, Problem> {
     let scene = Scene {
         lanes: &desk.lanes,
         states: states.collect(),
-        held: *desk.spool.held().borrow(),
+        held: desk.spool.holds(),
         oldest_us: oldest.and_then(|entry| Some(entry.record().origin?.at_us)),
     };
     let text = metrics::text(&desk.ledger, &scene).map_err(|why| {
@@ -216,7 +216,7 @@ struct Limit {
 async fn dead(desk: web::Data<Desk>, query: web::Query<Limit>) -> Result<HttpResponse, Problem> {
     let letters = desk.spool.dead(query.limit.unwrap_or(DEAD_DEFAULT).min(DEAD_MAX)).await.map_err(spool_fails)?;
     let letters: Vec<_> = letters.into_iter().map(DeadLetter::from).collect();
-    Ok(HttpResponse::Ok().json(json!({"total": desk.spool.held().borrow().records(Queue::Dead), "dead": letters})))
+    Ok(HttpResponse::Ok().json(json!({"total": desk.spool.holds().records(Queue::Dead), "dead": letters})))
 }
 
 /// Which dead letters: `{"ids":[…]}` or `{"all":true}`.
@@ -268,7 +268,7 @@ impl Desk {
             node: self.node.to_string(),
             uptime_s: self.ledger.started.elapsed().as_secs_f64(),
             draining: self.draining.load(Relaxed),
-            ledger: self.ledger.balance(&self.spool.held().borrow()),
+            ledger: self.ledger.balance(&self.spool.holds()),
             balanced: !self.ledger.is_imbalanced(),
             lanes: self.lanes.iter().filter_map(|&(lane, _)| self.lane_status(lane, views)).collect(),
             api: ApiStatus {
@@ -300,7 +300,7 @@ impl Desk {
             accepted: counts.accepted,
             delivered: counts.delivered,
             dead: counts.dead,
-            in_flight: self.ledger.in_flight(lane, &self.spool.held().borrow()),
+            in_flight: self.ledger.in_flight(lane, &self.spool.holds()),
             redelivered: counts.redelivered,
             publish_ms: self.ledger.publish_ms(lane).into(),
             delivery_ms: self.ledger.delivery_ms(lane).into(),

@@ -56,7 +56,7 @@ async fn entries_are_kept_as_they_were_in_their_queues_over_a_restart() {
     put(&spool, Queue::Waiting, &["a", "b"]).await;
     put(&spool, Queue::Pinned(LaneId::Nats), &["c"]).await;
     put(&spool, Queue::Carried, &["d"]).await;
-    assert_eq!(spool.held().borrow().found_carried, 0);
+    assert_eq!(spool.holds().found_carried, 0);
     let (key, first) = spool.take(Queue::Waiting, 1).await.remove(0);
     assert_eq!((&first, first.record()), (&entry("a"), entry("a").record()));
     spool.settle(key);
@@ -65,7 +65,7 @@ async fn entries_are_kept_as_they_were_in_their_queues_over_a_restart() {
     drop(spool);
 
     let spool = open_again(&folder).await;
-    let held = *spool.held().borrow();
+    let held = spool.holds();
     assert_eq!((held.waiting(), held.records(Queue::Carried), held.found_carried), (2, 1, 1));
     let taken = spool.take(Queue::Waiting, 100).await;
     assert_eq!((taken.len(), &taken[0].1), (1, &entry("b")));
@@ -141,7 +141,7 @@ async fn dead_letters_are_listed_replayed_and_dropped_by_their_ids() {
     assert_eq!(spool.forget(which(&["c"])).await, Ok(1));
     let left: Vec<_> = spool.dead(10).await.unwrap().into_iter().map(|entry| entry.id).collect();
     assert_eq!(left, ["a", "d"]);
-    let held = *spool.held().borrow();
+    let held = spool.holds();
     assert_eq!((held.records(Queue::Dead), held.waiting()), (2, 1));
     let (_, replayed) = spool.take(Queue::Waiting, 10).await.remove(0);
     assert_eq!((replayed.id.as_str(), &replayed.body, &replayed.letter), ("b", &entry("b").body, &None));

@@ -119,7 +119,12 @@ impl Node {
 
     /// `GET` from its admin side; `None` while it does not answer.
     pub async fn get(&self, path: &str) -> Option<(StatusCode, Value)> {
-        let mut answer = self.http.get(format!("http://127.0.0.1:{}{path}", self.admin)).send().await.ok()?;
+        let ask = || self.http.get(format!("http://127.0.0.1:{}{path}", self.admin)).send();
+        // A connection that was kept may be closed by the other side just then.
+        let mut answer = match ask().await {
+            Ok(answer) => answer,
+            Err(_) => ask().await.ok()?,
+        };
         let body = answer.body().limit(64 << 20).await.ok()?;
         Some((answer.status(), serde_json::from_slice(&body).unwrap_or(Value::Null)))
     }
