@@ -473,6 +473,7 @@ impl Store {
                 waiting.append(&entry.encode_to_vec(), false).map_err(disk)?;
             }
             waiting.commit().map_err(disk)?;
+            fail::fail_point!("spool-replay");
             replayed += self.strike_out(found)?;
         }
     }

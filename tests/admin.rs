@@ -87,3 +87,60 @@ async fn a_lane_can_be_paused_resumed_and_restarted_while_the_other_takes_the_tr
     let ledger = node.at_rest(PATIENCE).await;
     assert_eq!((&ledger["accepted"], &ledger["delivered"]), (&json!(9), &json!(9)));
 }
+
+#[actix_rt::test]
+async fn the_metrics_are_those_of_the_contract_and_say_what_the_status_says() {
+    let api = Api::start();
+    let node = Node::start(&api.url(), &grpc_variables()).await;
+    node.lane_is("grpc", "up", PATIENCE).await;
+    for key in ["a", "b", "c"] {
+        assert_eq!(node.post("/", key, traffic()[0].clone()).await.unwrap().0, StatusCode::ACCEPTED);
+    }
+    assert_eq!(node.post("/", "d", "{}".into()).await.unwrap().0, StatusCode::UNPROCESSABLE_ENTITY);
+    node.at_rest(PATIENCE).await;
+    let (content_type, text) = node.text("/metrics").await;
+    assert!(content_type.starts_with("text/plain; version=0.0.4"), "{content_type}");
+    for line in [
+        "# TYPE waypost_records_accepted_total counter",
+        "waypost_records_accepted_total{path=\"GRPC\"} 3",
+        "waypost_records_accepted_total{path=\"spool\"} 0",
+        "waypost_records_delivered_total{path=\"GRPC\"} 3",
+        "waypost_records_dead_total{path=\"GRPC\"} 0",
+        "waypost_redeliveries_total{path=\"GRPC\"} 0",
+        "waypost_lane_up{lane=\"grpc\"} 1",
+        "waypost_lane_restarts_total{lane=\"grpc\"} 0",
+        "waypost_spool_records 0",
+        "waypost_in_flight{lane=\"grpc\"} 0",
+        "waypost_oldest_waiting_seconds 0",
+        "waypost_ledger_imbalanced 0",
+        "# TYPE waypost_ingest_seconds histogram",
+        "waypost_ingest_seconds_count{code=\"202\"} 3",
+        "waypost_ingest_seconds_count{code=\"422\"} 1",
+        "waypost_ingest_seconds_bucket{code=\"202\",le=\"+Inf\"} 3",
+        "waypost_publish_seconds_count{lane=\"grpc\"} 3",
+        "waypost_post_seconds_count{lane=\"grpc\"} 3",
+        "waypost_delivery_seconds_count{path=\"GRPC\"} 3",
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+    }
+    for name in ["waypost_spool_bytes ", "waypost_last_delivery_seconds{lane=\"grpc\"} "] {
+        assert!(text.lines().any(|line| line.starts_with(name)), "{name} is not in\n{text}");
+    }
+    // Buckets add up: each counts those before it.
+    let buckets = text.lines().filter(|line| line.starts_with("waypost_delivery_seconds_bucket"));
+    let counts: Vec<u64> = buckets.map(|line| line.rsplit(' ').next().unwrap().parse().unwrap()).collect();
+    assert!(counts.is_sorted() && counts.last() == Some(&3), "{counts:?}");
+}
+
+#[actix_rt::test]
+async fn the_oldest_record_on_disk_is_told() {
+    let nobody = format!("nats://127.0.0.1:{}", crate::support::process::free_port());
+    let node = Node::start("http://127.0.0.1:9/", &[("LANES__NATS__URL".into(), nobody)]).await;
+    assert_eq!(node.post("/", "a", traffic()[0].clone()).await.unwrap().0, StatusCode::ACCEPTED);
+    tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
+    let (_, text) = node.text("/metrics").await;
+    let age = text.lines().find_map(|line| line.strip_prefix("waypost_oldest_waiting_seconds ")).expect("it is told");
+    assert!(age.parse::<f64>().unwrap() >= 1.0, "{age}");
+    assert!(text.lines().any(|line| line == "waypost_records_accepted_total{path=\"spool\"} 1"), "{text}");
+    assert!(text.lines().any(|line| line == "waypost_spool_records 1"), "{text}");
+}

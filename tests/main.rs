@@ -15,6 +15,7 @@ mod rabbitmq;
 mod router;
 mod simulated_time;
 mod sink;
+mod spool;
 mod support;
 mod traffic;
 mod transport_contract;

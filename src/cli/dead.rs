@@ -103,7 +103,8 @@ fn show(answer: &Value) {
     for letter in answer["dead"].as_array().into_iter().flatten() {
         let Ok(Letter { id, lane, status, answer, attempts }) = Letter::deserialize(letter) else { continue };
         let status = status.map_or_else(|| "none".to_owned(), |status| status.to_string());
-        let line = answer.lines().next().unwrap_or_default();
+        // What the API said must not steer the terminal.
+        let line: String = answer.lines().next().unwrap_or_default().chars().filter(|c| !c.is_control()).collect();
         println!("{id:<36}  {lane:<8}  {status:>6}  {attempts:>5}  {line}");
     }
     println!("{} dead letters", answer["total"]);

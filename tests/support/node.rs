@@ -3,6 +3,7 @@
 use std::{
     collections::HashSet,
     env, fs,
+    path::Path,
     process::{Child, ExitStatus, Stdio},
     time::{Duration, Instant},
 };
@@ -165,6 +166,27 @@ impl Node {
             rest.then_some(ledger)
         })
         .await
+    }
+
+    /// Type and text of what its admin side answers.
+    pub async fn text(&self, path: &str) -> (String, String) {
+        let url = format!("http://127.0.0.1:{}{path}", self.admin);
+        let mut answer = self.http.get(url).send().await.expect("the node answers");
+        let content_type = answer.headers().get("content-type").expect("a type").to_str().expect("text").to_owned();
+        let body = answer.body().await.expect("a body");
+        (content_type, String::from_utf8(body.to_vec()).expect("text"))
+    }
+
+    /// `POST` to its admin side.
+    pub async fn tell(&self, path: &str, body: Value) -> (StatusCode, Value) {
+        let url = format!("http://127.0.0.1:{}{path}", self.admin);
+        let mut answer = self.http.post(url).send_json(&body).await.expect("the node answers");
+        let body = answer.body().await.expect("a body");
+        (answer.status(), serde_json::from_slice(&body).unwrap_or(Value::Null))
+    }
+
+    pub fn data(&self) -> &Path {
+        self.data.path()
     }
 
     /// The ids of all dead letters.

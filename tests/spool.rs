@@ -1,0 +1,252 @@
+//! What a node keeps on its disk, seen from outside: records that wait, that the gRPC lane carries, and dead letters.
+
+use std::{process::Command, time::Duration};
+
+use awc::http::StatusCode;
+use futures_util::future::join_all;
+use serde_json::{Value, json};
+
+use crate::{
+    end_to_end::traffic,
+    support::{
+        api::{Api, Conduct},
+        eventually,
+        lanes::grpc_variables,
+        node::{Node, PATIENCE},
+    },
+};
+
+const RECORDS: usize = 50;
+
+fn with(variables: &[(String, String)], more: &[(&str, &str)]) -> Vec<(String, String)> {
+    let more = more.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+    variables.iter().cloned().chain(more).collect()
+}
+
+/// Posts so many records, all at once; their paths.
+async fn post_all(node: &Node, prefix: &str, records: usize) -> Vec<Value> {
+    let all = traffic();
+    let posts = (0..records).map(|number| {
+        let (client, record) = (node.client(), all[number].clone());
+        async move { client.post("/", &format!("{prefix}-{number}"), record).await.expect("an answer") }
+    });
+    let answers = join_all(posts).await;
+    assert!(answers.iter().all(|(status, _)| *status == StatusCode::ACCEPTED), "{answers:?}");
+    answers.into_iter().map(|(_, body)| body["path"].clone()).collect()
+}
+
+async fn kill(node: &mut Node) {
+    node.signal("KILL");
+    node.ended(PATIENCE).await;
+}
+
+#[actix_rt::test]
+async fn with_ack_on_disk_a_record_is_there_before_its_receipt_leaves() {
+    let mut api = Api::start();
+    api.stop().await;
+    let mut node = Node::start(&api.url(), &with(&grpc_variables(), &[("INGEST__ACK", "disk")])).await;
+    node.lane_is("grpc", "up", PATIENCE).await;
+    assert!(post_all(&node, "a", RECORDS).await.iter().all(|path| path == "spool"));
+    kill(&mut node).await;
+    api.start_again();
+    node.start_again().await;
+    api.wait_for(RECORDS, PATIENCE).await;
+    let ledger = node.at_rest(PATIENCE).await;
+    assert_eq!((&ledger["accepted"], &ledger["delivered"]), (&json!(0), &ledger["recovered"]), "{ledger}");
+    assert_eq!(post_all(&node, "b", RECORDS).await.len(), RECORDS);
+    api.wait_for(2 * RECORDS, PATIENCE).await;
+    node.at_rest(PATIENCE).await;
+    assert_eq!(api.taken().len(), 2 * RECORDS);
+}
+
+#[actix_rt::test]
+async fn what_the_grpc_lane_carries_survives_a_kill() {
+    let mut api = Api::start();
+    api.stop().await;
+    let mut node = Node::start(&api.url(), &grpc_variables()).await;
+    node.lane_is("grpc", "up", PATIENCE).await;
+    assert!(post_all(&node, "a", RECORDS).await.iter().all(|path| path == "GRPC"));
+    let ledger = node.status().await["ledger"].clone();
+    assert_eq!((&ledger["accepted"], &ledger["in_flight"]), (&json!(RECORDS), &json!(RECORDS)), "{ledger}");
+    for _ in 0..3 {
+        kill(&mut node).await;
+        node.start_again().await;
+        let ledger = node.status().await["ledger"].clone();
+        assert_eq!((&ledger["recovered"], &ledger["in_flight"]), (&json!(RECORDS), &json!(RECORDS)), "{ledger}");
+    }
+    api.start_again();
+    api.wait_for(RECORDS, PATIENCE).await;
+    let ledger = node.at_rest(PATIENCE).await;
+    assert_eq!((&ledger["recovered"], &ledger["delivered"]), (&json!(RECORDS), &json!(RECORDS)), "{ledger}");
+    assert_eq!(api.taken().len(), RECORDS);
+}
+
+/// The API refuses every record, at length.
+async fn refusing() -> (Api, Node) {
+    let api = Api::start();
+    refuse(&api);
+    let node = Node::start(&api.url(), &grpc_variables()).await;
+    node.lane_is("grpc", "up", PATIENCE).await;
+    post_all(&node, "a", 3).await;
+    eventually("three dead letters", PATIENCE, async || (node.dead().await.len() == 3).then_some(())).await;
+    (api, node)
+}
+
+fn refuse(api: &Api) {
+    api.behave(|_, _| Conduct::AnswerWith { status: 422, headers: Vec::new(), body: vec![b'n'; 2048] });
+}
+
+#[actix_rt::test]
+async fn a_dead_letter_says_why_survives_a_kill_and_can_be_replayed_or_dropped() {
+    let (api, mut node) = refusing().await;
+    let (_, list) = node.get("/api/dead").await.expect("an answer");
+    assert_eq!(list["total"], 3);
+    let letter = list["dead"].as_array().unwrap().iter().find(|letter| letter["id"] == "a-1").unwrap();
+    for (member, value) in [
+        ("lane", json!("grpc")),
+        ("status", json!(422)),
+        ("answer", json!("n".repeat(1024))),
+        ("attempts", json!(1)),
+        ("given_up", json!(false)),
+        ("record", json!(String::from_utf8_lossy(&traffic()[1]))),
+    ] {
+        assert_eq!(letter[member], value, "{member}");
+    }
+    assert!(letter["accepted_ms"].as_u64() > Some(0) && letter["dead_ms"].as_u64() >= letter["accepted_ms"].as_u64());
+    let ledger = node.at_rest(PATIENCE).await;
+    assert_eq!((&ledger["accepted"], &ledger["dead"]), (&json!(3), &json!(3)), "{ledger}");
+
+    kill(&mut node).await;
+    node.start_again().await;
+    let ledger = node.at_rest(PATIENCE).await;
+    assert_eq!((&ledger["recovered"], &ledger["dead"]), (&json!(3), &json!(3)), "{ledger}");
+    api.behave(|_, _| Conduct::Answer(200));
+    let (status, answer) = node.tell("/api/dead/replay", json!({"ids": ["a-1", "nobody"]})).await;
+    assert_eq!((status, &answer["replayed"]), (StatusCode::OK, &json!(1)));
+    eventually("the replayed record arrives", PATIENCE, async || api.taken().get("a-1").copied()).await;
+    let (status, answer) = node.tell("/api/dead/drop", json!({"ids": ["a-0"]})).await;
+    assert_eq!((status, &answer["dropped"]), (StatusCode::OK, &json!(1)));
+    assert_eq!(node.dead().await, ["a-2".to_owned()].into());
+    eventually("the ledger", PATIENCE, async || {
+        let status = node.status().await;
+        let expected = json!({
+            "accepted": 0, "recovered": 3, "delivered": 1, "dead": 1, "dropped": 1, "spooled": 0, "in_flight": 0,
+            "redelivered": 0
+        });
+        (status["ledger"] == expected && status["balanced"] == true).then_some(())
+    })
+    .await;
+    for body in [json!({}), json!({"all": false}), json!({"ids": [], "all": true}), json!({"every": true})] {
+        assert_eq!(node.tell("/api/dead/drop", body.clone()).await.0, StatusCode::BAD_REQUEST, "{body}");
+    }
+}
+
+/// The node is killed in the middle of a replay: after the letters wait for a lane, before they are struck out.
+#[actix_rt::test]
+async fn a_replay_that_is_cut_short_loses_nothing() {
+    let (api, mut node) = refusing().await;
+    node.plant("spool-replay=sleep(60000)");
+    kill(&mut node).await;
+    node.start_again().await;
+    let before = node.spool_bytes();
+    let replay = node.tell("/api/dead/replay", json!({"all": true}));
+    tokio::select! {
+        answer = replay => panic!("it was not cut short: {answer:?}"),
+        () = eventually("the letters wait for a lane", PATIENCE, async || (node.spool_bytes() > before).then_some(())) => {}
+    }
+    api.behave(|_, _| Conduct::Answer(200));
+    node.plant("");
+    kill(&mut node).await;
+    node.start_again().await;
+    eventually("all arrive", PATIENCE, async || (api.taken().len() == 3).then_some(())).await;
+    assert_eq!(node.dead().await.len(), 3, "they were not struck out");
+    assert_eq!(node.tell("/api/dead/drop", json!({"all": true})).await.1["dropped"], 3);
+    assert_eq!(node.status().await["ledger"]["dead"], 0);
+}
+
+#[actix_rt::test]
+async fn a_record_that_the_api_does_not_take_in_time_is_given_up() {
+    let api = Api::start();
+    api.behave(|_, _| Conduct::Answer(500));
+    let node = Node::start(&api.url(), &with(&grpc_variables(), &[("API__GIVE_UP_AFTER", "2s")])).await;
+    node.lane_is("grpc", "up", PATIENCE).await;
+    post_all(&node, "a", 3).await;
+    eventually("three dead letters", PATIENCE, async || (node.dead().await.len() == 3).then_some(())).await;
+    let (_, list) = node.get("/api/dead").await.expect("an answer");
+    let letter = &list["dead"][0];
+    assert_eq!(letter["given_up"], true, "{letter}");
+    assert!(letter["dead_ms"].as_u64().unwrap() >= letter["accepted_ms"].as_u64().unwrap() + 2000, "{letter}");
+    let ledger = node.at_rest(PATIENCE).await;
+    assert_eq!((&ledger["dead"], &ledger["in_flight"]), (&json!(3), &json!(0)), "{ledger}");
+}
+
+#[actix_rt::test]
+async fn a_dead_letter_that_cannot_be_written_is_not_acked() {
+    let api = Api::start();
+    refuse(&api);
+    let node = Node::start_with_fault(&api.url(), &grpc_variables(), "spool-write=return").await;
+    node.lane_is("grpc", "up", PATIENCE).await;
+    // No disk and no 2xx from the API: nobody has it.
+    let (status, _) = node.post("/", "a", traffic()[0].clone()).await.expect("an answer");
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+    assert!(node.dead().await.is_empty());
+}
+
+#[actix_rt::test]
+async fn the_command_line_lists_replays_and_drops_dead_letters() {
+    let (api, node) = refusing().await;
+    let dead = async |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_waypost"));
+        command.arg("dead").args(arguments).args(["--admin", &format!("http://127.0.0.1:{}", node.admin)]);
+        let output = tokio::task::spawn_blocking(move || command.output()).await.unwrap().expect("it runs");
+        let text = |bytes| String::from_utf8(bytes).expect("text");
+        (output.status.code(), text(output.stdout), text(output.stderr))
+    };
+    let (code, table, _) = dead(&["list"]).await;
+    assert_eq!(code, Some(0));
+    assert!(table.contains("a-0") && table.contains("422") && table.contains("3 dead letters"), "{table}");
+    let (_, list, _) = dead(&["list", "--json", "--limit", "2"]).await;
+    assert_eq!(serde_json::from_str::<Value>(&list).unwrap()["dead"].as_array().unwrap().len(), 2);
+    assert_eq!(dead(&["replay"]).await.0, Some(2), "neither ids nor --all");
+    assert_eq!(dead(&["drop", "a-0"]).await.1, "1 dropped\n");
+    api.behave(|_, _| Conduct::Answer(200));
+    assert_eq!(dead(&["replay", "--all"]).await.1, "2 replayed\n");
+    eventually("both arrive", PATIENCE, async || (api.taken().len() == 2).then_some(())).await;
+    let (code, _, why) = {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_waypost"));
+        command.args(["dead", "list", "--admin", "http://127.0.0.1:9"]);
+        let output = tokio::task::spawn_blocking(move || command.output()).await.unwrap().expect("it runs");
+        (output.status.code(), (), String::from_utf8(output.stderr).expect("text"))
+    };
+    assert_eq!(code, Some(1));
+    assert!(why.contains("http://127.0.0.1:9"), "{why}");
+}
+
+#[actix_rt::test]
+async fn a_second_node_on_the_same_folder_is_told_so() {
+    let api = Api::start();
+    let node = Node::start(&api.url(), &grpc_variables()).await;
+    let mut command = Command::new(env!("CARGO_BIN_EXE_waypost"));
+    command.args(["run", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--data"]).arg(node.data());
+    let output = tokio::task::spawn_blocking(move || command.output()).await.unwrap().expect("it runs");
+    let why = String::from_utf8(output.stderr).expect("text");
+    assert_eq!(output.status.code(), Some(1), "{why}");
+    assert!(why.contains("another process uses") && why.contains(&node.data().display().to_string()), "{why}");
+}
+
+/// Records that no lane takes wait for the lane that the client has named, and for no other.
+#[actix_rt::test]
+async fn a_pinned_record_waits_for_its_lane() {
+    let api = Api::start();
+    let nobody = format!("nats://127.0.0.1:{}", crate::support::process::free_port());
+    let node = Node::start(&api.url(), &with(&grpc_variables(), &[("LANES__NATS__URL", &nobody)])).await;
+    node.lane_is("grpc", "up", PATIENCE).await;
+    let (status, body) = node.post("/nats", "pinned", traffic()[0].clone()).await.expect("an answer");
+    assert_eq!((status, &body["path"]), (StatusCode::ACCEPTED, &json!("spool")));
+    post_all(&node, "a", 3).await;
+    api.wait_for(3, PATIENCE).await;
+    // Long enough for the feeder to have tried more than once.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(!api.taken().contains_key("pinned"));
+    assert_eq!(node.status().await["ledger"]["spooled"], 1);
+}
