@@ -1,6 +1,7 @@
 //! What breaks, and what must hold all the same: every record that got a 2xx arrives.
 
 mod api_away;
+mod deleted;
 mod judge;
 mod kills;
 mod network;

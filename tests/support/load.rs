@@ -77,7 +77,17 @@ impl Load {
 
     /// So many clients, each of which waits so long between two requests.
     pub fn start_with(node: &Node, clients: usize, wait: Duration) -> Self {
-        let account = Rc::new(Account::default());
+        Self::begin(node, clients, wait, Account::default())
+    }
+
+    /// Goes on where another load has ended: no key comes twice.
+    pub fn start_after(node: &Node, other: &Self) -> Self {
+        let account = Account { attempted: other.account.attempted.clone(), ..Account::default() };
+        Self::begin(node, CLIENTS, Duration::ZERO, account)
+    }
+
+    fn begin(node: &Node, clients: usize, wait: Duration, account: Account) -> Self {
+        let account = Rc::new(account);
         let records = Rc::new(traffic());
         let clients = (0..clients).map(|_| {
             let (client, account, records) = (node.client(), Rc::clone(&account), Rc::clone(&records));
