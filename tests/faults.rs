@@ -19,6 +19,7 @@ use crate::{
         load::{CLIENTS, Load},
         node::{Node, PATIENCE},
         rig::Rig as _,
+        wanted,
     },
 };
 
@@ -127,8 +128,15 @@ async fn a_node_that_starts_before_the_pubsub_emulator_finds_it_later() {
     broker_comes_later::<Pubsub>().await;
 }
 
-/// SIGTERM under load: exit 0 within ten seconds, no request cut off, and all arrives, after a new start if need be.
+/// SIGTERM under load, as often as `FAULTS_TIMES` says.
 async fn is_terminated_under_load(variables: &[(String, String)], lane: &str) {
+    for _ in 0..wanted("FAULTS_TIMES", 1) {
+        is_terminated_once(variables, lane).await;
+    }
+}
+
+/// Exit 0 within ten seconds, no request cut off, and all arrives, after a new start if need be.
+async fn is_terminated_once(variables: &[(String, String)], lane: &str) {
     let api = Api::start();
     api.delay(Duration::from_millis(20));
     let mut node = Node::start(&api.url(), variables).await;
