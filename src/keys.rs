@@ -124,7 +124,7 @@ impl Keys {
         let mut table = Table { began_us: unix_us(), ..Table::default() };
         let mut kept = Vec::new();
         for file in [&files.old, &files.young] {
-            files.read(file, |line| {
+            read(file, |line| {
                 if age(line.at_us) < KNOWN_FOR
                     && let Some(receipt) = line.receipt()
                 {
@@ -232,26 +232,24 @@ struct Files {
     old: PathBuf,
 }
 
-impl Files {
-    fn read(&self, path: &Path, mut each: impl FnMut(Line)) -> io::Result<()> {
-        let file = match File::open(path) {
-            Ok(file) => file,
-            Err(why) if why.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(why) => return Err(why),
-        };
-        let size = file.metadata()?.len();
-        let mut scanner = Scanner::new(file, SALT);
-        while let Some(item) = scanner.next(size)? {
-            match item {
-                Item::Frame { payload, .. } => match Line::decode(&*payload) {
-                    Ok(line) => each(line),
-                    Err(why) => warn!(%why, "a line of the key table cannot be read"),
-                },
-                Item::Damage { at, size } => warn!(file = %path.display(), at, size, "damage in the key table"),
-            }
+fn read(path: &Path, mut each: impl FnMut(Line)) -> io::Result<()> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(why) if why.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(why) => return Err(why),
+    };
+    let size = file.metadata()?.len();
+    let mut scanner = Scanner::new(file, SALT);
+    while let Some(item) = scanner.next(size)? {
+        match item {
+            Item::Frame { payload, .. } => match Line::decode(&*payload) {
+                Ok(line) => each(line),
+                Err(why) => warn!(%why, "a line of the key table cannot be read"),
+            },
+            Item::Damage { at, size } => warn!(file = %path.display(), at, size, "damage in the key table"),
         }
-        Ok(())
     }
+    Ok(())
 }
 
 /// What the thread owns.
@@ -270,7 +268,9 @@ impl Writer {
                 self.turn();
             }
             bytes.clear();
-            orders.iter().for_each(|order| append(&mut bytes, &order.line));
+            for order in &orders {
+                append(&mut bytes, &order.line);
+            }
             if let Err(why) = self.file.write_all(&bytes) {
                 error!(%why, "the key table cannot be written: after a restart, these keys are taken for new");
             }

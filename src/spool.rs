@@ -409,7 +409,7 @@ impl Store {
             Order::Oldest(answer) => drop(answer.send(self.oldest())),
             Order::List { max, answer } => drop(answer.send(self.list(max))),
             Order::Replay { which, answer } => drop(answer.send(self.replay(&which))),
-            Order::Forget { which, answer } => drop(answer.send(self.forget(&which))),
+            Order::Forget { which, answer } => drop(answer.send(Ok(self.forget(&which)))),
             Order::Put { .. } | Order::Settle(_) | Order::Rewind(_) | Order::Close(_) => {}
         }
     }
@@ -474,29 +474,32 @@ impl Store {
             }
             waiting.commit().map_err(disk)?;
             fail::fail_point!("spool-replay");
-            replayed += self.strike_out(found)?;
+            replayed += self.strike_out(found);
         }
     }
 
-    fn forget(&mut self, which: &Which) -> Result<u64, NotSafe> {
+    fn forget(&mut self, which: &Which) -> u64 {
         let mut forgotten = 0;
         loop {
             let found = self.find(which, BATCH);
             if found.is_empty() {
-                return Ok(forgotten);
+                return forgotten;
             }
-            forgotten += self.strike_out(found)?;
+            forgotten += self.strike_out(found);
         }
     }
 
-    fn strike_out(&mut self, found: Vec<(log::Key, Entry)>) -> Result<u64, NotSafe> {
+    /// They are gone, so they count, though a disk that fails may bring them back at a later start.
+    fn strike_out(&mut self, found: Vec<(log::Key, Entry)>) -> u64 {
         let dead = &mut self.logs[Queue::Dead.at()];
         let count = found.len() as u64;
         for (key, _) in found {
             dead.settle(key);
         }
-        dead.flush(true).map_err(|why| NotSafe::Disk(why.to_string()))?;
-        Ok(count)
+        if let Err(why) = dead.flush(true) {
+            warn!(%why, "dead letters that are gone may come again");
+        }
+        count
     }
 
     fn flush(&mut self, durable: bool) {

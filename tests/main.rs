@@ -9,6 +9,8 @@ mod faults;
 mod grpc;
 mod ingest;
 mod lane;
+#[cfg(feature = "failpoints")]
+mod model;
 mod nats;
 mod pubsub;
 mod rabbitmq;

@@ -71,9 +71,12 @@ impl Feeder {
                 held.borrow_and_update();
                 let taken = wiring.spool.take(queue, places.num_permits()).await;
                 if taken.is_empty() {
-                    // Either way it is time to look again.
-                    timeout(LOOK, held.changed()).await.ok();
-                    continue;
+                    match timeout(LOOK, held.changed()).await {
+                        // The spool has ended, and answers at once from now on.
+                        Ok(Err(_)) => return,
+                        // Either way it is time to look again.
+                        Ok(Ok(())) | Err(_) => continue,
+                    }
                 }
                 for (key, entry) in taken {
                     let Some(place) = places.split(1) else { return };

@@ -131,11 +131,12 @@ impl Ingest {
                 permit: Arc::clone(&permit),
             };
             match router.try_send(Route(job)) {
-                Ok(()) => match heard(receipt, self.patience).await {
-                    Some(answer) => return answer,
+                Ok(()) => {
+                    if let Some(answer) = heard(receipt, self.patience).await {
+                        return answer;
+                    }
                     // Whoever held the job is gone; the record may or may not be safe, so it goes again under the same id.
-                    None => {}
-                },
+                }
                 Err(SendError::Full(_)) => return Err(Refused::Overloaded),
                 Err(SendError::Closed(_)) => {}
             }

@@ -9,7 +9,7 @@ use prometheus::{
     proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType},
 };
 
-use super::{Latency, Ledger, Relaxed};
+use super::{Counts, Latency, Ledger, Relaxed};
 use crate::{
     delivery::LaneId,
     record::unix_us,
@@ -58,137 +58,119 @@ pub struct Scene<'s> {
 /// # Errors
 /// When the encoder refuses a family; none is empty or without a name, so it does not.
 pub fn text(ledger: &Ledger, scene: &Scene<'_>) -> prometheus::Result<String> {
-    let Scene { lanes, states, held, oldest_us } = scene;
-    let by_lane = |label: &str, value: &dyn Fn(LaneId) -> Value| -> Vec<Metric> {
-        let of = |(lane, tag): &(LaneId, String)| {
-            let name = if label == "path" { tag } else { lane.name() };
-            metric(&[(label, name)], value(*lane))
-        };
-        lanes.iter().map(of).collect()
-    };
-    let count = |pick: fn(&super::Counts) -> u64| move |lane| Value::Count(pick(&ledger.counts(lane)));
-    let state = |lane| states.get(&lane).copied().unwrap_or_default();
-    let age = |at_us: u64| Value::Gauge(seconds(unix_us().saturating_sub(at_us)));
-
-    let mut accepted = by_lane("path", &count(|counts| counts.accepted));
-    accepted.push(metric(&[("path", SPOOL)], Value::Count(ledger.spooled.load(Relaxed))));
-    let ages = lanes.iter().filter_map(|(lane, _)| {
-        let at_us = ledger.lane(*lane).last_delivery_us.load(Relaxed);
-        (at_us > 0).then(|| metric(&[("lane", lane.name())], age(at_us)))
-    });
-    let requests = {
-        let requests = ledger.requests.lock().unwrap_or_else(PoisonError::into_inner);
-        let of = |(code, times): (&u16, &Latency)| metric(&[("code", &code.to_string())], times.into());
-        requests.iter().map(of).collect()
-    };
-
-    let mut families = vec![
-        family(
-            MetricType::COUNTER,
-            "waypost_records_accepted_total",
-            "Records answered with a 2xx, by the path of the receipt.",
-            accepted,
-        ),
-        family(
-            MetricType::COUNTER,
-            "waypost_records_recovered_total",
-            "Records of an earlier run that came out of a lane.",
-            by_lane("path", &count(|counts| counts.recovered)),
-        ),
-        family(
-            MetricType::COUNTER,
-            "waypost_records_delivered_total",
-            "Records that the API has taken.",
-            by_lane("path", &count(|counts| counts.delivered)),
-        ),
-        family(
-            MetricType::COUNTER,
-            "waypost_records_dead_total",
-            "Records that became dead letters.",
-            by_lane("path", &count(|counts| counts.dead)),
-        ),
-        family(
-            MetricType::COUNTER,
-            "waypost_redeliveries_total",
-            "Records that came out of a lane again though the API had them, and were not sent again.",
-            by_lane("path", &count(|counts| counts.redelivered)),
-        ),
-        family(
-            MetricType::GAUGE,
-            "waypost_lane_up",
-            "1 while the lane takes records.",
-            by_lane("lane", &|lane| Value::Gauge(f64::from(u8::from(state(lane).0)))),
-        ),
-        family(
-            MetricType::COUNTER,
-            "waypost_lane_restarts_total",
-            "Restarts of the lane's actors.",
-            by_lane("lane", &|lane| Value::Count(state(lane).1)),
-        ),
-        family(
-            MetricType::GAUGE,
-            "waypost_in_flight",
-            "Records that a lane has confirmed and the API has not taken.",
-            by_lane("lane", &|lane| Value::Gauge(float(ledger.in_flight(lane, held)))),
-        ),
-        family(
-            MetricType::GAUGE,
-            "waypost_spool_records",
-            "Records in the spool that wait for a lane.",
-            vec![metric(&[], Value::Gauge(float(held.waiting())))],
-        ),
-        family(
-            MetricType::GAUGE,
-            "waypost_spool_bytes",
-            "Size of the spool on disk.",
-            vec![metric(&[], Value::Gauge(float(held.bytes)))],
-        ),
-        family(
-            MetricType::GAUGE,
-            "waypost_dead_letters",
-            "Dead letters on disk.",
-            vec![metric(&[], Value::Gauge(float(held.records(Queue::Dead))))],
-        ),
-        family(
-            MetricType::GAUGE,
-            "waypost_oldest_waiting_seconds",
-            "Age of the oldest record in the spool; 0 if none waits.",
-            vec![metric(&[], oldest_us.map_or(Value::Gauge(0.0), age))],
-        ),
-        family(
-            MetricType::GAUGE,
-            "waypost_last_delivery_seconds",
-            "Since the API took a record of the lane.",
-            ages.collect(),
-        ),
-        family(
-            MetricType::GAUGE,
-            "waypost_ledger_imbalanced",
-            "1 if the ledger did not balance when nothing moved: an error of this program.",
-            vec![metric(&[], Value::Gauge(f64::from(u8::from(ledger.is_imbalanced()))))],
-        ),
-        family(MetricType::HISTOGRAM, "waypost_ingest_seconds", "From a request's head to its answer.", requests),
-        family(
-            MetricType::HISTOGRAM,
-            "waypost_publish_seconds",
-            "From handing a record to the lane to its confirm.",
-            by_lane("lane", &|lane| (&ledger.lane(lane).publish).into()),
-        ),
-        family(
-            MetricType::HISTOGRAM,
-            "waypost_post_seconds",
-            "From a POST to the API's answer or its failure.",
-            by_lane("lane", &|lane| (&ledger.lane(lane).post).into()),
-        ),
-        family(
-            MetricType::HISTOGRAM,
-            "waypost_delivery_seconds",
-            "From accepted to delivered.",
-            by_lane("path", &|lane| (&ledger.lane(lane).delivery).into()),
-        ),
-    ];
+    let page = Page { ledger, scene };
+    let mut families = [page.counters(), page.gauges(), page.times()].concat();
     families.retain(|family| !family.get_metric().is_empty());
     TextEncoder::new().encode_to_string(&families)
+}
+
+struct Page<'p> {
+    ledger: &'p Ledger,
+    scene: &'p Scene<'p>,
+}
+
+impl Page<'_> {
+    fn counters(&self) -> Vec<MetricFamily> {
+        let count = |pick: fn(&Counts) -> u64| self.by_path(|lane| Value::Count(pick(&self.ledger.counts(lane))));
+        let mut accepted = count(|counts| counts.accepted);
+        accepted.push(metric(&[("path", SPOOL)], Value::Count(self.ledger.spooled.load(Relaxed))));
+        let restarts = self.by_lane(|lane| Value::Count(self.state(lane).1));
+        let counter = |name, help, metrics| family(MetricType::COUNTER, name, help, metrics);
+        vec![
+            counter(
+                "waypost_records_accepted_total",
+                "Records answered with a 2xx, by the path of the receipt.",
+                accepted,
+            ),
+            counter(
+                "waypost_records_recovered_total",
+                "Records of an earlier run that came out of a lane.",
+                count(|counts| counts.recovered),
+            ),
+            counter(
+                "waypost_records_delivered_total",
+                "Records that the API has taken.",
+                count(|counts| counts.delivered),
+            ),
+            counter("waypost_records_dead_total", "Records that became dead letters.", count(|counts| counts.dead)),
+            counter(
+                "waypost_redeliveries_total",
+                "Records that came out of a lane again though the API had them, and were not sent again.",
+                count(|counts| counts.redelivered),
+            ),
+            counter("waypost_lane_restarts_total", "Restarts of the lane's actors.", restarts),
+        ]
+    }
+
+    fn gauges(&self) -> Vec<MetricFamily> {
+        let Scene { lanes, held, oldest_us, .. } = self.scene;
+        let since = |at_us: u64| seconds(unix_us().saturating_sub(at_us));
+        let deliveries = lanes.iter().filter_map(|(lane, _)| {
+            let at_us = self.ledger.lane(*lane).last_delivery_us.load(Relaxed);
+            (at_us > 0).then(|| metric(&[("lane", lane.name())], Value::Gauge(since(at_us))))
+        });
+        let up = self.by_lane(|lane| Value::Gauge(flag(self.state(lane).0)));
+        let in_flight = self.by_lane(|lane| Value::Gauge(float(self.ledger.in_flight(lane, held))));
+        let gauge = |name, help, metrics| family(MetricType::GAUGE, name, help, metrics);
+        let one = |name, help, value| gauge(name, help, vec![metric(&[], Value::Gauge(value))]);
+        vec![
+            gauge("waypost_lane_up", "1 while the lane takes records.", up),
+            gauge("waypost_in_flight", "Records that a lane has confirmed and the API has not taken.", in_flight),
+            gauge("waypost_last_delivery_seconds", "Since the API took a record of the lane.", deliveries.collect()),
+            one("waypost_spool_records", "Records in the spool that wait for a lane.", float(held.waiting())),
+            one("waypost_spool_bytes", "Size of the spool on disk.", float(held.bytes)),
+            one("waypost_dead_letters", "Dead letters on disk.", float(held.records(Queue::Dead))),
+            one(
+                "waypost_oldest_waiting_seconds",
+                "Age of the oldest record in the spool; 0 if none waits.",
+                oldest_us.map_or(0.0, since),
+            ),
+            one(
+                "waypost_ledger_imbalanced",
+                "1 if the ledger did not balance when nothing moved: an error of this program.",
+                flag(self.ledger.is_imbalanced()),
+            ),
+        ]
+    }
+
+    fn times(&self) -> Vec<MetricFamily> {
+        let requests = {
+            let requests = self.ledger.requests.lock().unwrap_or_else(PoisonError::into_inner);
+            let of = |(code, times): (&u16, &Latency)| metric(&[("code", &code.to_string())], times.into());
+            requests.iter().map(of).collect()
+        };
+        let histogram = |name, help, metrics| family(MetricType::HISTOGRAM, name, help, metrics);
+        vec![
+            histogram("waypost_ingest_seconds", "From a request's head to its answer.", requests),
+            histogram(
+                "waypost_publish_seconds",
+                "From handing a record to the lane to its confirm.",
+                self.by_lane(|lane| (&self.ledger.lane(lane).publish).into()),
+            ),
+            histogram(
+                "waypost_post_seconds",
+                "From a POST to the API's answer or its failure.",
+                self.by_lane(|lane| (&self.ledger.lane(lane).post).into()),
+            ),
+            histogram(
+                "waypost_delivery_seconds",
+                "From accepted to delivered.",
+                self.by_path(|lane| (&self.ledger.lane(lane).delivery).into()),
+            ),
+        ]
+    }
+
+    fn by_lane(&self, value: impl Fn(LaneId) -> Value) -> Vec<Metric> {
+        self.scene.lanes.iter().map(|(lane, _)| metric(&[("lane", lane.name())], value(*lane))).collect()
+    }
+
+    fn by_path(&self, value: impl Fn(LaneId) -> Value) -> Vec<Metric> {
+        self.scene.lanes.iter().map(|(lane, tag)| metric(&[("path", tag)], value(*lane))).collect()
+    }
+
+    fn state(&self, lane: LaneId) -> (bool, u64) {
+        self.scene.states.get(&lane).copied().unwrap_or_default()
+    }
 }
 
 enum Value {
@@ -246,6 +228,10 @@ fn family(kind: MetricType, name: &str, help: &str, metrics: Vec<Metric>) -> Met
     family.set_field_type(kind);
     family.set_metric(metrics);
     family
+}
+
+fn flag(is_so: bool) -> f64 {
+    f64::from(u8::from(is_so))
 }
 
 fn seconds(us: u64) -> f64 {

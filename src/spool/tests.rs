@@ -109,7 +109,9 @@ async fn a_full_spool_refuses_and_takes_again_when_there_is_room() {
     };
     assert_eq!(why, NotSafe::Full);
     assert!(keys.len() >= 9, "{}", keys.len());
-    keys.into_iter().for_each(|key| spool.settle(key));
+    for key in keys {
+        spool.settle(key);
+    }
     // Answered after what was settled is struck out.
     assert_eq!(spool.take(Queue::Carried, 1).await, []);
     spool.put(Queue::Waiting, &big, false).await.unwrap();

@@ -266,7 +266,7 @@ async fn judge(seed: u64, time: Duration, with_pubsub: bool) {
     let mut now = Duration::ZERO;
     for (at, begins, blow) in events {
         // The clock stands still while a process starts again, so that each fault lasts.
-        sleep(at - now).await;
+        sleep(at.saturating_sub(now)).await;
         now = at;
         if begins {
             println!("{blow}");

@@ -172,9 +172,12 @@ impl Intake {
             let taken = self.spool.take(Queue::Carried, room.num_permits()).await;
             if taken.is_empty() {
                 drop(room);
-                // Either way it is time to look again.
-                timeout(LOOK, on_disk.changed()).await.ok();
-                continue;
+                match timeout(LOOK, on_disk.changed()).await {
+                    // The spool has ended, and answers at once from now on.
+                    Ok(Err(_)) => return,
+                    // Either way it is time to look again.
+                    Ok(Ok(())) | Err(_) => continue,
+                }
             }
             for (key, entry) in taken {
                 let record = entry.record();

@@ -1,0 +1,510 @@
+//! Random sequences of what can happen to a node, against a model of what it owes.
+//!
+//! The doors, the router, the lanes, the supervisor, the feeder and the spool are the real ones, and so are the spool's
+//! files; brokers and clients are played here, on a clock that stands still. After each step the node must be where the
+//! model says, and when all is drained, each record that got a receipt must have been delivered, or lie in the dead
+//! letters, or have been dropped by the operator.
+//!
+//! `MODEL_SEQUENCES` says how many sequences. Each has a seed of its own, which a failure names:
+//! `MODEL_SEED=SEED MODEL_SEQUENCES=1` runs that one again, the threads' timing aside.
+
+mod node;
+mod reference;
+
+use std::{
+    env,
+    panic::resume_unwind,
+    process::Stdio,
+    rc::Rc,
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+    thread::{self, available_parallelism},
+    time::Duration,
+};
+
+use proptest::{
+    collection::vec,
+    prelude::{Just, Strategy, TestCaseError, any},
+    prop_oneof,
+    test_runner::{Config, RngSeed, TestRunner},
+};
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+use waypost::spool::{Entry, Letter, Queue, Which};
+
+use self::{
+    node::{Brokers, LANES, Node, PUBLISH_TIMEOUT, RETRY, number},
+    reference::{Check, Doubt, Excuse, Model},
+};
+use crate::support::process;
+
+/// What happens. A number picks one of those that are there, if there are any.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Ingest {
+        count: usize,
+        pinned: Option<usize>,
+        disk_first: bool,
+    },
+    /// The broker has the record and says so.
+    Confirm(usize),
+    /// The broker has the record and says that it has not.
+    Lose(usize),
+    /// The broker has the record and says nothing.
+    Silence(usize),
+    /// The broker has not got the record.
+    GiveBack(usize),
+    Lane {
+        lane: usize,
+        up: bool,
+    },
+    /// The API takes a record, and the broker hears of it or does not.
+    Deliver {
+        at: usize,
+        acked: bool,
+    },
+    /// The API will never take a record.
+    Refuse(usize),
+    Replay(Option<usize>),
+    Drop(Option<usize>),
+    /// With the next record that it is sent.
+    RouterDies,
+    Disk(Disk),
+    Pass(Duration),
+    /// The process is killed and started again.
+    Crash,
+    /// The node drains, ends and is started again.
+    Stop,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Disk {
+    Works,
+    FailsToWrite,
+    FailsToSync,
+    /// The process is killed at the write or sync after so many others.
+    Kills(usize),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let lane = 0..LANES.len();
+    let one = || any::<u8>().prop_map(usize::from);
+    let some = || prop_oneof![2 => Just(None), 1 => one().prop_map(Some)];
+    let pinned = prop_oneof![2 => Just(None), 1 => lane.clone().prop_map(Some)];
+    let disk = prop_oneof![
+        3 => Just(Disk::Works),
+        1 => Just(Disk::FailsToWrite),
+        1 => Just(Disk::FailsToSync),
+        4 => (0usize..5).prop_map(Disk::Kills),
+    ];
+    prop_oneof![
+        12 => (1usize..4, pinned, prop_oneof![2 => Just(false), 1 => Just(true)])
+            .prop_map(|(count, pinned, disk_first)| Step::Ingest { count, pinned, disk_first }),
+        8 => one().prop_map(Step::Confirm),
+        2 => one().prop_map(Step::Lose),
+        2 => one().prop_map(Step::Silence),
+        4 => one().prop_map(Step::GiveBack),
+        6 => (lane, any::<bool>()).prop_map(|(lane, up)| Step::Lane { lane, up }),
+        6 => (one(), any::<bool>()).prop_map(|(at, acked)| Step::Deliver { at, acked }),
+        5 => one().prop_map(Step::Refuse),
+        2 => some().prop_map(Step::Replay),
+        1 => some().prop_map(Step::Drop),
+        2 => Just(Step::RouterDies),
+        4 => disk.prop_map(Step::Disk),
+        3 => prop_oneof![Just(RETRY), Just(PUBLISH_TIMEOUT + RETRY)].prop_map(Step::Pass),
+        2 => Just(Step::Crash),
+        1 => Just(Step::Stop),
+    ]
+}
+
+/// How much room the spool has: segments of an entry or two, or one for all.
+fn room() -> impl Strategy<Value = u64> {
+    prop_oneof![Just(SMALL), Just(1 << 30)]
+}
+
+/// Set in the processes that run sequences.
+const CHILD: &str = "MODEL_CHILD";
+const SMALL: u64 = 4 << 10;
+/// So often the actors and the disk may take turns until all rest.
+const TURNS_MAX: usize = 50;
+/// Panics that a supervisor forgives an actor within a minute.
+const DEATHS_MAX: usize = 4;
+
+static ROUTER_DIES: AtomicBool = AtomicBool::new(false);
+static KILLED: AtomicBool = AtomicBool::new(false);
+static LEFT: AtomicUsize = AtomicUsize::new(0);
+
+/// No panic hook speaks of it.
+fn die() {
+    resume_unwind(Box::new("planted"));
+}
+
+fn set_disk(disk: Disk) {
+    for (point, fails) in [("spool-write", Disk::FailsToWrite), ("spool-sync", Disk::FailsToSync)] {
+        if let Disk::Kills(after) = disk {
+            LEFT.store(after, SeqCst);
+            let kill = || {
+                if LEFT.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_err() {
+                    KILLED.store(true, SeqCst);
+                    die();
+                }
+            };
+            fail::cfg_callback(point, kill).expect("a name");
+        } else {
+            fail::cfg(point, if disk == fails { "return" } else { "off" }).expect("an action");
+        }
+    }
+}
+
+struct Run {
+    clock: Rc<Runtime>,
+    brokers: Brokers,
+    model: Model,
+    node: Option<Node>,
+    folder: TempDir,
+    room: u64,
+    runs: usize,
+    disk: Disk,
+    /// Of the router, in this run.
+    deaths: usize,
+}
+
+impl Run {
+    fn new(clock: Rc<Runtime>, room: u64) -> Self {
+        let folder = TempDir::new_in(node::folder()).expect("a temporary folder");
+        let mut run = Self {
+            clock,
+            brokers: Brokers::new(),
+            model: Model::default(),
+            node: None,
+            folder,
+            room,
+            runs: 0,
+            disk: Disk::Works,
+            deaths: 0,
+        };
+        run.start();
+        run
+    }
+
+    fn start(&mut self) {
+        self.set_disk(Disk::Works);
+        KILLED.store(false, SeqCst);
+        ROUTER_DIES.store(false, SeqCst);
+        self.runs += 1;
+        self.deaths = 0;
+        let clock = Rc::clone(&self.clock);
+        self.node = Some(Node::start(clock, &self.brokers, self.folder.path(), self.room, self.runs));
+    }
+
+    fn set_disk(&mut self, disk: Disk) {
+        self.disk = disk;
+        set_disk(disk);
+    }
+
+    fn node(&self) -> &Node {
+        self.node.as_ref().expect("a node runs between the steps")
+    }
+
+    fn excuse(&self) -> Excuse {
+        Excuse {
+            disk_fails: matches!(self.disk, Disk::FailsToWrite | Disk::FailsToSync),
+            room_is_small: self.room == SMALL,
+            is_killed: KILLED.load(SeqCst),
+        }
+    }
+
+    fn hear(&mut self) -> Check {
+        let excuse = self.excuse();
+        for (number, answer) in self.node().answers() {
+            self.model.answered(number, &answer, excuse)?;
+        }
+        Ok(())
+    }
+
+    /// Lets everybody do what can be done, and checks where that has led.
+    fn settle(&mut self) -> Check {
+        let mut turns = 0;
+        loop {
+            self.node().work();
+            self.hear()?;
+            if KILLED.load(SeqCst) {
+                self.restart(true, Node::crash)?;
+                turns = 0;
+                continue;
+            }
+            turns += 1;
+            match self.model.agrees(self.node(), &self.brokers) {
+                // What the disk answered may have led to more for it to do.
+                Ok(()) if turns > 1 => break,
+                Err(why) if turns > TURNS_MAX => return Err(why),
+                _ => {}
+            }
+        }
+        self.model.rested();
+        if self.model.dead().is_empty() { Ok(()) } else { self.model.lists(dead(self.node())) }
+    }
+
+    /// Ends the process by `end`, and starts another.
+    fn restart(&mut self, is_midst: bool, end: impl FnOnce(Node)) -> Check {
+        end(self.node.take().expect("a node runs"));
+        let is_midst = is_midst || KILLED.load(SeqCst);
+        self.model.crashed(&self.brokers, is_midst);
+        self.start();
+        let node = self.node();
+        let (held, dead) = (node.found, dead(node));
+        self.model.restarted(&held, dead)
+    }
+
+    fn publish(&self, at: usize) -> Option<usize> {
+        pick(at, self.brokers.publishing().len())
+    }
+
+    /// Where a record lies that a broker may hand out.
+    fn stored(&self, at: usize) -> Option<(usize, usize)> {
+        let lanes = (0..LANES.len()).filter(|&lane| self.brokers.is_up(lane));
+        let all: Vec<_> =
+            lanes.flat_map(|lane| (0..self.brokers.records(lane).len()).map(move |at| (lane, at))).collect();
+        pick(at, all.len()).map(|at| all[at])
+    }
+
+    fn confirm(&mut self, at: usize) {
+        let publish = self.brokers.end(at, true);
+        self.model.confirmed(publish.lane, &publish.record);
+        publish.confirm();
+    }
+
+    /// What a forwarder does with a 2xx.
+    fn deliver(&mut self, lane: usize, at: usize, acked: bool) -> Check {
+        let record = self.brokers.records(lane)[at].clone();
+        if self.node().ledger.is_settled(&record) {
+            self.node().ledger.redelivered(LANES[lane]);
+        } else {
+            self.node().ledger.delivered(LANES[lane], &record);
+            self.model.delivered(number(&record))?;
+        }
+        if acked {
+            self.brokers.records(lane).remove(at);
+        }
+        Ok(())
+    }
+
+    /// What a forwarder does with a record that the API will never take.
+    fn refuse(&mut self, lane: usize, at: usize) -> Check {
+        let record = self.brokers.records(lane)[at].clone();
+        let node = self.node();
+        if node.ledger.is_settled(&record) {
+            return self.deliver(lane, at, true);
+        }
+        let letter = Letter { lane: LANES[lane].to_string(), status: 422, ..Letter::default() };
+        let entry = Entry::new(&record, Some(letter));
+        match node.ask(node.spool.put(Queue::Dead, &entry, false)) {
+            Ok(_) => {
+                node.ledger.dead(LANES[lane], &record);
+                self.brokers.records(lane).remove(at);
+                self.model.buried(number(&record));
+            }
+            Err(_) if KILLED.load(SeqCst) => self.model.doubts(Doubt::Buried(number(&record))),
+            Err(_) => {}
+        }
+        Ok(())
+    }
+
+    /// What an operator does with all dead letters, or with those of one record.
+    fn empty(&mut self, at: Option<usize>, replay: bool) -> Check {
+        let dead = self.model.dead();
+        let only = at.and_then(|at| pick(at, dead.len())).map(|at| dead[at]);
+        let numbers: Vec<_> = dead.iter().copied().filter(|number| only.is_none_or(|only| only == *number)).collect();
+        let which = only.map_or(Which::All, |number| Which::Ids([node::id(number).to_string()].into()));
+        let node = self.node();
+        let count =
+            node.ask(async { if replay { node.spool.replay(which).await } else { node.spool.forget(which).await } });
+        match count {
+            Ok(count) if count != numbers.len() as u64 => {
+                Err(format!("{count} dead letters are gone, not {numbers:?}"))
+            }
+            Ok(_) if replay => {
+                self.model.replayed(&numbers);
+                Ok(())
+            }
+            Ok(count) => {
+                node.ledger.dropped(count);
+                self.model.dropped(&numbers);
+                Ok(())
+            }
+            Err(_) if KILLED.load(SeqCst) => {
+                self.model.doubts(if replay { Doubt::Replayed(numbers) } else { Doubt::Dropped(numbers) });
+                Ok(())
+            }
+            // Nothing has happened then.
+            Err(_) => Ok(()),
+        }
+    }
+
+    fn apply(&mut self, step: Step) -> Check {
+        match step {
+            Step::Ingest { count, pinned, disk_first } => {
+                for _ in 0..count {
+                    let record = self.node().record(self.model.posted());
+                    self.node().ingest(record.clone(), pinned, disk_first);
+                    self.model.ingest(record, pinned);
+                }
+            }
+            Step::Confirm(at) => match self.publish(at) {
+                Some(at) => self.confirm(at),
+                None => return Ok(()),
+            },
+            Step::Lose(at) | Step::GiveBack(at) => {
+                let Some(at) = self.publish(at) else { return Ok(()) };
+                let is_stored = matches!(step, Step::Lose(_));
+                let publish = self.brokers.end(at, is_stored);
+                if is_stored {
+                    self.model.lost(number(&publish.record));
+                }
+                publish.refuse();
+            }
+            Step::Silence(at) => {
+                let Some(at) = self.publish(at) else { return Ok(()) };
+                self.model.lost(number(&self.brokers.store(at)));
+            }
+            Step::Lane { lane, up } => {
+                if self.brokers.is_up(lane) == up {
+                    return Ok(());
+                }
+                self.brokers.switch(lane, up);
+                self.node().pass(RETRY);
+            }
+            Step::Deliver { at, acked } => {
+                let Some((lane, at)) = self.stored(at) else { return Ok(()) };
+                self.deliver(lane, at, acked)?;
+            }
+            Step::Refuse(at) => {
+                let Some((lane, at)) = self.stored(at) else { return Ok(()) };
+                self.refuse(lane, at)?;
+            }
+            Step::Replay(at) => self.empty(at, true)?,
+            Step::Drop(at) => self.empty(at, false)?,
+            Step::RouterDies => {
+                if self.deaths < DEATHS_MAX && !ROUTER_DIES.swap(true, SeqCst) {
+                    self.deaths += 1;
+                }
+            }
+            Step::Disk(disk) => self.set_disk(disk),
+            Step::Pass(time) => self.node().pass(time),
+            Step::Crash => self.restart(false, Node::crash)?,
+            Step::Stop => {
+                // Its clients have their answers first.
+                for _ in 0..TURNS_MAX {
+                    self.node().pass(PUBLISH_TIMEOUT + RETRY);
+                    self.settle()?;
+                    if !self.model.owes_an_answer() {
+                        break;
+                    }
+                }
+                self.restart(false, Node::stop)?;
+            }
+        }
+        self.settle()
+    }
+
+    /// Nothing fails any more, and everything goes its way to the end.
+    fn finish(&mut self) -> Check {
+        self.set_disk(Disk::Works);
+        ROUTER_DIES.store(false, SeqCst);
+        for lane in 0..LANES.len() {
+            self.brokers.switch(lane, true);
+        }
+        for _ in 0..TURNS_MAX {
+            self.settle()?;
+            while self.publish(0).is_some() {
+                self.confirm(0);
+            }
+            self.settle()?;
+            while let Some((lane, at)) = self.stored(0) {
+                self.deliver(lane, at, true)?;
+            }
+            if self.model.ends(&self.node().held()).is_ok() && self.brokers.publishing().is_empty() {
+                break;
+            }
+            self.node().pass(RETRY);
+        }
+        self.settle()?;
+        self.model.ends(&self.node().held())
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        if let Some(node) = self.node.take() {
+            node.crash();
+        }
+    }
+}
+
+fn pick(at: usize, count: usize) -> Option<usize> {
+    at.checked_rem(count)
+}
+
+fn dead(node: &Node) -> Vec<usize> {
+    let ids = node.dead().unwrap_or_default();
+    ids.iter().map(|id| id[1..].parse().expect("an id of ours")).collect()
+}
+
+/// Runs the sequences of so many seeds from `first` on.
+fn run(first: u64, sequences: u64) {
+    fail::cfg_callback("router", || {
+        if ROUTER_DIES.swap(false, SeqCst) {
+            die();
+        }
+    })
+    .expect("a name");
+    let (clock, steps) = (node::clock(), (room(), vec(step(), 1..=30)));
+    for seed in first..first + sequences {
+        let rng_seed = RngSeed::Fixed(seed);
+        let config =
+            Config { cases: 1, rng_seed, failure_persistence: None, max_shrink_iters: 4096, ..Config::default() };
+        let outcome = TestRunner::new(config).run(&steps, |(room, steps)| {
+            // The back-offs' jitter.
+            fastrand::seed(seed);
+            let mut run = Run::new(Rc::clone(&clock), room);
+            steps.iter().try_for_each(|&step| run.apply(step)).and_then(|()| run.finish()).map_err(TestCaseError::fail)
+        });
+        if let Err(why) = outcome {
+            panic!("MODEL_SEED={seed}: {why}");
+        }
+    }
+}
+
+fn number_of(variable: &str) -> Option<u64> {
+    env::var(variable).ok().map(|number| number.parse().expect("a number"))
+}
+
+/// The points at which disk and router fail are global to a process, so each core has one of its own, with this test alone.
+#[test]
+fn every_receipt_is_kept_whatever_is_lost_refused_or_killed() {
+    let sequences = number_of("MODEL_SEQUENCES").unwrap_or(2000);
+    let first = number_of("MODEL_SEED").unwrap_or_else(|| fastrand::u64(..1 << 32));
+    if env::var_os(CHILD).is_some() {
+        return run(first, sequences);
+    }
+    let processes = available_parallelism().map_or(1, |cores| cores.get() as u64).min(sequences);
+    let children: Vec<_> = (0..processes)
+        .map(|at| {
+            let (from, to) = (sequences * at / processes, sequences * (at + 1) / processes);
+            let test = thread::current().name().expect("tests have names").to_owned();
+            let child = process::start(env::current_exe().expect("a path").to_str().expect("UTF-8"), |command| {
+                command
+                    .args([&test, "--exact", "--nocapture"])
+                    .env(CHILD, "1")
+                    .stdout(Stdio::null())
+                    .stderr(Stdio::piped());
+                command.env("MODEL_SEED", (first + from).to_string());
+                command.env("MODEL_SEQUENCES", (to - from).to_string());
+            });
+            child.expect("this binary starts again")
+        })
+        .collect();
+    for child in children {
+        let output = child.wait_with_output().expect("a child ends");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+}

@@ -1,0 +1,348 @@
+//! A node without its HTTP ends: the real doors, router, lanes, supervisor, feeder and spool. Its brokers are lists of
+//! records, and a step of the model says what comes of each publish.
+
+use std::{
+    cell::RefCell,
+    path::{Path, PathBuf},
+    rc::Rc,
+    sync::{Arc, Mutex, MutexGuard},
+    thread,
+    time::Duration,
+};
+
+use actix::{Actor as _, Addr};
+use bytes::Bytes;
+use tokio::{
+    runtime::{Builder, Runtime},
+    sync::{oneshot, watch},
+    task::LocalSet,
+    time::sleep,
+};
+use waypost::{
+    actors::{
+        Drain, Refused, Slot,
+        feeder::{self, Feeder},
+        ingest::{Disk, Ingest},
+        lane::{self, Lane},
+        router::{self, Router},
+        supervisor::{ChildId, DrainAll, Place, Start, Supervisor, factory},
+        transport::{self, Transport, TransportError},
+    },
+    config::Policy,
+    delivery::{Delivery, LaneId, Receipt},
+    ledger::Ledger,
+    record::{Origin, Record},
+    spool::{Held, NotSafe, OpenError, Queue, Spool},
+};
+
+pub const LANES: [LaneId; 3] = [LaneId::Nats, LaneId::Rabbitmq, LaneId::Pubsub];
+pub const PUBLISH_TIMEOUT: Duration = Duration::from_secs(5);
+/// Nothing here rests for longer before it is tried again.
+pub const RETRY: Duration = Duration::from_secs(1);
+
+/// A publish that waits for the broker's word.
+pub struct Publish {
+    pub lane: usize,
+    pub record: Record,
+    answer: oneshot::Sender<Result<(), TransportError>>,
+}
+
+impl Publish {
+    pub fn confirm(self) {
+        self.answer.send(Ok(())).expect("a publish whose end was not seen");
+    }
+
+    pub fn refuse(self) {
+        self.answer.send(Err(TransportError::Publish("refused".into()))).expect("a publish whose end was not seen");
+    }
+}
+
+/// The message systems. They outlive the node.
+#[derive(Clone)]
+pub struct Brokers(Arc<[Broker; LANES.len()]>);
+
+struct Broker {
+    /// Odd while it can be reached; each connection is of one number.
+    epoch: watch::Sender<u64>,
+    publishes: Mutex<Vec<Publish>>,
+    records: Mutex<Vec<Record>>,
+}
+
+impl Brokers {
+    pub fn new() -> Self {
+        let broker =
+            |_| Broker { epoch: watch::Sender::new(1), publishes: Mutex::default(), records: Mutex::default() };
+        Self(Arc::new([0, 1, 2].map(broker)))
+    }
+
+    pub fn is_up(&self, lane: usize) -> bool {
+        *self.0[lane].epoch.borrow() % 2 == 1
+    }
+
+    /// Lets a broker come back, or go away with its connection.
+    pub fn switch(&self, lane: usize, up: bool) {
+        if self.is_up(lane) != up {
+            self.0[lane].epoch.send_modify(|epoch| *epoch += 1);
+            self.publishes(lane).clear();
+        }
+    }
+
+    /// The publishes that someone still waits for.
+    fn publishes(&self, lane: usize) -> MutexGuard<'_, Vec<Publish>> {
+        let mut publishes = self.0[lane].publishes.lock().unwrap();
+        publishes.retain(|publish| !publish.answer.is_closed());
+        publishes
+    }
+
+    pub fn records(&self, lane: usize) -> MutexGuard<'_, Vec<Record>> {
+        self.0[lane].records.lock().unwrap()
+    }
+
+    /// What is being published: lane and record.
+    pub fn publishing(&self) -> Vec<(usize, Record)> {
+        let of = |lane| self.publishes(lane).iter().map(|publish| (lane, publish.record.clone())).collect::<Vec<_>>();
+        (0..LANES.len()).flat_map(of).collect()
+    }
+
+    /// Takes out the publish that is `at` in the order of [`Brokers::publishing`], and stores its record if it `is_stored`.
+    pub fn end(&self, mut at: usize, is_stored: bool) -> Publish {
+        for lane in 0..LANES.len() {
+            let mut publishes = self.publishes(lane);
+            if at < publishes.len() {
+                let publish = publishes.remove(at);
+                if is_stored {
+                    self.records(lane).push(publish.record.clone());
+                }
+                return publish;
+            }
+            at -= publishes.len();
+        }
+        panic!("there is no such publish")
+    }
+
+    /// Stores the record of a publish and says nothing.
+    pub fn store(&self, at: usize) -> Record {
+        let (lane, record) = self.publishing().swap_remove(at);
+        self.records(lane).push(record.clone());
+        record
+    }
+}
+
+/// A connection to the broker of a lane.
+struct Link<const LANE: usize> {
+    brokers: Brokers,
+    epoch: u64,
+}
+
+impl<const LANE: usize> Transport for Link<LANE> {
+    const LANE: LaneId = LANES[LANE];
+    type Settings = Brokers;
+
+    async fn connect(brokers: &Brokers) -> Result<Self, TransportError> {
+        let epoch = *brokers.0[LANE].epoch.borrow();
+        if !brokers.is_up(LANE) {
+            return Err(TransportError::Connect("away".into()));
+        }
+        Ok(Self { brokers: brokers.clone(), epoch })
+    }
+
+    async fn publish(&self, record: &Record) -> Result<(), TransportError> {
+        if *self.brokers.0[LANE].epoch.borrow() != self.epoch {
+            return Err(TransportError::Lost("away".into()));
+        }
+        let (answer, answered) = oneshot::channel();
+        self.brokers.publishes(LANE).push(Publish { lane: LANE, record: record.clone(), answer });
+        answered.await.unwrap_or_else(|_| Err(TransportError::Lost("cut".into())))
+    }
+
+    /// What comes out goes to the model, as if a forwarder had it.
+    async fn next(&self) -> Result<Delivery, TransportError> {
+        Err(self.lost().await)
+    }
+
+    async fn lost(&self) -> TransportError {
+        self.brokers.0[LANE].epoch.subscribe().wait_for(|epoch| *epoch != self.epoch).await.ok();
+        TransportError::Lost("away".into())
+    }
+
+    async fn close(&self) {}
+
+    fn broker(&self) -> transport::Broker {
+        transport::Broker::default()
+    }
+}
+
+/// What an operator's or a client's request came to.
+type Answers = Rc<RefCell<Vec<(usize, Result<Receipt, Refused>)>>>;
+
+/// One run of the node.
+pub struct Node {
+    clock: Rc<Runtime>,
+    /// For what the spool's thread answers: meanwhile nothing else moves, the clock least of all.
+    apart: Runtime,
+    /// All that lives in this process's memory.
+    tasks: LocalSet,
+    pub spool: Spool,
+    pub ledger: Arc<Ledger>,
+    /// What lay on disk at the start.
+    pub found: Held,
+    door: Ingest,
+    disk_door: Ingest,
+    router: Slot<Router>,
+    feeder: Slot<Feeder>,
+    supervisor: Addr<Supervisor>,
+    answers: Answers,
+}
+
+/// A clock that stands still, and jumps to the next timer whenever all actors wait.
+pub fn clock() -> Rc<Runtime> {
+    Rc::new(Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime without I/O"))
+}
+
+impl Node {
+    /// Starts a node as `waypost::node` does, on what an earlier run has left in `folder`.
+    pub fn start(clock: Rc<Runtime>, brokers: &Brokers, folder: &Path, room: u64, run: usize) -> Self {
+        let apart = Builder::new_current_thread().build().expect("a runtime without I/O");
+        let spool = open(folder, room);
+        let ledger = Arc::new(Ledger::new(Arc::from(format!("run{run}"))));
+        let found = spool.holds();
+        ledger.found_waiting(found.waiting() + found.records(Queue::Dead));
+        let (router, feeder) = (Slot::new(), Slot::new());
+        let disk = Disk { spool: spool.clone(), ledger: Arc::clone(&ledger) };
+        let door = |disk_first| Ingest::new(router.clone(), PUBLISH_TIMEOUT, Arc::clone(&ledger), disk_first);
+        let (disk_door, door) = (door(Some(disk.clone())), door(None));
+        let routing = router::Wiring { disk, publish_timeout: PUBLISH_TIMEOUT };
+        let feeding = feeder::Wiring {
+            spool: spool.clone(),
+            door: door.clone(),
+            ledger: Arc::clone(&ledger),
+            lanes: LANES.into(),
+        };
+        let graph = vec![
+            (
+                ChildId::Router,
+                Place::Here,
+                factory(router.clone(), move |life| Router::new(Policy::RoundRobin, &LANES, routing.clone(), life)),
+            ),
+            (ChildId::Feeder, Place::Here, factory(feeder.clone(), move |life| Feeder::new(feeding.clone(), life))),
+            lane::<0>(&router, &ledger, brokers),
+            lane::<1>(&router, &ledger, brokers),
+            lane::<2>(&router, &ledger, brokers),
+        ];
+        let tasks = LocalSet::new();
+        let supervisor = clock.block_on(tasks.run_until(async { Supervisor::new(router.clone(), graph).start() }));
+        let answers = Rc::default();
+        Self { clock, apart, tasks, spool, ledger, found, door, disk_door, router, feeder, supervisor, answers }
+    }
+
+    /// A record that is taken in now.
+    pub fn record(&self, number: usize) -> Record {
+        let origin = Some(Origin::now(Arc::clone(&self.ledger.run)));
+        Record { id: id(number), body: body(number), traceparent: None, origin }
+    }
+
+    /// A client posts a record.
+    pub fn ingest(&self, record: Record, pinned: Option<usize>, disk_first: bool) {
+        let door = if disk_first { &self.disk_door } else { &self.door };
+        let (door, answers) = (door.clone(), Rc::clone(&self.answers));
+        self.tasks.spawn_local(async move {
+            let number = number(&record);
+            let answer = door.submit(record, pinned.map(|lane| LANES[lane])).await;
+            answers.borrow_mut().push((number, answer));
+        });
+    }
+
+    /// The answers that clients have had since the last call.
+    pub fn answers(&self) -> Vec<(usize, Result<Receipt, Refused>)> {
+        self.answers.take()
+    }
+
+    pub fn has_router(&self) -> bool {
+        self.router.get().is_some()
+    }
+
+    /// Lets time pass, for this process only.
+    pub fn pass(&self, time: Duration) {
+        self.clock.block_on(self.tasks.run_until(async { sleep(time).await }));
+    }
+
+    /// Lets all actors do what they can without the disk, then the disk what it was asked to.
+    pub fn work(&self) {
+        // The clock moves when nothing else does.
+        self.pass(Duration::from_millis(1));
+        self.ask(self.spool.take(Queue::Carried, 0));
+    }
+
+    pub fn ask<T>(&self, answer: impl Future<Output = T>) -> T {
+        self.apart.block_on(answer)
+    }
+
+    pub fn held(&self) -> Held {
+        self.spool.holds()
+    }
+
+    /// The ids of all dead letters.
+    pub fn dead(&self) -> Result<Vec<String>, NotSafe> {
+        let letters = self.ask(self.spool.dead(usize::MAX))?;
+        Ok(letters.into_iter().map(|letter| letter.id).collect())
+    }
+
+    /// The node drains and ends, once its clients have their answers.
+    pub fn stop(self) {
+        self.clock.block_on(self.tasks.run_until(async {
+            let feeder = self.feeder.get().expect("nothing ends the feeder");
+            feeder.send(Drain).await.expect("nothing ends the feeder");
+            self.supervisor.send(DrainAll).await.expect("nothing ends the supervisor");
+        }));
+        self.ask(self.spool.close());
+        self.crash();
+    }
+
+    /// The process is killed. What the disk was asked to do, it may still have done.
+    pub fn crash(self) {
+        let _entered = self.clock.enter();
+        drop(self.tasks);
+    }
+}
+
+fn lane<const LANE: usize>(router: &Slot<Router>, ledger: &Arc<Ledger>, brokers: &Brokers) -> (ChildId, Place, Start) {
+    let wiring = lane::Wiring {
+        router: router.clone(),
+        forwarder: Slot::new(),
+        posts: Arc::new(tokio::sync::Semaphore::new(1)),
+        ledger: Arc::clone(ledger),
+        publish_timeout: PUBLISH_TIMEOUT,
+    };
+    let brokers = brokers.clone();
+    let start = factory(Slot::new(), move |life| Lane::<Link<LANE>>::new(brokers.clone(), wiring.clone(), life));
+    (ChildId::Lane(LANES[LANE]), Place::Here, start)
+}
+
+/// The thread before lets go of the folder a moment after its end was seen.
+fn open(folder: &Path, room: u64) -> Spool {
+    loop {
+        match Spool::open(folder, room) {
+            Err(OpenError::InUse(_)) => thread::yield_now(),
+            spool => return spool.expect("the folder is ours"),
+        }
+    }
+}
+
+pub fn id(number: usize) -> Arc<str> {
+    Arc::from(format!("r{number}"))
+}
+
+pub fn body(number: usize) -> Bytes {
+    Bytes::from(format!("{{\"number\":{number}}}"))
+}
+
+/// The number of a record by [`id`].
+pub fn number(record: &Record) -> usize {
+    record.id.strip_prefix('r').and_then(|number| number.parse().ok()).unwrap_or(usize::MAX)
+}
+
+/// Memory where there is such a place: the disk is not the subject, and a sync costs nothing there.
+pub fn folder() -> PathBuf {
+    let memory = PathBuf::from("/dev/shm");
+    if memory.is_dir() { memory } else { std::env::temp_dir() }
+}

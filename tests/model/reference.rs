@@ -1,0 +1,330 @@
+//! What must hold of each record, kept apart from the node: where its copies can be, and what was promised for it.
+
+use waypost::{
+    actors::Refused,
+    delivery::Receipt,
+    record::Record,
+    spool::{Held, NotSafe, Queue},
+};
+
+use super::node::{Brokers, LANES, Node, body, number};
+
+/// What is wrong, in words.
+pub type Check = Result<(), String>;
+
+macro_rules! ensure {
+    ($holds:expr, $($why:tt)*) => {
+        if !$holds {
+            return Err(format!($($why)*));
+        }
+    };
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Client {
+    Waits,
+    HasReceipt,
+    /// Told that nothing is promised, or cut off by a crash.
+    HasNone,
+}
+
+/// One record that was posted.
+#[derive(Debug)]
+struct Case {
+    /// As its client posted it.
+    record: Record,
+    pinned: Option<usize>,
+    client: Client,
+    /// The lane whose broker has confirmed it to its client.
+    confirmed: Option<usize>,
+    /// How many entries of it wait on disk, at least and at most: a crash may leave it open.
+    waiting: (usize, usize),
+    /// It was a dead letter, and was let go to any lane.
+    replayed: bool,
+    delivered: usize,
+    dropped: usize,
+    /// How often it may be delivered more than once.
+    excuses: usize,
+    /// Delivered or dead in this run.
+    is_settled: bool,
+}
+
+impl Case {
+    /// How many publishes of it there may be at a time.
+    fn carriers(&self) -> usize {
+        usize::from(self.client == Client::Waits) + self.waiting.1
+    }
+}
+
+/// What the disk was doing when the process was killed.
+#[derive(Debug)]
+pub enum Doubt {
+    Buried(usize),
+    Replayed(Vec<usize>),
+    Dropped(Vec<usize>),
+}
+
+/// Whether and why the disk may refuse a record.
+#[derive(Clone, Copy, Debug)]
+pub struct Excuse {
+    pub disk_fails: bool,
+    pub room_is_small: bool,
+    pub is_killed: bool,
+}
+
+/// What is owed.
+#[derive(Default)]
+pub struct Model {
+    cases: Vec<Case>,
+    /// Dead letters on disk, sorted.
+    dead: Vec<usize>,
+    /// Entries that a lane has confirmed since the last rest: the disk may not know it yet.
+    unsettled: Vec<usize>,
+    doubt: Option<Doubt>,
+}
+
+impl Model {
+    pub fn owes_an_answer(&self) -> bool {
+        self.cases.iter().any(|case| case.client == Client::Waits)
+    }
+
+    /// How many records were posted.
+    pub fn posted(&self) -> usize {
+        self.cases.len()
+    }
+
+    pub fn ingest(&mut self, record: Record, pinned: Option<usize>) {
+        self.cases.push(Case {
+            record,
+            pinned,
+            client: Client::Waits,
+            confirmed: None,
+            waiting: (0, 0),
+            replayed: false,
+            delivered: 0,
+            dropped: 0,
+            excuses: 0,
+            is_settled: false,
+        });
+    }
+
+    pub fn answered(&mut self, number: usize, answer: &Result<Receipt, Refused>, excuse: Excuse) -> Check {
+        let case = &mut self.cases[number];
+        ensure!(case.client == Client::Waits, "r{number} is answered twice");
+        case.client = if answer.is_ok() { Client::HasReceipt } else { Client::HasNone };
+        match answer {
+            Ok(Receipt::Lane(lane)) => {
+                let confirmed = case.confirmed.map(|lane| LANES[lane]);
+                ensure!(confirmed == Some(*lane), "r{number} has a receipt of {lane}, which did not confirm it");
+            }
+            Ok(Receipt::Spool) => {
+                ensure!(case.confirmed.is_none(), "r{number} was confirmed by a lane, and went to disk");
+                case.waiting = (case.waiting.0 + 1, case.waiting.1 + 1);
+            }
+            Err(Refused::NotSafe(NotSafe::Closed)) if excuse.is_killed => case.waiting.1 += 1,
+            Err(Refused::NotSafe(NotSafe::Disk(_))) if excuse.disk_fails => {}
+            Err(Refused::NotSafe(NotSafe::Full)) if excuse.room_is_small => {}
+            Err(why) => return Err(format!("r{number} is refused for no reason: {why}")),
+        }
+        Ok(())
+    }
+
+    pub fn confirmed(&mut self, lane: usize, record: &Record) {
+        let number = number(record);
+        let case = &mut self.cases[number];
+        // A dead letter that was let go is another record to the ledger: its client may still wait for the first.
+        if case.client == Client::Waits && case.record.origin == record.origin {
+            case.confirmed = Some(lane);
+        } else {
+            case.waiting = (case.waiting.0.saturating_sub(1), case.waiting.1 - 1);
+            self.unsettled.push(number);
+        }
+    }
+
+    /// A broker has the record, and the confirm did not come.
+    pub fn lost(&mut self, number: usize) {
+        self.cases[number].excuses += 1;
+    }
+
+    pub fn delivered(&mut self, number: usize) -> Check {
+        let case = &mut self.cases[number];
+        case.delivered += 1;
+        case.is_settled = true;
+        let (delivered, excuses) = (case.delivered, case.excuses);
+        ensure!(delivered <= 1 + excuses, "r{number} is delivered {delivered} times, {excuses} excused");
+        Ok(())
+    }
+
+    pub fn buried(&mut self, number: usize) {
+        self.cases[number].is_settled = true;
+        self.dead.push(number);
+        self.dead.sort_unstable();
+    }
+
+    /// The records of the dead letters on disk.
+    pub fn dead(&self) -> &[usize] {
+        &self.dead
+    }
+
+    /// The disk has done all that it was asked to.
+    pub fn rested(&mut self) {
+        self.unsettled.clear();
+    }
+
+    fn take_dead(&mut self, numbers: &[usize]) {
+        self.dead.retain(|number| !numbers.contains(number));
+    }
+
+    pub fn replayed(&mut self, numbers: &[usize]) {
+        self.take_dead(numbers);
+        for &number in numbers {
+            let case = &mut self.cases[number];
+            case.waiting = (case.waiting.0 + 1, case.waiting.1 + 1);
+            case.excuses += 1;
+            case.replayed = true;
+        }
+    }
+
+    pub fn dropped(&mut self, numbers: &[usize]) {
+        self.take_dead(numbers);
+        for &number in numbers {
+            self.cases[number].dropped += 1;
+        }
+    }
+
+    pub fn doubts(&mut self, doubt: Doubt) {
+        self.doubt = Some(doubt);
+    }
+
+    /// The process has been killed, in the midst of the disk's work or at rest.
+    pub fn crashed(&mut self, brokers: &Brokers, is_midst: bool) {
+        for number in self.unsettled.drain(..) {
+            self.cases[number].waiting.1 += usize::from(is_midst);
+        }
+        let stored: Vec<_> = (0..LANES.len()).flat_map(|lane| brokers.records(lane).clone()).collect();
+        for case in &mut self.cases {
+            if case.client == Client::Waits {
+                case.client = Client::HasNone;
+                case.confirmed = None;
+                case.waiting.1 += usize::from(is_midst);
+            }
+            case.is_settled = false;
+            case.excuses += case.waiting.1;
+        }
+        // What the ledger knew of them is gone.
+        for record in stored {
+            self.cases[number(&record)].excuses += 1;
+        }
+    }
+
+    /// A new process has found this on disk.
+    pub fn restarted(&mut self, held: &Held, mut found: Vec<usize>) -> Check {
+        found.sort_unstable();
+        let count = |numbers: &[usize], number| numbers.iter().filter(|&&other| other == number).count();
+        let (mut left, doubt) = (self.dead.clone(), self.doubt.take());
+        match &doubt {
+            Some(Doubt::Buried(number)) if count(&found, *number) > count(&left, *number) => left.push(*number),
+            Some(Doubt::Replayed(numbers) | Doubt::Dropped(numbers)) => {
+                let mut gone = numbers.clone();
+                for number in &found {
+                    if let Some(at) = gone.iter().position(|other| other == number) {
+                        gone.swap_remove(at);
+                    }
+                }
+                for number in &gone {
+                    let at = left.iter().position(|other| other == number).expect("it was dead");
+                    left.remove(at);
+                    if let Some(Doubt::Dropped(_)) = doubt {
+                        self.cases[*number].dropped += 1;
+                    } else {
+                        self.cases[*number].waiting.0 += 1;
+                    }
+                }
+                if let Some(Doubt::Replayed(_)) = doubt {
+                    for &number in numbers {
+                        let case = &mut self.cases[number];
+                        case.waiting.1 += 1;
+                        case.excuses += 1;
+                        case.replayed = true;
+                    }
+                }
+            }
+            _ => {}
+        }
+        left.sort_unstable();
+        ensure!(left == found, "dead letters found: {found:?}, not {left:?}");
+        self.dead = found;
+        self.waits(held)
+    }
+
+    fn waits(&self, held: &Held) -> Check {
+        let (least, most) =
+            self.cases.iter().fold((0, 0), |sum, case| (sum.0 + case.waiting.0, sum.1 + case.waiting.1));
+        let waiting = usize::try_from(held.waiting()).expect("few");
+        ensure!((least..=most).contains(&waiting), "{waiting} records wait on disk, not {least} to {most}");
+        for (lane, id) in LANES.into_iter().enumerate() {
+            let pinned = usize::try_from(held.records(Queue::Pinned(id))).expect("few");
+            let most: usize =
+                self.cases.iter().filter(|case| case.pinned == Some(lane)).map(|case| case.waiting.1).sum();
+            ensure!(pinned <= most, "{pinned} records wait on disk for {id}, more than {most}");
+        }
+        ensure!(held.records(Queue::Carried) == 0, "something is carried");
+        Ok(())
+    }
+
+    /// Whether the node, at rest, is where the model says.
+    pub fn agrees(&self, node: &Node, brokers: &Brokers) -> Check {
+        let held = node.held();
+        self.waits(&held)?;
+        let dead = usize::try_from(held.records(Queue::Dead)).expect("few");
+        ensure!(dead == self.dead.len(), "{dead} dead letters are counted, not {:?}", self.dead);
+        let mut publishes = vec![0; self.cases.len()];
+        for (lane, record) in brokers.publishing() {
+            let number = number(&record);
+            let case = self.cases.get(number).ok_or_else(|| format!("{} was never posted", record.id))?;
+            ensure!(record.body == body(number), "r{number} is {:?}", record.body);
+            ensure!(
+                case.pinned.is_none_or(|pinned| pinned == lane) || case.replayed,
+                "r{number} is pinned to {:?} and goes out by lane {lane}",
+                case.pinned
+            );
+            publishes[number] += 1;
+        }
+        for (number, (case, publishes)) in self.cases.iter().zip(publishes).enumerate() {
+            ensure!(publishes <= case.carriers(), "r{number} is published without need");
+            let waits = case.client == Client::Waits && node.has_router();
+            ensure!(!waits || publishes > 0, "nobody works for r{number}, and its client waits");
+        }
+        self.balances(node, &held)
+    }
+
+    fn balances(&self, node: &Node, held: &Held) -> Check {
+        let (balance, lanes) = (node.ledger.balance(held), node.ledger.totals());
+        // A record may be delivered before its confirm is heard of, or though it never is.
+        if lanes.accepted + lanes.fed + lanes.recovered < lanes.delivered + lanes.dead {
+            let is_early = |case: &Case| case.is_settled && case.carriers() > 0;
+            ensure!(self.cases.iter().any(is_early), "more ends than records: {balance:?}");
+            return Ok(());
+        }
+        ensure!(balance.holds(), "the ledger does not balance: {balance:?}");
+        Ok(())
+    }
+
+    /// Whether the dead letters are those that the model knows.
+    pub fn lists(&self, mut found: Vec<usize>) -> Check {
+        found.sort_unstable();
+        ensure!(found == self.dead, "dead letters: {found:?}, not {:?}", self.dead);
+        Ok(())
+    }
+
+    /// Everything has come to its end: each promise must be kept.
+    pub fn ends(&self, held: &Held) -> Check {
+        for (number, case) in self.cases.iter().enumerate() {
+            ensure!(case.client != Client::Waits, "the client of r{number} still waits");
+            let is_kept = case.delivered > 0 || case.dropped > 0 || self.dead.contains(&number);
+            ensure!(case.client != Client::HasReceipt || is_kept, "r{number} is lost: {case:?}");
+        }
+        ensure!(held.waiting() == 0, "{} records still wait on disk", held.waiting());
+        Ok(())
+    }
+}
