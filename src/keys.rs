@@ -17,7 +17,10 @@ use std::{
 };
 
 use prost::Message;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::timeout,
+};
 use tracing::{error, warn};
 
 use crate::{
@@ -31,6 +34,8 @@ pub const KNOWN_FOR: Duration = Duration::from_mins(10);
 /// Keys of one generation. Beyond twice as many in ten minutes, the oldest are forgotten early: the API still keeps such a
 /// record once, by its id.
 pub const KEYS_MAX: usize = 1 << 18;
+/// How long a receipt waits for its key to be written.
+const WRITE_PATIENCE: Duration = Duration::from_secs(1);
 /// Entries that are written at once.
 const BATCH: usize = 4096;
 /// The files carry no salt: a client that forges an entry forges its own keys only.
@@ -134,8 +139,9 @@ impl Keys {
                 }
             })?;
         }
-        // What was read is of the older generation from now on, in one file.
-        fs::write(&files.old, kept)?;
+        // What was read is of the older generation from now on, in one file, which a kill leaves whole.
+        let new = folder.join("keys.new");
+        fs::write(&new, kept).and_then(|()| fs::rename(&new, &files.old))?;
         let file = File::create(&files.young)?;
         let (orders, inbox) = mpsc::unbounded_channel();
         let table = Arc::new(Mutex::new(table));
@@ -182,8 +188,8 @@ impl First {
         let line = Line::new(&self.key, receipt);
         let at_us = line.at_us;
         // The writer has ended with the node, or could not write: the record is safe all the same, and its receipt may leave.
-        if self.keys.orders.send(Order { line, written }).is_ok() {
-            done.await.ok();
+        if self.keys.orders.send(Order { line, written }).is_ok() && timeout(WRITE_PATIENCE, done).await.is_err() {
+            warn!("the key table's disk hangs: after a restart, this key is taken for new");
         }
         let mut table = self.keys.lock();
         table.old.remove(&self.hash);

@@ -45,7 +45,10 @@ pub struct Ledger {
     found: AtomicU64,
     /// Dead letters that an operator has removed.
     dropped: AtomicU64,
+    /// Records that the API has.
     known: Mutex<Known>,
+    /// Records that became dead letters.
+    died: Mutex<Known>,
     /// Records whose clients were refused: one that comes out of a lane after all has no receipt.
     refused: Mutex<Known>,
     /// Records that had come out before their clients were refused.
@@ -110,6 +113,7 @@ impl Ledger {
             found: AtomicU64::new(0),
             dropped: AtomicU64::new(0),
             known: Mutex::default(),
+            died: Mutex::default(),
             refused: Mutex::default(),
             late: AtomicU64::new(0),
             requests: Mutex::default(),
@@ -143,11 +147,14 @@ impl Ledger {
 
     /// The record lies in the dead letters.
     pub fn dead(&self, lane: LaneId, record: &Record) {
-        if !self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(record) {
-            return self.redelivered(lane);
-        }
         let lane = self.lane(lane);
-        self.recover(lane, record);
+        let is_first = self.died.lock().unwrap_or_else(PoisonError::into_inner).insert(record);
+        if is_first && !self.is_delivered(record) {
+            self.recover(lane, record);
+        } else {
+            // Another copy of it, which lies on disk as well.
+            lane.recovered.fetch_add(1, Relaxed);
+        }
         lane.dead.fetch_add(1, Relaxed);
     }
 
@@ -156,10 +163,10 @@ impl Ledger {
         self.dropped.fetch_add(records, Relaxed);
     }
 
-    /// Whether the record is known to be with the API or in the dead letters. The same id taken in a second time is another
-    /// record.
+    /// Whether the record is known to be with the API. The same id taken in a second time is another record. One that died is not
+    /// known: a copy of it that comes later may be what a broker took a replay for.
     #[must_use]
-    pub fn is_settled(&self, record: &Record) -> bool {
+    pub fn is_delivered(&self, record: &Record) -> bool {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).contains(record)
     }
 
@@ -169,7 +176,10 @@ impl Ledger {
             return self.redelivered(lane);
         }
         let lane = self.lane(lane);
-        if let Some(age) = self.recover(lane, record) {
+        if self.died.lock().unwrap_or_else(PoisonError::into_inner).contains(record) {
+            // Another copy of a dead letter.
+            lane.recovered.fetch_add(1, Relaxed);
+        } else if let Some(age) = self.recover(lane, record) {
             lane.delivery.record(age);
         }
         lane.delivered.fetch_add(1, Relaxed);
@@ -448,9 +458,9 @@ mod tests {
         let ledger = Ledger::new(Arc::from("run"));
         ledger.accepted(LaneId::Nats, Instant::now());
         assert_eq!(ledger.totals().in_flight(), 1);
-        assert!(!ledger.is_settled(&record("a", "run")));
+        assert!(!ledger.is_delivered(&record("a", "run")));
         ledger.delivered(LaneId::Nats, &record("a", "run"));
-        assert!(ledger.is_settled(&record("a", "run")));
+        assert!(ledger.is_delivered(&record("a", "run")));
         ledger.delivered(LaneId::Grpc, &record("a", "run"));
         assert_eq!(
             ledger.totals(),
@@ -465,7 +475,20 @@ mod tests {
         let mut second = first.clone();
         second.origin = Some(Origin { run: Arc::from("run"), at_us: 2 });
         ledger.delivered(LaneId::Nats, &first);
-        assert!(!ledger.is_settled(&second));
+        assert!(!ledger.is_delivered(&second));
+    }
+
+    #[test]
+    fn a_copy_of_a_dead_letter_is_posted_and_balances() {
+        let ledger = Ledger::new(Arc::from("run"));
+        ledger.accepted(LaneId::Nats, Instant::now());
+        ledger.dead(LaneId::Nats, &record("a", "run"));
+        assert!(!ledger.is_delivered(&record("a", "run")), "a replay may have become that copy");
+        ledger.dead(LaneId::Grpc, &record("a", "run"));
+        ledger.delivered(LaneId::Grpc, &record("a", "run"));
+        let counts = ledger.totals();
+        let expected = Counts { accepted: 1, recovered: 2, delivered: 1, dead: 2, ..Counts::default() };
+        assert_eq!((counts, counts.in_flight()), (expected, 0));
     }
 
     #[test]
@@ -475,7 +498,7 @@ mod tests {
         let mut foreign = record("b", "run");
         foreign.origin = None;
         ledger.delivered(LaneId::Nats, &foreign);
-        assert!(!ledger.is_settled(&foreign));
+        assert!(!ledger.is_delivered(&foreign));
         let counts = ledger.counts(LaneId::Nats);
         assert_eq!(counts, Counts { accepted: 0, recovered: 2, delivered: 2, redelivered: 0, ..Counts::default() });
         assert_eq!(counts.in_flight(), 0);

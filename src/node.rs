@@ -37,7 +37,7 @@ use crate::{
     keys::Keys,
     ledger::{self, Ledger},
     record::Record,
-    spool::{OpenError, Queue, Spool},
+    spool::{Held, OpenError, Queue, Spool},
 };
 
 /// How long requests under way may take once the node drains.
@@ -85,10 +85,15 @@ impl Node {
         let ledger = Arc::new(Ledger::new(Record::new_id()));
         let spool = Spool::open(&config.spool.dir, config.spool.max)?;
         let found = spool.holds();
+        let lanes = config.lanes_in_order();
         ledger.found_waiting(found.waiting() + found.records(Queue::Dead));
+        for (lane, lies) in LaneId::ALL.map(|lane| (lane, left_to(lane, &found))) {
+            if lies > 0 && lanes.iter().all(|(known, _)| *known != lane) {
+                error!(%lane, records = lies, "records lie on disk for a lane that is not configured any more");
+            }
+        }
         actix_rt::spawn(ledger::audit(Arc::clone(&ledger), spool.held()));
         let draining = Arc::new(AtomicBool::new(false));
-        let lanes = config.lanes_in_order();
         let router = Slot::new();
 
         // HTTP → ingest → router → spool.
@@ -164,6 +169,7 @@ impl Node {
             api_url: config.api.url.as_str().into(),
             api_limit: config.api.concurrency,
             draining: Arc::clone(&draining),
+            ack: config.ingest.ack,
         };
         let (ingest, admin) = (ingest_socket.local_addr()?, admin_socket.local_addr()?);
         let workers = available_parallelism().map_or(1, |cores| cores.get().div_ceil(2));
@@ -197,6 +203,11 @@ impl Node {
         let balance = self.ledger.balance(&self.spool.holds());
         info!(?balance, "drained");
     }
+}
+
+/// Records on disk that only `lane` takes.
+fn left_to(lane: LaneId, found: &Held) -> u64 {
+    found.records(Queue::Pinned(lane)) + if lane == LaneId::Grpc { found.records(Queue::Carried) } else { 0 }
 }
 
 /// Serves until the handle says stop; requests under way may then take up to `drain`.

@@ -17,7 +17,7 @@ use std::{
     io,
     path::{Path, PathBuf},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use prost::Message as _;
@@ -44,6 +44,10 @@ pub(crate) mod frames {
 
 /// How many orders share a commit at most.
 const BATCH: usize = 8192;
+/// Dead letters may go beyond the spool's size by this part of it.
+const RESERVE: u64 = 16;
+/// Where less than this part of the spool's size is left, it is about to refuse.
+const NEARLY_FULL: u64 = 256;
 /// How often a disk that has failed is tried.
 const PROBE: Duration = Duration::from_secs(1);
 
@@ -200,6 +204,11 @@ impl Spool {
     pub fn open(folder: &Path, max: u64) -> Result<Self, OpenError> {
         let failed = |source| OpenError::Folder { folder: folder.to_owned(), source };
         fs::create_dir_all(folder).map_err(failed)?;
+        // The folder is as durable as its name in the one above.
+        let above = folder.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        if let Err(why) = File::open(above).and_then(|above| above.sync_all()) {
+            warn!(folder = %folder.display(), %why, "the folder's name cannot be synced");
+        }
         let lock = File::create(folder.join("lock")).map_err(failed)?;
         match lock.try_lock() {
             Ok(()) => {}
@@ -273,7 +282,10 @@ impl Spool {
     /// What lies on disk. A copy: whoever kept the lock behind it while asking again could wait for ever.
     #[must_use]
     pub fn holds(&self) -> Held {
-        *self.held.borrow()
+        // Without its thread it takes nothing more.
+        let has_ended = self.held.has_changed().is_err();
+        let held = *self.held.borrow();
+        Held { refuses: held.refuses || has_ended, ..held }
     }
 
     /// What lies on disk, as it changes.
@@ -313,12 +325,16 @@ impl Store {
             return error!("the spool's thread cannot wait for orders");
         };
         let mut orders = Vec::new();
+        let mut probed = Instant::now();
         loop {
-            let patience = if self.failing { PROBE } else { Duration::MAX };
-            match runtime.block_on(async { timeout(patience, inbox.recv_many(&mut orders, BATCH)).await }) {
-                Ok(0) => break,
-                Ok(_) => {}
-                Err(_) => self.probe(),
+            let patience = if self.failing { PROBE.saturating_sub(probed.elapsed()) } else { Duration::MAX };
+            let received = runtime.block_on(async { timeout(patience, inbox.recv_many(&mut orders, BATCH)).await });
+            if received == Ok(0) {
+                break;
+            }
+            if self.failing && probed.elapsed() >= PROBE {
+                self.probe();
+                probed = Instant::now();
             }
             let close = self.serve(orders.drain(..));
             if let Some(close) = close {
@@ -370,13 +386,15 @@ impl Store {
 
     fn append(&mut self, queue: Queue, payload: &[u8], held: bool, room: &mut u64) -> Result<Key, NotSafe> {
         let size = (frame::HEAD + payload.len()) as u64;
-        if size > *room || payload.len() > frame::PAYLOAD_MAX {
+        // A full spool of records must not keep those that the API refuses from leaving it.
+        let reserve = if queue == Queue::Dead { self.max / RESERVE } else { 0 };
+        if size > *room + reserve || payload.len() > frame::PAYLOAD_MAX {
             return Err(NotSafe::Full);
         }
         let appended = self.logs[queue.at()].append(payload, held);
         self.failing |= appended.is_err();
         let place = appended.map_err(|why| NotSafe::Disk(why.to_string()))?;
-        *room -= size;
+        *room = room.saturating_sub(size);
         Ok(Key { queue: queue.at(), place })
     }
 
@@ -520,7 +538,7 @@ impl Store {
             }
         }
         held.found_carried = self.logs[Queue::Carried.at()].found();
-        held.refuses = self.failing || held.bytes >= self.max;
+        held.refuses = self.failing || self.max.saturating_sub(held.bytes) <= self.max / NEARLY_FULL;
         self.held.send_if_modified(|told| std::mem::replace(told, held) != held);
     }
 }

@@ -276,7 +276,7 @@ impl Run {
     /// What a forwarder does with a 2xx.
     fn deliver(&mut self, lane: usize, at: usize, acked: bool) -> Check {
         let record = self.brokers.records(lane)[at].clone();
-        if self.node().ledger.is_settled(&record) {
+        if self.node().ledger.is_delivered(&record) {
             self.node().ledger.redelivered(LANES[lane]);
         } else {
             self.node().ledger.delivered(LANES[lane], &record);
@@ -292,7 +292,7 @@ impl Run {
     fn refuse(&mut self, lane: usize, at: usize) -> Check {
         let record = self.brokers.records(lane)[at].clone();
         let node = self.node();
-        if node.ledger.is_settled(&record) {
+        if node.ledger.is_delivered(&record) {
             return self.deliver(lane, at, true);
         }
         let letter = Letter { lane: LANES[lane].to_string(), status: 422, ..Letter::default() };

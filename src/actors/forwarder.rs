@@ -81,7 +81,7 @@ impl Post {
     async fn until_settled(&self, delivery: Delivery, mut drain: watch::Receiver<u64>) {
         let record = &delivery.record;
         let Wiring { ledger, breaker, .. } = &self.wiring;
-        if ledger.is_settled(record) {
+        if ledger.is_delivered(record) {
             ledger.redelivered(self.lane);
             return delivery.ack();
         }

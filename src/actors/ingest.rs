@@ -115,7 +115,11 @@ impl Ingest {
         let permit = Arc::new(self.admit(record.body.len())?);
         if let Some(disk) = &self.disk_first {
             let (answer, receipt) = oneshot::channel();
-            actix_rt::spawn(disk.clone().keep(record.clone(), pinned, answer));
+            let keep = disk.clone().keep(record.clone(), pinned, answer);
+            actix_rt::spawn(async move {
+                keep.await;
+                drop(permit);
+            });
             return heard(receipt, SPOOL_PATIENCE).await.unwrap_or(Err(Refused::NoLane));
         }
         for _ in 0..ATTEMPTS {

@@ -55,7 +55,8 @@ impl Selection {
 /// Lists, replays or drops.
 pub async fn dead(args: Args) -> ExitCode {
     let url = |path: &str| format!("{}/api/dead{path}", args.admin.trim_end_matches('/'));
-    let client = Client::default();
+    // A long replay takes its time.
+    let client = Client::builder().disable_timeout().finish();
     let answer = match &args.action {
         Action::List { limit } => ask(client.get(url(&format!("?limit={limit}"))), None).await,
         Action::Replay(which) => ask(client.post(url("/replay")), Some(which.body())).await,

@@ -18,6 +18,7 @@ use super::problem::Problem;
 use crate::{
     actors::supervisor::{Action, ChildId, Order, Snapshot, State, Supervisor, View},
     breaker::Breaker,
+    config::Ack,
     delivery::LaneId,
     ledger::{
         Balance, Ledger, Quantiles,
@@ -44,6 +45,7 @@ pub struct Desk {
     /// POSTs that may be in flight per lane.
     pub api_limit: usize,
     pub draining: Arc<AtomicBool>,
+    pub ack: Ack,
 }
 
 /// `GET /api/status`, as the contract fixes it.
@@ -109,15 +111,19 @@ impl From<Quantiles> for QuantilesMs {
 
 /// Adds the routes of `[admin].listen`.
 pub fn routes(app: &mut web::ServiceConfig) {
-    app.route("/healthz", web::get().to(async || HttpResponse::Ok().body("ok\n")))
-        .route("/readyz", web::get().to(ready))
-        .route("/metrics", web::get().to(scrape))
-        .route("/api/status", web::get().to(status))
-        .route("/api/lanes/{lane}/{action}", web::post().to(order))
-        .route("/api/dead", web::get().to(dead))
-        .route("/api/dead/replay", web::post().to(replay))
-        .route("/api/dead/drop", web::post().to(forget))
-        .default_service(web::to(async |request: HttpRequest| Problem::not_found(request.path())));
+    app.app_data(
+        web::JsonConfig::default()
+            .error_handler(|why, _| Problem::new(StatusCode::BAD_REQUEST, "json", why.to_string()).into()),
+    )
+    .route("/healthz", web::get().to(async || HttpResponse::Ok().body("ok\n")))
+    .route("/readyz", web::get().to(ready))
+    .route("/metrics", web::get().to(scrape))
+    .route("/api/status", web::get().to(status))
+    .route("/api/lanes/{lane}/{action}", web::post().to(order))
+    .route("/api/dead", web::get().to(dead))
+    .route("/api/dead/replay", web::post().to(replay))
+    .route("/api/dead/drop", web::post().to(forget))
+    .default_service(web::to(async |request: HttpRequest| Problem::not_found(request.path())));
 }
 
 async fn ready(desk: web::Data<Desk>) -> Result<HttpResponse, Problem> {
@@ -131,8 +137,9 @@ async fn ready(desk: web::Data<Desk>) -> Result<HttpResponse, Problem> {
         return Err(unready("The router is being restarted"));
     }
     let a_lane_is_up = views.iter().any(|view| matches!(view.child, ChildId::Lane(_)) && is_up(view));
-    if !a_lane_is_up && desk.spool.holds().refuses {
-        return Err(unready("No lane is up, and the spool takes no records"));
+    let refuses = desk.spool.holds().refuses;
+    if refuses && (desk.ack == Ack::Disk || !a_lane_is_up) {
+        return Err(unready("The spool takes no records, and no lane may or can take them instead"));
     }
     Ok(HttpResponse::Ok().body("ready\n"))
 }
@@ -244,8 +251,11 @@ async fn replay(desk: web::Data<Desk>, selection: web::Json<Selection>) -> Resul
 }
 
 async fn forget(desk: web::Data<Desk>, selection: web::Json<Selection>) -> Result<HttpResponse, Problem> {
-    let dropped = desk.spool.forget(selection.into_inner().which()?).await.map_err(spool_fails)?;
-    desk.ledger.dropped(dropped);
+    let which = selection.into_inner().which()?;
+    let (spool, ledger) = (desk.spool.clone(), Arc::clone(&desk.ledger));
+    // Counted though the operator has hung up.
+    let counted = actix_rt::spawn(async move { spool.forget(which).await.inspect(|&dropped| ledger.dropped(dropped)) });
+    let dropped = counted.await.unwrap_or(Err(NotSafe::Closed)).map_err(spool_fails)?;
     Ok(HttpResponse::Ok().json(json!({"dropped": dropped})))
 }
 

@@ -23,6 +23,8 @@ use super::{
 pub const SEGMENT_MAX: u64 = 16 << 20;
 /// What the active segment may keep of the disk while all of its entries are settled.
 const SETTLED_KEPT: u64 = 1 << 20;
+/// How often a file that the disk does not give is tried: a flood of connections may have taken all descriptors for a while.
+const READ_TRIES: u32 = 10;
 /// The ordinal of a seal.
 const SEAL: u32 = u32::MAX;
 /// A seal's frame: the count of entries.
@@ -131,6 +133,8 @@ pub struct Log {
     cursor: Option<Cursor>,
     /// The last segment that [`Log::next`] is through with, if any.
     passed: Option<u32>,
+    /// How often in a row the disk did not give what comes next.
+    failures: u32,
     segment_max: u64,
     /// Entries that [`Log::next`] leaves out.
     held: HashSet<Key>,
@@ -150,6 +154,7 @@ impl Log {
             active: None,
             cursor: None,
             passed: None,
+            failures: 0,
             segment_max: segment_max.min(SEGMENT_MAX),
             held: HashSet::new(),
             damages: Vec::new(),
@@ -265,18 +270,18 @@ impl Log {
             segment.done.fresh.sort_unstable();
             let runs = runs(&segment.done.fresh, segment.salt);
             let path = self.folder.join(file_name(&self.name, *number, segment.salt, "done"));
-            let mut file = OpenOptions::new().create(true).append(true).open(path)?;
-            file.write_all(&runs)?;
+            let file = append_runs(&path, &runs)?;
             if durable {
                 sync(&file)?;
             }
             segment.done.fresh.clear();
         }
-        Ok(())
+        // A new file, or the end of one, is as durable as its folder.
+        if durable { sync(&File::open(&self.folder)?) } else { Ok(()) }
     }
 
-    /// The oldest entry that was neither read, nor settled, nor held. A segment that the disk does not give is left out, and named, until
-    /// the next [`Log::rewind`].
+    /// The oldest entry that was neither read, nor settled, nor held. A segment that the disk does not give, call after call, is left out,
+    /// and named, until the next [`Log::rewind`].
     pub fn next(&mut self) -> Option<(Key, Vec<u8>)> {
         loop {
             let (number, item) = match self.cursor.take() {
@@ -287,13 +292,26 @@ impl Log {
                 },
             };
             match item {
-                Ok(Read::Entry(ordinal, payload)) => return Some((Key { segment: number, ordinal }, payload)),
+                Ok(Read::Entry(ordinal, payload)) => {
+                    self.failures = 0;
+                    return Some((Key { segment: number, ordinal }, payload));
+                }
                 Ok(Read::Nothing) => {}
                 Ok(Read::UpToDate) => return None,
                 Ok(Read::End) => self.passed = Some(number),
+                Err(why) if self.failures < READ_TRIES => {
+                    self.failures += 1;
+                    tracing::warn!(file = %self.path(number, "log").display(), %why, "the spool cannot be read just now");
+                    return None;
+                }
                 Err(why) => {
                     self.leave_out(number, &why);
                     self.passed = Some(number);
+                    self.failures = 0;
+                    if self.active.as_ref().is_some_and(|active| active.number == number && active.buffered == 0) {
+                        // What comes later can be read.
+                        self.active = None;
+                    }
                 }
             }
         }
@@ -403,11 +421,14 @@ impl Log {
                 }
             }
             segment.count = count;
-            for ordinal in missing.into_iter().flatten() {
-                segment.done.insert(ordinal);
-            }
+            let mut is_kept = true;
             for (at, size) in damages {
-                self.set_aside(number, at, size, &scanner);
+                is_kept &= self.set_aside(number, at, size, &scanner);
+            }
+            let Some(segment) = self.segments.get_mut(&number) else { return Ok(()) };
+            // Without a copy, the only one is in the segment, which stays.
+            for ordinal in missing.into_iter().flatten().filter(|_| is_kept) {
+                segment.done.insert(ordinal);
             }
         }
         let runs = match fs::read(self.path(number, "done")) {
@@ -447,20 +468,27 @@ impl Log {
         let (number, damage) = (cursor.segment, cursor.damage.take());
         let Some(segment) = self.segments.get(&number) else { return };
         let missed: Vec<_> = (cursor.expected..found).filter(|&ordinal| !segment.done.contains(ordinal)).collect();
-        if !missed.is_empty() {
-            let (at, size) = damage.unwrap_or_default();
-            self.set_aside(number, at, size, &cursor.scanner);
+        if missed.is_empty() {
+            return;
+        }
+        let (at, size) = damage.unwrap_or_default();
+        if !self.set_aside(number, at, size, &cursor.scanner) {
+            // The only copy of these bytes is in the segment, which stays.
+            return;
         }
         for ordinal in missed {
             self.settle(Key { segment: number, ordinal });
         }
     }
 
-    fn set_aside(&mut self, number: u32, at: u64, size: u64, scanner: &Scanner) {
+    /// Whether there is a copy of the damage now.
+    fn set_aside(&mut self, number: u32, at: u64, size: u64, scanner: &Scanner) -> bool {
         let file = self.path(number, "log");
         let copy = self.folder.join(format!("{}-{number}-{at}.damaged", self.name));
         let kept = scanner.bytes(at, size).and_then(|bytes| fs::write(&copy, bytes)).is_ok().then_some(copy);
+        let is_kept = kept.is_some();
         self.damages.push(Damage { file, at, size, kept });
+        is_kept
     }
 
     /// Settles entries on disk that could not be cut off it. If this fails as well, a start may find them: then they go
@@ -468,8 +496,7 @@ impl Log {
     fn disown(&mut self, number: u32, ordinals: std::ops::Range<u32>) {
         let Some(segment) = self.segments.get(&number) else { return };
         let runs = runs(&ordinals.collect::<Vec<_>>(), segment.salt);
-        let file = OpenOptions::new().create(true).append(true).open(self.path(number, "done"));
-        if let Err(why) = file.and_then(|mut file| file.write_all(&runs)) {
+        if let Err(why) = append_runs(&self.path(number, "done"), &runs) {
             tracing::warn!(%why, "entries that were refused cannot be struck out");
         }
     }
@@ -541,6 +568,18 @@ fn runs(ordinals: &[u32], salt: u32) -> Vec<u8> {
         }
     }
     bytes
+}
+
+/// Whole runs only: half of one, as a full disk leaves, would shift all that come after it.
+fn append_runs(path: &Path, runs: &[u8]) -> io::Result<File> {
+    let mut file = OpenOptions::new().create(true).append(true).open(path)?;
+    let size = file.metadata()?.len();
+    let whole = size - size % RUN as u64;
+    if whole < size {
+        file.set_len(whole)?;
+    }
+    file.write_all(runs)?;
+    Ok(file)
 }
 
 /// `None` if it is damaged: its entries come again.

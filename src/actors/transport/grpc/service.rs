@@ -88,7 +88,8 @@ impl Waypost for Service {
                 return safe;
             }
             if let Some(held) = held {
-                held.carry().await;
+                // Not cut short: the key that it brings is what strikes the entry out later.
+                tokio::spawn(async move { held.carry().await });
             }
             safe.await
         };
