@@ -210,9 +210,10 @@ impl Ledger {
 
     /// No lane and no spool has confirmed the record, and its client was told so. Delivered after all, it counts as recovered.
     pub fn refused(&self, record: &Record) {
-        // Held to the end, so that a delivery comes wholly before or wholly after.
+        // Held to the end, so that the record's end comes wholly before or wholly after.
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.contains(record) {
+        let died = self.died.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.contains(record) || died.contains(record) {
             self.late.fetch_add(1, Relaxed);
         } else {
             self.refused.lock().unwrap_or_else(PoisonError::into_inner).insert(record);

@@ -121,7 +121,13 @@ impl Node {
         let mut graph = vec![(ChildId::Router, Place::Here, start_router)];
 
         // Spool → feeder → router.
-        let feeding = feeder::Wiring { spool: spool.clone(), door: ingest, ledger: Arc::clone(&ledger), lanes: ids };
+        let feeding = feeder::Wiring {
+            spool: spool.clone(),
+            door: ingest,
+            ledger: Arc::clone(&ledger),
+            lanes: ids,
+            give_up_after: config.api.give_up_after,
+        };
         let feeder = Slot::new();
         let start_feeder = factory(feeder.clone(), move |life| Feeder::new(feeding.clone(), life));
         graph.push((ChildId::Feeder, Place::Here, start_feeder));

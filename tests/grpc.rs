@@ -31,7 +31,7 @@ use waypost::{
 };
 
 use crate::support::{
-    eventually,
+    closed_spool, eventually,
     grpc::{Wire, channel, client, connect, message, record, settings, settings_at, uri},
     tls::certificate,
 };
@@ -237,9 +237,9 @@ async fn the_window_bounds_what_is_under_way_and_an_abandoned_publish_makes_room
 }
 
 #[actix_rt::test]
-async fn a_node_that_is_full_slows_its_senders_down_and_loses_nothing() {
+async fn a_node_that_is_full_and_whose_disk_takes_nothing_slows_its_senders_down_and_loses_nothing() {
     const RECORDS: usize = 150;
-    let node = connect(&settings()).await;
+    let node = connect(&Settings { spool: closed_spool().await, ..settings() }).await;
     let body = format!(r#"{{"a":"{}"}}"#, "x".repeat(1 << 20));
     let sent = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&sent);

@@ -141,7 +141,7 @@ async fn no_lane_up_is_a_receipt_of_the_spool() {
 /// A full disk, and one that fails at the sync: both ways no 2xx, and the node takes records again once the disk does.
 async fn a_disk_that_fails(point: &str) {
     // The disk fails a few times, then works.
-    let node = Node::start_with_fault("http://127.0.0.1:9/", &nobody(), &format!("{point}=5*return->off")).await;
+    let mut node = Node::start_with_fault("http://127.0.0.1:9/", &nobody(), &format!("{point}=5*return->off")).await;
     let mut answer = awc::Client::default()
         .post(format!("http://127.0.0.1:{}/", node.ingest))
         .send_body(traffic()[0].clone())
@@ -160,6 +160,9 @@ async fn a_disk_that_fails(point: &str) {
     eventually("the node is ready", PATIENCE, async || (node.get("/readyz").await?.0 == StatusCode::OK).then_some(()))
         .await;
     assert_eq!(node.status().await["ledger"]["spooled"], 1, "nothing of what was refused is there");
+    node.plant("");
+    node.killed_and_started().await;
+    assert_eq!(node.status().await["ledger"]["recovered"], 1, "nor comes it back");
 }
 
 #[actix_rt::test]

@@ -250,3 +250,17 @@ async fn a_pinned_record_waits_for_its_lane() {
     assert!(!api.taken().contains_key("pinned"));
     assert_eq!(node.status().await["ledger"]["spooled"], 1);
 }
+
+#[actix_rt::test]
+async fn a_record_that_no_lane_takes_in_time_is_given_up() {
+    let nobody = format!("nats://127.0.0.1:{}", crate::support::process::free_port());
+    let variables = with(&[], &[("LANES__NATS__URL", &nobody), ("API__GIVE_UP_AFTER", "2s")]);
+    let node = Node::start("http://127.0.0.1:9/", &variables).await;
+    post_all(&node, "a", 2).await;
+    eventually("two dead letters", PATIENCE, async || (node.dead().await.len() == 2).then_some(())).await;
+    let (_, list) = node.get("/api/dead").await.expect("an answer");
+    let letter = &list["dead"][0];
+    assert_eq!((&letter["given_up"], &letter["attempts"], &letter["status"]), (&json!(true), &json!(0), &Value::Null));
+    let ledger = node.at_rest(PATIENCE).await;
+    assert_eq!((&ledger["accepted"], &ledger["dead"]), (&json!(2), &json!(2)), "{ledger}");
+}

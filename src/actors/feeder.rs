@@ -11,13 +11,15 @@ use tokio::{
     time::{sleep, timeout},
 };
 
+use tracing::warn;
+
 use super::{Drain, InFlight, Member, Ping, Task, ingest::Ingest, supervisor::Life};
 use crate::{
     backoff::Backoff,
     delivery::LaneId,
     ledger::Ledger,
-    record::Origin,
-    spool::{Entry, Key, Queue, Spool},
+    record::{Origin, Record, unix_us},
+    spool::{Entry, Key, Letter, Queue, Spool},
 };
 
 /// Records of one queue that are on their way to a lane.
@@ -38,6 +40,8 @@ pub struct Wiring {
     pub door: Ingest,
     pub ledger: Arc<Ledger>,
     pub lanes: Arc<[LaneId]>,
+    /// A record that is older than this is given up; `None` for never.
+    pub give_up_after: Option<Duration>,
 }
 
 /// One per node.
@@ -101,7 +105,23 @@ struct Way {
 }
 
 impl Way {
-    /// Ends when a lane has the record, or when the node drains: then it stays on disk.
+    /// No lane has taken `record` for too long, and may never.
+    fn is_overdue(&self, record: &Record) -> bool {
+        let age = |origin: &Origin| Duration::from_micros(unix_us().saturating_sub(origin.at_us));
+        let age = record.origin.as_ref().map(age);
+        self.wiring.give_up_after.is_some_and(|patience| age.is_some_and(|age| age >= patience))
+    }
+
+    /// Makes a dead letter of `record`. Whether it is on disk.
+    async fn bury(&self, record: &Record) -> bool {
+        let lane = self.pinned.map_or_else(|| "spool".to_owned(), |lane| lane.to_string());
+        let answer = "not POSTed: no lane has taken it".to_owned();
+        let letter = Letter { lane, answer, at_us: unix_us(), given_up: true, ..Letter::default() };
+        warn!(id = &*record.id, lane = letter.lane, answer = letter.answer, "dead letter");
+        self.wiring.spool.put(Queue::Dead, &Entry::new(record, Some(letter)), false).await.is_ok()
+    }
+
+    /// Ends when a lane has the record, or it is given up, or when the node drains: then it stays on disk.
     async fn until_settled(&self, key: Key, entry: &Entry, mut stop: watch::Receiver<bool>) {
         let mut record = entry.record();
         // It was counted when it was found, or when it was taken in: this run answers for it.
@@ -110,6 +130,9 @@ impl Way {
         }
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_CAP);
         while self.door.submit(record.clone(), self.pinned).await.is_err() {
+            if self.is_overdue(&record) && self.bury(&record).await {
+                break;
+            }
             tokio::select! {
                 () = sleep(backoff.next_delay()) => {}
                 // An error means that the feeder is gone, and another has begun anew.

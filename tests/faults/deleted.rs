@@ -6,6 +6,7 @@ use lapin::options::QueueDeleteOptions;
 
 use crate::support::{
     api::Api,
+    eventually,
     lanes::{Lane, Nats, Pubsub, Rabbitmq, grpc_variables},
     load::Load,
     node::{Node, PATIENCE},
@@ -17,7 +18,7 @@ fn value(variables: &[(String, String)], key: &str) -> String {
 }
 
 /// At rest, so that nothing lies in the broker; then `delete`, with a load that begins at once.
-async fn deleted(lane: &str, variables: &[(String, String)], delete: impl AsyncFnOnce()) {
+async fn deleted(lane: &str, variables: &[(String, String)], delete: impl AsyncFnOnce(&Node)) {
     let api = Api::start();
     let node = Node::start(&api.url(), &[variables, &grpc_variables()].concat()).await;
     node.lane_is(lane, "up", PATIENCE).await;
@@ -28,9 +29,9 @@ async fn deleted(lane: &str, variables: &[(String, String)], delete: impl AsyncF
     load.is_met(&api, PATIENCE).await;
     node.at_rest(PATIENCE).await;
 
-    delete().await;
+    delete(&node).await;
     let mut load = Load::start_after(&node, &load);
-    node.lane_is_away(lane, PATIENCE).await;
+    eventually("the loss is noticed", PATIENCE, async || (node.lane(lane).await["restarts"] != 0).then_some(())).await;
     load.take(100).await;
     node.lane_is(lane, "up", PATIENCE).await;
     let before = node.lane(lane).await["delivered"].as_u64().expect("a count");
@@ -50,7 +51,7 @@ async fn a_stream_is_deleted_in_use() {
     let variables = nats.variables();
     let client = async_nats::connect(nats.address()).await.expect("the server answers");
     let stream = value(&variables, "LANES__NATS__STREAM");
-    deleted("nats", &variables, async || {
+    deleted("nats", &variables, async |_| {
         jetstream::new(client).delete_stream(stream).await.expect("it is there");
     })
     .await;
@@ -62,7 +63,7 @@ async fn a_consumer_is_deleted_in_use() {
     let variables = nats.variables();
     let client = async_nats::connect(nats.address()).await.expect("the server answers");
     let (stream, durable) = (value(&variables, "LANES__NATS__STREAM"), value(&variables, "LANES__NATS__DURABLE"));
-    deleted("nats", &variables, async || {
+    deleted("nats", &variables, async |_| {
         let stream = jetstream::new(client).get_stream(stream).await.expect("it is there");
         stream.delete_consumer(&durable).await.expect("it is there");
     })
@@ -75,7 +76,7 @@ async fn a_queue_is_deleted_in_use() {
     let variables = rabbitmq.variables();
     let client = rabbitmq.client().await;
     let queue = value(&variables, "LANES__RABBITMQ__QUEUE");
-    deleted("rabbitmq", &variables, async || {
+    deleted("rabbitmq", &variables, async |_| {
         let channel = client.create_channel().await.expect("a channel");
         channel.queue_delete(queue.as_str().into(), QueueDeleteOptions::default()).await.expect("it is there");
     })
@@ -90,8 +91,10 @@ async fn a_subscription_is_deleted_in_use() {
     let [project, subscription] =
         ["PROJECT", "SUBSCRIPTION"].map(|key| value(&variables, &format!("LANES__PUBSUB__{key}")));
     let name = format!("projects/{project}/subscriptions/{subscription}");
-    deleted("pubsub", &variables, async || {
+    deleted("pubsub", &variables, async |node| {
         subscriptions.delete_subscription().set_subscription(name).send().await.expect("it is there");
+        // Until then the topic confirms what no subscription keeps: by its rules it has taken it.
+        node.lane_is_away("pubsub", PATIENCE).await;
     })
     .await;
 }

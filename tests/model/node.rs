@@ -217,6 +217,7 @@ impl Node {
             door: door.clone(),
             ledger: Arc::clone(&ledger),
             lanes: LANES.into(),
+            give_up_after: None,
         };
         let graph = vec![
             (

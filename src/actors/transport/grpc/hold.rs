@@ -29,6 +29,8 @@ use crate::{
 /// part of it.
 const ROOM: usize = 1024;
 const UNIT: usize = 64 << 10;
+/// What may be on its way to the disk because there is no room, in the same units.
+const OVERFLOW: u32 = 128;
 /// How many records are brought back from disk at once.
 const BATCH: u32 = 64;
 /// After this, the disk is looked at though nothing was heard of it.
@@ -113,33 +115,38 @@ struct Ready {
 #[derive(Clone)]
 pub(super) struct Intake {
     room: Arc<Semaphore>,
+    overflow: Arc<Semaphore>,
     ready: mpsc::Sender<Ready>,
     spool: Spool,
 }
 
 impl Intake {
-    /// Holds `record`: in memory, or on disk where there is no room. Waits for room where the disk fails as well. Dropped before it
-    /// resolves, the record may be held or not.
+    /// Holds `record`: in memory, or on disk where there is no room, or where the disk fails as well, once there is room. Waits while
+    /// too many are on their way to the disk. Dropped before it resolves, the record is not held.
     pub(super) async fn admit(&self, record: &Record) -> (Safe, Option<Arc<Held>>) {
         let (safe, outcome) = oneshot::channel();
-        let units = units(record);
-        let room = match Arc::clone(&self.room).try_acquire_many_owned(units) {
-            Ok(room) => room,
-            Err(_) => match self.spool.put(Queue::Carried, &Entry::new(record, None), false).await {
-                Ok(_) => {
-                    // The receiver is right here.
-                    safe.send(()).ok();
-                    return (outcome, None);
-                }
-                // The semaphore is never closed; were it, dropping `safe` would say that the record is not held.
-                Err(_) => match Arc::clone(&self.room).acquire_many_owned(units).await {
-                    Ok(room) => room,
-                    Err(_) => return (outcome, None),
-                },
-            },
-        };
-        let held = self.hold(record.clone(), State::Memory, Some(safe), room);
-        (outcome, Some(held))
+        if let Ok(room) = Arc::clone(&self.room).try_acquire_many_owned(units(record)) {
+            let held = self.hold(record.clone(), State::Memory, Some(safe), room);
+            return (outcome, Some(held));
+        }
+        // The semaphore is never closed; were it, dropping `safe` says that the record is not held.
+        if let Ok(place) = Arc::clone(&self.overflow).acquire_many_owned(units(record).min(OVERFLOW)).await {
+            let (intake, record) = (self.clone(), record.clone());
+            tokio::spawn(async move {
+                intake.overflow(record, safe).await;
+                drop(place);
+            });
+        }
+        (outcome, None)
+    }
+
+    async fn overflow(&self, record: Record, safe: oneshot::Sender<()>) {
+        if self.spool.put(Queue::Carried, &Entry::new(&record, None), false).await.is_ok() {
+            // Fails when the sender no longer waits: the record is safe all the same.
+            safe.send(()).ok();
+        } else if let Ok(room) = Arc::clone(&self.room).acquire_many_owned(units(&record)).await {
+            self.hold(record, State::Memory, Some(safe), room);
+        }
     }
 
     fn hold(
@@ -222,7 +229,8 @@ struct Inbox {
 impl Hold {
     pub(super) fn new(spool: Spool) -> (Intake, Self) {
         let (ready, inbox) = mpsc::channel(ROOM);
-        let intake = Intake { room: Arc::new(Semaphore::new(ROOM)), ready: ready.clone(), spool };
+        let (room, overflow) = (Arc::new(Semaphore::new(ROOM)), Arc::new(Semaphore::new(OVERFLOW as usize)));
+        let intake = Intake { room, overflow, ready: ready.clone(), spool };
         (intake, Self { ready, inbox: Mutex::new(Inbox { ready: inbox, delayed: FuturesUnordered::new() }) })
     }
 

@@ -160,6 +160,9 @@ impl Waypost for Service {
     }
 }
 
+/// The run in the origin of a client's record: to the ledger it is of none of this node's.
+const CLIENT: &str = "client";
+
 /// Who sends a record.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Sender {
@@ -309,7 +312,7 @@ fn receipt(id: &str, failure: Option<&str>) -> Receipt {
 fn accept(sent: proto::Record, sender: Sender, schema: Schema) -> Result<Record, Receipt> {
     let proto::Record { mut id, body, traceparent, mut origin } = sent;
     if sender == Sender::Client {
-        // Only a node says where a record comes from: by it, what was delivered is known again.
+        // Only a node says where a record comes from.
         origin.clear();
     }
     let refuse = |id: String, detail: String| Receipt { id, outcome: Outcome::Refused.into(), detail };
@@ -320,14 +323,19 @@ fn accept(sent: proto::Record, sender: Sender, schema: Schema) -> Result<Record,
         return Err(refuse(id, format!("the id must be 1 to {ID_MAX} visible ASCII characters")));
     }
     // The node that took a record in has checked it against its own schema.
-    let schema = if origin.is_empty() { schema } else { Schema::Any };
+    let (schema, origin) = match Origin::parse(&origin) {
+        Some(origin) => (Schema::Any, Some(origin)),
+        // By its time it is given up one day, by both it is known again.
+        None if sender == Sender::Client => (schema, Some(Origin::now(CLIENT.into()))),
+        None => (schema, None),
+    };
     match record::parse(&body, schema) {
         Ok(body) => Ok(Record {
             id: id.into(),
             body,
             traceparent: (traceparent.len() <= TRACEPARENT_MAX && is_visible_ascii(&traceparent))
                 .then(|| traceparent.into()),
-            origin: Origin::parse(&origin),
+            origin,
         }),
         Err(invalid) => Err(refuse(id, invalid.to_string())),
     }
