@@ -92,11 +92,11 @@ impl Node {
         line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") << 10
     }
 
-    /// Bytes on disk of its spool.
+    /// Bytes on disk of its spool, the table of keys apart.
     pub fn spool_bytes(&self) -> u64 {
-        let files = fs::read_dir(self.data.path()).expect("its folder");
-        let sizes = files.map(|file| file.and_then(|file| file.metadata()).map_or(0, |found| found.len()));
-        sizes.sum()
+        let files = fs::read_dir(self.data.path()).expect("its folder").filter_map(Result::ok);
+        let queues = files.filter(|file| !file.file_name().to_string_lossy().starts_with("keys"));
+        queues.map(|file| file.metadata().map_or(0, |found| found.len())).sum()
     }
 
     /// Sends it "TERM", "KILL" or another signal.
