@@ -36,6 +36,8 @@ pub const KNOWN_FOR: Duration = Duration::from_mins(10);
 pub const KEYS_MAX: usize = 1 << 18;
 /// How long a receipt waits for its key to be written.
 const WRITE_PATIENCE: Duration = Duration::from_secs(1);
+/// Entries that may wait to be written; beyond them, keys do not outlive the process.
+const UNWRITTEN_MAX: usize = 1 << 16;
 /// Entries that are written at once.
 const BATCH: usize = 4096;
 /// The files carry no salt: a client that forges an entry forges its own keys only.
@@ -99,8 +101,7 @@ struct Order {
 #[derive(Clone)]
 pub struct Keys {
     table: Arc<Mutex<Table>>,
-    /// Each order belongs to a request that was admitted by permit, so the channel is bounded by them.
-    orders: mpsc::UnboundedSender<Order>,
+    orders: mpsc::Sender<Order>,
 }
 
 /// What to do with a request that has a key.
@@ -143,7 +144,7 @@ impl Keys {
         let new = folder.join("keys.new");
         fs::write(&new, kept).and_then(|()| fs::rename(&new, &files.old))?;
         let file = File::create(&files.young)?;
-        let (orders, inbox) = mpsc::unbounded_channel();
+        let (orders, inbox) = mpsc::channel(UNWRITTEN_MAX);
         let table = Arc::new(Mutex::new(table));
         let writer = Writer { files, file, table: Arc::clone(&table) };
         thread::Builder::new().name("keys".into()).spawn(move || writer.run(inbox))?;
@@ -187,9 +188,9 @@ impl First {
         let (written, done) = oneshot::channel();
         let line = Line::new(&self.key, receipt);
         let at_us = line.at_us;
-        // The writer has ended with the node, or could not write: the record is safe all the same, and its receipt may leave.
-        if self.keys.orders.send(Order { line, written }).is_ok() && timeout(WRITE_PATIENCE, done).await.is_err() {
-            warn!("the key table's disk hangs: after a restart, this key is taken for new");
+        // The record is safe whatever becomes of its key, and its receipt may leave.
+        if self.keys.orders.try_send(Order { line, written }).is_err() || timeout(WRITE_PATIENCE, done).await.is_err() {
+            warn!("the key table's disk hangs, or the node ends: after a restart, this key is taken for new");
         }
         let mut table = self.keys.lock();
         table.old.remove(&self.hash);
@@ -266,7 +267,7 @@ struct Writer {
 }
 
 impl Writer {
-    fn run(mut self, mut inbox: mpsc::UnboundedReceiver<Order>) {
+    fn run(mut self, mut inbox: mpsc::Receiver<Order>) {
         let mut orders = Vec::new();
         let mut bytes = Vec::new();
         while inbox.blocking_recv_many(&mut orders, BATCH) > 0 {

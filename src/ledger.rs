@@ -326,11 +326,11 @@ impl Balance {
     }
 }
 
-/// Compares the counts whenever nothing has moved for a while, for ever: an imbalance is an error of this program, and is
+/// Compares the counts whenever nothing has moved for a while, until the spool has ended: an imbalance is an error of this program, and is
 /// reported as one.
 pub async fn audit(ledger: Arc<Ledger>, held: watch::Receiver<Held>) {
     let mut before = None;
-    loop {
+    while held.has_changed().is_ok() {
         sleep(REST).await;
         let held = *held.borrow();
         let balance = ledger.balance(&held);

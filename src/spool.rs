@@ -193,7 +193,8 @@ enum Order {
 /// The way to the thread. Clones lead to the same one; it ends when it is closed, or when the last of them is dropped.
 #[derive(Clone)]
 pub struct Spool {
-    /// Each order belongs to a record that was admitted by permit, so the channel is bounded by them.
+    /// Bounded by what it is about: each put belongs to a record that holds its permit or its place until the answer, each settled key
+    /// to a put, and who takes waits for what was taken before.
     orders: mpsc::UnboundedSender<Order>,
     held: watch::Receiver<Held>,
 }

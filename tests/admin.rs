@@ -7,6 +7,7 @@ use crate::{
     end_to_end::traffic,
     support::{
         api::Api,
+        eventually,
         lanes::{Lane as _, Nats, grpc_variables},
         node::{Node, PATIENCE},
         rig::Rig as _,
@@ -137,10 +138,12 @@ async fn the_oldest_record_on_disk_is_told() {
     let nobody = format!("nats://127.0.0.1:{}", crate::support::process::free_port());
     let node = Node::start("http://127.0.0.1:9/", &[("LANES__NATS__URL".into(), nobody)]).await;
     assert_eq!(node.post("/", "a", traffic()[0].clone()).await.unwrap().0, StatusCode::ACCEPTED);
-    tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
-    let (_, text) = node.text("/metrics").await;
-    let age = text.lines().find_map(|line| line.strip_prefix("waypost_oldest_waiting_seconds ")).expect("it is told");
-    assert!(age.parse::<f64>().unwrap() >= 1.0, "{age}");
+    let text = eventually("it has waited for a second", PATIENCE, async || {
+        let (_, text) = node.text("/metrics").await;
+        let age = text.lines().find_map(|line| line.strip_prefix("waypost_oldest_waiting_seconds "))?;
+        (age.parse::<f64>().expect("a number") >= 1.0).then(|| text.clone())
+    })
+    .await;
     assert!(text.lines().any(|line| line == "waypost_records_accepted_total{path=\"spool\"} 1"), "{text}");
     assert!(text.lines().any(|line| line == "waypost_spool_records 1"), "{text}");
 }

@@ -10,7 +10,6 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, watch},
     time::{sleep, timeout},
 };
-
 use tracing::warn;
 
 use super::{Drain, InFlight, Member, Ping, Task, ingest::Ingest, supervisor::Life};
@@ -24,6 +23,8 @@ use crate::{
 
 /// Records of one queue that are on their way to a lane.
 const WINDOW: usize = 256;
+/// Records of all queues that are on their way.
+pub const FED_MAX: usize = WINDOW * (1 + LaneId::ALL.len());
 /// How many are taken from the disk at once.
 const BATCH: u32 = 64;
 /// The first retry waits at most this.

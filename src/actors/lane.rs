@@ -19,6 +19,7 @@ use tracing::{debug, warn};
 
 use super::{
     Drain, Forward, InFlight, Job, Member, Ping, Publish, RECORDS_MAX, Returned, Slot, Task,
+    feeder::FED_MAX,
     forwarder::Forwarder,
     router::Router,
     supervisor::{Exit, Life},
@@ -207,7 +208,7 @@ impl<T: Transport> Actor for Lane<T> {
 
 impl<T: Transport> Member for Lane<T> {
     /// Each record that may be in hand, and control messages.
-    const MAILBOX: usize = RECORDS_MAX + 64;
+    const MAILBOX: usize = RECORDS_MAX + FED_MAX + 64;
 }
 
 impl<T: Transport> Handler<Publish> for Lane<T> {

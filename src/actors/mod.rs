@@ -4,17 +4,19 @@
 //! ingest ──Route──▶ Router ──Publish──▶ Lane ──▶ transport ══▶ broker ══▶ Lane's pull ──Forward──▶ Forwarder ──▶ API
 //!                     ▲                  │
 //!                     └─────Returned─────┘   a lane that cannot confirm a record gives it back
+//!
+//! spool ──▶ Feeder ──Route──▶ Router ──▶ spool   what no lane confirms in time waits on disk, and comes again
 //! ```
 //!
 //! | message | from | to | means |
 //! | --- | --- | --- | --- |
-//! | [`Route`] | ingest | router | make this record safe, and answer its [`Job`] |
+//! | [`Route`] | ingest, feeder | router | make this record safe, and answer its [`Job`] |
 //! | [`Publish`] | router | lane | confirm this record |
 //! | [`Returned`] | lane | router | not confirmed here: try another |
 //! | [`LaneUp`], [`LaneDown`] | supervisor | router | a lane takes records, or no longer does |
 //! | [`Introduced`] | supervisor | router | these were all that are up |
 //! | [`Forward`] | lane | forwarder | POST this delivery and settle it |
-//! | [`Drain`] | supervisor, lane | lane, forwarder | finish what is in flight |
+//! | [`Drain`] | supervisor, lane, node | lane, forwarder, feeder | finish what is in flight |
 //! | [`Ping`] | supervisor | all | are you alive, and getting on? |
 //! | [`supervisor::Started`], [`supervisor::Risen`], [`supervisor::Exited`] | all | supervisor | the life of an actor |
 //! | [`supervisor::Order`], [`supervisor::Snapshot`], [`supervisor::DrainAll`] | admin, node | supervisor | pause, resume, restart; how are all; stop |

@@ -8,7 +8,7 @@ use tracing::debug;
 
 use super::{
     Drain, Introduced, Job, LaneDown, LaneUp, Member, Ping, Publish, RECORDS_MAX, Refused, Returned, Route,
-    ingest::Disk, supervisor::Life,
+    feeder::FED_MAX, ingest::Disk, supervisor::Life,
 };
 use crate::{config::Policy, delivery::LaneId};
 
@@ -111,7 +111,7 @@ impl Actor for Router {
 
 impl Member for Router {
     /// Each record that may be in hand, twice (on its way in, and coming back), and control messages.
-    const MAILBOX: usize = 2 * RECORDS_MAX + 64;
+    const MAILBOX: usize = 2 * (RECORDS_MAX + FED_MAX) + 64;
 }
 
 impl Handler<Route> for Router {

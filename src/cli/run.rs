@@ -8,7 +8,7 @@ use tracing::{error, warn};
 use super::NodeArgs;
 use crate::node::Node;
 
-/// A drain that takes longer is cut off; what is left is safe in the brokers.
+/// A drain that takes longer is cut off; what is left is safe in the brokers and on disk.
 const DRAIN_MAX: Duration = Duration::from_millis(9_500);
 
 #[derive(Debug, Default, clap::Args)]
@@ -41,7 +41,7 @@ pub async fn run(args: Args) -> ExitCode {
         }
     });
     if tokio::time::timeout(DRAIN_MAX, node.drain()).await.is_err() {
-        warn!("the drain took too long and was cut off; what is left is in the brokers");
+        warn!("the drain took too long and was cut off; what is left is in the brokers and on disk");
     }
     ExitCode::SUCCESS
 }
