@@ -1,9 +1,12 @@
 //! Child processes that die with the test binary, however it ends.
 
 use std::{
+    fs,
     net::TcpListener,
     process::{Child, Command},
     sync::{LazyLock, Mutex, mpsc},
+    thread,
+    time::{Duration, Instant},
 };
 
 use std::os::unix::process::CommandExt as _;
@@ -19,7 +22,7 @@ type Order = (Command, mpsc::Sender<std::io::Result<Child>>);
 /// that lives as long as the binary starts them all.
 static STARTER: LazyLock<Mutex<mpsc::Sender<Order>>> = LazyLock::new(|| {
     let (orders, inbox) = mpsc::channel::<Order>();
-    std::thread::spawn(move || {
+    thread::spawn(move || {
         for (mut command, started) in inbox {
             started.send(command.spawn()).ok();
         }
@@ -38,8 +41,21 @@ pub fn start(program: &str, set_up: impl FnOnce(&mut Command)) -> std::io::Resul
     answer.recv().expect("the starter answers")
 }
 
-/// Sends `signal` ("TERM", "STOP", "CONT", "KILL") to one process.
+/// Sends `signal` ("TERM", "STOP", "CONT", "KILL") to one process. After "STOP" each of its threads has stopped: while the one
+/// that takes the signal waits for a processor, the others run on and answer.
 pub fn signal(child: &Child, signal: &str) {
     let status = Command::new("kill").args([&format!("-{signal}"), &child.id().to_string()]).status();
     assert!(status.expect("kill runs").success(), "kill -{signal} {}", child.id());
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while signal == "STOP" && !has_stopped(child.id()) {
+        assert!(Instant::now() < deadline, "process {} does not stop", child.id());
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn has_stopped(process: u32) -> bool {
+    let tasks = fs::read_dir(format!("/proc/{process}/task")).expect("a child's threads");
+    let mut states = tasks.map(|task| fs::read_to_string(task.expect("a thread").path().join("stat")));
+    // The state follows the name, which is in parentheses. A thread that has ended meanwhile has no file.
+    states.all(|stat| stat.ok().and_then(|stat| Some(stat.rsplit_once(") ")?.1.starts_with('T'))).unwrap_or(true))
 }
