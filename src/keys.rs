@@ -121,16 +121,17 @@ pub struct First {
 }
 
 impl Keys {
-    /// Opens the table with what an earlier run has left in `folder`.
+    /// Opens the table with what an earlier run has left in `folder`. A disk that fails or is full costs keys, which the log
+    /// says, and not the start.
     ///
     /// # Errors
-    /// When the folder cannot be written to.
+    /// When there can be no thread.
     pub fn open(folder: &Path) -> io::Result<Self> {
         let files = Files { young: folder.join("keys.young"), old: folder.join("keys.old") };
         let mut table = Table { began_us: unix_us(), ..Table::default() };
         let mut kept = Vec::new();
         for file in [&files.old, &files.young] {
-            read(file, |line| {
+            let known = read(file, |line| {
                 if age(line.at_us) < KNOWN_FOR
                     && let Some(receipt) = line.receipt()
                 {
@@ -138,12 +139,20 @@ impl Keys {
                     let hash = table.hash(&line.key);
                     table.old.insert(hash, State::Done { receipt, at_us: line.at_us });
                 }
-            })?;
+            });
+            if let Err(why) = known {
+                error!(file = %file.display(), %why, "the key table cannot be read: its keys are taken for new");
+            }
         }
         // What was read is of the older generation from now on, in one file, which a kill leaves whole.
         let new = folder.join("keys.new");
-        fs::write(&new, kept).and_then(|()| fs::rename(&new, &files.old))?;
-        let file = File::create(&files.young)?;
+        let file = match fs::write(&new, kept).and_then(|()| fs::rename(&new, &files.old)) {
+            Ok(()) => File::create(&files.young).ok(),
+            Err(why) => {
+                warn!(%why, "the key table cannot be written anew; it grows");
+                None
+            }
+        };
         let (orders, inbox) = mpsc::channel(UNWRITTEN_MAX);
         let table = Arc::new(Mutex::new(table));
         let writer = Writer { files, file, table: Arc::clone(&table) };
@@ -262,7 +271,8 @@ fn read(path: &Path, mut each: impl FnMut(Line)) -> io::Result<()> {
 /// What the thread owns.
 struct Writer {
     files: Files,
-    file: File,
+    /// `None` until it can be opened.
+    file: Option<File>,
     table: Arc<Mutex<Table>>,
 }
 
@@ -278,7 +288,7 @@ impl Writer {
             for order in &orders {
                 append(&mut bytes, &order.line);
             }
-            if let Err(why) = self.file.write_all(&bytes) {
+            if let Err(why) = self.write(&bytes) {
                 error!(%why, "the key table cannot be written: after a restart, these keys are taken for new");
             }
             for order in orders.drain(..) {
@@ -288,11 +298,20 @@ impl Writer {
         }
     }
 
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let file = match &mut self.file {
+            Some(file) => file,
+            // What lies there is not lost yet.
+            none => none.insert(File::options().append(true).create(true).open(&self.files.young)?),
+        };
+        file.write_all(bytes)
+    }
+
     /// The younger file becomes the older one.
     fn turn(&mut self) {
         let turned = fs::rename(&self.files.young, &self.files.old).and_then(|()| File::create(&self.files.young));
         match turned {
-            Ok(file) => self.file = file,
+            Ok(file) => self.file = Some(file),
             Err(why) => error!(%why, "the key table cannot be turned over; it grows"),
         }
     }
@@ -371,6 +390,18 @@ mod tests {
         assert!(known <= 2 * KEYS_MAX + BATCH, "{known}");
         assert_eq!(taken(&keys, &all[all.len() - 1]).await, NATS);
         first(&keys, &all[0]).await;
+    }
+
+    #[tokio::test]
+    async fn a_folder_that_takes_nothing_costs_no_start_and_no_key_that_is_there() {
+        let folder = TempDir::new().unwrap();
+        first(&Keys::open(folder.path()).unwrap(), "a").await.taken(NATS).await;
+        // Neither file nor link can be made of it.
+        fs::create_dir(folder.path().join("keys.new")).unwrap();
+        let keys = Keys::open(folder.path()).unwrap();
+        first(&keys, "b").await.taken(NATS).await;
+        let keys = Keys::open(folder.path()).unwrap();
+        assert_eq!((taken(&keys, "a").await, taken(&keys, "b").await), (NATS, NATS));
     }
 
     #[tokio::test]

@@ -108,8 +108,7 @@ impl Node {
             max_body: config.ingest.max_body,
             max_record: config.ingest.max_record,
             run: Arc::clone(&ledger.run),
-            keys: Keys::open(&config.spool.dir)
-                .map_err(|source| OpenError::Folder { folder: config.spool.dir.clone(), source })?,
+            keys: Keys::open(&config.spool.dir)?,
             ledger: Arc::clone(&ledger),
         };
         let (policy, ids) = (config.router.policy, lanes.iter().map(|(lane, _)| *lane).collect::<Arc<[_]>>());
@@ -152,6 +151,7 @@ impl Node {
                         tap: tap.clone(),
                         schema: config.ingest.schema,
                         spool: spool.clone(),
+                        breaker: Arc::clone(&wiring.breaker),
                     });
                     branch.grow::<grpc::Grpc>(settings, &mut graph);
                 }

@@ -28,11 +28,13 @@ use waypost::{
     delivery::{Delivery, LaneId, Passage},
     proto::{Outcome, Receipt, WatchRequest},
     record::Schema,
+    spool::Queue,
 };
 
 use crate::support::{
     closed_spool, eventually,
     grpc::{Wire, channel, client, connect, message, record, settings, settings_at, uri},
+    spool,
     tls::certificate,
 };
 
@@ -266,6 +268,35 @@ async fn a_node_that_is_full_and_whose_disk_takes_nothing_slows_its_senders_down
     };
     let (receipts, ()) = tokio::join!(receipts.collect::<Vec<_>>(), settled);
     assert_eq!(receipts.iter().flatten().filter(|r| r.outcome() == Outcome::Safe).count(), RECORDS);
+}
+
+#[actix_rt::test]
+async fn while_the_api_is_away_a_record_is_safe_on_disk_at_once_and_comes_from_there() {
+    const RECORDS: usize = 40;
+    let (spool, _folder) = spool();
+    let settings = Settings { spool, ..settings() };
+    while !settings.breaker.is_open() {
+        settings.breaker.pass().await.failed(None);
+    }
+    let node = connect(&settings).await;
+    let mut client = client(&node).await;
+    // If each waited for the API first, these would take twice as long.
+    let sent = async {
+        for n in 0..RECORDS {
+            let receipt = client.send(message(&n.to_string(), "{}")).await.unwrap().into_inner();
+            assert_eq!(receipt.outcome(), Outcome::Safe);
+        }
+    };
+    timeout(PATIENCE, sent).await.expect("receipts at once");
+    for n in 0..RECORDS {
+        let delivery = next(&node).await;
+        assert_eq!(*delivery.record.id, n.to_string());
+        delivery.ack();
+    }
+    eventually("their entries are struck out", PATIENCE, async || {
+        (settings.spool.holds().records(Queue::Carried) == 0).then_some(())
+    })
+    .await;
 }
 
 #[actix_rt::test]

@@ -1,6 +1,6 @@
 //! `waypost check`: validates the configuration, and tries what it names.
 
-use std::{process::ExitCode, time::Duration};
+use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use awc::http::Uri;
 use tokio::{net::TcpStream, sync::broadcast, time::timeout};
@@ -79,6 +79,7 @@ async fn connect_grpc(lane: config::Grpc, config: &Config) -> Result<String, Str
         tap: broadcast::Sender::new(1),
         schema: config.ingest.schema,
         spool: Spool::open(folder.path(), config.spool.max).map_err(|why| why.to_string())?,
+        breaker: Arc::default(),
     };
     connect::<grpc::Grpc>(settings).await
 }

@@ -12,6 +12,7 @@ mod tls;
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
     time::Duration,
 };
 
@@ -25,6 +26,7 @@ use tokio::{
 use self::{client::Peers, hold::Hold, service::Service, tls::Tls};
 use super::{Broker, CLOSE_TIMEOUT, Transport, TransportError};
 use crate::{
+    breaker::Breaker,
     config,
     delivery::{Delivery, LaneId, Tap},
     record::{Record, Schema},
@@ -60,6 +62,8 @@ pub struct Settings {
     pub schema: Schema,
     /// Where the node keeps what the API does not take soon.
     pub spool: Spool,
+    /// Of the API that the node's forwarders POST to: while it is open, what comes in goes to disk at once.
+    pub breaker: Arc<Breaker>,
 }
 
 /// How far the end has come.
@@ -110,7 +114,7 @@ impl Transport for Grpc {
     const CONFIRMS_ALONE: bool = false;
 
     async fn connect(settings: &Settings) -> Result<Self, TransportError> {
-        let Settings { config, tap, schema, spool } = settings;
+        let Settings { config, tap, schema, spool, breaker } = settings;
         let tls = Tls::read(config).await?;
         let listener = bind(config.listen).await.map_err(|e| connect_error(config.listen, &e))?;
         let address = listener.local_addr().map_err(|e| connect_error(config.listen, &e))?;
@@ -121,7 +125,7 @@ impl Transport for Grpc {
         };
 
         let (phase, phases) = watch::channel(Phase::Serving);
-        let (intake, hold) = Hold::new(spool.clone());
+        let (intake, hold) = Hold::new(spool.clone(), Arc::clone(breaker));
         let service = Service { intake: intake.clone(), schema: *schema, tap: tap.clone(), phase: phases.clone() };
         let serving = server::serve(listener, tls.server(), service, phases.clone())?;
         let (server, alive) = watch::channel(());

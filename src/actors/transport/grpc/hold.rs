@@ -2,8 +2,8 @@
 //! hands, or wait for another try.
 //!
 //! There is no broker behind this lane, so the node's disk is what keeps a record that the API does not take soon: it is
-//! [`Held::carry`]ed, and then its sender has its receipt. Where there is no room left in memory, a record goes to disk at once, and
-//! comes back when there is.
+//! [`Held::carry`]ed, and then its sender has its receipt. Where there is no room left in memory, or while the API is known to be
+//! away, a record goes to disk at once, and comes back when there is room.
 
 use std::{
     mem,
@@ -20,6 +20,7 @@ use tokio::{
 use tracing::warn;
 
 use crate::{
+    breaker::Breaker,
     delivery::{Delivery, Verdict},
     record::Record,
     spool::{Entry, Key, Queue, Spool},
@@ -118,14 +119,17 @@ pub(super) struct Intake {
     overflow: Arc<Semaphore>,
     ready: mpsc::Sender<Ready>,
     spool: Spool,
+    breaker: Arc<Breaker>,
 }
 
 impl Intake {
-    /// Holds `record`: in memory, or on disk where there is no room, or where the disk fails as well, once there is room. Waits while
-    /// too many are on their way to the disk. Dropped before it resolves, the record is not held.
+    /// Holds `record`: in memory, or on disk where there is no room or the API is away, or where the disk fails as well, once there
+    /// is room. Waits while too many are on their way to the disk. Dropped before it resolves, the record is not held.
     pub(super) async fn admit(&self, record: &Record) -> (Safe, Option<Arc<Held>>) {
         let (safe, outcome) = oneshot::channel();
-        if let Ok(room) = Arc::clone(&self.room).try_acquire_many_owned(units(record)) {
+        if !self.breaker.is_open()
+            && let Ok(room) = Arc::clone(&self.room).try_acquire_many_owned(units(record))
+        {
             let held = self.hold(record.clone(), State::Memory, Some(safe), room);
             return (outcome, Some(held));
         }
@@ -227,10 +231,10 @@ struct Inbox {
 }
 
 impl Hold {
-    pub(super) fn new(spool: Spool) -> (Intake, Self) {
+    pub(super) fn new(spool: Spool, breaker: Arc<Breaker>) -> (Intake, Self) {
         let (ready, inbox) = mpsc::channel(ROOM);
         let (room, overflow) = (Arc::new(Semaphore::new(ROOM)), Arc::new(Semaphore::new(OVERFLOW as usize)));
-        let intake = Intake { room, overflow, ready: ready.clone(), spool };
+        let intake = Intake { room, overflow, ready: ready.clone(), spool, breaker };
         (intake, Self { ready, inbox: Mutex::new(Inbox { ready: inbox, delayed: FuturesUnordered::new() }) })
     }
 
