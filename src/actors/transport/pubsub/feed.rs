@@ -31,10 +31,10 @@ use tokio::{
 use super::{Access, TransportError, charge};
 use crate::actors::transport::PREFETCH;
 
-/// What the feed may hold of the subscription, ready, delivered or delayed, in KiB: 64 MiB, and so no more than [`HELD_MAX`].
+/// What the feed may hold of the subscription, ready, delivered or delayed, in KiB: 16 MiB, and so no more than [`HELD_MAX`].
 /// That is far beyond what the service is asked to send. The emulator sends what it has, and what is left unread for as long
 /// as a lease it sends again and again.
-const HELD_KIB: u32 = 64 << 10;
+const HELD_KIB: u32 = 16 << 10;
 const HELD_CHARGE_MIN_KIB: u32 = 2;
 pub(super) const HELD_MAX: u32 = HELD_KIB / HELD_CHARGE_MIN_KIB;
 /// What the service may have sent that is not settled. Deliveries that wait out a delay count.
