@@ -64,6 +64,7 @@ pub mod delivery;
 pub mod http;
 pub mod keys;
 pub mod ledger;
+pub mod load;
 pub mod node;
 pub mod record;
 pub mod sink;

@@ -3,15 +3,13 @@
 use awc::http::StatusCode;
 use serde_json::{Value, json};
 
-use crate::{
-    end_to_end::traffic,
-    support::{
-        api::Api,
-        eventually,
-        lanes::{Lane as _, Nats, grpc_variables},
-        node::{Node, PATIENCE},
-        rig::Rig as _,
-    },
+use crate::support::{
+    api::Api,
+    eventually,
+    lanes::{Lane as _, Nats, grpc_variables},
+    node::{Node, PATIENCE},
+    rig::Rig as _,
+    traffic,
 };
 
 #[actix_rt::test]

@@ -5,25 +5,19 @@ use std::{cell::RefCell, collections::HashMap, process::Command, rc::Rc, time::D
 use awc::http::StatusCode;
 use bytes::Bytes;
 use futures_util::future::join_all;
-use serde_json::{Value, json, value::RawValue};
+use serde_json::{Value, json};
 
 use crate::support::{
     api::Api,
     lanes::{Lane, Nats, Pubsub, Rabbitmq, grpc_variables},
     node::Node,
     rig::Rig as _,
+    traffic,
 };
 
 /// Connections that post at the same time.
 const CLIENTS: usize = 16;
 const PATIENCE: Duration = Duration::from_mins(1);
-
-/// The records of `traffic.json`, byte for byte.
-pub fn traffic() -> Vec<Bytes> {
-    let records: Vec<Box<RawValue>> =
-        serde_json::from_str(include_str!("../traffic.json")).expect("traffic.json is JSON");
-    records.iter().map(|record| Bytes::copy_from_slice(record.get().as_bytes())).collect()
-}
 
 /// `record` as the API must get it.
 fn tagged(record: &Bytes, tag: &str) -> Vec<u8> {

@@ -10,17 +10,14 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::{
-    end_to_end::traffic,
-    support::{
-        api::{Api, Conduct},
-        eventually,
-        lanes::{Lane, Nats, Pubsub, Rabbitmq, grpc_variables},
-        load::{CLIENTS, Load},
-        node::{Node, PATIENCE},
-        rig::Rig as _,
-        wanted,
-    },
+use crate::support::{
+    api::{Api, Conduct},
+    eventually,
+    lanes::{Lane, Nats, Pubsub, Rabbitmq, grpc_variables},
+    load::{CLIENTS, Load},
+    node::{Node, PATIENCE},
+    rig::Rig as _,
+    traffic, wanted,
 };
 
 /// The broker of a lane is killed under load and started again. The other lane takes all traffic meanwhile.

@@ -3,14 +3,12 @@
 use awc::http::{Method, StatusCode, header};
 use serde_json::{Value, json};
 
-use crate::{
-    end_to_end::traffic,
-    support::{
-        api::Api,
-        eventually,
-        lanes::grpc_variables,
-        node::{Node, PATIENCE},
-    },
+use crate::support::{
+    api::Api,
+    eventually,
+    lanes::grpc_variables,
+    node::{Node, PATIENCE},
+    traffic,
 };
 
 const RECORD: &str = r#"{"name":"Ñusta","location":"Cobán","age":42,"infectedtype":"imported","state":"symptomatic"}"#;

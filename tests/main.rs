@@ -9,6 +9,7 @@ mod faults;
 mod grpc;
 mod ingest;
 mod lane;
+mod load;
 #[cfg(feature = "failpoints")]
 mod model;
 mod nats;

@@ -6,14 +6,12 @@ use awc::http::StatusCode;
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 
-use crate::{
-    end_to_end::traffic,
-    support::{
-        api::{Api, Conduct},
-        eventually,
-        lanes::grpc_variables,
-        node::{Node, PATIENCE},
-    },
+use crate::support::{
+    api::{Api, Conduct},
+    eventually,
+    lanes::grpc_variables,
+    node::{Node, PATIENCE},
+    traffic,
 };
 
 const RECORDS: usize = 50;

@@ -15,7 +15,7 @@ fn traffic_json_is_what_its_generator_writes() {
 
 #[test]
 fn traffic_json_has_a_thousand_varied_records_of_the_case_schema() {
-    let records = crate::end_to_end::traffic();
+    let records = crate::support::traffic();
     assert_eq!(records.len(), 1000);
     for record in &records {
         assert_eq!(parse(record, Schema::Case).as_ref(), Ok(record));

@@ -4,7 +4,6 @@
 use std::{
     cell::RefCell,
     fs,
-    io::IsTerminal as _,
     net::{Ipv4Addr, SocketAddr, TcpListener},
     path::PathBuf,
     process::ExitCode,
@@ -15,21 +14,21 @@ use std::{
 use awc::http::StatusCode;
 use bytes::Bytes;
 use futures_util::future::join_all;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use serde_json::{json, value::RawValue};
+use serde_json::json;
 
-use super::{NodeArgs, USAGE, run::stop_signal};
+use super::{NodeArgs, USAGE, progress::Progress, run::stop_signal};
 use crate::{
     actors::supervisor::{ChildId, Snapshot, State},
     config::Config,
     delivery::LaneId,
+    load,
     node::Node,
     record::Record,
     sink::Sink,
 };
 
 /// The records that the demo replays unless it is given others.
-const TRAFFIC: &str = include_str!("../../traffic.json");
+pub(super) const TRAFFIC: &str = include_str!("../../traffic.json");
 /// Clients of the replay.
 const USERS: usize = 32;
 /// How long the lanes may take to come up.
@@ -41,7 +40,7 @@ const BALANCE_PATIENCE: Duration = Duration::from_secs(30);
 pub struct Args {
     #[command(flatten)]
     node: NodeArgs,
-    /// Replay these records instead of the built-in ones: a JSON array
+    /// Replay these records instead of the built-in ones: a JSON array, or NDJSON
     #[arg(long, value_name = "FILE")]
     records: Option<PathBuf>,
     /// Exit when all is delivered: 0, or 1 if the ledger does not balance within 30 s
@@ -65,14 +64,13 @@ pub async fn demo(args: Args) -> ExitCode {
             return ExitCode::from(USAGE);
         }
     };
-    let records: Vec<Box<RawValue>> = match serde_json::from_str(text.as_deref().unwrap_or(TRAFFIC)) {
+    let records = match load::records(text.as_deref().unwrap_or(TRAFFIC)) {
         Ok(records) => records,
-        Err(failure) => {
-            eprintln!("waypost: --records: not a JSON array: {failure}");
+        Err(why) => {
+            eprintln!("waypost: --records: {why}");
             return ExitCode::from(USAGE);
         }
     };
-    let records = records.iter().map(|record| Bytes::copy_from_slice(record.get().as_bytes())).collect();
     match play(config, records, &args).await {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
@@ -107,7 +105,7 @@ async fn play(mut config: Config, records: Vec<Bytes>, args: &Args) -> Result<bo
     if !lanes_up(&node).await {
         eprintln!("waypost: not every lane is up after {LANES_PATIENCE:?}; see http://{}/api/status", node.admin);
     }
-    let progress = Progress::new(total);
+    let progress = Progress::new(total, "records taken");
     let began = Instant::now();
     let refused = replay(node.ingest, records, &progress).await;
     let balanced = refused == 0 && settled(&node, &sink, total, &progress).await;
@@ -205,7 +203,7 @@ async fn settled(node: &Node, sink: &Sink, total: u64, progress: &Progress) -> b
     let deadline = Instant::now() + BALANCE_PATIENCE;
     loop {
         let counts = node.ledger.totals();
-        progress.delivered(counts.delivered);
+        progress.note(format!("{} delivered", counts.delivered));
         if counts.accepted == total && counts.in_flight() == 0 && sink.stats().records == total {
             return true;
         }
@@ -253,39 +251,4 @@ fn report_json(
         "api": {"records": stats.records, "redeliveries": stats.redeliveries, "paths": stats.paths},
         "elapsed_s": elapsed.as_secs_f64(),
     })
-}
-
-/// A bar on a terminal, a line per quarter elsewhere; both on the standard error.
-struct Progress {
-    bar: ProgressBar,
-    total: u64,
-    on_terminal: bool,
-}
-
-impl Progress {
-    fn new(total: u64) -> Self {
-        let on_terminal = std::io::stderr().is_terminal();
-        let target = if on_terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-        let bar = ProgressBar::with_draw_target(Some(total), target);
-        if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} records taken {msg}") {
-            bar.set_style(style);
-        }
-        Self { bar, total, on_terminal }
-    }
-
-    fn one_more(&self) {
-        self.bar.inc(1);
-        let taken = self.bar.position();
-        if !self.on_terminal && self.total >= 4 && taken.is_multiple_of(self.total / 4) {
-            eprintln!("{taken} of {} records taken", self.total);
-        }
-    }
-
-    fn delivered(&self, count: u64) {
-        self.bar.set_message(format!("{count} delivered"));
-    }
-
-    fn end(&self) {
-        self.bar.finish();
-    }
 }

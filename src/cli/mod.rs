@@ -3,6 +3,8 @@
 pub mod check;
 pub mod dead;
 pub mod demo;
+pub mod load;
+mod progress;
 pub mod run;
 pub mod sink;
 
@@ -45,6 +47,8 @@ pub enum Command {
     Check(check::Args),
     /// Serve a reference API that keeps each record once
     Sink(sink::Args),
+    /// Post records as many users would, and tell how they were answered
+    Load(load::Args),
     /// List, replay or drop the dead letters of a node
     Dead(dead::Args),
 }
@@ -54,7 +58,7 @@ impl Cli {
     pub async fn execute(self) -> ExitCode {
         let quieter = match self.command {
             // Its own output says what happens.
-            Some(Command::Demo(_) | Command::Check(_)) => 1,
+            Some(Command::Demo(_) | Command::Check(_) | Command::Load(_)) => 1,
             _ => 0,
         };
         self.log(quieter);
@@ -64,6 +68,7 @@ impl Cli {
             Some(Command::Demo(args)) => demo::demo(args).await,
             Some(Command::Check(args)) => check::check(args).await,
             Some(Command::Sink(args)) => sink::sink(args).await,
+            Some(Command::Load(args)) => load::load(args).await,
             Some(Command::Dead(args)) => dead::dead(args).await,
         }
     }

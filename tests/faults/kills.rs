@@ -8,17 +8,14 @@ use std::time::{Duration, Instant};
 use awc::http::StatusCode;
 use futures_util::{StreamExt as _, stream};
 
-use crate::{
-    end_to_end::traffic,
-    support::{
-        api::Api,
-        eventually,
-        lanes::{Lane, Nats, Pubsub, Rabbitmq, grpc_variables},
-        load::{CLIENTS, Load},
-        node::{Node, PATIENCE},
-        rig::Rig as _,
-        wanted,
-    },
+use crate::support::{
+    api::Api,
+    eventually,
+    lanes::{Lane, Nats, Pubsub, Rabbitmq, grpc_variables},
+    load::{CLIENTS, Load},
+    node::{Node, PATIENCE},
+    rig::Rig as _,
+    traffic, wanted,
 };
 
 /// A broker gives back what a killed node held after its own time.

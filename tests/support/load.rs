@@ -15,8 +15,8 @@ use super::{
     api::Api,
     eventually,
     node::{Node, PATIENCE},
+    traffic,
 };
-use crate::end_to_end::traffic;
 
 /// Clients that post at the same time.
 pub const CLIENTS: usize = 8;

@@ -21,6 +21,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use tempfile::TempDir;
 use waypost::spool::Spool;
 
@@ -44,6 +45,11 @@ pub async fn closed_spool() -> Spool {
     let (spool, _folder) = spool();
     spool.close().await;
     spool
+}
+
+/// The records of `traffic.json`, byte for byte.
+pub fn traffic() -> Vec<Bytes> {
+    waypost::load::records(include_str!("../../traffic.json")).expect("traffic.json holds records")
 }
 
 /// Waits until `condition` gives a value, and returns it. Panics, naming `what`, once `patience` is over.

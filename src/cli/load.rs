@@ -1,0 +1,145 @@
+//! `waypost load`: users that post the records of a file, and how they were answered.
+
+use std::{fs, ops::Range, path::PathBuf, process::ExitCode, time::Duration};
+
+use tokio::time::interval;
+
+use super::{USAGE, demo::TRAFFIC, progress::Progress, run::stop_signal};
+use crate::load::{Load, Plan, Tally, Target, records, report};
+
+const PROGRESS_PERIOD: Duration = Duration::from_millis(200);
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// A JSON array of records, or NDJSON [default: the demo's 1,000]
+    file: Option<PathBuf>,
+    /// Where the records are posted
+    #[arg(long, value_name = "URL")]
+    host: String,
+    /// How many post at the same time, each over one connection
+    #[arg(long, default_value = "10", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    users: u32,
+    /// How many users begin each second [default: all at once]
+    #[arg(long, value_name = "N/s", value_parser = per_second)]
+    spawn_rate: Option<f64>,
+    /// How long each user waits between two records, such as 200ms..900ms
+    #[arg(long, value_name = "MIN..MAX", value_parser = wait, conflicts_with = "rate")]
+    wait: Option<Range<Duration>>,
+    /// How often all records are posted
+    #[arg(long, default_value = "1", value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    repeat: u32,
+    /// Post so many a second whatever the answers take; a latency counts from when its record was due
+    #[arg(long, value_name = "N/s", value_parser = per_second)]
+    rate: Option<f64>,
+    /// Write a report with charts
+    #[arg(long, value_name = "FILE.html")]
+    report: Option<PathBuf>,
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+fn per_second(text: &str) -> Result<f64, String> {
+    let number = text.strip_suffix("/s").unwrap_or(text).parse::<f64>();
+    number.ok().filter(|rate| (0.001..=1e7).contains(rate)).ok_or_else(|| "a number above 0, such as 100/s".into())
+}
+
+fn wait(text: &str) -> Result<Range<Duration>, String> {
+    let (min, max) = text.split_once("..").unwrap_or((text, text));
+    let duration = |text| humantime::parse_duration(text).map_err(|why| format!("{text:?}: {why}"));
+    let range = duration(min)?..duration(max)?;
+    if range.start > range.end { Err("the shorter comes first".into()) } else { Ok(range) }
+}
+
+/// Posts each record once a pass. Ctrl-C ends it early, with what was answered until then. Fails if any record was not
+/// taken, or not posted.
+pub async fn load(args: Args) -> ExitCode {
+    let plan = match plan(&args) {
+        Ok(plan) => plan,
+        Err(why) => {
+            eprintln!("waypost: {why}");
+            return ExitCode::from(USAGE);
+        }
+    };
+    let (target, plan) = plan;
+    let load = Load::new(target, plan);
+    let total = load.total() as u64;
+    let progress = Progress::new(total, "requests");
+    let show = |tally: &Tally| {
+        progress.note(format!("{:.0}/s, {} failed", tally.per_second(), tally.failures));
+        progress.reached(tally.requests);
+    };
+    {
+        let (running, stop) = (load.run(), stop_signal());
+        tokio::pin!(running, stop);
+        let mut period = interval(PROGRESS_PERIOD);
+        let mut stopped = false;
+        loop {
+            tokio::select! {
+                () = &mut running => break,
+                _ = &mut stop, if !stopped => {
+                    stopped = true;
+                    load.stop();
+                }
+                _ = period.tick() => show(&load.tally()),
+            }
+        }
+    }
+    let tally = load.tally();
+    show(&tally);
+    progress.end();
+
+    if args.json {
+        println!("{}", tally.json());
+    } else {
+        print(&tally);
+    }
+    if let Some(file) = &args.report
+        && let Err(why) = fs::write(file, report::html(&tally, &args.host))
+    {
+        eprintln!("waypost: {}: {why}", file.display());
+        return ExitCode::FAILURE;
+    }
+    if tally.requests < total {
+        eprintln!("waypost: stopped: {} of {total} records were posted", tally.requests);
+    }
+    if tally.failures == 0 && tally.requests == total { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn plan(args: &Args) -> Result<(Target, Plan), String> {
+    let text = match &args.file {
+        Some(file) => fs::read_to_string(file).map_err(|why| format!("{}: {why}", file.display()))?,
+        None => TRAFFIC.to_owned(),
+    };
+    let name = args.file.as_ref().map_or_else(|| "records".into(), |file| file.display().to_string());
+    let plan = Plan {
+        records: records(&text).map_err(|why| format!("{name}: {why}"))?,
+        passes: args.repeat as usize,
+        users: args.users as usize,
+        spawn_rate: args.spawn_rate.unwrap_or(f64::INFINITY),
+        wait: args.wait.clone().unwrap_or_default(),
+        rate: args.rate,
+    };
+    Ok((Target::parse(&args.host)?, plan))
+}
+
+fn print(tally: &Tally) {
+    println!(
+        "{:>9} {:>8} {:>11} {:>8} {:>8} {:>8} {:>8} {:>8}",
+        "requests", "failures", "requests/s", "p50 ms", "p90 ms", "p99 ms", "p99.9 ms", "max ms"
+    );
+    println!(
+        "{:>9} {:>8} {:>11.1} {:>8.2} {:>8.2} {:>8.2} {:>8.2} {:>8.2}",
+        tally.requests,
+        tally.failures,
+        tally.per_second(),
+        tally.latency_ms(0.5),
+        tally.latency_ms(0.9),
+        tally.latency_ms(0.99),
+        tally.latency_ms(0.999),
+        tally.latency_max_ms()
+    );
+    for (kind, count) in &tally.kinds {
+        println!("{count:>9} {kind}");
+    }
+}

@@ -1,0 +1,349 @@
+//! A load on an HTTP server: users that post records, each record exactly once a pass, and what they were answered.
+//!
+//! Closed loop, a user posts its next record when the last one was answered and it has waited. Open loop, at a fixed rate,
+//! records are due at their times whatever the server does, and a record's latency counts from when it was due, so that a
+//! server that stalls is charged for all that it kept waiting (no coordinated omission).
+//!
+//! All users share one thread; each has one connection.
+
+mod connection;
+pub mod report;
+
+use std::{
+    cell::{Cell, Ref, RefCell},
+    collections::BTreeMap,
+    ops::Range,
+    rc::Rc,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+use hdrhistogram::Histogram;
+use serde_json::{Value, json, value::RawValue};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
+
+pub use self::connection::Target;
+use self::connection::{Answer, Connection};
+use crate::record::Record;
+
+/// The grain of a timer. Whoever slept until a record was due is not late by that much.
+const TIMER_GRAIN: Duration = Duration::from_millis(2);
+/// How many kinds of failure are told apart; the rest is one more.
+const KINDS_MAX: usize = 20;
+const SAMPLE_PERIOD: Duration = Duration::from_secs(1);
+/// Latencies are kept in µs up to an hour, to three digits.
+const LATENCY_MAX_US: u64 = 3_600_000_000;
+
+/// What is posted, by how many, how fast.
+#[derive(Debug)]
+pub struct Plan {
+    pub records: Vec<Bytes>,
+    /// How often all records are posted.
+    pub passes: usize,
+    pub users: usize,
+    /// How many users begin each second.
+    pub spawn_rate: f64,
+    /// How long a user waits after each answer.
+    pub wait: Range<Duration>,
+    /// Records a second that are due, in an open loop.
+    pub rate: Option<f64>,
+}
+
+/// What a second of the load was like. Latencies in ms.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sample {
+    /// When it ended, since the begin of the load.
+    pub at: Duration,
+    pub per_second: f64,
+    pub failures_per_second: f64,
+    pub p50: f64,
+    pub p99: f64,
+    pub users: usize,
+}
+
+/// The counts so far.
+pub struct Tally {
+    pub requests: u64,
+    /// Answers other than a 2xx, and requests that got none.
+    pub failures: u64,
+    pub users: usize,
+    pub elapsed: Duration,
+    /// How often each kind of failure was met.
+    pub kinds: BTreeMap<String, u64>,
+    pub statuses: BTreeMap<u16, u64>,
+    pub samples: Vec<Sample>,
+    latency: Histogram<u64>,
+    /// Since the last sample.
+    recent: Recent,
+}
+
+struct Recent {
+    since: Duration,
+    failures: u64,
+    /// The most at a time.
+    users: usize,
+    latency: Histogram<u64>,
+}
+
+/// A load, and its counts while it runs and after it has ended.
+pub struct Load {
+    target: Target,
+    plan: Plan,
+    /// Makes each record's key unique among all loads.
+    run: String,
+    next: Cell<usize>,
+    stopped: Cell<bool>,
+    tally: RefCell<Tally>,
+}
+
+/// A record that is to be posted next.
+struct Turn {
+    number: usize,
+    due: Option<Instant>,
+}
+
+impl Load {
+    #[must_use]
+    pub fn new(target: Target, plan: Plan) -> Rc<Self> {
+        Rc::new(Self {
+            target,
+            plan,
+            run: Record::new_id().to_string(),
+            next: Cell::default(),
+            stopped: Cell::default(),
+            tally: RefCell::new(Tally::new()),
+        })
+    }
+
+    /// How many records are posted if nothing stops it.
+    #[must_use]
+    pub fn total(&self) -> usize {
+        self.plan.records.len() * self.plan.passes
+    }
+
+    #[must_use]
+    pub fn tally(&self) -> Ref<'_, Tally> {
+        self.tally.borrow()
+    }
+
+    /// No user posts another record. Those under way are answered first.
+    pub fn stop(&self) {
+        self.stopped.set(true);
+    }
+
+    /// Ends when each record was posted, or the load was stopped.
+    pub async fn run(&self) {
+        let began = Instant::now();
+        let users = join_all((0..self.plan.users).map(|number| self.user(number, began)));
+        tokio::pin!(users);
+        let mut seconds = interval(SAMPLE_PERIOD);
+        seconds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        seconds.tick().await;
+        loop {
+            let ended = tokio::select! {
+                _ = &mut users => true,
+                _ = seconds.tick() => false,
+            };
+            self.tally.borrow_mut().sample(began.elapsed());
+            if ended {
+                return;
+            }
+        }
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "nobody has 2^52 users")]
+    async fn user(&self, number: usize, began: Instant) {
+        sleep_until(began + Duration::from_secs_f64(number as f64 / self.plan.spawn_rate)).await;
+        self.tally.borrow_mut().begin_user();
+        let mut connection = Connection::new(&self.target);
+        while let Some(Turn { number, due }) = self.turn(began) {
+            let from = match due {
+                Some(due) if due > Instant::now() => {
+                    sleep_until(due).await;
+                    let now = Instant::now();
+                    if now - due < TIMER_GRAIN { now } else { due }
+                }
+                Some(due) => due,
+                None => Instant::now(),
+            };
+            let record = &self.plan.records[number % self.plan.records.len()];
+            let answer = connection.post(&format!("{}-{number}", self.run), record).await;
+            self.tally.borrow_mut().count(from.elapsed(), answer);
+            if self.plan.wait.end > Duration::ZERO && !self.stopped.get() {
+                let Range { start, end } = self.plan.wait;
+                sleep(start + (end.saturating_sub(start)).mul_f64(fastrand::f64())).await;
+            }
+        }
+        self.tally.borrow_mut().users -= 1;
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "nobody posts 2^52 records")]
+    fn turn(&self, began: Instant) -> Option<Turn> {
+        let number = self.next.get();
+        if self.stopped.get() || number == self.total() {
+            return None;
+        }
+        self.next.set(number + 1);
+        let due = self.plan.rate.map(|rate| began + Duration::from_secs_f64(number as f64 / rate));
+        Some(Turn { number, due })
+    }
+}
+
+impl Tally {
+    fn new() -> Self {
+        let empty = Histogram::new_with_max(LATENCY_MAX_US, 3).expect("an hour in µs has more than three digits");
+        Self {
+            requests: 0,
+            failures: 0,
+            users: 0,
+            elapsed: Duration::ZERO,
+            kinds: BTreeMap::new(),
+            statuses: BTreeMap::new(),
+            samples: Vec::new(),
+            recent: Recent { since: Duration::ZERO, failures: 0, users: 0, latency: empty.clone() },
+            latency: empty,
+        }
+    }
+
+    fn begin_user(&mut self) {
+        self.users += 1;
+        self.recent.users = self.recent.users.max(self.users);
+    }
+
+    fn count(&mut self, latency: Duration, answer: Answer) {
+        let us = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX);
+        self.latency.saturating_record(us);
+        self.recent.latency.saturating_record(us);
+        self.requests += 1;
+        let failure = match answer {
+            Ok(status) => {
+                *self.statuses.entry(status.as_u16()).or_default() += 1;
+                if status.is_success() {
+                    return;
+                }
+                format!("answered {status}")
+            }
+            Err(why) => why,
+        };
+        self.failures += 1;
+        self.recent.failures += 1;
+        let kind =
+            if self.kinds.len() < KINDS_MAX || self.kinds.contains_key(&failure) { failure } else { "others".into() };
+        *self.kinds.entry(kind).or_default() += 1;
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "counts of a second")]
+    fn sample(&mut self, at: Duration) {
+        self.elapsed = at;
+        let Recent { since, failures, users, latency } = &mut self.recent;
+        let seconds = at.saturating_sub(*since).as_secs_f64();
+        if latency.is_empty() || seconds <= 0.0 {
+            return;
+        }
+        self.samples.push(Sample {
+            at,
+            per_second: latency.len() as f64 / seconds,
+            failures_per_second: *failures as f64 / seconds,
+            p50: ms(latency.value_at_quantile(0.5)),
+            p99: ms(latency.value_at_quantile(0.99)),
+            users: *users,
+        });
+        latency.reset();
+        (*since, *failures, *users) = (at, 0, self.users);
+    }
+
+    #[must_use]
+    #[expect(clippy::cast_precision_loss, reason = "nobody posts 2^52 records")]
+    pub fn per_second(&self) -> f64 {
+        if self.elapsed.is_zero() { 0.0 } else { self.requests as f64 / self.elapsed.as_secs_f64() }
+    }
+
+    /// The latency in ms that so large a part of the requests did not exceed.
+    #[must_use]
+    pub fn latency_ms(&self, quantile: f64) -> f64 {
+        ms(self.latency.value_at_quantile(quantile))
+    }
+
+    #[must_use]
+    pub fn latency_max_ms(&self) -> f64 {
+        ms(self.latency.max())
+    }
+
+    /// For machines.
+    #[must_use]
+    pub fn json(&self) -> Value {
+        json!({
+            "requests": self.requests,
+            "failures": self.failures,
+            "elapsed_s": self.elapsed.as_secs_f64(),
+            "requests_per_s": self.per_second(),
+            "latency_ms": {
+                "p50": self.latency_ms(0.5),
+                "p90": self.latency_ms(0.9),
+                "p99": self.latency_ms(0.99),
+                "p99.9": self.latency_ms(0.999),
+                "max": self.latency_max_ms(),
+            },
+            "statuses": self.statuses,
+            "kinds_of_failure": self.kinds,
+        })
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "three digits are true")]
+fn ms(us: u64) -> f64 {
+    us as f64 / 1000.0
+}
+
+/// The records of a JSON array or of NDJSON, byte for byte.
+///
+/// # Errors
+/// Says what is wrong, and in NDJSON in which line.
+pub fn records(text: &str) -> Result<Vec<Bytes>, String> {
+    let bytes = |record: &RawValue| Bytes::copy_from_slice(record.get().as_bytes());
+    let records: Vec<_> = if text.trim_start().starts_with('[') {
+        let records: Vec<&RawValue> = serde_json::from_str(text).map_err(|why| why.to_string())?;
+        records.into_iter().map(bytes).collect()
+    } else {
+        let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+        let record = |(at, line): (usize, &str)| {
+            let record = serde_json::from_str(line).map_err(|why| format!("line {}: {why}", at + 1))?;
+            Ok::<_, String>(bytes(record))
+        };
+        lines.map(record).collect::<Result<_, _>>()?
+    };
+    if records.is_empty() { Err("holds no record".into()) } else { Ok(records) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_come_from_an_array_or_from_lines_byte_for_byte() {
+        let wanted = [Bytes::from("{\"a\": 1}"), Bytes::from("{\"b\":[ ]}")];
+        for text in ["[{\"a\": 1},\n {\"b\":[ ]}]", "{\"a\": 1}\n\n  {\"b\":[ ]}\r\n"] {
+            assert_eq!(records(text).as_deref(), Ok(&wanted[..]), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_holds_no_records_is_refused_with_the_place() {
+        for (text, why) in [("", "no record"), ("[]", "no record"), ("{}\n{\"a\":", "line 2"), ("[{}", "line 1")] {
+            let told = records(text).expect_err(text);
+            assert!(told.contains(why), "{told}");
+        }
+    }
+
+    #[test]
+    fn kinds_of_failure_are_bounded() {
+        let mut tally = Tally::new();
+        for number in 0..100 {
+            tally.count(Duration::from_millis(1), Err(format!("failure {number}")));
+        }
+        tally.count(Duration::from_millis(1), Err("failure 3".into()));
+        assert_eq!((tally.requests, tally.failures, tally.kinds.len()), (101, 101, KINDS_MAX + 1));
+        assert_eq!((tally.kinds["failure 3"], tally.kinds["others"]), (2, 80));
+    }
+}

@@ -1,0 +1,108 @@
+//! `waypost load`, as users run it, against an API that counts.
+
+use std::{
+    collections::HashSet,
+    process::{Child, Output, Stdio},
+    time::Duration,
+};
+
+use serde_json::Value;
+
+use crate::support::{
+    api::{Api, Conduct},
+    process::{signal, start},
+    traffic,
+};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+fn load(host: &str, arguments: &[&str]) -> Child {
+    start(env!("CARGO_BIN_EXE_waypost"), |command| {
+        command.args(["load", "--json", "--host", host]).args(arguments);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    })
+    .expect("the program starts")
+}
+
+/// The result, and the exit status.
+async fn outcome(load: Child) -> (Value, Option<i32>) {
+    let ended = tokio::task::spawn_blocking(|| load.wait_with_output()).await;
+    let Output { status, stdout, stderr } = ended.expect("it waits").expect("it ends");
+    let told = String::from_utf8_lossy(&stderr);
+    (serde_json::from_slice(&stdout).unwrap_or_else(|why| panic!("{why}: {told}")), status.code())
+}
+
+#[actix_rt::test]
+async fn each_record_is_posted_once_a_pass_byte_for_byte_over_as_many_connections_as_users() {
+    let api = Api::start();
+    let (result, status) = outcome(load(&api.url(), &["--users", "4", "--repeat", "3"])).await;
+    assert_eq!((status, &result["requests"], &result["failures"]), (Some(0), &3000.into(), &0.into()), "{result}");
+    assert_eq!(result["statuses"]["200"], 3000);
+    let posts = api.posts();
+    let mut bodies: Vec<_> = posts.iter().map(|post| post.body.clone()).collect();
+    let mut wanted = [traffic(), traffic(), traffic()].concat();
+    bodies.sort();
+    wanted.sort();
+    assert!(bodies == wanted, "each record three times");
+    let keys: HashSet<_> = posts.iter().map(|post| post.key.as_deref().expect("a key")).collect();
+    let peers: HashSet<_> = posts.iter().map(|post| post.peer).collect();
+    assert_eq!((keys.len(), peers.len()), (3000, 4));
+    assert!(posts.iter().all(|post| post.content_type.as_deref() == Some("application/json")));
+}
+
+#[actix_rt::test]
+async fn what_is_refused_or_cut_is_a_failure_and_named() {
+    let api = Api::start();
+    api.behave(|number, _| match number {
+        10..15 => Conduct::Answer(503),
+        // The second try over a new connection is cut as well.
+        20..22 => Conduct::CutAnswer,
+        _ => Conduct::Answer(202),
+    });
+    let (result, status) = outcome(load(&api.url(), &["--users", "1"])).await;
+    assert_eq!((status, &result["requests"], &result["failures"]), (Some(1), &1000.into(), &6.into()), "{result}");
+    assert_eq!((&result["statuses"]["202"], &result["statuses"]["503"]), (&994.into(), &5.into()), "{result}");
+    assert_eq!(result["kinds_of_failure"]["answered 503 Service Unavailable"], 5, "{result}");
+}
+
+#[actix_rt::test]
+async fn at_a_fixed_rate_a_server_that_stalls_is_charged_for_what_it_kept_waiting() {
+    let api = Api::start();
+    api.delay(Duration::from_millis(100));
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let file = folder.path().join("ten.ndjson");
+    std::fs::write(&file, "{\"a\":1}\n".repeat(10)).expect("the folder is ours");
+    let file = file.to_str().expect("a plain path");
+    // Ten are due within 0.1 s, and are answered one after the other within 1 s.
+    let (result, _) = outcome(load(&api.url(), &[file, "--users", "1", "--rate", "100/s"])).await;
+    let max = result["latency_ms"]["max"].as_f64().expect("a number");
+    assert!(max > 900.0, "the last one waits for nine: {result}");
+}
+
+#[actix_rt::test]
+async fn users_wait_between_records() {
+    let api = Api::start();
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let file = folder.path().join("four.json");
+    std::fs::write(&file, "[{\"a\":1},{\"a\":2},{\"a\":3},{\"a\":4}]").expect("the folder is ours");
+    let arguments = [file.to_str().expect("a plain path"), "--users", "1", "--wait", "50ms..60ms"];
+    let (result, status) = outcome(load(&api.url(), &arguments)).await;
+    assert_eq!((status, api.count()), (Some(0), 4));
+    assert!(result["elapsed_s"].as_f64().expect("a number") > 0.15, "{result}");
+}
+
+#[actix_rt::test]
+async fn a_load_that_is_interrupted_tells_what_was_answered_and_leaves_a_report() {
+    let api = Api::start();
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let report = folder.path().join("report.html");
+    let endless = ["--rate", "100", "--repeat", "1000", "--report", report.to_str().expect("a plain path")];
+    let running = load(&api.url(), &endless);
+    api.wait_for(20, PATIENCE).await;
+    signal(&running, "INT");
+    let (result, status) = outcome(running).await;
+    assert_eq!((status, &result["failures"]), (Some(1), &0.into()));
+    assert_eq!(result["requests"], api.count());
+    let page = std::fs::read_to_string(report).expect("the report");
+    assert!(page.contains(&format!("<td>{}", api.count())) && page.contains("</svg>"), "{page}");
+}
