@@ -36,7 +36,6 @@ const SAMPLE_PERIOD: Duration = Duration::from_secs(1);
 const LATENCY_MAX_US: u64 = 3_600_000_000;
 
 /// What is posted, by how many, how fast.
-#[derive(Debug)]
 pub struct Plan {
     pub records: Vec<Bytes>,
     /// How often all records are posted.
@@ -48,6 +47,10 @@ pub struct Plan {
     pub wait: Range<Duration>,
     /// Records a second that are due, in an open loop.
     pub rate: Option<f64>,
+    /// Each record has an `Idempotency-Key` of its own, under which it may be posted again when its connection breaks.
+    pub keyed: bool,
+    /// Is told the number of each record that was answered, from 0, and since when its latency counts.
+    pub watch: Option<Box<dyn Fn(usize, Instant)>>,
 }
 
 /// What a second of the load was like. Latencies in ms.
@@ -168,7 +171,11 @@ impl Load {
                 None => Instant::now(),
             };
             let record = &self.plan.records[number % self.plan.records.len()];
-            let answer = connection.post(&format!("{}-{number}", self.run), record).await;
+            let key = self.plan.keyed.then(|| format!("{}-{number}", self.run));
+            let answer = connection.post(key.as_deref(), record).await;
+            if let Some(watch) = &self.plan.watch {
+                watch(number, from);
+            }
             self.tally.borrow_mut().count(from.elapsed(), answer);
             if self.plan.wait.end > Duration::ZERO && !self.stopped.get() {
                 let Range { start, end } = self.plan.wait;

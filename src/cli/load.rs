@@ -119,6 +119,8 @@ fn plan(args: &Args) -> Result<(Target, Plan), String> {
         spawn_rate: args.spawn_rate.unwrap_or(f64::INFINITY),
         wait: args.wait.clone().unwrap_or_default(),
         rate: args.rate,
+        keyed: true,
+        watch: None,
     };
     Ok((Target::parse(&args.host)?, plan))
 }

@@ -73,15 +73,16 @@ impl<'t> Connection<'t> {
         Self { target, sender: None }
     }
 
-    /// Posts `record` under `key` and reads the answer to its end.
-    pub async fn post(&mut self, key: &str, record: &Bytes) -> Answer {
+    /// Posts `record`, under `key` if there is one, and reads the answer to its end.
+    pub async fn post(&mut self, key: Option<&str>, record: &Bytes) -> Answer {
         let exchange = async {
-            if self.sender.is_some()
-                && let Ok(status) = self.exchange(key, record).await
-            {
-                return Ok(status);
+            if self.sender.is_some() {
+                match self.exchange(key, record).await {
+                    // The server may have closed it while it was idle: the key keeps a second try from being a second record.
+                    Err(_) if key.is_some() => {}
+                    answer => return answer,
+                }
             }
-            // None yet, or the server closed it while it was idle: the key keeps a second try from being a second record.
             self.sender = Some(self.open().await?);
             self.exchange(key, record).await
         };
@@ -92,14 +93,15 @@ impl<'t> Connection<'t> {
         answer
     }
 
-    async fn exchange(&mut self, key: &str, record: &Bytes) -> Answer {
+    async fn exchange(&mut self, key: Option<&str>, record: &Bytes) -> Answer {
         let sender = self.sender.as_mut().ok_or("not connected")?;
-        let request = Request::post(&*self.target.path)
+        let mut request = Request::post(&*self.target.path)
             .header(header::HOST, &*self.target.authority)
-            .header(header::CONTENT_TYPE, "application/json")
-            .header("Idempotency-Key", key)
-            .body(Full::new(record.clone()))
-            .map_err(|why| why.to_string())?;
+            .header(header::CONTENT_TYPE, "application/json");
+        if let Some(key) = key {
+            request = request.header("Idempotency-Key", key);
+        }
+        let request = request.body(Full::new(record.clone())).map_err(|why| why.to_string())?;
         let told = |why: hyper::Error| innermost(&why);
         sender.ready().await.map_err(told)?;
         let mut answer = sender.send_request(request).await.map_err(told)?;

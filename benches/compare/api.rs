@@ -1,0 +1,86 @@
+//! The API: takes each POST, and knows when which record came first and how often one came again. A record's number is its
+//! first member.
+
+use std::{cell::RefCell, convert::Infallible, net::SocketAddr, rc::Rc, time::SystemTime};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full};
+use hyper::{Method, Request, Response, body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::TokioIo;
+use serde_json::json;
+use tokio::net::TcpListener;
+
+/// What stands before the number.
+pub const NUMBER: &[u8] = b"{\"n\":";
+
+#[derive(Default)]
+struct Arrivals {
+    /// By the record's number, when it came first, in µs since the Unix epoch; 0 if it has not.
+    at_us: Vec<u64>,
+    distinct: u64,
+    posts: u64,
+    last_us: u64,
+}
+
+pub fn now_us() -> u64 {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("a clock after 1970");
+    u64::try_from(now.as_micros()).expect("a clock before 586512")
+}
+
+fn number(body: &[u8]) -> Option<usize> {
+    let digits = body.strip_prefix(NUMBER)?;
+    let end = digits.iter().position(|byte| !byte.is_ascii_digit())?;
+    std::str::from_utf8(&digits[..end]).ok()?.parse().ok()
+}
+
+impl Arrivals {
+    fn take(&mut self, number: usize) {
+        if self.at_us.len() <= number {
+            self.at_us.resize(number + 1, 0);
+        }
+        self.posts += 1;
+        self.last_us = now_us();
+        if self.at_us[number] == 0 {
+            self.at_us[number] = self.last_us;
+            self.distinct += 1;
+        }
+    }
+}
+
+async fn answer(
+    request: Request<Incoming>,
+    arrivals: Rc<RefCell<Arrivals>>,
+) -> Result<Response<Full<Bytes>>, Infallible> {
+    let is_post = request.method() == Method::POST;
+    let wants_all = request.uri().path() == "/arrivals";
+    let body = request.into_body().collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+    let answer = if is_post {
+        match number(&body) {
+            Some(number) => arrivals.borrow_mut().take(number),
+            None => eprintln!("a record without a number: {}", String::from_utf8_lossy(&body)),
+        }
+        Bytes::new()
+    } else if wants_all {
+        arrivals.borrow().at_us.iter().flat_map(|at| at.to_le_bytes()).collect()
+    } else {
+        let Arrivals { distinct, posts, last_us, .. } = &*arrivals.borrow();
+        json!({"distinct": distinct, "posts": posts, "last_us": last_us}).to_string().into()
+    };
+    Ok(Response::new(Full::new(answer)))
+}
+
+/// Serves for ever.
+pub async fn run(listen: SocketAddr) {
+    let socket = TcpListener::bind(listen).await.expect("the address is free");
+    let arrivals = Rc::new(RefCell::new(Arrivals::default()));
+    loop {
+        let (stream, _) = socket.accept().await.expect("a connection");
+        stream.set_nodelay(true).expect("a TCP socket");
+        let arrivals = Rc::clone(&arrivals);
+        actix_rt::spawn(async move {
+            let service = service_fn(move |request| answer(request, Rc::clone(&arrivals)));
+            // A client that goes away ends its connection.
+            http1::Builder::new().serve_connection(TokioIo::new(stream), service).await.ok();
+        });
+    }
+}
