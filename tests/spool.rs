@@ -191,6 +191,17 @@ async fn a_dead_letter_that_cannot_be_written_is_not_acked() {
 }
 
 #[actix_rt::test]
+async fn a_feeder_that_panics_is_started_again_and_leaves_nothing_behind() {
+    let api = Api::start();
+    let variables = with(&grpc_variables(), &[("INGEST__ACK", "disk")]);
+    let node = Node::start_with_fault(&api.url(), &variables, "feed=1*panic").await;
+    post_all(&node, "a", RECORDS).await;
+    api.wait_for(RECORDS, PATIENCE).await;
+    node.at_rest(PATIENCE).await;
+    assert_eq!(api.taken().len(), RECORDS);
+}
+
+#[actix_rt::test]
 async fn the_command_line_lists_replays_and_drops_dead_letters() {
     let (api, node) = refusing().await;
     let dead = async |arguments: &[&str]| {

@@ -89,11 +89,11 @@ pub async fn run(lane: &str, listen: SocketAddr) {
     let socket = TcpListener::bind(listen).expect("the address is free");
     let server = HttpServer::new(move || {
         App::new().app_data(web::Data::new(way.clone())).service(
-            web::resource("/")
-                .route(web::get().to(HttpResponse::Ok))
-                .route(web::post().to(async |way: web::Data<Way>, body: web::Bytes| {
+            web::resource("/").route(web::get().to(HttpResponse::Ok)).route(web::post().to(
+                async |way: web::Data<Way>, body: web::Bytes| {
                     if way.publish(body).await { HttpResponse::Accepted() } else { HttpResponse::ServiceUnavailable() }
-                })),
+                },
+            )),
         )
     });
     server.workers(1).listen(socket).expect("a bound socket").run().await.expect("it serves");
@@ -148,8 +148,11 @@ async fn nats() -> Way {
         ..stream::Config::default()
     });
     let durable = variable("LANES__NATS__DURABLE");
-    let wanted =
-        pull::Config { durable_name: Some(durable.clone()), ack_policy: AckPolicy::Explicit, ..pull::Config::default() };
+    let wanted = pull::Config {
+        durable_name: Some(durable.clone()),
+        ack_policy: AckPolicy::Explicit,
+        ..pull::Config::default()
+    };
     let consumer: PullConsumer =
         stream.await.expect("a stream").get_or_create_consumer(&durable, wanted).await.expect("a consumer");
     let messages = consumer.stream().max_messages_per_batch(PREFETCH.into()).messages().await.expect("messages");

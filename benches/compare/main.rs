@@ -7,10 +7,10 @@
 mod api;
 mod floor;
 mod load;
-mod table;
 #[allow(dead_code, unused_imports, reason = "what the tests need besides")]
 #[path = "../../tests/support/mod.rs"]
 mod support;
+mod table;
 
 use std::{
     fs,
@@ -132,7 +132,12 @@ async fn compare(cli: &Cli) {
     }
 }
 
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "a few 10,000")]
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::cast_precision_loss,
+    reason = "a few 10,000"
+)]
 async fn rounds(
     cli: &Cli,
     lane: &str,
@@ -237,7 +242,8 @@ impl Stage {
         let times = self.folder.path().join("times");
         let (first, users) = (self.posted.to_string(), self.users.to_string());
         let (count_text, rate) = (count.to_string(), rate.map(|rate| rate.to_string()));
-        let mut arguments = vec!["load", &self.host, &users, &first, &count_text, times.to_str().expect("a plain path")];
+        let mut arguments =
+            vec!["load", &self.host, &users, &first, &count_text, times.to_str().expect("a plain path")];
         arguments.extend(rate.as_deref());
         let before = self.stats().await;
         let cpu = self.cpu_us();

@@ -83,6 +83,7 @@ impl Feeder {
                         Ok(Ok(())) | Err(_) => continue,
                     }
                 }
+                fail::fail_point!("feed");
                 for (key, entry) in taken {
                     let Some(place) = places.split(1) else { return };
                     let way = Way { wiring: wiring.clone(), door: door.clone(), pinned, _place: place };
@@ -175,7 +176,8 @@ impl Handler<Drain> for Feeder {
 impl Handler<Ping> for Feeder {
     type Result = Result<(), String>;
 
+    /// A queue that nobody feeds would wait for ever.
     fn handle(&mut self, _: Ping, _: &mut Self::Context) -> Self::Result {
-        Ok(())
+        if self.queues.iter().any(Task::has_ended) { Err("a queue is not fed any more".into()) } else { Ok(()) }
     }
 }

@@ -251,6 +251,12 @@ impl Task {
     pub fn spawn(work: impl Future<Output = ()> + 'static) -> Self {
         Self(actix_rt::spawn(work).abort_handle())
     }
+
+    /// It has come to its end, or has panicked.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.0.is_finished()
+    }
 }
 
 impl Drop for Task {
