@@ -3,11 +3,12 @@
 //! On a node that has its lanes to itself, at rest,
 //! `accepted + recovered = delivered + dead + dropped + spooled + in_flight`: see [`Balance::holds`].
 
+mod known;
+mod latency;
 pub mod metrics;
 
 use std::{
-    collections::{BTreeMap, HashSet, hash_map::RandomState},
-    hash::BuildHasher as _,
+    collections::BTreeMap,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
@@ -15,19 +16,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hdrhistogram::Histogram;
 use serde::Serialize;
 use tokio::{sync::watch, time::sleep};
 use tracing::error;
 
+pub use self::latency::Quantiles;
+use self::{known::Known, latency::Latency};
 use crate::{
     delivery::LaneId,
     record::{Record, unix_us},
     spool::{Held, Queue},
 };
-
-/// How many of the last delivered records are known again when a broker sends them once more, at least.
-const KNOWN_MIN: usize = 65_536;
 
 /// How long the counts must have stood still to be compared.
 const REST: Duration = Duration::from_secs(2);
@@ -343,46 +342,6 @@ pub async fn audit(ledger: Arc<Ledger>, held: watch::Receiver<Held>) {
     }
 }
 
-/// Median and 99th percentile, in milliseconds; zero while nothing was measured.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Quantiles {
-    pub p50: f64,
-    pub p99: f64,
-}
-
-/// Times in microseconds, to two significant digits, and their sum.
-struct Latency(Mutex<(Histogram<u32>, u64)>);
-
-impl Latency {
-    const MAX_US: u64 = 3_600_000_000;
-
-    fn record_since(&self, began: Instant) {
-        self.record(u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX));
-    }
-
-    fn record(&self, us: u64) {
-        let us = us.clamp(1, Self::MAX_US);
-        let (times, sum) = &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        times.saturating_record(us);
-        *sum += us;
-    }
-
-    fn quantiles_ms(&self) -> Quantiles {
-        let (times, _) = &*self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        #[expect(clippy::cast_precision_loss, reason = "a time of centuries would lose a microsecond")]
-        let ms = |quantile| times.value_at_quantile(quantile) as f64 / 1000.0;
-        Quantiles { p50: ms(0.5), p99: ms(0.99) }
-    }
-}
-
-impl Default for Latency {
-    fn default() -> Self {
-        let times =
-            Histogram::new_with_bounds(1, Self::MAX_US, 2).expect("these bounds are legal, so this cannot fail");
-        Self(Mutex::new((times, 0)))
-    }
-}
-
 /// The POSTs of all forwarders.
 #[derive(Default)]
 pub struct ApiGauge(AtomicU64);
@@ -406,39 +365,6 @@ impl ApiGauge {
 impl Drop for Posting<'_> {
     fn drop(&mut self) {
         self.0.0.fetch_sub(1, Relaxed);
-    }
-}
-
-/// The records delivered last, as 128-bit hashes of id and origin under keys of this process: two records are not taken for
-/// one. Two generations: when the younger is full, the older is forgotten. A record without an origin is never known.
-#[derive(Default)]
-struct Known {
-    keys: (RandomState, RandomState),
-    young: HashSet<(u64, u64)>,
-    old: HashSet<(u64, u64)>,
-}
-
-impl Known {
-    fn hash(&self, record: &Record) -> Option<(u64, u64)> {
-        let origin = record.origin.as_ref()?;
-        let identity = (&record.id, &origin.run, origin.at_us);
-        Some((self.keys.0.hash_one(identity), self.keys.1.hash_one(identity)))
-    }
-
-    fn contains(&self, record: &Record) -> bool {
-        self.hash(record).is_some_and(|hash| self.young.contains(&hash) || self.old.contains(&hash))
-    }
-
-    /// Whether it was new.
-    fn insert(&mut self, record: &Record) -> bool {
-        let Some(hash) = self.hash(record) else { return true };
-        if self.old.contains(&hash) || !self.young.insert(hash) {
-            return false;
-        }
-        if self.young.len() >= KNOWN_MIN {
-            self.old = std::mem::take(&mut self.young);
-        }
-        true
     }
 }
 
@@ -517,18 +443,5 @@ mod tests {
             ledger.totals(),
             Counts { accepted: 0, recovered: 2, delivered: 2, redelivered: 0, ..Counts::default() }
         );
-    }
-
-    #[test]
-    fn the_last_records_are_known_and_memory_is_bounded() {
-        let mut known = Known::default();
-        let numbered = |i: usize| record(&i.to_string(), "run");
-        for i in 0..3 * KNOWN_MIN {
-            assert!(known.insert(&numbered(i)));
-        }
-        assert!(known.contains(&numbered(3 * KNOWN_MIN - 1)));
-        assert!(known.contains(&numbered(2 * KNOWN_MIN + 1)));
-        assert!(!known.contains(&numbered(0)));
-        assert!(known.young.len() + known.old.len() <= 2 * KNOWN_MIN);
     }
 }

@@ -6,6 +6,7 @@
 //! A record that lies here survives the end of the process and a power cut. A damaged entry is set aside and named, and costs
 //! no other. While the disk fails, [`Spool::put`] fails, and works again when the disk does.
 
+mod done;
 mod entry;
 mod frame;
 mod log;

@@ -91,7 +91,11 @@ pub async fn run(lane: &str, listen: SocketAddr) {
         App::new().app_data(web::Data::new(way.clone())).service(
             web::resource("/").route(web::get().to(HttpResponse::Ok)).route(web::post().to(
                 async |way: web::Data<Way>, body: web::Bytes| {
-                    if way.publish(body).await { HttpResponse::Accepted() } else { HttpResponse::ServiceUnavailable() }
+                    if way.publish(body).await {
+                        HttpResponse::Accepted().finish()
+                    } else {
+                        HttpResponse::ServiceUnavailable().finish()
+                    }
                 },
             )),
         )

@@ -9,12 +9,13 @@ use std::{
     collections::{BTreeMap, HashSet},
     fs::{self, File, OpenOptions},
     hash::{BuildHasher as _, RandomState},
-    io::{self, Write as _},
+    io,
     os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
 };
 
 use super::{
+    done::{Done, RUN, append_runs, runs},
     frame,
     scan::{Item, Scanner},
 };
@@ -29,8 +30,6 @@ const READ_TRIES: u32 = 10;
 const SEAL: u32 = u32::MAX;
 /// A seal's frame: the count of entries.
 const SEAL_SIZE: usize = frame::HEAD + 4;
-/// A run of settled ordinals: first, length, checksum.
-const RUN: usize = 12;
 
 /// Where an entry lies. Keys of one queue are in the order of their entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -61,34 +60,6 @@ struct Segment {
 impl Segment {
     fn len(&self) -> u64 {
         u64::from(self.count - self.done.count)
-    }
-}
-
-/// The settled ordinals of a segment, a bit each.
-#[derive(Default)]
-struct Done {
-    bits: Vec<u64>,
-    count: u32,
-    /// Settled since the last flush.
-    fresh: Vec<u32>,
-}
-
-impl Done {
-    fn contains(&self, ordinal: u32) -> bool {
-        self.bits.get(ordinal as usize / 64).is_some_and(|word| word & (1 << (ordinal % 64)) != 0)
-    }
-
-    /// Whether it was not in it.
-    fn insert(&mut self, ordinal: u32) -> bool {
-        let at = ordinal as usize / 64;
-        if self.bits.len() <= at {
-            self.bits.resize(at + 1, 0);
-        }
-        let bit = 1 << (ordinal % 64);
-        let new = self.bits[at] & bit == 0;
-        self.bits[at] |= bit;
-        self.count += u32::from(new);
-        new
     }
 }
 
@@ -431,19 +402,9 @@ impl Log {
                 segment.done.insert(ordinal);
             }
         }
-        let runs = match fs::read(self.path(number, "done")) {
-            Ok(runs) => runs,
-            Err(why) if why.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(why) => return Err(why),
-        };
+        let runs = self.path(number, "done");
         let Some(segment) = self.segments.get_mut(&number) else { return Ok(()) };
-        for run in runs.as_chunks::<RUN>().0 {
-            let (first, length) = read_run(*run, salt).unwrap_or_default();
-            for ordinal in first..first.saturating_add(length).min(segment.count) {
-                segment.done.insert(ordinal);
-            }
-        }
-        Ok(())
+        segment.done.read(&runs, salt, segment.count)
     }
 
     /// The first segment that is not passed, and a cursor at its beginning.
@@ -556,44 +517,6 @@ fn read_seal(file: &File, size: u64, salt: u32) -> Option<u32> {
         frame::Read::Frame { ordinal: SEAL, payload, .. } => payload.try_into().ok().map(u32::from_le_bytes),
         _ => None,
     }
-}
-
-/// Sorted ordinals as runs.
-fn runs(ordinals: &[u32], salt: u32) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    for run in ordinals.chunk_by(|before, after| before + 1 == *after) {
-        let (first, length) = (run[0], u32::try_from(run.len()).unwrap_or(u32::MAX));
-        for word in [first, length, checksum(first, length, salt)] {
-            bytes.extend_from_slice(&word.to_le_bytes());
-        }
-    }
-    bytes
-}
-
-/// Whole runs only: half of one, as a full disk leaves, would shift all that come after it.
-fn append_runs(path: &Path, runs: &[u8]) -> io::Result<File> {
-    let mut file = OpenOptions::new().create(true).append(true).open(path)?;
-    let size = file.metadata()?.len();
-    let whole = size - size % RUN as u64;
-    if whole < size {
-        file.set_len(whole)?;
-    }
-    file.write_all(runs)?;
-    Ok(file)
-}
-
-/// `None` if it is damaged: its entries come again.
-fn read_run(run: [u8; RUN], salt: u32) -> Option<(u32, u32)> {
-    let word = |at: usize| u32::from_le_bytes([run[at], run[at + 1], run[at + 2], run[at + 3]]);
-    let (first, length) = (word(0), word(4));
-    (checksum(first, length, salt) == word(8)).then_some((first, length))
-}
-
-fn checksum(first: u32, length: u32, salt: u32) -> u32 {
-    let mut hasher = crc32fast::Hasher::new_with_initial(salt);
-    hasher.update(&first.to_le_bytes());
-    hasher.update(&length.to_le_bytes());
-    hasher.finalize()
 }
 
 #[cfg(test)]

@@ -1,0 +1,48 @@
+//! Times, as quantiles and as histograms.
+
+use std::{
+    sync::{Mutex, PoisonError},
+    time::Instant,
+};
+
+use hdrhistogram::Histogram;
+
+/// Median and 99th percentile, in milliseconds; zero while nothing was measured.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Quantiles {
+    pub p50: f64,
+    pub p99: f64,
+}
+
+/// Times in microseconds, to two significant digits, and their sum.
+pub(super) struct Latency(pub(super) Mutex<(Histogram<u32>, u64)>);
+
+impl Latency {
+    const MAX_US: u64 = 3_600_000_000;
+
+    pub fn record_since(&self, began: Instant) {
+        self.record(u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX));
+    }
+
+    pub fn record(&self, us: u64) {
+        let us = us.clamp(1, Self::MAX_US);
+        let (times, sum) = &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        times.saturating_record(us);
+        *sum += us;
+    }
+
+    pub fn quantiles_ms(&self) -> Quantiles {
+        let (times, _) = &*self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        #[expect(clippy::cast_precision_loss, reason = "a time of centuries would lose a microsecond")]
+        let ms = |quantile| times.value_at_quantile(quantile) as f64 / 1000.0;
+        Quantiles { p50: ms(0.5), p99: ms(0.99) }
+    }
+}
+
+impl Default for Latency {
+    fn default() -> Self {
+        let times =
+            Histogram::new_with_bounds(1, Self::MAX_US, 2).expect("these bounds are legal, so this cannot fail");
+        Self(Mutex::new((times, 0)))
+    }
+}

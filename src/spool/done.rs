@@ -1,0 +1,92 @@
+//! Which entries of a segment are settled, in memory and on disk: runs of ordinals, each with its own checksum.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Write as _},
+    path::Path,
+};
+
+/// A run of settled ordinals: first, length, checksum.
+pub const RUN: usize = 12;
+
+/// The settled ordinals of a segment, a bit each.
+#[derive(Default)]
+pub struct Done {
+    bits: Vec<u64>,
+    pub count: u32,
+    /// Settled since the last flush.
+    pub fresh: Vec<u32>,
+}
+
+impl Done {
+    pub fn contains(&self, ordinal: u32) -> bool {
+        self.bits.get(ordinal as usize / 64).is_some_and(|word| word & (1 << (ordinal % 64)) != 0)
+    }
+
+    /// Whether it was not in it.
+    pub fn insert(&mut self, ordinal: u32) -> bool {
+        let at = ordinal as usize / 64;
+        if self.bits.len() <= at {
+            self.bits.resize(at + 1, 0);
+        }
+        let bit = 1 << (ordinal % 64);
+        let new = self.bits[at] & bit == 0;
+        self.bits[at] |= bit;
+        self.count += u32::from(new);
+        new
+    }
+
+    /// Adds what `file` says of a segment of `count` entries. Where there is no such file, nothing is settled.
+    pub fn read(&mut self, file: &Path, salt: u32, count: u32) -> io::Result<()> {
+        let runs = match fs::read(file) {
+            Ok(runs) => runs,
+            Err(why) if why.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(why) => return Err(why),
+        };
+        for run in runs.as_chunks::<RUN>().0 {
+            let (first, length) = read_run(*run, salt).unwrap_or_default();
+            for ordinal in first..first.saturating_add(length).min(count) {
+                self.insert(ordinal);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Sorted ordinals as runs.
+pub fn runs(ordinals: &[u32], salt: u32) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for run in ordinals.chunk_by(|before, after| before + 1 == *after) {
+        let (first, length) = (run[0], u32::try_from(run.len()).unwrap_or(u32::MAX));
+        for word in [first, length, checksum(first, length, salt)] {
+            bytes.extend_from_slice(&word.to_le_bytes());
+        }
+    }
+    bytes
+}
+
+/// Whole runs only: half of one, as a full disk leaves, would shift all that come after it.
+pub fn append_runs(path: &Path, runs: &[u8]) -> io::Result<File> {
+    let mut file = OpenOptions::new().create(true).append(true).open(path)?;
+    let size = file.metadata()?.len();
+    let whole = size - size % RUN as u64;
+    if whole < size {
+        file.set_len(whole)?;
+    }
+    file.write_all(runs)?;
+    Ok(file)
+}
+
+/// `None` if it is damaged: its entries come again.
+fn read_run(run: [u8; RUN], salt: u32) -> Option<(u32, u32)> {
+    let word = |at: usize| u32::from_le_bytes([run[at], run[at + 1], run[at + 2], run[at + 3]]);
+    let (first, length) = (word(0), word(4));
+    (checksum(first, length, salt) == word(8)).then_some((first, length))
+}
+
+fn checksum(first: u32, length: u32, salt: u32) -> u32 {
+    let mut hasher = crc32fast::Hasher::new_with_initial(salt);
+    hasher.update(&first.to_le_bytes());
+    hasher.update(&length.to_le_bytes());
+    hasher.finalize()
+}
