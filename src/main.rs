@@ -5,6 +5,10 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use waypost::cli::Cli;
 
+/// A record is a dozen small allocations that one thread makes and another frees.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     // Before any TLS: the broker clients agree on one provider.
     if rustls::crypto::ring::default_provider().install_default().is_err() {

@@ -111,13 +111,16 @@ impl Node {
             keys: Keys::open(&config.spool.dir)?,
             ledger: Arc::clone(&ledger),
         };
+        // Half of the cores carry lanes, the other half HTTP: a record that crosses no thread wakes none. The router shares the
+        // first lane's.
+        let threads: Vec<_> = (0..half_the_cores().min(lanes.len().max(1))).map(|_| Place::new_thread()).collect();
         let (policy, ids) = (config.router.policy, lanes.iter().map(|(lane, _)| *lane).collect::<Arc<[_]>>());
         let routing = router::Wiring { disk: on_disk, publish_timeout };
         let start_router = {
             let ids = Arc::clone(&ids);
             factory(router.clone(), move |life| Router::new(policy, &ids, routing.clone(), life))
         };
-        let mut graph = vec![(ChildId::Router, Place::Here, start_router)];
+        let mut graph = vec![(ChildId::Router, threads[0].clone(), start_router)];
 
         // Spool → feeder → router.
         let feeding = feeder::Wiring {
@@ -140,9 +143,9 @@ impl Node {
             tap: tap.clone(),
             give_up_after: config.api.give_up_after,
         };
-        for (lane, tag) in &lanes {
-            let branch =
-                Branch { config, tag, router: &router, wiring: &wiring, api: api::Settings::read(&config.api)? };
+        for ((lane, tag), place) in lanes.iter().zip(threads.iter().cycle()) {
+            let (place, api) = (place.clone(), api::Settings::read(&config.api)?);
+            let branch = Branch { config, tag, router: &router, wiring: &wiring, api, place };
             let on = &config.lanes;
             match lane {
                 LaneId::Grpc => {
@@ -178,8 +181,7 @@ impl Node {
             ack: config.ingest.ack,
         };
         let (ingest, admin) = (ingest_socket.local_addr()?, admin_socket.local_addr()?);
-        let workers = available_parallelism().map_or(1, |cores| cores.get().div_ceil(2));
-        let ingest_server = serve(ingest_socket, workers, INGEST_DRAIN, move |app| {
+        let ingest_server = serve(ingest_socket, half_the_cores(), INGEST_DRAIN, move |app| {
             ingest::routes(app.app_data(web::Data::new(door.clone())));
         })?;
         let admin_server = serve(admin_socket, 1, ADMIN_DRAIN, move |app| {
@@ -209,6 +211,10 @@ impl Node {
         let balance = self.ledger.balance(&self.spool.holds());
         info!(?balance, "drained");
     }
+}
+
+fn half_the_cores() -> usize {
+    available_parallelism().map_or(1, |cores| cores.get().div_ceil(2))
 }
 
 /// Records on disk that only `lane` takes.
@@ -255,15 +261,15 @@ struct Branch<'a> {
     router: &'a Slot<Router>,
     wiring: &'a forwarder::Wiring,
     api: api::Settings,
+    /// Where both actors live: a delivery does not cross threads between them.
+    place: Place,
 }
 
 impl Branch<'_> {
     /// Adds the lane's actors, last one first: each is given the address of the one it sends to.
     fn grow<T: Transport>(self, settings: Option<T::Settings>, graph: &mut Vec<(ChildId, Place, Start)>) {
         let Some(settings) = settings else { return };
-        let Self { config, tag, router, wiring, api } = self;
-        // Both actors share a thread: a delivery does not cross threads between them.
-        let place = Place::new_thread();
+        let Self { config, tag, router, wiring, api, place } = self;
         let forwarder = Slot::new();
         let start_forwarder = {
             let (tag, wiring) = (tag.to_owned(), wiring.clone());

@@ -3,6 +3,8 @@
 //! A body is read once, at ingest, for validation. After that its bytes travel untouched; [`Tag::splice`] writes the tag
 //! into them at the end without building a JSON tree.
 
+pub mod batch;
+
 use std::{
     cell::{Cell, RefCell},
     fmt,
@@ -98,21 +100,41 @@ pub enum Invalid {
     Schema { field: Option<&'static str>, detail: String },
 }
 
+impl Invalid {
+    /// What serde says without the place, which is told apart.
+    fn detail_of(e: &serde_json::Error) -> String {
+        let full = e.to_string();
+        full.rsplit_once(" at line ").map_or(full.as_str(), |(text, _)| text).to_owned()
+    }
+
+    /// The same, so many lines further down in a longer text.
+    #[must_use]
+    fn further_down(mut self, lines: usize) -> Self {
+        if let Self::Malformed { line, .. } = &mut self {
+            *line += lines;
+        }
+        self
+    }
+}
+
+/// `body` is UTF-8 up to there, and no further.
+fn invalid_utf8(body: &[u8], valid_up_to: usize) -> Invalid {
+    let before = &body[..valid_up_to];
+    let line_start = before.iter().rposition(|&b| b == b'\n').map_or(0, |i| i + 1);
+    Invalid::Malformed {
+        line: before.split(|&b| b == b'\n').count(),
+        column: before.len() - line_start + 1,
+        detail: "not UTF-8".into(),
+    }
+}
+
 /// Checks `body` against `schema` and returns the bytes that travel: without surrounding white space and without top-level
 /// `path` members, else byte for byte as they came.
 ///
 /// # Errors
 /// [`Invalid`] says what is wrong and where.
 pub fn parse(body: &Bytes, schema: Schema) -> Result<Bytes, Invalid> {
-    let text = std::str::from_utf8(body).map_err(|e| {
-        let before = &body[..e.valid_up_to()];
-        let line_start = before.iter().rposition(|&b| b == b'\n').map_or(0, |i| i + 1);
-        Invalid::Malformed {
-            line: before.split(|&b| b == b'\n').count(),
-            column: before.len() - line_start + 1,
-            detail: "not UTF-8".into(),
-        }
-    })?;
+    let text = std::str::from_utf8(body).map_err(|e| invalid_utf8(body, e.valid_up_to()))?;
     let reader = Reader { schema, text, field: Cell::new(None), paths: RefCell::default() };
     let mut json = serde_json::Deserializer::from_str(text);
     (&reader).deserialize(&mut json).and_then(|()| json.end()).map_err(|e| reader.explain(&e))?;
@@ -197,8 +219,7 @@ struct Reader<'t> {
 
 impl Reader<'_> {
     fn explain(&self, e: &serde_json::Error) -> Invalid {
-        let full = e.to_string();
-        let detail = full.rsplit_once(" at line ").map_or(full.as_str(), |(text, _)| text).to_owned();
+        let detail = Invalid::detail_of(e);
         if e.is_data() {
             Invalid::Schema { field: self.field.get(), detail }
         } else {

@@ -1,5 +1,7 @@
 //! Every answer of the HTTP side that the contract names, from a real node.
 
+use std::collections::HashSet;
+
 use awc::http::{Method, StatusCode, header};
 use serde_json::{Value, json};
 
@@ -22,6 +24,10 @@ struct Request {
 
 fn post(body: impl Into<Vec<u8>>) -> Request {
     Request { method: Method::POST, path: "/", headers: Vec::new(), body: body.into() }
+}
+
+fn lines(body: &str) -> Request {
+    post(body).with("Content-Type", "application/x-ndjson")
 }
 
 impl Request {
@@ -88,7 +94,10 @@ async fn each_request_gets_the_answer_that_the_contract_names() {
         ("a large request", post(vec![b' '; (1 << 20) + 1]), 413, ("status", json!(413))),
         ("another type", post(RECORD).with("Content-Type", "text/plain"), 415, ("status", json!(415))),
         ("an encoded body", post(RECORD).with("Content-Encoding", "br"), 415, ("status", json!(415))),
-        ("an array", post("[]"), 422, ("status", json!(422))),
+        ("an empty batch", post("[]"), 202, ("accepted", json!(0))),
+        ("a bad record in a batch", post(format!("[{RECORD},{{}}]")), 422, ("index", json!(1))),
+        ("a bad line in a batch", lines(&format!("{RECORD}\n\n{{]")), 400, ("line", json!(3))),
+        ("a large batch", post(format!("[{}]", vec![RECORD; 1025].join(","))), 413, ("status", json!(413))),
         ("an old patient", post(RECORD.replace("42", "151")), 422, ("field", json!("age"))),
         ("a missing field", post(RECORD.replace("location", "place")), 422, ("field", json!("location"))),
     ] {
@@ -204,4 +213,55 @@ async fn a_key_that_comes_again_gets_its_first_receipt_also_after_a_kill() {
     assert_eq!(node.post("/", "once", record()).await.unwrap(), first);
     assert_eq!(node.at_rest(PATIENCE).await["accepted"], 0, "nothing was routed again");
     assert_eq!(api.count(), 1);
+}
+
+#[actix_rt::test]
+async fn a_batch_has_a_receipt_for_each_of_its_records() {
+    let api = Api::start();
+    let node = Node::start(&api.url(), &grpc_variables()).await;
+    node.lane_is("grpc", "up", PATIENCE).await;
+    let text = traffic()[..200].iter().map(|record| String::from_utf8(record.to_vec()).unwrap()).collect::<Vec<_>>();
+    let (array, rest) = text.split_at(100);
+    let mut ids = HashSet::new();
+    for request in [post(format!("[{}]", array.join(",\n"))), lines(&rest.join("\r\n"))] {
+        let (status, _, body) = request.send(&node).await;
+        assert_eq!((status, &body["accepted"]), (StatusCode::ACCEPTED, &json!(100)), "{body}");
+        for receipt in body["records"].as_array().unwrap() {
+            assert_eq!(receipt["path"], "GRPC");
+            ids.insert(receipt["id"].as_str().unwrap().to_owned());
+        }
+    }
+    api.wait_for(200, PATIENCE).await;
+    assert_eq!(api.taken().into_keys().collect::<HashSet<_>>(), ids);
+    let bodies: HashSet<_> = api.posts().into_iter().map(|post| post.body).collect();
+    let expected = text.iter().map(|record| format!("{},\"path\":\"GRPC\"}}", record.strip_suffix('}').unwrap()));
+    assert_eq!(bodies, expected.map(Into::into).collect(), "byte for byte");
+    assert_eq!(node.at_rest(PATIENCE).await["accepted"], 200);
+}
+
+#[actix_rt::test]
+async fn a_batch_that_comes_again_under_its_key_gets_its_first_receipts() {
+    let api = Api::start();
+    let mut node = Node::start(&api.url(), &grpc_variables()).await;
+    node.lane_is("grpc", "up", PATIENCE).await;
+    let batch = || post(format!("[{RECORD},{RECORD}]")).with("Idempotency-Key", "k");
+    let (status, _, first) = batch().send(&node).await;
+    let expected = ["k/0", "k/1"].map(|id| json!({"id": id, "path": "GRPC"}));
+    assert_eq!((status, &first), (StatusCode::ACCEPTED, &json!({"accepted": 2, "records": expected})));
+    assert_eq!(batch().send(&node).await.2, first);
+    node.signal("KILL");
+    node.ended(PATIENCE).await;
+    node.start_again().await;
+    assert_eq!(batch().send(&node).await.2, first);
+    assert_eq!(node.at_rest(PATIENCE).await["accepted"], 0, "nothing was routed again");
+    assert_eq!(api.count(), 2);
+}
+
+#[actix_rt::test]
+async fn a_batch_that_no_lane_takes_is_safe_on_disk() {
+    let node = Node::start("http://127.0.0.1:9/", &nobody()).await;
+    let (status, _, body) = lines(&[RECORD; 3].join("\n")).send(&node).await;
+    assert_eq!(status, StatusCode::ACCEPTED, "{body}");
+    assert!(body["records"].as_array().unwrap().iter().all(|receipt| receipt["path"] == "spool"), "{body}");
+    assert_eq!(node.status().await["ledger"]["spooled"], 3);
 }

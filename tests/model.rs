@@ -27,6 +27,7 @@ use proptest::{
     prop_oneof,
     test_runner::{Config, RngSeed, TestRunner},
 };
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use waypost::spool::{Entry, Letter, Queue, Which};
@@ -478,12 +479,22 @@ fn number_of(variable: &str) -> Option<u64> {
     env::var(variable).ok().map(|number| number.parse().expect("a number"))
 }
 
+/// The spool's thread and this one only ever wait for each other: on one core they wake each other for less.
+fn stay_on_one_core(nth: usize) {
+    let allowed = sched_getaffinity(None).expect("Linux");
+    let cores: Vec<_> = (0..CpuSet::MAX_CPU).filter(|&core| allowed.is_set(core)).collect();
+    let mut one = CpuSet::new();
+    one.set(cores[nth % cores.len()]);
+    sched_setaffinity(None, &one).expect("a core of those that are allowed");
+}
+
 /// The points at which disk and router fail are global to a process, so each core has one of its own, with this test alone.
 #[test]
 fn every_receipt_is_kept_whatever_is_lost_refused_or_killed() {
     let sequences = number_of("MODEL_SEQUENCES").unwrap_or(2000);
     let first = number_of("MODEL_SEED").unwrap_or_else(|| fastrand::u64(..1 << 32));
-    if env::var_os(CHILD).is_some() {
+    if let Some(nth) = number_of(CHILD) {
+        stay_on_one_core(usize::try_from(nth).expect("few children"));
         return run(first, sequences);
     }
     let processes = available_parallelism().map_or(1, |cores| cores.get() as u64).min(sequences);
@@ -494,7 +505,7 @@ fn every_receipt_is_kept_whatever_is_lost_refused_or_killed() {
             let child = process::start(env::current_exe().expect("a path").to_str().expect("UTF-8"), |command| {
                 command
                     .args([&test, "--exact", "--nocapture"])
-                    .env(CHILD, "1")
+                    .env(CHILD, at.to_string())
                     .stdout(Stdio::null())
                     .stderr(Stdio::piped());
                 command.env("MODEL_SEED", (first + from).to_string());

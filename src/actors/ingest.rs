@@ -6,6 +6,7 @@
 use std::{sync::Arc, time::Duration};
 
 use actix::dev::SendError;
+use futures_util::future::join_all;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, oneshot},
     time::{Instant, timeout},
@@ -28,9 +29,9 @@ const ROUTER_PATIENCE: Duration = Duration::from_secs(2);
 /// How long the spool may take once no lane has confirmed a record: a disk that hangs must not hold its client for ever.
 const SPOOL_PATIENCE: Duration = Duration::from_secs(10);
 
-/// A place among the records that this node may have in hand.
+/// A place among the records that this node may have in hand, for one or for a batch.
 pub struct Permit {
-    _record: OwnedSemaphorePermit,
+    _records: OwnedSemaphorePermit,
     _bytes: OwnedSemaphorePermit,
 }
 
@@ -103,16 +104,33 @@ impl Ingest {
     /// # Errors
     /// When nobody has confirmed the record. Whoever does so later, or after the future was dropped, learns that nobody waits.
     pub async fn submit(&self, record: Record, pinned: Option<LaneId>) -> Result<Receipt, Refused> {
+        let permit = self.admit(1, record.body.len())?;
+        self.promise(record, pinned, permit).await
+    }
+
+    /// The same for each of `records`, in their order: either all are admitted, or none.
+    ///
+    /// # Errors
+    /// When they were not admitted.
+    pub async fn submit_all(
+        &self,
+        records: Vec<Record>,
+        pinned: Option<LaneId>,
+    ) -> Result<Vec<Result<Receipt, Refused>>, Refused> {
+        let permit = self.admit(records.len(), records.iter().map(|record| record.body.len()).sum())?;
+        Ok(join_all(records.into_iter().map(|record| self.promise(record, pinned, Arc::clone(&permit)))).await)
+    }
+
+    async fn promise(&self, record: Record, pinned: Option<LaneId>, permit: Arc<Permit>) -> Result<Receipt, Refused> {
         let mut promise = Promise { record: (!self.on_disk).then(|| record.clone()), ledger: &self.ledger };
-        let answer = self.confirm(&record, pinned).await;
+        let answer = self.confirm(&record, pinned, permit).await;
         if answer.is_ok() {
             promise.record = None;
         }
         answer
     }
 
-    async fn confirm(&self, record: &Record, pinned: Option<LaneId>) -> Result<Receipt, Refused> {
-        let permit = Arc::new(self.admit(record.body.len())?);
+    async fn confirm(&self, record: &Record, pinned: Option<LaneId>, permit: Arc<Permit>) -> Result<Receipt, Refused> {
         if let Some(disk) = &self.disk_first {
             let (answer, receipt) = oneshot::channel();
             let keep = disk.clone().keep(record.clone(), pinned, answer);
@@ -148,11 +166,12 @@ impl Ingest {
         Err(Refused::NoLane)
     }
 
-    fn admit(&self, bytes: usize) -> Result<Permit, Refused> {
-        let bytes = u32::try_from(bytes).map_err(|_| Refused::Overloaded)?;
-        let record = Arc::clone(&self.records).try_acquire_owned().map_err(|_| Refused::Overloaded)?;
-        let bytes = Arc::clone(&self.bytes).try_acquire_many_owned(bytes).map_err(|_| Refused::Overloaded)?;
-        Ok(Permit { _record: record, _bytes: bytes })
+    fn admit(&self, records: usize, bytes: usize) -> Result<Arc<Permit>, Refused> {
+        let take = |from: &Arc<Semaphore>, count: usize| {
+            let count = u32::try_from(count).map_err(|_| Refused::Overloaded)?;
+            Arc::clone(from).try_acquire_many_owned(count).map_err(|_| Refused::Overloaded)
+        };
+        Ok(Arc::new(Permit { _records: take(&self.records, records)?, _bytes: take(&self.bytes, bytes)? }))
     }
 }
 

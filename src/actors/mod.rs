@@ -182,6 +182,9 @@ impl<A: Actor> Slot<A> {
 
     /// The address, waiting for a restart up to `patience`.
     pub async fn wait(&self, patience: Duration) -> Option<Addr<A>> {
+        if let Some(address) = self.get() {
+            return Some(address);
+        }
         let mut changes = self.0.subscribe();
         let lives = |address: &Option<Addr<A>>| address.as_ref().is_some_and(Addr::connected);
         let address = tokio::time::timeout(patience, changes.wait_for(lives)).await.ok()?.ok()?;

@@ -3,6 +3,7 @@
 //! | request | answer |
 //! | --- | --- |
 //! | `POST /`, `POST /{lane}` with a record | 202 once it is safe |
+//! | the same with a JSON array or NDJSON | 202 once all are safe; a bad one, and none is taken |
 //! | malformed JSON or headers | 400 |
 //! | unknown lane or route | 404 |
 //! | another method | 405 |
@@ -18,16 +19,24 @@ use actix_web::{
     http::{StatusCode, header},
     web,
 };
+use futures_util::future::join_all;
 use serde::Serialize;
 
 use super::problem::Problem;
 use crate::{
-    actors::{Refused, ingest::Ingest},
+    actors::{RECORDS_MAX, Refused, ingest::Ingest},
     delivery::{LaneId, Receipt},
     keys::{Claim, Keys},
     ledger::Ledger,
-    record::{Invalid, Origin, Record, Schema, is_visible_ascii, parse},
+    record::{
+        Invalid, Origin, Record, Schema,
+        batch::{Form, InvalidBatch, parse_all},
+        is_visible_ascii, parse,
+    },
 };
+
+/// Records in one request.
+const BATCH_MAX: usize = RECORDS_MAX / 8;
 
 /// What the handlers need; shared by all HTTP workers.
 #[derive(Clone)]
@@ -58,6 +67,13 @@ impl Door {
 struct Accepted<'a> {
     id: &'a str,
     path: &'a str,
+}
+
+/// The receipts for a batch.
+#[derive(Serialize)]
+struct AllAccepted<'a> {
+    accepted: usize,
+    records: Vec<Accepted<'a>>,
 }
 
 /// Adds the routes of `[ingest].listen`.
@@ -101,7 +117,7 @@ async fn take(
     body: web::Payload,
 ) -> Result<HttpResponse, Problem> {
     let headers = request.headers();
-    check_type(headers.get(header::CONTENT_TYPE))?;
+    let is_lines = check_type(headers.get(header::CONTENT_TYPE))?;
     if headers.get(header::CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity") {
         return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "encoding", "The body must not be encoded"));
     }
@@ -115,74 +131,133 @@ async fn take(
         })?),
         None => None,
     };
-    let id = key.clone().unwrap_or_else(Record::new_id);
     // What is no trace context is not carried, and is no reason to refuse a record (W3C Trace Context, 3.2).
     let traceparent = headers.get("traceparent").and_then(visible).map(Arc::from);
 
     let origin = Some(Origin::now(Arc::clone(&door.run)));
-    let too_large = |what: &str, limit: usize| {
-        Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", format!("{what} is larger than {limit} bytes"))
-    };
     let body = match body.to_bytes_limited(door.max_body).await {
         Ok(Ok(body)) => body,
         Ok(Err(cut)) => {
             return Err(Problem::new(StatusCode::BAD_REQUEST, "body", format!("The body did not arrive: {cut}")));
         }
-        Err(_) => return Err(too_large("The request", door.max_body)),
+        Err(_) => return Err(too_large(format!("The request is larger than {} bytes", door.max_body))),
     };
-    let body = parse(&body, door.schema).map_err(invalid)?;
-    if body.len() > door.max_record {
-        return Err(too_large("The record", door.max_record));
-    }
-
-    let record = Record { id: Arc::clone(&id), body, traceparent, origin };
-    let answer = match key {
-        None => door.ingest.submit(record, pinned).await,
-        Some(key) => {
-            // Goes on when the client hangs up, so that its next try finds the receipt of this one.
-            let submitted = actix_rt::spawn(once(door.clone(), key, record, pinned)).await;
-            submitted.unwrap_or(Err(Refused::NoLane))
-        }
+    let form = match body.trim_ascii_start().first() {
+        _ if is_lines => Some(Form::Lines),
+        Some(b'[') => Some(Form::Array),
+        _ => None,
     };
-    match answer {
-        Ok(receipt) => {
-            let path = match receipt {
-                Receipt::Lane(lane) => door.lanes.iter().find(|(known, _)| *known == lane).map_or("", |(_, tag)| tag),
-                Receipt::Spool => "spool",
-            };
-            Ok(HttpResponse::Accepted().json(Accepted { id: &id, path }))
+    match form {
+        None => {
+            let body = parse(&body, door.schema).map_err(|why| invalid(why, None))?;
+            door.check_size(&body)?;
+            let id = key.clone().unwrap_or_else(Record::new_id);
+            let record = Record { id: Arc::clone(&id), body, traceparent, origin };
+            let receipt = door.submit(record, key.is_some(), pinned).await.map_err(|refused| unavailable(&refused))?;
+            Ok(HttpResponse::Accepted().json(Accepted { id: &id, path: door.path(receipt) }))
         }
-        Err(refused) => {
-            Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", format!("Not taken: {refused}"))
-                .retry_after(1))
+        Some(form) => {
+            let bodies = parse_all(&body, form, door.schema).map_err(|why| match why {
+                InvalidBatch::Body(why) => invalid(why, None),
+                InvalidBatch::Record { index, why } => invalid(why, Some(index)),
+            })?;
+            if bodies.len() > BATCH_MAX {
+                return Err(too_large(format!("A request has at most {BATCH_MAX} records")));
+            }
+            let records = bodies.into_iter().enumerate().map(|(index, body)| {
+                door.check_size(&body).map_err(|problem| problem.with("index", index))?;
+                let id = key.as_ref().map_or_else(Record::new_id, |key| format!("{key}/{index}").into());
+                Ok(Record { id, body, traceparent: traceparent.clone(), origin: origin.clone() })
+            });
+            let records = records.collect::<Result<Vec<_>, Problem>>()?;
+            let ids: Vec<_> = records.iter().map(|record| Arc::clone(&record.id)).collect();
+            let receipts =
+                door.submit_all(records, key.is_some(), pinned).await.map_err(|refused| unavailable(&refused))?;
+            let records = ids.iter().zip(receipts).map(|(id, receipt)| Accepted { id, path: door.path(receipt) });
+            Ok(HttpResponse::Accepted().json(AllAccepted { accepted: ids.len(), records: records.collect() }))
         }
     }
 }
 
-/// Submits the record unless its key was taken before.
-async fn once(door: Door, key: Arc<str>, record: Record, pinned: Option<LaneId>) -> Result<Receipt, Refused> {
-    match door.keys.claim(&key).await {
-        Claim::Taken(receipt) => Ok(receipt),
-        Claim::First(first) => {
-            let receipt = door.ingest.submit(record, pinned).await?;
-            first.taken(receipt).await;
-            Ok(receipt)
+impl Door {
+    fn check_size(&self, record: &[u8]) -> Result<(), Problem> {
+        if record.len() > self.max_record {
+            return Err(too_large(format!("The record is larger than {} bytes", self.max_record)));
         }
+        Ok(())
+    }
+
+    /// What a receipt names.
+    fn path(&self, receipt: Receipt) -> &str {
+        match receipt {
+            Receipt::Lane(lane) => self.lanes.iter().find(|(known, _)| *known == lane).map_or("", |(_, tag)| tag),
+            Receipt::Spool => "spool",
+        }
+    }
+
+    /// Makes `record` safe; one whose id is a client's key, once.
+    async fn submit(&self, record: Record, is_keyed: bool, pinned: Option<LaneId>) -> Result<Receipt, Refused> {
+        if !is_keyed {
+            return self.ingest.submit(record, pinned).await;
+        }
+        self.submit_all(vec![record], true, pinned).await?.pop().ok_or(Refused::NoLane)
+    }
+
+    /// Makes all of `records` safe. An error says that one of them, at least, is not.
+    async fn submit_all(
+        &self,
+        records: Vec<Record>,
+        are_keyed: bool,
+        pinned: Option<LaneId>,
+    ) -> Result<Vec<Receipt>, Refused> {
+        if !are_keyed {
+            return self.ingest.submit_all(records, pinned).await?.into_iter().collect();
+        }
+        // Goes on when the client hangs up, so that its next try finds the receipts of this one.
+        actix_rt::spawn(once(self.clone(), records, pinned)).await.unwrap_or(Err(Refused::NoLane))
     }
 }
 
-/// `application/json`, `application/*+json`, or nothing.
-fn check_type(content_type: Option<&header::HeaderValue>) -> Result<(), Problem> {
-    let Some(content_type) = content_type else { return Ok(()) };
+/// Submits those of `records` whose keys were not taken before.
+async fn once(door: Door, records: Vec<Record>, pinned: Option<LaneId>) -> Result<Vec<Receipt>, Refused> {
+    let mut receipts = vec![None; records.len()];
+    let (mut new, mut firsts) = (Vec::new(), Vec::new());
+    // In their order, so that no two batches wait for each other.
+    for (at, record) in records.into_iter().enumerate() {
+        match door.keys.claim(&record.id).await {
+            Claim::Taken(receipt) => receipts[at] = Some(receipt),
+            Claim::First(first) => {
+                new.push(record);
+                firsts.push((at, first));
+            }
+        }
+    }
+    let answers = door.ingest.submit_all(new, pinned).await?;
+    let written = firsts.into_iter().zip(answers).map(async |((at, first), answer)| {
+        let receipt = answer?;
+        first.taken(receipt).await;
+        Ok::<_, Refused>((at, receipt))
+    });
+    for written in join_all(written).await {
+        let (at, receipt) = written?;
+        receipts[at] = Some(receipt);
+    }
+    receipts.into_iter().collect::<Option<_>>().ok_or(Refused::NoLane)
+}
+
+/// `application/json`, `application/*+json`, or nothing; or NDJSON, which the answer says.
+fn check_type(content_type: Option<&header::HeaderValue>) -> Result<bool, Problem> {
+    let Some(content_type) = content_type else { return Ok(false) };
     let essence = content_type.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim();
     let subtype =
         essence.split_once('/').filter(|(class, _)| class.eq_ignore_ascii_case("application")).map(|(_, sub)| sub);
     match subtype.map(str::to_ascii_lowercase) {
-        Some(subtype) if subtype == "json" || subtype.ends_with("+json") => Ok(()),
+        Some(subtype) if subtype == "json" || subtype.ends_with("+json") => Ok(false),
+        Some(subtype) if subtype == "x-ndjson" => Ok(true),
         _ => Err(Problem::new(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
             "media-type",
-            format!("A record is application/json, not {essence:?}"),
+            format!("A record is application/json, and many may be application/x-ndjson; not {essence:?}"),
         )),
     }
 }
@@ -192,9 +267,18 @@ fn visible(value: &header::HeaderValue) -> Option<&str> {
     (text.len() <= 255 && is_visible_ascii(text)).then_some(text)
 }
 
-fn invalid(why: Invalid) -> Problem {
+fn too_large(detail: String) -> Problem {
+    Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", detail)
+}
+
+fn unavailable(refused: &Refused) -> Problem {
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", format!("Not taken: {refused}")).retry_after(1)
+}
+
+/// `index` is the record's in a batch.
+fn invalid(why: Invalid, index: Option<usize>) -> Problem {
     let detail = why.to_string();
-    match why {
+    let problem = match why {
         Invalid::Malformed { line, column, .. } => {
             Problem::new(StatusCode::BAD_REQUEST, "json", detail).with("line", line).with("column", column)
         }
@@ -202,5 +286,9 @@ fn invalid(why: Invalid) -> Problem {
             Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "schema", detail).with("field", field)
         }
         Invalid::Schema { field: None, .. } => Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "schema", detail),
+    };
+    match index {
+        Some(index) => problem.with("index", index),
+        None => problem,
     }
 }

@@ -27,6 +27,9 @@ impl Known {
     }
 
     pub fn contains(&self, record: &Record) -> bool {
+        if self.young.is_empty() && self.old.is_empty() {
+            return false;
+        }
         self.hash(record).is_some_and(|hash| self.young.contains(&hash) || self.old.contains(&hash))
     }
 

@@ -38,7 +38,7 @@ use crate::{
 
 /// By this header the stream tells duplicates.
 const MESSAGE_ID: &str = "Nats-Msg-Id";
-/// How long the server may take for one request, a publish among them; a lane gives its publishes less.
+/// How long the server may take for one request, the confirm of a publish among them; a lane gives its publishes less.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// Publishes that wait for their confirm.
 const PUBLISHES_MAX: usize = 16_384;
@@ -90,13 +90,7 @@ impl Transport for Nats {
     }
 
     async fn publish(&self, record: &Record) -> Result<(), TransportError> {
-        let headers = headers(record)?;
-        self.unless_lost(async {
-            timeout(REQUEST_TIMEOUT, self.store(record, headers))
-                .await
-                .map_err(|_| TransportError::Publish(format!("no answer within {REQUEST_TIMEOUT:?}")))?
-        })
-        .await?
+        self.unless_lost(self.store(record)).await?
     }
 
     async fn next(&self) -> Result<Delivery, TransportError> {
@@ -163,12 +157,12 @@ impl Nats {
         })
     }
 
-    async fn store(&self, record: &Record, mut headers: HeaderMap) -> Result<(), TransportError> {
-        let ack = self.send(record, headers.clone()).await?;
-        if ack.duplicate && self.is_gone(ack.sequence).await? {
+    async fn store(&self, record: &Record) -> Result<(), TransportError> {
+        let ack = self.send(record, headers(record, &record.id)?).await?;
+        // Rare, and not to make the future of every publish larger.
+        if ack.duplicate && Box::pin(self.is_gone(ack.sequence)).await? {
             // A record that was settled meanwhile and is sent again on purpose, as a dead letter is, must not pass for stored.
-            headers.insert(MESSAGE_ID, &*Record::new_id());
-            self.send(record, headers).await?;
+            Box::pin(self.send(record, headers(record, &Record::new_id())?)).await?;
         }
         Ok(())
     }
@@ -210,13 +204,14 @@ impl Drop for Nats {
     }
 }
 
-fn headers(record: &Record) -> Result<HeaderMap, TransportError> {
+/// The headers of `record`, which the stream tells from others by `message_id`.
+fn headers(record: &Record, message_id: &str) -> Result<HeaderMap, TransportError> {
     let value = |text: &str| {
         let value = Some(text).filter(|text| is_visible_ascii(text)).and_then(|text| text.parse::<HeaderValue>().ok());
         value.ok_or_else(|| TransportError::Publish(format!("{text:?} cannot be a header")))
     };
     let mut headers = HeaderMap::new();
-    headers.insert(MESSAGE_ID, value(&record.id)?);
+    headers.insert(MESSAGE_ID, value(message_id)?);
     headers.insert(header::ID, value(&record.id)?);
     if let Some(origin) = &record.origin {
         headers.insert(header::ORIGIN, value(&origin.to_string())?);
@@ -258,14 +253,14 @@ mod tests {
     #[test]
     fn a_record_whose_id_or_trace_context_cannot_be_a_header_is_not_published() {
         let good = Record { id: Arc::from("a/0"), body: Bytes::new(), traceparent: None, origin: None };
-        assert!(headers(&good).is_ok());
+        assert!(headers(&good, "1").is_ok());
         for bad in [
             Record { id: Arc::from(""), ..good.clone() },
             Record { id: Arc::from("a\r\nb"), ..good.clone() },
             Record { id: Arc::from("ñ"), ..good.clone() },
             Record { traceparent: Some(Arc::from("a\nb")), ..good.clone() },
         ] {
-            assert!(matches!(headers(&bad), Err(TransportError::Publish(_))), "{bad:?}");
+            assert!(matches!(headers(&bad, "1"), Err(TransportError::Publish(_))), "{bad:?}");
         }
     }
 }
