@@ -46,6 +46,8 @@ pub struct Api {
     pub timeout: Duration,
     /// POSTs in flight per lane.
     pub concurrency: usize,
+    /// Records of a POST at most; with more than one, its body is a JSON array.
+    pub batch: usize,
     /// A record that the API has not taken by then is given up; `None` for never.
     pub give_up_after: Option<Duration>,
     /// A file with a bearer token.
@@ -192,6 +194,7 @@ impl Default for Api {
             url: "http://127.0.0.1:5000/".into(),
             timeout: Duration::from_secs(10),
             concurrency: 64,
+            batch: 1,
             give_up_after: Some(Duration::from_hours(24)),
             token_file: None,
             ca_file: None,

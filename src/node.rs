@@ -142,6 +142,7 @@ impl Node {
             spool: spool.clone(),
             tap: tap.clone(),
             give_up_after: config.api.give_up_after,
+            limits: forwarder::Limits { posts: config.api.concurrency, batch: config.api.batch },
         };
         for ((lane, tag), place) in lanes.iter().zip(threads.iter().cycle()) {
             let (place, api) = (place.clone(), api::Settings::read(&config.api)?);
@@ -281,7 +282,7 @@ impl Branch<'_> {
         let wiring = lane::Wiring {
             router: router.clone(),
             forwarder,
-            posts: Arc::new(Semaphore::new(config.api.concurrency)),
+            posts: Arc::new(Semaphore::new(wiring.limits.deliveries())),
             ledger: Arc::clone(&wiring.ledger),
             publish_timeout: config.router.publish_timeout,
         };

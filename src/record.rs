@@ -198,14 +198,20 @@ impl Tag {
     /// (a message that something else put into the broker).
     #[must_use]
     pub fn splice(&self, body: &[u8]) -> Option<Bytes> {
-        let open = body.strip_suffix(b"}").filter(|rest| rest.starts_with(b"{"))?;
         let mut tagged = BytesMut::with_capacity(body.len() + self.ending.len() + 1);
+        self.splice_onto(body, &mut tagged).then(|| tagged.freeze())
+    }
+
+    /// The same, at the end of `tagged`. Says whether `body` could be tagged; else nothing was written.
+    #[must_use]
+    pub fn splice_onto(&self, body: &[u8], tagged: &mut BytesMut) -> bool {
+        let Some(open) = body.strip_suffix(b"}").filter(|rest| rest.starts_with(b"{")) else { return false };
         tagged.put_slice(open);
         if open.trim_ascii_end().len() > 1 {
             tagged.put_u8(b',');
         }
         tagged.put_slice(&self.ending);
-        Some(tagged.freeze())
+        true
     }
 }
 

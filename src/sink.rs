@@ -14,6 +14,7 @@ use std::{
 };
 
 use actix_web::{App, HttpRequest, HttpResponse, HttpServer, dev::ServerHandle, http::StatusCode, web};
+use percent_encoding::percent_decode_str;
 use rusqlite::{Connection, params};
 use serde::{Deserialize, Serialize};
 use serde_json::{json, value::RawValue};
@@ -178,7 +179,8 @@ async fn send<T>(desk: &Desk, order: Order, answer: oneshot::Receiver<Result<T, 
     answer.await.map_err(|_| problem("The database has ended"))?.map_err(|why| problem(&why))
 }
 
-/// The records of a body: one object under `key`, or each of an array's under `key/<index>`.
+/// The records of a body: one object under `key`, or each of an array's under its own of the keys that `key` lists, as
+/// Waypost's batches have them, or else under `key/<index>`.
 fn items(key: &str, body: &[u8]) -> Result<Vec<Item>, String> {
     #[derive(Deserialize)]
     struct Tagged {
@@ -194,12 +196,14 @@ fn items(key: &str, body: &[u8]) -> Result<Vec<Item>, String> {
         Ok(Item { id, path, record: record.get().to_owned() })
     };
     let whole: &RawValue = serde_json::from_slice(body).map_err(|why| why.to_string())?;
-    if whole.get().starts_with('[') {
-        let records: Vec<&RawValue> = serde_json::from_str(whole.get()).map_err(|why| why.to_string())?;
-        records.into_iter().enumerate().map(|(at, record)| item(format!("{key}/{at}"), record)).collect()
-    } else {
-        Ok(vec![item(key.to_owned(), whole)?])
+    if !whole.get().starts_with('[') {
+        return Ok(vec![item(key.to_owned(), whole)?]);
     }
+    let records: Vec<&RawValue> = serde_json::from_str(whole.get()).map_err(|why| why.to_string())?;
+    let keys: Vec<_> = key.split(',').map(|key| percent_decode_str(key.trim()).decode_utf8_lossy()).collect();
+    let has_own = keys.len() == records.len();
+    let id = |at: usize| if has_own { keys[at].to_string() } else { format!("{key}/{at}") };
+    records.into_iter().enumerate().map(|(at, record)| item(id(at), record)).collect()
 }
 
 fn open(db: Option<PathBuf>) -> rusqlite::Result<Connection> {

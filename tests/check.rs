@@ -63,7 +63,7 @@ fn lanes_later_versions_and_keys_at_odds_are_named_too_and_no_secret_is() {
         absent.as_str(),
         r#"lanes.toml:13: api.ca_file: "." cannot be read: it is a folder; allowed is the path of a file that can be read"#,
         r#"lanes.toml:14: api.timeout: "10" does not fit; allowed is a duration over zero, as in "250ms", "10s" or "24h""#,
-        r#"lanes.toml:15: api.batch: is not in this version; allowed is "1""#,
+        r#"lanes.toml:15: api.batch: "0" does not fit; allowed is a whole number from 1 to 1000"#,
         r#"lanes.toml:28: lanes.grpc.weight: is not in this version; allowed is "1""#,
         "lanes.toml:32: lanes.rabbitmq.queue: is of type integer; allowed is a text that is not empty",
         "lanes.toml:38: lanes.pubsub.project: is empty; allowed is a text that is not empty",

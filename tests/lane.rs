@@ -1,18 +1,19 @@
 //! A lane with its forwarder, driven through their messages: over the message system in memory, with a real API.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use actix::{Actor, Addr};
 use bytes::Bytes;
 use futures_util::future::join_all;
+use serde_json::value::RawValue;
 use tokio::{
     sync::{Semaphore, broadcast},
-    time::Instant,
+    time::{Instant, timeout},
 };
 use waypost::{
     actors::{
         Refused, Slot,
-        forwarder::{self, Forwarder},
+        forwarder::{self, Forwarder, Limits},
         ingest::{Disk, Ingest},
         lane::{Lane, Wiring},
         router::{self, Router},
@@ -24,7 +25,7 @@ use waypost::{
     http::api,
     ledger::Ledger,
     record::{Origin, Record},
-    spool::{NotSafe, Spool},
+    spool::{NotSafe, Queue, Spool},
 };
 
 use crate::support::{
@@ -50,7 +51,17 @@ impl House {
         Self::with_spool(api, posts, closed_spool().await)
     }
 
+    /// A POST has an array of up to `batch` records.
+    async fn in_batches(api: &str, posts: usize, batch: usize) -> Self {
+        Self::with(api, Limits { posts, batch }, closed_spool().await)
+    }
+
     fn with_spool(api: &str, posts: usize, spool: Spool) -> Self {
+        Self::with(api, Limits { posts, batch: 1 }, spool)
+    }
+
+    fn with(api: &str, limits: Limits, spool: Spool) -> Self {
+        let posts = limits.posts;
         let (broker, ledger) = (Broker::default(), Arc::new(Ledger::new(Arc::from("run"))));
         let (router, forwarder) = (Slot::new(), Slot::new());
         let api = config::Api { url: api.into(), concurrency: posts.max(1), ..config::Api::default() };
@@ -58,7 +69,7 @@ impl House {
         let wiring = Wiring {
             router: router.clone(),
             forwarder: forwarder.clone(),
-            posts: Arc::new(Semaphore::new(posts)),
+            posts: Arc::new(Semaphore::new(limits.deliveries())),
             ledger: Arc::clone(&ledger),
             publish_timeout: PUBLISH_TIMEOUT,
         };
@@ -74,6 +85,7 @@ impl House {
                 spool,
                 tap: broadcast::Sender::new(1),
                 give_up_after: None,
+                limits,
             };
             move |life| Forwarder::new(LaneId::Memory, "Memory", api::Api::new(&api), wiring.clone(), life)
         });
@@ -286,4 +298,67 @@ async fn a_record_that_comes_again_after_its_2xx_is_not_posted_again() {
     assert_eq!(api.count(), 1);
     let counts = house.ledger.totals();
     assert_eq!((counts.accepted, counts.delivered, counts.in_flight()), (1, 1, 0));
+}
+
+/// Each record that was taken: its id, and its body.
+fn taken_in_arrays(api: &Api) -> Vec<(String, String)> {
+    let posts = api.posts().into_iter();
+    posts
+        .flat_map(|post| {
+            let ids: Vec<_> = post.key.expect("a key").split(',').map(str::to_owned).collect();
+            let records: Vec<Box<RawValue>> = serde_json::from_slice(&post.body).expect("a JSON array");
+            assert_eq!(ids.len(), records.len());
+            ids.into_iter().zip(records.into_iter().map(|record| record.get().to_owned()))
+        })
+        .collect()
+}
+
+#[actix_rt::test]
+async fn a_batch_is_an_array_with_the_ids_of_its_records_and_is_settled_record_by_record() {
+    let api = Api::start();
+    let house = House::in_batches(&api.url(), 2, 100).await;
+    house.up().await;
+    house.submit(250).await;
+    eventually("all are settled", PATIENCE, async || (house.broker.stored() == 0).then_some(())).await;
+    let taken = taken_in_arrays(&api);
+    let ids: HashSet<_> = taken.iter().map(|(id, _)| id).collect();
+    assert_eq!((taken.len(), ids.len(), house.ledger.totals().delivered), (250, 250, 250));
+    assert!(taken.iter().all(|(_, record)| record == r#"{"a":1,"path":"Memory"}"#), "{:?}", taken[0]);
+    assert!(api.count() < 25, "{} POSTs for 250 records", api.count());
+}
+
+#[actix_rt::test]
+async fn a_batch_that_the_api_refuses_costs_only_the_records_that_it_refuses() {
+    let api = Api::start();
+    api.behave(|_, post| {
+        Conduct::Answer(if memchr::memmem::find(&post.body, b"\"bad\"").is_some() { 422 } else { 200 })
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let spool = Spool::open(folder.path(), 1 << 20).unwrap();
+    let house = House::with(&api.url(), Limits { posts: 1, batch: 50 }, spool.clone());
+    house.up().await;
+    let bad = |number: usize| number == 7 || number == 31;
+    let records = (0..50).map(|number| {
+        let body = if bad(number) { "{\"bad\":1}" } else { "{\"a\":1}" };
+        Record { body: Bytes::from_static(body.as_bytes()), ..record() }
+    });
+    let receipts = join_all(records.map(|record| house.ingest.submit(record, None))).await;
+    assert!(receipts.iter().all(Result::is_ok), "{receipts:?}");
+    eventually("all are settled", PATIENCE, async || (house.broker.stored() == 0).then_some(())).await;
+    let totals = house.ledger.totals();
+    assert_eq!((totals.delivered, spool.holds().records(Queue::Dead)), (48, 2));
+    let dead = spool.dead(10).await.unwrap();
+    assert!(dead.iter().all(|entry| entry.letter.as_ref().is_some_and(|letter| letter.status == 422)), "two letters");
+}
+
+#[actix_rt::test]
+async fn a_drain_gives_back_batches_under_way_and_those_that_wait_for_their_turn() {
+    let api = Api::start();
+    api.behave(|_, _| Conduct::Answer(503));
+    let house = House::in_batches(&api.url(), 1, 10).await;
+    house.up().await;
+    house.submit(40).await;
+    api.wait_for(1, PATIENCE).await;
+    timeout(PATIENCE, house.supervisor.send(DrainAll)).await.expect("it ends in time").unwrap();
+    assert_eq!((house.broker.stored(), house.ledger.totals().delivered), (40, 0));
 }

@@ -360,3 +360,49 @@ async fn a_dropped_connection_leaves_nothing_behind() {
     eventually("the connection is gone", PATIENCE, async || (connections().await == 0).then_some(())).await;
     held.ack();
 }
+
+/// Ends the server after `settled` records were settled, and lets it begin to count messages again, which a server that is
+/// killed may do by itself.
+async fn count_again(server: &mut Server, settings: &config::Nats, settled: usize) {
+    let nats = connect(settings).await;
+    publish(&nats, (0..settled).map(|number| record(&format!("old-{number}")))).await;
+    for _ in 0..settled {
+        take(&nats).await.ack();
+    }
+    nats.close().await;
+    server.terminate().await;
+    server.forget_messages(&settings.stream);
+    server.revive().await;
+}
+
+async fn takes_all_new(nats: &Nats, count: usize) {
+    let mut ids = HashSet::new();
+    while ids.len() < count {
+        let delivery = take(nats).await;
+        ids.insert(delivery.record.id.to_string());
+        delivery.ack();
+    }
+}
+
+#[actix_rt::test]
+async fn a_server_that_has_forgotten_its_count_does_not_pass_over_new_records() {
+    let Some(mut server) = Server::start().await else { return };
+    let settings = server.settings();
+    count_again(&mut server, &settings, 20).await;
+    let nats = connect(&settings).await;
+    publish(&nats, (0..30).map(|number| record(&format!("new-{number}")))).await;
+    takes_all_new(&nats, 30).await;
+}
+
+#[actix_rt::test]
+async fn records_that_came_before_anyone_saw_that_the_count_was_lost_are_delivered() {
+    let Some(mut server) = Server::start().await else { return };
+    let settings = server.settings();
+    count_again(&mut server, &settings, 20).await;
+    let operator = operator(&settings).await;
+    for number in 0..30 {
+        let confirm = operator.publish(settings.subject.clone(), Bytes::from(format!("{{\"n\":{number}}}"))).await;
+        confirm.expect("it leaves").await.expect("a confirm");
+    }
+    takes_all_new(&connect(&settings).await, 30).await;
+}

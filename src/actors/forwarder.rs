@@ -5,6 +5,8 @@
 //! themselves. What the API will never take, or has not taken for too long, goes to the dead letters, and only then leaves
 //! the broker.
 
+mod batch;
+
 use std::{rc::Rc, sync::Arc, time::Duration};
 
 use actix::{Actor, Context, Handler, ResponseFuture};
@@ -15,6 +17,7 @@ use tokio::{
 };
 use tracing::{debug, error, warn};
 
+use self::batch::{Batches, Held};
 use super::{Drain, Forward, InFlight, Member, Ping, supervisor::Life};
 use crate::{
     backoff::Backoff,
@@ -28,6 +31,8 @@ use crate::{
 
 /// The most POSTs that a lane may be configured to have in flight.
 pub const CONCURRENCY_MAX: usize = 4096;
+/// The most deliveries that a lane hands over because a POST has many.
+const BATCHED_MAX: usize = 1024;
 /// The first retry waits at most this.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 /// No retry waits longer, unless the API asks for it: an API that is back is found soon.
@@ -46,6 +51,8 @@ pub struct Forwarder {
     /// Counts drains: a retry that sees it change gives its delivery back.
     drains: watch::Sender<u64>,
     in_flight: InFlight,
+    /// There where a POST may have many records.
+    batches: Option<Batches>,
 }
 
 /// What a forwarder is wired to; the same for each of its lives.
@@ -58,6 +65,24 @@ pub struct Wiring {
     pub tap: Tap,
     /// A record that is older than this is given up; `None` for never.
     pub give_up_after: Option<Duration>,
+    pub limits: Limits,
+}
+
+/// How much a lane sends to the API at a time.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// POSTs in flight.
+    pub posts: usize,
+    /// Records of a POST; with more than one, its body is a JSON array.
+    pub batch: usize,
+}
+
+impl Limits {
+    /// Deliveries that the lane may hand over.
+    #[must_use]
+    pub fn deliveries(self) -> usize {
+        self.posts.max(self.posts.saturating_mul(self.batch).min(BATCHED_MAX))
+    }
 }
 
 /// What every POST of a lane needs.
@@ -68,43 +93,81 @@ struct Post {
     wiring: Wiring,
 }
 
+/// How the POSTs of a record, or of a batch, have ended.
+enum End {
+    Delivered {
+        status: u16,
+    },
+    /// The API will never take it, or has not for too long.
+    Dead(Letter),
+    /// It was held for as long as a broker bears.
+    Held,
+    /// The node drains.
+    Drained,
+}
+
 impl Forwarder {
     #[must_use]
     pub fn new(lane: LaneId, tag: &str, api: Api, wiring: Wiring, life: Life) -> Self {
+        let limits = wiring.limits;
         let post = Rc::new(Post { lane, tag: Tag::new(tag), api, wiring });
-        Self { post, life, drains: watch::Sender::new(0), in_flight: InFlight::default() }
+        let drains = watch::Sender::new(0);
+        let batches = (limits.batch > 1).then(|| Batches::new(Rc::clone(&post), limits, drains.subscribe()));
+        Self { post, life, drains, in_flight: InFlight::default(), batches }
     }
 }
 
 impl Post {
     /// Ends with `delivery` settled, or given back if `drain` comes while it waits.
     async fn until_settled(&self, delivery: Delivery, mut drain: watch::Receiver<u64>) {
+        let Some(delivery) = self.unless_delivered(delivery) else { return };
         let record = &delivery.record;
-        let Wiring { ledger, breaker, .. } = &self.wiring;
-        if ledger.is_delivered(record) {
-            ledger.redelivered(self.lane);
-            return delivery.ack();
-        }
-        let Some(body) = self.tag.splice(&record.body) else {
-            let answer = "not POSTed: it is not a JSON object".to_owned();
-            return self.bury(delivery, Letter { answer, ..Letter::default() }).await;
-        };
+        let Some(body) = self.tag.splice(&record.body) else { return self.bury_foreign(delivery).await };
         let held_until = Instant::now() + HOLD_MAX;
-        let give_up_at = self.give_up_at(record);
+        let sent = (body.clone(), &*record.id, record.traceparent.as_deref());
+        match self.until_it_ends(sent, held_until, self.give_up_at(record), &mut drain).await {
+            End::Delivered { status } => self.delivered(delivery, body, status),
+            End::Dead(letter) => self.bury(delivery, letter).await,
+            End::Held => delivery.retry_after(HOLD_REST),
+            End::Drained => {}
+        }
+    }
+
+    /// Settles what the API is known to have.
+    fn unless_delivered(&self, delivery: Delivery) -> Option<Delivery> {
+        let ledger = &self.wiring.ledger;
+        if ledger.is_delivered(&delivery.record) {
+            ledger.redelivered(self.lane);
+            delivery.ack();
+            return None;
+        }
+        Some(delivery)
+    }
+
+    /// POSTs body, key and trace context, again and again while that may help. After a drain, or `held_until`, whatever they belong to
+    /// goes back to the broker.
+    async fn until_it_ends(
+        &self,
+        (body, key, traceparent): (Bytes, &str, Option<&str>),
+        held_until: Instant,
+        give_up_at: Option<Instant>,
+        drain: &mut watch::Receiver<u64>,
+    ) -> End {
+        let Wiring { ledger, breaker, .. } = &self.wiring;
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_CAP);
         let mut letter = Letter { answer: "not POSTed".to_owned(), ..Letter::default() };
         loop {
             let pass = tokio::select! {
                 biased;
-                () = at(give_up_at) => return self.bury(delivery, Letter { given_up: true, ..letter }).await,
+                () = at(give_up_at) => return End::Dead(Letter { given_up: true, ..letter }),
                 pass = breaker.pass() => pass,
-                () = sleep_until(held_until) => return delivery.retry_after(HOLD_REST),
+                () = sleep_until(held_until) => return End::Held,
                 // An error means that the forwarder is gone: given back all the same.
-                _ = drain.changed() => return,
+                _ = drain.changed() => return End::Drained,
             };
             let answer = {
                 let (_underway, began) = (ledger.api.begin(), std::time::Instant::now());
-                let answer = self.api.post(body.clone(), &record.id, record.traceparent.as_deref()).await;
+                let answer = self.api.post(body.clone(), key, traceparent).await;
                 ledger.posted(self.lane, began);
                 answer
             };
@@ -112,25 +175,30 @@ impl Post {
             match (answer.outcome(), &answer) {
                 (Outcome::Delivered, &Answer::Status { status, .. }) => {
                     pass.succeeded();
-                    ledger.delivered(self.lane, record);
-                    self.show(record, body, status);
-                    return delivery.ack();
+                    return End::Delivered { status };
                 }
                 (Outcome::Retry { at_least }, _) => {
                     pass.failed(at_least);
                     let delay = backoff.next_delay().max(at_least.unwrap_or_default());
-                    debug!(lane = %self.lane, id = &*record.id, %answer, ?delay, "POST failed");
+                    debug!(lane = %self.lane, key, %answer, ?delay, "POST failed");
                     tokio::select! {
                         () = sleep(delay) => {}
-                        _ = drain.changed() => return,
+                        _ = drain.changed() => return End::Drained,
                     }
                 }
                 (Outcome::Delivered | Outcome::Refused, _) => {
                     pass.succeeded();
-                    return self.bury(delivery, letter).await;
+                    return End::Dead(letter);
                 }
             }
         }
+    }
+
+    /// The API has it, as `body`.
+    fn delivered(&self, delivery: Delivery, body: Bytes, status: u16) {
+        self.wiring.ledger.delivered(self.lane, &delivery.record);
+        self.show(&delivery.record, body, status);
+        delivery.ack();
     }
 
     /// When `record` has waited long enough, if ever.
@@ -138,6 +206,12 @@ impl Post {
         let patience = self.wiring.give_up_after?;
         let age = record.origin.as_ref().map_or(0, |origin| unix_us().saturating_sub(origin.at_us));
         Instant::now().checked_add(patience.saturating_sub(Duration::from_micros(age)))
+    }
+
+    /// Makes a dead letter of what is no record: something else has put it into the broker.
+    async fn bury_foreign(&self, delivery: Delivery) {
+        let answer = "not POSTed: it is not a JSON object".to_owned();
+        self.bury(delivery, Letter { answer, ..Letter::default() }).await;
     }
 
     /// Makes a dead letter of `delivery`, and lets the broker forget it once that is on disk.
@@ -194,7 +268,11 @@ impl Handler<Forward> for Forwarder {
 
     fn handle(&mut self, Forward { delivery, permit }: Forward, _: &mut Self::Context) {
         fail::fail_point!("forwarder");
-        let (post, drain, underway) = (Rc::clone(&self.post), self.drains.subscribe(), self.in_flight.begin());
+        let underway = self.in_flight.begin();
+        if let Some(batches) = &self.batches {
+            return batches.take(Held { delivery, permit, underway });
+        }
+        let (post, drain) = (Rc::clone(&self.post), self.drains.subscribe());
         actix_rt::spawn(async move {
             post.until_settled(delivery, drain).await;
             drop((permit, underway));
@@ -217,6 +295,9 @@ impl Handler<Ping> for Forwarder {
     type Result = Result<(), String>;
 
     fn handle(&mut self, _: Ping, _: &mut Self::Context) -> Self::Result {
-        Ok(())
+        match &self.batches {
+            Some(batches) if batches.have_ended() => Err("batches are not POSTed any more".into()),
+            _ => Ok(()),
+        }
     }
 }

@@ -91,7 +91,7 @@ pub const KEYS: &[Key] = &[
     key!("api", "url", api.url, url),
     key!("api", "timeout", api.timeout, duration),
     key!("api", "concurrency", api.concurrency, concurrency),
-    fixed_key!("api", "batch", "1"),
+    key!("api", "batch", api.batch, batch),
     key!("api", "give_up_after", api.give_up_after, patience),
     key!("api", "token_file", api.token_file, file),
     key!("api", "ca_file", api.ca_file, file),
@@ -267,6 +267,13 @@ kind!(
     usize,
     "a whole number from 1 to 4096",
     |text| text.parse().ok().filter(|count| (1..=CONCURRENCY_MAX).contains(count)),
+    |count| Some(count.to_string())
+);
+kind!(
+    batch,
+    usize,
+    "a whole number from 1 to 1000",
+    |text| text.parse().ok().filter(|count| (1..=1000).contains(count)),
     |count| Some(count.to_string())
 );
 kind!(replicas, usize, "1, 3 or 5", |text| text.parse().ok().filter(|count| [1, 3, 5].contains(count)), |count| Some(

@@ -1,6 +1,7 @@
 //! A real NATS server with JetStream.
 
 use std::{
+    fs,
     path::{Path, PathBuf},
     process::{Child, Stdio},
     time::Duration,
@@ -68,6 +69,21 @@ impl Nats {
     /// Its address, without a scheme.
     pub fn address(&self) -> String {
         format!("127.0.0.1:{}", self.port)
+    }
+
+    /// Asks it to end, and waits for it.
+    pub async fn terminate(&mut self) {
+        self.signal("TERM");
+        let server = &mut self.server;
+        eventually("the server ends", PATIENCE, async || server.try_wait().expect("a child's status")).await;
+    }
+
+    /// Takes from a server that has ended what it knows of the messages of `stream`; what it knows of the consumers stays.
+    pub fn forget_messages(&self, stream: &str) {
+        let messages = self.data.path().join("jetstream/$G/streams").join(stream).join("msgs");
+        for file in fs::read_dir(messages).expect("the stream's folder") {
+            fs::remove_file(file.expect("an entry").path()).expect("the folder is ours");
+        }
     }
 
     /// "STOP" and "CONT": silence without a closed socket. "USR2": lame duck.

@@ -4,6 +4,7 @@
 //! rather than hidden in the client's buffers. Three things go on at once: publishes, each waiting for its confirm; one
 //! task that pulls (`pull`); one that settles (`settle`).
 
+mod astray;
 mod declare;
 mod open;
 mod pull;
@@ -143,7 +144,8 @@ impl Nats {
         let ack_wait = declared.consumer.cached_info().config.ack_wait;
         let (settler, settling) = settle::new(client.clone(), ack_wait);
         let (inbox, ready) = mpsc::channel(usize::from(PREFETCH));
-        let pulling = pull(context.clone(), declared.consumer, inbox, settler.clone(), lost.clone());
+        let source = (declared.stream.clone(), settings.subject.clone());
+        let pulling = pull(context.clone(), source, declared.consumer, inbox, settler.clone(), lost.clone());
         Ok(Self {
             client,
             context,

@@ -1,13 +1,25 @@
 //! The stream and its consumer: created where they are missing, and held against what Waypost needs where they are not.
 
+use std::time::Duration;
+
 use async_nats::jetstream::{
     Context,
     consumer::{AckPolicy, Config as Consumer, DeliverPolicy, PullConsumer, pull},
     stream::{Config, DiscardPolicy, Info, PersistenceMode, RetentionPolicy, StorageType, Stream},
 };
 
-use super::{ACK_PENDING_MAX, ACK_WAIT, DUPLICATE_WINDOW, PULL_EXPIRES, PULL_MAX, cannot};
+use tokio::time::sleep;
+use tracing::warn;
+
+use super::{
+    ACK_PENDING_MAX, ACK_WAIT, DUPLICATE_WINDOW, PULL_EXPIRES, PULL_MAX,
+    astray::{self, Astray},
+    cannot,
+};
 use crate::{actors::transport::TransportError, config};
+
+/// A message that was settled is gone from the stream within this, in a cluster as well.
+const SETTLING: Duration = Duration::from_secs(1);
 
 /// What a lane works with, and where it is weaker than it could be.
 pub struct Declared {
@@ -16,7 +28,7 @@ pub struct Declared {
     pub warnings: Vec<String>,
 }
 
-/// Creates what is missing and checks what is there. Nothing that exists is changed.
+/// Creates what is missing and checks what is there. No setting that exists is changed.
 pub async fn declare(context: &Context, settings: &config::Nats) -> Result<Declared, TransportError> {
     let (stream, durable) = (&settings.stream, &settings.durable);
     let cannot_have = |what: String, why: String| cannot(format!("{what}: {why}"));
@@ -35,7 +47,29 @@ pub async fn declare(context: &Context, settings: &config::Nats) -> Result<Decla
         ));
     }
     let warnings = warnings(found.cached_info(), config);
+    let consumer =
+        on_its_way(&found, consumer, settings).await.map_err(|why| cannot_have(format!("consumer {durable}"), why))?;
     Ok(Declared { stream: found, consumer, warnings })
+}
+
+/// `consumer`, or a new one in its place if it would pass over records of the stream.
+async fn on_its_way(stream: &Stream, consumer: PullConsumer, settings: &config::Nats) -> Result<PullConsumer, String> {
+    let look = || astray::look(stream, &consumer, &settings.subject);
+    let astray = match look().await? {
+        Some(astray @ Astray::Past(_)) => {
+            sleep(SETTLING).await;
+            look().await?.filter(|again| *again == astray)
+        }
+        astray => astray,
+    };
+    let Some(astray) = astray else { return Ok(consumer) };
+    warn!(
+        stream = settings.stream,
+        consumer = settings.durable,
+        ?astray,
+        "the consumer passes over records: it begins anew"
+    );
+    astray::begin_anew(stream, &consumer).await.map_err(|why| why.to_string())
 }
 
 fn stream_wanted(settings: &config::Nats) -> Config {
@@ -142,8 +176,6 @@ fn warnings(stream: &Info, consumer: &Consumer) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]

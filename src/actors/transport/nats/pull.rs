@@ -10,18 +10,25 @@ use async_nats::{
     jetstream::{
         self, Context,
         consumer::{PullConsumer, pull::BatchConfig},
+        stream::Stream,
     },
 };
 use futures_util::StreamExt as _;
-use tokio::{sync::mpsc, time::timeout};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, timeout},
+};
+use tracing::debug;
 
-use super::{Lost, PULL_EXPIRES, PULL_MAX, lose, record, settle::Settler};
+use super::{Lost, PULL_EXPIRES, PULL_MAX, astray, lose, record, settle::Settler};
 use crate::delivery::Delivery;
 
 /// Without a word for so long, a pull is taken for lost.
 const SILENCE: Duration = Duration::from_secs(3);
 /// A peer that leaves so many pulls in a row without a word is gone.
 const SILENCES_MAX: u32 = 2;
+/// How often the consumer is held against the stream: no record may lie there that it will not deliver.
+const LOOK: Duration = Duration::from_secs(10);
 
 /// How one pull ended.
 enum End {
@@ -34,6 +41,7 @@ enum End {
 /// Pulls into `ready` as it empties, until the connection is lost or closed.
 pub async fn pull(
     context: Context,
+    (stream, subject): (Stream, String),
     consumer: PullConsumer,
     ready: mpsc::Sender<Delivery>,
     settler: Settler,
@@ -47,7 +55,18 @@ pub async fn pull(
         Err(why) => return lose(&lost, why.to_string()),
     };
     let mut silences = 0;
+    let (mut looked, mut passed_over) = (Instant::now(), None);
     loop {
+        if looked.elapsed() >= LOOK {
+            looked = Instant::now();
+            match astray::look(&stream, &consumer, &subject).await {
+                Ok(None) => passed_over = None,
+                // Settled messages may go a moment later than the consumer says.
+                Ok(astray) if astray != passed_over => passed_over = astray,
+                Ok(_) => return lose(&lost, "the consumer passes over records of its stream".into()),
+                Err(why) => debug!(why, "the consumer cannot be held against its stream"),
+            }
+        }
         let room = tokio::select! {
             biased;
             _ = ended.wait_for(Option::is_some) => return,
