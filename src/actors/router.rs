@@ -95,7 +95,8 @@ impl Router {
 }
 
 /// The lane to take out of `count`, among those that may take the record. Pure.
-fn choose(policy: Policy, count: usize, turn: usize, may_take: impl Fn(usize) -> bool) -> Option<usize> {
+#[must_use]
+pub fn choose(policy: Policy, count: usize, turn: usize, may_take: impl Fn(usize) -> bool) -> Option<usize> {
     match policy {
         Policy::RoundRobin => (turn..count).chain(0..turn.min(count)).find(|&at| may_take(at)),
     }
