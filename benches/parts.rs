@@ -84,9 +84,8 @@ fn actor_hop(bencher: Bencher, crosses_threads: bool) {
         let place = if crosses_threads { Place::new_thread() } else { Place::Here };
         let disk = Disk { spool, ledger: Arc::new(Ledger::new(Arc::from("run"))) };
         let wiring = Wiring { disk, publish_timeout: Duration::from_secs(1) };
-        let start = factory(router.clone(), move |life| {
-            Router::new(Policy::RoundRobin, &[LaneId::Grpc], wiring.clone(), life)
-        });
+        let start =
+            factory(router.clone(), move |life| Router::new(Policy::RoundRobin, &[LaneId::Grpc], wiring.clone(), life));
         Supervisor::new(router.clone(), vec![(ChildId::Router, place, start)]).start();
         router.wait(Duration::from_secs(5)).await.expect("the router starts")
     });

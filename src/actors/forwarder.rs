@@ -157,10 +157,15 @@ impl Post {
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_CAP);
         let mut letter = Letter { answer: "not POSTed".to_owned(), ..Letter::default() };
         loop {
+            let give_up = |letter| End::Dead(Letter { given_up: true, ..letter });
+            if give_up_at.is_some_and(|at| at <= Instant::now()) {
+                return give_up(letter);
+            }
+            // Most often there is nothing to wait for, and no timer is needed.
             let pass = tokio::select! {
                 biased;
-                () = at(give_up_at) => return End::Dead(Letter { given_up: true, ..letter }),
                 pass = breaker.pass() => pass,
+                () = at(give_up_at) => return give_up(letter),
                 () = sleep_until(held_until) => return End::Held,
                 // An error means that the forwarder is gone: given back all the same.
                 _ = drain.changed() => return End::Drained,

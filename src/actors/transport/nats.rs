@@ -188,10 +188,13 @@ impl Nats {
     }
 
     async fn unless_lost<F: Future>(&self, work: F) -> Result<F::Output, TransportError> {
+        if self.lost.borrow().is_some() {
+            return Err(self.lost().await);
+        }
         tokio::select! {
             biased;
-            lost = self.lost() => Err(lost),
             output = work => Ok(output),
+            lost = self.lost() => Err(lost),
         }
     }
 
