@@ -352,6 +352,25 @@ async fn a_batch_that_the_api_refuses_costs_only_the_records_that_it_refuses() {
 }
 
 #[actix_rt::test]
+async fn a_record_that_the_api_fails_at_does_not_keep_its_batch_from_arriving() {
+    let api = Api::start();
+    api.behave(|_, post| {
+        Conduct::Answer(if memchr::memmem::find(&post.body, b"\"bad\"").is_some() { 500 } else { 200 })
+    });
+    let house = House::in_batches(&api.url(), 2, 8).await;
+    house.up().await;
+    let records = (0..8).map(|number| {
+        let body = if number == 3 { "{\"bad\":1}" } else { "{\"a\":1}" };
+        Record { body: Bytes::from_static(body.as_bytes()), ..record() }
+    });
+    let receipts = join_all(records.map(|record| house.ingest.submit(record, None))).await;
+    assert!(receipts.iter().all(Result::is_ok), "{receipts:?}");
+    let patience = PATIENCE * 3;
+    eventually("the others arrive", patience, async || (house.ledger.totals().delivered == 7).then_some(())).await;
+    assert_eq!(house.broker.stored(), 1, "the bad one is tried again, and kept");
+}
+
+#[actix_rt::test]
 async fn a_drain_gives_back_batches_under_way_and_those_that_wait_for_their_turn() {
     let api = Api::start();
     api.behave(|_, _| Conduct::Answer(503));

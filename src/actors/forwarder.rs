@@ -100,10 +100,21 @@ enum End {
     },
     /// The API will never take it, or has not for too long.
     Dead(Letter),
+    /// It has failed as often as it may.
+    Failed(Letter),
     /// It was held for as long as a broker bears.
     Held,
     /// The node drains.
     Drained,
+}
+
+/// How long, and how often, POSTs that fail are tried again.
+struct Patience {
+    /// The broker bears no longer hold.
+    held_until: Instant,
+    give_up_at: Option<Instant>,
+    /// Failures that are about what was sent, not about an API that has too much to do.
+    failures: Option<u32>,
 }
 
 impl Forwarder {
@@ -124,10 +135,11 @@ impl Post {
         let record = &delivery.record;
         let Some(body) = self.tag.splice(&record.body) else { return self.bury_foreign(delivery).await };
         let held_until = Instant::now() + HOLD_MAX;
+        let patience = Patience { held_until, give_up_at: self.give_up_at(record), failures: None };
         let sent = (body.clone(), &*record.id, record.traceparent.as_deref());
-        match self.until_it_ends(sent, held_until, self.give_up_at(record), &mut drain).await {
+        match self.until_it_ends(sent, patience, not_posted(), &mut drain).await {
             End::Delivered { status } => self.delivered(delivery, body, status),
-            End::Dead(letter) => self.bury(delivery, letter).await,
+            End::Dead(letter) | End::Failed(letter) => self.bury(delivery, letter).await,
             End::Held => delivery.retry_after(HOLD_REST),
             End::Drained => {}
         }
@@ -144,22 +156,24 @@ impl Post {
         Some(delivery)
     }
 
-    /// POSTs body, key and trace context, again and again while that may help. After a drain, or `held_until`, whatever they belong to
-    /// goes back to the broker.
+    /// POSTs body, key and trace context, again and again while that may help. `letter` tells of earlier POSTs of the same.
     async fn until_it_ends(
         &self,
         (body, key, traceparent): (Bytes, &str, Option<&str>),
-        held_until: Instant,
-        give_up_at: Option<Instant>,
+        Patience { held_until, give_up_at, failures }: Patience,
+        mut letter: Letter,
         drain: &mut watch::Receiver<u64>,
     ) -> End {
         let Wiring { ledger, breaker, .. } = &self.wiring;
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_CAP);
-        let mut letter = Letter { answer: "not POSTed".to_owned(), ..Letter::default() };
+        let mut failed = 0;
         loop {
             let give_up = |letter| End::Dead(Letter { given_up: true, ..letter });
             if give_up_at.is_some_and(|at| at <= Instant::now()) {
                 return give_up(letter);
+            }
+            if held_until <= Instant::now() {
+                return End::Held;
             }
             // Most often there is nothing to wait for, and no timer is needed.
             let pass = tokio::select! {
@@ -184,6 +198,10 @@ impl Post {
                 }
                 (Outcome::Retry { at_least }, _) => {
                     pass.failed(at_least);
+                    failed += u32::from(!matches!(answer, Answer::Status { status: 429 | 503, .. }));
+                    if failures.is_some_and(|most| failed >= most) {
+                        return End::Failed(letter);
+                    }
                     let delay = backoff.next_delay().max(at_least.unwrap_or_default());
                     debug!(lane = %self.lane, key, %answer, ?delay, "POST failed");
                     tokio::select! {
@@ -247,6 +265,11 @@ impl Post {
     }
 }
 
+/// What is told of a record that was not POSTed yet.
+fn not_posted() -> Letter {
+    Letter { answer: "not POSTed".to_owned(), ..Letter::default() }
+}
+
 /// Resolves then; never for `None`.
 async fn at(time: Option<Instant>) {
     match time {
@@ -264,7 +287,7 @@ impl Actor for Forwarder {
 }
 
 impl Member for Forwarder {
-    /// Deliveries, one per POST that may be in flight, and control messages.
+    /// Deliveries, as many as the lane may hand over, and control messages.
     const MAILBOX: usize = CONCURRENCY_MAX + 64;
 }
 
@@ -275,7 +298,7 @@ impl Handler<Forward> for Forwarder {
         fail::fail_point!("forwarder");
         let underway = self.in_flight.begin();
         if let Some(batches) = &self.batches {
-            return batches.take(Held { delivery, permit, underway });
+            return batches.take(Held { delivery, until: Instant::now() + HOLD_MAX, permit, underway });
         }
         let (post, drain) = (Rc::clone(&self.post), self.drains.subscribe());
         actix_rt::spawn(async move {

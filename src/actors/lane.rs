@@ -40,7 +40,7 @@ const PUBLISH_MIN: Duration = Duration::from_millis(100);
 pub struct Wiring {
     pub router: Slot<Router>,
     pub forwarder: Slot<Forwarder>,
-    /// One permit per POST that may be in flight: the lane pulls no more than that.
+    /// One permit per delivery that the forwarder may have: the lane pulls no more than that.
     pub posts: Arc<Semaphore>,
     pub ledger: Arc<Ledger>,
     pub publish_timeout: Duration,

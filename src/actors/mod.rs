@@ -141,7 +141,7 @@ pub struct LaneDown(pub LaneId);
 #[rtype(result = "()")]
 pub struct Introduced;
 
-/// The permit is one of the POSTs that the lane may have in flight.
+/// The permit is one of the deliveries that the forwarder may have.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct Forward {

@@ -44,6 +44,8 @@ pub fn spool() -> (Spool, TempDir) {
 pub async fn closed_spool() -> Spool {
     let (spool, _folder) = spool();
     spool.close().await;
+    // A thread that is just ending would still be waited for.
+    eventually("the spool has ended", Duration::from_secs(20), async || spool.holds().refuses.then_some(())).await;
     spool
 }
 

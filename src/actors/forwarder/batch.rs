@@ -1,24 +1,26 @@
 //! Many records in one POST: a JSON array, with the records' ids in their order as its `Idempotency-Key`.
 //!
 //! A batch is what has come when a POST may begin, and a moment later: an idle lane waits for nobody, a busy one fills its
-//! batches. It is settled record by record. If the API refuses it, each half is POSTed by itself, until the record that the API
-//! will not have is alone, and becomes a dead letter.
+//! batches. It is settled record by record. If the API refuses it, or fails at it again and again, each half is POSTed by itself,
+//! until the record that the API will not have is alone, and alone becomes a dead letter.
 
-use std::{ops::Range, rc::Rc, sync::Arc, time::Duration};
+use std::{collections::HashSet, ops::Range, rc::Rc, sync::Arc, time::Duration};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use futures_util::future::{LocalBoxFuture, join_all};
-use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
+use percent_encoding::{AsciiSet, CONTROLS, PercentEncode, utf8_percent_encode};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
     time::{Instant, timeout_at},
 };
 use tracing::debug;
 
-use super::{CONCURRENCY_MAX, End, HOLD_MAX, HOLD_REST, Limits, Post};
+use super::{CONCURRENCY_MAX, End, HOLD_REST, Limits, Patience, Post, not_posted};
 use crate::{
     actors::{Task, Underway},
     delivery::Delivery,
+    record::Record,
+    spool::Letter,
 };
 
 /// How long the first record of a batch waits for more.
@@ -27,12 +29,16 @@ const LINGER: Duration = Duration::from_millis(2);
 const IDS_MAX: usize = 6 << 10;
 /// Bytes of the records in one POST, unless one alone has more: many servers take no body over 1 MiB.
 const BODY_MAX: usize = 1 << 20;
+/// A batch that has failed so often is halved: one of its records may be what the API fails at, or all together too much for it.
+const FAILURES_MAX: u32 = 5;
 /// What an id's characters must not be taken for.
 const IN_LIST: &AsciiSet = &CONTROLS.add(b',').add(b'%');
 
 /// A delivery with its place among the POSTs of the lane.
 pub struct Held {
     pub delivery: Delivery,
+    /// The broker bears no longer hold.
+    pub until: Instant,
     pub permit: OwnedSemaphorePermit,
     pub underway: Underway,
 }
@@ -94,20 +100,18 @@ impl Gathering {
             let Some(slot) = slot else { return };
             let rest = self.waiting.split_off(fitting(&self.waiting));
             let together = std::mem::replace(&mut self.waiting, rest);
-            let (post, drain) = (Rc::clone(&post), drain.clone());
-            actix_rt::spawn(async move {
-                post.until_all_settled(together, Instant::now() + HOLD_MAX, drain).await;
-                drop(slot);
-            });
+            let (post, slots, drain) = (Rc::clone(&post), Arc::clone(&self.slots), drain.clone());
+            actix_rt::spawn(async move { post.until_all_settled(together, not_posted(), (slots, slot), drain).await });
         }
     }
 
     /// Resolves when there is a batch and room for its POST; with nothing when there will be no more. Dropping the future loses nothing.
     async fn fill(&mut self) -> Option<OwnedSemaphorePermit> {
-        let slot = Arc::clone(&self.slots).acquire_owned().await.ok()?;
         if self.waiting.is_empty() && self.inbox.recv_many(&mut self.waiting, self.batch).await == 0 {
             return None;
         }
+        // Not before there is something to POST: halves of batches wait for their turn as well.
+        let slot = Arc::clone(&self.slots).acquire_owned().await.ok()?;
         let until = Instant::now() + LINGER;
         while self.waiting.len() < self.batch {
             let room = self.batch - self.waiting.len();
@@ -125,11 +129,16 @@ impl Gathering {
 fn fitting(waiting: &[Held]) -> usize {
     let (mut ids, mut bytes) = (0, 0);
     let fit = waiting.iter().take_while(|held| {
-        ids += held.delivery.record.id.len() + 1;
+        ids += listed(&held.delivery.record.id).map(str::len).sum::<usize>() + 1;
         bytes += held.delivery.record.body.len() + 1;
         ids <= IDS_MAX && bytes <= BODY_MAX
     });
     fit.count().max(1)
+}
+
+/// An id as it stands in a list.
+fn listed(id: &str) -> PercentEncode<'_> {
+    utf8_percent_encode(id, IN_LIST)
 }
 
 /// A POST of many records.
@@ -141,52 +150,94 @@ struct Array {
 }
 
 impl Post {
-    /// Ends with each of `together` settled, or given back.
+    /// Ends with each of `together` settled, or given back. `slot` is the place of its POST among those of the lane.
     fn until_all_settled(
         &self,
         together: Vec<Held>,
-        held_until: Instant,
+        letter: Letter,
+        (slots, slot): (Arc<Semaphore>, OwnedSemaphorePermit),
         mut drain: watch::Receiver<u64>,
     ) -> LocalBoxFuture<'_, ()> {
         Box::pin(async move {
-            let (mut batch, mut array) = (Vec::with_capacity(together.len()), Array::new());
-            for Held { delivery, permit, underway } in together {
-                let Some(delivery) = self.unless_delivered(delivery) else { continue };
-                if array.add(|body| self.tag.splice_onto(&delivery.record.body, body), &delivery.record.id) {
-                    batch.push(Held { delivery, permit, underway });
-                } else {
-                    self.bury_foreign(delivery).await;
-                }
-            }
+            let (mut batch, array) = self.array(together).await;
             let records = || batch.iter().map(|held| &held.delivery.record);
             let Some(first) = records().next() else { return };
             // A request has one trace context: theirs, if all have the same.
             let traceparent = first.traceparent.as_deref();
             let traceparent =
                 traceparent.filter(|it| records().all(|record| record.traceparent.as_deref() == Some(it)));
-            let give_up_at = records().filter_map(|record| self.give_up_at(record)).min();
+            let patience = Patience {
+                held_until: batch.iter().map(|held| held.until).min().unwrap_or_else(Instant::now),
+                give_up_at: records().filter_map(|record| self.give_up_at(record)).min(),
+                failures: (batch.len() > 1).then_some(FAILURES_MAX),
+            };
             let (body, places, key) = array.end();
             let sent = (body.clone(), &*key, traceparent);
-            match self.until_it_ends(sent, held_until, give_up_at, &mut drain).await {
+            let letter = match self.until_it_ends(sent, patience, letter, &mut drain).await {
                 End::Delivered { status } => {
                     for (held, place) in batch.into_iter().zip(places) {
                         self.delivered(held.delivery, body.slice(place), status);
                     }
+                    return;
                 }
-                End::Dead(letter) if batch.len() == 1 => {
-                    for held in batch {
+                End::Held => return batch.into_iter().for_each(|held| held.delivery.retry_after(HOLD_REST)),
+                End::Drained => return,
+                End::Dead(letter) if batch.len() == 1 || letter.given_up => {
+                    for held in batch.extract_if(.., |held| !letter.given_up || self.is_given_up(&held.delivery.record))
+                    {
                         self.bury(held.delivery, letter.clone()).await;
                     }
+                    Letter { given_up: false, ..letter }
                 }
-                End::Dead(_) => {
-                    let later = batch.split_off(batch.len() / 2);
-                    let halves = [(batch, drain.clone()), (later, drain)];
-                    join_all(halves.map(|(half, drain)| self.until_all_settled(half, held_until, drain))).await;
-                }
-                End::Held => batch.into_iter().for_each(|held| held.delivery.retry_after(HOLD_REST)),
-                End::Drained => {}
-            }
+                End::Dead(letter) | End::Failed(letter) => letter,
+            };
+            drop(slot);
+            let later = batch.split_off(batch.len() / 2);
+            let halves =
+                [batch, later].map(|half| self.in_its_turn(half, letter.clone(), Arc::clone(&slots), drain.clone()));
+            join_all(halves).await;
         })
+    }
+
+    /// The same, once there is room for the POST.
+    async fn in_its_turn(
+        &self,
+        together: Vec<Held>,
+        letter: Letter,
+        slots: Arc<Semaphore>,
+        mut drain: watch::Receiver<u64>,
+    ) {
+        let slot = tokio::select! {
+            biased;
+            _ = drain.changed() => return,
+            slot = Arc::clone(&slots).acquire_owned() => slot,
+        };
+        if let (Ok(slot), false) = (slot, together.is_empty()) {
+            self.until_all_settled(together, letter, (slots, slot), drain).await;
+        }
+    }
+
+    /// Those of `together` that can be POSTed, as one array. The others are settled.
+    async fn array(&self, together: Vec<Held>) -> (Vec<Held>, Array) {
+        let (mut batch, mut array, mut ids) = (Vec::with_capacity(together.len()), Array::new(), HashSet::new());
+        for held in together {
+            let Held { delivery, until, permit, underway } = held;
+            let Some(delivery) = self.unless_delivered(delivery) else { continue };
+            let record = &delivery.record;
+            if !ids.insert(Arc::clone(&record.id)) {
+                // Its other copy is on its way: one array has each id once.
+                delivery.retry_after(HOLD_REST);
+            } else if array.add(|body| self.tag.splice_onto(&record.body, body), &record.id) {
+                batch.push(Held { delivery, until, permit, underway });
+            } else {
+                self.bury_foreign(delivery).await;
+            }
+        }
+        (batch, array)
+    }
+
+    fn is_given_up(&self, record: &Record) -> bool {
+        self.give_up_at(record).is_some_and(|at| at <= Instant::now())
     }
 }
 
@@ -206,7 +257,7 @@ impl Array {
         let is_written = write(&mut self.body);
         if is_written {
             self.records.push(from..self.body.len());
-            self.key.extend(utf8_percent_encode(id, IN_LIST));
+            self.key.extend(listed(id));
         } else {
             self.body.truncate(before);
             self.key.truncate(self.key.len() - usize::from(before > 1));

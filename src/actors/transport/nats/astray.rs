@@ -7,12 +7,13 @@ use async_nats::jetstream::{
     stream::{RawMessageErrorKind, Stream},
 };
 
-/// What a consumer that has gone astray passes over.
+/// What a consumer that has gone astray passes over. Seen once, it may be a matter of a moment: in a cluster the two counts come
+/// from two servers, and what is settled may go a little later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Astray {
     /// It counts on from here, where the stream has not come yet.
     Ahead(u64),
-    /// It takes the message of this number for settled; the stream has it. In a cluster it may be about to go.
+    /// It takes the message of this number for settled; the stream has it.
     Past(u64),
 }
 

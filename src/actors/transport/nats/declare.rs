@@ -11,11 +11,7 @@ use async_nats::jetstream::{
 use tokio::time::sleep;
 use tracing::warn;
 
-use super::{
-    ACK_PENDING_MAX, ACK_WAIT, DUPLICATE_WINDOW, PULL_EXPIRES, PULL_MAX,
-    astray::{self, Astray},
-    cannot,
-};
+use super::{ACK_PENDING_MAX, ACK_WAIT, DUPLICATE_WINDOW, PULL_EXPIRES, PULL_MAX, astray, cannot};
 use crate::{actors::transport::TransportError, config};
 
 /// A message that was settled is gone from the stream within this, in a cluster as well.
@@ -55,21 +51,31 @@ pub async fn declare(context: &Context, settings: &config::Nats) -> Result<Decla
 /// `consumer`, or a new one in its place if it would pass over records of the stream.
 async fn on_its_way(stream: &Stream, consumer: PullConsumer, settings: &config::Nats) -> Result<PullConsumer, String> {
     let look = || astray::look(stream, &consumer, &settings.subject);
-    let astray = match look().await? {
-        Some(astray @ Astray::Past(_)) => {
+    let astray = match look().await {
+        Ok(None) => return Ok(consumer),
+        Ok(astray) => {
             sleep(SETTLING).await;
-            look().await?.filter(|again| *again == astray)
+            look().await.map(|again| again.filter(|_| again == astray))
         }
-        astray => astray,
+        Err(why) => Err(why),
     };
-    let Some(astray) = astray else { return Ok(consumer) };
-    warn!(
-        stream = settings.stream,
-        consumer = settings.durable,
-        ?astray,
-        "the consumer passes over records: it begins anew"
-    );
-    astray::begin_anew(stream, &consumer).await.map_err(|why| why.to_string())
+    match astray {
+        Ok(None) => Ok(consumer),
+        Ok(Some(astray)) => {
+            let (stream_name, durable) = (&settings.stream, &settings.durable);
+            warn!(
+                stream = stream_name,
+                consumer = durable,
+                ?astray,
+                "the consumer passes over records: it begins anew"
+            );
+            astray::begin_anew(stream, &consumer).await.map_err(|why| why.to_string())
+        }
+        Err(why) => {
+            warn!(stream = settings.stream, why, "the consumer cannot be held against its stream");
+            Ok(consumer)
+        }
+    }
 }
 
 fn stream_wanted(settings: &config::Nats) -> Config {

@@ -59,12 +59,17 @@ pub async fn pull(
     loop {
         if looked.elapsed() >= LOOK {
             looked = Instant::now();
-            match astray::look(&stream, &consumer, &subject).await {
-                Ok(None) => passed_over = None,
-                // Settled messages may go a moment later than the consumer says.
-                Ok(astray) if astray != passed_over => passed_over = astray,
-                Ok(_) => return lose(&lost, "the consumer passes over records of its stream".into()),
-                Err(why) => debug!(why, "the consumer cannot be held against its stream"),
+            let look = tokio::select! {
+                biased;
+                _ = ended.wait_for(Option::is_some) => return,
+                look = timeout(SILENCE, astray::look(&stream, &consumer, &subject)) => look,
+            };
+            match look {
+                Ok(Ok(None)) => passed_over = None,
+                Ok(Ok(astray)) if astray != passed_over => passed_over = astray,
+                Ok(Ok(_)) => return lose(&lost, "the consumer passes over records of its stream".into()),
+                Ok(Err(why)) => debug!(why, "the consumer cannot be held against its stream"),
+                Err(_) => debug!("the consumer cannot be held against its stream: no answer"),
             }
         }
         let room = tokio::select! {
