@@ -282,7 +282,7 @@ impl Branch<'_> {
         let wiring = lane::Wiring {
             router: router.clone(),
             forwarder,
-            posts: Arc::new(Semaphore::new(wiring.limits.deliveries())),
+            deliveries: Arc::new(Semaphore::new(wiring.limits.deliveries())),
             ledger: Arc::clone(&wiring.ledger),
             publish_timeout: config.router.publish_timeout,
         };

@@ -69,7 +69,7 @@ impl House {
         let wiring = Wiring {
             router: router.clone(),
             forwarder: forwarder.clone(),
-            posts: Arc::new(Semaphore::new(limits.deliveries())),
+            deliveries: Arc::new(Semaphore::new(limits.deliveries())),
             ledger: Arc::clone(&ledger),
             publish_timeout: PUBLISH_TIMEOUT,
         };

@@ -139,8 +139,8 @@ impl Post {
         let sent = (body.clone(), &*record.id, record.traceparent.as_deref());
         match self.until_it_ends(sent, patience, not_posted(), &mut drain).await {
             End::Delivered { status } => self.delivered(delivery, body, status),
-            End::Dead(letter) | End::Failed(letter) => self.bury(delivery, letter).await,
-            End::Held => delivery.retry_after(HOLD_REST),
+            End::Dead(letter) => self.bury(delivery, letter).await,
+            End::Held | End::Failed(_) => delivery.retry_after(HOLD_REST),
             End::Drained => {}
         }
     }

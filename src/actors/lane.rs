@@ -41,7 +41,7 @@ pub struct Wiring {
     pub router: Slot<Router>,
     pub forwarder: Slot<Forwarder>,
     /// One permit per delivery that the forwarder may have: the lane pulls no more than that.
-    pub posts: Arc<Semaphore>,
+    pub deliveries: Arc<Semaphore>,
     pub ledger: Arc<Ledger>,
     pub publish_timeout: Duration,
 }
@@ -107,7 +107,7 @@ async fn pull<T: Transport>(transport: &T, wiring: &Wiring) -> TransportError {
         // An API that is away must not hide a connection that is lost.
         let permit = tokio::select! {
             biased;
-            permit = Arc::clone(&wiring.posts).acquire_owned() => permit,
+            permit = Arc::clone(&wiring.deliveries).acquire_owned() => permit,
             lost = transport.lost() => return lost,
         };
         let Ok(permit) = permit else {

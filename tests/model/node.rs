@@ -310,7 +310,7 @@ fn lane<const LANE: usize>(router: &Slot<Router>, ledger: &Arc<Ledger>, brokers:
     let wiring = lane::Wiring {
         router: router.clone(),
         forwarder: Slot::new(),
-        posts: Arc::new(tokio::sync::Semaphore::new(1)),
+        deliveries: Arc::new(tokio::sync::Semaphore::new(1)),
         ledger: Arc::clone(ledger),
         publish_timeout: PUBLISH_TIMEOUT,
     };

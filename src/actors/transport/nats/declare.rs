@@ -7,7 +7,6 @@ use async_nats::jetstream::{
     consumer::{AckPolicy, Config as Consumer, DeliverPolicy, PullConsumer, pull},
     stream::{Config, DiscardPolicy, Info, PersistenceMode, RetentionPolicy, StorageType, Stream},
 };
-
 use tokio::time::sleep;
 use tracing::warn;
 
