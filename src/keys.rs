@@ -6,9 +6,7 @@
 //! killed process must not: the API knows the record by its id all the same.
 
 use std::{
-    collections::HashMap,
     fs::{self, File},
-    hash::{BuildHasher as _, RandomState},
     io::{self, Write as _},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -25,6 +23,7 @@ use tracing::{error, warn};
 
 use crate::{
     delivery::{LaneId, Receipt},
+    fingerprint::{ByFingerprint, Fingerprint, Fingerprints},
     record::unix_us,
     spool::frames::{Item, Scanner, write_frame},
 };
@@ -65,23 +64,16 @@ enum State {
     },
 }
 
-/// A key's 128-bit hash, under keys of this process: two keys are not taken for one.
-type Hash = (u64, u64);
-
 #[derive(Default)]
 struct Table {
-    hashers: (RandomState, RandomState),
-    young: HashMap<Hash, State>,
-    old: HashMap<Hash, State>,
+    fingerprints: Fingerprints,
+    young: ByFingerprint<State>,
+    old: ByFingerprint<State>,
     /// When the younger generation began, in microseconds since the Unix epoch.
     began_us: u64,
 }
 
 impl Table {
-    fn hash(&self, key: &str) -> Hash {
-        (self.hashers.0.hash_one(key), self.hashers.1.hash_one(key))
-    }
-
     fn turn_if_due(&mut self) -> bool {
         let due = age(self.began_us) >= KNOWN_FOR || self.young.len() >= KEYS_MAX;
         if due {
@@ -116,7 +108,7 @@ pub enum Claim {
 pub struct First {
     keys: Keys,
     key: Box<str>,
-    hash: Hash,
+    fingerprint: Fingerprint,
     outcome: watch::Sender<Option<Receipt>>,
 }
 
@@ -136,8 +128,8 @@ impl Keys {
                     && let Some(receipt) = line.receipt()
                 {
                     append(&mut kept, &line);
-                    let hash = table.hash(&line.key);
-                    table.old.insert(hash, State::Done { receipt, at_us: line.at_us });
+                    let key = table.fingerprints.of(&line.key);
+                    table.old.insert(key, State::Done { receipt, at_us: line.at_us });
                 }
             });
             if let Err(why) = known {
@@ -165,15 +157,20 @@ impl Keys {
         loop {
             let mut underway = {
                 let mut table = self.lock();
-                let hash = table.hash(key);
-                match table.young.get(&hash).or_else(|| table.old.get(&hash)) {
+                let found = table.fingerprints.of(key);
+                match table.young.get(&found).or_else(|| table.old.get(&found)) {
                     Some(State::Done { receipt, at_us }) if age(*at_us) < KNOWN_FOR => return Claim::Taken(*receipt),
                     Some(State::Underway(outcome)) => outcome.clone(),
                     Some(State::Done { .. }) | None => {
                         let (outcome, waiting) = watch::channel(None);
-                        table.old.remove(&hash);
-                        table.young.insert(hash, State::Underway(waiting));
-                        return Claim::First(First { keys: self.clone(), key: key.into(), hash, outcome });
+                        table.old.remove(&found);
+                        table.young.insert(found, State::Underway(waiting));
+                        return Claim::First(First {
+                            keys: self.clone(),
+                            key: key.into(),
+                            fingerprint: found,
+                            outcome,
+                        });
                     }
                 }
             };
@@ -202,8 +199,8 @@ impl First {
             warn!("the key table's disk hangs, or the node ends: after a restart, this key is taken for new");
         }
         let mut table = self.keys.lock();
-        table.old.remove(&self.hash);
-        table.young.insert(self.hash, State::Done { receipt, at_us });
+        table.old.remove(&self.fingerprint);
+        table.young.insert(self.fingerprint, State::Done { receipt, at_us });
         drop(table);
         self.outcome.send_replace(Some(receipt));
     }
@@ -214,8 +211,8 @@ impl Drop for First {
         let mut table = self.keys.lock();
         let Table { young, old, .. } = &mut *table;
         for generation in [young, old] {
-            if matches!(generation.get(&self.hash), Some(State::Underway(_))) {
-                generation.remove(&self.hash);
+            if matches!(generation.get(&self.fingerprint), Some(State::Underway(_))) {
+                generation.remove(&self.fingerprint);
             }
         }
     }

@@ -21,7 +21,10 @@ use tokio::{sync::watch, time::sleep};
 use tracing::error;
 
 pub use self::latency::Quantiles;
-use self::{known::Known, latency::Latency};
+use self::{
+    known::{Delivered, Known},
+    latency::Latency,
+};
 use crate::{
     delivery::LaneId,
     record::{Record, unix_us},
@@ -45,7 +48,7 @@ pub struct Ledger {
     /// Dead letters that an operator has removed.
     dropped: AtomicU64,
     /// Records that the API has.
-    known: Mutex<Known>,
+    known: Mutex<Delivered>,
     /// Records that became dead letters.
     died: Mutex<Known>,
     /// Records whose clients were refused: one that comes out of a lane after all has no receipt.
@@ -171,7 +174,7 @@ impl Ledger {
 
     /// The API has the record. A second time counts as redelivered.
     pub fn delivered(&self, lane: LaneId, record: &Record) {
-        if !self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(record) {
+        if !self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(lane, record) {
             return self.redelivered(lane);
         }
         let lane = self.lane(lane);
@@ -183,6 +186,12 @@ impl Ledger {
         }
         lane.delivered.fetch_add(1, Relaxed);
         lane.last_delivery_us.store(unix_us(), Relaxed);
+    }
+
+    /// A lane that was given the record has not confirmed it, and may have it all the same. It goes on by another way: when both
+    /// have brought it, it is one record.
+    pub fn doubted(&self, record: &Record) {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).doubt(record);
     }
 
     /// A POST of `lane` that began then has ended.

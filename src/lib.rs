@@ -61,6 +61,7 @@ pub mod breaker;
 pub mod cli;
 pub mod config;
 pub mod delivery;
+pub mod fingerprint;
 pub mod http;
 pub mod keys;
 pub mod ledger;

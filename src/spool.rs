@@ -106,6 +106,10 @@ pub struct Held {
     pub found_carried: u64,
     /// All files together.
     pub bytes: u64,
+    /// Syncs since the start that made records safe, each of one queue.
+    pub commits: u64,
+    /// Records that they made safe.
+    pub committed: u64,
     /// The last attempt to write failed, or there is no room: nothing can be put.
     pub refuses: bool,
 }
@@ -224,8 +228,8 @@ impl Spool {
         }
         let (orders, inbox) = mpsc::unbounded_channel();
         let folder = folder.to_owned();
-        let mut store =
-            Store { folder, logs, max, failing: false, held: watch::Sender::new(Held::default()), _lock: lock };
+        let held = watch::Sender::new(Held::default());
+        let mut store = Store { folder, logs, max, failing: false, commits: 0, committed: 0, held, _lock: lock };
         store.tell();
         let held = store.held.subscribe();
         thread::Builder::new().name("spool".into()).spawn(move || store.run(inbox)).map_err(failed)?;
@@ -311,6 +315,9 @@ struct Store {
     max: u64,
     /// The last write failed.
     failing: bool,
+    /// See [`Held`].
+    commits: u64,
+    committed: u64,
     held: watch::Sender<Held>,
     _lock: File,
 }
@@ -405,13 +412,19 @@ impl Store {
         if !puts.is_empty() {
             self.failing = failures.iter().any(Option::is_some);
         }
+        let mut safe = [0; Queue::COUNT];
         for Pending { key, answer } in puts {
             match &failures[key.queue] {
-                // Who asked may be gone: then the entry waits to be taken like any other.
-                None => drop(answer.send(Ok(key))),
+                None => {
+                    safe[key.queue] += 1;
+                    // Who asked may be gone: then the entry waits to be taken like any other.
+                    drop(answer.send(Ok(key)));
+                }
                 Some(why) => refuse(answer, NotSafe::Disk(why.to_string())),
             }
         }
+        self.commits += safe.iter().map(|records| u64::from(*records > 0)).sum::<u64>();
+        self.committed += safe.iter().sum::<u64>();
     }
 
     /// What reads entries sees those that were put before.
@@ -531,7 +544,7 @@ impl Store {
     }
 
     fn tell(&mut self) {
-        let mut held = Held::default();
+        let mut held = Held { commits: self.commits, committed: self.committed, ..Held::default() };
         for (log, records) in self.logs.iter_mut().zip(&mut held.records) {
             *records = log.len();
             held.bytes += log.bytes();

@@ -142,6 +142,29 @@ async fn a_lane_that_is_lost_in_the_middle_of_a_publish_gives_the_record_back_an
     assert_eq!((view.restarts, view.last_error.as_deref()), (1, Some("connection lost: dropped")));
 }
 
+/// A lane that is away for long may bring what it never confirmed after any number of other records.
+#[actix_rt::test]
+async fn a_record_that_a_lane_may_have_is_known_however_many_came_after_it() {
+    let house = House::new(NO_API, 0).await;
+    house.up().await;
+    house.broker.set_faults(Faults { swallow_confirms: true, ..Faults::default() });
+    let lose = async {
+        eventually("the record is under way", PATIENCE, async || (house.broker.stored() == 1).then_some(())).await;
+        house.broker.drop_connection();
+    };
+    let doubtful = record();
+    let (answer, ()) = tokio::join!(house.ingest.submit(doubtful.clone(), None), lose);
+    assert!(answer.is_err(), "{answer:?}");
+    house.ledger.delivered(LaneId::Grpc, &doubtful);
+    let first = record();
+    house.ledger.delivered(LaneId::Grpc, &first);
+    for _ in 0..150_000 {
+        house.ledger.delivered(LaneId::Grpc, &record());
+    }
+    assert!(!house.ledger.is_delivered(&first), "so many that others are forgotten");
+    assert!(house.ledger.is_delivered(&doubtful));
+}
+
 /// What is unknown may be delivered all the same; the ledger then says where it came from.
 #[actix_rt::test]
 async fn a_record_that_is_delivered_though_its_client_was_refused_balances() {

@@ -1,5 +1,5 @@
-//! The API: takes each POST, and knows when which record came first and how often one came again. A record's number is its
-//! first member.
+//! The API: takes each POST, of one record or an array, and knows when which record came first and how often one came again. A
+//! record's number is its first member.
 
 use std::{cell::RefCell, convert::Infallible, net::SocketAddr, rc::Rc, time::SystemTime};
 
@@ -27,10 +27,13 @@ pub fn now_us() -> u64 {
     u64::try_from(now.as_micros()).expect("a clock before 586512")
 }
 
-fn number(body: &[u8]) -> Option<usize> {
-    let digits = body.strip_prefix(NUMBER)?;
-    let end = digits.iter().position(|byte| !byte.is_ascii_digit())?;
-    std::str::from_utf8(&digits[..end]).ok()?.parse().ok()
+/// The numbers of the records in a body.
+fn numbers(body: &[u8]) -> impl Iterator<Item = usize> {
+    memchr::memmem::find_iter(body, NUMBER).filter_map(|at| {
+        let rest = &body[at + NUMBER.len()..];
+        let end = rest.iter().position(|byte| !byte.is_ascii_digit())?;
+        std::str::from_utf8(&rest[..end]).ok()?.parse().ok()
+    })
 }
 
 impl Arrivals {
@@ -55,9 +58,8 @@ async fn answer(
     let wants_all = request.uri().path() == "/arrivals";
     let body = request.into_body().collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
     let answer = if is_post {
-        match number(&body) {
-            Some(number) => arrivals.borrow_mut().take(number),
-            None => eprintln!("a record without a number: {}", String::from_utf8_lossy(&body)),
+        for number in numbers(&body) {
+            arrivals.borrow_mut().take(number);
         }
         Bytes::new()
     } else if wants_all {

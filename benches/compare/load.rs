@@ -1,33 +1,58 @@
 //! The load: numbered records, posted by the engine of `waypost load`.
 
-use std::{cell::RefCell, fs, path::Path, rc::Rc, time::Duration};
+use std::{cell::RefCell, fs, path::PathBuf, rc::Rc, time::Duration};
 
 use bytes::Bytes;
+use clap::Args;
 use tokio::time::Instant;
 use waypost::load::{Load, Plan, Target, records};
 
 use super::api::{NUMBER, now_us};
 
-/// Posts records `first` to `first + count`. Prints the result as JSON, and leaves in `times` when each was due, or was begun, in
-/// µs since the Unix epoch.
-pub async fn run(host: &str, users: usize, first: usize, count: usize, rate: Option<f64>, times: &Path) {
+/// What is to be posted.
+#[derive(Args)]
+pub struct Order {
+    host: String,
+    /// Gets, of each record, when it was due, or its request was begun, in µs since the Unix epoch.
+    times: PathBuf,
+    users: usize,
+    /// Records of a request.
+    batch: usize,
+    /// The number of the first record.
+    first: usize,
+    count: usize,
+    /// Records a second.
+    rate: Option<f64>,
+}
+
+/// Posts, and prints the result as JSON.
+#[expect(clippy::cast_precision_loss, reason = "a small batch")]
+pub async fn run(order: &Order) {
     let traffic = records(include_str!("../../traffic.json")).expect("traffic.json holds records");
     let numbered = |number: usize| {
         let rest = traffic[number % traffic.len()].strip_prefix(b"{").expect("an object");
-        Bytes::from([NUMBER, format!("{number},").as_bytes(), rest].concat())
+        [NUMBER, format!("{number},").as_bytes(), rest].concat()
     };
+    let numbers: Vec<_> = (order.first..order.first + order.count).collect();
+    let requests = numbers.chunks(order.batch).map(|numbers| match *numbers {
+        [number] => numbered(number).into(),
+        _ => {
+            let all: Vec<_> = numbers.iter().map(|number| numbered(*number)).collect();
+            Bytes::from([b"[", &*all.join(&b','), b"]"].concat())
+        }
+    });
     let (now, at_us) = (Instant::now(), now_us());
-    let since = Rc::new(RefCell::new(vec![0u64; count]));
+    let since = Rc::new(RefCell::new(vec![0u64; order.count.div_ceil(order.batch)]));
     let watched = Rc::clone(&since);
     let load = Load::new(
-        Target::parse(host).expect("a URL"),
+        Target::parse(&order.host).expect("a URL"),
         Plan {
-            records: (first..first + count).map(numbered).collect(),
+            records: requests.collect(),
             passes: 1,
-            users,
+            users: order.users,
             spawn_rate: f64::INFINITY,
             wait: Duration::ZERO..Duration::ZERO,
-            rate,
+            rate: order.rate.map(|rate| rate / order.batch as f64),
             keyed: false,
             watch: Some(Box::new(move |number, from: Instant| {
                 let after = u64::try_from((from.saturating_duration_since(now)).as_micros()).expect("a short load");
@@ -36,7 +61,8 @@ pub async fn run(host: &str, users: usize, first: usize, count: usize, rate: Opt
         },
     );
     load.run().await;
-    let bytes: Vec<u8> = since.borrow().iter().flat_map(|at| at.to_le_bytes()).collect();
-    fs::write(times, bytes).expect("the folder is ours");
+    let since = since.borrow();
+    let bytes: Vec<u8> = (0..order.count).flat_map(|at| since[at / order.batch].to_le_bytes()).collect();
+    fs::write(&order.times, bytes).expect("the folder is ours");
     println!("{}", load.tally().json());
 }

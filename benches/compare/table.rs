@@ -1,6 +1,6 @@
 //! What a run prints: medians, and the medians of the ratios within each round.
 
-use super::{Measured, Round};
+use super::{Contest, Measured, Round};
 
 /// The value that so large a part of `sorted` does not exceed.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "an index")]
@@ -14,38 +14,63 @@ fn median(mut values: Vec<f64>) -> f64 {
     quantile(&values, 0.5)
 }
 
-type Figure = (&'static str, fn(&Measured) -> f64);
+/// A figure's name, whether less of it is better, and its value.
+pub type Figure = (&'static str, bool, fn(&Measured) -> f64);
 
-const FIGURES: [Figure; 11] = [
-    ("ingest records/s", |measured| measured.ingest_per_s),
-    ("end to end records/s", |measured| measured.end_to_end_per_s),
-    ("CPU µs/record", |measured| measured.cpu_us_per_record),
-    ("ingest p50 ms", |measured| measured.ingest_ms[0]),
-    ("ingest p99 ms", |measured| measured.ingest_ms[1]),
-    ("ingest p99.9 ms", |measured| measured.ingest_ms[2]),
-    ("delivery p50 ms", |measured| measured.delivery_ms[0]),
-    ("delivery p99 ms", |measured| measured.delivery_ms[1]),
-    ("delivery p99.9 ms", |measured| measured.delivery_ms[2]),
-    ("CPU µs/record at the rate", |measured| measured.rate_cpu_us_per_record),
-    ("peak memory MiB", |measured| measured.memory_mib),
+pub const FIGURES: [Figure; 11] = [
+    ("ingest records/s", false, |measured| measured.ingest_per_s),
+    ("end to end records/s", false, |measured| measured.end_to_end_per_s),
+    ("CPU µs/record", true, |measured| measured.cpu_us_per_record),
+    ("ingest p50 ms", true, |measured| measured.ingest_ms[0]),
+    ("ingest p99 ms", true, |measured| measured.ingest_ms[1]),
+    ("ingest p99.9 ms", true, |measured| measured.ingest_ms[2]),
+    ("delivery p50 ms", true, |measured| measured.delivery_ms[0]),
+    ("delivery p99 ms", true, |measured| measured.delivery_ms[1]),
+    ("delivery p99.9 ms", true, |measured| measured.delivery_ms[2]),
+    ("CPU µs/record at the rate", true, |measured| measured.rate_cpu_us_per_record),
+    ("peak memory MiB", true, |measured| measured.memory_mib),
 ];
+/// From here on the figures are of the fixed rate.
+pub const AT_RATE: usize = 3;
 
-pub fn print(lane: &str, note: &str, rounds: &[Round]) {
-    let rate = rounds.first().map_or(0.0, |round| round.rate);
-    println!("\n{lane} {note}\n{:<26} {:>12} {:>12} {:>8}", "", "floor", "waypost", "ratio");
-    for (at, (name, figure)) in FIGURES.into_iter().enumerate() {
-        if at == 3 {
-            println!("at {rate:.0} records/s:");
-        }
-        let floor = median(rounds.iter().map(|round| figure(&round.floor)).collect());
-        let waypost = median(rounds.iter().map(|round| figure(&round.waypost)).collect());
-        let ratio = median(rounds.iter().map(|round| figure(&round.waypost) / figure(&round.floor)).collect());
-        println!("{name:<26} {floor:>12.2} {waypost:>12.2} {ratio:>8.2}");
-    }
-    let sum = |count: fn(&Measured) -> u64, of: fn(&Round) -> &Measured| -> u64 {
-        rounds.iter().map(|round| count(of(round))).sum()
+/// Medians of both sides, and of the ratio.
+pub fn medians(rounds: &[Round], figure: fn(&Measured) -> f64) -> [f64; 3] {
+    let of = |value: &dyn Fn(&Round) -> f64| median(rounds.iter().map(value).collect());
+    [
+        of(&|round| figure(&round.base)),
+        of(&|round| figure(&round.other)),
+        of(&|round| figure(&round.other) / figure(&round.base)),
+    ]
+}
+
+/// Sums over the rounds of what must not happen.
+pub fn faults(rounds: &[Round]) -> [(&'static str, [u64; 2]); 2] {
+    let sums = |count: fn(&Measured) -> u64| {
+        [rounds.iter().map(|round| count(&round.base)).sum(), rounds.iter().map(|round| count(&round.other)).sum()]
     };
-    for (name, count) in [("lost", (|m| m.lost) as fn(&Measured) -> u64), ("duplicated", |m| m.duplicated)] {
-        println!("{name:<26} {:>12} {:>12}", sum(count, |round| &round.floor), sum(count, |round| &round.waypost));
+    [("lost", sums(|measured| measured.lost)), ("duplicated", sums(|measured| measured.duplicated))]
+}
+
+/// Median of the records that share a sync of the disk, on the other side.
+pub fn records_per_sync(rounds: &[Round]) -> Option<f64> {
+    let values: Vec<_> = rounds.iter().filter_map(|round| round.other.records_per_sync).collect();
+    (!values.is_empty()).then(|| median(values))
+}
+
+pub fn print(contest: &Contest) {
+    let Contest { lane, base, other, rounds } = contest;
+    println!("\n{lane:<26} {base:>12} {other:>12} {:>8}", "ratio");
+    for (at, (name, _, figure)) in FIGURES.into_iter().enumerate() {
+        if at == AT_RATE {
+            println!("at {:.0} records/s:", rounds.first().map_or(0.0, |round| round.rate));
+        }
+        let [base, other, ratio] = medians(rounds, figure);
+        println!("{name:<26} {base:>12.2} {other:>12.2} {ratio:>8.2}");
+    }
+    for (name, [base, other]) in faults(rounds) {
+        println!("{name:<26} {base:>12} {other:>12}");
+    }
+    if let Some(records) = records_per_sync(rounds) {
+        println!("{:<26} {:>12} {records:>12.1}", "records/sync", "");
     }
 }

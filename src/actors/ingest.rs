@@ -158,6 +158,7 @@ impl Ingest {
                         return answer;
                     }
                     // Whoever held the job is gone; the record may or may not be safe, so it goes again under the same id.
+                    self.ledger.doubted(record);
                 }
                 Err(SendError::Full(_)) => return Err(Refused::Overloaded),
                 Err(SendError::Closed(_)) => {}

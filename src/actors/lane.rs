@@ -162,6 +162,7 @@ async fn publish<T: Transport>(
         }
     };
     debug!(lane = %T::LANE, id = &*job.record.id, %failure, "record not confirmed");
+    wiring.ledger.doubted(&job.record);
     give_back(&wiring.router, job, T::LANE);
     matches!(failure, TransportError::Lost(_)).then(|| Exit::Failed(failure.to_string()))
 }

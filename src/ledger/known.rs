@@ -1,48 +1,112 @@
 //! Records that are known again when they come once more.
 
-use std::{
-    collections::{HashSet, hash_map::RandomState},
-    hash::BuildHasher as _,
+use crate::{
+    delivery::LaneId,
+    fingerprint::{ByFingerprint, Fingerprint, Fingerprints},
+    record::Record,
 };
 
-use crate::record::Record;
+/// How many of the last records are known again, at least: what a table of 2^16 places has room for.
+const KNOWN_MIN: usize = (1 << 16) / 8 * 7;
 
-/// How many of the last delivered records are known again when a broker sends them once more, at least.
-const KNOWN_MIN: usize = 65_536;
+/// Two generations: when the younger is full, the older is forgotten.
+struct Generations<V> {
+    young: ByFingerprint<V>,
+    old: ByFingerprint<V>,
+}
 
-/// The records delivered last, as 128-bit hashes of id and origin under keys of this process: two records are not taken for
-/// one. Two generations: when the younger is full, the older is forgotten. A record without an origin is never known.
+impl<V> Default for Generations<V> {
+    fn default() -> Self {
+        Self { young: ByFingerprint::default(), old: ByFingerprint::default() }
+    }
+}
+
+impl<V> Generations<V> {
+    fn get_mut(&mut self, found: &Fingerprint) -> Option<&mut V> {
+        self.young.get_mut(found).or_else(|| self.old.get_mut(found))
+    }
+
+    fn contains(&self, found: &Fingerprint) -> bool {
+        self.young.contains_key(found) || self.old.contains_key(found)
+    }
+
+    fn insert(&mut self, found: Fingerprint, value: V) {
+        self.young.insert(found, value);
+        if self.young.len() >= KNOWN_MIN {
+            self.old = std::mem::take(&mut self.young);
+        }
+    }
+}
+
+fn fingerprint(of: &Fingerprints, record: &Record) -> Option<Fingerprint> {
+    let origin = record.origin.as_ref()?;
+    Some(of.of((&record.id, &origin.run, origin.at_us)))
+}
+
+/// The last records to which something has happened. One without an origin is never known.
 #[derive(Default)]
 pub(super) struct Known {
-    keys: (RandomState, RandomState),
-    young: HashSet<(u64, u64)>,
-    old: HashSet<(u64, u64)>,
+    fingerprints: Fingerprints,
+    last: Generations<()>,
 }
 
 impl Known {
-    fn hash(&self, record: &Record) -> Option<(u64, u64)> {
-        let origin = record.origin.as_ref()?;
-        let identity = (&record.id, &origin.run, origin.at_us);
-        Some((self.keys.0.hash_one(identity), self.keys.1.hash_one(identity)))
-    }
-
     pub fn contains(&self, record: &Record) -> bool {
-        if self.young.is_empty() && self.old.is_empty() {
-            return false;
-        }
-        self.hash(record).is_some_and(|hash| self.young.contains(&hash) || self.old.contains(&hash))
+        fingerprint(&self.fingerprints, record).is_some_and(|found| self.last.contains(&found))
     }
 
     /// Whether it was new.
     pub fn insert(&mut self, record: &Record) -> bool {
-        let Some(hash) = self.hash(record) else { return true };
-        if self.old.contains(&hash) || !self.young.insert(hash) {
+        let Some(found) = fingerprint(&self.fingerprints, record) else { return true };
+        let is_new = !self.last.contains(&found);
+        if is_new {
+            self.last.insert(found, ());
+        }
+        is_new
+    }
+}
+
+/// The records that were delivered last: of each lane, so that what a broker sends again after it was away is known however
+/// much went by other lanes meanwhile; and those that may lie in a lane that never confirmed them. One without an origin is never
+/// known.
+#[derive(Default)]
+pub(super) struct Delivered {
+    fingerprints: Fingerprints,
+    lanes: [Generations<()>; LaneId::ALL.len()],
+    /// Whether they were delivered.
+    doubted: Generations<bool>,
+}
+
+impl Delivered {
+    pub fn contains(&self, record: &Record) -> bool {
+        fingerprint(&self.fingerprints, record).is_some_and(|found| self.has(&found))
+    }
+
+    fn has(&self, found: &Fingerprint) -> bool {
+        let doubted = &self.doubted;
+        self.lanes.iter().any(|lane| lane.contains(found))
+            || doubted.young.get(found).or_else(|| doubted.old.get(found)) == Some(&true)
+    }
+
+    /// It was delivered by `lane`; whether it was new.
+    pub fn insert(&mut self, lane: LaneId, record: &Record) -> bool {
+        let Some(found) = fingerprint(&self.fingerprints, record) else { return true };
+        if self.has(&found) {
             return false;
         }
-        if self.young.len() >= KNOWN_MIN {
-            self.old = std::mem::take(&mut self.young);
+        if let Some(is_delivered) = self.doubted.get_mut(&found) {
+            *is_delivered = true;
         }
+        self.lanes[lane as usize].insert(found, ());
         true
+    }
+
+    /// A lane may have it without having said so, and it goes on by another way.
+    pub fn doubt(&mut self, record: &Record) {
+        if let Some(found) = fingerprint(&self.fingerprints, record) {
+            let is_delivered = self.has(&found);
+            self.doubted.insert(found, is_delivered);
+        }
     }
 }
 
@@ -55,21 +119,54 @@ mod tests {
     use super::*;
     use crate::record::Origin;
 
-    #[test]
-    fn the_last_records_are_known_and_memory_is_bounded() {
-        let mut known = Known::default();
-        let numbered = |i: usize| Record {
-            id: Arc::from(i.to_string()),
+    fn numbered(number: usize) -> Record {
+        Record {
+            id: Arc::from(number.to_string()),
             body: Bytes::from_static(b"{}"),
             traceparent: None,
             origin: Some(Origin { run: Arc::from("run"), at_us: 1 }),
-        };
-        for i in 0..3 * KNOWN_MIN {
-            assert!(known.insert(&numbered(i)));
+        }
+    }
+
+    #[test]
+    fn the_last_records_are_known_and_memory_is_bounded() {
+        let mut known = Known::default();
+        for number in 0..3 * KNOWN_MIN {
+            assert!(known.insert(&numbered(number)));
         }
         assert!(known.contains(&numbered(3 * KNOWN_MIN - 1)));
         assert!(known.contains(&numbered(2 * KNOWN_MIN + 1)));
         assert!(!known.contains(&numbered(0)));
-        assert!(known.young.len() + known.old.len() <= 2 * KNOWN_MIN);
+        assert!(known.last.young.len() + known.last.old.len() <= 2 * KNOWN_MIN);
+        assert_eq!(known.last.old.capacity(), KNOWN_MIN, "no room that is never used");
+    }
+
+    #[test]
+    fn what_a_lane_has_delivered_is_known_however_much_others_deliver() {
+        let mut delivered = Delivered::default();
+        assert!(delivered.insert(LaneId::Nats, &numbered(0)));
+        for number in 1..3 * KNOWN_MIN {
+            assert!(delivered.insert(LaneId::Grpc, &numbered(number)));
+        }
+        assert!(!delivered.insert(LaneId::Nats, &numbered(0)));
+        assert!(!delivered.contains(&numbered(1)));
+    }
+
+    #[test]
+    fn what_a_lane_may_have_is_known_once_another_has_delivered_it() {
+        let mut delivered = Delivered::default();
+        delivered.doubt(&numbered(0));
+        assert!(!delivered.contains(&numbered(0)));
+        // It had come out before its lane was given up.
+        assert!(delivered.insert(LaneId::Nats, &numbered(1)));
+        delivered.doubt(&numbered(1));
+        for number in [0].into_iter().chain(2..3 * KNOWN_MIN) {
+            assert!(delivered.insert(LaneId::Grpc, &numbered(number)));
+        }
+        for number in 2..3 * KNOWN_MIN {
+            delivered.insert(LaneId::Nats, &numbered(number + 3 * KNOWN_MIN));
+        }
+        assert!(!delivered.insert(LaneId::Nats, &numbered(0)));
+        assert!(!delivered.insert(LaneId::Grpc, &numbered(1)));
     }
 }

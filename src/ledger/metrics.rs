@@ -76,6 +76,8 @@ impl Page<'_> {
         accepted.push(metric(&[("path", SPOOL)], Value::Count(self.ledger.spooled.load(Relaxed))));
         let restarts = self.by_lane(|lane| Value::Count(self.state(lane).1));
         let counter = |name, help, metrics| family(MetricType::COUNTER, name, help, metrics);
+        let one = |name, help, count| counter(name, help, vec![metric(&[], Value::Count(count))]);
+        let held = self.scene.held;
         vec![
             counter(
                 "waypost_records_accepted_total",
@@ -99,6 +101,12 @@ impl Page<'_> {
                 count(|counts| counts.redelivered),
             ),
             counter("waypost_lane_restarts_total", "Restarts of the lane's actors.", restarts),
+            one("waypost_spool_commits_total", "Syncs of the disk that made records safe.", held.commits),
+            one(
+                "waypost_spool_committed_records_total",
+                "Records that these syncs made safe; how many share one, with the count of syncs.",
+                held.committed,
+            ),
         ]
     }
 

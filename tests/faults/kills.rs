@@ -25,6 +25,9 @@ const POSTS: usize = 64;
 /// Pub/Sub's client sends acknowledgements every 100 ms: with its way to the broker and back, one is under way for up to this.
 const PUBSUB_ACKS: Duration = Duration::from_millis(200);
 
+/// A container's worth of memory, with however many records waiting.
+const MEMORY_MAX: u64 = 128 << 20;
+
 fn random_ms(up_to: u64) -> Duration {
     Duration::from_millis(fastrand::u64(0..=up_to))
 }
@@ -138,7 +141,7 @@ async fn posted(node: &Node, prefix: &str, records: u64) -> Duration {
     began.elapsed()
 }
 
-/// No broker from the start, then a kill, then the broker.
+/// No broker from the start, then a kill, then the broker; and the node's memory does not follow what waits.
 #[actix_rt::test]
 async fn records_wait_on_disk_for_a_broker_that_comes_after_a_kill() {
     let Some(mut nats) = Nats::start().await else { return };
@@ -147,12 +150,14 @@ async fn records_wait_on_disk_for_a_broker_that_comes_after_a_kill() {
     api.keep_keys_only();
     let mut node = Node::start(&api.url(), &nats.variables()).await;
     node.lane_is("nats", "up", PATIENCE).await;
+    node.limit_memory(MEMORY_MAX);
     let healthy = posted(&node, "healthy", records / 4).await * 4;
     nats.kill().await;
     node.lane_is_away("nats", PATIENCE).await;
     let spooled = posted(&node, "waits", records).await;
     let full = node.spool_bytes();
     let memory = node.memory();
+    assert!(memory < MEMORY_MAX, "{memory} bytes of memory");
     let ready = node.killed_and_started().await;
     let recovered = node.status().await["ledger"]["recovered"].as_u64().expect("a count");
     assert!(recovered >= records, "{recovered}");

@@ -12,7 +12,10 @@ use awc::http::StatusCode;
 use bytes::Bytes;
 use serde_json::Value;
 
-use super::{eventually, process};
+use super::{
+    eventually,
+    process::{self, MemoryLimit},
+};
 
 /// How long a node may take for anything but the exit.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -24,6 +27,7 @@ pub struct Node {
     environment: Vec<(String, String)>,
     http: awc::Client,
     data: tempfile::TempDir,
+    memory_limit: Option<MemoryLimit>,
 }
 
 impl Node {
@@ -47,7 +51,7 @@ impl Node {
         ];
         environment.extend(variables.iter().map(|(key, value)| (format!("WAYPOST_{key}"), value.clone())));
         let http = awc::Client::builder().timeout(Duration::from_secs(20)).finish();
-        let mut node = Self { child: launch(&environment), ingest, admin, environment, http, data };
+        let mut node = Self { child: launch(&environment), ingest, admin, environment, http, data, memory_limit: None };
         node.answers().await;
         node
     }
@@ -61,6 +65,9 @@ impl Node {
     /// Starts it again on the same ports, with the same data and lanes.
     pub async fn start_again(&mut self) {
         self.child = launch(&self.environment);
+        if let Some(limit) = &self.memory_limit {
+            limit.add(&self.child);
+        }
         self.answers().await;
     }
 
@@ -83,6 +90,15 @@ impl Node {
         })
         .await;
         began.elapsed()
+    }
+
+    /// The kernel ends it from now on, in this run and those to come, if it takes more memory. Says so if the machine allows no limit.
+    pub fn limit_memory(&mut self, bytes: u64) {
+        self.memory_limit = MemoryLimit::new(bytes);
+        match &self.memory_limit {
+            Some(limit) => limit.add(&self.child),
+            None => println!("this machine allows no limit on memory"),
+        }
     }
 
     /// Bytes of memory that it has for itself.
@@ -158,14 +174,17 @@ impl Node {
 
     /// Waits until `ledger.accepted + recovered = delivered + dead + spooled`, with nothing in flight and nothing waiting, and returns it.
     pub async fn at_rest(&self, patience: Duration) -> Value {
-        eventually("the ledger balances", patience, async || {
+        let deadline = Instant::now() + patience;
+        loop {
             let ledger = self.status().await["ledger"].clone();
             let of = |key: &str| ledger[key].as_u64().expect("a count");
-            let rest = of("in_flight") + of("spooled") == 0
-                && of("accepted") + of("recovered") == of("delivered") + of("dead");
-            rest.then_some(ledger)
-        })
-        .await
+            if of("in_flight") + of("spooled") == 0 && of("accepted") + of("recovered") == of("delivered") + of("dead")
+            {
+                return ledger;
+            }
+            assert!(Instant::now() < deadline, "not at rest within {patience:?}: {ledger}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     /// Type and text of what its admin side answers.

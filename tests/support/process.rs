@@ -3,6 +3,7 @@
 use std::{
     fs,
     net::TcpListener,
+    path::PathBuf,
     process::{Child, Command},
     sync::{LazyLock, Mutex, mpsc},
     thread,
@@ -58,4 +59,38 @@ fn has_stopped(process: u32) -> bool {
     let mut states = tasks.map(|task| fs::read_to_string(task.expect("a thread").path().join("stat")));
     // The state follows the name, which is in parentheses. A thread that has ended meanwhile has no file.
     states.all(|stat| stat.ok().and_then(|stat| Some(stat.rsplit_once(") ")?.1.starts_with('T'))).unwrap_or(true))
+}
+
+/// A limit on the memory of processes, page cache included, beyond which the kernel ends them: a control group of Linux.
+pub struct MemoryLimit(PathBuf);
+
+impl MemoryLimit {
+    /// `None` where the machine lets nobody set one: that takes root, and a hierarchy that can be written.
+    pub fn new(bytes: u64) -> Option<Self> {
+        let own = fs::read_to_string("/proc/self/cgroup").ok()?;
+        let group =
+            |prefix: &str| own.lines().find_map(|line| line.split_once(prefix)).map(|(_, path)| path.to_owned());
+        let versions =
+            [(":memory:", "/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("0::", "/sys/fs/cgroup", "memory.max")];
+        versions.into_iter().find_map(|(prefix, root, file)| {
+            let name = format!("waypost-test-{}", free_port());
+            let folder = PathBuf::from(format!("{root}{}/{name}", group(prefix)?));
+            fs::create_dir(&folder).ok()?;
+            let limit = Self(folder);
+            fs::write(limit.0.join(file), bytes.to_string()).ok()?;
+            Some(limit)
+        })
+    }
+
+    /// Holds for `child` from now on.
+    pub fn add(&self, child: &Child) {
+        fs::write(self.0.join("cgroup.procs"), child.id().to_string()).expect("the group is ours");
+    }
+}
+
+impl Drop for MemoryLimit {
+    fn drop(&mut self) {
+        // An empty folder that stays hurts nobody.
+        fs::remove_dir(&self.0).ok();
+    }
 }

@@ -1,0 +1,271 @@
+//! One side of a case, with the processes that it takes.
+
+use std::{
+    fs,
+    process::{Child, Stdio},
+    time::{Duration, Instant},
+};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{
+    support::{
+        eventually,
+        lanes::grpc_variables,
+        process::{free_port, start},
+    },
+    table,
+};
+
+const PATIENCE: Duration = Duration::from_mins(2);
+/// Records that no figure counts.
+const WARM_UP: usize = 2000;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Program {
+    Floor,
+    Waypost,
+}
+
+/// What is measured.
+#[derive(Clone, Copy, Debug)]
+pub struct Side {
+    pub name: &'static str,
+    pub program: Program,
+    /// Records of a request.
+    pub batch: usize,
+    /// Of its own, besides the lane's.
+    pub variables: &'static [(&'static str, &'static str)],
+}
+
+/// What one side did in one round.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Measured {
+    pub ingest_per_s: f64,
+    pub end_to_end_per_s: f64,
+    pub cpu_us_per_record: f64,
+    pub memory_mib: f64,
+    pub lost: u64,
+    pub duplicated: u64,
+    /// At the fixed rate: p50, p99, p99.9.
+    pub ingest_ms: [f64; 3],
+    pub delivery_ms: [f64; 3],
+    pub rate_cpu_us_per_record: f64,
+    /// Where records were made safe on disk.
+    pub records_per_sync: Option<f64>,
+}
+
+/// The processes of one measurement. They end with it.
+struct Stage {
+    program: Child,
+    api: Child,
+    api_url: String,
+    host: String,
+    folder: tempfile::TempDir,
+    admin: Option<String>,
+    users: usize,
+    batch: usize,
+    /// Records that were posted so far.
+    posted: usize,
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        for child in [&mut self.program, &mut self.api] {
+            child.kill().and_then(|()| child.wait()).expect("a child ends");
+        }
+    }
+}
+
+fn own(arguments: &[&str], set_up: impl FnOnce(&mut std::process::Command)) -> Child {
+    let path = std::env::current_exe().expect("a path");
+    start(path.to_str().expect("a plain path"), |command| {
+        command.args(arguments).stdin(Stdio::null());
+        set_up(command);
+    })
+    .expect("it starts")
+}
+
+impl Stage {
+    async fn new(side: &Side, lane: &str, variables: &[(String, String)], users: usize) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let [api_port, port, admin] = [(); 3].map(|()| free_port());
+        let (listen, api_listen) = (format!("127.0.0.1:{port}"), format!("127.0.0.1:{api_port}"));
+        let api = own(&["api", &api_listen], |_| {});
+        let (api_url, host) = (format!("http://{api_listen}/"), format!("http://{listen}/"));
+        let mut environment = vec![
+            ("INGEST__LISTEN".to_owned(), listen.clone()),
+            ("ADMIN__LISTEN".to_owned(), format!("127.0.0.1:{admin}")),
+            ("API__URL".to_owned(), api_url.clone()),
+            ("SPOOL__DIR".to_owned(), folder.path().join("data").display().to_string()),
+        ];
+        environment.extend_from_slice(variables);
+        environment.extend(side.variables.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())));
+        if side.program == Program::Waypost && variables.is_empty() {
+            environment.extend(grpc_variables());
+        }
+        let environment = environment.into_iter().map(|(key, value)| (format!("WAYPOST_{key}"), value));
+        get(&api_url).await;
+        let (program, admin) = match side.program {
+            Program::Floor => {
+                let floor = own(&["floor", lane, &listen], |command| {
+                    command.envs(environment);
+                });
+                (floor, None)
+            }
+            Program::Waypost => {
+                let node = start(env!("CARGO_BIN_EXE_waypost"), |command| {
+                    command.args(["run", "-q"]).envs(environment).stdin(Stdio::null());
+                });
+                (node.expect("it starts"), Some(format!("http://127.0.0.1:{admin}/")))
+            }
+        };
+        get(&admin.as_ref().map_or_else(|| host.clone(), |admin| format!("{admin}readyz"))).await;
+        Self { program, api, api_url, host, folder, admin, users, batch: side.batch, posted: 0 }
+    }
+
+    /// Posts so many records, and waits until the API has them all, or none came for a while.
+    async fn post(&mut self, count: usize, rate: Option<f64>) -> Run {
+        let times = self.folder.path().join("times");
+        let numbers = [self.users, self.batch, self.posted, count].map(|number| number.to_string());
+        let rate = rate.map(|rate| rate.to_string());
+        let mut arguments = vec!["load", &self.host, times.to_str().expect("a plain path")];
+        arguments.extend(numbers.iter().chain(&rate).map(String::as_str));
+        let before = self.stats().await;
+        let cpu = self.cpu_us();
+        let load = own(&arguments, |command| {
+            command.stdout(Stdio::piped());
+        });
+        let output = tokio::task::spawn_blocking(|| load.wait_with_output()).await.expect("it waits").expect("it ends");
+        let load: Value = serde_json::from_slice(&output.stdout).expect("the load's result");
+        assert_eq!(load["failures"], 0, "{load}");
+        let first = self.posted;
+        self.posted += count;
+        let mut seen = (0, Instant::now());
+        let stats = loop {
+            let stats = self.stats().await;
+            if stats.distinct >= self.posted as u64 || seen.1.elapsed() > Duration::from_secs(20) {
+                break stats;
+            }
+            if stats.distinct > seen.0 {
+                seen = (stats.distinct, Instant::now());
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        };
+        let cpu_us = self.cpu_us() - cpu;
+        Run {
+            load,
+            cpu_us,
+            sent_us: words(&fs::read(&times).expect("the load left it")),
+            arrived_us: words(&get(&format!("{}arrivals", self.api_url)).await).split_off(first),
+            distinct: stats.distinct - before.distinct,
+            posts: stats.posts - before.posts,
+            last_us: stats.last_us,
+        }
+    }
+
+    async fn stats(&self) -> Stats {
+        serde_json::from_slice(&get(&self.api_url).await).expect("the API's counts")
+    }
+
+    /// User and system time of the program under test.
+    fn cpu_us(&self) -> u64 {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.program.id())).expect("it runs");
+        // The name, in parentheses, may hold anything; user and system time are the 12th and 13th word after it, in 10 ms.
+        let words: Vec<_> = stat.rsplit_once(") ").expect("a name").1.split(' ').collect();
+        let ticks = |at: usize| words[at].parse::<u64>().expect("a number");
+        (ticks(11) + ticks(12)) * 10_000
+    }
+
+    /// Syncs of the spool that made records safe, and those records.
+    async fn syncs(&self) -> [f64; 2] {
+        let Some(admin) = &self.admin else { return [0.0; 2] };
+        let metrics = String::from_utf8(get(&format!("{admin}metrics")).await).expect("text");
+        ["waypost_spool_commits_total ", "waypost_spool_committed_records_total "].map(|name| {
+            let count = metrics.lines().find_map(|line| line.strip_prefix(name)).expect("it is always there");
+            count.parse().expect("a number")
+        })
+    }
+
+    fn memory_mib(&self) -> f64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.program.id())).expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("Linux says");
+        line.trim().trim_end_matches(" kB").parse::<f64>().expect("a number") / 1024.0
+    }
+}
+
+#[derive(Deserialize)]
+struct Stats {
+    distinct: u64,
+    posts: u64,
+    last_us: u64,
+}
+
+/// What came of posting some records.
+struct Run {
+    load: Value,
+    cpu_us: u64,
+    sent_us: Vec<u64>,
+    arrived_us: Vec<u64>,
+    distinct: u64,
+    posts: u64,
+    last_us: u64,
+}
+
+fn words(bytes: &[u8]) -> Vec<u64> {
+    bytes.as_chunks::<8>().0.iter().map(|word| u64::from_le_bytes(*word)).collect()
+}
+
+async fn get(url: &str) -> Vec<u8> {
+    let client = awc::Client::default();
+    eventually(url, PATIENCE, async || {
+        let mut answer = client.get(url).send().await.ok().filter(|answer| answer.status().is_success())?;
+        Some(answer.body().limit(64 << 20).await.ok()?.to_vec())
+    })
+    .await
+}
+
+impl Side {
+    /// At its peak, then at `rate`, or at half that peak.
+    #[expect(clippy::cast_precision_loss, reason = "times and counts of a short run")]
+    pub async fn measure(
+        &self,
+        lane: &str,
+        variables: &[(String, String)],
+        records: usize,
+        users: usize,
+        rate: Option<f64>,
+    ) -> Measured {
+        let mut stage = Stage::new(self, lane, variables, users).await;
+        stage.post(WARM_UP, None).await;
+        let before = stage.syncs().await;
+        let peak = stage.post(records, None).await;
+        let after = stage.syncs().await;
+        let (commits, committed) = (after[0] - before[0], after[1] - before[1]);
+        let records_per_sync = (commits > 0.0).then(|| committed / commits);
+        let first = peak.sent_us.iter().min().copied().unwrap_or_default();
+        let end_to_end_per_s = peak.distinct as f64 * 1e6 / (peak.last_us - first) as f64;
+        // As long as the other one took at its peak.
+        let steady = stage.post(records / 2, Some(rate.unwrap_or(end_to_end_per_s / 2.0))).await;
+        let mut delivery: Vec<_> = std::iter::zip(&steady.sent_us, &steady.arrived_us)
+            .filter(|(_, arrived)| **arrived > 0)
+            .map(|(sent, arrived)| arrived.saturating_sub(*sent) as f64 / 1000.0)
+            .collect();
+        delivery.sort_by(f64::total_cmp);
+        let quantile = |part: f64| table::quantile(&delivery, part);
+        let latency = |name: &str| steady.load["latency_ms"][name].as_f64().expect("a latency");
+        Measured {
+            ingest_per_s: peak.load["requests_per_s"].as_f64().expect("a rate") * self.batch as f64,
+            end_to_end_per_s,
+            cpu_us_per_record: peak.cpu_us as f64 / records as f64,
+            memory_mib: stage.memory_mib(),
+            lost: (records + records / 2) as u64 - peak.distinct - steady.distinct,
+            duplicated: peak.posts + steady.posts - peak.distinct - steady.distinct,
+            ingest_ms: ["p50", "p99", "p99.9"].map(latency),
+            delivery_ms: [0.5, 0.99, 0.999].map(quantile),
+            rate_cpu_us_per_record: steady.cpu_us as f64 / (records / 2) as f64,
+            records_per_sync,
+        }
+    }
+}
