@@ -146,3 +146,19 @@ async fn the_demo_shares_its_records_out_over_all_lanes() {
     assert_eq!(report["api"]["paths"], json!({"GRPC": 250, "NATS": 250, "RabbitMQ": 250, "PubSub": 250}));
     assert_eq!(report["ledger"], json!({"accepted": 1000, "delivered": 1000, "in_flight": 0}));
 }
+
+#[actix_rt::test]
+async fn no_more_posts_are_under_way_than_the_api_is_to_bear() {
+    let api = Api::start();
+    api.delay(Duration::from_millis(50));
+    let node =
+        Node::start(&api.url(), &[grpc_variables(), vec![("API__CONCURRENCY".into(), "4".into())]].concat()).await;
+    node.lane_is("grpc", "up", PATIENCE).await;
+    let posts = (0..60).map(|number| {
+        let client = node.client();
+        async move { client.post("/", &number.to_string(), traffic()[0].clone()).await.expect("an answer").0 }
+    });
+    assert!(join_all(posts).await.iter().all(|status| *status == StatusCode::ACCEPTED));
+    node.at_rest(PATIENCE).await;
+    assert_eq!((api.count(), api.most_at_a_time()), (60, 4));
+}

@@ -8,6 +8,7 @@ mod network;
 
 use std::time::{Duration, Instant};
 
+use awc::http::StatusCode;
 use serde_json::json;
 
 use crate::support::{
@@ -19,6 +20,9 @@ use crate::support::{
     rig::Rig as _,
     traffic, wanted,
 };
+
+/// The Pub/Sub emulator goes on leasing to the stream of a node that has ended, for ten seconds each time.
+const REDELIVERY: Duration = Duration::from_mins(5);
 
 /// The broker of a lane is killed under load and started again. The other lane takes all traffic meanwhile.
 async fn broker_is_killed_under_load<L: Lane>() {
@@ -126,9 +130,9 @@ async fn a_node_that_starts_before_the_pubsub_emulator_finds_it_later() {
 }
 
 /// SIGTERM under load, as often as `FAULTS_TIMES` says.
-async fn is_terminated_under_load(variables: &[(String, String)], lane: &str) {
+async fn is_terminated_under_load(mut variables: impl FnMut() -> Vec<(String, String)>, lane: &str) {
     for _ in 0..wanted("FAULTS_TIMES", 1) {
-        is_terminated_once(variables, lane).await;
+        is_terminated_once(&variables(), lane).await;
     }
 }
 
@@ -149,7 +153,7 @@ async fn is_terminated_once(variables: &[(String, String)], lane: &str) {
     assert_eq!(load.refused(), 0, "a request was refused");
 
     node.start_again().await;
-    load.is_met(&api, PATIENCE).await;
+    load.is_met(&api, REDELIVERY).await;
     node.at_rest(PATIENCE).await;
     // Refused connections have no answer either; a request whose record went through should have had one.
     assert_eq!(load.cut_off(&api), 0, "requests that were cut off");
@@ -157,25 +161,25 @@ async fn is_terminated_once(variables: &[(String, String)], lane: &str) {
 
 #[actix_rt::test]
 async fn a_node_on_grpc_is_terminated_under_load() {
-    is_terminated_under_load(&grpc_variables(), "grpc").await;
+    is_terminated_under_load(grpc_variables, "grpc").await;
 }
 
 #[actix_rt::test]
 async fn a_node_on_nats_is_terminated_under_load() {
     let Some(mut nats) = Nats::start().await else { return };
-    is_terminated_under_load(&nats.variables(), "nats").await;
+    is_terminated_under_load(|| nats.variables(), "nats").await;
 }
 
 #[actix_rt::test]
 async fn a_node_on_rabbitmq_is_terminated_under_load() {
     let Some(mut rabbitmq) = Rabbitmq::start().await else { return };
-    is_terminated_under_load(&rabbitmq.variables(), "rabbitmq").await;
+    is_terminated_under_load(|| rabbitmq.variables(), "rabbitmq").await;
 }
 
 #[actix_rt::test]
 async fn a_node_on_pubsub_is_terminated_under_load() {
     let Some(mut pubsub) = Pubsub::start().await else { return };
-    is_terminated_under_load(&pubsub.variables(), "pubsub").await;
+    is_terminated_under_load(|| pubsub.variables(), "pubsub").await;
 }
 
 /// The API takes the POSTs and answers none of them.
@@ -191,6 +195,10 @@ async fn a_node_whose_api_hangs_is_terminated_in_time() {
     load.take(200).await;
     api.wait_for(1, PATIENCE).await;
     node.signal("TERM");
+    eventually("it says that it takes no more", PATIENCE, async || {
+        (node.get("/readyz").await?.0 == StatusCode::SERVICE_UNAVAILABLE).then_some(())
+    })
+    .await;
     assert_eq!(node.ended(Duration::from_secs(10)).await.code(), Some(0));
     load.end().await;
     assert_eq!(load.refused(), 0, "a request was refused");

@@ -300,6 +300,24 @@ async fn while_the_api_is_away_a_record_is_safe_on_disk_at_once_and_comes_from_t
 }
 
 #[actix_rt::test]
+async fn while_neither_api_nor_disk_takes_a_record_it_is_not_safe() {
+    let settings = Settings { spool: closed_spool().await, ..settings() };
+    while !settings.breaker.is_open() {
+        settings.breaker.pass().await.failed(None);
+    }
+    let node = connect(&settings).await;
+    let mut client = client(&node).await;
+    let mut sent = pin!(client.send(message("a", "{}")));
+    let delivery = tokio::select! {
+        delivery = next(&node) => delivery,
+        answer = &mut sent => panic!("answered before the record came out: {answer:?}"),
+    };
+    assert!(timeout(A_WHILE, &mut sent).await.is_err(), "answered while nobody had it");
+    delivery.ack();
+    assert_eq!(soon("the receipt", sent).await.unwrap().into_inner().outcome(), Outcome::Safe);
+}
+
+#[actix_rt::test]
 async fn a_record_is_delivered_though_its_sender_has_gone() {
     let node = connect(&settings()).await;
     let records = stream::iter([message("k", "{}")]).chain(stream::pending());

@@ -258,6 +258,20 @@ async fn a_batch_that_comes_again_under_its_key_gets_its_first_receipts() {
 }
 
 #[actix_rt::test]
+async fn a_batch_of_which_one_record_is_not_safe_has_no_2xx() {
+    let sizes = [("SPOOL__MAX", "1MiB"), ("INGEST__MAX_BODY", "4MiB"), ("INGEST__MAX_RECORD", "2MiB")];
+    let sizes = sizes.map(|(key, size)| (key.to_owned(), size.to_owned()));
+    let node = Node::start("http://127.0.0.1:9/", &[nobody().as_slice(), &sizes].concat()).await;
+    let big = RECORD.replace("Cobán", &"x".repeat(1 << 20));
+    let batch = || post(format!("[{RECORD},{big}]"));
+    for request in [batch(), batch().with("Idempotency-Key", "k")] {
+        let (status, _, body) = request.send(&node).await;
+        assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "{body}");
+    }
+    assert_eq!(post(RECORD).send(&node).await.0, StatusCode::ACCEPTED);
+}
+
+#[actix_rt::test]
 async fn a_batch_that_no_lane_takes_is_safe_on_disk() {
     let node = Node::start("http://127.0.0.1:9/", &nobody()).await;
     let (status, _, body) = lines(&[RECORD; 3].join("\n")).send(&node).await;

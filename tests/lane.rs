@@ -30,7 +30,7 @@ use waypost::{
 
 use crate::support::{
     api::{Api, Conduct},
-    closed_spool, eventually,
+    closed_spool, eventually, spool,
 };
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -61,6 +61,10 @@ impl House {
     }
 
     fn with(api: &str, limits: Limits, spool: Spool) -> Self {
+        Self::that_gives_up(api, limits, spool, None)
+    }
+
+    fn that_gives_up(api: &str, limits: Limits, spool: Spool, give_up_after: Option<Duration>) -> Self {
         let posts = limits.posts;
         let (broker, ledger) = (Broker::default(), Arc::new(Ledger::new(Arc::from("run"))));
         let (router, forwarder) = (Slot::new(), Slot::new());
@@ -84,7 +88,7 @@ impl House {
                 breaker: Arc::default(),
                 spool,
                 tap: broadcast::Sender::new(1),
-                give_up_after: None,
+                give_up_after,
                 limits,
             };
             move |life| Forwarder::new(LaneId::Memory, "Memory", api::Api::new(&api), wiring.clone(), life)
@@ -403,4 +407,52 @@ async fn a_drain_gives_back_batches_under_way_and_those_that_wait_for_their_turn
     api.wait_for(1, PATIENCE).await;
     timeout(PATIENCE, house.supervisor.send(DrainAll)).await.expect("it ends in time").unwrap();
     assert_eq!((house.broker.stored(), house.ledger.totals().delivered), (40, 0));
+}
+
+#[actix_rt::test]
+async fn a_batch_is_given_up_record_by_record() {
+    let api = Api::start();
+    let (limits, hour) = (Limits { posts: 1, batch: 2 }, Duration::from_hours(1));
+    let (spool, _folder) = spool();
+    api.behave(|number, _| Conduct::Answer(if number < 3 { 503 } else { 200 }));
+    let house = House::that_gives_up(&api.url(), limits, spool.clone(), Some(hour));
+    house.up().await;
+    let (young, mut old) = (record(), record());
+    // It is given up in a moment, before the API takes anything.
+    let origin = old.origin.as_mut().unwrap();
+    origin.at_us -= u64::try_from(hour.saturating_sub(Duration::from_millis(150)).as_micros()).unwrap();
+    let old_id = old.id.to_string();
+    let receipts = join_all([young, old].map(|record| house.ingest.submit(record, None))).await;
+    assert!(receipts.iter().all(Result::is_ok), "{receipts:?}");
+    eventually("both are settled", PATIENCE, async || (house.broker.stored() == 0).then_some(())).await;
+    let dead: Vec<_> = spool.dead(10).await.unwrap().into_iter().map(|entry| entry.id).collect();
+    assert_eq!((dead, house.ledger.totals().delivered), (vec![old_id], 1));
+}
+
+#[actix_rt::test]
+async fn two_records_of_one_id_are_both_posted_and_never_in_one_array() {
+    let api = Api::start();
+    let house = House::in_batches(&api.url(), 1, 10).await;
+    house.up().await;
+    let first = record();
+    let second = Record { origin: Some(Origin { at_us: 1, ..first.origin.clone().unwrap() }), ..first.clone() };
+    let receipts = join_all([first, second].map(|record| house.ingest.submit(record, None))).await;
+    assert!(receipts.iter().all(Result::is_ok), "{receipts:?}");
+    eventually("both are settled", PATIENCE, async || (house.broker.stored() == 0).then_some(())).await;
+    assert_eq!((api.count(), taken_in_arrays(&api).len(), house.ledger.totals().delivered), (2, 2, 2));
+}
+
+/// Brokers end a consumer that holds a message for too long.
+#[actix_rt::test]
+async fn a_record_that_the_api_does_not_take_is_given_back_before_its_broker_minds() {
+    let house = House::new(NO_API, 1).await;
+    house.up().await;
+    house.submit(1).await;
+    tokio::time::pause();
+    let again = house.broker.redelivered();
+    tokio::time::sleep(Duration::from_mins(25)).await;
+    tokio::time::resume();
+    assert_eq!((house.broker.stored(), house.ledger.totals().delivered), (1, 0));
+    let times = house.broker.redelivered() - again;
+    assert!((2..=3).contains(&times), "it came again {times} times in 25 minutes");
 }

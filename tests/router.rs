@@ -10,7 +10,10 @@ use std::{
 use actix::{Actor, Context, Handler};
 use bytes::Bytes;
 use futures_util::future::join_all;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::{
+    sync::oneshot,
+    time::{Instant, sleep, timeout},
+};
 use waypost::{
     actors::{
         Introduced, Job, LaneDown, LaneUp, Publish, RECORDS_MAX, Refused, Returned, Slot,
@@ -25,7 +28,7 @@ use waypost::{
     spool::NotSafe,
 };
 
-use crate::support::closed_spool;
+use crate::support::{closed_spool, eventually, spool};
 
 const LANES: [LaneId; 3] = [LaneId::Grpc, LaneId::Nats, LaneId::Rabbitmq];
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(2);
@@ -159,11 +162,12 @@ async fn round_robin_gives_each_lane_that_is_up_the_same_share() {
 async fn what_comes_before_the_router_knows_its_lanes_waits_for_them() {
     // No supervisor tells another actor than the router of the lanes.
     let house = House::without_lanes(ChildId::Forwarder(LaneId::Grpc)).await;
-    let mut receipt = pin!(house.submit(None));
-    assert!(timeout(Duration::from_millis(100), &mut receipt).await.is_err(), "answered with no lane known");
+    let mut receipts = pin!(join_all((0..3).map(|_| house.submit(None))));
+    assert!(timeout(Duration::from_millis(100), &mut receipts).await.is_err(), "answered with no lane known");
     house.lane(LaneId::Nats, Conduct::Confirms).await;
     house.router.get().unwrap().send(Introduced).await.unwrap();
-    assert_eq!(receipt.await, Ok(Receipt::Lane(LaneId::Nats)));
+    assert_eq!(receipts.await, vec![Ok(Receipt::Lane(LaneId::Nats)); 3]);
+    assert_eq!(house.seen_by(LaneId::Nats), 3, "each once");
 }
 
 #[actix_rt::test]
@@ -222,4 +226,15 @@ async fn what_is_over_the_admitted_is_refused_at_once_and_admitted_again_later()
     // The jobs that hang hold their permits until the lanes that have them die.
     sleep(Duration::from_millis(1)).await;
     assert!(house.submit(None).await.is_ok());
+}
+
+#[actix_rt::test]
+async fn a_record_whose_client_has_gone_does_not_stay_on_disk() {
+    let (spool, _folder) = spool();
+    let disk = Disk { spool: spool.clone(), ledger: Arc::new(Ledger::new(Arc::from("run"))) };
+    let (answer, client) = oneshot::channel();
+    drop(client);
+    disk.keep(record(), None, answer).await;
+    eventually("it is gone", Duration::from_secs(20), async || (spool.holds().waiting() == 0).then_some(())).await;
+    assert_eq!(spool.holds().committed, 1, "it was there");
 }

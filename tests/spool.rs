@@ -273,3 +273,20 @@ async fn a_record_that_no_lane_takes_in_time_is_given_up() {
     let ledger = node.at_rest(PATIENCE).await;
     assert_eq!((&ledger["accepted"], &ledger["dead"]), (&json!(2), &json!(2)), "{ledger}");
 }
+
+#[actix_rt::test]
+async fn a_record_whose_dead_letter_cannot_be_written_goes_on_waiting() {
+    let nobody = format!("nats://127.0.0.1:{}", crate::support::process::free_port());
+    let variables = with(&[], &[("LANES__NATS__URL", &nobody), ("API__GIVE_UP_AFTER", "1s")]);
+    let mut node = Node::start_with_fault("http://127.0.0.1:9/", &variables, "spool-write=1*off->return").await;
+    post_all(&node, "a", 1).await;
+    eventually("the letter was tried", PATIENCE, async || {
+        (node.get("/readyz").await?.0 == StatusCode::SERVICE_UNAVAILABLE).then_some(())
+    })
+    .await;
+    assert_eq!(node.status().await["ledger"]["spooled"], 1);
+    node.plant("");
+    node.killed_and_started().await;
+    eventually("a dead letter", PATIENCE, async || (node.dead().await.len() == 1).then_some(())).await;
+    node.at_rest(PATIENCE).await;
+}

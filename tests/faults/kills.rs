@@ -28,14 +28,16 @@ const PUBSUB_ACKS: Duration = Duration::from_millis(200);
 /// A container's worth of memory, with however many records waiting.
 const MEMORY_MAX: u64 = 128 << 20;
 
+/// Nodes on Pub/Sub at the same time.
+const PUBSUB_NODES: usize = 8;
+
 fn random_ms(up_to: u64) -> Duration {
     Duration::from_millis(fastrand::u64(0..=up_to))
 }
 
 /// SIGKILL at random moments under load. What comes twice was in flight at one of them: being posted, or with the API while its
 /// acknowledgement was under way, for which the client crate takes up to `acks`.
-async fn node_is_killed(lane: &str, variables: &[(String, String)], usual: u64, acks: Duration) {
-    let times = wanted("FAULTS_TIMES", usual);
+async fn node_is_killed(lane: &str, variables: &[(String, String)], times: u64, acks: Duration) {
     let api = Api::start();
     api.keep_keys_only();
     let mut node = Node::start(&api.url(), variables).await;
@@ -66,26 +68,29 @@ async fn node_is_killed(lane: &str, variables: &[(String, String)], usual: u64, 
 
 #[actix_rt::test]
 async fn a_node_on_grpc_is_killed_under_load() {
-    node_is_killed("grpc", &grpc_variables(), 3, Duration::ZERO).await;
+    node_is_killed("grpc", &grpc_variables(), wanted("FAULTS_TIMES", 3), Duration::ZERO).await;
 }
 
 #[actix_rt::test]
 async fn a_node_on_nats_is_killed_under_load() {
     let Some(mut nats) = Nats::start().await else { return };
-    node_is_killed("nats", &nats.variables(), 3, Duration::ZERO).await;
+    node_is_killed("nats", &nats.variables(), wanted("FAULTS_TIMES", 3), Duration::ZERO).await;
 }
 
 #[actix_rt::test]
 async fn a_node_on_rabbitmq_is_killed_under_load() {
     let Some(mut rabbitmq) = Rabbitmq::start().await else { return };
-    node_is_killed("rabbitmq", &rabbitmq.variables(), 3, Duration::ZERO).await;
+    node_is_killed("rabbitmq", &rabbitmq.variables(), wanted("FAULTS_TIMES", 3), Duration::ZERO).await;
 }
 
 #[actix_rt::test]
 async fn a_node_on_pubsub_is_killed_under_load() {
     let Some(mut pubsub) = Pubsub::start().await else { return };
-    // The emulator goes on leasing to the streams of killed nodes: the more of them, the longer it keeps what is left.
-    node_is_killed("pubsub", &pubsub.variables(), 1, PUBSUB_ACKS).await;
+    // The emulator goes on leasing to the stream of a killed node, which keeps what it is given from the next: a subscription sees
+    // one kill, and what is then left is waited for together.
+    let subscriptions: Vec<_> = (0..wanted("FAULTS_TIMES", 1)).map(|_| pubsub.variables()).collect();
+    let kills = subscriptions.iter().map(|variables| node_is_killed("pubsub", variables, 1, PUBSUB_ACKS));
+    stream::iter(kills).buffer_unordered(PUBSUB_NODES).collect::<()>().await;
 }
 
 /// The only broker is killed again and again; the spool takes what it does not.

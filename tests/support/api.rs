@@ -45,6 +45,9 @@ struct State {
     taken: HashMap<String, u32>,
     /// How many POSTs have come.
     count: usize,
+    /// How many are under way, and were at most.
+    underway: usize,
+    most: usize,
     keeps_posts: bool,
     delay: Duration,
     judge: Judge,
@@ -64,6 +67,8 @@ impl Api {
             posts: Vec::new(),
             taken: HashMap::new(),
             count: 0,
+            underway: 0,
+            most: 0,
             keeps_posts: true,
             delay: Duration::ZERO,
             judge: Box::new(|_, _| Conduct::Answer(200)),
@@ -99,6 +104,11 @@ impl Api {
 
     pub fn count(&self) -> usize {
         self.state().count
+    }
+
+    /// How many POSTs were under way at the same time, at most.
+    pub fn most_at_a_time(&self) -> usize {
+        self.state().most
     }
 
     /// Keeps the POSTs' keys alone from now on, for a load that lasts.
@@ -164,7 +174,22 @@ fn serve(listener: TcpListener, state: Arc<Mutex<State>>) -> ServerHandle {
     handle.recv().expect("the API starts")
 }
 
+/// A POST that is under way.
+struct Underway(Arc<Mutex<State>>);
+
+impl Drop for Underway {
+    fn drop(&mut self) {
+        self.0.lock().expect("no test panics while it holds the state").underway -= 1;
+    }
+}
+
 async fn answer(state: Arc<Mutex<State>>, request: HttpRequest, body: web::Bytes) -> HttpResponse {
+    let _underway = {
+        let mut counts = state.lock().expect("no test panics while it holds the state");
+        counts.underway += 1;
+        counts.most = counts.most.max(counts.underway);
+        Underway(Arc::clone(&state))
+    };
     let header = |name: &str| Some(request.headers().get(name)?.to_str().expect("visible ASCII").to_owned());
     let post = Post {
         key: header("Idempotency-Key"),

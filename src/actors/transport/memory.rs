@@ -38,6 +38,7 @@ struct State {
     held: usize,
     faults: Faults,
     connects: usize,
+    redelivered: usize,
     /// Which connection is the present one; a lost one never delivers or settles again.
     generation: u64,
 }
@@ -81,8 +82,17 @@ impl Broker {
         self.state().connects
     }
 
+    /// How often a message was given back.
+    #[must_use]
+    pub fn redelivered(&self) -> usize {
+        self.state().redelivered
+    }
+
     fn put_back(&self, record: Record, after: Duration) {
-        self.state().waiting.push_back((Instant::now() + after, record, true));
+        let mut state = self.state();
+        state.redelivered += 1;
+        state.waiting.push_back((Instant::now() + after, record, true));
+        drop(state);
         self.0.changed.notify_waiters();
     }
 }
