@@ -121,33 +121,26 @@ impl Keys {
     pub fn open(folder: &Path) -> io::Result<Self> {
         let files = Files { young: folder.join("keys.young"), old: folder.join("keys.old") };
         let mut table = Table { began_us: unix_us(), ..Table::default() };
-        let mut kept = Vec::new();
-        for file in [&files.old, &files.young] {
+        for (file, is_young) in [(&files.old, false), (&files.young, true)] {
             let known = read(file, |line| {
                 if age(line.at_us) < KNOWN_FOR
                     && let Some(receipt) = line.receipt()
                 {
-                    append(&mut kept, &line);
                     let key = table.fingerprints.of(&line.key);
-                    table.old.insert(key, State::Done { receipt, at_us: line.at_us });
+                    let generation = if is_young { &mut table.young } else { &mut table.old };
+                    generation.insert(key, State::Done { receipt, at_us: line.at_us });
+                    if is_young {
+                        table.began_us = table.began_us.min(line.at_us);
+                    }
                 }
             });
             if let Err(why) = known {
                 error!(file = %file.display(), %why, "the key table cannot be read: its keys are taken for new");
             }
         }
-        // What was read is of the older generation from now on, in one file, which a kill leaves whole.
-        let new = folder.join("keys.new");
-        let file = match fs::write(&new, kept).and_then(|()| fs::rename(&new, &files.old)) {
-            Ok(()) => File::create(&files.young).ok(),
-            Err(why) => {
-                warn!(%why, "the key table cannot be written anew; it grows");
-                None
-            }
-        };
         let (orders, inbox) = mpsc::channel(UNWRITTEN_MAX);
         let table = Arc::new(Mutex::new(table));
-        let writer = Writer { files, file, table: Arc::clone(&table) };
+        let writer = Writer { files, file: None, table: Arc::clone(&table) };
         thread::Builder::new().name("keys".into()).spawn(move || writer.run(inbox))?;
         Ok(Self { table, orders })
     }
@@ -395,12 +388,13 @@ mod tests {
     async fn a_folder_that_takes_nothing_costs_no_start_and_no_key_that_is_there() {
         let folder = TempDir::new().unwrap();
         first(&Keys::open(folder.path()).unwrap(), "a").await.taken(NATS).await;
-        // Neither file nor link can be made of it.
-        fs::create_dir(folder.path().join("keys.new")).unwrap();
+        fs::rename(folder.path().join("keys.young"), folder.path().join("keys.old")).unwrap();
+        // It can be neither read nor written.
+        fs::create_dir(folder.path().join("keys.young")).unwrap();
         let keys = Keys::open(folder.path()).unwrap();
+        assert_eq!(taken(&keys, "a").await, NATS);
         first(&keys, "b").await.taken(NATS).await;
-        let keys = Keys::open(folder.path()).unwrap();
-        assert_eq!((taken(&keys, "a").await, taken(&keys, "b").await), (NATS, NATS));
+        assert_eq!(taken(&keys, "b").await, NATS);
     }
 
     #[tokio::test]
@@ -418,5 +412,13 @@ mod tests {
         let keys = Keys::open(folder.path()).unwrap();
         assert_eq!((taken(&keys, "a").await, taken(&keys, "c").await), (NATS, NATS));
         first(&keys, "b").await;
+
+        // The last entry was half written when the process was killed; the next run goes on behind it.
+        let bytes = fs::read(&file).unwrap();
+        fs::write(&file, &bytes[..bytes.len() - 3]).unwrap();
+        first(&Keys::open(folder.path()).unwrap(), "d").await.taken(NATS).await;
+        let keys = Keys::open(folder.path()).unwrap();
+        assert_eq!((taken(&keys, "a").await, taken(&keys, "d").await), (NATS, NATS));
+        first(&keys, "c").await;
     }
 }

@@ -121,6 +121,19 @@ struct Server {
 
 impl Server {
     async fn start() -> Self {
+        let mut server = Self::begin();
+        // A port that was free may have been taken since.
+        for _ in 0..2 {
+            if server.comes_up().await {
+                return server;
+            }
+            server = Self::begin();
+        }
+        server.answers().await;
+        server
+    }
+
+    fn begin() -> Self {
         let place = Place::new();
         let sweeper = Command::new("sh")
             .args(["-c", r#"cat; sleep 1; rm -rf -- "$0""#])
@@ -134,9 +147,7 @@ impl Server {
             command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         })
         .expect("epmd starts");
-        let mut server = Self { child: place.spawn(), place, _epmd: epmd, _sweeper: sweeper };
-        server.answers().await;
-        server
+        Self { child: place.spawn(), place, _epmd: epmd, _sweeper: sweeper }
     }
 
     /// Undoes what a test that panicked has left: a stopped or a dead server.
@@ -154,13 +165,17 @@ impl Server {
     }
 
     async fn answers(&mut self) {
+        assert!(self.comes_up().await, "RabbitMQ ended; see {}", self.place.dir.join("log").display());
+    }
+
+    /// Waits until it answers; false if it has ended instead.
+    async fn comes_up(&mut self) -> bool {
         let (child, place) = (&mut self.child, &self.place);
         eventually("RabbitMQ answers", START_TIMEOUT, || {
-            let ended = child.try_wait().expect("the child is ours");
-            assert!(ended.is_none(), "RabbitMQ ended: {ended:?}; see {}", place.dir.join("log").display());
-            async { place.connect().await }
+            let has_ended = child.try_wait().expect("the child is ours").is_some();
+            async move { if has_ended { Some(false) } else { place.connect().await.map(|_| true) } }
         })
-        .await;
+        .await
     }
 }
 
