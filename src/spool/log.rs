@@ -55,9 +55,15 @@ struct Segment {
     /// Bytes of whole, synced frames.
     size: u64,
     done: Done,
+    /// It holds the only copy of damaged bytes.
+    stays: bool,
 }
 
 impl Segment {
+    fn new(salt: u32) -> Self {
+        Self { salt, count: 0, size: 0, done: Done::default(), stays: false }
+    }
+
     fn len(&self) -> u64 {
         u64::from(self.count - self.done.count)
     }
@@ -133,7 +139,7 @@ impl Log {
         for entry in fs::read_dir(folder)? {
             let name = entry?.file_name();
             let Some((number, salt)) = name.to_str().and_then(|name| log.parse(name)) else { continue };
-            log.segments.insert(number, Segment { salt, count: 0, size: 0, done: Done::default() });
+            log.segments.insert(number, Segment::new(salt));
         }
         log.next_number = log.segments.last_key_value().map_or(0, |(number, _)| number + 1);
         log.first_own = log.next_number;
@@ -353,7 +359,7 @@ impl Log {
         let path = self.folder.join(file_name(&self.name, number, salt, "log"));
         let file = OpenOptions::new().create_new(true).write(true).open(path)?;
         self.next_number += 1;
-        self.segments.insert(number, Segment { salt, count: 0, size: 0, done: Done::default() });
+        self.segments.insert(number, Segment::new(salt));
         sync(&File::open(&self.folder)?)?;
         Ok(Active { number, file, buffer: Vec::new(), buffered: 0 })
     }
@@ -397,7 +403,7 @@ impl Log {
                 is_kept &= self.set_aside(number, at, size, &scanner);
             }
             let Some(segment) = self.segments.get_mut(&number) else { return Ok(()) };
-            // Without a copy, the only one is in the segment, which stays.
+            // Without a copy, what is missing counts on.
             for ordinal in missing.into_iter().flatten().filter(|_| is_kept) {
                 segment.done.insert(ordinal);
             }
@@ -434,7 +440,6 @@ impl Log {
         }
         let (at, size) = damage.unwrap_or_default();
         if !self.set_aside(number, at, size, &cursor.scanner) {
-            // The only copy of these bytes is in the segment, which stays.
             return;
         }
         for ordinal in missed {
@@ -445,11 +450,21 @@ impl Log {
     /// Whether there is a copy of the damage now.
     fn set_aside(&mut self, number: u32, at: u64, size: u64, scanner: &Scanner) -> bool {
         let file = self.path(number, "log");
-        let copy = self.folder.join(format!("{}-{number}-{at}.damaged", self.name));
-        let kept = scanner.bytes(at, size).and_then(|bytes| fs::write(&copy, bytes)).is_ok().then_some(copy);
+        let copy = self.path(number, &format!("{at}.damaged"));
+        let kept = scanner.bytes(at, size).and_then(|bytes| self.keep(&copy, &bytes)).is_ok().then_some(copy);
         let is_kept = kept.is_some();
+        if let Some(segment) = self.segments.get_mut(&number) {
+            segment.stays |= !is_kept;
+        }
         self.damages.push(Damage { file, at, size, kept });
         is_kept
+    }
+
+    /// The copy outlives a power cut before the segment goes.
+    fn keep(&self, copy: &Path, bytes: &[u8]) -> io::Result<()> {
+        fs::write(copy, bytes)?;
+        sync(&File::open(copy)?)?;
+        sync(&File::open(&self.folder)?)
     }
 
     /// Settles entries on disk that could not be cut off it. If this fails as well, a start may find them: then they go
@@ -467,6 +482,7 @@ impl Log {
         let active = self.active.as_ref().map(|active| (active.number, active.buffered));
         let is_over = |number: u32, segment: &Segment| {
             segment.done.count == segment.count
+                && !segment.stays
                 && active
                     .is_none_or(|(active, buffered)| active != number || buffered == 0 && segment.size > SETTLED_KEPT)
         };

@@ -180,6 +180,34 @@ fn a_flipped_bit_costs_one_entry_and_is_named() {
 }
 
 #[test]
+fn damage_that_cannot_be_set_aside_stays_where_it_is_until_it_can() {
+    let folder = TempDir::new().unwrap();
+    let mut log = open(&folder);
+    append(&mut log, 0..1);
+    drop(log);
+    let file = files(&folder, "log").remove(0);
+    let mut bytes = fs::read(&file).unwrap();
+    bytes[frame::HEAD] ^= 1;
+    fs::write(&file, &bytes).unwrap();
+    let copy = file.with_extension("0.damaged");
+    fs::create_dir(&copy).unwrap();
+    let mut log = open(&folder);
+    assert!(drain(&mut log).is_empty());
+    assert_eq!(log.damages()[0].kept, None);
+    log.flush(true).unwrap();
+    assert_eq!(fs::read(&file).unwrap(), bytes, "the only copy");
+
+    fs::remove_dir(&copy).unwrap();
+    let mut log = open(&folder);
+    assert_eq!(log.damages()[0].kept.as_ref(), Some(&copy));
+    log.flush(true).unwrap();
+    assert!(!file.exists());
+    assert_eq!(fs::read(&copy).unwrap(), bytes);
+    append(&mut log, 1..2);
+    assert_ne!(files(&folder, "log"), [file], "no later copy takes its name");
+}
+
+#[test]
 fn a_flipped_bit_in_what_is_settled_or_in_the_seal_loses_nothing() {
     let folder = TempDir::new().unwrap();
     let mut log = open(&folder);
