@@ -453,4 +453,17 @@ mod tests {
             Counts { accepted: 0, recovered: 2, delivered: 2, redelivered: 0, ..Counts::default() }
         );
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_imbalance_at_rest_is_reported_until_it_is_over() {
+        let ledger = Arc::new(Ledger::new(Arc::from("run")));
+        let (_spool, held) = watch::channel(Held::default());
+        tokio::spawn(audit(Arc::clone(&ledger), held));
+        ledger.dropped(1);
+        sleep(3 * REST).await;
+        assert!(ledger.is_imbalanced());
+        ledger.spooled();
+        sleep(3 * REST).await;
+        assert!(!ledger.is_imbalanced());
+    }
 }

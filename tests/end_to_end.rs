@@ -162,3 +162,12 @@ async fn no_more_posts_are_under_way_than_the_api_is_to_bear() {
     node.at_rest(PATIENCE).await;
     assert_eq!((api.count(), api.most_at_a_time()), (60, 4));
 }
+
+#[actix_rt::test]
+async fn an_interrupt_drains_the_node_as_well() {
+    let api = Api::start();
+    let mut node = Node::start(&api.url(), &grpc_variables()).await;
+    node.lane_is("grpc", "up", PATIENCE).await;
+    node.signal("INT");
+    assert_eq!(node.ended(Duration::from_secs(10)).await.code(), Some(0));
+}

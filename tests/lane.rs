@@ -1,6 +1,10 @@
 //! A lane with its forwarder, driven through their messages: over the message system in memory, with a real API.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use actix::{Actor, Addr};
 use bytes::Bytes;
@@ -455,4 +459,23 @@ async fn a_record_that_the_api_does_not_take_is_given_back_before_its_broker_min
     assert_eq!((house.broker.stored(), house.ledger.totals().delivered), (1, 0));
     let times = house.broker.redelivered() - again;
     assert!((2..=3).contains(&times), "it came again {times} times in 25 minutes");
+}
+
+#[actix_rt::test]
+async fn a_retry_waits_for_as_long_as_the_api_asks() {
+    let (api, times) = (Api::start(), Arc::new(Mutex::new(Vec::new())));
+    let seen = Arc::clone(&times);
+    api.behave(move |number, _| {
+        seen.lock().unwrap().push(Instant::now());
+        match number {
+            0 => Conduct::AnswerWith { status: 503, headers: vec![("Retry-After", "2".into())], body: vec![] },
+            _ => Conduct::Answer(200),
+        }
+    });
+    let house = House::new(&api.url(), 1).await;
+    house.up().await;
+    house.submit(1).await;
+    eventually("it is delivered", PATIENCE, async || (house.ledger.totals().delivered == 1).then_some(())).await;
+    let times = times.lock().unwrap();
+    assert!(times[1] - times[0] >= Duration::from_secs(2), "{:?}", times[1] - times[0]);
 }

@@ -9,8 +9,9 @@ use serde_json::{Value, json};
 use crate::support::{
     api::{Api, Conduct},
     eventually,
-    lanes::grpc_variables,
+    lanes::{Lane as _, Nats, grpc_variables},
     node::{Node, PATIENCE},
+    rig::Rig as _,
     traffic,
 };
 
@@ -76,6 +77,21 @@ async fn what_the_grpc_lane_carries_survives_a_kill() {
     api.wait_for(RECORDS, PATIENCE).await;
     let ledger = node.at_rest(PATIENCE).await;
     assert_eq!((&ledger["recovered"], &ledger["delivered"]), (&json!(RECORDS), &json!(RECORDS)), "{ledger}");
+    assert_eq!(api.taken().len(), RECORDS);
+}
+
+#[actix_rt::test]
+async fn what_the_grpc_lane_carries_goes_on_when_the_lane_is_restarted() {
+    let mut api = Api::start();
+    api.stop().await;
+    let node = Node::start(&api.url(), &grpc_variables()).await;
+    node.lane_is("grpc", "up", PATIENCE).await;
+    assert!(post_all(&node, "a", RECORDS).await.iter().all(|path| path == "GRPC"));
+    assert_eq!(node.order("grpc", "restart").await, StatusCode::ACCEPTED);
+    node.lane_is("grpc", "up", PATIENCE).await;
+    api.start_again();
+    api.wait_for(RECORDS, PATIENCE).await;
+    node.at_rest(PATIENCE).await;
     assert_eq!(api.taken().len(), RECORDS);
 }
 
@@ -289,4 +305,40 @@ async fn a_record_whose_dead_letter_cannot_be_written_goes_on_waiting() {
     node.killed_and_started().await;
     eventually("a dead letter", PATIENCE, async || (node.dead().await.len() == 1).then_some(())).await;
     node.at_rest(PATIENCE).await;
+}
+
+#[actix_rt::test]
+async fn a_full_spool_without_a_lane_is_not_ready() {
+    let nobody = format!("nats://127.0.0.1:{}", crate::support::process::free_port());
+    let variables = with(&[], &[("LANES__NATS__URL", &nobody), ("SPOOL__MAX", "1MiB")]);
+    let node = Node::start("http://127.0.0.1:9/", &variables).await;
+    assert_eq!(node.get("/readyz").await.unwrap().0, StatusCode::OK);
+    let big = String::from_utf8_lossy(&traffic()[0]).replacen('{', &format!("{{\"x\":\"{}\",", "x".repeat(100_000)), 1);
+    for (size, record) in [("big", big.into()), ("small", traffic()[0].clone())] {
+        let mut taken = 0;
+        while node.post("/", &format!("{size}-{taken}"), record.clone()).await.expect("an answer").0
+            == StatusCode::ACCEPTED
+        {
+            taken += 1;
+        }
+        assert!(taken > 5, "{taken} {size} ones");
+    }
+    assert_eq!(node.get("/readyz").await.unwrap().0, StatusCode::SERVICE_UNAVAILABLE);
+}
+
+#[actix_rt::test]
+async fn what_is_no_record_in_a_broker_becomes_a_dead_letter() {
+    let Some(mut nats) = Nats::start().await else { return };
+    let variables = nats.variables();
+    let subject = variables.iter().find(|(key, _)| key == "LANES__NATS__SUBJECT").expect("it is set").1.clone();
+    let api = Api::start();
+    let node = Node::start(&api.url(), &variables).await;
+    node.lane_is("nats", "up", PATIENCE).await;
+    let client = async_nats::connect(nats.address()).await.expect("the server answers");
+    client.publish(subject, "hello".into()).await.unwrap();
+    client.flush().await.unwrap();
+    eventually("a dead letter", PATIENCE, async || (node.dead().await.len() == 1).then_some(())).await;
+    assert_eq!(node.get("/api/dead").await.unwrap().1["dead"][0]["record"], "hello");
+    node.at_rest(PATIENCE).await;
+    assert_eq!(api.count(), 0);
 }

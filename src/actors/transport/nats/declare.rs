@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use async_nats::jetstream::{
-    Context,
+    Context, ErrorCode,
     consumer::{AckPolicy, Config as Consumer, DeliverPolicy, PullConsumer, pull},
+    context::GetStreamErrorKind,
     stream::{Config, DiscardPolicy, Info, PersistenceMode, RetentionPolicy, StorageType, Stream},
 };
 use tokio::time::sleep;
@@ -15,6 +16,10 @@ use crate::{actors::transport::TransportError, config};
 
 /// A message that was settled is gone from the stream within this, in a cluster as well.
 const SETTLING: Duration = Duration::from_secs(1);
+
+/// A server goes on removing the files of a stream after it is gone: another one that is made under its name meanwhile loses its own,
+/// with what it has confirmed.
+const REMOVAL: Duration = Duration::from_secs(1);
 
 /// What a lane works with, and where it is weaker than it could be.
 pub struct Declared {
@@ -27,6 +32,11 @@ pub struct Declared {
 pub async fn declare(context: &Context, settings: &config::Nats) -> Result<Declared, TransportError> {
     let (stream, durable) = (&settings.stream, &settings.durable);
     let cannot_have = |what: String, why: String| cannot(format!("{what}: {why}"));
+    if let Err(why) = context.get_stream(stream).await
+        && matches!(why.kind(), GetStreamErrorKind::JetStream(why) if why.error_code() == ErrorCode::STREAM_NOT_FOUND)
+    {
+        sleep(REMOVAL).await;
+    }
     let found = context.get_or_create_stream(stream_wanted(settings)).await;
     let found = found.map_err(|why| cannot_have(format!("stream {stream}"), why.to_string()))?;
     if let Some(difference) = stream_difference(&found.cached_info().config, settings) {
