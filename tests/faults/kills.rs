@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use awc::http::StatusCode;
 use futures_util::{StreamExt as _, stream};
 
+use super::on_subscriptions_of_their_own;
 use crate::support::{
     api::Api,
     eventually,
@@ -27,9 +28,6 @@ const PUBSUB_ACKS: Duration = Duration::from_millis(200);
 
 /// A container's worth of memory, with however many records waiting.
 const MEMORY_MAX: u64 = 128 << 20;
-
-/// Nodes on Pub/Sub at the same time.
-const PUBSUB_NODES: usize = 8;
 
 fn random_ms(up_to: u64) -> Duration {
     Duration::from_millis(fastrand::u64(0..=up_to))
@@ -86,11 +84,10 @@ async fn a_node_on_rabbitmq_is_killed_under_load() {
 #[actix_rt::test]
 async fn a_node_on_pubsub_is_killed_under_load() {
     let Some(mut pubsub) = Pubsub::start().await else { return };
-    // The emulator goes on leasing to the stream of a killed node, which keeps what it is given from the next: a subscription sees
-    // one kill, and what is then left is waited for together.
-    let subscriptions: Vec<_> = (0..wanted("FAULTS_TIMES", 1)).map(|_| pubsub.variables()).collect();
-    let kills = subscriptions.iter().map(|variables| node_is_killed("pubsub", variables, 1, PUBSUB_ACKS));
-    stream::iter(kills).buffer_unordered(PUBSUB_NODES).collect::<()>().await;
+    on_subscriptions_of_their_own(&mut pubsub, wanted("FAULTS_TIMES", 1), async |variables| {
+        node_is_killed("pubsub", variables, 1, PUBSUB_ACKS).await;
+    })
+    .await;
 }
 
 /// The only broker is killed again and again; the spool takes what it does not.

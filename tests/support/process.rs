@@ -5,16 +5,28 @@ use std::{
     net::TcpListener,
     path::PathBuf,
     process::{Child, Command},
-    sync::{LazyLock, Mutex, mpsc},
+    sync::{
+        LazyLock, Mutex,
+        atomic::{AtomicU16, Ordering::Relaxed},
+        mpsc,
+    },
     thread,
     time::{Duration, Instant},
 };
 
 use std::os::unix::process::CommandExt as _;
 
-/// A port of 127.0.0.1 that nobody listens on. The system hands it out again late, so a server may bind it next.
+/// A port of 127.0.0.1 that nobody listens on, for a server to bind next. It is below those that systems hand out to clients: no
+/// connection takes it meanwhile, nor while the server is down.
 pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("loopback has free ports").port()
+    const PORTS: std::ops::Range<u16> = 10_000..32_000;
+    static NEXT: LazyLock<AtomicU16> = LazyLock::new(|| AtomicU16::new(fastrand::u16(..)));
+    loop {
+        let port = PORTS.start + NEXT.fetch_add(1, Relaxed) % (PORTS.end - PORTS.start);
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 type Order = (Command, mpsc::Sender<std::io::Result<Child>>);
