@@ -150,12 +150,17 @@ async fn records_wait_on_disk_for_a_broker_that_comes_after_a_kill() {
     let records = wanted("FAULTS_RECORDS", 2000);
     let api = Api::start();
     api.keep_keys_only();
-    let mut node = Node::start(&api.url(), &nats.variables()).await;
-    node.lane_is("nats", "up", PATIENCE).await;
-    node.limit_memory(MEMORY_MAX);
-    let healthy = posted(&node, "healthy", records / 4).await * 4;
+    let variables = nats.variables();
+    let healthy = {
+        let node = Node::start(&api.url(), &variables).await;
+        node.lane_is("nats", "up", PATIENCE).await;
+        let healthy = posted(&node, "healthy", records / 4).await * 4;
+        node.at_rest(REDELIVERY).await;
+        healthy
+    };
     nats.kill().await;
-    node.lane_is_away("nats", PATIENCE).await;
+    let mut node = Node::start(&api.url(), &variables).await;
+    node.limit_memory(MEMORY_MAX);
     let spooled = posted(&node, "waits", records).await;
     let full = node.spool_bytes();
     let memory = node.memory();
