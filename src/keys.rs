@@ -30,8 +30,8 @@ use crate::{
 
 /// How long a key is known at least, unless more than [`KEYS_MAX`] come meanwhile.
 pub const KNOWN_FOR: Duration = Duration::from_mins(10);
-/// Keys of one generation: what a table of 2^18 places has room for, with some that come before it is turned over. Beyond twice as many in ten minutes, the oldest are forgotten
-/// early: the API still keeps such a record once, by its id.
+/// Keys of one generation: what a table of 2^18 places has room for, with some that come before it is turned over. Beyond so many
+/// in ten minutes, the oldest are forgotten early: the API still keeps such a record once, by its id.
 pub const KEYS_MAX: usize = (1 << 18) / 8 * 7 - (1 << 14);
 /// How long a receipt waits for its key to be written.
 const WRITE_PATIENCE: Duration = Duration::from_secs(1);
@@ -123,15 +123,15 @@ impl Keys {
         let mut table = Table { began_us: unix_us(), ..Table::default() };
         for (file, is_young) in [(&files.old, false), (&files.young, true)] {
             let known = read(file, |line| {
+                if is_young {
+                    table.began_us = table.began_us.min(line.at_us);
+                }
                 if age(line.at_us) < KNOWN_FOR
                     && let Some(receipt) = line.receipt()
                 {
                     let key = table.fingerprints.of(&line.key);
                     let generation = if is_young { &mut table.young } else { &mut table.old };
                     generation.insert(key, State::Done { receipt, at_us: line.at_us });
-                    if is_young {
-                        table.began_us = table.began_us.min(line.at_us);
-                    }
                 }
             });
             if let Err(why) = known {
@@ -299,7 +299,12 @@ impl Writer {
 
     /// The younger file becomes the older one.
     fn turn(&mut self) {
-        let turned = fs::rename(&self.files.young, &self.files.old).and_then(|()| File::create(&self.files.young));
+        let turned = match fs::rename(&self.files.young, &self.files.old) {
+            // Nothing was written yet.
+            Err(why) if why.kind() == io::ErrorKind::NotFound => Ok(()),
+            turned => turned,
+        };
+        let turned = turned.and_then(|()| File::create(&self.files.young));
         match turned {
             Ok(file) => self.file = Some(file),
             Err(why) => error!(%why, "the key table cannot be turned over; it grows"),
@@ -395,6 +400,21 @@ mod tests {
         assert_eq!(taken(&keys, "a").await, NATS);
         first(&keys, "b").await.taken(NATS).await;
         assert_eq!(taken(&keys, "b").await, NATS);
+    }
+
+    #[tokio::test]
+    async fn what_is_too_old_does_not_pile_up_over_restarts() {
+        let folder = TempDir::new().unwrap();
+        let file = folder.path().join("keys.young");
+        let mut bytes = Vec::new();
+        append(&mut bytes, &Line { at_us: 1, ..Line::new("old", NATS) });
+        fs::write(&file, &bytes).unwrap();
+        let keys = Keys::open(folder.path()).unwrap();
+        first(&keys, "old").await;
+        first(&keys, "new").await.taken(NATS).await;
+        let mut lines = Vec::new();
+        read(&file, |line| lines.push(line.key)).unwrap();
+        assert_eq!(lines, ["new"]);
     }
 
     #[tokio::test]

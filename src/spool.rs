@@ -202,6 +202,8 @@ pub struct Spool {
     /// to a put, and who takes waits for what was taken before.
     orders: mpsc::UnboundedSender<Order>,
     held: watch::Receiver<Held>,
+    /// Closed when the thread has ended, however that came.
+    lives: watch::Receiver<()>,
 }
 
 impl Spool {
@@ -232,8 +234,13 @@ impl Spool {
         let mut store = Store { folder, logs, max, failing: false, commits: 0, committed: 0, held, _lock: lock };
         store.tell();
         let held = store.held.subscribe();
-        thread::Builder::new().name("spool".into()).spawn(move || store.run(inbox)).map_err(failed)?;
-        Ok(Self { orders, held })
+        let (alive, lives) = watch::channel(());
+        let run = move || {
+            let _alive = alive;
+            store.run(inbox);
+        };
+        thread::Builder::new().name("spool".into()).spawn(run).map_err(failed)?;
+        Ok(Self { orders, held, lives })
     }
 
     /// Resolves when `entry` is durable in `queue`. One that is `held` is not taken out again before a
@@ -301,9 +308,15 @@ impl Spool {
     }
 
     async fn ask<T>(&self, order: impl FnOnce(oneshot::Sender<T>) -> Order) -> Result<T, NotSafe> {
-        let (answer, answered) = oneshot::channel();
+        let (answer, mut answered) = oneshot::channel();
         self.orders.send(order(answer)).map_err(|_| NotSafe::Closed)?;
-        answered.await.map_err(|_| NotSafe::Closed)
+        let mut lives = self.lives.clone();
+        tokio::select! {
+            biased;
+            answer = &mut answered => answer.map_err(|_| NotSafe::Closed),
+            // An order that is sent just when the thread ends may stay in the channel for as long as anybody can send.
+            _ = lives.changed() => answered.try_recv().map_err(|_| NotSafe::Closed),
+        }
     }
 }
 
@@ -506,6 +519,8 @@ impl Store {
                 waiting.append(&entry.encode_to_vec(), false).map_err(disk)?;
             }
             waiting.commit().map_err(disk)?;
+            self.commits += 1;
+            self.committed += found.len() as u64;
             fail::fail_point!("spool-replay");
             replayed += self.strike_out(found);
         }

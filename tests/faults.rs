@@ -23,7 +23,7 @@ use crate::support::{
 };
 
 /// The Pub/Sub emulator goes on leasing to the stream of a node that has ended, for ten seconds each time.
-const REDELIVERY: Duration = Duration::from_mins(5);
+const PUBSUB_REDELIVERY: Duration = Duration::from_mins(5);
 /// Nodes on Pub/Sub at the same time.
 const PUBSUB_NODES: usize = 8;
 
@@ -143,12 +143,12 @@ async fn on_subscriptions_of_their_own(pubsub: &mut Pubsub, times: u64, work: im
 /// SIGTERM under load, as often as `FAULTS_TIMES` says.
 async fn is_terminated_under_load(mut variables: impl FnMut() -> Vec<(String, String)>, lane: &str) {
     for _ in 0..wanted("FAULTS_TIMES", 1) {
-        is_terminated_once(&variables(), lane).await;
+        is_terminated_once(&variables(), lane, PATIENCE).await;
     }
 }
 
-/// Exit 0 within ten seconds, no request cut off, and all arrives, after a new start if need be.
-async fn is_terminated_once(variables: &[(String, String)], lane: &str) {
+/// Exit 0 within ten seconds, no request cut off, and all arrives, after a new start if need be, within `patience`.
+async fn is_terminated_once(variables: &[(String, String)], lane: &str, patience: Duration) {
     let api = Api::start();
     api.delay(Duration::from_millis(20));
     let mut node = Node::start(&api.url(), variables).await;
@@ -164,7 +164,7 @@ async fn is_terminated_once(variables: &[(String, String)], lane: &str) {
     assert_eq!(load.refused(), 0, "a request was refused");
 
     node.start_again().await;
-    let verdict = load.verdict(&node, &api, REDELIVERY).await;
+    let verdict = load.verdict(&node, &api, patience).await;
     assert_eq!((verdict.lost, verdict.dead, verdict.unexpected), (0, 0, 0), "{verdict}");
     node.at_rest(PATIENCE).await;
     // Refused connections have no answer either; a request whose record went through should have had one.
@@ -192,7 +192,7 @@ async fn a_node_on_rabbitmq_is_terminated_under_load() {
 async fn a_node_on_pubsub_is_terminated_under_load() {
     let Some(mut pubsub) = Pubsub::start().await else { return };
     on_subscriptions_of_their_own(&mut pubsub, wanted("FAULTS_TIMES", 1), async |variables| {
-        is_terminated_once(variables, "pubsub").await;
+        is_terminated_once(variables, "pubsub", PUBSUB_REDELIVERY).await;
     })
     .await;
 }

@@ -418,7 +418,10 @@ async fn a_batch_is_given_up_record_by_record() {
     let api = Api::start();
     let (limits, hour) = (Limits { posts: 1, batch: 2 }, Duration::from_hours(1));
     let (spool, _folder) = spool();
-    api.behave(|number, _| Conduct::Answer(if number < 3 { 503 } else { 200 }));
+    api.behave(|number, _| match number {
+        0 => Conduct::AnswerWith { status: 503, headers: vec![("Retry-After", "1".into())], body: vec![] },
+        _ => Conduct::Answer(200),
+    });
     let house = House::that_gives_up(&api.url(), limits, spool.clone(), Some(hour));
     house.up().await;
     let (young, mut old) = (record(), record());

@@ -18,7 +18,8 @@ struct Arrivals {
     /// By the record's number, when it came first, in µs since the Unix epoch; 0 if it has not.
     at_us: Vec<u64>,
     distinct: u64,
-    posts: u64,
+    /// Each time that a record came.
+    times: u64,
     last_us: u64,
 }
 
@@ -41,7 +42,7 @@ impl Arrivals {
         if self.at_us.len() <= number {
             self.at_us.resize(number + 1, 0);
         }
-        self.posts += 1;
+        self.times += 1;
         self.last_us = now_us();
         if self.at_us[number] == 0 {
             self.at_us[number] = self.last_us;
@@ -65,8 +66,8 @@ async fn answer(
     } else if wants_all {
         arrivals.borrow().at_us.iter().flat_map(|at| at.to_le_bytes()).collect()
     } else {
-        let Arrivals { distinct, posts, last_us, .. } = &*arrivals.borrow();
-        json!({"distinct": distinct, "posts": posts, "last_us": last_us}).to_string().into()
+        let Arrivals { distinct, times, last_us, .. } = &*arrivals.borrow();
+        json!({"distinct": distinct, "times": times, "last_us": last_us}).to_string().into()
     };
     Ok(Response::new(Full::new(answer)))
 }

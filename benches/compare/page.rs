@@ -17,7 +17,9 @@ fn section(page: &mut String, Contest { lane, base, other, rounds }: &Contest) {
     let rate = rounds.first().map_or(0.0, |round| round.rate);
     let takes_all = "a string takes all";
     write!(page, "<section><h2>{lane}: {other} against {base}</h2>").expect(takes_all);
-    write!(page, "<p>Medians of {} rounds; latencies at {rate:.0} records/s.</p>", rounds.len()).expect(takes_all);
+    let rounds_text =
+        if rounds.len() == 1 { "One round".into() } else { format!("Medians of {} rounds", rounds.len()) };
+    write!(page, "<p>{rounds_text}; latencies at {rate:.0} records/s.</p>").expect(takes_all);
     page.push_str("<table><thead><tr><th>figure<th><th>median<th>ratio<tbody>");
     for (name, less_is_better, figure) in table::FIGURES {
         let [first, second, ratio] = table::medians(rounds, figure);
@@ -28,9 +30,11 @@ fn section(page: &mut String, Contest { lane, base, other, rounds }: &Contest) {
         };
         write!(
             page,
-            "<tr><th>{name}<td class=\"bars\">{}{}<td>{first:.2}<br>{second:.2}<td class=\"{}\">{ratio:.2}",
+            "<tr><th>{name}<td class=\"bars\">{}{}<td>{}<br>{}<td class=\"{}\">{ratio:.2}",
             bar("base", base, first),
             bar("other", other, second),
+            shown(first),
+            shown(second),
             if is_better { "better" } else { "worse" },
         )
         .expect(takes_all);
@@ -46,4 +50,9 @@ fn section(page: &mut String, Contest { lane, base, other, rounds }: &Contest) {
         "</table><p class=\"legend\"><i class=\"base\"></i> {base} <i class=\"other\"></i> {other}</p></section>"
     )
     .expect(takes_all);
+}
+
+/// To about three digits.
+fn shown(value: f64) -> String {
+    if value < 100.0 { format!("{value:.2}") } else { format!("{value:.0}") }
 }

@@ -160,7 +160,7 @@ impl Stage {
             sent_us: words(&fs::read(&times).expect("the load left it")),
             arrived_us: words(&get(&format!("{}arrivals", self.api_url)).await).split_off(first),
             distinct: stats.distinct - before.distinct,
-            posts: stats.posts - before.posts,
+            times: stats.times - before.times,
             last_us: stats.last_us,
         }
     }
@@ -198,7 +198,7 @@ impl Stage {
 #[derive(Deserialize)]
 struct Stats {
     distinct: u64,
-    posts: u64,
+    times: u64,
     last_us: u64,
 }
 
@@ -209,7 +209,7 @@ struct Run {
     sent_us: Vec<u64>,
     arrived_us: Vec<u64>,
     distinct: u64,
-    posts: u64,
+    times: u64,
     last_us: u64,
 }
 
@@ -238,7 +238,8 @@ impl Side {
         rate: Option<f64>,
     ) -> Measured {
         let mut stage = Stage::new(self, lane, variables, users).await;
-        stage.post(WARM_UP, None).await;
+        let warm_up = stage.post(WARM_UP, None).await;
+        assert_eq!(warm_up.distinct, WARM_UP as u64, "{} does not deliver", self.name);
         let before = stage.syncs().await;
         let peak = stage.post(records, None).await;
         let after = stage.syncs().await;
@@ -261,7 +262,7 @@ impl Side {
             cpu_us_per_record: peak.cpu_us as f64 / records as f64,
             memory_mib: stage.memory_mib(),
             lost: (records + records / 2) as u64 - peak.distinct - steady.distinct,
-            duplicated: peak.posts + steady.posts - peak.distinct - steady.distinct,
+            duplicated: peak.times + steady.times - peak.distinct - steady.distinct,
             ingest_ms: ["p50", "p99", "p99.9"].map(latency),
             delivery_ms: [0.5, 0.99, 0.999].map(quantile),
             rate_cpu_us_per_record: steady.cpu_us as f64 / (records / 2) as f64,

@@ -141,12 +141,13 @@ async fn publish<T: Transport>(
     let failure = match timeout(patience, transport.publish(&job.record)).await {
         Ok(Ok(())) => {
             confirmed.set(Some(Instant::now()));
-            let was_on_disk = job.on_disk;
-            match (job.confirm(Receipt::Lane(T::LANE)), was_on_disk) {
-                (true, false) => wiring.ledger.accepted(T::LANE, began),
-                (true, true) => wiring.ledger.fed(T::LANE, began),
+            let on_disk = job.on_disk.then(|| job.record.clone());
+            match (job.confirm(Receipt::Lane(T::LANE)), on_disk) {
+                (true, None) => wiring.ledger.accepted(T::LANE, began),
+                (true, Some(_)) => wiring.ledger.fed(T::LANE, began),
                 // Nothing was promised: should it come out of the lane, it is counted there.
-                (false, _) => {}
+                (false, None) => {}
+                (false, Some(record)) => wiring.ledger.doubted(&record),
             }
             return None;
         }

@@ -26,8 +26,12 @@ impl<V> Generations<V> {
         self.young.get_mut(found).or_else(|| self.old.get_mut(found))
     }
 
-    fn contains(&self, found: &Fingerprint) -> bool {
-        self.young.contains_key(found) || self.old.contains_key(found)
+    fn get(&self, found: &Fingerprint) -> Option<&V> {
+        self.young.get(found).or_else(|| self.old.get(found))
+    }
+
+    fn is_empty(&self) -> bool {
+        self.young.is_empty() && self.old.is_empty()
     }
 
     fn insert(&mut self, found: Fingerprint, value: V) {
@@ -52,13 +56,15 @@ pub(super) struct Known {
 
 impl Known {
     pub fn contains(&self, record: &Record) -> bool {
-        fingerprint(&self.fingerprints, record).is_some_and(|found| self.last.contains(&found))
+        // Most often there is nothing to be known again, and no hash to be taken.
+        !self.last.is_empty()
+            && fingerprint(&self.fingerprints, record).is_some_and(|found| self.last.get(&found).is_some())
     }
 
     /// Whether it was new.
     pub fn insert(&mut self, record: &Record) -> bool {
         let Some(found) = fingerprint(&self.fingerprints, record) else { return true };
-        let is_new = !self.last.contains(&found);
+        let is_new = self.last.get(&found).is_none();
         if is_new {
             self.last.insert(found, ());
         }
@@ -83,9 +89,7 @@ impl Delivered {
     }
 
     fn has(&self, found: &Fingerprint) -> bool {
-        let doubted = &self.doubted;
-        self.lanes.iter().any(|lane| lane.contains(found))
-            || doubted.young.get(found).or_else(|| doubted.old.get(found)) == Some(&true)
+        self.lanes.iter().any(|lane| lane.get(found).is_some()) || self.doubted.get(found) == Some(&true)
     }
 
     /// It was delivered by `lane`; whether it was new.

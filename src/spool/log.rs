@@ -55,7 +55,7 @@ struct Segment {
     /// Bytes of whole, synced frames.
     size: u64,
     done: Done,
-    /// It holds the only copy of damaged bytes.
+    /// It has damage that could not be copied, and stays until a start that can.
     stays: bool,
 }
 

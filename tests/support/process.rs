@@ -85,7 +85,7 @@ impl MemoryLimit {
         let versions =
             [(":memory:", "/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("0::", "/sys/fs/cgroup", "memory.max")];
         versions.into_iter().find_map(|(prefix, root, file)| {
-            let name = format!("waypost-test-{}", free_port());
+            let name = format!("waypost-test-{:x}", fastrand::u64(..));
             let folder = PathBuf::from(format!("{root}{}/{name}", group(prefix)?));
             fs::create_dir(&folder).ok()?;
             let limit = Self(folder);

@@ -17,8 +17,8 @@ use crate::{actors::transport::TransportError, config};
 /// A message that was settled is gone from the stream within this, in a cluster as well.
 const SETTLING: Duration = Duration::from_secs(1);
 
-/// A server goes on removing the files of a stream after it is gone: another one that is made under its name meanwhile loses its own,
-/// with what it has confirmed.
+/// A server goes on removing the files of a stream after it is gone, and another one that is made under its name meanwhile loses its
+/// own, with what it has confirmed. Nothing says when it is done: a lane waits for so long, which a small stream takes.
 const REMOVAL: Duration = Duration::from_secs(1);
 
 /// What a lane works with, and where it is weaker than it could be.
@@ -32,13 +32,15 @@ pub struct Declared {
 pub async fn declare(context: &Context, settings: &config::Nats) -> Result<Declared, TransportError> {
     let (stream, durable) = (&settings.stream, &settings.durable);
     let cannot_have = |what: String, why: String| cannot(format!("{what}: {why}"));
-    if let Err(why) = context.get_stream(stream).await
-        && matches!(why.kind(), GetStreamErrorKind::JetStream(why) if why.error_code() == ErrorCode::STREAM_NOT_FOUND)
-    {
-        sleep(REMOVAL).await;
-    }
-    let found = context.get_or_create_stream(stream_wanted(settings)).await;
-    let found = found.map_err(|why| cannot_have(format!("stream {stream}"), why.to_string()))?;
+    let missing = |why: &GetStreamErrorKind| matches!(why, GetStreamErrorKind::JetStream(why) if why.error_code() == ErrorCode::STREAM_NOT_FOUND);
+    let found = match context.get_stream(stream).await {
+        Err(why) if missing(&why.kind()) => {
+            sleep(REMOVAL).await;
+            context.get_or_create_stream(stream_wanted(settings)).await.map_err(|why| why.to_string())
+        }
+        found => found.map_err(|why| why.to_string()),
+    };
+    let found = found.map_err(|why| cannot_have(format!("stream {stream}"), why))?;
     if let Some(difference) = stream_difference(&found.cached_info().config, settings) {
         return Err(cannot_have(format!("stream {stream} exists with other settings"), difference));
     }
