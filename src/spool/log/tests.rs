@@ -148,10 +148,16 @@ fn a_lull_does_not_cost_a_file_each_time() {
 }
 
 /// Each bit of a segment in turn: no entry but the one that it lies in is lost, the damage is named, and a copy of it is kept.
+/// In memory where there is such a place: thousands of copies of damage are synced here.
+fn folder_in_memory() -> TempDir {
+    let memory = std::path::Path::new("/dev/shm");
+    if memory.is_dir() { TempDir::new_in(memory) } else { TempDir::new() }.unwrap()
+}
+
 #[test]
 fn a_flipped_bit_costs_one_entry_and_is_named() {
     for sealed in [false, true] {
-        let folder = TempDir::new().unwrap();
+        let folder = folder_in_memory();
         let mut log = open(&folder);
         append(&mut log, 0..3);
         if sealed {
@@ -238,7 +244,7 @@ fn a_flipped_bit_in_what_is_settled_or_in_the_seal_loses_nothing() {
 
 #[test]
 fn a_file_that_is_cut_anywhere_keeps_what_is_whole() {
-    let folder = TempDir::new().unwrap();
+    let folder = folder_in_memory();
     append(&mut open(&folder), 0..3);
     let file = files(&folder, "log").remove(0);
     let whole = fs::read(&file).unwrap();
