@@ -30,9 +30,9 @@ use crate::{
 
 /// How long a key is known at least, unless more than [`KEYS_MAX`] come meanwhile.
 pub const KNOWN_FOR: Duration = Duration::from_mins(10);
-/// Keys of one generation: what a table of 2^18 places has room for, with some that come before it is turned over. Beyond so many
+/// Keys of one generation: what a table of 2^19 places has room for, with some that come before it is turned over. Beyond so many
 /// in ten minutes, the oldest are forgotten early: the API still keeps such a record once, by its id.
-pub const KEYS_MAX: usize = (1 << 18) / 8 * 7 - (1 << 14);
+pub const KEYS_MAX: usize = (1 << 19) / 8 * 7 - (1 << 14);
 /// How long a receipt waits for its key to be written.
 const WRITE_PATIENCE: Duration = Duration::from_secs(1);
 /// Entries that may wait to be written; beyond them, keys do not outlive the process.

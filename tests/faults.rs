@@ -132,12 +132,12 @@ async fn a_node_that_starts_before_the_pubsub_emulator_finds_it_later() {
     broker_comes_later::<Pubsub>().await;
 }
 
-/// The emulator goes on leasing to the stream of a node that has ended, which keeps what it is given from the next: so each of `times`
-/// works has a subscription that sees one end, and what is then left is waited for together.
-async fn on_subscriptions_of_their_own(pubsub: &mut Pubsub, times: u64, work: impl AsyncFn(&[(String, String)])) {
+/// The emulator goes on leasing to the stream of a node that has ended, which keeps what it is given from the next: so a subscription
+/// sees one end of a node, and what is then left is waited for together.
+async fn on_subscriptions_of_their_own(pubsub: &mut Pubsub, times: u64, once: impl AsyncFn(&[(String, String)])) {
     let subscriptions: Vec<_> = (0..times).map(|_| pubsub.variables()).collect();
-    let works = subscriptions.iter().map(|variables| work(variables));
-    stream::iter(works).buffer_unordered(PUBSUB_NODES).collect::<()>().await;
+    let all = subscriptions.iter().map(|variables| once(variables));
+    stream::iter(all).buffer_unordered(PUBSUB_NODES).collect::<()>().await;
 }
 
 /// SIGTERM under load, as often as `FAULTS_TIMES` says.

@@ -166,7 +166,7 @@ async fn a_record_that_a_lane_may_have_is_known_however_many_came_after_it() {
     house.ledger.delivered(LaneId::Grpc, &doubtful);
     let first = record();
     house.ledger.delivered(LaneId::Grpc, &first);
-    for _ in 0..150_000 {
+    for _ in 0..300_000 {
         house.ledger.delivered(LaneId::Grpc, &record());
     }
     assert!(!house.ledger.is_delivered(&first), "so many that others are forgotten");

@@ -6,8 +6,8 @@ use crate::{
     record::Record,
 };
 
-/// How many of the last records are known again, at least: what a table of 2^16 places has room for.
-const KNOWN_MIN: usize = (1 << 16) / 8 * 7;
+/// How many of the last records are known again, at least: what a table of 2^17 places has room for.
+const KNOWN_MIN: usize = (1 << 17) / 8 * 7;
 
 /// Two generations: when the younger is full, the older is forgotten.
 struct Generations<V> {

@@ -159,3 +159,15 @@ async fn dead_letters_are_listed_replayed_and_dropped_by_their_ids() {
     assert_eq!(spool.forget(Which::All).await, Ok(0));
     assert_eq!(take(&spool, Queue::Waiting).await, ["b", "a", "d"]);
 }
+
+/// An order that is sent just when the thread ends may stay in the channel, unanswered.
+#[tokio::test]
+async fn nobody_waits_for_a_thread_that_has_ended() {
+    let (orders, _unread) = mpsc::unbounded_channel();
+    let (_told, held) = watch::channel(Held::default());
+    let (alive, lives) = watch::channel(());
+    let spool = Spool { orders, held, lives };
+    drop(alive);
+    let answer = timeout(Duration::from_secs(20), spool.dead(1)).await;
+    assert_eq!(answer.expect("an answer"), Err(NotSafe::Closed));
+}

@@ -239,6 +239,7 @@ impl Place {
             command
                 // Makes the script replace itself, so that the child is the server.
                 .env("RUNNING_UNDER_SYSTEMD", "true")
+                .env("ERL_CRASH_DUMP", self.dir.join("erl_crash.dump"))
                 .env(
                     "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS",
                     "-kernel inet_dist_use_interface {127,0,0,1} +S 2:2 +sbwt none +sbwtdcpu none +sbwtdio none",

@@ -147,13 +147,13 @@ fn a_lull_does_not_cost_a_file_each_time() {
     assert_eq!(drain(&mut open(&folder)), [0; 0], "what was settled is known to be");
 }
 
-/// Each bit of a segment in turn: no entry but the one that it lies in is lost, the damage is named, and a copy of it is kept.
 /// In memory where there is such a place: thousands of copies of damage are synced here.
 fn folder_in_memory() -> TempDir {
     let memory = std::path::Path::new("/dev/shm");
     if memory.is_dir() { TempDir::new_in(memory) } else { TempDir::new() }.unwrap()
 }
 
+/// Each bit of a segment in turn: no entry but the one that it lies in is lost, the damage is named, and a copy of it is kept.
 #[test]
 fn a_flipped_bit_costs_one_entry_and_is_named() {
     for sealed in [false, true] {
