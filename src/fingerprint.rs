@@ -5,20 +5,31 @@ use std::{
     hash::{BuildHasher as _, BuildHasherDefault, Hash, Hasher, RandomState},
 };
 
-/// A 128-bit hash under keys of this process: no two things are taken for one, and no client can make it so.
+use siphasher::sip128::{Hasher128 as _, SipHasher13};
+
+/// A 128-bit hash (SipHash-1-3) under a key of this process: no two things are taken for one, and no client can make it so.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Fingerprint(u64, u64);
 
 /// Takes fingerprints. Those of another one are different.
-#[derive(Default)]
-pub struct Fingerprints(RandomState, RandomState);
+pub struct Fingerprints(SipHasher13);
 
 /// A map by fingerprint.
 pub type ByFingerprint<V> = HashMap<Fingerprint, V, BuildHasherDefault<Half>>;
 
 impl Fingerprints {
     pub fn of(&self, what: impl Hash) -> Fingerprint {
-        Fingerprint(self.0.hash_one(&what), self.1.hash_one(&what))
+        let mut hasher = self.0;
+        what.hash(&mut hasher);
+        let hash = hasher.finish128();
+        Fingerprint(hash.h1, hash.h2)
+    }
+}
+
+impl Default for Fingerprints {
+    fn default() -> Self {
+        let [first, second] = [0, 1].map(|half| RandomState::new().hash_one(half));
+        Self(SipHasher13::new_with_keys(first, second))
     }
 }
 

@@ -30,6 +30,12 @@ pub struct Record {
     pub origin: Option<Origin>,
 }
 
+impl AsRef<Self> for Record {
+    fn as_ref(&self) -> &Self {
+        self
+    }
+}
+
 impl Record {
     /// A new id: a UUID version 7 (RFC 9562), unique without coordination and in order of time.
     #[must_use]

@@ -10,13 +10,10 @@ use std::{
 use actix::{Actor, Context, Handler};
 use bytes::Bytes;
 use futures_util::future::join_all;
-use tokio::{
-    sync::oneshot,
-    time::{Instant, sleep, timeout},
-};
+use tokio::time::{Instant, sleep, timeout};
 use waypost::{
     actors::{
-        Introduced, Job, LaneDown, LaneUp, Publish, RECORDS_MAX, Refused, Returned, Slot,
+        Introduced, Job, LaneDown, LaneUp, Promised, Publish, RECORDS_MAX, Refused, Returned, Slot,
         ingest::{Disk, Ingest},
         router::{Router, Wiring},
         supervisor::{ChildId, Place, Supervisor, factory},
@@ -41,6 +38,8 @@ const NOT_SAFE: Result<Receipt, Refused> = Err(Refused::NotSafe(NotSafe::Closed)
 enum Conduct {
     Confirms,
     GivesBack,
+    /// Confirms the first of each batch, and gives back the rest.
+    ConfirmsOne,
     /// Keeps it and says nothing.
     Hangs,
     /// Drops it, as a lane that dies does, so many times, then confirms.
@@ -69,12 +68,20 @@ impl Actor for FakeLane {
 impl Handler<Publish> for FakeLane {
     type Result = ();
 
-    fn handle(&mut self, Publish(job): Publish, _: &mut Self::Context) {
-        self.seen.lock().unwrap().push((self.lane, Arc::clone(&job.record.id)));
+    fn handle(&mut self, Publish(mut job): Publish, _: &mut Self::Context) {
+        let ids = job.records.iter().map(|promised| (self.lane, Arc::clone(&promised.record.id)));
+        self.seen.lock().unwrap().extend(ids);
         match &mut self.conduct {
             Conduct::Drops(left) if *left > 0 => *left -= 1,
             Conduct::Confirms | Conduct::Drops(_) => {
-                job.confirm(Receipt::Lane(self.lane));
+                for promised in job.records {
+                    promised.answer(Ok(Receipt::Lane(self.lane)));
+                }
+            }
+            Conduct::ConfirmsOne => {
+                job.records[0].answer(Ok(Receipt::Lane(self.lane)));
+                job.retain_unanswered();
+                self.router.get().unwrap().try_send(Returned { job, lane: self.lane }).map_err(|_| "refused").unwrap();
             }
             Conduct::GivesBack => {
                 self.router.get().unwrap().try_send(Returned { job, lane: self.lane }).map_err(|_| "refused").unwrap();
@@ -183,6 +190,23 @@ async fn a_record_that_comes_back_takes_the_next_lane_and_each_lane_once() {
 }
 
 #[actix_rt::test]
+async fn a_batch_stays_together_but_for_what_comes_back() {
+    let house = House::new([Conduct::ConfirmsOne, Conduct::ConfirmsOne, Conduct::Confirms]).await;
+    let receipts = house.ingest.submit_all((0..4).map(|_| record()).collect(), None).await.unwrap();
+    let lanes: Vec<_> = receipts.into_iter().map(|receipt| lane_of(receipt.unwrap())).collect();
+    assert_eq!(lanes, [LaneId::Grpc, LaneId::Nats, LaneId::Rabbitmq, LaneId::Rabbitmq]);
+    assert_eq!(LANES.map(|lane| house.seen_by(lane)), [4, 3, 2]);
+}
+
+#[actix_rt::test]
+async fn only_those_of_a_batch_whose_lane_died_are_sent_again() {
+    let house = House::new([Conduct::ConfirmsOne, Conduct::Drops(1), Conduct::Confirms]).await;
+    let receipts = house.ingest.submit_all((0..3).map(|_| record()).collect(), None).await.unwrap();
+    let lanes: Vec<_> = receipts.into_iter().map(|receipt| lane_of(receipt.unwrap())).collect();
+    assert_eq!(lanes, [LaneId::Grpc, LaneId::Rabbitmq, LaneId::Rabbitmq]);
+}
+
+#[actix_rt::test]
 async fn a_record_keeps_its_id_when_the_lane_that_held_it_dies_and_is_sent_again() {
     let house = House::new([Conduct::Drops(1), Conduct::Drops(1), Conduct::Drops(1)]).await;
     let receipt = house.submit(None).await;
@@ -232,9 +256,9 @@ async fn what_is_over_the_admitted_is_refused_at_once_and_admitted_again_later()
 async fn a_record_whose_client_has_gone_does_not_stay_on_disk() {
     let (spool, _folder) = spool();
     let disk = Disk { spool: spool.clone(), ledger: Arc::new(Ledger::new(Arc::from("run"))) };
-    let (answer, client) = oneshot::channel();
+    let (promised, client) = Promised::new(record());
     drop(client);
-    disk.keep(record(), None, answer).await;
+    disk.keep(&[promised], None).await;
     let came_and_went = || (spool.holds().committed, spool.holds().waiting()) == (1, 0);
     eventually("it was there and is gone", Duration::from_secs(20), async || came_and_went().then_some(())).await;
 }

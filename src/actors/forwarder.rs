@@ -294,17 +294,22 @@ impl Member for Forwarder {
 impl Handler<Forward> for Forwarder {
     type Result = ();
 
-    fn handle(&mut self, Forward { delivery, permit }: Forward, _: &mut Self::Context) {
+    fn handle(&mut self, Forward { deliveries, mut permits }: Forward, _: &mut Self::Context) {
         fail::fail_point!("forwarder");
-        let underway = self.in_flight.begin();
-        if let Some(batches) = &self.batches {
-            return batches.take(Held { delivery, until: Instant::now() + HOLD_MAX, permit, underway });
+        let until = Instant::now() + HOLD_MAX;
+        for delivery in deliveries {
+            // There is one for each.
+            let (permit, underway) = (permits.split(1), self.in_flight.begin());
+            if let Some(batches) = &self.batches {
+                batches.take(Held { delivery, until, permit, underway });
+                continue;
+            }
+            let (post, drain) = (Rc::clone(&self.post), self.drains.subscribe());
+            actix_rt::spawn(async move {
+                post.until_settled(delivery, drain).await;
+                drop((permit, underway));
+            });
         }
-        let (post, drain) = (Rc::clone(&self.post), self.drains.subscribe());
-        actix_rt::spawn(async move {
-            post.until_settled(delivery, drain).await;
-            drop((permit, underway));
-        });
     }
 }
 

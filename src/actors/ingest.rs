@@ -1,6 +1,6 @@
-//! The door of the actor system: admits a record by permit, hands it to the router, and waits for its receipt.
+//! The door of the actor system: admits the records of a request by permit, hands them to the router, and waits for their receipts.
 //!
-//! The permit bounds what this node has in hand, by count and by bytes, and travels with the record. Where it is full, the
+//! The permit bounds what this node has in hand, by count and by bytes, and travels with the records. Where it is full, the
 //! caller hears so at once; nobody waits unseen.
 
 use std::{sync::Arc, time::Duration};
@@ -9,10 +9,10 @@ use actix::dev::SendError;
 use futures_util::future::join_all;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, oneshot},
-    time::{Instant, timeout},
+    time::{Instant, timeout_at},
 };
 
-use super::{Job, LaneSet, RECORDS_MAX, Refused, Route, Slot, router::Router};
+use super::{Job, LaneSet, Promised, RECORDS_MAX, Refused, Route, Slot, router::Router};
 use crate::{
     delivery::{LaneId, Receipt},
     ledger::Ledger,
@@ -58,17 +58,17 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// Answers once `record` is on disk, for lane `pinned` or for any, or cannot be. If nobody waits for the answer any more, nothing
-    /// is promised, and it does not stay there.
-    pub async fn keep(self, record: Record, pinned: Option<LaneId>, answer: oneshot::Sender<Result<Receipt, Refused>>) {
+    /// Answers for each of `records` once it is on disk, for lane `pinned` or for any, or cannot be. If nobody waits for the answer
+    /// any more, nothing is promised, and it does not stay there.
+    pub async fn keep(&self, records: &[Promised], pinned: Option<LaneId>) {
         let queue = pinned.map_or(Queue::Waiting, Queue::Pinned);
-        match self.spool.put(queue, &Entry::new(&record, None), false).await {
-            Ok(key) => match answer.send(Ok(Receipt::Spool)) {
-                Ok(()) => self.ledger.spooled(),
-                Err(_) => self.spool.settle(key),
-            },
-            Err(why) => drop(answer.send(Err(why.into()))),
-        }
+        let keep =
+            async |promised: &Promised| match self.spool.put(queue, &Entry::new(&promised.record, None), false).await {
+                Ok(_) if promised.answer(Ok(Receipt::Spool)) => self.ledger.spooled(),
+                Ok(key) => self.spool.settle(key),
+                Err(why) => drop(promised.answer(Err(why.into()))),
+            };
+        join_all(records.iter().map(keep)).await;
     }
 }
 
@@ -104,8 +104,7 @@ impl Ingest {
     /// # Errors
     /// When nobody has confirmed the record. Whoever does so later, or after the future was dropped, learns that nobody waits.
     pub async fn submit(&self, record: Record, pinned: Option<LaneId>) -> Result<Receipt, Refused> {
-        let permit = self.admit(1, record.body.len())?;
-        self.promise(record, pinned, permit).await
+        self.submit_all(vec![record], pinned).await?.pop().unwrap_or(Err(Refused::NoLane))
     }
 
     /// The same for each of `records`, in their order: either all are admitted, or none.
@@ -118,53 +117,54 @@ impl Ingest {
         pinned: Option<LaneId>,
     ) -> Result<Vec<Result<Receipt, Refused>>, Refused> {
         let permit = self.admit(records.len(), records.iter().map(|record| record.body.len()).sum())?;
-        Ok(join_all(records.into_iter().map(|record| self.promise(record, pinned, Arc::clone(&permit)))).await)
+        let answers = records.iter().map(|_| None).collect();
+        let mut promises = Promises { records, answers, ledger: (!self.on_disk).then_some(&self.ledger) };
+        self.confirm(&mut promises, pinned, &permit).await;
+        Ok(promises.end())
     }
 
-    async fn promise(&self, record: Record, pinned: Option<LaneId>, permit: Arc<Permit>) -> Result<Receipt, Refused> {
-        let mut promise = Promise { record: (!self.on_disk).then(|| record.clone()), ledger: &self.ledger };
-        let answer = self.confirm(&record, pinned, permit).await;
-        if answer.is_ok() {
-            promise.record = None;
-        }
-        answer
-    }
-
-    async fn confirm(&self, record: &Record, pinned: Option<LaneId>, permit: Arc<Permit>) -> Result<Receipt, Refused> {
-        if let Some(disk) = &self.disk_first {
-            let (answer, receipt) = oneshot::channel();
-            let keep = disk.clone().keep(record.clone(), pinned, answer);
-            actix_rt::spawn(async move {
-                keep.await;
-                drop(permit);
-            });
-            return heard(receipt, SPOOL_PATIENCE).await.unwrap_or(Err(Refused::NoLane));
-        }
+    async fn confirm(&self, promises: &mut Promises<'_>, pinned: Option<LaneId>, permit: &Arc<Permit>) {
         for _ in 0..ATTEMPTS {
-            let router = self.router.wait(ROUTER_PATIENCE).await.ok_or(Refused::NoLane)?;
-            let (answer, receipt) = oneshot::channel();
+            let (records, receipts) = promises.unanswered();
+            if receipts.is_empty() {
+                return;
+            }
+            let began = Instant::now();
             let job = Job {
-                record: record.clone(),
+                records,
                 pinned,
                 tried: LaneSet::default(),
                 on_disk: self.on_disk,
-                began: Instant::now(),
-                answer,
-                permit: Arc::clone(&permit),
+                began,
+                _permit: Arc::clone(permit),
             };
-            match router.try_send(Route(job)) {
-                Ok(()) => {
-                    if let Some(answer) = heard(receipt, self.patience).await {
-                        return answer;
+            let patience = if let Some(disk) = &self.disk_first {
+                let disk = disk.clone();
+                // Goes on when the client hangs up, and holds the permit to its end.
+                actix_rt::spawn(async move {
+                    disk.keep(&job.records, job.pinned).await;
+                    drop(job);
+                });
+                SPOOL_PATIENCE
+            } else {
+                let Some(router) = self.router.wait(ROUTER_PATIENCE).await else { return };
+                match router.try_send(Route(job)) {
+                    Ok(()) => self.patience,
+                    Err(SendError::Full(Route(job))) => {
+                        job.refuse(&Refused::Overloaded);
+                        Duration::ZERO
                     }
-                    // Whoever held the job is gone; the record may or may not be safe, so it goes again under the same id.
-                    self.ledger.doubted(record);
+                    Err(SendError::Closed(_)) => continue,
                 }
-                Err(SendError::Full(_)) => return Err(Refused::Overloaded),
-                Err(SendError::Closed(_)) => {}
+            };
+            for (at, receipt) in receipts {
+                promises.answers[at] = heard(receipt, began + patience).await;
+                if promises.answers[at].is_none() {
+                    // Whoever held it is gone; the record may or may not be safe, so it goes again under the same id.
+                    self.ledger.doubted(&promises.records[at]);
+                }
             }
         }
-        Err(Refused::NoLane)
     }
 
     fn admit(&self, records: usize, bytes: usize) -> Result<Arc<Permit>, Refused> {
@@ -176,27 +176,50 @@ impl Ingest {
     }
 }
 
-/// A record whose client waits. Dropped with the record in it, the client has no receipt and never will.
-struct Promise<'a> {
-    record: Option<Record>,
-    ledger: &'a Ledger,
+type Answer = Result<Receipt, Refused>;
+
+/// Records whose client waits. Dropped early, the client has no receipts for those without an answer, and never will.
+struct Promises<'a> {
+    records: Vec<Record>,
+    answers: Vec<Option<Answer>>,
+    /// Told of records that are not safe; `None` where they lie on disk.
+    ledger: Option<&'a Ledger>,
 }
 
-impl Drop for Promise<'_> {
-    fn drop(&mut self) {
-        if let Some(record) = &self.record {
-            self.ledger.refused(record);
+impl Promises<'_> {
+    /// Those that have no answer, ready to set out, and where the answer to each arrives.
+    fn unanswered(&self) -> (Vec<Promised>, Vec<(usize, oneshot::Receiver<Answer>)>) {
+        let unanswered = (0..self.records.len()).filter(|&at| self.answers[at].is_none());
+        let promised = unanswered.map(|at| {
+            let (promised, receipt) = Promised::new(self.records[at].clone());
+            (promised, (at, receipt))
+        });
+        promised.unzip()
+    }
+
+    fn end(mut self) -> Vec<Answer> {
+        self.refuse();
+        std::mem::take(&mut self.answers).into_iter().map(|answer| answer.unwrap_or(Err(Refused::NoLane))).collect()
+    }
+
+    fn refuse(&self) {
+        let Some(ledger) = self.ledger else { return };
+        for (record, _) in self.records.iter().zip(&self.answers).filter(|(_, answer)| !matches!(answer, Some(Ok(_)))) {
+            ledger.refused(record);
         }
     }
 }
 
-/// The answer; `None` if whoever owed it is gone. After `patience` nobody can answer any more: an answer is either heard here, or its
+impl Drop for Promises<'_> {
+    fn drop(&mut self) {
+        self.refuse();
+    }
+}
+
+/// The answer; `None` if whoever owed it is gone. After `deadline` nobody can answer any more: an answer is either heard here, or its
 /// sender learns that it is not.
-async fn heard(
-    mut receipt: oneshot::Receiver<Result<Receipt, Refused>>,
-    patience: Duration,
-) -> Option<Result<Receipt, Refused>> {
-    match timeout(patience, &mut receipt).await {
+async fn heard(mut receipt: oneshot::Receiver<Answer>, deadline: Instant) -> Option<Answer> {
+    match timeout_at(deadline, &mut receipt).await {
         Ok(answer) => answer.ok(),
         Err(_) => {
             receipt.close();

@@ -32,6 +32,8 @@ use crate::{
 
 /// How long a restart of the forwarder may keep a delivery waiting.
 const FORWARDER_PATIENCE: Duration = Duration::from_secs(5);
+/// Deliveries that go to the forwarder in one message at most.
+const TOGETHER_MAX: usize = 64;
 /// The time that a lane has for a publish at least.
 const PUBLISH_MIN: Duration = Duration::from_millis(100);
 
@@ -110,60 +112,74 @@ async fn pull<T: Transport>(transport: &T, wiring: &Wiring) -> TransportError {
             permit = Arc::clone(&wiring.deliveries).acquire_owned() => permit,
             lost = transport.lost() => return lost,
         };
-        let Ok(permit) = permit else {
+        let Ok(mut permits) = permit else {
             return TransportError::Lost("the node is stopping".into());
         };
-        let delivery = match transport.next().await {
-            Ok(delivery) => delivery,
+        let mut deliveries = match transport.next().await {
+            Ok(delivery) => vec![delivery],
             Err(lost) => return lost,
         };
+        // What is here as well goes along.
+        while deliveries.len() < TOGETHER_MAX
+            && let Ok(permit) = Arc::clone(&wiring.deliveries).try_acquire_owned()
+            && let Some(delivery) = transport.try_next()
+        {
+            deliveries.push(delivery);
+            permits.merge(permit);
+        }
         fail::fail_point!("pull");
         let Some(forwarder) = wiring.forwarder.wait(FORWARDER_PATIENCE).await else {
             return TransportError::Lost("there is no forwarder".into());
         };
-        // A forwarder that has just died drops the delivery, and so gives it back.
-        if forwarder.try_send(Forward { delivery, permit }).is_err() {
-            debug!(lane = %T::LANE, "forwarder did not take a delivery");
+        // A forwarder that has just died drops the deliveries, and so gives them back.
+        if forwarder.try_send(Forward { deliveries, permits }).is_err() {
+            debug!(lane = %T::LANE, "forwarder did not take deliveries");
         }
     }
 }
 
-/// Confirms one record, or gives it back to the router. The answer says why the lane cannot go on.
+/// Confirms records, and gives those that it cannot back to the router. The answer says why the lane cannot go on.
 async fn publish<T: Transport>(
     transport: &T,
-    job: Job,
+    mut job: Job,
     wiring: &Wiring,
     confirmed: &Cell<Option<Instant>>,
 ) -> Option<Exit> {
     let began = Instant::now();
-    // Lanes that have tried it before have used up a part of its time.
+    // Lanes that have tried them before have used up a part of their time.
     let patience = wiring.publish_timeout.saturating_sub(job.began.elapsed()).max(PUBLISH_MIN);
-    let failure = match timeout(patience, transport.publish(&job.record)).await {
-        Ok(Ok(())) => {
+    let mut failure = None;
+    let publishing = transport.publish_all(&job.records, |at, outcome| match outcome {
+        Ok(()) => {
             confirmed.set(Some(Instant::now()));
-            let on_disk = job.on_disk.then(|| job.record.clone());
-            match (job.confirm(Receipt::Lane(T::LANE)), on_disk) {
-                (true, None) => wiring.ledger.accepted(T::LANE, began),
-                (true, Some(_)) => wiring.ledger.fed(T::LANE, began),
+            let promised = &job.records[at];
+            match (promised.answer(Ok(Receipt::Lane(T::LANE))), job.on_disk) {
+                (true, false) => wiring.ledger.accepted(T::LANE, began),
+                (true, true) => wiring.ledger.fed(T::LANE, began),
                 // Nothing was promised: should it come out of the lane, it is counted there.
-                (false, None) => {}
-                (false, Some(record)) => wiring.ledger.doubted(&record),
-            }
-            return None;
-        }
-        Ok(Err(failure)) => failure,
-        Err(_) => {
-            let silent = T::CONFIRMS_ALONE && confirmed.get().is_none_or(|at| at < began);
-            let why = format!("no confirm within {:?}", wiring.publish_timeout);
-            if silent && patience >= wiring.publish_timeout / 2 {
-                TransportError::Lost(why)
-            } else {
-                TransportError::Publish(why)
+                (false, false) => {}
+                (false, true) => wiring.ledger.doubted(&promised.record),
             }
         }
-    };
-    debug!(lane = %T::LANE, id = &*job.record.id, %failure, "record not confirmed");
-    wiring.ledger.doubted(&job.record);
+        // That the connection is lost matters more than what became of one record.
+        Err(why) if !matches!(failure, Some(TransportError::Lost(_))) => failure = Some(why),
+        Err(_) => {}
+    });
+    if timeout(patience, publishing).await.is_err() && !matches!(failure, Some(TransportError::Lost(_))) {
+        let silent = T::CONFIRMS_ALONE && confirmed.get().is_none_or(|at| at < began);
+        let why = format!("no confirm within {:?}", wiring.publish_timeout);
+        failure = Some(if silent && patience >= wiring.publish_timeout / 2 {
+            TransportError::Lost(why)
+        } else {
+            TransportError::Publish(why)
+        });
+    }
+    let failure = failure?;
+    job.retain_unanswered();
+    debug!(lane = %T::LANE, records = job.records.len(), %failure, "records not confirmed");
+    for promised in &job.records {
+        wiring.ledger.doubted(&promised.record);
+    }
     give_back(&wiring.router, job, T::LANE);
     matches!(failure, TransportError::Lost(_)).then(|| Exit::Failed(failure.to_string()))
 }
@@ -173,7 +189,7 @@ fn give_back(router: &Slot<Router>, job: Job, lane: LaneId) {
     if let Some(router) = router.get()
         && router.try_send(Returned { job, lane }).is_err()
     {
-        debug!(%lane, "router did not take a record back");
+        debug!(%lane, "router did not take records back");
     }
 }
 

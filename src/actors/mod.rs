@@ -10,12 +10,12 @@
 //!
 //! | message | from | to | means |
 //! | --- | --- | --- | --- |
-//! | [`Route`] | ingest, feeder | router | make this record safe, and answer its [`Job`] |
-//! | [`Publish`] | router | lane | confirm this record |
-//! | [`Returned`] | lane | router | not confirmed here: try another |
+//! | [`Route`] | ingest, feeder | router | make the records of this [`Job`] safe, and answer each |
+//! | [`Publish`] | router | lane | confirm these records |
+//! | [`Returned`] | lane | router | these are not confirmed here: try another |
 //! | [`LaneUp`], [`LaneDown`] | supervisor | router | a lane takes records, or no longer does |
 //! | [`Introduced`] | supervisor | router | these were all that are up |
-//! | [`Forward`] | lane | forwarder | POST this delivery and settle it |
+//! | [`Forward`] | lane | forwarder | POST these deliveries and settle each |
 //! | [`Drain`] | supervisor, lane, node | lane, forwarder, feeder | finish what is in flight |
 //! | [`Ping`] | supervisor | all | are you alive, and getting on? |
 //! | [`supervisor::Started`], [`supervisor::Risen`], [`supervisor::Exited`] | all | supervisor | the life of an actor |
@@ -49,38 +49,66 @@ use crate::{
 /// Records that a node may have in hand: enough to keep every lane's window full, few enough to answer quickly.
 pub const RECORDS_MAX: usize = 8192;
 
-/// A record on its way to its receipt. One actor owns it at a time; dropped without an answer (a panic, a stopped actor),
-/// it leaves ingest to send it again.
+/// Records on their way to their receipts: those of one request go together. One actor owns them at a time; those that are dropped
+/// without an answer (a panic, a stopped actor), they leave ingest to send again.
 pub struct Job {
-    pub record: Record,
-    /// The only lane it may take, where the client named one.
+    pub records: Vec<Promised>,
+    /// The only lane they may take, where the client named one.
     pub pinned: Option<LaneId>,
-    /// Lanes that have failed to confirm it.
+    /// Lanes that have failed to confirm them.
     pub tried: LaneSet,
-    /// It lies in the spool already, and stays there if no lane confirms it.
+    /// They lie in the spool already, and stay there if no lane confirms them.
     pub on_disk: bool,
-    /// When it set out.
+    /// When they set out.
     pub began: Instant,
-    answer: oneshot::Sender<Result<Receipt, Refused>>,
-    permit: Arc<ingest::Permit>,
+    _permit: Arc<ingest::Permit>,
 }
 
 impl Job {
-    /// Answers with the receipt. Whether somebody heard it: if not, nothing was promised.
-    pub fn confirm(self, receipt: Receipt) -> bool {
-        self.answer.send(Ok(receipt)).is_ok()
+    /// Answers that nobody has the records.
+    pub fn refuse(self, why: &Refused) {
+        for promised in self.records {
+            // Who has hung up got no receipt either.
+            promised.answer(Err(why.clone()));
+        }
     }
 
-    /// Answers that nobody has the record.
-    pub fn refuse(self, why: Refused) {
-        // Who has hung up got no receipt either.
-        self.answer.send(Err(why)).ok();
+    /// Keeps those that have no answer yet.
+    pub fn retain_unanswered(&mut self) {
+        self.records.retain_mut(|promised| promised.answer.get_mut().is_some());
     }
 
-    /// The client has hung up.
+    /// Keeps those that somebody waits to hear of.
+    pub fn retain_awaited(&mut self) {
+        self.records
+            .retain_mut(|promised| promised.answer.get_mut().as_ref().is_some_and(|waiting| !waiting.is_closed()));
+    }
+}
+
+/// A record that somebody waits to hear of.
+pub struct Promised {
+    pub record: Record,
+    /// There until it was answered.
+    answer: Cell<Option<oneshot::Sender<Result<Receipt, Refused>>>>,
+}
+
+impl Promised {
+    /// The record, and where its answer arrives: an error there says that whoever owed it is gone.
     #[must_use]
-    pub fn is_abandoned(&self) -> bool {
-        self.answer.is_closed()
+    pub fn new(record: Record) -> (Self, oneshot::Receiver<Result<Receipt, Refused>>) {
+        let (answer, receipt) = oneshot::channel();
+        (Self { record, answer: Cell::new(Some(answer)) }, receipt)
+    }
+
+    /// Answers. Whether somebody heard it: if not, nothing was promised.
+    pub fn answer(&self, answer: Result<Receipt, Refused>) -> bool {
+        self.answer.take().is_some_and(|waiting| waiting.send(answer).is_ok())
+    }
+}
+
+impl AsRef<Record> for Promised {
+    fn as_ref(&self) -> &Record {
+        &self.record
     }
 }
 
@@ -141,12 +169,12 @@ pub struct LaneDown(pub LaneId);
 #[rtype(result = "()")]
 pub struct Introduced;
 
-/// The permit is one of the deliveries that the forwarder may have.
+/// Each delivery has one of the permits: the forwarder has no more of them than there are.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct Forward {
-    pub delivery: Delivery,
-    pub permit: OwnedSemaphorePermit,
+    pub deliveries: Vec<Delivery>,
+    pub permits: OwnedSemaphorePermit,
 }
 
 #[derive(Message)]

@@ -1,5 +1,5 @@
-//! The router: chooses a lane for each record among those that are up, and tries the next one when a lane gives the
-//! record back. What no lane has confirmed in time goes to the spool. It never waits for the network.
+//! The router: chooses a lane for the records of each request among those that are up, and tries the next one when a lane gives
+//! them back. What no lane has confirmed in time goes to the spool. It never waits for the network.
 
 use std::time::Duration;
 
@@ -48,7 +48,8 @@ impl Router {
 
     /// Hands `job` to a lane, or to the spool.
     fn place(&mut self, mut job: Job) {
-        if job.is_abandoned() {
+        job.retain_awaited();
+        if job.records.is_empty() {
             return;
         }
         if let Some(early) = &mut self.early {
@@ -79,13 +80,12 @@ impl Router {
             job.tried.insert(way.lane);
         }
         if job.on_disk {
-            return job.refuse(Refused::NoLane);
+            return job.refuse(&Refused::NoLane);
         }
         let disk = self.wiring.disk.clone();
         actix_rt::spawn(async move {
-            let Job { record, pinned, answer, permit, .. } = job;
-            disk.keep(record, pinned, answer).await;
-            drop(permit);
+            disk.keep(&job.records, job.pinned).await;
+            drop(job);
         });
     }
 
@@ -128,7 +128,7 @@ impl Handler<Returned> for Router {
     type Result = ();
 
     fn handle(&mut self, Returned { mut job, lane }: Returned, _: &mut Self::Context) {
-        debug!(id = &*job.record.id, %lane, "record came back");
+        debug!(records = job.records.len(), %lane, "records came back");
         job.tried.insert(lane);
         self.place(job);
     }

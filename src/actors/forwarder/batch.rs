@@ -39,7 +39,7 @@ pub struct Held {
     pub delivery: Delivery,
     /// The broker bears no longer hold.
     pub until: Instant,
-    pub permit: OwnedSemaphorePermit,
+    pub permit: Option<OwnedSemaphorePermit>,
     pub underway: Underway,
 }
 

@@ -145,7 +145,17 @@ impl Transport for Grpc {
     }
 
     async fn publish(&self, record: &Record) -> Result<(), TransportError> {
-        self.peers.publish(record).await
+        let mut outcome = Err(TransportError::Publish("closing".into()));
+        self.publish_all(&[record], |_, settled| outcome = settled).await;
+        outcome
+    }
+
+    async fn publish_all(
+        &self,
+        records: &[impl AsRef<Record>],
+        settled: impl FnMut(usize, Result<(), TransportError>),
+    ) {
+        self.peers.publish_all(records, settled).await;
     }
 
     async fn next(&self) -> Result<Delivery, TransportError> {
@@ -157,6 +167,11 @@ impl Transport for Grpc {
         // Once the node is closing, the senders have their records back.
         let serving = *self.phase.borrow() == Phase::Serving;
         if serving { Ok(delivery) } else { Err(TransportError::Lost("closed".into())) }
+    }
+
+    fn try_next(&self) -> Option<Delivery> {
+        let serving = *self.phase.borrow() == Phase::Serving;
+        if serving { self.hold.try_next() } else { None }
     }
 
     async fn lost(&self) -> TransportError {

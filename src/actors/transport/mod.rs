@@ -21,6 +21,8 @@ pub mod rabbitmq;
 
 use std::time::Duration;
 
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
+
 use crate::{
     delivery::{Delivery, LaneId},
     record::Record,
@@ -62,11 +64,36 @@ pub trait Transport: Sized + 'static {
     /// The record may or may not be in the system.
     fn publish(&self, record: &Record) -> impl Future<Output = Result<(), TransportError>>;
 
+    /// The same for each of `records`; `settled` is told of each, by its place among them, as soon as it is known. Those that it was
+    /// not told of when the future is dropped may or may not be in the system.
+    fn publish_all(
+        &self,
+        records: &[impl AsRef<Record>],
+        mut settled: impl FnMut(usize, Result<(), TransportError>),
+    ) -> impl Future<Output = ()> {
+        async move {
+            if let [record] = records {
+                return settled(0, self.publish(record.as_ref()).await);
+            }
+            let under_way =
+                records.iter().enumerate().map(async |(at, record)| (at, self.publish(record.as_ref()).await));
+            let mut under_way: FuturesUnordered<_> = under_way.collect();
+            while let Some((at, outcome)) = under_way.next().await {
+                settled(at, outcome);
+            }
+        }
+    }
+
     /// The next message; waits until there is one. Called by one task at a time. Dropping the future loses nothing.
     ///
     /// # Errors
     /// When the connection is lost, however quiet the lane is.
     fn next(&self) -> impl Future<Output = Result<Delivery, TransportError>>;
+
+    /// The next message, if it is here already. Not called while `next` waits.
+    fn try_next(&self) -> Option<Delivery> {
+        None
+    }
 
     /// Resolves once the connection is lost, however quiet the lane is and whether or not anyone waits in `next`.
     fn lost(&self) -> impl Future<Output = TransportError>;

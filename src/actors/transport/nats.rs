@@ -100,6 +100,10 @@ impl Transport for Nats {
         delivery.ok_or_else(|| TransportError::Lost("the pulling task has ended".into()))
     }
 
+    fn try_next(&self) -> Option<Delivery> {
+        self.ready.try_lock().ok()?.try_recv().ok()
+    }
+
     async fn lost(&self) -> TransportError {
         let mut lost = self.lost.subscribe();
         // The wait cannot fail: `self` keeps the sender.

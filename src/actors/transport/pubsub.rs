@@ -134,6 +134,12 @@ impl Transport for Pubsub {
         self.outstanding.deliver(held, &self.timers)
     }
 
+    fn try_next(&self) -> Option<Delivery> {
+        let held = self.ready.try_lock().ok()?.try_recv().ok()?;
+        // An error means that the connection is lost, which the next `next` says.
+        self.outstanding.deliver(held, &self.timers).ok()
+    }
+
     async fn lost(&self) -> TransportError {
         TransportError::Lost(self.state.lost().await)
     }

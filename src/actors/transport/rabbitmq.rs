@@ -16,7 +16,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_util::{StreamExt as _, future::join};
+use futures_util::{FutureExt as _, StreamExt as _, future::join};
 use lapin::{
     BasicProperties, Consumer,
     options::{BasicConsumeOptions, BasicQosOptions, ConfirmSelectOptions, QueueDeclareOptions},
@@ -97,13 +97,15 @@ impl Transport for RabbitMq {
         tokio::select! {
             biased;
             lost = self.life.ended() => return Err(lost),
-            message = consumer.next() => match message {
-                Some(Ok(message)) => return Ok(self.delivery(message)),
-                Some(Err(why)) => self.life.end(why),
-                None => self.life.end("the broker cancelled the consumer"),
+            message = consumer.next() => if let Some(delivery) = self.taken(message) {
+                return Ok(delivery);
             },
         }
         Err(self.life.ended().await)
+    }
+
+    fn try_next(&self) -> Option<Delivery> {
+        self.taken(self.consumer.try_lock().ok()?.next().now_or_never()?)
     }
 
     async fn lost(&self) -> TransportError {
@@ -174,6 +176,16 @@ impl RabbitMq {
             life,
             broker,
         })
+    }
+
+    /// What the consumer has given; nothing at its end, which ends this generation.
+    fn taken(&self, message: Option<lapin::Result<lapin::message::Delivery>>) -> Option<Delivery> {
+        match message {
+            Some(Ok(message)) => return Some(self.delivery(message)),
+            Some(Err(why)) => self.life.end(why),
+            None => self.life.end("the broker cancelled the consumer"),
+        }
+        None
     }
 
     fn delivery(&self, message: lapin::message::Delivery) -> Delivery {

@@ -2,16 +2,18 @@
 
 use std::{
     cell::{Cell, OnceCell, RefCell},
-    collections::{HashMap, VecDeque},
+    collections::HashMap,
     rc::Rc,
     sync::Arc,
     time::Duration,
 };
 
 use futures_util::future::select_all;
+use local_channel::mpsc as local;
 use prost::Message as _;
+use smallvec::SmallVec;
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
     task::JoinSet,
     time::{Instant, sleep, timeout},
 };
@@ -40,6 +42,7 @@ pub(super) struct Peers {
     all: Vec<Rc<Peer>>,
     /// Whose turn it is.
     turn: Cell<usize>,
+    next_batch: Cell<u64>,
     tasks: RefCell<JoinSet<()>>,
 }
 
@@ -63,7 +66,7 @@ impl Peers {
             tasks.spawn_local(stay_connected(Rc::clone(&peer), phase.clone()));
             peer
         });
-        Self { all: all.collect(), turn: Cell::new(0), tasks: RefCell::new(tasks) }
+        Self { all: all.collect(), turn: Cell::new(0), next_batch: Cell::new(0), tasks: RefCell::new(tasks) }
     }
 
     /// Waits until one stream is open, at most `patience`; the error says why none is.
@@ -75,19 +78,32 @@ impl Peers {
         timeout(patience, select_all(opened)).await.map(drop).map_err(|_| self.why_none())
     }
 
-    /// Sends `record` to the next peer that has room, and resolves on its receipt.
-    pub(super) async fn publish(&self, record: &Record) -> Result<(), TransportError> {
-        let message = proto::Record {
-            id: record.id.to_string(),
-            body: record.body.clone(),
-            traceparent: record.traceparent.as_deref().unwrap_or_default().to_owned(),
-            origin: record.origin.as_ref().map(ToString::to_string).unwrap_or_default(),
+    /// Sends each of `records` to the next peer that has room, and tells of each, by its place among them, when its receipt is here
+    /// or cannot come.
+    pub(super) async fn publish_all(
+        &self,
+        records: &[impl AsRef<Record>],
+        mut settled: impl FnMut(usize, Result<(), TransportError>),
+    ) {
+        let batch = self.next_batch.replace(self.next_batch.get().wrapping_add(1));
+        let (told, mut outcomes) = local::channel();
+        let guard = Batch { peers: self, number: batch, is_open: Cell::new(true) };
+        let sending = async move {
+            for (at, record) in records.iter().enumerate() {
+                let ear = Ear { at, told: told.clone() };
+                match self.room().await {
+                    Ok((link, slot)) => link.send(record.as_ref(), batch, slot, ear),
+                    Err(why) => ear.tell(Err(why)),
+                }
+            }
         };
-        if message.encoded_len() > MAX_MESSAGE {
-            return Err(TransportError::Publish(format!("the record is larger than {MAX_MESSAGE} bytes")));
-        }
-        let (link, _slot) = self.room().await?;
-        link.send(Arc::clone(&record.id), message).await
+        let telling = async {
+            while let Some((at, outcome)) = outcomes.recv().await {
+                settled(at, outcome);
+            }
+        };
+        tokio::join!(sending, telling);
+        guard.is_open.set(false);
     }
 
     /// Lets the receipts that are still due come in, at most `patience`; then ends every stream.
@@ -136,15 +152,48 @@ struct Link {
     /// What may still be sent; `None` once the node is closing or the stream is broken.
     outbox: RefCell<Option<mpsc::Sender<proto::Record>>>,
     /// Who waits for a receipt, in the order in which their records were sent.
-    waiters: RefCell<HashMap<Arc<str>, VecDeque<Waiter>>>,
-    next_number: Cell<u64>,
+    waiters: RefCell<HashMap<Arc<str>, SmallVec<[Waiter; 1]>>>,
     broken: OnceCell<String>,
 }
 
 struct Waiter {
-    /// Tells apart those that wait for the same id.
+    /// Those that are given up together.
+    batch: u64,
+    ear: Ear,
+    _slot: OwnedSemaphorePermit,
+}
+
+/// Who is told what becomes of a record.
+struct Ear {
+    at: usize,
+    told: local::Sender<(usize, Result<(), TransportError>)>,
+}
+
+impl Ear {
+    fn tell(&self, outcome: Result<(), TransportError>) {
+        // Fails when nobody waits any more.
+        self.told.send((self.at, outcome)).ok();
+    }
+}
+
+/// The records of one call. Dropped while it is open, nobody waits for them any more.
+struct Batch<'p> {
+    peers: &'p Peers,
     number: u64,
-    receipt: oneshot::Sender<Receipt>,
+    is_open: Cell<bool>,
+}
+
+impl Drop for Batch<'_> {
+    fn drop(&mut self) {
+        if !self.is_open.get() {
+            return;
+        }
+        for peer in &self.peers.all {
+            if let State::Up(link) = &*peer.state.borrow() {
+                link.give_up(self.number);
+            }
+        }
+    }
 }
 
 impl Link {
@@ -153,48 +202,57 @@ impl Link {
             window: Arc::new(Semaphore::new(WINDOW)),
             outbox: RefCell::new(Some(outbox)),
             waiters: RefCell::default(),
-            next_number: Cell::default(),
             broken: OnceCell::new(),
         }
     }
 
-    async fn send(&self, id: Arc<str>, message: proto::Record) -> Result<(), TransportError> {
-        // Records of abandoned waiters may still lie there: then the peer does not read, and waiting would not be seen.
+    fn send(&self, record: &Record, batch: u64, slot: OwnedSemaphorePermit, ear: Ear) {
+        let message = proto::Record {
+            id: record.id.to_string(),
+            body: record.body.clone(),
+            traceparent: record.traceparent.as_deref().unwrap_or_default().to_owned(),
+            origin: record.origin.as_ref().map(ToString::to_string).unwrap_or_default(),
+        };
+        if message.encoded_len() > MAX_MESSAGE {
+            let why = format!("the record is larger than {MAX_MESSAGE} bytes");
+            return ear.tell(Err(TransportError::Publish(why)));
+        }
         match self.outbox.borrow().as_ref().map(|outbox| outbox.try_send(message)) {
             Some(Ok(())) => {}
+            // Records that were given up may still lie there: then the peer does not read, and waiting would not be seen.
             Some(Err(mpsc::error::TrySendError::Full(_))) => {
-                return Err(TransportError::Publish("the peer does not read its stream".into()));
+                return ear.tell(Err(TransportError::Publish("the peer does not read its stream".into())));
             }
-            Some(Err(mpsc::error::TrySendError::Closed(_))) | None => return Err(self.error()),
+            Some(Err(mpsc::error::TrySendError::Closed(_))) | None => return ear.tell(Err(self.error())),
         }
-        let number = self.next_number.replace(self.next_number.get().wrapping_add(1));
-        let (receipt, answer) = oneshot::channel();
-        self.waiters.borrow_mut().entry(Arc::clone(&id)).or_default().push_back(Waiter { number, receipt });
-        let _waiting = Waiting { link: self, id, number };
-        match answer.await {
-            Ok(receipt) => match receipt.outcome() {
-                Outcome::Safe => Ok(()),
-                Outcome::Refused => Err(TransportError::Publish(format!("refused: {}", receipt.detail))),
-                Outcome::Retry | Outcome::Unspecified => Err(TransportError::Publish(receipt.detail)),
-            },
-            Err(_) => Err(self.error()),
-        }
+        let waiter = Waiter { batch, ear, _slot: slot };
+        self.waiters.borrow_mut().entry(Arc::clone(&record.id)).or_default().push(waiter);
     }
 
     /// Hands a receipt to the one that has waited longest for its id.
     fn receive(&self, receipt: Receipt) {
-        let mut waiters = self.waiters.borrow_mut();
-        let Some(queue) = waiters.get_mut(receipt.id.as_str()) else {
-            return;
+        let waiter = {
+            let mut waiters = self.waiters.borrow_mut();
+            let Some(mut others) = waiters.remove(receipt.id.as_str()) else { return };
+            let waiter = others.remove(0);
+            if !others.is_empty() {
+                waiters.insert(receipt.id.as_str().into(), others);
+            }
+            waiter
         };
-        let waiter = queue.pop_front();
-        if queue.is_empty() {
-            waiters.remove(receipt.id.as_str());
-        }
-        if let Some(waiter) = waiter {
-            // Fails when nobody waits any more.
-            waiter.receipt.send(receipt).ok();
-        }
+        waiter.ear.tell(match receipt.outcome() {
+            Outcome::Safe => Ok(()),
+            Outcome::Refused => Err(TransportError::Publish(format!("refused: {}", receipt.detail))),
+            Outcome::Retry | Outcome::Unspecified => Err(TransportError::Publish(receipt.detail)),
+        });
+    }
+
+    /// Lets nobody of `batch` wait any more.
+    fn give_up(&self, batch: u64) {
+        self.waiters.borrow_mut().retain(|_, waiters| {
+            waiters.retain(|waiter| waiter.batch != batch);
+            !waiters.is_empty()
+        });
     }
 
     /// Fails all that wait, at once.
@@ -203,30 +261,13 @@ impl Link {
         self.broken.set(why).ok();
         self.outbox.take();
         self.window.close();
-        self.waiters.take();
+        for waiter in self.waiters.take().into_values().flatten() {
+            waiter.ear.tell(Err(self.error()));
+        }
     }
 
     fn error(&self) -> TransportError {
         TransportError::Publish(self.broken.get().map_or("closing", String::as_str).to_owned())
-    }
-}
-
-/// A place among the waiters, given up on drop.
-struct Waiting<'l> {
-    link: &'l Link,
-    id: Arc<str>,
-    number: u64,
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        let mut waiters = self.link.waiters.borrow_mut();
-        if let Some(queue) = waiters.get_mut(&self.id) {
-            queue.retain(|waiter| waiter.number != self.number);
-            if queue.is_empty() {
-                waiters.remove(&self.id);
-            }
-        }
     }
 }
 
@@ -332,58 +373,77 @@ fn with_sources(error: &dyn std::error::Error) -> String {
 
 #[cfg(test)]
 mod tests {
-    use futures_util::FutureExt;
+    use bytes::Bytes;
+    use futures_util::FutureExt as _;
 
     use super::*;
 
-    fn link() -> (Link, mpsc::Receiver<proto::Record>) {
-        let (outbox, sent) = mpsc::channel(WINDOW);
-        let link = Link::new(outbox);
-        (link, sent)
+    struct Sent {
+        link: Link,
+        told: local::Sender<(usize, Result<(), TransportError>)>,
+        outcomes: local::Receiver<(usize, Result<(), TransportError>)>,
+        _sent: mpsc::Receiver<proto::Record>,
     }
 
-    fn receipt(id: &str, outcome: Outcome) -> Receipt {
-        Receipt { id: id.into(), outcome: outcome.into(), detail: "why".into() }
+    impl Sent {
+        /// Records with these ids, each a batch of its own.
+        fn new(ids: &[&str]) -> Self {
+            let (outbox, sent) = mpsc::channel(WINDOW);
+            let (told, outcomes) = local::channel();
+            let this = Self { link: Link::new(outbox), told, outcomes, _sent: sent };
+            ids.iter().enumerate().for_each(|(at, id)| this.send(at, id));
+            this
+        }
+
+        fn send(&self, at: usize, id: &str) {
+            let record = Record { id: id.into(), body: Bytes::new(), traceparent: None, origin: None };
+            let slot = Arc::clone(&self.link.window).try_acquire_owned();
+            let slot = slot.or_else(|_| Arc::new(Semaphore::new(1)).try_acquire_owned()).unwrap();
+            self.link.send(&record, at as u64, slot, Ear { at, told: self.told.clone() });
+        }
+
+        fn receive(&self, id: &str, outcome: Outcome) {
+            self.link.receive(Receipt { id: id.into(), outcome: outcome.into(), detail: "why".into() });
+        }
+
+        fn outcomes(&mut self) -> Vec<(usize, Result<(), TransportError>)> {
+            std::iter::from_fn(|| self.outcomes.recv().now_or_never().flatten()).collect()
+        }
+    }
+
+    fn failed(why: &str) -> Result<(), TransportError> {
+        Err(TransportError::Publish(why.into()))
     }
 
     #[test]
     fn a_receipt_goes_to_the_one_that_has_waited_longest_for_its_id() {
-        let (link, _sent) = link();
-        let mut sends = ["a", "b", "a"].map(|id| Box::pin(link.send(Arc::from(id), proto::Record::default())));
-        assert!(sends.iter_mut().all(|send| send.now_or_never().is_none()));
-        link.receive(receipt("stranger", Outcome::Safe));
-        link.receive(receipt("a", Outcome::Safe));
-        let answers = sends.each_mut().map(FutureExt::now_or_never);
-        assert_eq!(answers, [Some(Ok(())), None, None]);
-        let [_, b, second_a] = sends.each_mut();
-        link.receive(receipt("b", Outcome::Refused));
-        link.receive(receipt("a", Outcome::Retry));
-        assert_eq!(b.now_or_never(), Some(Err(TransportError::Publish("refused: why".into()))));
-        assert_eq!(second_a.now_or_never(), Some(Err(TransportError::Publish("why".into()))));
+        let mut sent = Sent::new(&["a", "b", "a"]);
+        sent.receive("stranger", Outcome::Safe);
+        sent.receive("a", Outcome::Safe);
+        assert_eq!(sent.outcomes(), [(0, Ok(()))]);
+        sent.receive("b", Outcome::Refused);
+        sent.receive("a", Outcome::Retry);
+        assert_eq!(sent.outcomes(), [(1, failed("refused: why")), (2, failed("why"))]);
+        assert_eq!(sent.link.window.available_permits(), WINDOW);
     }
 
     #[test]
-    fn an_abandoned_waiter_leaves_nothing_behind_and_its_receipt_harms_nobody() {
-        let (link, _sent) = link();
-        let mut first = Box::pin(link.send("a".into(), proto::Record::default()));
-        let mut second = Box::pin(link.send("a".into(), proto::Record::default()));
-        assert!(first.as_mut().now_or_never().is_none() && second.as_mut().now_or_never().is_none());
-        drop(first);
-        link.receive(receipt("a", Outcome::Safe));
-        assert_eq!(second.now_or_never(), Some(Ok(())));
-        link.receive(receipt("a", Outcome::Safe));
-        assert!(link.waiters.borrow().is_empty());
+    fn what_was_given_up_leaves_nothing_behind_and_its_receipt_harms_nobody() {
+        let mut sent = Sent::new(&["a", "a"]);
+        sent.link.give_up(0);
+        assert_eq!(sent.link.window.available_permits(), WINDOW - 1);
+        sent.receive("a", Outcome::Safe);
+        assert_eq!(sent.outcomes(), [(1, Ok(()))]);
+        sent.receive("a", Outcome::Safe);
+        assert!(sent.link.waiters.borrow().is_empty());
     }
 
     #[test]
     fn a_link_that_breaks_fails_all_that_wait_and_all_that_come_later() {
-        let (link, _sent) = link();
-        let mut waiting = Box::pin(link.send("a".into(), proto::Record::default()));
-        assert!(waiting.as_mut().now_or_never().is_none());
-        link.fail("gone".into());
-        let error = || Some(Err(TransportError::Publish("gone".into())));
-        assert_eq!(waiting.now_or_never(), error());
-        assert_eq!(link.send("b".into(), proto::Record::default()).now_or_never(), error());
-        assert!(link.window.is_closed());
+        let mut sent = Sent::new(&["a"]);
+        sent.link.fail("gone".into());
+        sent.send(1, "b");
+        assert_eq!(sent.outcomes(), [(0, failed("gone")), (1, failed("gone"))]);
+        assert!(sent.link.window.is_closed());
     }
 }

@@ -14,7 +14,7 @@ use std::{
 
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use tokio::{
-    sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
+    sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc},
     time::{Instant, sleep_until, timeout},
 };
 use tracing::warn;
@@ -41,15 +41,46 @@ const UNSETTLED_DELAY: Duration = Duration::from_millis(100);
 /// The longest that a delivery waits for another try: far past any delay in use, and safe to add to a clock.
 const DELAY_MAX: Duration = Duration::from_hours(24);
 
-/// Resolves once its record is safe; fails if the node gives the record up.
-pub(super) type Safe = oneshot::Receiver<()>;
+/// Whether the record of that number is safe, or given up.
+pub(super) type News = (usize, bool);
+/// Where the news of a stream arrives. Bounded by what is held, and on its way to the disk: each record brings one piece of news.
+pub(super) type Desk = mpsc::UnboundedSender<News>;
+
+/// A sender that waits to hear that its record is safe. Dropped before, it hears that the record is given up.
+struct Waiting {
+    number: usize,
+    desk: Option<Desk>,
+}
+
+impl Waiting {
+    fn new(number: usize, desk: &Desk) -> Self {
+        Self { number, desk: Some(desk.clone()) }
+    }
+
+    fn is_safe(mut self) {
+        self.tell(true);
+    }
+
+    fn tell(&mut self, is_safe: bool) {
+        if let Some(desk) = self.desk.take() {
+            // Fails when the sender waits no longer: what is safe is safe all the same.
+            desk.send((self.number, is_safe)).ok();
+        }
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.tell(false);
+    }
+}
 
 /// A record in memory. Its place is shared by whoever settles it, and whoever puts it on disk meanwhile.
 pub(super) struct Held {
     record: Record,
     state: StdMutex<State>,
-    /// Whoever waits to hear that it is safe.
-    safe: StdMutex<Option<oneshot::Sender<()>>>,
+    /// Who waits to hear that it is safe.
+    waiting: StdMutex<Option<Waiting>>,
     spool: Spool,
     _room: OwnedSemaphorePermit,
 }
@@ -94,9 +125,8 @@ impl Held {
     }
 
     fn is_safe(&self) {
-        if let Some(safe) = self.safe.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            // Fails when the sender no longer waits: the record is safe all the same.
-            safe.send(()).ok();
+        if let Some(waiting) = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            waiting.is_safe();
         }
     }
 
@@ -123,47 +153,45 @@ pub(super) struct Intake {
 }
 
 impl Intake {
+    /// Holds `record` in memory, if there is room and the API is not known to be away. The news comes to `desk`.
+    pub(super) fn try_admit(&self, record: &Record, number: usize, desk: &Desk) -> Option<Arc<Held>> {
+        if self.breaker.is_open() {
+            return None;
+        }
+        let room = Arc::clone(&self.room).try_acquire_many_owned(units(record)).ok()?;
+        Some(self.hold(record.clone(), State::Memory, Some(Waiting::new(number, desk)), room))
+    }
+
     /// Holds `record`: in memory, or on disk where there is no room or the API is away, or where the disk fails as well, once there
-    /// is room. Waits while too many are on their way to the disk. Dropped before it resolves, the record is not held.
-    pub(super) async fn admit(&self, record: &Record) -> (Safe, Option<Arc<Held>>) {
-        let (safe, outcome) = oneshot::channel();
-        if !self.breaker.is_open()
-            && let Ok(room) = Arc::clone(&self.room).try_acquire_many_owned(units(record))
-        {
-            let held = self.hold(record.clone(), State::Memory, Some(safe), room);
-            return (outcome, Some(held));
+    /// is room. Waits while too many are on their way to the disk. Dropped before it resolves, the record is not held, and there is no news.
+    pub(super) async fn admit(&self, record: &Record, number: usize, desk: &Desk) -> Option<Arc<Held>> {
+        if let Some(held) = self.try_admit(record, number, desk) {
+            return Some(held);
         }
-        // The semaphore is never closed; were it, dropping `safe` says that the record is not held.
-        if let Ok(place) = Arc::clone(&self.overflow).acquire_many_owned(units(record).min(OVERFLOW)).await {
-            let (intake, record) = (self.clone(), record.clone());
-            tokio::spawn(async move {
-                intake.overflow(record, safe).await;
-                drop(place);
-            });
-        }
-        (outcome, None)
+        let place = Arc::clone(&self.overflow).acquire_many_owned(units(record).min(OVERFLOW)).await;
+        let (intake, record, waiting) = (self.clone(), record.clone(), Waiting::new(number, desk));
+        // The semaphore is never closed; were it, the drop of `waiting` would say that the record is not held.
+        let place = place.ok()?;
+        tokio::spawn(async move {
+            intake.overflow(record, waiting).await;
+            drop(place);
+        });
+        None
     }
 
-    async fn overflow(&self, record: Record, safe: oneshot::Sender<()>) {
+    async fn overflow(&self, record: Record, waiting: Waiting) {
         if self.spool.put(Queue::Carried, &Entry::new(&record, None), false).await.is_ok() {
-            // Fails when the sender no longer waits: the record is safe all the same.
-            safe.send(()).ok();
+            waiting.is_safe();
         } else if let Ok(room) = Arc::clone(&self.room).acquire_many_owned(units(&record)).await {
-            self.hold(record, State::Memory, Some(safe), room);
+            self.hold(record, State::Memory, Some(waiting), room);
         }
     }
 
-    fn hold(
-        &self,
-        record: Record,
-        state: State,
-        safe: Option<oneshot::Sender<()>>,
-        room: OwnedSemaphorePermit,
-    ) -> Arc<Held> {
+    fn hold(&self, record: Record, state: State, waiting: Option<Waiting>, room: OwnedSemaphorePermit) -> Arc<Held> {
         let held = Arc::new(Held {
             record,
             state: StdMutex::new(state),
-            safe: StdMutex::new(safe),
+            waiting: StdMutex::new(waiting),
             spool: self.spool.clone(),
             _room: room,
         });
@@ -219,6 +247,11 @@ fn put(ready: &mpsc::Sender<Ready>, entry: Ready) {
     }
 }
 
+async fn after(due: Instant, entry: Ready) -> Ready {
+    sleep_until(due).await;
+    entry
+}
+
 /// The way out.
 pub(super) struct Hold {
     ready: mpsc::Sender<Ready>,
@@ -252,10 +285,19 @@ impl Hold {
             };
             match entry.due {
                 None => return self.deliver(entry),
-                Some(due) => delayed.push(Box::pin(async move {
-                    sleep_until(due).await;
-                    entry
-                })),
+                Some(due) => delayed.push(Box::pin(after(due, entry))),
+            }
+        }
+    }
+
+    /// The next record, if one is due and came for the first time.
+    pub(super) fn try_next(&self) -> Option<Delivery> {
+        let mut inbox = self.inbox.try_lock().ok()?;
+        loop {
+            let entry = inbox.ready.try_recv().ok()?;
+            match entry.due {
+                None => return Some(self.deliver(entry)),
+                Some(due) => inbox.delayed.push(Box::pin(after(due, entry))),
             }
         }
     }

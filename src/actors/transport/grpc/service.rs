@@ -1,28 +1,22 @@
 //! The four calls of the service, as seen from the node that receives them.
 
-use std::{
-    collections::VecDeque,
-    mem,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll, ready},
-    time::Duration,
-};
+use std::{mem, pin::Pin, sync::Arc, time::Duration};
 
 use futures_util::{
     FutureExt as _, StreamExt as _,
     future::BoxFuture,
-    stream::{self, BoxStream, FuturesUnordered},
+    stream::{self, BoxStream},
 };
+use slab::Slab;
 use tokio::{
-    sync::{broadcast, watch},
-    time::{Instant, sleep_until, timeout},
+    sync::{broadcast, mpsc, watch},
+    time::{Instant, Sleep, sleep, sleep_until, timeout},
 };
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{
     Phase,
-    hold::{Held, Intake, Safe},
+    hold::{Desk, Held, Intake, News},
     reached,
 };
 use crate::{
@@ -37,6 +31,8 @@ const CARRY_AFTER: Duration = Duration::from_millis(500);
 const PATIENCE: Duration = Duration::from_secs(30);
 const NOT_SAFE: &str = "not safe within 30 s";
 const CLOSING: &str = "closing";
+/// How much news makes one turn: others on this thread wait no longer.
+const NEWS_MAX: usize = 256;
 /// How many receipts a [`Summary`] lists.
 const SUMMARY_MAX: usize = 1000;
 /// The longest id: an `Idempotency-Key` of 255 characters, its place in a batch, and a lane.
@@ -59,6 +55,7 @@ impl Service {
     }
 
     fn inflow(&self, records: Streaming<proto::Record>, sender: Sender) -> Inflow {
+        let (desk, news) = mpsc::unbounded_channel();
         Inflow {
             intake: self.intake.clone(),
             schema: self.schema,
@@ -66,9 +63,12 @@ impl Service {
             records: Some(records),
             broken: None,
             waiting: None,
-            unsafe_yet: FuturesUnordered::new(),
-            carry_at: None,
-            answers: VecDeque::new(),
+            unsafe_yet: Slab::new(),
+            desk,
+            news,
+            look: Box::pin(sleep(Duration::ZERO)),
+            looks: false,
+            receipts: Vec::new(),
             progress: Instant::now(),
             closing: self.closing(),
         }
@@ -82,22 +82,23 @@ impl Waypost for Service {
             Ok(record) => record,
             Err(refused) => return Ok(Response::new(refused)),
         };
+        let (desk, mut news) = mpsc::unbounded_channel();
         let safe = async {
-            let (mut safe, held) = self.intake.admit(&record).await;
-            if let Ok(safe) = timeout(CARRY_AFTER, &mut safe).await {
-                return safe;
+            let held = self.intake.admit(&record, 0, &desk).await;
+            if let Ok(told) = timeout(CARRY_AFTER, news.recv()).await {
+                return told;
             }
             if let Some(held) = held {
                 // Not cut short: the key that it brings is what strikes the entry out later.
                 tokio::spawn(async move { held.carry().await });
             }
-            safe.await
+            news.recv().await
         };
         let failure = tokio::select! {
             biased;
-            safe = timeout(PATIENCE, safe) => match safe {
-                Ok(Ok(())) => None,
-                Ok(Err(_)) => Some(CLOSING),
+            told = timeout(PATIENCE, safe) => match told {
+                Ok(Some((_, true))) => None,
+                Ok(_) => Some(CLOSING),
                 Err(_) => Some(NOT_SAFE),
             },
             () = self.closing() => Some(CLOSING),
@@ -108,14 +109,16 @@ impl Waypost for Service {
     async fn send_all(&self, request: Request<Streaming<proto::Record>>) -> Result<Response<Summary>, Status> {
         let mut inflow = self.inflow(request.into_inner(), Sender::Client);
         let mut summary = Summary::default();
-        while let Some(receipt) = inflow.next_receipt().await {
-            if receipt.outcome() == Outcome::Safe {
-                summary.safe += 1;
-                continue;
-            }
-            summary.unsafe_count += 1;
-            if summary.r#unsafe.len() < SUMMARY_MAX {
-                summary.r#unsafe.push(receipt);
+        while let Some(receipts) = inflow.next_receipts().await {
+            for receipt in receipts {
+                if receipt.outcome() == Outcome::Safe {
+                    summary.safe += 1;
+                    continue;
+                }
+                summary.unsafe_count += 1;
+                if summary.r#unsafe.len() < SUMMARY_MAX {
+                    summary.r#unsafe.push(receipt);
+                }
             }
         }
         inflow.broken.map_or_else(|| Ok(Response::new(summary)), Err)
@@ -148,15 +151,15 @@ impl Waypost for Service {
     type CarryStream = BoxStream<'static, Result<Receipt, Status>>;
 
     async fn carry(&self, request: Request<Streaming<proto::Record>>) -> Result<Response<Self::CarryStream>, Status> {
-        let inflow = self.inflow(request.into_inner(), Sender::Node);
+        let inflow = Box::new(self.inflow(request.into_inner(), Sender::Node));
         let receipts = stream::unfold(inflow, |mut inflow| async move {
-            let item = match inflow.next_receipt().await {
-                Some(receipt) => Ok(receipt),
-                None => Err(inflow.broken.take()?),
+            let items: Vec<_> = match inflow.next_receipts().await {
+                Some(receipts) => receipts.into_iter().map(Ok).collect(),
+                None => vec![Err(inflow.broken.take()?)],
             };
-            Some((item, inflow))
+            Some((stream::iter(items), inflow))
         });
-        Ok(Response::new(receipts.boxed()))
+        Ok(Response::new(receipts.flatten().boxed()))
     }
 }
 
@@ -182,55 +185,65 @@ struct Inflow {
     records: Option<Streaming<proto::Record>>,
     /// Why the stream broke off, where the sender did not end it.
     broken: Option<Status>,
-    /// Read from the wire, not yet held.
+    /// Read from the wire, not yet held: there is no room.
     waiting: Option<Record>,
-    unsafe_yet: FuturesUnordered<Unsafe>,
-    /// When to look for records that should go to disk.
-    carry_at: Option<Instant>,
-    /// Receipts for what was given up.
-    answers: VecDeque<Receipt>,
+    unsafe_yet: Slab<Unsafe>,
+    /// Where it is told what becomes of them.
+    desk: Desk,
+    news: mpsc::UnboundedReceiver<News>,
+    /// When to look for records that should go to disk, if `looks`.
+    look: Pin<Box<Sleep>>,
+    looks: bool,
+    receipts: Vec<Receipt>,
     /// When a record last was held or settled.
     progress: Instant,
     closing: BoxFuture<'static, ()>,
 }
 
+/// A record that was read and may not be safe yet.
+struct Unsafe {
+    id: Arc<str>,
+    /// There if it is held in memory.
+    held: Option<Arc<Held>>,
+    since: Instant,
+}
+
 impl Inflow {
-    /// `None` once the sender has ended the stream, or the node is closing, and every record that was read has its receipt.
-    async fn next_receipt(&mut self) -> Option<Receipt> {
-        loop {
-            if let Some(receipt) = self.answers.pop_front() {
-                return Some(receipt);
-            }
+    /// Those that are due, one at least; `None` once the sender has ended the stream, or the node is closing, and every record that
+    /// was read has its receipt.
+    async fn next_receipts(&mut self) -> Option<Vec<Receipt>> {
+        let mut told = Vec::new();
+        while self.receipts.is_empty() {
             let idle = self.waiting.is_none() && self.unsafe_yet.is_empty();
             if idle && self.records.is_none() {
                 return None;
             }
+            let patience = self.progress + PATIENCE;
             tokio::select! {
                 biased;
                 () = &mut self.closing => {
                     self.records = None;
                     self.give_up(CLOSING);
                 }
-                Some(receipt) = self.unsafe_yet.next(), if !self.unsafe_yet.is_empty() => {
+                _ = self.news.recv_many(&mut told, NEWS_MAX), if !self.unsafe_yet.is_empty() => {
                     self.progress = Instant::now();
-                    return Some(receipt);
+                    for (number, is_safe) in told.drain(..) {
+                        let one = self.unsafe_yet.remove(number);
+                        self.receipts.push(receipt(&one.id, (!is_safe).then_some(CLOSING)));
+                    }
                 }
-                Some(admitted) = admit(&self.intake, self.waiting.as_ref()) => {
-                    self.progress = Instant::now();
-                    self.waiting = None;
-                    self.carry_at.get_or_insert(self.progress + CARRY_AFTER);
-                    self.unsafe_yet.push(admitted);
+                Some(held) = admit(&self.intake, self.waiting.as_ref(), self.unsafe_yet.vacant_key(), &self.desk) => {
+                    if let Some(record) = self.waiting.take() {
+                        self.hold(record.id, held);
+                    }
                 }
-                () = at(self.carry_at) => self.carry(),
+                () = &mut self.look, if self.looks => self.carry(),
                 message = read(self.records.as_mut()), if self.waiting.is_none() && self.records.is_some() => match message {
                     Some(Ok(record)) => {
                         if idle {
                             self.progress = Instant::now();
                         }
-                        match accept(record, self.sender, self.schema) {
-                            Ok(record) => self.waiting = Some(record),
-                            Err(refused) => return Some(refused),
-                        }
+                        self.take(record);
                     }
                     Some(Err(status)) => {
                         self.broken = Some(status);
@@ -238,68 +251,68 @@ impl Inflow {
                     }
                     None => self.records = None,
                 },
-                () = sleep_until(self.progress + PATIENCE), if self.sender == Sender::Client && !idle => {
+                () = async { sleep_until(patience).await }, if self.sender == Sender::Client && !idle => {
                     self.progress = Instant::now();
                     self.give_up(NOT_SAFE);
                 }
             }
+        }
+        Some(mem::take(&mut self.receipts))
+    }
+
+    fn take(&mut self, sent: proto::Record) {
+        let record = match accept(sent, self.sender, self.schema) {
+            Ok(record) => record,
+            Err(refused) => return self.receipts.push(refused),
+        };
+        match self.intake.try_admit(&record, self.unsafe_yet.vacant_key(), &self.desk) {
+            Some(held) => self.hold(record.id, Some(held)),
+            None => self.waiting = Some(record),
+        }
+    }
+
+    fn hold(&mut self, id: Arc<str>, held: Option<Arc<Held>>) {
+        let since = Instant::now();
+        self.progress = since;
+        self.unsafe_yet.insert(Unsafe { id, held, since });
+        if !self.looks {
+            self.looks = true;
+            self.look.as_mut().reset(since + CARRY_AFTER);
         }
     }
 
     /// Sends what the API has not taken for a while to disk.
     fn carry(&mut self) {
         let now = Instant::now();
-        let late = |one: &&Unsafe| now - one.since >= CARRY_AFTER;
-        for held in self.unsafe_yet.iter().filter(late).filter_map(|one| one.held.clone()) {
+        let late = self.unsafe_yet.iter().filter(|(_, one)| now - one.since >= CARRY_AFTER);
+        for held in late.filter_map(|(_, one)| one.held.clone()) {
             tokio::spawn(async move { held.carry().await });
         }
-        self.carry_at = (!self.unsafe_yet.is_empty()).then(|| now + CARRY_AFTER / 2);
+        self.looks = !self.unsafe_yet.is_empty();
+        self.look.as_mut().reset(now + CARRY_AFTER / 2);
     }
 
     /// Answers every record that has been read: as it is safe, or RETRY if it is not.
     fn give_up(&mut self, why: &str) {
-        for mut one in mem::take(&mut self.unsafe_yet) {
-            let safe = one.safe.try_recv().is_ok();
-            self.answers.push_back(receipt(&one.id, (!safe).then_some(why)));
+        while let Ok((number, is_safe)) = self.news.try_recv() {
+            let one = self.unsafe_yet.remove(number);
+            self.receipts.push(receipt(&one.id, (!is_safe).then_some(why)));
         }
-        self.answers.extend(self.waiting.take().map(|record| receipt(&record.id, Some(why))));
+        // What was given up may still be told of: nothing of that is for those that come later.
+        (self.desk, self.news) = mpsc::unbounded_channel();
+        let unsafe_yet = self.unsafe_yet.drain().map(|one| receipt(&one.id, Some(why)));
+        self.receipts.extend(unsafe_yet);
+        self.receipts.extend(self.waiting.take().map(|record| receipt(&record.id, Some(why))));
     }
 }
 
-async fn admit(intake: &Intake, waiting: Option<&Record>) -> Option<Unsafe> {
-    let record = waiting?;
-    let (safe, held) = intake.admit(record).await;
-    Some(Unsafe { id: Arc::clone(&record.id), safe, held, since: Instant::now() })
-}
-
-/// Resolves then; never for `None`.
-async fn at(time: Option<Instant>) {
-    match time {
-        Some(time) => sleep_until(time).await,
-        None => std::future::pending().await,
-    }
+/// The record that waits is held, in memory or on its way to the disk.
+async fn admit(intake: &Intake, waiting: Option<&Record>, number: usize, desk: &Desk) -> Option<Option<Arc<Held>>> {
+    Some(intake.admit(waiting?, number, desk).await)
 }
 
 async fn read(records: Option<&mut Streaming<proto::Record>>) -> Option<Result<proto::Record, Status>> {
     records?.next().await
-}
-
-/// A record that was read and may not be safe yet, as the future of its receipt.
-struct Unsafe {
-    id: Arc<str>,
-    safe: Safe,
-    /// There if it is held in memory.
-    held: Option<Arc<Held>>,
-    since: Instant,
-}
-
-impl Future for Unsafe {
-    type Output = Receipt;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Receipt> {
-        let safe = ready!(self.safe.poll_unpin(cx));
-        Poll::Ready(receipt(&self.id, safe.is_err().then_some(CLOSING)))
-    }
 }
 
 /// SAFE, or RETRY where there is a failure.
@@ -310,11 +323,7 @@ fn receipt(id: &str, failure: Option<&str>) -> Receipt {
 
 /// The record, or the receipt that refuses it. What becomes a header of the POST must be fit to be one.
 fn accept(sent: proto::Record, sender: Sender, schema: Schema) -> Result<Record, Receipt> {
-    let proto::Record { mut id, body, traceparent, mut origin } = sent;
-    if sender == Sender::Client {
-        // Only a node says where a record comes from.
-        origin.clear();
-    }
+    let proto::Record { mut id, body, traceparent, origin } = sent;
     let refuse = |id: String, detail: String| Receipt { id, outcome: Outcome::Refused.into(), detail };
     if id.is_empty() && sender == Sender::Client {
         id = Record::new_id().to_string();
@@ -322,14 +331,14 @@ fn accept(sent: proto::Record, sender: Sender, schema: Schema) -> Result<Record,
     if id.len() > ID_MAX || !is_visible_ascii(&id) {
         return Err(refuse(id, format!("the id must be 1 to {ID_MAX} visible ASCII characters")));
     }
-    // The node that took a record in has checked it against its own schema.
-    let (schema, origin) = match Origin::parse(&origin) {
-        Some(origin) => (Schema::Any, Some(origin)),
-        // By its time it is given up one day, by both it is known again.
-        None if sender == Sender::Client => (schema, Some(Origin::now(CLIENT.into()))),
-        None => (schema, None),
+    let (body, origin) = match (sender, Origin::parse(&origin)) {
+        // The node that took it in has read it; what is no record for all that becomes a dead letter, as it does on any other lane.
+        (Sender::Node, Some(origin)) => (Ok(body), Some(origin)),
+        (Sender::Node, None) => (record::parse(&body, schema), None),
+        // Only a node says where a record comes from. By its time it is given up one day, by both it is known again.
+        (Sender::Client, _) => (record::parse(&body, schema), Some(Origin::now(CLIENT.into()))),
     };
-    match record::parse(&body, schema) {
+    match body {
         Ok(body) => Ok(Record {
             id: id.into(),
             body,
