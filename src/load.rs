@@ -23,9 +23,9 @@ use hdrhistogram::Histogram;
 use serde_json::{Value, json, value::RawValue};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 
-pub use self::connection::Target;
+pub use self::connection::target;
 use self::connection::{Answer, Connection};
-use crate::record::Record;
+use crate::{http::client::Target, record::Record};
 
 /// The grain of a timer. Whoever slept until a record was due is not late by that much.
 const TIMER_GRAIN: Duration = Duration::from_millis(2);

@@ -5,7 +5,7 @@ use std::{cell::RefCell, fs, path::PathBuf, rc::Rc, time::Duration};
 use bytes::Bytes;
 use clap::Args;
 use tokio::time::Instant;
-use waypost::load::{Load, Plan, Target, records};
+use waypost::load::{Load, Plan, records, target};
 
 use super::api::{NUMBER, now_us};
 
@@ -45,7 +45,7 @@ pub async fn run(order: &Order) {
     let since = Rc::new(RefCell::new(vec![0u64; order.count.div_ceil(order.batch)]));
     let watched = Rc::clone(&since);
     let load = Load::new(
-        Target::parse(&order.host).expect("a URL"),
+        target(&order.host).expect("a URL"),
         Plan {
             records: requests.collect(),
             passes: 1,

@@ -5,7 +5,10 @@ use std::{fs, ops::Range, path::PathBuf, process::ExitCode, time::Duration};
 use tokio::time::interval;
 
 use super::{USAGE, demo::TRAFFIC, progress::Progress, run::stop_signal};
-use crate::load::{Load, Plan, Tally, Target, records, report};
+use crate::{
+    http::client::Target,
+    load::{Load, Plan, Tally, records, report, target},
+};
 
 const PROGRESS_PERIOD: Duration = Duration::from_millis(200);
 
@@ -122,7 +125,7 @@ fn plan(args: &Args) -> Result<(Target, Plan), String> {
         keyed: true,
         watch: None,
     };
-    Ok((Target::parse(&args.host)?, plan))
+    Ok((target(&args.host)?, plan))
 }
 
 fn print(tally: &Tally) {

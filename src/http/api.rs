@@ -1,20 +1,18 @@
-//! The POST to the API: one record, one answer.
+//! The POST to the API: one record, or one batch, and one answer.
 
-use std::{fs, io, path::Path, sync::Arc, time::Duration};
+use std::{cell::RefCell, fs, path::Path, sync::Arc, time::Duration};
 
-use awc::{
-    Client, ClientResponse, Connector,
-    error::{ConnectError, PayloadError, SendRequestError},
-    http::{
-        StatusCode, Uri,
-        header::{self, HeaderMap, HeaderName, HeaderValue},
-    },
-};
 use bytes::Bytes;
-use futures_util::{Stream, StreamExt as _};
+use http_body_util::Full;
+use hyper::{
+    HeaderMap, Request, Response, StatusCode,
+    body::Incoming,
+    header::{self, HeaderName, HeaderValue},
+};
 use rustls::{ClientConfig, RootCertStore, pki_types::CertificateDer, pki_types::pem::PemObject as _};
 use tokio::time::{Instant, timeout_at};
 
+use super::client::{Connection, Failure, Target};
 use crate::{config, delivery::Answer};
 
 /// A kept-alive connection rests no longer than this. Servers close theirs after five seconds or more, and a POST that
@@ -25,21 +23,21 @@ const EXCERPT_MAX: usize = 1024;
 /// An answer is read to its end, so that its connection can serve again, but no further than this.
 const ANSWER_MAX: usize = 64 << 10;
 
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+
 /// What is read from the configuration and its files, once.
 #[derive(Clone)]
 pub struct Settings {
-    url: Uri,
+    target: Target,
     timeout: Duration,
-    concurrency: usize,
     authorization: Option<HeaderValue>,
-    tls: Arc<ClientConfig>,
 }
 
 /// The configuration of the API cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ApiError {
-    #[error("{url} is not a URL: {why}")]
-    Url { url: String, why: String },
+    #[error("{0}")]
+    Url(String),
     #[error("{file}: {why}")]
     File { file: String, why: String },
 }
@@ -48,13 +46,11 @@ impl Settings {
     /// # Errors
     /// When the URL or a file that is named cannot be used.
     pub fn read(config: &config::Api) -> Result<Self, ApiError> {
-        let url = config.url.parse().map_err(|why| ApiError::Url { url: config.url.clone(), why: format!("{why}") })?;
+        let tls = Arc::new(tls(config.ca_file.as_deref())?);
         Ok(Self {
-            url,
+            target: Target::parse(&config.url, || tls).map_err(ApiError::Url)?,
             timeout: config.timeout,
-            concurrency: config.concurrency,
             authorization: config.token_file.as_deref().map(bearer).transpose()?,
-            tls: Arc::new(tls(config.ca_file.as_deref())?),
         })
     }
 }
@@ -90,90 +86,100 @@ fn tls(ca_file: Option<&Path>) -> Result<ClientConfig, ApiError> {
     Ok(ClientConfig::builder().with_root_certificates(roots).with_no_client_auth())
 }
 
-/// A client of the API with its own connections. It lives on one thread.
+/// A client of the API with its own connections, as many as there are POSTs at a time. It lives on one thread.
 pub struct Api {
-    client: Client,
-    url: Uri,
-    timeout: Duration,
+    settings: Settings,
+    /// Connections between two POSTs, the one that rests since last at the end.
+    kept: RefCell<Vec<Kept>>,
+}
+
+struct Kept {
+    connection: Connection,
+    since: Instant,
 }
 
 impl Api {
     #[must_use]
     pub fn new(settings: &Settings) -> Self {
-        let Settings { url, timeout, concurrency, authorization, tls } = settings.clone();
-        let connector = Connector::new().limit(concurrency).timeout(timeout).conn_keep_alive(IDLE_MAX).rustls_0_23(tls);
-        let mut client = Client::builder()
-            .connector(connector)
-            // The time-out of `post` covers the whole exchange; this one would end with the answer's head.
-            .disable_timeout()
-            .disable_redirects()
-            .add_default_header((header::CONTENT_TYPE, "application/json"));
-        if let Some(token) = authorization {
-            client = client.add_default_header((header::AUTHORIZATION, token));
-        }
-        Self { client: client.finish(), url, timeout }
+        Self { settings: settings.clone(), kept: RefCell::default() }
     }
 
     /// POSTs `body` under `id`. The time-out of the configuration covers connecting, sending and the whole answer.
     pub async fn post(&self, body: Bytes, id: &str, traceparent: Option<&str>) -> Answer {
-        let deadline = Instant::now() + self.timeout;
-        let head = async {
-            match self.send(body.clone(), id, traceparent).await {
-                // A kept-alive connection that the API closed meanwhile: once more, on another. The id makes it safe.
-                Err(failure) if is_disconnect(&failure) => self.send(body, id, traceparent).await,
-                result => result,
+        let mut answer = None;
+        let exchange = async {
+            let (mut connection, mut response) = match self.head(&body, id, traceparent).await {
+                Ok(head) => head,
+                Err(failure) => return answer = Some(Answer::NoAnswer(failure.to_string())),
+            };
+            // The status decides. A body that is cut short, too long or late costs its connection and nothing else.
+            let status = response.status();
+            let retry_after = retry_after(status, response.headers());
+            answer = Some(Answer::Status { status: status.as_u16(), retry_after, excerpt: String::new() });
+            let (mut excerpt, mut read) = (Vec::new(), 0);
+            let is_whole = loop {
+                let Some(piece) = connection.read(response.body_mut()).await else { break true };
+                let Ok(piece) = piece else { break false };
+                read += piece.len();
+                if read > ANSWER_MAX {
+                    break false;
+                }
+                if !status.is_success() {
+                    excerpt.extend_from_slice(&piece[..piece.len().min(EXCERPT_MAX - excerpt.len())]);
+                    let excerpt = String::from_utf8_lossy(&excerpt).into_owned();
+                    answer = Some(Answer::Status { status: status.as_u16(), retry_after, excerpt });
+                }
+            };
+            if is_whole {
+                self.kept.borrow_mut().push(Kept { connection, since: Instant::now() });
             }
         };
-        let mut response = match timeout_at(deadline, head).await {
-            Ok(Ok(response)) => response,
-            Ok(Err(failure)) => return Answer::NoAnswer(failure.to_string()),
-            Err(_) => return Answer::NoAnswer(format!("no answer within {:?}", self.timeout)),
-        };
-        let status = response.status();
-        let mut excerpt = Vec::new();
-        let mut read = 0;
-        // The status decides. A body that is cut short, too long or late costs its connection and nothing else.
-        while read <= ANSWER_MAX
-            && let Ok(Some(Ok(chunk))) = timeout_at(deadline, response.next()).await
-        {
-            read += chunk.len();
-            if !status.is_success() {
-                excerpt.extend_from_slice(&chunk[..chunk.len().min(EXCERPT_MAX - excerpt.len())]);
-            }
-        }
-        Answer::Status {
-            status: status.as_u16(),
-            retry_after: retry_after(status, response.headers()),
-            excerpt: String::from_utf8_lossy(&excerpt).into_owned(),
-        }
+        // What has been heard by then counts.
+        timeout_at(Instant::now() + self.settings.timeout, exchange).await.ok();
+        answer.unwrap_or_else(|| Answer::NoAnswer(format!("no answer within {:?}", self.settings.timeout)))
     }
 
     /// Resolves with the answer's head.
-    async fn send(
+    async fn head(
         &self,
-        body: Bytes,
+        body: &Bytes,
         id: &str,
         traceparent: Option<&str>,
-    ) -> Result<ClientResponse<impl Stream<Item = Result<Bytes, PayloadError>> + use<>>, SendRequestError> {
-        let mut request = self.client.post(&self.url).insert_header((IDEMPOTENCY_KEY, id));
+    ) -> Result<(Connection, Response<Incoming>), Failure> {
+        if let Some(mut kept) = self.kept() {
+            match kept.send(self.request(body, id, traceparent)?).await {
+                Ok(response) => return Ok((kept, response)),
+                // The API has closed it meanwhile: once more, on another. The id makes it safe.
+                Err(failure) if failure.is_disconnect() => {}
+                Err(failure) => return Err(failure),
+            }
+        }
+        let mut fresh = self.settings.target.open().await?;
+        let response = fresh.send(self.request(body, id, traceparent)?).await?;
+        Ok((fresh, response))
+    }
+
+    fn request(&self, body: &Bytes, id: &str, traceparent: Option<&str>) -> Result<Request<Full<Bytes>>, Failure> {
+        let mut request = self.settings.target.post(body.clone(), Some(id))?;
         // The record goes without a trace rather than not at all.
         if let Some(traceparent) = traceparent.and_then(|text| HeaderValue::from_str(text).ok()) {
-            request = request.insert_header((TRACEPARENT, traceparent));
+            request.headers_mut().insert(TRACEPARENT, traceparent);
         }
-        request.send_body(body).await
+        if let Some(authorization) = &self.settings.authorization {
+            request.headers_mut().insert(header::AUTHORIZATION, authorization.clone());
+        }
+        Ok(request)
     }
-}
 
-const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
-const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
-
-fn is_disconnect(failure: &SendRequestError) -> bool {
-    match failure {
-        SendRequestError::Connect(ConnectError::Disconnected) => true,
-        SendRequestError::Send(failure) => {
-            matches!(failure.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
+    fn kept(&self) -> Option<Connection> {
+        let mut kept = self.kept.borrow_mut();
+        let last = kept.pop()?;
+        if last.since.elapsed() < IDLE_MAX {
+            return Some(last.connection);
         }
-        _ => false,
+        // The others have rested longer.
+        kept.clear();
+        None
     }
 }
 

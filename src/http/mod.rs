@@ -2,5 +2,6 @@
 
 pub mod admin;
 pub mod api;
+pub mod client;
 pub mod ingest;
 pub mod problem;

@@ -1,0 +1,204 @@
+//! One kept-alive HTTP/1.1 connection: what records are POSTed through.
+//!
+//! Whoever waits for an answer does the connection's work meanwhile, so that an answer wakes one task and not two.
+
+use std::{error::Error, future::poll_fn, io, pin::Pin, pin::pin, sync::Arc};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full};
+use hyper::{
+    Method, Request, Response, Uri,
+    body::Incoming,
+    client::conn::http1::{self, SendRequest},
+    header::{self, HeaderName, HeaderValue, InvalidHeaderValue},
+};
+use hyper_util::rt::TokioIo;
+use rustls::{ClientConfig, pki_types::ServerName};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+};
+use tokio_rustls::TlsConnector;
+
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+const USER_AGENT: &str = concat!("waypost/", env!("CARGO_PKG_VERSION"));
+
+/// Where requests go.
+#[derive(Clone, Debug)]
+pub struct Target {
+    host: String,
+    port: u16,
+    /// The header `Host`.
+    authority: HeaderValue,
+    /// Path and query.
+    path: Uri,
+    tls: Option<Arc<ClientConfig>>,
+}
+
+impl Target {
+    /// Reads `url`; `tls` is asked for if it is one of HTTPS.
+    ///
+    /// # Errors
+    /// When `url` is no `http://` or `https://` URL.
+    pub fn parse(url: &str, tls: impl FnOnce() -> Arc<ClientConfig>) -> Result<Self, String> {
+        let uri: Uri = url.parse().map_err(|why| format!("{url} is not a URL: {why}"))?;
+        let is_tls = match uri.scheme_str() {
+            Some("http") => false,
+            Some("https") => true,
+            _ => return Err(format!("{url} is not an http:// or https:// URL")),
+        };
+        let authority = uri.authority().ok_or_else(|| format!("{url} names no host"))?;
+        let path = uri.path_and_query().map_or(Ok(Uri::default()), |path| path.as_str().parse());
+        // Who one is does not belong into `Host`.
+        let named = authority.as_str().rsplit('@').next().unwrap_or_default();
+        Ok(Self {
+            host: authority.host().trim_matches(['[', ']']).to_owned(),
+            port: authority.port_u16().unwrap_or(if is_tls { 443 } else { 80 }),
+            authority: named.parse().map_err(|why| format!("{url}: {why}"))?,
+            path: path.map_err(|why| format!("{url}: {why}"))?,
+            tls: is_tls.then(tls),
+        })
+    }
+
+    /// A POST of JSON, under `key` if there is one.
+    ///
+    /// # Errors
+    /// When the key cannot be a header.
+    pub fn post(&self, body: Bytes, key: Option<&str>) -> Result<Request<Full<Bytes>>, InvalidHeaderValue> {
+        let mut request = Request::new(Full::new(body));
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = self.path.clone();
+        let headers = request.headers_mut();
+        headers.insert(header::HOST, self.authority.clone());
+        headers.insert(header::USER_AGENT, HeaderValue::from_static(USER_AGENT));
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if let Some(key) = key {
+            headers.insert(IDEMPOTENCY_KEY, key.parse()?);
+        }
+        Ok(request)
+    }
+
+    /// A new connection.
+    ///
+    /// # Errors
+    /// When there is nobody, or no trust.
+    pub async fn open(&self) -> Result<Connection, Failure> {
+        let stream = TcpStream::connect((&*self.host, self.port)).await?;
+        stream.set_nodelay(true)?;
+        let socket: Box<dyn Socket> = match &self.tls {
+            None => Box::new(stream),
+            Some(tls) => {
+                let name = ServerName::try_from(self.host.clone()).map_err(io::Error::other)?;
+                Box::new(TlsConnector::from(Arc::clone(tls)).connect(name, stream).await?)
+            }
+        };
+        let (sender, work) = http1::handshake(TokioIo::new(socket)).await?;
+        Ok(Connection { sender, work: Some(work) })
+    }
+}
+
+trait Socket: AsyncRead + AsyncWrite + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Socket for S {}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    #[error("cannot connect: {0}")]
+    Connect(#[from] io::Error),
+    #[error("{0}")]
+    Header(#[from] InvalidHeaderValue),
+    #[error("{}", innermost(.0))]
+    Exchange(#[from] hyper::Error),
+}
+
+impl Failure {
+    /// The other side has closed the connection, and may have done so before it had the request.
+    #[must_use]
+    pub fn is_disconnect(&self) -> bool {
+        use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
+        let Self::Exchange(why) = self else { return false };
+        let socket = why.source().and_then(|why| why.downcast_ref::<io::Error>()).map(io::Error::kind);
+        let is_cut = matches!(socket, Some(BrokenPipe | ConnectionAborted | ConnectionReset));
+        is_cut || why.is_canceled() || why.is_closed() || why.is_incomplete_message()
+    }
+}
+
+/// The cause that names the trouble of the socket.
+fn innermost(error: &(dyn Error + 'static)) -> String {
+    let mut innermost = error;
+    while let Some(cause) = innermost.source() {
+        innermost = cause;
+    }
+    innermost.to_string()
+}
+
+/// An open connection. One exchange at a time; a future of one that is dropped leaves the connection unfit for another.
+pub struct Connection {
+    sender: SendRequest<Full<Bytes>>,
+    /// To be polled while anything is awaited; `None` once the connection has ended.
+    work: Option<http1::Connection<TokioIo<Box<dyn Socket>>, Full<Bytes>>>,
+}
+
+impl Connection {
+    /// Resolves with the head of the answer.
+    ///
+    /// # Errors
+    /// When the connection breaks first.
+    pub async fn send(&mut self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, Failure> {
+        let exchange = async {
+            self.sender.ready().await?;
+            self.sender.send_request(request).await
+        };
+        Ok(working(&mut self.work, exchange).await?)
+    }
+
+    /// The next piece of an answer's body; `None` at its end.
+    pub async fn read(&mut self, body: &mut Incoming) -> Option<Result<Bytes, Failure>> {
+        let frame = working(&mut self.work, body.frame()).await?;
+        // Trailers say nothing to us.
+        Some(frame.map(|frame| frame.into_data().unwrap_or_default()).map_err(Failure::from))
+    }
+}
+
+/// Resolves with `wait`; the connection goes on with its work meanwhile.
+async fn working<T, W: Future + Unpin>(work: &mut Option<W>, wait: impl Future<Output = T>) -> T {
+    let mut wait = pin!(wait);
+    poll_fn(|context| {
+        // How it ends, whoever waits hears.
+        if work.as_mut().is_some_and(|work| Pin::new(work).poll(context).is_ready()) {
+            *work = None;
+        }
+        wait.as_mut().poll(context)
+    })
+    .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_target_is_a_url_with_scheme_and_host() {
+        let parse = |url| Target::parse(url, || unreachable!("nothing here is trusted"));
+        for (url, host, port, authority, path) in [
+            ("http://127.0.0.1:8000", "127.0.0.1", 8000, "127.0.0.1:8000", "/"),
+            ("http://me:secret@node.example/nats", "node.example", 80, "node.example", "/nats"),
+            ("http://[::1]/a?b=c", "::1", 80, "[::1]", "/a?b=c"),
+        ] {
+            let target = parse(url).unwrap();
+            assert_eq!((&*target.host, target.port), (host, port), "{url}");
+            assert_eq!((target.authority, target.path), (authority.parse().unwrap(), path.parse().unwrap()), "{url}");
+        }
+        for url in ["node:8000", "127.0.0.1:8000", "/nats", "ftp://node/", "http://"] {
+            parse(url).expect_err(url);
+        }
+        let roots = || {
+            Arc::new(
+                ClientConfig::builder().with_root_certificates(rustls::RootCertStore::empty()).with_no_client_auth(),
+            )
+        };
+        let target = Target::parse("https://node.example", roots).unwrap();
+        assert_eq!((target.port, target.tls.is_some()), (443, true));
+    }
+}
