@@ -47,6 +47,9 @@ impl Default for Breaker {
 impl Breaker {
     /// Resolves when a POST may be made.
     pub async fn pass(&self) -> Pass<'_> {
+        if !self.is_open() {
+            return Pass { breaker: self, is_probe: false };
+        }
         let mut changes = self.changes.subscribe();
         loop {
             changes.borrow_and_update();

@@ -133,13 +133,14 @@ impl Post {
     async fn until_settled(&self, delivery: Delivery, mut drain: watch::Receiver<u64>) {
         let Some(delivery) = self.unless_delivered(delivery) else { return };
         let record = &delivery.record;
-        let Some(body) = self.tag.splice(&record.body) else { return self.bury_foreign(delivery).await };
+        let Some(body) = self.tag.splice(&record.body) else { return Box::pin(self.bury_foreign(delivery)).await };
         let held_until = Instant::now() + HOLD_MAX;
         let patience = Patience { held_until, give_up_at: self.give_up_at(record), failures: None };
         let sent = (body.clone(), &*record.id, record.traceparent.as_deref());
         match self.until_it_ends(sent, patience, not_posted(), &mut drain).await {
             End::Delivered { status } => self.delivered(delivery, body, status),
-            End::Dead(letter) => self.bury(delivery, letter).await,
+            // Rare, and not to make the future of every record larger.
+            End::Dead(letter) => Box::pin(self.bury(delivery, letter)).await,
             End::Held | End::Failed(_) => delivery.retry_after(HOLD_REST),
             End::Drained => {}
         }

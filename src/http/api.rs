@@ -1,6 +1,6 @@
 //! The POST to the API: one record, or one batch, and one answer.
 
-use std::{cell::RefCell, fs, path::Path, sync::Arc, time::Duration};
+use std::{cell::RefCell, fs, path::Path, pin::pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -94,7 +94,7 @@ pub struct Api {
 }
 
 struct Kept {
-    connection: Connection,
+    connection: Box<Connection>,
     since: Instant,
 }
 
@@ -107,35 +107,37 @@ impl Api {
     /// POSTs `body` under `id`. The time-out of the configuration covers connecting, sending and the whole answer.
     pub async fn post(&self, body: Bytes, id: &str, traceparent: Option<&str>) -> Answer {
         let mut answer = None;
-        let exchange = async {
-            let (mut connection, mut response) = match self.head(&body, id, traceparent).await {
-                Ok(head) => head,
-                Err(failure) => return answer = Some(Answer::NoAnswer(failure.to_string())),
-            };
-            // The status decides. A body that is cut short, too long or late costs its connection and nothing else.
-            let status = response.status();
-            let retry_after = retry_after(status, response.headers());
-            answer = Some(Answer::Status { status: status.as_u16(), retry_after, excerpt: String::new() });
-            let (mut excerpt, mut read) = (Vec::new(), 0);
-            let is_whole = loop {
-                let Some(piece) = connection.read(response.body_mut()).await else { break true };
-                let Ok(piece) = piece else { break false };
-                read += piece.len();
-                if read > ANSWER_MAX {
-                    break false;
+        {
+            let exchange = pin!(async {
+                let (mut connection, mut response) = match self.head(&body, id, traceparent).await {
+                    Ok(head) => head,
+                    Err(failure) => return answer = Some(Answer::NoAnswer(failure.to_string())),
+                };
+                // The status decides. A body that is cut short, too long or late costs its connection and nothing else.
+                let status = response.status();
+                let retry_after = retry_after(status, response.headers());
+                answer = Some(Answer::Status { status: status.as_u16(), retry_after, excerpt: String::new() });
+                let (mut excerpt, mut read) = (Vec::new(), 0);
+                let is_whole = loop {
+                    let Some(piece) = connection.read(response.body_mut()).await else { break true };
+                    let Ok(piece) = piece else { break false };
+                    read += piece.len();
+                    if read > ANSWER_MAX {
+                        break false;
+                    }
+                    if !status.is_success() {
+                        excerpt.extend_from_slice(&piece[..piece.len().min(EXCERPT_MAX - excerpt.len())]);
+                        let excerpt = String::from_utf8_lossy(&excerpt).into_owned();
+                        answer = Some(Answer::Status { status: status.as_u16(), retry_after, excerpt });
+                    }
+                };
+                if is_whole {
+                    self.kept.borrow_mut().push(Kept { connection, since: Instant::now() });
                 }
-                if !status.is_success() {
-                    excerpt.extend_from_slice(&piece[..piece.len().min(EXCERPT_MAX - excerpt.len())]);
-                    let excerpt = String::from_utf8_lossy(&excerpt).into_owned();
-                    answer = Some(Answer::Status { status: status.as_u16(), retry_after, excerpt });
-                }
-            };
-            if is_whole {
-                self.kept.borrow_mut().push(Kept { connection, since: Instant::now() });
-            }
-        };
-        // What has been heard by then counts.
-        timeout_at(Instant::now() + self.settings.timeout, exchange).await.ok();
+            });
+            // What has been heard by then counts.
+            timeout_at(Instant::now() + self.settings.timeout, exchange).await.ok();
+        }
         answer.unwrap_or_else(|| Answer::NoAnswer(format!("no answer within {:?}", self.settings.timeout)))
     }
 
@@ -145,7 +147,7 @@ impl Api {
         body: &Bytes,
         id: &str,
         traceparent: Option<&str>,
-    ) -> Result<(Connection, Response<Incoming>), Failure> {
+    ) -> Result<(Box<Connection>, Response<Incoming>), Failure> {
         if let Some(mut kept) = self.kept() {
             match kept.send(self.request(body, id, traceparent)?).await {
                 Ok(response) => return Ok((kept, response)),
@@ -154,7 +156,8 @@ impl Api {
                 Err(failure) => return Err(failure),
             }
         }
-        let mut fresh = self.settings.target.open().await?;
+        // Rare, and not to make the future of every POST larger.
+        let mut fresh = Box::pin(self.settings.target.open()).await?;
         let response = fresh.send(self.request(body, id, traceparent)?).await?;
         Ok((fresh, response))
     }
@@ -171,7 +174,7 @@ impl Api {
         Ok(request)
     }
 
-    fn kept(&self) -> Option<Connection> {
+    fn kept(&self) -> Option<Box<Connection>> {
         let mut kept = self.kept.borrow_mut();
         let last = kept.pop()?;
         if last.since.elapsed() < IDLE_MAX {

@@ -78,11 +78,11 @@ impl Target {
         Ok(request)
     }
 
-    /// A new connection.
+    /// A new connection. Its box keeps it from making every future that holds it large.
     ///
     /// # Errors
     /// When there is nobody, or no trust.
-    pub async fn open(&self) -> Result<Connection, Failure> {
+    pub async fn open(&self) -> Result<Box<Connection>, Failure> {
         let stream = TcpStream::connect((&*self.host, self.port)).await?;
         stream.set_nodelay(true)?;
         let socket: Box<dyn Socket> = match &self.tls {
@@ -93,7 +93,7 @@ impl Target {
             }
         };
         let (sender, work) = http1::handshake(TokioIo::new(socket)).await?;
-        Ok(Connection { sender, work: Some(work) })
+        Ok(Box::new(Connection { sender, work: Some(work) }))
     }
 }
 

@@ -28,7 +28,7 @@ pub fn target(url: &str) -> Result<Target, String> {
 
 pub(super) struct Connection<'t> {
     target: &'t Target,
-    open: Option<client::Connection>,
+    open: Option<Box<client::Connection>>,
 }
 
 impl<'t> Connection<'t> {
@@ -56,7 +56,7 @@ impl<'t> Connection<'t> {
 
     async fn exchange(
         &mut self,
-        mut connection: client::Connection,
+        mut connection: Box<client::Connection>,
         key: Option<&str>,
         record: &Bytes,
     ) -> Result<StatusCode, Failure> {
