@@ -27,7 +27,7 @@ use self::{
 };
 use crate::{
     delivery::LaneId,
-    record::{Record, unix_us},
+    record::{Origin, Record, unix_us},
     spool::{Held, Queue},
 };
 
@@ -123,18 +123,18 @@ impl Ledger {
         }
     }
 
-    /// `lane` has confirmed a record that it was given at `began`, and its client has a receipt.
-    pub fn accepted(&self, lane: LaneId, began: Instant) {
+    /// `lane` has confirmed a record so long after it was given it, and its client has a receipt.
+    pub fn accepted(&self, lane: LaneId, after: Duration) {
         let lane = self.lane(lane);
         lane.accepted.fetch_add(1, Relaxed);
-        lane.publish.record_since(began);
+        lane.publish.record(after);
     }
 
-    /// `lane` has confirmed a record from the spool that it was given at `began`.
-    pub fn fed(&self, lane: LaneId, began: Instant) {
+    /// `lane` has confirmed a record from the spool so long after it was given it.
+    pub fn fed(&self, lane: LaneId, after: Duration) {
         let lane = self.lane(lane);
         lane.fed.fetch_add(1, Relaxed);
-        lane.publish.record_since(began);
+        lane.publish.record(after);
     }
 
     /// A client has the spool's receipt.
@@ -177,15 +177,15 @@ impl Ledger {
         if !self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(lane, record) {
             return self.redelivered(lane);
         }
-        let lane = self.lane(lane);
+        let (lane, now_us) = (self.lane(lane), unix_us());
         if self.died.lock().unwrap_or_else(PoisonError::into_inner).contains(record) {
             // Another copy of a dead letter.
             lane.recovered.fetch_add(1, Relaxed);
-        } else if let Some(age) = self.recover(lane, record) {
-            lane.delivery.record(age);
+        } else if let Some(origin) = self.recover(lane, record) {
+            lane.delivery.record(Duration::from_micros(now_us.saturating_sub(origin.at_us)));
         }
         lane.delivered.fetch_add(1, Relaxed);
-        lane.last_delivery_us.store(unix_us(), Relaxed);
+        lane.last_delivery_us.store(now_us, Relaxed);
     }
 
     /// A lane that was given the record has not confirmed it, and may have it all the same. It goes on by another way: when both
@@ -204,11 +204,11 @@ impl Ledger {
         self.requests.lock().unwrap_or_else(PoisonError::into_inner).entry(code).or_default().record_since(began);
     }
 
-    /// Counts a record that has no receipt of this run. The age in microseconds of one that has.
-    fn recover(&self, lane: &Lane, record: &Record) -> Option<u64> {
+    /// Counts a record that has no receipt of this run. The origin of one that has.
+    fn recover<'r>(&self, lane: &Lane, record: &'r Record) -> Option<&'r Origin> {
         let promised = !self.refused.lock().unwrap_or_else(PoisonError::into_inner).contains(record);
         match &record.origin {
-            Some(origin) if origin.run == self.run && promised => Some(unix_us().saturating_sub(origin.at_us)),
+            Some(origin) if origin.run == self.run && promised => Some(origin),
             _ => {
                 lane.recovered.fetch_add(1, Relaxed);
                 None
@@ -382,7 +382,6 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::record::Origin;
 
     fn record(id: &str, run: &str) -> Record {
         let origin = Some(Origin { run: Arc::from(run), at_us: 1 });
@@ -392,7 +391,7 @@ mod tests {
     #[test]
     fn each_record_counts_once_however_often_it_comes() {
         let ledger = Ledger::new(Arc::from("run"));
-        ledger.accepted(LaneId::Nats, Instant::now());
+        ledger.accepted(LaneId::Nats, Duration::ZERO);
         assert_eq!(ledger.totals().in_flight(), 1);
         assert!(!ledger.is_delivered(&record("a", "run")));
         ledger.delivered(LaneId::Nats, &record("a", "run"));
@@ -417,7 +416,7 @@ mod tests {
     #[test]
     fn a_copy_of_a_dead_letter_is_posted_and_balances() {
         let ledger = Ledger::new(Arc::from("run"));
-        ledger.accepted(LaneId::Nats, Instant::now());
+        ledger.accepted(LaneId::Nats, Duration::ZERO);
         ledger.dead(LaneId::Nats, &record("a", "run"));
         assert!(!ledger.is_delivered(&record("a", "run")), "a replay may have become that copy");
         ledger.dead(LaneId::Grpc, &record("a", "run"));

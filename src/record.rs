@@ -60,17 +60,17 @@ impl Origin {
         Self { run, at_us: unix_us() }
     }
 
-    /// Reads what [`fmt::Display`] wrote; `None` if it is something else.
+    /// As it crosses a broker.
+    #[must_use]
+    pub fn to_text(&self) -> String {
+        [&*self.run, "/", &self.at_us.to_string()].concat()
+    }
+
+    /// Reads what [`Origin::to_text`] wrote; `None` if it is something else.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let (run, at_us) = text.rsplit_once('/')?;
         Some(Self { run: Arc::from(run), at_us: at_us.parse().ok()? })
-    }
-}
-
-impl fmt::Display for Origin {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.run, self.at_us)
     }
 }
 
@@ -113,6 +113,17 @@ impl Invalid {
         full.rsplit_once(" at line ").map_or(full.as_str(), |(text, _)| text).to_owned()
     }
 
+    /// The same, where what was read begins at `at` of `text`.
+    fn further_on(self, text: &str, at: usize) -> Self {
+        let (lines, columns) = place(text.as_bytes(), at);
+        match self {
+            Self::Malformed { line: 1, column, detail } => {
+                Self::Malformed { line: lines, column: column + columns - 1, detail }
+            }
+            other => other.further_down(lines - 1),
+        }
+    }
+
     /// The same, so many lines further down in a longer text.
     #[must_use]
     fn further_down(mut self, lines: usize) -> Self {
@@ -125,13 +136,8 @@ impl Invalid {
 
 /// `body` is UTF-8 up to there, and no further.
 fn invalid_utf8(body: &[u8], valid_up_to: usize) -> Invalid {
-    let before = &body[..valid_up_to];
-    let line_start = before.iter().rposition(|&b| b == b'\n').map_or(0, |i| i + 1);
-    Invalid::Malformed {
-        line: before.split(|&b| b == b'\n').count(),
-        column: before.len() - line_start + 1,
-        detail: "not UTF-8".into(),
-    }
+    let (line, column) = place(body, valid_up_to);
+    Invalid::Malformed { line, column, detail: "not UTF-8".into() }
 }
 
 /// Checks `body` against `schema` and returns the bytes that travel: without surrounding white space and without top-level
@@ -141,29 +147,77 @@ fn invalid_utf8(body: &[u8], valid_up_to: usize) -> Invalid {
 /// [`Invalid`] says what is wrong and where.
 pub fn parse(body: &Bytes, schema: Schema) -> Result<Bytes, Invalid> {
     let text = std::str::from_utf8(body).map_err(|e| invalid_utf8(body, e.valid_up_to()))?;
-    let reader = Reader { schema, text, field: Cell::new(None), paths: RefCell::default() };
-    let mut json = serde_json::Deserializer::from_str(text);
-    (&reader).deserialize(&mut json).and_then(|()| json.end()).map_err(|e| reader.explain(&e))?;
-
-    let start = text.len() - text.trim_ascii_start().len();
-    let end = text.trim_ascii_end().len();
-    let paths = reader.paths.into_inner();
-    if paths.is_empty() {
-        return Ok(body.slice(start..end));
+    let (record, end) = parse_first(body, text, schema)?;
+    match skip_space(&text[end..]) {
+        "" => Ok(record),
+        rest => Err(trailing(text, text.len() - rest.len())),
     }
-    Ok(without(&body[..end], start, &paths))
 }
 
-/// `body[start..]` without the members whose values lie at `values`.
-fn without(body: &[u8], start: usize, values: &[Range<usize>]) -> Bytes {
+/// The same for what stands first in `text`, which is `body` or a part of it, and where it ends there.
+fn parse_first(body: &Bytes, text: &str, schema: Schema) -> Result<(Bytes, usize), Invalid> {
+    let start = text.len() - skip_space(text).len();
+    let (paths, end) = match schema {
+        Schema::Case => first::<true>(text),
+        Schema::Any => first::<false>(text),
+    }
+    // What is wrong is worth a second look: it tells of the field.
+    .ok_or_else(|| explain(text, schema))?;
+    let record = &text[start..end];
+    if paths.is_empty() {
+        return Ok((body.slice_ref(record.as_bytes()), end));
+    }
+    let within = |value: &str| {
+        let from = value.as_ptr() as usize - record.as_ptr() as usize;
+        from..from + value.len()
+    };
+    Ok((without(record.as_bytes(), &paths.into_iter().map(within).collect::<Vec<_>>()), end))
+}
+
+/// The values of the `path` members of the object that stands first in `text`, and where it ends; `None` if there is no such object.
+fn first<const CASE: bool>(text: &str) -> Option<(Vec<&str>, usize)> {
+    let mut values = serde_json::Deserializer::from_str(text).into_iter::<Checked<'_, CASE>>();
+    let Checked(paths) = values.next()?.ok()?;
+    Some((paths, values.byte_offset()))
+}
+
+/// What is wrong with what stands first in `text`.
+fn explain(text: &str, schema: Schema) -> Invalid {
+    let reader = Reader::new(schema);
+    match (&reader).deserialize(&mut serde_json::Deserializer::from_str(text)) {
+        Err(e) => reader.explain(&e),
+        Ok(()) => trailing(text, text.len()),
+    }
+}
+
+/// `text` from where something other than JSON's white space begins.
+fn skip_space(text: &str) -> &str {
+    text.trim_start_matches([' ', '\t', '\n', '\r'])
+}
+
+/// More stands at `at` than there should be.
+fn trailing(text: &str, at: usize) -> Invalid {
+    let (line, column) = place(text.as_bytes(), at);
+    Invalid::Malformed { line, column, detail: "trailing characters".into() }
+}
+
+/// Line and column of `at` in `text`, counted from 1.
+fn place(text: &[u8], at: usize) -> (usize, usize) {
+    let before = &text[..at];
+    let line_start = memchr::memrchr(b'\n', before).map_or(0, |newline| newline + 1);
+    (memchr::memchr_iter(b'\n', before).count() + 1, at - line_start + 1)
+}
+
+/// `body` without the members whose values lie at `values`.
+fn without(body: &[u8], values: &[Range<usize>]) -> Bytes {
     let skip_space = |mut at: usize| {
         while body[at].is_ascii_whitespace() {
             at += 1;
         }
         at
     };
-    let mut kept = BytesMut::with_capacity(body.len() - start);
-    let mut from = start;
+    let mut kept = BytesMut::with_capacity(body.len());
+    let mut from = 0;
     for value in values {
         // The key is a string that reads "path", so it holds no quote: its first quote is the second one from the colon back.
         let colon = body[..value.start].iter().rposition(|&b| b == b':').unwrap_or(from);
@@ -221,15 +275,29 @@ impl Tag {
     }
 }
 
-/// Reads one record, keeping the field it is at for the error, and where the values of `path` members lie.
+/// Reads one record, keeping the field it is at for the error, and the values of `path` members.
 struct Reader<'t> {
     schema: Schema,
-    text: &'t str,
     field: Cell<Option<&'static str>>,
-    paths: RefCell<Vec<Range<usize>>>,
+    paths: RefCell<Vec<&'t str>>,
+}
+
+/// A record of schema `case`, or of any, as the values of its `path` members.
+struct Checked<'t, const CASE: bool>(Vec<&'t str>);
+
+impl<'de, const CASE: bool> serde::Deserialize<'de> for Checked<'de, CASE> {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        let reader = Reader::new(if CASE { Schema::Case } else { Schema::Any });
+        (&reader).deserialize(d)?;
+        Ok(Self(reader.paths.into_inner()))
+    }
 }
 
 impl Reader<'_> {
+    fn new(schema: Schema) -> Self {
+        Self { schema, field: Cell::new(None), paths: RefCell::default() }
+    }
+
     fn explain(&self, e: &serde_json::Error) -> Invalid {
         let detail = Invalid::detail_of(e);
         if e.is_data() {
@@ -300,9 +368,7 @@ impl<'de> Visitor<'de> for &Reader<'de> {
                     self.field.set(None);
                 }
                 Key::Path => {
-                    let value = map.next_value::<&'de RawValue>()?.get();
-                    let start = value.as_ptr() as usize - self.text.as_ptr() as usize;
-                    self.paths.borrow_mut().push(start..start + value.len());
+                    self.paths.borrow_mut().push(map.next_value::<&'de RawValue>()?.get());
                 }
                 Key::Field(_) | Key::Other => {
                     map.next_value::<IgnoredAny>()?;
@@ -470,7 +536,7 @@ mod tests {
     #[test]
     fn an_origin_reads_back() {
         let origin = Origin::now(Arc::from("node/a/1"));
-        assert_eq!(Origin::parse(&origin.to_string()), Some(origin));
+        assert_eq!(Origin::parse(&origin.to_text()), Some(origin));
         assert_eq!(Origin::parse("no slash"), None);
         assert_eq!(Origin::parse("a/b"), None);
     }

@@ -514,7 +514,7 @@ impl Store {
             let waiting = &mut self.logs[Queue::Waiting.at()];
             for (_, entry) in &found {
                 // To the ledger it is another record: what is known of the one that died does not hold for it.
-                let origin = Some(Origin { run: "replay".into(), at_us: unix_us() }.to_string());
+                let origin = Some(Origin { run: "replay".into(), at_us: unix_us() }.to_text());
                 let entry = Entry { letter: None, origin, ..entry.clone() };
                 waiting.append(&entry.encode_to_vec(), false).map_err(disk)?;
             }

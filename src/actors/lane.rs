@@ -151,11 +151,12 @@ async fn publish<T: Transport>(
     let mut failure = None;
     let publishing = transport.publish_all(&job.records, |at, outcome| match outcome {
         Ok(()) => {
-            confirmed.set(Some(Instant::now()));
+            let now = Instant::now();
+            confirmed.set(Some(now));
             let promised = &job.records[at];
             match (promised.answer(Ok(Receipt::Lane(T::LANE))), job.on_disk) {
-                (true, false) => wiring.ledger.accepted(T::LANE, began),
-                (true, true) => wiring.ledger.fed(T::LANE, began),
+                (true, false) => wiring.ledger.accepted(T::LANE, now - began),
+                (true, true) => wiring.ledger.fed(T::LANE, now - began),
                 // Nothing was promised: should it come out of the lane, it is counted there.
                 (false, false) => {}
                 (false, true) => wiring.ledger.doubted(&promised.record),

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{Mutex, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use hdrhistogram::Histogram;
@@ -21,11 +21,11 @@ impl Latency {
     const MAX_US: u64 = 3_600_000_000;
 
     pub fn record_since(&self, began: Instant) {
-        self.record(u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX));
+        self.record(began.elapsed());
     }
 
-    pub fn record(&self, us: u64) {
-        let us = us.clamp(1, Self::MAX_US);
+    pub fn record(&self, time: Duration) {
+        let us = u64::try_from(time.as_micros()).unwrap_or(u64::MAX).clamp(1, Self::MAX_US);
         let (times, sum) = &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner);
         times.saturating_record(us);
         *sum += us;

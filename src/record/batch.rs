@@ -1,9 +1,8 @@
 //! Many records in one body: a JSON array, or a line each (NDJSON).
 
 use bytes::Bytes;
-use serde_json::value::RawValue;
 
-use super::{Invalid, Schema, invalid_utf8, parse};
+use super::{Invalid, Schema, invalid_utf8, parse, parse_first, place, skip_space};
 
 /// How a body holds more than one record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,19 +31,27 @@ pub fn parse_all(body: &Bytes, form: Form, schema: Schema) -> Result<Vec<Bytes>,
     let text = std::str::from_utf8(body).map_err(|e| InvalidBatch::Body(invalid_utf8(body, e.valid_up_to())))?;
     match form {
         Form::Array => {
-            let items: Vec<&RawValue> = serde_json::from_str(text).map_err(|e| {
-                InvalidBatch::Body(Invalid::Malformed {
-                    line: e.line(),
-                    column: e.column(),
-                    detail: Invalid::detail_of(&e),
-                })
-            })?;
-            let records = items.into_iter().enumerate().map(|(index, item)| {
-                let part = body.slice_ref(item.get().as_bytes());
-                // It is well-formed, so what is wrong is not a matter of lines.
-                parse(&part, schema).map_err(|why| InvalidBatch::Record { index, why })
-            });
-            records.collect()
+            let mut records = Vec::new();
+            let mut at = after(text, 0, "[").ok_or_else(|| unexpected(text, 0))?;
+            if let Some(end) = after(text, at, "]") {
+                at = end;
+            } else {
+                loop {
+                    let (record, end) = parse_first(body, &text[at..], schema).map_err(|why| match why {
+                        // What is not JSON is a matter of the whole.
+                        Invalid::Malformed { .. } => InvalidBatch::Body(why.further_on(text, at)),
+                        Invalid::Schema { .. } => InvalidBatch::Record { index: records.len(), why },
+                    })?;
+                    records.push(record);
+                    if let Some(next) = after(text, at + end, ",") {
+                        at = next;
+                    } else {
+                        at = after(text, at + end, "]").ok_or_else(|| unexpected(text, at + end))?;
+                        break;
+                    }
+                }
+            }
+            if skip_space(&text[at..]).is_empty() { Ok(records) } else { Err(unexpected(text, at)) }
         }
         Form::Lines => {
             let lines = text.lines().enumerate().filter(|(_, line)| !line.trim_ascii().is_empty());
@@ -55,6 +62,20 @@ pub fn parse_all(body: &Bytes, form: Form, schema: Schema) -> Result<Vec<Bytes>,
             records.collect()
         }
     }
+}
+
+/// Where `what` ends, if it is the next but for white space after `at`.
+fn after(text: &str, at: usize, what: &str) -> Option<usize> {
+    let rest = skip_space(&text[at..]).strip_prefix(what)?;
+    Some(text.len() - rest.len())
+}
+
+/// What comes after `at` has no place in an array.
+fn unexpected(text: &str, at: usize) -> InvalidBatch {
+    let at = text.len() - skip_space(&text[at..]).len();
+    let (line, column) = place(text.as_bytes(), at);
+    let detail = if at == text.len() { "the array has no end" } else { "expected `,` or `]`, or the end of the body" };
+    InvalidBatch::Body(Invalid::Malformed { line, column, detail: detail.into() })
 }
 
 #[cfg(test)]

@@ -64,7 +64,7 @@ impl Entry {
             id: record.id.as_ref().into(),
             body: record.body.clone(),
             traceparent: record.traceparent.as_deref().map(Into::into),
-            origin: record.origin.as_ref().map(ToString::to_string),
+            origin: record.origin.as_ref().map(Origin::to_text),
             letter,
         }
     }

@@ -7,6 +7,7 @@
 use std::{collections::HashSet, ops::Range, rc::Rc, sync::Arc, time::Duration};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
+use foldhash::fast::RandomState;
 use futures_util::future::{LocalBoxFuture, join_all};
 use percent_encoding::{AsciiSet, CONTROLS, PercentEncode, utf8_percent_encode};
 use tokio::{
@@ -129,11 +130,17 @@ impl Gathering {
 fn fitting(waiting: &[Held]) -> usize {
     let (mut ids, mut bytes) = (0, 0);
     let fit = waiting.iter().take_while(|held| {
-        ids += listed(&held.delivery.record.id).map(str::len).sum::<usize>() + 1;
+        let id = &held.delivery.record.id;
+        ids += if is_plain(id) { id.len() } else { listed(id).map(str::len).sum() } + 1;
         bytes += held.delivery.record.body.len() + 1;
         ids <= IDS_MAX && bytes <= BODY_MAX
     });
     fit.count().max(1)
+}
+
+/// An id that stands in a list as it is: an id has visible characters only.
+fn is_plain(id: &str) -> bool {
+    memchr::memchr2(b',', b'%', id.as_bytes()).is_none()
 }
 
 /// An id as it stands in a list.
@@ -219,7 +226,8 @@ impl Post {
 
     /// Those of `together` that can be POSTed, as one array. The others are settled.
     async fn array(&self, together: Vec<Held>) -> (Vec<Held>, Array) {
-        let (mut batch, mut array, mut ids) = (Vec::with_capacity(together.len()), Array::new(), HashSet::new());
+        let (mut batch, mut array, mut ids) =
+            (Vec::with_capacity(together.len()), Array::new(), HashSet::<_, RandomState>::default());
         for held in together {
             let Held { delivery, until, permit, underway } = held;
             let Some(delivery) = self.unless_delivered(delivery) else { continue };
@@ -257,7 +265,11 @@ impl Array {
         let is_written = write(&mut self.body);
         if is_written {
             self.records.push(from..self.body.len());
-            self.key.extend(listed(id));
+            if is_plain(id) {
+                self.key.push_str(id);
+            } else {
+                self.key.extend(listed(id));
+            }
         } else {
             self.body.truncate(before);
             self.key.truncate(self.key.len() - usize::from(before > 1));

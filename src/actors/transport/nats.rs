@@ -221,9 +221,12 @@ fn headers(record: &Record, message_id: &str) -> Result<HeaderMap, TransportErro
     };
     let mut headers = HeaderMap::new();
     headers.insert(MESSAGE_ID, value(message_id)?);
-    headers.insert(header::ID, value(&record.id)?);
+    // Where both are one, one does for both.
+    if *record.id != *message_id {
+        headers.insert(header::ID, value(&record.id)?);
+    }
     if let Some(origin) = &record.origin {
-        headers.insert(header::ORIGIN, value(&origin.to_string())?);
+        headers.insert(header::ORIGIN, value(&origin.to_text())?);
     }
     if let Some(traceparent) = &record.traceparent {
         headers.insert(header::TRACEPARENT, value(traceparent)?);

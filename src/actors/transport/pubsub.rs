@@ -335,7 +335,7 @@ fn is_not_found(failure: &PublishError) -> bool {
 
 fn message(record: &Record) -> Message {
     let mut attributes = vec![(header::ID, record.id.to_string())];
-    attributes.extend(record.origin.as_ref().map(|origin| (header::ORIGIN, origin.to_string())));
+    attributes.extend(record.origin.as_ref().map(|origin| (header::ORIGIN, origin.to_text())));
     attributes.extend(record.traceparent.as_ref().map(|trace| (header::TRACEPARENT, trace.to_string())));
     Message::new().set_data(record.body.clone()).set_attributes(attributes)
 }

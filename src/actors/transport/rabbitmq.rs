@@ -294,7 +294,7 @@ fn properties(record: &Record) -> BasicProperties {
         set(header::TRACEPARENT, traceparent);
     }
     if let Some(origin) = &record.origin {
-        set(header::ORIGIN, &origin.to_string());
+        set(header::ORIGIN, &origin.to_text());
     }
     let properties = BasicProperties::default()
         .with_delivery_mode(PERSISTENT)

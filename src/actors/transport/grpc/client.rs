@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use foldhash::fast::RandomState;
 use futures_util::future::select_all;
 use local_channel::mpsc as local;
 use prost::Message as _;
@@ -25,7 +26,7 @@ use crate::{
     actors::transport::TransportError,
     backoff::Backoff,
     proto::{self, Outcome, Receipt, waypost_client::WaypostClient},
-    record::Record,
+    record::{Origin, Record},
 };
 
 /// Records under way to one peer.
@@ -152,7 +153,7 @@ struct Link {
     /// What may still be sent; `None` once the node is closing or the stream is broken.
     outbox: RefCell<Option<mpsc::Sender<proto::Record>>>,
     /// Who waits for a receipt, in the order in which their records were sent.
-    waiters: RefCell<HashMap<Arc<str>, SmallVec<[Waiter; 1]>>>,
+    waiters: RefCell<HashMap<Arc<str>, SmallVec<[Waiter; 1]>, RandomState>>,
     broken: OnceCell<String>,
 }
 
@@ -211,7 +212,7 @@ impl Link {
             id: record.id.to_string(),
             body: record.body.clone(),
             traceparent: record.traceparent.as_deref().unwrap_or_default().to_owned(),
-            origin: record.origin.as_ref().map(ToString::to_string).unwrap_or_default(),
+            origin: record.origin.as_ref().map(Origin::to_text).unwrap_or_default(),
         };
         if message.encoded_len() > MAX_MESSAGE {
             let why = format!("the record is larger than {MAX_MESSAGE} bytes");
