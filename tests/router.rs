@@ -13,8 +13,9 @@ use futures_util::future::join_all;
 use tokio::time::{Instant, sleep, timeout};
 use waypost::{
     actors::{
-        Introduced, Job, LaneDown, LaneUp, Promised, Publish, RECORDS_MAX, Refused, Returned, Slot,
+        Introduced, Job, LaneDown, LaneUp, Publish, RECORDS_MAX, Refused, Returned, Slot,
         ingest::{Disk, Ingest},
+        promise::promise,
         router::{Router, Wiring},
         supervisor::{ChildId, Place, Supervisor, factory},
     },
@@ -256,9 +257,9 @@ async fn what_is_over_the_admitted_is_refused_at_once_and_admitted_again_later()
 async fn a_record_whose_client_has_gone_does_not_stay_on_disk() {
     let (spool, _folder) = spool();
     let disk = Disk { spool: spool.clone(), ledger: Arc::new(Ledger::new(Arc::from("run"))) };
-    let (promised, client) = Promised::new(record());
+    let (promised, client) = promise([record()]);
     drop(client);
-    disk.keep(&[promised], None).await;
+    disk.keep(&promised, None).await;
     let came_and_went = || (spool.holds().committed, spool.holds().waiting()) == (1, 0);
     eventually("it was there and is gone", Duration::from_secs(20), async || came_and_went().then_some(())).await;
 }

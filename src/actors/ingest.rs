@@ -8,11 +8,15 @@ use std::{sync::Arc, time::Duration};
 use actix::dev::SendError;
 use futures_util::future::join_all;
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, oneshot},
-    time::{Instant, timeout_at},
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, error::Elapsed, timeout_at},
 };
 
-use super::{Job, LaneSet, Promised, RECORDS_MAX, Refused, Route, Slot, router::Router};
+use super::{
+    Job, LaneSet, RECORDS_MAX, Refused, Route, Slot,
+    promise::{Answer, Answers, Promised, promise},
+    router::Router,
+};
 use crate::{
     delivery::{LaneId, Receipt},
     ledger::Ledger,
@@ -117,16 +121,16 @@ impl Ingest {
         pinned: Option<LaneId>,
     ) -> Result<Vec<Result<Receipt, Refused>>, Refused> {
         let permit = self.admit(records.len(), records.iter().map(|record| record.body.len()).sum())?;
-        let answers = records.iter().map(|_| None).collect();
-        let mut promises = Promises { records, answers, ledger: (!self.on_disk).then_some(&self.ledger) };
+        let answers = vec![None; records.len()];
+        let mut promises = Promises { records, answers, waits: None, ledger: (!self.on_disk).then_some(&self.ledger) };
         self.confirm(&mut promises, pinned, &permit).await;
         Ok(promises.end())
     }
 
     async fn confirm(&self, promises: &mut Promises<'_>, pinned: Option<LaneId>, permit: &Arc<Permit>) {
         for _ in 0..ATTEMPTS {
-            let (records, receipts) = promises.unanswered();
-            if receipts.is_empty() {
+            let records = promises.set_out();
+            if records.is_empty() {
                 return;
             }
             let began = Instant::now();
@@ -152,18 +156,16 @@ impl Ingest {
                     Ok(()) => self.patience,
                     Err(SendError::Full(Route(job))) => {
                         job.refuse(&Refused::Overloaded);
-                        Duration::ZERO
+                        return;
                     }
                     Err(SendError::Closed(_)) => continue,
                 }
             };
-            for (at, receipt) in receipts {
-                promises.answers[at] = heard(receipt, began + patience).await;
-                if promises.answers[at].is_none() {
-                    // Whoever held it is gone; the record may or may not be safe, so it goes again under the same id.
-                    self.ledger.doubted(&promises.records[at]);
-                }
+            if promises.hear(began + patience).await.is_err() {
+                return;
             }
+            // Whoever held these is gone; they may or may not be safe, so they go again under the same ids.
+            promises.unanswered().for_each(|record| self.ledger.doubted(record));
         }
     }
 
@@ -176,25 +178,43 @@ impl Ingest {
     }
 }
 
-type Answer = Result<Receipt, Refused>;
-
 /// Records whose client waits. Dropped early, the client has no receipts for those without an answer, and never will.
 struct Promises<'a> {
     records: Vec<Record>,
     answers: Vec<Option<Answer>>,
+    /// The answers that are on their way to those that have none.
+    waits: Option<Answers>,
     /// Told of records that are not safe; `None` where they lie on disk.
     ledger: Option<&'a Ledger>,
 }
 
 impl Promises<'_> {
-    /// Those that have no answer, ready to set out, and where the answer to each arrives.
-    fn unanswered(&self) -> (Vec<Promised>, Vec<(usize, oneshot::Receiver<Answer>)>) {
-        let unanswered = (0..self.records.len()).filter(|&at| self.answers[at].is_none());
-        let promised = unanswered.map(|at| {
-            let (promised, receipt) = Promised::new(self.records[at].clone());
-            (promised, (at, receipt))
-        });
-        promised.unzip()
+    /// Those that have no answer, ready to set out.
+    fn set_out(&mut self) -> Vec<Promised> {
+        self.end_wait();
+        let (promised, answers) = promise(self.unanswered().cloned());
+        self.waits = Some(answers);
+        promised
+    }
+
+    fn unanswered(&self) -> impl Iterator<Item = &Record> {
+        self.records.iter().zip(&self.answers).filter(|(_, answer)| answer.is_none()).map(|(record, _)| record)
+    }
+
+    /// Waits for the answers; an error says that `deadline` has passed: nobody can answer any more.
+    async fn hear(&mut self, deadline: Instant) -> Result<(), Elapsed> {
+        let heard = match &self.waits {
+            Some(answers) => timeout_at(deadline, answers.all()).await,
+            None => Ok(()),
+        };
+        self.end_wait();
+        heard
+    }
+
+    fn end_wait(&mut self) {
+        let Some(waits) = self.waits.take() else { return };
+        let unanswered = self.answers.iter_mut().filter(|answer| answer.is_none());
+        unanswered.zip(waits.end()).for_each(|(answer, came)| *answer = came);
     }
 
     fn end(mut self) -> Vec<Answer> {
@@ -202,7 +222,8 @@ impl Promises<'_> {
         std::mem::take(&mut self.answers).into_iter().map(|answer| answer.unwrap_or(Err(Refused::NoLane))).collect()
     }
 
-    fn refuse(&self) {
+    fn refuse(&mut self) {
+        self.end_wait();
         let Some(ledger) = self.ledger else { return };
         for (record, _) in self.records.iter().zip(&self.answers).filter(|(_, answer)| !matches!(answer, Some(Ok(_)))) {
             ledger.refused(record);
@@ -213,17 +234,5 @@ impl Promises<'_> {
 impl Drop for Promises<'_> {
     fn drop(&mut self) {
         self.refuse();
-    }
-}
-
-/// The answer; `None` if whoever owed it is gone. After `deadline` nobody can answer any more: an answer is either heard here, or its
-/// sender learns that it is not.
-async fn heard(mut receipt: oneshot::Receiver<Answer>, deadline: Instant) -> Option<Answer> {
-    match timeout_at(deadline, &mut receipt).await {
-        Ok(answer) => answer.ok(),
-        Err(_) => {
-            receipt.close();
-            Some(receipt.try_recv().unwrap_or(Err(Refused::NoLane)))
-        }
     }
 }

@@ -28,6 +28,7 @@ pub mod feeder;
 pub mod forwarder;
 pub mod ingest;
 pub mod lane;
+pub mod promise;
 pub mod router;
 pub mod supervisor;
 pub mod transport;
@@ -36,13 +37,13 @@ use std::{cell::Cell, rc::Rc, sync::Arc, time::Duration};
 
 use actix::{Actor, Addr, Context, Handler, Message, Recipient};
 use tokio::{
-    sync::{Notify, OwnedSemaphorePermit, oneshot, watch},
+    sync::{Notify, OwnedSemaphorePermit, watch},
     time::Instant,
 };
 
+use self::promise::Promised;
 use crate::{
-    delivery::{Delivery, LaneId, Receipt},
-    record::Record,
+    delivery::{Delivery, LaneId},
     spool::NotSafe,
 };
 
@@ -75,40 +76,12 @@ impl Job {
 
     /// Keeps those that have no answer yet.
     pub fn retain_unanswered(&mut self) {
-        self.records.retain_mut(|promised| promised.answer.get_mut().is_some());
+        self.records.retain_mut(Promised::is_owed);
     }
 
     /// Keeps those that somebody waits to hear of.
     pub fn retain_awaited(&mut self) {
-        self.records
-            .retain_mut(|promised| promised.answer.get_mut().as_ref().is_some_and(|waiting| !waiting.is_closed()));
-    }
-}
-
-/// A record that somebody waits to hear of.
-pub struct Promised {
-    pub record: Record,
-    /// There until it was answered.
-    answer: Cell<Option<oneshot::Sender<Result<Receipt, Refused>>>>,
-}
-
-impl Promised {
-    /// The record, and where its answer arrives: an error there says that whoever owed it is gone.
-    #[must_use]
-    pub fn new(record: Record) -> (Self, oneshot::Receiver<Result<Receipt, Refused>>) {
-        let (answer, receipt) = oneshot::channel();
-        (Self { record, answer: Cell::new(Some(answer)) }, receipt)
-    }
-
-    /// Answers. Whether somebody heard it: if not, nothing was promised.
-    pub fn answer(&self, answer: Result<Receipt, Refused>) -> bool {
-        self.answer.take().is_some_and(|waiting| waiting.send(answer).is_ok())
-    }
-}
-
-impl AsRef<Record> for Promised {
-    fn as_ref(&self) -> &Record {
-        &self.record
+        self.records.retain_mut(Promised::is_awaited);
     }
 }
 

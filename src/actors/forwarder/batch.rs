@@ -182,8 +182,14 @@ impl Post {
             let sent = (body.clone(), &*key, traceparent);
             let letter = match self.until_it_ends(sent, patience, letter, &mut drain).await {
                 End::Delivered { status } => {
-                    for (held, place) in batch.into_iter().zip(places) {
-                        self.delivered(held.delivery, body.slice(place), status);
+                    let mut permits: Option<OwnedSemaphorePermit> = None;
+                    for (Held { delivery, permit, .. }, place) in batch.into_iter().zip(places) {
+                        self.delivered(delivery, body.slice(place), status);
+                        // All are given back at once.
+                        match (&mut permits, permit) {
+                            (Some(permits), Some(permit)) => permits.merge(permit),
+                            (permits, permit) => *permits = permit,
+                        }
                     }
                     return;
                 }

@@ -81,7 +81,7 @@ pub(super) struct Held {
     state: StdMutex<State>,
     /// Who waits to hear that it is safe.
     waiting: StdMutex<Option<Waiting>>,
-    spool: Spool,
+    intake: Intake,
     _room: OwnedSemaphorePermit,
 }
 
@@ -100,12 +100,12 @@ impl Held {
             state @ State::Memory => *state = State::Writing,
             State::Writing | State::Disk(_) | State::Settled => return,
         }
-        let put = self.spool.put(Queue::Carried, &Entry::new(&self.record, None), true).await;
+        let put = self.intake.0.spool.put(Queue::Carried, &Entry::new(&self.record, None), true).await;
         let mut state = self.state();
         match (put, mem::replace(&mut *state, State::Memory)) {
             (Ok(key), State::Settled) => {
                 *state = State::Settled;
-                self.spool.settle(key);
+                self.intake.0.spool.settle(key);
             }
             (Ok(key), _) => {
                 *state = State::Disk(key);
@@ -119,7 +119,7 @@ impl Held {
 
     fn settle(&self) {
         if let State::Disk(key) = mem::replace(&mut *self.state(), State::Settled) {
-            self.spool.settle(key);
+            self.intake.0.spool.settle(key);
         }
         self.is_safe();
     }
@@ -142,9 +142,11 @@ struct Ready {
     due: Option<Instant>,
 }
 
-/// The way in.
+/// The way in. Clones are one.
 #[derive(Clone)]
-pub(super) struct Intake {
+pub(super) struct Intake(Arc<Way>);
+
+struct Way {
     room: Arc<Semaphore>,
     overflow: Arc<Semaphore>,
     ready: mpsc::Sender<Ready>,
@@ -155,10 +157,10 @@ pub(super) struct Intake {
 impl Intake {
     /// Holds `record` in memory, if there is room and the API is not known to be away. The news comes to `desk`.
     pub(super) fn try_admit(&self, record: &Record, number: usize, desk: &Desk) -> Option<Arc<Held>> {
-        if self.breaker.is_open() {
+        if self.0.breaker.is_open() {
             return None;
         }
-        let room = Arc::clone(&self.room).try_acquire_many_owned(units(record)).ok()?;
+        let room = Arc::clone(&self.0.room).try_acquire_many_owned(units(record)).ok()?;
         Some(self.hold(record.clone(), State::Memory, Some(Waiting::new(number, desk)), room))
     }
 
@@ -168,7 +170,7 @@ impl Intake {
         if let Some(held) = self.try_admit(record, number, desk) {
             return Some(held);
         }
-        let place = Arc::clone(&self.overflow).acquire_many_owned(units(record).min(OVERFLOW)).await;
+        let place = Arc::clone(&self.0.overflow).acquire_many_owned(units(record).min(OVERFLOW)).await;
         let (intake, record, waiting) = (self.clone(), record.clone(), Waiting::new(number, desk));
         // The semaphore is never closed; were it, the drop of `waiting` would say that the record is not held.
         let place = place.ok()?;
@@ -180,9 +182,9 @@ impl Intake {
     }
 
     async fn overflow(&self, record: Record, waiting: Waiting) {
-        if self.spool.put(Queue::Carried, &Entry::new(&record, None), false).await.is_ok() {
+        if self.0.spool.put(Queue::Carried, &Entry::new(&record, None), false).await.is_ok() {
             waiting.is_safe();
-        } else if let Ok(room) = Arc::clone(&self.room).acquire_many_owned(units(&record)).await {
+        } else if let Ok(room) = Arc::clone(&self.0.room).acquire_many_owned(units(&record)).await {
             self.hold(record, State::Memory, Some(waiting), room);
         }
     }
@@ -192,23 +194,23 @@ impl Intake {
             record,
             state: StdMutex::new(state),
             waiting: StdMutex::new(waiting),
-            spool: self.spool.clone(),
+            intake: self.clone(),
             _room: room,
         });
-        put(&self.ready, Ready { held: Arc::clone(&held), redelivered: false, due: None });
+        put(&self.0.ready, Ready { held: Arc::clone(&held), redelivered: false, due: None });
         held
     }
 
     /// Brings what is carried on disk back into memory as there is room, for ever.
     pub(super) async fn bring_back(self) {
-        let mut on_disk = self.spool.held();
+        let mut on_disk = self.0.spool.held();
         // What an earlier life has taken and not settled.
-        self.spool.rewind(Queue::Carried);
+        self.0.spool.rewind(Queue::Carried);
         loop {
             // The semaphore is never closed.
-            let Ok(mut room) = Arc::clone(&self.room).acquire_many_owned(BATCH).await else { return };
+            let Ok(mut room) = Arc::clone(&self.0.room).acquire_many_owned(BATCH).await else { return };
             on_disk.borrow_and_update();
-            let taken = self.spool.take(Queue::Carried, room.num_permits()).await;
+            let taken = self.0.spool.take(Queue::Carried, room.num_permits()).await;
             if taken.is_empty() {
                 drop(room);
                 match timeout(LOOK, on_disk.changed()).await {
@@ -224,7 +226,7 @@ impl Intake {
                 let missing = units(&record).saturating_sub(1);
                 let Some(mut place) = room.split(1) else { return };
                 if missing > 0 {
-                    match Arc::clone(&self.room).acquire_many_owned(missing).await {
+                    match Arc::clone(&self.0.room).acquire_many_owned(missing).await {
                         Ok(more) => place.merge(more),
                         Err(_) => return,
                     }
@@ -254,7 +256,6 @@ async fn after(due: Instant, entry: Ready) -> Ready {
 
 /// The way out.
 pub(super) struct Hold {
-    ready: mpsc::Sender<Ready>,
     inbox: Mutex<Inbox>,
 }
 
@@ -267,8 +268,8 @@ impl Hold {
     pub(super) fn new(spool: Spool, breaker: Arc<Breaker>) -> (Intake, Self) {
         let (ready, inbox) = mpsc::channel(ROOM);
         let (room, overflow) = (Arc::new(Semaphore::new(ROOM)), Arc::new(Semaphore::new(OVERFLOW as usize)));
-        let intake = Intake { room, overflow, ready: ready.clone(), spool, breaker };
-        (intake, Self { ready, inbox: Mutex::new(Inbox { ready: inbox, delayed: FuturesUnordered::new() }) })
+        let intake = Intake(Arc::new(Way { room, overflow, ready, spool, breaker }));
+        (intake, Self { inbox: Mutex::new(Inbox { ready: inbox, delayed: FuturesUnordered::new() }) })
     }
 
     /// The next record that is due. Dropping the future loses nothing.
@@ -280,7 +281,7 @@ impl Hold {
                 biased;
                 Some(entry) = delayed.next(), if !delayed.is_empty() => Ready { due: None, ..entry },
                 Some(entry) = ready.recv() => entry,
-                // Not reached: `self` keeps a sender, so the channel is open.
+                // Nobody is left who could send.
                 else => std::future::pending().await,
             };
             match entry.due {
@@ -303,7 +304,6 @@ impl Hold {
     }
 
     fn deliver(&self, Ready { held, redelivered, .. }: Ready) -> Delivery {
-        let ready = self.ready.clone();
         let record = held.record.clone();
         Delivery::new(record, redelivered, move |verdict| {
             let delay = match verdict {
@@ -311,7 +311,8 @@ impl Hold {
                 Verdict::RetryAfter(delay) => delay.min(DELAY_MAX),
                 Verdict::Unsettled => UNSETTLED_DELAY,
             };
-            put(&ready, Ready { held, redelivered: true, due: Some(Instant::now() + delay) });
+            let ready = Ready { held: Arc::clone(&held), redelivered: true, due: Some(Instant::now() + delay) };
+            put(&held.intake.0.ready, ready);
         })
     }
 }
