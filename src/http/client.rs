@@ -97,6 +97,8 @@ impl Target {
     }
 }
 
+type Work = http1::Connection<TokioIo<Box<dyn Socket>>, Full<Bytes>>;
+
 trait Socket: AsyncRead + AsyncWrite + Unpin {}
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Socket for S {}
@@ -137,7 +139,7 @@ fn innermost(error: &(dyn Error + 'static)) -> String {
 pub struct Connection {
     sender: SendRequest<Full<Bytes>>,
     /// To be polled while anything is awaited; `None` once the connection has ended.
-    work: Option<http1::Connection<TokioIo<Box<dyn Socket>>, Full<Bytes>>>,
+    work: Option<Work>,
 }
 
 impl Connection {

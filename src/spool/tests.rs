@@ -1,8 +1,11 @@
+use std::time::Duration;
+
 use bytes::Bytes;
 use tempfile::TempDir;
+use tokio::time::timeout;
 
 use super::*;
-use crate::record::Record;
+use crate::record::{Origin, Record};
 
 fn entry(id: &str) -> Entry {
     let record = Record {

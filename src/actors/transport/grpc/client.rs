@@ -383,15 +383,15 @@ mod tests {
         link: Link,
         told: local::Sender<(usize, Result<(), TransportError>)>,
         outcomes: local::Receiver<(usize, Result<(), TransportError>)>,
-        _sent: mpsc::Receiver<proto::Record>,
+        _outbox: mpsc::Receiver<proto::Record>,
     }
 
     impl Sent {
         /// Records with these ids, each a batch of its own.
         fn new(ids: &[&str]) -> Self {
-            let (outbox, sent) = mpsc::channel(WINDOW);
+            let (outbox, inbox) = mpsc::channel(WINDOW);
             let (told, outcomes) = local::channel();
-            let this = Self { link: Link::new(outbox), told, outcomes, _sent: sent };
+            let this = Self { link: Link::new(outbox), told, outcomes, _outbox: inbox };
             ids.iter().enumerate().for_each(|(at, id)| this.send(at, id));
             this
         }

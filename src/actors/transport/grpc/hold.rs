@@ -57,7 +57,7 @@ impl Waiting {
         Self { number, desk: Some(desk.clone()) }
     }
 
-    fn is_safe(mut self) {
+    fn tell_safe(mut self) {
         self.tell(true);
     }
 
@@ -126,7 +126,7 @@ impl Held {
 
     fn is_safe(&self) {
         if let Some(waiting) = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            waiting.is_safe();
+            waiting.tell_safe();
         }
     }
 
@@ -183,7 +183,7 @@ impl Intake {
 
     async fn overflow(&self, record: Record, waiting: Waiting) {
         if self.0.spool.put(Queue::Carried, &Entry::new(&record, None), false).await.is_ok() {
-            waiting.is_safe();
+            waiting.tell_safe();
         } else if let Ok(room) = Arc::clone(&self.0.room).acquire_many_owned(units(&record)).await {
             self.hold(record, State::Memory, Some(waiting), room);
         }
@@ -285,7 +285,7 @@ impl Hold {
                 else => std::future::pending().await,
             };
             match entry.due {
-                None => return self.deliver(entry),
+                None => return Self::deliver(entry),
                 Some(due) => delayed.push(Box::pin(after(due, entry))),
             }
         }
@@ -297,13 +297,13 @@ impl Hold {
         loop {
             let entry = inbox.ready.try_recv().ok()?;
             match entry.due {
-                None => return Some(self.deliver(entry)),
+                None => return Some(Self::deliver(entry)),
                 Some(due) => inbox.delayed.push(Box::pin(after(due, entry))),
             }
         }
     }
 
-    fn deliver(&self, Ready { held, redelivered, .. }: Ready) -> Delivery {
+    fn deliver(Ready { held, redelivered, .. }: Ready) -> Delivery {
         let record = held.record.clone();
         Delivery::new(record, redelivered, move |verdict| {
             let delay = match verdict {
