@@ -33,7 +33,7 @@ use crate::{
 /// How long a restart of the forwarder may keep a delivery waiting.
 const FORWARDER_PATIENCE: Duration = Duration::from_secs(5);
 /// Deliveries that go to the forwarder in one message at most.
-const TOGETHER_MAX: usize = 64;
+const TOGETHER_MAX: usize = 256;
 /// The time that a lane has for a publish at least.
 const PUBLISH_MIN: Duration = Duration::from_millis(100);
 
@@ -120,12 +120,12 @@ async fn pull<T: Transport>(transport: &T, wiring: &Wiring) -> TransportError {
             Err(lost) => return lost,
         };
         // What is here as well goes along.
-        while deliveries.len() < TOGETHER_MAX
-            && let Ok(permit) = Arc::clone(&wiring.deliveries).try_acquire_owned()
-            && let Some(delivery) = transport.try_next()
-        {
-            deliveries.push(delivery);
-            permits.merge(permit);
+        let room = wiring.deliveries.available_permits().min(TOGETHER_MAX - 1);
+        if let Ok(mut more) = Arc::clone(&wiring.deliveries).try_acquire_many_owned(u32::try_from(room).unwrap_or(0)) {
+            deliveries.extend(std::iter::from_fn(|| transport.try_next()).take(more.num_permits()));
+            if let Some(taken) = more.split(deliveries.len() - 1) {
+                permits.merge(taken);
+            }
         }
         fail::fail_point!("pull");
         let Some(forwarder) = wiring.forwarder.wait(FORWARDER_PATIENCE).await else {
