@@ -31,6 +31,8 @@ use crate::{
 
 /// Records under way to one peer.
 const WINDOW: usize = 512;
+/// For how many of these places a batch waits at a time.
+const FEW: usize = WINDOW / 8;
 /// How long a record waits for room in a window before it goes back to the router.
 const ROOM_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a peer may take from the first packet to an open stream.
@@ -90,11 +92,18 @@ impl Peers {
         let (told, mut outcomes) = local::channel();
         let guard = Batch { peers: self, number: batch, is_open: Cell::new(true) };
         let sending = async move {
-            for (at, record) in records.iter().enumerate() {
-                let ear = Ear { at, told: told.clone() };
-                match self.room().await {
-                    Ok((link, slot)) => link.send(record.as_ref(), batch, slot, ear),
-                    Err(why) => ear.tell(Err(why)),
+            let ears = (0..records.len()).map(|at| Ear { at, told: told.clone() });
+            let mut left = records.iter().map(AsRef::as_ref).zip(ears);
+            while left.len() > 0 {
+                match self.room(left.len()).await {
+                    Ok((link, mut slots)) => {
+                        while let Some(slot) = slots.split(1)
+                            && let Some((record, ear)) = left.next()
+                        {
+                            link.send(record, batch, slot, ear);
+                        }
+                    }
+                    Err(why) => left.by_ref().for_each(|(_, ear)| ear.tell(Err(why.clone()))),
                 }
             }
         };
@@ -114,15 +123,17 @@ impl Peers {
         timeout(patience, async { while tasks.join_next().await.is_some() {} }).await.ok();
     }
 
-    async fn room(&self) -> Result<(Rc<Link>, OwnedSemaphorePermit), TransportError> {
+    /// A peer with room for a record, or for as many of `wanted` as there is room for.
+    async fn room(&self, wanted: usize) -> Result<(Rc<Link>, OwnedSemaphorePermit), TransportError> {
         let turn = self.turn.get();
         self.turn.set(turn.wrapping_add(1));
         let mut live = Vec::new();
         for at in 0..self.all.len() {
             let peer = &self.all[turn.wrapping_add(at) % self.all.len()];
             if let State::Up(link) = &*peer.state.borrow() {
-                match Arc::clone(&link.window).try_acquire_owned() {
-                    Ok(slot) => return Ok((Rc::clone(link), slot)),
+                let free = u32::try_from(link.window.available_permits().clamp(1, wanted)).unwrap_or(1);
+                match Arc::clone(&link.window).try_acquire_many_owned(free) {
+                    Ok(slots) => return Ok((Rc::clone(link), slots)),
                     Err(_) => live.push(Rc::clone(link)),
                 }
             }
@@ -130,9 +141,11 @@ impl Peers {
         if live.is_empty() {
             return Err(TransportError::Publish(self.why_none()));
         }
-        let windows = live.iter().map(|link| Box::pin(Arc::clone(&link.window).acquire_owned()));
+        // Not one by one: each turn wakes this task.
+        let few = u32::try_from(wanted.min(FEW)).unwrap_or(1);
+        let windows = live.iter().map(|link| Box::pin(Arc::clone(&link.window).acquire_many_owned(few)));
         match timeout(ROOM_PATIENCE, select_all(windows)).await {
-            Ok((Ok(slot), at, _)) => Ok((live.swap_remove(at), slot)),
+            Ok((Ok(slots), at, _)) => Ok((live.swap_remove(at), slots)),
             Ok((Err(_), at, _)) => Err(live[at].error()),
             Err(_) => Err(TransportError::Publish("every peer has its window full".into())),
         }
