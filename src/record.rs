@@ -16,6 +16,7 @@ use std::{
 use bytes::{BufMut, Bytes, BytesMut};
 use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, Unexpected, Visitor};
 use serde_json::value::RawValue;
+use uuid::Uuid;
 
 /// A JSON object on its way from a client to the API. Clones share the bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,8 +41,18 @@ impl Record {
     /// A new id: a UUID version 7 (RFC 9562), unique without coordination and in order of time.
     #[must_use]
     pub fn new_id() -> Arc<str> {
-        Arc::from(uuid::Uuid::now_v7().hyphenated().encode_lower(&mut uuid::Uuid::encode_buffer()) as &str)
+        text(Uuid::now_v7())
     }
+
+    /// New ids, [`batch::MAX`] at most, for records that come together: they differ in the last bits, in their order.
+    pub fn new_ids() -> impl Iterator<Item = Arc<str>> {
+        let first = Uuid::now_v7().as_u128() & !(batch::MAX as u128 - 1);
+        (0..batch::MAX as u128).map(move |at| text(Uuid::from_u128(first | at)))
+    }
+}
+
+fn text(id: Uuid) -> Arc<str> {
+    Arc::from(id.hyphenated().encode_lower(&mut Uuid::encode_buffer()) as &str)
 }
 
 /// The run of a node that took a record in, and the time at which it did. It crosses a broker as one string.
@@ -477,6 +488,16 @@ mod tests {
             let value: serde_json::Value = serde_json::from_slice(&tagged).unwrap();
             assert_eq!(value["path"], "NATS", "{sent}");
         }
+    }
+
+    #[test]
+    fn ids_of_a_batch_are_as_new_as_any_and_in_their_order() {
+        let ids: Vec<_> = Record::new_ids().chain(Record::new_ids()).collect();
+        assert_eq!(ids.len(), 2 * batch::MAX);
+        assert_eq!(ids.iter().collect::<std::collections::HashSet<_>>().len(), ids.len());
+        assert!(ids[..batch::MAX].is_sorted());
+        let id = Uuid::parse_str(&ids[batch::MAX - 1]).unwrap();
+        assert_eq!((id.get_version_num(), id.get_variant()), (7, uuid::Variant::RFC4122));
     }
 
     #[test]

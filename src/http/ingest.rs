@@ -24,19 +24,16 @@ use serde::Serialize;
 
 use super::problem::Problem;
 use crate::{
-    actors::{RECORDS_MAX, Refused, ingest::Ingest},
+    actors::{Refused, ingest::Ingest},
     delivery::{LaneId, Receipt},
     keys::{Claim, Keys},
     ledger::Ledger,
     record::{
         Invalid, Origin, Record, Schema,
-        batch::{Form, InvalidBatch, parse_all},
+        batch::{self, Form, InvalidBatch, parse_all},
         is_visible_ascii, parse,
     },
 };
-
-/// Records in one request.
-const BATCH_MAX: usize = RECORDS_MAX / 8;
 
 /// What the handlers need; shared by all HTTP workers.
 #[derive(Clone)]
@@ -161,12 +158,14 @@ async fn take(
                 InvalidBatch::Body(why) => invalid(why, None),
                 InvalidBatch::Record { index, why } => invalid(why, Some(index)),
             })?;
-            if bodies.len() > BATCH_MAX {
-                return Err(too_large(format!("A request has at most {BATCH_MAX} records")));
+            if bodies.len() > batch::MAX {
+                return Err(too_large(format!("A request has at most {} records", batch::MAX)));
             }
+            let mut new_ids = Record::new_ids();
+            let mut new_id = || new_ids.next().unwrap_or_else(Record::new_id);
             let records = bodies.into_iter().enumerate().map(|(index, body)| {
                 door.check_size(&body).map_err(|problem| problem.with("index", index))?;
-                let id = key.as_ref().map_or_else(Record::new_id, |key| format!("{key}/{index}").into());
+                let id = key.as_ref().map_or_else(&mut new_id, |key| format!("{key}/{index}").into());
                 Ok(Record { id, body, traceparent: traceparent.clone(), origin: origin.clone() })
             });
             let records = records.collect::<Result<Vec<_>, Problem>>()?;

@@ -4,6 +4,9 @@ use bytes::Bytes;
 
 use super::{Invalid, Schema, invalid_utf8, parse, parse_first, place, skip_space};
 
+/// Records of one request at most; a power of two.
+pub const MAX: usize = 1024;
+
 /// How a body holds more than one record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
