@@ -37,7 +37,7 @@
 //!    that acks.
 //! 3. A record keeps one id on every hop, retry and lane: [`actors::transport::header`].
 //! 4. What is unknown is not delivered: a [`delivery::Delivery`] dropped unsettled goes back to its broker, an
-//!    [`actors::Job`] dropped unanswered is sent again.
+//!    [`actors::promise::Promised`] dropped unanswered is sent again.
 //! 5. Every queue is bounded: records are admitted by permit ([`actors::ingest`]), and pulled by permit ([`actors::lane`]). What no
 //!    lane takes in time goes to the spool, and what the spool does not take is refused with 503.
 //! 6. Nothing blocks an event loop: the spool and the table of keys have their own threads.

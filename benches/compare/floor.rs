@@ -209,6 +209,8 @@ async fn rabbitmq() -> Way {
 
 async fn pubsub() -> Way {
     let endpoint = variable("LANES__PUBSUB__ENDPOINT");
+    // A bare `host:port` is an emulator's.
+    let endpoint = if endpoint.contains("://") { endpoint } else { format!("http://{endpoint}") };
     let project = variable("LANES__PUBSUB__PROJECT");
     let topic = format!("projects/{project}/topics/{}", variable("LANES__PUBSUB__TOPIC"));
     let subscription = format!("projects/{project}/subscriptions/{}", variable("LANES__PUBSUB__SUBSCRIPTION"));

@@ -140,3 +140,45 @@ impl Asked {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use futures_util::FutureExt as _;
+
+    use super::*;
+
+    fn three() -> (Vec<Promised>, Answers) {
+        promise(["a", "b", "c"].map(|id| Record {
+            id: id.into(),
+            body: Bytes::from_static(b"{}"),
+            traceparent: None,
+            origin: None,
+        }))
+    }
+
+    #[test]
+    fn it_is_heard_once_the_last_is_answered_or_gone() {
+        let (mut promised, answers) = three();
+        assert!(promised[2].answer(Ok(Receipt::Spool)));
+        assert!(!promised[2].answer(Err(Refused::NoLane)), "one answer each");
+        let gone = promised.remove(0);
+        assert!(promised[0].answer(Err(Refused::Overloaded)));
+        assert!(answers.all().now_or_never().is_none(), "one is still owed");
+        drop(gone);
+        assert!(answers.all().now_or_never().is_some());
+        assert_eq!(answers.end()[..], [None, Some(Err(Refused::Overloaded)), Some(Ok(Receipt::Spool))]);
+    }
+
+    #[test]
+    fn what_comes_after_the_end_is_answered_to_nobody() {
+        let (mut promised, answers) = three();
+        assert!(promised[1].answer(Ok(Receipt::Spool)) && promised[0].is_awaited());
+        assert_eq!(answers.end()[..], [None, Some(Ok(Receipt::Spool)), None]);
+        assert!(!promised[0].answer(Ok(Receipt::Spool)));
+        assert!(promised[2].is_owed() && !promised[2].is_awaited());
+        let (promised, answers) = three();
+        drop(answers);
+        assert!(!promised[0].answer(Ok(Receipt::Spool)));
+    }
+}
