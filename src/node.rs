@@ -93,8 +93,7 @@ impl Node {
             }
         }
         actix_rt::spawn(ledger::audit(Arc::clone(&ledger), spool.held()));
-        let draining = Arc::new(AtomicBool::new(false));
-        let router = Slot::new();
+        let (draining, router) = (Arc::new(AtomicBool::new(false)), Slot::new());
 
         // HTTP → ingest → router → spool.
         let publish_timeout = config.router.publish_timeout;
@@ -154,6 +153,7 @@ impl Node {
                         config: lane,
                         tap: tap.clone(),
                         schema: config.ingest.schema,
+                        run: Arc::clone(&ledger.run),
                         spool: spool.clone(),
                         breaker: Arc::clone(&wiring.breaker),
                     });

@@ -1,7 +1,8 @@
 //! The node's disk: what waits for a lane, what the gRPC lane carries, and the dead letters.
 //!
 //! One thread owns the files. It takes all orders that have come while it synced the last ones, and one sync per queue makes
-//! all of them durable (group commit): the more load, the more records share a sync. Nobody else blocks.
+//! all of them durable (group commit): the more load, the more records share a sync. Where fewer have come than shared the last one, it
+//! waits a moment for more. Nobody else blocks.
 //!
 //! A record that lies here survives the end of the process and a power cut. A damaged entry is set aside and named, and costs
 //! no other. While the disk fails, [`Spool::put`] fails, and works again when the disk does.

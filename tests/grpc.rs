@@ -26,7 +26,7 @@ use waypost::{
         grpc::{Grpc, Settings},
     },
     delivery::{Delivery, LaneId, Passage},
-    proto::{Outcome, Receipt, WatchRequest},
+    proto::{self, Outcome, Receipt, WatchRequest},
     record::Schema,
     spool::Queue,
 };
@@ -141,6 +141,10 @@ async fn carry_gives_a_receipt_per_record_in_the_order_in_which_they_are_settled
         let receipt = soon("a refusal", receipts.message()).await.unwrap().unwrap();
         assert_eq!((receipt.outcome(), receipt.id.as_str()), (Outcome::Refused, id));
     }
+    // What another node took in, this one has not read.
+    records.send(proto::Record { origin: "another run/1".into(), ..message("k", "{x") }).await.unwrap();
+    let receipt = soon("a refusal", receipts.message()).await.unwrap().unwrap();
+    assert_eq!(receipt.outcome(), Outcome::Refused);
     for id in ["1", "2", "3"] {
         records.send(message(id, "{}")).await.unwrap();
     }

@@ -50,7 +50,8 @@ use crate::{
 /// Records that a node may have in hand: enough to keep every lane's window full, few enough to answer quickly.
 pub const RECORDS_MAX: usize = 8192;
 
-/// Records on their way to their receipts: those of one request go together. One actor owns them at a time; those that are dropped
+/// Records on their way to their receipts: those of one request go together, by one lane, until some are confirmed and the others
+/// are not. One actor owns them at a time; those that are dropped
 /// without an answer (a panic, a stopped actor), they leave ingest to send again.
 pub struct Job {
     pub records: Vec<Promised>,

@@ -9,6 +9,7 @@ use super::NodeArgs;
 use crate::{
     actors::transport::{CONNECT_TIMEOUT, Transport, TransportError, grpc, nats::Nats, pubsub, rabbitmq::RabbitMq},
     config::{self, Config},
+    record::Record,
     spool::Spool,
 };
 
@@ -78,6 +79,7 @@ async fn connect_grpc(lane: config::Grpc, config: &Config) -> Result<String, Str
         config: lane,
         tap: broadcast::Sender::new(1),
         schema: config.ingest.schema,
+        run: Record::new_id(),
         spool: Spool::open(folder.path(), config.spool.max).map_err(|why| why.to_string())?,
         breaker: Arc::default(),
     };

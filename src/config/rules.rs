@@ -58,7 +58,7 @@ impl Rules {
     }
 
     fn api(&mut self, api: &Api) {
-        let usable = url::names_a_server(&api.url, &["http", "https"]) && api.url.parse::<awc::http::Uri>().is_ok();
+        let usable = url::names_a_server(&api.url, &["http", "https"]) && api.url.parse::<hyper::Uri>().is_ok();
         self.check(
             usable,
             "api",

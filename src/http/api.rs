@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout_at};
 use super::client::{Connection, Failure, Target};
 use crate::{config, delivery::Answer};
 
-/// A kept-alive connection rests no longer than this. Servers close theirs after five seconds or more, and a POST that
+/// A kept-alive connection that has rested for longer is not used again, and closed at the next POST. Servers close theirs after five seconds or more, and a POST that
 /// meets the close has no answer.
 const IDLE_MAX: Duration = Duration::from_secs(4);
 /// How much of the answer to a POST that was not taken is kept.
@@ -176,13 +176,10 @@ impl Api {
 
     fn kept(&self) -> Option<Box<Connection>> {
         let mut kept = self.kept.borrow_mut();
-        let last = kept.pop()?;
-        if last.since.elapsed() < IDLE_MAX {
-            return Some(last.connection);
-        }
-        // The others have rested longer.
-        kept.clear();
-        None
+        // Those that have rested longest come first.
+        let stale = kept.iter().take_while(|kept| kept.since.elapsed() >= IDLE_MAX).count();
+        kept.drain(..stale);
+        Some(kept.pop()?.connection)
     }
 }
 

@@ -48,7 +48,9 @@ impl Target {
             _ => return Err(format!("{url} is not an http:// or https:// URL")),
         };
         let authority = uri.authority().ok_or_else(|| format!("{url} names no host"))?;
-        let path = uri.path_and_query().map_or(Ok(Uri::default()), |path| path.as_str().parse());
+        // A query may follow the host at once; a request line begins its path with `/`.
+        let path = uri.path_and_query().map_or("/", |path| path.as_str());
+        let path = if path.starts_with('/') { path.parse::<Uri>() } else { format!("/{path}").parse() };
         // Who one is does not belong into `Host`.
         let named = authority.as_str().rsplit('@').next().unwrap_or_default();
         Ok(Self {
@@ -118,10 +120,10 @@ impl Failure {
     /// The other side has closed the connection, and may have done so before it had the request.
     #[must_use]
     pub fn is_disconnect(&self) -> bool {
-        use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
+        use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
         let Self::Exchange(why) = self else { return false };
         let socket = why.source().and_then(|why| why.downcast_ref::<io::Error>()).map(io::Error::kind);
-        let is_cut = matches!(socket, Some(BrokenPipe | ConnectionAborted | ConnectionReset));
+        let is_cut = matches!(socket, Some(BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof));
         is_cut || why.is_canceled() || why.is_closed() || why.is_incomplete_message()
     }
 }
@@ -187,6 +189,7 @@ mod tests {
             ("http://127.0.0.1:8000", "127.0.0.1", 8000, "127.0.0.1:8000", "/"),
             ("http://me:secret@node.example/nats", "node.example", 80, "node.example", "/nats"),
             ("http://[::1]/a?b=c", "::1", 80, "[::1]", "/a?b=c"),
+            ("http://node.example?b=c", "node.example", 80, "node.example", "/?b=c"),
         ] {
             let target = parse(url).unwrap();
             assert_eq!((&*target.host, target.port), (host, port), "{url}");

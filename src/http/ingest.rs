@@ -161,7 +161,7 @@ async fn take(
             if bodies.len() > batch::MAX {
                 return Err(too_large(format!("A request has at most {} records", batch::MAX)));
             }
-            let mut new_ids = Record::new_ids();
+            let mut new_ids = key.is_none().then(Record::new_ids).into_iter().flatten();
             let mut new_id = || new_ids.next().unwrap_or_else(Record::new_id);
             let records = bodies.into_iter().enumerate().map(|(index, body)| {
                 door.check_size(&body).map_err(|problem| problem.with("index", index))?;

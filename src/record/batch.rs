@@ -35,7 +35,7 @@ pub fn parse_all(body: &Bytes, form: Form, schema: Schema) -> Result<Vec<Bytes>,
     match form {
         Form::Array => {
             let mut records = Vec::new();
-            let mut at = after(text, 0, "[").ok_or_else(|| unexpected(text, 0))?;
+            let mut at = after(text, 0, "[").ok_or_else(|| unexpected(text, 0, "expected an array"))?;
             if let Some(end) = after(text, at, "]") {
                 at = end;
             } else {
@@ -49,12 +49,17 @@ pub fn parse_all(body: &Bytes, form: Form, schema: Schema) -> Result<Vec<Bytes>,
                     if let Some(next) = after(text, at + end, ",") {
                         at = next;
                     } else {
-                        at = after(text, at + end, "]").ok_or_else(|| unexpected(text, at + end))?;
+                        at = after(text, at + end, "]")
+                            .ok_or_else(|| unexpected(text, at + end, "expected `,` or `]`"))?;
                         break;
                     }
                 }
             }
-            if skip_space(&text[at..]).is_empty() { Ok(records) } else { Err(unexpected(text, at)) }
+            if skip_space(&text[at..]).is_empty() {
+                Ok(records)
+            } else {
+                Err(unexpected(text, at, "trailing characters"))
+            }
         }
         Form::Lines => {
             let lines = text.lines().enumerate().filter(|(_, line)| !line.trim_ascii().is_empty());
@@ -73,11 +78,10 @@ fn after(text: &str, at: usize, what: &str) -> Option<usize> {
     Some(text.len() - rest.len())
 }
 
-/// What comes after `at` has no place in an array.
-fn unexpected(text: &str, at: usize) -> InvalidBatch {
+/// What comes after `at` is not what was expected there.
+fn unexpected(text: &str, at: usize, detail: &str) -> InvalidBatch {
     let at = text.len() - skip_space(&text[at..]).len();
     let (line, column) = place(text.as_bytes(), at);
-    let detail = if at == text.len() { "the array has no end" } else { "expected `,` or `]`, or the end of the body" };
     InvalidBatch::Body(Invalid::Malformed { line, column, detail: detail.into() })
 }
 

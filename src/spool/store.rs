@@ -121,7 +121,7 @@ impl Store {
         while (1..self.company).contains(&waiting) && began.elapsed() + COMPANY_STEP < patience {
             thread::sleep(COMPANY_STEP);
             let before = orders.len();
-            orders.extend(std::iter::from_fn(|| inbox.try_recv().ok()));
+            orders.extend(std::iter::from_fn(|| inbox.try_recv().ok()).take(BATCH.saturating_sub(before)));
             waiting += puts(&orders[before..]);
         }
     }

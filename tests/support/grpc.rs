@@ -55,7 +55,14 @@ pub fn settings() -> Settings {
 pub fn settings_at(port: u16) -> Settings {
     let config = config::Grpc { listen: SocketAddr::from(([127, 0, 0, 1], port)), ..config::Grpc::default() };
     let (spool, _) = spool();
-    Settings { config, tap: broadcast::Sender::new(64), schema: Schema::Any, spool, breaker: Arc::default() }
+    Settings {
+        config,
+        tap: broadcast::Sender::new(64),
+        schema: Schema::Any,
+        run: Arc::from("this run"),
+        spool,
+        breaker: Arc::default(),
+    }
 }
 
 pub fn uri(settings: &Settings) -> String {

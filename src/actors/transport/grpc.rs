@@ -60,6 +60,8 @@ pub struct Settings {
     pub tap: Tap,
     /// What a record that comes from a client, not from a node, must look like.
     pub schema: Schema,
+    /// This run of the node: what it took in itself it has read.
+    pub run: Arc<str>,
     /// Where the node keeps what the API does not take soon.
     pub spool: Spool,
     /// Of the API that the node's forwarders POST to: while it is open, what comes in goes to disk at once.
@@ -114,7 +116,7 @@ impl Transport for Grpc {
     const CONFIRMS_ALONE: bool = false;
 
     async fn connect(settings: &Settings) -> Result<Self, TransportError> {
-        let Settings { config, tap, schema, spool, breaker } = settings;
+        let Settings { config, tap, schema, run, spool, breaker } = settings;
         let tls = Tls::read(config).await?;
         let listener = bind(config.listen).await.map_err(|e| connect_error(config.listen, &e))?;
         let address = listener.local_addr().map_err(|e| connect_error(config.listen, &e))?;
@@ -126,7 +128,13 @@ impl Transport for Grpc {
 
         let (phase, phases) = watch::channel(Phase::Serving);
         let (intake, hold) = Hold::new(spool.clone(), Arc::clone(breaker));
-        let service = Service { intake: intake.clone(), schema: *schema, tap: tap.clone(), phase: phases.clone() };
+        let service = Service {
+            intake: intake.clone(),
+            schema: *schema,
+            run: Arc::clone(run),
+            tap: tap.clone(),
+            phase: phases.clone(),
+        };
         let serving = server::serve(listener, tls.server(), service, phases.clone())?;
         let (server, alive) = watch::channel(());
         tokio::spawn(async move {

@@ -81,7 +81,7 @@ impl Peers {
         timeout(patience, select_all(opened)).await.map(drop).map_err(|_| self.why_none())
     }
 
-    /// Sends each of `records` to the next peer that has room, and tells of each, by its place among them, when its receipt is here
+    /// Sends `records`, as many at a time as there is room for, to the next peer that has any, and tells of each, by its place among them, when its receipt is here
     /// or cannot come.
     pub(super) async fn publish_all(
         &self,

@@ -45,6 +45,8 @@ pub(super) struct Service {
     pub(super) intake: Intake,
     /// What a record that no node took in must look like.
     pub(super) schema: Schema,
+    /// This run of the node.
+    pub(super) run: Arc<str>,
     pub(super) tap: Tap,
     pub(super) phase: watch::Receiver<Phase>,
 }
@@ -59,6 +61,7 @@ impl Service {
         Inflow {
             intake: self.intake.clone(),
             schema: self.schema,
+            run: Arc::clone(&self.run),
             sender,
             records: Some(records),
             broken: None,
@@ -78,7 +81,7 @@ impl Service {
 #[tonic::async_trait]
 impl Waypost for Service {
     async fn send(&self, request: Request<proto::Record>) -> Result<Response<Receipt>, Status> {
-        let record = match accept(request.into_inner(), Sender::Client, self.schema) {
+        let record = match accept(request.into_inner(), Sender::Client, self.schema, &self.run) {
             Ok(record) => record,
             Err(refused) => return Ok(Response::new(refused)),
         };
@@ -180,6 +183,7 @@ enum Sender {
 struct Inflow {
     intake: Intake,
     schema: Schema,
+    run: Arc<str>,
     sender: Sender,
     /// `None` once the sender has ended it.
     records: Option<Streaming<proto::Record>>,
@@ -261,7 +265,7 @@ impl Inflow {
     }
 
     fn take(&mut self, sent: proto::Record) {
-        let record = match accept(sent, self.sender, self.schema) {
+        let record = match accept(sent, self.sender, self.schema, &self.run) {
             Ok(record) => record,
             Err(refused) => return self.receipts.push(refused),
         };
@@ -322,7 +326,7 @@ fn receipt(id: &str, failure: Option<&str>) -> Receipt {
 }
 
 /// The record, or the receipt that refuses it. What becomes a header of the POST must be fit to be one.
-fn accept(sent: proto::Record, sender: Sender, schema: Schema) -> Result<Record, Receipt> {
+fn accept(sent: proto::Record, sender: Sender, schema: Schema, run: &str) -> Result<Record, Receipt> {
     let proto::Record { mut id, body, traceparent, origin } = sent;
     let refuse = |id: String, detail: String| Receipt { id, outcome: Outcome::Refused.into(), detail };
     if id.is_empty() && sender == Sender::Client {
@@ -332,8 +336,10 @@ fn accept(sent: proto::Record, sender: Sender, schema: Schema) -> Result<Record,
         return Err(refuse(id, format!("the id must be 1 to {ID_MAX} visible ASCII characters")));
     }
     let (body, origin) = match (sender, Origin::parse(&origin)) {
-        // The node that took it in has read it; what is no record for all that becomes a dead letter, as it does on any other lane.
-        (Sender::Node, Some(origin)) => (Ok(body), Some(origin)),
+        // This node took it in, and has read it. Nobody else can name its run who was not told of it.
+        (Sender::Node, Some(origin)) if *origin.run == *run => (Ok(body), Some(origin)),
+        // Another node did, and has checked it against its own schema.
+        (Sender::Node, Some(origin)) => (record::parse(&body, Schema::Any), Some(origin)),
         (Sender::Node, None) => (record::parse(&body, schema), None),
         // Only a node says where a record comes from. By its time it is given up one day, by both it is known again.
         (Sender::Client, _) => (record::parse(&body, schema), Some(Origin::now(CLIENT.into()))),
