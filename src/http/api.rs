@@ -148,18 +148,19 @@ impl Api {
         id: &str,
         traceparent: Option<&str>,
     ) -> Result<(Box<Connection>, Response<Incoming>), Failure> {
-        if let Some(mut kept) = self.kept() {
-            match kept.send(self.request(body, id, traceparent)?).await {
-                Ok(response) => return Ok((kept, response)),
-                // The API has closed it meanwhile: once more, on another. The id makes it safe.
-                Err(failure) if failure.is_disconnect() => {}
-                Err(failure) => return Err(failure),
-            }
-        }
         // Rare, and not to make the future of every POST larger.
-        let mut fresh = Box::pin(self.settings.target.open()).await?;
-        let response = fresh.send(self.request(body, id, traceparent)?).await?;
-        Ok((fresh, response))
+        let open = || Box::pin(self.settings.target.open());
+        let mut connection = match self.kept() {
+            Some(kept) => kept,
+            None => open().await?,
+        };
+        match connection.send(self.request(body, id, traceparent)?).await {
+            // The API may have closed it before it had the request: once more, on another. The id makes it safe.
+            Err(failure) if failure.is_disconnect() => connection = open().await?,
+            response => return Ok((connection, response?)),
+        }
+        let response = connection.send(self.request(body, id, traceparent)?).await?;
+        Ok((connection, response))
     }
 
     fn request(&self, body: &Bytes, id: &str, traceparent: Option<&str>) -> Result<Request<Full<Bytes>>, Failure> {
