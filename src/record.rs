@@ -41,18 +41,18 @@ impl Record {
     /// A new id: a UUID version 7 (RFC 9562), unique without coordination and in order of time.
     #[must_use]
     pub fn new_id() -> Arc<str> {
-        text(Uuid::now_v7())
+        to_id(Uuid::now_v7())
     }
 
     /// New ids, [`batch::MAX`] at most, for records that come together: they differ in the last bits, in their order.
     pub fn new_ids() -> impl Iterator<Item = Arc<str>> {
         let first = Uuid::now_v7().as_u128() & !(batch::MAX as u128 - 1);
-        (0..batch::MAX as u128).map(move |at| text(Uuid::from_u128(first | at)))
+        (0..batch::MAX as u128).map(move |at| to_id(Uuid::from_u128(first | at)))
     }
 }
 
-fn text(id: Uuid) -> Arc<str> {
-    Arc::from(id.hyphenated().encode_lower(&mut Uuid::encode_buffer()) as &str)
+fn to_id(uuid: Uuid) -> Arc<str> {
+    Arc::from(uuid.hyphenated().encode_lower(&mut Uuid::encode_buffer()) as &str)
 }
 
 /// The run of a node that took a record in, and the time at which it did. It crosses a broker as one string.

@@ -299,8 +299,9 @@ impl Handler<Forward> for Forwarder {
         fail::fail_point!("forwarder");
         let until = Instant::now() + HOLD_MAX;
         for delivery in deliveries {
-            // There is one for each.
-            let (permit, underway) = (permits.split(1), self.in_flight.begin());
+            // There is one for each; without, a delivery would go back to its broker.
+            let Some(permit) = permits.split(1) else { return };
+            let underway = self.in_flight.begin();
             if let Some(batches) = &self.batches {
                 batches.take(Held { delivery, until, permit, underway });
                 continue;

@@ -51,8 +51,7 @@ use crate::{
 pub const RECORDS_MAX: usize = 8192;
 
 /// Records on their way to their receipts: those of one request go together, by one lane, until some are confirmed and the others
-/// are not. One actor owns them at a time; those that are dropped
-/// without an answer (a panic, a stopped actor), they leave ingest to send again.
+/// are not. One actor owns them at a time; those that it drops without an answer (a panic, a stopped actor) are sent again by ingest.
 pub struct Job {
     pub records: Vec<Promised>,
     /// The only lane they may take, where the client named one.

@@ -15,8 +15,8 @@ use tokio::time::{Instant, timeout_at};
 use super::client::{Connection, Failure, Target};
 use crate::{config, delivery::Answer};
 
-/// A kept-alive connection that has rested for longer is not used again, and closed at the next POST. Servers close theirs after five seconds or more, and a POST that
-/// meets the close has no answer.
+/// A kept-alive connection that has rested for longer is not used again, and closed at the next POST. Servers close theirs after
+/// five seconds or more, and a POST that meets the close has no answer.
 const IDLE_MAX: Duration = Duration::from_secs(4);
 /// How much of the answer to a POST that was not taken is kept.
 const EXCERPT_MAX: usize = 1024;

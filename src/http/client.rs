@@ -51,7 +51,7 @@ impl Target {
         // A query may follow the host at once; a request line begins its path with `/`.
         let path = uri.path_and_query().map_or("/", |path| path.as_str());
         let path = if path.starts_with('/') { path.parse::<Uri>() } else { format!("/{path}").parse() };
-        // Who one is does not belong into `Host`.
+        // A login is not a part of `Host` (RFC 9110, 7.2).
         let named = authority.as_str().rsplit('@').next().unwrap_or_default();
         Ok(Self {
             host: authority.host().trim_matches(['[', ']']).to_owned(),

@@ -40,7 +40,7 @@ pub struct Held {
     pub delivery: Delivery,
     /// The broker bears no longer hold.
     pub until: Instant,
-    pub permit: Option<OwnedSemaphorePermit>,
+    pub permit: OwnedSemaphorePermit,
     pub underway: Underway,
 }
 
@@ -185,10 +185,10 @@ impl Post {
                     let mut permits: Option<OwnedSemaphorePermit> = None;
                     for (Held { delivery, permit, .. }, place) in batch.into_iter().zip(places) {
                         self.delivered(delivery, body.slice(place), status);
-                        // All are given back at once.
-                        match (&mut permits, permit) {
-                            (Some(permits), Some(permit)) => permits.merge(permit),
-                            (permits, permit) => *permits = permit,
+                        // Giving them back one by one would wake the lane for each.
+                        match &mut permits {
+                            Some(permits) => permits.merge(permit),
+                            None => permits = Some(permit),
                         }
                     }
                     return;
