@@ -205,6 +205,7 @@ async fn only_those_of_a_batch_whose_lane_died_are_sent_again() {
     let receipts = house.ingest.submit_all((0..3).map(|_| record()).collect(), None).await.unwrap();
     let lanes: Vec<_> = receipts.into_iter().map(|receipt| lane_of(receipt.unwrap())).collect();
     assert_eq!(lanes, [LaneId::Grpc, LaneId::Rabbitmq, LaneId::Rabbitmq]);
+    assert_eq!(LANES.map(|lane| house.seen_by(lane)), [3, 2, 2]);
 }
 
 #[actix_rt::test]
