@@ -13,8 +13,9 @@ mod settle;
 use std::time::Duration;
 
 use async_nats::{
-    Client, HeaderMap, HeaderValue, Subject,
+    Client, HeaderMap, HeaderName, HeaderValue, Subject,
     connection::State,
+    header::NATS_MESSAGE_ID,
     jetstream::{
         self, Context,
         context::{ContextBuilder, PublishError, PublishErrorKind},
@@ -37,8 +38,10 @@ use crate::{
     record::{Origin, Record, is_visible_ascii},
 };
 
-/// By this header the stream tells duplicates.
-const MESSAGE_ID: &str = "Nats-Msg-Id";
+// Made once: a name that is given as text is checked and copied each time.
+static ID: HeaderName = HeaderName::from_static(header::ID);
+static ORIGIN: HeaderName = HeaderName::from_static(header::ORIGIN);
+static TRACEPARENT: HeaderName = HeaderName::from_static(header::TRACEPARENT);
 /// How long the server may take for one request, the confirm of a publish among them; a lane gives its publishes less.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// Publishes that wait for their confirm.
@@ -220,24 +223,25 @@ fn headers(record: &Record, message_id: &str) -> Result<HeaderMap, TransportErro
         value.ok_or_else(|| TransportError::Publish(format!("{text:?} cannot be a header")))
     };
     let mut headers = HeaderMap::new();
-    headers.insert(MESSAGE_ID, value(message_id)?);
+    // By this one the stream tells duplicates.
+    headers.insert(NATS_MESSAGE_ID, value(message_id)?);
     // Where both are one, one does for both.
     if *record.id != *message_id {
-        headers.insert(header::ID, value(&record.id)?);
+        headers.insert(ID.clone(), value(&record.id)?);
     }
     if let Some(origin) = &record.origin {
-        headers.insert(header::ORIGIN, value(&origin.to_text())?);
+        headers.insert(ORIGIN.clone(), value(&origin.to_text())?);
     }
     if let Some(traceparent) = &record.traceparent {
-        headers.insert(header::TRACEPARENT, value(traceparent)?);
+        headers.insert(TRACEPARENT.clone(), value(traceparent)?);
     }
     Ok(headers)
 }
 
 /// The record in a message, whoever has published it.
 fn record(message: &jetstream::Message) -> Record {
-    let text = |name: &str| {
-        let text = message.headers.as_ref()?.get(name)?.as_str();
+    let text = |name: &HeaderName| {
+        let text = message.headers.as_ref()?.get(name.clone())?.as_str();
         Some(text).filter(|text| is_visible_ascii(text))
     };
     // The same for each delivery of this message, and for no other message.
@@ -245,11 +249,11 @@ fn record(message: &jetstream::Message) -> Record {
         let info = message.info().ok()?;
         Some(format!("{}-{}-{}", info.stream, info.stream_sequence, info.published.unix_timestamp_nanos()))
     };
-    let id = text(header::ID).or_else(|| text(MESSAGE_ID)).map(Into::into);
+    let id = text(&ID).or_else(|| text(&NATS_MESSAGE_ID)).map(Into::into);
     Record {
         id: id.or_else(|| own().map(Into::into)).unwrap_or_else(Record::new_id),
-        traceparent: text(header::TRACEPARENT).map(Into::into),
-        origin: text(header::ORIGIN).and_then(Origin::parse),
+        traceparent: text(&TRACEPARENT).map(Into::into),
+        origin: text(&ORIGIN).and_then(Origin::parse),
         body: message.payload.clone(),
     }
 }

@@ -9,12 +9,15 @@ use std::{
 use async_nats::{Client, PublishError, Subject, jetstream::AckKind};
 use tokio::{
     sync::{mpsc, oneshot},
-    time::{Instant, MissedTickBehavior, interval},
+    time::{Instant, MissedTickBehavior, interval, sleep},
 };
 use tracing::debug;
 
 use super::ACK_PENDING_MAX;
 use crate::delivery::Verdict;
+
+/// For so long an order waits for others: what is written together the server reads together, and its work per record is less.
+const LINGER: Duration = Duration::from_millis(1);
 
 /// Takes the verdicts. Clones are one.
 #[derive(Clone)]
@@ -100,12 +103,10 @@ async fn run(client: Client, mut inbox: mpsc::Receiver<Order>, held: Arc<Mutex<H
     rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let sent = tokio::select! {
-            order = inbox.recv() => match order {
-                Some(Order::Acknowledge(reply, kind)) => client.publish(reply, kind.into()).await,
-                Some(Order::Reach(reached)) => {
-                    // Who asked may have given up waiting.
-                    reached.send(()).ok();
-                    Ok(())
+            first = inbox.recv() => match first {
+                Some(first) => {
+                    sleep(LINGER).await;
+                    carry_out(&client, first, &mut inbox).await
                 }
                 None => return,
             },
@@ -116,6 +117,19 @@ async fn run(client: Client, mut inbox: mpsc::Receiver<Order>, held: Arc<Mutex<H
             return;
         }
     }
+}
+
+/// Carries out `first`, and what has come after it.
+async fn carry_out(client: &Client, first: Order, inbox: &mut mpsc::Receiver<Order>) -> Result<(), PublishError> {
+    let others = inbox.len();
+    for order in std::iter::once(first).chain(std::iter::from_fn(|| inbox.try_recv().ok()).take(others)) {
+        match order {
+            Order::Acknowledge(reply, kind) => client.publish(reply, kind.into()).await?,
+            // Who asked may have given up waiting.
+            Order::Reach(reached) => drop(reached.send(())),
+        }
+    }
+    Ok(())
 }
 
 /// Extends the hold on what the server has not heard of for `quiet`.
