@@ -38,10 +38,11 @@ use crate::{
     record::{Origin, Record, is_visible_ascii},
 };
 
-// Made once: a name that is given as text is checked and copied each time.
+// The client checks and copies a name that is text each time that it is used.
 static ID: HeaderName = HeaderName::from_static(header::ID);
 static ORIGIN: HeaderName = HeaderName::from_static(header::ORIGIN);
 static TRACEPARENT: HeaderName = HeaderName::from_static(header::TRACEPARENT);
+
 /// How long the server may take for one request, the confirm of a publish among them; a lane gives its publishes less.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// Publishes that wait for their confirm.
@@ -223,7 +224,7 @@ fn headers(record: &Record, message_id: &str) -> Result<HeaderMap, TransportErro
         value.ok_or_else(|| TransportError::Publish(format!("{text:?} cannot be a header")))
     };
     let mut headers = HeaderMap::new();
-    // By this one the stream tells duplicates.
+    // By it the stream tells duplicates.
     headers.insert(NATS_MESSAGE_ID, value(message_id)?);
     // Where both are one, one does for both.
     if *record.id != *message_id {

@@ -16,7 +16,7 @@ use tracing::debug;
 use super::ACK_PENDING_MAX;
 use crate::delivery::Verdict;
 
-/// For so long an order waits for others: what is written together the server reads together, and its work per record is less.
+/// How long an order waits for others: what is written together, the server reads together.
 const LINGER: Duration = Duration::from_millis(1);
 
 /// Takes the verdicts. Clones are one.
@@ -119,10 +119,11 @@ async fn run(client: Client, mut inbox: mpsc::Receiver<Order>, held: Arc<Mutex<H
     }
 }
 
-/// Carries out `first`, and what has come after it.
+/// Carries out `first`, and what has come after it so far: a stream of orders must not keep `run` from extending holds.
 async fn carry_out(client: &Client, first: Order, inbox: &mut mpsc::Receiver<Order>) -> Result<(), PublishError> {
-    let others = inbox.len();
-    for order in std::iter::once(first).chain(std::iter::from_fn(|| inbox.try_recv().ok()).take(others)) {
+    let waiting = inbox.len();
+    let others = std::iter::from_fn(|| inbox.try_recv().ok()).take(waiting);
+    for order in std::iter::once(first).chain(others) {
         match order {
             Order::Acknowledge(reply, kind) => client.publish(reply, kind.into()).await?,
             // Who asked may have given up waiting.
