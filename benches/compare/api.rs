@@ -55,10 +55,13 @@ async fn answer(
     request: Request<Incoming>,
     arrivals: Rc<RefCell<Arrivals>>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
-    let is_post = request.method() == Method::POST;
+    let method = request.method().clone();
     let wants_all = request.uri().path() == "/arrivals";
     let body = request.into_body().collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
-    let answer = if is_post {
+    let answer = if method == Method::DELETE {
+        arrivals.replace(Arrivals::default());
+        Bytes::new()
+    } else if method == Method::POST {
         for number in numbers(&body) {
             arrivals.borrow_mut().take(number);
         }

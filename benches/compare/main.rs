@@ -8,6 +8,7 @@ mod api;
 mod floor;
 mod load;
 mod page;
+mod soak;
 mod stage;
 #[allow(dead_code, unused_imports, reason = "what the tests need besides")]
 #[path = "../../tests/support/mod.rs"]
@@ -68,7 +69,7 @@ enum Case {
 
 impl Case {
     const fn sides(self) -> [Side; 2] {
-        let waypost = Side { name: "waypost", program: Program::Waypost, batch: 1, variables: &[] };
+        let waypost = Side::WAYPOST;
         match self {
             Self::Floor => [Side { name: "floor", program: Program::Floor, ..waypost }, waypost],
             Self::Batch => {
@@ -83,9 +84,11 @@ impl Case {
     }
 }
 
-/// What a process of the benchmark is.
+/// What a process of the benchmark is, if not the one that compares.
 #[derive(Subcommand)]
 enum Role {
+    /// One node at half its peak for an hour: what creeps
+    Soak(soak::Plan),
     #[command(hide = true)]
     Floor { lane: String, listen: SocketAddr },
     #[command(hide = true)]
@@ -117,12 +120,24 @@ fn main() {
     let cli = Cli::parse();
     actix_rt::System::new().block_on(async {
         match cli.role {
+            Some(Role::Soak(plan)) => soak(&plan).await,
             Some(Role::Floor { lane, listen }) => floor::run(&lane, listen).await,
             Some(Role::Api { listen }) => api::run(listen).await,
             Some(Role::Load(order)) => load::run(&order).await,
             None => compare(&cli).await,
         }
     });
+}
+
+async fn soak(plan: &soak::Plan) {
+    let missing = "the broker can be had";
+    match &*plan.lane {
+        "grpc" => soak::run(plan, &grpc_variables()).await,
+        "nats" => soak::run(plan, &Nats::start().await.expect(missing).variables()).await,
+        "rabbitmq" => soak::run(plan, &Rabbitmq::start().await.expect(missing).variables()).await,
+        "pubsub" => soak::run(plan, &Pubsub::start().await.expect(missing).variables()).await,
+        lane => panic!("there is no lane {lane}"),
+    }
 }
 
 async fn compare(cli: &Cli) {

@@ -20,7 +20,7 @@ use super::{
 
 const PATIENCE: Duration = Duration::from_mins(2);
 /// Records that no figure counts.
-const WARM_UP: usize = 2000;
+pub const WARM_UP: usize = 2000;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Program {
@@ -57,7 +57,7 @@ pub struct Measured {
 }
 
 /// The processes of one measurement. They end with it.
-struct Stage {
+pub struct Stage {
     program: Child,
     api: Child,
     api_url: String,
@@ -88,7 +88,7 @@ fn own(arguments: &[&str], set_up: impl FnOnce(&mut std::process::Command)) -> C
 }
 
 impl Stage {
-    async fn new(side: &Side, lane: &str, variables: &[(String, String)], users: usize) -> Self {
+    pub async fn new(side: &Side, lane: &str, variables: &[(String, String)], users: usize) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let [api_port, port, admin] = [(); 3].map(|()| free_port());
         let (listen, api_listen) = (format!("127.0.0.1:{port}"), format!("127.0.0.1:{api_port}"));
@@ -125,8 +125,15 @@ impl Stage {
         Self { program, api, api_url, host, folder, admin, users, batch: side.batch, posted: 0 }
     }
 
+    /// Has the API forget all records. Numbers begin anew.
+    pub async fn forget(&mut self) {
+        let answer = awc::Client::default().delete(&self.api_url).send().await.expect("the API answers");
+        assert!(answer.status().is_success(), "{}", answer.status());
+        self.posted = 0;
+    }
+
     /// Posts so many records, and waits until the API has them all, or none came for a while.
-    async fn post(&mut self, count: usize, rate: Option<f64>) -> Run {
+    pub async fn post(&mut self, count: usize, rate: Option<f64>) -> Run {
         let times = self.folder.path().join("times");
         let numbers = [self.users, self.batch, self.posted, count].map(|number| number.to_string());
         let rate = rate.map(|rate| rate.to_string());
@@ -188,10 +195,38 @@ impl Stage {
         })
     }
 
-    fn memory_mib(&self) -> f64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.program.id())).expect("it runs");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("Linux says");
+    pub fn watch(&self) -> Watch {
+        Watch { process: self.program.id() }
+    }
+}
+
+/// Looks at the program under test from outside.
+#[derive(Clone, Copy)]
+pub struct Watch {
+    process: u32,
+}
+
+/// What the program under test holds.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Footprint {
+    pub memory_mib: f64,
+    pub descriptors: usize,
+}
+
+impl Watch {
+    fn memory_mib(self, name: &str) -> f64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.process)).expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("Linux says");
         line.trim().trim_end_matches(" kB").parse::<f64>().expect("a number") / 1024.0
+    }
+
+    fn peak_memory_mib(self) -> f64 {
+        self.memory_mib("VmHWM:")
+    }
+
+    pub fn footprint(self) -> Footprint {
+        let descriptors = fs::read_dir(format!("/proc/{}/fd", self.process)).expect("it runs");
+        Footprint { memory_mib: self.memory_mib("VmRSS:"), descriptors: descriptors.count() }
     }
 }
 
@@ -203,14 +238,28 @@ struct Stats {
 }
 
 /// What came of posting some records.
-struct Run {
+pub struct Run {
     load: Value,
     cpu_us: u64,
     sent_us: Vec<u64>,
     arrived_us: Vec<u64>,
-    distinct: u64,
-    times: u64,
+    pub distinct: u64,
+    pub times: u64,
     last_us: u64,
+}
+
+impl Run {
+    #[expect(clippy::cast_precision_loss, reason = "times and counts of a short run")]
+    pub fn end_to_end_per_s(&self) -> f64 {
+        let first = self.sent_us.iter().min().copied().unwrap_or_default();
+        self.distinct as f64 * 1e6 / (self.last_us - first) as f64
+    }
+
+    /// Of each record that arrived, how long after it was due.
+    pub fn deliveries_us(&self) -> impl Iterator<Item = u64> {
+        let times = std::iter::zip(&self.sent_us, &self.arrived_us).filter(|(_, arrived)| **arrived > 0);
+        times.map(|(sent, arrived)| arrived.saturating_sub(*sent))
+    }
 }
 
 fn words(bytes: &[u8]) -> Vec<u64> {
@@ -227,6 +276,8 @@ async fn get(url: &str) -> Vec<u8> {
 }
 
 impl Side {
+    pub const WAYPOST: Self = Self { name: "waypost", program: Program::Waypost, batch: 1, variables: &[] };
+
     /// At its peak, then at `rate`, or at half that peak.
     #[expect(clippy::cast_precision_loss, reason = "times and counts of a short run")]
     pub async fn measure(
@@ -245,14 +296,10 @@ impl Side {
         let after = stage.syncs().await;
         let (commits, committed) = (after[0] - before[0], after[1] - before[1]);
         let records_per_sync = (commits > 0.0).then(|| committed / commits);
-        let first = peak.sent_us.iter().min().copied().unwrap_or_default();
-        let end_to_end_per_s = peak.distinct as f64 * 1e6 / (peak.last_us - first) as f64;
+        let end_to_end_per_s = peak.end_to_end_per_s();
         // As long as the other one took at its peak.
         let steady = stage.post(records / 2, Some(rate.unwrap_or(end_to_end_per_s / 2.0))).await;
-        let mut delivery: Vec<_> = std::iter::zip(&steady.sent_us, &steady.arrived_us)
-            .filter(|(_, arrived)| **arrived > 0)
-            .map(|(sent, arrived)| arrived.saturating_sub(*sent) as f64 / 1000.0)
-            .collect();
+        let mut delivery: Vec<_> = steady.deliveries_us().map(|us| us as f64 / 1000.0).collect();
         delivery.sort_by(f64::total_cmp);
         let quantile = |part: f64| table::quantile(&delivery, part);
         let latency = |name: &str| steady.load["latency_ms"][name].as_f64().expect("a latency");
@@ -260,7 +307,7 @@ impl Side {
             ingest_per_s: peak.load["requests_per_s"].as_f64().expect("a rate") * self.batch as f64,
             end_to_end_per_s,
             cpu_us_per_record: peak.cpu_us as f64 / records as f64,
-            memory_mib: stage.memory_mib(),
+            memory_mib: stage.watch().peak_memory_mib(),
             lost: (records + records / 2) as u64 - peak.distinct - steady.distinct,
             duplicated: peak.times + steady.times - peak.distinct - steady.distinct,
             ingest_ms: ["p50", "p99", "p99.9"].map(latency),
