@@ -10,7 +10,7 @@ pub mod metrics;
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
@@ -150,13 +150,11 @@ impl Ledger {
     /// The record lies in the dead letters.
     pub fn dead(&self, lane: LaneId, record: &Record) {
         let lane = self.lane(lane);
-        let is_first = self.died.lock().unwrap_or_else(PoisonError::into_inner).insert(record);
-        if is_first && !self.is_delivered(record) {
-            self.recover(lane, record);
-        } else {
-            // Another copy of it, which lies on disk as well.
-            lane.recovered.fetch_add(1, Relaxed);
-        }
+        let is_first = lock(&self.died).insert(record);
+        // A second one is another copy of it, which lies on disk as well.
+        let is_copy = !is_first || self.is_delivered(record);
+        let is_recovered = is_copy || self.promised(record, &lock(&self.refused)).is_none();
+        lane.recovered.fetch_add(is_recovered.into(), Relaxed);
         lane.dead.fetch_add(1, Relaxed);
     }
 
@@ -169,29 +167,44 @@ impl Ledger {
     /// known: a copy of it that comes later may be what a broker took a replay for.
     #[must_use]
     pub fn is_delivered(&self, record: &Record) -> bool {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).contains(record)
+        lock(&self.known).contains(record)
     }
 
-    /// The API has the record. A second time counts as redelivered.
-    pub fn delivered(&self, lane: LaneId, record: &Record) {
-        if !self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(lane, record) {
-            return self.redelivered(lane);
+    /// The API has the records, which came out of `lane`. One that it had before counts as redelivered.
+    pub fn delivered<'r>(&self, lane: LaneId, records: impl IntoIterator<Item = &'r Record>) {
+        let now_us = unix_us();
+        let [mut delivered, mut recovered, mut redelivered] = [0; 3];
+        {
+            // In the order of `refused`. Once for all records, however many.
+            let (mut known, died, refused) = (lock(&self.known), lock(&self.died), lock(&self.refused));
+            for record in records {
+                if !known.insert(lane, record) {
+                    redelivered += 1;
+                    continue;
+                }
+                delivered += 1;
+                // One that died is another copy of a dead letter.
+                match self.promised(record, &refused).filter(|_| !died.contains(record)) {
+                    Some(origin) => {
+                        self.lane(lane).delivery.record(Duration::from_micros(now_us.saturating_sub(origin.at_us)));
+                    }
+                    None => recovered += 1,
+                }
+            }
         }
-        let (lane, now_us) = (self.lane(lane), unix_us());
-        if self.died.lock().unwrap_or_else(PoisonError::into_inner).contains(record) {
-            // Another copy of a dead letter.
-            lane.recovered.fetch_add(1, Relaxed);
-        } else if let Some(origin) = self.recover(lane, record) {
-            lane.delivery.record(Duration::from_micros(now_us.saturating_sub(origin.at_us)));
+        let lane = self.lane(lane);
+        lane.recovered.fetch_add(recovered, Relaxed);
+        lane.delivered.fetch_add(delivered, Relaxed);
+        lane.redelivered.fetch_add(redelivered, Relaxed);
+        if delivered > 0 {
+            lane.last_delivery_us.store(now_us, Relaxed);
         }
-        lane.delivered.fetch_add(1, Relaxed);
-        lane.last_delivery_us.store(now_us, Relaxed);
     }
 
     /// A lane that was given the record has not confirmed it, and may have it all the same. It goes on by another way: when both
     /// have brought it, it is one record.
     pub fn doubted(&self, record: &Record) {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).doubt(record);
+        lock(&self.known).doubt(record);
     }
 
     /// A POST of `lane` that began then has ended.
@@ -201,30 +214,23 @@ impl Ledger {
 
     /// A client that sent a request then has been answered with `code`.
     pub fn answered(&self, code: u16, began: Instant) {
-        self.requests.lock().unwrap_or_else(PoisonError::into_inner).entry(code).or_default().record_since(began);
+        lock(&self.requests).entry(code).or_default().record_since(began);
     }
 
-    /// Counts a record that has no receipt of this run. The origin of one that has.
-    fn recover<'r>(&self, lane: &Lane, record: &'r Record) -> Option<&'r Origin> {
-        let promised = !self.refused.lock().unwrap_or_else(PoisonError::into_inner).contains(record);
-        match &record.origin {
-            Some(origin) if origin.run == self.run && promised => Some(origin),
-            _ => {
-                lane.recovered.fetch_add(1, Relaxed);
-                None
-            }
-        }
+    /// The origin of a record that has a receipt of this run.
+    fn promised<'r>(&self, record: &'r Record, refused: &Known) -> Option<&'r Origin> {
+        record.origin.as_ref().filter(|origin| origin.run == self.run && !refused.contains(record))
     }
 
     /// No lane and no spool has confirmed the record, and its client was told so. Delivered after all, it counts as recovered.
     pub fn refused(&self, record: &Record) {
         // Held to the end, so that the record's end comes wholly before or wholly after.
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let died = self.died.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = lock(&self.known);
+        let died = lock(&self.died);
         if known.contains(record) || died.contains(record) {
             self.late.fetch_add(1, Relaxed);
         } else {
-            self.refused.lock().unwrap_or_else(PoisonError::into_inner).insert(record);
+            lock(&self.refused).insert(record);
         }
     }
 
@@ -307,6 +313,10 @@ impl Ledger {
     const fn lane(&self, lane: LaneId) -> &Lane {
         &self.lanes[lane as usize]
     }
+}
+
+fn lock<T>(counted: &Mutex<T>) -> MutexGuard<'_, T> {
+    counted.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Where every record is.
@@ -394,9 +404,9 @@ mod tests {
         ledger.accepted(LaneId::Nats, Duration::ZERO);
         assert_eq!(ledger.totals().in_flight(), 1);
         assert!(!ledger.is_delivered(&record("a", "run")));
-        ledger.delivered(LaneId::Nats, &record("a", "run"));
+        ledger.delivered(LaneId::Nats, [&record("a", "run")]);
         assert!(ledger.is_delivered(&record("a", "run")));
-        ledger.delivered(LaneId::Grpc, &record("a", "run"));
+        ledger.delivered(LaneId::Grpc, [&record("a", "run")]);
         assert_eq!(
             ledger.totals(),
             Counts { accepted: 1, recovered: 0, delivered: 1, redelivered: 1, ..Counts::default() }
@@ -409,7 +419,7 @@ mod tests {
         let first = record("a", "run");
         let mut second = first.clone();
         second.origin = Some(Origin { run: Arc::from("run"), at_us: 2 });
-        ledger.delivered(LaneId::Nats, &first);
+        ledger.delivered(LaneId::Nats, [&first]);
         assert!(!ledger.is_delivered(&second));
     }
 
@@ -420,7 +430,7 @@ mod tests {
         ledger.dead(LaneId::Nats, &record("a", "run"));
         assert!(!ledger.is_delivered(&record("a", "run")), "a replay may have become that copy");
         ledger.dead(LaneId::Grpc, &record("a", "run"));
-        ledger.delivered(LaneId::Grpc, &record("a", "run"));
+        ledger.delivered(LaneId::Grpc, [&record("a", "run")]);
         let counts = ledger.totals();
         let expected = Counts { accepted: 1, recovered: 2, delivered: 1, dead: 2, ..Counts::default() };
         assert_eq!((counts, counts.in_flight()), (expected, 0));
@@ -429,10 +439,10 @@ mod tests {
     #[test]
     fn a_record_of_an_earlier_run_balances_as_recovered() {
         let ledger = Ledger::new(Arc::from("run"));
-        ledger.delivered(LaneId::Nats, &record("a", "earlier"));
+        ledger.delivered(LaneId::Nats, [&record("a", "earlier")]);
         let mut foreign = record("b", "run");
         foreign.origin = None;
-        ledger.delivered(LaneId::Nats, &foreign);
+        ledger.delivered(LaneId::Nats, [&foreign]);
         assert!(!ledger.is_delivered(&foreign));
         let counts = ledger.counts(LaneId::Nats);
         assert_eq!(counts, Counts { accepted: 0, recovered: 2, delivered: 2, redelivered: 0, ..Counts::default() });
@@ -443,8 +453,8 @@ mod tests {
     fn a_record_that_is_delivered_though_its_client_was_refused_balances() {
         let ledger = Ledger::new(Arc::from("run"));
         ledger.refused(&record("a", "run"));
-        ledger.delivered(LaneId::Nats, &record("a", "run"));
-        ledger.delivered(LaneId::Nats, &record("b", "run"));
+        ledger.delivered(LaneId::Nats, [&record("a", "run")]);
+        ledger.delivered(LaneId::Nats, [&record("b", "run")]);
         ledger.refused(&record("b", "run"));
         ledger.refused(&record("c", "run"));
         assert_eq!(

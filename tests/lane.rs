@@ -163,11 +163,11 @@ async fn a_record_that_a_lane_may_have_is_known_however_many_came_after_it() {
     let doubtful = record();
     let (answer, ()) = tokio::join!(house.ingest.submit(doubtful.clone(), None), lose);
     assert!(answer.is_err(), "{answer:?}");
-    house.ledger.delivered(LaneId::Grpc, &doubtful);
+    house.ledger.delivered(LaneId::Grpc, [&doubtful]);
     let first = record();
-    house.ledger.delivered(LaneId::Grpc, &first);
+    house.ledger.delivered(LaneId::Grpc, [&first]);
     for _ in 0..300_000 {
-        house.ledger.delivered(LaneId::Grpc, &record());
+        house.ledger.delivered(LaneId::Grpc, [&record()]);
     }
     assert!(!house.ledger.is_delivered(&first), "so many that others are forgotten");
     assert!(house.ledger.is_delivered(&doubtful));

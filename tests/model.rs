@@ -280,7 +280,7 @@ impl Run {
         if self.node().ledger.is_delivered(&record) {
             self.node().ledger.redelivered(LANES[lane]);
         } else {
-            self.node().ledger.delivered(LANES[lane], &record);
+            self.node().ledger.delivered(LANES[lane], [&record]);
             self.model.delivered(number(&record))?;
         }
         if acked {

@@ -68,7 +68,7 @@ pub async fn run(plan: &Plan, variables: &[(String, String)]) {
     let watch = stage.watch();
     let samples = Rc::new(RefCell::new(Vec::new()));
     let taken = Rc::clone(&samples);
-    let sampler = actix_rt::spawn(async move {
+    let watching = actix_rt::spawn(async move {
         loop {
             tokio::time::sleep(SAMPLE_EVERY).await;
             taken.borrow_mut().push((Instant::now(), watch.footprint()));
@@ -96,7 +96,7 @@ pub async fn run(plan: &Plan, variables: &[(String, String)]) {
         );
         minutes.push(latencies);
     }
-    sampler.abort();
+    watching.abort();
 
     let end = END.min(minutes.len());
     let together = |minutes: &[Latencies]| {

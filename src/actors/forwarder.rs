@@ -138,7 +138,11 @@ impl Post {
         let patience = Patience { held_until, give_up_at: self.give_up_at(record), failures: None };
         let sent = (body.clone(), &*record.id, record.traceparent.as_deref());
         match self.until_it_ends(sent, patience, not_posted(), &mut drain).await {
-            End::Delivered { status } => self.delivered(delivery, body, status),
+            End::Delivered { status } => {
+                self.wiring.ledger.delivered(self.lane, [record]);
+                self.show(record, || body, status);
+                delivery.ack();
+            }
             // Rare, and not to make the future of every record larger.
             End::Dead(letter) => Box::pin(self.bury(delivery, letter)).await,
             End::Held | End::Failed(_) => delivery.retry_after(HOLD_REST),
@@ -218,13 +222,6 @@ impl Post {
         }
     }
 
-    /// The API has it, as `body`.
-    fn delivered(&self, delivery: Delivery, body: Bytes, status: u16) {
-        self.wiring.ledger.delivered(self.lane, &delivery.record);
-        self.show(&delivery.record, body, status);
-        delivery.ack();
-    }
-
     /// When `record` has waited long enough, if ever.
     fn give_up_at(&self, record: &Record) -> Option<Instant> {
         let patience = self.wiring.give_up_after?;
@@ -255,13 +252,13 @@ impl Post {
         }
     }
 
-    fn show(&self, record: &Record, body: Bytes, status: u16) {
+    /// The API has it, as `body`.
+    fn show(&self, record: &Record, body: impl FnOnce() -> Bytes, status: u16) {
         let tap = &self.wiring.tap;
         if tap.receiver_count() > 0 {
-            let passage =
-                Passage { lane: self.lane, id: Arc::clone(&record.id), body, status, at_ms: unix_us() / 1000 };
+            let (id, at_ms) = (Arc::clone(&record.id), unix_us() / 1000);
             // The last watcher may have left since; passages are for watching only.
-            tap.send(passage).ok();
+            tap.send(Passage { lane: self.lane, id, body: body(), status, at_ms }).ok();
         }
     }
 }

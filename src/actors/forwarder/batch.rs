@@ -182,9 +182,11 @@ impl Post {
             let sent = (body.clone(), &*key, traceparent);
             let letter = match self.until_it_ends(sent, patience, letter, &mut drain).await {
                 End::Delivered { status } => {
+                    self.wiring.ledger.delivered(self.lane, records());
                     let mut permits: Option<OwnedSemaphorePermit> = None;
                     for (Held { delivery, permit, .. }, place) in batch.into_iter().zip(places) {
-                        self.delivered(delivery, body.slice(place), status);
+                        self.show(&delivery.record, || body.slice(place), status);
+                        delivery.ack();
                         // Giving them back one by one would wake the lane for each.
                         match &mut permits {
                             Some(permits) => permits.merge(permit),

@@ -9,20 +9,24 @@ mod feed;
 
 use std::{
     collections::HashMap,
+    pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
+use futures_util::FutureExt as _;
 use google_cloud_gax::{error::rpc::Code, retry_policy::RetryPolicyExt as _};
 use google_cloud_pubsub::{
-    client::Publisher, error::PublishError, model::Message, retry_policy::RetryableErrors, subscriber::handler::Handler,
+    client::Publisher, error::PublishError, model::Message, publisher::PublishFuture, retry_policy::RetryableErrors,
+    subscriber::handler::Handler,
 };
 use tokio::{
     runtime::Handle,
-    sync::{Mutex as AsyncMutex, Notify, Semaphore, mpsc, watch},
+    sync::{AcquireError, Mutex as AsyncMutex, Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch},
     task::AbortHandle,
     time::{sleep, timeout},
 };
@@ -49,6 +53,8 @@ const PUBLISH_TIMEOUT: Duration = Duration::from_secs(7);
 /// What the publisher may hold, in KiB: 32 MiB, and by [`CHARGE_MIN_KIB`] no more than 4096 messages. Its own queue has no bound.
 const PUBLISHING_KIB: u32 = 32 << 10;
 const CHARGE_MIN_KIB: u32 = 8;
+/// How long an ack waits for others, so that they wake the client's thread once: it would send them later than that anyway.
+const LINGER: Duration = Duration::from_millis(10);
 /// The client sends acks every 100 ms and does not say when they have arrived: one period and a slow round trip.
 const FLUSH: Duration = Duration::from_millis(400);
 /// While nothing comes in, the subscription is looked up so often: an outage is otherwise hidden by the client's own retries.
@@ -77,8 +83,8 @@ pub struct Pubsub {
     ready: AsyncMutex<mpsc::Receiver<Held>>,
     outstanding: Arc<Outstanding>,
     state: Arc<State>,
-    /// Where deliveries wait that are given back for later.
-    timers: Handle,
+    /// Of the feed. What has to wait, and outlive who asked for it, does so there.
+    runtime: Handle,
     probe: AbortHandle,
     broker: Broker,
     feed: Arc<Feed>,
@@ -99,17 +105,11 @@ impl Transport for Pubsub {
             let charge = charge(record.body.len(), CHARGE_MIN_KIB, PUBLISHING_KIB);
             let permit = Arc::clone(&self.publishing).acquire_many_owned(charge).await;
             let confirm = self.publisher.publish(message(record));
-            // A caller that gives up leaves the message with the publisher: the permit stays with it.
-            let confirmed = tokio::spawn(async move {
-                let outcome = confirm.await;
-                drop(permit);
-                outcome
-            });
-            confirmed.await.unwrap_or(Err(PublishError::Shutdown))
+            Publishing { underway: Some((confirm, permit)), runtime: &self.runtime }.await
         })
         .await;
         let failure = match outcome {
-            Ok(Ok(_)) => return Ok(()),
+            Ok(Ok(())) => return Ok(()),
             Ok(Err(failure)) => failure,
             Err(_) => return Err(TransportError::Publish(format!("no answer within {PUBLISH_TIMEOUT:?}"))),
         };
@@ -131,13 +131,13 @@ impl Transport for Pubsub {
             held = ready.recv() => held.ok_or_else(|| TransportError::Lost("the stream has ended".into()))?,
         };
         self.state.heard.store(true, Ordering::Relaxed);
-        self.outstanding.deliver(held, &self.timers)
+        self.outstanding.deliver(held, &self.runtime)
     }
 
     fn try_next(&self) -> Option<Delivery> {
         let held = self.ready.try_lock().ok()?.try_recv().ok()?;
         // An error means that the connection is lost, which the next `next` says.
-        self.outstanding.deliver(held, &self.timers).ok()
+        self.outstanding.deliver(held, &self.runtime).ok()
     }
 
     async fn lost(&self) -> TransportError {
@@ -183,7 +183,7 @@ impl Pubsub {
         let state = Arc::<State>::default();
         let (out, ready) = mpsc::channel(feed::HELD_MAX as usize);
         let on_end = Arc::clone(&state);
-        let timers = feed.attach(&access, admin.subscription(), out, Box::new(move |why| on_end.lose(why))).await?;
+        let runtime = feed.attach(&access, admin.subscription(), out, Box::new(move |why| on_end.lose(why))).await?;
         let mut warnings = declared.warnings;
         if access.is_emulator {
             warnings.push("an emulator keeps messages in memory: it loses them when it ends".into());
@@ -195,7 +195,7 @@ impl Pubsub {
             ready: AsyncMutex::new(ready),
             outstanding: Arc::default(),
             state,
-            timers,
+            runtime,
             probe,
             broker: Broker { version: None, warnings },
             feed: Arc::clone(feed),
@@ -265,6 +265,31 @@ async fn probe(admin: Admin, state: Arc<State>, feed: Arc<Feed>) {
     }
 }
 
+/// A message that the publisher has. Given up, it keeps its share of what the publisher may hold for as long as it is there.
+struct Publishing<'a> {
+    underway: Option<(PublishFuture, Result<OwnedSemaphorePermit, AcquireError>)>,
+    runtime: &'a Handle,
+}
+
+impl Future for Publishing<'_> {
+    type Output = Result<(), PublishError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let Some((confirm, _)) = &mut self.underway else { return Poll::Ready(Err(PublishError::Shutdown)) };
+        let outcome = ready!(confirm.poll_unpin(context));
+        self.underway = None;
+        Poll::Ready(outcome.map(drop))
+    }
+}
+
+impl Drop for Publishing<'_> {
+    fn drop(&mut self) {
+        if let Some((confirm, permit)) = self.underway.take() {
+            self.runtime.spawn(confirm.map(|_| drop(permit)));
+        }
+    }
+}
+
 /// The handles of the deliveries that are not settled.
 #[derive(Default)]
 struct Outstanding {
@@ -276,10 +301,12 @@ struct Handles {
     closed: bool,
     next_key: u64,
     by_key: HashMap<u64, Handler>,
+    /// To be acknowledged together, each with its share of what the feed may hold.
+    acked: Vec<(Handler, OwnedSemaphorePermit)>,
 }
 
 impl Outstanding {
-    fn deliver(self: &Arc<Self>, held: Held, timers: &Handle) -> Result<Delivery, TransportError> {
+    fn deliver(self: &Arc<Self>, held: Held, runtime: &Handle) -> Result<Delivery, TransportError> {
         let Held { message, handler, permit } = held;
         let redelivered = handler.delivery_attempt().is_some_and(|attempt| attempt > 1);
         let key = {
@@ -292,16 +319,26 @@ impl Outstanding {
             handles.by_key.insert(key, handler);
             key
         };
-        let (outstanding, timers) = (Arc::clone(self), timers.clone());
+        let (outstanding, runtime) = (Arc::clone(self), runtime.clone());
         let settle = move |verdict| {
+            let mut all = outstanding.lock();
             // It is not there if `close` has given it back.
-            let Some(handler) = outstanding.lock().by_key.remove(&key) else { return };
+            let Some(handler) = all.by_key.remove(&key) else { return };
             match verdict {
-                Verdict::Ack | Verdict::Reject => handler.ack(),
+                Verdict::Ack | Verdict::Reject => {
+                    all.acked.push((handler, permit));
+                    if all.acked.len() == 1 {
+                        drop(all);
+                        runtime.spawn(async move {
+                            sleep(LINGER).await;
+                            outstanding.lock().acknowledge();
+                        });
+                    }
+                }
                 Verdict::Unsettled => handler.nack(),
                 // The service has no delayed nack: its hold is kept until the delay is over.
                 Verdict::RetryAfter(delay) => {
-                    timers.spawn(async move {
+                    runtime.spawn(async move {
                         sleep(delay).await;
                         handler.nack();
                         drop(permit);
@@ -316,11 +353,18 @@ impl Outstanding {
     fn give_back(&self) {
         let mut handles = self.lock();
         handles.closed = true;
+        handles.acknowledge();
         handles.by_key.drain().for_each(|(_, handler)| handler.nack());
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Handles> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Handles {
+    fn acknowledge(&mut self) {
+        self.acked.drain(..).for_each(|(handler, _)| handler.ack());
     }
 }
 

@@ -1,9 +1,10 @@
 //! Publishes and matches the broker's confirms with those who wait for them.
 
-use std::{collections::HashMap, future::ready, pin::Pin};
+use std::{collections::HashMap, future::ready};
 
 use bytes::Bytes;
-use futures_util::{Stream, StreamExt as _, stream::FuturesUnordered};
+use foldhash::fast::RandomState;
+use futures_util::{FutureExt as _, Stream, StreamExt as _, future::Either, stream::FuturesUnordered};
 use lapin::{BasicProperties, Channel, Confirmation, Event, options::BasicPublishOptions, types::ShortString};
 use tokio::sync::{mpsc, oneshot};
 
@@ -11,6 +12,11 @@ use super::{super::TransportError, Life};
 
 /// Publishes that the broker has not confirmed, those that nobody waits for any more included.
 const UNCONFIRMED_MAX: usize = 4096;
+/// What is handled in one go, so that nothing else waits for long.
+const TOGETHER_MAX: usize = 64;
+
+/// Who waits for a confirm, by the number of the publish.
+type Waiting = HashMap<u64, oneshot::Sender<Result<(), TransportError>>, RandomState>;
 
 /// A message to publish, and who wants to know that it is durable.
 pub(super) struct Publish {
@@ -40,46 +46,26 @@ pub(super) async fn publish_and_confirm(
     mut queued: mpsc::Receiver<Publish>,
     life: Life,
 ) {
-    let mut steps: FuturesUnordered<Pin<Box<dyn Future<Output = Step> + Send>>> = FuturesUnordered::new();
+    let mut steps = FuturesUnordered::new();
     let mut number = 0;
-    let mut waiting = HashMap::new();
+    let mut waiting = Waiting::default();
+    let mut publishes = Vec::new();
     let mut confirmed = Vec::new();
     let mut before_barrier = Vec::new();
     let mut blocked: Option<TransportError> = None;
     let ended = life.ended();
     tokio::pin!(ended);
     loop {
+        let room = UNCONFIRMED_MAX - steps.len().min(UNCONFIRMED_MAX);
         tokio::select! {
+            biased;
             _ = &mut ended => return,
-            Some(publish) = queued.recv(), if steps.len() < UNCONFIRMED_MAX => {
-                if let Some(why) = &blocked {
-                    // A caller that has gone needs no answer, here and below.
-                    drop(publish.done.send(Err(why.clone())));
-                } else {
-                    number += 1;
-                    waiting.insert(number, publish.done);
-                    let (channel, queue) = (channel.clone(), queue.clone());
-                    steps.push(Box::pin(async move {
-                        let answer = send(&channel, queue, &publish.body, publish.properties).await;
-                        Step::Answer(number, is_durable(answer))
-                    }));
-                }
-            }
-            Some(step) = steps.next() => match step {
-                Step::Answer(number, Ok(())) => confirmed.push(number),
-                Step::Answer(_, Err(TransportError::Lost(why))) => return life.end(why),
-                Step::Answer(number, Err(why)) => answer_to(&mut waiting, number, Err(why)),
-                Step::Barrier => {
-                    for number in before_barrier.drain(..) {
-                        answer_to(&mut waiting, number, Ok(()));
-                    }
-                }
-            },
             Some(event) = events.next() => match event {
                 Event::ConnectionBlocked(reason) => {
                     tracing::warn!(lane = "rabbitmq", reason, "the broker blocks publishers");
                     let why = TransportError::Publish(format!("the broker blocks publishers: {reason}"));
                     for (_, done) in waiting.drain() {
+                        // A caller that has gone needs no answer, here and below.
                         drop(done.send(Err(why.clone())));
                     }
                     blocked = Some(why);
@@ -88,19 +74,48 @@ pub(super) async fn publish_and_confirm(
                 Event::Error(why) => return life.end(why),
                 _ => {}
             },
+            Some(first) = steps.next() => {
+                let others = std::iter::from_fn(|| steps.next().now_or_never().flatten());
+                for step in std::iter::once(first).chain(others).take(TOGETHER_MAX) {
+                    match step {
+                        Step::Answer(number, Ok(())) => confirmed.push(number),
+                        Step::Answer(_, Err(TransportError::Lost(why))) => return life.end(why),
+                        Step::Answer(number, Err(why)) => answer_to(&mut waiting, number, Err(why)),
+                        Step::Barrier => {
+                            for number in before_barrier.drain(..) {
+                                answer_to(&mut waiting, number, Ok(()));
+                            }
+                        }
+                    }
+                }
+            }
+            taken = queued.recv_many(&mut publishes, room.min(TOGETHER_MAX)), if room > 0 => {
+                if taken == 0 {
+                    // Whoever publishes is gone.
+                    return;
+                }
+                for Publish { properties, body, done } in publishes.drain(..) {
+                    if let Some(why) = &blocked {
+                        drop(done.send(Err(why.clone())));
+                        continue;
+                    }
+                    number += 1;
+                    waiting.insert(number, done);
+                    let (channel, queue) = (&channel, queue.clone());
+                    steps.push(Either::Left(async move {
+                        Step::Answer(number, is_durable(send(channel, queue, &body, properties).await))
+                    }));
+                }
+            }
         }
         if before_barrier.is_empty() && !confirmed.is_empty() {
             std::mem::swap(&mut before_barrier, &mut confirmed);
-            steps.push(Box::pin(ready(Step::Barrier)));
+            steps.push(Either::Right(ready(Step::Barrier)));
         }
     }
 }
 
-fn answer_to(
-    waiting: &mut HashMap<u64, oneshot::Sender<Result<(), TransportError>>>,
-    number: u64,
-    answer: Result<(), TransportError>,
-) {
+fn answer_to(waiting: &mut Waiting, number: u64, answer: Result<(), TransportError>) {
     if let Some(done) = waiting.remove(&number) {
         drop(done.send(answer));
     }
@@ -133,6 +148,8 @@ fn is_durable(answer: lapin::Result<Confirmation>) -> Result<(), TransportError>
 
 #[cfg(test)]
 mod tests {
+    use std::pin::Pin;
+
     use lapin::message::{BasicReturnMessage, Delivery};
 
     use super::*;

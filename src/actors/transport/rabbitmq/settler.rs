@@ -14,12 +14,14 @@ use lapin::{
 };
 use tokio::{
     sync::{mpsc, oneshot},
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 
 use super::{super::PREFETCH, Life};
 use crate::delivery::Verdict;
 
+/// How long a settlement waits for others: most of those that come meanwhile go in one acknowledgement.
+const LINGER: Duration = Duration::from_millis(1);
 /// The broker sends again at once what is given back: this keeps a fault that repeats from becoming a hot loop.
 const PAUSE: Duration = Duration::from_millis(200);
 /// How long it may take to write settlements to the socket.
@@ -46,7 +48,13 @@ pub(super) async fn settle(
         let due = held.peek().map(|&Reverse((at, _))| at);
         tokio::select! {
             _ = life.ended() => return,
-            n = settlements.recv_many(&mut batch, PREFETCH.into()) => if n == 0 { return },
+            n = settlements.recv_many(&mut batch, PREFETCH.into()) => {
+                if n == 0 {
+                    return;
+                }
+                sleep(LINGER).await;
+                batch.extend(std::iter::from_fn(|| settlements.try_recv().ok()).take(PREFETCH.into()));
+            }
             () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
         }
         let now = Instant::now();
