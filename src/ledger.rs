@@ -149,11 +149,14 @@ impl Ledger {
 
     /// The record lies in the dead letters.
     pub fn dead(&self, lane: LaneId, record: &Record) {
+        let is_recovered = {
+            // Locked in the order of [`Self::refused`].
+            let (known, mut died, refused) = (lock(&self.known), lock(&self.died), lock(&self.refused));
+            // One that died or was delivered before: this is another copy, which lies on disk as well.
+            let is_copy = !died.insert(record) || known.contains(record);
+            is_copy || self.promised(record, &refused).is_none()
+        };
         let lane = self.lane(lane);
-        let is_first = lock(&self.died).insert(record);
-        // A second one is another copy of it, which lies on disk as well.
-        let is_copy = !is_first || self.is_delivered(record);
-        let is_recovered = is_copy || self.promised(record, &lock(&self.refused)).is_none();
         lane.recovered.fetch_add(is_recovered.into(), Relaxed);
         lane.dead.fetch_add(1, Relaxed);
     }
@@ -175,7 +178,7 @@ impl Ledger {
         let now_us = unix_us();
         let [mut delivered, mut recovered, mut redelivered] = [0; 3];
         {
-            // In the order of `refused`. Once for all records, however many.
+            // Locked in the order of [`Self::refused`]; once, however many records.
             let (mut known, died, refused) = (lock(&self.known), lock(&self.died), lock(&self.refused));
             for record in records {
                 if !known.insert(lane, record) {

@@ -15,7 +15,9 @@ pub const NUMBER: &[u8] = b"{\"n\":";
 
 #[derive(Default)]
 struct Arrivals {
-    /// By the record's number, when it came first, in µs since the Unix epoch; 0 if it has not.
+    /// From this number on times are known.
+    first: usize,
+    /// When a record came first, in µs since the Unix epoch; 0 if it has not.
     at_us: Vec<u64>,
     distinct: u64,
     /// Each time that a record came.
@@ -39,13 +41,14 @@ fn numbers(body: &[u8]) -> impl Iterator<Item = usize> {
 
 impl Arrivals {
     fn take(&mut self, number: usize) {
-        if self.at_us.len() <= number {
-            self.at_us.resize(number + 1, 0);
-        }
         self.times += 1;
         self.last_us = now_us();
-        if self.at_us[number] == 0 {
-            self.at_us[number] = self.last_us;
+        let Some(at) = number.checked_sub(self.first) else { return };
+        if self.at_us.len() <= at {
+            self.at_us.resize(at + 1, 0);
+        }
+        if self.at_us[at] == 0 {
+            self.at_us[at] = self.last_us;
             self.distinct += 1;
         }
     }
@@ -56,10 +59,13 @@ async fn answer(
     arrivals: Rc<RefCell<Arrivals>>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     let method = request.method().clone();
-    let wants_all = request.uri().path() == "/arrivals";
+    let path = request.uri().path();
+    let (wants_all, first) = (path == "/arrivals", path.trim_start_matches('/').parse().unwrap_or_default());
     let body = request.into_body().collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
     let answer = if method == Method::DELETE {
-        arrivals.replace(Arrivals::default());
+        let mut arrivals = arrivals.borrow_mut();
+        arrivals.first = first;
+        arrivals.at_us.clear();
         Bytes::new()
     } else if method == Method::POST {
         for number in numbers(&body) {

@@ -53,7 +53,7 @@ struct Cli {
     /// Write a page of charts here
     #[arg(long, value_name = "FILE")]
     page: Option<PathBuf>,
-    #[arg(long, hide = true)]
+    #[arg(long, hide = true, global = true)]
     bench: bool,
 }
 

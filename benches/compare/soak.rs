@@ -19,8 +19,8 @@ const SAMPLE_EVERY: Duration = Duration::from_secs(10);
 pub struct Plan {
     #[arg(long, default_value = "grpc")]
     pub lane: String,
-    #[arg(long, default_value_t = 60)]
-    minutes: usize,
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(2..))]
+    minutes: u32,
     /// Records a second, instead of half the peak
     #[arg(long)]
     rate: Option<f64>,
@@ -98,7 +98,7 @@ pub async fn run(plan: &Plan, variables: &[(String, String)]) {
     }
     watching.abort();
 
-    let end = END.min(minutes.len());
+    let end = END.min(minutes.len() / 2);
     let together = |minutes: &[Latencies]| {
         minutes.iter().fold(Latencies::new(3).expect("three digits are allowed"), |mut all, minute| {
             all.add(minute).expect("it grows");

@@ -68,6 +68,8 @@ pub struct Stage {
     batch: usize,
     /// Records that were posted so far.
     posted: usize,
+    /// The first of them, of which the API knows only that they came.
+    forgotten: usize,
 }
 
 impl Drop for Stage {
@@ -122,14 +124,15 @@ impl Stage {
             }
         };
         get(&admin.as_ref().map_or_else(|| host.clone(), |admin| format!("{admin}readyz"))).await;
-        Self { program, api, api_url, host, folder, admin, users, batch: side.batch, posted: 0 }
+        Self { program, api, api_url, host, folder, admin, users, batch: side.batch, posted: 0, forgotten: 0 }
     }
 
-    /// Has the API forget all records. Numbers begin anew.
+    /// Has the API forget when the records so far came. One that comes yet has come before.
     pub async fn forget(&mut self) {
-        let answer = awc::Client::default().delete(&self.api_url).send().await.expect("the API answers");
+        let url = format!("{}{}", self.api_url, self.posted);
+        let answer = awc::Client::default().delete(url).send().await.expect("the API answers");
         assert!(answer.status().is_success(), "{}", answer.status());
-        self.posted = 0;
+        self.forgotten = self.posted;
     }
 
     /// Posts so many records, and waits until the API has them all, or none came for a while.
@@ -152,7 +155,7 @@ impl Stage {
         let mut seen = (0, Instant::now());
         let stats = loop {
             let stats = self.stats().await;
-            if stats.distinct >= self.posted as u64 || seen.1.elapsed() > Duration::from_secs(20) {
+            if stats.distinct - before.distinct >= count as u64 || seen.1.elapsed() > Duration::from_secs(20) {
                 break stats;
             }
             if stats.distinct > seen.0 {
@@ -165,7 +168,7 @@ impl Stage {
             load,
             cpu_us,
             sent_us: words(&fs::read(&times).expect("the load left it")),
-            arrived_us: words(&get(&format!("{}arrivals", self.api_url)).await).split_off(first),
+            arrived_us: words(&get(&format!("{}arrivals", self.api_url)).await).split_off(first - self.forgotten),
             distinct: stats.distinct - before.distinct,
             times: stats.times - before.times,
             last_us: stats.last_us,

@@ -265,7 +265,8 @@ async fn probe(admin: Admin, state: Arc<State>, feed: Arc<Feed>) {
     }
 }
 
-/// A message that the publisher has. Given up, it keeps its share of what the publisher may hold for as long as it is there.
+/// A message that the publisher has. Dropped before its confirm, it leaves the message there, and its permit is held until the confirm
+/// comes.
 struct Publishing<'a> {
     underway: Option<(PublishFuture, Result<OwnedSemaphorePermit, AcquireError>)>,
     runtime: &'a Handle,
@@ -275,6 +276,7 @@ impl Future for Publishing<'_> {
     type Output = Result<(), PublishError>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        // Polled after its end; no confirm was heard for that.
         let Some((confirm, _)) = &mut self.underway else { return Poll::Ready(Err(PublishError::Shutdown)) };
         let outcome = ready!(confirm.poll_unpin(context));
         self.underway = None;
@@ -321,20 +323,10 @@ impl Outstanding {
         };
         let (outstanding, runtime) = (Arc::clone(self), runtime.clone());
         let settle = move |verdict| {
-            let mut all = outstanding.lock();
             // It is not there if `close` has given it back.
-            let Some(handler) = all.by_key.remove(&key) else { return };
+            let Some(handler) = outstanding.lock().by_key.remove(&key) else { return };
             match verdict {
-                Verdict::Ack | Verdict::Reject => {
-                    all.acked.push((handler, permit));
-                    if all.acked.len() == 1 {
-                        drop(all);
-                        runtime.spawn(async move {
-                            sleep(LINGER).await;
-                            outstanding.lock().acknowledge();
-                        });
-                    }
-                }
+                Verdict::Ack | Verdict::Reject => outstanding.acknowledge_soon((handler, permit), &runtime),
                 Verdict::Unsettled => handler.nack(),
                 // The service has no delayed nack: its hold is kept until the delay is over.
                 Verdict::RetryAfter(delay) => {
@@ -349,22 +341,35 @@ impl Outstanding {
         Ok(Delivery::new(record(message), redelivered, settle))
     }
 
+    /// The first of those that gather sets the time for all. Should the feed's thread have ended, so has the stream, and they come again.
+    fn acknowledge_soon(self: &Arc<Self>, acked: (Handler, OwnedSemaphorePermit), runtime: &Handle) {
+        let is_first = {
+            let mut handles = self.lock();
+            handles.acked.push(acked);
+            handles.acked.len() == 1
+        };
+        if is_first {
+            let outstanding = Arc::clone(self);
+            runtime.spawn(async move {
+                sleep(LINGER).await;
+                let acked = std::mem::take(&mut outstanding.lock().acked);
+                for (handler, _) in acked {
+                    handler.ack();
+                }
+            });
+        }
+    }
+
     /// Gives back all that is not settled. From now on nothing is delivered.
     fn give_back(&self) {
         let mut handles = self.lock();
         handles.closed = true;
-        handles.acknowledge();
+        handles.acked.drain(..).for_each(|(handler, _)| handler.ack());
         handles.by_key.drain().for_each(|(_, handler)| handler.nack());
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Handles> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Handles {
-    fn acknowledge(&mut self) {
-        self.acked.drain(..).for_each(|(handler, _)| handler.ack());
     }
 }
 

@@ -12,7 +12,7 @@ use super::{super::TransportError, Life};
 
 /// Publishes that the broker has not confirmed, those that nobody waits for any more included.
 const UNCONFIRMED_MAX: usize = 4096;
-/// What is handled in one go, so that nothing else waits for long.
+/// How many steps, or publishes, are handled in one go at most, so that nothing else waits for long.
 const TOGETHER_MAX: usize = 64;
 
 /// Who waits for a confirm, by the number of the publish.
@@ -56,7 +56,7 @@ pub(super) async fn publish_and_confirm(
     let ended = life.ended();
     tokio::pin!(ended);
     loop {
-        let room = UNCONFIRMED_MAX - steps.len().min(UNCONFIRMED_MAX);
+        let room = UNCONFIRMED_MAX.saturating_sub(steps.len());
         tokio::select! {
             biased;
             _ = &mut ended => return,
@@ -75,6 +75,7 @@ pub(super) async fn publish_and_confirm(
                 _ => {}
             },
             Some(first) = steps.next() => {
+                // Found pending here, the set is polled again by the `select!`, which leaves it a waker.
                 let others = std::iter::from_fn(|| steps.next().now_or_never().flatten());
                 for step in std::iter::once(first).chain(others).take(TOGETHER_MAX) {
                     match step {
@@ -91,8 +92,8 @@ pub(super) async fn publish_and_confirm(
             }
             taken = queued.recv_many(&mut publishes, room.min(TOGETHER_MAX)), if room > 0 => {
                 if taken == 0 {
-                    // Whoever publishes is gone.
-                    return;
+                    // Nobody holds the connection any more.
+                    return life.end("dropped");
                 }
                 for Publish { properties, body, done } in publishes.drain(..) {
                     if let Some(why) = &blocked {

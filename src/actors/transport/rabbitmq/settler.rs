@@ -20,7 +20,7 @@ use tokio::{
 use super::{super::PREFETCH, Life};
 use crate::delivery::Verdict;
 
-/// How long a settlement waits for others: most of those that come meanwhile go in one acknowledgement.
+/// How long a settlement waits for others: one acknowledgement does for all below the lowest tag that is not settled.
 const LINGER: Duration = Duration::from_millis(1);
 /// The broker sends again at once what is given back: this keeps a fault that repeats from becoming a hot loop.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -52,8 +52,11 @@ pub(super) async fn settle(
                 if n == 0 {
                     return;
                 }
-                sleep(LINGER).await;
-                batch.extend(std::iter::from_fn(|| settlements.try_recv().ok()).take(PREFETCH.into()));
+                let room = usize::from(PREFETCH) - n;
+                if room > 0 {
+                    sleep(LINGER).await;
+                    batch.extend(std::iter::from_fn(|| settlements.try_recv().ok()).take(room));
+                }
             }
             () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
         }
