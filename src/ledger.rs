@@ -417,6 +417,16 @@ mod tests {
     }
 
     #[test]
+    fn the_records_of_a_post_count_one_by_one() {
+        let ledger = Ledger::new(Arc::from("run"));
+        let [known, refused, earlier] = [record("a", "run"), record("b", "run"), record("c", "earlier")];
+        ledger.refused(&refused);
+        ledger.delivered(LaneId::Grpc, [&known, &refused, &earlier, &known]);
+        let expected = Counts { recovered: 2, delivered: 3, redelivered: 1, ..Counts::default() };
+        assert_eq!(ledger.counts(LaneId::Grpc), expected);
+    }
+
+    #[test]
     fn an_id_that_is_taken_in_twice_is_settled_twice() {
         let ledger = Ledger::new(Arc::from("run"));
         let first = record("a", "run");
