@@ -15,7 +15,7 @@ pub const NUMBER: &[u8] = b"{\"n\":";
 
 #[derive(Default)]
 struct Arrivals {
-    /// From this number on times are known.
+    /// The record of which `at_us` tells first. Of those before it, only the count of times goes on.
     first: usize,
     /// When a record came first, in µs since the Unix epoch; 0 if it has not.
     at_us: Vec<u64>,

@@ -17,13 +17,16 @@ const SAMPLE_EVERY: Duration = Duration::from_secs(10);
 
 #[derive(Args)]
 pub struct Plan {
+    /// One of grpc, nats, rabbitmq, pubsub
     #[arg(long, default_value = "grpc")]
     pub lane: String,
+    /// How long; the first ten minutes are compared with the last ten, or half with half
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(2..))]
     minutes: u32,
     /// Records a second, instead of half the peak
     #[arg(long)]
     rate: Option<f64>,
+    /// Clients that post at the same time
     #[arg(long, default_value_t = 64)]
     users: usize,
     /// Print what was measured as JSON

@@ -1,11 +1,13 @@
 //! Times, as quantiles and as histograms.
 
 use std::{
-    sync::{Mutex, PoisonError},
+    sync::Mutex,
     time::{Duration, Instant},
 };
 
 use hdrhistogram::Histogram;
+
+use super::lock;
 
 /// Median and 99th percentile, in milliseconds; zero while nothing was measured.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -26,13 +28,13 @@ impl Latency {
 
     pub fn record(&self, time: Duration) {
         let us = u64::try_from(time.as_micros()).unwrap_or(u64::MAX).clamp(1, Self::MAX_US);
-        let (times, sum) = &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (times, sum) = &mut *lock(&self.0);
         times.saturating_record(us);
         *sum += us;
     }
 
     pub fn quantiles_ms(&self) -> Quantiles {
-        let (times, _) = &*self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (times, _) = &*lock(&self.0);
         #[expect(clippy::cast_precision_loss, reason = "a time of centuries would lose a microsecond")]
         let ms = |quantile| times.value_at_quantile(quantile) as f64 / 1000.0;
         Quantiles { p50: ms(0.5), p99: ms(0.99) }

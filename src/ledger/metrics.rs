@@ -2,14 +2,14 @@
 //!
 //! Everything is read at the time of the scrape from the same counts as `GET /api/status`.
 
-use std::{collections::HashMap, sync::PoisonError};
+use std::collections::HashMap;
 
 use prometheus::{
     TextEncoder,
     proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType},
 };
 
-use super::{Counts, Latency, Ledger, Relaxed};
+use super::{Counts, Latency, Ledger, Relaxed, lock};
 use crate::{
     delivery::LaneId,
     record::unix_us,
@@ -143,7 +143,7 @@ impl Page<'_> {
 
     fn times(&self) -> Vec<MetricFamily> {
         let requests = {
-            let requests = self.ledger.requests.lock().unwrap_or_else(PoisonError::into_inner);
+            let requests = lock(&self.ledger.requests);
             let of = |(code, times): (&u16, &Latency)| metric(&[("code", &code.to_string())], times.into());
             requests.iter().map(of).collect()
         };
@@ -189,7 +189,7 @@ enum Value {
 
 impl From<&Latency> for Value {
     fn from(times: &Latency) -> Self {
-        let (times, sum_us) = &*times.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (times, sum_us) = &*lock(&times.0);
         let buckets = BOUNDS_US.map(|bound| {
             let mut bucket = Bucket::default();
             bucket.set_upper_bound(seconds(bound));

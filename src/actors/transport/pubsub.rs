@@ -276,7 +276,7 @@ impl Future for Publishing<'_> {
     type Output = Result<(), PublishError>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        // Polled after its end; no confirm was heard for that.
+        // Only a poll after its end, which nobody should make, finds nothing.
         let Some((confirm, _)) = &mut self.underway else { return Poll::Ready(Err(PublishError::Shutdown)) };
         let outcome = ready!(confirm.poll_unpin(context));
         self.underway = None;
