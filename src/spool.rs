@@ -20,10 +20,14 @@ use std::{
     io,
     path::{Path, PathBuf},
     thread,
+    time::Duration,
 };
 
 use prost::Message as _;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::timeout,
+};
 use tracing::warn;
 
 pub use self::entry::{Entry, Letter};
@@ -40,6 +44,9 @@ pub(crate) mod frames {
         scan::{Item, Scanner},
     };
 }
+
+/// After this, a queue that is not empty is looked at though nothing was heard of it.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// One of the queues on disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -292,6 +299,16 @@ impl Spool {
     #[must_use]
     pub fn held(&self) -> watch::Receiver<Held> {
         self.held.clone()
+    }
+
+    /// Waits until it is time to look into `queue` again, where nothing was left to take after `held` was last seen. False once
+    /// the spool has ended: it answers at once from then on.
+    pub async fn until_more(held: &mut watch::Receiver<Held>, queue: Queue) -> bool {
+        let is_empty = held.borrow().records(queue) == 0;
+        if is_empty {
+            return held.changed().await.is_ok();
+        }
+        !matches!(timeout(LOOK, held.changed()).await, Ok(Err(_)))
     }
 
     async fn ask<T>(&self, order: impl FnOnce(oneshot::Sender<T>) -> Order) -> Result<T, NotSafe> {

@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 use actix::{Actor, Context, Handler, ResponseFuture};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, watch},
-    time::{sleep, timeout},
+    time::sleep,
 };
 use tracing::warn;
 
@@ -31,8 +31,6 @@ const BATCH: u32 = 64;
 const RETRY_FIRST: Duration = Duration::from_millis(50);
 /// No retry waits longer: a lane that is up again is found soon.
 const RETRY_CAP: Duration = Duration::from_secs(1);
-/// After this, the queue is looked at though nothing was heard of it.
-const LOOK: Duration = Duration::from_secs(1);
 
 /// What the feeder is wired to.
 #[derive(Clone)]
@@ -76,12 +74,10 @@ impl Feeder {
                 held.borrow_and_update();
                 let taken = wiring.spool.take(queue, places.num_permits()).await;
                 if taken.is_empty() {
-                    match timeout(LOOK, held.changed()).await {
-                        // The spool has ended, and answers at once from now on.
-                        Ok(Err(_)) => return,
-                        // Either way it is time to look again.
-                        Ok(Ok(())) | Err(_) => continue,
+                    if Spool::until_more(&mut held, queue).await {
+                        continue;
                     }
+                    return;
                 }
                 fail::fail_point!("feed");
                 for (key, entry) in taken {

@@ -1,10 +1,11 @@
 //! NATS JetStream: a file-backed work-queue stream and a durable pull consumer with explicit acks.
 //!
 //! One client per connection: it does not reconnect by itself, so that what was under way when it broke is given back by the lane
-//! rather than hidden in the client's buffers. Three things go on at once: publishes, each waiting for its confirm; one
-//! task that pulls (`pull`); one that settles (`settle`).
+//! rather than hidden in the client's buffers. Three tasks run for it: one hands confirms to the publishes that wait for them
+//! (`confirm`), one pulls (`pull`), one settles (`settle`).
 
 mod astray;
+mod confirm;
 mod declare;
 mod open;
 mod pull;
@@ -13,13 +14,12 @@ mod settle;
 use std::time::Duration;
 
 use async_nats::{
-    Client, HeaderMap, HeaderName, HeaderValue, Subject,
+    Client, HeaderMap, HeaderName, HeaderValue, PublishError, PublishErrorKind, Subject,
     connection::State,
     header::NATS_MESSAGE_ID,
     jetstream::{
-        self, Context,
-        context::{ContextBuilder, PublishError, PublishErrorKind},
-        publish::PublishAck,
+        self,
+        context::ContextBuilder,
         stream::{RawMessageErrorKind, Stream},
     },
 };
@@ -30,7 +30,13 @@ use tokio::{
 };
 use tracing::warn;
 
-use self::{declare::declare, open::open, pull::pull, settle::Settler};
+use self::{
+    confirm::{Confirms, Stored},
+    declare::declare,
+    open::open,
+    pull::pull,
+    settle::Settler,
+};
 use super::{Broker, CLOSE_TIMEOUT, CONNECT_TIMEOUT, PREFETCH, Transport, TransportError, header};
 use crate::{
     config,
@@ -43,10 +49,8 @@ static ID: HeaderName = HeaderName::from_static(header::ID);
 static ORIGIN: HeaderName = HeaderName::from_static(header::ORIGIN);
 static TRACEPARENT: HeaderName = HeaderName::from_static(header::TRACEPARENT);
 
-/// How long the server may take for one request, the confirm of a publish among them; a lane gives its publishes less.
+/// How long the server may take for one request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
-/// Publishes that wait for their confirm.
-const PUBLISHES_MAX: usize = 16_384;
 /// A record that is published again within this, under its id, is stored once.
 const DUPLICATE_WINDOW: Duration = Duration::from_mins(2);
 /// The server takes a message for lost when it was not settled for so long; while a delivery lives it is told otherwise.
@@ -61,14 +65,14 @@ const PULL_EXPIRES: Duration = Duration::from_secs(1);
 /// One connection.
 pub struct Nats {
     client: Client,
-    context: Context,
     stream: Stream,
     subject: Subject,
     /// What was pulled and nobody has taken yet.
     ready: Mutex<mpsc::Receiver<Delivery>>,
     settler: Settler,
+    confirms: Confirms,
     lost: Lost,
-    tasks: [JoinHandle<()>; 2],
+    tasks: [JoinHandle<()>; 3],
     broker: Broker,
 }
 
@@ -95,7 +99,7 @@ impl Transport for Nats {
     }
 
     async fn publish(&self, record: &Record) -> Result<(), TransportError> {
-        self.unless_lost(self.store(record)).await?
+        self.store(record).await
     }
 
     async fn next(&self) -> Result<Delivery, TransportError> {
@@ -142,49 +146,54 @@ impl Nats {
     async fn begin(settings: &config::Nats) -> Result<Self, TransportError> {
         let lost = Lost::new(None);
         let client = open(settings, lost.clone()).await?;
-        let context = ContextBuilder::new()
-            .timeout(REQUEST_TIMEOUT)
-            .ack_timeout(REQUEST_TIMEOUT)
-            .max_ack_inflight(PUBLISHES_MAX)
-            .build(client.clone());
+        let context = ContextBuilder::new().timeout(REQUEST_TIMEOUT).build(client.clone());
         let declared = declare(&context, settings).await?;
         let broker = Broker { version: Some(client.server_info().version), warnings: declared.warnings };
         let ack_wait = declared.consumer.cached_info().config.ack_wait;
         let (settler, settling) = settle::new(client.clone(), ack_wait);
+        let (confirms, confirming) = confirm::new(&client, lost.clone()).await?;
         let (inbox, ready) = mpsc::channel(usize::from(PREFETCH));
         let source = (declared.stream.clone(), settings.subject.clone());
-        let pulling = pull(context.clone(), source, declared.consumer, inbox, settler.clone(), lost.clone());
+        let pulling = pull(context, source, declared.consumer, inbox, settler.clone(), lost.clone());
         Ok(Self {
             client,
-            context,
             stream: declared.stream,
             subject: settings.subject.as_str().into(),
             ready: Mutex::new(ready),
             settler,
+            confirms,
             lost,
-            tasks: [tokio::spawn(settling), tokio::spawn(pulling)],
+            tasks: [tokio::spawn(settling), tokio::spawn(pulling), tokio::spawn(confirming)],
             broker,
         })
     }
 
     async fn store(&self, record: &Record) -> Result<(), TransportError> {
-        let ack = self.send(record, headers(record, &record.id)?).await?;
+        let stored = self.send(record, headers(record, &record.id)?).await?;
         // Rare, and not to make the future of every publish larger.
-        if ack.duplicate && Box::pin(self.is_gone(ack.sequence)).await? {
+        if stored.duplicate && Box::pin(self.unless_lost(self.is_gone(stored.sequence))).await?? {
             // A record that was settled meanwhile and is sent again on purpose, as a dead letter is, must not pass for stored.
             Box::pin(self.send(record, headers(record, &Record::new_id())?)).await?;
         }
         Ok(())
     }
 
-    async fn send(&self, record: &Record, headers: HeaderMap) -> Result<PublishAck, TransportError> {
-        let failed = |why: PublishError| match why.kind() {
-            // The stream was deleted, or the connection: connecting anew mends both.
-            PublishErrorKind::StreamNotFound | PublishErrorKind::BrokenPipe => TransportError::Lost(why.to_string()),
-            _ => TransportError::Publish(why.to_string()),
+    async fn send(&self, record: &Record, headers: HeaderMap) -> Result<Stored, TransportError> {
+        let publish = async {
+            let (reply, confirm) = self.confirms.expect().await;
+            let (subject, body) = (self.subject.clone(), record.body.clone());
+            self.client.publish_with_reply_and_headers(subject, reply, headers, body).await?;
+            Ok(confirm)
         };
-        let confirm = self.context.publish_with_headers(self.subject.clone(), headers, record.body.clone());
-        confirm.await.map_err(failed)?.await.map_err(failed)
+        let confirm = self.unless_lost(publish).await?.map_err(|why: PublishError| match why.kind() {
+            PublishErrorKind::Send => TransportError::Lost(why.to_string()),
+            _ => TransportError::Publish(why.to_string()),
+        })?;
+        match confirm.await {
+            Ok(confirm) => confirm,
+            // The connection is over.
+            Err(_) => Err(self.lost().await),
+        }
     }
 
     async fn is_gone(&self, sequence: u64) -> Result<bool, TransportError> {
@@ -219,22 +228,22 @@ impl Drop for Nats {
 
 /// The headers of `record`, which the stream tells from others by `message_id`.
 fn headers(record: &Record, message_id: &str) -> Result<HeaderMap, TransportError> {
-    let value = |text: &str| {
-        let value = Some(text).filter(|text| is_visible_ascii(text)).and_then(|text| text.parse::<HeaderValue>().ok());
-        value.ok_or_else(|| TransportError::Publish(format!("{text:?} cannot be a header")))
+    let value = |text: String| match is_visible_ascii(&text) {
+        true => Ok(HeaderValue::from(text)),
+        false => Err(TransportError::Publish(format!("{text:?} cannot be a header"))),
     };
     let mut headers = HeaderMap::new();
     // By it the stream tells duplicates.
-    headers.insert(NATS_MESSAGE_ID, value(message_id)?);
+    headers.insert(NATS_MESSAGE_ID, value(message_id.to_owned())?);
     // Where both are one, one does for both.
     if *record.id != *message_id {
-        headers.insert(ID.clone(), value(&record.id)?);
+        headers.insert(ID.clone(), value(record.id.to_string())?);
     }
     if let Some(origin) = &record.origin {
-        headers.insert(ORIGIN.clone(), value(&origin.to_text())?);
+        headers.insert(ORIGIN.clone(), value(origin.to_text())?);
     }
     if let Some(traceparent) = &record.traceparent {
-        headers.insert(TRACEPARENT.clone(), value(traceparent)?);
+        headers.insert(TRACEPARENT.clone(), value(traceparent.to_string())?);
     }
     Ok(headers)
 }

@@ -45,7 +45,7 @@ const CONFIRM_TIMEOUT: Duration = Duration::from_secs(10);
 /// 500 ms. Killed before, it forgets the queue with all that it has confirmed there.
 const NAME_ON_DISK: Duration = Duration::from_millis(1500);
 /// How often the connections' states are looked at: not every way of ending them is announced to an idle client.
-const WATCH_INTERVAL: Duration = Duration::from_millis(250);
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 /// Publishes that wait for their turn on the connection.
 const PUBLISH_QUEUE: usize = 256;
 

@@ -15,7 +15,7 @@ use std::{
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use tokio::{
     sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc},
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, sleep_until},
 };
 use tracing::warn;
 
@@ -34,8 +34,6 @@ const UNIT: usize = 64 << 10;
 const OVERFLOW: u32 = 128;
 /// How many records are brought back from disk at once.
 const BATCH: u32 = 64;
-/// After this, the disk is looked at though nothing was heard of it.
-const LOOK: Duration = Duration::from_secs(1);
 /// After how long a delivery that nobody settled comes again.
 const UNSETTLED_DELAY: Duration = Duration::from_millis(100);
 /// The longest that a delivery waits for another try: far past any delay in use, and safe to add to a clock.
@@ -213,12 +211,10 @@ impl Intake {
             let taken = self.0.spool.take(Queue::Carried, room.num_permits()).await;
             if taken.is_empty() {
                 drop(room);
-                match timeout(LOOK, on_disk.changed()).await {
-                    // The spool has ended, and answers at once from now on.
-                    Ok(Err(_)) => return,
-                    // Either way it is time to look again.
-                    Ok(Ok(())) | Err(_) => continue,
+                if Spool::until_more(&mut on_disk, Queue::Carried).await {
+                    continue;
                 }
+                return;
             }
             for (key, entry) in taken {
                 let record = entry.record();

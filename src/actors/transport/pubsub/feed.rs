@@ -117,7 +117,9 @@ impl Feed {
         }
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let (sender, receiver) = mpsc::channel(1);
-        thread::Builder::new().name("pubsub-feed".into()).spawn(move || runtime.block_on(run(receiver)))?;
+        // As a task: what wakes the future of `block_on` itself costs a system call each time, and another to notice it.
+        let life = runtime.spawn(run(receiver));
+        thread::Builder::new().name("pubsub-feed".into()).spawn(move || runtime.block_on(life))?;
         Ok(orders.insert(sender).clone())
     }
 }

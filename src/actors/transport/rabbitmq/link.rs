@@ -27,6 +27,9 @@ use crate::config;
 const HEARTBEAT: u16 = 3;
 /// The longest heartbeat that keeps to the ten seconds.
 const HEARTBEAT_MAX: u16 = 4;
+/// The longest frame, in bytes, unless the URL says otherwise; longer bodies take several. The client keeps room for 32 of them each
+/// way on each connection, all of it in use.
+const FRAME_MAX: u32 = 16 << 10;
 const OK: u16 = 200;
 /// How long the server may take to say its version, and how many bytes it may need until then.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(2);
@@ -43,6 +46,7 @@ impl Target {
     pub(super) async fn read(settings: &config::Rabbitmq) -> Result<Self, TransportError> {
         let mut uri = parse(&settings.url).map_err(|why| TransportError::Connect(format!("the URL: {why}")))?;
         uri.query.heartbeat.get_or_insert(HEARTBEAT);
+        uri.query.frame_max.get_or_insert(FRAME_MAX);
         if let Some(path) = &settings.password_file {
             let password = read_text(path).await?;
             password.trim_end_matches(['\r', '\n']).clone_into(&mut uri.authority.userinfo.password);
