@@ -28,7 +28,12 @@ use crate::{
         lane::{self, Lane},
         router::{self, Router},
         supervisor::{ChildId, DrainAll, Place, Start, Supervisor, factory},
-        transport::{Transport, grpc, nats::Nats, pubsub, rabbitmq::RabbitMq},
+        transport::{
+            Transport, grpc,
+            nats::Nats,
+            pubsub::{self, Pubsub},
+            rabbitmq::{self, RabbitMq},
+        },
     },
     breaker::Breaker,
     config::{Ack, Config},
@@ -160,10 +165,10 @@ impl Node {
                     branch.grow::<grpc::Grpc>(settings, &mut graph);
                 }
                 LaneId::Nats => branch.grow::<Nats>(on.nats.clone(), &mut graph),
-                LaneId::Rabbitmq => branch.grow::<RabbitMq>(on.rabbitmq.clone(), &mut graph),
-                LaneId::Pubsub => {
-                    branch.grow::<pubsub::Pubsub>(on.pubsub.clone().map(pubsub::Settings::new), &mut graph);
+                LaneId::Rabbitmq => {
+                    branch.grow::<RabbitMq>(on.rabbitmq.clone().map(rabbitmq::Settings::new), &mut graph);
                 }
+                LaneId::Pubsub => branch.grow::<Pubsub>(on.pubsub.clone().map(pubsub::Settings::new), &mut graph),
                 LaneId::Memory => {}
             }
         }

@@ -306,7 +306,7 @@ impl Spool {
     pub async fn until_more(held: &mut watch::Receiver<Held>, queue: Queue) -> bool {
         let is_empty = held.borrow().records(queue) == 0;
         if is_empty {
-            return held.changed().await.is_ok();
+            return held.wait_for(|held| held.records(queue) > 0).await.is_ok();
         }
         !matches!(timeout(LOOK, held.changed()).await, Ok(Err(_)))
     }

@@ -4,12 +4,16 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use futures_util::future::{join_all, try_join_all};
 use lapin::{
-    options::{QueueDeclareOptions, QueueDeleteOptions},
+    BasicProperties,
+    options::{BasicPublishOptions, QueueDeclareOptions, QueueDeleteOptions},
     types::{AMQPValue, FieldTable},
 };
 use tokio::time::{Instant, timeout};
 use waypost::{
-    actors::transport::{Transport, TransportError, rabbitmq::RabbitMq},
+    actors::transport::{
+        Transport, TransportError,
+        rabbitmq::{RabbitMq, Settings},
+    },
     config,
     record::Record,
 };
@@ -29,8 +33,12 @@ async fn publish_all(transport: &RabbitMq, count: usize) -> Vec<Record> {
     records
 }
 
+async fn try_connect(settings: &config::Rabbitmq) -> Result<RabbitMq, TransportError> {
+    RabbitMq::connect(&Settings::new(settings.clone())).await
+}
+
 async fn connect(settings: &config::Rabbitmq) -> RabbitMq {
-    RabbitMq::connect(settings).await.expect("the server answers")
+    try_connect(settings).await.expect("the server answers")
 }
 
 /// Ready messages and consumers of the queue, as the broker counts them.
@@ -52,7 +60,7 @@ fn client_threads() -> usize {
 #[tokio::test]
 async fn a_thousand_records_at_once_are_confirmed_and_come_out_once_each() {
     let Some(mut rabbit) = Rabbit::start().await else { return };
-    let settings = rabbit.settings();
+    let settings = rabbit.config();
     let transport = connect(&settings).await;
     let records = publish_all(&transport, 1000).await;
     let mut seen = Vec::new();
@@ -71,14 +79,14 @@ async fn a_thousand_records_at_once_are_confirmed_and_come_out_once_each() {
 #[tokio::test]
 async fn a_queue_with_other_settings_is_named_with_the_difference_and_left_alone() {
     let Some(mut rabbit) = Rabbit::start().await else { return };
-    let settings = rabbit.settings();
+    let settings = rabbit.config();
     let client = rabbit.client().await;
     let channel = client.create_channel().await.unwrap();
     let mut classic = FieldTable::default();
     classic.insert("x-queue-type".into(), AMQPValue::LongString("classic".into()));
     let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
     channel.queue_declare(settings.queue.as_str().into(), options, classic.clone()).await.unwrap();
-    let Err(TransportError::Connect(why)) = RabbitMq::connect(&settings).await else { panic!("it took the queue") };
+    let Err(TransportError::Connect(why)) = try_connect(&settings).await else { panic!("it took the queue") };
     assert!(why.contains(&settings.queue) && why.contains("x-queue-type"), "{why}");
     channel.queue_declare(settings.queue.as_str().into(), options, classic).await.expect("the queue is as it was");
 }
@@ -86,16 +94,16 @@ async fn a_queue_with_other_settings_is_named_with_the_difference_and_left_alone
 #[tokio::test]
 async fn a_wrong_password_is_told_without_the_password() {
     let Some(mut rabbit) = Rabbit::start().await else { return };
-    let mut settings = rabbit.settings();
+    let mut settings = rabbit.config();
     settings.url = settings.url.replace("guest:guest", "guest:sesame");
-    let Err(TransportError::Connect(why)) = RabbitMq::connect(&settings).await else { panic!("it got in") };
+    let Err(TransportError::Connect(why)) = try_connect(&settings).await else { panic!("it got in") };
     assert!(why.contains("ACCESS_REFUSED") && !why.contains("sesame"), "{why}");
 }
 
 #[tokio::test]
 async fn a_transport_dropped_without_close_leaves_no_consumer_that_parks_messages() {
     let Some(mut rabbit) = Rabbit::start().await else { return };
-    let settings = rabbit.settings();
+    let settings = rabbit.config();
     let transport = connect(&settings).await;
     assert!(transport.broker().version.is_some_and(|version| version.contains('.')));
     publish_all(&transport, 10).await;
@@ -111,7 +119,7 @@ async fn a_transport_dropped_without_close_leaves_no_consumer_that_parks_message
 #[tokio::test]
 async fn what_was_settled_before_close_stays_settled_and_the_rest_goes_back() {
     let Some(mut rabbit) = Rabbit::start().await else { return };
-    let settings = rabbit.settings();
+    let settings = rabbit.config();
     let transport = connect(&settings).await;
     publish_all(&transport, 20).await;
     let mut deliveries = Vec::new();
@@ -137,7 +145,7 @@ async fn what_was_settled_before_close_stays_settled_and_the_rest_goes_back() {
 async fn a_record_given_back_for_later_comes_later_and_one_given_up_comes_soon() {
     const LATER: Duration = Duration::from_secs(4);
     let Some(mut rabbit) = Rabbit::start().await else { return };
-    let transport = connect(&rabbit.settings()).await;
+    let transport = connect(&rabbit.config()).await;
     publish_all(&transport, 2).await;
     let (later, soon) = (transport.next().await.unwrap(), transport.next().await.unwrap());
     let ids = [Arc::clone(&soon.record.id), Arc::clone(&later.record.id)];
@@ -158,7 +166,7 @@ async fn a_record_given_back_for_later_comes_later_and_one_given_up_comes_soon()
 #[tokio::test]
 async fn a_record_given_back_fifty_times_is_still_there() {
     let Some(mut rabbit) = Rabbit::start().await else { return };
-    let transport = connect(&rabbit.settings()).await;
+    let transport = connect(&rabbit.config()).await;
     publish_all(&transport, 1).await;
     for _ in 0..50 {
         let delivery = timeout(Duration::from_secs(5), transport.next()).await.expect("it comes again").unwrap();
@@ -171,7 +179,7 @@ async fn a_record_given_back_fifty_times_is_still_there() {
 #[tokio::test]
 async fn confirmed_records_survive_a_kill_right_after_their_confirm() {
     let Some(mut rabbit) = Rabbit::start().await else { return };
-    let settings = rabbit.settings();
+    let settings = rabbit.config();
     let transport = connect(&settings).await;
     let records = publish_all(&transport, 500).await;
     rabbit.kill().await;
@@ -193,7 +201,7 @@ async fn confirmed_records_survive_a_kill_right_after_their_confirm() {
 #[tokio::test]
 async fn a_deleted_queue_ends_the_transport_and_nothing_more_is_confirmed() {
     let Some(mut rabbit) = Rabbit::start().await else { return };
-    let settings = rabbit.settings();
+    let settings = rabbit.config();
     let transport = connect(&settings).await;
     let client = rabbit.client().await;
     let channel = client.create_channel().await.unwrap();
@@ -208,7 +216,7 @@ async fn a_deleted_queue_ends_the_transport_and_nothing_more_is_confirmed() {
 #[tokio::test]
 async fn a_broker_that_blocks_publishers_is_named_and_deliveries_go_on() {
     let Some(mut rabbit) = Rabbit::start().await else { return };
-    let settings = rabbit.settings();
+    let settings = rabbit.config();
     let mut transport = connect(&settings).await;
     publish_all(&transport, 3).await;
     rabbit.ctl(&["set_vm_memory_high_watermark", "0.000001"]);
@@ -249,7 +257,7 @@ async fn a_broker_that_blocks_publishers_is_named_and_deliveries_go_on() {
 #[tokio::test]
 async fn a_silent_broker_is_noticed_within_ten_seconds_and_leaves_no_thread_behind() {
     let Some(mut rabbit) = Rabbit::start().await else { return };
-    let settings = rabbit.settings();
+    let settings = rabbit.config();
     eventually("earlier tests' threads end", Duration::from_secs(10), async || (client_threads() == 0).then_some(()))
         .await;
     let lost = connect(&settings).await;
@@ -264,7 +272,7 @@ async fn a_silent_broker_is_noticed_within_ten_seconds_and_leaves_no_thread_behi
     assert!(matches!(silent, Err(TransportError::Lost(_))), "{silent:?}");
     drop(lost);
     let start = Instant::now();
-    assert!(matches!(RabbitMq::connect(&settings).await, Err(TransportError::Connect(_))));
+    assert!(matches!(try_connect(&settings).await, Err(TransportError::Connect(_))));
     assert!(start.elapsed() < Duration::from_secs(15), "connect has a deadline");
     eventually("no thread waits for the broker", Duration::from_secs(5), async || {
         (client_threads() == 0).then_some(())
@@ -277,7 +285,7 @@ async fn a_silent_broker_is_noticed_within_ten_seconds_and_leaves_no_thread_behi
 async fn over_tls_only_a_server_that_is_trusted_gets_records() {
     rustls::crypto::ring::default_provider().install_default().ok();
     let Some(mut rabbit) = Rabbit::start().await else { return };
-    let plain = rabbit.settings();
+    let plain = rabbit.config();
     let Some((port, certificate)) = rabbit.tls() else { return };
     let password = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(password.path(), "guest\n").unwrap();
@@ -292,7 +300,7 @@ async fn over_tls_only_a_server_that_is_trusted_gets_records() {
     transport.next().await.unwrap().ack();
     transport.close().await;
 
-    let refused = async |settings: &config::Rabbitmq| match RabbitMq::connect(settings).await.map(|_| ()) {
+    let refused = async |settings: &config::Rabbitmq| match try_connect(settings).await.map(|_| ()) {
         Err(TransportError::Connect(why)) => why,
         other => panic!("{other:?}"),
     };
@@ -301,4 +309,32 @@ async fn over_tls_only_a_server_that_is_trusted_gets_records() {
     std::fs::write(password.path(), "wrong").unwrap();
     let why = refused(&trusting).await;
     assert!(why.contains("ACCESS_REFUSED") || why.contains("refused"), "{why}");
+}
+
+#[tokio::test]
+async fn a_message_with_more_properties_than_a_short_frame_holds_comes_out_and_goes_in() {
+    let Some(mut rabbit) = Rabbit::start().await else { return };
+    let config = rabbit.config();
+    let settings = Settings::new(config.clone());
+    let transport = RabbitMq::connect(&settings).await.expect("the server answers");
+    let long = "x".repeat(40 << 10);
+    let mut headers = FieldTable::default();
+    headers.insert("note".into(), AMQPValue::LongString(long.as_str().into()));
+    let properties = BasicProperties::default().with_headers(headers);
+    let channel = rabbit.client().await.create_channel().await.unwrap();
+    let options = BasicPublishOptions::default();
+    channel.basic_publish("".into(), config.queue.as_str().into(), options, b"{}", properties).await.unwrap();
+
+    let lost = timeout(PATIENCE, transport.next()).await.expect("it does not come in silence");
+    assert!(matches!(lost, Err(TransportError::Lost(why)) if why.contains("frame")));
+    drop(transport);
+    let transport = RabbitMq::connect(&settings).await.expect("the server answers");
+    let delivery = timeout(PATIENCE, transport.next()).await.expect("a delivery").unwrap();
+    assert_eq!(delivery.record.body, "{}");
+    delivery.ack();
+
+    let wordy = Record { id: long.into(), ..record(0) };
+    assert!(matches!(transport.publish(&wordy).await, Err(TransportError::Publish(_))), "not the connection's end");
+    publish_all(&transport, 1).await;
+    transport.close().await;
 }

@@ -7,7 +7,7 @@ use tokio::{net::TcpStream, sync::broadcast, time::timeout};
 
 use super::NodeArgs;
 use crate::{
-    actors::transport::{CONNECT_TIMEOUT, Transport, TransportError, grpc, nats::Nats, pubsub, rabbitmq::RabbitMq},
+    actors::transport::{CONNECT_TIMEOUT, Transport, TransportError, grpc, nats::Nats, pubsub, rabbitmq},
     config::{self, Config},
     record::Record,
     spool::Spool,
@@ -51,7 +51,7 @@ pub async fn check(args: Args) -> ExitCode {
         report("lanes.nats", connect::<Nats>(lane).await);
     }
     if let Some(lane) = lanes.rabbitmq.clone() {
-        report("lanes.rabbitmq", connect::<RabbitMq>(lane).await);
+        report("lanes.rabbitmq", connect::<rabbitmq::RabbitMq>(rabbitmq::Settings::new(lane)).await);
     }
     if let Some(lane) = lanes.pubsub.clone() {
         report("lanes.pubsub", connect::<pubsub::Pubsub>(pubsub::Settings::new(lane)).await);

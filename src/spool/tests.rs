@@ -174,3 +174,31 @@ async fn nobody_waits_for_a_thread_that_has_ended() {
     let answer = timeout(Duration::from_secs(20), spool.dead(1)).await;
     assert_eq!(answer.expect("an answer"), Err(NotSafe::Closed));
 }
+
+#[tokio::test]
+async fn an_empty_queue_waits_for_a_record_of_its_own_or_for_the_end() {
+    let folder = TempDir::new().unwrap();
+    let spool = open(&folder);
+    let mut held = spool.held();
+    let woken = |held: watch::Receiver<Held>| {
+        let mut held = held;
+        tokio::spawn(async move { Spool::until_more(&mut held, Queue::Waiting).await })
+    };
+    held.borrow_and_update();
+    let waits = woken(held.clone());
+    put(&spool, Queue::Carried, &["a"]).await;
+    spool.put(Queue::Dead, &dead("b"), false).await.unwrap();
+    assert!(!waits.is_finished(), "what lies elsewhere is no reason to look");
+    assert_eq!(spool.replay(Which::All).await, Ok(1));
+    assert!(timeout(Duration::from_secs(10), waits).await.expect("it wakes").unwrap());
+
+    held.borrow_and_update();
+    let key = spool.take(Queue::Waiting, 1).await.remove(0).0;
+    let looks = timeout(Duration::from_secs(10), woken(held.clone()));
+    assert!(looks.await.expect("what was taken and is not settled may come back").unwrap());
+    spool.settle(key);
+    held.wait_for(|held| held.records(Queue::Waiting) == 0).await.unwrap();
+    let waits = woken(held.clone());
+    spool.close().await;
+    assert!(!timeout(Duration::from_secs(10), waits).await.expect("it ends").unwrap());
+}

@@ -49,7 +49,7 @@ impl Lane for Rabbitmq {
     const TAG: &'static str = "RabbitMQ";
 
     fn variables(&mut self) -> Vec<(String, String)> {
-        let lane = self.settings();
+        let lane = self.config();
         owned([("LANES__RABBITMQ__URL", lane.url), ("LANES__RABBITMQ__QUEUE", lane.queue)])
     }
 }

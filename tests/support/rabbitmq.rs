@@ -51,9 +51,8 @@ impl Rig for Rabbit {
         Some(Self { server })
     }
 
-    fn settings(&mut self) -> config::Rabbitmq {
-        let url = self.server().place.url();
-        config::Rabbitmq { url, queue: format!("records-{}", Record::new_id()), ..config::Rabbitmq::default() }
+    fn settings(&mut self) -> rabbitmq::Settings {
+        rabbitmq::Settings::new(self.config())
     }
 
     async fn kill(&mut self) {
@@ -81,6 +80,12 @@ impl Drop for Rabbit {
 }
 
 impl Rabbit {
+    /// A queue of its own for each that asks.
+    pub fn config(&mut self) -> config::Rabbitmq {
+        let url = self.server().place.url();
+        config::Rabbitmq { url, queue: format!("records-{}", Record::new_id()), ..config::Rabbitmq::default() }
+    }
+
     fn server(&mut self) -> &mut Server {
         self.server.as_mut().expect("a started rig has a server")
     }

@@ -14,7 +14,7 @@ mod settle;
 use std::time::Duration;
 
 use async_nats::{
-    Client, HeaderMap, HeaderName, HeaderValue, PublishError, PublishErrorKind, Subject,
+    Client, HeaderMap, HeaderName, HeaderValue, PublishErrorKind, Subject,
     connection::State,
     header::NATS_MESSAGE_ID,
     jetstream::{
@@ -151,7 +151,7 @@ impl Nats {
         let broker = Broker { version: Some(client.server_info().version), warnings: declared.warnings };
         let ack_wait = declared.consumer.cached_info().config.ack_wait;
         let (settler, settling) = settle::new(client.clone(), ack_wait);
-        let (confirms, confirming) = confirm::new(&client, lost.clone()).await?;
+        let (confirms, confirming) = confirm::new(&client, &settings.stream, lost.clone()).await?;
         let (inbox, ready) = mpsc::channel(usize::from(PREFETCH));
         let source = (declared.stream.clone(), settings.subject.clone());
         let pulling = pull(context, source, declared.consumer, inbox, settler.clone(), lost.clone());
@@ -179,16 +179,16 @@ impl Nats {
     }
 
     async fn send(&self, record: &Record, headers: HeaderMap) -> Result<Stored, TransportError> {
-        let publish = async {
-            let (reply, confirm) = self.confirms.expect().await;
-            let (subject, body) = (self.subject.clone(), record.body.clone());
-            self.client.publish_with_reply_and_headers(subject, reply, headers, body).await?;
-            Ok(confirm)
-        };
-        let confirm = self.unless_lost(publish).await?.map_err(|why: PublishError| match why.kind() {
-            PublishErrorKind::Send => TransportError::Lost(why.to_string()),
-            _ => TransportError::Publish(why.to_string()),
-        })?;
+        let (reply, confirm) = self.unless_lost(self.confirms.expect()).await?;
+        let (subject, body) = (self.subject.clone(), record.body.clone());
+        let publish = self.client.publish_with_reply_and_headers(subject, reply.clone(), headers, body);
+        if let Err(why) = self.unless_lost(publish).await? {
+            self.confirms.forget(&reply);
+            return Err(match why.kind() {
+                PublishErrorKind::Send => TransportError::Lost(why.to_string()),
+                _ => TransportError::Publish(why.to_string()),
+            });
+        }
         match confirm.await {
             Ok(confirm) => confirm,
             // The connection is over.
@@ -228,9 +228,12 @@ impl Drop for Nats {
 
 /// The headers of `record`, which the stream tells from others by `message_id`.
 fn headers(record: &Record, message_id: &str) -> Result<HeaderMap, TransportError> {
-    let value = |text: String| match is_visible_ascii(&text) {
-        true => Ok(HeaderValue::from(text)),
-        false => Err(TransportError::Publish(format!("{text:?} cannot be a header"))),
+    let value = |text: String| {
+        if is_visible_ascii(&text) {
+            Ok(HeaderValue::from(text))
+        } else {
+            Err(TransportError::Publish(format!("{text:?} cannot be a header")))
+        }
     };
     let mut headers = HeaderMap::new();
     // By it the stream tells duplicates.

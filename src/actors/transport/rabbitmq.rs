@@ -11,14 +11,17 @@ mod settler;
 use std::{
     collections::BTreeSet,
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use bytes::Bytes;
-use futures_util::{FutureExt as _, StreamExt as _, future::join};
+use futures_util::{FutureExt as _, Stream, StreamExt as _, future::join};
 use lapin::{
-    BasicProperties, Consumer,
+    BasicProperties, Consumer, Event,
     options::{BasicConsumeOptions, BasicQosOptions, ConfirmSelectOptions, QueueDeclareOptions},
     types::{AMQPValue, FieldTable, ShortString},
 };
@@ -28,7 +31,7 @@ use tokio::{
 };
 
 use self::{
-    link::{Link, Target},
+    link::{Frames, Link, Target},
     publisher::{Publish, publish_and_confirm},
     settler::{Settlement, settle},
 };
@@ -53,6 +56,24 @@ const PUBLISH_QUEUE: usize = 256;
 /// otherwise, and takes -1 for "none"; version 3 takes -1 too, but drops a message the first time it is given back.
 const DELIVERY_LIMIT: i64 = i32::MAX as i64;
 
+/// What the properties of a message need beside the texts in them, in bytes.
+const PROPERTIES_ROOM: usize = 1024;
+
+/// The configuration, and what was learned of the queue's messages, which outlives connections. Clones share both.
+#[derive(Clone)]
+pub struct Settings {
+    config: Arc<config::Rabbitmq>,
+    /// A message has come that short frames cannot bring. It would come again, and end one connection after the other.
+    needs_long_frames: Arc<AtomicBool>,
+}
+
+impl Settings {
+    #[must_use]
+    pub fn new(config: config::Rabbitmq) -> Self {
+        Self { config: Arc::new(config), needs_long_frames: Arc::default() }
+    }
+}
+
 /// See the module's documentation.
 pub struct RabbitMq {
     publish: Link,
@@ -69,15 +90,19 @@ pub struct RabbitMq {
 
 impl Transport for RabbitMq {
     const LANE: LaneId = LaneId::Rabbitmq;
-    type Settings = config::Rabbitmq;
+    type Settings = Settings;
 
     async fn connect(settings: &Self::Settings) -> Result<Self, TransportError> {
-        let target = Target::read(settings).await?;
-        let opened = Self::open(&target, &settings.queue).await;
+        let target = Target::read(&settings.config).await?;
+        let opened = Self::open(&target, settings).await;
         opened.map_err(|why| TransportError::Connect(format!("{}: {why}", target.address())))
     }
 
     async fn publish(&self, record: &Record) -> Result<(), TransportError> {
+        // The broker would end the connection, and with it every publish under way.
+        if length_of_texts(record) + PROPERTIES_ROOM > self.publish.frame_max() {
+            return Err(TransportError::Publish("its id and trace context are too long for the broker".into()));
+        }
         let (done, answer) = oneshot::channel();
         let publish = Publish { properties: properties(record), body: record.body.clone(), done };
         let confirmed = timeout(CONFIRM_TIMEOUT, async {
@@ -143,18 +168,21 @@ impl Drop for RabbitMq {
 }
 
 impl RabbitMq {
-    async fn open(target: &Target, queue: &str) -> Result<Self, String> {
-        let name = ShortString::try_new(queue).map_err(|_| "a queue's name has at most 255 bytes".to_owned())?;
+    async fn open(target: &Target, Settings { config, needs_long_frames }: &Settings) -> Result<Self, String> {
+        let name =
+            ShortString::try_new(&*config.queue).map_err(|_| "a queue's name has at most 255 bytes".to_owned())?;
         let in_time = Deadline(Instant::now() + CONNECT_TIMEOUT);
         let version = target.server_version().await;
-        let publish = in_time.step("connect to publish", Link::open(target, "waypost publisher")).await?;
+        let publish = Link::open(target, "waypost publisher", Frames::Short);
+        let publish = in_time.step("connect to publish", publish).await?;
         let confirms = publish.channel.confirm_select(ConfirmSelectOptions::default());
         in_time.step("ask for confirms", confirms).await?;
         in_time.step("declare the queue", declare(&publish, &name)).await.map_err(|why| {
             let exists = why.contains("PRECONDITION_FAILED");
             if exists { format!("queue `{name}` exists with other settings: {why}") } else { why }
         })?;
-        let (consume, consumer) = in_time.step("consume", subscribe(target, &name)).await?;
+        let frames = if needs_long_frames.load(Ordering::Relaxed) { Frames::Any } else { Frames::Short };
+        let (consume, consumer) = in_time.step("consume", subscribe(target, &name, frames)).await?;
 
         let life = Life::default();
         let (publisher, queued) = mpsc::channel(PUBLISH_QUEUE);
@@ -162,7 +190,8 @@ impl RabbitMq {
         let (settler, settlements) = mpsc::unbounded_channel();
         let outstanding = Arc::default();
         tokio::spawn(settle(consume.channel.clone(), settlements, Arc::clone(&outstanding), life.clone()));
-        tokio::spawn(watch_over([publish.watch(), consume.watch()], life.clone()));
+        let links = [publish.watch(), consume.watch()];
+        tokio::spawn(watch_over(links, consume.events(), life.clone(), Arc::clone(needs_long_frames)));
 
         let warnings = publish.warnings();
         let broker = Broker { version, warnings };
@@ -230,11 +259,22 @@ impl Life {
     }
 }
 
-/// Ends the generation when a connection or a channel is no longer up.
-async fn watch_over(links: [link::Watch; 2], life: Life) {
+/// Ends the generation when a connection or a channel is no longer up. `events` are those of the connection that consumes.
+async fn watch_over(
+    links: [link::Watch; 2],
+    mut events: impl Stream<Item = Event> + Unpin,
+    life: Life,
+    needs_long_frames: Arc<AtomicBool>,
+) {
     let mut ticks = interval(WATCH_INTERVAL);
     loop {
         tokio::select! {
+            // First: whoever else hears of the failure ends the generation, and this must not miss it.
+            biased;
+            Some(event) = events.next() => if let Event::Error(why) = event {
+                needs_long_frames.fetch_or(link::are_too_short(&why), Ordering::Relaxed);
+                life.end(why);
+            },
             _ = life.ended() => return,
             _ = ticks.tick() => {}
         }
@@ -273,13 +313,19 @@ async fn declare(link: &Link, queue: &ShortString) -> lapin::Result<()> {
 }
 
 /// Opens a connection and consumes from the queue.
-async fn subscribe(target: &Target, queue: &ShortString) -> lapin::Result<(Link, Consumer)> {
-    let link = Link::open(target, "waypost consumer").await?;
+async fn subscribe(target: &Target, queue: &ShortString, frames: Frames) -> lapin::Result<(Link, Consumer)> {
+    let link = Link::open(target, "waypost consumer", frames).await?;
     link.channel.basic_qos(PREFETCH, BasicQosOptions::default()).await?;
     let tag = ShortString::from(format!("waypost-{}", Record::new_id()));
     let options = BasicConsumeOptions::default();
     let consumer = link.channel.basic_consume(queue.clone(), tag, options, FieldTable::default()).await?;
     Ok((link, consumer))
+}
+
+/// Of what goes into the properties of `record`, in bytes.
+fn length_of_texts(record: &Record) -> usize {
+    let Record { id, traceparent, origin, .. } = record;
+    id.len() + traceparent.as_ref().map_or(0, |text| text.len()) + origin.as_ref().map_or(0, |origin| origin.run.len())
 }
 
 /// How a record crosses the broker. Its id is a header too, because a `message_id` has at most 255 bytes.

@@ -4,14 +4,15 @@
 //! cost a quarter of the publish.
 
 use std::{
+    borrow::Cow,
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use async_nats::{Client, Message, StatusCode, Subject, Subscriber, jetstream};
+use async_nats::{Client, Message, StatusCode, Subject, jetstream};
 use foldhash::fast::RandomState;
-use futures_util::{FutureExt as _, StreamExt as _};
+use futures_util::{FutureExt as _, Stream, StreamExt as _};
 use serde::Deserialize;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, oneshot},
@@ -24,7 +25,7 @@ use crate::actors::transport::TransportError;
 
 /// Publishes that wait for their confirm, those that nobody waits for any more included.
 const PUBLISHES_MAX: usize = 16_384;
-/// A publish that has not been confirmed for so long, or twice as long at most, never will be.
+/// A publish that has not been confirmed for so long, or twice as long at most, is given up.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How many answers are handled in one go at most, so that nothing else waits for long.
 const TOGETHER_MAX: usize = 64;
@@ -42,6 +43,8 @@ pub type Confirm = Result<Stored, TransportError>;
 /// Those that wait. Clones are one.
 #[derive(Clone)]
 pub struct Confirms {
+    /// Of the stream that stores them. Another that has taken its subject over confirms nothing.
+    stream: Arc<str>,
     /// The inbox, up to the number of a publish.
     inbox: Arc<str>,
     waiting: Arc<Mutex<Waiting>>,
@@ -54,19 +57,23 @@ struct Waiting {
     next: u64,
     /// What is below has waited since before the last look.
     old_below: u64,
-    by_number: HashMap<u64, (oneshot::Sender<Confirm>, OwnedSemaphorePermit), RandomState>,
+    by_number: HashMap<u64, Waiter, RandomState>,
 }
+
+/// One that waits, and its place.
+type Waiter = (oneshot::Sender<Confirm>, OwnedSemaphorePermit);
 
 /// Confirms of one connection, and the work that they give: to be run until it ends.
 pub async fn new(
     client: &Client,
+    stream: &str,
     lost: Lost,
 ) -> Result<(Confirms, impl Future<Output = ()> + Send + use<>), TransportError> {
     let inbox = client.new_inbox() + ".";
     let answers = client.subscribe(format!("{inbox}*")).await.map_err(cannot)?;
     let room = Arc::new(Semaphore::new(PUBLISHES_MAX));
-    let confirms = Confirms { inbox: inbox.into(), waiting: Arc::default(), room };
-    Ok((confirms.clone(), run(confirms, answers, lost)))
+    let confirms = Confirms { stream: stream.into(), inbox: inbox.into(), waiting: Arc::default(), room };
+    Ok((confirms.clone(), run(answers, Run { confirms, lost })))
 }
 
 impl Confirms {
@@ -84,14 +91,23 @@ impl Confirms {
         (format!("{}{number}", self.inbox).into(), receiver)
     }
 
+    /// The publish whose confirm was to be sent to `subject` was not sent.
+    pub fn forget(&self, subject: &Subject) {
+        drop(self.take(subject));
+    }
+
     fn answer(&self, answer: &Message) {
-        let number = answer.subject.strip_prefix(&*self.inbox).and_then(|number| number.parse().ok());
-        let waiting = number.and_then(|number: u64| self.lock().by_number.remove(&number));
-        match waiting {
+        match self.take(&answer.subject) {
             // Who asked may have given up waiting.
-            Some((waiting, _)) => drop(waiting.send(read(answer))),
+            Some((waiting, _)) => drop(waiting.send(read(answer, &self.stream))),
             None => debug!(subject = answer.subject.as_str(), "nobody waits for this confirm"),
         }
+    }
+
+    /// Who waits for what comes to `subject`.
+    fn take(&self, subject: &Subject) -> Option<Waiter> {
+        let number: u64 = subject.strip_prefix(&*self.inbox)?.parse().ok()?;
+        self.lock().by_number.remove(&number)
     }
 
     /// Gives up what was old at the last look already.
@@ -125,9 +141,8 @@ impl Drop for Run {
     }
 }
 
-async fn run(confirms: Confirms, mut answers: Subscriber, lost: Lost) {
-    let mut is_lost = lost.subscribe();
-    let run = Run { confirms, lost };
+async fn run(mut answers: impl Stream<Item = Message> + Unpin, run: Run) {
+    let mut is_lost = run.lost.subscribe();
     let mut looks = interval(PATIENCE);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let ended = is_lost.wait_for(Option::is_some);
@@ -135,51 +150,67 @@ async fn run(confirms: Confirms, mut answers: Subscriber, lost: Lost) {
     loop {
         tokio::select! {
             biased;
-            _ = &mut ended => return,
+            _ = &mut ended => break,
+            _ = looks.tick() => run.confirms.give_up(),
             answer = answers.next() => {
                 // Without one the client has ended.
-                let Some(answer) = answer else { return };
+                let Some(answer) = answer else { break };
                 run.confirms.answer(&answer);
-                for _ in 1..TOGETHER_MAX {
-                    // Found empty here, it is polled again by the `select!`, which leaves it a waker.
-                    let Some(Some(answer)) = answers.next().now_or_never() else { break };
-                    run.confirms.answer(&answer);
-                }
+                run.answer_all(&mut answers, TOGETHER_MAX);
             }
-            _ = looks.tick() => run.confirms.give_up(),
         }
+    }
+    // What was stored was stored.
+    run.answer_all(&mut answers, PUBLISHES_MAX);
+}
+
+impl Run {
+    /// Hands on what has come. Found empty here, `answers` has no waker until it is polled again.
+    fn answer_all(&self, answers: &mut (impl Stream<Item = Message> + Unpin), most: usize) {
+        let come = std::iter::from_fn(|| answers.next().now_or_never().flatten());
+        come.take(most).for_each(|answer| self.confirms.answer(&answer));
     }
 }
 
 /// A `PubAck` of JetStream.
 #[derive(Deserialize)]
-struct PubAck {
+struct PubAck<'a> {
     error: Option<jetstream::Error>,
+    #[serde(borrow)]
+    stream: Option<Cow<'a, str>>,
     #[serde(default)]
     seq: u64,
     #[serde(default)]
     duplicate: bool,
 }
 
-/// What an answer proves. `Lost` where connecting anew mends it.
-fn read(answer: &Message) -> Confirm {
+/// What an answer proves of a message that was published to `stream`. `Lost` where connecting anew mends it.
+fn read(answer: &Message, stream: &str) -> Confirm {
     if answer.status == Some(StatusCode::NO_RESPONDERS) {
         return Err(TransportError::Lost("no stream takes the subject".into()));
     }
-    match serde_json::from_slice(&answer.payload) {
+    let unclear = |why: String| Err(TransportError::Publish(format!("the confirm is unclear: {why}")));
+    match serde_json::from_slice::<PubAck<'_>>(&answer.payload) {
+        Err(why) => unclear(why.to_string()),
         Ok(PubAck { error: Some(why), .. }) => Err(TransportError::Publish(why.to_string())),
-        Ok(PubAck { seq: 0, .. }) => Err(TransportError::Publish("the confirm names no message".into())),
+        Ok(PubAck { stream: None, .. } | PubAck { seq: 0, .. }) => unclear("it names no message".into()),
+        Ok(PubAck { stream: Some(other), .. }) if other != stream => {
+            Err(TransportError::Lost(format!("stream `{other}` has taken the subject over")))
+        }
         Ok(PubAck { seq: sequence, duplicate, .. }) => Ok(Stored { sequence, duplicate }),
-        Err(why) => Err(TransportError::Publish(format!("the confirm cannot be read: {why}"))),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use futures_util::stream;
+    use tokio::time::Instant;
+
     use super::*;
 
     fn confirms() -> Confirms {
-        Confirms { inbox: "_INBOX.a.".into(), waiting: Arc::default(), room: Arc::new(Semaphore::new(2)) }
+        let room = Arc::new(Semaphore::new(2));
+        Confirms { stream: "S".into(), inbox: "_INBOX.a.".into(), waiting: Arc::default(), room }
     }
 
     fn answer(subject: impl Into<Subject>, payload: &str, status: Option<StatusCode>) -> Message {
@@ -187,18 +218,27 @@ mod tests {
         Message { subject: subject.into(), reply: None, payload, headers: None, status, description: None, length: 0 }
     }
 
+    fn ack(subject: impl Into<Subject>, sequence: u64) -> Message {
+        answer(subject, &format!(r#"{{"stream":"S","seq":{sequence}}}"#), None)
+    }
+
+    const fn stored(sequence: u64) -> Stored {
+        Stored { sequence, duplicate: false }
+    }
+
     #[test]
-    fn only_an_answer_that_names_a_message_is_a_confirm() {
-        let read = |payload: &str, status| read(&answer("a", payload, status));
-        let stored = |sequence, duplicate| Ok(Stored { sequence, duplicate });
-        assert_eq!(read(r#"{"stream":"S","seq":7}"#, None), stored(7, false));
-        assert_eq!(read(r#"{"stream":"S","domain":"d","seq":7,"duplicate":true}"#, None), stored(7, true));
+    fn only_an_answer_that_names_a_message_of_the_stream_is_a_confirm() {
+        let read = |payload: &str, status| read(&answer("a", payload, status), "S");
+        assert_eq!(read(r#"{"stream":"S","seq":7}"#, None), Ok(stored(7)));
+        let twice = Ok(Stored { sequence: 7, duplicate: true });
+        assert_eq!(read(r#"{"stream":"\u0053","domain":"d","seq":7,"duplicate":true}"#, None), twice);
         let failure =
             r#"{"error":{"code":503,"err_code":10077,"description":"maximum bytes exceeded"},"stream":"S","seq":0}"#;
         assert!(matches!(read(failure, None), Err(TransportError::Publish(why)) if why.contains("maximum bytes")));
-        for unclear in ["", "{}", r#"{"stream":"S"}"#, r#"{"seq":-1}"#, "+OK"] {
+        for unclear in ["", "{}", r#"{"stream":"S"}"#, r#"{"stream":"S","seq":-1}"#, r#"{"seq":7}"#, "+OK"] {
             assert!(matches!(read(unclear, None), Err(TransportError::Publish(_))), "{unclear}");
         }
+        assert!(matches!(read(r#"{"stream":"T","seq":7}"#, None), Err(TransportError::Lost(_))));
         assert!(matches!(read("", Some(StatusCode::NO_RESPONDERS)), Err(TransportError::Lost(_))));
     }
 
@@ -208,34 +248,49 @@ mod tests {
         let (first, mut of_first) = confirms.expect().await;
         let (second, of_second) = confirms.expect().await;
         assert!(confirms.expect().now_or_never().is_none(), "there is room for two");
-        confirms.answer(&answer("_INBOX.b.0", r#"{"seq":9}"#, None));
-        confirms.answer(&answer(second, r#"{"seq":2}"#, None));
-        assert_eq!(of_second.await, Ok(Ok(Stored { sequence: 2, duplicate: false })));
+        confirms.answer(&ack("_INBOX.b.0", 9));
+        confirms.answer(&ack(second, 2));
+        assert_eq!(of_second.await, Ok(Ok(stored(2))));
         assert!(of_first.try_recv().is_err(), "nobody has answered it");
-        confirms.answer(&answer(first, r#"{"seq":1}"#, None));
-        assert_eq!(of_first.await, Ok(Ok(Stored { sequence: 1, duplicate: false })));
-        assert!(confirms.expect().now_or_never().is_some(), "both have made room");
+        confirms.answer(&ack(first, 1));
+        assert_eq!(of_first.await, Ok(Ok(stored(1))));
+        let (third, _) = confirms.expect().now_or_never().expect("both have made room");
+        confirms.expect().await;
+        confirms.forget(&third);
+        assert!(confirms.expect().now_or_never().is_some(), "what was not sent has made room");
     }
 
-    #[tokio::test]
-    async fn what_is_not_confirmed_is_given_up_after_the_second_look() {
-        let confirms = confirms();
-        let (_, mut confirm) = confirms.expect().await;
-        confirms.give_up();
-        assert!(confirm.try_recv().is_err());
-        let (_, mut younger) = confirms.expect().await;
-        confirms.give_up();
-        assert!(matches!(confirm.try_recv(), Ok(Err(TransportError::Publish(_)))));
-        assert!(younger.try_recv().is_err());
+    #[tokio::test(start_paused = true)]
+    async fn what_is_not_confirmed_is_given_up_in_time() {
+        let (confirms, lost) = (confirms(), Lost::new(None));
+        let running = tokio::spawn(run(stream::pending(), Run { confirms: confirms.clone(), lost: lost.clone() }));
+        let began = Instant::now();
+        let (_, confirm) = confirms.expect().await;
+        assert!(matches!(confirm.await, Ok(Err(TransportError::Publish(_)))));
+        assert!((PATIENCE..=2 * PATIENCE).contains(&began.elapsed()), "{:?}", began.elapsed());
+        lose(&lost, "closed".into());
+        running.await.expect("it ends");
     }
 
     #[tokio::test]
     async fn nobody_waits_for_a_connection_that_is_over() {
-        let (confirms, lost) = (confirms(), Lost::new(None));
-        let (_, before) = confirms.expect().await;
-        drop(Run { confirms: confirms.clone(), lost: lost.clone() });
-        assert!(before.await.is_err());
-        assert!(lost.borrow().is_some());
-        assert!(confirms.expect().await.1.await.is_err());
+        let never_polled = |run: Run| drop(super::run(stream::pending(), run));
+        let ended = |run: Run| super::run(stream::empty(), run).now_or_never().expect("the client has ended");
+        for end in [&never_polled as &dyn Fn(Run), &ended] {
+            let (confirms, lost) = (confirms(), Lost::new(None));
+            let (_, before) = confirms.expect().await;
+            end(Run { confirms: confirms.clone(), lost: lost.clone() });
+            assert!(before.await.is_err());
+            assert!(lost.borrow().is_some());
+            assert!(confirms.expect().await.1.await.is_err());
+        }
+    }
+
+    #[tokio::test]
+    async fn what_was_confirmed_before_the_end_counts() {
+        let (confirms, lost) = (confirms(), Lost::new(Some("closed".into())));
+        let (subject, confirm) = confirms.expect().await;
+        run(stream::iter([ack(subject, 1)]), Run { confirms, lost }).await;
+        assert_eq!(confirm.await, Ok(Ok(stored(1))));
     }
 }

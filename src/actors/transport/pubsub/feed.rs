@@ -117,9 +117,7 @@ impl Feed {
         }
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let (sender, receiver) = mpsc::channel(1);
-        // As a task: what wakes the future of `block_on` itself costs a system call each time, and another to notice it.
-        let life = runtime.spawn(run(receiver));
-        thread::Builder::new().name("pubsub-feed".into()).spawn(move || runtime.block_on(life))?;
+        thread::Builder::new().name("pubsub-feed".into()).spawn(move || runtime.block_on(run(receiver)))?;
         Ok(orders.insert(sender).clone())
     }
 }

@@ -11,8 +11,9 @@ use std::{
 
 use futures_util::Stream;
 use lapin::{
-    AsyncTcpStream, Channel, ChannelStatus, Connection, ConnectionProperties, ConnectionStatus, Event,
+    AsyncTcpStream, Channel, ChannelStatus, Connection, ConnectionProperties, ConnectionStatus, ErrorKind, Event,
     options::QueueDeclareOptions,
+    protocol::{AMQPErrorKind, AMQPHardError},
     tcp::OwnedTLSConfig,
     types::{FieldTable, ShortString},
     uri::{AMQPScheme, AMQPUri},
@@ -27,8 +28,8 @@ use crate::config;
 const HEARTBEAT: u16 = 3;
 /// The longest heartbeat that keeps to the ten seconds.
 const HEARTBEAT_MAX: u16 = 4;
-/// The longest frame, in bytes, unless the URL says otherwise; longer bodies take several. The client keeps room for 32 of them each
-/// way on each connection, all of it in use.
+/// The longest frame of a connection that is [`Frames::Short`], in bytes, unless the URL says otherwise. Bodies take several,
+/// but all properties of a message are in one. A connection keeps room for 32 each way, and the client writes zeros to all of it.
 const FRAME_MAX: u32 = 16 << 10;
 const OK: u16 = 200;
 /// How long the server may take to say its version, and how many bytes it may need until then.
@@ -46,7 +47,6 @@ impl Target {
     pub(super) async fn read(settings: &config::Rabbitmq) -> Result<Self, TransportError> {
         let mut uri = parse(&settings.url).map_err(|why| TransportError::Connect(format!("the URL: {why}")))?;
         uri.query.heartbeat.get_or_insert(HEARTBEAT);
-        uri.query.frame_max.get_or_insert(FRAME_MAX);
         if let Some(path) = &settings.password_file {
             let password = read_text(path).await?;
             password.trim_end_matches(['\r', '\n']).clone_into(&mut uri.authority.userinfo.password);
@@ -124,6 +124,21 @@ async fn read_text(path: &std::path::Path) -> Result<String, TransportError> {
         .map_err(|e| TransportError::Connect(format!("{}: {e}", path.display())))
 }
 
+/// How long the frames of a connection may be.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Frames {
+    /// What fits is all that this side sends, and most of what others do.
+    Short,
+    /// As long as the server allows.
+    Any,
+}
+
+/// Whether a connection has failed because its frames may not be as long as what came.
+pub(super) fn are_too_short(why: &lapin::Error) -> bool {
+    let failure = AMQPErrorKind::Hard(AMQPHardError::FRAMEERROR);
+    matches!(why.kind(), ErrorKind::ProtocolError(why) if *why.kind() == failure)
+}
+
 /// A connection and its channel. Dropped, it is gone, on this side and on the broker's.
 pub(super) struct Link {
     name: &'static str,
@@ -134,13 +149,17 @@ pub(super) struct Link {
 
 impl Link {
     /// Connects and opens the channel. Has no deadline of its own; dropped, it leaves nothing behind.
-    pub(super) async fn open(target: &Target, name: &'static str) -> lapin::Result<Self> {
+    pub(super) async fn open(target: &Target, name: &'static str, frames: Frames) -> lapin::Result<Self> {
+        let mut uri = target.uri.clone();
+        if frames == Frames::Short {
+            uri.query.frame_max.get_or_insert(FRAME_MAX);
+        }
         let socket = Socket::default();
         let slot = Arc::clone(&socket.0);
         let tls = target.tls.clone();
         let properties = ConnectionProperties::default().with_connection_name(name.into());
         let connection = Connection::connector(
-            target.uri.clone(),
+            uri,
             lapin::runtime::default_runtime()?,
             async move |uri, runtime| {
                 let connected = timeout(CONNECT_TIMEOUT, async {
@@ -181,6 +200,11 @@ impl Link {
 
     pub(super) fn watch(&self) -> Watch {
         Watch { name: self.name, connection: self.connection.status().clone(), channel: self.channel.status().clone() }
+    }
+
+    /// The longest frame that both sides agreed on, in bytes.
+    pub(super) fn frame_max(&self) -> usize {
+        usize::try_from(self.connection.configuration().frame_max()).unwrap_or(usize::MAX)
     }
 
     /// Where the settings that both sides agreed on weaken the guarantee.
