@@ -1,4 +1,5 @@
-//! A soak: one node at half its peak for an hour, watched for what creeps.
+//! A soak: one node at half its peak for an hour, watched for what creeps. A node that has just started follows it, since an
+//! hour changes the machine too: what is as slow with the new one does not come of age.
 
 use std::{cell::RefCell, rc::Rc, time::Duration};
 
@@ -20,7 +21,7 @@ pub struct Plan {
     /// One of grpc, nats, rabbitmq, pubsub
     #[arg(long, default_value = "grpc")]
     pub lane: String,
-    /// How long; the first ten minutes are compared with the last ten, or half with half
+    /// How long; the first ten minutes are compared with the last ten, or half with half, and these with as many of a new node
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(2..))]
     minutes: u32,
     /// Records a second, instead of half the peak
@@ -57,11 +58,47 @@ fn slope_mib_per_hour(samples: &[(Instant, Footprint)]) -> f64 {
     together / alone
 }
 
-/// Posts a minute's records, minute after minute. The API has all records of a minute before the next begins.
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "records of a minute")]
-pub async fn run(plan: &Plan, variables: &[(String, String)]) {
+/// What came of a node's minutes.
+#[derive(Default)]
+struct Minutes {
+    latencies: Vec<Latencies>,
+    lost: u64,
+    duplicated: u64,
+}
+
+impl Minutes {
+    /// Posts the records of a minute. The API has all of those of one before the next begins.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "records of a minute")]
+    async fn pass(&mut self, stage: &mut Stage, rate: f64) -> &Latencies {
+        stage.forget().await;
+        let count = (rate * 60.0) as usize;
+        let run = stage.post(count, Some(rate)).await;
+        self.lost += count as u64 - run.distinct;
+        self.duplicated += run.times - run.distinct;
+        let mut latencies = Latencies::new(3).expect("three digits are allowed");
+        for latency_us in run.deliveries_us() {
+            latencies.record(latency_us).expect("it grows");
+        }
+        self.latencies.push(latencies);
+        &self.latencies[self.latencies.len() - 1]
+    }
+}
+
+fn together(minutes: &[Latencies]) -> Latencies {
+    minutes.iter().fold(Latencies::new(3).expect("three digits are allowed"), |mut all, minute| {
+        all.add(minute).expect("it grows");
+        all
+    })
+}
+
+async fn started(plan: &Plan, variables: &[(String, String)]) -> Stage {
     let mut stage = Stage::new(&Side::WAYPOST, &plan.lane, variables, plan.users).await;
     stage.post(WARM_UP, None).await;
+    stage
+}
+
+pub async fn run(plan: &Plan, variables: &[(String, String)]) {
+    let mut stage = started(plan, variables).await;
     let rate = match plan.rate {
         Some(rate) => rate,
         None => stage.post(PEAK_RECORDS, None).await.end_to_end_per_s() / 2.0,
@@ -77,38 +114,34 @@ pub async fn run(plan: &Plan, variables: &[(String, String)]) {
             taken.borrow_mut().push((Instant::now(), watch.footprint()));
         }
     });
-    let mut minutes: Vec<Latencies> = Vec::new();
-    let (mut lost, mut duplicated) = (0, 0);
+    let mut minutes = Minutes::default();
     for minute in 1..=plan.minutes {
-        stage.forget().await;
-        let count = (rate * 60.0) as usize;
-        let run = stage.post(count, Some(rate)).await;
-        lost += count as u64 - run.distinct;
-        duplicated += run.times - run.distinct;
-        let mut latencies = Latencies::new(3).expect("three digits are allowed");
-        for latency_us in run.deliveries_us() {
-            latencies.record(latency_us).expect("it grows");
-        }
+        let latencies = minutes.pass(&mut stage, rate).await;
         let latest = samples.borrow().last().map_or_else(Footprint::default, |(_, footprint)| *footprint);
         eprintln!(
             "minute {minute}: p50 {:.2} ms, p99 {:.2} ms, {:.1} MiB, {} descriptors",
-            ms(&latencies, 0.5),
-            ms(&latencies, 0.99),
+            ms(latencies, 0.5),
+            ms(latencies, 0.99),
             latest.memory_mib,
             latest.descriptors
         );
-        minutes.push(latencies);
     }
     watching.abort();
 
-    let end = END.min(minutes.len() / 2);
-    let together = |minutes: &[Latencies]| {
-        minutes.iter().fold(Latencies::new(3).expect("three digits are allowed"), |mut all, minute| {
-            all.add(minute).expect("it grows");
-            all
-        })
-    };
-    let ends = [together(&minutes[..end]), together(&minutes[minutes.len() - end..])];
+    drop(stage);
+
+    let mut stage = started(plan, variables).await;
+    let end = END.min(minutes.latencies.len() / 2);
+    let mut new = Minutes::default();
+    for minute in 1..=end {
+        let latencies = new.pass(&mut stage, rate).await;
+        eprintln!("a new node, minute {minute}: p50 {:.2} ms, p99 {:.2} ms", ms(latencies, 0.5), ms(latencies, 0.99));
+    }
+
+    let Minutes { latencies, mut lost, mut duplicated } = minutes;
+    lost += new.lost;
+    duplicated += new.duplicated;
+    let ends = [&latencies[..end], &latencies[latencies.len() - end..], &new.latencies].map(together);
     let [p50, p99] = [0.5, 0.99].map(|quantile| ends.each_ref().map(|latencies| ms(latencies, quantile)));
     let samples = samples.take();
     let slope = slope_mib_per_hour(&samples);
@@ -124,9 +157,10 @@ pub async fn run(plan: &Plan, variables: &[(String, String)]) {
         );
         return;
     }
-    println!("\n{:<30} {:>12} {:>12} {:>8}", format!("delivery, {end} minutes"), "first", "last", "ratio");
-    for (name, [first, last]) in [("p50 ms", p50), ("p99 ms", p99)] {
-        println!("{name:<30} {first:>12.2} {last:>12.2} {:>8.2}", last / first);
+    let head = format!("delivery, {end} minutes");
+    println!("\n{head:<30} {:>12} {:>12} {:>8} {:>12} {:>8}", "first", "last", "ratio", "a new node", "last to");
+    for (name, [first, last, new]) in [("p50 ms", p50), ("p99 ms", p99)] {
+        println!("{name:<30} {first:>12.2} {last:>12.2} {:>8.2} {new:>12.2} {:>8.2}", last / first, last / new);
     }
     println!("{:<30} {slope:>12.2}", "memory MiB/hour");
     println!("{:<30} {:>12} {:>12}", "descriptors, least and most", descriptors[0], descriptors[1]);

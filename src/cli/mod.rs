@@ -11,7 +11,11 @@ pub mod sink;
 use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand, ValueEnum};
-use tracing_subscriber::{EnvFilter, filter::LevelFilter};
+use tracing_subscriber::{
+    filter::{LevelFilter, Targets},
+    layer::SubscriberExt as _,
+    util::SubscriberInitExt as _,
+};
 
 use crate::config::{Config, Flag};
 
@@ -80,14 +84,17 @@ impl Cli {
         let level =
             (2 + usize::from(self.verbose)).saturating_sub(usize::from(self.quiet + quieter)).min(LEVELS.len() - 1);
         // The libraries speak up for themselves only when asked.
-        let ours = format!("warn,waypost={}", LEVELS[level]);
-        let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(ours));
+        let ours = Targets::new().with_default(LevelFilter::WARN).with_target("waypost", LEVELS[level]);
+        let asked = std::env::var("RUST_LOG").ok().filter(|asked| !asked.is_empty());
+        let filter = asked.and_then(|asked| asked.parse().ok()).unwrap_or(ours);
         let colour =
             std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-        let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colour);
+        // The filter has the only say of what is logged.
+        let logs = tracing_subscriber::fmt().with_max_level(LevelFilter::TRACE);
+        let logs = logs.with_writer(std::io::stderr).with_ansi(colour);
         match self.log_format {
-            LogFormat::Text => logs.init(),
-            LogFormat::Json => logs.json().flatten_event(true).init(),
+            LogFormat::Text => logs.finish().with(filter).init(),
+            LogFormat::Json => logs.json().flatten_event(true).finish().with(filter).init(),
         }
     }
 }

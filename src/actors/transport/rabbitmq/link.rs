@@ -28,9 +28,10 @@ use crate::config;
 const HEARTBEAT: u16 = 3;
 /// The longest heartbeat that keeps to the ten seconds.
 const HEARTBEAT_MAX: u16 = 4;
-/// The longest frame of a connection that is [`Frames::Short`], in bytes, unless the URL says otherwise. Bodies take several,
-/// but all properties of a message are in one. A connection keeps room for 32 each way, and the client writes zeros to all of it.
-const FRAME_MAX: u32 = 16 << 10;
+/// The longest frame of a connection that is [`Frames::Short`], in bytes, unless the URL says otherwise: the least that
+/// version 4 allows. Bodies take several, but all properties of a message are in one. A connection keeps room for 32 each
+/// way, and the client writes zeros to all of it.
+const FRAME_MAX: u32 = 8 << 10;
 const OK: u16 = 200;
 /// How long the server may take to say its version, and how many bytes it may need until then.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(2);
