@@ -322,8 +322,11 @@ async fn a_message_with_more_properties_than_a_short_frame_holds_comes_out_and_g
     headers.insert("note".into(), AMQPValue::LongString(long.as_str().into()));
     let properties = BasicProperties::default().with_headers(headers);
     let channel = rabbit.client().await.create_channel().await.unwrap();
-    let options = BasicPublishOptions::default();
-    channel.basic_publish("".into(), config.queue.as_str().into(), options, b"{}", properties).await.unwrap();
+    let publish = async || {
+        let (queue, options) = (config.queue.as_str().into(), BasicPublishOptions::default());
+        channel.basic_publish("".into(), queue, options, b"{}", properties.clone()).await.unwrap();
+    };
+    publish().await;
 
     let lost = timeout(PATIENCE, transport.next()).await.expect("it does not come in silence");
     assert!(matches!(lost, Err(TransportError::Lost(why)) if why.contains("frame")));
@@ -336,5 +339,21 @@ async fn a_message_with_more_properties_than_a_short_frame_holds_comes_out_and_g
     let wordy = Record { id: long.into(), ..record(0) };
     assert!(matches!(transport.publish(&wordy).await, Err(TransportError::Publish(_))), "not the connection's end");
     publish_all(&transport, 1).await;
+    transport.next().await.unwrap().ack();
     transport.close().await;
+
+    // One that waits already when the first connection comes, which may fail before it stands.
+    publish().await;
+    let settings = Settings::new(config.clone());
+    let comes = async {
+        loop {
+            if let Ok(transport) = RabbitMq::connect(&settings).await
+                && let Ok(delivery) = transport.next().await
+            {
+                delivery.ack();
+                return transport.close().await;
+            }
+        }
+    };
+    timeout(PATIENCE, comes).await.expect("longer frames");
 }

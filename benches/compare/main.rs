@@ -132,10 +132,19 @@ fn main() {
 async fn soak(plan: &soak::Plan) {
     let missing = "the broker can be had";
     match &*plan.lane {
-        "grpc" => soak::run(plan, &grpc_variables()).await,
-        "nats" => soak::run(plan, &Nats::start().await.expect(missing).variables()).await,
-        "rabbitmq" => soak::run(plan, &Rabbitmq::start().await.expect(missing).variables()).await,
-        "pubsub" => soak::run(plan, &Pubsub::start().await.expect(missing).variables()).await,
+        "grpc" => soak::run(plan, grpc_variables).await,
+        "nats" => {
+            let mut nats = Nats::start().await.expect(missing);
+            soak::run(plan, || nats.variables()).await;
+        }
+        "rabbitmq" => {
+            let mut rabbitmq = Rabbitmq::start().await.expect(missing);
+            soak::run(plan, || rabbitmq.variables()).await;
+        }
+        "pubsub" => {
+            let mut pubsub = Pubsub::start().await.expect(missing);
+            soak::run(plan, || pubsub.variables()).await;
+        }
         lane => panic!("there is no lane {lane}"),
     }
 }

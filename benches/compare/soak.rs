@@ -91,18 +91,18 @@ fn together(minutes: &[Latencies]) -> Latencies {
     })
 }
 
-async fn started(plan: &Plan, variables: &[(String, String)]) -> Stage {
-    let mut stage = Stage::new(&Side::WAYPOST, &plan.lane, variables, plan.users).await;
+/// A node on a lane of its own, and its peak, in records a second.
+async fn started(plan: &Plan, variables: Vec<(String, String)>) -> (Stage, f64) {
+    let mut stage = Stage::new(&Side::WAYPOST, &plan.lane, &variables, plan.users).await;
     stage.post(WARM_UP, None).await;
-    stage
+    let records = if plan.rate.is_some() { WARM_UP } else { PEAK_RECORDS };
+    let peak = stage.post(records, None).await.end_to_end_per_s();
+    (stage, peak)
 }
 
-pub async fn run(plan: &Plan, variables: &[(String, String)]) {
-    let mut stage = started(plan, variables).await;
-    let rate = match plan.rate {
-        Some(rate) => rate,
-        None => stage.post(PEAK_RECORDS, None).await.end_to_end_per_s() / 2.0,
-    };
+pub async fn run(plan: &Plan, mut variables: impl FnMut() -> Vec<(String, String)>) {
+    let (mut stage, peak) = started(plan, variables()).await;
+    let rate = plan.rate.unwrap_or(peak / 2.0);
     eprintln!("{}: {rate:.0} records/s for {} minutes", plan.lane, plan.minutes);
 
     let watch = stage.watch();
@@ -130,7 +130,7 @@ pub async fn run(plan: &Plan, variables: &[(String, String)]) {
 
     drop(stage);
 
-    let mut stage = started(plan, variables).await;
+    let (mut stage, _) = started(plan, variables()).await;
     let end = END.min(minutes.latencies.len() / 2);
     let mut new = Minutes::default();
     for minute in 1..=end {
@@ -147,18 +147,19 @@ pub async fn run(plan: &Plan, variables: &[(String, String)]) {
     let slope = slope_mib_per_hour(&samples);
     let descriptors = samples.iter().map(|(_, footprint)| footprint.descriptors);
     let descriptors = [descriptors.clone().min(), descriptors.max()].map(Option::unwrap_or_default);
+    let named = |[first, last, new]: [f64; 3]| json!({"first": first, "last": last, "new": new});
     if plan.json {
         println!(
             "{}",
             json!({
                 "lane": plan.lane, "rate": rate, "minutes": plan.minutes, "memory_mib_per_hour": slope, "descriptors": descriptors,
-                "p50_ms": p50, "p99_ms": p99, "lost": lost, "duplicated": duplicated,
+                "p50_ms": named(p50), "p99_ms": named(p99), "lost": lost, "duplicated": duplicated,
             })
         );
         return;
     }
     let head = format!("delivery, {end} minutes");
-    println!("\n{head:<30} {:>12} {:>12} {:>8} {:>12} {:>8}", "first", "last", "ratio", "a new node", "last to");
+    println!("\n{head:<30} {:>12} {:>12} {:>8} {:>12} {:>8}", "first", "last", "ratio", "a new node", "last/new");
     for (name, [first, last, new]) in [("p50 ms", p50), ("p99 ms", p99)] {
         println!("{name:<30} {first:>12.2} {last:>12.2} {:>8.2} {new:>12.2} {:>8.2}", last / first, last / new);
     }

@@ -12,7 +12,9 @@ use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand, ValueEnum};
 use tracing_subscriber::{
+    Layer as _,
     filter::{LevelFilter, Targets},
+    fmt,
     layer::SubscriberExt as _,
     util::SubscriberInitExt as _,
 };
@@ -83,20 +85,28 @@ impl Cli {
             [LevelFilter::ERROR, LevelFilter::WARN, LevelFilter::INFO, LevelFilter::DEBUG, LevelFilter::TRACE];
         let level =
             (2 + usize::from(self.verbose)).saturating_sub(usize::from(self.quiet + quieter)).min(LEVELS.len() - 1);
+        let asked = std::env::var("RUST_LOG").ok().and_then(|asked| asked_for(&asked));
         // The libraries speak up for themselves only when asked.
-        let ours = Targets::new().with_default(LevelFilter::WARN).with_target("waypost", LEVELS[level]);
-        let asked = std::env::var("RUST_LOG").ok().filter(|asked| !asked.is_empty());
-        let filter = asked.and_then(|asked| asked.parse().ok()).unwrap_or(ours);
+        let ours = || Targets::new().with_default(LevelFilter::WARN).with_target("waypost", LEVELS[level]);
         let colour =
             std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-        // The filter has the only say of what is logged.
-        let logs = tracing_subscriber::fmt().with_max_level(LevelFilter::TRACE);
-        let logs = logs.with_writer(std::io::stderr).with_ansi(colour);
-        match self.log_format {
-            LogFormat::Text => logs.finish().with(filter).init(),
-            LogFormat::Json => logs.json().flatten_event(true).finish().with(filter).init(),
-        }
+        let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(colour);
+        let lines = match self.log_format {
+            LogFormat::Text => lines.boxed(),
+            LogFormat::Json => lines.json().flatten_event(true).boxed(),
+        };
+        tracing_subscriber::registry().with(lines).with(asked.unwrap_or_else(ours)).init();
     }
+}
+
+/// What a text like `warn,waypost=debug` asks to be logged, if it is one that asks for something.
+fn asked_for(text: &str) -> Option<Targets> {
+    let parts: Vec<_> = text.split(',').map(str::trim).filter(|part| !part.is_empty()).collect();
+    // Of spans and their fields, which no line of ours has, nothing can be asked.
+    if parts.is_empty() || text.contains('[') {
+        return None;
+    }
+    parts.join(",").parse().ok()
 }
 
 /// Exit status for bad usage or bad configuration.
@@ -144,5 +154,31 @@ impl NodeArgs {
             }
             ExitCode::from(USAGE)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tracing::Level;
+
+    use super::*;
+
+    #[test]
+    fn what_rust_log_asks_for_is_what_it_says() {
+        for (text, ours, others) in [
+            ("info,", Level::INFO, Level::INFO),
+            ("error, waypost=debug", Level::DEBUG, Level::ERROR),
+            ("warn,waypost::node=trace", Level::TRACE, Level::WARN),
+        ] {
+            let asked = asked_for(text).expect("it asks for something");
+            let most = |target: &str| {
+                let levels = [Level::TRACE, Level::DEBUG, Level::INFO, Level::WARN, Level::ERROR];
+                levels.into_iter().find(|level| asked.would_enable(target, level))
+            };
+            assert_eq!((most("waypost::node"), most("h2::client")), (Some(ours), Some(others)), "{text}");
+        }
+        for nothing in ["", " ,", "waypost[span]=debug", "waypost=loud"] {
+            assert!(asked_for(nothing).is_none(), "{nothing}");
+        }
     }
 }

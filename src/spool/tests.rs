@@ -185,10 +185,11 @@ async fn an_empty_queue_waits_for_a_record_of_its_own_or_for_the_end() {
         tokio::spawn(async move { Spool::until_more(&mut held, Queue::Waiting).await })
     };
     held.borrow_and_update();
-    let waits = woken(held.clone());
+    let mut waits = woken(held.clone());
     put(&spool, Queue::Carried, &["a"]).await;
     spool.put(Queue::Dead, &dead("b"), false).await.unwrap();
-    assert!(!waits.is_finished(), "what lies elsewhere is no reason to look");
+    let woken_early = timeout(Duration::from_millis(50), &mut waits).await;
+    assert!(woken_early.is_err(), "what lies elsewhere is no reason to look");
     assert_eq!(spool.replay(Which::All).await, Ok(1));
     assert!(timeout(Duration::from_secs(10), waits).await.expect("it wakes").unwrap());
 

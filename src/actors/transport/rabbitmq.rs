@@ -19,7 +19,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_util::{FutureExt as _, Stream, StreamExt as _, future::join};
+use futures_util::{
+    FutureExt as _, Stream, StreamExt as _,
+    future::{join, ready},
+};
 use lapin::{
     BasicProperties, Consumer, Event,
     options::{BasicConsumeOptions, BasicQosOptions, ConfirmSelectOptions, QueueDeclareOptions},
@@ -49,6 +52,8 @@ const CONFIRM_TIMEOUT: Duration = Duration::from_secs(10);
 const NAME_ON_DISK: Duration = Duration::from_millis(1500);
 /// How often the connections' states are looked at: not every way of ending them is announced to an idle client.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+/// How long the reason of an end may follow it.
+const REASON_PATIENCE: Duration = Duration::from_secs(1);
 /// Publishes that wait for their turn on the connection.
 const PUBLISH_QUEUE: usize = 256;
 
@@ -181,8 +186,8 @@ impl RabbitMq {
             let exists = why.contains("PRECONDITION_FAILED");
             if exists { format!("queue `{name}` exists with other settings: {why}") } else { why }
         })?;
-        let frames = if needs_long_frames.load(Ordering::Relaxed) { Frames::Any } else { Frames::Short };
-        let (consume, consumer) = in_time.step("consume", subscribe(target, &name, frames)).await?;
+        let frames = if needs_long_frames.load(Ordering::Relaxed) { Frames::Long } else { Frames::Short };
+        let (consume, consumer, events) = in_time.step("consume", subscribe(target, &name, frames)).await?;
 
         let life = Life::default();
         let (publisher, queued) = mpsc::channel(PUBLISH_QUEUE);
@@ -191,7 +196,7 @@ impl RabbitMq {
         let outstanding = Arc::default();
         tokio::spawn(settle(consume.channel.clone(), settlements, Arc::clone(&outstanding), life.clone()));
         let links = [publish.watch(), consume.watch()];
-        tokio::spawn(watch_over(links, consume.events(), life.clone(), Arc::clone(needs_long_frames)));
+        tokio::spawn(watch_over(links, events, life.clone(), Arc::clone(needs_long_frames)));
 
         let warnings = publish.warnings();
         let broker = Broker { version, warnings };
@@ -266,21 +271,29 @@ async fn watch_over(
     life: Life,
     needs_long_frames: Arc<AtomicBool>,
 ) {
+    let learn = |why: &lapin::Error| {
+        needs_long_frames.fetch_or(link::are_too_short(why), Ordering::Relaxed);
+    };
     let mut ticks = interval(WATCH_INTERVAL);
     loop {
         tokio::select! {
-            // First: whoever else hears of the failure ends the generation, and this must not miss it.
             biased;
             Some(event) = events.next() => if let Event::Error(why) = event {
-                needs_long_frames.fetch_or(link::are_too_short(&why), Ordering::Relaxed);
+                learn(&why);
                 life.end(why);
             },
-            _ = life.ended() => return,
+            _ = life.ended() => break,
             _ = ticks.tick() => {}
         }
         if let Some(down) = links.iter().find(|link| !link.is_up()) {
             life.end(format_args!("the connection of the {} was closed", down.name));
         }
+    }
+    // What has failed is known a moment before it is known why.
+    let why = events.filter_map(|event| ready(if let Event::Error(why) = event { Some(why) } else { None }));
+    tokio::pin!(why);
+    if let Ok(Some(why)) = timeout(REASON_PATIENCE, why.next()).await {
+        learn(&why);
     }
 }
 
@@ -313,13 +326,19 @@ async fn declare(link: &Link, queue: &ShortString) -> lapin::Result<()> {
 }
 
 /// Opens a connection and consumes from the queue.
-async fn subscribe(target: &Target, queue: &ShortString, frames: Frames) -> lapin::Result<(Link, Consumer)> {
+async fn subscribe(
+    target: &Target,
+    queue: &ShortString,
+    frames: Frames,
+) -> lapin::Result<(Link, Consumer, impl Stream<Item = Event> + Unpin + use<>)> {
     let link = Link::open(target, "waypost consumer", frames).await?;
     link.channel.basic_qos(PREFETCH, BasicQosOptions::default()).await?;
+    // Before anything can come, so that no failure is missed.
+    let events = link.events();
     let tag = ShortString::from(format!("waypost-{}", Record::new_id()));
     let options = BasicConsumeOptions::default();
     let consumer = link.channel.basic_consume(queue.clone(), tag, options, FieldTable::default()).await?;
-    Ok((link, consumer))
+    Ok((link, consumer, events))
 }
 
 /// Of what goes into the properties of `record`, in bytes.

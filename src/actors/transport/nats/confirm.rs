@@ -16,6 +16,7 @@ use futures_util::{FutureExt as _, Stream, StreamExt as _};
 use serde::Deserialize;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, oneshot},
+    task::coop::unconstrained,
     time::{MissedTickBehavior, interval},
 };
 use tracing::debug;
@@ -151,12 +152,16 @@ async fn run(mut answers: impl Stream<Item = Message> + Unpin, run: Run) {
         tokio::select! {
             biased;
             _ = &mut ended => break,
-            _ = looks.tick() => run.confirms.give_up(),
+            _ = looks.tick() => {
+                // What has come in time counts, however late it is seen.
+                run.answer_all(&mut answers, PUBLISHES_MAX);
+                run.confirms.give_up();
+            }
             answer = answers.next() => {
                 // Without one the client has ended.
                 let Some(answer) = answer else { break };
                 run.confirms.answer(&answer);
-                run.answer_all(&mut answers, TOGETHER_MAX);
+                run.answer_all(&mut answers, TOGETHER_MAX - 1);
             }
         }
     }
@@ -167,7 +172,8 @@ async fn run(mut answers: impl Stream<Item = Message> + Unpin, run: Run) {
 impl Run {
     /// Hands on what has come. Found empty here, `answers` has no waker until it is polled again.
     fn answer_all(&self, answers: &mut (impl Stream<Item = Message> + Unpin), most: usize) {
-        let come = std::iter::from_fn(|| answers.next().now_or_never().flatten());
+        // Else a channel passes for empty once the task has had its turn.
+        let come = std::iter::from_fn(|| unconstrained(answers.next()).now_or_never().flatten());
         come.take(most).for_each(|answer| self.confirms.answer(&answer));
     }
 }
@@ -176,8 +182,8 @@ impl Run {
 #[derive(Deserialize)]
 struct PubAck<'a> {
     error: Option<jetstream::Error>,
-    #[serde(borrow)]
-    stream: Option<Cow<'a, str>>,
+    #[serde(default, borrow)]
+    stream: Cow<'a, str>,
     #[serde(default)]
     seq: u64,
     #[serde(default)]
@@ -193,8 +199,9 @@ fn read(answer: &Message, stream: &str) -> Confirm {
     match serde_json::from_slice::<PubAck<'_>>(&answer.payload) {
         Err(why) => unclear(why.to_string()),
         Ok(PubAck { error: Some(why), .. }) => Err(TransportError::Publish(why.to_string())),
-        Ok(PubAck { stream: None, .. } | PubAck { seq: 0, .. }) => unclear("it names no message".into()),
-        Ok(PubAck { stream: Some(other), .. }) if other != stream => {
+        Ok(PubAck { seq: 0, .. }) => unclear("it names no message".into()),
+        Ok(PubAck { stream: other, .. }) if other.is_empty() => unclear("it names no stream".into()),
+        Ok(PubAck { stream: other, .. }) if other != stream => {
             Err(TransportError::Lost(format!("stream `{other}` has taken the subject over")))
         }
         Ok(PubAck { seq: sequence, duplicate, .. }) => Ok(Stored { sequence, duplicate }),
@@ -204,7 +211,7 @@ fn read(answer: &Message, stream: &str) -> Confirm {
 #[cfg(test)]
 mod tests {
     use futures_util::stream;
-    use tokio::time::Instant;
+    use tokio::{sync::mpsc, time::Instant};
 
     use super::*;
 
@@ -288,9 +295,19 @@ mod tests {
 
     #[tokio::test]
     async fn what_was_confirmed_before_the_end_counts() {
-        let (confirms, lost) = (confirms(), Lost::new(Some("closed".into())));
-        let (subject, confirm) = confirms.expect().await;
-        run(stream::iter([ack(subject, 1)]), Run { confirms, lost }).await;
-        assert_eq!(confirm.await, Ok(Ok(stored(1))));
+        const MANY: usize = 1000;
+        let (mut confirms, lost) = (confirms(), Lost::new(Some("closed".into())));
+        confirms.room = Arc::new(Semaphore::new(MANY));
+        let (sender, mut receiver) = mpsc::channel(MANY);
+        let mut waiting = Vec::new();
+        for _ in 0..MANY {
+            let (subject, confirm) = confirms.expect().await;
+            sender.send(ack(subject, 1)).await.unwrap();
+            waiting.push(confirm);
+        }
+        run(stream::poll_fn(|context| receiver.poll_recv(context)), Run { confirms, lost }).await;
+        for confirm in waiting {
+            assert_eq!(confirm.await, Ok(Ok(stored(1))));
+        }
     }
 }

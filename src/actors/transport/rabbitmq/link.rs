@@ -28,10 +28,12 @@ use crate::config;
 const HEARTBEAT: u16 = 3;
 /// The longest heartbeat that keeps to the ten seconds.
 const HEARTBEAT_MAX: u16 = 4;
-/// The longest frame of a connection that is [`Frames::Short`], in bytes, unless the URL says otherwise: the least that
-/// version 4 allows. Bodies take several, but all properties of a message are in one. A connection keeps room for 32 each
-/// way, and the client writes zeros to all of it.
-const FRAME_MAX: u32 = 8 << 10;
+/// The longest frame, in bytes, of a connection that is [`Frames::Short`], unless the URL says otherwise: the least that
+/// version 4 allows. Bodies take several, but all properties of a message are in one.
+const SHORT: u32 = 8 << 10;
+/// And of one that is [`Frames::Long`], whatever the URL says. There is an end to it because a connection keeps room for 32
+/// each way from its start, and a server may name any length.
+const LONG: u32 = 1 << 20;
 const OK: u16 = 200;
 /// How long the server may take to say its version, and how many bytes it may need until then.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(2);
@@ -130,8 +132,7 @@ async fn read_text(path: &std::path::Path) -> Result<String, TransportError> {
 pub(super) enum Frames {
     /// What fits is all that this side sends, and most of what others do.
     Short,
-    /// As long as the server allows.
-    Any,
+    Long,
 }
 
 /// Whether a connection has failed because its frames may not be as long as what came.
@@ -152,9 +153,10 @@ impl Link {
     /// Connects and opens the channel. Has no deadline of its own; dropped, it leaves nothing behind.
     pub(super) async fn open(target: &Target, name: &'static str, frames: Frames) -> lapin::Result<Self> {
         let mut uri = target.uri.clone();
-        if frames == Frames::Short {
-            uri.query.frame_max.get_or_insert(FRAME_MAX);
-        }
+        match frames {
+            Frames::Short => uri.query.frame_max.get_or_insert(SHORT),
+            Frames::Long => uri.query.frame_max.insert(LONG),
+        };
         let socket = Socket::default();
         let slot = Arc::clone(&socket.0);
         let tls = target.tls.clone();
