@@ -100,6 +100,7 @@ async fn started(plan: &Plan, variables: Vec<(String, String)>) -> (Stage, f64) 
     (stage, peak)
 }
 
+/// The old node, then the new one, each on a lane that `variables` names anew: what the first leaves there is not for the second.
 pub async fn run(plan: &Plan, mut variables: impl FnMut() -> Vec<(String, String)>) {
     let (mut stage, peak) = started(plan, variables()).await;
     let rate = plan.rate.unwrap_or(peak / 2.0);
@@ -127,7 +128,6 @@ pub async fn run(plan: &Plan, mut variables: impl FnMut() -> Vec<(String, String
         );
     }
     watching.abort();
-
     drop(stage);
 
     let (mut stage, _) = started(plan, variables()).await;

@@ -20,7 +20,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::{
-    FutureExt as _, Stream, StreamExt as _,
+    FutureExt as _, Stream, StreamExt as _, TryFutureExt as _,
     future::{join, ready},
 };
 use lapin::{
@@ -76,6 +76,15 @@ impl Settings {
     #[must_use]
     pub fn new(config: config::Rabbitmq) -> Self {
         Self { config: Arc::new(config), needs_long_frames: Arc::default() }
+    }
+
+    fn frames(&self) -> Frames {
+        if self.needs_long_frames.load(Ordering::Relaxed) { Frames::Long } else { Frames::Short }
+    }
+
+    /// What ended a connection that consumes may be the length of a frame.
+    fn learn_from(&self, why: &lapin::Error) {
+        self.needs_long_frames.fetch_or(link::are_too_short(why), Ordering::Relaxed);
     }
 }
 
@@ -173,9 +182,9 @@ impl Drop for RabbitMq {
 }
 
 impl RabbitMq {
-    async fn open(target: &Target, Settings { config, needs_long_frames }: &Settings) -> Result<Self, String> {
-        let name =
-            ShortString::try_new(&*config.queue).map_err(|_| "a queue's name has at most 255 bytes".to_owned())?;
+    async fn open(target: &Target, settings: &Settings) -> Result<Self, String> {
+        let queue = &*settings.config.queue;
+        let name = ShortString::try_new(queue).map_err(|_| "a queue's name has at most 255 bytes".to_owned())?;
         let in_time = Deadline(Instant::now() + CONNECT_TIMEOUT);
         let version = target.server_version().await;
         let publish = Link::open(target, "waypost publisher", Frames::Short);
@@ -186,8 +195,9 @@ impl RabbitMq {
             let exists = why.contains("PRECONDITION_FAILED");
             if exists { format!("queue `{name}` exists with other settings: {why}") } else { why }
         })?;
-        let frames = if needs_long_frames.load(Ordering::Relaxed) { Frames::Long } else { Frames::Short };
-        let (consume, consumer, events) = in_time.step("consume", subscribe(target, &name, frames)).await?;
+        // What waits in the queue may come, and be too long, before this has its answer.
+        let subscribed = subscribe(target, &name, settings.frames()).inspect_err(|why| settings.learn_from(why));
+        let (consume, consumer, events) = in_time.step("consume", subscribed).await?;
 
         let life = Life::default();
         let (publisher, queued) = mpsc::channel(PUBLISH_QUEUE);
@@ -196,7 +206,7 @@ impl RabbitMq {
         let outstanding = Arc::default();
         tokio::spawn(settle(consume.channel.clone(), settlements, Arc::clone(&outstanding), life.clone()));
         let links = [publish.watch(), consume.watch()];
-        tokio::spawn(watch_over(links, events, life.clone(), Arc::clone(needs_long_frames)));
+        tokio::spawn(watch_over(links, events, life.clone(), settings.clone()));
 
         let warnings = publish.warnings();
         let broker = Broker { version, warnings };
@@ -269,17 +279,14 @@ async fn watch_over(
     links: [link::Watch; 2],
     mut events: impl Stream<Item = Event> + Unpin,
     life: Life,
-    needs_long_frames: Arc<AtomicBool>,
+    settings: Settings,
 ) {
-    let learn = |why: &lapin::Error| {
-        needs_long_frames.fetch_or(link::are_too_short(why), Ordering::Relaxed);
-    };
     let mut ticks = interval(WATCH_INTERVAL);
     loop {
         tokio::select! {
             biased;
             Some(event) = events.next() => if let Event::Error(why) = event {
-                learn(&why);
+                settings.learn_from(&why);
                 life.end(why);
             },
             _ = life.ended() => break,
@@ -293,7 +300,7 @@ async fn watch_over(
     let why = events.filter_map(|event| ready(if let Event::Error(why) = event { Some(why) } else { None }));
     tokio::pin!(why);
     if let Ok(Some(why)) = timeout(REASON_PATIENCE, why.next()).await {
-        learn(&why);
+        settings.learn_from(&why);
     }
 }
 

@@ -31,9 +31,9 @@ const HEARTBEAT_MAX: u16 = 4;
 /// The longest frame, in bytes, of a connection that is [`Frames::Short`], unless the URL says otherwise: the least that
 /// version 4 allows. Bodies take several, but all properties of a message are in one.
 const SHORT: u32 = 8 << 10;
-/// And of one that is [`Frames::Long`], whatever the URL says. There is an end to it because a connection keeps room for 32
-/// each way from its start, and a server may name any length.
-const LONG: u32 = 1 << 20;
+/// The same of one that is [`Frames::Long`], unless the URL says more. A connection keeps room for 32 frames each way from its
+/// start, so a server must not name the length; and no longer frame than 32 short ones is ever recognized as one.
+const LONG: u32 = 32 * SHORT;
 const OK: u16 = 200;
 /// How long the server may take to say its version, and how many bytes it may need until then.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(2);
@@ -128,9 +128,9 @@ async fn read_text(path: &std::path::Path) -> Result<String, TransportError> {
 }
 
 /// How long the frames of a connection may be.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 pub(super) enum Frames {
-    /// What fits is all that this side sends, and most of what others do.
+    /// All that this side sends fits, and most of what others do.
     Short,
     Long,
 }
@@ -153,10 +153,11 @@ impl Link {
     /// Connects and opens the channel. Has no deadline of its own; dropped, it leaves nothing behind.
     pub(super) async fn open(target: &Target, name: &'static str, frames: Frames) -> lapin::Result<Self> {
         let mut uri = target.uri.clone();
-        match frames {
-            Frames::Short => uri.query.frame_max.get_or_insert(SHORT),
-            Frames::Long => uri.query.frame_max.insert(LONG),
-        };
+        let asked = uri.query.frame_max;
+        uri.query.frame_max = Some(match frames {
+            Frames::Short => asked.unwrap_or(SHORT),
+            Frames::Long => asked.map_or(LONG, |asked| asked.max(LONG)),
+        });
         let socket = Socket::default();
         let slot = Arc::clone(&socket.0);
         let tls = target.tls.clone();
