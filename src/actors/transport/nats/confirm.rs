@@ -211,7 +211,10 @@ fn read(answer: &Message, stream: &str) -> Confirm {
 #[cfg(test)]
 mod tests {
     use futures_util::stream;
-    use tokio::{sync::mpsc, time::Instant};
+    use tokio::{
+        sync::mpsc,
+        time::{Instant, advance, sleep, timeout},
+    };
 
     use super::*;
 
@@ -279,15 +282,18 @@ mod tests {
         running.await.expect("it ends");
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn what_has_come_when_its_time_is_over_counts() {
-        let (confirms, lost) = (confirms(), Lost::new(None));
+        let (confirms, (sender, mut receiver)) = (confirms(), mpsc::channel(1));
+        let answers = stream::poll_fn(move |context| receiver.poll_recv(context));
+        tokio::spawn(run(answers, Run { confirms: confirms.clone(), lost: Lost::new(None) }));
+        sleep(Duration::from_millis(1)).await;
         let (subject, confirm) = confirms.expect().await;
-        confirms.give_up();
-        let answers = stream::iter([ack(subject, 1)]).chain(stream::pending());
-        let running = tokio::spawn(run(answers, Run { confirms, lost }));
+        sleep(PATIENCE).await;
+        // It comes in the same moment as the look that would give it up.
+        sender.try_send(ack(subject, 1)).unwrap();
+        advance(PATIENCE).await;
         assert_eq!(confirm.await, Ok(Ok(stored(1))));
-        running.abort();
     }
 
     #[tokio::test]
@@ -298,9 +304,9 @@ mod tests {
             let (confirms, lost) = (confirms(), Lost::new(None));
             let (_, before) = confirms.expect().await;
             end(Run { confirms: confirms.clone(), lost: lost.clone() });
-            assert!(before.await.is_err());
+            let over = async { before.await.is_err() && confirms.expect().await.1.await.is_err() };
+            assert_eq!(timeout(Duration::from_secs(10), over).await, Ok(true));
             assert!(lost.borrow().is_some());
-            assert!(confirms.expect().await.1.await.is_err());
         }
     }
 
