@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    fmt,
     hash::{BuildHasher as _, BuildHasherDefault, Hash, Hasher, RandomState},
 };
 
@@ -30,6 +31,12 @@ impl Default for Fingerprints {
     fn default() -> Self {
         let [first, second] = [0, 1].map(|half| RandomState::new().hash_one(half));
         Self(SipHasher13::new_with_keys(first, second))
+    }
+}
+
+impl fmt::Display for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}{:016x}", self.0, self.1)
     }
 }
 

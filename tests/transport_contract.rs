@@ -119,6 +119,44 @@ pub async fn many_publishes_at_once_are_all_confirmed<R: Rig>() {
     transport.close().await;
 }
 
+pub async fn what_is_published_together_is_settled_one_by_one<R: Rig>() {
+    let Some(mut rig) = R::start().await else { return };
+    let transport = connect::<R>(&rig.settings()).await;
+    let mut records: Vec<_> = (0..300).map(record).collect();
+    records[7].body = Bytes::from(format!("{{\"place\":\"{}\"}}", "ñ".repeat(100 << 10)));
+    (records[9].traceparent, records[9].origin) = (None, None);
+    let publishing = {
+        let (transport, mut left) = (Rc::clone(&transport), records.clone());
+        actix_rt::spawn(async move {
+            while !left.is_empty() {
+                let mut confirmed = vec![false; left.len()];
+                transport.publish_all(&left, |at, outcome| confirmed[at] |= outcome.is_ok()).await;
+                let mut confirmed = confirmed.into_iter();
+                left.retain(|_| confirmed.next() == Some(false));
+            }
+        })
+    };
+    let (mut given_back, mut settled) = (HashSet::new(), HashSet::new());
+    for number in 0.. {
+        let delivery = take(&*transport).await;
+        let id = Arc::clone(&delivery.record.id);
+        assert!(!settled.contains(&id), "{id} was settled, and came again");
+        assert_eq!(records.iter().find(|record| record.id == id), Some(&delivery.record));
+        if number % 3 == 0 && given_back.insert(Arc::clone(&id)) {
+            drop(delivery);
+        } else {
+            settled.insert(id);
+            if number % 2 == 0 { delivery.ack() } else { delivery.reject() }
+        }
+        if settled.len() == records.len() {
+            break;
+        }
+    }
+    timeout(PATIENCE, publishing).await.expect("confirms in time").expect("no panic");
+    nothing_comes(&*transport, A_WHILE).await;
+    transport.close().await;
+}
+
 pub async fn a_confirm_means_durable<R: Rig>() {
     if !R::SURVIVES_KILL {
         return;
@@ -257,6 +295,7 @@ macro_rules! contract {
             contract!(@tests $rig:
                 what_goes_in_comes_out,
                 many_publishes_at_once_are_all_confirmed,
+                what_is_published_together_is_settled_one_by_one,
                 a_confirm_means_durable,
                 acked_and_rejected_do_not_come_again,
                 unsettled_comes_again,

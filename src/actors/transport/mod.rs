@@ -6,13 +6,15 @@
 //!
 //! - [`Transport::publish`] resolves with `Ok` only when the message is durable in the system: a broker killed right after
 //!   still has it. An error or a dropped future says nothing: the message may come out or not.
-//! - A record comes out with the id, the bytes, the trace context and the origin it went in with.
+//! - A record comes out with the id, the bytes, the trace context and the origin it went in with, also where several travel as
+//!   one message (`bundle`): each comes out, and is settled, by itself.
 //! - A [`Delivery`] that is acked or rejected does not come again. One that is dropped comes again soon; one that is given
 //!   back for later comes again, not before its delay has passed. While a delivery lives, the system does not send it to anyone else.
 //! - [`Transport::close`] flushes what was settled and gives back what was not, what lies in client buffers included. Dropping a
 //!   transport without `close` may skip that, but frees its connections, tasks and sockets.
 //! - Every wait inside has a deadline, and a peer that falls silent is noticed within ten seconds: `next` then fails.
 
+mod bundle;
 pub mod grpc;
 pub mod memory;
 pub mod nats;
@@ -25,7 +27,8 @@ use futures_util::{StreamExt as _, stream::FuturesUnordered};
 
 use crate::{
     delivery::{Delivery, LaneId},
-    record::Record,
+    proto,
+    record::{Origin, Record},
 };
 
 /// How long `connect` may take, declarations included.
@@ -39,6 +42,8 @@ pub const PREFETCH: u16 = 256;
 pub mod header {
     pub const ID: &str = "Waypost-Id";
     pub const ORIGIN: &str = "Waypost-Origin";
+    /// How many records the message has; absent from those that have one as their body.
+    pub const BUNDLE: &str = "Waypost-Bundle";
     pub const TRACEPARENT: &str = "traceparent";
 }
 
@@ -110,6 +115,17 @@ pub trait Transport: Sized + 'static {
 pub struct Broker {
     pub version: Option<String>,
     pub warnings: Vec<String>,
+}
+
+impl From<&Record> for proto::Record {
+    fn from(record: &Record) -> Self {
+        Self {
+            id: record.id.to_string(),
+            body: record.body.clone(),
+            traceparent: record.traceparent.as_deref().unwrap_or_default().to_owned(),
+            origin: record.origin.as_ref().map(Origin::to_text).unwrap_or_default(),
+        }
+    }
 }
 
 /// Why a transport failed.

@@ -23,6 +23,7 @@ use async_nats::{
         stream::{RawMessageErrorKind, Stream},
     },
 };
+use futures_util::FutureExt as _;
 use tokio::{
     sync::{Mutex, mpsc, watch},
     task::JoinHandle,
@@ -37,7 +38,11 @@ use self::{
     pull::pull,
     settle::Settler,
 };
-use super::{Broker, CLOSE_TIMEOUT, CONNECT_TIMEOUT, PREFETCH, Transport, TransportError, header};
+use super::{
+    Broker, CLOSE_TIMEOUT, CONNECT_TIMEOUT, PREFETCH, Transport, TransportError,
+    bundle::{self, Kind, Opened, Rest},
+    header,
+};
 use crate::{
     config,
     delivery::{Delivery, LaneId},
@@ -47,6 +52,7 @@ use crate::{
 // The client checks and copies a name that is text each time that it is used.
 static ID: HeaderName = HeaderName::from_static(header::ID);
 static ORIGIN: HeaderName = HeaderName::from_static(header::ORIGIN);
+static BUNDLE: HeaderName = HeaderName::from_static(header::BUNDLE);
 static TRACEPARENT: HeaderName = HeaderName::from_static(header::TRACEPARENT);
 
 /// How long the server may take for one request.
@@ -67,13 +73,31 @@ pub struct Nats {
     client: Client,
     stream: Stream,
     subject: Subject,
-    /// What was pulled and nobody has taken yet.
-    ready: Mutex<mpsc::Receiver<Delivery>>,
+    /// In bytes.
+    bundle_max: usize,
+    ready: Mutex<Ready>,
     settler: Settler,
     confirms: Confirms,
     lost: Lost,
     tasks: [JoinHandle<()>; 3],
     broker: Broker,
+}
+
+/// What was pulled and nobody has taken yet.
+struct Ready {
+    messages: mpsc::Receiver<Opened>,
+    rest: Rest,
+}
+
+impl Ready {
+    /// Nothing once the pulling has ended. Dropping the future loses nothing.
+    async fn next(&mut self) -> Option<Delivery> {
+        if let Some(delivery) = self.rest.next() {
+            return Some(delivery);
+        }
+        self.rest = self.messages.recv().await?.into_iter();
+        self.rest.next()
+    }
 }
 
 /// Why the connection is no longer of use, once it is not.
@@ -99,17 +123,26 @@ impl Transport for Nats {
     }
 
     async fn publish(&self, record: &Record) -> Result<(), TransportError> {
-        self.store(record).await
+        self.store(record, Kind::Single).await
+    }
+
+    async fn publish_all(
+        &self,
+        records: &[impl AsRef<Record>],
+        settled: impl FnMut(usize, Result<(), TransportError>),
+    ) {
+        let store = async |message: &Record, kind| self.store(message, kind).await;
+        bundle::publish_all(records, self.bundle_max, settled, store).await;
     }
 
     async fn next(&self) -> Result<Delivery, TransportError> {
         let mut ready = self.ready.lock().await;
-        let delivery = self.unless_lost(ready.recv()).await?;
+        let delivery = self.unless_lost(ready.next()).await?;
         delivery.ok_or_else(|| TransportError::Lost("the pulling task has ended".into()))
     }
 
     fn try_next(&self) -> Option<Delivery> {
-        self.ready.try_lock().ok()?.try_recv().ok()
+        self.ready.try_lock().ok()?.next().now_or_never()?
     }
 
     async fn lost(&self) -> TransportError {
@@ -124,7 +157,7 @@ impl Transport for Nats {
         lose(&self.lost, "closed".into());
         let close = async {
             let mut ready = self.ready.lock().await;
-            while let Some(delivery) = ready.recv().await {
+            while let Some(delivery) = ready.next().await {
                 drop(delivery);
             }
             self.settler.give_back_all().await;
@@ -148,18 +181,21 @@ impl Nats {
         let client = open(settings, lost.clone()).await?;
         let context = ContextBuilder::new().timeout(REQUEST_TIMEOUT).build(client.clone());
         let declared = declare(&context, settings).await?;
-        let broker = Broker { version: Some(client.server_info().version), warnings: declared.warnings };
+        let info = client.server_info();
+        let broker = Broker { version: Some(info.version), warnings: declared.warnings };
         let ack_wait = declared.consumer.cached_info().config.ack_wait;
         let (settler, settling) = settle::new(client.clone(), ack_wait);
         let (confirms, confirming) = confirm::new(&client, &settings.stream, lost.clone()).await?;
-        let (inbox, ready) = mpsc::channel(usize::from(PREFETCH));
+        let (inbox, messages) = mpsc::channel(usize::from(PREFETCH));
         let source = (declared.stream.clone(), settings.subject.clone());
         let pulling = pull(context, source, declared.consumer, inbox, settler.clone(), lost.clone());
         Ok(Self {
             client,
             stream: declared.stream,
             subject: settings.subject.as_str().into(),
-            ready: Mutex::new(ready),
+            // The other half is room for headers.
+            bundle_max: info.max_payload / 2,
+            ready: Mutex::new(Ready { messages, rest: bundle::no_rest() }),
             settler,
             confirms,
             lost,
@@ -168,12 +204,12 @@ impl Nats {
         })
     }
 
-    async fn store(&self, record: &Record) -> Result<(), TransportError> {
-        let stored = self.send(record, headers(record, &record.id)?).await?;
+    async fn store(&self, record: &Record, kind: Kind) -> Result<(), TransportError> {
+        let stored = self.send(record, headers(record, kind, &record.id)?).await?;
         // Rare, and not to make the future of every publish larger.
         if stored.duplicate && Box::pin(self.unless_lost(self.is_gone(stored.sequence))).await?? {
             // A record that was settled meanwhile and is sent again on purpose, as a dead letter is, must not pass for stored.
-            Box::pin(self.send(record, headers(record, &Record::new_id())?)).await?;
+            Box::pin(self.send(record, headers(record, kind, &Record::new_id())?)).await?;
         }
         Ok(())
     }
@@ -227,7 +263,7 @@ impl Drop for Nats {
 }
 
 /// The headers of `record`, which the stream tells from others by `message_id`.
-fn headers(record: &Record, message_id: &str) -> Result<HeaderMap, TransportError> {
+fn headers(record: &Record, kind: Kind, message_id: &str) -> Result<HeaderMap, TransportError> {
     let value = |text: String| {
         if is_visible_ascii(&text) {
             Ok(HeaderValue::from(text))
@@ -242,6 +278,9 @@ fn headers(record: &Record, message_id: &str) -> Result<HeaderMap, TransportErro
     if *record.id != *message_id {
         headers.insert(ID.clone(), value(record.id.to_string())?);
     }
+    if let Kind::Bundle(count) = kind {
+        headers.insert(BUNDLE.clone(), value(count.to_string())?);
+    }
     if let Some(origin) = &record.origin {
         headers.insert(ORIGIN.clone(), value(origin.to_text())?);
     }
@@ -251,8 +290,8 @@ fn headers(record: &Record, message_id: &str) -> Result<HeaderMap, TransportErro
     Ok(headers)
 }
 
-/// The record in a message, whoever has published it.
-fn record(message: &jetstream::Message) -> Record {
+/// The record in a message, or what a bundle is told by, whoever has published it.
+fn record(message: &jetstream::Message) -> (Record, Kind) {
     let text = |name: &HeaderName| {
         let text = message.headers.as_ref()?.get(name.clone())?.as_str();
         Some(text).filter(|text| is_visible_ascii(text))
@@ -262,13 +301,15 @@ fn record(message: &jetstream::Message) -> Record {
         let info = message.info().ok()?;
         Some(format!("{}-{}-{}", info.stream, info.stream_sequence, info.published.unix_timestamp_nanos()))
     };
+    let kind = Kind::of(text(&BUNDLE));
     let id = text(&ID).or_else(|| text(&NATS_MESSAGE_ID)).map(Into::into);
-    Record {
+    let record = Record {
         id: id.or_else(|| own().map(Into::into)).unwrap_or_else(Record::new_id),
         traceparent: text(&TRACEPARENT).map(Into::into),
         origin: text(&ORIGIN).and_then(Origin::parse),
         body: message.payload.clone(),
-    }
+    };
+    (record, kind)
 }
 
 #[cfg(test)]
@@ -282,14 +323,14 @@ mod tests {
     #[test]
     fn a_record_whose_id_or_trace_context_cannot_be_a_header_is_not_published() {
         let good = Record { id: Arc::from("a/0"), body: Bytes::new(), traceparent: None, origin: None };
-        assert!(headers(&good, "1").is_ok());
+        assert!(headers(&good, Kind::Single, "1").is_ok());
         for bad in [
             Record { id: Arc::from(""), ..good.clone() },
             Record { id: Arc::from("a\r\nb"), ..good.clone() },
             Record { id: Arc::from("ñ"), ..good.clone() },
             Record { traceparent: Some(Arc::from("a\nb")), ..good.clone() },
         ] {
-            assert!(matches!(headers(&bad, "1"), Err(TransportError::Publish(_))), "{bad:?}");
+            assert!(matches!(headers(&bad, Kind::Single, "1"), Err(TransportError::Publish(_))), "{bad:?}");
         }
     }
 }

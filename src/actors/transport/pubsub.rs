@@ -36,7 +36,11 @@ use self::{
     declare::{Admin, Probe},
     feed::{Feed, Held},
 };
-use super::{Broker, CONNECT_TIMEOUT, Transport, TransportError, header};
+use super::{
+    Broker, CONNECT_TIMEOUT, Transport, TransportError,
+    bundle::{self, Kind, Opened, Partly, Rest},
+    header,
+};
 use crate::{
     config,
     delivery::{Delivery, LaneId, Verdict},
@@ -80,7 +84,8 @@ impl Settings {
 pub struct Pubsub {
     publisher: Publisher,
     publishing: Arc<Semaphore>,
-    ready: AsyncMutex<mpsc::Receiver<Held>>,
+    ready: AsyncMutex<(mpsc::Receiver<Held>, Rest)>,
+    partly: Partly,
     outstanding: Arc<Outstanding>,
     state: Arc<State>,
     /// Of the feed. What has to wait, and outlive who asked for it, does so there.
@@ -101,10 +106,59 @@ impl Transport for Pubsub {
     }
 
     async fn publish(&self, record: &Record) -> Result<(), TransportError> {
+        self.send(record, Kind::Single).await
+    }
+
+    async fn publish_all(
+        &self,
+        records: &[impl AsRef<Record>],
+        settled: impl FnMut(usize, Result<(), TransportError>),
+    ) {
+        let send = async |message: &Record, kind| self.send(message, kind).await;
+        bundle::publish_all(records, usize::MAX, settled, send).await;
+    }
+
+    async fn next(&self) -> Result<Delivery, TransportError> {
+        let mut ready = self.ready.lock().await;
+        tokio::select! {
+            biased;
+            lost = self.lost() => Err(lost),
+            delivery = self.take(&mut ready) => delivery.ok_or_else(|| TransportError::Lost("the stream has ended".into())),
+        }
+    }
+
+    fn try_next(&self) -> Option<Delivery> {
+        self.take(&mut *self.ready.try_lock().ok()?).now_or_never()?
+    }
+
+    async fn lost(&self) -> TransportError {
+        TransportError::Lost(self.state.lost().await)
+    }
+
+    async fn close(&self) {
+        self.probe.abort();
+        // A call of `next` that waits ends here, and makes way.
+        self.state.lose("closed".into());
+        let mut ready = self.ready.lock().await;
+        ready.0.close();
+        // A handle that is dropped gives its message back.
+        while ready.0.try_recv().is_ok() {}
+        ready.1 = bundle::no_rest();
+        self.outstanding.give_back();
+        sleep(FLUSH).await;
+    }
+
+    fn broker(&self) -> Broker {
+        self.broker.clone()
+    }
+}
+
+impl Pubsub {
+    async fn send(&self, record: &Record, kind: Kind) -> Result<(), TransportError> {
         let outcome = timeout(PUBLISH_TIMEOUT, async {
             let charge = charge(record.body.len(), CHARGE_MIN_KIB, PUBLISHING_KIB);
             let permit = Arc::clone(&self.publishing).acquire_many_owned(charge).await;
-            let confirm = self.publisher.publish(message(record));
+            let confirm = self.publisher.publish(message(record, kind));
             Publishing { underway: Some((confirm, permit)), runtime: &self.runtime }.await
         })
         .await;
@@ -123,45 +177,17 @@ impl Transport for Pubsub {
         Err(TransportError::Publish(failure.to_string()))
     }
 
-    async fn next(&self) -> Result<Delivery, TransportError> {
-        let mut ready = self.ready.lock().await;
-        let held = tokio::select! {
-            biased;
-            lost = self.lost() => return Err(lost),
-            held = ready.recv() => held.ok_or_else(|| TransportError::Lost("the stream has ended".into()))?,
-        };
+    /// The next delivery; nothing once the stream has ended. Dropping the future loses nothing.
+    async fn take(&self, (ready, rest): &mut (mpsc::Receiver<Held>, Rest)) -> Option<Delivery> {
+        if let Some(delivery) = rest.next() {
+            return Some(delivery);
+        }
+        let held = ready.recv().await?;
         self.state.heard.store(true, Ordering::Relaxed);
-        self.outstanding.deliver(held, &self.runtime)
+        *rest = self.outstanding.deliver(held, &self.partly, &self.runtime)?.into_iter();
+        rest.next()
     }
 
-    fn try_next(&self) -> Option<Delivery> {
-        let held = self.ready.try_lock().ok()?.try_recv().ok()?;
-        // An error means that the connection is lost, which the next `next` says.
-        self.outstanding.deliver(held, &self.runtime).ok()
-    }
-
-    async fn lost(&self) -> TransportError {
-        TransportError::Lost(self.state.lost().await)
-    }
-
-    async fn close(&self) {
-        self.probe.abort();
-        // A call of `next` that waits ends here, and makes way.
-        self.state.lose("closed".into());
-        let mut ready = self.ready.lock().await;
-        ready.close();
-        // A handle that is dropped gives its message back.
-        while ready.try_recv().is_ok() {}
-        self.outstanding.give_back();
-        sleep(FLUSH).await;
-    }
-
-    fn broker(&self) -> Broker {
-        self.broker.clone()
-    }
-}
-
-impl Pubsub {
     async fn open(settings: &Settings) -> Result<Self, TransportError> {
         let Settings { config, feed } = settings;
         let access = Access::new(config).await?;
@@ -192,7 +218,8 @@ impl Pubsub {
         Ok(Self {
             publisher,
             publishing: Arc::new(Semaphore::new(PUBLISHING_KIB as usize)),
-            ready: AsyncMutex::new(ready),
+            ready: AsyncMutex::new((ready, bundle::no_rest())),
+            partly: Partly::default(),
             outstanding: Arc::default(),
             state,
             runtime,
@@ -308,13 +335,14 @@ struct Handles {
 }
 
 impl Outstanding {
-    fn deliver(self: &Arc<Self>, held: Held, runtime: &Handle) -> Result<Delivery, TransportError> {
+    /// Nothing once it has given all back.
+    fn deliver(self: &Arc<Self>, held: Held, partly: &Partly, runtime: &Handle) -> Option<Opened> {
         let Held { message, handler, permit } = held;
         let redelivered = handler.delivery_attempt().is_some_and(|attempt| attempt > 1);
         let key = {
             let mut handles = self.lock();
             if handles.closed {
-                return Err(TransportError::Lost("closed".into()));
+                return None;
             }
             let key = handles.next_key;
             handles.next_key += 1;
@@ -338,7 +366,7 @@ impl Outstanding {
                 }
             }
         };
-        Ok(Delivery::new(record(message), redelivered, settle))
+        Some(partly.open(record(message), redelivered, settle))
     }
 
     /// The first of those that gather sets the time for all. Should the feed's thread have ended, so has the stream, and they come again.
@@ -382,23 +410,28 @@ fn is_not_found(failure: &PublishError) -> bool {
     matches!(failure, PublishError::Rpc(e) if e.status().is_some_and(|status| status.code == Code::NotFound))
 }
 
-fn message(record: &Record) -> Message {
+fn message(record: &Record, kind: Kind) -> Message {
     let mut attributes = vec![(header::ID, record.id.to_string())];
     attributes.extend(record.origin.as_ref().map(|origin| (header::ORIGIN, origin.to_text())));
     attributes.extend(record.traceparent.as_ref().map(|trace| (header::TRACEPARENT, trace.to_string())));
+    if let Kind::Bundle(count) = kind {
+        attributes.push((header::BUNDLE, count.to_string()));
+    }
     Message::new().set_data(record.body.clone()).set_attributes(attributes)
 }
 
 /// A message that no Waypost node published takes the service's id, which stays the same when it comes again.
-fn record(message: Message) -> Record {
+fn record(message: Message) -> (Record, Kind) {
     // What becomes a header of the POST must be fit to be one.
     let attribute = |name| message.attributes.get(name).map(String::as_str).filter(|text| is_visible_ascii(text));
-    Record {
+    let kind = Kind::of(attribute(header::BUNDLE));
+    let record = Record {
         id: Arc::from(attribute(header::ID).unwrap_or(&message.message_id)),
         traceparent: attribute(header::TRACEPARENT).map(Arc::from),
         origin: attribute(header::ORIGIN).and_then(Origin::parse),
         body: message.data,
-    }
+    };
+    (record, kind)
 }
 
 #[cfg(test)]
@@ -415,7 +448,7 @@ mod tests {
         };
         let bare = Record { traceparent: None, origin: None, ..whole.clone() };
         for sent in [whole, bare] {
-            assert_eq!(record(message(&sent)), sent);
+            assert_eq!(record(message(&sent, Kind::Single)), (sent, Kind::Single));
         }
     }
 
@@ -423,7 +456,7 @@ mod tests {
     fn a_foreign_message_takes_the_id_that_the_service_gave_it() {
         let foreign = Message::new().set_data("hello").set_message_id("17");
         let expected = Record { id: Arc::from("17"), body: "hello".into(), traceparent: None, origin: None };
-        assert_eq!(record(foreign), expected);
+        assert_eq!(record(foreign), (expected, Kind::Single));
     }
 
     #[test]

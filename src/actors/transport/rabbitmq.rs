@@ -38,7 +38,11 @@ use self::{
     publisher::{Publish, publish_and_confirm},
     settler::{Settlement, settle},
 };
-use super::{Broker, CLOSE_TIMEOUT, CONNECT_TIMEOUT, PREFETCH, Transport, TransportError, header};
+use super::{
+    Broker, CLOSE_TIMEOUT, CONNECT_TIMEOUT, PREFETCH, Transport, TransportError,
+    bundle::{self, Kind, Opened, Partly, Rest},
+    header,
+};
 use crate::{
     config,
     delivery::{Delivery, LaneId, Verdict},
@@ -93,11 +97,12 @@ pub struct RabbitMq {
     publish: Link,
     consume: Link,
     publisher: mpsc::Sender<Publish>,
-    /// Without a bound of its own: every message is one of at most [`PREFETCH`] deliveries being settled once.
+    /// Without a bound of its own: each is one of at most [`PREFETCH`] messages being settled once.
     settler: mpsc::UnboundedSender<Settlement>,
     /// Deliveries that were handed out and are not settled, by delivery tag.
     outstanding: Arc<Mutex<BTreeSet<u64>>>,
-    consumer: tokio::sync::Mutex<Consumer>,
+    consumer: tokio::sync::Mutex<(Consumer, Rest)>,
+    partly: Partly,
     life: Life,
     broker: Broker,
 }
@@ -113,22 +118,16 @@ impl Transport for RabbitMq {
     }
 
     async fn publish(&self, record: &Record) -> Result<(), TransportError> {
-        // The broker would end the connection, and with it every publish under way.
-        if length_of_texts(record) + PROPERTIES_ROOM > self.publish.frame_max() {
-            return Err(TransportError::Publish("its id and trace context are too long for the broker".into()));
-        }
-        let (done, answer) = oneshot::channel();
-        let publish = Publish { properties: properties(record), body: record.body.clone(), done };
-        let confirmed = timeout(CONFIRM_TIMEOUT, async {
-            // Both fail only once the publisher's task has ended, which happens when this generation has.
-            self.publisher.send(publish).await.ok()?;
-            answer.await.ok()
-        });
-        match confirmed.await {
-            Ok(Some(answer)) => answer,
-            Ok(None) => Err(self.life.ended().await),
-            Err(_) => Err(TransportError::Publish(format!("no confirm within {CONFIRM_TIMEOUT:?}"))),
-        }
+        self.send(record, Kind::Single).await
+    }
+
+    async fn publish_all(
+        &self,
+        records: &[impl AsRef<Record>],
+        settled: impl FnMut(usize, Result<(), TransportError>),
+    ) {
+        let send = async |message: &Record, kind| self.send(message, kind).await;
+        bundle::publish_all(records, usize::MAX, settled, send).await;
     }
 
     async fn next(&self) -> Result<Delivery, TransportError> {
@@ -136,7 +135,7 @@ impl Transport for RabbitMq {
         tokio::select! {
             biased;
             lost = self.life.ended() => return Err(lost),
-            message = consumer.next() => if let Some(delivery) = self.taken(message) {
+            delivery = self.take(&mut consumer) => if let Some(delivery) = delivery {
                 return Ok(delivery);
             },
         }
@@ -144,7 +143,7 @@ impl Transport for RabbitMq {
     }
 
     fn try_next(&self) -> Option<Delivery> {
-        self.taken(self.consumer.try_lock().ok()?.next().now_or_never()?)
+        self.take(&mut *self.consumer.try_lock().ok()?).now_or_never()?
     }
 
     async fn lost(&self) -> TransportError {
@@ -216,30 +215,54 @@ impl RabbitMq {
             publisher,
             settler,
             outstanding,
-            consumer: tokio::sync::Mutex::new(consumer),
+            consumer: tokio::sync::Mutex::new((consumer, bundle::no_rest())),
+            partly: Partly::default(),
             life,
             broker,
         })
     }
 
-    /// What the consumer has given; nothing at its end, which ends this generation.
-    fn taken(&self, message: Option<lapin::Result<lapin::message::Delivery>>) -> Option<Delivery> {
-        match message {
-            Some(Ok(message)) => return Some(self.delivery(message)),
+    async fn send(&self, record: &Record, kind: Kind) -> Result<(), TransportError> {
+        // The broker would end the connection, and with it every publish under way.
+        if length_of_texts(record) + PROPERTIES_ROOM > self.publish.frame_max() {
+            return Err(TransportError::Publish("its id and trace context are too long for the broker".into()));
+        }
+        let (done, answer) = oneshot::channel();
+        let publish = Publish { properties: properties(record, kind), body: record.body.clone(), done };
+        let confirmed = timeout(CONFIRM_TIMEOUT, async {
+            // Both fail only once the publisher's task has ended, which happens when this generation has.
+            self.publisher.send(publish).await.ok()?;
+            answer.await.ok()
+        });
+        match confirmed.await {
+            Ok(Some(answer)) => answer,
+            Ok(None) => Err(self.life.ended().await),
+            Err(_) => Err(TransportError::Publish(format!("no confirm within {CONFIRM_TIMEOUT:?}"))),
+        }
+    }
+
+    /// The next delivery; nothing at the end of the consumer, which ends this generation. Dropping the future loses nothing.
+    async fn take(&self, (consumer, rest): &mut (Consumer, Rest)) -> Option<Delivery> {
+        if let Some(delivery) = rest.next() {
+            return Some(delivery);
+        }
+        match consumer.next().await {
+            Some(Ok(message)) => *rest = self.open_message(message).into_iter(),
             Some(Err(why)) => self.life.end(why),
             None => self.life.end("the broker cancelled the consumer"),
         }
-        None
+        rest.next()
     }
 
-    fn delivery(&self, message: lapin::message::Delivery) -> Delivery {
+    fn open_message(&self, message: lapin::message::Delivery) -> Opened {
         let tag = message.delivery_tag;
         self.outstanding.lock().unwrap_or_else(PoisonError::into_inner).insert(tag);
         let settler = self.settler.clone();
-        Delivery::new(record(&message.properties, message.data.into()), message.redelivered, move |verdict: Verdict| {
+        let settle = move |verdict: Verdict| {
             // Where nobody listens the generation has ended, and the broker sends the message again.
             settler.send(Settlement::Of(tag, verdict)).ok();
-        })
+        };
+        self.partly.open(record(&message.properties, message.data.into()), message.redelivered, settle)
     }
 }
 
@@ -355,7 +378,7 @@ fn length_of_texts(record: &Record) -> usize {
 }
 
 /// How a record crosses the broker. Its id is a header too, because a `message_id` has at most 255 bytes.
-fn properties(record: &Record) -> BasicProperties {
+fn properties(record: &Record, kind: Kind) -> BasicProperties {
     const PERSISTENT: u8 = 2;
     let mut headers = FieldTable::default();
     let mut set = |name: &str, value: &str| {
@@ -368,9 +391,16 @@ fn properties(record: &Record) -> BasicProperties {
     if let Some(origin) = &record.origin {
         set(header::ORIGIN, &origin.to_text());
     }
+    let content_type = match kind {
+        Kind::Single => "application/json",
+        Kind::Bundle(count) => {
+            set(header::BUNDLE, &count.to_string());
+            "application/x-protobuf"
+        }
+    };
     let properties = BasicProperties::default()
         .with_delivery_mode(PERSISTENT)
-        .with_content_type("application/json".into())
+        .with_content_type(content_type.into())
         .with_headers(headers);
     match ShortString::try_new(&*record.id) {
         Ok(id) => properties.with_message_id(id),
@@ -378,8 +408,8 @@ fn properties(record: &Record) -> BasicProperties {
     }
 }
 
-/// The record in a message, which something other than Waypost may have published.
-fn record(properties: &BasicProperties, body: Bytes) -> Record {
+/// The record in a message, or what a bundle is told by, which something other than Waypost may have published.
+fn record(properties: &BasicProperties, body: Bytes) -> (Record, Kind) {
     let header = |name: &str| match properties.headers().as_ref()?.inner().get(name)? {
         AMQPValue::LongString(text) => std::str::from_utf8(text.as_bytes()).ok().map(Arc::<str>::from),
         AMQPValue::ShortString(text) => Some(Arc::from(text.as_str())),
@@ -388,12 +418,14 @@ fn record(properties: &BasicProperties, body: Bytes) -> Record {
     // The id becomes an HTTP header, so one that cannot be a header's value does not count.
     let usable = |id: &Arc<str>| is_visible_ascii(id);
     let message_id = || properties.message_id().as_ref().map(|id| Arc::from(id.as_str()));
-    Record {
+    let kind = Kind::of(header(header::BUNDLE).as_deref());
+    let record = Record {
         id: header(header::ID).filter(usable).or_else(|| message_id().filter(usable)).unwrap_or_else(Record::new_id),
         body,
         traceparent: header(header::TRACEPARENT),
         origin: header(header::ORIGIN).and_then(|origin| Origin::parse(&origin)),
-    }
+    };
+    (record, kind)
 }
 
 #[cfg(test)]
@@ -413,21 +445,21 @@ mod tests {
     fn a_record_comes_out_as_it_went_in_even_with_an_id_too_long_for_message_id() {
         for id in ["id-1".to_owned(), "k".repeat(255) + "/12"] {
             let sent = sample(&id);
-            let properties = properties(&sent);
+            let properties = properties(&sent, Kind::Single);
             assert_eq!(properties.message_id().is_some(), id.len() <= 255);
             assert_eq!(*properties.delivery_mode(), Some(2), "persistent");
-            assert_eq!(record(&properties, sent.body.clone()), sent);
+            assert_eq!(record(&properties, sent.body.clone()), (sent, Kind::Single));
         }
     }
 
     #[test]
     fn a_foreign_message_keeps_its_message_id_if_it_can_be_a_header_else_gets_a_new_id() {
         let foreign = |id: &str| BasicProperties::default().with_message_id(id.into());
-        assert_eq!(&*record(&foreign("theirs"), Bytes::new()).id, "theirs");
+        assert_eq!(&*record(&foreign("theirs"), Bytes::new()).0.id, "theirs");
         for unusable in ["", "a\nb", "naïve"] {
-            assert_eq!(record(&foreign(unusable), Bytes::new()).id.len(), 36, "{unusable:?}");
+            assert_eq!(record(&foreign(unusable), Bytes::new()).0.id.len(), 36, "{unusable:?}");
         }
-        let bare = record(&BasicProperties::default(), Bytes::new());
+        let (bare, _) = record(&BasicProperties::default(), Bytes::new());
         assert_eq!((bare.id.len(), bare.traceparent, bare.origin), (36, None, None));
     }
 

@@ -26,7 +26,7 @@ use crate::{
     actors::transport::TransportError,
     backoff::Backoff,
     proto::{self, Outcome, Receipt, waypost_client::WaypostClient},
-    record::{Origin, Record},
+    record::Record,
 };
 
 /// Records under way to one peer.
@@ -221,12 +221,7 @@ impl Link {
     }
 
     fn send(&self, record: &Record, batch: u64, slot: OwnedSemaphorePermit, ear: Ear) {
-        let message = proto::Record {
-            id: record.id.to_string(),
-            body: record.body.clone(),
-            traceparent: record.traceparent.as_deref().unwrap_or_default().to_owned(),
-            origin: record.origin.as_ref().map(Origin::to_text).unwrap_or_default(),
-        };
+        let message = proto::Record::from(record);
         if message.encoded_len() > MAX_MESSAGE {
             let why = format!("the record is larger than {MAX_MESSAGE} bytes");
             return ear.tell(Err(TransportError::Publish(why)));

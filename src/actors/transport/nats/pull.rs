@@ -1,5 +1,5 @@
 //! Pulling. The client crate's own stream of messages reads ahead unseen: what lies in its buffer runs out of its ack wait
-//! when the API is slow, and cannot be given back when the lane closes. Here a message is a [`Delivery`] as soon as it has
+//! when the API is slow, and cannot be given back when the lane closes. Here a message is held as soon as it has
 //! come, so the server is told of it while it waits, and the end of a pull is the server's to say, so nothing is on its way
 //! after it.
 
@@ -20,8 +20,11 @@ use tokio::{
 };
 use tracing::debug;
 
-use super::{Lost, PULL_EXPIRES, PULL_MAX, astray, lose, record, settle::Settler};
-use crate::delivery::Delivery;
+use super::{
+    super::bundle::{Opened, Partly},
+    Lost, PULL_EXPIRES, PULL_MAX, astray, lose, record,
+    settle::Settler,
+};
 
 /// Without a word for so long, a pull is taken for lost.
 const SILENCE: Duration = Duration::from_secs(3);
@@ -43,7 +46,7 @@ pub async fn pull(
     context: Context,
     (stream, subject): (Stream, String),
     consumer: PullConsumer,
-    ready: mpsc::Sender<Delivery>,
+    ready: mpsc::Sender<Opened>,
     settler: Settler,
     lost: Lost,
 ) {
@@ -54,7 +57,7 @@ pub async fn pull(
         Ok(messages) => messages,
         Err(why) => return lose(&lost, why.to_string()),
     };
-    let mut silences = 0;
+    let (mut silences, partly) = (0, Partly::default());
     let (mut looked, mut passed_over) = (Instant::now(), None);
     loop {
         if looked.elapsed() >= LOOK {
@@ -83,7 +86,7 @@ pub async fn pull(
         if let Err(why) = consumer.request_batch(batch, inbox.clone().into()).await {
             return lose(&lost, why.to_string());
         }
-        match one_pull(&mut messages, &context, &mut room, &settler).await {
+        match one_pull(&mut messages, &context, &mut room, (&settler, &partly)).await {
             End::Done => silences = 0,
             End::Silent if silences + 1 < SILENCES_MAX => silences += 1,
             End::Silent => return lose(&lost, format!("no answer to a pull within {SILENCE:?}, {SILENCES_MAX} times")),
@@ -95,8 +98,8 @@ pub async fn pull(
 async fn one_pull(
     messages: &mut Subscriber,
     context: &Context,
-    room: &mut mpsc::PermitIterator<'_, Delivery>,
-    settler: &Settler,
+    room: &mut mpsc::PermitIterator<'_, Opened>,
+    (settler, partly): (&Settler, &Partly),
 ) -> End {
     for place in room {
         let message = match timeout(SILENCE, messages.next()).await {
@@ -105,7 +108,7 @@ async fn one_pull(
             Err(_) => return End::Silent,
         };
         match message.status {
-            None => place.send(deliver(jetstream::Message { message, context: context.clone() }, settler)),
+            None => place.send(open(jetstream::Message { message, context: context.clone() }, settler, partly)),
             Some(StatusCode::TIMEOUT | StatusCode::NOT_FOUND) => return End::Done,
             Some(status) => {
                 let detail = message.description.as_deref().unwrap_or("no reason given");
@@ -116,12 +119,12 @@ async fn one_pull(
     End::Done
 }
 
-fn deliver(message: jetstream::Message, settler: &Settler) -> Delivery {
+fn open(message: jetstream::Message, settler: &Settler, partly: &Partly) -> Opened {
     let redelivered = message.info().is_ok_and(|info| info.delivered > 1);
     let record = record(&message);
     match message.message.reply {
-        Some(reply) => Delivery::new(record, redelivered, settler.hold(reply)),
+        Some(reply) => partly.open(record, redelivered, settler.hold(reply)),
         // JetStream always asks for an ack; a message without it needs none.
-        None => Delivery::new(record, redelivered, |_| {}),
+        None => partly.open(record, redelivered, |_| {}),
     }
 }
