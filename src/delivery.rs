@@ -4,7 +4,7 @@
 use std::{fmt, time::Duration};
 
 use bytes::Bytes;
-use tokio::sync::broadcast;
+use tokio::{sync::broadcast, time::Instant};
 
 use crate::record::Record;
 
@@ -87,6 +87,8 @@ pub struct Delivery {
     pub record: Record,
     /// The broker says that it has sent this message before.
     pub redelivered: bool,
+    /// Since when the transport holds the message.
+    pub since: Instant,
     settle: Option<Box<dyn FnOnce(Verdict) + Send>>,
 }
 
@@ -94,7 +96,7 @@ impl Delivery {
     /// `settle` is called exactly once. It must not block; what it has to send, the transport's `close` waits for.
     #[must_use]
     pub fn new(record: Record, redelivered: bool, settle: impl FnOnce(Verdict) + Send + 'static) -> Self {
-        Self { record, redelivered, settle: Some(Box::new(settle)) }
+        Self { record, redelivered, since: Instant::now(), settle: Some(Box::new(settle)) }
     }
 
     /// Settles it: the API's 2xx is here.

@@ -30,7 +30,7 @@ use crate::{
         supervisor::{ChildId, DrainAll, Place, Start, Supervisor, factory},
         transport::{
             Transport, grpc,
-            nats::Nats,
+            nats::{self, Nats},
             pubsub::{self, Pubsub},
             rabbitmq::{self, RabbitMq},
         },
@@ -164,7 +164,7 @@ impl Node {
                     });
                     branch.grow::<grpc::Grpc>(settings, &mut graph);
                 }
-                LaneId::Nats => branch.grow::<Nats>(on.nats.clone(), &mut graph),
+                LaneId::Nats => branch.grow::<Nats>(on.nats.clone().map(nats::Settings::new), &mut graph),
                 LaneId::Rabbitmq => {
                     branch.grow::<RabbitMq>(on.rabbitmq.clone().map(rabbitmq::Settings::new), &mut graph);
                 }
@@ -284,10 +284,12 @@ impl Branch<'_> {
             })
         };
         graph.push((ChildId::Forwarder(T::LANE), place.clone(), start_forwarder));
+        let deliveries = wiring.limits.deliveries();
         let wiring = lane::Wiring {
             router: router.clone(),
             forwarder,
-            deliveries: Arc::new(Semaphore::new(wiring.limits.deliveries())),
+            deliveries: Arc::new(Semaphore::new(deliveries)),
+            deliveries_max: u32::try_from(deliveries).unwrap_or(u32::MAX),
             ledger: Arc::clone(&wiring.ledger),
             publish_timeout: config.router.publish_timeout,
         };

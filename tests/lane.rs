@@ -78,6 +78,7 @@ impl House {
             router: router.clone(),
             forwarder: forwarder.clone(),
             deliveries: Arc::new(Semaphore::new(limits.deliveries())),
+            deliveries_max: u32::try_from(limits.deliveries()).unwrap(),
             ledger: Arc::clone(&ledger),
             publish_timeout: PUBLISH_TIMEOUT,
         };

@@ -12,10 +12,13 @@ use bytes::Bytes;
 use tempfile::TempDir;
 use tokio::time::{sleep, timeout};
 use waypost::{
-    actors::transport::{CLOSE_TIMEOUT, Transport, TransportError, nats::Nats},
+    actors::transport::{
+        CLOSE_TIMEOUT, Transport, TransportError,
+        nats::{Nats, Settings},
+    },
     config,
     delivery::Delivery,
-    record::Record,
+    record::{Origin, Record},
 };
 
 use crate::support::{eventually, nats::Nats as Server, process::free_port, rig::Rig, tls::certificate};
@@ -31,7 +34,7 @@ fn record(id: &str) -> Record {
 }
 
 async fn connect(settings: &config::Nats) -> Nats {
-    Nats::connect(settings).await.expect("a connection")
+    Nats::connect(&Settings::new(settings.clone())).await.expect("a connection")
 }
 
 async fn publish(nats: &Nats, records: impl IntoIterator<Item = Record>) {
@@ -45,7 +48,7 @@ async fn take(nats: &Nats) -> Delivery {
 }
 
 async fn refused(settings: &config::Nats) -> String {
-    match Nats::connect(settings).await.map(|_| ()) {
+    match Nats::connect(&Settings::new(settings.clone())).await.map(|_| ()) {
         Err(TransportError::Connect(why)) => why,
         other => panic!("{other:?}"),
     }
@@ -90,8 +93,8 @@ async fn stored(operator: &jetstream::Context, settings: &config::Nats) -> u64 {
 
 #[actix_rt::test]
 async fn a_record_published_again_while_it_waits_is_stored_once() {
-    let Some(mut server) = Server::start().await else { return };
-    let settings = server.settings();
+    let Some(server) = Server::start().await else { return };
+    let settings = server.config();
     let nats = connect(&settings).await;
     publish(&nats, [record("a"), record("a")]).await;
     assert_eq!(stored(&operator(&settings).await, &settings).await, 1);
@@ -101,8 +104,8 @@ async fn a_record_published_again_while_it_waits_is_stored_once() {
 /// As a dead letter is that an operator replays a minute later: to the server it is a duplicate.
 #[actix_rt::test]
 async fn a_record_sent_again_after_it_was_settled_is_stored_again() {
-    let Some(mut server) = Server::start().await else { return };
-    let settings = server.settings();
+    let Some(server) = Server::start().await else { return };
+    let settings = server.config();
     let (nats, operator) = (connect(&settings).await, operator(&settings).await);
     publish(&nats, [record("a")]).await;
     take(&nats).await.reject();
@@ -116,8 +119,8 @@ async fn a_record_sent_again_after_it_was_settled_is_stored_again() {
 
 #[actix_rt::test]
 async fn neither_what_is_held_nor_what_lies_ready_is_sent_again() {
-    let Some(mut server) = Server::start().await else { return };
-    let settings = server.settings();
+    let Some(server) = Server::start().await else { return };
+    let settings = server.config();
     declare_with_a_short_wait(&settings).await;
     let nats = connect(&settings).await;
     publish(&nats, (0..50).map(|at| record(&at.to_string()))).await;
@@ -141,8 +144,8 @@ async fn neither_what_is_held_nor_what_lies_ready_is_sent_again() {
 
 #[actix_rt::test]
 async fn close_gives_back_at_once_what_nobody_has_taken() {
-    let Some(mut server) = Server::start().await else { return };
-    let settings = server.settings();
+    let Some(server) = Server::start().await else { return };
+    let settings = server.config();
     let nats = connect(&settings).await;
     publish(&nats, (0..400).map(|at| record(&at.to_string()))).await;
     let acked = take(&nats).await;
@@ -166,8 +169,8 @@ async fn close_gives_back_at_once_what_nobody_has_taken() {
 
 #[actix_rt::test]
 async fn a_forwarder_that_takes_nothing_for_long_does_not_cost_the_connection() {
-    let Some(mut server) = Server::start().await else { return };
-    let nats = connect(&server.settings()).await;
+    let Some(server) = Server::start().await else { return };
+    let nats = connect(&server.config()).await;
     publish(&nats, (0..1000).map(|at| record(&at.to_string()))).await;
     sleep(Duration::from_secs(8)).await;
     for _ in 0..1000 {
@@ -178,8 +181,8 @@ async fn a_forwarder_that_takes_nothing_for_long_does_not_cost_the_connection() 
 
 #[actix_rt::test]
 async fn a_message_that_no_node_published_keeps_one_id() {
-    let Some(mut server) = Server::start().await else { return };
-    let settings = server.settings();
+    let Some(server) = Server::start().await else { return };
+    let settings = server.config();
     let nats = connect(&settings).await;
     let operator = operator(&settings).await;
     for _ in 0..2 {
@@ -194,10 +197,55 @@ async fn a_message_that_no_node_published_keeps_one_id() {
     nats.close().await;
 }
 
+/// Records of one request.
+fn together() -> Vec<Record> {
+    let origin = Origin { run: Arc::from("run"), at_us: 1 };
+    (0..100).map(|at| Record { origin: Some(origin.clone()), ..record(&format!("key/{at}")) }).collect()
+}
+
+/// How many of `records` are confirmed.
+async fn publish_all(nats: &Nats, records: &[Record]) -> usize {
+    let mut confirmed = 0;
+    nats.publish_all(records, |_, outcome| confirmed += usize::from(outcome.is_ok())).await;
+    confirmed
+}
+
+#[actix_rt::test]
+async fn records_that_are_published_together_again_are_stored_once_until_they_are_settled() {
+    let Some(server) = Server::start().await else { return };
+    let settings = server.config();
+    let (nats, operator) = (connect(&settings).await, operator(&settings).await);
+    let records = together();
+    assert_eq!(publish_all(&nats, &records).await, 100);
+    assert_eq!(publish_all(&nats, &records).await, 100);
+    assert_eq!(stored(&operator, &settings).await, 1);
+    for _ in 0..100 {
+        take(&nats).await.ack();
+    }
+    eventually("the message is gone", PATIENCE, async || (stored(&operator, &settings).await == 0).then_some(())).await;
+    assert_eq!(publish_all(&nats, &records).await, 100);
+    assert_eq!(stored(&operator, &settings).await, 1, "sent again on purpose");
+    nats.close().await;
+}
+
+#[actix_rt::test]
+async fn a_stream_that_takes_short_messages_only_gets_short_bundles() {
+    let Some(server) = Server::start().await else { return };
+    let settings = server.config();
+    let operator = operator(&settings).await;
+    let short = stream::Config { max_message_size: 2048, ..work_queue(&settings) };
+    operator.create_stream(short).await.unwrap();
+    let nats = connect(&settings).await;
+    let records = together();
+    assert_eq!(publish_all(&nats, &records).await, 100);
+    assert!((2..100).contains(&stored(&operator, &settings).await));
+    nats.close().await;
+}
+
 #[actix_rt::test]
 async fn what_exists_with_other_settings_is_named_and_left_alone() {
-    let Some(mut server) = Server::start().await else { return };
-    let settings = server.settings();
+    let Some(server) = Server::start().await else { return };
+    let settings = server.config();
     let operator = operator(&settings).await;
     let limits = stream::Config { retention: stream::RetentionPolicy::Limits, ..work_queue(&settings) };
     operator.create_stream(limits).await.unwrap();
@@ -206,7 +254,7 @@ async fn what_exists_with_other_settings_is_named_and_left_alone() {
     let found = operator.get_stream(&settings.stream).await.unwrap();
     assert_eq!(found.cached_info().config.retention, stream::RetentionPolicy::Limits);
 
-    let settings = server.settings();
+    let settings = server.config();
     let stream = operator.create_stream(work_queue(&settings)).await.unwrap();
     let gives_up = consumer::pull::Config {
         durable_name: Some(settings.durable.clone()),
@@ -220,8 +268,8 @@ async fn what_exists_with_other_settings_is_named_and_left_alone() {
 
 #[actix_rt::test]
 async fn a_stream_in_memory_is_warned_of() {
-    let Some(mut server) = Server::start().await else { return };
-    let settings = server.settings();
+    let Some(server) = Server::start().await else { return };
+    let settings = server.config();
     let memory = stream::Config { storage: stream::StorageType::Memory, ..work_queue(&settings) };
     operator(&settings).await.create_stream(memory).await.unwrap();
     let broker = connect(&settings).await.broker();
@@ -233,8 +281,8 @@ async fn a_stream_in_memory_is_warned_of() {
 async fn credentials_in_the_url_and_in_a_file_are_used() {
     let secret = tempfile::NamedTempFile::new().unwrap();
     fs::write(secret.path(), "p:ñ@ss\n").unwrap();
-    let Some(mut server) = Server::with(&["--user", "waypost", "--pass", "p:ñ@ss"]).await else { return };
-    let (address, settings) = (server.address(), server.settings());
+    let Some(server) = Server::with(&["--user", "waypost", "--pass", "p:ñ@ss"]).await else { return };
+    let (address, settings) = (server.address(), server.config());
     let with = |url: String| config::Nats { url, ..settings.clone() };
     connect(&with(format!("nats://waypost:p%3A%C3%B1%40ss@{address}"))).await.close().await;
     let from_file =
@@ -244,9 +292,9 @@ async fn credentials_in_the_url_and_in_a_file_are_used() {
         assert!(refused(&with(wrong)).await.contains("authorization"));
     }
 
-    let Some(mut server) = Server::with(&["--auth", "s3cret"]).await else { return };
+    let Some(server) = Server::with(&["--auth", "s3cret"]).await else { return };
     let url = format!("nats://s3cret@{}", server.address());
-    connect(&config::Nats { url, ..server.settings() }).await.close().await;
+    connect(&config::Nats { url, ..server.config() }).await.close().await;
 }
 
 #[actix_rt::test]
@@ -254,9 +302,9 @@ async fn over_tls_only_a_server_that_is_trusted_gets_records() {
     let folder = TempDir::new().unwrap();
     let Some((cert, key)) = certificate(folder.path(), "IP:127.0.0.1") else { return };
     let (cert_file, key_file) = (cert.to_str().unwrap(), key.to_str().unwrap());
-    let Some(mut server) = Server::with(&["--tls", "--tlscert", cert_file, "--tlskey", key_file]).await else { return };
+    let Some(server) = Server::with(&["--tls", "--tlscert", cert_file, "--tlskey", key_file]).await else { return };
     let url = format!("tls://{}", server.address());
-    let strange = config::Nats { url, ..server.settings() };
+    let strange = config::Nats { url, ..server.config() };
     let why = refused(&strange).await;
     assert!(why.to_lowercase().contains("certificate"), "{why}");
     let trusted = config::Nats { ca_file: Some(cert.clone()), ..strange };
@@ -265,17 +313,17 @@ async fn over_tls_only_a_server_that_is_trusted_gets_records() {
     take(&nats).await.ack();
     nats.close().await;
 
-    let Some(mut plain) = Server::start().await else { return };
-    let settings = config::Nats { ca_file: Some(cert), ..plain.settings() };
-    assert!(Nats::connect(&settings).await.is_err(), "talked down to plain text");
+    let Some(plain) = Server::start().await else { return };
+    let settings = config::Nats { ca_file: Some(cert), ..plain.config() };
+    assert!(Nats::connect(&Settings::new(settings)).await.is_err(), "talked down to plain text");
 }
 
 #[actix_rt::test]
 async fn one_of_several_servers_is_enough() {
-    let Some(mut server) = Server::start().await else { return };
+    let Some(server) = Server::start().await else { return };
     let dead = [free_port(), free_port(), free_port()];
     let url = dead.map(|port| format!("nats://127.0.0.1:{port}")).join(",") + ", " + &server.address();
-    let settings = config::Nats { url, ..server.settings() };
+    let settings = config::Nats { url, ..server.config() };
     // The client shuffles them.
     for _ in 0..5 {
         connect(&settings).await.close().await;
@@ -285,7 +333,7 @@ async fn one_of_several_servers_is_enough() {
 #[actix_rt::test]
 async fn a_killed_server_fails_whoever_waits() {
     let Some(mut server) = Server::start().await else { return };
-    let nats = connect(&server.settings()).await;
+    let nats = connect(&server.config()).await;
     server.signal("STOP");
     let unanswered = record("a");
     let (next, confirm, ()) =
@@ -302,8 +350,8 @@ async fn a_killed_server_fails_whoever_waits() {
 
 #[actix_rt::test]
 async fn a_server_that_falls_silent_is_noticed_within_ten_seconds() {
-    let Some(mut server) = Server::start().await else { return };
-    let nats = connect(&server.settings()).await;
+    let Some(server) = Server::start().await else { return };
+    let nats = connect(&server.config()).await;
     server.signal("STOP");
     let why = timeout(Duration::from_secs(10), lost(&nats)).await;
     server.signal("CONT");
@@ -313,8 +361,8 @@ async fn a_server_that_falls_silent_is_noticed_within_ten_seconds() {
 
 #[actix_rt::test]
 async fn a_consumer_or_stream_that_is_deleted_is_noticed() {
-    let Some(mut server) = Server::start().await else { return };
-    let settings = server.settings();
+    let Some(server) = Server::start().await else { return };
+    let settings = server.config();
     let operator = operator(&settings).await;
     let nats = connect(&settings).await;
     operator.get_stream(&settings.stream).await.unwrap().delete_consumer(&settings.durable).await.unwrap();
@@ -335,8 +383,8 @@ async fn a_consumer_or_stream_that_is_deleted_is_noticed() {
 
 #[actix_rt::test]
 async fn a_server_that_announces_its_end_is_left() {
-    let Some(mut server) = Server::start().await else { return };
-    let nats = connect(&server.settings()).await;
+    let Some(server) = Server::start().await else { return };
+    let nats = connect(&server.config()).await;
     server.signal("USR2");
     timeout(Duration::from_secs(8), lost(&nats)).await.expect("noticed in time");
     nats.close().await;
@@ -345,8 +393,8 @@ async fn a_server_that_announces_its_end_is_left() {
 #[actix_rt::test]
 async fn a_dropped_connection_leaves_nothing_behind() {
     let port = free_port().to_string();
-    let Some(mut server) = Server::with(&["-m", &port]).await else { return };
-    let settings = server.settings();
+    let Some(server) = Server::with(&["-m", &port]).await else { return };
+    let settings = server.config();
     let connections = async || {
         let varz = format!("http://127.0.0.1:{port}/varz");
         let varz = awc::Client::default().get(varz).send().await.unwrap().body().await.unwrap();
@@ -387,7 +435,7 @@ async fn takes_all_new(nats: &Nats, count: usize) {
 #[actix_rt::test]
 async fn a_server_that_has_forgotten_its_count_does_not_pass_over_new_records() {
     let Some(mut server) = Server::start().await else { return };
-    let settings = server.settings();
+    let settings = server.config();
     count_again(&mut server, &settings, 20).await;
     let nats = connect(&settings).await;
     publish(&nats, (0..30).map(|number| record(&format!("new-{number}")))).await;
@@ -397,7 +445,7 @@ async fn a_server_that_has_forgotten_its_count_does_not_pass_over_new_records() 
 #[actix_rt::test]
 async fn records_that_came_before_anyone_saw_that_the_count_was_lost_are_delivered() {
     let Some(mut server) = Server::start().await else { return };
-    let settings = server.settings();
+    let settings = server.config();
     count_again(&mut server, &settings, 20).await;
     let operator = operator(&settings).await;
     for number in 0..30 {

@@ -157,6 +157,42 @@ pub async fn what_is_published_together_is_settled_one_by_one<R: Rig>() {
     transport.close().await;
 }
 
+pub async fn what_was_settled_of_a_message_does_not_come_again_by_another_connection<R: Rig>() {
+    if R::CONFIRMS_ON_SETTLE {
+        return;
+    }
+    let Some(mut rig) = R::start().await else { return };
+    let settings = rig.settings();
+    let transport = connect::<R>(&settings).await;
+    let records: Vec<_> = (0..20).map(record).collect();
+    let mut confirmed = 0;
+    transport.publish_all(&records, |_, outcome| confirmed += usize::from(outcome.is_ok())).await;
+    assert_eq!(confirmed, 20);
+    let mut settled = HashSet::new();
+    for at in 0..10 {
+        let delivery = take(&*transport).await;
+        if at == 4 {
+            drop(delivery);
+            continue;
+        }
+        settled.insert(Arc::clone(&delivery.record.id));
+        if at % 2 == 0 { delivery.ack() } else { delivery.reject() }
+    }
+    transport.close().await;
+    drop(transport);
+    let transport = connect::<R>(&settings).await;
+    let left: Vec<_> = records.into_iter().filter(|record| !settled.contains(&record.id)).collect();
+    let mut missing: HashSet<_> = left.iter().map(|record| Arc::clone(&record.id)).collect();
+    while !missing.is_empty() {
+        let delivery = take(&*transport).await;
+        assert!(!settled.contains(&delivery.record.id), "it was settled, and came again");
+        missing.remove(&delivery.record.id);
+        delivery.ack();
+    }
+    nothing_comes(&*transport, A_WHILE).await;
+    transport.close().await;
+}
+
 pub async fn a_confirm_means_durable<R: Rig>() {
     if !R::SURVIVES_KILL {
         return;
@@ -296,6 +332,7 @@ macro_rules! contract {
                 what_goes_in_comes_out,
                 many_publishes_at_once_are_all_confirmed,
                 what_is_published_together_is_settled_one_by_one,
+                what_was_settled_of_a_message_does_not_come_again_by_another_connection,
                 a_confirm_means_durable,
                 acked_and_rejected_do_not_come_again,
                 unsettled_comes_again,

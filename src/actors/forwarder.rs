@@ -134,8 +134,8 @@ impl Post {
         let Some(delivery) = self.unless_delivered(delivery) else { return };
         let record = &delivery.record;
         let Some(body) = self.tag.splice(&record.body) else { return Box::pin(self.bury_foreign(delivery)).await };
-        let held_until = Instant::now() + HOLD_MAX;
-        let patience = Patience { held_until, give_up_at: self.give_up_at(record), failures: None };
+        let patience =
+            Patience { held_until: delivery.since + HOLD_MAX, give_up_at: self.give_up_at(record), failures: None };
         let sent = (body.clone(), &*record.id, record.traceparent.as_deref());
         match self.until_it_ends(sent, patience, not_posted(), &mut drain).await {
             End::Delivered { status } => {
@@ -294,13 +294,12 @@ impl Handler<Forward> for Forwarder {
 
     fn handle(&mut self, Forward { deliveries, mut permits }: Forward, _: &mut Self::Context) {
         fail::fail_point!("forwarder");
-        let until = Instant::now() + HOLD_MAX;
         for delivery in deliveries {
             // There is one for each; without, a delivery would go back to its broker.
             let Some(permit) = permits.split(1) else { return };
             let underway = self.in_flight.begin();
             if let Some(batches) = &self.batches {
-                batches.take(Held { delivery, until, permit, underway });
+                batches.take(Held { delivery, permit, underway });
                 continue;
             }
             let (post, drain) = (Rc::clone(&self.post), self.drains.subscribe());

@@ -34,6 +34,8 @@ use crate::{
 const FORWARDER_PATIENCE: Duration = Duration::from_secs(5);
 /// Deliveries that go to the forwarder in one message at most.
 const TOGETHER_MAX: usize = 256;
+/// How long what has come out may take to be settled when the lane drains, before it is given back.
+const SETTLING: Duration = Duration::from_secs(1);
 /// The time that a lane has for a publish at least.
 const PUBLISH_MIN: Duration = Duration::from_millis(100);
 
@@ -44,6 +46,8 @@ pub struct Wiring {
     pub forwarder: Slot<Forwarder>,
     /// One permit per delivery that the forwarder may have: the lane pulls no more than that.
     pub deliveries: Arc<Semaphore>,
+    /// How many of them there are.
+    pub deliveries_max: u32,
     pub ledger: Arc<Ledger>,
     pub publish_timeout: Duration,
 }
@@ -194,6 +198,19 @@ fn give_back(router: &Slot<Router>, job: Job, lane: LaneId) {
     }
 }
 
+/// Lets what has come out be settled, the other records of its messages included: a message that is given back brings all of them again.
+async fn settle<T: Transport>(transport: &T, wiring: &Wiring) {
+    while let Some(delivery) = transport.next_opened().await {
+        let Ok(permits) = Arc::clone(&wiring.deliveries).acquire_owned().await else { return };
+        let Some(forwarder) = wiring.forwarder.get() else { return };
+        if forwarder.try_send(Forward { deliveries: vec![delivery], permits }).is_err() {
+            return debug!(lane = %T::LANE, "forwarder did not take deliveries");
+        }
+    }
+    // Whatever is out has one.
+    drop(wiring.deliveries.acquire_many(wiring.deliveries_max).await);
+}
+
 async fn close<T: Transport>(transport: Rc<T>) {
     if timeout(CLOSE_TIMEOUT, transport.close()).await.is_err() {
         warn!(lane = %T::LANE, "connection did not close in time");
@@ -260,7 +277,8 @@ impl<T: Transport> Handler<Broken> for Lane<T> {
 impl<T: Transport> Handler<Drain> for Lane<T> {
     type Result = ResponseActFuture<Self, ()>;
 
-    /// Confirms what is being published, stops pulling, lets the forwarder end its POSTs, settles, disconnects, stops.
+    /// Confirms what is being published, stops pulling, lets what has come out be settled, or the forwarder end its POSTs at least,
+    /// disconnects, stops.
     fn handle(&mut self, _: Drain, _: &mut Self::Context) -> Self::Result {
         self.draining = true;
         let publishing = self.publishing.clone();
@@ -268,8 +286,14 @@ impl<T: Transport> Handler<Drain> for Lane<T> {
             .into_actor(self)
             .then(|(), lane, _| {
                 lane.pull = None;
-                let (forwarder, transport) = (lane.wiring.forwarder.get(), lane.transport.take());
+                let (wiring, transport) = (lane.wiring.clone(), lane.transport.take());
                 async move {
+                    if let Some(transport) = &transport
+                        && timeout(SETTLING, settle(&**transport, &wiring)).await.is_err()
+                    {
+                        debug!(lane = %T::LANE, "deliveries are given back: they were not settled in time");
+                    }
+                    let forwarder = wiring.forwarder.get();
                     if let Some(forwarder) = forwarder
                         && forwarder.send(Drain).await.is_err()
                     {

@@ -7,7 +7,11 @@ use tokio::{net::TcpStream, sync::broadcast, time::timeout};
 
 use super::NodeArgs;
 use crate::{
-    actors::transport::{CONNECT_TIMEOUT, Transport, TransportError, grpc, nats::Nats, pubsub, rabbitmq},
+    actors::transport::{
+        CONNECT_TIMEOUT, Transport, TransportError, grpc,
+        nats::{self, Nats},
+        pubsub, rabbitmq,
+    },
     config::{self, Config},
     record::Record,
     spool::Spool,
@@ -48,7 +52,7 @@ pub async fn check(args: Args) -> ExitCode {
         report("lanes.grpc", connect_grpc(lane, &config).await);
     }
     if let Some(lane) = lanes.nats.clone() {
-        report("lanes.nats", connect::<Nats>(lane).await);
+        report("lanes.nats", connect::<Nats>(nats::Settings::new(lane)).await);
     }
     if let Some(lane) = lanes.rabbitmq.clone() {
         report("lanes.rabbitmq", connect::<rabbitmq::RabbitMq>(rabbitmq::Settings::new(lane)).await);

@@ -36,18 +36,23 @@ fn random_ms(up_to: u64) -> Duration {
 /// SIGKILL at random moments under load. What comes twice was in flight at one of them: being posted, or with the API while its
 /// acknowledgement was under way, for which the client crate takes up to `acks`.
 async fn node_is_killed(lane: &str, variables: &[(String, String)], times: u64, acks: Duration) {
+    node_is_killed_under(lane, variables, times, acks, 1).await;
+}
+
+/// The same with so many records in each request, which come again together.
+async fn node_is_killed_under(lane: &str, variables: &[(String, String)], times: u64, acks: Duration, together: usize) {
     let api = Api::start();
     api.keep_keys_only();
     let mut node = Node::start(&api.url(), variables).await;
     node.lane_is(lane, "up", PATIENCE).await;
-    let mut load = Load::start(&node);
+    let mut load = Load::start_with_batches(&node, together);
     let (mut ready, mut in_flight) = (Vec::new(), 0);
     for _ in 0..times {
         load.take(20).await;
         tokio::time::sleep(random_ms(500)).await;
         let posted = api.count();
         tokio::time::sleep(acks).await;
-        in_flight += POSTS + CLIENTS + if acks.is_zero() { 0 } else { api.count() - posted };
+        in_flight += (POSTS + CLIENTS) * together + if acks.is_zero() { 0 } else { api.count() - posted };
         ready.push(node.killed_and_started().await);
     }
     node.lane_is(lane, "up", PATIENCE).await;
@@ -73,6 +78,44 @@ async fn a_node_on_grpc_is_killed_under_load() {
 async fn a_node_on_nats_is_killed_under_load() {
     let Some(mut nats) = Nats::start().await else { return };
     node_is_killed("nats", &nats.variables(), wanted("FAULTS_TIMES", 3), Duration::ZERO).await;
+}
+
+#[actix_rt::test]
+async fn a_node_on_nats_is_killed_under_a_load_of_batches() {
+    let Some(mut nats) = Nats::start().await else { return };
+    node_is_killed_under("nats", &nats.variables(), wanted("FAULTS_TIMES", 3), Duration::ZERO, 20).await;
+}
+
+/// SIGTERM, and a new start, under a load of batches: what has come out of a broker in part is not left there.
+async fn node_is_ended_under_batches<L: Lane>() {
+    let Some(mut system) = L::start().await else { return };
+    let api = Api::start();
+    api.keep_keys_only();
+    let mut node = Node::start(&api.url(), &system.variables()).await;
+    node.lane_is(L::NAME, "up", PATIENCE).await;
+    let mut load = Load::start_with_batches(&node, 100);
+    for _ in 0..wanted("FAULTS_TIMES", 3) {
+        load.take(2000).await;
+        node.signal("TERM");
+        assert!(node.ended(PATIENCE).await.success());
+        node.start_again().await;
+        node.lane_is(L::NAME, "up", PATIENCE).await;
+    }
+    load.end().await;
+    let verdict = load.verdict(&node, &api, REDELIVERY).await;
+    println!("{}: {verdict}", L::NAME);
+    assert_eq!((verdict.lost, verdict.dead, verdict.unexpected, verdict.duplicated), (0, 0, 0, 0), "{verdict}");
+    node.at_rest(PATIENCE).await;
+}
+
+#[actix_rt::test]
+async fn a_node_on_nats_is_ended_under_a_load_of_batches() {
+    node_is_ended_under_batches::<Nats>().await;
+}
+
+#[actix_rt::test]
+async fn a_node_on_rabbitmq_is_ended_under_a_load_of_batches() {
+    node_is_ended_under_batches::<Rabbitmq>().await;
 }
 
 #[actix_rt::test]

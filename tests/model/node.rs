@@ -311,6 +311,7 @@ fn lane<const LANE: usize>(router: &Slot<Router>, ledger: &Arc<Ledger>, brokers:
         router: router.clone(),
         forwarder: Slot::new(),
         deliveries: Arc::new(tokio::sync::Semaphore::new(1)),
+        deliveries_max: 1,
         ledger: Arc::clone(ledger),
         publish_timeout: PUBLISH_TIMEOUT,
     };

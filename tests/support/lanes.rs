@@ -34,7 +34,7 @@ impl Lane for Nats {
     const TAG: &'static str = "NATS";
 
     fn variables(&mut self) -> Vec<(String, String)> {
-        let lane = self.settings();
+        let lane = self.config();
         owned([
             ("LANES__NATS__URL", lane.url),
             ("LANES__NATS__STREAM", lane.stream),

@@ -9,6 +9,7 @@ use std::{
 };
 
 use awc::http::StatusCode;
+use bytes::Bytes;
 use tokio::task::JoinHandle;
 
 use super::{
@@ -31,6 +32,8 @@ pub struct Load {
 
 #[derive(Default)]
 struct Account {
+    /// Records of a request; more than one go as an array. 0 is one.
+    together: usize,
     attempted: Cell<usize>,
     refused: Cell<usize>,
     obligations: RefCell<HashSet<String>>,
@@ -80,9 +83,15 @@ impl Load {
         Self::begin(node, clients, wait, Account::default())
     }
 
+    /// So many records in each request.
+    pub fn start_with_batches(node: &Node, together: usize) -> Self {
+        Self::begin(node, CLIENTS, Duration::ZERO, Account { together, ..Account::default() })
+    }
+
     /// Goes on where another load has ended: no key comes twice.
     pub fn start_after(node: &Node, other: &Self) -> Self {
-        let account = Account { attempted: other.account.attempted.clone(), ..Account::default() };
+        let (attempted, together) = (other.account.attempted.clone(), other.account.together);
+        let account = Account { together, attempted, ..Account::default() };
         Self::begin(node, CLIENTS, Duration::ZERO, account)
     }
 
@@ -94,17 +103,14 @@ impl Load {
             actix_rt::spawn(async move {
                 while !account.stop.get() {
                     let number = account.attempted.replace(account.attempted.get() + 1);
-                    let key = key(number);
-                    match client.post("/", &key, records[number % records.len()].clone()).await {
-                        Some((StatusCode::ACCEPTED, _)) => {
-                            account.obligations.borrow_mut().insert(key);
-                        }
+                    match client.post("/", &key(number), account.body(number, &records)).await {
+                        Some((StatusCode::ACCEPTED, _)) => account.obligations.borrow_mut().extend(account.ids(number)),
                         Some(_) => {
                             account.refused.set(account.refused.get() + 1);
                             tokio::time::sleep(REST).await;
                         }
                         None => {
-                            account.unanswered.borrow_mut().insert(key);
+                            account.unanswered.borrow_mut().extend(account.ids(number));
                             tokio::time::sleep(REST).await;
                         }
                     }
@@ -130,7 +136,7 @@ impl Load {
         self.account.refused.get()
     }
 
-    /// Requests that got no 2xx.
+    /// Requests that got no 2xx; of those without an answer, their records.
     pub fn untaken(&self) -> usize {
         self.refused() + self.account.unanswered.borrow().len()
     }
@@ -190,7 +196,7 @@ impl Load {
         let dead = node.dead().await;
         let taken = api.taken();
         let obligations = self.account.obligations.borrow();
-        let sent: HashSet<_> = (0..self.attempted()).map(key).collect();
+        let sent: HashSet<_> = (0..self.attempted()).flat_map(|number| self.account.ids(number)).collect();
         Verdict {
             attempted: self.attempted(),
             accepted: obligations.len(),
@@ -200,6 +206,24 @@ impl Load {
             lost: obligations.iter().filter(|key| !taken.contains_key(*key) && !dead.contains(*key)).count(),
             duplicated: taken.values().map(|times| *times as usize - 1).sum(),
             unexpected: taken.keys().chain(&dead).filter(|key| !sent.contains(*key)).count(),
+        }
+    }
+}
+
+impl Account {
+    fn body(&self, number: usize, records: &[Bytes]) -> Bytes {
+        let nth = |at: usize| &*records[(number + at) % records.len()];
+        match self.together {
+            0 | 1 => records[number % records.len()].clone(),
+            together => [b"[", &*(0..together).map(nth).collect::<Vec<_>>().join(&b","[..]), b"]"].concat().into(),
+        }
+    }
+
+    /// Of the records of a request, as the contract makes them of its key.
+    fn ids(&self, number: usize) -> Vec<String> {
+        match self.together {
+            0 | 1 => vec![key(number)],
+            together => (0..together).map(|at| format!("{}/{at}", key(number))).collect(),
         }
     }
 }

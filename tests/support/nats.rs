@@ -71,6 +71,17 @@ impl Nats {
         format!("127.0.0.1:{}", self.port)
     }
 
+    /// A stream of its own.
+    pub fn config(&self) -> config::Nats {
+        let name = Record::new_id();
+        config::Nats {
+            url: format!("nats://{}", self.address()),
+            stream: format!("RECORDS-{name}"),
+            subject: format!("records.{name}"),
+            ..config::Nats::default()
+        }
+    }
+
     /// Asks it to end, and waits for it.
     pub async fn terminate(&mut self) {
         self.signal("TERM");
@@ -100,14 +111,8 @@ impl Rig for Nats {
         Self::with(&[]).await
     }
 
-    fn settings(&mut self) -> config::Nats {
-        let name = Record::new_id();
-        config::Nats {
-            url: format!("nats://{}", self.address()),
-            stream: format!("RECORDS-{name}"),
-            subject: format!("records.{name}"),
-            ..config::Nats::default()
-        }
+    fn settings(&mut self) -> nats::Settings {
+        nats::Settings::new(self.config())
     }
 
     async fn kill(&mut self) {

@@ -16,7 +16,7 @@ use tokio::{
 };
 use tracing::debug;
 
-use super::{CONCURRENCY_MAX, End, HOLD_REST, Limits, Patience, Post, not_posted};
+use super::{CONCURRENCY_MAX, End, HOLD_MAX, HOLD_REST, Limits, Patience, Post, not_posted};
 use crate::{
     actors::{Task, Underway},
     delivery::Delivery,
@@ -38,8 +38,6 @@ const IN_LIST: &AsciiSet = &CONTROLS.add(b',').add(b'%');
 /// A delivery with its place among the POSTs of the lane.
 pub struct Held {
     pub delivery: Delivery,
-    /// The broker bears no longer hold.
-    pub until: Instant,
     pub permit: OwnedSemaphorePermit,
     pub underway: Underway,
 }
@@ -174,7 +172,7 @@ impl Post {
             let traceparent =
                 traceparent.filter(|it| records().all(|record| record.traceparent.as_deref() == Some(it)));
             let patience = Patience {
-                held_until: batch.iter().map(|held| held.until).min().unwrap_or_else(Instant::now),
+                held_until: batch.iter().map(|held| held.delivery.since).min().unwrap_or_else(Instant::now) + HOLD_MAX,
                 give_up_at: records().filter_map(|record| self.give_up_at(record)).min(),
                 failures: (batch.len() > 1).then_some(FAILURES_MAX),
             };
@@ -237,14 +235,14 @@ impl Post {
         let (mut batch, mut array, mut ids) =
             (Vec::with_capacity(together.len()), Array::new(), HashSet::<_, RandomState>::default());
         for held in together {
-            let Held { delivery, until, permit, underway } = held;
+            let Held { delivery, permit, underway } = held;
             let Some(delivery) = self.unless_delivered(delivery) else { continue };
             let record = &delivery.record;
             if !ids.insert(Arc::clone(&record.id)) {
                 // Its other copy is on its way: one array has each id once.
                 delivery.retry_after(HOLD_REST);
             } else if array.add(|body| self.tag.splice_onto(&record.body, body), &record.id) {
-                batch.push(Held { delivery, until, permit, underway });
+                batch.push(Held { delivery, permit, underway });
             } else {
                 self.bury_foreign(delivery).await;
             }

@@ -1,25 +1,28 @@
 //! Bundles: records that were taken in together travel as one message, where a system charges by the message. Each is a delivery of
 //! its own, and the message is settled once all of them are.
 //!
-//! A message that is given back because of some of its records comes again with all of them. Those that were settled before
-//! do not come out of the same connection again; what the API has taken by another is known by the ledger of this node.
+//! A message that is given back because of some of its records comes again with all of them. This process knows for long which of
+//! them are settled, and they do not come out again; another one delivers them once more, under the ids that they have.
 
 use std::{
-    collections::HashMap,
     mem,
     ops::Range,
-    sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    vec,
 };
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use prost::Message as _;
-use smallvec::{SmallVec, smallvec};
+use ring::digest::{Context, SHA256};
 
 use super::TransportError;
 use crate::{
     delivery::{Delivery, Verdict},
-    fingerprint::Fingerprints,
+    fingerprint::{ByFingerprint, Fingerprint, Fingerprints},
     proto,
     record::{Origin, Record, is_visible_ascii},
 };
@@ -28,10 +31,12 @@ use crate::{
 const RECORDS_MAX: usize = 128;
 /// The most bytes of a bundle, so that what is fetched ahead stays small.
 const BYTES_MAX: usize = 64 << 10;
-/// What a record costs beside its texts, at most.
-const OVERHEAD: usize = 64;
-/// Bundles whose settled records are remembered.
-const PARTLY_MAX: usize = 1024;
+/// What a record adds to a bundle beside its texts, its origin included.
+const OVERHEAD: usize = 128;
+/// The most records of a bundle that somebody else has made.
+const FOREIGN_MAX: usize = 1024;
+/// Bundles of which it is known what is settled: more than are out at a time.
+const KNOWN_MAX: usize = 4096;
 
 /// What a message has for its body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,16 +52,6 @@ impl Kind {
     pub fn of(count: Option<&str>) -> Self {
         count.and_then(|count| count.parse().ok()).map_or(Self::Single, Self::Bundle)
     }
-}
-
-/// The deliveries of one message.
-pub type Opened = SmallVec<[Delivery; 1]>;
-/// Those of them that nobody has taken yet.
-pub type Rest = smallvec::IntoIter<[Delivery; 1]>;
-
-/// Nobody has taken nothing.
-pub fn no_rest() -> Rest {
-    Opened::new().into_iter()
 }
 
 /// What [`Transport::publish_all`](super::Transport::publish_all) promises, with bundles for those of `records` that fit together.
@@ -90,31 +85,32 @@ fn runs(records: &[impl AsRef<Record>], bytes_max: usize) -> impl Iterator<Item 
         let mut bytes = 0;
         let fit = records[from..].iter().take(RECORDS_MAX).take_while(|record| {
             bytes += size(record.as_ref());
-            bytes <= bytes_max
+            bytes <= bytes_max && record.as_ref().origin.is_some()
         });
-        // One that is too large goes alone.
+        // One that is too large goes alone, and one that could not be told from another of its id.
         let until = (from + fit.count().max(1)).min(records.len());
         let run = mem::replace(&mut from, until)..until;
         (!run.is_empty()).then_some(run)
     })
 }
 
-/// What `record` adds to a bundle, at most.
+/// What `record` adds to a bundle. It does not depend on who took it in, so that the same records make the same bundles on each node.
 fn size(record: &Record) -> usize {
-    let Record { id, body, traceparent, origin } = record;
-    let texts = traceparent.as_ref().map_or(0, |text| text.len()) + origin.as_ref().map_or(0, |it| it.run.len());
-    id.len() + body.len() + texts + OVERHEAD
+    record.id.len() + record.body.len() + record.traceparent.as_ref().map_or(0, |text| text.len()) + OVERHEAD
 }
 
-/// The same records make the same message, as far as its id goes: what is published twice is known to be the same. No client
-/// can choose ids that make another message pass for it.
+/// Its id says which records it has, whoever has packed them: a system that knows a message by it knows it again. That it is a
+/// cryptographic hash keeps clients from choosing ids that make one bundle pass for another.
 fn pack(records: &[impl AsRef<Record>]) -> Record {
-    static FINGERPRINTS: LazyLock<Fingerprints> = LazyLock::new(Fingerprints::default);
+    let mut ids = Context::new(&SHA256);
+    for record in records {
+        // No id has a space.
+        ids.update(record.as_ref().id.as_bytes());
+        ids.update(b" ");
+    }
+    let id = format!("{:x}", Bytes::copy_from_slice(ids.finish().as_ref()));
     let bundle = proto::Bundle { records: records.iter().map(|record| record.as_ref().into()).collect() };
-    let told_by =
-        |record: &Record| (Arc::clone(&record.id), record.origin.as_ref().map(|it| (Arc::clone(&it.run), it.at_us)));
-    let id = FINGERPRINTS.of(records.iter().map(|record| told_by(record.as_ref())).collect::<Vec<_>>());
-    Record { id: id.to_string().into(), body: bundle.encode_to_vec().into(), traceparent: None, origin: None }
+    Record { id: id.into(), body: bundle.encode_to_vec().into(), traceparent: None, origin: None }
 }
 
 /// Nothing if `body` is something else.
@@ -134,92 +130,128 @@ fn record(sent: proto::Record) -> Option<Record> {
     })
 }
 
-/// Which records of bundles that were given back are settled. Clones are one.
+/// What is settled of bundles that are not settled as a whole. Clones are one; it outlives connections.
 #[derive(Clone, Default)]
-pub struct Partly(Arc<Mutex<ById>>);
+pub struct Known(Arc<(Fingerprints, Mutex<Bundles>)>);
 
-/// By the ids of bundles: of each record, in its place, whether it is settled.
-type ById = HashMap<Arc<str>, Vec<bool>>;
+type Bundles = ByFingerprint<Settled>;
+/// Of each record, in its place.
+type Settled = Arc<[AtomicBool]>;
 
-impl Partly {
-    /// The deliveries of `message`, one at least. `settle` is called once, when the last of them is settled.
-    pub fn open(
-        &self,
-        (message, kind): (Record, Kind),
-        redelivered: bool,
-        settle: impl FnOnce(Verdict) + Send + 'static,
-    ) -> Opened {
-        let records = match kind {
-            Kind::Single => None,
-            Kind::Bundle(count) => unpack(message.body.clone()).filter(|records| count > 0 && records.len() == count),
-        };
-        let Some(records) = records else {
-            return smallvec![Delivery::new(message, redelivered, settle)];
-        };
-        let before = self.lock().get(&message.id).cloned();
-        // All settled, it would not have been given back.
-        let before = before.filter(|it| it.len() == records.len() && it.contains(&false));
-        let settled = before.unwrap_or_else(|| vec![false; records.len()]);
-        let fate = Arc::new(Mutex::new(Fate {
-            left: settled.iter().filter(|it| !**it).count(),
-            settled: settled.clone(),
-            verdict: Verdict::Ack,
-            end: Some(Box::new(settle)),
-            id: message.id,
-            partly: self.clone(),
-        }));
-        let unsettled = records.into_iter().zip(settled).enumerate().filter(|(_, (_, is_settled))| !is_settled);
-        let each = unsettled.map(|(at, (record, _))| {
-            let fate = Arc::clone(&fate);
-            Delivery::new(record, redelivered, move |verdict| Fate::settle(&fate, at, verdict))
-        });
-        each.collect()
+impl Known {
+    /// A bundle is known by its records, and a record by when it was taken in as well: its id may have been used before.
+    fn of(&self, records: &[Record]) -> Option<Fingerprint> {
+        let each = records
+            .iter()
+            .map(|record| Some((&*record.id, &*record.origin.as_ref()?.run, record.origin.as_ref()?.at_us)));
+        Some(self.0.0.of(each.collect::<Option<Vec<_>>>()?))
     }
 
-    fn lock(&self) -> MutexGuard<'_, ById> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn remember(&self, id: Arc<str>, settled: Vec<bool>) {
-        let mut bundles = self.lock();
-        if bundles.len() >= PARTLY_MAX {
-            // Another node may have them by now. Forgotten, they come out whole.
-            bundles.clear();
+    fn settled(&self, bundle: Option<Fingerprint>, count: usize) -> Settled {
+        let none = || (0..count).map(|_| AtomicBool::new(false)).collect();
+        let Some(bundle) = bundle else { return none() };
+        let mut bundles = self.bundles();
+        if bundles.len() >= KNOWN_MAX {
+            // Of those that are not out, most are with other nodes by now. Forgotten, they come out whole.
+            bundles.retain(|_, settled| Arc::strong_count(settled) > 1);
         }
-        bundles.insert(id, settled);
+        Arc::clone(bundles.entry(bundle).or_insert_with(none))
+    }
+
+    fn bundles(&self) -> MutexGuard<'_, Bundles> {
+        self.0.1.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// What is to become of a message, once it is known of all its records.
-struct Fate {
-    settled: Vec<bool>,
+/// Opens the messages of one connection.
+pub struct Opener {
+    known: Known,
+    /// Records of the last message that nobody has taken yet.
+    rest: vec::IntoIter<Delivery>,
+}
+
+impl Opener {
+    pub fn new(known: Known) -> Self {
+        Self { known, rest: Vec::new().into_iter() }
+    }
+
+    /// The next record of a message of which some are out.
+    pub fn next(&mut self) -> Option<Delivery> {
+        self.rest.next()
+    }
+
+    /// The first record of `message`, called when none of the last is left; nothing if all of them are settled.
+    pub fn open(&mut self, message: Delivery, kind: Kind) -> Option<Delivery> {
+        let records = match kind {
+            Kind::Bundle(count @ 1..=FOREIGN_MAX) => unpack(message.record.body.clone()).filter(|it| it.len() == count),
+            _ => None,
+        };
+        let Some(records) = records else { return Some(message) };
+        let bundle = self.known.of(&records);
+        let settled = self.known.settled(bundle, records.len());
+        let places: Vec<_> = (0..records.len()).filter(|&at| !settled[at].load(Relaxed)).collect();
+        let (redelivered, since) = (message.redelivered, message.since);
+        let (left, known) = (places.len(), self.known.clone());
+        let open = Open { message, left, verdict: Verdict::Ack, settled, bundle, known };
+        if left == 0 {
+            open.end();
+            return None;
+        }
+        let open = Arc::new(Mutex::new(Some(open)));
+        let mut places = places.into_iter().peekable();
+        let unsettled = records.into_iter().enumerate().filter_map(|(at, record)| {
+            let at = places.next_if_eq(&at)?;
+            let open = Arc::clone(&open);
+            let mut delivery = Delivery::new(record, redelivered, move |verdict| settle(&open, at, verdict));
+            // What is held is the message, for all of them.
+            delivery.since = since;
+            Some(delivery)
+        });
+        self.rest = unsettled.collect::<Vec<_>>().into_iter();
+        self.next()
+    }
+}
+
+/// A message of which records are out.
+struct Open {
+    message: Delivery,
     left: usize,
     /// What those that were settled ask for together.
     verdict: Verdict,
-    end: Option<Box<dyn FnOnce(Verdict) + Send>>,
-    id: Arc<str>,
-    partly: Partly,
+    settled: Settled,
+    bundle: Option<Fingerprint>,
+    known: Known,
 }
 
-impl Fate {
-    fn settle(fate: &Mutex<Self>, at: usize, verdict: Verdict) {
-        let mut fate = fate.lock().unwrap_or_else(PoisonError::into_inner);
-        fate.settled[at] = matches!(verdict, Verdict::Ack | Verdict::Reject);
-        fate.verdict = together(fate.verdict, verdict);
-        fate.left -= 1;
-        if fate.left > 0 {
-            return;
+impl Open {
+    fn end(self) {
+        let Self { message, verdict, settled, bundle, known, .. } = self;
+        // What was not settled here may have been by another connection, which had the same message.
+        let is_settled = settled.iter().all(|it| it.load(Relaxed));
+        if let (true, Some(bundle)) = (is_settled, bundle) {
+            known.bundles().remove(&bundle);
         }
-        let (verdict, settled, end) = (fate.verdict, mem::take(&mut fate.settled), fate.end.take());
         match verdict {
-            Verdict::Ack => drop(fate.partly.lock().remove(&fate.id)),
-            _ if settled.contains(&true) => fate.partly.remember(Arc::clone(&fate.id), settled),
-            _ => {}
+            _ if is_settled => message.ack(),
+            Verdict::RetryAfter(delay) => message.retry_after(delay),
+            _ => drop(message),
         }
-        drop(fate);
-        if let Some(end) = end {
-            end(verdict);
-        }
+    }
+}
+
+fn settle(open: &Mutex<Option<Open>>, at: usize, verdict: Verdict) {
+    let mut place = open.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(open) = &mut *place else { return };
+    if matches!(verdict, Verdict::Ack | Verdict::Reject) {
+        open.settled[at].store(true, Relaxed);
+    }
+    open.verdict = together(open.verdict, verdict);
+    open.left -= 1;
+    if open.left == 0
+        && let Some(open) = place.take()
+    {
+        drop(place);
+        open.end();
     }
 }
 
@@ -236,6 +268,8 @@ fn together(one: Verdict, other: Verdict) -> Verdict {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use futures_util::FutureExt as _;
 
     use super::*;
@@ -245,7 +279,7 @@ mod tests {
             id: format!("id/{at}").into(),
             body: vec![b'x'; body].into(),
             traceparent: at.is_multiple_of(2).then(|| "00-1-2-01".into()),
-            origin: at.is_multiple_of(3).then(|| Origin { run: "node/1".into(), at_us: 7 }),
+            origin: Some(Origin { run: "node/1".into(), at_us: 7 }),
         }
     }
 
@@ -293,6 +327,10 @@ mod tests {
         assert_eq!((&sent[0].0, &sent[3].0), (&mixed[0], &mixed[4]));
         assert_eq!(told, [true, false, false, true, true].map(Some));
 
+        let mut bare = records(3);
+        bare[1].origin = None;
+        assert!(published(&bare, usize::MAX).0.iter().all(|(_, kind)| *kind == Kind::Single));
+
         assert_eq!(published(&records(1), usize::MAX).0, [(record(0, 20), Kind::Single)]);
         assert!(published(&[], usize::MAX).0.is_empty());
         assert!(
@@ -304,15 +342,38 @@ mod tests {
     }
 
     #[test]
-    fn a_bundle_brings_what_it_took_and_is_known_by_it() {
+    fn a_bundle_brings_what_it_took_and_has_the_id_of_its_records() {
         let sent = records(100);
-        let [bundle, again, other] = [pack(&sent), pack(&sent), pack(&sent[1..])];
+        let bundle = pack(&sent);
         assert_eq!(unpack(bundle.body.clone()).as_deref(), Some(&*sent));
-        assert!(bundle.id == again.id && bundle.id != other.id);
-        let mut later = sent.clone();
-        later[3].origin = Some(Origin { run: "node/1".into(), at_us: 8 });
-        assert_ne!(bundle.id, pack(&later).id, "a client may use a key again");
         assert!(bundle.body.len() <= sent.iter().map(size).sum::<usize>());
+        let by_another = sent.iter().map(|record| Record { origin: None, ..record.clone() });
+        assert_eq!(bundle.id, pack(&by_another.collect::<Vec<_>>()).id, "whoever has taken them in");
+        assert_ne!(bundle.id, pack(&sent[1..]).id);
+        let named =
+            |ids: &[&str]| pack(&ids.iter().map(|&id| Record { id: id.into(), ..record(0, 0) }).collect::<Vec<_>>()).id;
+        assert_ne!(named(&["a", "bc"]), named(&["ab", "c"]));
+    }
+
+    /// Each verdict that a message was given.
+    type Verdicts = Arc<Mutex<Vec<Verdict>>>;
+
+    fn message(record: Record, verdicts: &Verdicts) -> Delivery {
+        let verdicts = Arc::clone(verdicts);
+        Delivery::new(record, false, move |verdict| verdicts.lock().unwrap().push(verdict))
+    }
+
+    /// What comes out, the last first.
+    fn open(known: &Known, message: Delivery, kind: Kind) -> Vec<Delivery> {
+        let mut opener = Opener::new(known.clone());
+        let mut all: Vec<_> = opener.open(message, kind).into_iter().collect();
+        all.extend(std::iter::from_fn(|| opener.next()));
+        all.reverse();
+        all
+    }
+
+    fn ids(opened: &[Delivery]) -> Vec<&str> {
+        opened.iter().rev().map(|delivery| &*delivery.record.id).collect()
     }
 
     #[test]
@@ -320,52 +381,103 @@ mod tests {
         let unfit = proto::Bundle { records: vec![proto::Record { id: "a\nb".into(), ..proto::Record::default() }] };
         for (body, count) in [
             (pack(&records(3)).body, 2),
+            (pack(&records(FOREIGN_MAX + 1)).body, FOREIGN_MAX + 1),
             (Bytes::new(), 0),
             (Bytes::from_static(b"{}"), 1),
             (unfit.encode_to_vec().into(), 1),
         ] {
-            let message = Record { body, ..record(0, 0) };
-            let opened = Partly::default().open((message.clone(), Kind::Bundle(count)), false, |_| {});
-            assert_eq!(opened.iter().map(|delivery| &delivery.record).collect::<Vec<_>>(), [&message]);
+            let sent = Record { body, ..record(0, 0) };
+            let opened = open(&Known::default(), message(sent.clone(), &Verdicts::default()), Kind::Bundle(count));
+            assert_eq!(opened.iter().map(|delivery| &delivery.record).collect::<Vec<_>>(), [&sent]);
         }
     }
 
     #[test]
     fn a_message_is_settled_once_by_all_of_its_records_and_only_what_was_not_settled_comes_again() {
-        let partly = Partly::default();
-        let (sent, verdicts) = (records(4), Arc::new(Mutex::new(Vec::new())));
-        let open = |partly: &Partly| {
-            let verdicts = Arc::clone(&verdicts);
-            let settle = move |verdict| verdicts.lock().unwrap().push(verdict);
-            let mut opened = partly.open((pack(&sent), Kind::Bundle(4)), false, settle).into_vec();
-            opened.reverse();
-            opened
-        };
-        let (short, long) = (std::time::Duration::from_secs(1), std::time::Duration::from_secs(2));
+        let (known, verdicts, sent) = (Known::default(), Verdicts::default(), records(4));
+        let open = |known: &Known| open(known, message(pack(&sent), &verdicts), Kind::Bundle(4));
+        let (short, long) = (Duration::from_secs(1), Duration::from_secs(2));
 
-        let mut opened = open(&partly);
+        let mut opened = open(&known);
         opened.pop().unwrap().retry_after(short);
         opened.pop().unwrap().ack();
         opened.pop().unwrap().reject();
         assert!(verdicts.lock().unwrap().is_empty(), "one is not settled");
         drop(opened);
-        assert_eq!(*verdicts.lock().unwrap(), [Verdict::RetryAfter(short)]);
+        assert_eq!(mem::take(&mut *verdicts.lock().unwrap()), [Verdict::RetryAfter(short)]);
 
-        let mut opened = open(&partly);
-        assert_eq!(opened.iter().map(|it| &*it.record.id).collect::<Vec<_>>(), ["id/3", "id/0"]);
+        let mut opened = open(&known);
+        assert_eq!(ids(&opened), ["id/0", "id/3"]);
         opened.pop().unwrap().ack();
         drop(opened);
-        let mut opened = open(&partly);
-        assert_eq!(opened.iter().map(|it| &*it.record.id).collect::<Vec<_>>(), ["id/3"]);
+        let mut opened = open(&known);
+        assert_eq!(ids(&opened), ["id/3"]);
         opened.pop().unwrap().reject();
-        assert_eq!(verdicts.lock().unwrap()[1..], [Verdict::Unsettled, Verdict::Ack]);
-        assert!(partly.lock().is_empty(), "nothing is to be remembered");
+        assert_eq!(mem::take(&mut *verdicts.lock().unwrap()), [Verdict::Unsettled, Verdict::Ack]);
+        assert!(known.bundles().is_empty(), "nothing is to be known");
 
-        let mut opened = open(&partly);
+        let mut opened = open(&known);
         assert_eq!(opened.len(), 4);
         opened.drain(..).zip([long, short, short, long]).for_each(|(it, delay)| it.retry_after(delay));
-        assert_eq!(verdicts.lock().unwrap()[3..], [Verdict::RetryAfter(long)]);
-        assert!(partly.lock().is_empty(), "nothing was settled");
-        assert_eq!(open(&Partly::default()).len(), 4);
+        assert_eq!(mem::take(&mut *verdicts.lock().unwrap()), [Verdict::RetryAfter(long)]);
+        assert_eq!(open(&Known::default()).len(), 4);
+    }
+
+    #[test]
+    fn what_one_connection_has_settled_the_next_one_knows_at_once() {
+        let (known, verdicts, sent) = (Known::default(), Verdicts::default(), records(4));
+        let open = |sent: &[Record]| open(&known, message(pack(sent), &verdicts), Kind::Bundle(4));
+        let mut first = open(&sent);
+        first.pop().unwrap().reject();
+        // It was lost while three were out, which are settled late.
+        let mut second = open(&sent);
+        assert_eq!(ids(&second), ["id/1", "id/2", "id/3"]);
+        first.pop().unwrap().ack();
+        assert_eq!(ids(&open(&sent)), ["id/2", "id/3"]);
+        assert_eq!(mem::take(&mut *verdicts.lock().unwrap()), [Verdict::Unsettled]);
+        second.pop().unwrap().retry_after(Duration::ZERO);
+        second.into_iter().for_each(Delivery::ack);
+        assert_eq!(mem::take(&mut *verdicts.lock().unwrap()), [Verdict::Ack], "all are settled by now");
+        assert!(known.bundles().is_empty());
+        first.into_iter().for_each(Delivery::ack);
+
+        // Under ids that were used before.
+        let mut opened = open(&sent);
+        opened.pop().unwrap().ack();
+        drop(opened);
+        let at = |at_us| Some(Origin { run: "node/1".into(), at_us });
+        let later: Vec<_> = sent.iter().map(|record| Record { origin: at(9), ..record.clone() }).collect();
+        assert_eq!(open(&later).len(), 4);
+        let foreign: Vec<_> = sent.iter().map(|record| Record { origin: None, ..record.clone() }).collect();
+        open(&foreign).pop().unwrap().ack();
+        assert_eq!(open(&foreign).len(), 4, "nothing tells them from others");
+    }
+
+    #[test]
+    fn a_message_whose_records_are_all_settled_is_settled_without_a_delivery() {
+        let (known, verdicts, sent) = (Known::default(), Verdicts::default(), records(2));
+        let first = open(&known, message(pack(&sent), &verdicts), Kind::Bundle(2));
+        let settled = known.bundles().values().next().map(Arc::clone).unwrap();
+        settled.iter().for_each(|it| it.store(true, Relaxed));
+        assert!(open(&known, message(pack(&sent), &verdicts), Kind::Bundle(2)).is_empty());
+        assert_eq!(mem::take(&mut *verdicts.lock().unwrap()), [Verdict::Ack]);
+        drop(first);
+    }
+
+    #[test]
+    fn what_is_known_of_bundles_is_bounded_and_those_that_are_out_are_kept() {
+        let (known, verdicts) = (Known::default(), Verdicts::default());
+        let numbered = |number: usize| {
+            let origin = Some(Origin { run: "node/1".into(), at_us: number as u64 });
+            [0, 1].map(|at| Record { origin: origin.clone(), ..record(at, 0) })
+        };
+        let open = |number| open(&known, message(pack(&numbered(number)), &verdicts), Kind::Bundle(2));
+        let mut out = open(0);
+        out.pop().unwrap().ack();
+        for number in 1..3 * KNOWN_MAX {
+            open(number).pop().unwrap().ack();
+        }
+        assert!(known.bundles().len() <= KNOWN_MAX);
+        assert_eq!(ids(&open(0)), ["id/1"]);
     }
 }

@@ -21,7 +21,7 @@ pub mod nats;
 pub mod pubsub;
 pub mod rabbitmq;
 
-use std::time::Duration;
+use std::{future::ready, time::Duration};
 
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 
@@ -35,7 +35,7 @@ use crate::{
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long `close` may take.
 pub const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
-/// How many deliveries a transport holds ready ahead of the forwarder.
+/// How many messages a transport holds ready ahead of the forwarder.
 pub const PREFETCH: u16 = 256;
 
 /// Names under which the parts of a record other than its body cross a broker as headers or attributes.
@@ -98,6 +98,11 @@ pub trait Transport: Sized + 'static {
     /// The next message, if it is here already. Not called while `next` waits.
     fn try_next(&self) -> Option<Delivery> {
         None
+    }
+
+    /// The next record of a message of which some have come out already, if there is one.
+    fn next_opened(&self) -> impl Future<Output = Option<Delivery>> {
+        ready(None)
     }
 
     /// Resolves once the connection is lost, however quiet the lane is and whether or not anyone waits in `next`.

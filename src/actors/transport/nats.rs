@@ -11,7 +11,7 @@ mod open;
 mod pull;
 mod settle;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use async_nats::{
     Client, HeaderMap, HeaderName, HeaderValue, PublishErrorKind, Subject,
@@ -40,7 +40,7 @@ use self::{
 };
 use super::{
     Broker, CLOSE_TIMEOUT, CONNECT_TIMEOUT, PREFETCH, Transport, TransportError,
-    bundle::{self, Kind, Opened, Rest},
+    bundle::{self, Kind, Known, Opener},
     header,
 };
 use crate::{
@@ -68,6 +68,20 @@ const PULL_MAX: usize = PREFETCH as usize / 2;
 /// The server answers every pull within this. It is short, since a pull cannot be taken back, and `close` waits for its end.
 const PULL_EXPIRES: Duration = Duration::from_secs(1);
 
+/// The configuration, and what is known of bundles, which outlives connections. Clones share both.
+#[derive(Clone)]
+pub struct Settings {
+    config: Arc<config::Nats>,
+    known: Known,
+}
+
+impl Settings {
+    #[must_use]
+    pub fn new(config: config::Nats) -> Self {
+        Self { config: Arc::new(config), known: Known::default() }
+    }
+}
+
 /// One connection.
 pub struct Nats {
     client: Client,
@@ -85,18 +99,22 @@ pub struct Nats {
 
 /// What was pulled and nobody has taken yet.
 struct Ready {
-    messages: mpsc::Receiver<Opened>,
-    rest: Rest,
+    messages: mpsc::Receiver<(Delivery, Kind)>,
+    opener: Opener,
 }
 
 impl Ready {
     /// Nothing once the pulling has ended. Dropping the future loses nothing.
     async fn next(&mut self) -> Option<Delivery> {
-        if let Some(delivery) = self.rest.next() {
+        if let Some(delivery) = self.opener.next() {
             return Some(delivery);
         }
-        self.rest = self.messages.recv().await?.into_iter();
-        self.rest.next()
+        loop {
+            let (message, kind) = self.messages.recv().await?;
+            if let Some(delivery) = self.opener.open(message, kind) {
+                return Some(delivery);
+            }
+        }
     }
 }
 
@@ -114,9 +132,9 @@ fn cannot(why: impl ToString) -> TransportError {
 
 impl Transport for Nats {
     const LANE: LaneId = LaneId::Nats;
-    type Settings = config::Nats;
+    type Settings = Settings;
 
-    async fn connect(settings: &config::Nats) -> Result<Self, TransportError> {
+    async fn connect(settings: &Settings) -> Result<Self, TransportError> {
         timeout(CONNECT_TIMEOUT, Self::begin(settings))
             .await
             .map_err(|_| cannot(format!("no answer within {CONNECT_TIMEOUT:?}")))?
@@ -139,6 +157,10 @@ impl Transport for Nats {
         let mut ready = self.ready.lock().await;
         let delivery = self.unless_lost(ready.next()).await?;
         delivery.ok_or_else(|| TransportError::Lost("the pulling task has ended".into()))
+    }
+
+    async fn next_opened(&self) -> Option<Delivery> {
+        self.ready.lock().await.opener.next()
     }
 
     fn try_next(&self) -> Option<Delivery> {
@@ -176,12 +198,13 @@ impl Transport for Nats {
 }
 
 impl Nats {
-    async fn begin(settings: &config::Nats) -> Result<Self, TransportError> {
+    async fn begin(Settings { config: settings, known }: &Settings) -> Result<Self, TransportError> {
         let lost = Lost::new(None);
         let client = open(settings, lost.clone()).await?;
         let context = ContextBuilder::new().timeout(REQUEST_TIMEOUT).build(client.clone());
         let declared = declare(&context, settings).await?;
         let info = client.server_info();
+        let bundle_max = bundle_max(info.max_payload, declared.stream.cached_info().config.max_message_size);
         let broker = Broker { version: Some(info.version), warnings: declared.warnings };
         let ack_wait = declared.consumer.cached_info().config.ack_wait;
         let (settler, settling) = settle::new(client.clone(), ack_wait);
@@ -193,9 +216,8 @@ impl Nats {
             client,
             stream: declared.stream,
             subject: settings.subject.as_str().into(),
-            // The other half is room for headers.
-            bundle_max: info.max_payload / 2,
-            ready: Mutex::new(Ready { messages, rest: bundle::no_rest() }),
+            bundle_max,
+            ready: Mutex::new(Ready { messages, opener: Opener::new(known.clone()) }),
             settler,
             confirms,
             lost,
@@ -260,6 +282,12 @@ impl Drop for Nats {
     fn drop(&mut self) {
         self.end_tasks();
     }
+}
+
+/// The most bytes of a bundle, where the server takes messages of `server`, and the stream of `stream` unless that is not positive.
+/// The other half is room for headers, which count as well.
+fn bundle_max(server: usize, stream: i32) -> usize {
+    server.min(usize::try_from(stream).ok().filter(|most| *most > 0).unwrap_or(usize::MAX)) / 2
 }
 
 /// The headers of `record`, which the stream tells from others by `message_id`.
@@ -331,6 +359,15 @@ mod tests {
             Record { traceparent: Some(Arc::from("a\nb")), ..good.clone() },
         ] {
             assert!(matches!(headers(&bad, Kind::Single, "1"), Err(TransportError::Publish(_))), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_bundle_fits_into_what_server_and_stream_take() {
+        for (server, stream, most) in
+            [(1 << 20, -1, 1 << 19), (1 << 20, 0, 1 << 19), (1 << 20, 1000, 500), (100, 1000, 50)]
+        {
+            assert_eq!(bundle_max(server, stream), most, "{server} {stream}");
         }
     }
 }

@@ -38,7 +38,7 @@ use self::{
 };
 use super::{
     Broker, CONNECT_TIMEOUT, Transport, TransportError,
-    bundle::{self, Kind, Opened, Partly, Rest},
+    bundle::{self, Kind, Known, Opener},
     header,
 };
 use crate::{
@@ -71,12 +71,13 @@ const PROBE_GAP: Duration = Duration::from_millis(300);
 pub struct Settings {
     config: Arc<config::Pubsub>,
     feed: Arc<Feed>,
+    known: Known,
 }
 
 impl Settings {
     #[must_use]
     pub fn new(config: config::Pubsub) -> Self {
-        Self { config: Arc::new(config), feed: Arc::default() }
+        Self { config: Arc::new(config), feed: Arc::default(), known: Known::default() }
     }
 }
 
@@ -84,8 +85,7 @@ impl Settings {
 pub struct Pubsub {
     publisher: Publisher,
     publishing: Arc<Semaphore>,
-    ready: AsyncMutex<(mpsc::Receiver<Held>, Rest)>,
-    partly: Partly,
+    ready: AsyncMutex<(mpsc::Receiver<Held>, Opener)>,
     outstanding: Arc<Outstanding>,
     state: Arc<State>,
     /// Of the feed. What has to wait, and outlive who asked for it, does so there.
@@ -127,6 +127,10 @@ impl Transport for Pubsub {
         }
     }
 
+    async fn next_opened(&self) -> Option<Delivery> {
+        self.ready.lock().await.1.next()
+    }
+
     fn try_next(&self) -> Option<Delivery> {
         self.take(&mut *self.ready.try_lock().ok()?).now_or_never()?
     }
@@ -143,7 +147,7 @@ impl Transport for Pubsub {
         ready.0.close();
         // A handle that is dropped gives its message back.
         while ready.0.try_recv().is_ok() {}
-        ready.1 = bundle::no_rest();
+        while ready.1.next().is_some() {}
         self.outstanding.give_back();
         sleep(FLUSH).await;
     }
@@ -178,18 +182,22 @@ impl Pubsub {
     }
 
     /// The next delivery; nothing once the stream has ended. Dropping the future loses nothing.
-    async fn take(&self, (ready, rest): &mut (mpsc::Receiver<Held>, Rest)) -> Option<Delivery> {
-        if let Some(delivery) = rest.next() {
+    async fn take(&self, (ready, opener): &mut (mpsc::Receiver<Held>, Opener)) -> Option<Delivery> {
+        if let Some(delivery) = opener.next() {
             return Some(delivery);
         }
-        let held = ready.recv().await?;
-        self.state.heard.store(true, Ordering::Relaxed);
-        *rest = self.outstanding.deliver(held, &self.partly, &self.runtime)?.into_iter();
-        rest.next()
+        loop {
+            let held = ready.recv().await?;
+            self.state.heard.store(true, Ordering::Relaxed);
+            let (message, kind) = self.outstanding.deliver(held, &self.runtime)?;
+            if let Some(delivery) = opener.open(message, kind) {
+                return Some(delivery);
+            }
+        }
     }
 
     async fn open(settings: &Settings) -> Result<Self, TransportError> {
-        let Settings { config, feed } = settings;
+        let Settings { config, feed, known } = settings;
         let access = Access::new(config).await?;
         let admin = Admin::new(&access, config).await?;
         let declared = admin.declare().await?;
@@ -218,8 +226,7 @@ impl Pubsub {
         Ok(Self {
             publisher,
             publishing: Arc::new(Semaphore::new(PUBLISHING_KIB as usize)),
-            ready: AsyncMutex::new((ready, bundle::no_rest())),
-            partly: Partly::default(),
+            ready: AsyncMutex::new((ready, Opener::new(known.clone()))),
             outstanding: Arc::default(),
             state,
             runtime,
@@ -336,7 +343,7 @@ struct Handles {
 
 impl Outstanding {
     /// Nothing once it has given all back.
-    fn deliver(self: &Arc<Self>, held: Held, partly: &Partly, runtime: &Handle) -> Option<Opened> {
+    fn deliver(self: &Arc<Self>, held: Held, runtime: &Handle) -> Option<(Delivery, Kind)> {
         let Held { message, handler, permit } = held;
         let redelivered = handler.delivery_attempt().is_some_and(|attempt| attempt > 1);
         let key = {
@@ -366,7 +373,8 @@ impl Outstanding {
                 }
             }
         };
-        Some(partly.open(record(message), redelivered, settle))
+        let (record, kind) = record(message);
+        Some((Delivery::new(record, redelivered, settle), kind))
     }
 
     /// The first of those that gather sets the time for all. Should the feed's thread have ended, so has the stream, and they come again.

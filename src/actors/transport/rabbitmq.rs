@@ -40,7 +40,7 @@ use self::{
 };
 use super::{
     Broker, CLOSE_TIMEOUT, CONNECT_TIMEOUT, PREFETCH, Transport, TransportError,
-    bundle::{self, Kind, Opened, Partly, Rest},
+    bundle::{self, Kind, Known, Opener},
     header,
 };
 use crate::{
@@ -74,12 +74,13 @@ pub struct Settings {
     config: Arc<config::Rabbitmq>,
     /// A message has come that short frames cannot bring. It would come again, and end one connection after the other.
     needs_long_frames: Arc<AtomicBool>,
+    known: Known,
 }
 
 impl Settings {
     #[must_use]
     pub fn new(config: config::Rabbitmq) -> Self {
-        Self { config: Arc::new(config), needs_long_frames: Arc::default() }
+        Self { config: Arc::new(config), needs_long_frames: Arc::default(), known: Known::default() }
     }
 
     fn frames(&self) -> Frames {
@@ -101,8 +102,7 @@ pub struct RabbitMq {
     settler: mpsc::UnboundedSender<Settlement>,
     /// Deliveries that were handed out and are not settled, by delivery tag.
     outstanding: Arc<Mutex<BTreeSet<u64>>>,
-    consumer: tokio::sync::Mutex<(Consumer, Rest)>,
-    partly: Partly,
+    consumer: tokio::sync::Mutex<(Consumer, Opener)>,
     life: Life,
     broker: Broker,
 }
@@ -140,6 +140,10 @@ impl Transport for RabbitMq {
             },
         }
         Err(self.life.ended().await)
+    }
+
+    async fn next_opened(&self) -> Option<Delivery> {
+        self.consumer.lock().await.1.next()
     }
 
     fn try_next(&self) -> Option<Delivery> {
@@ -215,8 +219,7 @@ impl RabbitMq {
             publisher,
             settler,
             outstanding,
-            consumer: tokio::sync::Mutex::new((consumer, bundle::no_rest())),
-            partly: Partly::default(),
+            consumer: tokio::sync::Mutex::new((consumer, Opener::new(settings.known.clone()))),
             life,
             broker,
         })
@@ -242,27 +245,35 @@ impl RabbitMq {
     }
 
     /// The next delivery; nothing at the end of the consumer, which ends this generation. Dropping the future loses nothing.
-    async fn take(&self, (consumer, rest): &mut (Consumer, Rest)) -> Option<Delivery> {
-        if let Some(delivery) = rest.next() {
+    async fn take(&self, (consumer, opener): &mut (Consumer, Opener)) -> Option<Delivery> {
+        if let Some(delivery) = opener.next() {
             return Some(delivery);
         }
-        match consumer.next().await {
-            Some(Ok(message)) => *rest = self.open_message(message).into_iter(),
-            Some(Err(why)) => self.life.end(why),
-            None => self.life.end("the broker cancelled the consumer"),
+        loop {
+            match consumer.next().await {
+                Some(Ok(message)) => {
+                    let (message, kind) = self.delivery(message);
+                    if let Some(delivery) = opener.open(message, kind) {
+                        return Some(delivery);
+                    }
+                }
+                Some(Err(why)) => break self.life.end(why),
+                None => break self.life.end("the broker cancelled the consumer"),
+            }
         }
-        rest.next()
+        None
     }
 
-    fn open_message(&self, message: lapin::message::Delivery) -> Opened {
+    fn delivery(&self, message: lapin::message::Delivery) -> (Delivery, Kind) {
         let tag = message.delivery_tag;
         self.outstanding.lock().unwrap_or_else(PoisonError::into_inner).insert(tag);
         let settler = self.settler.clone();
-        let settle = move |verdict: Verdict| {
+        let (record, kind) = record(&message.properties, message.data.into());
+        let delivery = Delivery::new(record, message.redelivered, move |verdict: Verdict| {
             // Where nobody listens the generation has ended, and the broker sends the message again.
             settler.send(Settlement::Of(tag, verdict)).ok();
-        };
-        self.partly.open(record(&message.properties, message.data.into()), message.redelivered, settle)
+        });
+        (delivery, kind)
     }
 }
 

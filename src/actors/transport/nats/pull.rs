@@ -1,5 +1,5 @@
 //! Pulling. The client crate's own stream of messages reads ahead unseen: what lies in its buffer runs out of its ack wait
-//! when the API is slow, and cannot be given back when the lane closes. Here a message is held as soon as it has
+//! when the API is slow, and cannot be given back when the lane closes. Here a message is a [`Delivery`] as soon as it has
 //! come, so the server is told of it while it waits, and the end of a pull is the server's to say, so nothing is on its way
 //! after it.
 
@@ -20,11 +20,8 @@ use tokio::{
 };
 use tracing::debug;
 
-use super::{
-    super::bundle::{Opened, Partly},
-    Lost, PULL_EXPIRES, PULL_MAX, astray, lose, record,
-    settle::Settler,
-};
+use super::{super::bundle::Kind, Lost, PULL_EXPIRES, PULL_MAX, astray, lose, record, settle::Settler};
+use crate::delivery::Delivery;
 
 /// Without a word for so long, a pull is taken for lost.
 const SILENCE: Duration = Duration::from_secs(3);
@@ -46,7 +43,7 @@ pub async fn pull(
     context: Context,
     (stream, subject): (Stream, String),
     consumer: PullConsumer,
-    ready: mpsc::Sender<Opened>,
+    ready: mpsc::Sender<(Delivery, Kind)>,
     settler: Settler,
     lost: Lost,
 ) {
@@ -57,7 +54,7 @@ pub async fn pull(
         Ok(messages) => messages,
         Err(why) => return lose(&lost, why.to_string()),
     };
-    let (mut silences, partly) = (0, Partly::default());
+    let mut silences = 0;
     let (mut looked, mut passed_over) = (Instant::now(), None);
     loop {
         if looked.elapsed() >= LOOK {
@@ -86,7 +83,7 @@ pub async fn pull(
         if let Err(why) = consumer.request_batch(batch, inbox.clone().into()).await {
             return lose(&lost, why.to_string());
         }
-        match one_pull(&mut messages, &context, &mut room, (&settler, &partly)).await {
+        match one_pull(&mut messages, &context, &mut room, &settler).await {
             End::Done => silences = 0,
             End::Silent if silences + 1 < SILENCES_MAX => silences += 1,
             End::Silent => return lose(&lost, format!("no answer to a pull within {SILENCE:?}, {SILENCES_MAX} times")),
@@ -98,8 +95,8 @@ pub async fn pull(
 async fn one_pull(
     messages: &mut Subscriber,
     context: &Context,
-    room: &mut mpsc::PermitIterator<'_, Opened>,
-    (settler, partly): (&Settler, &Partly),
+    room: &mut mpsc::PermitIterator<'_, (Delivery, Kind)>,
+    settler: &Settler,
 ) -> End {
     for place in room {
         let message = match timeout(SILENCE, messages.next()).await {
@@ -108,7 +105,7 @@ async fn one_pull(
             Err(_) => return End::Silent,
         };
         match message.status {
-            None => place.send(open(jetstream::Message { message, context: context.clone() }, settler, partly)),
+            None => place.send(deliver(jetstream::Message { message, context: context.clone() }, settler)),
             Some(StatusCode::TIMEOUT | StatusCode::NOT_FOUND) => return End::Done,
             Some(status) => {
                 let detail = message.description.as_deref().unwrap_or("no reason given");
@@ -119,12 +116,13 @@ async fn one_pull(
     End::Done
 }
 
-fn open(message: jetstream::Message, settler: &Settler, partly: &Partly) -> Opened {
+fn deliver(message: jetstream::Message, settler: &Settler) -> (Delivery, Kind) {
     let redelivered = message.info().is_ok_and(|info| info.delivered > 1);
-    let record = record(&message);
-    match message.message.reply {
-        Some(reply) => partly.open(record, redelivered, settler.hold(reply)),
+    let (record, kind) = record(&message);
+    let delivery = match message.message.reply {
+        Some(reply) => Delivery::new(record, redelivered, settler.hold(reply)),
         // JetStream always asks for an ack; a message without it needs none.
-        None => partly.open(record, redelivered, |_| {}),
-    }
+        None => Delivery::new(record, redelivered, |_| {}),
+    };
+    (delivery, kind)
 }
