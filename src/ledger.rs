@@ -8,6 +8,7 @@ mod latency;
 pub mod metrics;
 
 use std::{
+    borrow::Cow,
     collections::BTreeMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -152,6 +153,7 @@ impl Ledger {
         let is_recovered = {
             // Locked in the order of [`Self::refused`].
             let (known, mut died, refused) = (lock(&self.known), lock(&self.died), lock(&self.refused));
+            let record = &*self.in_own_name(record, &known);
             // One that died or was delivered before: this is another copy, which lies on disk as well.
             let is_copy = !died.insert(record) || known.contains(record);
             is_copy || self.promised(record, &refused).is_none()
@@ -170,7 +172,41 @@ impl Ledger {
     /// known: a copy of it that comes later may be what a broker took a replay for.
     #[must_use]
     pub fn is_delivered(&self, record: &Record) -> bool {
-        lock(&self.known).contains(record)
+        let known = lock(&self.known);
+        known.contains(&self.in_own_name(record, &known))
+    }
+
+    /// The record, which was found on disk, as this run answers for it. Nothing if the API has it: an earlier run had given it to a
+    /// lane, and was killed before it had struck it out.
+    #[must_use]
+    pub fn answers_for(&self, found: Record) -> Option<Record> {
+        let mut known = lock(&self.known);
+        let is_of_another = found.origin.as_ref().is_some_and(|origin| origin.run != self.run);
+        if is_of_another && !known.answered.contains(&found) {
+            if known.contains(&found) {
+                // It was counted when it came out of the lane, too.
+                self.found.fetch_sub(1, Relaxed);
+                return None;
+            }
+            known.answered.insert(&found);
+        }
+        Some(self.renamed(found))
+    }
+
+    /// The record as this run has given it to a lane, if it has: a copy that an earlier run had given to one is the same record.
+    fn in_own_name<'r>(&self, record: &'r Record, known: &Delivered) -> Cow<'r, Record> {
+        let is_own = record.origin.as_ref().is_none_or(|origin| origin.run == self.run);
+        if is_own || !known.answered.contains(record) {
+            return Cow::Borrowed(record);
+        }
+        Cow::Owned(self.renamed(record.clone()))
+    }
+
+    fn renamed(&self, mut record: Record) -> Record {
+        if let Some(origin) = &mut record.origin {
+            origin.run = Arc::clone(&self.run);
+        }
+        record
     }
 
     /// The API has the records, which came out of `lane`. One that it had before counts as redelivered.
@@ -181,6 +217,7 @@ impl Ledger {
             // Locked in the order of [`Self::refused`]; once, however many records.
             let (mut known, died, refused) = (lock(&self.known), lock(&self.died), lock(&self.refused));
             for record in records {
+                let record = &*self.in_own_name(record, &known);
                 if !known.insert(lane, record) {
                     redelivered += 1;
                     continue;
@@ -460,6 +497,46 @@ mod tests {
         let counts = ledger.counts(LaneId::Nats);
         assert_eq!(counts, Counts { accepted: 0, recovered: 2, delivered: 2, redelivered: 0, ..Counts::default() });
         assert_eq!(counts.in_flight(), 0);
+    }
+
+    #[test]
+    fn a_record_that_was_found_on_disk_and_lies_in_a_lane_too_is_one() {
+        let ledger = Ledger::new(Arc::from("run"));
+        ledger.found_waiting(3);
+        let balance = || {
+            let Balance { recovered, delivered, in_flight, redelivered, .. } = ledger.balance(&Held::default());
+            (recovered, delivered, in_flight, redelivered)
+        };
+        // The lane takes the second for what it has already: only the first comes out.
+        let found = record("a", "earlier");
+        let given = ledger.answers_for(found.clone()).unwrap();
+        assert_eq!(given, record("a", "run"));
+        ledger.fed(LaneId::Nats, Duration::ZERO);
+        assert!(!ledger.is_delivered(&found));
+        ledger.delivered(LaneId::Nats, [&found]);
+        assert!(ledger.is_delivered(&found) && ledger.is_delivered(&given));
+        assert_eq!(balance(), (3, 1, 0, 0));
+        // Given to the lane once more, as the feeder's next life does.
+        assert_eq!(ledger.answers_for(found), Some(given));
+
+        // Both come out.
+        let found = record("b", "earlier");
+        let given = ledger.answers_for(found.clone()).unwrap();
+        ledger.fed(LaneId::Nats, Duration::ZERO);
+        ledger.delivered(LaneId::Nats, [&given]);
+        ledger.delivered(LaneId::Nats, [&found]);
+        assert_eq!(balance(), (3, 2, 0, 1));
+
+        // It comes out before it is found.
+        let found = record("c", "earlier");
+        ledger.delivered(LaneId::Nats, [&found]);
+        assert_eq!(ledger.answers_for(found), None);
+        assert_eq!(balance(), (3, 3, 0, 1));
+
+        // What this run has put there, and what no node took in, goes as it is.
+        for own in [record("d", "run"), Record { origin: None, ..record("e", "run") }] {
+            assert_eq!(ledger.answers_for(own.clone()), Some(own));
+        }
     }
 
     #[test]

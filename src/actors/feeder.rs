@@ -121,11 +121,8 @@ impl Way {
 
     /// Ends when a lane has the record, or it is given up, or when the node drains: then it stays on disk.
     async fn until_settled(&self, key: Key, entry: &Entry, mut stop: watch::Receiver<bool>) {
-        let mut record = entry.record();
-        // It was counted when it was found, or when it was taken in: this run answers for it.
-        if let Some(origin) = &record.origin {
-            record.origin = Some(Origin { run: Arc::clone(&self.wiring.ledger.run), at_us: origin.at_us });
-        }
+        // It was counted when it was found, or when it was taken in.
+        let Some(record) = self.wiring.ledger.answers_for(entry.record()) else { return self.wiring.spool.settle(key) };
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_CAP);
         while self.door.submit(record.clone(), self.pinned).await.is_err() {
             if self.is_overdue(&record) && self.bury(&record).await {

@@ -81,6 +81,9 @@ pub(super) struct Delivered {
     lanes: [Generations<()>; LaneId::ALL.len()],
     /// Whether they were delivered.
     doubted: Generations<bool>,
+    /// Records of earlier runs that this run has found on its disk and given to a lane in its own name. A lane may have them in their
+    /// own as well.
+    pub answered: Known,
 }
 
 impl Delivered {
