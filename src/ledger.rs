@@ -46,6 +46,8 @@ pub struct Ledger {
     spooled: AtomicU64,
     /// Of an earlier run, found in the spool at the start.
     found: AtomicU64,
+    /// Of these and of dead letters that were replayed, those that had come out of a lane before, where they were counted as well.
+    twice: AtomicU64,
     /// Dead letters that an operator has removed.
     dropped: AtomicU64,
     /// Records that the API has.
@@ -114,6 +116,7 @@ impl Ledger {
             lanes: Default::default(),
             spooled: AtomicU64::new(0),
             found: AtomicU64::new(0),
+            twice: AtomicU64::new(0),
             dropped: AtomicU64::new(0),
             known: Mutex::default(),
             died: Mutex::default(),
@@ -184,8 +187,7 @@ impl Ledger {
         let is_of_another = found.origin.as_ref().is_some_and(|origin| origin.run != self.run);
         if is_of_another && !known.answered.contains(&found) {
             if known.contains(&found) {
-                // It was counted when it came out of the lane, too.
-                self.found.fetch_sub(1, Relaxed);
+                self.twice.fetch_add(1, Relaxed);
                 return None;
             }
             known.answered.insert(&found);
@@ -312,11 +314,13 @@ impl Ledger {
     /// The counts of the node, with what lies on its disk.
     #[must_use]
     pub fn balance(&self, held: &Held) -> Balance {
+        // First: what it takes away was counted before.
+        let twice = self.twice.load(Relaxed);
         let lanes = self.totals();
         Balance {
             accepted: lanes.accepted + self.spooled.load(Relaxed),
             // What the gRPC lane carries of an earlier run is counted one by one as it ends: two copies of a record are one.
-            recovered: lanes.recovered + self.found.load(Relaxed) + held.found_carried,
+            recovered: lanes.recovered + self.found.load(Relaxed) + held.found_carried - twice,
             delivered: lanes.delivered,
             dead: held.records(Queue::Dead),
             dropped: self.dropped.load(Relaxed),
@@ -532,6 +536,13 @@ mod tests {
         ledger.delivered(LaneId::Nats, [&found]);
         assert_eq!(ledger.answers_for(found), None);
         assert_eq!(balance(), (3, 3, 0, 1));
+
+        // It died, and a copy of it came through before it was replayed.
+        let dead = record("f", "another");
+        ledger.dead(LaneId::Nats, &dead);
+        ledger.delivered(LaneId::Nats, [&dead]);
+        assert_eq!(ledger.answers_for(dead), None);
+        assert_eq!(balance(), (4, 4, 0, 1));
 
         // What this run has put there, and what no node took in, goes as it is.
         for own in [record("d", "run"), Record { origin: None, ..record("e", "run") }] {
