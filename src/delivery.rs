@@ -87,7 +87,7 @@ pub struct Delivery {
     pub record: Record,
     /// The broker says that it has sent this message before.
     pub redelivered: bool,
-    /// Since when the transport holds the message.
+    /// When the message came, out of the client crate at the latest.
     pub since: Instant,
     settle: Option<Box<dyn FnOnce(Verdict) + Send>>,
 }

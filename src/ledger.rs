@@ -8,7 +8,6 @@ mod latency;
 pub mod metrics;
 
 use std::{
-    borrow::Cow,
     collections::BTreeMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -46,7 +45,7 @@ pub struct Ledger {
     spooled: AtomicU64,
     /// Of an earlier run, found in the spool at the start.
     found: AtomicU64,
-    /// Of these and of dead letters that were replayed, those that had come out of a lane before, where they were counted as well.
+    /// Those of them that had come out of a lane before, where they were counted as well.
     twice: AtomicU64,
     /// Dead letters that an operator has removed.
     dropped: AtomicU64,
@@ -156,10 +155,9 @@ impl Ledger {
         let is_recovered = {
             // Locked in the order of [`Self::refused`].
             let (known, mut died, refused) = (lock(&self.known), lock(&self.died), lock(&self.refused));
-            let record = &*self.in_own_name(record, &known);
             // One that died or was delivered before: this is another copy, which lies on disk as well.
             let is_copy = !died.insert(record) || known.contains(record);
-            is_copy || self.promised(record, &refused).is_none()
+            is_copy || self.promised(record, &known, &refused).is_none()
         };
         let lane = self.lane(lane);
         lane.recovered.fetch_add(is_recovered.into(), Relaxed);
@@ -175,40 +173,25 @@ impl Ledger {
     /// known: a copy of it that comes later may be what a broker took a replay for.
     #[must_use]
     pub fn is_delivered(&self, record: &Record) -> bool {
-        let known = lock(&self.known);
-        known.contains(&self.in_own_name(record, &known))
+        lock(&self.known).contains(record)
     }
 
     /// The record, which was found on disk, as this run answers for it. Nothing if the API has it: an earlier run had given it to a
     /// lane, and was killed before it had struck it out.
     #[must_use]
-    pub fn answers_for(&self, found: Record) -> Option<Record> {
+    pub fn answers_for(&self, mut found: Record) -> Option<Record> {
+        let Some(origin) = found.origin.as_mut().filter(|origin| origin.run != self.run) else { return Some(found) };
+        origin.run = Arc::clone(&self.run);
         let mut known = lock(&self.known);
-        let is_of_another = found.origin.as_ref().is_some_and(|origin| origin.run != self.run);
-        if is_of_another && !known.answered.contains(&found) {
+        if !known.found.contains(&found) {
             if known.contains(&found) {
                 self.twice.fetch_add(1, Relaxed);
                 return None;
             }
-            known.answered.insert(&found);
+            known.found.insert(&found);
         }
-        Some(self.renamed(found))
-    }
-
-    /// The record as this run has given it to a lane, if it has: a copy that an earlier run had given to one is the same record.
-    fn in_own_name<'r>(&self, record: &'r Record, known: &Delivered) -> Cow<'r, Record> {
-        let is_own = record.origin.as_ref().is_none_or(|origin| origin.run == self.run);
-        if is_own || !known.answered.contains(record) {
-            return Cow::Borrowed(record);
-        }
-        Cow::Owned(self.renamed(record.clone()))
-    }
-
-    fn renamed(&self, mut record: Record) -> Record {
-        if let Some(origin) = &mut record.origin {
-            origin.run = Arc::clone(&self.run);
-        }
-        record
+        drop(known);
+        Some(found)
     }
 
     /// The API has the records, which came out of `lane`. One that it had before counts as redelivered.
@@ -219,14 +202,13 @@ impl Ledger {
             // Locked in the order of [`Self::refused`]; once, however many records.
             let (mut known, died, refused) = (lock(&self.known), lock(&self.died), lock(&self.refused));
             for record in records {
-                let record = &*self.in_own_name(record, &known);
                 if !known.insert(lane, record) {
                     redelivered += 1;
                     continue;
                 }
                 delivered += 1;
                 // One that died is another copy of a dead letter.
-                match self.promised(record, &refused).filter(|_| !died.contains(record)) {
+                match self.promised(record, &known, &refused).filter(|_| !died.contains(record)) {
                     Some(origin) => {
                         self.lane(lane).delivery.record(Duration::from_micros(now_us.saturating_sub(origin.at_us)));
                     }
@@ -259,9 +241,10 @@ impl Ledger {
         lock(&self.requests).entry(code).or_default().record_since(began);
     }
 
-    /// The origin of a record that has a receipt of this run.
-    fn promised<'r>(&self, record: &'r Record, refused: &Known) -> Option<&'r Origin> {
-        record.origin.as_ref().filter(|origin| origin.run == self.run && !refused.contains(record))
+    /// The origin of a record that has a receipt of this run, or was found by it on disk: whichever run had given it to the lane.
+    fn promised<'r>(&self, record: &'r Record, known: &Delivered, refused: &Known) -> Option<&'r Origin> {
+        let answers = |origin: &Origin| origin.run == self.run || known.found.contains(record);
+        record.origin.as_ref().filter(|origin| answers(origin) && !refused.contains(record))
     }
 
     /// No lane and no spool has confirmed the record, and its client was told so. Delivered after all, it counts as recovered.
@@ -523,12 +506,12 @@ mod tests {
         // Given to the lane once more, as the feeder's next life does.
         assert_eq!(ledger.answers_for(found), Some(given));
 
-        // Both come out.
-        let found = record("b", "earlier");
+        // Both come out, the one in the name of a third run.
+        let found = record("b", "replay");
         let given = ledger.answers_for(found.clone()).unwrap();
         ledger.fed(LaneId::Nats, Duration::ZERO);
         ledger.delivered(LaneId::Nats, [&given]);
-        ledger.delivered(LaneId::Nats, [&found]);
+        ledger.delivered(LaneId::Nats, [&record("b", "earlier")]);
         assert_eq!(balance(), (3, 2, 0, 1));
 
         // It comes out before it is found.
@@ -536,13 +519,6 @@ mod tests {
         ledger.delivered(LaneId::Nats, [&found]);
         assert_eq!(ledger.answers_for(found), None);
         assert_eq!(balance(), (3, 3, 0, 1));
-
-        // It died, and a copy of it came through before it was replayed.
-        let dead = record("f", "another");
-        ledger.dead(LaneId::Nats, &dead);
-        ledger.delivered(LaneId::Nats, [&dead]);
-        assert_eq!(ledger.answers_for(dead), None);
-        assert_eq!(balance(), (4, 4, 0, 1));
 
         // What this run has put there, and what no node took in, goes as it is.
         for own in [record("d", "run"), Record { origin: None, ..record("e", "run") }] {

@@ -35,7 +35,7 @@ const FORWARDER_PATIENCE: Duration = Duration::from_secs(5);
 /// Deliveries that go to the forwarder in one message at most.
 const TOGETHER_MAX: usize = 256;
 /// How long what has come out may take to be settled when the lane drains, before it is given back.
-const SETTLING: Duration = Duration::from_secs(1);
+const SETTLING: Duration = Duration::from_millis(500);
 /// The time that a lane has for a publish at least.
 const PUBLISH_MIN: Duration = Duration::from_millis(100);
 

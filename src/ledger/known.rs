@@ -42,9 +42,9 @@ impl<V> Generations<V> {
     }
 }
 
+/// A record is known by its id and by when it was taken in. The run that answers for it may change: see `Ledger::answers_for`.
 fn fingerprint(of: &Fingerprints, record: &Record) -> Option<Fingerprint> {
-    let origin = record.origin.as_ref()?;
-    Some(of.of((&record.id, &origin.run, origin.at_us)))
+    Some(of.of((&record.id, record.origin.as_ref()?.at_us)))
 }
 
 /// The last records to which something has happened. One without an origin is never known.
@@ -81,9 +81,8 @@ pub(super) struct Delivered {
     lanes: [Generations<()>; LaneId::ALL.len()],
     /// Whether they were delivered.
     doubted: Generations<bool>,
-    /// Records of earlier runs that this run has found on its disk and given to a lane in its own name. A lane may have them in their
-    /// own as well.
-    pub answered: Known,
+    /// Records of other runs that this run has found on its disk, and answers for. A lane may have them already.
+    pub found: Known,
 }
 
 impl Delivered {

@@ -22,7 +22,7 @@ use ring::digest::{Context, SHA256};
 use super::TransportError;
 use crate::{
     delivery::{Delivery, Verdict},
-    fingerprint::{ByFingerprint, Fingerprint, Fingerprints},
+    fingerprint::{ByFingerprint, Fingerprints},
     proto,
     record::{Origin, Record, is_visible_ascii},
 };
@@ -35,7 +35,7 @@ const BYTES_MAX: usize = 64 << 10;
 const OVERHEAD: usize = 128;
 /// The most records of a bundle that somebody else has made.
 const FOREIGN_MAX: usize = 1024;
-/// Bundles of which it is known what is settled: more than are out at a time.
+/// Bundles of which it is known what is settled, unless more are out at a time.
 const KNOWN_MAX: usize = 4096;
 
 /// What a message has for its body.
@@ -130,7 +130,7 @@ fn record(sent: proto::Record) -> Option<Record> {
     })
 }
 
-/// What is settled of bundles that are not settled as a whole. Clones are one; it outlives connections.
+/// What is settled of the last bundles. Clones are one; it outlives connections.
 #[derive(Clone, Default)]
 pub struct Known(Arc<(Fingerprints, Mutex<Bundles>)>);
 
@@ -139,28 +139,34 @@ type Bundles = ByFingerprint<Settled>;
 type Settled = Arc<[AtomicBool]>;
 
 impl Known {
-    /// A bundle is known by its records, and a record by when it was taken in as well: its id may have been used before.
-    fn of(&self, records: &[Record]) -> Option<Fingerprint> {
-        let each = records
-            .iter()
-            .map(|record| Some((&*record.id, &*record.origin.as_ref()?.run, record.origin.as_ref()?.at_us)));
-        Some(self.0.0.of(each.collect::<Option<Vec<_>>>()?))
-    }
-
-    fn settled(&self, bundle: Option<Fingerprint>, count: usize) -> Settled {
-        let none = || (0..count).map(|_| AtomicBool::new(false)).collect();
-        let Some(bundle) = bundle else { return none() };
+    /// What is settled of the bundle in `message`. It is known by its records, and a record by when it was taken in as well, since its
+    /// id may have been used before; a bundle that somebody else has made is known by all that it is.
+    fn settled(&self, message: &Record, records: &[Record]) -> Settled {
+        let of_each = records.iter().map(|record| record.origin.as_ref().map(|it| (&*record.id, &*it.run, it.at_us)));
+        let bundle = match of_each.collect::<Option<Vec<_>>>() {
+            Some(of_each) => self.0.0.of(of_each),
+            None => self.0.0.of((&message.id, &message.body)),
+        };
         let mut bundles = self.bundles();
         if bundles.len() >= KNOWN_MAX {
-            // Of those that are not out, most are with other nodes by now. Forgotten, they come out whole.
-            bundles.retain(|_, settled| Arc::strong_count(settled) > 1);
+            let is_out = |settled: &Settled| Arc::strong_count(settled) > 1;
+            bundles.retain(|_, settled| is_out(settled) || !are_all(settled));
+            if bundles.len() >= KNOWN_MAX {
+                // Forgotten, they come out whole.
+                bundles.retain(|_, settled| is_out(settled));
+            }
         }
+        let none = || records.iter().map(|_| AtomicBool::new(false)).collect();
         Arc::clone(bundles.entry(bundle).or_insert_with(none))
     }
 
     fn bundles(&self) -> MutexGuard<'_, Bundles> {
         self.0.1.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn are_all(settled: &Settled) -> bool {
+    settled.iter().all(|it| it.load(Relaxed))
 }
 
 /// Opens the messages of one connection.
@@ -187,16 +193,15 @@ impl Opener {
             _ => None,
         };
         let Some(records) = records else { return Some(message) };
-        let bundle = self.known.of(&records);
-        let settled = self.known.settled(bundle, records.len());
+        let settled = self.known.settled(&message.record, &records);
         let places: Vec<_> = (0..records.len()).filter(|&at| !settled[at].load(Relaxed)).collect();
         let (redelivered, since) = (message.redelivered, message.since);
-        let (left, known) = (places.len(), self.known.clone());
-        let open = Open { message, left, verdict: Verdict::Ack, settled, bundle, known };
-        if left == 0 {
-            open.end();
+        if places.is_empty() {
+            // Its ack was lost.
+            message.ack();
             return None;
         }
+        let open = Open { message, left: places.len(), verdict: Verdict::Ack, settled };
         let open = Arc::new(Mutex::new(Some(open)));
         let mut places = places.into_iter().peekable();
         let unsettled = records.into_iter().enumerate().filter_map(|(at, record)| {
@@ -219,22 +224,15 @@ struct Open {
     /// What those that were settled ask for together.
     verdict: Verdict,
     settled: Settled,
-    bundle: Option<Fingerprint>,
-    known: Known,
 }
 
 impl Open {
     fn end(self) {
-        let Self { message, verdict, settled, bundle, known, .. } = self;
-        // What was not settled here may have been by another connection, which had the same message.
-        let is_settled = settled.iter().all(|it| it.load(Relaxed));
-        if let (true, Some(bundle)) = (is_settled, bundle) {
-            known.bundles().remove(&bundle);
-        }
-        match verdict {
-            _ if is_settled => message.ack(),
-            Verdict::RetryAfter(delay) => message.retry_after(delay),
-            _ => drop(message),
+        match self.verdict {
+            // What was not settled here may have been by another connection, which had the same message.
+            _ if are_all(&self.settled) => self.message.ack(),
+            Verdict::RetryAfter(delay) => self.message.retry_after(delay),
+            _ => drop(self.message),
         }
     }
 }
@@ -414,13 +412,13 @@ mod tests {
         assert_eq!(ids(&opened), ["id/3"]);
         opened.pop().unwrap().reject();
         assert_eq!(mem::take(&mut *verdicts.lock().unwrap()), [Verdict::Unsettled, Verdict::Ack]);
-        assert!(known.bundles().is_empty(), "nothing is to be known");
+        assert!(open(&known).is_empty(), "its ack was lost");
+        assert_eq!(mem::take(&mut *verdicts.lock().unwrap()), [Verdict::Ack]);
 
-        let mut opened = open(&known);
+        let mut opened = open(&Known::default());
         assert_eq!(opened.len(), 4);
         opened.drain(..).zip([long, short, short, long]).for_each(|(it, delay)| it.retry_after(delay));
         assert_eq!(mem::take(&mut *verdicts.lock().unwrap()), [Verdict::RetryAfter(long)]);
-        assert_eq!(open(&Known::default()).len(), 4);
     }
 
     #[test]
@@ -438,30 +436,26 @@ mod tests {
         second.pop().unwrap().retry_after(Duration::ZERO);
         second.into_iter().for_each(Delivery::ack);
         assert_eq!(mem::take(&mut *verdicts.lock().unwrap()), [Verdict::Ack], "all are settled by now");
-        assert!(known.bundles().is_empty());
         first.into_iter().for_each(Delivery::ack);
 
         // Under ids that were used before.
-        let mut opened = open(&sent);
-        opened.pop().unwrap().ack();
-        drop(opened);
         let at = |at_us| Some(Origin { run: "node/1".into(), at_us });
         let later: Vec<_> = sent.iter().map(|record| Record { origin: at(9), ..record.clone() }).collect();
         assert_eq!(open(&later).len(), 4);
-        let foreign: Vec<_> = sent.iter().map(|record| Record { origin: None, ..record.clone() }).collect();
-        open(&foreign).pop().unwrap().ack();
-        assert_eq!(open(&foreign).len(), 4, "nothing tells them from others");
     }
 
     #[test]
-    fn a_message_whose_records_are_all_settled_is_settled_without_a_delivery() {
-        let (known, verdicts, sent) = (Known::default(), Verdicts::default(), records(2));
-        let first = open(&known, message(pack(&sent), &verdicts), Kind::Bundle(2));
-        let settled = known.bundles().values().next().map(Arc::clone).unwrap();
-        settled.iter().for_each(|it| it.store(true, Relaxed));
-        assert!(open(&known, message(pack(&sent), &verdicts), Kind::Bundle(2)).is_empty());
-        assert_eq!(mem::take(&mut *verdicts.lock().unwrap()), [Verdict::Ack]);
-        drop(first);
+    fn a_bundle_of_somebody_else_is_known_by_its_id_and_its_bytes() {
+        let (known, verdicts) = (Known::default(), Verdicts::default());
+        let theirs: Vec<_> = records(4).into_iter().map(|record| Record { origin: None, ..record }).collect();
+        let bundle = pack(&theirs);
+        let open = |bundle: &Record| open(&known, message(bundle.clone(), &verdicts), Kind::Bundle(4));
+        open(&bundle).pop().unwrap().ack();
+        assert_eq!(ids(&open(&bundle)), ["id/1", "id/2", "id/3"]);
+        assert_eq!(open(&Record { id: "other".into(), ..bundle.clone() }).len(), 4);
+        let other = theirs.into_iter().map(|record| Record { body: Bytes::from_static(b"{}"), ..record });
+        let body = pack(&other.collect::<Vec<_>>()).body;
+        assert_eq!(open(&Record { body, ..bundle }).len(), 4);
     }
 
     #[test]
@@ -474,10 +468,16 @@ mod tests {
         let open = |number| open(&known, message(pack(&numbered(number)), &verdicts), Kind::Bundle(2));
         let mut out = open(0);
         out.pop().unwrap().ack();
-        for number in 1..3 * KNOWN_MAX {
-            open(number).pop().unwrap().ack();
+        open(1).pop().unwrap().ack();
+        for number in 2..2 * KNOWN_MAX {
+            open(number).into_iter().for_each(Delivery::ack);
         }
         assert!(known.bundles().len() <= KNOWN_MAX);
-        assert_eq!(ids(&open(0)), ["id/1"]);
+        assert_eq!((ids(&open(0)), ids(&open(1))), (vec!["id/1"], vec!["id/1"]), "those that are settled go first");
+        for number in 0..2 * KNOWN_MAX {
+            open(2 * KNOWN_MAX + number).pop().unwrap().ack();
+        }
+        assert!(known.bundles().len() <= KNOWN_MAX);
+        assert_eq!((ids(&open(0)), ids(&open(1))), (vec!["id/1"], vec!["id/0", "id/1"]), "what is out is kept");
     }
 }
