@@ -93,6 +93,8 @@ async fn node_is_ended_under_batches<L: Lane>() {
     api.keep_keys_only();
     let mut node = Node::start(&api.url(), &system.variables()).await;
     node.lane_is(L::NAME, "up", PATIENCE).await;
+    // Slower than the load, so that there is always a message of which some records are out.
+    api.delay(Duration::from_millis(50));
     let mut load = Load::start_with_batches(&node, 100);
     for _ in 0..wanted("FAULTS_TIMES", 3) {
         load.take(2000).await;
@@ -102,6 +104,7 @@ async fn node_is_ended_under_batches<L: Lane>() {
         node.lane_is(L::NAME, "up", PATIENCE).await;
     }
     load.end().await;
+    api.delay(Duration::ZERO);
     let verdict = load.verdict(&node, &api, REDELIVERY).await;
     println!("{}: {verdict}", L::NAME);
     assert_eq!((verdict.lost, verdict.dead, verdict.unexpected, verdict.duplicated), (0, 0, 0, 0), "{verdict}");
