@@ -26,7 +26,7 @@ use waypost::{
         lane::{self, Lane},
         router::{self, Router},
         supervisor::{ChildId, DrainAll, Place, Start, Supervisor, factory},
-        transport::{self, Transport, TransportError},
+        transport::{self, Kind, Transport, TransportError},
     },
     config::Policy,
     delivery::{Delivery, LaneId, Receipt},
@@ -146,7 +146,7 @@ impl<const LANE: usize> Transport for Link<LANE> {
         Ok(Self { brokers: brokers.clone(), epoch })
     }
 
-    async fn publish(&self, record: &Record) -> Result<(), TransportError> {
+    async fn publish_as(&self, record: &Record, _: Kind) -> Result<(), TransportError> {
         if *self.brokers.0[LANE].epoch.borrow() != self.epoch {
             return Err(TransportError::Lost("away".into()));
         }

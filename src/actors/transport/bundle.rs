@@ -194,23 +194,22 @@ impl Opener {
         };
         let Some(records) = records else { return Some(message) };
         let settled = self.known.settled(&message.record, &records);
-        let places: Vec<_> = (0..records.len()).filter(|&at| !settled[at].load(Relaxed)).collect();
-        let (redelivered, since) = (message.redelivered, message.since);
-        if places.is_empty() {
+        // Another connection may settle some meanwhile: those come out all the same.
+        let before: Vec<_> = settled.iter().map(|it| it.load(Relaxed)).collect();
+        let left = before.iter().filter(|is_settled| !**is_settled).count();
+        if left == 0 {
             // Its ack was lost.
             message.ack();
             return None;
         }
-        let open = Open { message, left: places.len(), verdict: Verdict::Ack, settled };
-        let open = Arc::new(Mutex::new(Some(open)));
-        let mut places = places.into_iter().peekable();
-        let unsettled = records.into_iter().enumerate().filter_map(|(at, record)| {
-            let at = places.next_if_eq(&at)?;
+        let (redelivered, since) = (message.redelivered, message.since);
+        let open = Arc::new(Mutex::new(Some(Open { message, left, verdict: Verdict::Ack, settled })));
+        let unsettled = records.into_iter().enumerate().filter(|(at, _)| !before[*at]).map(|(at, record)| {
             let open = Arc::clone(&open);
             let mut delivery = Delivery::new(record, redelivered, move |verdict| settle(&open, at, verdict));
             // What is held is the message, for all of them.
             delivery.since = since;
-            Some(delivery)
+            delivery
         });
         self.rest = unsettled.collect::<Vec<_>>().into_iter();
         self.next()

@@ -24,7 +24,7 @@ use tokio::{
 };
 
 use self::{client::Peers, hold::Hold, service::Service, tls::Tls};
-use super::{Broker, CLOSE_TIMEOUT, Transport, TransportError};
+use super::{Broker, CLOSE_TIMEOUT, Kind, Transport, TransportError};
 use crate::{
     breaker::Breaker,
     config,
@@ -152,7 +152,7 @@ impl Transport for Grpc {
         Ok(Self { address, hold, peers, phase, server, bringing })
     }
 
-    async fn publish(&self, record: &Record) -> Result<(), TransportError> {
+    async fn publish_as(&self, record: &Record, _: Kind) -> Result<(), TransportError> {
         let mut outcome = Err(TransportError::Publish("closing".into()));
         self.publish_all(&[record], |_, settled| outcome = settled).await;
         outcome

@@ -11,7 +11,7 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::{Broker as Description, Transport, TransportError};
+use super::{Broker as Description, Kind, Transport, TransportError};
 use crate::{
     delivery::{Delivery, LaneId, Verdict},
     record::Record,
@@ -127,7 +127,7 @@ impl Transport for Memory {
         Ok(Self { broker: broker.clone(), generation: state.generation })
     }
 
-    async fn publish(&self, record: &Record) -> Result<(), TransportError> {
+    async fn publish_as(&self, record: &Record, _: Kind) -> Result<(), TransportError> {
         self.check()?;
         let faults = self.broker.state().faults;
         if faults.fail_publishes {

@@ -23,8 +23,7 @@ pub mod rabbitmq;
 
 use std::{future::ready, time::Duration};
 
-use futures_util::{StreamExt as _, stream::FuturesUnordered};
-
+pub use self::bundle::Kind;
 use crate::{
     delivery::{Delivery, LaneId},
     proto,
@@ -63,30 +62,35 @@ pub trait Transport: Sized + 'static {
     /// When the system cannot be reached, or has something of the same name with other settings, which is never changed.
     fn connect(settings: &Self::Settings) -> impl Future<Output = Result<Self, TransportError>>;
 
-    /// Resolves when the message is durable in the system. Called for many records at once.
+    /// Resolves when the message is durable in the system. Called for many at once. `kind` is that of its body: a bundle only where
+    /// [`Self::bundle_max`] allows one.
+    ///
+    /// # Errors
+    /// The message may or may not be in the system.
+    fn publish_as(&self, message: &Record, kind: Kind) -> impl Future<Output = Result<(), TransportError>>;
+
+    /// The most bytes of a message of many records; 0 where each goes alone.
+    fn bundle_max(&self) -> usize {
+        0
+    }
+
+    /// Resolves when the record is durable in the system, in a message of its own.
     ///
     /// # Errors
     /// The record may or may not be in the system.
-    fn publish(&self, record: &Record) -> impl Future<Output = Result<(), TransportError>>;
+    fn publish(&self, record: &Record) -> impl Future<Output = Result<(), TransportError>> {
+        self.publish_as(record, Kind::Single)
+    }
 
-    /// The same for each of `records`; `settled` is told of each, by its place among them, as soon as it is known. Those that it was
-    /// not told of when the future is dropped may or may not be in the system.
+    /// The same for each of `records`, in as few messages as the system allows; `settled` is told of each, by its place among them, as
+    /// soon as it is known. Those that it was not told of when the future is dropped may or may not be in the system.
     fn publish_all(
         &self,
         records: &[impl AsRef<Record>],
-        mut settled: impl FnMut(usize, Result<(), TransportError>),
+        settled: impl FnMut(usize, Result<(), TransportError>),
     ) -> impl Future<Output = ()> {
-        async move {
-            if let [record] = records {
-                return settled(0, self.publish(record.as_ref()).await);
-            }
-            let under_way =
-                records.iter().enumerate().map(async |(at, record)| (at, self.publish(record.as_ref()).await));
-            let mut under_way: FuturesUnordered<_> = under_way.collect();
-            while let Some((at, outcome)) = under_way.next().await {
-                settled(at, outcome);
-            }
-        }
+        let publish = async |message: &Record, kind| self.publish_as(message, kind).await;
+        bundle::publish_all(records, self.bundle_max(), settled, publish)
     }
 
     /// The next message; waits until there is one. Called by one task at a time. Dropping the future loses nothing.

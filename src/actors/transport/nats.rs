@@ -40,7 +40,7 @@ use self::{
 };
 use super::{
     Broker, CLOSE_TIMEOUT, CONNECT_TIMEOUT, PREFETCH, Transport, TransportError,
-    bundle::{self, Kind, Known, Opener},
+    bundle::{Kind, Known, Opener},
     header,
 };
 use crate::{
@@ -140,17 +140,18 @@ impl Transport for Nats {
             .map_err(|_| cannot(format!("no answer within {CONNECT_TIMEOUT:?}")))?
     }
 
-    async fn publish(&self, record: &Record) -> Result<(), TransportError> {
-        self.store(record, Kind::Single).await
+    async fn publish_as(&self, record: &Record, kind: Kind) -> Result<(), TransportError> {
+        let stored = self.send(record, headers(record, kind, &record.id)?).await?;
+        // Rare, and not to make the future of every publish larger.
+        if stored.duplicate && Box::pin(self.unless_lost(self.is_gone(stored.sequence))).await?? {
+            // A record that was settled meanwhile and is sent again on purpose, as a dead letter is, must not pass for stored.
+            Box::pin(self.send(record, headers(record, kind, &Record::new_id())?)).await?;
+        }
+        Ok(())
     }
 
-    async fn publish_all(
-        &self,
-        records: &[impl AsRef<Record>],
-        settled: impl FnMut(usize, Result<(), TransportError>),
-    ) {
-        let store = async |message: &Record, kind| self.store(message, kind).await;
-        bundle::publish_all(records, self.bundle_max, settled, store).await;
+    fn bundle_max(&self) -> usize {
+        self.bundle_max
     }
 
     async fn next(&self) -> Result<Delivery, TransportError> {
@@ -224,16 +225,6 @@ impl Nats {
             tasks: [tokio::spawn(settling), tokio::spawn(pulling), tokio::spawn(confirming)],
             broker,
         })
-    }
-
-    async fn store(&self, record: &Record, kind: Kind) -> Result<(), TransportError> {
-        let stored = self.send(record, headers(record, kind, &record.id)?).await?;
-        // Rare, and not to make the future of every publish larger.
-        if stored.duplicate && Box::pin(self.unless_lost(self.is_gone(stored.sequence))).await?? {
-            // A record that was settled meanwhile and is sent again on purpose, as a dead letter is, must not pass for stored.
-            Box::pin(self.send(record, headers(record, kind, &Record::new_id())?)).await?;
-        }
-        Ok(())
     }
 
     async fn send(&self, record: &Record, headers: HeaderMap) -> Result<Stored, TransportError> {

@@ -38,7 +38,7 @@ use self::{
 };
 use super::{
     Broker, CONNECT_TIMEOUT, Transport, TransportError,
-    bundle::{self, Kind, Known, Opener},
+    bundle::{Kind, Known, Opener},
     header,
 };
 use crate::{
@@ -105,17 +105,31 @@ impl Transport for Pubsub {
             .map_err(|_| TransportError::Connect(format!("no answer within {CONNECT_TIMEOUT:?}")))?
     }
 
-    async fn publish(&self, record: &Record) -> Result<(), TransportError> {
-        self.send(record, Kind::Single).await
+    async fn publish_as(&self, record: &Record, kind: Kind) -> Result<(), TransportError> {
+        let outcome = timeout(PUBLISH_TIMEOUT, async {
+            let charge = charge(record.body.len(), CHARGE_MIN_KIB, PUBLISHING_KIB);
+            let permit = Arc::clone(&self.publishing).acquire_many_owned(charge).await;
+            let confirm = self.publisher.publish(message(record, kind));
+            Publishing { underway: Some((confirm, permit)), runtime: &self.runtime }.await
+        })
+        .await;
+        let failure = match outcome {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(failure)) => failure,
+            Err(_) => return Err(TransportError::Publish(format!("no answer within {PUBLISH_TIMEOUT:?}"))),
+        };
+        if is_not_found(&failure) {
+            let why = "the topic is gone".to_owned();
+            self.feed.distrust();
+            self.state.lose(why.clone());
+            return Err(TransportError::Lost(why));
+        }
+        self.state.suspicion.notify_one();
+        Err(TransportError::Publish(failure.to_string()))
     }
 
-    async fn publish_all(
-        &self,
-        records: &[impl AsRef<Record>],
-        settled: impl FnMut(usize, Result<(), TransportError>),
-    ) {
-        let send = async |message: &Record, kind| self.send(message, kind).await;
-        bundle::publish_all(records, usize::MAX, settled, send).await;
+    fn bundle_max(&self) -> usize {
+        usize::MAX
     }
 
     async fn next(&self) -> Result<Delivery, TransportError> {
@@ -158,29 +172,6 @@ impl Transport for Pubsub {
 }
 
 impl Pubsub {
-    async fn send(&self, record: &Record, kind: Kind) -> Result<(), TransportError> {
-        let outcome = timeout(PUBLISH_TIMEOUT, async {
-            let charge = charge(record.body.len(), CHARGE_MIN_KIB, PUBLISHING_KIB);
-            let permit = Arc::clone(&self.publishing).acquire_many_owned(charge).await;
-            let confirm = self.publisher.publish(message(record, kind));
-            Publishing { underway: Some((confirm, permit)), runtime: &self.runtime }.await
-        })
-        .await;
-        let failure = match outcome {
-            Ok(Ok(())) => return Ok(()),
-            Ok(Err(failure)) => failure,
-            Err(_) => return Err(TransportError::Publish(format!("no answer within {PUBLISH_TIMEOUT:?}"))),
-        };
-        if is_not_found(&failure) {
-            let why = "the topic is gone".to_owned();
-            self.feed.distrust();
-            self.state.lose(why.clone());
-            return Err(TransportError::Lost(why));
-        }
-        self.state.suspicion.notify_one();
-        Err(TransportError::Publish(failure.to_string()))
-    }
-
     /// The next delivery; nothing once the stream has ended. Dropping the future loses nothing.
     async fn take(&self, (ready, opener): &mut (mpsc::Receiver<Held>, Opener)) -> Option<Delivery> {
         if let Some(delivery) = opener.next() {

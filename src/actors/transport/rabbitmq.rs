@@ -40,7 +40,7 @@ use self::{
 };
 use super::{
     Broker, CLOSE_TIMEOUT, CONNECT_TIMEOUT, PREFETCH, Transport, TransportError,
-    bundle::{self, Kind, Known, Opener},
+    bundle::{Kind, Known, Opener},
     header,
 };
 use crate::{
@@ -117,17 +117,27 @@ impl Transport for RabbitMq {
         opened.map_err(|why| TransportError::Connect(format!("{}: {why}", target.address())))
     }
 
-    async fn publish(&self, record: &Record) -> Result<(), TransportError> {
-        self.send(record, Kind::Single).await
+    async fn publish_as(&self, record: &Record, kind: Kind) -> Result<(), TransportError> {
+        // The broker would end the connection, and with it every publish under way.
+        if length_of_texts(record) + PROPERTIES_ROOM > self.publish.frame_max() {
+            return Err(TransportError::Publish("its id and trace context are too long for the broker".into()));
+        }
+        let (done, answer) = oneshot::channel();
+        let publish = Publish { properties: properties(record, kind), body: record.body.clone(), done };
+        let confirmed = timeout(CONFIRM_TIMEOUT, async {
+            // Both fail only once the publisher's task has ended, which happens when this generation has.
+            self.publisher.send(publish).await.ok()?;
+            answer.await.ok()
+        });
+        match confirmed.await {
+            Ok(Some(answer)) => answer,
+            Ok(None) => Err(self.life.ended().await),
+            Err(_) => Err(TransportError::Publish(format!("no confirm within {CONFIRM_TIMEOUT:?}"))),
+        }
     }
 
-    async fn publish_all(
-        &self,
-        records: &[impl AsRef<Record>],
-        settled: impl FnMut(usize, Result<(), TransportError>),
-    ) {
-        let send = async |message: &Record, kind| self.send(message, kind).await;
-        bundle::publish_all(records, usize::MAX, settled, send).await;
+    fn bundle_max(&self) -> usize {
+        usize::MAX
     }
 
     async fn next(&self) -> Result<Delivery, TransportError> {
@@ -223,25 +233,6 @@ impl RabbitMq {
             life,
             broker,
         })
-    }
-
-    async fn send(&self, record: &Record, kind: Kind) -> Result<(), TransportError> {
-        // The broker would end the connection, and with it every publish under way.
-        if length_of_texts(record) + PROPERTIES_ROOM > self.publish.frame_max() {
-            return Err(TransportError::Publish("its id and trace context are too long for the broker".into()));
-        }
-        let (done, answer) = oneshot::channel();
-        let publish = Publish { properties: properties(record, kind), body: record.body.clone(), done };
-        let confirmed = timeout(CONFIRM_TIMEOUT, async {
-            // Both fail only once the publisher's task has ended, which happens when this generation has.
-            self.publisher.send(publish).await.ok()?;
-            answer.await.ok()
-        });
-        match confirmed.await {
-            Ok(Some(answer)) => answer,
-            Ok(None) => Err(self.life.ended().await),
-            Err(_) => Err(TransportError::Publish(format!("no confirm within {CONFIRM_TIMEOUT:?}"))),
-        }
     }
 
     /// The next delivery; nothing at the end of the consumer, which ends this generation. Dropping the future loses nothing.
