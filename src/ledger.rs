@@ -231,6 +231,12 @@ impl Ledger {
         lock(&self.known).doubt(record);
     }
 
+    /// Whether a lane may have the record without having said so, in this run or in the one before it.
+    #[must_use]
+    pub fn is_doubted(&self, record: &Record) -> bool {
+        lock(&self.known).is_doubted(record)
+    }
+
     /// A POST of `lane` that began then has ended.
     pub fn posted(&self, lane: LaneId, began: Instant) {
         self.lane(lane).post.record_since(began);

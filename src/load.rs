@@ -18,10 +18,12 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures_util::future::join_all;
 use hdrhistogram::Histogram;
 use serde_json::{Value, json, value::RawValue};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, MissedTickBehavior, interval, sleep, sleep_until},
+};
 
 pub use self::connection::target;
 use self::connection::{Answer, Connection};
@@ -135,10 +137,15 @@ impl Load {
         self.stopped.set(true);
     }
 
-    /// Ends when each record was posted, or the load was stopped.
-    pub async fn run(&self) {
+    /// Ends when each record was posted, or the load was stopped. To be run where tasks of one thread can be spawned; on a
+    /// [`tokio::runtime::LocalRuntime`] an answer wakes its user and nobody else.
+    pub async fn run(self: &Rc<Self>) {
         let began = Instant::now();
-        let users = join_all((0..self.plan.users).map(|number| self.user(number, began)));
+        let mut users = JoinSet::new();
+        for number in 0..self.plan.users {
+            users.spawn_local(Rc::clone(self).user(number, began));
+        }
+        let users = users.join_all();
         tokio::pin!(users);
         let mut seconds = interval(SAMPLE_PERIOD);
         seconds.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -156,7 +163,7 @@ impl Load {
     }
 
     #[expect(clippy::cast_precision_loss, reason = "nobody has 2^52 users")]
-    async fn user(&self, number: usize, began: Instant) {
+    async fn user(self: Rc<Self>, number: usize, began: Instant) {
         sleep_until(began + Duration::from_secs_f64(number as f64 / self.plan.spawn_rate)).await;
         self.tally.borrow_mut().begin_user();
         let mut connection = Connection::new(&self.target);

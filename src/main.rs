@@ -17,6 +17,5 @@ fn main() -> ExitCode {
     }
     #[cfg(feature = "failpoints")]
     let _faults = fail::FailScenario::setup();
-    let cli = Cli::parse();
-    actix_rt::System::new().block_on(cli.execute())
+    Cli::parse().execute()
 }

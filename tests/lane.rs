@@ -22,7 +22,11 @@ use waypost::{
         lane::{Lane, Wiring},
         router::{self, Router},
         supervisor::{Action, ChildId, DrainAll, Order, Place, Snapshot, State, Supervisor, View, factory},
-        transport::memory::{Broker, Faults, Memory},
+        transport::{
+            Transport,
+            memory::{Broker, Faults, Memory},
+            nats,
+        },
     },
     config::{self, Policy},
     delivery::{LaneId, Receipt},
@@ -34,7 +38,10 @@ use waypost::{
 
 use crate::support::{
     api::{Api, Conduct},
-    closed_spool, eventually, spool,
+    closed_spool, eventually,
+    nats::Nats,
+    rig::Rig as _,
+    spool,
 };
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -69,44 +76,9 @@ impl House {
     }
 
     fn that_gives_up(api: &str, limits: Limits, spool: Spool, give_up_after: Option<Duration>) -> Self {
-        let posts = limits.posts;
-        let (broker, ledger) = (Broker::default(), Arc::new(Ledger::new(Arc::from("run"))));
-        let (router, forwarder) = (Slot::new(), Slot::new());
-        let api = config::Api { url: api.into(), concurrency: posts.max(1), ..config::Api::default() };
-        let api = api::Settings::read(&api).unwrap();
-        let wiring = Wiring {
-            router: router.clone(),
-            forwarder: forwarder.clone(),
-            deliveries: Arc::new(Semaphore::new(limits.deliveries())),
-            deliveries_max: u32::try_from(limits.deliveries()).unwrap(),
-            ledger: Arc::clone(&ledger),
-            publish_timeout: PUBLISH_TIMEOUT,
-        };
-        let disk = Disk { spool: spool.clone(), ledger: Arc::clone(&ledger) };
-        let routing = router::Wiring { disk, publish_timeout: PUBLISH_TIMEOUT };
-        let start_router = factory(router.clone(), move |life| {
-            Router::new(Policy::RoundRobin, &[LaneId::Memory], routing.clone(), life)
-        });
-        let start_forwarder = factory(forwarder, {
-            let wiring = forwarder::Wiring {
-                ledger: Arc::clone(&ledger),
-                breaker: Arc::default(),
-                spool,
-                tap: broadcast::Sender::new(1),
-                give_up_after,
-                limits,
-            };
-            move |life| Forwarder::new(LaneId::Memory, "Memory", api::Api::new(&api), wiring.clone(), life)
-        });
-        let settings = broker.clone();
-        let start_lane = factory(Slot::new(), move |life| Lane::<Memory>::new(settings.clone(), wiring.clone(), life));
-        let children = vec![
-            (ChildId::Router, Place::Here, start_router),
-            (ChildId::Forwarder(LaneId::Memory), Place::Here, start_forwarder),
-            (LANE, Place::Here, start_lane),
-        ];
-        let ingest = Ingest::new(router.clone(), PUBLISH_TIMEOUT, Arc::clone(&ledger), None);
-        Self { broker, ledger, ingest, supervisor: Supervisor::new(router, children).start() }
+        let broker = Broker::default();
+        let (ledger, ingest, supervisor) = graph::<Memory>(&broker, api, limits, spool, give_up_after);
+        Self { broker, ledger, ingest, supervisor }
     }
 
     async fn view(&self) -> View {
@@ -122,6 +94,53 @@ impl House {
         let receipts = join_all((0..count).map(|_| self.ingest.submit(record(), None))).await;
         assert!(receipts.iter().all(|receipt| *receipt == Ok(Receipt::Lane(LaneId::Memory))), "{receipts:?}");
     }
+}
+
+/// The actors of a node whose only lane is `T`'s.
+fn graph<T: Transport>(
+    settings: &T::Settings,
+    api: &str,
+    limits: Limits,
+    spool: Spool,
+    give_up_after: Option<Duration>,
+) -> (Arc<Ledger>, Ingest, Addr<Supervisor>) {
+    let posts = limits.posts;
+    let ledger = Arc::new(Ledger::new(Arc::from("run")));
+    let (router, forwarder) = (Slot::new(), Slot::new());
+    let api = config::Api { url: api.into(), concurrency: posts.max(1), ..config::Api::default() };
+    let api = api::Settings::read(&api).unwrap();
+    let wiring = Wiring {
+        router: router.clone(),
+        forwarder: forwarder.clone(),
+        deliveries: Arc::new(Semaphore::new(limits.deliveries())),
+        deliveries_max: u32::try_from(limits.deliveries()).unwrap(),
+        ledger: Arc::clone(&ledger),
+        publish_timeout: PUBLISH_TIMEOUT,
+    };
+    let disk = Disk { spool: spool.clone(), ledger: Arc::clone(&ledger) };
+    let routing = router::Wiring { disk, publish_timeout: PUBLISH_TIMEOUT };
+    let start_router =
+        factory(router.clone(), move |life| Router::new(Policy::RoundRobin, &[T::LANE], routing.clone(), life));
+    let start_forwarder = factory(forwarder, {
+        let wiring = forwarder::Wiring {
+            ledger: Arc::clone(&ledger),
+            breaker: Arc::default(),
+            spool,
+            tap: broadcast::Sender::new(1),
+            give_up_after,
+            limits,
+        };
+        move |life| Forwarder::new(T::LANE, T::LANE.default_tag(), api::Api::new(&api), wiring.clone(), life)
+    });
+    let settings = settings.clone();
+    let start_lane = factory(Slot::new(), move |life| Lane::<T>::new(settings.clone(), wiring.clone(), life));
+    let children = vec![
+        (ChildId::Router, Place::Here, start_router),
+        (ChildId::Forwarder(T::LANE), Place::Here, start_forwarder),
+        (ChildId::Lane(T::LANE), Place::Here, start_lane),
+    ];
+    let ingest = Ingest::new(router.clone(), PUBLISH_TIMEOUT, Arc::clone(&ledger), None);
+    (ledger, ingest, Supervisor::new(router, children).start())
 }
 
 fn record() -> Record {
@@ -482,4 +501,47 @@ async fn a_retry_waits_for_as_long_as_the_api_asks() {
     eventually("it is delivered", PATIENCE, async || (house.ledger.totals().delivered == 1).then_some(())).await;
     let times = times.lock().unwrap();
     assert!(times[1] - times[0] >= Duration::from_secs(2), "{:?}", times[1] - times[0]);
+}
+
+#[actix_rt::test]
+async fn records_of_requests_that_are_here_together_travel_together_but_for_what_a_lane_may_have() {
+    const RECORDS: usize = 100;
+    let Some(server) = Nats::start().await else { return };
+    let (api, settings) = (Api::start(), server.config());
+    let limits = Limits { posts: 64, batch: 1 };
+    let lane = nats::Settings::new(settings.clone());
+    let (ledger, ingest, _supervisor) = graph::<nats::Nats>(&lane, &api.url(), limits, closed_spool().await, None);
+    // The first waits in the router until the lane is up.
+    eventually("the lane is up", PATIENCE, async || ingest.submit(record(), None).await.ok()).await;
+    let server = async_nats::jetstream::new(async_nats::connect(&settings.url).await.unwrap());
+    let messages = async || {
+        let mut stream = server.get_stream(&settings.stream).await.unwrap();
+        stream.info().await.unwrap().state.last_sequence
+    };
+    let own = || (0..RECORDS).map(|_| record()).collect::<Vec<_>>();
+    // How many messages they make.
+    let submit = async |door: &Ingest, records: Vec<Record>| {
+        let before = messages().await;
+        let receipts = join_all(records.into_iter().map(|record| door.submit(record, None))).await;
+        assert!(receipts.iter().all(|receipt| *receipt == Ok(Receipt::Lane(LaneId::Nats))), "{receipts:?}");
+        messages().await - before
+    };
+    let from_disk = ingest.from_disk(RECORDS);
+    assert_eq!(submit(&ingest, own()).await, 7, "sixteen a message");
+    assert_eq!(submit(&from_disk, own()).await, 7);
+    // An earlier run may have sent what it has left on disk.
+    let found = own().into_iter().map(|record| {
+        let origin = Some(Origin::now(Arc::from("an earlier run")));
+        ledger.answers_for(Record { origin, ..record }).expect("nobody has delivered it")
+    });
+    assert_eq!(submit(&from_disk, found.collect()).await, RECORDS as u64);
+    let doubted = own();
+    doubted.iter().for_each(|record| ledger.doubted(record));
+    assert_eq!(submit(&ingest, doubted).await, RECORDS as u64);
+
+    let all = 1 + 4 * RECORDS;
+    let delivered = async || (ledger.totals().delivered == all as u64).then_some(());
+    eventually("all are delivered", PATIENCE, delivered).await;
+    let keys: HashSet<_> = api.posts().into_iter().map(|post| post.key).collect();
+    assert_eq!((keys.len(), api.count()), (all, all), "each once");
 }

@@ -24,6 +24,7 @@ use support::{
     lanes::{Lane as _, Nats, Pubsub, Rabbitmq, grpc_variables},
     rig::Rig as _,
 };
+use tokio::runtime::LocalRuntime;
 
 /// Records of a request and of a POST, where they are many.
 const BATCH: usize = 100;
@@ -118,13 +119,15 @@ pub struct Contest {
 fn main() {
     rustls::crypto::ring::default_provider().install_default().expect("no other was installed");
     let cli = Cli::parse();
+    if let Some(Role::Load(order)) = &cli.role {
+        return LocalRuntime::new().expect("a runtime").block_on(load::run(order));
+    }
     actix_rt::System::new().block_on(async {
-        match cli.role {
-            Some(Role::Soak(plan)) => soak(&plan).await,
-            Some(Role::Floor { lane, listen }) => floor::run(&lane, listen).await,
-            Some(Role::Api { listen }) => api::run(listen).await,
-            Some(Role::Load(order)) => load::run(&order).await,
-            None => compare(&cli).await,
+        match &cli.role {
+            Some(Role::Soak(plan)) => soak(plan).await,
+            Some(Role::Floor { lane, listen }) => floor::run(lane, *listen).await,
+            Some(Role::Api { listen }) => api::run(*listen).await,
+            Some(Role::Load(_)) | None => compare(&cli).await,
         }
     });
 }

@@ -3,6 +3,7 @@
 
 use std::{
     cell::Cell,
+    mem,
     panic::AssertUnwindSafe,
     rc::Rc,
     sync::Arc,
@@ -21,6 +22,7 @@ use super::{
     Drain, Forward, InFlight, Job, Member, Ping, Publish, RECORDS_MAX, Returned, Slot, Task,
     feeder::FED_MAX,
     forwarder::Forwarder,
+    promise::Promised,
     router::Router,
     supervisor::{Exit, Life},
     transport::{CLOSE_TIMEOUT, CONNECT_TIMEOUT, Transport, TransportError},
@@ -28,6 +30,7 @@ use super::{
 use crate::{
     delivery::{LaneId, Receipt},
     ledger::Ledger,
+    record::Record,
 };
 
 /// How long a restart of the forwarder may keep a delivery waiting.
@@ -36,6 +39,9 @@ const FORWARDER_PATIENCE: Duration = Duration::from_secs(5);
 const TOGETHER_MAX: usize = 256;
 /// How long what has come out may take to be settled when the lane drains, before it is given back.
 const SETTLING: Duration = Duration::from_millis(500);
+/// Records of different requests that travel as one message at most: where it must come again, it may bring those again that were
+/// delivered.
+const GATHERED_MAX: usize = 16;
 /// The time that a lane has for a publish at least.
 const PUBLISH_MIN: Duration = Duration::from_millis(100);
 
@@ -61,10 +67,17 @@ pub struct Lane<T: Transport> {
     transport: Option<Rc<T>>,
     pull: Option<Task>,
     publishing: InFlight,
+    /// What has come in one go, and leaves in as few messages as the system allows.
+    gathered: Vec<Job>,
     draining: bool,
     /// When a record was last confirmed.
     confirmed: Rc<Cell<Option<Instant>>>,
 }
+
+/// Publish what was gathered.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Leave;
 
 /// The lane cannot go on.
 #[derive(Message)]
@@ -81,6 +94,7 @@ impl<T: Transport> Lane<T> {
             transport: None,
             pull: None,
             publishing: InFlight::default(),
+            gathered: Vec::new(),
             draining: false,
             confirmed: Rc::default(),
         }
@@ -101,9 +115,46 @@ impl<T: Transport> Lane<T> {
         self.life.risen(Some((ctx.address().recipient(), broker)));
     }
 
+    /// Confirms the records of `jobs`.
+    fn publish(&self, transport: Rc<T>, jobs: Vec<Job>, ctx: &Context<Self>) {
+        let (wiring, confirmed) = (self.wiring.clone(), Rc::clone(&self.confirmed));
+        let (underway, lane) = (self.publishing.begin(), ctx.address());
+        actix_rt::spawn(async move {
+            if let Some(exit) = publish(&*transport, jobs, &wiring, &confirmed).await {
+                lane.do_send(Broken(exit));
+            }
+            drop(underway);
+        });
+    }
+
+    fn leave(&mut self, ctx: &Context<Self>) {
+        let mut gathered = mem::take(&mut self.gathered).into_iter();
+        loop {
+            let jobs: Vec<_> = gathered.by_ref().take(GATHERED_MAX).collect();
+            match &self.transport {
+                _ if jobs.is_empty() => return,
+                Some(transport) => self.publish(Rc::clone(transport), jobs, ctx),
+                None => jobs.into_iter().for_each(|job| give_back(&self.wiring.router, job, T::LANE)),
+            }
+        }
+    }
+
     fn end(&mut self, exit: Exit, ctx: &mut Context<Self>) {
         self.life.end(exit);
         ctx.stop();
+    }
+}
+
+/// A record that is to be confirmed.
+#[derive(Clone, Copy)]
+struct Owed<'a> {
+    promised: &'a Promised,
+    on_disk: bool,
+}
+
+impl AsRef<Record> for Owed<'_> {
+    fn as_ref(&self) -> &Record {
+        self.promised.as_ref()
     }
 }
 
@@ -142,23 +193,27 @@ async fn pull<T: Transport>(transport: &T, wiring: &Wiring) -> TransportError {
     }
 }
 
-/// Confirms records, and gives those that it cannot back to the router. The answer says why the lane cannot go on.
+/// Confirms the records of `jobs`, and gives those that it cannot back to the router. The answer says why the lane cannot go on.
 async fn publish<T: Transport>(
     transport: &T,
-    mut job: Job,
+    jobs: Vec<Job>,
     wiring: &Wiring,
     confirmed: &Cell<Option<Instant>>,
 ) -> Option<Exit> {
     let began = Instant::now();
     // Lanes that have tried them before have used up a part of their time.
-    let patience = wiring.publish_timeout.saturating_sub(job.began.elapsed()).max(PUBLISH_MIN);
+    let used_up = jobs.iter().map(|job| job.began.elapsed()).max().unwrap_or_default();
+    let patience = wiring.publish_timeout.saturating_sub(used_up).max(PUBLISH_MIN);
+    let records =
+        jobs.iter().flat_map(|job| job.records.iter().map(|promised| Owed { promised, on_disk: job.on_disk }));
+    let records: Vec<_> = records.collect();
     let mut failure = None;
-    let publishing = transport.publish_all(&job.records, |at, outcome| match outcome {
+    let publishing = transport.publish_all(&records, |at, outcome| match outcome {
         Ok(()) => {
             let now = Instant::now();
             confirmed.set(Some(now));
-            let promised = &job.records[at];
-            match (promised.answer(Ok(Receipt::Lane(T::LANE))), job.on_disk) {
+            let Owed { promised, on_disk } = records[at];
+            match (promised.answer(Ok(Receipt::Lane(T::LANE))), on_disk) {
                 (true, false) => wiring.ledger.accepted(T::LANE, now - began),
                 (true, true) => wiring.ledger.fed(T::LANE, now - began),
                 // Nothing was promised: should it come out of the lane, it is counted there.
@@ -180,12 +235,17 @@ async fn publish<T: Transport>(
         });
     }
     let failure = failure?;
-    job.retain_unanswered();
-    debug!(lane = %T::LANE, records = job.records.len(), %failure, "records not confirmed");
-    for promised in &job.records {
-        wiring.ledger.doubted(&promised.record);
+    for mut job in jobs {
+        job.retain_unanswered();
+        if job.records.is_empty() {
+            continue;
+        }
+        debug!(lane = %T::LANE, records = job.records.len(), %failure, "records not confirmed");
+        for promised in &job.records {
+            wiring.ledger.doubted(&promised.record);
+        }
+        give_back(&wiring.router, job, T::LANE);
     }
-    give_back(&wiring.router, job, T::LANE);
     matches!(failure, TransportError::Lost(_)).then(|| Exit::Failed(failure.to_string()))
 }
 
@@ -255,14 +315,24 @@ impl<T: Transport> Handler<Publish> for Lane<T> {
         let Some(transport) = self.transport.clone().filter(|_| !self.draining) else {
             return give_back(&self.wiring.router, job, T::LANE);
         };
-        let (wiring, confirmed) = (self.wiring.clone(), Rc::clone(&self.confirmed));
-        let (underway, lane) = (self.publishing.begin(), ctx.address());
-        actix_rt::spawn(async move {
-            if let Some(exit) = publish(&*transport, job, &wiring, &confirmed).await {
-                lane.do_send(Broken(exit));
-            }
-            drop(underway);
-        });
+        // A record that may have been sent before goes alone: a system that tells messages by their ids knows it then.
+        let may_join = |job: &Job| matches!(&*job.records, [it] if !self.wiring.ledger.is_doubted(&it.record));
+        if transport.bundle_max() == 0 || !may_join(&job) {
+            return self.publish(transport, vec![job], ctx);
+        }
+        if self.gathered.is_empty() {
+            // It is read after what has come in by now.
+            ctx.notify(Leave);
+        }
+        self.gathered.push(job);
+    }
+}
+
+impl<T: Transport> Handler<Leave> for Lane<T> {
+    type Result = ();
+
+    fn handle(&mut self, _: Leave, ctx: &mut Self::Context) {
+        self.leave(ctx);
     }
 }
 
@@ -279,7 +349,8 @@ impl<T: Transport> Handler<Drain> for Lane<T> {
 
     /// Confirms what is being published, stops pulling, lets what has come out be settled, or the forwarder end its POSTs at least,
     /// disconnects, stops.
-    fn handle(&mut self, _: Drain, _: &mut Self::Context) -> Self::Result {
+    fn handle(&mut self, _: Drain, ctx: &mut Self::Context) -> Self::Result {
+        self.leave(ctx);
         self.draining = true;
         let publishing = self.publishing.clone();
         let finish = async move { publishing.idle().await }

@@ -1,8 +1,8 @@
 //! `waypost load`: users that post the records of a file, and how they were answered.
 
-use std::{fs, ops::Range, path::PathBuf, process::ExitCode, time::Duration};
+use std::{fs, ops::Range, path::PathBuf, process::ExitCode, rc::Rc, time::Duration};
 
-use tokio::time::interval;
+use tokio::{runtime::LocalRuntime, time::interval};
 
 use super::{USAGE, demo::TRAFFIC, progress::Progress, run::stop_signal};
 use crate::{
@@ -56,16 +56,26 @@ fn wait(text: &str) -> Result<Range<Duration>, String> {
 
 /// Posts each record once a pass. Ctrl-C ends it early, with what was answered until then. Fails if any record was not
 /// taken, or not posted.
-pub async fn load(args: Args) -> ExitCode {
-    let plan = match plan(&args) {
+#[must_use]
+pub fn load(args: Args) -> ExitCode {
+    let (target, plan) = match plan(&args) {
         Ok(plan) => plan,
         Err(why) => {
             eprintln!("waypost: {why}");
             return ExitCode::from(USAGE);
         }
     };
-    let (target, plan) = plan;
-    let load = Load::new(target, plan);
+    // Without actors, so that what wakes a user wakes nobody else.
+    match LocalRuntime::new() {
+        Ok(runtime) => runtime.block_on(run(&Load::new(target, plan), &args)),
+        Err(why) => {
+            eprintln!("waypost: {why}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(load: &Rc<Load>, args: &Args) -> ExitCode {
     let total = load.total() as u64;
     let progress = Progress::new(total, "requests");
     let show = |tally: &Tally| {

@@ -59,23 +59,29 @@ pub enum Command {
     Dead(dead::Args),
 }
 
+impl Default for Command {
+    fn default() -> Self {
+        Self::Run(run::Args::default())
+    }
+}
+
 impl Cli {
     /// Runs the command that was asked for.
-    pub async fn execute(self) -> ExitCode {
+    #[must_use]
+    pub fn execute(self) -> ExitCode {
         let quieter = match self.command {
             // Its own output says what happens.
             Some(Command::Demo(_) | Command::Check(_) | Command::Load(_)) => 1,
             _ => 0,
         };
         self.log(quieter);
-        match self.command {
-            None => run::run(run::Args::default()).await,
-            Some(Command::Run(args)) => run::run(args).await,
-            Some(Command::Demo(args)) => demo::demo(args).await,
-            Some(Command::Check(args)) => check::check(args).await,
-            Some(Command::Sink(args)) => sink::sink(args).await,
-            Some(Command::Load(args)) => load::load(args).await,
-            Some(Command::Dead(args)) => dead::dead(args).await,
+        match self.command.unwrap_or_default() {
+            Command::Run(args) => on_actors(run::run(args)),
+            Command::Demo(args) => on_actors(demo::demo(args)),
+            Command::Check(args) => on_actors(check::check(args)),
+            Command::Sink(args) => on_actors(sink::sink(args)),
+            Command::Load(args) => load::load(args),
+            Command::Dead(args) => on_actors(dead::dead(args)),
         }
     }
 
@@ -97,6 +103,10 @@ impl Cli {
         };
         tracing_subscriber::registry().with(lines).with(asked.unwrap_or_else(ours)).init();
     }
+}
+
+fn on_actors(work: impl Future<Output = ExitCode>) -> ExitCode {
+    actix_rt::System::new().block_on(work)
 }
 
 /// What a text like `warn,waypost=debug` asks to be logged, if it is one that asks for something.

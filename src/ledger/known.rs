@@ -55,10 +55,13 @@ pub(super) struct Known {
 }
 
 impl Known {
+    pub fn is_empty(&self) -> bool {
+        self.last.is_empty()
+    }
+
     pub fn contains(&self, record: &Record) -> bool {
         // Most often there is nothing to be known again, and no hash to be taken.
-        !self.last.is_empty()
-            && fingerprint(&self.fingerprints, record).is_some_and(|found| self.last.get(&found).is_some())
+        !self.is_empty() && fingerprint(&self.fingerprints, record).is_some_and(|found| self.last.get(&found).is_some())
     }
 
     /// Whether it was new.
@@ -105,6 +108,15 @@ impl Delivered {
         }
         self.lanes[lane as usize].insert(found, ());
         true
+    }
+
+    /// A lane may have it without having said so.
+    pub fn is_doubted(&self, record: &Record) -> bool {
+        if self.doubted.is_empty() && self.found.is_empty() {
+            return false;
+        }
+        let is_doubted = |found| self.doubted.get(&found).is_some();
+        self.found.contains(record) || fingerprint(&self.fingerprints, record).is_some_and(is_doubted)
     }
 
     /// A lane may have it without having said so, and it goes on by another way.

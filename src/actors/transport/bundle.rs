@@ -1,5 +1,5 @@
-//! Bundles: records that were taken in together travel as one message, where a system charges by the message. Each is a delivery of
-//! its own, and the message is settled once all of them are.
+//! Bundles: records that are to be published together travel as one message, where a system charges by the message. Each is a
+//! delivery of its own, and the message is settled once all of them are.
 //!
 //! A message that is given back because of some of its records comes again with all of them. This process knows for long which of
 //! them are settled, and they do not come out again; another one delivers them once more, under the ids that they have.
