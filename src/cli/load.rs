@@ -10,7 +10,7 @@ use crate::{
     load::{Load, Plan, Tally, records, report, target},
 };
 
-const PROGRESS_PERIOD: Duration = Duration::from_millis(200);
+const PROGRESS_PERIOD: Duration = Duration::from_millis(500);
 
 #[derive(Debug, clap::Args)]
 pub struct Args {

@@ -80,28 +80,45 @@ impl Target {
         Ok(request)
     }
 
+    /// How a POST of JSON begins, as it is sent (RFC 9112, 3 and 5): all up to its length, its key and the empty line.
+    #[must_use]
+    pub fn head(&self) -> Vec<u8> {
+        let Self { path, authority, .. } = self;
+        let begin =
+            format!("POST {path} HTTP/1.1\r\nuser-agent: {USER_AGENT}\r\ncontent-type: application/json\r\nhost: ");
+        [begin.as_bytes(), authority.as_bytes(), b"\r\n"].concat()
+    }
+
     /// A new connection. Its box keeps it from making every future that holds it large.
     ///
     /// # Errors
     /// When there is nobody, or no trust.
     pub async fn open(&self) -> Result<Box<Connection>, Failure> {
+        let (sender, work) = http1::handshake(TokioIo::new(self.dial().await?)).await?;
+        Ok(Box::new(Connection { sender, work: Some(work) }))
+    }
+
+    /// A new socket, on which nobody has spoken yet.
+    ///
+    /// # Errors
+    /// When there is nobody, or no trust.
+    pub async fn dial(&self) -> io::Result<Box<dyn Socket>> {
         let stream = TcpStream::connect((&*self.host, self.port)).await?;
         stream.set_nodelay(true)?;
-        let socket: Box<dyn Socket> = match &self.tls {
+        Ok(match &self.tls {
             None => Box::new(stream),
             Some(tls) => {
                 let name = ServerName::try_from(self.host.clone()).map_err(io::Error::other)?;
                 Box::new(TlsConnector::from(Arc::clone(tls)).connect(name, stream).await?)
             }
-        };
-        let (sender, work) = http1::handshake(TokioIo::new(socket)).await?;
-        Ok(Box::new(Connection { sender, work: Some(work) }))
+        })
     }
 }
 
 type Work = http1::Connection<TokioIo<Box<dyn Socket>>, Full<Bytes>>;
 
-trait Socket: AsyncRead + AsyncWrite + Unpin {}
+/// A TCP connection, with TLS or without.
+pub trait Socket: AsyncRead + AsyncWrite + Unpin {}
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Socket for S {}
 

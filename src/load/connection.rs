@@ -1,16 +1,29 @@
 //! One user's connection: kept alive, opened when there is none.
+//!
+//! It speaks as much of HTTP/1.1 (RFC 9112) as a load needs: a POST, and an answer that is read to its end and thrown away. A user
+//! that waits between two records finds nothing of a client library in the processor's caches, and the library then costs more than
+//! the kernel.
 
-use std::{sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
-use bytes::Bytes;
+use bytes::{Buf as _, BytesMut};
+use httparse::{EMPTY_HEADER, Header, Response, Status};
 use hyper::StatusCode;
 use rustls::{ClientConfig, RootCertStore};
-use tokio::time::timeout;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf, split},
+    time::timeout,
+};
 
-use crate::http::client::{self, Failure, Target};
+use crate::http::client::{Socket, Target};
 
 /// A request that takes longer has failed.
 const TIMEOUT: Duration = Duration::from_secs(30);
+/// What is read of an answer at a time.
+const READ: usize = 8 << 10;
+/// The longest head of an answer, and line between two chunks.
+const HEAD_MAX: usize = 64 << 10;
+const HEADERS_MAX: usize = 100;
 
 /// The status, or why there was none.
 pub(super) type Answer = Result<StatusCode, String>;
@@ -28,44 +41,286 @@ pub fn target(url: &str) -> Result<Target, String> {
 
 pub(super) struct Connection<'t> {
     target: &'t Target,
-    open: Option<Box<client::Connection>>,
+    /// How each request begins.
+    head: Vec<u8>,
+    request: Vec<u8>,
+    open: Option<Open>,
+}
+
+struct Open {
+    answers: Answers<ReadHalf<Box<dyn Socket>>>,
+    requests: WriteHalf<Box<dyn Socket>>,
 }
 
 impl<'t> Connection<'t> {
     pub fn new(target: &'t Target) -> Self {
-        Self { target, open: None }
+        Self { target, head: target.head(), request: Vec::new(), open: None }
     }
 
     /// Posts `record`, under `key` if there is one, and reads the answer to its end.
-    pub async fn post(&mut self, key: Option<&str>, record: &Bytes) -> Answer {
+    pub async fn post(&mut self, key: Option<&str>, record: &[u8]) -> Answer {
+        self.request.clear();
+        self.request.extend_from_slice(&self.head);
+        if let Some(key) = key {
+            self.request.extend_from_slice(format!("idempotency-key: {key}\r\n").as_bytes());
+        }
+        self.request.extend_from_slice(format!("content-length: {}\r\n\r\n", record.len()).as_bytes());
+        self.request.extend_from_slice(record);
         // Whatever cuts it short leaves no connection that is half through an answer.
         let kept = self.open.take();
         let exchange = async {
             if let Some(kept) = kept {
-                match self.exchange(kept, key, record).await {
+                match self.exchange(kept).await {
                     // The server may have closed it while it was idle: the key keeps a second try from being a second record.
                     Err(_) if key.is_some() => {}
                     answer => return answer.map_err(|why| why.to_string()),
                 }
             }
-            let fresh = self.target.open().await.map_err(|why| why.to_string())?;
-            self.exchange(fresh, key, record).await.map_err(|why| why.to_string())
+            let socket = self.target.dial().await.map_err(|why| format!("cannot connect: {why}"))?;
+            let (answers, requests) = split(socket);
+            let fresh = Open { answers: Answers { from: answers, read: BytesMut::new() }, requests };
+            self.exchange(fresh).await.map_err(|why| why.to_string())
         };
         timeout(TIMEOUT, exchange).await.unwrap_or_else(|_| Err(format!("no answer within {TIMEOUT:?}")))
     }
 
-    async fn exchange(
-        &mut self,
-        mut connection: Box<client::Connection>,
-        key: Option<&str>,
-        record: &Bytes,
-    ) -> Result<StatusCode, Failure> {
-        let request = self.target.post(record.clone(), key)?;
-        let mut answer = connection.send(request).await?;
-        while let Some(piece) = connection.read(answer.body_mut()).await {
-            piece?;
+    async fn exchange(&mut self, mut open: Open) -> io::Result<StatusCode> {
+        let (status, is_kept) = {
+            let answer = open.answers.next();
+            tokio::pin!(answer);
+            let send = async {
+                open.requests.write_all(&self.request).await?;
+                open.requests.flush().await
+            };
+            tokio::select! {
+                biased;
+                sent = send => match (sent, answer.await) {
+                    (Ok(()), answer) => answer?,
+                    // Who does not want to read on may have said why.
+                    (Err(_), Ok((status, _))) => (status, false),
+                    (Err(why), Err(_)) => return Err(why),
+                },
+                // It has come before the server had all of the request.
+                answer = &mut answer => (answer?.0, false),
+            }
+        };
+        if is_kept {
+            self.open = Some(open);
         }
-        self.open = Some(connection);
-        Ok(answer.status())
+        Ok(status)
+    }
+}
+
+/// Reads the answers of one connection.
+struct Answers<R> {
+    from: R,
+    /// What was read and not looked at.
+    read: BytesMut,
+}
+
+/// Where the body of an answer ends (RFC 9112, 6.3).
+#[derive(Debug, PartialEq, Eq)]
+enum Length {
+    Of(u64),
+    Chunks,
+    /// With the connection.
+    Open,
+}
+
+impl<R: AsyncRead + Unpin> Answers<R> {
+    /// The status of the next answer, once its body was read, and whether another may follow.
+    async fn next(&mut self) -> io::Result<(StatusCode, bool)> {
+        loop {
+            let (status, length, is_kept) = self.part(head).await?;
+            // An interim answer: the one that counts comes after it.
+            if status.is_informational() {
+                continue;
+            }
+            match length {
+                Length::Of(bytes) => self.skip(bytes).await?,
+                Length::Chunks => self.skip_chunks().await?,
+                Length::Open => self.skip_all().await?,
+            }
+            return Ok((status, is_kept && length != Length::Open));
+        }
+    }
+
+    /// What `parse` makes of the next bytes, once it has as many as it needs.
+    async fn part<T>(&mut self, parse: impl Fn(&[u8]) -> io::Result<Option<(usize, T)>>) -> io::Result<T> {
+        loop {
+            if let Some((length, part)) = parse(&self.read)? {
+                self.read.advance(length);
+                return Ok(part);
+            }
+            if self.read.len() > HEAD_MAX {
+                return Err(invalid(format_args!("longer than {HEAD_MAX} bytes")));
+            }
+            self.more().await?;
+        }
+    }
+
+    async fn skip_chunks(&mut self) -> io::Result<()> {
+        loop {
+            match self.part(chunk).await? {
+                0 => break,
+                // Its end of line follows.
+                bytes => self.skip(bytes.saturating_add(2)).await?,
+            }
+        }
+        // Trailers, up to an empty line.
+        while self.part(line).await? > 0 {}
+        Ok(())
+    }
+
+    async fn skip(&mut self, mut bytes: u64) -> io::Result<()> {
+        loop {
+            let here = usize::try_from(bytes).map_or(self.read.len(), |bytes| bytes.min(self.read.len()));
+            self.read.advance(here);
+            bytes -= here as u64;
+            if bytes == 0 {
+                return Ok(());
+            }
+            self.more().await?;
+        }
+    }
+
+    /// Up to the end of the connection.
+    async fn skip_all(&mut self) -> io::Result<()> {
+        loop {
+            self.read.clear();
+            match self.more().await {
+                Err(end) if end.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
+                more => more?,
+            }
+        }
+    }
+
+    async fn more(&mut self) -> io::Result<()> {
+        self.read.reserve(READ);
+        match self.from.read_buf(&mut self.read).await? {
+            0 => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the connection was closed before the answer's end")),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn invalid(why: impl std::fmt::Display) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("not an answer in HTTP/1.1: {why}"))
+}
+
+/// The head of an answer: its status, where its body ends, and whether the connection outlives it.
+fn head(read: &[u8]) -> io::Result<Option<(usize, (StatusCode, Length, bool))>> {
+    let mut headers = [EMPTY_HEADER; HEADERS_MAX];
+    let mut answer = Response::new(&mut headers);
+    let Status::Complete(end) = answer.parse(read).map_err(invalid)? else { return Ok(None) };
+    let status = StatusCode::from_u16(answer.code.unwrap_or_default()).map_err(invalid)?;
+    let length = match status {
+        StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED => Length::Of(0),
+        _ => length(answer.headers)?,
+    };
+    let is_last = values(answer.headers, "connection").any(|value| is_listed(value, "close"));
+    Ok(Some((end, (status, length, answer.version == Some(1) && !is_last))))
+}
+
+fn length(headers: &[Header]) -> io::Result<Length> {
+    if let Some(coding) = values(headers, "transfer-encoding").last() {
+        let last = coding.rsplit(|byte| *byte == b',').next().unwrap_or_default();
+        return Ok(if is_listed(last, "chunked") { Length::Chunks } else { Length::Open });
+    }
+    let mut lengths = values(headers, "content-length").map(|value| str::from_utf8(value).ok()?.parse().ok());
+    match lengths.next() {
+        None => Ok(Length::Open),
+        Some(Some(bytes)) if lengths.all(|other| other == Some(bytes)) => Ok(Length::Of(bytes)),
+        Some(_) => Err(invalid("its length is none")),
+    }
+}
+
+fn values<'h>(headers: &'h [Header], name: &str) -> impl Iterator<Item = &'h [u8]> {
+    headers.iter().filter(move |header| header.name.eq_ignore_ascii_case(name)).map(|header| header.value)
+}
+
+/// Whether `word` is in a list that is separated by commas.
+fn is_listed(list: &[u8], word: &str) -> bool {
+    list.split(|byte| *byte == b',').any(|item| item.trim_ascii().eq_ignore_ascii_case(word.as_bytes()))
+}
+
+/// The line before a chunk: its length, 0 after the last.
+fn chunk(read: &[u8]) -> io::Result<Option<(usize, u64)>> {
+    match httparse::parse_chunk_size(read).map_err(|_| invalid("a chunk has no length"))? {
+        Status::Complete(chunk) => Ok(Some(chunk)),
+        Status::Partial => Ok(None),
+    }
+}
+
+/// How long the next line is without its end.
+fn line(read: &[u8]) -> io::Result<Option<(usize, usize)>> {
+    let end = memchr::memchr(b'\n', read);
+    Ok(end.map(|end| (end + 1, read[..end].strip_suffix(b"\r").unwrap_or(&read[..end]).len())))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::ErrorKind::{self, InvalidData, UnexpectedEof};
+
+    use futures_util::future::join;
+    use tokio::io::duplex;
+
+    use super::*;
+
+    /// What comes of `bytes`, of which so many are there at a time: each answer, and whether another may follow.
+    async fn answers(bytes: &str, together: usize) -> Vec<Result<(u16, bool), ErrorKind>> {
+        let (mut server, from) = duplex(together);
+        let serve = async move { server.write_all(bytes.as_bytes()).await };
+        let read = async move {
+            let (mut answers, mut told) = (Answers { from, read: BytesMut::new() }, Vec::new());
+            while told.last().is_none_or(|last| matches!(last, Ok((_, true)))) {
+                let answer = answers.next().await;
+                told.push(answer.map(|(status, goes_on)| (status.as_u16(), goes_on)).map_err(|why| why.kind()));
+            }
+            told
+        };
+        // Who has read enough reads no more.
+        join(serve, read).await.1
+    }
+
+    #[tokio::test]
+    async fn an_answer_ends_where_it_says_however_it_is_cut() {
+        let refused = "HTTP/1.1 503 Slow down\r\nContent-Length: 0\r\n\r\n";
+        for (bytes, wanted) in [
+            ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", vec![Ok((200, true)), Ok((503, true))]),
+            ("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 204 \r\n\r\n", vec![Ok((204, true)), Ok((503, true))]),
+            (
+                "HTTP/1.1 202 OK\r\ntransfer-encoding: gzip, Chunked\r\n\r\n5;a=b\r\nhello\r\n1\r\n!\r\n0\r\na: b\r\n\r\n",
+                vec![Ok((202, true)), Ok((503, true))],
+            ),
+            (
+                "HTTP/1.1 200 OK\r\ncontent-length: 1\r\ncontent-length: 1\r\n\r\n.",
+                vec![Ok((200, true)), Ok((503, true))],
+            ),
+            ("HTTP/1.1 200 OK\r\nConnection: a, close\r\ncontent-length: 0\r\n\r\n", vec![Ok((200, false))]),
+            ("HTTP/1.0 200 OK\r\ncontent-length: 0\r\n\r\n", vec![Ok((200, false))]),
+            ("HTTP/1.1 500 No\r\n\r\nto the end", vec![Ok((500, false))]),
+            ("HTTP/1.1 200 OK\r\ntransfer-encoding: gzip\r\n\r\n", vec![Ok((200, false))]),
+            ("HTTP/1.1 200 OK\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n..", vec![Err(InvalidData)]),
+            ("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nz\r\n", vec![Err(InvalidData)]),
+            ("SSH-2.0-OpenSSH\r\n", vec![Err(InvalidData)]),
+        ] {
+            let goes_on = matches!(wanted[0], Ok((_, true)));
+            let (bytes, mut wanted) = (format!("{bytes}{refused}"), wanted);
+            if goes_on {
+                wanted.push(Err(UnexpectedEof));
+            }
+            for together in [1, 3, 4096] {
+                assert_eq!(answers(&bytes, together).await, wanted, "{bytes:?}, {together} bytes at a time");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn an_answer_without_an_end_is_not_kept_in_memory() {
+        for endless in ["HTTP/1.1 200 OK\r\na: ", "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n0\r\na: "] {
+            let bytes = endless.to_owned() + &"x".repeat(2 * HEAD_MAX);
+            assert_eq!(answers(&bytes, 1000).await, [Err(InvalidData)], "{endless:?}");
+        }
     }
 }
