@@ -231,7 +231,7 @@ impl Ledger {
         lock(&self.known).doubt(record);
     }
 
-    /// Whether a lane may have the record without having said so, in this run or in the one before it.
+    /// Whether a lane may have the record without having said so: in this run, or in an earlier one that has left it on disk.
     #[must_use]
     pub fn is_doubted(&self, record: &Record) -> bool {
         lock(&self.known).is_doubted(record)

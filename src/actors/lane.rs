@@ -127,6 +127,14 @@ impl<T: Transport> Lane<T> {
         });
     }
 
+    /// Whether `job` may leave with others. A record that may have been sent before goes alone: if it was alone then, a system that
+    /// tells messages by their ids knows it. One that is short of time leaves it to the others.
+    fn may_join(&self, job: &Job) -> bool {
+        let [it] = &*job.records else { return false };
+        job.began.elapsed() < self.wiring.publish_timeout / 2 && !self.wiring.ledger.is_doubted(&it.record)
+    }
+
+    /// Publishes what was gathered, or gives it back where there is no connection any more.
     fn leave(&mut self, ctx: &Context<Self>) {
         let mut gathered = mem::take(&mut self.gathered).into_iter();
         loop {
@@ -294,9 +302,11 @@ impl<T: Transport> Actor for Lane<T> {
         }));
     }
 
-    fn stopped(&mut self, _: &mut Self::Context) {
+    fn stopped(&mut self, ctx: &mut Self::Context) {
         self.pull = None;
-        if let Some(transport) = self.transport.take() {
+        let transport = self.transport.take();
+        self.leave(ctx);
+        if let Some(transport) = transport {
             actix_rt::spawn(close(transport));
         }
     }
@@ -315,13 +325,11 @@ impl<T: Transport> Handler<Publish> for Lane<T> {
         let Some(transport) = self.transport.clone().filter(|_| !self.draining) else {
             return give_back(&self.wiring.router, job, T::LANE);
         };
-        // A record that may have been sent before goes alone: a system that tells messages by their ids knows it then.
-        let may_join = |job: &Job| matches!(&*job.records, [it] if !self.wiring.ledger.is_doubted(&it.record));
-        if transport.bundle_max() == 0 || !may_join(&job) {
+        if transport.bundle_max() == 0 || !self.may_join(&job) {
             return self.publish(transport, vec![job], ctx);
         }
         if self.gathered.is_empty() {
-            // It is read after what has come in by now.
+            // It is handled after all that lies in the mailbox by now.
             ctx.notify(Leave);
         }
         self.gathered.push(job);

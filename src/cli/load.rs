@@ -10,6 +10,7 @@ use crate::{
     load::{Load, Plan, Tally, records, report, target},
 };
 
+/// Short for who looks on, long for a load that has little to do.
 const PROGRESS_PERIOD: Duration = Duration::from_millis(500);
 
 #[derive(Debug, clap::Args)]

@@ -210,6 +210,9 @@ mod tests {
         ] {
             let target = parse(url).unwrap();
             assert_eq!((&*target.host, target.port), (host, port), "{url}");
+            let head = String::from_utf8(target.head()).unwrap();
+            assert!(head.starts_with(&format!("POST {path} HTTP/1.1\r\n")), "{url}: {head}");
+            assert!(head.ends_with(&format!("\r\nhost: {authority}\r\n")), "{url}: {head}");
             assert_eq!((target.authority, target.path), (authority.parse().unwrap(), path.parse().unwrap()), "{url}");
         }
         for url in ["node:8000", "127.0.0.1:8000", "/nats", "ftp://node/", "http://"] {

@@ -6,7 +6,8 @@
 
 use std::{io, sync::Arc, time::Duration};
 
-use bytes::{Buf as _, BytesMut};
+use bytes::{Buf, BytesMut};
+use futures_util::FutureExt as _;
 use httparse::{EMPTY_HEADER, Header, Response, Status};
 use hyper::StatusCode;
 use rustls::{ClientConfig, RootCertStore};
@@ -42,35 +43,37 @@ pub fn target(url: &str) -> Result<Target, String> {
 pub(super) struct Connection<'t> {
     target: &'t Target,
     /// How each request begins.
+    begin: Vec<u8>,
+    /// All of the present one but the record.
     head: Vec<u8>,
-    request: Vec<u8>,
-    open: Option<Open>,
+    kept: Option<Kept>,
 }
 
-struct Open {
+struct Kept {
     answers: Answers<ReadHalf<Box<dyn Socket>>>,
     requests: WriteHalf<Box<dyn Socket>>,
 }
 
 impl<'t> Connection<'t> {
     pub fn new(target: &'t Target) -> Self {
-        Self { target, head: target.head(), request: Vec::new(), open: None }
+        Self { target, begin: target.head(), head: Vec::new(), kept: None }
     }
 
     /// Posts `record`, under `key` if there is one, and reads the answer to its end.
     pub async fn post(&mut self, key: Option<&str>, record: &[u8]) -> Answer {
-        self.request.clear();
-        self.request.extend_from_slice(&self.head);
+        self.head.clear();
+        self.head.extend_from_slice(&self.begin);
         if let Some(key) = key {
-            self.request.extend_from_slice(format!("idempotency-key: {key}\r\n").as_bytes());
+            self.head.extend_from_slice(format!("idempotency-key: {key}\r\n").as_bytes());
         }
-        self.request.extend_from_slice(format!("content-length: {}\r\n\r\n", record.len()).as_bytes());
-        self.request.extend_from_slice(record);
+        self.head.extend_from_slice(format!("content-length: {}\r\n\r\n", record.len()).as_bytes());
         // Whatever cuts it short leaves no connection that is half through an answer.
-        let kept = self.open.take();
+        let mut kept = self.kept.take();
+        // What comes unasked is no answer to what is asked next (RFC 9112, 9.2).
+        kept.take_if(|kept| !kept.answers.are_silent());
         let exchange = async {
             if let Some(kept) = kept {
-                match self.exchange(kept).await {
+                match self.exchange(kept, record).await {
                     // The server may have closed it while it was idle: the key keeps a second try from being a second record.
                     Err(_) if key.is_some() => {}
                     answer => return answer.map_err(|why| why.to_string()),
@@ -78,18 +81,18 @@ impl<'t> Connection<'t> {
             }
             let socket = self.target.dial().await.map_err(|why| format!("cannot connect: {why}"))?;
             let (answers, requests) = split(socket);
-            let fresh = Open { answers: Answers { from: answers, read: BytesMut::new() }, requests };
-            self.exchange(fresh).await.map_err(|why| why.to_string())
+            let fresh = Kept { answers: Answers { from: answers, read: BytesMut::new() }, requests };
+            self.exchange(fresh, record).await.map_err(|why| why.to_string())
         };
         timeout(TIMEOUT, exchange).await.unwrap_or_else(|_| Err(format!("no answer within {TIMEOUT:?}")))
     }
 
-    async fn exchange(&mut self, mut open: Open) -> io::Result<StatusCode> {
+    async fn exchange(&mut self, mut open: Kept, record: &[u8]) -> io::Result<StatusCode> {
         let (status, is_kept) = {
             let answer = open.answers.next();
             tokio::pin!(answer);
             let send = async {
-                open.requests.write_all(&self.request).await?;
+                open.requests.write_all_buf(&mut Buf::chain(&*self.head, record)).await?;
                 open.requests.flush().await
             };
             tokio::select! {
@@ -105,7 +108,7 @@ impl<'t> Connection<'t> {
             }
         };
         if is_kept {
-            self.open = Some(open);
+            self.kept = Some(open);
         }
         Ok(status)
     }
@@ -132,9 +135,11 @@ impl<R: AsyncRead + Unpin> Answers<R> {
     async fn next(&mut self) -> io::Result<(StatusCode, bool)> {
         loop {
             let (status, length, is_kept) = self.part(head).await?;
-            // An interim answer: the one that counts comes after it.
-            if status.is_informational() {
-                continue;
+            match status {
+                StatusCode::SWITCHING_PROTOCOLS => return Err(invalid("another protocol, which nobody has asked for")),
+                // The one that counts comes after it.
+                _ if status.is_informational() => continue,
+                _ => {}
             }
             match length {
                 Length::Of(bytes) => self.skip(bytes).await?,
@@ -143,6 +148,11 @@ impl<R: AsyncRead + Unpin> Answers<R> {
             }
             return Ok((status, is_kept && length != Length::Open));
         }
+    }
+
+    /// Nothing has come since the last answer, not even the end.
+    fn are_silent(&mut self) -> bool {
+        self.read.is_empty() && self.more().now_or_never().is_none()
     }
 
     /// What `parse` makes of the next bytes, once it has as many as it needs.
@@ -163,8 +173,10 @@ impl<R: AsyncRead + Unpin> Answers<R> {
         loop {
             match self.part(chunk).await? {
                 0 => break,
-                // Its end of line follows.
-                bytes => self.skip(bytes.saturating_add(2)).await?,
+                bytes => self.skip(bytes).await?,
+            }
+            if self.part(line).await? > 0 {
+                return Err(invalid("a chunk is longer than it says"));
             }
         }
         // Trailers, up to an empty line.
@@ -214,20 +226,27 @@ fn head(read: &[u8]) -> io::Result<Option<(usize, (StatusCode, Length, bool))>> 
     let mut answer = Response::new(&mut headers);
     let Status::Complete(end) = answer.parse(read).map_err(invalid)? else { return Ok(None) };
     let status = StatusCode::from_u16(answer.code.unwrap_or_default()).map_err(invalid)?;
+    let values = |name| values(answer.headers, name);
     let length = match status {
         StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED => Length::Of(0),
-        _ => length(answer.headers)?,
+        _ => length(values("transfer-encoding").last(), values("content-length"))?,
     };
-    let is_last = values(answer.headers, "connection").any(|value| is_listed(value, "close"));
+    let is_last = values("connection").any(|value| is_listed(value, "close"))
+        // Somebody on the way may see another end.
+        || values("transfer-encoding").next().and(values("content-length").next()).is_some();
     Ok(Some((end, (status, length, answer.version == Some(1) && !is_last))))
 }
 
-fn length(headers: &[Header]) -> io::Result<Length> {
-    if let Some(coding) = values(headers, "transfer-encoding").last() {
+fn length<'h>(coding: Option<&[u8]>, lengths: impl Iterator<Item = &'h [u8]>) -> io::Result<Length> {
+    if let Some(coding) = coding {
         let last = coding.rsplit(|byte| *byte == b',').next().unwrap_or_default();
         return Ok(if is_listed(last, "chunked") { Length::Chunks } else { Length::Open });
     }
-    let mut lengths = values(headers, "content-length").map(|value| str::from_utf8(value).ok()?.parse().ok());
+    let mut lengths = lengths.map(|text| {
+        // A number may have no sign here.
+        let text = str::from_utf8(text).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()))?;
+        text.parse().ok()
+    });
     match lengths.next() {
         None => Ok(Length::Open),
         Some(Some(bytes)) if lengths.all(|other| other == Some(bytes)) => Ok(Length::Of(bytes)),
@@ -303,6 +322,13 @@ mod tests {
             ("HTTP/1.1 200 OK\r\ntransfer-encoding: gzip\r\n\r\n", vec![Ok((200, false))]),
             ("HTTP/1.1 200 OK\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n..", vec![Err(InvalidData)]),
             ("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nz\r\n", vec![Err(InvalidData)]),
+            ("HTTP/1.1 200 OK\r\ncontent-length: +1\r\n\r\n.", vec![Err(InvalidData)]),
+            ("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhello\r\n0\r\n\r\n", vec![Err(InvalidData)]),
+            (
+                "HTTP/1.1 200 OK\r\ncontent-length: 9\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+                vec![Ok((200, false))],
+            ),
+            ("HTTP/1.1 101 Switching\r\nupgrade: h2c\r\n\r\n", vec![Err(InvalidData)]),
             ("SSH-2.0-OpenSSH\r\n", vec![Err(InvalidData)]),
         ] {
             let goes_on = matches!(wanted[0], Ok((_, true)));
@@ -314,6 +340,24 @@ mod tests {
                 assert_eq!(answers(&bytes, together).await, wanted, "{bytes:?}, {together} bytes at a time");
             }
         }
+    }
+
+    #[tokio::test]
+    async fn a_connection_on_which_something_has_come_unasked_is_not_used_again() {
+        let (mut server, from) = duplex(100);
+        let mut answers = Answers { from, read: BytesMut::new() };
+        let ok = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+        server.write_all(ok.as_bytes()).await.unwrap();
+        answers.next().await.unwrap();
+        assert!(answers.are_silent());
+        server.write_all(b"HTTP/1.1 408 Late\r\n").await.unwrap();
+        assert!(!answers.are_silent());
+
+        let (server, from) = duplex(100);
+        let mut answers = Answers { from, read: BytesMut::new() };
+        assert!(answers.are_silent());
+        drop(server);
+        assert!(!answers.are_silent(), "it was closed");
     }
 
     #[tokio::test]
