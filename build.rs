@@ -13,13 +13,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     fs::write(out.join("waypost.bin"), descriptors.encode_to_vec())?;
     // A record's body is handed from the wire to the API without a copy.
     tonic_prost_build::configure().bytes(".waypost.v1.Record.body").compile_fds(descriptors)?;
-    if env::var("CARGO_CFG_TARGET_ENV").as_deref() == Ok("gnu") {
-        // What is hardly ever executed lies together, so that it is not brought into memory with what lies around it.
-        println!("cargo::rustc-link-arg-bins=-Wl,-z,keep-text-section-prefix");
-        if glibc().is_some_and(|version| version >= (2, 36)) {
-            // Else 0.8 MiB of relocations are read at each start, and stay in memory. Older loaders cannot read them packed.
-            println!("cargo::rustc-link-arg-bins=-Wl,-z,pack-relative-relocs");
-        }
+    if env::var("CARGO_CFG_TARGET_ENV").as_deref() == Ok("gnu") && glibc().is_some_and(|version| version >= (2, 36)) {
+        // Else 0.8 MiB of relocations are read at each start, and stay in memory. Older loaders cannot read them packed.
+        println!("cargo::rustc-link-arg-bins=-Wl,-z,pack-relative-relocs");
     }
     Ok(())
 }

@@ -536,7 +536,9 @@ async fn records_of_requests_that_are_here_together_travel_together_but_for_what
     });
     assert_eq!(submit(&from_disk, found.collect()).await, RECORDS as u64);
     let doubted = own();
-    doubted.iter().for_each(|record| ledger.doubted(record));
+    for record in &doubted {
+        ledger.doubted(record);
+    }
     assert_eq!(submit(&ingest, doubted).await, RECORDS as u64);
 
     let all = 1 + 4 * RECORDS;

@@ -91,13 +91,13 @@ impl<'t> Connection<'t> {
         let (status, is_kept) = {
             let answer = open.answers.next();
             tokio::pin!(answer);
-            let send = async {
+            let sending = async {
                 open.requests.write_all_buf(&mut Buf::chain(&*self.head, record)).await?;
                 open.requests.flush().await
             };
             tokio::select! {
                 biased;
-                sent = send => match (sent, answer.await) {
+                sent = sending => match (sent, answer.await) {
                     (Ok(()), answer) => answer?,
                     // Who does not want to read on may have said why.
                     (Err(_), Ok((status, _))) => (status, false),
@@ -121,6 +121,13 @@ struct Answers<R> {
     read: BytesMut,
 }
 
+struct Head {
+    status: StatusCode,
+    length: Length,
+    /// The connection outlives the answer.
+    goes_on: bool,
+}
+
 /// Where the body of an answer ends (RFC 9112, 6.3).
 #[derive(Debug, PartialEq, Eq)]
 enum Length {
@@ -134,7 +141,7 @@ impl<R: AsyncRead + Unpin> Answers<R> {
     /// The status of the next answer, once its body was read, and whether another may follow.
     async fn next(&mut self) -> io::Result<(StatusCode, bool)> {
         loop {
-            let (status, length, is_kept) = self.part(head).await?;
+            let Head { status, length, goes_on } = self.part(head).await?;
             match status {
                 StatusCode::SWITCHING_PROTOCOLS => return Err(invalid("another protocol, which nobody has asked for")),
                 // The one that counts comes after it.
@@ -146,7 +153,7 @@ impl<R: AsyncRead + Unpin> Answers<R> {
                 Length::Chunks => self.skip_chunks().await?,
                 Length::Open => self.skip_all().await?,
             }
-            return Ok((status, is_kept && length != Length::Open));
+            return Ok((status, goes_on && length != Length::Open));
         }
     }
 
@@ -156,7 +163,7 @@ impl<R: AsyncRead + Unpin> Answers<R> {
     }
 
     /// What `parse` makes of the next bytes, once it has as many as it needs.
-    async fn part<T>(&mut self, parse: impl Fn(&[u8]) -> io::Result<Option<(usize, T)>>) -> io::Result<T> {
+    async fn part<T>(&mut self, parse: impl Fn(&[u8]) -> Parsed<T>) -> io::Result<T> {
         loop {
             if let Some((length, part)) = parse(&self.read)? {
                 self.read.advance(length);
@@ -220,8 +227,10 @@ fn invalid(why: impl std::fmt::Display) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("not an answer in HTTP/1.1: {why}"))
 }
 
-/// The head of an answer: its status, where its body ends, and whether the connection outlives it.
-fn head(read: &[u8]) -> io::Result<Option<(usize, (StatusCode, Length, bool))>> {
+/// A part of an answer and how many bytes it takes; nothing while they are not all here.
+type Parsed<T> = io::Result<Option<(usize, T)>>;
+
+fn head(read: &[u8]) -> Parsed<Head> {
     let mut headers = [EMPTY_HEADER; HEADERS_MAX];
     let mut answer = Response::new(&mut headers);
     let Status::Complete(end) = answer.parse(read).map_err(invalid)? else { return Ok(None) };
@@ -234,7 +243,7 @@ fn head(read: &[u8]) -> io::Result<Option<(usize, (StatusCode, Length, bool))>> 
     let is_last = values("connection").any(|value| is_listed(value, "close"))
         // Somebody on the way may see another end.
         || values("transfer-encoding").next().and(values("content-length").next()).is_some();
-    Ok(Some((end, (status, length, answer.version == Some(1) && !is_last))))
+    Ok(Some((end, Head { status, length, goes_on: answer.version == Some(1) && !is_last })))
 }
 
 fn length<'h>(coding: Option<&[u8]>, lengths: impl Iterator<Item = &'h [u8]>) -> io::Result<Length> {
@@ -264,7 +273,7 @@ fn is_listed(list: &[u8], word: &str) -> bool {
 }
 
 /// The line before a chunk: its length, 0 after the last.
-fn chunk(read: &[u8]) -> io::Result<Option<(usize, u64)>> {
+fn chunk(read: &[u8]) -> Parsed<u64> {
     match httparse::parse_chunk_size(read).map_err(|_| invalid("a chunk has no length"))? {
         Status::Complete(chunk) => Ok(Some(chunk)),
         Status::Partial => Ok(None),
@@ -272,7 +281,8 @@ fn chunk(read: &[u8]) -> io::Result<Option<(usize, u64)>> {
 }
 
 /// How long the next line is without its end.
-fn line(read: &[u8]) -> io::Result<Option<(usize, usize)>> {
+#[expect(clippy::unnecessary_wraps, reason = "a part may be wrong")]
+fn line(read: &[u8]) -> Parsed<usize> {
     let end = memchr::memchr(b'\n', read);
     Ok(end.map(|end| (end + 1, read[..end].strip_suffix(b"\r").unwrap_or(&read[..end]).len())))
 }

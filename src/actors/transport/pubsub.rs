@@ -190,8 +190,7 @@ impl Pubsub {
     async fn open(settings: &Settings) -> Result<Self, TransportError> {
         let Settings { config, feed, known } = settings;
         let access = Access::new(config).await?;
-        let admin = Admin::new(&access, config).await?;
-        let declared = admin.declare().await?;
+        let (admin, declared) = Admin::declare(&access, config).await?;
         if declared.created {
             feed.distrust();
         }

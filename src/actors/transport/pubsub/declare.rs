@@ -1,6 +1,6 @@
 //! The topic and the subscription: created when absent, checked when there.
 
-use std::time::Duration;
+use std::{fmt::Display, time::Duration};
 
 use google_cloud_gax::{error::rpc::Code, retry_policy::NeverRetry};
 use google_cloud_pubsub::{
@@ -21,7 +21,6 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// One topic and one subscription, for administration.
 pub(super) struct Admin {
-    topics: TopicAdmin,
     subscriptions: SubscriptionAdmin,
     topic: String,
     subscription: String,
@@ -43,26 +42,6 @@ pub(super) enum Probe {
 }
 
 impl Admin {
-    pub async fn new(access: &Access, config: &config::Pubsub) -> Result<Self, TransportError> {
-        let failed = |e| TransportError::Connect(format!("client: {e}"));
-        let topics = TopicAdmin::builder()
-            .with_endpoint(&*access.endpoint)
-            .with_credentials(access.credentials.clone())
-            .with_retry_policy(NeverRetry)
-            .build();
-        let subscriptions = SubscriptionAdmin::builder()
-            .with_endpoint(&*access.endpoint)
-            .with_credentials(access.credentials.clone())
-            .with_retry_policy(NeverRetry)
-            .build();
-        Ok(Self {
-            topics: topics.await.map_err(failed)?,
-            subscriptions: subscriptions.await.map_err(failed)?,
-            topic: format!("projects/{}/topics/{}", config.project, config.topic),
-            subscription: format!("projects/{}/subscriptions/{}", config.project, config.subscription),
-        })
-    }
-
     pub fn topic(&self) -> &str {
         &self.topic
     }
@@ -75,21 +54,20 @@ impl Admin {
     ///
     /// # Errors
     /// When the service does not answer, or the subscription is one that would not bring every record here.
-    pub async fn declare(&self) -> Result<Declared, TransportError> {
-        let topic_failed = |e: Error| TransportError::Connect(format!("topic {}: {}", self.topic, describe(&e)));
-        let created_topic = match self.topics.get_topic().set_topic(&*self.topic).send().await {
-            Ok(_) => false,
-            Err(e) if is(&e, Code::NotFound) => match self.topics.create_topic().set_name(&*self.topic).send().await {
-                Ok(_) => true,
-                Err(e) if is(&e, Code::AlreadyExists) => false,
-                Err(e) => return Err(topic_failed(e)),
-            },
-            Err(e) => return Err(topic_failed(e)),
-        };
-        let failed = |why: String| TransportError::Connect(format!("subscription {}: {why}", self.subscription));
-        let (found, created_subscription) = self.subscribe().await.map_err(|e| failed(describe(&e)))?;
-        let warnings = check(&found, &self.topic).map_err(failed)?;
-        Ok(Declared { created: created_topic || created_subscription, warnings })
+    pub async fn declare(access: &Access, config: &config::Pubsub) -> Result<(Self, Declared), TransportError> {
+        let topic = format!("projects/{}/topics/{}", config.project, config.topic);
+        let created_topic = declare_topic(access, &topic).await?;
+        let subscriptions = SubscriptionAdmin::builder()
+            .with_endpoint(&*access.endpoint)
+            .with_credentials(access.credentials.clone())
+            .with_retry_policy(NeverRetry)
+            .build();
+        let subscription = format!("projects/{}/subscriptions/{}", config.project, config.subscription);
+        let admin = Self { subscriptions: subscriptions.await.map_err(client_failed)?, topic, subscription };
+        let failed = |why: String| TransportError::Connect(format!("subscription {}: {why}", admin.subscription));
+        let (found, created_subscription) = admin.subscribe().await.map_err(|e| failed(describe(&e)))?;
+        let warnings = check(&found, &admin.topic).map_err(failed)?;
+        Ok((admin, Declared { created: created_topic || created_subscription, warnings }))
     }
 
     /// The subscription as it is, and whether it was created for that.
@@ -125,6 +103,31 @@ impl Admin {
             Err(_) => Probe::Silent,
         }
     }
+}
+
+/// Whether it was absent. The client for topics ends here: each client has a copy of all roots of trust.
+async fn declare_topic(access: &Access, topic: &str) -> Result<bool, TransportError> {
+    let failed = |e: Error| TransportError::Connect(format!("topic {topic}: {}", describe(&e)));
+    let topics = TopicAdmin::builder()
+        .with_endpoint(&*access.endpoint)
+        .with_credentials(access.credentials.clone())
+        .with_retry_policy(NeverRetry)
+        .build();
+    let topics = topics.await.map_err(client_failed)?;
+    match topics.get_topic().set_topic(topic).send().await {
+        Ok(_) => return Ok(false),
+        Err(e) if is(&e, Code::NotFound) => {}
+        Err(e) => return Err(failed(e)),
+    }
+    match topics.create_topic().set_name(topic).send().await {
+        Ok(_) => Ok(true),
+        Err(e) if is(&e, Code::AlreadyExists) => Ok(false),
+        Err(e) => Err(failed(e)),
+    }
+}
+
+fn client_failed(why: impl Display) -> TransportError {
+    TransportError::Connect(format!("client: {why}"))
 }
 
 fn is(e: &Error, code: Code) -> bool {
