@@ -62,7 +62,7 @@ const LINGER: Duration = Duration::from_millis(10);
 /// The client sends acks every 100 ms and does not say when they have arrived: one period and a slow round trip.
 const FLUSH: Duration = Duration::from_millis(400);
 /// While nothing comes in, the subscription is looked up so often: an outage is otherwise hidden by the client's own retries.
-const PROBE_PERIOD: Duration = Duration::from_millis(1500);
+const PROBE_PERIOD: Duration = Duration::from_millis(2500);
 /// Two probes that fail, so far apart, are an outage.
 const PROBE_GAP: Duration = Duration::from_millis(300);
 
