@@ -15,6 +15,7 @@ use actix::{
     WrapFuture as _,
 };
 use futures_util::FutureExt as _;
+use smallvec::{SmallVec, smallvec};
 use tokio::{sync::Semaphore, time::timeout};
 use tracing::{debug, warn};
 
@@ -116,7 +117,7 @@ impl<T: Transport> Lane<T> {
     }
 
     /// Confirms the records of `jobs`.
-    fn publish(&self, transport: Rc<T>, jobs: Vec<Job>, ctx: &Context<Self>) {
+    fn publish(&self, transport: Rc<T>, jobs: SmallVec<[Job; 1]>, ctx: &Context<Self>) {
         let (wiring, confirmed) = (self.wiring.clone(), Rc::clone(&self.confirmed));
         let (underway, lane) = (self.publishing.begin(), ctx.address());
         actix_rt::spawn(async move {
@@ -138,7 +139,7 @@ impl<T: Transport> Lane<T> {
     fn leave(&mut self, ctx: &Context<Self>) {
         let mut gathered = mem::take(&mut self.gathered).into_iter();
         loop {
-            let jobs: Vec<_> = gathered.by_ref().take(GATHERED_MAX).collect();
+            let jobs: SmallVec<_> = gathered.by_ref().take(GATHERED_MAX).collect();
             match &self.transport {
                 _ if jobs.is_empty() => return,
                 Some(transport) => self.publish(Rc::clone(transport), jobs, ctx),
@@ -204,7 +205,7 @@ async fn pull<T: Transport>(transport: &T, wiring: &Wiring) -> TransportError {
 /// Confirms the records of `jobs`, and gives those that it cannot back to the router. The answer says why the lane cannot go on.
 async fn publish<T: Transport>(
     transport: &T,
-    jobs: Vec<Job>,
+    jobs: SmallVec<[Job; 1]>,
     wiring: &Wiring,
     confirmed: &Cell<Option<Instant>>,
 ) -> Option<Exit> {
@@ -214,7 +215,7 @@ async fn publish<T: Transport>(
     let patience = wiring.publish_timeout.saturating_sub(used_up).max(PUBLISH_MIN);
     let records =
         jobs.iter().flat_map(|job| job.records.iter().map(|promised| Owed { promised, on_disk: job.on_disk }));
-    let records: Vec<_> = records.collect();
+    let records: SmallVec<[_; 1]> = records.collect();
     let mut failure = None;
     let publishing = transport.publish_all(&records, |at, outcome| match outcome {
         Ok(()) => {
@@ -243,6 +244,7 @@ async fn publish<T: Transport>(
         });
     }
     let failure = failure?;
+    drop(records);
     for mut job in jobs {
         job.retain_unanswered();
         if job.records.is_empty() {
@@ -326,7 +328,7 @@ impl<T: Transport> Handler<Publish> for Lane<T> {
             return give_back(&self.wiring.router, job, T::LANE);
         };
         if transport.bundle_max() == 0 || !self.may_join(&job) {
-            return self.publish(transport, vec![job], ctx);
+            return self.publish(transport, smallvec![job], ctx);
         }
         if self.gathered.is_empty() {
             // It is handled after all that lies in the mailbox by now.
