@@ -119,17 +119,17 @@ pub struct Contest {
 fn main() {
     rustls::crypto::ring::default_provider().install_default().expect("no other was installed");
     let cli = Cli::parse();
-    if let Some(Role::Load(order)) = &cli.role {
-        return LocalRuntime::new().expect("a runtime").block_on(load::run(order));
+    match &cli.role {
+        Some(Role::Soak(plan)) => on_actors(soak(plan)),
+        Some(Role::Floor { lane, listen }) => on_actors(floor::run(lane, *listen)),
+        Some(Role::Api { listen }) => on_actors(api::run(*listen)),
+        Some(Role::Load(order)) => LocalRuntime::new().expect("a runtime").block_on(load::run(order)),
+        None => on_actors(compare(&cli)),
     }
-    actix_rt::System::new().block_on(async {
-        match &cli.role {
-            Some(Role::Soak(plan)) => soak(plan).await,
-            Some(Role::Floor { lane, listen }) => floor::run(lane, *listen).await,
-            Some(Role::Api { listen }) => api::run(*listen).await,
-            Some(Role::Load(_)) | None => compare(&cli).await,
-        }
-    });
+}
+
+fn on_actors(work: impl Future<Output = ()>) {
+    actix_rt::System::new().block_on(work);
 }
 
 async fn soak(plan: &soak::Plan) {

@@ -292,7 +292,7 @@ mod tests {
     use std::io::ErrorKind::{self, InvalidData, UnexpectedEof};
 
     use futures_util::future::join;
-    use tokio::io::duplex;
+    use tokio::{io::duplex, net::TcpListener};
 
     use super::*;
 
@@ -368,6 +368,27 @@ mod tests {
         assert!(answers.are_silent());
         drop(server);
         assert!(!answers.are_silent(), "it was closed");
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_nobody_asked_for_is_not_taken_for_that_of_the_next_record() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let target = target(&format!("http://{}/", listener.local_addr().unwrap())).unwrap();
+        let ok = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+        let serve = async {
+            let mut open = Vec::new();
+            for answer in [format!("{ok}HTTP/1.1 503 Late\r\ncontent-length: 0\r\n\r\n"), ok.to_owned()] {
+                let (mut connection, _) = listener.accept().await.unwrap();
+                connection.read_u8().await.unwrap();
+                connection.write_all(answer.as_bytes()).await.unwrap();
+                open.push(connection);
+            }
+            open
+        };
+        let mut user = Connection::new(&target);
+        let post = async { [user.post(None, b"{}").await, user.post(None, b"{}").await] };
+        let (_open, answers) = timeout(TIMEOUT, join(serve, post)).await.expect("a second connection");
+        assert_eq!(answers, [Ok(StatusCode::OK), Ok(StatusCode::OK)]);
     }
 
     #[tokio::test]
