@@ -1,7 +1,11 @@
 //! What happens to a record at either end of a lane: the [`Receipt`] that proves that it is safe, the [`Delivery`] that
 //! must be settled, and the classification of the API's answers.
 
-use std::{fmt, time::Duration};
+use std::{
+    fmt,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use tokio::{sync::broadcast, time::Instant};
@@ -191,7 +195,7 @@ impl fmt::Display for Answer {
 #[derive(Clone, Debug)]
 pub struct Passage {
     pub lane: LaneId,
-    pub id: std::sync::Arc<str>,
+    pub id: Arc<str>,
     /// The body that was POSTed, tag included.
     pub body: Bytes,
     pub status: u16,
@@ -199,12 +203,38 @@ pub struct Passage {
     pub at_ms: u64,
 }
 
-/// Where passages are announced. A watcher that is slow misses some; the records themselves do not wait for it.
-pub type Tap = broadcast::Sender<Passage>;
+/// How many passages a slow watcher may lag behind before it misses some.
+const TAP_LAG: usize = 1024;
+
+/// Where passages are announced. A watcher that is slow misses some; the records themselves do not wait for it. Clones are
+/// one tap.
+#[derive(Clone, Default)]
+pub struct Tap {
+    /// Absent until somebody watches: it has room for [`TAP_LAG`] passages from its beginning.
+    passages: Arc<OnceLock<broadcast::Sender<Passage>>>,
+}
+
+impl Tap {
+    /// What passes from now on.
+    #[must_use]
+    pub fn watch(&self) -> broadcast::Receiver<Passage> {
+        self.passages.get_or_init(|| broadcast::Sender::new(TAP_LAG)).subscribe()
+    }
+
+    /// Shows a passage to those who watch. It is made only if there are any.
+    pub fn show(&self, passage: impl FnOnce() -> Passage) {
+        if let Some(passages) = self.passages.get()
+            && passages.receiver_count() > 0
+        {
+            // The last watcher may have left since; passages are for watching only.
+            passages.send(passage()).ok();
+        }
+    }
+}
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Mutex};
+    use std::sync::Mutex;
 
     use super::*;
 
@@ -229,6 +259,22 @@ mod tests {
         let (delivery, verdicts) = self::delivery();
         drop(delivery);
         assert_eq!(*verdicts.lock().unwrap(), [Verdict::Unsettled]);
+    }
+
+    #[test]
+    fn a_passage_is_made_for_those_who_watch_and_for_nobody_else() {
+        let tap = Tap::default();
+        let passage = || {
+            let (id, body) = (Arc::from("1"), Bytes::from_static(b"{}"));
+            Passage { lane: LaneId::Nats, id, body, status: 201, at_ms: 5 }
+        };
+        let nobody = || unreachable!("nobody watches");
+        tap.show(nobody);
+        let mut watching = tap.clone().watch();
+        tap.show(passage);
+        assert_eq!(&*watching.try_recv().unwrap().id, "1");
+        drop(watching);
+        tap.show(nobody);
     }
 
     #[test]

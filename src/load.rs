@@ -25,7 +25,6 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval, sleep, sleep_until},
 };
 
-pub use self::connection::target;
 use self::connection::{Answer, Connection};
 use crate::{http::client::Target, record::Record};
 

@@ -13,10 +13,7 @@ use std::{
 
 use actix::{Actor as _, Addr};
 use actix_web::{App, HttpServer, dev::ServerHandle, web};
-use tokio::{
-    net::TcpSocket,
-    sync::{Semaphore, broadcast},
-};
+use tokio::{net::TcpSocket, sync::Semaphore};
 use tracing::{error, info, warn};
 
 use crate::{
@@ -37,7 +34,7 @@ use crate::{
     },
     breaker::Breaker,
     config::{Ack, Config},
-    delivery::LaneId,
+    delivery::{LaneId, Tap},
     http::{admin, api, ingest},
     keys::Keys,
     ledger::{self, Ledger},
@@ -50,8 +47,6 @@ const INGEST_DRAIN: Duration = Duration::from_secs(4);
 const ADMIN_DRAIN: Duration = Duration::from_secs(1);
 /// Connections that wait to be accepted.
 const BACKLOG: u32 = 1024;
-/// How many passages a slow watcher may lag behind before it misses some.
-const TAP_LAG: usize = 1024;
 
 /// A running node.
 pub struct Node {
@@ -139,7 +134,7 @@ impl Node {
         graph.push((ChildId::Feeder, Place::Here, start_feeder));
 
         // Router → lane → transport ══▶ lane → forwarder → API, once per lane.
-        let tap = broadcast::Sender::new(TAP_LAG);
+        let tap = Tap::default();
         let wiring = forwarder::Wiring {
             ledger: Arc::clone(&ledger),
             breaker: Arc::new(Breaker::default()),

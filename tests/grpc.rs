@@ -123,7 +123,7 @@ async fn watch_shows_what_passes_on_one_lane_and_ends_when_the_node_closes() {
     let mut passages = client.watch(WatchRequest { lane: "nats".into() }).await.unwrap().into_inner();
     for (lane, id) in [(LaneId::Grpc, "1"), (LaneId::Nats, "2")] {
         let body = Bytes::from_static(b"{}");
-        settings.tap.send(Passage { lane, id: id.into(), body, status: 201, at_ms: 5 }).unwrap();
+        settings.tap.show(|| Passage { lane, id: id.into(), body, status: 201, at_ms: 5 });
     }
     let passage = soon("a passage", passages.message()).await.unwrap().unwrap();
     assert_eq!((passage.id.as_str(), passage.lane.as_str(), passage.status), ("2", "nats", 201));

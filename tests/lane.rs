@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 use serde_json::value::RawValue;
 use tokio::{
-    sync::{Semaphore, broadcast},
+    sync::Semaphore,
     time::{Instant, timeout},
 };
 use waypost::{
@@ -29,7 +29,7 @@ use waypost::{
         },
     },
     config::{self, Policy},
-    delivery::{LaneId, Receipt},
+    delivery::{LaneId, Receipt, Tap},
     http::api,
     ledger::Ledger,
     record::{Origin, Record},
@@ -126,7 +126,7 @@ fn graph<T: Transport>(
             ledger: Arc::clone(&ledger),
             breaker: Arc::default(),
             spool,
-            tap: broadcast::Sender::new(1),
+            tap: Tap::default(),
             give_up_after,
             limits,
         };

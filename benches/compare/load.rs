@@ -5,7 +5,10 @@ use std::{cell::RefCell, fs, path::PathBuf, rc::Rc, time::Duration};
 use bytes::Bytes;
 use clap::Args;
 use tokio::time::Instant;
-use waypost::load::{Load, Plan, records, target};
+use waypost::{
+    http::client::Target,
+    load::{Load, Plan, records},
+};
 
 use super::api::{NUMBER, now_us};
 
@@ -45,7 +48,7 @@ pub async fn run(order: &Order) {
     let since = Rc::new(RefCell::new(vec![0u64; order.count.div_ceil(order.batch)]));
     let watched = Rc::clone(&since);
     let load = Load::new(
-        target(&order.host).expect("a URL"),
+        Target::public(&order.host).expect("a URL"),
         Plan {
             records: requests.collect(),
             passes: 1,

@@ -2,8 +2,8 @@
 
 use std::{process::ExitCode, sync::Arc, time::Duration};
 
-use awc::http::Uri;
-use tokio::{net::TcpStream, sync::broadcast, time::timeout};
+use hyper::Uri;
+use tokio::{net::TcpStream, time::timeout};
 
 use super::NodeArgs;
 use crate::{
@@ -13,6 +13,7 @@ use crate::{
         pubsub, rabbitmq,
     },
     config::{self, Config},
+    delivery::Tap,
     record::Record,
     spool::Spool,
 };
@@ -81,7 +82,7 @@ async fn connect_grpc(lane: config::Grpc, config: &Config) -> Result<String, Str
     let folder = tempfile::tempdir().map_err(|why| why.to_string())?;
     let settings = grpc::Settings {
         config: lane,
-        tap: broadcast::Sender::new(1),
+        tap: Tap::default(),
         schema: config.ingest.schema,
         run: Record::new_id(),
         spool: Spool::open(folder.path(), config.spool.max).map_err(|why| why.to_string())?,

@@ -1,12 +1,15 @@
 //! `waypost dead`: the dead letters of a running node.
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 
-use awc::{Client, ClientRequest, error::SendRequestError};
 use clap::Subcommand;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tokio::time::timeout;
 
+use crate::http::client::Target;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest list that is read.
 const ANSWER_MAX: usize = 1 << 30;
 
@@ -54,13 +57,10 @@ impl Selection {
 
 /// Lists, replays or drops.
 pub async fn dead(args: Args) -> ExitCode {
-    let url = |path: &str| format!("{}/api/dead{path}", args.admin.trim_end_matches('/'));
-    // A long replay takes its time.
-    let client = Client::builder().disable_timeout().finish();
     let answer = match &args.action {
-        Action::List { limit } => ask(client.get(url(&format!("?limit={limit}"))), None).await,
-        Action::Replay(which) => ask(client.post(url("/replay")), Some(which.body())).await,
-        Action::Drop(which) => ask(client.post(url("/drop")), Some(which.body())).await,
+        Action::List { limit } => ask(&args.admin, &format!("?limit={limit}"), None).await,
+        Action::Replay(which) => ask(&args.admin, "/replay", Some(which.body())).await,
+        Action::Drop(which) => ask(&args.admin, "/drop", Some(which.body())).await,
     };
     match answer {
         Ok(answer) if args.json => println!("{answer}"),
@@ -77,14 +77,27 @@ pub async fn dead(args: Args) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-async fn ask(request: ClientRequest, body: Option<Value>) -> Result<Value, String> {
-    let sent: Result<_, SendRequestError> = match body {
-        Some(body) => request.send_json(&body).await,
-        None => request.send().await,
+/// What the node answers to a POST of `body`, or to a GET.
+async fn ask(admin: &str, path: &str, body: Option<Value>) -> Result<Value, String> {
+    let target = Target::public(&format!("{}/api/dead{path}", admin.trim_end_matches('/')))?;
+    let request = match body {
+        Some(body) => target.post(body.to_string().into(), None).map_err(|why| why.to_string())?,
+        None => target.get(),
     };
-    let mut response = sent.map_err(|why| why.to_string())?;
+    let connected = timeout(CONNECT_TIMEOUT, target.open()).await;
+    let mut connection =
+        connected.map_err(|_| format!("no answer within {CONNECT_TIMEOUT:?}"))?.map_err(|why| why.to_string())?;
+    // A long replay takes its time.
+    let mut response = connection.send(request).await.map_err(|why| why.to_string())?;
     let status = response.status();
-    let answer: Value = response.json().limit(ANSWER_MAX).await.map_err(|why| format!("status {status}, {why}"))?;
+    let mut answer = Vec::new();
+    while let Some(piece) = connection.read(response.body_mut()).await {
+        answer.extend_from_slice(&piece.map_err(|why| format!("status {status}, {why}"))?);
+        if answer.len() > ANSWER_MAX {
+            return Err(format!("status {status}, an answer of more than {ANSWER_MAX} bytes"));
+        }
+    }
+    let answer: Value = serde_json::from_slice(&answer).map_err(|why| format!("status {status}, {why}"))?;
     if status.is_success() {
         return Ok(answer);
     }

@@ -11,7 +11,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use awc::http::StatusCode;
 use bytes::Bytes;
 use futures_util::future::join_all;
 use serde_json::json;
@@ -19,8 +18,9 @@ use serde_json::json;
 use super::{NodeArgs, USAGE, progress::Progress, run::stop_signal};
 use crate::{
     actors::supervisor::{ChildId, Snapshot, State},
-    config::Config,
-    delivery::LaneId,
+    config::{self, Config},
+    delivery::{Answer, LaneId},
+    http::api::{self, Api, ApiError},
     load,
     node::Node,
     record::Record,
@@ -107,7 +107,7 @@ async fn play(mut config: Config, records: Vec<Bytes>, args: &Args) -> Result<bo
     }
     let progress = Progress::new(total, "records taken");
     let began = Instant::now();
-    let refused = replay(node.ingest, records, &progress).await;
+    let refused = replay(node.ingest, records, &progress).await?;
     let balanced = refused == 0 && settled(&node, &sink, total, &progress).await;
     let elapsed = began.elapsed();
     progress.end();
@@ -160,39 +160,32 @@ async fn lanes_up(node: &Node) -> bool {
 }
 
 /// Posts each record once, trying again where the node asks for it. Returns how many were not taken.
-async fn replay(node: SocketAddr, records: Vec<Bytes>, progress: &Progress) -> u64 {
-    let url = format!("http://{node}/");
+async fn replay(node: SocketAddr, records: Vec<Bytes>, progress: &Progress) -> Result<u64, ApiError> {
+    // The node takes a record as an API does, but for the status.
+    let node = api::Settings::read(&config::Api { url: format!("http://{node}/"), ..config::Api::default() })?;
     let left = Rc::new(RefCell::new(records.into_iter()));
     let users = (0..USERS).map(|_| async {
-        let client = awc::Client::default();
+        let node = Api::new(&node);
         let mut refused = 0;
         loop {
             let Some(record) = left.borrow_mut().next() else { return refused };
-            if !taken(&client, &url, &Record::new_id(), record).await {
+            if !taken(&node, &Record::new_id(), record).await {
                 refused += 1;
             }
             progress.one_more();
         }
     });
-    join_all(users).await.into_iter().sum()
+    Ok(join_all(users).await.into_iter().sum())
 }
 
 /// Tries under one id, so that the API keeps a record once however often it goes.
-async fn taken(client: &awc::Client, url: &str, id: &str, record: Bytes) -> bool {
+async fn taken(node: &Api, id: &str, record: Bytes) -> bool {
     let deadline = Instant::now() + BALANCE_PATIENCE;
     loop {
-        match client.post(url).insert_header(("Idempotency-Key", id)).send_body(record.clone()).await {
-            Ok(mut answer) => {
-                // Read to its end, so that the connection serves the next record.
-                let read = answer.body().await;
-                match answer.status() {
-                    StatusCode::ACCEPTED => return read.is_ok(),
-                    StatusCode::SERVICE_UNAVAILABLE if Instant::now() < deadline => {}
-                    _ => return false,
-                }
-            }
-            Err(_) if Instant::now() < deadline => {}
-            Err(_) => return false,
+        match node.post(record.clone(), id, None).await {
+            Answer::Status { status: 202, .. } => return true,
+            Answer::Status { status: 503, .. } | Answer::NoAnswer(_) if Instant::now() < deadline => {}
+            _ => return false,
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
     }

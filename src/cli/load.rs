@@ -7,7 +7,7 @@ use tokio::{runtime::LocalRuntime, time::interval};
 use super::{USAGE, demo::TRAFFIC, progress::Progress, run::stop_signal};
 use crate::{
     http::client::Target,
-    load::{Load, Plan, Tally, records, report, target},
+    load::{Load, Plan, Tally, records, report},
 };
 
 /// Short for who looks on, long for a load that has little to do.
@@ -136,7 +136,7 @@ fn plan(args: &Args) -> Result<(Target, Plan), String> {
         keyed: true,
         watch: None,
     };
-    Ok((target(&args.host)?, plan))
+    Ok((Target::public(&args.host)?, plan))
 }
 
 fn print(tally: &Tally) {

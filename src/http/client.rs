@@ -13,7 +13,7 @@ use hyper::{
     header::{self, HeaderName, HeaderValue, InvalidHeaderValue},
 };
 use hyper_util::rt::TokioIo;
-use rustls::{ClientConfig, pki_types::ServerName};
+use rustls::{ClientConfig, RootCertStore, pki_types::ServerName};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
@@ -36,6 +36,17 @@ pub struct Target {
 }
 
 impl Target {
+    /// Reads `url`, and trusts the public roots if it is one of HTTPS.
+    ///
+    /// # Errors
+    /// When `url` is no `http://` or `https://` URL.
+    pub fn public(url: &str) -> Result<Self, String> {
+        Self::parse(url, || {
+            let roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+            Arc::new(ClientConfig::builder().with_root_certificates(roots).with_no_client_auth())
+        })
+    }
+
     /// Reads `url`; `tls` is asked for if it is one of HTTPS.
     ///
     /// # Errors
@@ -62,17 +73,26 @@ impl Target {
         })
     }
 
+    /// A GET.
+    #[must_use]
+    pub fn get(&self) -> Request<Full<Bytes>> {
+        let mut request = Request::new(Full::default());
+        *request.uri_mut() = self.path.clone();
+        let headers = request.headers_mut();
+        headers.insert(header::HOST, self.authority.clone());
+        headers.insert(header::USER_AGENT, HeaderValue::from_static(USER_AGENT));
+        request
+    }
+
     /// A POST of JSON, under `key` if there is one.
     ///
     /// # Errors
     /// When the key cannot be a header.
     pub fn post(&self, body: Bytes, key: Option<&str>) -> Result<Request<Full<Bytes>>, InvalidHeaderValue> {
-        let mut request = Request::new(Full::new(body));
+        let mut request = self.get();
         *request.method_mut() = Method::POST;
-        *request.uri_mut() = self.path.clone();
+        *request.body_mut() = Full::new(body);
         let headers = request.headers_mut();
-        headers.insert(header::HOST, self.authority.clone());
-        headers.insert(header::USER_AGENT, HeaderValue::from_static(USER_AGENT));
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         if let Some(key) = key {
             headers.insert(IDEMPOTENCY_KEY, key.parse()?);
@@ -218,11 +238,8 @@ mod tests {
         for url in ["node:8000", "127.0.0.1:8000", "/nats", "ftp://node/", "http://"] {
             parse(url).expect_err(url);
         }
-        let roots = || {
-            Arc::new(
-                ClientConfig::builder().with_root_certificates(rustls::RootCertStore::empty()).with_no_client_auth(),
-            )
-        };
+        let roots =
+            || Arc::new(ClientConfig::builder().with_root_certificates(RootCertStore::empty()).with_no_client_auth());
         let target = Target::parse("https://node.example", roots).unwrap();
         assert_eq!((target.port, target.tls.is_some()), (443, true));
     }

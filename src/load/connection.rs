@@ -4,13 +4,12 @@
 //! that waits between two records finds nothing of a client library in the processor's caches, and the library then costs more than
 //! the kernel.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, time::Duration};
 
 use bytes::{Buf, BytesMut};
 use futures_util::FutureExt as _;
 use httparse::{EMPTY_HEADER, Header, Response, Status};
 use hyper::StatusCode;
-use rustls::{ClientConfig, RootCertStore};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf, split},
     time::timeout,
@@ -28,17 +27,6 @@ const HEADERS_MAX: usize = 100;
 
 /// The status, or why there was none.
 pub(super) type Answer = Result<StatusCode, String>;
-
-/// Where records are posted.
-///
-/// # Errors
-/// When `url` is no `http://` or `https://` URL.
-pub fn target(url: &str) -> Result<Target, String> {
-    Target::parse(url, || {
-        let roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
-        Arc::new(ClientConfig::builder().with_root_certificates(roots).with_no_client_auth())
-    })
-}
 
 pub(super) struct Connection<'t> {
     target: &'t Target,
@@ -373,7 +361,7 @@ mod tests {
     #[tokio::test]
     async fn an_answer_that_nobody_asked_for_is_not_taken_for_that_of_the_next_record() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let target = target(&format!("http://{}/", listener.local_addr().unwrap())).unwrap();
+        let target = Target::public(&format!("http://{}/", listener.local_addr().unwrap())).unwrap();
         let ok = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
         let serve = async {
             let mut open = Vec::new();

@@ -12,7 +12,6 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::sync::broadcast;
 use tonic::transport::Channel;
 use waypost::{
     actors::transport::{
@@ -20,6 +19,7 @@ use waypost::{
         grpc::{Grpc, Settings},
     },
     config,
+    delivery::Tap,
     proto::{self, waypost_client::WaypostClient},
     record::{Origin, Record, Schema},
 };
@@ -57,7 +57,7 @@ pub fn settings_at(port: u16) -> Settings {
     let (spool, _) = spool();
     Settings {
         config,
-        tap: broadcast::Sender::new(64),
+        tap: Tap::default(),
         schema: Schema::Any,
         run: Arc::from("this run"),
         spool,

@@ -137,7 +137,7 @@ impl Waypost for Service {
                 None => return Err(Status::invalid_argument(format!("no lane is named {name:?}"))),
             },
         };
-        let passages = stream::unfold(self.tap.subscribe(), move |mut tap| async move {
+        let passages = stream::unfold(self.tap.watch(), move |mut tap| async move {
             loop {
                 match tap.recv().await {
                     Ok(passage) if lane.is_none_or(|lane| lane == passage.lane) => {
