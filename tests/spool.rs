@@ -220,31 +220,31 @@ async fn a_feeder_that_panics_is_started_again_and_leaves_nothing_behind() {
 #[actix_rt::test]
 async fn the_command_line_lists_replays_and_drops_dead_letters() {
     let (api, node) = refusing().await;
-    let dead = async |arguments: &[&str]| {
+    let dead = async |admin: &str, arguments: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_waypost"));
-        command.arg("dead").args(arguments).args(["--admin", &format!("http://127.0.0.1:{}", node.admin)]);
+        command.arg("dead").args(arguments).args(["--admin", admin]);
         let output = tokio::task::spawn_blocking(move || command.output()).await.unwrap().expect("it runs");
         let text = |bytes| String::from_utf8(bytes).expect("text");
         (output.status.code(), text(output.stdout), text(output.stderr))
     };
-    let (code, table, _) = dead(&["list"]).await;
+    let admin = &*format!("http://127.0.0.1:{}", node.admin);
+    let (code, table, _) = dead(admin, &["list"]).await;
     assert_eq!(code, Some(0));
     assert!(table.contains("a-0") && table.contains("422") && table.contains("3 dead letters"), "{table}");
-    let (_, list, _) = dead(&["list", "--json", "--limit", "2"]).await;
+    let (_, list, _) = dead(admin, &["list", "--json", "--limit", "2"]).await;
     assert_eq!(serde_json::from_str::<Value>(&list).unwrap()["dead"].as_array().unwrap().len(), 2);
-    assert_eq!(dead(&["replay"]).await.0, Some(2), "neither ids nor --all");
-    assert_eq!(dead(&["drop", "a-0"]).await.1, "1 dropped\n");
+    assert_eq!(dead(admin, &["replay"]).await.0, Some(2), "neither ids nor --all");
+    assert_eq!(dead(admin, &["drop", "a-0"]).await.1, "1 dropped\n");
     api.behave(|_, _| Conduct::Answer(200));
-    assert_eq!(dead(&["replay", "--all"]).await.1, "2 replayed\n");
+    assert_eq!(dead(admin, &["replay", "--all"]).await.1, "2 replayed\n");
     eventually("both arrive", PATIENCE, async || (api.taken().len() == 2).then_some(())).await;
-    let (code, why) = {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_waypost"));
-        command.args(["dead", "list", "--admin", "http://127.0.0.1:9"]);
-        let output = tokio::task::spawn_blocking(move || command.output()).await.unwrap().expect("it runs");
-        (output.status.code(), String::from_utf8(output.stderr).expect("text"))
-    };
-    assert_eq!(code, Some(1));
-    assert!(why.contains("http://127.0.0.1:9"), "{why}");
+    // Not a node, and nobody.
+    api.behave(|_, _| Conduct::Answer(502));
+    for (admin, why) in [(&*api.url(), "status 502 Bad Gateway\n"), ("http://127.0.0.1:9", "cannot connect")] {
+        let (code, _, told) = dead(admin, &["drop", "--all"]).await;
+        assert_eq!(code, Some(1), "{told}");
+        assert!(told.contains(admin) && told.contains(why), "{told}");
+    }
 }
 
 #[actix_rt::test]

@@ -85,8 +85,8 @@ async fn ask(admin: &str, path: &str, body: Option<Value>) -> Result<Value, Stri
         None => target.get(),
     };
     let connected = timeout(CONNECT_TIMEOUT, target.open()).await;
-    let mut connection =
-        connected.map_err(|_| format!("no answer within {CONNECT_TIMEOUT:?}"))?.map_err(|why| why.to_string())?;
+    let connected = connected.map_err(|_| format!("cannot connect within {CONNECT_TIMEOUT:?}"))?;
+    let mut connection = connected.map_err(|why| why.to_string())?;
     // A long replay takes its time.
     let mut response = connection.send(request).await.map_err(|why| why.to_string())?;
     let status = response.status();
@@ -97,11 +97,13 @@ async fn ask(admin: &str, path: &str, body: Option<Value>) -> Result<Value, Stri
             return Err(format!("status {status}, an answer of more than {ANSWER_MAX} bytes"));
         }
     }
-    let answer: Value = serde_json::from_slice(&answer).map_err(|why| format!("status {status}, {why}"))?;
+    let answer = serde_json::from_slice::<Value>(&answer);
     if status.is_success() {
-        return Ok(answer);
+        return answer.map_err(|why| format!("status {status}, which is no node's: {why}"));
     }
-    Err(answer["detail"].as_str().map_or_else(|| format!("status {status}"), ToOwned::to_owned))
+    // What stands before a node may refuse in another form.
+    let detail = answer.as_ref().ok().and_then(|answer| answer["detail"].as_str());
+    Err(detail.map_or_else(|| format!("status {status}"), ToOwned::to_owned))
 }
 
 fn show(answer: &Value) {

@@ -20,7 +20,7 @@ use crate::{
     actors::supervisor::{ChildId, Snapshot, State},
     config::{self, Config},
     delivery::{Answer, LaneId},
-    http::api::{self, Api, ApiError},
+    http::api::{self, Api},
     load,
     node::Node,
     record::Record,
@@ -102,12 +102,14 @@ async fn play(mut config: Config, records: Vec<Bytes>, args: &Args) -> Result<bo
     grpc.listen = free_or_any(grpc.listen);
 
     let node = Node::start(&config)?;
+    // It takes a record as an API does, but for the status.
+    let door = api::Settings::read(&config::Api { url: format!("http://{}/", node.ingest), ..config::Api::default() })?;
     if !lanes_up(&node).await {
         eprintln!("waypost: not every lane is up after {LANES_PATIENCE:?}; see http://{}/api/status", node.admin);
     }
     let progress = Progress::new(total, "records taken");
     let began = Instant::now();
-    let refused = replay(node.ingest, records, &progress).await?;
+    let refused = replay(&door, records, &progress).await;
     let balanced = refused == 0 && settled(&node, &sink, total, &progress).await;
     let elapsed = began.elapsed();
     progress.end();
@@ -160,12 +162,10 @@ async fn lanes_up(node: &Node) -> bool {
 }
 
 /// Posts each record once, trying again where the node asks for it. Returns how many were not taken.
-async fn replay(node: SocketAddr, records: Vec<Bytes>, progress: &Progress) -> Result<u64, ApiError> {
-    // The node takes a record as an API does, but for the status.
-    let node = api::Settings::read(&config::Api { url: format!("http://{node}/"), ..config::Api::default() })?;
+async fn replay(door: &api::Settings, records: Vec<Bytes>, progress: &Progress) -> u64 {
     let left = Rc::new(RefCell::new(records.into_iter()));
     let users = (0..USERS).map(|_| async {
-        let node = Api::new(&node);
+        let node = Api::new(door);
         let mut refused = 0;
         loop {
             let Some(record) = left.borrow_mut().next() else { return refused };
@@ -175,7 +175,7 @@ async fn replay(node: SocketAddr, records: Vec<Bytes>, progress: &Progress) -> R
             progress.one_more();
         }
     });
-    Ok(join_all(users).await.into_iter().sum())
+    join_all(users).await.into_iter().sum()
 }
 
 /// Tries under one id, so that the API keeps a record once however often it goes.

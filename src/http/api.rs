@@ -9,10 +9,10 @@ use hyper::{
     body::Incoming,
     header::{self, HeaderName, HeaderValue},
 };
-use rustls::{ClientConfig, RootCertStore, pki_types::CertificateDer, pki_types::pem::PemObject as _};
+use rustls::{ClientConfig, pki_types::CertificateDer, pki_types::pem::PemObject as _};
 use tokio::time::{Instant, timeout_at};
 
-use super::client::{Connection, Failure, Target};
+use super::client::{Connection, Failure, Target, public_roots};
 use crate::{config, delivery::Answer};
 
 /// A kept-alive connection that has rested for longer is not used again, and closed at the next POST. Servers close theirs after
@@ -71,7 +71,7 @@ fn bearer(file: &Path) -> Result<HeaderValue, ApiError> {
 
 /// Trusts the public roots, and the certificates in `ca_file`.
 fn tls(ca_file: Option<&Path>) -> Result<ClientConfig, ApiError> {
-    let mut roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+    let mut roots = public_roots();
     if let Some(file) = ca_file {
         let certificates = CertificateDer::pem_file_iter(file).map_err(|why| unusable(file, why))?;
         let public = roots.len();

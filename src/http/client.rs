@@ -1,4 +1,4 @@
-//! One kept-alive HTTP/1.1 connection: what records are POSTed through.
+//! One kept-alive HTTP/1.1 connection: what records are POSTed through, and what a node is asked through.
 //!
 //! Whoever waits for an answer does the connection's work meanwhile, so that an answer wakes one task and not two.
 
@@ -42,8 +42,7 @@ impl Target {
     /// When `url` is no `http://` or `https://` URL.
     pub fn public(url: &str) -> Result<Self, String> {
         Self::parse(url, || {
-            let roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
-            Arc::new(ClientConfig::builder().with_root_certificates(roots).with_no_client_auth())
+            Arc::new(ClientConfig::builder().with_root_certificates(public_roots()).with_no_client_auth())
         })
     }
 
@@ -133,6 +132,10 @@ impl Target {
             }
         })
     }
+}
+
+pub(super) fn public_roots() -> RootCertStore {
+    RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() }
 }
 
 type Work = http1::Connection<TokioIo<Box<dyn Socket>>, Full<Bytes>>;

@@ -1,4 +1,4 @@
-//! HTTP on either side: ingest and admin serve, `api` posts.
+//! HTTP on either side: ingest and admin serve, `api` posts, and `client` is what it and the commands ask through.
 
 pub mod admin;
 pub mod api;
