@@ -48,7 +48,7 @@ pub async fn run(order: &Order) {
     let since = Rc::new(RefCell::new(vec![0u64; order.count.div_ceil(order.batch)]));
     let watched = Rc::clone(&since);
     let load = Load::new(
-        Target::public(&order.host).expect("a URL"),
+        Target::with_public_roots(&order.host).expect("a URL"),
         Plan {
             records: requests.collect(),
             passes: 1,

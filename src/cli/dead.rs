@@ -79,7 +79,7 @@ pub async fn dead(args: Args) -> ExitCode {
 
 /// What the node answers to a POST of `body`, or to a GET.
 async fn ask(admin: &str, path: &str, body: Option<Value>) -> Result<Value, String> {
-    let target = Target::public(&format!("{}/api/dead{path}", admin.trim_end_matches('/')))?;
+    let target = Target::with_public_roots(&format!("{}/api/dead{path}", admin.trim_end_matches('/')))?;
     let request = match body {
         Some(body) => target.post(body.to_string().into(), None).map_err(|why| why.to_string())?,
         None => target.get(),

@@ -103,13 +103,14 @@ async fn play(mut config: Config, records: Vec<Bytes>, args: &Args) -> Result<bo
 
     let node = Node::start(&config)?;
     // It takes a record as an API does, but for the status.
-    let door = api::Settings::read(&config::Api { url: format!("http://{}/", node.ingest), ..config::Api::default() })?;
+    let ingest =
+        api::Settings::read(&config::Api { url: format!("http://{}/", node.ingest), ..config::Api::default() })?;
     if !lanes_up(&node).await {
         eprintln!("waypost: not every lane is up after {LANES_PATIENCE:?}; see http://{}/api/status", node.admin);
     }
     let progress = Progress::new(total, "records taken");
     let began = Instant::now();
-    let refused = replay(&door, records, &progress).await;
+    let refused = replay(&ingest, records, &progress).await;
     let balanced = refused == 0 && settled(&node, &sink, total, &progress).await;
     let elapsed = began.elapsed();
     progress.end();
@@ -162,10 +163,10 @@ async fn lanes_up(node: &Node) -> bool {
 }
 
 /// Posts each record once, trying again where the node asks for it. Returns how many were not taken.
-async fn replay(door: &api::Settings, records: Vec<Bytes>, progress: &Progress) -> u64 {
+async fn replay(ingest: &api::Settings, records: Vec<Bytes>, progress: &Progress) -> u64 {
     let left = Rc::new(RefCell::new(records.into_iter()));
     let users = (0..USERS).map(|_| async {
-        let node = Api::new(door);
+        let node = Api::new(ingest);
         let mut refused = 0;
         loop {
             let Some(record) = left.borrow_mut().next() else { return refused };

@@ -136,7 +136,7 @@ fn plan(args: &Args) -> Result<(Target, Plan), String> {
         keyed: true,
         watch: None,
     };
-    Ok((Target::public(&args.host)?, plan))
+    Ok((Target::with_public_roots(&args.host)?, plan))
 }
 
 fn print(tally: &Tally) {

@@ -40,7 +40,7 @@ impl Target {
     ///
     /// # Errors
     /// When `url` is no `http://` or `https://` URL.
-    pub fn public(url: &str) -> Result<Self, String> {
+    pub fn with_public_roots(url: &str) -> Result<Self, String> {
         Self::parse(url, || {
             Arc::new(ClientConfig::builder().with_root_certificates(public_roots()).with_no_client_auth())
         })

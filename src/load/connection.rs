@@ -361,7 +361,7 @@ mod tests {
     #[tokio::test]
     async fn an_answer_that_nobody_asked_for_is_not_taken_for_that_of_the_next_record() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let target = Target::public(&format!("http://{}/", listener.local_addr().unwrap())).unwrap();
+        let target = Target::with_public_roots(&format!("http://{}/", listener.local_addr().unwrap())).unwrap();
         let ok = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
         let serve = async {
             let mut open = Vec::new();
