@@ -7,29 +7,37 @@
 //! All users share one thread; each has one connection.
 
 mod connection;
+mod reactor;
 pub mod report;
 
 use std::{
     cell::{Cell, Ref, RefCell},
     collections::BTreeMap,
+    io,
     ops::Range,
-    rc::Rc,
-    time::Duration,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use hdrhistogram::Histogram;
 use serde_json::{Value, json, value::RawValue};
-use tokio::{
-    task::JoinSet,
-    time::{Instant, MissedTickBehavior, interval, sleep, sleep_until},
-};
 
-use self::connection::{Answer, Connection};
+use self::{
+    connection::{Answer, Connection, Server},
+    reactor::Reactor,
+};
 use crate::{http::client::Target, record::Record};
 
 /// The grain of a timer. Whoever slept until a record was due is not late by that much.
 const TIMER_GRAIN: Duration = Duration::from_millis(2);
+/// A request that takes longer has failed.
+const TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a user that got no answer waits at least: who cannot connect would not let others run.
+const PAUSE: Duration = Duration::from_millis(1);
 /// How many kinds of failure are told apart; the rest is one more.
 const KINDS_MAX: usize = 20;
 const SAMPLE_PERIOD: Duration = Duration::from_secs(1);
@@ -97,7 +105,7 @@ pub struct Load {
     /// Makes each record's key unique among all loads.
     run: String,
     next: Cell<usize>,
-    stopped: Cell<bool>,
+    stopped: Arc<AtomicBool>,
     tally: RefCell<Tally>,
 }
 
@@ -109,15 +117,15 @@ struct Turn {
 
 impl Load {
     #[must_use]
-    pub fn new(target: Target, plan: Plan) -> Rc<Self> {
-        Rc::new(Self {
+    pub fn new(target: Target, plan: Plan) -> Self {
+        Self {
             target,
             plan,
             run: Record::new_id().to_string(),
             next: Cell::default(),
-            stopped: Cell::default(),
+            stopped: Arc::default(),
             tally: RefCell::new(Tally::new()),
-        })
+        }
     }
 
     /// How many records are posted if nothing stops it.
@@ -131,62 +139,65 @@ impl Load {
         self.tally.borrow()
     }
 
-    /// No user posts another record. Those under way are answered first.
-    pub fn stop(&self) {
-        self.stopped.set(true);
+    /// Once it is set, no user posts another record. Those under way are answered first.
+    #[must_use]
+    pub fn stopped(&self) -> &Arc<AtomicBool> {
+        &self.stopped
     }
 
-    /// Ends when each record was posted, or the load was stopped. To be run where tasks of one thread can be spawned; on a
-    /// [`tokio::runtime::LocalRuntime`] an answer wakes its user and nobody else.
-    pub async fn run(self: &Rc<Self>) {
+    /// Ends when each record was posted, or the load was stopped. `tick` is given the counts each second.
+    ///
+    /// # Errors
+    /// When the server's name is not known, or the kernel has no descriptor left.
+    pub fn run(&self, mut tick: impl FnMut(&Tally)) -> io::Result<()> {
+        let reactor = Reactor::new(self.plan.users, Arc::clone(&self.stopped))?;
+        let server = Server::find(&self.target, &reactor)?;
         let began = Instant::now();
-        let mut users = JoinSet::new();
-        for number in 0..self.plan.users {
-            users.spawn_local(Rc::clone(self).user(number, began));
-        }
-        let users = users.join_all();
-        tokio::pin!(users);
-        let mut seconds = interval(SAMPLE_PERIOD);
-        seconds.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        seconds.tick().await;
-        loop {
-            let ended = tokio::select! {
-                _ = &mut users => true,
-                _ = seconds.tick() => false,
-            };
+        let users = (0..self.plan.users).map(|number| Box::pin(self.user(number, began, &reactor, &server)) as _);
+        reactor.run(users.collect(), SAMPLE_PERIOD, || {
             self.tally.borrow_mut().sample(began.elapsed());
-            if ended {
-                return;
-            }
-        }
+            tick(&self.tally());
+        })?;
+        self.tally.borrow_mut().sample(began.elapsed());
+        Ok(())
     }
 
     #[expect(clippy::cast_precision_loss, reason = "nobody has 2^52 users")]
-    async fn user(self: Rc<Self>, number: usize, began: Instant) {
-        sleep_until(began + Duration::from_secs_f64(number as f64 / self.plan.spawn_rate)).await;
+    async fn user<'l>(&'l self, number: usize, began: Instant, reactor: &'l Reactor, server: &'l Server<'l>) {
+        reactor.rest(began + Duration::from_secs_f64(number as f64 / self.plan.spawn_rate)).await;
         self.tally.borrow_mut().begin_user();
-        let mut connection = Connection::new(&self.target);
+        let mut connection = Connection::new(server, number);
+        let mut rested = Instant::now();
         while let Some(Turn { number, due }) = self.turn(began) {
+            let record = &self.plan.records[number % self.plan.records.len()];
+            connection.prepare(self.plan.keyed.then_some((&*self.run, number)), record);
+            reactor.rest(rested).await;
             let from = match due {
                 Some(due) if due > Instant::now() => {
-                    sleep_until(due).await;
+                    reactor.rest(due).await;
                     let now = Instant::now();
-                    if now - due < TIMER_GRAIN { now } else { due }
+                    if now.saturating_duration_since(due) < TIMER_GRAIN { now } else { due }
                 }
                 Some(due) => due,
                 None => Instant::now(),
             };
-            let record = &self.plan.records[number % self.plan.records.len()];
-            let key = self.plan.keyed.then(|| format!("{}-{number}", self.run));
-            let answer = connection.post(key.as_deref(), record).await;
+            if self.stopped.load(Relaxed) {
+                break;
+            }
+            let answer = tokio::select! {
+                biased;
+                answer = connection.post() => answer,
+                () = reactor.until(Instant::now() + TIMEOUT) => Err(format!("no answer within {TIMEOUT:?}")),
+            };
             if let Some(watch) = &self.plan.watch {
                 watch(number, from);
             }
-            self.tally.borrow_mut().count(from.elapsed(), answer);
-            if self.plan.wait.end > Duration::ZERO && !self.stopped.get() {
-                let Range { start, end } = self.plan.wait;
-                sleep(start + (end.saturating_sub(start)).mul_f64(fastrand::f64())).await;
-            }
+            let Range { start, end } = self.plan.wait;
+            let wait = start + end.saturating_sub(start).mul_f64(fastrand::f64());
+            let least = if answer.is_err() { PAUSE } else { Duration::ZERO };
+            let answered = Instant::now();
+            rested = answered + wait.max(least);
+            self.tally.borrow_mut().count(answered - from, answer);
         }
         self.tally.borrow_mut().users -= 1;
     }
@@ -194,7 +205,7 @@ impl Load {
     #[expect(clippy::cast_precision_loss, reason = "nobody posts 2^52 records")]
     fn turn(&self, began: Instant) -> Option<Turn> {
         let number = self.next.get();
-        if self.stopped.get() || number == self.total() {
+        if self.stopped.load(Relaxed) || number == self.total() {
             return None;
         }
         self.next.set(number + 1);

@@ -12,10 +12,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::future::join_all;
-use rustls::{
-    ServerConfig, ServerConnection, StreamOwned,
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
-};
+use rustls::{ServerConnection, StreamOwned};
 use waypost::{
     config,
     delivery::{Answer, Outcome},
@@ -25,7 +22,7 @@ use waypost::{
 use crate::support::{
     api::{Api, Conduct},
     eventually,
-    tls::certificate,
+    tls::{certificate, server},
 };
 
 const TIMEOUT: Duration = Duration::from_millis(500);
@@ -277,9 +274,7 @@ async fn https_is_spoken_with_apis_whose_certificate_is_trusted_and_with_no_othe
     rustls::crypto::ring::default_provider().install_default().ok();
     let folder = tempfile::tempdir().unwrap();
     let Some((cert, key)) = certificate(folder.path(), "DNS:localhost") else { return };
-    let chain = vec![CertificateDer::from_pem_file(&cert).unwrap()];
-    let key = PrivateKeyDer::from_pem_file(&key).unwrap();
-    let tls = Arc::new(ServerConfig::builder().with_no_client_auth().with_single_cert(chain, key).unwrap());
+    let tls = server(&cert, &key);
     let (_, port) = by_hand(move |_, stream| {
         let mut stream = StreamOwned::new(ServerConnection::new(Arc::clone(&tls)).unwrap(), stream);
         read_request(&mut stream);

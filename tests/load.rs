@@ -2,15 +2,29 @@
 
 use std::{
     collections::HashSet,
+    io::{Read as _, Write as _},
+    net::TcpListener,
     process::{Child, Output, Stdio},
+    sync::Arc,
+    thread,
     time::Duration,
 };
 
+use bytes::Bytes;
+use rustls::{
+    ClientConfig, RootCertStore, ServerConnection, StreamOwned,
+    pki_types::{CertificateDer, pem::PemObject as _},
+};
 use serde_json::Value;
+use waypost::{
+    http::client::Target,
+    load::{Load, Plan},
+};
 
 use crate::support::{
     api::{Api, Conduct},
     process::{signal, start},
+    tls::{certificate, server},
     traffic,
 };
 
@@ -105,4 +119,53 @@ async fn a_load_that_is_interrupted_tells_what_was_answered_and_leaves_a_report(
     assert_eq!(result["requests"], api.count());
     let page = std::fs::read_to_string(report).expect("the report");
     assert!(page.contains(&format!("<td>{}", api.count())) && page.contains("</svg>"), "{page}");
+}
+
+#[actix_rt::test]
+async fn a_load_whose_users_rest_ends_when_it_is_interrupted() {
+    let api = Api::start();
+    let running = load(&api.url(), &["--users", "2", "--wait", "1h"]);
+    api.wait_for(2, PATIENCE).await;
+    signal(&running, "TERM");
+    let (result, status) = tokio::time::timeout(PATIENCE, outcome(running)).await.expect("nobody rests for an hour");
+    assert_eq!((status, &result["requests"]), (Some(1), &2.into()), "{result}");
+}
+
+#[test]
+fn https_is_spoken_over_a_connection_that_is_kept() {
+    rustls::crypto::ring::default_provider().install_default().ok();
+    let folder = tempfile::tempdir().unwrap();
+    let Some((cert, key)) = certificate(folder.path(), "DNS:localhost") else { return };
+    let tls = server(&cert, &key);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("https://localhost:{}/", listener.local_addr().unwrap().port());
+    let serve = thread::spawn(move || {
+        let mut stream = StreamOwned::new(ServerConnection::new(tls).unwrap(), listener.accept().unwrap().0);
+        for _ in 0..3 {
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n{}") {
+                let mut byte = [0];
+                stream.read_exact(&mut byte).unwrap();
+                request.extend(byte);
+            }
+            stream.write_all(b"HTTP/1.1 202 Accepted\r\ncontent-length: 2\r\n\r\nok").unwrap();
+        }
+    });
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(&cert).unwrap()).unwrap();
+    let trusting = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+    let plan = Plan {
+        records: vec![Bytes::from_static(b"{}"); 3],
+        passes: 1,
+        users: 1,
+        spawn_rate: f64::INFINITY,
+        wait: Duration::ZERO..Duration::ZERO,
+        rate: None,
+        keyed: true,
+        watch: None,
+    };
+    let load = Load::new(Target::parse(&url, || Arc::new(trusting)).unwrap(), plan);
+    load.run(|_| ()).unwrap();
+    assert_eq!(load.tally().json()["statuses"]["202"], 3, "{}", load.tally().json());
+    serve.join().unwrap();
 }

@@ -1,10 +1,15 @@
 //! The load: numbered records, posted by the engine of `waypost load`.
 
-use std::{cell::RefCell, fs, path::PathBuf, rc::Rc, time::Duration};
+use std::{
+    cell::RefCell,
+    fs,
+    path::PathBuf,
+    rc::Rc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use clap::Args;
-use tokio::time::Instant;
 use waypost::{
     http::client::Target,
     load::{Load, Plan, records},
@@ -30,7 +35,7 @@ pub struct Order {
 
 /// Posts, and prints the result as JSON.
 #[expect(clippy::cast_precision_loss, reason = "a small batch")]
-pub async fn run(order: &Order) {
+pub fn run(order: &Order) {
     let traffic = records(include_str!("../../traffic.json")).expect("traffic.json holds records");
     let numbered = |number: usize| {
         let rest = traffic[number % traffic.len()].strip_prefix(b"{").expect("an object");
@@ -63,7 +68,7 @@ pub async fn run(order: &Order) {
             })),
         },
     );
-    load.run().await;
+    load.run(|_| ()).expect("descriptors and events");
     let since = since.borrow();
     let bytes: Vec<u8> = (0..order.count).flat_map(|at| since[at / order.batch].to_le_bytes()).collect();
     fs::write(&order.times, bytes).expect("the folder is ours");

@@ -24,7 +24,6 @@ use support::{
     lanes::{Lane as _, Nats, Pubsub, Rabbitmq, grpc_variables},
     rig::Rig as _,
 };
-use tokio::runtime::LocalRuntime;
 
 /// Records of a request and of a POST, where they are many.
 const BATCH: usize = 100;
@@ -123,7 +122,7 @@ fn main() {
         Some(Role::Soak(plan)) => on_actors(soak(plan)),
         Some(Role::Floor { lane, listen }) => on_actors(floor::run(lane, *listen)),
         Some(Role::Api { listen }) => on_actors(api::run(*listen)),
-        Some(Role::Load(order)) => LocalRuntime::new().expect("a runtime").block_on(load::run(order)),
+        Some(Role::Load(order)) => load::run(order),
         None => on_actors(compare(&cli)),
     }
 }

@@ -1,17 +1,19 @@
 //! `waypost load`: users that post the records of a file, and how they were answered.
 
-use std::{fs, ops::Range, path::PathBuf, process::ExitCode, rc::Rc, time::Duration};
+use std::{fs, io, ops::Range, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
-use tokio::{runtime::LocalRuntime, time::interval};
+use signal_hook::{
+    consts::{SIGINT, SIGTERM},
+    flag,
+};
 
-use super::{USAGE, demo::TRAFFIC, progress::Progress, run::stop_signal};
+use super::{USAGE, demo::TRAFFIC, progress::Progress};
 use crate::{
     http::client::Target,
     load::{Load, Plan, Tally, records, report},
 };
 
-/// Short for who looks on, long for a load that has little to do.
-const PROGRESS_PERIOD: Duration = Duration::from_millis(500);
+const WAIT_MAX: Duration = Duration::from_hours(24);
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -52,7 +54,13 @@ fn wait(text: &str) -> Result<Range<Duration>, String> {
     let (min, max) = text.split_once("..").unwrap_or((text, text));
     let duration = |text| humantime::parse_duration(text).map_err(|why| format!("{text:?}: {why}"));
     let range = duration(min)?..duration(max)?;
-    if range.start > range.end { Err("the shorter comes first".into()) } else { Ok(range) }
+    if range.start > range.end {
+        Err("the shorter comes first".into())
+    } else if range.end > WAIT_MAX {
+        Err(format!("at most {}", humantime::format_duration(WAIT_MAX)))
+    } else {
+        Ok(range)
+    }
 }
 
 /// Posts each record once a pass. Ctrl-C ends it early, with what was answered until then. Fails if any record was not
@@ -66,38 +74,16 @@ pub fn load(args: Args) -> ExitCode {
             return ExitCode::from(USAGE);
         }
     };
-    // Without actors, so that what wakes a user wakes nobody else.
-    match LocalRuntime::new() {
-        Ok(runtime) => runtime.block_on(run(&Load::new(target, plan), &args)),
-        Err(why) => {
-            eprintln!("waypost: {why}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-async fn run(load: &Rc<Load>, args: &Args) -> ExitCode {
+    let load = Load::new(target, plan);
     let total = load.total() as u64;
     let progress = Progress::new(total, "requests");
     let show = |tally: &Tally| {
         progress.note(format!("{:.0}/s, {} failed", tally.per_second(), tally.failures));
         progress.reached(tally.requests);
     };
-    {
-        let (running, stop) = (load.run(), stop_signal());
-        tokio::pin!(running, stop);
-        let mut period = interval(PROGRESS_PERIOD);
-        let mut stopped = false;
-        loop {
-            tokio::select! {
-                () = &mut running => break,
-                _ = &mut stop, if !stopped => {
-                    stopped = true;
-                    load.stop();
-                }
-                _ = period.tick() => show(&load.tally()),
-            }
-        }
+    if let Err(why) = stop_at_signals(&load).and_then(|()| load.run(show)) {
+        eprintln!("waypost: {why}");
+        return ExitCode::FAILURE;
     }
     let tally = load.tally();
     show(&tally);
@@ -118,6 +104,14 @@ async fn run(load: &Rc<Load>, args: &Args) -> ExitCode {
         eprintln!("waypost: stopped: {} of {total} records were posted", tally.requests);
     }
     if tally.failures == 0 && tally.requests == total { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Ends `load` early at SIGINT or SIGTERM.
+fn stop_at_signals(load: &Load) -> io::Result<()> {
+    for signal in [SIGINT, SIGTERM] {
+        flag::register(signal, Arc::clone(load.stopped()))?;
+    }
+    Ok(())
 }
 
 fn plan(args: &Args) -> Result<(Target, Plan), String> {

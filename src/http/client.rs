@@ -2,7 +2,14 @@
 //!
 //! Whoever waits for an answer does the connection's work meanwhile, so that an answer wakes one task and not two.
 
-use std::{error::Error, future::poll_fn, io, pin::Pin, pin::pin, sync::Arc};
+use std::{
+    error::Error,
+    future::poll_fn,
+    io,
+    net::{SocketAddr, ToSocketAddrs as _},
+    pin::{Pin, pin},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
@@ -118,12 +125,26 @@ impl Target {
     }
 
     /// A new socket, on which nobody has spoken yet.
-    ///
-    /// # Errors
-    /// When there is nobody, or no trust.
-    pub async fn dial(&self) -> io::Result<Box<dyn Socket>> {
+    async fn dial(&self) -> io::Result<Box<dyn Socket>> {
         let stream = TcpStream::connect((&*self.host, self.port)).await?;
         stream.set_nodelay(true)?;
+        self.secure(stream).await
+    }
+
+    /// Where it is. Looks a name up, and blocks the thread meanwhile.
+    ///
+    /// # Errors
+    /// When the name is not known.
+    pub fn addresses(&self) -> io::Result<Vec<SocketAddr>> {
+        let found = (&*self.host, self.port).to_socket_addrs();
+        Ok(found.map_err(|why| io::Error::new(why.kind(), format!("{}: {why}", self.host)))?.collect())
+    }
+
+    /// A connection to it, with TLS if its URL asks for that.
+    ///
+    /// # Errors
+    /// When there is no trust, or it breaks before that is clear.
+    pub async fn secure<'s>(&self, stream: impl Socket + 's) -> io::Result<Box<dyn Socket + 's>> {
         Ok(match &self.tls {
             None => Box::new(stream),
             Some(tls) => {

@@ -4,23 +4,22 @@
 //! that waits between two records finds nothing of a client library in the processor's caches, and the library then costs more than
 //! the kernel.
 
-use std::{io, time::Duration};
+use std::{
+    io::{self, ErrorKind, Write as _},
+    net::SocketAddr,
+};
 
 use bytes::{Buf, BytesMut};
 use futures_util::FutureExt as _;
 use httparse::{EMPTY_HEADER, Header, Response, Status};
 use hyper::StatusCode;
-use tokio::{
-    io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf, split},
-    time::timeout,
-};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf, split};
 
+use super::reactor::Reactor;
 use crate::http::client::{Socket, Target};
 
-/// A request that takes longer has failed.
-const TIMEOUT: Duration = Duration::from_secs(30);
 /// What is read of an answer at a time.
-const READ: usize = 8 << 10;
+const READ: usize = 4 << 10;
 /// The longest head of an answer, and line between two chunks.
 const HEAD_MAX: usize = 64 << 10;
 const HEADERS_MAX: usize = 100;
@@ -28,59 +27,99 @@ const HEADERS_MAX: usize = 100;
 /// The status, or why there was none.
 pub(super) type Answer = Result<StatusCode, String>;
 
-pub(super) struct Connection<'t> {
-    target: &'t Target,
+/// Where the connections of all users lead.
+pub(super) struct Server<'l> {
+    target: &'l Target,
+    reactor: &'l Reactor,
+    addresses: Vec<SocketAddr>,
+}
+
+/// One user's.
+pub(super) struct Connection<'l> {
+    server: &'l Server<'l>,
+    /// Of the user.
+    number: usize,
     /// How each request begins.
     begin: Vec<u8>,
-    /// All of the present one but the record.
-    head: Vec<u8>,
-    kept: Option<Kept>,
+    /// The next one.
+    request: Vec<u8>,
+    /// It may be sent twice.
+    is_keyed: bool,
+    kept: Option<Kept<'l>>,
 }
 
-struct Kept {
-    answers: Answers<ReadHalf<Box<dyn Socket>>>,
-    requests: WriteHalf<Box<dyn Socket>>,
+struct Kept<'l> {
+    answers: Answers<ReadHalf<Box<dyn Socket + 'l>>>,
+    requests: WriteHalf<Box<dyn Socket + 'l>>,
 }
 
-impl<'t> Connection<'t> {
-    pub fn new(target: &'t Target) -> Self {
-        Self { target, begin: target.head(), head: Vec::new(), kept: None }
+impl<'l> Server<'l> {
+    /// Looks its name up, once for all connections.
+    ///
+    /// # Errors
+    /// When the name is not known.
+    pub fn find(target: &'l Target, reactor: &'l Reactor) -> io::Result<Self> {
+        Ok(Self { target, reactor, addresses: target.addresses()? })
     }
 
-    /// Posts `record`, under `key` if there is one, and reads the answer to its end.
-    pub async fn post(&mut self, key: Option<&str>, record: &[u8]) -> Answer {
-        self.head.clear();
-        self.head.extend_from_slice(&self.begin);
-        if let Some(key) = key {
-            self.head.extend_from_slice(format!("idempotency-key: {key}\r\n").as_bytes());
+    /// A connection of user `number`: the users are spread over the addresses, and where nobody listens the next is tried.
+    async fn dial(&self, number: usize) -> io::Result<Box<dyn Socket + 'l>> {
+        let (before, after) = self.addresses.split_at(number % self.addresses.len().max(1));
+        let mut failure = ErrorKind::AddrNotAvailable.into();
+        for address in after.iter().chain(before) {
+            match self.reactor.connect(*address).await {
+                Ok(socket) => return self.target.secure(socket).await,
+                Err(why) => failure = why,
+            }
         }
-        self.head.extend_from_slice(format!("content-length: {}\r\n\r\n", record.len()).as_bytes());
-        // Whatever cuts it short leaves no connection that is half through an answer.
+        Err(failure)
+    }
+}
+
+impl<'l> Connection<'l> {
+    /// Of user `number`. It is opened with the first record.
+    pub fn new(server: &'l Server<'l>, number: usize) -> Self {
+        Self { server, number, begin: server.target.head(), request: Vec::new(), is_keyed: false, kept: None }
+    }
+
+    /// What is posted next: `record`, under a key of the run and its number if it has one. So nothing is left to do when it is
+    /// due but to send it.
+    pub fn prepare(&mut self, key: Option<(&str, usize)>, record: &[u8]) {
+        self.request.clear();
+        self.request.extend_from_slice(&self.begin);
+        self.is_keyed = key.is_some();
+        if let Some((run, number)) = key {
+            write!(self.request, "idempotency-key: {run}-{number}\r\n").expect("memory takes all that is written");
+        }
+        write!(self.request, "content-length: {}\r\n\r\n", record.len()).expect("memory takes all that is written");
+        self.request.extend_from_slice(record);
+    }
+
+    /// Posts what was prepared, and reads the answer to its end. Whatever cuts it short leaves no connection that is half
+    /// through an answer.
+    pub async fn post(&mut self) -> Answer {
         let mut kept = self.kept.take();
         // What comes unasked is no answer to what is asked next (RFC 9112, 9.2).
         kept.take_if(|kept| !kept.answers.are_silent());
-        let exchange = async {
-            if let Some(kept) = kept {
-                match self.exchange(kept, record).await {
-                    // The server may have closed it while it was idle: the key keeps a second try from being a second record.
-                    Err(_) if key.is_some() => {}
-                    answer => return answer.map_err(|why| why.to_string()),
-                }
+        if let Some(kept) = kept {
+            match self.exchange(kept).await {
+                // The server may have closed it while it was idle: the key keeps a second try from being a second record.
+                Err(_) if self.is_keyed => {}
+                answer => return answer.map_err(|why| why.to_string()),
             }
-            let socket = self.target.dial().await.map_err(|why| format!("cannot connect: {why}"))?;
-            let (answers, requests) = split(socket);
-            let fresh = Kept { answers: Answers { from: answers, read: BytesMut::new() }, requests };
-            self.exchange(fresh, record).await.map_err(|why| why.to_string())
-        };
-        timeout(TIMEOUT, exchange).await.unwrap_or_else(|_| Err(format!("no answer within {TIMEOUT:?}")))
+        }
+        let socket = self.server.dial(self.number).await.map_err(|why| format!("cannot connect: {why}"))?;
+        let (answers, requests) = split(socket);
+        let fresh = Kept { answers: Answers::new(answers), requests };
+        self.exchange(fresh).await.map_err(|why| why.to_string())
     }
 
-    async fn exchange(&mut self, mut open: Kept, record: &[u8]) -> io::Result<StatusCode> {
+    async fn exchange(&mut self, mut open: Kept<'l>) -> io::Result<StatusCode> {
         let (status, is_kept) = {
             let answer = open.answers.next();
             tokio::pin!(answer);
             let sending = async {
-                open.requests.write_all_buf(&mut Buf::chain(&*self.head, record)).await?;
+                open.requests.write_all(&self.request).await?;
                 open.requests.flush().await
             };
             tokio::select! {
@@ -107,6 +146,8 @@ struct Answers<R> {
     from: R,
     /// What was read and not looked at.
     read: BytesMut,
+    /// What is read next goes here first.
+    next: Box<[u8]>,
 }
 
 struct Head {
@@ -126,6 +167,10 @@ enum Length {
 }
 
 impl<R: AsyncRead + Unpin> Answers<R> {
+    fn new(from: R) -> Self {
+        Self { from, read: BytesMut::new(), next: vec![0; READ].into() }
+    }
+
     /// The status of the next answer, once its body was read, and whether another may follow.
     async fn next(&mut self) -> io::Result<(StatusCode, bool)> {
         loop {
@@ -196,23 +241,25 @@ impl<R: AsyncRead + Unpin> Answers<R> {
         loop {
             self.read.clear();
             match self.more().await {
-                Err(end) if end.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
+                Err(end) if end.kind() == ErrorKind::UnexpectedEof => return Ok(()),
                 more => more?,
             }
         }
     }
 
     async fn more(&mut self) -> io::Result<()> {
-        self.read.reserve(READ);
-        match self.from.read_buf(&mut self.read).await? {
-            0 => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the connection was closed before the answer's end")),
-            _ => Ok(()),
+        let length = self.from.read(&mut self.next).await?;
+        if length == 0 {
+            let why = "the connection was closed before the answer's end";
+            return Err(io::Error::new(ErrorKind::UnexpectedEof, why));
         }
+        self.read.extend_from_slice(&self.next[..length]);
+        Ok(())
     }
 }
 
 fn invalid(why: impl std::fmt::Display) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, format!("not an answer in HTTP/1.1: {why}"))
+    io::Error::new(ErrorKind::InvalidData, format!("not an answer in HTTP/1.1: {why}"))
 }
 
 /// A part of an answer and how many bytes it takes; nothing while they are not all here.
@@ -277,10 +324,19 @@ fn line(read: &[u8]) -> Parsed<usize> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::ErrorKind::{self, InvalidData, UnexpectedEof};
+    use std::{
+        io::{
+            ErrorKind::{InvalidData, UnexpectedEof},
+            Read as _,
+        },
+        net::TcpListener,
+        sync::Arc,
+        thread,
+        time::Duration,
+    };
 
     use futures_util::future::join;
-    use tokio::{io::duplex, net::TcpListener};
+    use tokio::io::duplex;
 
     use super::*;
 
@@ -289,7 +345,7 @@ mod tests {
         let (mut server, from) = duplex(together);
         let serve = async move { server.write_all(bytes.as_bytes()).await };
         let read = async move {
-            let (mut answers, mut told) = (Answers { from, read: BytesMut::new() }, Vec::new());
+            let (mut answers, mut told) = (Answers::new(from), Vec::new());
             while told.last().is_none_or(|last| matches!(last, Ok((_, true)))) {
                 let answer = answers.next().await;
                 told.push(answer.map(|(status, goes_on)| (status.as_u16(), goes_on)).map_err(|why| why.kind()));
@@ -343,7 +399,7 @@ mod tests {
     #[tokio::test]
     async fn a_connection_on_which_something_has_come_unasked_is_not_used_again() {
         let (mut server, from) = duplex(100);
-        let mut answers = Answers { from, read: BytesMut::new() };
+        let mut answers = Answers::new(from);
         let ok = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
         server.write_all(ok.as_bytes()).await.unwrap();
         answers.next().await.unwrap();
@@ -352,31 +408,38 @@ mod tests {
         assert!(!answers.are_silent());
 
         let (server, from) = duplex(100);
-        let mut answers = Answers { from, read: BytesMut::new() };
+        let mut answers = Answers::new(from);
         assert!(answers.are_silent());
         drop(server);
         assert!(!answers.are_silent(), "it was closed");
     }
 
-    #[tokio::test]
-    async fn an_answer_that_nobody_asked_for_is_not_taken_for_that_of_the_next_record() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    #[test]
+    fn an_answer_that_nobody_asked_for_is_not_taken_for_that_of_the_next_record() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let target = Target::with_public_roots(&format!("http://{}/", listener.local_addr().unwrap())).unwrap();
         let ok = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
-        let serve = async {
-            let mut open = Vec::new();
-            for answer in [format!("{ok}HTTP/1.1 503 Late\r\ncontent-length: 0\r\n\r\n"), ok.to_owned()] {
-                let (mut connection, _) = listener.accept().await.unwrap();
-                connection.read_u8().await.unwrap();
-                connection.write_all(answer.as_bytes()).await.unwrap();
-                open.push(connection);
+        let serve = thread::spawn(move || {
+            let answers = [format!("{ok}HTTP/1.1 503 Late\r\ncontent-length: 0\r\n\r\n"), ok.to_owned()];
+            // Both stay open.
+            answers.map(|answer| {
+                let (mut connection, _) = listener.accept().unwrap();
+                connection.read_exact(&mut [0]).unwrap();
+                connection.write_all(answer.as_bytes()).unwrap();
+                connection
+            })
+        });
+        let reactor = Reactor::new(1, Arc::default()).unwrap();
+        let server = Server::find(&target, &reactor).unwrap();
+        let user = async {
+            let mut connection = Connection::new(&server, 0);
+            for _ in 0..2 {
+                connection.prepare(None, b"{}");
+                assert_eq!(connection.post().await, Ok(StatusCode::OK));
             }
-            open
         };
-        let mut user = Connection::new(&target);
-        let post = async { [user.post(None, b"{}").await, user.post(None, b"{}").await] };
-        let (_open, answers) = timeout(TIMEOUT, join(serve, post)).await.expect("a second connection");
-        assert_eq!(answers, [Ok(StatusCode::OK), Ok(StatusCode::OK)]);
+        reactor.run(vec![Box::pin(user)], Duration::from_secs(1), || ()).unwrap();
+        serve.join().expect("two connections");
     }
 
     #[tokio::test]

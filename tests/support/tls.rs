@@ -3,6 +3,12 @@
 use std::{
     path::{Path, PathBuf},
     process::Command,
+    sync::Arc,
+};
+
+use rustls::{
+    ServerConfig,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
 };
 
 /// A certificate for `name` (as `DNS:localhost`, `IP:127.0.0.1`) that signs itself, and its key, in `folder`; `None` where there
@@ -24,4 +30,11 @@ pub fn certificate(folder: &Path, name: &str) -> Option<(PathBuf, PathBuf)> {
     };
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     Some((cert, key))
+}
+
+/// What a server needs to speak TLS with such a certificate.
+pub fn server(cert: &Path, key: &Path) -> Arc<ServerConfig> {
+    let chain = vec![CertificateDer::from_pem_file(cert).unwrap()];
+    let key = PrivateKeyDer::from_pem_file(key).unwrap();
+    Arc::new(ServerConfig::builder().with_no_client_auth().with_single_cert(chain, key).unwrap())
 }
