@@ -216,7 +216,8 @@ impl Load {
 
 impl Tally {
     fn new() -> Self {
-        let empty = Histogram::new_with_max(LATENCY_MAX_US, 3).expect("an hour in µs has more than three digits");
+        // It grows as far as it is needed: the recent one is read and emptied each second.
+        let empty = Histogram::new(3).expect("three digits are legal, so this cannot fail");
         Self {
             requests: 0,
             failures: 0,
@@ -236,9 +237,10 @@ impl Tally {
     }
 
     fn count(&mut self, latency: Duration, answer: Answer) {
-        let us = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX);
-        self.latency.saturating_record(us);
-        self.recent.latency.saturating_record(us);
+        let us = u64::try_from(latency.as_micros()).map_or(LATENCY_MAX_US, |us| us.min(LATENCY_MAX_US));
+        for histogram in [&mut self.latency, &mut self.recent.latency] {
+            histogram.record(us).expect("a histogram that grows takes an hour");
+        }
         self.requests += 1;
         let failure = match answer {
             Ok(status) => {
