@@ -165,6 +165,9 @@ impl Load {
     #[expect(clippy::cast_precision_loss, reason = "nobody has 2^52 users")]
     async fn user<'l>(&'l self, number: usize, began: Instant, reactor: &'l Reactor, server: &'l Server<'l>) {
         reactor.rest(began + Duration::from_secs_f64(number as f64 / self.plan.spawn_rate)).await;
+        if self.stopped.load(Relaxed) {
+            return;
+        }
         self.tally.borrow_mut().begin_user();
         let mut connection = Connection::new(server, number);
         let mut rested = Instant::now();
@@ -360,6 +363,25 @@ mod tests {
             let told = records(text).expect_err(text);
             assert!(told.contains(why), "{told}");
         }
+    }
+
+    #[test]
+    fn users_that_cannot_connect_let_others_try() {
+        let plan = Plan {
+            records: vec![Bytes::from_static(b"{}")],
+            passes: 10,
+            users: 2,
+            spawn_rate: f64::INFINITY,
+            wait: Duration::ZERO..Duration::ZERO,
+            rate: None,
+            keyed: true,
+            watch: None,
+        };
+        // Whoever connects there fails at once.
+        let load = Load::new(Target::with_public_roots("http://255.255.255.255:9/").unwrap(), plan);
+        load.run(|_| ()).unwrap();
+        let tally = load.tally();
+        assert_eq!((tally.failures, tally.samples[0].users), (10, 2));
     }
 
     #[test]

@@ -13,6 +13,7 @@ use crate::{
     load::{Load, Plan, Tally, records, report},
 };
 
+/// Beyond it is a slip of the pen, and far beyond it the end of the clock.
 const WAIT_MAX: Duration = Duration::from_hours(24);
 
 #[derive(Debug, clap::Args)]

@@ -32,7 +32,7 @@ const EVENTS: usize = 1024;
 pub(super) type User<'u> = Pin<Box<dyn Future<Output = ()> + 'u>>;
 
 pub(super) struct Reactor {
-    poll: RefCell<mio::Poll>,
+    kernel: RefCell<mio::Poll>,
     /// Of each user.
     sockets: Vec<Readiness>,
     /// When somebody is to be polled, and which user.
@@ -58,7 +58,7 @@ impl Reactor {
     /// When the kernel has no descriptor left.
     pub fn new(users: usize, stopped: Arc<AtomicBool>) -> io::Result<Self> {
         Ok(Self {
-            poll: RefCell::new(mio::Poll::new()?),
+            kernel: RefCell::new(mio::Poll::new()?),
             sockets: (0..users).map(|_| Readiness::default()).collect(),
             waits: RefCell::default(),
             polled: Cell::default(),
@@ -93,11 +93,11 @@ impl Reactor {
                 self.sockets[event.token().0].note(event);
             }
             for event in &events {
-                self.poll(&mut users, event.token().0);
+                self.poll_user(&mut users, event.token().0);
             }
             let now = Instant::now();
             while let Some(number) = self.next_over(now) {
-                self.poll(&mut users, number);
+                self.poll_user(&mut users, number);
             }
         }
         Ok(())
@@ -106,7 +106,7 @@ impl Reactor {
     /// Until a socket has changed, a wait is over, a signal comes, or `latest`.
     fn sleep(&self, events: &mut Events, latest: Instant) -> io::Result<()> {
         let end = self.waits.borrow().first().map_or(latest, |(end, _)| latest.min(*end));
-        match self.poll.borrow_mut().poll(events, Some(end.saturating_duration_since(Instant::now()))) {
+        match self.kernel.borrow_mut().poll(events, Some(end.saturating_duration_since(Instant::now()))) {
             Err(why) if why.kind() == ErrorKind::Interrupted => Ok(()),
             slept => slept,
         }
@@ -114,11 +114,11 @@ impl Reactor {
 
     fn poll_all(&self, users: &mut Users<'_>) {
         for number in 0..users.all.len() {
-            self.poll(users, number);
+            self.poll_user(users, number);
         }
     }
 
-    fn poll(&self, users: &mut Users<'_>, number: usize) {
+    fn poll_user(&self, users: &mut Users<'_>, number: usize) {
         let Some(user) = &mut users.all[number] else { return };
         self.polled.set(number);
         if user.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready() {
@@ -155,7 +155,7 @@ impl Reactor {
         }
         let mut stream = TcpStream::connect(address)?;
         let changes = Interest::READABLE | Interest::WRITABLE;
-        self.poll.borrow().registry().register(&mut stream, Token(number), changes)?;
+        self.kernel.borrow().registry().register(&mut stream, Token(number), changes)?;
         poll_fn(|_| if readiness.write.get() { Ready(()) } else { Pending }).await;
         if let Some(why) = stream.take_error()? {
             return Err(why);
