@@ -1,5 +1,5 @@
-//! A soak: one node at half its peak for an hour, watched for what creeps. A node that has just started follows it, since an
-//! hour changes the machine too: what is as slow with the new one does not come of age.
+//! A soak: one node at half its peak for an hour, watched for what creeps. An hour changes the machine too: in the
+//! last minutes the node takes turns with one that has just started, and what is as slow with the new one does not come of age.
 
 use std::{cell::RefCell, rc::Rc, time::Duration};
 
@@ -8,12 +8,17 @@ use hdrhistogram::Histogram;
 use serde_json::json;
 use tokio::time::Instant;
 
-use super::stage::{Footprint, Side, Stage, WARM_UP};
+use super::{
+    stage::{Footprint, Side, Stage, WARM_UP},
+    table,
+};
 
 /// Records by which the peak is found.
 const PEAK_RECORDS: usize = 200_000;
 /// What is compared at the two ends, in minutes.
 const END: usize = 10;
+/// A minute is posted in so many parts, so that two nodes take turns within it.
+const TURNS: usize = 6;
 const SAMPLE_EVERY: Duration = Duration::from_secs(10);
 
 #[derive(Args)]
@@ -21,7 +26,8 @@ pub struct Plan {
     /// One of grpc, nats, rabbitmq, pubsub
     #[arg(long, default_value = "grpc")]
     pub lane: String,
-    /// How long; the first ten minutes are compared with the last ten, or half with half, and these with as many of a new node
+    /// How long; the first ten minutes are compared with the last ten, or half with half, and these with as many of a new node,
+    /// which takes turns with the old one
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(2..))]
     minutes: u32,
     /// Records a second, instead of half the peak
@@ -37,6 +43,14 @@ pub struct Plan {
 
 /// Latencies from when a request was due, in µs.
 type Latencies = Histogram<u64>;
+
+fn latencies(deliveries_us: &[u64]) -> Latencies {
+    let mut latencies = Latencies::new(3).expect("three digits are allowed");
+    for latency_us in deliveries_us {
+        latencies.record(*latency_us).expect("it grows");
+    }
+    latencies
+}
 
 #[expect(clippy::cast_precision_loss, reason = "latencies of some ms")]
 fn ms(latencies: &Latencies, quantile: f64) -> f64 {
@@ -58,55 +72,89 @@ fn slope_mib_per_hour(samples: &[(Instant, Footprint)]) -> f64 {
     together / alone
 }
 
-/// What came of a node's minutes.
+/// How long the deliveries of a minute took.
 #[derive(Default)]
-struct Minutes {
-    latencies: Vec<Latencies>,
+struct Minute {
+    turns: Vec<Latencies>,
+    /// p99 of each second, in ms.
+    seconds_p99: Vec<f64>,
+}
+
+/// A node, and what came of its minutes.
+struct Node {
+    stage: Stage,
+    deliveries: Vec<Minute>,
     lost: u64,
     duplicated: u64,
 }
 
-impl Minutes {
-    /// Posts the records of a minute. The API has all of those of one before the next begins.
+impl Node {
+    /// One on a lane that `variables` names, and its peak, in records a second.
+    async fn start(plan: &Plan, variables: &[(String, String)]) -> (Self, f64) {
+        let mut stage = Stage::new(&Side::WAYPOST, &plan.lane, variables, plan.users).await;
+        stage.post(WARM_UP, None).await;
+        let records = if plan.rate.is_some() { WARM_UP } else { PEAK_RECORDS };
+        let peak = stage.post(records, None).await.end_to_end_per_s();
+        (Self { stage, deliveries: Vec::new(), lost: 0, duplicated: 0 }, peak)
+    }
+
+    /// Posts the records of a part of a minute. The API has them all before it ends.
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "records of a minute")]
-    async fn pass(&mut self, stage: &mut Stage, rate: f64) -> &Latencies {
-        stage.forget().await;
-        let count = (rate * 60.0) as usize;
-        let run = stage.post(count, Some(rate)).await;
+    async fn turn(&mut self, rate: f64) -> (Latencies, Vec<f64>) {
+        self.stage.forget().await;
+        let count = (rate * 60.0) as usize / TURNS;
+        let run = self.stage.post(count, Some(rate)).await;
         self.lost += count as u64 - run.distinct;
         self.duplicated += run.times - run.distinct;
-        let mut latencies = Latencies::new(3).expect("three digits are allowed");
-        for latency_us in run.deliveries_us() {
-            latencies.record(latency_us).expect("it grows");
-        }
-        self.latencies.push(latencies);
-        &self.latencies[self.latencies.len() - 1]
+        let deliveries_us: Vec<_> = run.deliveries_us().collect();
+        // They fall due in this order.
+        let seconds = deliveries_us.chunks(rate.ceil() as usize).map(latencies);
+        (latencies(&deliveries_us), seconds.map(|second| ms(&second, 0.99)).collect())
     }
 }
 
-fn together(minutes: &[Latencies]) -> Latencies {
-    minutes.iter().fold(Latencies::new(3).expect("three digits are allowed"), |mut all, minute| {
-        all.add(minute).expect("it grows");
-        all
-    })
+/// Has each node post the records of a minute, in turns, and in turns as the first.
+async fn minute(nodes: &mut [&mut Node], rate: f64) {
+    let mut minutes: Vec<_> = nodes.iter().map(|_| Minute::default()).collect();
+    for turn in 0..TURNS {
+        for at in 0..nodes.len() {
+            let at = (at + turn) % nodes.len();
+            let (deliveries, seconds_p99) = nodes[at].turn(rate).await;
+            minutes[at].turns.push(deliveries);
+            minutes[at].seconds_p99.extend(seconds_p99);
+        }
+    }
+    for (node, minute) in nodes.iter_mut().zip(minutes) {
+        node.deliveries.push(minute);
+    }
 }
 
-/// A node on a lane of its own, and its peak, in records a second.
-async fn started(plan: &Plan, variables: Vec<(String, String)>) -> (Stage, f64) {
-    let mut stage = Stage::new(&Side::WAYPOST, &plan.lane, &variables, plan.users).await;
-    stage.post(WARM_UP, None).await;
-    let records = if plan.rate.is_some() { WARM_UP } else { PEAK_RECORDS };
-    let peak = stage.post(records, None).await.end_to_end_per_s();
-    (stage, peak)
+/// What is compared, all in ms: p50, p99, and p99 of the median second. A machine that stops for some ms each second moves p99
+/// as it likes, and not that of the median second; a node that does so itself shows in p99 alone.
+const FIGURES: [&str; 3] = ["p50", "p99", "p99_median_second"];
+
+fn figures(minutes: &[Minute]) -> [f64; 3] {
+    let mut all = latencies(&[]);
+    for turn in minutes.iter().flat_map(|minute| &minute.turns) {
+        all.add(turn).expect("it grows");
+    }
+    let seconds = minutes.iter().flat_map(|minute| minute.seconds_p99.iter().copied()).collect();
+    [ms(&all, 0.5), ms(&all, 0.99), table::median(seconds)]
 }
 
-/// The old node, then the new one, each on a lane that `variables` names anew: what the first leaves there is not for the second.
+/// What the latest minute was like.
+fn told(node: &Node) -> String {
+    let [p50, p99, median_second] = figures(&node.deliveries[node.deliveries.len() - 1..]);
+    format!("p50 {p50:.2} ms, p99 {p99:.2} ms, that of the median second {median_second:.2} ms")
+}
+
+/// The old node alone, then with the new one, each on a lane that `variables` names anew: what one leaves there is not for the other.
 pub async fn run(plan: &Plan, mut variables: impl FnMut() -> Vec<(String, String)>) {
-    let (mut stage, peak) = started(plan, variables()).await;
+    let (mut old, peak) = Node::start(plan, &variables()).await;
     let rate = plan.rate.unwrap_or(peak / 2.0);
     eprintln!("{}: {rate:.0} records/s for {} minutes", plan.lane, plan.minutes);
 
-    let watch = stage.watch();
+    let watch = old.stage.watch();
     let samples = Rc::new(RefCell::new(Vec::new()));
     let taken = Rc::clone(&samples);
     let watching = actix_rt::spawn(async move {
@@ -115,53 +163,49 @@ pub async fn run(plan: &Plan, mut variables: impl FnMut() -> Vec<(String, String
             taken.borrow_mut().push((Instant::now(), watch.footprint()));
         }
     });
-    let mut minutes = Minutes::default();
-    for minute in 1..=plan.minutes {
-        let latencies = minutes.pass(&mut stage, rate).await;
-        let latest = samples.borrow().last().map_or_else(Footprint::default, |(_, footprint)| *footprint);
-        eprintln!(
-            "minute {minute}: p50 {:.2} ms, p99 {:.2} ms, {:.1} MiB, {} descriptors",
-            ms(latencies, 0.5),
-            ms(latencies, 0.99),
-            latest.memory_mib,
-            latest.descriptors
-        );
+    let tell = |at: usize, old: &Node| {
+        let Footprint { memory_mib, descriptors } = samples.borrow().last().map(|(_, at)| *at).unwrap_or_default();
+        eprintln!("minute {at}: {}, {memory_mib:.1} MiB, {descriptors} descriptors", told(old));
+    };
+    let minutes = plan.minutes as usize;
+    let end = END.min(minutes / 2);
+    for at in 1..=minutes - end {
+        minute(&mut [&mut old], rate).await;
+        tell(at, &old);
+    }
+    let (mut new, _) = Node::start(plan, &variables()).await;
+    for at in minutes - end + 1..=minutes {
+        minute(&mut [&mut old, &mut new], rate).await;
+        tell(at, &old);
+        eprintln!("  a new node: {}", told(&new));
     }
     watching.abort();
-    drop(stage);
 
-    let (mut stage, _) = started(plan, variables()).await;
-    let end = END.min(minutes.latencies.len() / 2);
-    let mut new = Minutes::default();
-    for minute in 1..=end {
-        let latencies = new.pass(&mut stage, rate).await;
-        eprintln!("a new node, minute {minute}: p50 {:.2} ms, p99 {:.2} ms", ms(latencies, 0.5), ms(latencies, 0.99));
-    }
-
-    let Minutes { latencies, mut lost, mut duplicated } = minutes;
-    lost += new.lost;
-    duplicated += new.duplicated;
-    let ends = [&latencies[..end], &latencies[latencies.len() - end..], &new.latencies].map(together);
-    let [p50, p99] = [0.5, 0.99].map(|quantile| ends.each_ref().map(|latencies| ms(latencies, quantile)));
+    let [lost, duplicated] = [old.lost + new.lost, old.duplicated + new.duplicated];
+    let ends = [&old.deliveries[..end], &old.deliveries[minutes - end..], &new.deliveries];
+    let ends = ends.map(figures);
     let samples = samples.take();
     let slope = slope_mib_per_hour(&samples);
     let descriptors = samples.iter().map(|(_, footprint)| footprint.descriptors);
     let descriptors = [descriptors.clone().min(), descriptors.max()].map(Option::unwrap_or_default);
-    let named = |[first, last, new]: [f64; 3]| json!({"first": first, "last": last, "new": new});
+    let compared = FIGURES.iter().enumerate().map(|(at, figure)| (*figure, ends.map(|end| end[at])));
     if plan.json {
+        let named = |(figure, [first, last, new]): (&str, [f64; 3])| {
+            (figure.to_owned(), json!({"first": first, "last": last, "new": new}))
+        };
         println!(
             "{}",
             json!({
                 "lane": plan.lane, "rate": rate, "minutes": plan.minutes, "memory_mib_per_hour": slope, "descriptors": descriptors,
-                "p50_ms": named(p50), "p99_ms": named(p99), "lost": lost, "duplicated": duplicated,
+                "delivery_ms": compared.map(named).collect::<serde_json::Map<_, _>>(), "lost": lost, "duplicated": duplicated,
             })
         );
         return;
     }
-    let head = format!("delivery, {end} minutes");
+    let head = format!("delivery in ms, {end} minutes");
     println!("\n{head:<30} {:>12} {:>12} {:>8} {:>12} {:>8}", "first", "last", "ratio", "a new node", "last/new");
-    for (name, [first, last, new]) in [("p50 ms", p50), ("p99 ms", p99)] {
-        println!("{name:<30} {first:>12.2} {last:>12.2} {:>8.2} {new:>12.2} {:>8.2}", last / first, last / new);
+    for (figure, [first, last, new]) in compared {
+        println!("{figure:<30} {first:>12.2} {last:>12.2} {:>8.2} {new:>12.2} {:>8.2}", last / first, last / new);
     }
     println!("{:<30} {slope:>12.2}", "memory MiB/hour");
     println!("{:<30} {:>12} {:>12}", "descriptors, least and most", descriptors[0], descriptors[1]);
