@@ -175,6 +175,12 @@ impl Stage {
         }
     }
 
+    /// Of all records so far, how many the API does not have, and how often it got one again.
+    pub async fn lost_and_duplicated(&self) -> [u64; 2] {
+        let Stats { distinct, times, .. } = self.stats().await;
+        [self.posted as u64 - distinct, times - distinct]
+    }
+
     async fn stats(&self) -> Stats {
         serde_json::from_slice(&get(&self.api_url).await).expect("the API's counts")
     }
