@@ -170,7 +170,6 @@ impl Stage {
             sent_us: words(&fs::read(&times).expect("the load left it")),
             arrived_us: words(&get(&format!("{}arrivals", self.api_url)).await).split_off(first - self.forgotten),
             distinct: stats.distinct - before.distinct,
-            times: stats.times - before.times,
             last_us: stats.last_us,
         }
     }
@@ -216,7 +215,7 @@ pub struct Watch {
 }
 
 /// What the program under test holds.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct Footprint {
     pub memory_mib: f64,
     pub descriptors: usize,
@@ -252,8 +251,7 @@ pub struct Run {
     cpu_us: u64,
     sent_us: Vec<u64>,
     arrived_us: Vec<u64>,
-    pub distinct: u64,
-    pub times: u64,
+    distinct: u64,
     last_us: u64,
 }
 
@@ -311,14 +309,15 @@ impl Side {
         let mut delivery: Vec<_> = steady.deliveries_us().map(|us| us as f64 / 1000.0).collect();
         delivery.sort_by(f64::total_cmp);
         let quantile = |part: f64| table::quantile(&delivery, part);
+        let [lost, duplicated] = stage.lost_and_duplicated().await;
         let latency = |name: &str| steady.load["latency_ms"][name].as_f64().expect("a latency");
         Measured {
             ingest_per_s: peak.load["requests_per_s"].as_f64().expect("a rate") * self.batch as f64,
             end_to_end_per_s,
             cpu_us_per_record: peak.cpu_us as f64 / records as f64,
             memory_mib: stage.watch().peak_memory_mib(),
-            lost: (records + records / 2) as u64 - peak.distinct - steady.distinct,
-            duplicated: peak.times + steady.times - peak.distinct - steady.distinct,
+            lost,
+            duplicated,
             ingest_ms: ["p50", "p99", "p99.9"].map(latency),
             delivery_ms: [0.5, 0.99, 0.999].map(quantile),
             rate_cpu_us_per_record: steady.cpu_us as f64 / (records / 2) as f64,
