@@ -5,6 +5,8 @@
 //! on a thread of its own, because connections come and go with their arbiters. It is opened anew when it has failed, when
 //! topic or subscription were, or when there is reason to think that it is dead.
 
+#[cfg(target_os = "linux")]
+use std::num::NonZeroU64;
 use std::{
     pin::Pin,
     sync::{
@@ -48,6 +50,11 @@ const QUIET: Duration = Duration::from_secs(30);
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 /// The shortest that the service allows: what a dead stream was sent comes again after it.
 const LEASE: Duration = Duration::from_secs(10);
+
+/// How late the thread's timers may be, in nanoseconds. The client looks ten times a second whether there is something to
+/// ack, and each look takes the runtime two timers: late by as much as that, they share a wake-up. Messages wake it as ever.
+#[cfg(target_os = "linux")]
+const TIMER_SLACK: NonZeroU64 = NonZeroU64::new(100_000_000).unwrap();
 
 /// A message with the hold on it. Dropped, it is given back.
 pub(super) struct Held {
@@ -117,7 +124,13 @@ impl Feed {
         }
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let (sender, receiver) = mpsc::channel(1);
-        thread::Builder::new().name("pubsub-feed".into()).spawn(move || runtime.block_on(run(receiver)))?;
+        thread::Builder::new().name("pubsub-feed".into()).spawn(move || {
+            #[cfg(target_os = "linux")]
+            if let Err(why) = rustix::thread::set_current_timer_slack(Some(TIMER_SLACK)) {
+                tracing::debug!(%why, "timers keep the slack that they have");
+            }
+            runtime.block_on(run(receiver));
+        })?;
         Ok(orders.insert(sender).clone())
     }
 }
