@@ -5,7 +5,7 @@ use std::{cell::RefCell, convert::Infallible, net::SocketAddr, rc::Rc, time::Sys
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
-use hyper::{Method, Request, Response, body::Incoming, server::conn::http1, service::service_fn};
+use hyper::{Method, Request, Response, StatusCode, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use serde_json::json;
 use tokio::net::TcpListener;
@@ -23,6 +23,8 @@ struct Arrivals {
     /// Each time that a record came.
     times: u64,
     last_us: u64,
+    /// Takes no record, and answers 503.
+    is_away: bool,
 }
 
 pub fn now_us() -> u64 {
@@ -54,20 +56,33 @@ impl Arrivals {
     }
 }
 
+/// Where a PUT makes the API answer 503 to records, and where it makes it take them again.
+pub const AWAY: &str = "/away";
+pub const BACK: &str = "/back";
+
 async fn answer(
     request: Request<Incoming>,
     arrivals: Rc<RefCell<Arrivals>>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     let method = request.method().clone();
     let path = request.uri().path();
-    let (wants_all, first) = (path == "/arrivals", path.trim_start_matches('/').parse().unwrap_or_default());
+    let (wants_all, is_away) = (path == "/arrivals", path == AWAY);
+    let first = path.trim_start_matches('/').parse().unwrap_or_default();
     let body = request.into_body().collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
     let answer = if method == Method::DELETE {
         let mut arrivals = arrivals.borrow_mut();
         arrivals.first = first;
         arrivals.at_us.clear();
         Bytes::new()
+    } else if method == Method::PUT {
+        arrivals.borrow_mut().is_away = is_away;
+        Bytes::new()
     } else if method == Method::POST {
+        if arrivals.borrow().is_away {
+            let mut away = Response::new(Full::default());
+            *away.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+            return Ok(away);
+        }
         for number in numbers(&body) {
             arrivals.borrow_mut().take(number);
         }

@@ -6,6 +6,7 @@
 
 mod api;
 mod floor;
+mod idle;
 mod load;
 mod page;
 mod soak;
@@ -14,6 +15,7 @@ mod stage;
 #[path = "../../tests/support/mod.rs"]
 mod support;
 mod table;
+mod waiting;
 
 use std::{net::SocketAddr, path::PathBuf};
 
@@ -89,6 +91,10 @@ impl Case {
 enum Role {
     /// One node at half its peak for an hour: what creeps
     Soak(soak::Plan),
+    /// Ten million records that wait, in the spool or in the broker, against ten thousand
+    Waiting(waiting::Plan),
+    /// A node with all four lanes up and nothing to do
+    Idle(idle::Plan),
     #[command(hide = true)]
     Floor { lane: String, listen: SocketAddr },
     #[command(hide = true)]
@@ -119,7 +125,11 @@ fn main() {
     rustls::crypto::ring::default_provider().install_default().expect("no other was installed");
     let cli = Cli::parse();
     match &cli.role {
-        Some(Role::Soak(plan)) => on_actors(soak(plan)),
+        Some(Role::Soak(plan)) => on_actors(on_broker(&plan.lane, async |variables| soak::run(plan, variables).await)),
+        Some(Role::Waiting(plan)) => {
+            on_actors(on_broker(&plan.lane, async |variables| waiting::run(plan, &variables()).await));
+        }
+        Some(Role::Idle(plan)) => on_actors(idle(plan)),
         Some(Role::Floor { lane, listen }) => on_actors(floor::run(lane, *listen)),
         Some(Role::Api { listen }) => on_actors(api::run(*listen)),
         Some(Role::Load(order)) => load::run(order),
@@ -131,24 +141,34 @@ fn on_actors(work: impl Future<Output = ()>) {
     actix_rt::System::new().block_on(work);
 }
 
-async fn soak(plan: &soak::Plan) {
-    let missing = "the broker can be had";
-    match &*plan.lane {
-        "grpc" => soak::run(plan, grpc_variables).await,
+const MISSING: &str = "the broker can be had";
+
+/// Starts the broker of a lane, and hands on what names the lane of a node, anew each time.
+async fn on_broker(lane: &str, work: impl AsyncFnOnce(&mut dyn FnMut() -> Vec<(String, String)>)) {
+    match lane {
+        "grpc" => work(&mut grpc_variables).await,
         "nats" => {
-            let mut nats = Nats::start().await.expect(missing);
-            soak::run(plan, || nats.variables()).await;
+            let mut nats = Nats::start().await.expect(MISSING);
+            work(&mut || nats.variables()).await;
         }
         "rabbitmq" => {
-            let mut rabbitmq = Rabbitmq::start().await.expect(missing);
-            soak::run(plan, || rabbitmq.variables()).await;
+            let mut rabbitmq = Rabbitmq::start().await.expect(MISSING);
+            work(&mut || rabbitmq.variables()).await;
         }
         "pubsub" => {
-            let mut pubsub = Pubsub::start().await.expect(missing);
-            soak::run(plan, || pubsub.variables()).await;
+            let mut pubsub = Pubsub::start().await.expect(MISSING);
+            work(&mut || pubsub.variables()).await;
         }
         lane => panic!("there is no lane {lane}"),
     }
+}
+
+async fn idle(plan: &idle::Plan) {
+    let mut nats = Nats::start().await.expect(MISSING);
+    let mut rabbitmq = Rabbitmq::start().await.expect(MISSING);
+    let mut pubsub = Pubsub::start().await.expect(MISSING);
+    let lanes = [grpc_variables(), nats.variables(), rabbitmq.variables(), pubsub.variables()];
+    idle::run(plan, &lanes.concat()).await;
 }
 
 async fn compare(cli: &Cli) {

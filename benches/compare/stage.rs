@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    path::PathBuf,
     process::{Child, Stdio},
     time::{Duration, Instant},
 };
@@ -19,6 +20,8 @@ use super::{
 };
 
 const PATIENCE: Duration = Duration::from_mins(2);
+/// When no record came for so long, none will. A node takes a while to see that its API is back.
+const QUIET: Duration = Duration::from_mins(1);
 /// Records that no figure counts.
 pub const WARM_UP: usize = 2000;
 
@@ -59,6 +62,10 @@ pub struct Measured {
 /// The processes of one measurement. They end with it.
 pub struct Stage {
     program: Child,
+    /// How long it took until it was ready.
+    pub ready_after: Duration,
+    environment: Vec<(String, String)>,
+    lane: String,
     api: Child,
     api_url: String,
     host: String,
@@ -89,6 +96,29 @@ fn own(arguments: &[&str], set_up: impl FnOnce(&mut std::process::Command)) -> C
     .expect("it starts")
 }
 
+fn floor(lane: &str, listen: &str, environment: &[(String, String)]) -> Child {
+    own(&["floor", lane, listen], |command| {
+        command.envs(environment.iter().cloned());
+    })
+}
+
+fn node(environment: &[(String, String)]) -> Child {
+    let node = start(env!("CARGO_BIN_EXE_waypost"), |command| {
+        command.args(["run", "-q"]).envs(environment.iter().cloned()).stdin(Stdio::null());
+    });
+    node.expect("it starts")
+}
+
+/// Asks until the answer is a success, often enough to tell a millisecond.
+async fn ready(url: &str) {
+    let client = awc::Client::default();
+    let deadline = Instant::now() + PATIENCE;
+    while !client.get(url).send().await.is_ok_and(|answer| answer.status().is_success()) {
+        assert!(Instant::now() < deadline, "not ready within {PATIENCE:?}");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
 impl Stage {
     pub async fn new(side: &Side, lane: &str, variables: &[(String, String)], users: usize) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
@@ -107,24 +137,81 @@ impl Stage {
         if side.program == Program::Waypost && variables.is_empty() {
             environment.extend(grpc_variables());
         }
-        let environment = environment.into_iter().map(|(key, value)| (format!("WAYPOST_{key}"), value));
+        let environment: Vec<_> =
+            environment.into_iter().map(|(key, value)| (format!("WAYPOST_{key}"), value)).collect();
         get(&api_url).await;
+        let began = Instant::now();
         let (program, admin) = match side.program {
-            Program::Floor => {
-                let floor = own(&["floor", lane, &listen], |command| {
-                    command.envs(environment);
-                });
-                (floor, None)
-            }
-            Program::Waypost => {
-                let node = start(env!("CARGO_BIN_EXE_waypost"), |command| {
-                    command.args(["run", "-q"]).envs(environment).stdin(Stdio::null());
-                });
-                (node.expect("it starts"), Some(format!("http://127.0.0.1:{admin}/")))
-            }
+            Program::Floor => (floor(lane, &listen, &environment), None),
+            Program::Waypost => (node(&environment), Some(format!("http://127.0.0.1:{admin}/"))),
         };
-        get(&admin.as_ref().map_or_else(|| host.clone(), |admin| format!("{admin}readyz"))).await;
-        Self { program, api, api_url, host, folder, admin, users, batch: side.batch, posted: 0, forgotten: 0 }
+        ready(&admin.as_ref().map_or_else(|| host.clone(), |admin| format!("{admin}readyz"))).await;
+        Self {
+            program,
+            ready_after: began.elapsed(),
+            environment,
+            lane: lane.into(),
+            api,
+            api_url,
+            host,
+            folder,
+            admin,
+            users,
+            batch: side.batch,
+            posted: 0,
+            forgotten: 0,
+        }
+    }
+
+    /// Kills the node, and starts it on what it left.
+    pub async fn restart(&mut self) {
+        self.program.kill().and_then(|()| self.program.wait()).expect("a child ends");
+        let began = Instant::now();
+        self.program = node(&self.environment);
+        ready(&format!("{}readyz", self.admin())).await;
+        self.ready_after = began.elapsed();
+    }
+
+    fn admin(&self) -> &str {
+        self.admin.as_deref().expect("Waypost is under test")
+    }
+
+    /// What the node says of itself.
+    async fn status(&self) -> Value {
+        serde_json::from_slice(&get(&format!("{}api/status", self.admin())).await).expect("the node's status")
+    }
+
+    /// Waits until every lane of the node is in this state.
+    pub async fn lanes_are(&self, state: &str) {
+        eventually(state, PATIENCE, async || {
+            let status = self.status().await;
+            let mut lanes = status["lanes"].as_array()?.iter();
+            lanes.all(|lane| lane["state"] == state).then_some(())
+        })
+        .await;
+    }
+
+    /// Has the lane publish nothing, so that records wait in the spool.
+    pub async fn pause(&self) {
+        self.order("pause").await;
+        self.lanes_are("paused").await;
+    }
+
+    pub async fn resume(&self) {
+        self.order("resume").await;
+    }
+
+    async fn order(&self, order: &str) {
+        let url = format!("{}api/lanes/{}/{order}", self.admin(), self.lane);
+        let answer = awc::Client::default().post(url).send().await.expect("the node answers");
+        assert!(answer.status().is_success(), "{}", answer.status());
+    }
+
+    /// Has the API take no record, so that they wait in the broker, or take them again.
+    pub async fn set_api(&self, path: &str) {
+        let url = format!("{}{}", self.api_url.trim_end_matches('/'), path);
+        let answer = awc::Client::default().put(url).send().await.expect("the API answers");
+        assert!(answer.status().is_success(), "{}", answer.status());
     }
 
     /// Has the API forget when the records so far came. One that comes yet has come before.
@@ -137,40 +224,59 @@ impl Stage {
 
     /// Posts so many records, and waits until the API has them all, or none came for a while.
     pub async fn post(&mut self, count: usize, rate: Option<f64>) -> Run {
-        let times = self.folder.path().join("times");
+        let before = self.stats().await.distinct;
+        let cpu = self.cpu_us();
+        let first = self.posted;
+        let load = self.load(count, rate).await;
+        let stats = self.arrived(before + count as u64).await;
+        let cpu_us = self.cpu_us() - cpu;
+        Run {
+            load,
+            cpu_us,
+            sent_us: words(&fs::read(self.times()).expect("the load left it")),
+            arrived_us: words(&get(&format!("{}arrivals", self.api_url)).await).split_off(first - self.forgotten),
+            distinct: stats.distinct - before,
+            last_us: stats.last_us,
+        }
+    }
+
+    fn times(&self) -> PathBuf {
+        self.folder.path().join("times")
+    }
+
+    /// Posts so many records, and returns what the load says of it. The API may not have them yet.
+    pub async fn load(&mut self, count: usize, rate: Option<f64>) -> Value {
+        let times = self.times();
         let numbers = [self.users, self.batch, self.posted, count].map(|number| number.to_string());
         let rate = rate.map(|rate| rate.to_string());
         let mut arguments = vec!["load", &self.host, times.to_str().expect("a plain path")];
         arguments.extend(numbers.iter().chain(&rate).map(String::as_str));
-        let before = self.stats().await;
-        let cpu = self.cpu_us();
         let load = own(&arguments, |command| {
             command.stdout(Stdio::piped());
         });
         let output = tokio::task::spawn_blocking(|| load.wait_with_output()).await.expect("it waits").expect("it ends");
         let load: Value = serde_json::from_slice(&output.stdout).expect("the load's result");
         assert_eq!(load["failures"], 0, "{load}");
-        let first = self.posted;
         self.posted += count;
+        load
+    }
+
+    /// Waits until the API has all that was posted, or none came for a while.
+    pub async fn all_arrived(&self) {
+        self.arrived(self.posted as u64).await;
+    }
+
+    async fn arrived(&self, distinct: u64) -> Stats {
         let mut seen = (0, Instant::now());
-        let stats = loop {
+        loop {
             let stats = self.stats().await;
-            if stats.distinct - before.distinct >= count as u64 || seen.1.elapsed() > Duration::from_secs(20) {
-                break stats;
+            if stats.distinct >= distinct || seen.1.elapsed() > QUIET {
+                return stats;
             }
             if stats.distinct > seen.0 {
                 seen = (stats.distinct, Instant::now());
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
-        };
-        let cpu_us = self.cpu_us() - cpu;
-        Run {
-            load,
-            cpu_us,
-            sent_us: words(&fs::read(&times).expect("the load left it")),
-            arrived_us: words(&get(&format!("{}arrivals", self.api_url)).await).split_off(first - self.forgotten),
-            distinct: stats.distinct - before.distinct,
-            last_us: stats.last_us,
         }
     }
 
@@ -185,7 +291,7 @@ impl Stage {
     }
 
     /// User and system time of the program under test.
-    fn cpu_us(&self) -> u64 {
+    pub fn cpu_us(&self) -> u64 {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.program.id())).expect("it runs");
         // The name, in parentheses, may hold anything; user and system time are the 12th and 13th word after it, in 10 ms.
         let words: Vec<_> = stat.rsplit_once(") ").expect("a name").1.split(' ').collect();
@@ -228,7 +334,7 @@ impl Watch {
         line.trim().trim_end_matches(" kB").parse::<f64>().expect("a number") / 1024.0
     }
 
-    fn peak_memory_mib(self) -> f64 {
+    pub fn peak_memory_mib(self) -> f64 {
         self.memory_mib("VmHWM:")
     }
 
