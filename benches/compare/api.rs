@@ -56,9 +56,8 @@ impl Arrivals {
     }
 }
 
-/// Where a PUT makes the API answer 503 to records, and where it makes it take them again.
+/// Where a PUT makes the API answer 503 to records, and a DELETE makes it take them again.
 pub const AWAY: &str = "/away";
-pub const BACK: &str = "/back";
 
 async fn answer(
     request: Request<Incoming>,
@@ -66,16 +65,16 @@ async fn answer(
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     let method = request.method().clone();
     let path = request.uri().path();
-    let (wants_all, is_away) = (path == "/arrivals", path == AWAY);
+    let (wants_all, is_of_away) = (path == "/arrivals", path == AWAY);
     let first = path.trim_start_matches('/').parse().unwrap_or_default();
     let body = request.into_body().collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
-    let answer = if method == Method::DELETE {
+    let answer = if is_of_away {
+        arrivals.borrow_mut().is_away = method == Method::PUT;
+        Bytes::new()
+    } else if method == Method::DELETE {
         let mut arrivals = arrivals.borrow_mut();
         arrivals.first = first;
         arrivals.at_us.clear();
-        Bytes::new()
-    } else if method == Method::PUT {
-        arrivals.borrow_mut().is_away = is_away;
         Bytes::new()
     } else if method == Method::POST {
         if arrivals.borrow().is_away {

@@ -1,4 +1,4 @@
-//! What a node with nothing to do costs, with all four lanes up; and how soon one without any configuration is ready.
+//! What a node with nothing to do costs, with all four lanes up; and how soon one with its gRPC lane alone is ready.
 
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use super::{
 };
 
 const STARTS: usize = 7;
+const LANES: usize = 4;
 /// Brokers that have just started have the clients try again, and find out what there is.
 const SETTLE: Duration = Duration::from_secs(40);
 
@@ -26,7 +27,7 @@ pub struct Plan {
     json: bool,
 }
 
-/// A node on its own lane, a few times, then one on the lanes that `variables` name.
+/// A node with its gRPC lane alone, a few times, then one on the lanes that `variables` name.
 #[expect(clippy::cast_precision_loss, reason = "the time of a few minutes")]
 pub async fn run(plan: &Plan, variables: &[(String, String)]) {
     let mut starts = Vec::new();
@@ -35,7 +36,7 @@ pub async fn run(plan: &Plan, variables: &[(String, String)]) {
     }
     let start_ms = table::median(starts);
     let stage = Stage::new(&Side::WAYPOST, "all", variables, 1).await;
-    stage.lanes_are("up").await;
+    stage.lanes_are(LANES, "up").await;
     sleep(SETTLE).await;
     let cpu = stage.cpu_us();
     sleep(Duration::from_secs(plan.seconds.into())).await;
@@ -46,6 +47,6 @@ pub async fn run(plan: &Plan, variables: &[(String, String)]) {
         return;
     }
     println!("{:<30} {start_ms:>12.1}", "start to ready ms");
-    println!("{:<30} {cpu_percent:>12.3}", "CPU % of a core");
+    println!("{:<30} {cpu_percent:>12.2}", "CPU % of a core");
     println!("{:<30} {memory_mib:>12.2}", "memory MiB");
 }

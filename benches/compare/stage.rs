@@ -7,10 +7,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+use awc::http::Method;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use tokio::time::sleep;
 
 use super::{
+    api,
     support::{
         eventually,
         lanes::grpc_variables,
@@ -20,8 +23,8 @@ use super::{
 };
 
 const PATIENCE: Duration = Duration::from_mins(2);
-/// When no record came for so long, none will. A node takes a while to see that its API is back.
-const QUIET: Duration = Duration::from_mins(1);
+/// When no record came for so long, none will.
+const QUIET: Duration = Duration::from_secs(20);
 /// Records that no figure counts.
 pub const WARM_UP: usize = 2000;
 
@@ -109,14 +112,22 @@ fn node(environment: &[(String, String)]) -> Child {
     node.expect("it starts")
 }
 
-/// Asks until the answer is a success, often enough to tell a millisecond.
-async fn ready(url: &str) {
+/// A program that was started by `start`, once `url` answers with success, and how long that took.
+async fn ready(url: &str, start: impl FnOnce() -> Child) -> (Child, Duration) {
     let client = awc::Client::default();
-    let deadline = Instant::now() + PATIENCE;
+    let began = Instant::now();
+    let program = start();
     while !client.get(url).send().await.is_ok_and(|answer| answer.status().is_success()) {
-        assert!(Instant::now() < deadline, "not ready within {PATIENCE:?}");
-        tokio::time::sleep(Duration::from_millis(1)).await;
+        assert!(began.elapsed() < PATIENCE, "not within {PATIENCE:?}: {url}");
+        sleep(Duration::from_millis(1)).await;
     }
+    (program, began.elapsed())
+}
+
+/// Sends what has no body, and takes nothing but success.
+async fn send(method: Method, url: String) {
+    let answer = awc::Client::default().request(method, url).send().await.expect("an answer");
+    assert!(answer.status().is_success(), "{}", answer.status());
 }
 
 impl Stage {
@@ -140,15 +151,14 @@ impl Stage {
         let environment: Vec<_> =
             environment.into_iter().map(|(key, value)| (format!("WAYPOST_{key}"), value)).collect();
         get(&api_url).await;
-        let began = Instant::now();
-        let (program, admin) = match side.program {
-            Program::Floor => (floor(lane, &listen, &environment), None),
-            Program::Waypost => (node(&environment), Some(format!("http://127.0.0.1:{admin}/"))),
+        let admin = (side.program == Program::Waypost).then(|| format!("http://127.0.0.1:{admin}/"));
+        let (program, ready_after) = match &admin {
+            Some(admin) => ready(&format!("{admin}readyz"), || node(&environment)).await,
+            None => ready(&host, || floor(lane, &listen, &environment)).await,
         };
-        ready(&admin.as_ref().map_or_else(|| host.clone(), |admin| format!("{admin}readyz"))).await;
         Self {
             program,
-            ready_after: began.elapsed(),
+            ready_after,
             environment,
             lane: lane.into(),
             api,
@@ -166,10 +176,8 @@ impl Stage {
     /// Kills the node, and starts it on what it left.
     pub async fn restart(&mut self) {
         self.program.kill().and_then(|()| self.program.wait()).expect("a child ends");
-        let began = Instant::now();
-        self.program = node(&self.environment);
-        ready(&format!("{}readyz", self.admin())).await;
-        self.ready_after = began.elapsed();
+        let url = format!("{}readyz", self.admin());
+        (self.program, self.ready_after) = ready(&url, || node(&self.environment)).await;
     }
 
     fn admin(&self) -> &str {
@@ -181,44 +189,50 @@ impl Stage {
         serde_json::from_slice(&get(&format!("{}api/status", self.admin())).await).expect("the node's status")
     }
 
-    /// Waits until every lane of the node is in this state.
-    pub async fn lanes_are(&self, state: &str) {
+    /// Waits until so many lanes of the node are in this state.
+    pub async fn lanes_are(&self, count: usize, state: &str) {
         eventually(state, PATIENCE, async || {
             let status = self.status().await;
-            let mut lanes = status["lanes"].as_array()?.iter();
-            lanes.all(|lane| lane["state"] == state).then_some(())
+            let lanes = status["lanes"].as_array()?.iter();
+            (lanes.filter(|lane| lane["state"] == state).count() == count).then_some(())
         })
         .await;
     }
 
-    /// Has the lane publish nothing, so that records wait in the spool.
-    pub async fn pause(&self) {
-        self.order("pause").await;
-        self.lanes_are("paused").await;
-    }
-
-    pub async fn resume(&self) {
-        self.order("resume").await;
-    }
-
-    async fn order(&self, order: &str) {
-        let url = format!("{}api/lanes/{}/{order}", self.admin(), self.lane);
-        let answer = awc::Client::default().post(url).send().await.expect("the node answers");
-        assert!(answer.status().is_success(), "{}", answer.status());
+    /// Has the lane publish nothing, so that records wait in the spool, or publish again.
+    pub async fn set_lane(&self, publishes: bool) {
+        let order = if publishes { "resume" } else { "pause" };
+        send(Method::POST, format!("{}api/lanes/{}/{order}", self.admin(), self.lane)).await;
+        if !publishes {
+            self.lanes_are(1, "paused").await;
+        }
     }
 
     /// Has the API take no record, so that they wait in the broker, or take them again.
-    pub async fn set_api(&self, path: &str) {
-        let url = format!("{}{}", self.api_url.trim_end_matches('/'), path);
-        let answer = awc::Client::default().put(url).send().await.expect("the API answers");
-        assert!(answer.status().is_success(), "{}", answer.status());
+    pub async fn set_api(&self, takes: bool) {
+        let method = if takes { Method::DELETE } else { Method::PUT };
+        send(method, format!("{}{}", self.api_url.trim_end_matches('/'), api::AWAY)).await;
+    }
+
+    /// Of all records so far, how many the API has.
+    pub async fn arrived(&self) -> u64 {
+        self.stats().await.distinct
+    }
+
+    /// Waits until the API has all records so far, and the node none.
+    pub async fn all_is_settled(&self) {
+        let arrived = self.until_arrived(self.posted as u64).await.distinct;
+        assert_eq!(arrived, self.posted as u64, "records that arrived, and records that were posted");
+        eventually("nothing in flight, nothing in the spool", PATIENCE, async || {
+            let ledger = &self.status().await["ledger"];
+            (ledger["in_flight"] == 0 && ledger["spooled"] == 0).then_some(())
+        })
+        .await;
     }
 
     /// Has the API forget when the records so far came. One that comes yet has come before.
     pub async fn forget(&mut self) {
-        let url = format!("{}{}", self.api_url, self.posted);
-        let answer = awc::Client::default().delete(url).send().await.expect("the API answers");
-        assert!(answer.status().is_success(), "{}", answer.status());
+        send(Method::DELETE, format!("{}{}", self.api_url, self.posted)).await;
         self.forgotten = self.posted;
     }
 
@@ -228,7 +242,7 @@ impl Stage {
         let cpu = self.cpu_us();
         let first = self.posted;
         let load = self.load(count, rate).await;
-        let stats = self.arrived(before + count as u64).await;
+        let stats = self.until_arrived(before + count as u64).await;
         let cpu_us = self.cpu_us() - cpu;
         Run {
             load,
@@ -261,12 +275,8 @@ impl Stage {
         load
     }
 
-    /// Waits until the API has all that was posted, or none came for a while.
-    pub async fn all_arrived(&self) {
-        self.arrived(self.posted as u64).await;
-    }
-
-    async fn arrived(&self, distinct: u64) -> Stats {
+    /// Waits until so many records came, or none for a while.
+    async fn until_arrived(&self, distinct: u64) -> Stats {
         let mut seen = (0, Instant::now());
         loop {
             let stats = self.stats().await;
@@ -276,7 +286,7 @@ impl Stage {
             if stats.distinct > seen.0 {
                 seen = (stats.distinct, Instant::now());
             }
-            tokio::time::sleep(Duration::from_millis(10)).await;
+            sleep(Duration::from_millis(10)).await;
         }
     }
 

@@ -34,7 +34,7 @@ use tokio::{
 use self::{
     access::Access,
     declare::{Admin, Probe},
-    feed::{Feed, Held},
+    feed::{Feed, Held, TIMER_SLACK},
 };
 use super::{
     Broker, CONNECT_TIMEOUT, Transport, TransportError,
@@ -59,8 +59,9 @@ const PUBLISHING_KIB: u32 = 32 << 10;
 const CHARGE_MIN_KIB: u32 = 8;
 /// How long an ack waits for others, so that they wake the client's thread once: it would send them later than that anyway.
 const LINGER: Duration = Duration::from_millis(10);
-/// The client sends acks every 100 ms and does not say when they have arrived: one period and a slow round trip.
-const FLUSH: Duration = Duration::from_millis(400);
+/// The client sends acks every 100 ms, or later by the slack of its thread's timers, and does not say when they have arrived:
+/// one period and a slow round trip.
+const FLUSH: Duration = Duration::from_millis(400).saturating_add(TIMER_SLACK);
 /// While nothing comes in, the subscription is looked up so often: an outage is otherwise hidden by the client's own retries.
 const PROBE_PERIOD: Duration = Duration::from_millis(2500);
 /// Two probes that fail, so far apart, are an outage.

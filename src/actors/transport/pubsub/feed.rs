@@ -24,6 +24,8 @@ use google_cloud_pubsub::{
     model::Message,
     subscriber::{ShutdownBehavior, ShutdownToken, handler::Handler},
 };
+#[cfg(target_os = "linux")]
+use rustix::thread::set_current_timer_slack;
 use tokio::{
     runtime::{Builder, Handle},
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
@@ -51,10 +53,10 @@ const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 /// The shortest that the service allows: what a dead stream was sent comes again after it.
 const LEASE: Duration = Duration::from_secs(10);
 
-/// How late the thread's timers may be, in nanoseconds. The client looks ten times a second whether there is something to
-/// ack, and each look takes the runtime two timers: late by as much as that, they share a wake-up. Messages wake it as ever.
-#[cfg(target_os = "linux")]
-const TIMER_SLACK: NonZeroU64 = NonZeroU64::new(100_000_000).unwrap();
+/// How late the timers of the feed's thread may be. The client looks ten times a second whether there is something to ack, and
+/// the runtime wakes twice for each look: for the slot of its timer wheel, 64 ms wide, then for the time itself. Late by a
+/// slot, the two are one. A quiet feed acks as much later; what comes in wakes the thread as ever.
+pub(super) const TIMER_SLACK: Duration = Duration::from_millis(64);
 
 /// A message with the hold on it. Dropped, it is given back.
 pub(super) struct Held {
@@ -126,7 +128,7 @@ impl Feed {
         let (sender, receiver) = mpsc::channel(1);
         thread::Builder::new().name("pubsub-feed".into()).spawn(move || {
             #[cfg(target_os = "linux")]
-            if let Err(why) = rustix::thread::set_current_timer_slack(Some(TIMER_SLACK)) {
+            if let Err(why) = set_current_timer_slack(NonZeroU64::new(TIMER_SLACK.subsec_nanos().into())) {
                 tracing::debug!(%why, "timers keep the slack that they have");
             }
             runtime.block_on(run(receiver));
