@@ -40,6 +40,8 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(1);
 /// How many kinds of failure are told apart; the rest is one more.
 const KINDS_MAX: usize = 20;
+/// A user's wait may be late by this part of the shortest one, and by so much at most.
+const WAIT_SLACK: (u32, Duration) = (10, Duration::from_millis(20));
 const SAMPLE_PERIOD: Duration = Duration::from_secs(1);
 /// Latencies are kept in µs up to an hour, to three digits.
 const LATENCY_MAX_US: u64 = 3_600_000_000;
@@ -52,7 +54,9 @@ pub struct Plan {
     pub users: usize,
     /// How many users begin each second.
     pub spawn_rate: f64,
-    /// How long a user waits after each answer.
+    /// How long a user waits after each answer. In a closed loop it may be a tenth of the shortest wait longer, 20 ms at most: the
+    /// user goes when another is answered, for which the load is awake. Woken less often, it leaves more of the processor to the
+    /// server. Each goes for one that was answered, so that no two go at once which would not have otherwise.
     pub wait: Range<Duration>,
     /// Records a second that are due, in an open loop.
     pub rate: Option<f64>,
@@ -115,6 +119,14 @@ struct Turn {
     due: Option<Instant>,
 }
 
+impl Plan {
+    /// How late a user may be. In an open loop it is on time, and so it is if it does not wait.
+    fn slack(&self) -> Duration {
+        let (part, most) = WAIT_SLACK;
+        if self.rate.is_some() { Duration::ZERO } else { most.min(self.wait.start / part) }
+    }
+}
+
 impl Load {
     #[must_use]
     pub fn new(target: Target, plan: Plan) -> Self {
@@ -150,7 +162,7 @@ impl Load {
     /// # Errors
     /// When the server's name is not known, or the kernel has no descriptor left.
     pub fn run(&self, mut tick: impl FnMut(&Tally)) -> io::Result<()> {
-        let reactor = Reactor::new(self.plan.users, Arc::clone(&self.stopped))?;
+        let reactor = Reactor::new(self.plan.users, self.plan.slack(), Arc::clone(&self.stopped))?;
         let server = Server::find(&self.target, &reactor)?;
         let began = Instant::now();
         let users = (0..self.plan.users).map(|number| Box::pin(self.user(number, began, &reactor, &server)) as _);
@@ -366,19 +378,33 @@ mod tests {
     }
 
     #[test]
-    fn users_that_cannot_connect_let_others_try() {
-        let plan = Plan {
+    fn only_who_waits_in_a_closed_loop_may_be_late() {
+        let ms = Duration::from_millis;
+        for (wait, rate, slack) in [(200, None, 20), (900, None, 20), (50, None, 5), (0, None, 0), (200, Some(1.0), 0)]
+        {
+            let plan = Plan { wait: ms(wait)..ms(1000), rate, ..plan(1) };
+            assert_eq!(plan.slack(), ms(slack), "{wait} ms, {rate:?}");
+        }
+    }
+
+    /// Without waits.
+    fn plan(users: usize) -> Plan {
+        Plan {
             records: vec![Bytes::from_static(b"{}")],
             passes: 10,
-            users: 2,
+            users,
             spawn_rate: f64::INFINITY,
             wait: Duration::ZERO..Duration::ZERO,
             rate: None,
             keyed: true,
             watch: None,
-        };
+        }
+    }
+
+    #[test]
+    fn users_that_cannot_connect_let_others_try() {
         // Whoever connects there fails at once.
-        let load = Load::new(Target::with_public_roots("http://255.255.255.255:9/").unwrap(), plan);
+        let load = Load::new(Target::with_public_roots("http://255.255.255.255:9/").unwrap(), plan(2));
         load.run(|_| ()).unwrap();
         let tally = load.tally();
         assert_eq!((tally.failures, tally.samples[0].users), (10, 2));

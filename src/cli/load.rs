@@ -30,6 +30,9 @@ pub struct Args {
     #[arg(long, value_name = "N/s", value_parser = per_second)]
     spawn_rate: Option<f64>,
     /// How long each user waits between two records, such as 200ms..900ms
+    ///
+    /// A wait may be up to a tenth of MIN longer, 20 ms at most: a user goes when another was answered, if that is soon. So the load
+    /// is woken less often, and leaves more of the processor to the server.
     #[arg(long, value_name = "MIN..MAX", value_parser = wait, conflicts_with = "rate")]
     wait: Option<Range<Duration>>,
     /// How often all records are posted

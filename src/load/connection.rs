@@ -429,7 +429,7 @@ mod tests {
                 connection
             })
         });
-        let reactor = Reactor::new(1, Arc::default()).unwrap();
+        let reactor = Reactor::new(1, Duration::ZERO, Arc::default()).unwrap();
         let server = Server::find(&target, &reactor).unwrap();
         let user = async {
             let mut connection = Connection::new(&server, 0);

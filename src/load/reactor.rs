@@ -2,7 +2,8 @@
 //!
 //! A user is a future that nobody wakes. The reactor polls it when its wait is over, when its socket has changed, and when the
 //! load is stopped. While users rest, what a load costs is how often it is woken, because a processor that has slept finds nothing
-//! in its caches: here when a record is due and when it is answered; with tokio's wheel of timers once more in between.
+//! in its caches: here when a record is answered, and when one is due that cannot be late until another is answered; with tokio's
+//! wheel of timers once more in between.
 
 use std::{
     cell::{Cell, RefCell},
@@ -37,6 +38,8 @@ pub(super) struct Reactor {
     sockets: Vec<Readiness>,
     /// When somebody is to be polled, and which user.
     waits: RefCell<BTreeSet<(Instant, usize)>>,
+    /// How late a wait may end.
+    slack: Duration,
     /// The user that is polled now.
     polled: Cell<usize>,
     stopped: Arc<AtomicBool>,
@@ -52,15 +55,17 @@ struct Readiness {
 }
 
 impl Reactor {
-    /// For so many users. What they rest ends early once it is `stopped`.
+    /// For so many users. What they rest ends early once it is `stopped`. A wait may be late by `slack`: it ends when the reactor is
+    /// awake for another user's socket, or at the latest then.
     ///
     /// # Errors
     /// When the kernel has no descriptor left.
-    pub fn new(users: usize, stopped: Arc<AtomicBool>) -> io::Result<Self> {
+    pub fn new(users: usize, slack: Duration, stopped: Arc<AtomicBool>) -> io::Result<Self> {
         Ok(Self {
             kernel: RefCell::new(mio::Poll::new()?),
             sockets: (0..users).map(|_| Readiness::default()).collect(),
             waits: RefCell::default(),
+            slack,
             polled: Cell::default(),
             stopped,
         })
@@ -94,18 +99,18 @@ impl Reactor {
             }
             for event in &events {
                 self.poll_user(&mut users, event.token().0);
+                // One for one: all that could go would be a burst.
+                self.poll_next_over(&mut users, Instant::now(), Duration::ZERO);
             }
             let now = Instant::now();
-            while let Some(number) = self.next_over(now) {
-                self.poll_user(&mut users, number);
-            }
+            while self.poll_next_over(&mut users, now, self.slack) {}
         }
         Ok(())
     }
 
-    /// Until a socket has changed, a wait is over, a signal comes, or `latest`.
+    /// Until a socket has changed, waits are over, a signal comes, or `latest`.
     fn sleep(&self, events: &mut Events, latest: Instant) -> io::Result<()> {
-        let end = self.waits.borrow().first().map_or(latest, |(end, _)| latest.min(*end));
+        let end = self.waits.borrow().first().map_or(latest, |(end, _)| latest.min(*end + self.slack));
         match self.kernel.borrow_mut().poll(events, Some(end.saturating_duration_since(Instant::now()))) {
             Err(why) if why.kind() == ErrorKind::Interrupted => Ok(()),
             slept => slept,
@@ -127,11 +132,13 @@ impl Reactor {
         }
     }
 
-    /// A user whose wait was over by `now`. The wait is forgotten.
-    fn next_over(&self, now: Instant) -> Option<usize> {
-        let mut waits = self.waits.borrow_mut();
-        let (end, _) = waits.first()?;
-        if *end <= now { waits.pop_first().map(|(_, number)| number) } else { None }
+    /// Polls the user whose wait is over for the longest time, if it is by `late` at least.
+    fn poll_next_over(&self, users: &mut Users<'_>, now: Instant, late: Duration) -> bool {
+        let first = self.waits.borrow().first().copied();
+        let Some((end, number)) = first.filter(|(end, _)| *end + late <= now) else { return false };
+        self.waits.borrow_mut().remove(&(end, number));
+        self.poll_user(users, number);
+        true
     }
 
     /// Until then, or until the load is stopped.
@@ -293,7 +300,7 @@ impl AsyncWrite for TcpSocket<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::{net::TcpListener, thread};
+    use std::{net::TcpListener, sync::mpsc, thread};
 
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
@@ -303,7 +310,7 @@ mod tests {
 
     #[test]
     fn each_rests_until_its_time_and_whose_rest_ends_first_runs_first() {
-        let reactor = Reactor::new(4, Arc::default()).unwrap();
+        let reactor = Reactor::new(4, Duration::ZERO, Arc::default()).unwrap();
         let (reactor, began, ended) = (&reactor, Instant::now(), &RefCell::new(Vec::new()));
         let user = |(number, ms): (usize, u64)| {
             let rest = async move {
@@ -322,9 +329,57 @@ mod tests {
     }
 
     #[test]
+    fn who_may_be_late_goes_when_another_is_answered_one_for_one() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let (took, taken) = mpsc::channel();
+        let first = Instant::now() + PERIOD;
+        let second = first + PERIOD;
+        let answer = thread::spawn(move || {
+            let mut socket = listener.accept().unwrap().0;
+            thread::sleep(second.saturating_duration_since(Instant::now()));
+            for _ in 0..2 {
+                socket.write_all(b"x").unwrap();
+                taken.recv().unwrap();
+            }
+        });
+        let reactor = Reactor::new(3, 500 * PERIOD, Arc::default()).unwrap();
+        let (reactor, ran) = (&reactor, &RefCell::new(Vec::new()));
+        let answered = async move {
+            let mut socket = reactor.connect(address).await.unwrap();
+            for _ in 0..2 {
+                assert_eq!(socket.read(&mut [0; 2]).await.unwrap(), 1);
+                ran.borrow_mut().push("answered");
+                took.send(()).unwrap();
+            }
+        };
+        let resting = |name, end| async move {
+            reactor.rest(end).await;
+            ran.borrow_mut().push(name);
+        };
+        let users: Vec<User<'_>> =
+            vec![Box::pin(answered), Box::pin(resting("second", second)), Box::pin(resting("first", first))];
+        reactor.run(users, PERIOD, || ()).unwrap();
+        answer.join().unwrap();
+        assert_eq!(*ran.borrow(), ["answered", "first", "answered", "second"]);
+    }
+
+    #[test]
+    fn who_may_be_late_goes_at_the_latest_then() {
+        let slack = 3 * PERIOD;
+        let reactor = Reactor::new(1, slack, Arc::default()).unwrap();
+        let end = Instant::now() + PERIOD;
+        let user = async {
+            reactor.rest(end).await;
+            assert!(Instant::now() >= end + slack, "nobody was answered");
+        };
+        reactor.run(vec![Box::pin(user)], PERIOD, || ()).unwrap();
+    }
+
+    #[test]
     fn a_load_that_is_stopped_ends_rests_and_no_limit() {
         let stopped = Arc::new(AtomicBool::new(false));
-        let reactor = Reactor::new(2, Arc::clone(&stopped)).unwrap();
+        let reactor = Reactor::new(2, Duration::ZERO, Arc::clone(&stopped)).unwrap();
         let (end, far) = (Instant::now() + 2 * PERIOD, Instant::now() + Duration::from_hours(1));
         let patient = async {
             reactor.rest(far).await;
@@ -353,7 +408,7 @@ mod tests {
             socket.write_all(&all).unwrap();
         });
         let sent: Vec<_> = (0..=u8::MAX).cycle().take(16 << 20).collect();
-        let reactor = Reactor::new(1, Arc::default()).unwrap();
+        let reactor = Reactor::new(1, Duration::ZERO, Arc::default()).unwrap();
         let user = async {
             let mut socket = reactor.connect(address).await.unwrap();
             socket.write_all(&sent).await.unwrap();
@@ -371,7 +426,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let serve = thread::spawn(move || listener.accept().unwrap().0.write_all(b"x").unwrap());
-        let reactor = Reactor::new(1, Arc::default()).unwrap();
+        let reactor = Reactor::new(1, Duration::ZERO, Arc::default()).unwrap();
         let user = async {
             let mut socket = reactor.connect(address).await.unwrap();
             serve.join().unwrap();
@@ -390,7 +445,7 @@ mod tests {
     #[test]
     fn who_connects_to_nobody_is_told() {
         let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let reactor = Reactor::new(1, Arc::default()).unwrap();
+        let reactor = Reactor::new(1, Duration::ZERO, Arc::default()).unwrap();
         let user = async {
             let failure = reactor.connect(address).await.err().expect("nobody listens");
             assert_eq!(failure.kind(), ErrorKind::ConnectionRefused);
