@@ -40,8 +40,10 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(1);
 /// How many kinds of failure are told apart; the rest is one more.
 const KINDS_MAX: usize = 20;
-/// A user's wait may be late by this part of the shortest one, and by so much at most.
-const WAIT_SLACK: (u32, Duration) = (10, Duration::from_millis(20));
+/// The part of the range of waits in which a user may go at any time, and how long that is at most.
+const SLACK: (u32, Duration) = (10, Duration::from_millis(20));
+/// With more records a second than this, each user is on time: records meet at the server, and how they do makes its latency.
+const SLACK_RATE_MAX: f64 = 200.0;
 const SAMPLE_PERIOD: Duration = Duration::from_secs(1);
 /// Latencies are kept in µs up to an hour, to three digits.
 const LATENCY_MAX_US: u64 = 3_600_000_000;
@@ -54,9 +56,8 @@ pub struct Plan {
     pub users: usize,
     /// How many users begin each second.
     pub spawn_rate: f64,
-    /// How long a user waits after each answer. In a closed loop it may be a tenth of the shortest wait longer, 20 ms at most: the
-    /// user goes when another is answered, for which the load is awake. Woken less often, it leaves more of the processor to the
-    /// server. Each goes for one that was answered, so that no two go at once which would not have otherwise.
+    /// How long a user waits after each answer. Where few do, the moment is not all chance: in the last 20 ms at most it goes when
+    /// another was answered, for which the load is awake. Woken less often, the load leaves more of the processor to the server.
     pub wait: Range<Duration>,
     /// Records a second that are due, in an open loop.
     pub rate: Option<f64>,
@@ -120,10 +121,13 @@ struct Turn {
 }
 
 impl Plan {
-    /// How late a user may be. In an open loop it is on time, and so it is if it does not wait.
+    /// How long a user whose wait is over may stay until another is answered.
+    #[expect(clippy::cast_precision_loss, reason = "nobody has 2^52 users")]
     fn slack(&self) -> Duration {
-        let (part, most) = WAIT_SLACK;
-        if self.rate.is_some() { Duration::ZERO } else { most.min(self.wait.start / part) }
+        let Range { start, end } = self.wait;
+        let is_sparse = self.users as f64 <= ((start + end) / 2).as_secs_f64() * SLACK_RATE_MAX;
+        let (part, most) = SLACK;
+        if self.rate.is_none() && is_sparse { most.min(end.saturating_sub(start) / part) } else { Duration::ZERO }
     }
 }
 
@@ -182,6 +186,7 @@ impl Load {
         }
         self.tally.borrow_mut().begin_user();
         let mut connection = Connection::new(server, number);
+        let slack = self.plan.slack();
         let mut rested = Instant::now();
         while let Some(Turn { number, due }) = self.turn(began) {
             let record = &self.plan.records[number % self.plan.records.len()];
@@ -208,7 +213,7 @@ impl Load {
                 watch(number, from);
             }
             let Range { start, end } = self.plan.wait;
-            let wait = start + end.saturating_sub(start).mul_f64(fastrand::f64());
+            let wait = start + end.saturating_sub(start + slack).mul_f64(fastrand::f64());
             let least = if answer.is_err() { PAUSE } else { Duration::ZERO };
             let answered = Instant::now();
             rested = answered + wait.max(least);
@@ -378,12 +383,19 @@ mod tests {
     }
 
     #[test]
-    fn only_who_waits_in_a_closed_loop_may_be_late() {
+    fn only_who_waits_in_a_closed_loop_with_few_others_may_be_late() {
         let ms = Duration::from_millis;
-        for (wait, rate, slack) in [(200, None, 20), (900, None, 20), (50, None, 5), (0, None, 0), (200, Some(1.0), 0)]
-        {
-            let plan = Plan { wait: ms(wait)..ms(1000), rate, ..plan(1) };
-            assert_eq!(plan.slack(), ms(slack), "{wait} ms, {rate:?}");
+        for (wait, users, rate, slack) in [
+            (200..900, 10, None, 20),
+            (200..900, 110, None, 20),
+            (200..900, 111, None, 0),
+            (50..100, 1, None, 5),
+            (500..500, 1, None, 0),
+            (0..0, 1, None, 0),
+            (200..900, 10, Some(1.0), 0),
+        ] {
+            let plan = Plan { wait: ms(wait.start)..ms(wait.end), rate, ..plan(users) };
+            assert_eq!(plan.slack(), ms(slack), "{wait:?} ms, {users} users, {rate:?}");
         }
     }
 
