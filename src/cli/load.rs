@@ -30,9 +30,6 @@ pub struct Args {
     #[arg(long, value_name = "N/s", value_parser = per_second)]
     spawn_rate: Option<f64>,
     /// How long each user waits between two records, such as 200ms..900ms
-    ///
-    /// With less than 200 records a second, a user goes when another was answered, if that is within 20 ms: the load is then woken less
-    /// often, and leaves more of the processor to the server.
     #[arg(long, value_name = "MIN..MAX", value_parser = wait, conflicts_with = "rate")]
     wait: Option<Range<Duration>>,
     /// How often all records are posted
