@@ -40,9 +40,11 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(1);
 /// How many kinds of failure are told apart; the rest is one more.
 const KINDS_MAX: usize = 20;
-/// The part of the range of waits in which a user may go at any time, and how long that is at most.
-const SLACK: (u32, Duration) = (10, Duration::from_millis(20));
-/// With more records a second than this, each user is on time: records meet at the server, and how they do makes its latency.
+/// How much longer than it has to a user waits at most for another's answer, and at most of the range of waits.
+const SLACK_MAX: Duration = Duration::from_millis(20);
+const SLACK_PART: u32 = 20;
+/// Where users make more records a second than this, as if answers took no time, each is on time: records meet at the server, and how
+/// they do makes its latency.
 const SLACK_RATE_MAX: f64 = 200.0;
 const SAMPLE_PERIOD: Duration = Duration::from_secs(1);
 /// Latencies are kept in µs up to an hour, to three digits.
@@ -56,8 +58,8 @@ pub struct Plan {
     pub users: usize,
     /// How many users begin each second.
     pub spawn_rate: f64,
-    /// How long a user waits after each answer. Where few do, the moment is not all chance: in the last 20 ms at most it goes when
-    /// another was answered, for which the load is awake. Woken less often, the load leaves more of the processor to the server.
+    /// How long a user waits after each answer. Where users are few for their waits, the last part of a wait, 20 ms at most, may end
+    /// early, with another's answer: woken less often, the load leaves more of the processor to the server.
     pub wait: Range<Duration>,
     /// Records a second that are due, in an open loop.
     pub rate: Option<f64>,
@@ -126,8 +128,16 @@ impl Plan {
     fn slack(&self) -> Duration {
         let Range { start, end } = self.wait;
         let is_sparse = self.users as f64 <= ((start + end) / 2).as_secs_f64() * SLACK_RATE_MAX;
-        let (part, most) = SLACK;
-        if self.rate.is_none() && is_sparse { most.min(end.saturating_sub(start) / part) } else { Duration::ZERO }
+        if self.users == 1 || self.rate.is_some() || !is_sparse {
+            return Duration::ZERO;
+        }
+        SLACK_MAX.min(end.saturating_sub(start) / SLACK_PART)
+    }
+
+    /// The wait that is drawn by a `chance` from 0 to 1: with the slack it is in its range.
+    fn wait(&self, chance: f64) -> Duration {
+        let Range { start, end } = self.wait;
+        start + end.saturating_sub(start + self.slack()).mul_f64(chance)
     }
 }
 
@@ -186,7 +196,6 @@ impl Load {
         }
         self.tally.borrow_mut().begin_user();
         let mut connection = Connection::new(server, number);
-        let slack = self.plan.slack();
         let mut rested = Instant::now();
         while let Some(Turn { number, due }) = self.turn(began) {
             let record = &self.plan.records[number % self.plan.records.len()];
@@ -212,8 +221,7 @@ impl Load {
             if let Some(watch) = &self.plan.watch {
                 watch(number, from);
             }
-            let Range { start, end } = self.plan.wait;
-            let wait = start + end.saturating_sub(start + slack).mul_f64(fastrand::f64());
+            let wait = self.plan.wait(fastrand::f64());
             let least = if answer.is_err() { PAUSE } else { Duration::ZERO };
             let answered = Instant::now();
             rested = answered + wait.max(least);
@@ -389,13 +397,18 @@ mod tests {
             (200..900, 10, None, 20),
             (200..900, 110, None, 20),
             (200..900, 111, None, 0),
-            (50..100, 1, None, 5),
-            (500..500, 1, None, 0),
-            (0..0, 1, None, 0),
+            (200..900, 1, None, 0),
+            (0..100, 2, None, 5),
+            (500..500, 2, None, 0),
+            (0..0, 2, None, 0),
             (200..900, 10, Some(1.0), 0),
         ] {
             let plan = Plan { wait: ms(wait.start)..ms(wait.end), rate, ..plan(users) };
-            assert_eq!(plan.slack(), ms(slack), "{wait:?} ms, {users} users, {rate:?}");
+            let case = format!("{wait:?} ms, {users} users, {rate:?}");
+            assert_eq!(plan.slack(), ms(slack), "{case}");
+            let [shortest, longest] = [0.0, 1.0].map(|chance| plan.wait(chance).as_micros());
+            assert_eq!(shortest, ms(wait.start).as_micros(), "{case}");
+            assert_eq!(longest, (ms(wait.end).saturating_sub(plan.slack())).as_micros(), "{case}");
         }
     }
 
