@@ -40,8 +40,9 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(1);
 /// How many kinds of failure are told apart; the rest is one more.
 const KINDS_MAX: usize = 20;
-/// How much longer than it has to a user waits at most for another's answer, and at most of the range of waits.
+/// How long a user whose wait is over stays at most for another's answer.
 const SLACK_MAX: Duration = Duration::from_millis(20);
+/// And at most so small a part of the range of waits: a twentieth.
 const SLACK_PART: u32 = 20;
 /// Where users make more records a second than this, as if answers took no time, each is on time: records meet at the server, and how
 /// they do makes its latency.
@@ -135,7 +136,7 @@ impl Plan {
     }
 
     /// The wait that is drawn by a `chance` from 0 to 1: with the slack it is in its range.
-    fn wait(&self, chance: f64) -> Duration {
+    fn draw_wait(&self, chance: f64) -> Duration {
         let Range { start, end } = self.wait;
         start + end.saturating_sub(start + self.slack()).mul_f64(chance)
     }
@@ -221,7 +222,7 @@ impl Load {
             if let Some(watch) = &self.plan.watch {
                 watch(number, from);
             }
-            let wait = self.plan.wait(fastrand::f64());
+            let wait = self.plan.draw_wait(fastrand::f64());
             let least = if answer.is_err() { PAUSE } else { Duration::ZERO };
             let answered = Instant::now();
             rested = answered + wait.max(least);
@@ -406,9 +407,9 @@ mod tests {
             let plan = Plan { wait: ms(wait.start)..ms(wait.end), rate, ..plan(users) };
             let case = format!("{wait:?} ms, {users} users, {rate:?}");
             assert_eq!(plan.slack(), ms(slack), "{case}");
-            let [shortest, longest] = [0.0, 1.0].map(|chance| plan.wait(chance).as_micros());
+            let [shortest, longest] = [0.0, 1.0].map(|chance| plan.draw_wait(chance).as_micros());
             assert_eq!(shortest, ms(wait.start).as_micros(), "{case}");
-            assert_eq!(longest, (ms(wait.end).saturating_sub(plan.slack())).as_micros(), "{case}");
+            assert_eq!(longest, ms(wait.end).saturating_sub(plan.slack()).as_micros(), "{case}");
         }
     }
 

@@ -2,8 +2,8 @@
 //!
 //! A user is a future that nobody wakes. The reactor polls it when its wait is over, when its socket has changed, and when the
 //! load is stopped. While users rest, what a load costs is how often it is woken, because a processor that has slept finds nothing
-//! in its caches: here when a record is answered, and when one can wait no longer for another's answer; with tokio's
-//! wheel of timers once more in between.
+//! in its caches: here when a record is answered, and when one can wait no longer for another's answer; with tokio's wheel
+//! of timers once more in between.
 
 use std::{
     cell::{Cell, RefCell},
@@ -55,8 +55,8 @@ struct Readiness {
 }
 
 impl Reactor {
-    /// For so many users. What they rest ends early once it is `stopped`. A wait may last up to `slack` longer: each
-    /// change of a socket ends one that is over, the oldest first.
+    /// For so many users. What they rest ends early once it is `stopped`. A wait may last up to `slack` longer: each change of a
+    /// socket ends one that is over, the oldest first.
     ///
     /// # Errors
     /// When the kernel has no descriptor left.
@@ -101,7 +101,7 @@ impl Reactor {
                 self.poll_user(&mut users, event.token().0);
             }
             let now = Instant::now();
-            // One for one: all that could go would be a burst.
+            // One for one: all that could go would be a burst, in which each waits for the others at the server.
             for _ in &events {
                 self.poll_next_over(&mut users, now, Duration::ZERO);
             }
