@@ -10,12 +10,12 @@ use tempfile::TempDir;
 use waypost::{
     actors::{
         Ping, Slot,
-        ingest::Disk,
+        fallback::Disk,
         router::{Router, Wiring, choose},
         supervisor::{ChildId, Place, Supervisor, factory},
     },
     config::Policy,
-    delivery::LaneId,
+    lane_id::LaneId,
     ledger::Ledger,
     load::records,
     record::{Origin, Record, Schema, Tag, parse},
@@ -29,7 +29,9 @@ fn main() {
 }
 
 fn body() -> Bytes {
-    records(include_str!("../traffic.json")).expect("traffic.json holds records").swap_remove(0)
+    records(include_str!("../traffic.json"))
+        .expect("traffic.json holds records")
+        .swap_remove(0)
 }
 
 fn spool() -> (TempDir, Spool) {
@@ -53,7 +55,11 @@ fn splice_the_tag(bencher: Bencher) {
 #[divan::bench]
 fn choose_a_lane(bencher: Bencher) {
     let is_up = [true, false, true, true];
-    bencher.bench(|| choose(Policy::RoundRobin, is_up.len(), black_box(1), |at| is_up[at]));
+    bencher.bench(|| {
+        choose(Policy::RoundRobin, is_up.len(), black_box(1), |at| {
+            is_up[at]
+        })
+    });
 }
 
 /// So many records that wait for the disk at the same time: appended, synced, answered, struck out.
@@ -62,7 +68,12 @@ fn spool_append_commit_and_settle(bencher: Bencher, count: usize) {
     let (folder, spool) = spool();
     let system = actix_rt::System::new();
     let origin = Some(Origin::now(Arc::from("run")));
-    let record = Record { id: Record::new_id(), body: body(), traceparent: None, origin };
+    let record = Record {
+        id: Record::new_id(),
+        body: body(),
+        traceparent: None,
+        origin,
+    };
     bencher.counter(ItemsCount::new(count)).bench_local(|| {
         system.block_on(async {
             let entry = Entry::new(&record, None);
@@ -81,13 +92,31 @@ fn actor_hop(bencher: Bencher, crosses_threads: bool) {
     let system = actix_rt::System::new();
     let router = Slot::new();
     let address = system.block_on(async {
-        let place = if crosses_threads { Place::new_thread() } else { Place::Here };
-        let disk = Disk { spool, ledger: Arc::new(Ledger::new(Arc::from("run"))) };
-        let wiring = Wiring { disk, publish_timeout: Duration::from_secs(1) };
-        let start =
-            factory(router.clone(), move |life| Router::new(Policy::RoundRobin, &[LaneId::Grpc], wiring.clone(), life));
+        let place = if crosses_threads {
+            Place::new_thread()
+        } else {
+            Place::Here
+        };
+        let disk = Disk {
+            spool,
+            ledger: Arc::new(Ledger::new(Arc::from("run"))),
+        };
+        let wiring = Wiring {
+            disk,
+            publish_timeout: Duration::from_secs(1),
+        };
+        let start = factory(router.clone(), move |life| {
+            Router::new(Policy::RoundRobin, &[LaneId::Grpc], wiring.clone(), life)
+        });
         Supervisor::new(router.clone(), vec![(ChildId::Router, place, start)]).start();
-        router.wait(Duration::from_secs(5)).await.expect("the router starts")
+        router
+            .wait(Duration::from_secs(5))
+            .await
+            .expect("the router starts")
     });
-    bencher.bench_local(|| system.block_on(address.send(Ping)).expect("the router lives"));
+    bencher.bench_local(|| {
+        system
+            .block_on(address.send(Ping))
+            .expect("the router lives")
+    });
 }

@@ -15,13 +15,19 @@ impl Backoff {
     /// The first delay is at most `first`; none is longer than `cap`.
     #[must_use]
     pub const fn new(first: Duration, cap: Duration) -> Self {
-        Self { first, cap, failures: 0 }
+        Self {
+            first,
+            cap,
+            failures: 0,
+        }
     }
 
     /// The longest that the next delay can be.
     #[must_use]
     pub fn ceiling(&self) -> Duration {
-        self.first.saturating_mul(2u32.saturating_pow(self.failures)).min(self.cap)
+        self.first
+            .saturating_mul(2u32.saturating_pow(self.failures))
+            .min(self.cap)
     }
 
     /// Counts one more failure and draws the delay that follows it.

@@ -28,8 +28,14 @@ pub struct Breaker {
 }
 
 enum State {
-    Closed { failures: u32 },
-    Open { backoff: Backoff, probe_at: Instant, probing: bool },
+    Closed {
+        failures: u32,
+    },
+    Open {
+        backoff: Backoff,
+        probe_at: Instant,
+        probing: bool,
+    },
 }
 
 /// One POST that may be made. Dropped without a word, it says nothing of the API.
@@ -40,7 +46,10 @@ pub struct Pass<'b> {
 
 impl Default for Breaker {
     fn default() -> Self {
-        Self { state: Mutex::new(State::Closed { failures: 0 }), changes: watch::Sender::new(()) }
+        Self {
+            state: Mutex::new(State::Closed { failures: 0 }),
+            changes: watch::Sender::new(()),
+        }
     }
 }
 
@@ -48,17 +57,30 @@ impl Breaker {
     /// Resolves when a POST may be made.
     pub async fn pass(&self) -> Pass<'_> {
         if !self.is_open() {
-            return Pass { breaker: self, is_probe: false };
+            return Pass {
+                breaker: self,
+                is_probe: false,
+            };
         }
         let mut changes = self.changes.subscribe();
         loop {
             changes.borrow_and_update();
             let probe_at = match &mut *self.lock() {
-                State::Closed { .. } => return Pass { breaker: self, is_probe: false },
+                State::Closed { .. } => {
+                    return Pass {
+                        breaker: self,
+                        is_probe: false,
+                    };
+                }
                 State::Open { probing: true, .. } => None,
-                State::Open { probe_at, probing, .. } if *probe_at <= Instant::now() => {
+                State::Open {
+                    probe_at, probing, ..
+                } if *probe_at <= Instant::now() => {
                     *probing = true;
-                    return Pass { breaker: self, is_probe: true };
+                    return Pass {
+                        breaker: self,
+                        is_probe: true,
+                    };
                 }
                 State::Open { probe_at, .. } => Some(*probe_at),
             };
@@ -107,10 +129,17 @@ impl Pass<'_> {
             State::Closed { failures } if *failures + 1 < FAILURES_MAX => *failures += 1,
             State::Closed { .. } => {
                 let mut backoff = Backoff::new(PROBE_FIRST, PROBE_CAP);
-                let probe_at = Instant::now() + backoff.next_delay().max(at_least.unwrap_or_default());
-                *state = State::Open { backoff, probe_at, probing: false };
+                let probe_at =
+                    Instant::now() + backoff.next_delay().max(at_least.unwrap_or_default());
+                *state = State::Open {
+                    backoff,
+                    probe_at,
+                    probing: false,
+                };
             }
-            State::Open { backoff, probe_at, .. } if is_probe => {
+            State::Open {
+                backoff, probe_at, ..
+            } if is_probe => {
                 *probe_at = Instant::now() + backoff.next_delay().max(at_least.unwrap_or_default());
             }
             State::Open { .. } => {}
@@ -156,7 +185,12 @@ mod tests {
         let began = Instant::now();
         let probe = breaker.pass().await;
         assert!(began.elapsed() <= PROBE_FIRST);
-        assert!(tokio::time::timeout(PROBE_CAP * 10, breaker.pass()).await.is_err(), "a second probe");
+        assert!(
+            tokio::time::timeout(PROBE_CAP * 10, breaker.pass())
+                .await
+                .is_err(),
+            "a second probe"
+        );
         probe.succeeded();
         assert!(!breaker.is_open());
         assert!(breaker.pass().now_or_never().is_some());
@@ -185,7 +219,11 @@ mod tests {
         let breaker = Breaker::default();
         fail(&breaker, FAILURES_MAX).await;
         let probe = breaker.pass().await;
-        let wait = async { futures_util::future::join_all((0..100).map(|_| breaker.pass())).await.len() };
+        let wait = async {
+            futures_util::future::join_all((0..100).map(|_| breaker.pass()))
+                .await
+                .len()
+        };
         let (waited, ()) = tokio::join!(wait, async { probe.succeeded() });
         assert_eq!(waited, 100);
     }

@@ -12,7 +12,10 @@ pub use self::{
     keys::KEYS,
     load::{Flag, Mistake},
 };
-use crate::{delivery::LaneId, record::Schema};
+use crate::{lane_id::LaneId, record::Schema};
+
+/// The most POSTs that a lane may be configured to have in flight.
+pub const CONCURRENCY_MAX: usize = 4096;
 
 /// The whole configuration of a node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -204,7 +207,10 @@ impl Default for Api {
 
 impl Default for Router {
     fn default() -> Self {
-        Self { policy: Policy::RoundRobin, publish_timeout: Duration::from_secs(2) }
+        Self {
+            policy: Policy::RoundRobin,
+            publish_timeout: Duration::from_secs(2),
+        }
     }
 }
 
@@ -267,12 +273,17 @@ impl Default for Pubsub {
 
 impl Default for Spool {
     fn default() -> Self {
-        Self { dir: "data".into(), max: 4 << 30 }
+        Self {
+            dir: "data".into(),
+            max: 4 << 30,
+        }
     }
 }
 
 impl Default for Admin {
     fn default() -> Self {
-        Self { listen: SocketAddr::from(([127, 0, 0, 1], 8001)) }
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 8001)),
+        }
     }
 }

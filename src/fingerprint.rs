@@ -78,7 +78,9 @@ mod tests {
         assert!(ours.of(("a", 1)) == ours.of(("a", 1)));
         assert!(ours.of(("a", 1)) != ours.of(("a", 2)));
         assert!(ours.of(("a", 1)) != others.of(("a", 1)));
-        let known: ByFingerprint<_> = (0..10_000).map(|number| (ours.of(number), number)).collect();
+        let known: ByFingerprint<_> = (0..10_000)
+            .map(|number| (ours.of(number), number))
+            .collect();
         assert_eq!(known.len(), 10_000);
         assert!((0..10_000).all(|number| known.get(&ours.of(number)) == Some(&number)));
     }

@@ -26,7 +26,7 @@ use self::{
     latency::Latency,
 };
 use crate::{
-    delivery::LaneId,
+    lane_id::LaneId,
     record::{Origin, Record, unix_us},
     spool::{Held, Queue},
 };
@@ -154,7 +154,8 @@ impl Ledger {
     pub fn dead(&self, lane: LaneId, record: &Record) {
         let is_recovered = {
             // Locked in the order of [`Self::refused`].
-            let (known, mut died, refused) = (lock(&self.known), lock(&self.died), lock(&self.refused));
+            let (known, mut died, refused) =
+                (lock(&self.known), lock(&self.died), lock(&self.refused));
             // One that died or was delivered before: this is another copy, which lies on disk as well.
             let is_copy = !died.insert(record) || known.contains(record);
             is_copy || self.promised(record, &known, &refused).is_none()
@@ -180,7 +181,13 @@ impl Ledger {
     /// lane, and was killed before it had struck it out.
     #[must_use]
     pub fn answers_for(&self, mut found: Record) -> Option<Record> {
-        let Some(origin) = found.origin.as_mut().filter(|origin| origin.run != self.run) else { return Some(found) };
+        let Some(origin) = found
+            .origin
+            .as_mut()
+            .filter(|origin| origin.run != self.run)
+        else {
+            return Some(found);
+        };
         origin.run = Arc::clone(&self.run);
         let mut known = lock(&self.known);
         if !known.found.contains(&found) {
@@ -200,7 +207,8 @@ impl Ledger {
         let [mut delivered, mut recovered, mut redelivered] = [0; 3];
         {
             // Locked in the order of [`Self::refused`]; once, however many records.
-            let (mut known, died, refused) = (lock(&self.known), lock(&self.died), lock(&self.refused));
+            let (mut known, died, refused) =
+                (lock(&self.known), lock(&self.died), lock(&self.refused));
             for record in records {
                 if !known.insert(lane, record) {
                     redelivered += 1;
@@ -208,9 +216,14 @@ impl Ledger {
                 }
                 delivered += 1;
                 // One that died is another copy of a dead letter.
-                match self.promised(record, &known, &refused).filter(|_| !died.contains(record)) {
+                match self
+                    .promised(record, &known, &refused)
+                    .filter(|_| !died.contains(record))
+                {
                     Some(origin) => {
-                        self.lane(lane).delivery.record(Duration::from_micros(now_us.saturating_sub(origin.at_us)));
+                        self.lane(lane)
+                            .delivery
+                            .record(Duration::from_micros(now_us.saturating_sub(origin.at_us)));
                     }
                     None => recovered += 1,
                 }
@@ -244,13 +257,24 @@ impl Ledger {
 
     /// A client that sent a request then has been answered with `code`.
     pub fn answered(&self, code: u16, began: Instant) {
-        lock(&self.requests).entry(code).or_default().record_since(began);
+        lock(&self.requests)
+            .entry(code)
+            .or_default()
+            .record_since(began);
     }
 
     /// The origin of a record that has a receipt of this run, or was found by it on disk: whichever run had given it to the lane.
-    fn promised<'r>(&self, record: &'r Record, known: &Delivered, refused: &Known) -> Option<&'r Origin> {
+    fn promised<'r>(
+        &self,
+        record: &'r Record,
+        known: &Delivered,
+        refused: &Known,
+    ) -> Option<&'r Origin> {
         let answers = |origin: &Origin| origin.run == self.run || known.found.contains(record);
-        record.origin.as_ref().filter(|origin| answers(origin) && !refused.contains(record))
+        record
+            .origin
+            .as_ref()
+            .filter(|origin| answers(origin) && !refused.contains(record))
     }
 
     /// No lane and no spool has confirmed the record, and its client was told so. Delivered after all, it counts as recovered.
@@ -289,15 +313,21 @@ impl Ledger {
     /// The counts of all lanes together.
     #[must_use]
     pub fn totals(&self) -> Counts {
-        let unpromised = Counts { recovered: self.late.load(Relaxed), ..Counts::default() };
-        LaneId::ALL.into_iter().map(|lane| self.counts(lane)).fold(unpromised, |sum, lane| Counts {
-            accepted: sum.accepted + lane.accepted,
-            fed: sum.fed + lane.fed,
-            recovered: sum.recovered + lane.recovered,
-            delivered: sum.delivered + lane.delivered,
-            dead: sum.dead + lane.dead,
-            redelivered: sum.redelivered + lane.redelivered,
-        })
+        let unpromised = Counts {
+            recovered: self.late.load(Relaxed),
+            ..Counts::default()
+        };
+        LaneId::ALL
+            .into_iter()
+            .map(|lane| self.counts(lane))
+            .fold(unpromised, |sum, lane| Counts {
+                accepted: sum.accepted + lane.accepted,
+                fed: sum.fed + lane.fed,
+                recovered: sum.recovered + lane.recovered,
+                delivered: sum.delivered + lane.delivered,
+                dead: sum.dead + lane.dead,
+                redelivered: sum.redelivered + lane.redelivered,
+            })
     }
 
     /// The counts of the node, with what lies on its disk.
@@ -328,7 +358,12 @@ impl Ledger {
     /// Records that `lane` has, and the API has not.
     #[must_use]
     pub fn in_flight(&self, lane: LaneId, held: &Held) -> u64 {
-        self.counts(lane).in_flight() + if lane == LaneId::Grpc { held.found_carried } else { 0 }
+        self.counts(lane).in_flight()
+            + if lane == LaneId::Grpc {
+                held.found_carried
+            } else {
+                0
+            }
     }
 
     /// Milliseconds from publish to confirm.
@@ -373,7 +408,8 @@ impl Balance {
     /// Holds at every moment at rest.
     #[must_use]
     pub const fn holds(&self) -> bool {
-        self.accepted + self.recovered == self.delivered + self.dead + self.dropped + self.spooled + self.in_flight
+        self.accepted + self.recovered
+            == self.delivered + self.dead + self.dropped + self.spooled + self.in_flight
     }
 }
 
@@ -427,8 +463,16 @@ mod tests {
     use super::*;
 
     fn record(id: &str, run: &str) -> Record {
-        let origin = Some(Origin { run: Arc::from(run), at_us: 1 });
-        Record { id: Arc::from(id), body: Bytes::from_static(b"{}"), traceparent: None, origin }
+        let origin = Some(Origin {
+            run: Arc::from(run),
+            at_us: 1,
+        });
+        Record {
+            id: Arc::from(id),
+            body: Bytes::from_static(b"{}"),
+            traceparent: None,
+            origin,
+        }
     }
 
     #[test]
@@ -442,17 +486,32 @@ mod tests {
         ledger.delivered(LaneId::Grpc, [&record("a", "run")]);
         assert_eq!(
             ledger.totals(),
-            Counts { accepted: 1, recovered: 0, delivered: 1, redelivered: 1, ..Counts::default() }
+            Counts {
+                accepted: 1,
+                recovered: 0,
+                delivered: 1,
+                redelivered: 1,
+                ..Counts::default()
+            }
         );
     }
 
     #[test]
     fn the_records_of_a_post_count_one_by_one() {
         let ledger = Ledger::new(Arc::from("run"));
-        let [known, refused, earlier] = [record("a", "run"), record("b", "run"), record("c", "earlier")];
+        let [known, refused, earlier] = [
+            record("a", "run"),
+            record("b", "run"),
+            record("c", "earlier"),
+        ];
         ledger.refused(&refused);
         ledger.delivered(LaneId::Grpc, [&known, &refused, &earlier, &known]);
-        let expected = Counts { recovered: 2, delivered: 3, redelivered: 1, ..Counts::default() };
+        let expected = Counts {
+            recovered: 2,
+            delivered: 3,
+            redelivered: 1,
+            ..Counts::default()
+        };
         assert_eq!(ledger.counts(LaneId::Grpc), expected);
     }
 
@@ -461,7 +520,10 @@ mod tests {
         let ledger = Ledger::new(Arc::from("run"));
         let first = record("a", "run");
         let mut second = first.clone();
-        second.origin = Some(Origin { run: Arc::from("run"), at_us: 2 });
+        second.origin = Some(Origin {
+            run: Arc::from("run"),
+            at_us: 2,
+        });
         ledger.delivered(LaneId::Nats, [&first]);
         assert!(!ledger.is_delivered(&second));
     }
@@ -471,11 +533,20 @@ mod tests {
         let ledger = Ledger::new(Arc::from("run"));
         ledger.accepted(LaneId::Nats, Duration::ZERO);
         ledger.dead(LaneId::Nats, &record("a", "run"));
-        assert!(!ledger.is_delivered(&record("a", "run")), "a replay may have become that copy");
+        assert!(
+            !ledger.is_delivered(&record("a", "run")),
+            "a replay may have become that copy"
+        );
         ledger.dead(LaneId::Grpc, &record("a", "run"));
         ledger.delivered(LaneId::Grpc, [&record("a", "run")]);
         let counts = ledger.totals();
-        let expected = Counts { accepted: 1, recovered: 2, delivered: 1, dead: 2, ..Counts::default() };
+        let expected = Counts {
+            accepted: 1,
+            recovered: 2,
+            delivered: 1,
+            dead: 2,
+            ..Counts::default()
+        };
         assert_eq!((counts, counts.in_flight()), (expected, 0));
     }
 
@@ -488,7 +559,16 @@ mod tests {
         ledger.delivered(LaneId::Nats, [&foreign]);
         assert!(!ledger.is_delivered(&foreign));
         let counts = ledger.counts(LaneId::Nats);
-        assert_eq!(counts, Counts { accepted: 0, recovered: 2, delivered: 2, redelivered: 0, ..Counts::default() });
+        assert_eq!(
+            counts,
+            Counts {
+                accepted: 0,
+                recovered: 2,
+                delivered: 2,
+                redelivered: 0,
+                ..Counts::default()
+            }
+        );
         assert_eq!(counts.in_flight(), 0);
     }
 
@@ -497,7 +577,13 @@ mod tests {
         let ledger = Ledger::new(Arc::from("run"));
         ledger.found_waiting(3);
         let balance = || {
-            let Balance { recovered, delivered, in_flight, redelivered, .. } = ledger.balance(&Held::default());
+            let Balance {
+                recovered,
+                delivered,
+                in_flight,
+                redelivered,
+                ..
+            } = ledger.balance(&Held::default());
             (recovered, delivered, in_flight, redelivered)
         };
         // The lane takes the second for what it has already: only the first comes out.
@@ -527,7 +613,13 @@ mod tests {
         assert_eq!(balance(), (3, 3, 0, 1));
 
         // What this run has put there, and what no node took in, goes as it is.
-        for own in [record("d", "run"), Record { origin: None, ..record("e", "run") }] {
+        for own in [
+            record("d", "run"),
+            Record {
+                origin: None,
+                ..record("e", "run")
+            },
+        ] {
             assert_eq!(ledger.answers_for(own.clone()), Some(own));
         }
     }
@@ -542,7 +634,13 @@ mod tests {
         ledger.refused(&record("c", "run"));
         assert_eq!(
             ledger.totals(),
-            Counts { accepted: 0, recovered: 2, delivered: 2, redelivered: 0, ..Counts::default() }
+            Counts {
+                accepted: 0,
+                recovered: 2,
+                delivered: 2,
+                redelivered: 0,
+                ..Counts::default()
+            }
         );
     }
 

@@ -13,15 +13,15 @@
 //!
 //! # One reading
 //!
-//! The way of a record: [`cli::run`] → [`node`] → [`http::ingest`] → [`actors::ingest`] → [`actors::router`] →
-//! [`actors::lane`] → [`actors::transport`] → [`actors::forwarder`] → [`http::api`]. Who tells whom what is the table in
+//! The way of a record: [`cli::run`] → [`node`] → [`http::ingest`] → [`actors::admission`] → [`actors::router`] →
+//! [`actors::lane`] → [`transport`] → [`actors::forwarder`] → [`api`]. Who tells whom what is the table in
 //! [`actors`]; who restarts whom, and when, is the table in [`actors::supervisor`].
 //!
 //! # Words
 //!
 //! - **Record**: a JSON object with its id and its trace context ([`record::Record`]).
 //! - **Lane**: one way from ingest to the API: a transport, its pull and its forwarder, with one state and one set of counts.
-//! - **Transport**: what a message system must offer, in four verbs ([`actors::transport::Transport`]).
+//! - **Transport**: what a message system must offer, in four verbs ([`transport::Transport`]).
 //! - **Delivery**: a record that came out of a transport, settled exactly once ([`delivery::Delivery`]).
 //! - **Receipt**: the proof that a record is safe ([`delivery::Receipt`]).
 //! - **Spool**: the node's disk ([`spool::Spool`]): what waits for a lane, what the gRPC lane carries, and the dead letters. One
@@ -31,14 +31,14 @@
 //! # Invariants, and where they are kept
 //!
 //! 1. A 2xx leaves only after a receipt, and a receipt exists only after the broker's confirm or a sync of the spool: [`http::ingest`]
-//!    waits for [`actors::ingest::Ingest::submit`], and receipts are made by a lane, after [`actors::transport::Transport::publish`],
-//!    and by [`actors::ingest::Disk`], after [`spool::Spool::put`].
+//!    waits for [`actors::admission::Ingest::submit`], and receipts are made by a lane, after [`transport::Transport::publish`],
+//!    and by [`actors::admission::Disk`], after [`spool::Spool::put`].
 //! 2. A message is acked to its broker only after the API's 2xx or the sync of its dead letter: [`actors::forwarder`] is the only one
 //!    that acks.
-//! 3. A record keeps one id on every hop, retry and lane: [`actors::transport::header`].
+//! 3. A record keeps one id on every hop, retry and lane: [`transport::header`].
 //! 4. What is unknown is not delivered: a [`delivery::Delivery`] dropped unsettled goes back to its broker, an
-//!    [`actors::promise::Promised`] dropped unanswered is sent again.
-//! 5. Every queue is bounded: records are admitted by permit ([`actors::ingest`]), and pulled by permit ([`actors::lane`]). What no
+//!    [`actors::receipts::Promised`] dropped unanswered is sent again.
+//! 5. Every queue is bounded: records are admitted by permit ([`actors::admission`]), and pulled by permit ([`actors::lane`]). What no
 //!    lane takes in time goes to the spool, and what the spool does not take is refused with 503.
 //! 6. Nothing blocks an event loop: the spool and the table of keys have their own threads.
 //! 7. Only the supervisor starts, restarts and stops actors, each time from a factory: [`actors::supervisor`].
@@ -56,6 +56,7 @@
 //! confirmed cannot come back. [`spool`] says how, its tests flip every bit.
 
 pub mod actors;
+pub mod api;
 pub mod backoff;
 pub mod breaker;
 pub mod cli;
@@ -63,13 +64,16 @@ pub mod config;
 pub mod delivery;
 pub mod fingerprint;
 pub mod http;
-pub mod keys;
+pub mod idempotency;
+pub mod lane_id;
 pub mod ledger;
 pub mod load;
 pub mod node;
 pub mod record;
 pub mod sink;
 pub mod spool;
+pub mod tap;
+pub mod transport;
 
 /// The gRPC service, compiled from `proto/waypost/v1/waypost.proto`.
 #[allow(clippy::pedantic, missing_docs, reason = "generated")]

@@ -30,7 +30,7 @@ use self::{
     connection::{Answer, Connection, Server},
     reactor::Reactor,
 };
-use crate::{http::client::Target, record::Record};
+use crate::{api::client::Target, record::Record};
 
 /// The grain of a timer. Whoever slept until a record was due is not late by that much.
 const TIMER_GRAIN: Duration = Duration::from_millis(2);
@@ -177,10 +177,15 @@ impl Load {
     /// # Errors
     /// When the server's name is not known, or the kernel has no descriptor left.
     pub fn run(&self, mut tick: impl FnMut(&Tally)) -> io::Result<()> {
-        let reactor = Reactor::new(self.plan.users, self.plan.slack(), Arc::clone(&self.stopped))?;
+        let reactor = Reactor::new(
+            self.plan.users,
+            self.plan.slack(),
+            Arc::clone(&self.stopped),
+        )?;
         let server = Server::find(&self.target, &reactor)?;
         let began = Instant::now();
-        let users = (0..self.plan.users).map(|number| Box::pin(self.user(number, began, &reactor, &server)) as _);
+        let users = (0..self.plan.users)
+            .map(|number| Box::pin(self.user(number, began, &reactor, &server)) as _);
         reactor.run(users.collect(), SAMPLE_PERIOD, || {
             self.tally.borrow_mut().sample(began.elapsed());
             tick(&self.tally());
@@ -190,8 +195,16 @@ impl Load {
     }
 
     #[expect(clippy::cast_precision_loss, reason = "nobody has 2^52 users")]
-    async fn user<'l>(&'l self, number: usize, began: Instant, reactor: &'l Reactor, server: &'l Server<'l>) {
-        reactor.rest(began + Duration::from_secs_f64(number as f64 / self.plan.spawn_rate)).await;
+    async fn user<'l>(
+        &'l self,
+        number: usize,
+        began: Instant,
+        reactor: &'l Reactor,
+        server: &'l Server<'l>,
+    ) {
+        reactor
+            .rest(began + Duration::from_secs_f64(number as f64 / self.plan.spawn_rate))
+            .await;
         if self.stopped.load(Relaxed) {
             return;
         }
@@ -206,7 +219,11 @@ impl Load {
                 Some(due) if due > Instant::now() => {
                     reactor.rest(due).await;
                     let now = Instant::now();
-                    if now.saturating_duration_since(due) < TIMER_GRAIN { now } else { due }
+                    if now.saturating_duration_since(due) < TIMER_GRAIN {
+                        now
+                    } else {
+                        due
+                    }
                 }
                 Some(due) => due,
                 None => Instant::now(),
@@ -223,7 +240,11 @@ impl Load {
                 watch(number, from);
             }
             let wait = self.plan.draw_wait(fastrand::f64());
-            let least = if answer.is_err() { PAUSE } else { Duration::ZERO };
+            let least = if answer.is_err() {
+                PAUSE
+            } else {
+                Duration::ZERO
+            };
             let answered = Instant::now();
             rested = answered + wait.max(least);
             self.tally.borrow_mut().count(answered - from, answer);
@@ -238,7 +259,10 @@ impl Load {
             return None;
         }
         self.next.set(number + 1);
-        let due = self.plan.rate.map(|rate| began + Duration::from_secs_f64(number as f64 / rate));
+        let due = self
+            .plan
+            .rate
+            .map(|rate| began + Duration::from_secs_f64(number as f64 / rate));
         Some(Turn { number, due })
     }
 }
@@ -255,7 +279,12 @@ impl Tally {
             kinds: BTreeMap::new(),
             statuses: BTreeMap::new(),
             samples: Vec::new(),
-            recent: Recent { since: Duration::ZERO, failures: 0, users: 0, latency: empty.clone() },
+            recent: Recent {
+                since: Duration::ZERO,
+                failures: 0,
+                users: 0,
+                latency: empty.clone(),
+            },
             latency: empty,
         }
     }
@@ -266,9 +295,12 @@ impl Tally {
     }
 
     fn count(&mut self, latency: Duration, answer: Answer) {
-        let us = u64::try_from(latency.as_micros()).map_or(LATENCY_MAX_US, |us| us.min(LATENCY_MAX_US));
+        let us =
+            u64::try_from(latency.as_micros()).map_or(LATENCY_MAX_US, |us| us.min(LATENCY_MAX_US));
         for histogram in [&mut self.latency, &mut self.recent.latency] {
-            histogram.record(us).expect("a histogram that grows takes an hour");
+            histogram
+                .record(us)
+                .expect("a histogram that grows takes an hour");
         }
         self.requests += 1;
         let failure = match answer {
@@ -283,15 +315,23 @@ impl Tally {
         };
         self.failures += 1;
         self.recent.failures += 1;
-        let kind =
-            if self.kinds.len() < KINDS_MAX || self.kinds.contains_key(&failure) { failure } else { "others".into() };
+        let kind = if self.kinds.len() < KINDS_MAX || self.kinds.contains_key(&failure) {
+            failure
+        } else {
+            "others".into()
+        };
         *self.kinds.entry(kind).or_default() += 1;
     }
 
     #[expect(clippy::cast_precision_loss, reason = "counts of a second")]
     fn sample(&mut self, at: Duration) {
         self.elapsed = at;
-        let Recent { since, failures, users, latency } = &mut self.recent;
+        let Recent {
+            since,
+            failures,
+            users,
+            latency,
+        } = &mut self.recent;
         let seconds = at.saturating_sub(*since).as_secs_f64();
         if latency.is_empty() || seconds <= 0.0 {
             return;
@@ -311,7 +351,11 @@ impl Tally {
     #[must_use]
     #[expect(clippy::cast_precision_loss, reason = "nobody posts 2^52 records")]
     pub fn per_second(&self) -> f64 {
-        if self.elapsed.is_zero() { 0.0 } else { self.requests as f64 / self.elapsed.as_secs_f64() }
+        if self.elapsed.is_zero() {
+            0.0
+        } else {
+            self.requests as f64 / self.elapsed.as_secs_f64()
+        }
     }
 
     /// The latency in ms that so large a part of the requests did not exceed.
@@ -361,14 +405,22 @@ pub fn records(text: &str) -> Result<Vec<Bytes>, String> {
         let records: Vec<&RawValue> = serde_json::from_str(text).map_err(|why| why.to_string())?;
         records.into_iter().map(bytes).collect()
     } else {
-        let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+        let lines = text
+            .lines()
+            .enumerate()
+            .filter(|(_, line)| !line.trim().is_empty());
         let record = |(at, line): (usize, &str)| {
-            let record = serde_json::from_str(line).map_err(|why| format!("line {}: {why}", at + 1))?;
+            let record =
+                serde_json::from_str(line).map_err(|why| format!("line {}: {why}", at + 1))?;
             Ok::<_, String>(bytes(record))
         };
         lines.map(record).collect::<Result<_, _>>()?
     };
-    if records.is_empty() { Err("holds no record".into()) } else { Ok(records) }
+    if records.is_empty() {
+        Err("holds no record".into())
+    } else {
+        Ok(records)
+    }
 }
 
 #[cfg(test)]
@@ -378,14 +430,22 @@ mod tests {
     #[test]
     fn records_come_from_an_array_or_from_lines_byte_for_byte() {
         let wanted = [Bytes::from("{\"a\": 1}"), Bytes::from("{\"b\":[ ]}")];
-        for text in ["[{\"a\": 1},\n {\"b\":[ ]}]", "{\"a\": 1}\n\n  {\"b\":[ ]}\r\n"] {
+        for text in [
+            "[{\"a\": 1},\n {\"b\":[ ]}]",
+            "{\"a\": 1}\n\n  {\"b\":[ ]}\r\n",
+        ] {
             assert_eq!(records(text).as_deref(), Ok(&wanted[..]), "{text}");
         }
     }
 
     #[test]
     fn what_holds_no_records_is_refused_with_the_place() {
-        for (text, why) in [("", "no record"), ("[]", "no record"), ("{}\n{\"a\":", "line 2"), ("[{}", "line 1")] {
+        for (text, why) in [
+            ("", "no record"),
+            ("[]", "no record"),
+            ("{}\n{\"a\":", "line 2"),
+            ("[{}", "line 1"),
+        ] {
             let told = records(text).expect_err(text);
             assert!(told.contains(why), "{told}");
         }
@@ -404,12 +464,20 @@ mod tests {
             (0..0, 2, None, 0),
             (200..900, 10, Some(1.0), 0),
         ] {
-            let plan = Plan { wait: ms(wait.start)..ms(wait.end), rate, ..plan(users) };
+            let plan = Plan {
+                wait: ms(wait.start)..ms(wait.end),
+                rate,
+                ..plan(users)
+            };
             let case = format!("{wait:?} ms, {users} users, {rate:?}");
             assert_eq!(plan.slack(), ms(slack), "{case}");
             let [shortest, longest] = [0.0, 1.0].map(|chance| plan.draw_wait(chance).as_micros());
             assert_eq!(shortest, ms(wait.start).as_micros(), "{case}");
-            assert_eq!(longest, ms(wait.end).saturating_sub(plan.slack()).as_micros(), "{case}");
+            assert_eq!(
+                longest,
+                ms(wait.end).saturating_sub(plan.slack()).as_micros(),
+                "{case}"
+            );
         }
     }
 
@@ -430,7 +498,10 @@ mod tests {
     #[test]
     fn users_that_cannot_connect_let_others_try() {
         // Whoever connects there fails at once.
-        let load = Load::new(Target::with_public_roots("http://255.255.255.255:9/").unwrap(), plan(2));
+        let load = Load::new(
+            Target::with_public_roots("http://255.255.255.255:9/").unwrap(),
+            plan(2),
+        );
         load.run(|_| ()).unwrap();
         let tally = load.tally();
         assert_eq!((tally.failures, tally.samples[0].users), (10, 2));
@@ -443,7 +514,10 @@ mod tests {
             tally.count(Duration::from_millis(1), Err(format!("failure {number}")));
         }
         tally.count(Duration::from_millis(1), Err("failure 3".into()));
-        assert_eq!((tally.requests, tally.failures, tally.kinds.len()), (101, 101, KINDS_MAX + 1));
+        assert_eq!(
+            (tally.requests, tally.failures, tally.kinds.len()),
+            (101, 101, KINDS_MAX + 1)
+        );
         assert_eq!((tally.kinds["failure 3"], tally.kinds["others"]), (2, 80));
     }
 }

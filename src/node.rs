@@ -19,27 +19,30 @@ use tracing::{error, info, warn};
 use crate::{
     actors::{
         Drain, Slot,
+        admission::Ingest,
+        fallback::Disk,
         feeder::{self, Feeder},
         forwarder::{self, Forwarder},
-        ingest::{Disk, Ingest},
         lane::{self, Lane},
         router::{self, Router},
         supervisor::{ChildId, DrainAll, Place, Start, Supervisor, factory},
-        transport::{
-            Transport, grpc,
-            nats::{self, Nats},
-            pubsub::{self, Pubsub},
-            rabbitmq::{self, RabbitMq},
-        },
     },
+    api,
     breaker::Breaker,
     config::{Ack, Config},
-    delivery::{LaneId, Tap},
-    http::{admin, api, ingest},
-    keys::Keys,
+    http::{admin, ingest},
+    idempotency::Keys,
+    lane_id::LaneId,
     ledger::{self, Ledger},
     record::Record,
     spool::{Held, OpenError, Queue, Spool},
+    tap::Tap,
+    transport::{
+        Transport, grpc,
+        nats::{self, Nats},
+        pubsub::{self, Pubsub},
+        rabbitmq::{self, RabbitMq},
+    },
 };
 
 /// How long requests under way may take once the node drains.
@@ -66,7 +69,10 @@ pub struct Node {
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     #[error("cannot listen on {address}: {source}")]
-    Listen { address: SocketAddr, source: io::Error },
+    Listen {
+        address: SocketAddr,
+        source: io::Error,
+    },
     #[error("spool: {0}")]
     Spool(#[from] OpenError),
     #[error("api: {0}")]
@@ -81,7 +87,8 @@ impl Node {
     /// # Errors
     /// When an address is taken, or a file that `config` names cannot be used.
     pub fn start(config: &Config) -> Result<Self, StartError> {
-        let (ingest_socket, admin_socket) = (listen(config.ingest.listen)?, listen(config.admin.listen)?);
+        let (ingest_socket, admin_socket) =
+            (listen(config.ingest.listen)?, listen(config.admin.listen)?);
         let ledger = Arc::new(Ledger::new(Record::new_id()));
         let spool = Spool::open(&config.spool.dir, config.spool.max)?;
         let found = spool.holds();
@@ -97,9 +104,17 @@ impl Node {
 
         // HTTP → ingest → router → spool.
         let publish_timeout = config.router.publish_timeout;
-        let on_disk = Disk { spool: spool.clone(), ledger: Arc::clone(&ledger) };
+        let on_disk = Disk {
+            spool: spool.clone(),
+            ledger: Arc::clone(&ledger),
+        };
         let disk_first = (config.ingest.ack == Ack::Disk).then(|| on_disk.clone());
-        let ingest = Ingest::new(router.clone(), publish_timeout, Arc::clone(&ledger), disk_first);
+        let ingest = Ingest::new(
+            router.clone(),
+            publish_timeout,
+            Arc::clone(&ledger),
+            disk_first,
+        );
         let door = ingest::Door {
             ingest: ingest.clone(),
             lanes: lanes.clone().into(),
@@ -112,12 +127,22 @@ impl Node {
         };
         // Half of the cores carry lanes, the other half HTTP: a record that crosses no thread wakes none. The router shares the
         // first lane's.
-        let threads: Vec<_> = (0..half_the_cores().min(lanes.len().max(1))).map(|_| Place::new_thread()).collect();
-        let (policy, ids) = (config.router.policy, lanes.iter().map(|(lane, _)| *lane).collect::<Arc<[_]>>());
-        let routing = router::Wiring { disk: on_disk, publish_timeout };
+        let threads: Vec<_> = (0..half_the_cores().min(lanes.len().max(1)))
+            .map(|_| Place::new_thread())
+            .collect();
+        let (policy, ids) = (
+            config.router.policy,
+            lanes.iter().map(|(lane, _)| *lane).collect::<Arc<[_]>>(),
+        );
+        let routing = router::Wiring {
+            disk: on_disk,
+            publish_timeout,
+        };
         let start_router = {
             let ids = Arc::clone(&ids);
-            factory(router.clone(), move |life| Router::new(policy, &ids, routing.clone(), life))
+            factory(router.clone(), move |life| {
+                Router::new(policy, &ids, routing.clone(), life)
+            })
         };
         let mut graph = vec![(ChildId::Router, threads[0].clone(), start_router)];
 
@@ -130,7 +155,9 @@ impl Node {
             give_up_after: config.api.give_up_after,
         };
         let feeder = Slot::new();
-        let start_feeder = factory(feeder.clone(), move |life| Feeder::new(feeding.clone(), life));
+        let start_feeder = factory(feeder.clone(), move |life| {
+            Feeder::new(feeding.clone(), life)
+        });
         graph.push((ChildId::Feeder, Place::Here, start_feeder));
 
         // Router → lane → transport ══▶ lane → forwarder → API, once per lane.
@@ -141,11 +168,21 @@ impl Node {
             spool: spool.clone(),
             tap: tap.clone(),
             give_up_after: config.api.give_up_after,
-            limits: forwarder::Limits { posts: config.api.concurrency, batch: config.api.batch },
+            limits: forwarder::Limits {
+                posts: config.api.concurrency,
+                batch: config.api.batch,
+            },
         };
         for ((lane, tag), place) in lanes.iter().zip(threads.iter().cycle()) {
             let (place, api) = (place.clone(), api::Settings::read(&config.api)?);
-            let branch = Branch { config, tag, router: &router, wiring: &wiring, api, place };
+            let branch = Branch {
+                config,
+                tag,
+                router: &router,
+                wiring: &wiring,
+                api,
+                place,
+            };
             let on = &config.lanes;
             match lane {
                 LaneId::Grpc => {
@@ -159,11 +196,18 @@ impl Node {
                     });
                     branch.grow::<grpc::Grpc>(settings, &mut graph);
                 }
-                LaneId::Nats => branch.grow::<Nats>(on.nats.clone().map(nats::Settings::new), &mut graph),
-                LaneId::Rabbitmq => {
-                    branch.grow::<RabbitMq>(on.rabbitmq.clone().map(rabbitmq::Settings::new), &mut graph);
+                LaneId::Nats => {
+                    branch.grow::<Nats>(on.nats.clone().map(nats::Settings::new), &mut graph)
                 }
-                LaneId::Pubsub => branch.grow::<Pubsub>(on.pubsub.clone().map(pubsub::Settings::new), &mut graph),
+                LaneId::Rabbitmq => {
+                    branch.grow::<RabbitMq>(
+                        on.rabbitmq.clone().map(rabbitmq::Settings::new),
+                        &mut graph,
+                    );
+                }
+                LaneId::Pubsub => {
+                    branch.grow::<Pubsub>(on.pubsub.clone().map(pubsub::Settings::new), &mut graph)
+                }
                 LaneId::Memory => {}
             }
         }
@@ -189,7 +233,17 @@ impl Node {
             admin::routes(app.app_data(web::Data::new(desk.clone())));
         })?;
         info!(%ingest, %admin, "node is up");
-        Ok(Self { ingest, admin, ledger, supervisor, spool, feeder, draining, ingest_server, admin_server })
+        Ok(Self {
+            ingest,
+            admin,
+            ledger,
+            supervisor,
+            spool,
+            feeder,
+            draining,
+            ingest_server,
+            admin_server,
+        })
     }
 
     /// Ends the node in the order in which data flows, so that nothing under way is cut off: not ready, no new connection,
@@ -220,7 +274,12 @@ fn half_the_cores() -> usize {
 
 /// Records on disk that only `lane` takes.
 fn left_to(lane: LaneId, found: &Held) -> u64 {
-    found.records(Queue::Pinned(lane)) + if lane == LaneId::Grpc { found.records(Queue::Carried) } else { 0 }
+    found.records(Queue::Pinned(lane))
+        + if lane == LaneId::Grpc {
+            found.records(Queue::Carried)
+        } else {
+            0
+        }
 }
 
 /// Serves until the handle says stop; requests under way may then take up to `drain`.
@@ -247,7 +306,11 @@ fn serve(
 
 fn listen(address: SocketAddr) -> Result<TcpListener, StartError> {
     let bind = || {
-        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        let socket = if address.is_ipv4() {
+            TcpSocket::new_v4()?
+        } else {
+            TcpSocket::new_v6()?
+        };
         socket.set_reuseaddr(true)?;
         socket.bind(address)?;
         socket.listen(BACKLOG)?.into_std()
@@ -268,9 +331,20 @@ struct Branch<'a> {
 
 impl Branch<'_> {
     /// Adds the lane's actors, last one first: each is given the address of the one it sends to.
-    fn grow<T: Transport>(self, settings: Option<T::Settings>, graph: &mut Vec<(ChildId, Place, Start)>) {
+    fn grow<T: Transport>(
+        self,
+        settings: Option<T::Settings>,
+        graph: &mut Vec<(ChildId, Place, Start)>,
+    ) {
         let Some(settings) = settings else { return };
-        let Self { config, tag, router, wiring, api, place } = self;
+        let Self {
+            config,
+            tag,
+            router,
+            wiring,
+            api,
+            place,
+        } = self;
         let forwarder = Slot::new();
         let start_forwarder = {
             let (tag, wiring) = (tag.to_owned(), wiring.clone());
@@ -288,7 +362,9 @@ impl Branch<'_> {
             ledger: Arc::clone(&wiring.ledger),
             publish_timeout: config.router.publish_timeout,
         };
-        let start_lane = factory(Slot::new(), move |life| Lane::<T>::new(settings.clone(), wiring.clone(), life));
+        let start_lane = factory(Slot::new(), move |life| {
+            Lane::<T>::new(settings.clone(), wiring.clone(), life)
+        });
         graph.push((ChildId::Lane(T::LANE), place, start_lane));
     }
 }

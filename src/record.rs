@@ -14,7 +14,9 @@ use std::{
 };
 
 use bytes::{BufMut, Bytes, BytesMut};
-use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, Unexpected, Visitor};
+use serde::de::{
+    DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, Unexpected, Visitor,
+};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
@@ -68,7 +70,10 @@ impl Origin {
     /// The origin of a record that run `run` takes in now.
     #[must_use]
     pub fn now(run: Arc<str>) -> Self {
-        Self { run, at_us: unix_us() }
+        Self {
+            run,
+            at_us: unix_us(),
+        }
     }
 
     /// As it crosses a broker.
@@ -81,14 +86,19 @@ impl Origin {
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let (run, at_us) = text.rsplit_once('/')?;
-        Some(Self { run: Arc::from(run), at_us: at_us.parse().ok()? })
+        Some(Self {
+            run: Arc::from(run),
+            at_us: at_us.parse().ok()?,
+        })
     }
 }
 
 /// Microseconds since the Unix epoch; 0 on a clock before it.
 #[must_use]
 pub fn unix_us() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| u64::try_from(d.as_micros()).unwrap_or(u64::MAX))
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| u64::try_from(d.as_micros()).unwrap_or(u64::MAX))
 }
 
 /// Whether `text` is one or more visible ASCII characters: then it passes through the headers of every hop unchanged.
@@ -111,26 +121,41 @@ pub enum Schema {
 pub enum Invalid {
     /// Not JSON. Line and column count from 1.
     #[error("malformed JSON at line {line}, column {column}: {detail}")]
-    Malformed { line: usize, column: usize, detail: String },
+    Malformed {
+        line: usize,
+        column: usize,
+        detail: String,
+    },
     /// JSON, but not what the schema asks for.
     #[error("{}{detail}", field.map(|f| format!("field `{f}`: ")).unwrap_or_default())]
-    Schema { field: Option<&'static str>, detail: String },
+    Schema {
+        field: Option<&'static str>,
+        detail: String,
+    },
 }
 
 impl Invalid {
     /// What serde says without the place, which is told apart.
     fn detail_of(e: &serde_json::Error) -> String {
         let full = e.to_string();
-        full.rsplit_once(" at line ").map_or(full.as_str(), |(text, _)| text).to_owned()
+        full.rsplit_once(" at line ")
+            .map_or(full.as_str(), |(text, _)| text)
+            .to_owned()
     }
 
     /// The same, where what was read begins at `at` of `text`.
     fn further_on(self, text: &str, at: usize) -> Self {
         let (lines, columns) = place(text.as_bytes(), at);
         match self {
-            Self::Malformed { line: 1, column, detail } => {
-                Self::Malformed { line: lines, column: column + columns - 1, detail }
-            }
+            Self::Malformed {
+                line: 1,
+                column,
+                detail,
+            } => Self::Malformed {
+                line: lines,
+                column: column + columns - 1,
+                detail,
+            },
             other => other.further_down(lines - 1),
         }
     }
@@ -148,7 +173,11 @@ impl Invalid {
 /// `body` is UTF-8 up to there, and no further.
 fn invalid_utf8(body: &[u8], valid_up_to: usize) -> Invalid {
     let (line, column) = place(body, valid_up_to);
-    Invalid::Malformed { line, column, detail: "not UTF-8".into() }
+    Invalid::Malformed {
+        line,
+        column,
+        detail: "not UTF-8".into(),
+    }
 }
 
 /// Checks `body` against `schema` and returns the bytes that travel: without surrounding white space and without top-level
@@ -182,7 +211,13 @@ fn parse_first(body: &Bytes, text: &str, schema: Schema) -> Result<(Bytes, usize
         let from = value.as_ptr() as usize - record.as_ptr() as usize;
         from..from + value.len()
     };
-    Ok((without(record.as_bytes(), &paths.into_iter().map(within).collect::<Vec<_>>()), end))
+    Ok((
+        without(
+            record.as_bytes(),
+            &paths.into_iter().map(within).collect::<Vec<_>>(),
+        ),
+        end,
+    ))
 }
 
 /// The values of the `path` members of the object that stands first in `text`, and where it ends; `None` if there is no such object.
@@ -209,14 +244,21 @@ fn skip_space(text: &str) -> &str {
 /// More stands at `at` than there should be.
 fn trailing(text: &str, at: usize) -> Invalid {
     let (line, column) = place(text.as_bytes(), at);
-    Invalid::Malformed { line, column, detail: "trailing characters".into() }
+    Invalid::Malformed {
+        line,
+        column,
+        detail: "trailing characters".into(),
+    }
 }
 
 /// Line and column of `at` in `text`, counted from 1.
 fn place(text: &[u8], at: usize) -> (usize, usize) {
     let before = &text[..at];
     let line_start = memchr::memrchr(b'\n', before).map_or(0, |newline| newline + 1);
-    (memchr::memchr_iter(b'\n', before).count() + 1, at - line_start + 1)
+    (
+        memchr::memchr_iter(b'\n', before).count() + 1,
+        at - line_start + 1,
+    )
 }
 
 /// `body` without the members whose values lie at `values`.
@@ -231,9 +273,18 @@ fn without(body: &[u8], values: &[Range<usize>]) -> Bytes {
     let mut from = 0;
     for value in values {
         // The key is a string that reads "path", so it holds no quote: its first quote is the second one from the colon back.
-        let colon = body[..value.start].iter().rposition(|&b| b == b':').unwrap_or(from);
-        let close = body[..colon].iter().rposition(|&b| b == b'"').unwrap_or(from);
-        let open = body[..close].iter().rposition(|&b| b == b'"').unwrap_or(from);
+        let colon = body[..value.start]
+            .iter()
+            .rposition(|&b| b == b':')
+            .unwrap_or(from);
+        let close = body[..colon]
+            .iter()
+            .rposition(|&b| b == b'"')
+            .unwrap_or(from);
+        let open = body[..close]
+            .iter()
+            .rposition(|&b| b == b'"')
+            .unwrap_or(from);
         let after = skip_space(value.end);
         kept.put_slice(&body[from..open]);
         if body[after] == b',' {
@@ -262,7 +313,11 @@ impl Tag {
     /// `name` may be any text; it is escaped as JSON asks.
     #[must_use]
     pub fn new(name: &str) -> Self {
-        Self { ending: format!("\"path\":{}}}", serde_json::Value::from(name)).into_bytes().into() }
+        Self {
+            ending: format!("\"path\":{}}}", serde_json::Value::from(name))
+                .into_bytes()
+                .into(),
+        }
     }
 
     /// `body` with the tag as its last member, or `None` if `body` has not the outline of a JSON object
@@ -276,7 +331,12 @@ impl Tag {
     /// The same, at the end of `tagged`. Says whether `body` could be tagged; else nothing was written.
     #[must_use]
     pub fn splice_onto(&self, body: &[u8], tagged: &mut BytesMut) -> bool {
-        let Some(open) = body.strip_suffix(b"}").filter(|rest| rest.starts_with(b"{")) else { return false };
+        let Some(open) = body
+            .strip_suffix(b"}")
+            .filter(|rest| rest.starts_with(b"{"))
+        else {
+            return false;
+        };
         tagged.put_slice(open);
         if open.trim_ascii_end().len() > 1 {
             tagged.put_u8(b',');
@@ -306,15 +366,26 @@ impl<'de, const CASE: bool> serde::Deserialize<'de> for Checked<'de, CASE> {
 
 impl Reader<'_> {
     fn new(schema: Schema) -> Self {
-        Self { schema, field: Cell::new(None), paths: RefCell::default() }
+        Self {
+            schema,
+            field: Cell::new(None),
+            paths: RefCell::default(),
+        }
     }
 
     fn explain(&self, e: &serde_json::Error) -> Invalid {
         let detail = Invalid::detail_of(e);
         if e.is_data() {
-            Invalid::Schema { field: self.field.get(), detail }
+            Invalid::Schema {
+                field: self.field.get(),
+                detail,
+            }
         } else {
-            Invalid::Malformed { line: e.line(), column: e.column(), detail }
+            Invalid::Malformed {
+                line: e.line(),
+                column: e.column(),
+                detail,
+            }
         }
     }
 }
@@ -373,13 +444,17 @@ impl<'de> Visitor<'de> for &Reader<'de> {
                     }
                     match FIELDS[at] {
                         "age" => map.next_value_seed(Age)?,
-                        "name" | "location" => map.next_value_seed(Text { may_be_empty: false })?,
+                        "name" | "location" => map.next_value_seed(Text {
+                            may_be_empty: false,
+                        })?,
                         _ => map.next_value_seed(Text { may_be_empty: true })?,
                     }
                     self.field.set(None);
                 }
                 Key::Path => {
-                    self.paths.borrow_mut().push(map.next_value::<&'de RawValue>()?.get());
+                    self.paths
+                        .borrow_mut()
+                        .push(map.next_value::<&'de RawValue>()?.get());
                 }
                 Key::Field(_) | Key::Other => {
                     map.next_value::<IgnoredAny>()?;
@@ -411,7 +486,11 @@ impl<'de> DeserializeSeed<'de> for Text {
 impl Visitor<'_> for Text {
     type Value = ();
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.may_be_empty { "a string" } else { "a non-empty string" })
+        f.write_str(if self.may_be_empty {
+            "a string"
+        } else {
+            "a non-empty string"
+        })
     }
     fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<(), E> {
         if text.is_empty() && !self.may_be_empty {
@@ -448,8 +527,7 @@ impl Visitor<'_> for Age {
 mod tests {
     use super::*;
 
-    const CASE: &str =
-        r#"{"name":"Ñusta","location":"San Marcos","age":42,"infectedtype":"imported","state":"symptomatic"}"#;
+    const CASE: &str = r#"{"name":"Ñusta","location":"San Marcos","age":42,"infectedtype":"imported","state":"symptomatic"}"#;
 
     fn case(text: &str) -> Result<Bytes, Invalid> {
         parse(&Bytes::copy_from_slice(text.as_bytes()), Schema::Case)
@@ -474,13 +552,19 @@ mod tests {
             (r#"{ "path" : "x" }"#, "{  }"),
             (r#"{"a":1,"path":"x"}"#, r#"{"a":1}"#),
             (r#"{"path":"x","a":1}"#, r#"{"a":1}"#),
-            (r#"{"a":1, "path" : {"path":":,\"}"} , "b":2}"#, r#"{"a":1, "b":2}"#),
+            (
+                r#"{"a":1, "path" : {"path":":,\"}"} , "b":2}"#,
+                r#"{"a":1, "b":2}"#,
+            ),
             (r#"{"a":1,"path":1,"path":[2]}"#, r#"{"a":1}"#),
             (r#"{"path":1,"path":2,"a":3}"#, r#"{"a":3}"#),
             (r#"{"path":1,"a":3,"path":2}"#, r#"{"a":3}"#),
             (r#"{"a":1,"p\u0061th":"x"}"#, r#"{"a":1}"#),
             (r#"{"a":{"path":1}}"#, r#"{"a":{"path":1}}"#),
-            (r#"{"a\"path":1,"b":"\"path\":2"}"#, r#"{"a\"path":1,"b":"\"path\":2"}"#),
+            (
+                r#"{"a\"path":1,"b":"\"path\":2"}"#,
+                r#"{"a\"path":1,"b":"\"path\":2"}"#,
+            ),
         ] {
             let body = any(sent).unwrap();
             assert_eq!(body, kept, "{sent}");
@@ -494,10 +578,16 @@ mod tests {
     fn ids_of_a_batch_are_as_new_as_any_and_in_their_order() {
         let ids: Vec<_> = Record::new_ids().chain(Record::new_ids()).collect();
         assert_eq!(ids.len(), 2 * batch::MAX);
-        assert_eq!(ids.iter().collect::<std::collections::HashSet<_>>().len(), ids.len());
+        assert_eq!(
+            ids.iter().collect::<std::collections::HashSet<_>>().len(),
+            ids.len()
+        );
         assert!(ids[..batch::MAX].is_sorted());
         let id = Uuid::parse_str(&ids[batch::MAX - 1]).unwrap();
-        assert_eq!((id.get_version_num(), id.get_variant()), (7, uuid::Variant::RFC4122));
+        assert_eq!(
+            (id.get_version_num(), id.get_variant()),
+            (7, uuid::Variant::RFC4122)
+        );
     }
 
     #[test]
@@ -505,8 +595,14 @@ mod tests {
         let tag = Tag::new("NATS");
         assert_eq!(tag.splice(b"{}").unwrap(), r#"{"path":"NATS"}"#);
         assert_eq!(tag.splice(b"{ }").unwrap(), r#"{ "path":"NATS"}"#);
-        assert_eq!(tag.splice(br#"{"a":1 }"#).unwrap(), r#"{"a":1 ,"path":"NATS"}"#);
-        assert_eq!(Tag::new("a\"b").splice(b"{}").unwrap(), r#"{"path":"a\"b"}"#);
+        assert_eq!(
+            tag.splice(br#"{"a":1 }"#).unwrap(),
+            r#"{"a":1 ,"path":"NATS"}"#
+        );
+        assert_eq!(
+            Tag::new("a\"b").splice(b"{}").unwrap(),
+            r#"{"path":"a\"b"}"#
+        );
         for foreign in ["", "}", "[]", "null", "{", "\"}"] {
             assert_eq!(tag.splice(foreign.as_bytes()), None, "{foreign}");
         }
@@ -514,18 +610,28 @@ mod tests {
 
     #[test]
     fn malformed_json_is_told_by_line_and_column() {
-        for (text, at) in
-            [("", (1, 0)), ("{\n\"a\": }", (2, 6)), ("{} x", (1, 4)), ("{\"a\":1,}", (1, 8)), ("\u{feff}{}", (1, 1))]
-        {
+        for (text, at) in [
+            ("", (1, 0)),
+            ("{\n\"a\": }", (2, 6)),
+            ("{} x", (1, 4)),
+            ("{\"a\":1,}", (1, 8)),
+            ("\u{feff}{}", (1, 1)),
+        ] {
             match any(text) {
-                Err(Invalid::Malformed { line, column, .. }) => assert_eq!((line, column), at, "{text:?}"),
+                Err(Invalid::Malformed { line, column, .. }) => {
+                    assert_eq!((line, column), at, "{text:?}")
+                }
                 other => panic!("{text:?}: {other:?}"),
             }
         }
         let latin1 = Bytes::from_static(b"{\"a\":\n\"\xe9\"}");
         assert_eq!(
             parse(&latin1, Schema::Any),
-            Err(Invalid::Malformed { line: 2, column: 2, detail: "not UTF-8".into() })
+            Err(Invalid::Malformed {
+                line: 2,
+                column: 2,
+                detail: "not UTF-8".into()
+            })
         );
     }
 
@@ -544,14 +650,22 @@ mod tests {
             ("\"location\"", "\"name\"", Some("name")),
         ] {
             match case(&CASE.replacen(from, to, 1)) {
-                Err(Invalid::Schema { field: found, .. }) => assert_eq!(found, field, "{from} -> {to}"),
+                Err(Invalid::Schema { field: found, .. }) => {
+                    assert_eq!(found, field, "{from} -> {to}")
+                }
                 other => panic!("{from} -> {to}: {other:?}"),
             }
         }
         for text in ["[]", "1", "null", "\"{}\"", "[\"a\",\"l\",1,\"i\",\"s\"]"] {
-            assert!(matches!(case(text), Err(Invalid::Schema { field: None, .. })), "{text}");
+            assert!(
+                matches!(case(text), Err(Invalid::Schema { field: None, .. })),
+                "{text}"
+            );
         }
-        assert!(case(&CASE.replace("imported", "")).is_ok(), "infectedtype may be empty");
+        assert!(
+            case(&CASE.replace("imported", "")).is_ok(),
+            "infectedtype may be empty"
+        );
     }
 
     #[test]

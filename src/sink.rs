@@ -13,7 +13,9 @@ use std::{
     time::Duration,
 };
 
-use actix_web::{App, HttpRequest, HttpResponse, HttpServer, dev::ServerHandle, http::StatusCode, web};
+use actix_web::{
+    App, HttpRequest, HttpResponse, HttpServer, dev::ServerHandle, http::StatusCode, web,
+};
 use percent_encoding::percent_decode_str;
 use rusqlite::{Connection, params};
 use serde::{Deserialize, Serialize};
@@ -62,19 +64,36 @@ impl Sink {
         let stats = Arc::new(Mutex::new(read_stats(&database).map_err(io::Error::other)?));
         let (orders, inbox) = mpsc::sync_channel(QUEUE);
         let kept = Arc::clone(&stats);
-        thread::Builder::new().name("sink-db".into()).spawn(move || serve(database, &inbox, &kept))?;
-        let desk = web::Data::new(Desk { orders, stats: Arc::clone(&stats) });
-        let server = HttpServer::new(move || {
-            App::new().app_data(desk.clone()).app_data(web::PayloadConfig::new(BODY_MAX)).configure(routes)
+        thread::Builder::new()
+            .name("sink-db".into())
+            .spawn(move || serve(database, &inbox, &kept))?;
+        let desk = web::Data::new(Desk {
+            orders,
+            stats: Arc::clone(&stats),
         });
-        let server = server.workers(1).shutdown_timeout(1).disable_signals().listen(listener)?.run();
+        let server = HttpServer::new(move || {
+            App::new()
+                .app_data(desk.clone())
+                .app_data(web::PayloadConfig::new(BODY_MAX))
+                .configure(routes)
+        });
+        let server = server
+            .workers(1)
+            .shutdown_timeout(1)
+            .disable_signals()
+            .listen(listener)?
+            .run();
         let handle = server.handle();
         actix_rt::spawn(async move {
             if let Err(failure) = server.await {
                 error!(%failure, "sink ended");
             }
         });
-        Ok(Self { address, server: handle, stats })
+        Ok(Self {
+            address,
+            server: handle,
+            stats,
+        })
     }
 
     /// Where it serves.
@@ -85,7 +104,10 @@ impl Sink {
 
     #[must_use]
     pub fn stats(&self) -> Stats {
-        self.stats.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.stats
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Answers what is under way, and ends.
@@ -126,13 +148,19 @@ struct Listed {
 fn routes(app: &mut web::ServiceConfig) {
     // Every path takes records, those that also answer questions included: the URL of an API may have any path.
     let records = |path: &str, allowed: &'static str| {
-        let elsewise = web::to(async move || Err::<HttpResponse, _>(Problem::method_not_allowed(allowed)));
-        web::resource(path).route(web::post().to(take)).default_service(elsewise)
+        let elsewise =
+            web::to(async move || Err::<HttpResponse, _>(Problem::method_not_allowed(allowed)));
+        web::resource(path)
+            .route(web::post().to(take))
+            .default_service(elsewise)
     };
-    app.service(records("/healthz", "GET, POST").route(web::get().to(async || HttpResponse::Ok().body("ok\n"))))
-        .service(records("/stats", "GET, POST").route(web::get().to(stats)))
-        .service(records("/records", "GET, POST").route(web::get().to(list)))
-        .service(records("/{any:.*}", "POST"));
+    app.service(
+        records("/healthz", "GET, POST")
+            .route(web::get().to(async || HttpResponse::Ok().body("ok\n"))),
+    )
+    .service(records("/stats", "GET, POST").route(web::get().to(stats)))
+    .service(records("/records", "GET, POST").route(web::get().to(list)))
+    .service(records("/{any:.*}", "POST"));
 }
 
 async fn take(
@@ -141,16 +169,32 @@ async fn take(
     body: Result<web::Bytes, actix_web::Error>,
 ) -> Result<HttpResponse, Problem> {
     let bad = |kind, detail: &str| Problem::new(StatusCode::BAD_REQUEST, kind, detail);
-    let body = body.map_err(|why| Problem::new(why.as_response_error().status_code(), "body", why.to_string()))?;
-    let key = request.headers().get("Idempotency-Key").and_then(|key| key.to_str().ok());
-    let key = key
-        .filter(|key| !key.is_empty())
-        .ok_or_else(|| bad("idempotency-key", "A record needs an Idempotency-Key of visible ASCII characters"))?;
+    let body = body.map_err(|why| {
+        Problem::new(
+            why.as_response_error().status_code(),
+            "body",
+            why.to_string(),
+        )
+    })?;
+    let key = request
+        .headers()
+        .get("Idempotency-Key")
+        .and_then(|key| key.to_str().ok());
+    let key = key.filter(|key| !key.is_empty()).ok_or_else(|| {
+        bad(
+            "idempotency-key",
+            "A record needs an Idempotency-Key of visible ASCII characters",
+        )
+    })?;
     let items = items(key, &body).map_err(|why| bad("json", &why))?;
     let count = items.len();
     let (answer, stored) = oneshot::channel();
     let new = send(&desk, Order::Store(items, answer), stored).await?;
-    let status = if new > 0 { StatusCode::CREATED } else { StatusCode::OK };
+    let status = if new > 0 {
+        StatusCode::CREATED
+    } else {
+        StatusCode::OK
+    };
     Ok(HttpResponse::build(status).json(json!({"stored": new, "redelivered": count - new})))
 }
 
@@ -162,7 +206,8 @@ async fn list(
     desk: web::Data<Desk>,
     query: Result<web::Query<Limit>, actix_web::Error>,
 ) -> Result<HttpResponse, Problem> {
-    let query = query.map_err(|why| Problem::new(StatusCode::BAD_REQUEST, "query", why.to_string()))?;
+    let query =
+        query.map_err(|why| Problem::new(StatusCode::BAD_REQUEST, "query", why.to_string()))?;
     let limit = query.limit.unwrap_or(LIST_DEFAULT).min(LIST_MAX);
     let (answer, listed) = oneshot::channel();
     Ok(HttpResponse::Ok().json(send(&desk, Order::List(limit, answer), listed).await?))
@@ -173,10 +218,20 @@ struct Limit {
     limit: Option<usize>,
 }
 
-async fn send<T>(desk: &Desk, order: Order, answer: oneshot::Receiver<Result<T, String>>) -> Result<T, Problem> {
-    let problem = |why: &str| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "database", why).retry_after(1);
-    desk.orders.try_send(order).map_err(|_| problem("The database has too much to do"))?;
-    answer.await.map_err(|_| problem("The database has ended"))?.map_err(|why| problem(&why))
+async fn send<T>(
+    desk: &Desk,
+    order: Order,
+    answer: oneshot::Receiver<Result<T, String>>,
+) -> Result<T, Problem> {
+    let problem =
+        |why: &str| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "database", why).retry_after(1);
+    desk.orders
+        .try_send(order)
+        .map_err(|_| problem("The database has too much to do"))?;
+    answer
+        .await
+        .map_err(|_| problem("The database has ended"))?
+        .map_err(|why| problem(&why))
 }
 
 /// The records of a body: one object under `key`, or each of an array's under its own of the keys that `key` lists, as
@@ -193,17 +248,35 @@ fn items(key: &str, body: &[u8]) -> Result<Vec<Item>, String> {
             return Err("a record is a JSON object".to_owned());
         }
         let Tagged { path } = serde_json::from_str(record.get()).map_err(|why| why.to_string())?;
-        Ok(Item { id, path, record: record.get().to_owned() })
+        Ok(Item {
+            id,
+            path,
+            record: record.get().to_owned(),
+        })
     };
     let whole: &RawValue = serde_json::from_slice(body).map_err(|why| why.to_string())?;
     if !whole.get().starts_with('[') {
         return Ok(vec![item(key.to_owned(), whole)?]);
     }
-    let records: Vec<&RawValue> = serde_json::from_str(whole.get()).map_err(|why| why.to_string())?;
-    let keys: Vec<_> = key.split(',').map(|key| percent_decode_str(key.trim()).decode_utf8_lossy()).collect();
+    let records: Vec<&RawValue> =
+        serde_json::from_str(whole.get()).map_err(|why| why.to_string())?;
+    let keys: Vec<_> = key
+        .split(',')
+        .map(|key| percent_decode_str(key.trim()).decode_utf8_lossy())
+        .collect();
     let has_own = keys.len() == records.len();
-    let id = |at: usize| if has_own { keys[at].to_string() } else { format!("{key}/{at}") };
-    records.into_iter().enumerate().map(|(at, record)| item(id(at), record)).collect()
+    let id = |at: usize| {
+        if has_own {
+            keys[at].to_string()
+        } else {
+            format!("{key}/{at}")
+        }
+    };
+    records
+        .into_iter()
+        .enumerate()
+        .map(|(at, record)| item(id(at), record))
+        .collect()
 }
 
 fn open(db: Option<PathBuf>) -> rusqlite::Result<Connection> {
@@ -225,10 +298,12 @@ fn open(db: Option<PathBuf>) -> rusqlite::Result<Connection> {
 
 fn read_stats(database: &Connection) -> rusqlite::Result<Stats> {
     let mut stats = Stats::default();
-    let mut rows = database.prepare("SELECT path, COUNT(*), SUM(redeliveries) FROM records GROUP BY path")?;
+    let mut rows =
+        database.prepare("SELECT path, COUNT(*), SUM(redeliveries) FROM records GROUP BY path")?;
     let mut rows = rows.query([])?;
     while let Some(row) = rows.next()? {
-        let (path, records, redeliveries): (String, u64, u64) = (row.get(0)?, row.get(1)?, row.get(2)?);
+        let (path, records, redeliveries): (String, u64, u64) =
+            (row.get(0)?, row.get(1)?, row.get(2)?);
         stats.records += records;
         stats.redeliveries += redeliveries;
         stats.paths.insert(path, records);
@@ -258,7 +333,11 @@ fn serve(mut database: Connection, inbox: &mpsc::Receiver<Order>, stats: &Mutex<
         let news = commit(&mut database, &batch);
         if let Ok(news) = &news {
             let mut stats = stats.lock().unwrap_or_else(PoisonError::into_inner);
-            for (item, new) in batch.iter().flat_map(|(items, _)| items).zip(news.iter().flatten()) {
+            for (item, new) in batch
+                .iter()
+                .flat_map(|(items, _)| items)
+                .zip(news.iter().flatten())
+            {
                 if *new {
                     stats.records += 1;
                     *stats.paths.entry(item.path.clone()).or_default() += 1;
@@ -278,14 +357,18 @@ fn serve(mut database: Connection, inbox: &mpsc::Receiver<Order>, stats: &Mutex<
 }
 
 /// Whether each record of each request was new.
-fn commit<A>(database: &mut Connection, batch: &[(Vec<Item>, A)]) -> rusqlite::Result<Vec<Vec<bool>>> {
+fn commit<A>(
+    database: &mut Connection,
+    batch: &[(Vec<Item>, A)],
+) -> rusqlite::Result<Vec<Vec<bool>>> {
     let transaction = database.transaction()?;
     let mut news = Vec::with_capacity(batch.len());
     {
-        let mut insert = transaction
-            .prepare_cached("INSERT OR IGNORE INTO records (id, path, record, at_ms) VALUES (?1, ?2, ?3, ?4)")?;
-        let mut again =
-            transaction.prepare_cached("UPDATE records SET redeliveries = redeliveries + 1 WHERE id = ?1")?;
+        let mut insert = transaction.prepare_cached(
+            "INSERT OR IGNORE INTO records (id, path, record, at_ms) VALUES (?1, ?2, ?3, ?4)",
+        )?;
+        let mut again = transaction
+            .prepare_cached("UPDATE records SET redeliveries = redeliveries + 1 WHERE id = ?1")?;
         let now = i64::try_from(unix_us() / 1000).unwrap_or(i64::MAX);
         for (items, _) in batch {
             let mut new = Vec::with_capacity(items.len());
@@ -304,14 +387,21 @@ fn commit<A>(database: &mut Connection, batch: &[(Vec<Item>, A)]) -> rusqlite::R
 
 /// The newest records, newest first.
 fn listed(database: &Connection, limit: usize) -> rusqlite::Result<Vec<Listed>> {
-    let mut rows =
-        database.prepare_cached("SELECT id, record, redeliveries, at_ms FROM records ORDER BY seq DESC LIMIT ?1")?;
+    let mut rows = database.prepare_cached(
+        "SELECT id, record, redeliveries, at_ms FROM records ORDER BY seq DESC LIMIT ?1",
+    )?;
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     let listed = rows.query_map([limit], |row| {
         let record: String = row.get(1)?;
-        let record = RawValue::from_string(record)
-            .map_err(|why| rusqlite::Error::FromSqlConversionFailure(1, rusqlite::types::Type::Text, Box::new(why)))?;
-        Ok(Listed { id: row.get(0)?, record, redeliveries: row.get(2)?, at_ms: row.get(3)? })
+        let record = RawValue::from_string(record).map_err(|why| {
+            rusqlite::Error::FromSqlConversionFailure(1, rusqlite::types::Type::Text, Box::new(why))
+        })?;
+        Ok(Listed {
+            id: row.get(0)?,
+            record,
+            redeliveries: row.get(2)?,
+            at_ms: row.get(3)?,
+        })
     })?;
     listed.collect()
 }

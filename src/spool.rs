@@ -35,7 +35,7 @@ use self::{
     log::{Log, SEGMENT_MAX},
     store::Store,
 };
-use crate::delivery::LaneId;
+use crate::lane_id::LaneId;
 
 /// Files of frames, for what else is kept beside the queues.
 pub(crate) mod frames {
@@ -65,7 +65,9 @@ impl Queue {
     const COUNT: usize = 3 + LaneId::ALL.len();
 
     fn all() -> impl Iterator<Item = Self> {
-        [Self::Waiting, Self::Carried, Self::Dead].into_iter().chain(LaneId::ALL.map(Self::Pinned))
+        [Self::Waiting, Self::Carried, Self::Dead]
+            .into_iter()
+            .chain(LaneId::ALL.map(Self::Pinned))
     }
 
     const fn at(self) -> usize {
@@ -119,7 +121,10 @@ impl Held {
     /// What waits for a lane.
     #[must_use]
     pub fn waiting(&self) -> u64 {
-        let pinned: u64 = LaneId::ALL.map(|lane| self.records(Queue::Pinned(lane))).iter().sum();
+        let pinned: u64 = LaneId::ALL
+            .map(|lane| self.records(Queue::Pinned(lane)))
+            .iter()
+            .sum();
         self.records(Queue::Waiting) + pinned
     }
 }
@@ -206,10 +211,16 @@ impl Spool {
     /// Opens the spool in `folder`, which is made if it is absent, with what an earlier run has left there. It never takes more
     /// than about `max` bytes.
     pub fn open(folder: &Path, max: u64) -> Result<Self, OpenError> {
-        let failed = |source| OpenError::Folder { folder: folder.to_owned(), source };
+        let failed = |source| OpenError::Folder {
+            folder: folder.to_owned(),
+            source,
+        };
         fs::create_dir_all(folder).map_err(failed)?;
         // The folder is as durable as its name in the one above.
-        let above = folder.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let above = folder
+            .parent()
+            .filter(|above| !above.as_os_str().is_empty())
+            .unwrap_or(Path::new("."));
         if let Err(why) = File::open(above).and_then(|above| above.sync_all()) {
             warn!(folder = %folder.display(), %why, "the folder's name cannot be synced");
         }
@@ -222,7 +233,9 @@ impl Spool {
         let mut logs = Vec::with_capacity(Queue::COUNT);
         for queue in Queue::all() {
             // A record that stays long keeps its segment: no more than a small part of the room.
-            logs.push(Log::open(folder, &queue.name(), (max / 16).min(SEGMENT_MAX)).map_err(failed)?);
+            logs.push(
+                Log::open(folder, &queue.name(), (max / 16).min(SEGMENT_MAX)).map_err(failed)?,
+            );
         }
         let (orders, inbox) = mpsc::unbounded_channel();
         let folder = folder.to_owned();
@@ -233,15 +246,28 @@ impl Spool {
             let _alive = alive;
             store.run(inbox);
         };
-        thread::Builder::new().name("spool".into()).spawn(run).map_err(failed)?;
-        Ok(Self { orders, held, lives })
+        thread::Builder::new()
+            .name("spool".into())
+            .spawn(run)
+            .map_err(failed)?;
+        Ok(Self {
+            orders,
+            held,
+            lives,
+        })
     }
 
     /// Resolves when `entry` is durable in `queue`. One that is `held` is not taken out again before a
     /// [`Spool::rewind`]: the caller has it in memory.
     pub async fn put(&self, queue: Queue, entry: &Entry, held: bool) -> Result<Key, NotSafe> {
         let payload = entry.encode_to_vec();
-        self.ask(|answer| Order::Put { queue, payload, held, answer }).await?
+        self.ask(|answer| Order::Put {
+            queue,
+            payload,
+            held,
+            answer,
+        })
+        .await?
     }
 
     /// Strikes out an entry. After a power cut it may come again.
@@ -252,7 +278,9 @@ impl Spool {
 
     /// Up to `max` entries that were not taken before, oldest first; what is taken and not settled comes again after a restart.
     pub async fn take(&self, queue: Queue, max: usize) -> Vec<(Key, Entry)> {
-        self.ask(|answer| Order::Take { queue, max, answer }).await.unwrap_or_default()
+        self.ask(|answer| Order::Take { queue, max, answer })
+            .await
+            .unwrap_or_default()
     }
 
     /// The record that was taken in first of those that are for a lane, or that the gRPC lane carries.
@@ -292,7 +320,10 @@ impl Spool {
         // Without its thread it takes nothing more.
         let has_ended = self.held.has_changed().is_err();
         let held = *self.held.borrow();
-        Held { refuses: held.refuses || has_ended, ..held }
+        Held {
+            refuses: held.refuses || has_ended,
+            ..held
+        }
     }
 
     /// What lies on disk, as it changes.
@@ -313,7 +344,9 @@ impl Spool {
 
     async fn ask<T>(&self, order: impl FnOnce(oneshot::Sender<T>) -> Order) -> Result<T, NotSafe> {
         let (answer, mut answered) = oneshot::channel();
-        self.orders.send(order(answer)).map_err(|_| NotSafe::Closed)?;
+        self.orders
+            .send(order(answer))
+            .map_err(|_| NotSafe::Closed)?;
         let mut lives = self.lives.clone();
         tokio::select! {
             biased;

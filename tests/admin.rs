@@ -17,18 +17,27 @@ async fn the_status_has_every_member_that_the_contract_names() {
     let api = Api::start();
     let node = Node::start(&api.url(), &grpc_variables()).await;
     node.lane_is("grpc", "up", PATIENCE).await;
-    assert_eq!(node.post("/", "one", traffic()[0].clone()).await.unwrap().0, StatusCode::ACCEPTED);
+    assert_eq!(
+        node.post("/", "one", traffic()[0].clone()).await.unwrap().0,
+        StatusCode::ACCEPTED
+    );
     node.at_rest(PATIENCE).await;
     let status = node.status().await;
     let is_text = |value: &Value| value.as_str().is_some_and(|text| !text.is_empty());
-    assert!(is_text(&status["version"]) && is_text(&status["node"]), "{status}");
+    assert!(
+        is_text(&status["version"]) && is_text(&status["node"]),
+        "{status}"
+    );
     assert!(status["uptime_s"].as_f64() > Some(0.0), "{status}");
     assert_eq!(status["draining"], false);
     let ledger = json!({
         "accepted": 1, "recovered": 0, "delivered": 1, "dead": 0, "dropped": 0, "spooled": 0, "in_flight": 0,
         "redelivered": 0
     });
-    assert_eq!((&status["ledger"], &status["balanced"]), (&ledger, &json!(true)));
+    assert_eq!(
+        (&status["ledger"], &status["balanced"]),
+        (&ledger, &json!(true))
+    );
     let lane = &status["lanes"][0];
     for (member, value) in [
         ("lane", json!("grpc")),
@@ -46,34 +55,57 @@ async fn the_status_has_every_member_that_the_contract_names() {
     }
     assert!(lane["since_s"].as_f64() > Some(0.0), "{lane}");
     for latency in ["publish_ms", "delivery_ms"] {
-        assert!(lane[latency]["p50"].as_f64() > Some(0.0) && lane[latency]["p99"].is_f64(), "{latency}: {lane}");
+        assert!(
+            lane[latency]["p50"].as_f64() > Some(0.0) && lane[latency]["p99"].is_f64(),
+            "{latency}: {lane}"
+        );
     }
-    assert!(is_text(&lane["broker"]["version"]) && lane["broker"]["warnings"].is_array(), "{lane}");
+    assert!(
+        is_text(&lane["broker"]["version"]) && lane["broker"]["warnings"].is_array(),
+        "{lane}"
+    );
     assert_eq!(status["api"]["url"], api.url());
-    assert_eq!((&status["api"]["state"], &status["api"]["in_flight"]), (&json!("up"), &json!(0)));
+    assert_eq!(
+        (&status["api"]["state"], &status["api"]["in_flight"]),
+        (&json!("up"), &json!(0))
+    );
     assert!(status["api"]["limit"].is_u64(), "{status}");
 }
 
 #[actix_rt::test]
 async fn a_lane_can_be_paused_resumed_and_restarted_while_the_other_takes_the_traffic() {
-    let Some(mut nats) = Nats::start().await else { return };
+    let Some(mut nats) = Nats::start().await else {
+        return;
+    };
     let api = Api::start();
     let node = Node::start(&api.url(), &[grpc_variables(), nats.variables()].concat()).await;
     node.lane_is("nats", "up", PATIENCE).await;
     node.lane_is("grpc", "up", PATIENCE).await;
-    let path = async |key: &str| node.post("/", key, traffic()[0].clone()).await.unwrap().1["path"].clone();
+    let path = async |key: &str| {
+        node.post("/", key, traffic()[0].clone()).await.unwrap().1["path"].clone()
+    };
 
     assert_eq!(node.order("nats", "pause").await, StatusCode::ACCEPTED);
     node.lane_is("nats", "paused", PATIENCE).await;
     for at in 0..6 {
         assert_eq!(path(&format!("paused-{at}")).await, "GRPC");
     }
-    let pinned = node.post("/nats", "pinned", traffic()[0].clone()).await.unwrap();
-    assert_eq!((pinned.0, &pinned.1["path"]), (StatusCode::ACCEPTED, &json!("spool")));
+    let pinned = node
+        .post("/nats", "pinned", traffic()[0].clone())
+        .await
+        .unwrap();
+    assert_eq!(
+        (pinned.0, &pinned.1["path"]),
+        (StatusCode::ACCEPTED, &json!("spool"))
+    );
 
     assert_eq!(node.order("nats", "resume").await, StatusCode::ACCEPTED);
     node.lane_is("nats", "up", PATIENCE).await;
-    assert_ne!(path("resumed-0").await, path("resumed-1").await, "both lanes take their turns again");
+    assert_ne!(
+        path("resumed-0").await,
+        path("resumed-1").await,
+        "both lanes take their turns again"
+    );
 
     assert_eq!(node.order("nats", "restart").await, StatusCode::ACCEPTED);
     node.lane_is("nats", "up", PATIENCE).await;
@@ -84,7 +116,10 @@ async fn a_lane_can_be_paused_resumed_and_restarted_while_the_other_takes_the_tr
     assert_eq!(node.order("pubsub", "pause").await, StatusCode::NOT_FOUND);
     assert_eq!(node.order("nats", "paint").await, StatusCode::NOT_FOUND);
     let ledger = node.at_rest(PATIENCE).await;
-    assert_eq!((&ledger["accepted"], &ledger["delivered"]), (&json!(9), &json!(9)));
+    assert_eq!(
+        (&ledger["accepted"], &ledger["delivered"]),
+        (&json!(9), &json!(9))
+    );
 }
 
 #[actix_rt::test]
@@ -93,12 +128,21 @@ async fn the_metrics_are_those_of_the_contract_and_say_what_the_status_says() {
     let node = Node::start(&api.url(), &grpc_variables()).await;
     node.lane_is("grpc", "up", PATIENCE).await;
     for key in ["a", "b", "c"] {
-        assert_eq!(node.post("/", key, traffic()[0].clone()).await.unwrap().0, StatusCode::ACCEPTED);
+        assert_eq!(
+            node.post("/", key, traffic()[0].clone()).await.unwrap().0,
+            StatusCode::ACCEPTED
+        );
     }
-    assert_eq!(node.post("/", "d", "{}".into()).await.unwrap().0, StatusCode::UNPROCESSABLE_ENTITY);
+    assert_eq!(
+        node.post("/", "d", "{}".into()).await.unwrap().0,
+        StatusCode::UNPROCESSABLE_ENTITY
+    );
     node.at_rest(PATIENCE).await;
     let (content_type, text) = node.text("/metrics").await;
-    assert!(content_type.starts_with("text/plain; version=0.0.4"), "{content_type}");
+    assert!(
+        content_type.starts_with("text/plain; version=0.0.4"),
+        "{content_type}"
+    );
     for line in [
         "# TYPE waypost_records_accepted_total counter",
         "waypost_records_accepted_total{path=\"GRPC\"} 3",
@@ -120,25 +164,50 @@ async fn the_metrics_are_those_of_the_contract_and_say_what_the_status_says() {
         "waypost_post_seconds_count{lane=\"grpc\"} 3",
         "waypost_delivery_seconds_count{path=\"GRPC\"} 3",
     ] {
-        assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+        assert!(
+            text.lines().any(|found| found == line),
+            "{line} is not in\n{text}"
+        );
     }
-    for name in ["waypost_spool_bytes ", "waypost_last_delivery_seconds{lane=\"grpc\"} "] {
-        assert!(text.lines().any(|line| line.starts_with(name)), "{name} is not in\n{text}");
+    for name in [
+        "waypost_spool_bytes ",
+        "waypost_last_delivery_seconds{lane=\"grpc\"} ",
+    ] {
+        assert!(
+            text.lines().any(|line| line.starts_with(name)),
+            "{name} is not in\n{text}"
+        );
     }
     // Buckets add up: each counts those before it.
-    let buckets = text.lines().filter(|line| line.starts_with("waypost_delivery_seconds_bucket"));
-    let counts: Vec<u64> = buckets.map(|line| line.rsplit(' ').next().unwrap().parse().unwrap()).collect();
-    assert!(counts.is_sorted() && counts.last() == Some(&3), "{counts:?}");
+    let buckets = text
+        .lines()
+        .filter(|line| line.starts_with("waypost_delivery_seconds_bucket"));
+    let counts: Vec<u64> = buckets
+        .map(|line| line.rsplit(' ').next().unwrap().parse().unwrap())
+        .collect();
+    assert!(
+        counts.is_sorted() && counts.last() == Some(&3),
+        "{counts:?}"
+    );
 }
 
 #[actix_rt::test]
 async fn the_oldest_record_on_disk_is_told() {
     let nobody = format!("nats://127.0.0.1:{}", crate::support::process::free_port());
-    let node = Node::start("http://127.0.0.1:9/", &[("LANES__NATS__URL".into(), nobody)]).await;
-    assert_eq!(node.post("/", "a", traffic()[0].clone()).await.unwrap().0, StatusCode::ACCEPTED);
+    let node = Node::start(
+        "http://127.0.0.1:9/",
+        &[("LANES__NATS__URL".into(), nobody)],
+    )
+    .await;
+    assert_eq!(
+        node.post("/", "a", traffic()[0].clone()).await.unwrap().0,
+        StatusCode::ACCEPTED
+    );
     let text = eventually("it has waited for a second", PATIENCE, async || {
         let (_, text) = node.text("/metrics").await;
-        let age = text.lines().find_map(|line| line.strip_prefix("waypost_oldest_waiting_seconds "))?;
+        let age = text
+            .lines()
+            .find_map(|line| line.strip_prefix("waypost_oldest_waiting_seconds "))?;
         (age.parse::<f64>().expect("a number") >= 1.0).then(|| text.clone())
     })
     .await;
@@ -148,6 +217,9 @@ async fn the_oldest_record_on_disk_is_told() {
         "waypost_spool_commits_total 1",
         "waypost_spool_committed_records_total 1",
     ] {
-        assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+        assert!(
+            text.lines().any(|found| found == line),
+            "{line} is not in\n{text}"
+        );
     }
 }

@@ -14,9 +14,9 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 use rustls::{ServerConnection, StreamOwned};
 use waypost::{
+    api::answer::{Answer, Outcome},
+    api::{Api as Client, Settings},
     config,
-    delivery::{Answer, Outcome},
-    http::api::{Api as Client, Settings},
 };
 
 use crate::support::{
@@ -30,12 +30,23 @@ const TIMEOUT: Duration = Duration::from_millis(500);
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn client(api: &Api) -> Client {
-    let config = config::Api { url: api.url(), timeout: TIMEOUT, concurrency: 4, ..config::Api::default() };
+    let config = config::Api {
+        url: api.url(),
+        timeout: TIMEOUT,
+        concurrency: 4,
+        ..config::Api::default()
+    };
     Client::new(&Settings::read(&config).unwrap())
 }
 
 async fn post(client: &Client) -> Answer {
-    client.post(Bytes::from_static(b"{\"path\":\"NATS\"}"), "key-1", Some("00-1-2-01")).await
+    client
+        .post(
+            Bytes::from_static(b"{\"path\":\"NATS\"}"),
+            "key-1",
+            Some("00-1-2-01"),
+        )
+        .await
 }
 
 #[actix_rt::test]
@@ -57,25 +68,59 @@ async fn a_token_from_a_file_is_sent_as_bearer() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("token");
     std::fs::write(&file, "secret\n").unwrap();
-    let config = config::Api { url: api.url(), token_file: Some(file), ..config::Api::default() };
+    let config = config::Api {
+        url: api.url(),
+        token_file: Some(file),
+        ..config::Api::default()
+    };
     post(&Client::new(&Settings::read(&config).unwrap())).await;
-    assert_eq!(api.posts()[0].authorization.as_deref(), Some("Bearer secret"));
+    assert_eq!(
+        api.posts()[0].authorization.as_deref(),
+        Some("Bearer secret")
+    );
 }
 
 #[actix_rt::test]
 async fn each_answer_is_told_with_its_start() {
     let api = Api::start();
     api.behave(|number, _| match number {
-        0 => Conduct::AnswerWith { status: 400, headers: vec![], body: vec![b'x'; 3000] },
-        1 => Conduct::AnswerWith { status: 503, headers: vec![("Retry-After", "7".into())], body: b"later".to_vec() },
-        2 => Conduct::AnswerWith { status: 307, headers: vec![("Location", "/elsewhere".into())], body: vec![] },
-        _ => Conduct::AnswerWith { status: 201, headers: vec![], body: b"stored".to_vec() },
+        0 => Conduct::AnswerWith {
+            status: 400,
+            headers: vec![],
+            body: vec![b'x'; 3000],
+        },
+        1 => Conduct::AnswerWith {
+            status: 503,
+            headers: vec![("Retry-After", "7".into())],
+            body: b"later".to_vec(),
+        },
+        2 => Conduct::AnswerWith {
+            status: 307,
+            headers: vec![("Location", "/elsewhere".into())],
+            body: vec![],
+        },
+        _ => Conduct::AnswerWith {
+            status: 201,
+            headers: vec![],
+            body: b"stored".to_vec(),
+        },
     });
     let client = client(&api);
-    let status = |status, retry_after, excerpt| Answer::Status { status, retry_after, excerpt };
+    let status = |status, retry_after, excerpt| Answer::Status {
+        status,
+        retry_after,
+        excerpt,
+    };
     assert_eq!(post(&client).await, status(400, None, "x".repeat(1024)));
-    assert_eq!(post(&client).await, status(503, Some(Duration::from_secs(7)), "later".into()));
-    assert_eq!(post(&client).await, status(307, None, String::new()), "a redirect is not followed");
+    assert_eq!(
+        post(&client).await,
+        status(503, Some(Duration::from_secs(7)), "later".into())
+    );
+    assert_eq!(
+        post(&client).await,
+        status(307, None, String::new()),
+        "a redirect is not followed"
+    );
     assert_eq!(post(&client).await, status(201, None, String::new()));
     assert_eq!(api.count(), 4);
 }
@@ -83,10 +128,19 @@ async fn each_answer_is_told_with_its_start() {
 #[actix_rt::test]
 async fn an_api_that_hangs_is_given_up_after_the_time_out_and_asked_again() {
     let api = Api::start();
-    api.behave(|number, _| if number == 0 { Conduct::Hang } else { Conduct::Answer(200) });
+    api.behave(|number, _| {
+        if number == 0 {
+            Conduct::Hang
+        } else {
+            Conduct::Answer(200)
+        }
+    });
     let client = client(&api);
     let answer = post(&client).await;
-    assert!(matches!(&answer, Answer::NoAnswer(why) if why.contains("500ms")), "{answer:?}");
+    assert!(
+        matches!(&answer, Answer::NoAnswer(why) if why.contains("500ms")),
+        "{answer:?}"
+    );
     assert_eq!(answer.outcome(), Outcome::Retry { at_least: None });
     assert_eq!(post(&client).await.outcome(), Outcome::Delivered);
 }
@@ -94,7 +148,13 @@ async fn an_api_that_hangs_is_given_up_after_the_time_out_and_asked_again() {
 #[actix_rt::test]
 async fn an_answer_that_is_cut_short_counts_by_its_status() {
     let api = Api::start();
-    api.behave(|number, _| if number == 0 { Conduct::CutAnswer } else { Conduct::Answer(200) });
+    api.behave(|number, _| {
+        if number == 0 {
+            Conduct::CutAnswer
+        } else {
+            Conduct::Answer(200)
+        }
+    });
     let client = client(&api);
     assert_eq!(post(&client).await.outcome(), Outcome::Delivered);
     assert_eq!(post(&client).await.outcome(), Outcome::Delivered);
@@ -116,14 +176,30 @@ async fn an_api_that_is_away_is_no_answer_and_is_found_again() {
 #[actix_rt::test]
 async fn connections_are_kept_alive_and_no_more_than_the_posts_in_flight() {
     let api = Api::start();
-    api.behave(|_, _| Conduct::AnswerWith { status: 200, headers: vec![], body: b"a body to read".to_vec() });
+    api.behave(|_, _| Conduct::AnswerWith {
+        status: 200,
+        headers: vec![],
+        body: b"a body to read".to_vec(),
+    });
     let client = client(&api);
     for _ in 0..50 {
         let answers = join_all((0..4).map(|_| post(&client))).await;
-        assert!(answers.iter().all(|answer| answer.outcome() == Outcome::Delivered));
+        assert!(
+            answers
+                .iter()
+                .all(|answer| answer.outcome() == Outcome::Delivered)
+        );
     }
-    let connections: HashSet<_> = api.posts().into_iter().filter_map(|post| post.peer).collect();
-    assert!(connections.len() <= 4, "{} connections for 4 POSTs at a time", connections.len());
+    let connections: HashSet<_> = api
+        .posts()
+        .into_iter()
+        .filter_map(|post| post.peer)
+        .collect();
+    assert!(
+        connections.len() <= 4,
+        "{} connections for 4 POSTs at a time",
+        connections.len()
+    );
 }
 
 /// One request as a server that speaks HTTP by hand reads it: whole, or as far as it comes.
@@ -159,7 +235,12 @@ fn by_hand(serve: impl Fn(usize, TcpStream) + Send + Sync + 'static) -> (String,
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
 
 fn client_of(url: String, concurrency: usize) -> Client {
-    let config = config::Api { url, timeout: TIMEOUT, concurrency, ..config::Api::default() };
+    let config = config::Api {
+        url,
+        timeout: TIMEOUT,
+        concurrency,
+        ..config::Api::default()
+    };
     Client::new(&Settings::read(&config).unwrap())
 }
 
@@ -192,7 +273,10 @@ async fn an_api_that_always_closes_is_asked_twice_and_no_more() {
         read_request(&mut stream);
         counted.send(number).unwrap();
     });
-    assert!(matches!(post(&client_of(url, 1)).await, Answer::NoAnswer(_)));
+    assert!(matches!(
+        post(&client_of(url, 1)).await,
+        Answer::NoAnswer(_)
+    ));
     assert_eq!(connections.try_iter().collect::<Vec<_>>(), [0, 1]);
 }
 
@@ -200,15 +284,27 @@ async fn an_api_that_always_closes_is_asked_twice_and_no_more() {
 async fn an_answer_whose_body_does_not_end_counts_by_its_status() {
     let (url, _) = by_hand(|number, mut stream| {
         read_request(&mut stream);
-        let head = if number == 0 { "HTTP/1.1 200 OK" } else { "HTTP/1.1 422 No" };
+        let head = if number == 0 {
+            "HTTP/1.1 200 OK"
+        } else {
+            "HTTP/1.1 422 No"
+        };
         write!(stream, "{head}\r\ncontent-length: 100\r\n\r\nso far").unwrap();
         // Until the client gives up.
         stream.read_to_end(&mut Vec::new()).ok();
     });
     let client = client_of(url, 1);
-    assert_eq!(post(&client).await.outcome(), Outcome::Delivered, "the API has said that it has the record");
+    assert_eq!(
+        post(&client).await.outcome(),
+        Outcome::Delivered,
+        "the API has said that it has the record"
+    );
     // The one connection that is allowed was given back, or there would be no answer to this one.
-    let refused = Answer::Status { status: 422, retry_after: None, excerpt: "so far".into() };
+    let refused = Answer::Status {
+        status: 422,
+        retry_after: None,
+        excerpt: "so far".into(),
+    };
     assert_eq!(post(&client).await, refused);
 }
 
@@ -217,7 +313,9 @@ async fn an_answer_without_end_is_not_read_beyond_its_bound() {
     let (told, written) = std::sync::mpsc::channel();
     let (url, _) = by_hand(move |_, mut stream| {
         read_request(&mut stream);
-        stream.write_all(b"HTTP/1.1 500 No\r\ncontent-length: 1000000000\r\n\r\n").unwrap();
+        stream
+            .write_all(b"HTTP/1.1 500 No\r\ncontent-length: 1000000000\r\n\r\n")
+            .unwrap();
         let mut sent = 0;
         while stream.write_all(&[b'x'; 4096]).is_ok() {
             sent += 4096;
@@ -225,9 +323,21 @@ async fn an_answer_without_end_is_not_read_beyond_its_bound() {
         told.send(sent).unwrap();
     });
     let answer = post(&client_of(url, 1)).await;
-    assert_eq!(answer, Answer::Status { status: 500, retry_after: None, excerpt: "x".repeat(1024) });
-    let sent: usize = written.recv_timeout(Duration::from_secs(10)).expect("the client closes the connection");
-    assert!(sent < 64 << 20, "{sent} bytes left the server: what socket buffers hold, and no more");
+    assert_eq!(
+        answer,
+        Answer::Status {
+            status: 500,
+            retry_after: None,
+            excerpt: "x".repeat(1024)
+        }
+    );
+    let sent: usize = written
+        .recv_timeout(Duration::from_secs(10))
+        .expect("the client closes the connection");
+    assert!(
+        sent < 64 << 20,
+        "{sent} bytes left the server: what socket buffers hold, and no more"
+    );
 }
 
 #[actix_rt::test]
@@ -236,13 +346,18 @@ async fn a_server_that_takes_connections_and_says_nothing_is_given_up() {
         stream.read_to_end(&mut Vec::new()).ok();
     });
     let answer = post(&client_of(url, 1)).await;
-    assert!(matches!(&answer, Answer::NoAnswer(why) if why.contains("500ms")), "{answer:?}");
+    assert!(
+        matches!(&answer, Answer::NoAnswer(why) if why.contains("500ms")),
+        "{answer:?}"
+    );
 }
 
 #[actix_rt::test]
 async fn a_trace_context_that_cannot_be_a_header_does_not_hold_its_record_back() {
     let api = Api::start();
-    let answer = client(&api).post(Bytes::from_static(b"{}"), "key", Some("00-\n")).await;
+    let answer = client(&api)
+        .post(Bytes::from_static(b"{}"), "key", Some("00-\n"))
+        .await;
     assert_eq!(answer.outcome(), Outcome::Delivered);
     assert_eq!(api.posts()[0].traceparent, None);
 }
@@ -257,23 +372,66 @@ fn files_that_cannot_be_used_are_named() {
     fs::write(&empty, "\n").unwrap();
     let api = config::Api::default;
     for (config, name) in [
-        (config::Api { token_file: Some(missing.clone()), ..api() }, "missing"),
-        (config::Api { token_file: Some(garbage.clone()), ..api() }, "garbage"),
-        (config::Api { token_file: Some(empty), ..api() }, "empty"),
-        (config::Api { ca_file: Some(missing), ..api() }, "missing"),
-        (config::Api { ca_file: Some(garbage), ..api() }, "garbage"),
-        (config::Api { url: "http://a b/".into(), ..api() }, "http://a b/"),
+        (
+            config::Api {
+                token_file: Some(missing.clone()),
+                ..api()
+            },
+            "missing",
+        ),
+        (
+            config::Api {
+                token_file: Some(garbage.clone()),
+                ..api()
+            },
+            "garbage",
+        ),
+        (
+            config::Api {
+                token_file: Some(empty),
+                ..api()
+            },
+            "empty",
+        ),
+        (
+            config::Api {
+                ca_file: Some(missing),
+                ..api()
+            },
+            "missing",
+        ),
+        (
+            config::Api {
+                ca_file: Some(garbage),
+                ..api()
+            },
+            "garbage",
+        ),
+        (
+            config::Api {
+                url: "http://a b/".into(),
+                ..api()
+            },
+            "http://a b/",
+        ),
     ] {
-        let why = Settings::read(&config).err().map(|why| why.to_string()).unwrap_or_default();
+        let why = Settings::read(&config)
+            .err()
+            .map(|why| why.to_string())
+            .unwrap_or_default();
         assert!(why.contains(name), "{config:?}: {why:?}");
     }
 }
 
 #[actix_rt::test]
 async fn https_is_spoken_with_apis_whose_certificate_is_trusted_and_with_no_others() {
-    rustls::crypto::ring::default_provider().install_default().ok();
+    rustls::crypto::ring::default_provider()
+        .install_default()
+        .ok();
     let folder = tempfile::tempdir().unwrap();
-    let Some((cert, key)) = certificate(folder.path(), "DNS:localhost") else { return };
+    let Some((cert, key)) = certificate(folder.path(), "DNS:localhost") else {
+        return;
+    };
     let tls = server(&cert, &key);
     let (_, port) = by_hand(move |_, stream| {
         let mut stream = StreamOwned::new(ServerConnection::new(Arc::clone(&tls)).unwrap(), stream);
@@ -281,14 +439,28 @@ async fn https_is_spoken_with_apis_whose_certificate_is_trusted_and_with_no_othe
         // Fails where the client has refused the certificate.
         stream.write_all(OK).ok();
     });
-    for (host, ca_file, trusted) in
-        [("localhost", Some(cert.clone()), true), ("localhost", None, false), ("127.0.0.1", Some(cert), false)]
-    {
+    for (host, ca_file, trusted) in [
+        ("localhost", Some(cert.clone()), true),
+        ("localhost", None, false),
+        ("127.0.0.1", Some(cert), false),
+    ] {
         let url = format!("https://{host}:{port}/");
         let timeout = Duration::from_secs(5);
-        let config = config::Api { url: url.clone(), ca_file, timeout, ..config::Api::default() };
+        let config = config::Api {
+            url: url.clone(),
+            ca_file,
+            timeout,
+            ..config::Api::default()
+        };
         let answer = post(&Client::new(&Settings::read(&config).unwrap())).await;
-        assert_eq!(answer.outcome() == Outcome::Delivered, trusted, "{url}: {answer:?}");
-        assert!(trusted || matches!(&answer, Answer::NoAnswer(_)), "{url}: {answer:?}");
+        assert_eq!(
+            answer.outcome() == Outcome::Delivered,
+            trusted,
+            "{url}: {answer:?}"
+        );
+        assert!(
+            trusted || matches!(&answer, Answer::NoAnswer(_)),
+            "{url}: {answer:?}"
+        );
     }
 }

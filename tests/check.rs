@@ -8,7 +8,7 @@ use std::{
 
 use waypost::{
     config::{Config, Flag, Mistake},
-    delivery::LaneId,
+    lane_id::LaneId,
 };
 
 /// Runs `waypost check` in the folder of the tests, with no variables of ours but `environment`.
@@ -27,7 +27,11 @@ fn mistakes(arguments: &[&str], environment: &[(&str, &str)]) -> Vec<String> {
     let output = check(arguments, environment);
     assert_eq!(output.status.code(), Some(2), "{output:?}");
     assert!(output.stdout.is_empty(), "no configuration is printed");
-    String::from_utf8(output.stderr).expect("text").lines().map(str::to_owned).collect()
+    String::from_utf8(output.stderr)
+        .expect("text")
+        .lines()
+        .map(str::to_owned)
+        .collect()
 }
 
 #[test]
@@ -89,7 +93,13 @@ fn lanes_later_versions_and_keys_at_odds_are_named_too_and_no_secret_is() {
 #[test]
 fn a_mistake_in_a_variable_or_a_flag_is_named_by_it() {
     assert_eq!(
-        mistakes(&["--listen", "here"], &[("WAYPOST_API__TIMEOUT", "0s"), ("WAYPOST_LANES__NAT__URL", "x")]),
+        mistakes(
+            &["--listen", "here"],
+            &[
+                ("WAYPOST_API__TIMEOUT", "0s"),
+                ("WAYPOST_LANES__NAT__URL", "x")
+            ]
+        ),
         [
             r#"WAYPOST_API__TIMEOUT: api.timeout: "0s" does not fit; allowed is a duration over zero, as in "250ms", "10s" or "24h""#,
             "WAYPOST_LANES__NAT__URL: there is no such variable; did you mean WAYPOST_LANES__NATS__URL?",
@@ -112,7 +122,10 @@ fn a_mistake_in_a_variable_or_a_flag_is_named_by_it() {
         ]
     );
     let missing = mistakes(&["--config", "absent.toml"], &[]);
-    assert!(missing[0].starts_with("absent.toml: cannot be read: "), "{missing:?}");
+    assert!(
+        missing[0].starts_with("absent.toml: cannot be read: "),
+        "{missing:?}"
+    );
 }
 
 #[test]
@@ -122,15 +135,25 @@ fn toml_that_does_not_parse_is_named_by_its_line() {
     std::fs::write(&file, "[api]\nurl = \n").unwrap();
     let path = file.to_str().unwrap();
     let found = mistakes(&["--config", path], &[]);
-    assert!(found[0].starts_with(&format!("{path}:2: not TOML: ")), "{found:?}");
-    assert_eq!(found.len(), 1, "nothing is guessed about a line that does not parse: {found:?}");
+    assert!(
+        found[0].starts_with(&format!("{path}:2: not TOML: ")),
+        "{found:?}"
+    );
+    assert_eq!(
+        found.len(),
+        1,
+        "nothing is guessed about a line that does not parse: {found:?}"
+    );
 }
 
 fn load(toml: &str, environment: &[(&str, &str)], flags: &[Flag]) -> Result<Config, Vec<Mistake>> {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("waypost.toml");
     std::fs::write(&file, toml).unwrap();
-    let environment = environment.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
+    let environment = environment
+        .iter()
+        .map(|(name, value)| ((*name).into(), (*value).into()))
+        .collect();
     Config::load(Some(&file), &environment, flags)
 }
 
@@ -160,10 +183,20 @@ fn what_is_printed_loads_to_the_same_configuration_with_its_lanes_in_order() {
         dir = "C:\\data"
     "#;
     let config = load(toml, &[("WAYPOST_LANES__PUBSUB__TOPIC", "topic-1")], &[]).unwrap();
-    assert_eq!(config.lane_order, [LaneId::Rabbitmq, LaneId::Nats, LaneId::Grpc, LaneId::Pubsub]);
-    assert_eq!((config.ingest.max_record, config.api.concurrency), (1024, 16), "hexadecimal is read as such");
+    assert_eq!(
+        config.lane_order,
+        [LaneId::Rabbitmq, LaneId::Nats, LaneId::Grpc, LaneId::Pubsub]
+    );
+    assert_eq!(
+        (config.ingest.max_record, config.api.concurrency),
+        (1024, 16),
+        "hexadecimal is read as such"
+    );
     assert_eq!(load(&config.to_toml(), &[], &[]).unwrap(), config);
-    assert_eq!(Config::load(None, &BTreeMap::new(), &[]).map(|config| config.lane_order), Ok(vec![LaneId::Grpc]));
+    assert_eq!(
+        Config::load(None, &BTreeMap::new(), &[]).map(|config| config.lane_order),
+        Ok(vec![LaneId::Grpc])
+    );
 }
 
 #[test]
@@ -176,7 +209,10 @@ fn no_password_of_any_server_is_printed_or_logged() {
     "#;
     let config = load(toml, &[], &[]).unwrap();
     let printed = config.to_toml();
-    assert!(printed.contains(r#"url = "nats://a:***@n1:4222,nats://***@n2,nats://c:***@n3""#), "{printed}");
+    assert!(
+        printed.contains(r#"url = "nats://a:***@n1:4222,nats://***@n2,nats://c:***@n3""#),
+        "{printed}"
+    );
     for shown in [printed, format!("{config:?}")] {
         assert!(!shown.contains("secret"), "{shown}");
     }
@@ -187,22 +223,55 @@ fn the_emulators_variable_is_a_default_and_turns_no_lane_on() {
     let emulator = ("PUBSUB_EMULATOR_HOST", "127.0.0.1:8085");
     let lanes = load("", &[emulator], &[]).unwrap().lanes;
     assert!(lanes.pubsub.is_none() && lanes.grpc.is_some());
-    let endpoint = |toml| load(toml, &[emulator], &[]).unwrap().lanes.pubsub.unwrap().endpoint;
-    assert_eq!(endpoint("[lanes.pubsub]").as_deref(), Some("127.0.0.1:8085"));
-    assert_eq!(endpoint("[lanes.pubsub]\nendpoint = \"http://other:1\"").as_deref(), Some("http://other:1"));
+    let endpoint = |toml| {
+        load(toml, &[emulator], &[])
+            .unwrap()
+            .lanes
+            .pubsub
+            .unwrap()
+            .endpoint
+    };
+    assert_eq!(
+        endpoint("[lanes.pubsub]").as_deref(),
+        Some("127.0.0.1:8085")
+    );
+    assert_eq!(
+        endpoint("[lanes.pubsub]\nendpoint = \"http://other:1\"").as_deref(),
+        Some("http://other:1")
+    );
 }
 
 #[test]
 fn listeners_may_share_a_port_on_addresses_that_do_not_meet() {
     let listen = |ingest: &str, admin: &str| {
-        let flag = |flag, section, value: &str| Flag { flag, section, name: "listen", value: value.into() };
-        Config::load(None, &BTreeMap::new(), &[flag("--listen", "ingest", ingest), flag("--admin", "admin", admin)])
-            .is_ok()
+        let flag = |flag, section, value: &str| Flag {
+            flag,
+            section,
+            name: "listen",
+            value: value.into(),
+        };
+        Config::load(
+            None,
+            &BTreeMap::new(),
+            &[
+                flag("--listen", "ingest", ingest),
+                flag("--admin", "admin", admin),
+            ],
+        )
+        .is_ok()
     };
-    for (ingest, admin) in [("127.0.0.1:1", "127.0.0.2:1"), ("0.0.0.0:0", "0.0.0.0:0"), ("0.0.0.0:1", "[::1]:1")] {
+    for (ingest, admin) in [
+        ("127.0.0.1:1", "127.0.0.2:1"),
+        ("0.0.0.0:0", "0.0.0.0:0"),
+        ("0.0.0.0:1", "[::1]:1"),
+    ] {
         assert!(listen(ingest, admin), "{ingest} and {admin}");
     }
-    for (ingest, admin) in [("127.0.0.1:1", "0.0.0.0:1"), ("[::]:1", "127.0.0.1:1"), ("[::1]:1", "[::1]:1")] {
+    for (ingest, admin) in [
+        ("127.0.0.1:1", "0.0.0.0:1"),
+        ("[::]:1", "127.0.0.1:1"),
+        ("[::1]:1", "[::1]:1"),
+    ] {
         assert!(!listen(ingest, admin), "{ingest} and {admin}");
     }
 }
@@ -211,7 +280,8 @@ fn listeners_may_share_a_port_on_addresses_that_do_not_meet() {
 fn each_example_of_the_documentation_loads() {
     let mut examples = 0;
     for page in ["README.md", "docker/README.md"] {
-        let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(page)).unwrap();
+        let text =
+            std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(page)).unwrap();
         for example in text.split("```toml\n").skip(1) {
             let example = example.split("```").next().unwrap();
             load(example, &[], &[]).unwrap_or_else(|mistakes| panic!("{page}: {mistakes:?}"));
@@ -224,7 +294,10 @@ fn each_example_of_the_documentation_loads() {
 #[test]
 fn the_effective_configuration_is_printed_masked_and_loads_to_itself() {
     let environment = [
-        ("WAYPOST_LANES__RABBITMQ__URL", "amqps://user:secret@rabbit:5671/%2f"),
+        (
+            "WAYPOST_LANES__RABBITMQ__URL",
+            "amqps://user:secret@rabbit:5671/%2f",
+        ),
         ("WAYPOST_LANES__NATS__URL", "nats://token@nats:4222"),
         ("WAYPOST_LANES__GRPC__PEERS", "http://a:3000, http://b:3000"),
         ("WAYPOST_LANES__PUBSUB__PROJECT", "my-project"),
@@ -233,7 +306,10 @@ fn the_effective_configuration_is_printed_masked_and_loads_to_itself() {
     let output = check(&["--api", "https://api.test/in"], &environment);
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     let printed = String::from_utf8(output.stdout).unwrap();
-    assert!(!printed.contains("secret") && !printed.contains("token@"), "{printed}");
+    assert!(
+        !printed.contains("secret") && !printed.contains("token@"),
+        "{printed}"
+    );
     for line in [
         r#"url = "amqps://user:***@rabbit:5671/%2f""#,
         r#"url = "nats://***@nats:4222""#,
@@ -243,7 +319,10 @@ fn the_effective_configuration_is_printed_masked_and_loads_to_itself() {
         r#"max_record = "256KiB""#,
         "concurrency = 64",
     ] {
-        assert!(printed.lines().any(|found| found == line), "no {line} in\n{printed}");
+        assert!(
+            printed.lines().any(|found| found == line),
+            "no {line} in\n{printed}"
+        );
     }
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("effective.toml");
@@ -256,15 +335,35 @@ fn the_effective_configuration_is_printed_masked_and_loads_to_itself() {
 fn flags_override_the_environment_which_overrides_the_file() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("node.toml");
-    std::fs::write(&file, "[api]\nurl = \"http://file/\"\ntimeout = \"1s\"\nconcurrency = 3\n").unwrap();
-    let environment = [("WAYPOST_API__URL", "http://variable/"), ("WAYPOST_API__TIMEOUT", "2s")];
-    let output = check(&["--config", file.to_str().unwrap(), "--api", "http://flag/"], &environment);
+    std::fs::write(
+        &file,
+        "[api]\nurl = \"http://file/\"\ntimeout = \"1s\"\nconcurrency = 3\n",
+    )
+    .unwrap();
+    let environment = [
+        ("WAYPOST_API__URL", "http://variable/"),
+        ("WAYPOST_API__TIMEOUT", "2s"),
+    ];
+    let output = check(
+        &["--config", file.to_str().unwrap(), "--api", "http://flag/"],
+        &environment,
+    );
     let printed = String::from_utf8(output.stdout).unwrap();
-    for line in [r#"url = "http://flag/""#, r#"timeout = "2s""#, "concurrency = 3"] {
-        assert!(printed.lines().any(|found| found == line), "no {line} in\n{printed}");
+    for line in [
+        r#"url = "http://flag/""#,
+        r#"timeout = "2s""#,
+        "concurrency = 3",
+    ] {
+        assert!(
+            printed.lines().any(|found| found == line),
+            "no {line} in\n{printed}"
+        );
     }
     // No lane is named, so the one that needs nothing is on, alone.
-    assert!(printed.contains("[lanes.grpc]") && !printed.contains("[lanes.nats]"), "{printed}");
+    assert!(
+        printed.contains("[lanes.grpc]") && !printed.contains("[lanes.nats]"),
+        "{printed}"
+    );
 }
 
 /// The contract's own example holds the defaults of every key.
@@ -321,11 +420,20 @@ fn connect_tries_each_lane_and_the_api() {
     let grpc = format!("127.0.0.1:{}", crate::support::process::free_port());
     let nobody = format!("nats://127.0.0.1:{}", crate::support::process::free_port());
     let api = crate::support::api::Api::start();
-    let output = check(&["--connect", "--api", &api.url()], &[("WAYPOST_LANES__GRPC__LISTEN", &grpc)]);
+    let output = check(
+        &["--connect", "--api", &api.url()],
+        &[("WAYPOST_LANES__GRPC__LISTEN", &grpc)],
+    );
     let told = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(0), "{told}");
-    assert!(told.contains("lanes.grpc: ok") && told.contains("api: ok"), "{told}");
-    let output = check(&["--connect", "--api", &api.url()], &[("WAYPOST_LANES__NATS__URL", &nobody)]);
+    assert!(
+        told.contains("lanes.grpc: ok") && told.contains("api: ok"),
+        "{told}"
+    );
+    let output = check(
+        &["--connect", "--api", &api.url()],
+        &[("WAYPOST_LANES__NATS__URL", &nobody)],
+    );
     let told = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{told}");
     assert!(told.contains("lanes.nats: cannot connect"), "{told}");

@@ -9,7 +9,7 @@ use std::{
 
 use clap::Parser as _;
 use serde::Deserialize;
-use waypost::{cli::Cli, config::Config, delivery::LaneId};
+use waypost::{cli::Cli, config::Config, lane_id::LaneId};
 
 const LANES: [LaneId; 4] = [LaneId::Grpc, LaneId::Nats, LaneId::Rabbitmq, LaneId::Pubsub];
 const NODES: [&str; 2] = ["node-a", "node-b"];
@@ -94,7 +94,9 @@ fn folder() -> &'static Path {
 
 /// The lines of a file that are no comments.
 fn lines(text: &str) -> impl Iterator<Item = &str> {
-    text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'))
+    text.lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty() && !line.starts_with('#'))
 }
 
 fn pins() -> BTreeMap<String, String> {
@@ -105,9 +107,14 @@ fn pins() -> BTreeMap<String, String> {
 }
 
 fn parse(name: &str) -> File {
-    let filled = pins().iter().fold(text(name), |text, (pin, value)| text.replace(&format!("${{{pin}}}"), value));
+    let filled = pins().iter().fold(text(name), |text, (pin, value)| {
+        text.replace(&format!("${{{pin}}}"), value)
+    });
     for line in lines(&filled) {
-        assert!(!line.contains('$'), "{name}: no such variable in .env: {line}");
+        assert!(
+            !line.contains('$'),
+            "{name}: no such variable in .env: {line}"
+        );
     }
     serde_saphyr::from_str(&filled).unwrap_or_else(|why| panic!("{name}: {why}"))
 }
@@ -121,8 +128,14 @@ fn resolve(service: &Service, name: &str) -> Service {
         Some(Extends::There { file, service }) => (file.as_str(), service),
     };
     let there = parse(file);
-    let base = there.services.get(of).unwrap_or_else(|| panic!("{name}: {file} has no {of}"));
-    let mut whole = Service { depends_on: BTreeMap::new(), ..resolve(base, file) };
+    let base = there
+        .services
+        .get(of)
+        .unwrap_or_else(|| panic!("{name}: {file} has no {of}"));
+    let mut whole = Service {
+        depends_on: BTreeMap::new(),
+        ..resolve(base, file)
+    };
     let own = service.clone();
     whole.healthcheck = own.healthcheck.or(whole.healthcheck);
     whole.image = own.image.or(whole.image);
@@ -147,12 +160,26 @@ fn resolve(service: &Service, name: &str) -> Service {
 }
 
 fn stacks() -> BTreeMap<String, Stack> {
-    let each = LANES.into_iter().map(|lane| (lane.name(), vec![lane])).chain([("all", LANES.to_vec())]);
+    let each = LANES
+        .into_iter()
+        .map(|lane| (lane.name(), vec![lane]))
+        .chain([("all", LANES.to_vec())]);
     each.map(|(name, lanes)| {
         let name = format!("compose.{name}.yaml");
         let file = parse(&name);
-        let services = file.services.iter().map(|(of, service)| (of.clone(), resolve(service, &name))).collect();
-        (name, Stack { lanes, services, volumes: file.volumes.into_keys().collect() })
+        let services = file
+            .services
+            .iter()
+            .map(|(of, service)| (of.clone(), resolve(service, &name)))
+            .collect();
+        (
+            name,
+            Stack {
+                lanes,
+                services,
+                volumes: file.volumes.into_keys().collect(),
+            },
+        )
     })
     .collect()
 }
@@ -179,8 +206,13 @@ fn dockerfile(instruction: &str) -> Vec<String> {
 /// What the image sets, and then the service.
 fn environment(service: &Service) -> BTreeMap<String, String> {
     let image = dockerfile("ENV").join(" ");
-    let image = image.split_whitespace().map(|pair| pair.split_once('=').expect("NAME=value"));
-    image.map(|(name, value)| (name.into(), value.into())).chain(service.environment.clone()).collect()
+    let image = image
+        .split_whitespace()
+        .map(|pair| pair.split_once('=').expect("NAME=value"));
+    image
+        .map(|(name, value)| (name.into(), value.into()))
+        .chain(service.environment.clone())
+        .collect()
 }
 
 /// The configuration of a node; what it must not say fails the test.
@@ -191,8 +223,16 @@ fn configuration(service: &Service) -> Config {
 /// The value of `--flag value` or `--flag=value`.
 fn flag<'s>(service: &'s Service, flag: &str) -> Option<&'s str> {
     let words = &service.command;
-    let joined = words.iter().find_map(|word| word.strip_prefix(flag)?.strip_prefix('='));
-    joined.or_else(|| Some(words.get(words.iter().position(|word| word == flag)? + 1)?.as_str()))
+    let joined = words
+        .iter()
+        .find_map(|word| word.strip_prefix(flag)?.strip_prefix('='));
+    joined.or_else(|| {
+        Some(
+            words
+                .get(words.iter().position(|word| word == flag)? + 1)?
+                .as_str(),
+        )
+    })
 }
 
 fn port(address: &str) -> u16 {
@@ -216,15 +256,22 @@ fn listens(name: &str, service: &Service) -> BTreeSet<u16> {
         _ if NODES.contains(&name) => {
             let config = configuration(service);
             let grpc = config.lanes.grpc.map(|grpc| grpc.listen);
-            let all = [Some(config.ingest.listen), Some(config.admin.listen), grpc].into_iter().flatten();
-            let open = all.inspect(|address| assert!(address.ip().is_unspecified(), "{name} is deaf at {address}"));
+            let all = [Some(config.ingest.listen), Some(config.admin.listen), grpc]
+                .into_iter()
+                .flatten();
+            let open = all.inspect(|address| {
+                assert!(address.ip().is_unspecified(), "{name} is deaf at {address}")
+            });
             open.map(|address| address.port()).collect()
         }
         "sink" => [port(flag(service, "--listen").expect("it says where"))].into(),
         "balancer" => settings(&text("haproxy.cfg"), "bind").map(port).collect(),
         "nats" => {
             let conf = text("nats.conf");
-            settings(&conf, "port").chain(settings(&conf, "http_port")).map(port).collect()
+            settings(&conf, "port")
+                .chain(settings(&conf, "http_port"))
+                .map(port)
+                .collect()
         }
         "pubsub" => [port(flag(service, "--host-port").expect("it says where"))].into(),
         // Their images' defaults.
@@ -240,8 +287,14 @@ fn leads_to<'u>(stack: &Stack, url: &'u str) -> &'u str {
     let authority = rest.split('/').next().unwrap_or_default();
     let authority = authority.rsplit('@').next().unwrap_or_default();
     let (host, port) = authority.split_once(':').expect("host and port");
-    let service = stack.services.get(host).unwrap_or_else(|| panic!("{url}: there is no {host}"));
-    assert!(listens(host, service).contains(&port.parse().expect("a port")), "{url}: {host} listens elsewhere");
+    let service = stack
+        .services
+        .get(host)
+        .unwrap_or_else(|| panic!("{url}: there is no {host}"));
+    assert!(
+        listens(host, service).contains(&port.parse().expect("a port")),
+        "{url}: {host} listens elsewhere"
+    );
     host
 }
 
@@ -249,7 +302,10 @@ fn leads_to<'u>(stack: &Stack, url: &'u str) -> &'u str {
 fn mounts(service: &Service) -> impl Iterator<Item = (&str, &str)> {
     service.volumes.iter().map(|mount| {
         let mut parts = mount.split(':');
-        (parts.next().unwrap_or_default(), parts.next().unwrap_or_else(|| panic!("{mount}: no target")))
+        (
+            parts.next().unwrap_or_default(),
+            parts.next().unwrap_or_else(|| panic!("{mount}: no target")),
+        )
     })
 }
 
@@ -262,27 +318,49 @@ fn every_image_is_pinned_in_the_env_file_and_nowhere_else() {
     let pins = pins();
     let mut used = BTreeSet::new();
     for file in fs::read_dir(folder()).expect("the folder is there") {
-        let name = file.expect("the folder can be read").file_name().into_string().expect("plain names");
+        let name = file
+            .expect("the folder can be read")
+            .file_name()
+            .into_string()
+            .expect("plain names");
         if name == ".env" {
             continue;
         }
         let text = text(&name);
         for (pin, image) in pins.iter().filter(|(pin, _)| pin.ends_with("_IMAGE")) {
-            let (repository, tag) = image.rsplit_once(':').unwrap_or_else(|| panic!("{pin} has no tag"));
-            assert!(tag.contains(|c: char| c.is_ascii_digit()), "{pin}: {tag} moves");
-            assert!(!text.contains(&format!("{repository}:{tag}")), "{name} repeats {image}");
+            let (repository, tag) = image
+                .rsplit_once(':')
+                .unwrap_or_else(|| panic!("{pin} has no tag"));
+            assert!(
+                tag.contains(|c: char| c.is_ascii_digit()),
+                "{pin}: {tag} moves"
+            );
+            assert!(
+                !text.contains(&format!("{repository}:{tag}")),
+                "{name} repeats {image}"
+            );
             if text.contains(&format!("${{{pin}}}")) {
                 used.insert(pin.clone());
             }
         }
-        for line in lines(&text).filter(|line| name.contains(".yaml") && line.starts_with("image:")) {
-            assert!(line.starts_with("image: ${") && line.ends_with("_IMAGE}"), "{name}: {line}");
+        for line in lines(&text).filter(|line| name.contains(".yaml") && line.starts_with("image:"))
+        {
+            assert!(
+                line.starts_with("image: ${") && line.ends_with("_IMAGE}"),
+                "{name}: {line}"
+            );
         }
     }
-    let all: BTreeSet<_> = pins.into_keys().filter(|pin| pin.ends_with("_IMAGE")).collect();
+    let all: BTreeSet<_> = pins
+        .into_keys()
+        .filter(|pin| pin.ends_with("_IMAGE"))
+        .collect();
     assert_eq!(used, all, "each pin has its use");
     let version = format!("waypost:{}", env!("CARGO_PKG_VERSION"));
-    assert!(text(".env").contains(&format!("WAYPOST_IMAGE={version}\n")), "the image has the package's version");
+    assert!(
+        text(".env").contains(&format!("WAYPOST_IMAGE={version}\n")),
+        "the image has the package's version"
+    );
 }
 
 #[test]
@@ -290,23 +368,59 @@ fn nodes_are_configured_validly_for_the_lanes_of_their_file_and_reach_what_they_
     for (file, stack) in &stacks() {
         for node in NODES {
             let service = &stack.services[node];
-            assert!(service.command.is_empty(), "{file}: {node} runs what the image runs");
+            assert!(
+                service.command.is_empty(),
+                "{file}: {node} runs what the image runs"
+            );
             let config = configuration(service);
-            let lanes: BTreeSet<_> = config.lanes_in_order().into_iter().map(|(lane, _)| lane).collect();
-            assert_eq!(lanes, stack.lanes.iter().copied().collect(), "{file}: {node}");
+            let lanes: BTreeSet<_> = config
+                .lanes_in_order()
+                .into_iter()
+                .map(|(lane, _)| lane)
+                .collect();
+            assert_eq!(
+                lanes,
+                stack.lanes.iter().copied().collect(),
+                "{file}: {node}"
+            );
 
             let lanes = &config.lanes;
             let urls = [
                 Some(&config.api.url),
                 lanes.nats.as_ref().map(|nats| &nats.url),
                 lanes.rabbitmq.as_ref().map(|rabbitmq| &rabbitmq.url),
-                lanes.pubsub.as_ref().and_then(|pubsub| pubsub.endpoint.as_ref()),
+                lanes
+                    .pubsub
+                    .as_ref()
+                    .and_then(|pubsub| pubsub.endpoint.as_ref()),
             ];
-            let peers = lanes.grpc.iter().flat_map(|grpc| &grpc.peers).map(|url| leads_to(stack, url));
-            assert!(peers.into_iter().all(|peer| NODES.contains(&peer)), "{file}: {node}");
-            let needs: BTreeSet<_> = urls.into_iter().flatten().map(|url| leads_to(stack, url)).collect();
-            assert_eq!(service.depends_on.keys().map(String::as_str).collect::<BTreeSet<_>>(), needs, "{file}: {node}");
-            assert!(lies_on_a_volume(service, &config.spool.dir), "{file}: the records of {node} are on no volume");
+            let peers = lanes
+                .grpc
+                .iter()
+                .flat_map(|grpc| &grpc.peers)
+                .map(|url| leads_to(stack, url));
+            assert!(
+                peers.into_iter().all(|peer| NODES.contains(&peer)),
+                "{file}: {node}"
+            );
+            let needs: BTreeSet<_> = urls
+                .into_iter()
+                .flatten()
+                .map(|url| leads_to(stack, url))
+                .collect();
+            assert_eq!(
+                service
+                    .depends_on
+                    .keys()
+                    .map(String::as_str)
+                    .collect::<BTreeSet<_>>(),
+                needs,
+                "{file}: {node}"
+            );
+            assert!(
+                lies_on_a_volume(service, &config.spool.dir),
+                "{file}: the records of {node} are on no volume"
+            );
         }
     }
 }
@@ -314,7 +428,9 @@ fn nodes_are_configured_validly_for_the_lanes_of_their_file_and_reach_what_they_
 #[test]
 fn every_command_line_is_one_that_waypost_takes() {
     let words = |instruction: &str| -> Vec<String> {
-        let [words] = &dockerfile(instruction)[..] else { panic!("one {instruction}") };
+        let [words] = &dockerfile(instruction)[..] else {
+            panic!("one {instruction}")
+        };
         serde_json::from_str(words).expect("a list of words")
     };
     let entry = words("ENTRYPOINT");
@@ -323,10 +439,18 @@ fn every_command_line_is_one_that_waypost_takes() {
         if service.build.is_none() {
             return;
         }
-        let command = if service.command.is_empty() { words("CMD") } else { service.command.clone() };
-        Cli::try_parse_from(entry.iter().chain(&command)).unwrap_or_else(|why| panic!("{name}: {why}"));
+        let command = if service.command.is_empty() {
+            words("CMD")
+        } else {
+            service.command.clone()
+        };
+        Cli::try_parse_from(entry.iter().chain(&command))
+            .unwrap_or_else(|why| panic!("{name}: {why}"));
         if let Some(db) = flag(service, "--db") {
-            assert!(lies_on_a_volume(service, Path::new(db)), "{name}: {db} is on no volume");
+            assert!(
+                lies_on_a_volume(service, Path::new(db)),
+                "{name}: {db} is on no volume"
+            );
         }
     });
 }
@@ -342,9 +466,15 @@ fn published_ports_are_listened_on_and_stay_on_this_machine() {
                 let [address, outer, inner] = parts[..] else {
                     panic!("{file}: {name}: {published}: address:outer:inner")
                 };
-                assert_eq!(address, "127.0.0.1", "{file}: {name}: {published} is open to the network");
+                assert_eq!(
+                    address, "127.0.0.1",
+                    "{file}: {name}: {published} is open to the network"
+                );
                 assert!(taken.insert(outer.to_owned()), "{file}: {outer} twice");
-                assert!(listens.contains(&port(inner)), "{file}: {name} does not listen on {inner}");
+                assert!(
+                    listens.contains(&port(inner)),
+                    "{file}: {name} does not listen on {inner}"
+                );
             }
         }
     }
@@ -357,9 +487,15 @@ fn mounted_files_exist_and_named_volumes_are_declared_and_used() {
         for (name, service) in &stack.services {
             for (source, _) in mounts(service) {
                 if source.starts_with('.') {
-                    assert!(folder().join(source).is_file(), "{file}: {name}: no file {source}");
+                    assert!(
+                        folder().join(source).is_file(),
+                        "{file}: {name}: no file {source}"
+                    );
                 } else {
-                    assert!(used.insert(source.to_owned()), "{file}: {source} has two users");
+                    assert!(
+                        used.insert(source.to_owned()),
+                        "{file}: {source} has two users"
+                    );
                 }
             }
         }
@@ -374,18 +510,37 @@ fn whatever_others_wait_for_tells_whether_it_is_healthy_at_a_port_of_its_own() {
         for (name, service) in &stack.services {
             for (other, Dependency { condition }) in &service.depends_on {
                 assert_eq!(condition, "service_healthy", "{file}: {name}");
-                assert!(stack.services.contains_key(other), "{file}: {name} waits for {other}, which is not there");
+                assert!(
+                    stack.services.contains_key(other),
+                    "{file}: {name} waits for {other}, which is not there"
+                );
             }
-            let own = service.healthcheck.as_ref().map(|check| check.test.join(" ")).filter(|test| !test.is_empty());
+            let own = service
+                .healthcheck
+                .as_ref()
+                .map(|check| check.test.join(" "))
+                .filter(|test| !test.is_empty());
             let test = own.or_else(|| NODES.contains(&name.as_str()).then(|| image.join(" ")));
             let test = test.unwrap_or_else(|| panic!("{file}: {name} has no health check"));
-            let at = ["127.0.0.1:", "/dev/tcp/127.0.0.1/"].into_iter().find_map(|before| {
-                let digits = test.split(before).nth(1)?;
-                digits.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
-            });
+            let at = ["127.0.0.1:", "/dev/tcp/127.0.0.1/"]
+                .into_iter()
+                .find_map(|before| {
+                    let digits = test.split(before).nth(1)?;
+                    digits
+                        .split(|c: char| !c.is_ascii_digit())
+                        .next()?
+                        .parse()
+                        .ok()
+                });
             match at {
-                Some(port) => assert!(listens(name, service).contains(&port), "{file}: {name}: {test}"),
-                None => assert!(test.contains("rabbitmq-diagnostics"), "{file}: {name}: {test}"),
+                Some(port) => assert!(
+                    listens(name, service).contains(&port),
+                    "{file}: {name}: {test}"
+                ),
+                None => assert!(
+                    test.contains("rabbitmq-diagnostics"),
+                    "{file}: {name}: {test}"
+                ),
             }
         }
     }
@@ -406,29 +561,58 @@ fn the_dockerfile_agrees_with_the_program() {
     let config = configuration(&Service::default());
     let sink = &stacks()["compose.all.yaml"].services["sink"];
     let grpc = waypost::config::Grpc::default().listen.port();
-    let ports: BTreeSet<_> = [defaults.ingest.listen.port(), config.admin.listen.port(), grpc].into();
+    let ports: BTreeSet<_> = [
+        defaults.ingest.listen.port(),
+        config.admin.listen.port(),
+        grpc,
+    ]
+    .into();
     let ports = &ports | &listens("sink", sink);
     let exposed = dockerfile("EXPOSE").join(" ");
-    assert_eq!(exposed.split_whitespace().map(port).collect::<BTreeSet<_>>(), ports);
-    assert!(config.admin.listen.ip().is_unspecified(), "health is seen from outside");
-    assert_eq!(dockerfile("VOLUME"), [config.spool.dir.to_str().expect("plain")]);
+    assert_eq!(
+        exposed
+            .split_whitespace()
+            .map(port)
+            .collect::<BTreeSet<_>>(),
+        ports
+    );
+    assert!(
+        config.admin.listen.ip().is_unspecified(),
+        "health is seen from outside"
+    );
+    assert_eq!(
+        dockerfile("VOLUME"),
+        [config.spool.dir.to_str().expect("plain")]
+    );
 
     let user = dockerfile("USER");
     let (id, _) = user[0].split_once(':').expect("user and group");
     assert!(id.parse::<u32>().expect("a number") > 0, "not root");
 
-    let build =
-        stacks().remove("compose.grpc.yaml").and_then(|mut stack| stack.services.remove("sink")?.build).expect("built");
+    let build = stacks()
+        .remove("compose.grpc.yaml")
+        .and_then(|mut stack| stack.services.remove("sink")?.build)
+        .expect("built");
     assert_eq!(
-        folder().join(build.context).join(build.dockerfile).canonicalize().ok(),
+        folder()
+            .join(build.context)
+            .join(build.dockerfile)
+            .canonicalize()
+            .ok(),
         folder().join("Dockerfile").canonicalize().ok()
     );
-    assert_eq!(dockerfile("ARG").into_iter().collect::<BTreeSet<_>>(), build.args.into_keys().collect());
+    assert_eq!(
+        dockerfile("ARG").into_iter().collect::<BTreeSet<_>>(),
+        build.args.into_keys().collect()
+    );
     assert_eq!(dockerfile("FROM"), ["${BUILDER} AS build", "${BASE}"]);
 
     let ignore = fs::read_to_string(folder().join("../.dockerignore")).expect("it is there");
     for part in lines(&ignore).filter_map(|line| line.strip_prefix('!')) {
-        assert!(folder().join("..").join(part).exists(), ".dockerignore: there is no {part}");
+        assert!(
+            folder().join("..").join(part).exists(),
+            ".dockerignore: there is no {part}"
+        );
     }
 }
 
@@ -436,12 +620,17 @@ fn the_dockerfile_agrees_with_the_program() {
 fn the_balancer_sends_to_the_nodes_and_asks_whether_they_are_ready() {
     let config = text("haproxy.cfg");
     for (file, stack) in &stacks() {
-        let servers: Vec<_> = lines(&config).filter_map(|line| line.strip_prefix("server ")).collect();
+        let servers: Vec<_> = lines(&config)
+            .filter_map(|line| line.strip_prefix("server "))
+            .collect();
         assert_eq!(servers, NODES.map(|node| format!("{node} {node}:8000")));
         for node in NODES {
             leads_to(stack, &format!("http://{node}:8000"));
             let admin = configuration(&stack.services[node]).admin.listen.port();
-            assert!(config.contains(&format!("check port {admin} ")), "{file}: {node}");
+            assert!(
+                config.contains(&format!("check port {admin} ")),
+                "{file}: {node}"
+            );
         }
         assert!(config.contains("uri /readyz"));
     }
@@ -452,13 +641,22 @@ fn brokers_keep_what_they_confirm() {
     each_service(|name, _, service| match name.rsplit(' ').next() {
         Some("nats") => {
             let conf = text("nats.conf");
-            assert_eq!(settings(&conf, "sync_interval").collect::<Vec<_>>(), ["always"]);
+            assert_eq!(
+                settings(&conf, "sync_interval").collect::<Vec<_>>(),
+                ["always"]
+            );
             let store = settings(&conf, "store_dir").next().expect("it is on disk");
             assert!(lies_on_a_volume(service, Path::new(store)), "{name}");
         }
         Some("rabbitmq") => {
-            assert!(service.hostname.is_some(), "{name}: the data belong to a name");
-            assert!(lies_on_a_volume(service, Path::new("/var/lib/rabbitmq")), "{name}");
+            assert!(
+                service.hostname.is_some(),
+                "{name}: the data belong to a name"
+            );
+            assert!(
+                lies_on_a_volume(service, Path::new("/var/lib/rabbitmq")),
+                "{name}"
+            );
         }
         _ => {}
     });
@@ -469,8 +667,16 @@ fn locust_finds_its_files_and_the_balancer() {
     for (file, stack) in &stacks() {
         let locust = &stack.services["locust"];
         let mounted: Vec<_> = mounts(locust).map(|(_, target)| target).collect();
-        let named = [flag(locust, "--locustfile"), locust.environment.get("TRAFFIC").map(String::as_str)];
-        assert!(named.into_iter().all(|path| path.is_some_and(|path| mounted.contains(&path))), "{file}: {mounted:?}");
+        let named = [
+            flag(locust, "--locustfile"),
+            locust.environment.get("TRAFFIC").map(String::as_str),
+        ];
+        assert!(
+            named
+                .into_iter()
+                .all(|path| path.is_some_and(|path| mounted.contains(&path))),
+            "{file}: {mounted:?}"
+        );
         leads_to(stack, flag(locust, "--host").expect("it says where"));
     }
 }

@@ -35,19 +35,34 @@ async fn carries_all(lane: &str, tag: &str, variables: &[(String, String)]) {
     let next = Rc::new(RefCell::new(records.iter().enumerate()));
     join_all((0..CLIENTS).map(|_| async {
         loop {
-            let Some((at, record)) = next.borrow_mut().next() else { break };
+            let Some((at, record)) = next.borrow_mut().next() else {
+                break;
+            };
             let key = format!("record-{at}");
-            let (status, receipt) = node.post("/", &key, record.clone()).await.expect("an answer");
-            assert_eq!((status, &receipt), (StatusCode::ACCEPTED, &json!({"id": key, "path": tag})));
+            let (status, receipt) = node
+                .post("/", &key, record.clone())
+                .await
+                .expect("an answer");
+            assert_eq!(
+                (status, &receipt),
+                (StatusCode::ACCEPTED, &json!({"id": key, "path": tag}))
+            );
         }
     }))
     .await;
 
     api.wait_for(records.len(), PATIENCE).await;
     let ledger = node.at_rest(PATIENCE).await;
-    assert_eq!((&ledger["accepted"], &ledger["delivered"]), (&json!(1000), &json!(1000)), "{ledger}");
-    let posts: HashMap<_, _> =
-        api.posts().into_iter().map(|post| (post.key.clone().unwrap_or_default(), post)).collect();
+    assert_eq!(
+        (&ledger["accepted"], &ledger["delivered"]),
+        (&json!(1000), &json!(1000)),
+        "{ledger}"
+    );
+    let posts: HashMap<_, _> = api
+        .posts()
+        .into_iter()
+        .map(|post| (post.key.clone().unwrap_or_default(), post))
+        .collect();
     assert_eq!(posts.len(), records.len());
     for (at, record) in records.iter().enumerate() {
         let post = &posts[&format!("record-{at}")];
@@ -55,7 +70,10 @@ async fn carries_all(lane: &str, tag: &str, variables: &[(String, String)]) {
         assert_eq!(post.content_type.as_deref(), Some("application/json"));
     }
     let status = node.lane(lane).await;
-    assert_eq!((&status["accepted"], &status["delivered"]), (&json!(1000), &json!(1000)));
+    assert_eq!(
+        (&status["accepted"], &status["delivered"]),
+        (&json!(1000), &json!(1000))
+    );
     assert!(status["publish_ms"]["p50"].as_f64() > Some(0.0), "{status}");
 }
 
@@ -66,19 +84,25 @@ async fn all_records_pass_the_grpc_lane_byte_for_byte() {
 
 #[actix_rt::test]
 async fn all_records_pass_the_nats_lane_byte_for_byte() {
-    let Some(mut system) = Nats::start().await else { return };
+    let Some(mut system) = Nats::start().await else {
+        return;
+    };
     carries_all(<Nats as Lane>::NAME, Nats::TAG, &system.variables()).await;
 }
 
 #[actix_rt::test]
 async fn all_records_pass_the_rabbitmq_lane_byte_for_byte() {
-    let Some(mut system) = Rabbitmq::start().await else { return };
+    let Some(mut system) = Rabbitmq::start().await else {
+        return;
+    };
     carries_all(Rabbitmq::NAME, Rabbitmq::TAG, &system.variables()).await;
 }
 
 #[actix_rt::test]
 async fn all_records_pass_the_pubsub_lane_byte_for_byte() {
-    let Some(mut system) = Pubsub::start().await else { return };
+    let Some(mut system) = Pubsub::start().await else {
+        return;
+    };
     carries_all(Pubsub::NAME, Pubsub::TAG, &system.variables()).await;
 }
 
@@ -89,8 +113,11 @@ async fn carries_trace(lane: &str, variables: &[(String, String)]) {
     let node = Node::start(&api.url(), variables).await;
     node.lane_is(lane, "up", PATIENCE).await;
     let request = awc::Client::default().post(format!("http://127.0.0.1:{}/{lane}", node.ingest));
-    let answer =
-        request.insert_header(("traceparent", TRACE)).send_body(traffic()[0].clone()).await.expect("an answer");
+    let answer = request
+        .insert_header(("traceparent", TRACE))
+        .send_body(traffic()[0].clone())
+        .await
+        .expect("an answer");
     assert_eq!(answer.status(), StatusCode::ACCEPTED);
     api.wait_for(1, PATIENCE).await;
     assert_eq!(api.posts()[0].traceparent.as_deref(), Some(TRACE));
@@ -121,7 +148,11 @@ fn demo(variables: &[(String, String)]) -> Value {
         .envs(variables.iter().map(|(key, value)| (key, value)))
         .output()
         .expect("the program runs");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     serde_json::from_slice(&output.stdout).expect("JSON on the standard output")
 }
 
@@ -135,30 +166,59 @@ async fn the_demo_delivers_all_with_nothing_installed() {
 
 #[actix_rt::test]
 async fn the_demo_shares_its_records_out_over_all_lanes() {
-    let (Some(mut nats), Some(mut rabbitmq), Some(mut pubsub)) =
-        (Nats::start().await, Rabbitmq::start().await, Pubsub::start().await)
-    else {
+    let (Some(mut nats), Some(mut rabbitmq), Some(mut pubsub)) = (
+        Nats::start().await,
+        Rabbitmq::start().await,
+        Pubsub::start().await,
+    ) else {
         return;
     };
     let variables = [nats.variables(), rabbitmq.variables(), pubsub.variables()].concat();
-    let variables: Vec<_> = variables.into_iter().map(|(key, value)| (format!("WAYPOST_{key}"), value)).collect();
+    let variables: Vec<_> = variables
+        .into_iter()
+        .map(|(key, value)| (format!("WAYPOST_{key}"), value))
+        .collect();
     let report = demo(&variables);
-    assert_eq!(report["api"]["paths"], json!({"GRPC": 250, "NATS": 250, "RabbitMQ": 250, "PubSub": 250}));
-    assert_eq!(report["ledger"], json!({"accepted": 1000, "delivered": 1000, "in_flight": 0}));
+    assert_eq!(
+        report["api"]["paths"],
+        json!({"GRPC": 250, "NATS": 250, "RabbitMQ": 250, "PubSub": 250})
+    );
+    assert_eq!(
+        report["ledger"],
+        json!({"accepted": 1000, "delivered": 1000, "in_flight": 0})
+    );
 }
 
 #[actix_rt::test]
 async fn no_more_posts_are_under_way_than_the_api_is_to_bear() {
     let api = Api::start();
     api.delay(Duration::from_millis(50));
-    let node =
-        Node::start(&api.url(), &[grpc_variables(), vec![("API__CONCURRENCY".into(), "4".into())]].concat()).await;
+    let node = Node::start(
+        &api.url(),
+        &[
+            grpc_variables(),
+            vec![("API__CONCURRENCY".into(), "4".into())],
+        ]
+        .concat(),
+    )
+    .await;
     node.lane_is("grpc", "up", PATIENCE).await;
     let posts = (0..60).map(|number| {
         let client = node.client();
-        async move { client.post("/", &number.to_string(), traffic()[0].clone()).await.expect("an answer").0 }
+        async move {
+            client
+                .post("/", &number.to_string(), traffic()[0].clone())
+                .await
+                .expect("an answer")
+                .0
+        }
     });
-    assert!(join_all(posts).await.iter().all(|status| *status == StatusCode::ACCEPTED));
+    assert!(
+        join_all(posts)
+            .await
+            .iter()
+            .all(|status| *status == StatusCode::ACCEPTED)
+    );
     node.at_rest(PATIENCE).await;
     assert_eq!((api.count(), api.most_at_a_time()), (60, 4));
 }

@@ -29,7 +29,9 @@ const PUBSUB_NODES: usize = 8;
 
 /// The broker of a lane is killed under load and started again. The other lane takes all traffic meanwhile.
 async fn broker_is_killed_under_load<L: Lane>() {
-    let Some(mut system) = L::start().await else { return };
+    let Some(mut system) = L::start().await else {
+        return;
+    };
     let api = Api::start();
     let node = Node::start(&api.url(), &[grpc_variables(), system.variables()].concat()).await;
     node.lane_is(L::NAME, "up", PATIENCE).await;
@@ -39,16 +41,28 @@ async fn broker_is_killed_under_load<L: Lane>() {
     load.take(200).await;
     system.kill().await;
     node.lane_is_away(L::NAME, PATIENCE).await;
-    let (taken, by_grpc) = (load.accepted(), node.lane("grpc").await["accepted"].as_u64().unwrap());
+    let (taken, by_grpc) = (
+        load.accepted(),
+        node.lane("grpc").await["accepted"].as_u64().unwrap(),
+    );
     load.take(200).await;
-    let (taken_since, by_grpc_since) =
-        (load.accepted() - taken, node.lane("grpc").await["accepted"].as_u64().unwrap() - by_grpc);
-    assert!(by_grpc_since + CLIENTS as u64 >= taken_since as u64, "{by_grpc_since} of {taken_since} by the other lane");
+    let (taken_since, by_grpc_since) = (
+        load.accepted() - taken,
+        node.lane("grpc").await["accepted"].as_u64().unwrap() - by_grpc,
+    );
+    assert!(
+        by_grpc_since + CLIENTS as u64 >= taken_since as u64,
+        "{by_grpc_since} of {taken_since} by the other lane"
+    );
 
     system.revive().await;
     let answers = Instant::now();
     node.lane_is(L::NAME, "up", PATIENCE).await;
-    println!("{} was up {:?} after its broker answered again", L::NAME, answers.elapsed());
+    println!(
+        "{} was up {:?} after its broker answered again",
+        L::NAME,
+        answers.elapsed()
+    );
     load.take(200).await;
     load.end().await;
 
@@ -81,10 +95,16 @@ async fn the_pubsub_emulator_is_killed_under_load() {
 /// A server that says nothing, on a connection that looks well.
 #[actix_rt::test]
 async fn nats_falls_silent_under_load() {
-    let Some(mut nats) = Nats::start().await else { return };
+    let Some(mut nats) = Nats::start().await else {
+        return;
+    };
     let api = Api::start();
     let soon = [("ROUTER__PUBLISH_TIMEOUT".to_owned(), "2s".to_owned())];
-    let node = Node::start(&api.url(), &[&grpc_variables()[..], &nats.variables(), &soon].concat()).await;
+    let node = Node::start(
+        &api.url(),
+        &[&grpc_variables()[..], &nats.variables(), &soon].concat(),
+    )
+    .await;
     node.lane_is("nats", "up", PATIENCE).await;
     node.lane_is("grpc", "up", PATIENCE).await;
     let mut load = Load::start(&node);
@@ -102,19 +122,26 @@ async fn nats_falls_silent_under_load() {
 }
 
 async fn broker_comes_later<L: Lane>() {
-    let Some(mut system) = L::start().await else { return };
+    let Some(mut system) = L::start().await else {
+        return;
+    };
     system.kill().await;
     let api = Api::start();
     let node = Node::start(&api.url(), &system.variables()).await;
     node.lane_is_away(L::NAME, PATIENCE).await;
-    let path = async |key: &str| node.post("/", key, traffic()[0].clone()).await.unwrap().1["path"].clone();
+    let path = async |key: &str| {
+        node.post("/", key, traffic()[0].clone()).await.unwrap().1["path"].clone()
+    };
     assert_eq!(path("before").await, "spool");
     system.revive().await;
     node.lane_is(L::NAME, "up", PATIENCE).await;
     assert_eq!(path("after").await, L::TAG);
     api.wait_for(2, PATIENCE).await;
     let ledger = node.at_rest(PATIENCE).await;
-    assert_eq!((&ledger["accepted"], &ledger["delivered"]), (&json!(2), &json!(2)));
+    assert_eq!(
+        (&ledger["accepted"], &ledger["delivered"]),
+        (&json!(2), &json!(2))
+    );
 }
 
 #[actix_rt::test]
@@ -134,14 +161,24 @@ async fn a_node_that_starts_before_the_pubsub_emulator_finds_it_later() {
 
 /// The emulator goes on leasing to the stream of a node that has ended, which keeps what it is given from the next: so a subscription
 /// sees one end of a node, and what is then left is waited for together.
-async fn on_subscriptions_of_their_own(pubsub: &mut Pubsub, times: u64, once: impl AsyncFn(&[(String, String)])) {
+async fn on_subscriptions_of_their_own(
+    pubsub: &mut Pubsub,
+    times: u64,
+    once: impl AsyncFn(&[(String, String)]),
+) {
     let subscriptions: Vec<_> = (0..times).map(|_| pubsub.variables()).collect();
     let all = subscriptions.iter().map(|variables| once(variables));
-    stream::iter(all).buffer_unordered(PUBSUB_NODES).collect::<()>().await;
+    stream::iter(all)
+        .buffer_unordered(PUBSUB_NODES)
+        .collect::<()>()
+        .await;
 }
 
 /// SIGTERM under load, as often as `FAULTS_TIMES` says.
-async fn is_terminated_under_load(mut variables: impl FnMut() -> Vec<(String, String)>, lane: &str) {
+async fn is_terminated_under_load(
+    mut variables: impl FnMut() -> Vec<(String, String)>,
+    lane: &str,
+) {
     for _ in 0..wanted("FAULTS_TIMES", 1) {
         is_terminated_once(&variables(), lane, PATIENCE).await;
     }
@@ -165,7 +202,11 @@ async fn is_terminated_once(variables: &[(String, String)], lane: &str, patience
 
     node.start_again().await;
     let verdict = load.verdict(&node, &api, patience).await;
-    assert_eq!((verdict.lost, verdict.dead, verdict.unexpected), (0, 0, 0), "{verdict}");
+    assert_eq!(
+        (verdict.lost, verdict.dead, verdict.unexpected),
+        (0, 0, 0),
+        "{verdict}"
+    );
     node.at_rest(PATIENCE).await;
     // Refused connections have no answer either; a request whose record went through should have had one.
     assert_eq!(load.cut_off(&api), 0, "requests that were cut off");
@@ -178,19 +219,25 @@ async fn a_node_on_grpc_is_terminated_under_load() {
 
 #[actix_rt::test]
 async fn a_node_on_nats_is_terminated_under_load() {
-    let Some(mut nats) = Nats::start().await else { return };
+    let Some(mut nats) = Nats::start().await else {
+        return;
+    };
     is_terminated_under_load(|| nats.variables(), "nats").await;
 }
 
 #[actix_rt::test]
 async fn a_node_on_rabbitmq_is_terminated_under_load() {
-    let Some(mut rabbitmq) = Rabbitmq::start().await else { return };
+    let Some(mut rabbitmq) = Rabbitmq::start().await else {
+        return;
+    };
     is_terminated_under_load(|| rabbitmq.variables(), "rabbitmq").await;
 }
 
 #[actix_rt::test]
 async fn a_node_on_pubsub_is_terminated_under_load() {
-    let Some(mut pubsub) = Pubsub::start().await else { return };
+    let Some(mut pubsub) = Pubsub::start().await else {
+        return;
+    };
     on_subscriptions_of_their_own(&mut pubsub, wanted("FAULTS_TIMES", 1), async |variables| {
         is_terminated_once(variables, "pubsub", PUBSUB_REDELIVERY).await;
     })
@@ -200,10 +247,16 @@ async fn a_node_on_pubsub_is_terminated_under_load() {
 /// The API takes the POSTs and answers none of them.
 #[actix_rt::test]
 async fn a_node_whose_api_hangs_is_terminated_in_time() {
-    let Some(mut nats) = Nats::start().await else { return };
+    let Some(mut nats) = Nats::start().await else {
+        return;
+    };
     let api = Api::start();
     api.behave(|_, _| Conduct::Hang);
-    let variables = [nats.variables(), vec![("API__TIMEOUT".into(), "60s".into())]].concat();
+    let variables = [
+        nats.variables(),
+        vec![("API__TIMEOUT".into(), "60s".into())],
+    ]
+    .concat();
     let mut node = Node::start(&api.url(), &variables).await;
     node.lane_is("nats", "up", PATIENCE).await;
     let mut load = Load::start(&node);
@@ -226,21 +279,38 @@ async fn a_node_whose_api_hangs_is_terminated_in_time() {
 
 /// A panic planted in an actor's handler: that actor alone restarts, and what had a receipt arrives.
 async fn an_actor_panics_under_load(point: &str) {
-    let Some(mut nats) = Nats::start().await else { return };
+    let Some(mut nats) = Nats::start().await else {
+        return;
+    };
     let api = Api::start();
     let variables = [grpc_variables(), nats.variables()].concat();
     // The point is passed a hundred times in peace, then panics once.
-    let node = Node::start_with_fault(&api.url(), &variables, &format!("{point}=100*off->1*panic(planted)->off")).await;
+    let node = Node::start_with_fault(
+        &api.url(),
+        &variables,
+        &format!("{point}=100*off->1*panic(planted)->off"),
+    )
+    .await;
     node.lane_is("nats", "up", PATIENCE).await;
     node.lane_is("grpc", "up", PATIENCE).await;
     let mut load = Load::start(&node);
     let restarts = async || {
         let status = node.status().await;
-        let of_lanes = status["lanes"].as_array().unwrap().iter().map(|lane| lane["restarts"].as_u64().unwrap());
-        (of_lanes.sum::<u64>(), status["router_restarts"].as_u64().unwrap())
+        let of_lanes = status["lanes"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|lane| lane["restarts"].as_u64().unwrap());
+        (
+            of_lanes.sum::<u64>(),
+            status["router_restarts"].as_u64().unwrap(),
+        )
     };
     let expected = if point == "router" { (0, 1) } else { (1, 0) };
-    eventually("the actor is restarted", PATIENCE, async || (restarts().await == expected).then_some(())).await;
+    eventually("the actor is restarted", PATIENCE, async || {
+        (restarts().await == expected).then_some(())
+    })
+    .await;
     load.take(300).await;
     load.end().await;
     load.is_met(&api, PATIENCE).await;

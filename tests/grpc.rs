@@ -15,20 +15,24 @@ use bytes::Bytes;
 use futures_util::{FutureExt as _, StreamExt as _, future::join_all, stream};
 use tokio::{sync::mpsc, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
 use tonic_reflection::pb::v1::{
     ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
     server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
 };
 use waypost::{
-    actors::transport::{
-        Transport as _, TransportError,
-        grpc::{Grpc, Settings},
-    },
-    delivery::{Delivery, LaneId, Passage},
+    delivery::Delivery,
+    lane_id::LaneId,
     proto::{self, Outcome, Receipt, WatchRequest},
     record::Schema,
     spool::Queue,
+    tap::Passage,
+    transport::{
+        Transport as _, TransportError,
+        grpc::{Grpc, Settings},
+    },
 };
 
 use crate::support::{
@@ -43,11 +47,16 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const A_WHILE: Duration = Duration::from_millis(200);
 
 async fn next(node: &Grpc) -> Delivery {
-    timeout(PATIENCE, node.next()).await.expect("a delivery in time").expect("the node serves")
+    timeout(PATIENCE, node.next())
+        .await
+        .expect("a delivery in time")
+        .expect("the node serves")
 }
 
 async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
-    timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("not within {PATIENCE:?}: {what}"))
+    timeout(PATIENCE, future)
+        .await
+        .unwrap_or_else(|_| panic!("not within {PATIENCE:?}: {what}"))
 }
 
 /// Acks whatever comes out of `node`, for as long as the test runs.
@@ -70,31 +79,56 @@ async fn send_answers_safe_only_once_the_record_is_settled() {
             delivery = next(&node) => delivery,
             answer = &mut sent => panic!("answered before the record came out: {answer:?}"),
         };
-        assert_eq!((&*delivery.record.id, &delivery.record.body[..]), ("k-1", &br#"{"a":1}"#[..]));
-        assert!(timeout(A_WHILE, &mut sent).await.is_err(), "answered while the record was unsettled");
+        assert_eq!(
+            (&*delivery.record.id, &delivery.record.body[..]),
+            ("k-1", &br#"{"a":1}"#[..])
+        );
+        assert!(
+            timeout(A_WHILE, &mut sent).await.is_err(),
+            "answered while the record was unsettled"
+        );
         if reject {
             delivery.reject();
         } else {
             delivery.ack();
         }
         let receipt = soon("the receipt", sent).await.unwrap().into_inner();
-        assert_eq!((receipt.outcome(), receipt.id.as_str()), (Outcome::Safe, "k-1"));
+        assert_eq!(
+            (receipt.outcome(), receipt.id.as_str()),
+            (Outcome::Safe, "k-1")
+        );
     }
 }
 
 #[actix_rt::test]
 async fn send_refuses_what_is_no_record_and_names_one_that_has_no_id() {
-    let node = connect(&Settings { schema: Schema::Case, ..settings() }).await;
+    let node = connect(&Settings {
+        schema: Schema::Case,
+        ..settings()
+    })
+    .await;
     let mut client = client(&node).await;
-    for (id, body) in [("k", "[]"), ("k", "{"), ("k", r#"{"a":1}"#), ("line\nbreak", "{}")] {
+    for (id, body) in [
+        ("k", "[]"),
+        ("k", "{"),
+        ("k", r#"{"a":1}"#),
+        ("line\nbreak", "{}"),
+    ] {
         let receipt = client.send(message(id, body)).await.unwrap().into_inner();
-        assert_eq!(receipt.outcome(), Outcome::Refused, "{id:?} {body}: {receipt:?}");
+        assert_eq!(
+            receipt.outcome(),
+            Outcome::Refused,
+            "{id:?} {body}: {receipt:?}"
+        );
         assert!(!receipt.detail.is_empty(), "{id:?} {body}");
     }
     let case = r#"{"name":"a","location":"b","age":1,"infectedtype":"","state":"","path":"mine"}"#;
     let (receipt, ()) = tokio::join!(client.send(message("", case)), async {
         let delivery = next(&node).await;
-        assert!(!delivery.record.body.ends_with(br#""mine"}"#), "a path that a client sent goes");
+        assert!(
+            !delivery.record.body.ends_with(br#""mine"}"#),
+            "a path that a client sent goes"
+        );
         delivery.ack();
     });
     let receipt = receipt.unwrap().into_inner();
@@ -109,9 +143,23 @@ async fn send_all_counts_what_is_safe_and_lists_what_is_not() {
     let mut client = client(&node).await;
     let good = (0..2500).map(|n| message(&format!("k-{n}"), "{}"));
     let bad = (0..1200).map(|n| message(&format!("bad-{n}"), "[]"));
-    let summary = soon("the summary", client.send_all(stream::iter(good.chain(bad)))).await.unwrap().into_inner();
-    assert_eq!((summary.safe, summary.unsafe_count, summary.r#unsafe.len()), (2500, 1200, 1000));
-    assert!(summary.r#unsafe.iter().all(|r| r.outcome() == Outcome::Refused && r.id.starts_with("bad-")));
+    let summary = soon(
+        "the summary",
+        client.send_all(stream::iter(good.chain(bad))),
+    )
+    .await
+    .unwrap()
+    .into_inner();
+    assert_eq!(
+        (summary.safe, summary.unsafe_count, summary.r#unsafe.len()),
+        (2500, 1200, 1000)
+    );
+    assert!(
+        summary
+            .r#unsafe
+            .iter()
+            .all(|r| r.outcome() == Outcome::Refused && r.id.starts_with("bad-"))
+    );
 }
 
 #[actix_rt::test]
@@ -119,14 +167,39 @@ async fn watch_shows_what_passes_on_one_lane_and_ends_when_the_node_closes() {
     let settings = settings();
     let node = connect(&settings).await;
     let mut client = client(&node).await;
-    assert!(client.watch(WatchRequest { lane: "telex".into() }).await.is_err());
-    let mut passages = client.watch(WatchRequest { lane: "nats".into() }).await.unwrap().into_inner();
+    assert!(
+        client
+            .watch(WatchRequest {
+                lane: "telex".into()
+            })
+            .await
+            .is_err()
+    );
+    let mut passages = client
+        .watch(WatchRequest {
+            lane: "nats".into(),
+        })
+        .await
+        .unwrap()
+        .into_inner();
     for (lane, id) in [(LaneId::Grpc, "1"), (LaneId::Nats, "2")] {
         let body = Bytes::from_static(b"{}");
-        settings.tap.show(|| Passage { lane, id: id.into(), body, status: 201, at_ms: 5 });
+        settings.tap.show(|| Passage {
+            lane,
+            id: id.into(),
+            body,
+            status: 201,
+            at_ms: 5,
+        });
     }
-    let passage = soon("a passage", passages.message()).await.unwrap().unwrap();
-    assert_eq!((passage.id.as_str(), passage.lane.as_str(), passage.status), ("2", "nats", 201));
+    let passage = soon("a passage", passages.message())
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(
+        (passage.id.as_str(), passage.lane.as_str(), passage.status),
+        ("2", "nats", 201)
+    );
     node.close().await;
     assert!(soon("the end", passages.message()).await.unwrap().is_none());
 }
@@ -135,27 +208,60 @@ async fn watch_shows_what_passes_on_one_lane_and_ends_when_the_node_closes() {
 async fn carry_gives_a_receipt_per_record_in_the_order_in_which_they_are_settled() {
     let node = connect(&settings()).await;
     let (records, outbox) = mpsc::channel(8);
-    let mut receipts = client(&node).await.carry(ReceiverStream::new(outbox)).await.unwrap().into_inner();
+    let mut receipts = client(&node)
+        .await
+        .carry(ReceiverStream::new(outbox))
+        .await
+        .unwrap()
+        .into_inner();
     for (id, body) in [("", "{}"), ("k", "1")] {
         records.send(message(id, body)).await.unwrap();
-        let receipt = soon("a refusal", receipts.message()).await.unwrap().unwrap();
-        assert_eq!((receipt.outcome(), receipt.id.as_str()), (Outcome::Refused, id));
+        let receipt = soon("a refusal", receipts.message())
+            .await
+            .unwrap()
+            .unwrap();
+        assert_eq!(
+            (receipt.outcome(), receipt.id.as_str()),
+            (Outcome::Refused, id)
+        );
     }
     // What another node took in, this one has not read.
-    records.send(proto::Record { origin: "another run/1".into(), ..message("k", "{x") }).await.unwrap();
-    let receipt = soon("a refusal", receipts.message()).await.unwrap().unwrap();
+    records
+        .send(proto::Record {
+            origin: "another run/1".into(),
+            ..message("k", "{x")
+        })
+        .await
+        .unwrap();
+    let receipt = soon("a refusal", receipts.message())
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!(receipt.outcome(), Outcome::Refused);
     for id in ["1", "2", "3"] {
         records.send(message(id, "{}")).await.unwrap();
     }
     let mut deliveries = vec![next(&node).await, next(&node).await, next(&node).await];
-    assert!(timeout(A_WHILE, receipts.message()).await.is_err(), "a receipt while nothing was settled");
+    assert!(
+        timeout(A_WHILE, receipts.message()).await.is_err(),
+        "a receipt while nothing was settled"
+    );
     for at in [2, 0, 0] {
         let delivery = deliveries.remove(at);
         let id = delivery.record.id.to_string();
         delivery.ack();
-        let receipt = soon("a receipt", receipts.message()).await.unwrap().unwrap();
-        assert_eq!(receipt, Receipt { id, outcome: Outcome::Safe.into(), detail: String::new() });
+        let receipt = soon("a receipt", receipts.message())
+            .await
+            .unwrap()
+            .unwrap();
+        assert_eq!(
+            receipt,
+            Receipt {
+                id,
+                outcome: Outcome::Safe.into(),
+                detail: String::new()
+            }
+        );
     }
     drop(records);
     assert!(soon("the end", receipts.message()).await.unwrap().is_none());
@@ -166,8 +272,7 @@ async fn a_record_comes_out_as_it_went_in_and_again_until_it_is_settled() {
     let node = connect(&settings()).await;
     let record = record("k");
     let mut published = pin!(node.publish(&record));
-    let delivery =
-        tokio::select! { delivery = next(&node) => delivery, _ = &mut published => panic!("confirmed early") };
+    let delivery = tokio::select! { delivery = next(&node) => delivery, _ = &mut published => panic!("confirmed early") };
     assert_eq!(delivery.record, record);
     assert!(!delivery.redelivered);
 
@@ -179,7 +284,10 @@ async fn a_record_comes_out_as_it_went_in_and_again_until_it_is_settled() {
     let delivery = next(&node).await;
     assert!(given_back.elapsed() >= Duration::from_millis(300));
     assert_eq!(delivery.record, record);
-    assert!(published.as_mut().now_or_never().is_none(), "confirmed while unsettled");
+    assert!(
+        published.as_mut().now_or_never().is_none(),
+        "confirmed while unsettled"
+    );
     delivery.ack();
     soon("the confirm", published).await.unwrap();
 }
@@ -191,7 +299,9 @@ async fn a_delivery_can_be_settled_on_another_thread() {
     let both = async { tokio::join!(node.publish(&record), node.publish(&again)) };
     let (published, ()) = tokio::join!(both, async {
         let (one, other) = (next(&node).await, next(&node).await);
-        std::thread::spawn(|| (one.ack(), drop(other))).join().unwrap();
+        std::thread::spawn(|| (one.ack(), drop(other)))
+            .join()
+            .unwrap();
         next(&node).await.ack();
     });
     assert_eq!(published, (Ok(()), Ok(())));
@@ -208,7 +318,10 @@ async fn the_same_id_may_be_under_way_twice() {
         _ = &mut published => panic!("confirmed early"),
     };
     first.ack();
-    assert!(timeout(A_WHILE, &mut published).await.is_err(), "one receipt confirmed both");
+    assert!(
+        timeout(A_WHILE, &mut published).await.is_err(),
+        "one receipt confirmed both"
+    );
     second.ack();
     assert_eq!(soon("both confirms", published).await, (Ok(()), Ok(())));
 }
@@ -218,7 +331,10 @@ async fn the_window_bounds_what_is_under_way_and_an_abandoned_publish_makes_room
     const WINDOW: usize = 512;
     let node = connect(&settings()).await;
     let records: Vec<_> = (0..=WINDOW).map(|n| record(&n.to_string())).collect();
-    let mut under_way: Vec<_> = records[..WINDOW].iter().map(|record| Box::pin(node.publish(record))).collect();
+    let mut under_way: Vec<_> = records[..WINDOW]
+        .iter()
+        .map(|record| Box::pin(node.publish(record)))
+        .collect();
     let mut held = Vec::new();
     for publish in &mut under_way {
         assert!(publish.now_or_never().is_none());
@@ -233,19 +349,28 @@ async fn the_window_bounds_what_is_under_way_and_an_abandoned_publish_makes_room
         () = tokio::time::sleep(A_WHILE) => {}
     }
     under_way.pop();
-    let delivery =
-        tokio::select! { delivery = next(&node) => delivery, _ = &mut one_more => panic!("confirmed early") };
+    let delivery = tokio::select! { delivery = next(&node) => delivery, _ = &mut one_more => panic!("confirmed early") };
     assert_eq!(delivery.record.id, records[WINDOW].id);
     delivery.ack();
     soon("the confirm", one_more).await.unwrap();
     held.into_iter().for_each(Delivery::ack);
-    assert!(soon("all confirms", join_all(under_way)).await.iter().all(Result::is_ok));
+    assert!(
+        soon("all confirms", join_all(under_way))
+            .await
+            .iter()
+            .all(Result::is_ok)
+    );
 }
 
 #[actix_rt::test]
-async fn a_node_that_is_full_and_whose_disk_takes_nothing_slows_its_senders_down_and_loses_nothing() {
+async fn a_node_that_is_full_and_whose_disk_takes_nothing_slows_its_senders_down_and_loses_nothing()
+{
     const RECORDS: usize = 150;
-    let node = connect(&Settings { spool: closed_spool().await, ..settings() }).await;
+    let node = connect(&Settings {
+        spool: closed_spool().await,
+        ..settings()
+    })
+    .await;
     let body = format!(r#"{{"a":"{}"}}"#, "x".repeat(1 << 20));
     let sent = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&sent);
@@ -253,7 +378,12 @@ async fn a_node_that_is_full_and_whose_disk_takes_nothing_slows_its_senders_down
         count.fetch_add(1, Ordering::SeqCst);
         message(&n.to_string(), &body)
     });
-    let receipts = client(&node).await.carry(records).await.unwrap().into_inner();
+    let receipts = client(&node)
+        .await
+        .carry(records)
+        .await
+        .unwrap()
+        .into_inner();
     let mut quiet = 0;
     eventually("the sender stands still", PATIENCE, || {
         let now = sent.load(Ordering::SeqCst);
@@ -264,21 +394,35 @@ async fn a_node_that_is_full_and_whose_disk_takes_nothing_slows_its_senders_down
         }
     })
     .await;
-    assert!(sent.load(Ordering::SeqCst) < 80, "{} MiB taken in", sent.load(Ordering::SeqCst));
+    assert!(
+        sent.load(Ordering::SeqCst) < 80,
+        "{} MiB taken in",
+        sent.load(Ordering::SeqCst)
+    );
     let settled = async {
         for _ in 0..RECORDS {
             next(&node).await.ack();
         }
     };
     let (receipts, ()) = tokio::join!(receipts.collect::<Vec<_>>(), settled);
-    assert_eq!(receipts.iter().flatten().filter(|r| r.outcome() == Outcome::Safe).count(), RECORDS);
+    assert_eq!(
+        receipts
+            .iter()
+            .flatten()
+            .filter(|r| r.outcome() == Outcome::Safe)
+            .count(),
+        RECORDS
+    );
 }
 
 #[actix_rt::test]
 async fn while_the_api_is_away_a_record_is_safe_on_disk_at_once_and_comes_from_there() {
     const RECORDS: usize = 40;
     let (spool, _folder) = spool();
-    let settings = Settings { spool, ..settings() };
+    let settings = Settings {
+        spool,
+        ..settings()
+    };
     while !settings.breaker.is_open() {
         settings.breaker.pass().await.failed(None);
     }
@@ -287,7 +431,11 @@ async fn while_the_api_is_away_a_record_is_safe_on_disk_at_once_and_comes_from_t
     // If each waited for the API first, these would take twice as long.
     let sent = async {
         for n in 0..RECORDS {
-            let receipt = client.send(message(&n.to_string(), "{}")).await.unwrap().into_inner();
+            let receipt = client
+                .send(message(&n.to_string(), "{}"))
+                .await
+                .unwrap()
+                .into_inner();
             assert_eq!(receipt.outcome(), Outcome::Safe);
         }
     };
@@ -305,7 +453,10 @@ async fn while_the_api_is_away_a_record_is_safe_on_disk_at_once_and_comes_from_t
 
 #[actix_rt::test]
 async fn while_neither_api_nor_disk_takes_a_record_it_is_not_safe() {
-    let settings = Settings { spool: closed_spool().await, ..settings() };
+    let settings = Settings {
+        spool: closed_spool().await,
+        ..settings()
+    };
     while !settings.breaker.is_open() {
         settings.breaker.pass().await.failed(None);
     }
@@ -316,9 +467,19 @@ async fn while_neither_api_nor_disk_takes_a_record_it_is_not_safe() {
         delivery = next(&node) => delivery,
         answer = &mut sent => panic!("answered before the record came out: {answer:?}"),
     };
-    assert!(timeout(A_WHILE, &mut sent).await.is_err(), "answered while nobody had it");
+    assert!(
+        timeout(A_WHILE, &mut sent).await.is_err(),
+        "answered while nobody had it"
+    );
     delivery.ack();
-    assert_eq!(soon("the receipt", sent).await.unwrap().into_inner().outcome(), Outcome::Safe);
+    assert_eq!(
+        soon("the receipt", sent)
+            .await
+            .unwrap()
+            .into_inner()
+            .outcome(),
+        Outcome::Safe
+    );
 }
 
 #[actix_rt::test]
@@ -340,18 +501,34 @@ async fn health_and_reflection_are_served() {
     let channel = channel(&node).await;
     let mut health = HealthClient::new(channel.clone());
     for service in ["", "waypost.v1.Waypost"] {
-        let answer = health.check(HealthCheckRequest { service: service.into() }).await.unwrap().into_inner();
+        let answer = health
+            .check(HealthCheckRequest {
+                service: service.into(),
+            })
+            .await
+            .unwrap()
+            .into_inner();
         assert_eq!(answer.status(), ServingStatus::Serving, "{service}");
     }
     let ask = ServerReflectionRequest {
         host: String::new(),
         message_request: Some(MessageRequest::ListServices(String::new())),
     };
-    let mut answers =
-        ServerReflectionClient::new(channel).server_reflection_info(stream::iter([ask])).await.unwrap().into_inner();
+    let mut answers = ServerReflectionClient::new(channel)
+        .server_reflection_info(stream::iter([ask]))
+        .await
+        .unwrap()
+        .into_inner();
     let answer = answers.message().await.unwrap().unwrap().message_response;
-    let Some(MessageResponse::ListServicesResponse(list)) = answer else { panic!("{answer:?}") };
-    assert!(list.service.iter().any(|service| service.name == "waypost.v1.Waypost"), "{list:?}");
+    let Some(MessageResponse::ListServicesResponse(list)) = answer else {
+        panic!("{answer:?}")
+    };
+    assert!(
+        list.service
+            .iter()
+            .any(|service| service.name == "waypost.v1.Waypost"),
+        "{list:?}"
+    );
 }
 
 #[actix_rt::test]
@@ -395,7 +572,11 @@ async fn while_a_peer_is_away_the_others_carry_and_it_is_used_again_once_it_is_b
 
     eventually("the loss is noticed", PATIENCE, || async {
         let records: Vec<_> = (0..10).map(|n| record(&n.to_string())).collect();
-        join_all(records.iter().map(|record| sender.publish(record))).await.iter().all(Result::is_ok).then_some(())
+        join_all(records.iter().map(|record| sender.publish(record)))
+            .await
+            .iter()
+            .all(Result::is_ok)
+            .then_some(())
     })
     .await;
 
@@ -414,13 +595,20 @@ async fn while_a_peer_is_away_the_others_carry_and_it_is_used_again_once_it_is_b
 }
 
 #[actix_rt::test]
-async fn without_a_peer_that_can_be_reached_a_publish_fails_at_once_and_the_node_serves_all_the_same() {
+async fn without_a_peer_that_can_be_reached_a_publish_fails_at_once_and_the_node_serves_all_the_same()
+ {
     let mut lonely = settings();
     lonely.config.peers = vec![uri(&settings())];
     let node = connect(&lonely).await;
     let began = Instant::now();
-    assert!(matches!(node.publish(&record("k")).await, Err(TransportError::Publish(_))));
-    assert!(began.elapsed() < Duration::from_secs(2), "before any time-out");
+    assert!(matches!(
+        node.publish(&record("k")).await,
+        Err(TransportError::Publish(_))
+    ));
+    assert!(
+        began.elapsed() < Duration::from_secs(2),
+        "before any time-out"
+    );
     let (mut client, message) = (client(&node).await, message("k", "{}"));
     let (receipt, ()) = tokio::join!(client.send(message), async { next(&node).await.ack() });
     assert_eq!(receipt.unwrap().into_inner().outcome(), Outcome::Safe);
@@ -435,11 +623,13 @@ async fn a_peer_that_falls_silent_is_noticed_within_ten_seconds() {
     let sender = connect(&sender).await;
     let record = record("k");
     let mut published = pin!(sender.publish(&record));
-    let delivery =
-        tokio::select! { delivery = next(&peer) => delivery, _ = &mut published => panic!("confirmed early") };
+    let delivery = tokio::select! { delivery = next(&peer) => delivery, _ = &mut published => panic!("confirmed early") };
     wire.fall_silent();
     delivery.ack();
-    assert!(matches!(soon("the publish fails", published).await, Err(TransportError::Publish(_))));
+    assert!(matches!(
+        soon("the publish fails", published).await,
+        Err(TransportError::Publish(_))
+    ));
 }
 
 #[actix_rt::test]
@@ -468,20 +658,33 @@ async fn close_confirms_what_is_settled_and_gives_back_what_is_not() {
     settled.ack();
     late.retry_after(Duration::from_mins(1));
     let (results, (), sent) = tokio::join!(published, node.close(), sent);
-    assert_eq!(results.iter().map(Result::is_ok).collect::<Vec<_>>(), [true, false, false, false], "{results:?}");
-    assert_eq!(sent.unwrap().unwrap().into_inner().outcome(), Outcome::Retry);
+    assert_eq!(
+        results.iter().map(Result::is_ok).collect::<Vec<_>>(),
+        [true, false, false, false],
+        "{results:?}"
+    );
+    assert_eq!(
+        sent.unwrap().unwrap().into_inner().outcome(),
+        Outcome::Retry
+    );
     assert!(matches!(node.next().await, Err(TransportError::Lost(_))));
     assert!(node.publish(&records[0]).await.is_err());
 }
 
 #[actix_rt::test]
-async fn the_port_is_free_for_the_next_life_right_after_close_and_right_after_drop_whatever_clients_keep_open() {
+async fn the_port_is_free_for_the_next_life_right_after_close_and_right_after_drop_whatever_clients_keep_open()
+ {
     let settings = settings();
     for drop_it in [false, true, false, true] {
         let node = connect(&settings).await;
         let channel = channel(&node).await;
-        let mut watching =
-            HealthClient::new(channel).watch(HealthCheckRequest { service: String::new() }).await.unwrap().into_inner();
+        let mut watching = HealthClient::new(channel)
+            .watch(HealthCheckRequest {
+                service: String::new(),
+            })
+            .await
+            .unwrap()
+            .into_inner();
         let record = record("k");
         {
             let mut published = pin!(node.publish(&record));
@@ -492,13 +695,27 @@ async fn the_port_is_free_for_the_next_life_right_after_close_and_right_after_dr
         } else {
             let began = Instant::now();
             node.close().await;
-            assert!(began.elapsed() <= Duration::from_secs(6), "closing took {:?}", began.elapsed());
-            assert_eq!(tokio::net::TcpListener::bind(settings.config.listen).await.err().map(|e| e.kind()), None);
+            assert!(
+                began.elapsed() <= Duration::from_secs(6),
+                "closing took {:?}",
+                began.elapsed()
+            );
+            assert_eq!(
+                tokio::net::TcpListener::bind(settings.config.listen)
+                    .await
+                    .err()
+                    .map(|e| e.kind()),
+                None
+            );
         }
         let node = connect(&settings).await;
-        let (published, ()) = tokio::join!(node.publish(&record), async { next(&node).await.ack() });
+        let (published, ()) =
+            tokio::join!(node.publish(&record), async { next(&node).await.ack() });
         published.unwrap();
-        soon("the old connection ends", async { while let Ok(Some(_)) = watching.message().await {} }).await;
+        soon("the old connection ends", async {
+            while let Ok(Some(_)) = watching.message().await {}
+        })
+        .await;
         node.close().await;
     }
 }
@@ -507,24 +724,36 @@ async fn the_port_is_free_for_the_next_life_right_after_close_and_right_after_dr
 async fn an_address_that_is_taken_is_an_error() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let settings = settings_at(taken.local_addr().unwrap().port());
-    assert!(matches!(Grpc::connect(&settings).await, Err(TransportError::Connect(_))));
+    assert!(matches!(
+        Grpc::connect(&settings).await,
+        Err(TransportError::Connect(_))
+    ));
 }
 
 #[actix_rt::test]
 async fn nodes_speak_tls_to_each_other_and_to_themselves_and_trust_nobody_else() {
-    rustls::crypto::ring::default_provider().install_default().ok();
+    rustls::crypto::ring::default_provider()
+        .install_default()
+        .ok();
     let dir = tempfile::tempdir().unwrap();
-    let Some((cert, key)) = certificate(dir.path(), "DNS:localhost") else { return };
+    let Some((cert, key)) = certificate(dir.path(), "DNS:localhost") else {
+        return;
+    };
     let mut own = settings();
     own.config.cert_file = Some(cert.clone());
-    assert!(matches!(Grpc::connect(&own).await, Err(TransportError::Connect(_))), "a certificate without its key");
+    assert!(
+        matches!(Grpc::connect(&own).await, Err(TransportError::Connect(_))),
+        "a certificate without its key"
+    );
     own.config.key_file = Some(key);
     let node = connect(&own).await;
     let record = record("k");
     let (published, ()) = tokio::join!(node.publish(&record), async { next(&node).await.ack() });
     published.unwrap();
 
-    let SocketAddr::V4(address) = node.address() else { panic!("an IPv4 address") };
+    let SocketAddr::V4(address) = node.address() else {
+        panic!("an IPv4 address")
+    };
     for (ca_file, trusted) in [(Some(cert), true), (None, false)] {
         let mut peer = settings();
         peer.config.ca_file = ca_file;

@@ -23,7 +23,12 @@ struct Request {
 }
 
 fn post(body: impl Into<Vec<u8>>) -> Request {
-    Request { method: Method::POST, path: "/", headers: Vec::new(), body: body.into() }
+    Request {
+        method: Method::POST,
+        path: "/",
+        headers: Vec::new(),
+        body: body.into(),
+    }
 }
 
 fn lines(body: &str) -> Request {
@@ -48,15 +53,24 @@ impl Request {
 
     /// Status, content type and body of the answer.
     async fn send(self, node: &Node) -> (StatusCode, String, Value) {
-        let mut request =
-            awc::Client::default().request(self.method, format!("http://127.0.0.1:{}{}", node.ingest, self.path));
+        let mut request = awc::Client::default().request(
+            self.method,
+            format!("http://127.0.0.1:{}{}", node.ingest, self.path),
+        );
         for (name, value) in self.headers {
             request = request.insert_header((name, value));
         }
         let mut answer = request.send_body(self.body).await.expect("an answer");
         let body = answer.body().await.expect("a body");
-        let content_type = answer.headers().get(header::CONTENT_TYPE).map(|value| value.to_str().unwrap().to_owned());
-        (answer.status(), content_type.unwrap_or_default(), serde_json::from_slice(&body).unwrap_or(Value::Null))
+        let content_type = answer
+            .headers()
+            .get(header::CONTENT_TYPE)
+            .map(|value| value.to_str().unwrap().to_owned());
+        (
+            answer.status(),
+            content_type.unwrap_or_default(),
+            serde_json::from_slice(&body).unwrap_or(Value::Null),
+        )
     }
 }
 
@@ -68,38 +82,153 @@ async fn each_request_gets_the_answer_that_the_contract_names() {
 
     for (name, request, status, member) in [
         ("a record", post(RECORD), 202, ("path", json!("GRPC"))),
-        ("pinned to a lane", post(RECORD).to("/grpc"), 202, ("path", json!("GRPC"))),
-        ("typed", post(RECORD).with("Content-Type", "application/json; charset=utf-8"), 202, ("path", json!("GRPC"))),
+        (
+            "pinned to a lane",
+            post(RECORD).to("/grpc"),
+            202,
+            ("path", json!("GRPC")),
+        ),
+        (
+            "typed",
+            post(RECORD).with("Content-Type", "application/json; charset=utf-8"),
+            202,
+            ("path", json!("GRPC")),
+        ),
         (
             "typed +json",
             post(RECORD).with("Content-Type", "application/cloudevents+json"),
             202,
             ("path", json!("GRPC")),
         ),
-        ("with a key", post(RECORD).with("Idempotency-Key", "k-1"), 202, ("id", json!("k-1"))),
-        ("health", post("").by(Method::GET), 200, ("message", json!("ok"))),
+        (
+            "with a key",
+            post(RECORD).with("Idempotency-Key", "k-1"),
+            202,
+            ("id", json!("k-1")),
+        ),
+        (
+            "health",
+            post("").by(Method::GET),
+            200,
+            ("message", json!("ok")),
+        ),
         ("cut JSON", post("{\"name\":\n"), 400, ("line", json!(2))),
         ("no JSON", post(""), 400, ("line", json!(1))),
-        ("not UTF-8", post(b"{\"a\":\"\xff\"}".to_vec()), 400, ("column", json!(7))),
-        ("two values", post(format!("{RECORD}{RECORD}")), 400, ("line", json!(1))),
-        ("an empty key", post(RECORD).with("Idempotency-Key", ""), 400, ("status", json!(400))),
-        ("a key with a space", post(RECORD).with("Idempotency-Key", "a b"), 400, ("status", json!(400))),
-        ("a long key", post(RECORD).with("Idempotency-Key", "k".repeat(256)), 400, ("status", json!(400))),
-        ("an unknown lane", post(RECORD).to("/pigeon"), 404, ("status", json!(404))),
-        ("a lane that is off", post(RECORD).to("/nats"), 404, ("status", json!(404))),
-        ("an unknown route", post(RECORD).to("/a/b"), 404, ("status", json!(404))),
-        ("another method", post(RECORD).by(Method::PUT), 405, ("status", json!(405))),
-        ("another method at a lane", post(RECORD).by(Method::DELETE).to("/grpc"), 405, ("status", json!(405))),
-        ("a large record", post(RECORD.replace("Cobán", &"x".repeat(256 << 10))), 413, ("status", json!(413))),
-        ("a large request", post(vec![b' '; (1 << 20) + 1]), 413, ("status", json!(413))),
-        ("another type", post(RECORD).with("Content-Type", "text/plain"), 415, ("status", json!(415))),
-        ("an encoded body", post(RECORD).with("Content-Encoding", "br"), 415, ("status", json!(415))),
+        (
+            "not UTF-8",
+            post(b"{\"a\":\"\xff\"}".to_vec()),
+            400,
+            ("column", json!(7)),
+        ),
+        (
+            "two values",
+            post(format!("{RECORD}{RECORD}")),
+            400,
+            ("line", json!(1)),
+        ),
+        (
+            "an empty key",
+            post(RECORD).with("Idempotency-Key", ""),
+            400,
+            ("status", json!(400)),
+        ),
+        (
+            "a key with a space",
+            post(RECORD).with("Idempotency-Key", "a b"),
+            400,
+            ("status", json!(400)),
+        ),
+        (
+            "a long key",
+            post(RECORD).with("Idempotency-Key", "k".repeat(256)),
+            400,
+            ("status", json!(400)),
+        ),
+        (
+            "an unknown lane",
+            post(RECORD).to("/pigeon"),
+            404,
+            ("status", json!(404)),
+        ),
+        (
+            "a lane that is off",
+            post(RECORD).to("/nats"),
+            404,
+            ("status", json!(404)),
+        ),
+        (
+            "an unknown route",
+            post(RECORD).to("/a/b"),
+            404,
+            ("status", json!(404)),
+        ),
+        (
+            "another method",
+            post(RECORD).by(Method::PUT),
+            405,
+            ("status", json!(405)),
+        ),
+        (
+            "another method at a lane",
+            post(RECORD).by(Method::DELETE).to("/grpc"),
+            405,
+            ("status", json!(405)),
+        ),
+        (
+            "a large record",
+            post(RECORD.replace("Cobán", &"x".repeat(256 << 10))),
+            413,
+            ("status", json!(413)),
+        ),
+        (
+            "a large request",
+            post(vec![b' '; (1 << 20) + 1]),
+            413,
+            ("status", json!(413)),
+        ),
+        (
+            "another type",
+            post(RECORD).with("Content-Type", "text/plain"),
+            415,
+            ("status", json!(415)),
+        ),
+        (
+            "an encoded body",
+            post(RECORD).with("Content-Encoding", "br"),
+            415,
+            ("status", json!(415)),
+        ),
         ("an empty batch", post("[]"), 202, ("accepted", json!(0))),
-        ("a bad record in a batch", post(format!("[{RECORD},{{}}]")), 422, ("index", json!(1))),
-        ("a bad line in a batch", lines(&format!("{RECORD}\n\n{{]")), 400, ("line", json!(3))),
-        ("a large batch", post(format!("[{}]", vec![RECORD; 1025].join(","))), 413, ("status", json!(413))),
-        ("an old patient", post(RECORD.replace("42", "151")), 422, ("field", json!("age"))),
-        ("a missing field", post(RECORD.replace("location", "place")), 422, ("field", json!("location"))),
+        (
+            "a bad record in a batch",
+            post(format!("[{RECORD},{{}}]")),
+            422,
+            ("index", json!(1)),
+        ),
+        (
+            "a bad line in a batch",
+            lines(&format!("{RECORD}\n\n{{]")),
+            400,
+            ("line", json!(3)),
+        ),
+        (
+            "a large batch",
+            post(format!("[{}]", vec![RECORD; 1025].join(","))),
+            413,
+            ("status", json!(413)),
+        ),
+        (
+            "an old patient",
+            post(RECORD.replace("42", "151")),
+            422,
+            ("field", json!("age")),
+        ),
+        (
+            "a missing field",
+            post(RECORD.replace("location", "place")),
+            422,
+            ("field", json!("location")),
+        ),
     ] {
         let (got, content_type, body) = request.send(&node).await;
         assert_eq!(got.as_u16(), status, "{name}: {body}");
@@ -121,10 +250,16 @@ async fn each_request_gets_the_answer_that_the_contract_names() {
 #[actix_rt::test]
 async fn any_json_object_is_a_record_under_schema_any() {
     let api = Api::start();
-    let variables = [grpc_variables(), vec![("INGEST__SCHEMA".into(), "any".into())]].concat();
+    let variables = [
+        grpc_variables(),
+        vec![("INGEST__SCHEMA".into(), "any".into())],
+    ]
+    .concat();
     let node = Node::start(&api.url(), &variables).await;
     node.lane_is("grpc", "up", PATIENCE).await;
-    let (status, _, _) = post(r#" {"path":"mine","b":{"path":1}} "#).send(&node).await;
+    let (status, _, _) = post(r#" {"path":"mine","b":{"path":1}} "#)
+        .send(&node)
+        .await;
     assert_eq!(status, StatusCode::ACCEPTED);
     api.wait_for(1, PATIENCE).await;
     assert_eq!(api.posts()[0].body, r#"{"b":{"path":1},"path":"GRPC"}"#);
@@ -132,30 +267,48 @@ async fn any_json_object_is_a_record_under_schema_any() {
 
 /// The address of a NATS server that is not there.
 fn nobody() -> [(String, String); 1] {
-    [("LANES__NATS__URL".into(), format!("nats://127.0.0.1:{}", crate::support::process::free_port()))]
+    [(
+        "LANES__NATS__URL".into(),
+        format!("nats://127.0.0.1:{}", crate::support::process::free_port()),
+    )]
 }
 
 #[actix_rt::test]
 async fn no_lane_up_is_a_receipt_of_the_spool() {
     let node = Node::start("http://127.0.0.1:9/", &nobody()).await;
-    let (status, body) = node.post("/", "a", traffic()[0].clone()).await.expect("an answer");
-    assert_eq!((status, &body), (StatusCode::ACCEPTED, &json!({"id": "a", "path": "spool"})));
+    let (status, body) = node
+        .post("/", "a", traffic()[0].clone())
+        .await
+        .expect("an answer");
+    assert_eq!(
+        (status, &body),
+        (StatusCode::ACCEPTED, &json!({"id": "a", "path": "spool"}))
+    );
     assert_eq!(node.get("/readyz").await.unwrap().0, StatusCode::OK);
     let ledger = &node.status().await["ledger"];
-    assert_eq!((&ledger["accepted"], &ledger["spooled"]), (&json!(1), &json!(1)));
+    assert_eq!(
+        (&ledger["accepted"], &ledger["spooled"]),
+        (&json!(1), &json!(1))
+    );
 }
 
 /// A full disk, and one that fails at the sync: both ways no 2xx, and the node takes records again once the disk does.
 async fn a_disk_that_fails(fault: &str) {
     let mut node = Node::start_with_fault("http://127.0.0.1:9/", &nobody(), fault).await;
-    assert_eq!(node.post("/", "a", traffic()[0].clone()).await.unwrap().0, StatusCode::ACCEPTED);
+    assert_eq!(
+        node.post("/", "a", traffic()[0].clone()).await.unwrap().0,
+        StatusCode::ACCEPTED
+    );
     let mut answer = awc::Client::default()
         .post(format!("http://127.0.0.1:{}/", node.ingest))
         .send_body(traffic()[0].clone())
         .await
         .expect("an answer");
     let body: Value = serde_json::from_slice(&answer.body().await.unwrap()).unwrap();
-    assert_eq!((answer.status(), &body["status"]), (StatusCode::SERVICE_UNAVAILABLE, &json!(503)));
+    assert_eq!(
+        (answer.status(), &body["status"]),
+        (StatusCode::SERVICE_UNAVAILABLE, &json!(503))
+    );
     assert_eq!(answer.headers().get(header::RETRY_AFTER).unwrap(), "1");
     assert_eq!(node.get("/healthz").await.unwrap().0, StatusCode::OK);
     assert_eq!(node.status().await["ledger"]["accepted"], 1);
@@ -164,12 +317,22 @@ async fn a_disk_that_fails(fault: &str) {
         (status == StatusCode::ACCEPTED).then_some(())
     })
     .await;
-    eventually("the node is ready", PATIENCE, async || (node.get("/readyz").await?.0 == StatusCode::OK).then_some(()))
-        .await;
-    assert_eq!(node.status().await["ledger"]["spooled"], 2, "nothing of what was refused is there");
+    eventually("the node is ready", PATIENCE, async || {
+        (node.get("/readyz").await?.0 == StatusCode::OK).then_some(())
+    })
+    .await;
+    assert_eq!(
+        node.status().await["ledger"]["spooled"],
+        2,
+        "nothing of what was refused is there"
+    );
     node.plant("");
     node.killed_and_started().await;
-    assert_eq!(node.status().await["ledger"]["recovered"], 2, "nor comes it back");
+    assert_eq!(
+        node.status().await["ledger"]["recovered"],
+        2,
+        "nor comes it back"
+    );
 }
 
 #[actix_rt::test]
@@ -186,14 +349,23 @@ async fn a_failed_sync_is_a_503_and_no_more() {
 #[actix_rt::test]
 async fn while_the_disk_fails_a_node_without_lanes_is_not_ready_and_one_with_lanes_is() {
     let node = Node::start_with_fault("http://127.0.0.1:9/", &nobody(), "spool-write=return").await;
-    assert_eq!(node.post("/", "a", traffic()[0].clone()).await.unwrap().0, StatusCode::SERVICE_UNAVAILABLE);
-    assert_eq!(node.get("/readyz").await.unwrap().0, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(
+        node.post("/", "a", traffic()[0].clone()).await.unwrap().0,
+        StatusCode::SERVICE_UNAVAILABLE
+    );
+    assert_eq!(
+        node.get("/readyz").await.unwrap().0,
+        StatusCode::SERVICE_UNAVAILABLE
+    );
     let api = Api::start();
     let node = Node::start_with_fault(&api.url(), &grpc_variables(), "spool-write=return").await;
     node.lane_is("grpc", "up", PATIENCE).await;
     for key in ["a", "b", "c"] {
         let (status, body) = node.post("/", key, traffic()[0].clone()).await.unwrap();
-        assert_eq!((status, &body["path"]), (StatusCode::ACCEPTED, &json!("GRPC")));
+        assert_eq!(
+            (status, &body["path"]),
+            (StatusCode::ACCEPTED, &json!("GRPC"))
+        );
     }
     assert_eq!(node.get("/readyz").await.unwrap().0, StatusCode::OK);
 }
@@ -205,13 +377,20 @@ async fn a_key_that_comes_again_gets_its_first_receipt_also_after_a_kill() {
     node.lane_is("grpc", "up", PATIENCE).await;
     let record = || traffic()[0].clone();
     let first = node.post("/", "once", record()).await.unwrap();
-    assert_eq!((first.0, &first.1["path"]), (StatusCode::ACCEPTED, &json!("GRPC")));
+    assert_eq!(
+        (first.0, &first.1["path"]),
+        (StatusCode::ACCEPTED, &json!("GRPC"))
+    );
     assert_eq!(node.post("/", "once", record()).await.unwrap(), first);
     node.signal("KILL");
     node.ended(PATIENCE).await;
     node.start_again().await;
     assert_eq!(node.post("/", "once", record()).await.unwrap(), first);
-    assert_eq!(node.at_rest(PATIENCE).await["accepted"], 0, "nothing was routed again");
+    assert_eq!(
+        node.at_rest(PATIENCE).await["accepted"],
+        0,
+        "nothing was routed again"
+    );
     assert_eq!(api.count(), 1);
 }
 
@@ -220,12 +399,22 @@ async fn a_batch_has_a_receipt_for_each_of_its_records() {
     let api = Api::start();
     let node = Node::start(&api.url(), &grpc_variables()).await;
     node.lane_is("grpc", "up", PATIENCE).await;
-    let text = traffic()[..200].iter().map(|record| String::from_utf8(record.to_vec()).unwrap()).collect::<Vec<_>>();
+    let text = traffic()[..200]
+        .iter()
+        .map(|record| String::from_utf8(record.to_vec()).unwrap())
+        .collect::<Vec<_>>();
     let (array, rest) = text.split_at(100);
     let mut ids = HashSet::new();
-    for request in [post(format!("[{}]", array.join(",\n"))), lines(&rest.join("\r\n"))] {
+    for request in [
+        post(format!("[{}]", array.join(",\n"))),
+        lines(&rest.join("\r\n")),
+    ] {
         let (status, _, body) = request.send(&node).await;
-        assert_eq!((status, &body["accepted"]), (StatusCode::ACCEPTED, &json!(100)), "{body}");
+        assert_eq!(
+            (status, &body["accepted"]),
+            (StatusCode::ACCEPTED, &json!(100)),
+            "{body}"
+        );
         for receipt in body["records"].as_array().unwrap() {
             assert_eq!(receipt["path"], "GRPC");
             ids.insert(receipt["id"].as_str().unwrap().to_owned());
@@ -234,7 +423,9 @@ async fn a_batch_has_a_receipt_for_each_of_its_records() {
     api.wait_for(200, PATIENCE).await;
     assert_eq!(api.taken().into_keys().collect::<HashSet<_>>(), ids);
     let bodies: HashSet<_> = api.posts().into_iter().map(|post| post.body).collect();
-    let expected = text.iter().map(|record| format!("{},\"path\":\"GRPC\"}}", record.strip_suffix('}').unwrap()));
+    let expected = text
+        .iter()
+        .map(|record| format!("{},\"path\":\"GRPC\"}}", record.strip_suffix('}').unwrap()));
     assert_eq!(bodies, expected.map(Into::into).collect(), "byte for byte");
     assert_eq!(node.at_rest(PATIENCE).await["accepted"], 200);
 }
@@ -247,21 +438,39 @@ async fn a_batch_that_comes_again_under_its_key_gets_its_first_receipts() {
     let batch = || post(format!("[{RECORD},{RECORD}]")).with("Idempotency-Key", "k");
     let (status, _, first) = batch().send(&node).await;
     let expected = ["k/0", "k/1"].map(|id| json!({"id": id, "path": "GRPC"}));
-    assert_eq!((status, &first), (StatusCode::ACCEPTED, &json!({"accepted": 2, "records": expected})));
+    assert_eq!(
+        (status, &first),
+        (
+            StatusCode::ACCEPTED,
+            &json!({"accepted": 2, "records": expected})
+        )
+    );
     assert_eq!(batch().send(&node).await.2, first);
     node.signal("KILL");
     node.ended(PATIENCE).await;
     node.start_again().await;
     assert_eq!(batch().send(&node).await.2, first);
-    assert_eq!(node.at_rest(PATIENCE).await["accepted"], 0, "nothing was routed again");
+    assert_eq!(
+        node.at_rest(PATIENCE).await["accepted"],
+        0,
+        "nothing was routed again"
+    );
     assert_eq!(api.count(), 2);
 }
 
 #[actix_rt::test]
 async fn a_batch_of_which_one_record_is_not_safe_has_no_2xx() {
-    let sizes = [("SPOOL__MAX", "1MiB"), ("INGEST__MAX_BODY", "4MiB"), ("INGEST__MAX_RECORD", "2MiB")];
+    let sizes = [
+        ("SPOOL__MAX", "1MiB"),
+        ("INGEST__MAX_BODY", "4MiB"),
+        ("INGEST__MAX_RECORD", "2MiB"),
+    ];
     let sizes = sizes.map(|(key, size)| (key.to_owned(), size.to_owned()));
-    let node = Node::start("http://127.0.0.1:9/", &[nobody().as_slice(), &sizes].concat()).await;
+    let node = Node::start(
+        "http://127.0.0.1:9/",
+        &[nobody().as_slice(), &sizes].concat(),
+    )
+    .await;
     let big = RECORD.replace("Cobán", &"x".repeat(1 << 20));
     let batch = || post(format!("[{RECORD},{big}]"));
     for request in [batch(), batch().with("Idempotency-Key", "k")] {
@@ -276,6 +485,13 @@ async fn a_batch_that_no_lane_takes_is_safe_on_disk() {
     let node = Node::start("http://127.0.0.1:9/", &nobody()).await;
     let (status, _, body) = lines(&[RECORD; 3].join("\n")).send(&node).await;
     assert_eq!(status, StatusCode::ACCEPTED, "{body}");
-    assert!(body["records"].as_array().unwrap().iter().all(|receipt| receipt["path"] == "spool"), "{body}");
+    assert!(
+        body["records"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .all(|receipt| receipt["path"] == "spool"),
+        "{body}"
+    );
     assert_eq!(node.status().await["ledger"]["spooled"], 3);
 }

@@ -17,23 +17,28 @@ use tokio::{
 use waypost::{
     actors::{
         Refused, Slot,
+        admission::Ingest,
+        fallback::Disk,
         forwarder::{self, Forwarder, Limits},
-        ingest::{Disk, Ingest},
         lane::{Lane, Wiring},
         router::{self, Router},
-        supervisor::{Action, ChildId, DrainAll, Order, Place, Snapshot, State, Supervisor, View, factory},
-        transport::{
-            Transport,
-            memory::{Broker, Faults, Memory},
-            nats,
+        supervisor::{
+            Action, ChildId, DrainAll, Order, Place, Snapshot, State, Supervisor, View, factory,
         },
     },
+    api,
     config::{self, Policy},
-    delivery::{LaneId, Receipt, Tap},
-    http::api,
+    delivery::Receipt,
+    lane_id::LaneId,
     ledger::Ledger,
     record::{Origin, Record},
     spool::{NotSafe, Queue, Spool},
+    tap::Tap,
+    transport::{
+        Transport,
+        memory::{Broker, Faults, Memory},
+        nats,
+    },
 };
 
 use crate::support::{
@@ -75,10 +80,21 @@ impl House {
         Self::that_gives_up(api, limits, spool, None)
     }
 
-    fn that_gives_up(api: &str, limits: Limits, spool: Spool, give_up_after: Option<Duration>) -> Self {
+    fn that_gives_up(
+        api: &str,
+        limits: Limits,
+        spool: Spool,
+        give_up_after: Option<Duration>,
+    ) -> Self {
         let broker = Broker::default();
-        let (ledger, ingest, supervisor) = graph::<Memory>(&broker, api, limits, spool, give_up_after);
-        Self { broker, ledger, ingest, supervisor }
+        let (ledger, ingest, supervisor) =
+            graph::<Memory>(&broker, api, limits, spool, give_up_after);
+        Self {
+            broker,
+            ledger,
+            ingest,
+            supervisor,
+        }
     }
 
     async fn view(&self) -> View {
@@ -87,12 +103,20 @@ impl House {
     }
 
     async fn up(&self) {
-        eventually("the lane is up", PATIENCE, async || (self.view().await.state == State::Up).then_some(())).await;
+        eventually("the lane is up", PATIENCE, async || {
+            (self.view().await.state == State::Up).then_some(())
+        })
+        .await;
     }
 
     async fn submit(&self, count: usize) {
         let receipts = join_all((0..count).map(|_| self.ingest.submit(record(), None))).await;
-        assert!(receipts.iter().all(|receipt| *receipt == Ok(Receipt::Lane(LaneId::Memory))), "{receipts:?}");
+        assert!(
+            receipts
+                .iter()
+                .all(|receipt| *receipt == Ok(Receipt::Lane(LaneId::Memory))),
+            "{receipts:?}"
+        );
     }
 }
 
@@ -107,7 +131,11 @@ fn graph<T: Transport>(
     let posts = limits.posts;
     let ledger = Arc::new(Ledger::new(Arc::from("run")));
     let (router, forwarder) = (Slot::new(), Slot::new());
-    let api = config::Api { url: api.into(), concurrency: posts.max(1), ..config::Api::default() };
+    let api = config::Api {
+        url: api.into(),
+        concurrency: posts.max(1),
+        ..config::Api::default()
+    };
     let api = api::Settings::read(&api).unwrap();
     let wiring = Wiring {
         router: router.clone(),
@@ -117,10 +145,17 @@ fn graph<T: Transport>(
         ledger: Arc::clone(&ledger),
         publish_timeout: PUBLISH_TIMEOUT,
     };
-    let disk = Disk { spool: spool.clone(), ledger: Arc::clone(&ledger) };
-    let routing = router::Wiring { disk, publish_timeout: PUBLISH_TIMEOUT };
-    let start_router =
-        factory(router.clone(), move |life| Router::new(Policy::RoundRobin, &[T::LANE], routing.clone(), life));
+    let disk = Disk {
+        spool: spool.clone(),
+        ledger: Arc::clone(&ledger),
+    };
+    let routing = router::Wiring {
+        disk,
+        publish_timeout: PUBLISH_TIMEOUT,
+    };
+    let start_router = factory(router.clone(), move |life| {
+        Router::new(Policy::RoundRobin, &[T::LANE], routing.clone(), life)
+    });
     let start_forwarder = factory(forwarder, {
         let wiring = forwarder::Wiring {
             ledger: Arc::clone(&ledger),
@@ -130,10 +165,20 @@ fn graph<T: Transport>(
             give_up_after,
             limits,
         };
-        move |life| Forwarder::new(T::LANE, T::LANE.default_tag(), api::Api::new(&api), wiring.clone(), life)
+        move |life| {
+            Forwarder::new(
+                T::LANE,
+                T::LANE.default_tag(),
+                api::Api::new(&api),
+                wiring.clone(),
+                life,
+            )
+        }
     });
     let settings = settings.clone();
-    let start_lane = factory(Slot::new(), move |life| Lane::<T>::new(settings.clone(), wiring.clone(), life));
+    let start_lane = factory(Slot::new(), move |life| {
+        Lane::<T>::new(settings.clone(), wiring.clone(), life)
+    });
     let children = vec![
         (ChildId::Router, Place::Here, start_router),
         (ChildId::Forwarder(T::LANE), Place::Here, start_forwarder),
@@ -145,7 +190,12 @@ fn graph<T: Transport>(
 
 fn record() -> Record {
     let origin = Some(Origin::now(Arc::from("run")));
-    Record { id: Record::new_id(), body: Bytes::from_static(b"{\"a\":1}"), traceparent: None, origin }
+    Record {
+        id: Record::new_id(),
+        body: Bytes::from_static(b"{\"a\":1}"),
+        traceparent: None,
+        origin,
+    }
 }
 
 /// Where nothing is posted.
@@ -155,19 +205,32 @@ const NO_API: &str = "http://127.0.0.1:9/";
 async fn a_lane_that_is_lost_in_the_middle_of_a_publish_gives_the_record_back_and_comes_again() {
     let house = House::new(NO_API, 0).await;
     house.up().await;
-    house.broker.set_faults(Faults { swallow_confirms: true, ..Faults::default() });
+    house.broker.set_faults(Faults {
+        swallow_confirms: true,
+        ..Faults::default()
+    });
     let lose = async {
-        eventually("the record is under way", PATIENCE, async || (house.broker.stored() == 1).then_some(())).await;
+        eventually("the record is under way", PATIENCE, async || {
+            (house.broker.stored() == 1).then_some(())
+        })
+        .await;
         house.broker.set_faults(Faults::default());
         house.broker.drop_connection();
     };
     let (answer, ()) = tokio::join!(house.ingest.submit(record(), None), lose);
-    assert_eq!(answer, Err(Refused::NotSafe(NotSafe::Closed)), "what is unknown is not safe");
+    assert_eq!(
+        answer,
+        Err(Refused::NotSafe(NotSafe::Closed)),
+        "what is unknown is not safe"
+    );
     assert_eq!(house.ledger.totals().accepted, 0);
     house.up().await;
     house.submit(1).await;
     let view = house.view().await;
-    assert_eq!((view.restarts, view.last_error.as_deref()), (1, Some("connection lost: dropped")));
+    assert_eq!(
+        (view.restarts, view.last_error.as_deref()),
+        (1, Some("connection lost: dropped"))
+    );
 }
 
 /// A lane that is away for long may bring what it never confirmed after any number of other records.
@@ -175,9 +238,15 @@ async fn a_lane_that_is_lost_in_the_middle_of_a_publish_gives_the_record_back_an
 async fn a_record_that_a_lane_may_have_is_known_however_many_came_after_it() {
     let house = House::new(NO_API, 0).await;
     house.up().await;
-    house.broker.set_faults(Faults { swallow_confirms: true, ..Faults::default() });
+    house.broker.set_faults(Faults {
+        swallow_confirms: true,
+        ..Faults::default()
+    });
     let lose = async {
-        eventually("the record is under way", PATIENCE, async || (house.broker.stored() == 1).then_some(())).await;
+        eventually("the record is under way", PATIENCE, async || {
+            (house.broker.stored() == 1).then_some(())
+        })
+        .await;
         house.broker.drop_connection();
     };
     let doubtful = record();
@@ -189,7 +258,10 @@ async fn a_record_that_a_lane_may_have_is_known_however_many_came_after_it() {
     for _ in 0..300_000 {
         house.ledger.delivered(LaneId::Grpc, [&record()]);
     }
-    assert!(!house.ledger.is_delivered(&first), "so many that others are forgotten");
+    assert!(
+        !house.ledger.is_delivered(&first),
+        "so many that others are forgotten"
+    );
     assert!(house.ledger.is_delivered(&doubtful));
 }
 
@@ -199,7 +271,10 @@ async fn a_record_that_is_delivered_though_its_client_was_refused_balances() {
     let api = Api::start();
     let house = House::new(&api.url(), 4).await;
     house.up().await;
-    house.broker.set_faults(Faults { swallow_confirms: true, ..Faults::default() });
+    house.broker.set_faults(Faults {
+        swallow_confirms: true,
+        ..Faults::default()
+    });
     let lose = async {
         api.wait_for(1, PATIENCE).await;
         house.broker.set_faults(Faults::default());
@@ -209,9 +284,15 @@ async fn a_record_that_is_delivered_though_its_client_was_refused_balances() {
     assert_eq!(answer, Err(Refused::NotSafe(NotSafe::Closed)));
     house.up().await;
     house.submit(1).await;
-    eventually("both are delivered", PATIENCE, async || (house.ledger.totals().delivered == 2).then_some(())).await;
+    eventually("both are delivered", PATIENCE, async || {
+        (house.ledger.totals().delivered == 2).then_some(())
+    })
+    .await;
     let counts = house.ledger.totals();
-    assert_eq!((counts.accepted, counts.recovered, counts.in_flight()), (1, 1, 0));
+    assert_eq!(
+        (counts.accepted, counts.recovered, counts.in_flight()),
+        (1, 1, 0)
+    );
 }
 
 #[actix_rt::test]
@@ -219,13 +300,26 @@ async fn a_lane_whose_confirms_do_not_come_is_restarted_after_the_publish_timeou
     let house = House::new(NO_API, 0).await;
     tokio::time::pause();
     tokio::time::sleep(Duration::from_millis(10)).await;
-    house.broker.set_faults(Faults { swallow_confirms: true, ..Faults::default() });
+    house.broker.set_faults(Faults {
+        swallow_confirms: true,
+        ..Faults::default()
+    });
     let asked = Instant::now();
-    assert_eq!(house.ingest.submit(record(), None).await, Err(Refused::NotSafe(NotSafe::Closed)));
-    assert!((PUBLISH_TIMEOUT..PUBLISH_TIMEOUT * 2).contains(&asked.elapsed()), "{:?}", asked.elapsed());
+    assert_eq!(
+        house.ingest.submit(record(), None).await,
+        Err(Refused::NotSafe(NotSafe::Closed))
+    );
+    assert!(
+        (PUBLISH_TIMEOUT..PUBLISH_TIMEOUT * 2).contains(&asked.elapsed()),
+        "{:?}",
+        asked.elapsed()
+    );
     house.broker.set_faults(Faults::default());
     tokio::time::sleep(Duration::from_secs(2)).await;
-    assert_eq!(house.view().await.last_error.as_deref(), Some("connection lost: no confirm within 2s"));
+    assert_eq!(
+        house.view().await.last_error.as_deref(),
+        Some("connection lost: no confirm within 2s")
+    );
     house.submit(1).await;
 }
 
@@ -233,11 +327,21 @@ async fn a_lane_whose_confirms_do_not_come_is_restarted_after_the_publish_timeou
 async fn a_lane_keeps_trying_to_connect_and_says_why_it_cannot() {
     let house = House::new(NO_API, 0).await;
     tokio::time::pause();
-    house.broker.set_faults(Faults { refuse_connects: true, ..Faults::default() });
+    house.broker.set_faults(Faults {
+        refuse_connects: true,
+        ..Faults::default()
+    });
     house.broker.drop_connection();
     tokio::time::sleep(Duration::from_mins(2)).await;
-    assert!(house.broker.connects() > 100, "{} connects in two minutes", house.broker.connects());
-    assert_eq!(house.view().await.last_error.as_deref(), Some("cannot connect: refused"));
+    assert!(
+        house.broker.connects() > 100,
+        "{} connects in two minutes",
+        house.broker.connects()
+    );
+    assert_eq!(
+        house.view().await.last_error.as_deref(),
+        Some("cannot connect: refused")
+    );
     house.broker.set_faults(Faults::default());
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert_eq!(house.view().await.state, State::Up);
@@ -255,9 +359,16 @@ async fn a_drain_ends_the_posts_under_way_settles_them_and_leaves_the_rest_in_th
     house.supervisor.send(DrainAll).await.unwrap();
     let posted = api.count();
     let counts = house.ledger.totals();
-    assert_eq!(counts.delivered, posted as u64, "each POST under way has ended");
+    assert_eq!(
+        counts.delivered, posted as u64,
+        "each POST under way has ended"
+    );
     assert!(posted < RECORDS, "the drain did not wait for the backlog");
-    assert_eq!(house.broker.stored(), RECORDS - posted, "what was delivered is settled, the rest is in the broker");
+    assert_eq!(
+        house.broker.stored(),
+        RECORDS - posted,
+        "what was delivered is settled, the rest is in the broker"
+    );
     assert_eq!(house.view().await.state, State::Paused);
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert_eq!(api.count(), posted, "nothing is posted after the drain");
@@ -266,15 +377,27 @@ async fn a_drain_ends_the_posts_under_way_settles_them_and_leaves_the_rest_in_th
 #[actix_rt::test]
 async fn a_drain_gives_back_what_waits_for_another_try() {
     let api = Api::start();
-    api.behave(|_, _| Conduct::AnswerWith { status: 503, headers: vec![("Retry-After", "60".into())], body: vec![] });
+    api.behave(|_, _| Conduct::AnswerWith {
+        status: 503,
+        headers: vec![("Retry-After", "60".into())],
+        body: vec![],
+    });
     let house = House::new(&api.url(), 4).await;
     house.up().await;
     house.submit(10).await;
     api.wait_for(4, PATIENCE).await;
     house.supervisor.send(DrainAll).await.unwrap();
     assert_eq!(house.broker.stored(), 10);
-    assert_eq!(house.view().await.last_error, None, "the lane ended by itself, not by force");
-    assert_eq!((house.ledger.totals().delivered, api.count()), (0, 4), "Retry-After was kept");
+    assert_eq!(
+        house.view().await.last_error,
+        None,
+        "the lane ended by itself, not by force"
+    );
+    assert_eq!(
+        (house.ledger.totals().delivered, api.count()),
+        (0, 4),
+        "Retry-After was kept"
+    );
 }
 
 #[actix_rt::test]
@@ -284,10 +407,17 @@ async fn an_api_that_fails_is_tried_again_until_it_takes_the_record() {
     let house = House::new(&api.url(), 4).await;
     house.up().await;
     house.submit(1).await;
-    eventually("it is delivered", PATIENCE, async || (house.ledger.totals().delivered == 1).then_some(())).await;
+    eventually("it is delivered", PATIENCE, async || {
+        (house.ledger.totals().delivered == 1).then_some(())
+    })
+    .await;
     let posts = api.posts();
     assert_eq!(posts.len(), 6);
-    assert!(posts.iter().all(|post| post.key == posts[0].key && post.body == "{\"a\":1,\"path\":\"Memory\"}"));
+    assert!(
+        posts
+            .iter()
+            .all(|post| post.key == posts[0].key && post.body == "{\"a\":1,\"path\":\"Memory\"}")
+    );
     assert_eq!(house.broker.stored(), 0);
 }
 
@@ -298,8 +428,10 @@ async fn a_record_that_the_api_refuses_is_not_acked_and_holds_up_no_other() {
     let house = House::new(&api.url(), 1).await;
     house.up().await;
     house.submit(3).await;
-    eventually("the others are delivered", PATIENCE, async || (house.ledger.totals().delivered == 2).then_some(()))
-        .await;
+    eventually("the others are delivered", PATIENCE, async || {
+        (house.ledger.totals().delivered == 2).then_some(())
+    })
+    .await;
     assert_eq!(house.broker.stored(), 1);
     assert_eq!(house.ledger.totals().in_flight(), 1);
 }
@@ -314,7 +446,10 @@ async fn a_connection_that_is_lost_while_no_post_may_begin_is_noticed() {
     house.submit(3).await;
     api.wait_for(2, PATIENCE).await;
     house.broker.drop_connection();
-    eventually("the lane is restarted", PATIENCE, async || (house.view().await.restarts == 1).then_some(())).await;
+    eventually("the lane is restarted", PATIENCE, async || {
+        (house.view().await.restarts == 1).then_some(())
+    })
+    .await;
 }
 
 #[actix_rt::test]
@@ -327,10 +462,25 @@ async fn an_order_to_a_node_that_ends_starts_no_lane() {
     api.wait_for(4, PATIENCE).await;
     let drain = house.supervisor.send(DrainAll);
     for action in [Action::Resume, Action::Restart] {
-        assert!(house.supervisor.send(Order { lane: LaneId::Memory, action }).await.unwrap());
+        assert!(
+            house
+                .supervisor
+                .send(Order {
+                    lane: LaneId::Memory,
+                    action
+                })
+                .await
+                .unwrap()
+        );
     }
-    tokio::time::timeout(PATIENCE, drain).await.expect("the drain ends").unwrap();
-    assert_eq!((house.view().await.state, house.broker.connects()), (State::Paused, 1));
+    tokio::time::timeout(PATIENCE, drain)
+        .await
+        .expect("the drain ends")
+        .unwrap();
+    assert_eq!(
+        (house.view().await.state, house.broker.connects()),
+        (State::Paused, 1)
+    );
     assert_eq!(house.ledger.totals().delivered, 4);
 }
 
@@ -344,11 +494,20 @@ async fn a_record_that_comes_again_after_its_2xx_is_not_posted_again() {
     api.wait_for(1, PATIENCE).await;
     // The ack that follows the 2xx meets a connection that is gone.
     house.broker.drop_connection();
-    eventually("it came again", PATIENCE, async || (house.ledger.totals().redelivered == 1).then_some(())).await;
-    eventually("it is settled", PATIENCE, async || (house.broker.stored() == 0).then_some(())).await;
+    eventually("it came again", PATIENCE, async || {
+        (house.ledger.totals().redelivered == 1).then_some(())
+    })
+    .await;
+    eventually("it is settled", PATIENCE, async || {
+        (house.broker.stored() == 0).then_some(())
+    })
+    .await;
     assert_eq!(api.count(), 1);
     let counts = house.ledger.totals();
-    assert_eq!((counts.accepted, counts.delivered, counts.in_flight()), (1, 1, 0));
+    assert_eq!(
+        (counts.accepted, counts.delivered, counts.in_flight()),
+        (1, 1, 0)
+    );
 }
 
 /// Each record that was taken: its id, and its body.
@@ -356,10 +515,17 @@ fn taken_in_arrays(api: &Api) -> Vec<(String, String)> {
     let posts = api.posts().into_iter();
     posts
         .flat_map(|post| {
-            let ids: Vec<_> = post.key.expect("a key").split(',').map(str::to_owned).collect();
-            let records: Vec<Box<RawValue>> = serde_json::from_slice(&post.body).expect("a JSON array");
+            let ids: Vec<_> = post
+                .key
+                .expect("a key")
+                .split(',')
+                .map(str::to_owned)
+                .collect();
+            let records: Vec<Box<RawValue>> =
+                serde_json::from_slice(&post.body).expect("a JSON array");
             assert_eq!(ids.len(), records.len());
-            ids.into_iter().zip(records.into_iter().map(|record| record.get().to_owned()))
+            ids.into_iter()
+                .zip(records.into_iter().map(|record| record.get().to_owned()))
         })
         .collect()
 }
@@ -370,11 +536,23 @@ async fn a_batch_is_an_array_with_the_ids_of_its_records_and_is_settled_record_b
     let house = House::in_batches(&api.url(), 2, 100).await;
     house.up().await;
     house.submit(250).await;
-    eventually("all are settled", PATIENCE, async || (house.broker.stored() == 0).then_some(())).await;
+    eventually("all are settled", PATIENCE, async || {
+        (house.broker.stored() == 0).then_some(())
+    })
+    .await;
     let taken = taken_in_arrays(&api);
     let ids: HashSet<_> = taken.iter().map(|(id, _)| id).collect();
-    assert_eq!((taken.len(), ids.len(), house.ledger.totals().delivered), (250, 250, 250));
-    assert!(taken.iter().all(|(_, record)| record == r#"{"a":1,"path":"Memory"}"#), "{:?}", taken[0]);
+    assert_eq!(
+        (taken.len(), ids.len(), house.ledger.totals().delivered),
+        (250, 250, 250)
+    );
+    assert!(
+        taken
+            .iter()
+            .all(|(_, record)| record == r#"{"a":1,"path":"Memory"}"#),
+        "{:?}",
+        taken[0]
+    );
     assert!(api.count() < 25, "{} POSTs for 250 records", api.count());
 }
 
@@ -382,43 +560,91 @@ async fn a_batch_is_an_array_with_the_ids_of_its_records_and_is_settled_record_b
 async fn a_batch_that_the_api_refuses_costs_only_the_records_that_it_refuses() {
     let api = Api::start();
     api.behave(|_, post| {
-        Conduct::Answer(if memchr::memmem::find(&post.body, b"\"bad\"").is_some() { 422 } else { 200 })
+        Conduct::Answer(if memchr::memmem::find(&post.body, b"\"bad\"").is_some() {
+            422
+        } else {
+            200
+        })
     });
     let folder = tempfile::tempdir().unwrap();
     let spool = Spool::open(folder.path(), 1 << 20).unwrap();
-    let house = House::with(&api.url(), Limits { posts: 1, batch: 50 }, spool.clone());
+    let house = House::with(
+        &api.url(),
+        Limits {
+            posts: 1,
+            batch: 50,
+        },
+        spool.clone(),
+    );
     house.up().await;
     let bad = |number: usize| number == 7 || number == 31;
     let records = (0..50).map(|number| {
-        let body = if bad(number) { "{\"bad\":1}" } else { "{\"a\":1}" };
-        Record { body: Bytes::from_static(body.as_bytes()), ..record() }
+        let body = if bad(number) {
+            "{\"bad\":1}"
+        } else {
+            "{\"a\":1}"
+        };
+        Record {
+            body: Bytes::from_static(body.as_bytes()),
+            ..record()
+        }
     });
     let receipts = join_all(records.map(|record| house.ingest.submit(record, None))).await;
     assert!(receipts.iter().all(Result::is_ok), "{receipts:?}");
-    eventually("all are settled", PATIENCE, async || (house.broker.stored() == 0).then_some(())).await;
+    eventually("all are settled", PATIENCE, async || {
+        (house.broker.stored() == 0).then_some(())
+    })
+    .await;
     let totals = house.ledger.totals();
-    assert_eq!((totals.delivered, spool.holds().records(Queue::Dead)), (48, 2));
+    assert_eq!(
+        (totals.delivered, spool.holds().records(Queue::Dead)),
+        (48, 2)
+    );
     let dead = spool.dead(10).await.unwrap();
-    assert!(dead.iter().all(|entry| entry.letter.as_ref().is_some_and(|letter| letter.status == 422)), "two letters");
+    assert!(
+        dead.iter().all(|entry| entry
+            .letter
+            .as_ref()
+            .is_some_and(|letter| letter.status == 422)),
+        "two letters"
+    );
 }
 
 #[actix_rt::test]
 async fn a_record_that_the_api_fails_at_does_not_keep_its_batch_from_arriving() {
     let api = Api::start();
     api.behave(|_, post| {
-        Conduct::Answer(if memchr::memmem::find(&post.body, b"\"bad\"").is_some() { 500 } else { 200 })
+        Conduct::Answer(if memchr::memmem::find(&post.body, b"\"bad\"").is_some() {
+            500
+        } else {
+            200
+        })
     });
     let house = House::in_batches(&api.url(), 2, 8).await;
     house.up().await;
     let records = (0..8).map(|number| {
-        let body = if number == 3 { "{\"bad\":1}" } else { "{\"a\":1}" };
-        Record { body: Bytes::from_static(body.as_bytes()), ..record() }
+        let body = if number == 3 {
+            "{\"bad\":1}"
+        } else {
+            "{\"a\":1}"
+        };
+        Record {
+            body: Bytes::from_static(body.as_bytes()),
+            ..record()
+        }
     });
     let receipts = join_all(records.map(|record| house.ingest.submit(record, None))).await;
     assert!(receipts.iter().all(Result::is_ok), "{receipts:?}");
     let patience = PATIENCE * 3;
-    eventually("the others arrive", patience, async || (house.ledger.totals().delivered == 7).then_some(())).await;
-    assert_eq!(house.broker.stored(), 1, "the bad one is tried again, and kept");
+    eventually("the others arrive", patience, async || {
+        (house.ledger.totals().delivered == 7).then_some(())
+    })
+    .await;
+    assert_eq!(
+        house.broker.stored(),
+        1,
+        "the bad one is tried again, and kept"
+    );
 }
 
 #[actix_rt::test]
@@ -429,8 +655,14 @@ async fn a_drain_gives_back_batches_under_way_and_those_that_wait_for_their_turn
     house.up().await;
     house.submit(40).await;
     api.wait_for(1, PATIENCE).await;
-    timeout(PATIENCE, house.supervisor.send(DrainAll)).await.expect("it ends in time").unwrap();
-    assert_eq!((house.broker.stored(), house.ledger.totals().delivered), (40, 0));
+    timeout(PATIENCE, house.supervisor.send(DrainAll))
+        .await
+        .expect("it ends in time")
+        .unwrap();
+    assert_eq!(
+        (house.broker.stored(), house.ledger.totals().delivered),
+        (40, 0)
+    );
 }
 
 #[actix_rt::test]
@@ -439,7 +671,11 @@ async fn a_batch_is_given_up_record_by_record() {
     let (limits, hour) = (Limits { posts: 1, batch: 2 }, Duration::from_hours(1));
     let (spool, _folder) = spool();
     api.behave(|number, _| match number {
-        0 => Conduct::AnswerWith { status: 503, headers: vec![("Retry-After", "1".into())], body: vec![] },
+        0 => Conduct::AnswerWith {
+            status: 503,
+            headers: vec![("Retry-After", "1".into())],
+            body: vec![],
+        },
         _ => Conduct::Answer(200),
     });
     let house = House::that_gives_up(&api.url(), limits, spool.clone(), Some(hour));
@@ -447,12 +683,22 @@ async fn a_batch_is_given_up_record_by_record() {
     let (young, mut old) = (record(), record());
     // It is given up in a moment, before the API takes anything.
     let origin = old.origin.as_mut().unwrap();
-    origin.at_us -= u64::try_from(hour.saturating_sub(Duration::from_millis(150)).as_micros()).unwrap();
+    origin.at_us -=
+        u64::try_from(hour.saturating_sub(Duration::from_millis(150)).as_micros()).unwrap();
     let old_id = old.id.to_string();
     let receipts = join_all([young, old].map(|record| house.ingest.submit(record, None))).await;
     assert!(receipts.iter().all(Result::is_ok), "{receipts:?}");
-    eventually("both are settled", PATIENCE, async || (house.broker.stored() == 0).then_some(())).await;
-    let dead: Vec<_> = spool.dead(10).await.unwrap().into_iter().map(|entry| entry.id).collect();
+    eventually("both are settled", PATIENCE, async || {
+        (house.broker.stored() == 0).then_some(())
+    })
+    .await;
+    let dead: Vec<_> = spool
+        .dead(10)
+        .await
+        .unwrap()
+        .into_iter()
+        .map(|entry| entry.id)
+        .collect();
     assert_eq!((dead, house.ledger.totals().delivered), (vec![old_id], 1));
 }
 
@@ -462,11 +708,27 @@ async fn two_records_of_one_id_are_both_posted_and_never_in_one_array() {
     let house = House::in_batches(&api.url(), 1, 10).await;
     house.up().await;
     let first = record();
-    let second = Record { origin: Some(Origin { at_us: 1, ..first.origin.clone().unwrap() }), ..first.clone() };
+    let second = Record {
+        origin: Some(Origin {
+            at_us: 1,
+            ..first.origin.clone().unwrap()
+        }),
+        ..first.clone()
+    };
     let receipts = join_all([first, second].map(|record| house.ingest.submit(record, None))).await;
     assert!(receipts.iter().all(Result::is_ok), "{receipts:?}");
-    eventually("both are settled", PATIENCE, async || (house.broker.stored() == 0).then_some(())).await;
-    assert_eq!((api.count(), taken_in_arrays(&api).len(), house.ledger.totals().delivered), (2, 2, 2));
+    eventually("both are settled", PATIENCE, async || {
+        (house.broker.stored() == 0).then_some(())
+    })
+    .await;
+    assert_eq!(
+        (
+            api.count(),
+            taken_in_arrays(&api).len(),
+            house.ledger.totals().delivered
+        ),
+        (2, 2, 2)
+    );
 }
 
 /// Brokers end a consumer that holds a message for too long.
@@ -479,9 +741,15 @@ async fn a_record_that_the_api_does_not_take_is_given_back_before_its_broker_min
     let again = house.broker.redelivered();
     tokio::time::sleep(Duration::from_mins(25)).await;
     tokio::time::resume();
-    assert_eq!((house.broker.stored(), house.ledger.totals().delivered), (1, 0));
+    assert_eq!(
+        (house.broker.stored(), house.ledger.totals().delivered),
+        (1, 0)
+    );
     let times = house.broker.redelivered() - again;
-    assert!((2..=3).contains(&times), "it came again {times} times in 25 minutes");
+    assert!(
+        (2..=3).contains(&times),
+        "it came again {times} times in 25 minutes"
+    );
 }
 
 #[actix_rt::test]
@@ -491,28 +759,48 @@ async fn a_retry_waits_for_as_long_as_the_api_asks() {
     api.behave(move |number, _| {
         seen.lock().unwrap().push(Instant::now());
         match number {
-            0 => Conduct::AnswerWith { status: 503, headers: vec![("Retry-After", "2".into())], body: vec![] },
+            0 => Conduct::AnswerWith {
+                status: 503,
+                headers: vec![("Retry-After", "2".into())],
+                body: vec![],
+            },
             _ => Conduct::Answer(200),
         }
     });
     let house = House::new(&api.url(), 1).await;
     house.up().await;
     house.submit(1).await;
-    eventually("it is delivered", PATIENCE, async || (house.ledger.totals().delivered == 1).then_some(())).await;
+    eventually("it is delivered", PATIENCE, async || {
+        (house.ledger.totals().delivered == 1).then_some(())
+    })
+    .await;
     let times = times.lock().unwrap();
-    assert!(times[1] - times[0] >= Duration::from_secs(2), "{:?}", times[1] - times[0]);
+    assert!(
+        times[1] - times[0] >= Duration::from_secs(2),
+        "{:?}",
+        times[1] - times[0]
+    );
 }
 
 #[actix_rt::test]
 async fn records_of_requests_that_are_here_together_travel_together_but_for_what_a_lane_may_have() {
     const RECORDS: usize = 100;
-    let Some(server) = Nats::start().await else { return };
+    let Some(server) = Nats::start().await else {
+        return;
+    };
     let (api, settings) = (Api::start(), server.config());
-    let limits = Limits { posts: 64, batch: 1 };
+    let limits = Limits {
+        posts: 64,
+        batch: 1,
+    };
     let lane = nats::Settings::new(settings.clone());
-    let (ledger, ingest, _supervisor) = graph::<nats::Nats>(&lane, &api.url(), limits, closed_spool().await, None);
+    let (ledger, ingest, _supervisor) =
+        graph::<nats::Nats>(&lane, &api.url(), limits, closed_spool().await, None);
     // The first waits in the router until the lane is up.
-    eventually("the lane is up", PATIENCE, async || ingest.submit(record(), None).await.ok()).await;
+    eventually("the lane is up", PATIENCE, async || {
+        ingest.submit(record(), None).await.ok()
+    })
+    .await;
     let server = async_nats::jetstream::new(async_nats::connect(&settings.url).await.unwrap());
     let messages = async || {
         let mut stream = server.get_stream(&settings.stream).await.unwrap();
@@ -523,7 +811,12 @@ async fn records_of_requests_that_are_here_together_travel_together_but_for_what
     let submit = async |door: &Ingest, records: Vec<Record>| {
         let before = messages().await;
         let receipts = join_all(records.into_iter().map(|record| door.submit(record, None))).await;
-        assert!(receipts.iter().all(|receipt| *receipt == Ok(Receipt::Lane(LaneId::Nats))), "{receipts:?}");
+        assert!(
+            receipts
+                .iter()
+                .all(|receipt| *receipt == Ok(Receipt::Lane(LaneId::Nats))),
+            "{receipts:?}"
+        );
         messages().await - before
     };
     let from_disk = ingest.from_disk(RECORDS);
@@ -532,7 +825,9 @@ async fn records_of_requests_that_are_here_together_travel_together_but_for_what
     // An earlier run may have sent what it has left on disk.
     let found = own().into_iter().map(|record| {
         let origin = Some(Origin::now(Arc::from("an earlier run")));
-        ledger.answers_for(Record { origin, ..record }).expect("nobody has delivered it")
+        ledger
+            .answers_for(Record { origin, ..record })
+            .expect("nobody has delivered it")
     });
     assert_eq!(submit(&from_disk, found.collect()).await, RECORDS as u64);
     let doubted = own();

@@ -17,7 +17,7 @@ use rustls::{
 };
 use serde_json::Value;
 use waypost::{
-    http::client::Target,
+    api::client::Target,
     load::{Load, Plan},
 };
 
@@ -32,8 +32,13 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 fn load(host: &str, arguments: &[&str]) -> Child {
     start(env!("CARGO_BIN_EXE_waypost"), |command| {
-        command.args(["load", "--json", "--host", host]).args(arguments);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+            .args(["load", "--json", "--host", host])
+            .args(arguments);
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
     })
     .expect("the program starts")
 }
@@ -41,16 +46,27 @@ fn load(host: &str, arguments: &[&str]) -> Child {
 /// The result, and the exit status.
 async fn outcome(load: Child) -> (Value, Option<i32>) {
     let ended = tokio::task::spawn_blocking(|| load.wait_with_output()).await;
-    let Output { status, stdout, stderr } = ended.expect("it waits").expect("it ends");
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = ended.expect("it waits").expect("it ends");
     let told = String::from_utf8_lossy(&stderr);
-    (serde_json::from_slice(&stdout).unwrap_or_else(|why| panic!("{why}: {told}")), status.code())
+    (
+        serde_json::from_slice(&stdout).unwrap_or_else(|why| panic!("{why}: {told}")),
+        status.code(),
+    )
 }
 
 #[actix_rt::test]
 async fn each_record_is_posted_once_a_pass_byte_for_byte_over_as_many_connections_as_users() {
     let api = Api::start();
     let (result, status) = outcome(load(&api.url(), &["--users", "4", "--repeat", "3"])).await;
-    assert_eq!((status, &result["requests"], &result["failures"]), (Some(0), &3000.into(), &0.into()), "{result}");
+    assert_eq!(
+        (status, &result["requests"], &result["failures"]),
+        (Some(0), &3000.into(), &0.into()),
+        "{result}"
+    );
     assert_eq!(result["statuses"]["200"], 3000);
     let posts = api.posts();
     let mut bodies: Vec<_> = posts.iter().map(|post| post.body.clone()).collect();
@@ -58,10 +74,17 @@ async fn each_record_is_posted_once_a_pass_byte_for_byte_over_as_many_connection
     bodies.sort();
     wanted.sort();
     assert!(bodies == wanted, "each record three times");
-    let keys: HashSet<_> = posts.iter().map(|post| post.key.as_deref().expect("a key")).collect();
+    let keys: HashSet<_> = posts
+        .iter()
+        .map(|post| post.key.as_deref().expect("a key"))
+        .collect();
     let peers: HashSet<_> = posts.iter().map(|post| post.peer).collect();
     assert_eq!((keys.len(), peers.len()), (3000, 4));
-    assert!(posts.iter().all(|post| post.content_type.as_deref() == Some("application/json")));
+    assert!(
+        posts
+            .iter()
+            .all(|post| post.content_type.as_deref() == Some("application/json"))
+    );
 }
 
 #[actix_rt::test]
@@ -74,9 +97,20 @@ async fn what_is_refused_or_cut_is_a_failure_and_named() {
         _ => Conduct::Answer(202),
     });
     let (result, status) = outcome(load(&api.url(), &["--users", "1"])).await;
-    assert_eq!((status, &result["requests"], &result["failures"]), (Some(1), &1000.into(), &6.into()), "{result}");
-    assert_eq!((&result["statuses"]["202"], &result["statuses"]["503"]), (&994.into(), &5.into()), "{result}");
-    assert_eq!(result["kinds_of_failure"]["answered 503 Service Unavailable"], 5, "{result}");
+    assert_eq!(
+        (status, &result["requests"], &result["failures"]),
+        (Some(1), &1000.into(), &6.into()),
+        "{result}"
+    );
+    assert_eq!(
+        (&result["statuses"]["202"], &result["statuses"]["503"]),
+        (&994.into(), &5.into()),
+        "{result}"
+    );
+    assert_eq!(
+        result["kinds_of_failure"]["answered 503 Service Unavailable"], 5,
+        "{result}"
+    );
 }
 
 #[actix_rt::test]
@@ -99,10 +133,19 @@ async fn users_wait_between_records() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let file = folder.path().join("four.json");
     std::fs::write(&file, "[{\"a\":1},{\"a\":2},{\"a\":3},{\"a\":4}]").expect("the folder is ours");
-    let arguments = [file.to_str().expect("a plain path"), "--users", "1", "--wait", "50ms..60ms"];
+    let arguments = [
+        file.to_str().expect("a plain path"),
+        "--users",
+        "1",
+        "--wait",
+        "50ms..60ms",
+    ];
     let (result, status) = outcome(load(&api.url(), &arguments)).await;
     assert_eq!((status, api.count()), (Some(0), 4));
-    assert!(result["elapsed_s"].as_f64().expect("a number") > 0.15, "{result}");
+    assert!(
+        result["elapsed_s"].as_f64().expect("a number") > 0.15,
+        "{result}"
+    );
 }
 
 #[actix_rt::test]
@@ -110,7 +153,14 @@ async fn a_load_that_is_interrupted_tells_what_was_answered_and_leaves_a_report(
     let api = Api::start();
     let folder = tempfile::tempdir().expect("a temporary folder");
     let report = folder.path().join("report.html");
-    let endless = ["--rate", "100", "--repeat", "1000", "--report", report.to_str().expect("a plain path")];
+    let endless = [
+        "--rate",
+        "100",
+        "--repeat",
+        "1000",
+        "--report",
+        report.to_str().expect("a plain path"),
+    ];
     let running = load(&api.url(), &endless);
     api.wait_for(20, PATIENCE).await;
     signal(&running, "INT");
@@ -118,7 +168,10 @@ async fn a_load_that_is_interrupted_tells_what_was_answered_and_leaves_a_report(
     assert_eq!((status, &result["failures"]), (Some(1), &0.into()));
     assert_eq!(result["requests"], api.count());
     let page = std::fs::read_to_string(report).expect("the report");
-    assert!(page.contains(&format!("<td>{}", api.count())) && page.contains("</svg>"), "{page}");
+    assert!(
+        page.contains(&format!("<td>{}", api.count())) && page.contains("</svg>"),
+        "{page}"
+    );
 }
 
 #[actix_rt::test]
@@ -127,20 +180,36 @@ async fn a_load_whose_users_rest_ends_when_it_is_interrupted() {
     let running = load(&api.url(), &["--users", "2", "--wait", "1h"]);
     api.wait_for(2, PATIENCE).await;
     signal(&running, "TERM");
-    let (result, status) = tokio::time::timeout(PATIENCE, outcome(running)).await.expect("nobody rests for an hour");
-    assert_eq!((status, &result["requests"]), (Some(1), &2.into()), "{result}");
+    let (result, status) = tokio::time::timeout(PATIENCE, outcome(running))
+        .await
+        .expect("nobody rests for an hour");
+    assert_eq!(
+        (status, &result["requests"]),
+        (Some(1), &2.into()),
+        "{result}"
+    );
 }
 
 #[test]
 fn https_is_spoken_over_a_connection_that_is_kept() {
-    rustls::crypto::ring::default_provider().install_default().ok();
+    rustls::crypto::ring::default_provider()
+        .install_default()
+        .ok();
     let folder = tempfile::tempdir().unwrap();
-    let Some((cert, key)) = certificate(folder.path(), "DNS:localhost") else { return };
+    let Some((cert, key)) = certificate(folder.path(), "DNS:localhost") else {
+        return;
+    };
     let tls = server(&cert, &key);
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let url = format!("https://localhost:{}/", listener.local_addr().unwrap().port());
+    let url = format!(
+        "https://localhost:{}/",
+        listener.local_addr().unwrap().port()
+    );
     let serve = thread::spawn(move || {
-        let mut stream = StreamOwned::new(ServerConnection::new(tls).unwrap(), listener.accept().unwrap().0);
+        let mut stream = StreamOwned::new(
+            ServerConnection::new(tls).unwrap(),
+            listener.accept().unwrap().0,
+        );
         for _ in 0..3 {
             let mut request = Vec::new();
             while !request.ends_with(b"\r\n\r\n{}") {
@@ -148,12 +217,18 @@ fn https_is_spoken_over_a_connection_that_is_kept() {
                 stream.read_exact(&mut byte).unwrap();
                 request.extend(byte);
             }
-            stream.write_all(b"HTTP/1.1 202 Accepted\r\ncontent-length: 2\r\n\r\nok").unwrap();
+            stream
+                .write_all(b"HTTP/1.1 202 Accepted\r\ncontent-length: 2\r\n\r\nok")
+                .unwrap();
         }
     });
     let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_file(&cert).unwrap()).unwrap();
-    let trusting = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+    roots
+        .add(CertificateDer::from_pem_file(&cert).unwrap())
+        .unwrap();
+    let trusting = ClientConfig::builder()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
     let plan = Plan {
         records: vec![Bytes::from_static(b"{}"); 3],
         passes: 1,
@@ -166,6 +241,11 @@ fn https_is_spoken_over_a_connection_that_is_kept() {
     };
     let load = Load::new(Target::parse(&url, || Arc::new(trusting)).unwrap(), plan);
     load.run(|_| ()).unwrap();
-    assert_eq!(load.tally().json()["statuses"]["202"], 3, "{}", load.tally().json());
+    assert_eq!(
+        load.tally().json()["statuses"]["202"],
+        3,
+        "{}",
+        load.tally().json()
+    );
     serve.join().unwrap();
 }

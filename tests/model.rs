@@ -140,11 +140,17 @@ fn die() {
 }
 
 fn set_disk(disk: Disk) {
-    for (point, fails) in [("spool-write", Disk::FailsToWrite), ("spool-sync", Disk::FailsToSync)] {
+    for (point, fails) in [
+        ("spool-write", Disk::FailsToWrite),
+        ("spool-sync", Disk::FailsToSync),
+    ] {
         if let Disk::Kills(after) = disk {
             LEFT.store(after, SeqCst);
             let kill = || {
-                if LEFT.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_err() {
+                if LEFT
+                    .fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1))
+                    .is_err()
+                {
                     KILLED.store(true, SeqCst);
                     die();
                 }
@@ -194,7 +200,13 @@ impl Run {
         self.runs += 1;
         self.deaths = 0;
         let clock = Rc::clone(&self.clock);
-        self.node = Some(Node::start(clock, &self.brokers, self.folder.path(), self.room, self.runs));
+        self.node = Some(Node::start(
+            clock,
+            &self.brokers,
+            self.folder.path(),
+            self.room,
+            self.runs,
+        ));
     }
 
     fn set_disk(&mut self, disk: Disk) {
@@ -242,7 +254,11 @@ impl Run {
             }
         }
         self.model.rested();
-        if self.model.dead().is_empty() { Ok(()) } else { self.model.lists(dead(self.node())) }
+        if self.model.dead().is_empty() {
+            Ok(())
+        } else {
+            self.model.lists(dead(self.node()))
+        }
     }
 
     /// Ends the process by `end`, and starts another.
@@ -263,8 +279,9 @@ impl Run {
     /// Where a record lies that a broker may hand out.
     fn stored(&self, at: usize) -> Option<(usize, usize)> {
         let lanes = (0..LANES.len()).filter(|&lane| self.brokers.is_up(lane));
-        let all: Vec<_> =
-            lanes.flat_map(|lane| (0..self.brokers.records(lane).len()).map(move |at| (lane, at))).collect();
+        let all: Vec<_> = lanes
+            .flat_map(|lane| (0..self.brokers.records(lane).len()).map(move |at| (lane, at)))
+            .collect();
         pick(at, all.len()).map(|at| all[at])
     }
 
@@ -296,7 +313,11 @@ impl Run {
         if node.ledger.is_delivered(&record) {
             return self.deliver(lane, at, true);
         }
-        let letter = Letter { lane: LANES[lane].to_string(), status: 422, ..Letter::default() };
+        let letter = Letter {
+            lane: LANES[lane].to_string(),
+            status: 422,
+            ..Letter::default()
+        };
         let entry = Entry::new(&record, Some(letter));
         match node.ask(node.spool.put(Queue::Dead, &entry, false)) {
             Ok(_) => {
@@ -314,11 +335,22 @@ impl Run {
     fn empty(&mut self, at: Option<usize>, replay: bool) -> Check {
         let dead = self.model.dead();
         let only = at.and_then(|at| pick(at, dead.len())).map(|at| dead[at]);
-        let numbers: Vec<_> = dead.iter().copied().filter(|number| only.is_none_or(|only| only == *number)).collect();
-        let which = only.map_or(Which::All, |number| Which::Ids([node::id(number).to_string()].into()));
+        let numbers: Vec<_> = dead
+            .iter()
+            .copied()
+            .filter(|number| only.is_none_or(|only| only == *number))
+            .collect();
+        let which = only.map_or(Which::All, |number| {
+            Which::Ids([node::id(number).to_string()].into())
+        });
         let node = self.node();
-        let count =
-            node.ask(async { if replay { node.spool.replay(which).await } else { node.spool.forget(which).await } });
+        let count = node.ask(async {
+            if replay {
+                node.spool.replay(which).await
+            } else {
+                node.spool.forget(which).await
+            }
+        });
         match count {
             Ok(count) if count != numbers.len() as u64 => {
                 Err(format!("{count} dead letters are gone, not {numbers:?}"))
@@ -333,7 +365,11 @@ impl Run {
                 Ok(())
             }
             Err(_) if KILLED.load(SeqCst) => {
-                self.model.doubts(if replay { Doubt::Replayed(numbers) } else { Doubt::Dropped(numbers) });
+                self.model.doubts(if replay {
+                    Doubt::Replayed(numbers)
+                } else {
+                    Doubt::Dropped(numbers)
+                });
                 Ok(())
             }
             // Nothing has happened then.
@@ -343,7 +379,11 @@ impl Run {
 
     fn apply(&mut self, step: Step) -> Check {
         match step {
-            Step::Ingest { count, pinned, disk_first } => {
+            Step::Ingest {
+                count,
+                pinned,
+                disk_first,
+            } => {
                 for _ in 0..count {
                     let record = self.node().record(self.model.posted());
                     self.node().ingest(record.clone(), pinned, disk_first);
@@ -355,7 +395,9 @@ impl Run {
                 None => return Ok(()),
             },
             Step::Lose(at) | Step::GiveBack(at) => {
-                let Some(at) = self.publish(at) else { return Ok(()) };
+                let Some(at) = self.publish(at) else {
+                    return Ok(());
+                };
                 let is_stored = matches!(step, Step::Lose(_));
                 let publish = self.brokers.end(at, is_stored);
                 if is_stored {
@@ -364,7 +406,9 @@ impl Run {
                 publish.refuse();
             }
             Step::Silence(at) => {
-                let Some(at) = self.publish(at) else { return Ok(()) };
+                let Some(at) = self.publish(at) else {
+                    return Ok(());
+                };
                 self.model.lost(number(&self.brokers.store(at)));
             }
             Step::Lane { lane, up } => {
@@ -375,11 +419,15 @@ impl Run {
                 self.node().pass(RETRY);
             }
             Step::Deliver { at, acked } => {
-                let Some((lane, at)) = self.stored(at) else { return Ok(()) };
+                let Some((lane, at)) = self.stored(at) else {
+                    return Ok(());
+                };
                 self.deliver(lane, at, acked)?;
             }
             Step::Refuse(at) => {
-                let Some((lane, at)) = self.stored(at) else { return Ok(()) };
+                let Some((lane, at)) = self.stored(at) else {
+                    return Ok(());
+                };
                 self.refuse(lane, at)?;
             }
             Step::Replay(at) => self.empty(at, true)?,
@@ -423,7 +471,8 @@ impl Run {
             while let Some((lane, at)) = self.stored(0) {
                 self.deliver(lane, at, true)?;
             }
-            if self.model.ends(&self.node().held()).is_ok() && self.brokers.publishing().is_empty() {
+            if self.model.ends(&self.node().held()).is_ok() && self.brokers.publishing().is_empty()
+            {
                 break;
             }
             self.node().pass(RETRY);
@@ -447,7 +496,9 @@ fn pick(at: usize, count: usize) -> Option<usize> {
 
 fn dead(node: &Node) -> Vec<usize> {
     let ids = node.dead().unwrap_or_default();
-    ids.iter().map(|id| id[1..].parse().expect("an id of ours")).collect()
+    ids.iter()
+        .map(|id| id[1..].parse().expect("an id of ours"))
+        .collect()
 }
 
 /// Runs the sequences of so many seeds from `first` on.
@@ -461,13 +512,22 @@ fn run(first: u64, sequences: u64) {
     let (clock, steps) = (node::clock(), (room(), vec(step(), 1..=30)));
     for seed in first..first + sequences {
         let rng_seed = RngSeed::Fixed(seed);
-        let config =
-            Config { cases: 1, rng_seed, failure_persistence: None, max_shrink_iters: 4096, ..Config::default() };
+        let config = Config {
+            cases: 1,
+            rng_seed,
+            failure_persistence: None,
+            max_shrink_iters: 4096,
+            ..Config::default()
+        };
         let outcome = TestRunner::new(config).run(&steps, |(room, steps)| {
             // The back-offs' jitter.
             fastrand::seed(seed);
             let mut run = Run::new(Rc::clone(&clock), room);
-            steps.iter().try_for_each(|&step| run.apply(step)).and_then(|()| run.finish()).map_err(TestCaseError::fail)
+            steps
+                .iter()
+                .try_for_each(|&step| run.apply(step))
+                .and_then(|()| run.finish())
+                .map_err(TestCaseError::fail)
         });
         if let Err(why) = outcome {
             panic!("MODEL_SEED={seed}: {why}");
@@ -476,13 +536,17 @@ fn run(first: u64, sequences: u64) {
 }
 
 fn number_of(variable: &str) -> Option<u64> {
-    env::var(variable).ok().map(|number| number.parse().expect("a number"))
+    env::var(variable)
+        .ok()
+        .map(|number| number.parse().expect("a number"))
 }
 
 /// The spool's thread and this one only ever wait for each other: on one core they wake each other for less.
 fn stay_on_one_core(nth: usize) {
     let allowed = sched_getaffinity(None).expect("Linux");
-    let cores: Vec<_> = (0..CpuSet::MAX_CPU).filter(|&core| allowed.is_set(core)).collect();
+    let cores: Vec<_> = (0..CpuSet::MAX_CPU)
+        .filter(|&core| allowed.is_set(core))
+        .collect();
     let mut one = CpuSet::new();
     one.set(cores[nth % cores.len()]);
     sched_setaffinity(None, &one).expect("a core of those that are allowed");
@@ -497,25 +561,37 @@ fn every_receipt_is_kept_whatever_is_lost_refused_or_killed() {
         stay_on_one_core(usize::try_from(nth).expect("few children"));
         return run(first, sequences);
     }
-    let processes = available_parallelism().map_or(1, |cores| cores.get() as u64).min(sequences);
+    let processes = available_parallelism()
+        .map_or(1, |cores| cores.get() as u64)
+        .min(sequences);
     let children: Vec<_> = (0..processes)
         .map(|at| {
             let (from, to) = (sequences * at / processes, sequences * (at + 1) / processes);
-            let test = thread::current().name().expect("tests have names").to_owned();
-            let child = process::start(env::current_exe().expect("a path").to_str().expect("UTF-8"), |command| {
-                command
-                    .args([&test, "--exact", "--nocapture"])
-                    .env(CHILD, at.to_string())
-                    .stdout(Stdio::null())
-                    .stderr(Stdio::piped());
-                command.env("MODEL_SEED", (first + from).to_string());
-                command.env("MODEL_SEQUENCES", (to - from).to_string());
-            });
+            let test = thread::current()
+                .name()
+                .expect("tests have names")
+                .to_owned();
+            let child = process::start(
+                env::current_exe().expect("a path").to_str().expect("UTF-8"),
+                |command| {
+                    command
+                        .args([&test, "--exact", "--nocapture"])
+                        .env(CHILD, at.to_string())
+                        .stdout(Stdio::null())
+                        .stderr(Stdio::piped());
+                    command.env("MODEL_SEED", (first + from).to_string());
+                    command.env("MODEL_SEQUENCES", (to - from).to_string());
+                },
+            );
             child.expect("this binary starts again")
         })
         .collect();
     for child in children {
         let output = child.wait_with_output().expect("a child ends");
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
 }

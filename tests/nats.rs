@@ -12,16 +12,18 @@ use bytes::Bytes;
 use tempfile::TempDir;
 use tokio::time::{sleep, timeout};
 use waypost::{
-    actors::transport::{
-        CLOSE_TIMEOUT, Transport, TransportError,
-        nats::{Nats, Settings},
-    },
     config,
     delivery::Delivery,
     record::{Origin, Record},
+    transport::{
+        CLOSE_TIMEOUT, Transport, TransportError,
+        nats::{Nats, Settings},
+    },
 };
 
-use crate::support::{eventually, nats::Nats as Server, process::free_port, rig::Rig, tls::certificate};
+use crate::support::{
+    eventually, nats::Nats as Server, process::free_port, rig::Rig, tls::certificate,
+};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Far below the half minute after which the server sends by itself what was not settled.
@@ -30,11 +32,18 @@ const AT_ONCE: Duration = Duration::from_secs(5);
 const SHORT_WAIT: Duration = Duration::from_secs(1);
 
 fn record(id: &str) -> Record {
-    Record { id: Arc::from(id), body: Bytes::from_static(b"{}"), traceparent: None, origin: None }
+    Record {
+        id: Arc::from(id),
+        body: Bytes::from_static(b"{}"),
+        traceparent: None,
+        origin: None,
+    }
 }
 
 async fn connect(settings: &config::Nats) -> Nats {
-    Nats::connect(&Settings::new(settings.clone())).await.expect("a connection")
+    Nats::connect(&Settings::new(settings.clone()))
+        .await
+        .expect("a connection")
 }
 
 async fn publish(nats: &Nats, records: impl IntoIterator<Item = Record>) {
@@ -44,11 +53,17 @@ async fn publish(nats: &Nats, records: impl IntoIterator<Item = Record>) {
 }
 
 async fn take(nats: &Nats) -> Delivery {
-    timeout(PATIENCE, nats.next()).await.expect("a delivery in time").expect("a connection")
+    timeout(PATIENCE, nats.next())
+        .await
+        .expect("a delivery in time")
+        .expect("a connection")
 }
 
 async fn refused(settings: &config::Nats) -> String {
-    match Nats::connect(&Settings::new(settings.clone())).await.map(|_| ()) {
+    match Nats::connect(&Settings::new(settings.clone()))
+        .await
+        .map(|_| ())
+    {
         Err(TransportError::Connect(why)) => why,
         other => panic!("{other:?}"),
     }
@@ -63,7 +78,11 @@ async fn lost(nats: &Nats) -> String {
 
 /// The server as its operator sees it.
 async fn operator(settings: &config::Nats) -> jetstream::Context {
-    jetstream::new(async_nats::connect(&settings.url).await.expect("a connection"))
+    jetstream::new(
+        async_nats::connect(&settings.url)
+            .await
+            .expect("a connection"),
+    )
 }
 
 fn work_queue(settings: &config::Nats) -> stream::Config {
@@ -78,7 +97,11 @@ fn work_queue(settings: &config::Nats) -> stream::Config {
 
 /// The stream and a consumer whose messages the server sends again after `SHORT_WAIT`.
 async fn declare_with_a_short_wait(settings: &config::Nats) {
-    let stream = operator(settings).await.create_stream(work_queue(settings)).await.unwrap();
+    let stream = operator(settings)
+        .await
+        .create_stream(work_queue(settings))
+        .await
+        .unwrap();
     let consumer = consumer::pull::Config {
         durable_name: Some(settings.durable.clone()),
         ack_wait: SHORT_WAIT,
@@ -88,12 +111,22 @@ async fn declare_with_a_short_wait(settings: &config::Nats) {
 }
 
 async fn stored(operator: &jetstream::Context, settings: &config::Nats) -> u64 {
-    operator.get_stream(&settings.stream).await.unwrap().get_info().await.unwrap().state.messages
+    operator
+        .get_stream(&settings.stream)
+        .await
+        .unwrap()
+        .get_info()
+        .await
+        .unwrap()
+        .state
+        .messages
 }
 
 #[actix_rt::test]
 async fn a_record_published_again_while_it_waits_is_stored_once() {
-    let Some(server) = Server::start().await else { return };
+    let Some(server) = Server::start().await else {
+        return;
+    };
     let settings = server.config();
     let nats = connect(&settings).await;
     publish(&nats, [record("a"), record("a")]).await;
@@ -104,12 +137,17 @@ async fn a_record_published_again_while_it_waits_is_stored_once() {
 /// As a dead letter is that an operator replays a minute later: to the server it is a duplicate.
 #[actix_rt::test]
 async fn a_record_sent_again_after_it_was_settled_is_stored_again() {
-    let Some(server) = Server::start().await else { return };
+    let Some(server) = Server::start().await else {
+        return;
+    };
     let settings = server.config();
     let (nats, operator) = (connect(&settings).await, operator(&settings).await);
     publish(&nats, [record("a")]).await;
     take(&nats).await.reject();
-    eventually("the message is gone", PATIENCE, async || (stored(&operator, &settings).await == 0).then_some(())).await;
+    eventually("the message is gone", PATIENCE, async || {
+        (stored(&operator, &settings).await == 0).then_some(())
+    })
+    .await;
     publish(&nats, [record("a")]).await;
     let again = take(&nats).await;
     assert_eq!(&*again.record.id, "a");
@@ -119,7 +157,9 @@ async fn a_record_sent_again_after_it_was_settled_is_stored_again() {
 
 #[actix_rt::test]
 async fn neither_what_is_held_nor_what_lies_ready_is_sent_again() {
-    let Some(server) = Server::start().await else { return };
+    let Some(server) = Server::start().await else {
+        return;
+    };
     let settings = server.config();
     declare_with_a_short_wait(&settings).await;
     let nats = connect(&settings).await;
@@ -127,24 +167,35 @@ async fn neither_what_is_held_nor_what_lies_ready_is_sent_again() {
     let held = take(&nats).await;
     sleep(4 * SHORT_WAIT).await;
     let other = connect(&settings).await;
-    assert!(timeout(SHORT_WAIT, other.next()).await.is_err(), "sent to another connection too");
+    assert!(
+        timeout(SHORT_WAIT, other.next()).await.is_err(),
+        "sent to another connection too"
+    );
     let mut seen = HashSet::from([Arc::clone(&held.record.id)]);
     held.ack();
     for _ in 1..50 {
         let delivery = take(&nats).await;
         assert!(!delivery.redelivered, "{delivery:?}");
-        assert!(seen.insert(Arc::clone(&delivery.record.id)), "twice: {delivery:?}");
+        assert!(
+            seen.insert(Arc::clone(&delivery.record.id)),
+            "twice: {delivery:?}"
+        );
         delivery.ack();
     }
     let operator = operator(&settings).await;
-    eventually("all are acked", PATIENCE, async || (stored(&operator, &settings).await == 0).then_some(())).await;
+    eventually("all are acked", PATIENCE, async || {
+        (stored(&operator, &settings).await == 0).then_some(())
+    })
+    .await;
     other.close().await;
     nats.close().await;
 }
 
 #[actix_rt::test]
 async fn close_gives_back_at_once_what_nobody_has_taken() {
-    let Some(server) = Server::start().await else { return };
+    let Some(server) = Server::start().await else {
+        return;
+    };
     let settings = server.config();
     let nats = connect(&settings).await;
     publish(&nats, (0..400).map(|at| record(&at.to_string()))).await;
@@ -156,10 +207,16 @@ async fn close_gives_back_at_once_what_nobody_has_taken() {
 
     let nats = connect(&settings).await;
     let began = Instant::now();
-    let mut missing: HashSet<_> = (0..400).map(|at| at.to_string()).filter(|id| **id != *first).collect();
+    let mut missing: HashSet<_> = (0..400)
+        .map(|at| at.to_string())
+        .filter(|id| **id != *first)
+        .collect();
     while !missing.is_empty() {
         let delivery = take(&nats).await;
-        assert!(missing.remove(&*delivery.record.id), "came again: {delivery:?}");
+        assert!(
+            missing.remove(&*delivery.record.id),
+            "came again: {delivery:?}"
+        );
         delivery.ack();
     }
     assert!(began.elapsed() < AT_ONCE, "after {:?}", began.elapsed());
@@ -169,7 +226,9 @@ async fn close_gives_back_at_once_what_nobody_has_taken() {
 
 #[actix_rt::test]
 async fn a_forwarder_that_takes_nothing_for_long_does_not_cost_the_connection() {
-    let Some(server) = Server::start().await else { return };
+    let Some(server) = Server::start().await else {
+        return;
+    };
     let nats = connect(&server.config()).await;
     publish(&nats, (0..1000).map(|at| record(&at.to_string()))).await;
     sleep(Duration::from_secs(8)).await;
@@ -181,12 +240,19 @@ async fn a_forwarder_that_takes_nothing_for_long_does_not_cost_the_connection() 
 
 #[actix_rt::test]
 async fn a_message_that_no_node_published_keeps_one_id() {
-    let Some(server) = Server::start().await else { return };
+    let Some(server) = Server::start().await else {
+        return;
+    };
     let settings = server.config();
     let nats = connect(&settings).await;
     let operator = operator(&settings).await;
     for _ in 0..2 {
-        operator.publish(settings.subject.clone(), "{}".into()).await.unwrap().await.unwrap();
+        operator
+            .publish(settings.subject.clone(), "{}".into())
+            .await
+            .unwrap()
+            .await
+            .unwrap();
     }
     let (first, second) = (take(&nats).await, take(&nats).await);
     assert_ne!(first.record.id, second.record.id);
@@ -199,20 +265,33 @@ async fn a_message_that_no_node_published_keeps_one_id() {
 
 /// Records of one request.
 fn together() -> Vec<Record> {
-    let origin = Origin { run: Arc::from("run"), at_us: 1 };
-    (0..100).map(|at| Record { origin: Some(origin.clone()), ..record(&format!("key/{at}")) }).collect()
+    let origin = Origin {
+        run: Arc::from("run"),
+        at_us: 1,
+    };
+    (0..100)
+        .map(|at| Record {
+            origin: Some(origin.clone()),
+            ..record(&format!("key/{at}"))
+        })
+        .collect()
 }
 
 /// How many of `records` are confirmed.
 async fn publish_all(nats: &Nats, records: &[Record]) -> usize {
     let mut confirmed = 0;
-    nats.publish_all(records, |_, outcome| confirmed += usize::from(outcome.is_ok())).await;
+    nats.publish_all(records, |_, outcome| {
+        confirmed += usize::from(outcome.is_ok())
+    })
+    .await;
     confirmed
 }
 
 #[actix_rt::test]
 async fn records_that_are_published_together_again_are_stored_once_until_they_are_settled() {
-    let Some(server) = Server::start().await else { return };
+    let Some(server) = Server::start().await else {
+        return;
+    };
     let settings = server.config();
     let (nats, operator) = (connect(&settings).await, operator(&settings).await);
     let records = together();
@@ -222,18 +301,30 @@ async fn records_that_are_published_together_again_are_stored_once_until_they_ar
     for _ in 0..100 {
         take(&nats).await.ack();
     }
-    eventually("the message is gone", PATIENCE, async || (stored(&operator, &settings).await == 0).then_some(())).await;
+    eventually("the message is gone", PATIENCE, async || {
+        (stored(&operator, &settings).await == 0).then_some(())
+    })
+    .await;
     assert_eq!(publish_all(&nats, &records).await, 100);
-    assert_eq!(stored(&operator, &settings).await, 1, "sent again on purpose");
+    assert_eq!(
+        stored(&operator, &settings).await,
+        1,
+        "sent again on purpose"
+    );
     nats.close().await;
 }
 
 #[actix_rt::test]
 async fn a_stream_that_takes_short_messages_only_gets_short_bundles() {
-    let Some(server) = Server::start().await else { return };
+    let Some(server) = Server::start().await else {
+        return;
+    };
     let settings = server.config();
     let operator = operator(&settings).await;
-    let short = stream::Config { max_message_size: 2048, ..work_queue(&settings) };
+    let short = stream::Config {
+        max_message_size: 2048,
+        ..work_queue(&settings)
+    };
     operator.create_stream(short).await.unwrap();
     let nats = connect(&settings).await;
     let records = together();
@@ -244,15 +335,26 @@ async fn a_stream_that_takes_short_messages_only_gets_short_bundles() {
 
 #[actix_rt::test]
 async fn what_exists_with_other_settings_is_named_and_left_alone() {
-    let Some(server) = Server::start().await else { return };
+    let Some(server) = Server::start().await else {
+        return;
+    };
     let settings = server.config();
     let operator = operator(&settings).await;
-    let limits = stream::Config { retention: stream::RetentionPolicy::Limits, ..work_queue(&settings) };
+    let limits = stream::Config {
+        retention: stream::RetentionPolicy::Limits,
+        ..work_queue(&settings)
+    };
     operator.create_stream(limits).await.unwrap();
     let why = refused(&settings).await;
-    assert!(why.contains(&settings.stream) && why.contains("Limits, not WorkQueue"), "{why}");
+    assert!(
+        why.contains(&settings.stream) && why.contains("Limits, not WorkQueue"),
+        "{why}"
+    );
     let found = operator.get_stream(&settings.stream).await.unwrap();
-    assert_eq!(found.cached_info().config.retention, stream::RetentionPolicy::Limits);
+    assert_eq!(
+        found.cached_info().config.retention,
+        stream::RetentionPolicy::Limits
+    );
 
     let settings = server.config();
     let stream = operator.create_stream(work_queue(&settings)).await.unwrap();
@@ -263,67 +365,135 @@ async fn what_exists_with_other_settings_is_named_and_left_alone() {
     };
     stream.create_consumer(gives_up).await.unwrap();
     let why = refused(&settings).await;
-    assert!(why.contains(&settings.durable) && why.contains("after 3 deliveries"), "{why}");
+    assert!(
+        why.contains(&settings.durable) && why.contains("after 3 deliveries"),
+        "{why}"
+    );
 }
 
 #[actix_rt::test]
 async fn a_stream_in_memory_is_warned_of() {
-    let Some(server) = Server::start().await else { return };
+    let Some(server) = Server::start().await else {
+        return;
+    };
     let settings = server.config();
-    let memory = stream::Config { storage: stream::StorageType::Memory, ..work_queue(&settings) };
-    operator(&settings).await.create_stream(memory).await.unwrap();
+    let memory = stream::Config {
+        storage: stream::StorageType::Memory,
+        ..work_queue(&settings)
+    };
+    operator(&settings)
+        .await
+        .create_stream(memory)
+        .await
+        .unwrap();
     let broker = connect(&settings).await.broker();
     assert!(broker.version.is_some());
-    assert!(broker.warnings.iter().any(|warning| warning.contains("in memory")), "{:?}", broker.warnings);
+    assert!(
+        broker
+            .warnings
+            .iter()
+            .any(|warning| warning.contains("in memory")),
+        "{:?}",
+        broker.warnings
+    );
 }
 
 #[actix_rt::test]
 async fn credentials_in_the_url_and_in_a_file_are_used() {
     let secret = tempfile::NamedTempFile::new().unwrap();
     fs::write(secret.path(), "p:ñ@ss\n").unwrap();
-    let Some(server) = Server::with(&["--user", "waypost", "--pass", "p:ñ@ss"]).await else { return };
+    let Some(server) = Server::with(&["--user", "waypost", "--pass", "p:ñ@ss"]).await else {
+        return;
+    };
     let (address, settings) = (server.address(), server.config());
-    let with = |url: String| config::Nats { url, ..settings.clone() };
-    connect(&with(format!("nats://waypost:p%3A%C3%B1%40ss@{address}"))).await.close().await;
-    let from_file =
-        config::Nats { password_file: Some(secret.path().to_owned()), ..with(format!("nats://waypost@{address}")) };
+    let with = |url: String| config::Nats {
+        url,
+        ..settings.clone()
+    };
+    connect(&with(format!("nats://waypost:p%3A%C3%B1%40ss@{address}")))
+        .await
+        .close()
+        .await;
+    let from_file = config::Nats {
+        password_file: Some(secret.path().to_owned()),
+        ..with(format!("nats://waypost@{address}"))
+    };
     connect(&from_file).await.close().await;
-    for wrong in [format!("nats://{address}"), format!("nats://waypost:wrong@{address}")] {
+    for wrong in [
+        format!("nats://{address}"),
+        format!("nats://waypost:wrong@{address}"),
+    ] {
         assert!(refused(&with(wrong)).await.contains("authorization"));
     }
 
-    let Some(server) = Server::with(&["--auth", "s3cret"]).await else { return };
+    let Some(server) = Server::with(&["--auth", "s3cret"]).await else {
+        return;
+    };
     let url = format!("nats://s3cret@{}", server.address());
-    connect(&config::Nats { url, ..server.config() }).await.close().await;
+    connect(&config::Nats {
+        url,
+        ..server.config()
+    })
+    .await
+    .close()
+    .await;
 }
 
 #[actix_rt::test]
 async fn over_tls_only_a_server_that_is_trusted_gets_records() {
     let folder = TempDir::new().unwrap();
-    let Some((cert, key)) = certificate(folder.path(), "IP:127.0.0.1") else { return };
+    let Some((cert, key)) = certificate(folder.path(), "IP:127.0.0.1") else {
+        return;
+    };
     let (cert_file, key_file) = (cert.to_str().unwrap(), key.to_str().unwrap());
-    let Some(server) = Server::with(&["--tls", "--tlscert", cert_file, "--tlskey", key_file]).await else { return };
+    let Some(server) = Server::with(&["--tls", "--tlscert", cert_file, "--tlskey", key_file]).await
+    else {
+        return;
+    };
     let url = format!("tls://{}", server.address());
-    let strange = config::Nats { url, ..server.config() };
+    let strange = config::Nats {
+        url,
+        ..server.config()
+    };
     let why = refused(&strange).await;
     assert!(why.to_lowercase().contains("certificate"), "{why}");
-    let trusted = config::Nats { ca_file: Some(cert.clone()), ..strange };
+    let trusted = config::Nats {
+        ca_file: Some(cert.clone()),
+        ..strange
+    };
     let nats = connect(&trusted).await;
     publish(&nats, [record("a")]).await;
     take(&nats).await.ack();
     nats.close().await;
 
-    let Some(plain) = Server::start().await else { return };
-    let settings = config::Nats { ca_file: Some(cert), ..plain.config() };
-    assert!(Nats::connect(&Settings::new(settings)).await.is_err(), "talked down to plain text");
+    let Some(plain) = Server::start().await else {
+        return;
+    };
+    let settings = config::Nats {
+        ca_file: Some(cert),
+        ..plain.config()
+    };
+    assert!(
+        Nats::connect(&Settings::new(settings)).await.is_err(),
+        "talked down to plain text"
+    );
 }
 
 #[actix_rt::test]
 async fn one_of_several_servers_is_enough() {
-    let Some(server) = Server::start().await else { return };
+    let Some(server) = Server::start().await else {
+        return;
+    };
     let dead = [free_port(), free_port(), free_port()];
-    let url = dead.map(|port| format!("nats://127.0.0.1:{port}")).join(",") + ", " + &server.address();
-    let settings = config::Nats { url, ..server.config() };
+    let url = dead
+        .map(|port| format!("nats://127.0.0.1:{port}"))
+        .join(",")
+        + ", "
+        + &server.address();
+    let settings = config::Nats {
+        url,
+        ..server.config()
+    };
     // The client shuffles them.
     for _ in 0..5 {
         connect(&settings).await.close().await;
@@ -332,47 +502,76 @@ async fn one_of_several_servers_is_enough() {
 
 #[actix_rt::test]
 async fn a_killed_server_fails_whoever_waits() {
-    let Some(mut server) = Server::start().await else { return };
+    let Some(mut server) = Server::start().await else {
+        return;
+    };
     let nats = connect(&server.config()).await;
     server.signal("STOP");
     let unanswered = record("a");
-    let (next, confirm, ()) =
-        tokio::join!(timeout(AT_ONCE, nats.next()), timeout(AT_ONCE, nats.publish(&unanswered)), async {
+    let (next, confirm, ()) = tokio::join!(
+        timeout(AT_ONCE, nats.next()),
+        timeout(AT_ONCE, nats.publish(&unanswered)),
+        async {
             sleep(Duration::from_secs(1)).await;
             server.kill().await;
-        });
+        }
+    );
     assert!(matches!(next, Ok(Err(TransportError::Lost(_)))), "{next:?}");
-    assert!(matches!(confirm, Ok(Err(TransportError::Lost(_)))), "{confirm:?}");
+    assert!(
+        matches!(confirm, Ok(Err(TransportError::Lost(_)))),
+        "{confirm:?}"
+    );
     let began = Instant::now();
     nats.close().await;
-    assert!(began.elapsed() < CLOSE_TIMEOUT, "there is nobody to wait for: {:?}", began.elapsed());
+    assert!(
+        began.elapsed() < CLOSE_TIMEOUT,
+        "there is nobody to wait for: {:?}",
+        began.elapsed()
+    );
 }
 
 #[actix_rt::test]
 async fn a_server_that_falls_silent_is_noticed_within_ten_seconds() {
-    let Some(server) = Server::start().await else { return };
+    let Some(server) = Server::start().await else {
+        return;
+    };
     let nats = connect(&server.config()).await;
     server.signal("STOP");
     let why = timeout(Duration::from_secs(10), lost(&nats)).await;
     server.signal("CONT");
     why.expect("noticed in time");
-    timeout(Duration::from_secs(3), nats.close()).await.expect("closed in time");
+    timeout(Duration::from_secs(3), nats.close())
+        .await
+        .expect("closed in time");
 }
 
 #[actix_rt::test]
 async fn a_consumer_or_stream_that_is_deleted_is_noticed() {
-    let Some(server) = Server::start().await else { return };
+    let Some(server) = Server::start().await else {
+        return;
+    };
     let settings = server.config();
     let operator = operator(&settings).await;
     let nats = connect(&settings).await;
-    operator.get_stream(&settings.stream).await.unwrap().delete_consumer(&settings.durable).await.unwrap();
-    timeout(Duration::from_secs(8), lost(&nats)).await.expect("noticed in time");
+    operator
+        .get_stream(&settings.stream)
+        .await
+        .unwrap()
+        .delete_consumer(&settings.durable)
+        .await
+        .unwrap();
+    timeout(Duration::from_secs(8), lost(&nats))
+        .await
+        .expect("noticed in time");
     nats.close().await;
 
     let nats = connect(&settings).await;
     operator.delete_stream(&settings.stream).await.unwrap();
     let confirm = nats.publish(&record("a")).await;
-    assert!(matches!(confirm, Err(TransportError::Lost(_))), "{confirm:?}");
+    assert!(
+        matches!(confirm, Err(TransportError::Lost(_))),
+        "{confirm:?}"
+    );
     nats.close().await;
 
     let nats = connect(&settings).await;
@@ -383,29 +582,47 @@ async fn a_consumer_or_stream_that_is_deleted_is_noticed() {
 
 #[actix_rt::test]
 async fn a_server_that_announces_its_end_is_left() {
-    let Some(server) = Server::start().await else { return };
+    let Some(server) = Server::start().await else {
+        return;
+    };
     let nats = connect(&server.config()).await;
     server.signal("USR2");
-    timeout(Duration::from_secs(8), lost(&nats)).await.expect("noticed in time");
+    timeout(Duration::from_secs(8), lost(&nats))
+        .await
+        .expect("noticed in time");
     nats.close().await;
 }
 
 #[actix_rt::test]
 async fn a_dropped_connection_leaves_nothing_behind() {
     let port = free_port().to_string();
-    let Some(server) = Server::with(&["-m", &port]).await else { return };
+    let Some(server) = Server::with(&["-m", &port]).await else {
+        return;
+    };
     let settings = server.config();
     let connections = async || {
         let varz = format!("http://127.0.0.1:{port}/varz");
-        let varz = awc::Client::default().get(varz).send().await.unwrap().body().await.unwrap();
-        serde_json::from_slice::<serde_json::Value>(&varz).unwrap()["connections"].as_u64().unwrap()
+        let varz = awc::Client::default()
+            .get(varz)
+            .send()
+            .await
+            .unwrap()
+            .body()
+            .await
+            .unwrap();
+        serde_json::from_slice::<serde_json::Value>(&varz).unwrap()["connections"]
+            .as_u64()
+            .unwrap()
     };
     let nats = connect(&settings).await;
     publish(&nats, [record("a")]).await;
     let held = take(&nats).await;
     assert_eq!(connections().await, 1);
     drop(nats);
-    eventually("the connection is gone", PATIENCE, async || (connections().await == 0).then_some(())).await;
+    eventually("the connection is gone", PATIENCE, async || {
+        (connections().await == 0).then_some(())
+    })
+    .await;
     held.ack();
 }
 
@@ -413,7 +630,11 @@ async fn a_dropped_connection_leaves_nothing_behind() {
 /// killed may do by itself.
 async fn count_again(server: &mut Server, settings: &config::Nats, settled: usize) {
     let nats = connect(settings).await;
-    publish(&nats, (0..settled).map(|number| record(&format!("old-{number}")))).await;
+    publish(
+        &nats,
+        (0..settled).map(|number| record(&format!("old-{number}"))),
+    )
+    .await;
     for _ in 0..settled {
         take(&nats).await.ack();
     }
@@ -434,22 +655,35 @@ async fn takes_all_new(nats: &Nats, count: usize) {
 
 #[actix_rt::test]
 async fn a_server_that_has_forgotten_its_count_does_not_pass_over_new_records() {
-    let Some(mut server) = Server::start().await else { return };
+    let Some(mut server) = Server::start().await else {
+        return;
+    };
     let settings = server.config();
     count_again(&mut server, &settings, 20).await;
     let nats = connect(&settings).await;
-    publish(&nats, (0..30).map(|number| record(&format!("new-{number}")))).await;
+    publish(
+        &nats,
+        (0..30).map(|number| record(&format!("new-{number}"))),
+    )
+    .await;
     takes_all_new(&nats, 30).await;
 }
 
 #[actix_rt::test]
 async fn records_that_came_before_anyone_saw_that_the_count_was_lost_are_delivered() {
-    let Some(mut server) = Server::start().await else { return };
+    let Some(mut server) = Server::start().await else {
+        return;
+    };
     let settings = server.config();
     count_again(&mut server, &settings, 20).await;
     let operator = operator(&settings).await;
     for number in 0..30 {
-        let confirm = operator.publish(settings.subject.clone(), Bytes::from(format!("{{\"n\":{number}}}"))).await;
+        let confirm = operator
+            .publish(
+                settings.subject.clone(),
+                Bytes::from(format!("{{\"n\":{number}}}")),
+            )
+            .await;
         confirm.expect("it leaves").await.expect("a confirm");
     }
     takes_all_new(&connect(&settings).await, 30).await;

@@ -5,12 +5,12 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use futures_util::future::try_join_all;
 use tokio::time::{Instant, sleep, timeout};
 use waypost::{
-    actors::transport::{
+    delivery::Delivery,
+    record::Record,
+    transport::{
         Transport, TransportError,
         pubsub::{Pubsub, Settings},
     },
-    delivery::Delivery,
-    record::Record,
 };
 
 use crate::support::{pubsub::Pubsub as Emulator, rig::Rig as _};
@@ -20,21 +20,33 @@ const LEASE_LAPSED: Duration = Duration::from_secs(13);
 const SOON: Duration = Duration::from_secs(5);
 
 fn record(id: String) -> Record {
-    Record { body: format!("{{\"id\":\"{id}\"}}").into(), id: Arc::from(id), traceparent: None, origin: None }
+    Record {
+        body: format!("{{\"id\":\"{id}\"}}").into(),
+        id: Arc::from(id),
+        traceparent: None,
+        origin: None,
+    }
 }
 
 async fn connect(settings: &Settings) -> Pubsub {
-    Pubsub::connect(settings).await.expect("the emulator answers")
+    Pubsub::connect(settings)
+        .await
+        .expect("the emulator answers")
 }
 
 /// Publishes so many records at once, with ids that begin with `name`; returns once all are confirmed.
 async fn publish(transport: &Pubsub, name: &str, count: usize) {
     let records: Vec<_> = (0..count).map(|n| record(format!("{name}-{n}"))).collect();
-    try_join_all(records.iter().map(|record| transport.publish(record))).await.expect("all are confirmed");
+    try_join_all(records.iter().map(|record| transport.publish(record)))
+        .await
+        .expect("all are confirmed");
 }
 
 async fn next(transport: &Pubsub, patience: Duration) -> Delivery {
-    timeout(patience, transport.next()).await.expect("a delivery in time").expect("the connection is well")
+    timeout(patience, transport.next())
+        .await
+        .expect("a delivery in time")
+        .expect("the connection is well")
 }
 
 /// Acks what comes until it has seen that many ids; returns how often each came.
@@ -55,13 +67,20 @@ async fn take(transport: &Pubsub, count: usize, patience: Duration) -> HashMap<S
 /// Waits for the failure of a connection that nobody uses.
 async fn fails(transport: &Pubsub, patience: Duration) -> (TransportError, Duration) {
     let began = Instant::now();
-    let outcome = timeout(patience, transport.next()).await.expect("`next` notices in time");
-    (outcome.expect_err("the connection is lost"), began.elapsed())
+    let outcome = timeout(patience, transport.next())
+        .await
+        .expect("`next` notices in time");
+    (
+        outcome.expect_err("the connection is lost"),
+        began.elapsed(),
+    )
 }
 
 #[tokio::test]
 async fn two_thousand_records_at_once_are_confirmed_and_come_out_once_each() {
-    let Some(mut emulator) = Emulator::start().await else { return };
+    let Some(mut emulator) = Emulator::start().await else {
+        return;
+    };
     let transport = connect(&emulator.settings()).await;
     publish(&transport, "r", 2000).await;
     let seen = take(&transport, 2000, Duration::from_secs(20)).await;
@@ -71,7 +90,9 @@ async fn two_thousand_records_at_once_are_confirmed_and_come_out_once_each() {
 
 #[tokio::test]
 async fn each_of_many_connections_gets_its_records_at_once() {
-    let Some(mut emulator) = Emulator::start().await else { return };
+    let Some(mut emulator) = Emulator::start().await else {
+        return;
+    };
     let settings = emulator.settings();
     for life in 0..5 {
         let transport = connect(&settings).await;
@@ -86,7 +107,9 @@ async fn each_of_many_connections_gets_its_records_at_once() {
 
 #[tokio::test]
 async fn what_was_acked_before_close_stays_away_and_the_rest_comes_to_the_next_connection() {
-    let Some(mut emulator) = Emulator::start().await else { return };
+    let Some(mut emulator) = Emulator::start().await else {
+        return;
+    };
     let settings = emulator.settings();
     let first = connect(&settings).await;
     publish(&first, "r", 20).await;
@@ -104,24 +127,40 @@ async fn what_was_acked_before_close_stays_away_and_the_rest_comes_to_the_next_c
     first.close().await;
     let second = connect(&settings).await;
     let seen = take(&second, 15, SOON).await;
-    assert!(acked.iter().all(|id| !seen.contains_key(id)), "{acked:?} in {seen:?}");
+    assert!(
+        acked.iter().all(|id| !seen.contains_key(id)),
+        "{acked:?} in {seen:?}"
+    );
     // Acks of a connection that is closed come too late to count, and do no harm.
     living.into_iter().for_each(Delivery::ack);
-    assert!(timeout(LEASE_LAPSED, second.next()).await.is_err(), "an acked record came again");
+    assert!(
+        timeout(LEASE_LAPSED, second.next()).await.is_err(),
+        "an acked record came again"
+    );
     second.close().await;
 }
 
 #[tokio::test]
-async fn a_living_delivery_is_held_beyond_its_lease_and_one_that_is_given_back_waits_out_its_delay() {
-    let Some(mut emulator) = Emulator::start().await else { return };
+async fn a_living_delivery_is_held_beyond_its_lease_and_one_that_is_given_back_waits_out_its_delay()
+{
+    let Some(mut emulator) = Emulator::start().await else {
+        return;
+    };
     let transport = connect(&emulator.settings()).await;
     publish(&transport, "held", 1).await;
     let held = next(&transport, SOON).await;
-    assert!(timeout(LEASE_LAPSED, transport.next()).await.is_err(), "it came again while it lived");
+    assert!(
+        timeout(LEASE_LAPSED, transport.next()).await.is_err(),
+        "it came again while it lived"
+    );
     let began = Instant::now();
     held.retry_after(Duration::from_secs(2));
     let again = next(&transport, SOON).await;
-    assert!(began.elapsed() >= Duration::from_secs(2), "{:?}", began.elapsed());
+    assert!(
+        began.elapsed() >= Duration::from_secs(2),
+        "{:?}",
+        began.elapsed()
+    );
     drop(again);
     next(&transport, SOON).await.reject();
     transport.close().await;
@@ -129,7 +168,9 @@ async fn a_living_delivery_is_held_beyond_its_lease_and_one_that_is_given_back_w
 
 #[tokio::test]
 async fn records_that_nobody_pulls_for_longer_than_a_lease_come_out_once_each() {
-    let Some(mut emulator) = Emulator::start().await else { return };
+    let Some(mut emulator) = Emulator::start().await else {
+        return;
+    };
     let transport = connect(&emulator.settings()).await;
     publish(&transport, "r", 5000).await;
     sleep(LEASE_LAPSED).await;
@@ -139,13 +180,19 @@ async fn records_that_nobody_pulls_for_longer_than_a_lease_come_out_once_each() 
         *seen.entry(delivery.record.id.to_string()).or_default() += 1;
         delivery.ack();
     }
-    assert_eq!(seen.values().filter(|&&times| times > 1).count(), 0, "records that came again");
+    assert_eq!(
+        seen.values().filter(|&&times| times > 1).count(),
+        0,
+        "records that came again"
+    );
     transport.close().await;
 }
 
 #[tokio::test]
 async fn after_a_kill_the_loss_is_noticed_and_a_new_connection_creates_all_anew() {
-    let Some(mut emulator) = Emulator::start().await else { return };
+    let Some(mut emulator) = Emulator::start().await else {
+        return;
+    };
     let settings = emulator.settings();
     for round in 0..2 {
         let transport = connect(&settings).await;
@@ -156,20 +203,28 @@ async fn after_a_kill_the_loss_is_noticed_and_a_new_connection_creates_all_anew(
         println!("killed: {failure} after {after:?}");
         assert!(transport.publish(&record("lost".into())).await.is_err());
         transport.close().await;
-        assert!(matches!(Pubsub::connect(&settings).await, Err(TransportError::Connect(_))));
+        assert!(matches!(
+            Pubsub::connect(&settings).await,
+            Err(TransportError::Connect(_))
+        ));
         emulator.revive().await;
         let answers = Instant::now();
         let transport = connect(&settings).await;
         publish(&transport, &format!("after-{round}"), 100).await;
         take(&transport, 100, SOON).await;
-        println!("records flow {:?} after the emulator answered", answers.elapsed());
+        println!(
+            "records flow {:?} after the emulator answered",
+            answers.elapsed()
+        );
         transport.close().await;
     }
 }
 
 #[tokio::test]
 async fn a_silent_emulator_is_noticed_and_goes_on_with_the_same_stream() {
-    let Some(mut emulator) = Emulator::start().await else { return };
+    let Some(mut emulator) = Emulator::start().await else {
+        return;
+    };
     let settings = emulator.settings();
     let transport = connect(&settings).await;
     publish(&transport, "before", 10).await;
@@ -187,23 +242,41 @@ async fn a_silent_emulator_is_noticed_and_goes_on_with_the_same_stream() {
 
 #[tokio::test]
 async fn a_topic_that_is_deleted_ends_the_connection_at_the_next_publish() {
-    let Some(mut emulator) = Emulator::start().await else { return };
+    let Some(mut emulator) = Emulator::start().await else {
+        return;
+    };
     let config = emulator.config();
     let settings = Settings::new(config.clone());
     let transport = connect(&settings).await;
     let (topics, subscriptions) = emulator.admin().await;
     let topic = format!("projects/{}/topics/{}", config.project, config.topic);
-    let subscription = format!("projects/{}/subscriptions/{}", config.project, config.subscription);
-    topics.delete_topic().set_topic(&topic).send().await.unwrap();
+    let subscription = format!(
+        "projects/{}/subscriptions/{}",
+        config.project, config.subscription
+    );
+    topics
+        .delete_topic()
+        .set_topic(&topic)
+        .send()
+        .await
+        .unwrap();
     let failure = transport.publish(&record("r".into())).await;
-    assert!(matches!(failure, Err(TransportError::Lost(_))), "{failure:?}");
+    assert!(
+        matches!(failure, Err(TransportError::Lost(_))),
+        "{failure:?}"
+    );
     transport.close().await;
     // Its subscription is left, without a topic.
     let Err(TransportError::Connect(why)) = Pubsub::connect(&settings).await else {
         panic!("it took the subscription")
     };
     assert!(why.contains(&subscription), "{why}");
-    subscriptions.delete_subscription().set_subscription(&subscription).send().await.unwrap();
+    subscriptions
+        .delete_subscription()
+        .set_subscription(&subscription)
+        .send()
+        .await
+        .unwrap();
     let transport = connect(&settings).await;
     publish(&transport, "r", 10).await;
     take(&transport, 10, SOON).await;
@@ -212,12 +285,22 @@ async fn a_topic_that_is_deleted_ends_the_connection_at_the_next_publish() {
 
 #[tokio::test]
 async fn a_subscription_that_is_deleted_ends_the_connection_of_a_quiet_lane() {
-    let Some(mut emulator) = Emulator::start().await else { return };
+    let Some(mut emulator) = Emulator::start().await else {
+        return;
+    };
     let config = emulator.config();
     let transport = connect(&Settings::new(config.clone())).await;
     let (_, subscriptions) = emulator.admin().await;
-    let subscription = format!("projects/{}/subscriptions/{}", config.project, config.subscription);
-    subscriptions.delete_subscription().set_subscription(subscription).send().await.unwrap();
+    let subscription = format!(
+        "projects/{}/subscriptions/{}",
+        config.project, config.subscription
+    );
+    subscriptions
+        .delete_subscription()
+        .set_subscription(subscription)
+        .send()
+        .await
+        .unwrap();
     let (failure, _) = fails(&transport, Duration::from_secs(10)).await;
     assert!(matches!(failure, TransportError::Lost(_)), "{failure}");
     transport.close().await;
@@ -225,13 +308,19 @@ async fn a_subscription_that_is_deleted_ends_the_connection_of_a_quiet_lane() {
 
 #[tokio::test]
 async fn a_subscription_on_another_topic_is_named_and_left_alone() {
-    let Some(mut emulator) = Emulator::start().await else { return };
+    let Some(mut emulator) = Emulator::start().await else {
+        return;
+    };
     let theirs = emulator.config();
     connect(&Settings::new(theirs.clone())).await.close().await;
     let mut ours = emulator.config();
     ours.subscription.clone_from(&theirs.subscription);
-    let Err(TransportError::Connect(why)) = Pubsub::connect(&Settings::new(ours.clone())).await else {
+    let Err(TransportError::Connect(why)) = Pubsub::connect(&Settings::new(ours.clone())).await
+    else {
         panic!("it took the subscription")
     };
-    assert!(why.contains(&theirs.topic) && why.contains(&ours.topic), "{why}");
+    assert!(
+        why.contains(&theirs.topic) && why.contains(&ours.topic),
+        "{why}"
+    );
 }

@@ -10,12 +10,12 @@ use lapin::{
 };
 use tokio::time::{Instant, timeout};
 use waypost::{
-    actors::transport::{
+    config,
+    record::Record,
+    transport::{
         Transport, TransportError,
         rabbitmq::{RabbitMq, Settings},
     },
-    config,
-    record::Record,
 };
 
 use crate::support::{eventually, rabbitmq::Rabbit, rig::Rig as _};
@@ -23,13 +23,20 @@ use crate::support::{eventually, rabbitmq::Rabbit, rig::Rig as _};
 const PATIENCE: Duration = Duration::from_secs(30);
 
 fn record(n: usize) -> Record {
-    Record { id: Arc::from(format!("r{n}")), body: format!("{{\"n\":{n}}}").into(), traceparent: None, origin: None }
+    Record {
+        id: Arc::from(format!("r{n}")),
+        body: format!("{{\"n\":{n}}}").into(),
+        traceparent: None,
+        origin: None,
+    }
 }
 
 /// Publishes that many records at once; returns once all are confirmed.
 async fn publish_all(transport: &RabbitMq, count: usize) -> Vec<Record> {
     let records: Vec<_> = (0..count).map(record).collect();
-    try_join_all(records.iter().map(|record| transport.publish(record))).await.expect("all are confirmed");
+    try_join_all(records.iter().map(|record| transport.publish(record)))
+        .await
+        .expect("all are confirmed");
     records
 }
 
@@ -45,27 +52,39 @@ async fn connect(settings: &config::Rabbitmq) -> RabbitMq {
 async fn counts(rabbit: &mut Rabbit, queue: &str) -> (u32, u32) {
     let client = rabbit.client().await;
     let channel = client.create_channel().await.unwrap();
-    let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-    let queue = channel.queue_declare(queue.into(), options, FieldTable::default()).await.unwrap();
+    let options = QueueDeclareOptions {
+        passive: true,
+        ..QueueDeclareOptions::default()
+    };
+    let queue = channel
+        .queue_declare(queue.into(), options, FieldTable::default())
+        .await
+        .unwrap();
     (queue.message_count(), queue.consumer_count())
 }
 
 /// Threads of the client library that live in this process.
 fn client_threads() -> usize {
     let tasks = std::fs::read_dir("/proc/self/task").expect("Linux");
-    let names = tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok());
+    let names =
+        tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("comm")).ok());
     names.filter(|name| name.starts_with("lapin")).count()
 }
 
 #[tokio::test]
 async fn a_thousand_records_at_once_are_confirmed_and_come_out_once_each() {
-    let Some(mut rabbit) = Rabbit::start().await else { return };
+    let Some(mut rabbit) = Rabbit::start().await else {
+        return;
+    };
     let settings = rabbit.config();
     let transport = connect(&settings).await;
     let records = publish_all(&transport, 1000).await;
     let mut seen = Vec::new();
     for _ in 0..1000 {
-        let delivery = timeout(Duration::from_secs(10), transport.next()).await.expect("a delivery").unwrap();
+        let delivery = timeout(Duration::from_secs(10), transport.next())
+            .await
+            .expect("a delivery")
+            .unwrap();
         assert!(!delivery.redelivered);
         seen.push(delivery.record.clone());
         delivery.ack();
@@ -78,47 +97,85 @@ async fn a_thousand_records_at_once_are_confirmed_and_come_out_once_each() {
 
 #[tokio::test]
 async fn a_queue_with_other_settings_is_named_with_the_difference_and_left_alone() {
-    let Some(mut rabbit) = Rabbit::start().await else { return };
+    let Some(mut rabbit) = Rabbit::start().await else {
+        return;
+    };
     let settings = rabbit.config();
     let client = rabbit.client().await;
     let channel = client.create_channel().await.unwrap();
     let mut classic = FieldTable::default();
-    classic.insert("x-queue-type".into(), AMQPValue::LongString("classic".into()));
-    let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
-    channel.queue_declare(settings.queue.as_str().into(), options, classic.clone()).await.unwrap();
-    let Err(TransportError::Connect(why)) = try_connect(&settings).await else { panic!("it took the queue") };
-    assert!(why.contains(&settings.queue) && why.contains("x-queue-type"), "{why}");
-    channel.queue_declare(settings.queue.as_str().into(), options, classic).await.expect("the queue is as it was");
+    classic.insert(
+        "x-queue-type".into(),
+        AMQPValue::LongString("classic".into()),
+    );
+    let options = QueueDeclareOptions {
+        durable: true,
+        ..QueueDeclareOptions::default()
+    };
+    channel
+        .queue_declare(settings.queue.as_str().into(), options, classic.clone())
+        .await
+        .unwrap();
+    let Err(TransportError::Connect(why)) = try_connect(&settings).await else {
+        panic!("it took the queue")
+    };
+    assert!(
+        why.contains(&settings.queue) && why.contains("x-queue-type"),
+        "{why}"
+    );
+    channel
+        .queue_declare(settings.queue.as_str().into(), options, classic)
+        .await
+        .expect("the queue is as it was");
 }
 
 #[tokio::test]
 async fn a_wrong_password_is_told_without_the_password() {
-    let Some(mut rabbit) = Rabbit::start().await else { return };
+    let Some(mut rabbit) = Rabbit::start().await else {
+        return;
+    };
     let mut settings = rabbit.config();
     settings.url = settings.url.replace("guest:guest", "guest:sesame");
-    let Err(TransportError::Connect(why)) = try_connect(&settings).await else { panic!("it got in") };
-    assert!(why.contains("ACCESS_REFUSED") && !why.contains("sesame"), "{why}");
+    let Err(TransportError::Connect(why)) = try_connect(&settings).await else {
+        panic!("it got in")
+    };
+    assert!(
+        why.contains("ACCESS_REFUSED") && !why.contains("sesame"),
+        "{why}"
+    );
 }
 
 #[tokio::test]
 async fn a_transport_dropped_without_close_leaves_no_consumer_that_parks_messages() {
-    let Some(mut rabbit) = Rabbit::start().await else { return };
+    let Some(mut rabbit) = Rabbit::start().await else {
+        return;
+    };
     let settings = rabbit.config();
     let transport = connect(&settings).await;
-    assert!(transport.broker().version.is_some_and(|version| version.contains('.')));
+    assert!(
+        transport
+            .broker()
+            .version
+            .is_some_and(|version| version.contains('.'))
+    );
     publish_all(&transport, 10).await;
     let alive = transport.next().await.unwrap();
     drop(transport);
     let deadline = Instant::now() + Duration::from_secs(5);
     while counts(&mut rabbit, &settings.queue).await != (10, 0) {
-        assert!(Instant::now() < deadline, "the consumer outlives its transport");
+        assert!(
+            Instant::now() < deadline,
+            "the consumer outlives its transport"
+        );
     }
     drop(alive);
 }
 
 #[tokio::test]
 async fn what_was_settled_before_close_stays_settled_and_the_rest_goes_back() {
-    let Some(mut rabbit) = Rabbit::start().await else { return };
+    let Some(mut rabbit) = Rabbit::start().await else {
+        return;
+    };
     let settings = rabbit.config();
     let transport = connect(&settings).await;
     publish_all(&transport, 20).await;
@@ -127,7 +184,10 @@ async fn what_was_settled_before_close_stays_settled_and_the_rest_goes_back() {
         deliveries.push(transport.next().await.unwrap());
     }
     let alive = deliveries.split_off(10);
-    let (even, odd): (Vec<_>, Vec<_>) = deliveries.into_iter().enumerate().partition(|(at, _)| at % 2 == 0);
+    let (even, odd): (Vec<_>, Vec<_>) = deliveries
+        .into_iter()
+        .enumerate()
+        .partition(|(at, _)| at % 2 == 0);
     for (_, delivery) in even {
         delivery.ack();
     }
@@ -137,24 +197,38 @@ async fn what_was_settled_before_close_stays_settled_and_the_rest_goes_back() {
     transport.close().await;
     assert_eq!(counts(&mut rabbit, &settings.queue).await, (10, 0));
     drop(alive);
-    assert!(matches!(transport.next().await, Err(TransportError::Lost(_))));
+    assert!(matches!(
+        transport.next().await,
+        Err(TransportError::Lost(_))
+    ));
     assert!(transport.publish(&record(0)).await.is_err());
 }
 
 #[tokio::test]
 async fn a_record_given_back_for_later_comes_later_and_one_given_up_comes_soon() {
     const LATER: Duration = Duration::from_secs(4);
-    let Some(mut rabbit) = Rabbit::start().await else { return };
+    let Some(mut rabbit) = Rabbit::start().await else {
+        return;
+    };
     let transport = connect(&rabbit.config()).await;
     publish_all(&transport, 2).await;
-    let (later, soon) = (transport.next().await.unwrap(), transport.next().await.unwrap());
+    let (later, soon) = (
+        transport.next().await.unwrap(),
+        transport.next().await.unwrap(),
+    );
     let ids = [Arc::clone(&soon.record.id), Arc::clone(&later.record.id)];
     let start = Instant::now();
     later.retry_after(LATER);
     drop(soon);
-    let again = timeout(Duration::from_secs(5), transport.next()).await.expect("it comes again").unwrap();
+    let again = timeout(Duration::from_secs(5), transport.next())
+        .await
+        .expect("it comes again")
+        .unwrap();
     assert!(again.redelivered && start.elapsed() < LATER);
-    let at_last = timeout(3 * LATER, transport.next()).await.expect("it comes again").unwrap();
+    let at_last = timeout(3 * LATER, transport.next())
+        .await
+        .expect("it comes again")
+        .unwrap();
     assert!(at_last.redelivered && start.elapsed() >= LATER);
     assert_eq!([again.record.id.clone(), at_last.record.id.clone()], ids);
     again.ack();
@@ -165,33 +239,53 @@ async fn a_record_given_back_for_later_comes_later_and_one_given_up_comes_soon()
 /// More often than the twenty times after which version 4 drops a message unless the queue says otherwise.
 #[tokio::test]
 async fn a_record_given_back_fifty_times_is_still_there() {
-    let Some(mut rabbit) = Rabbit::start().await else { return };
+    let Some(mut rabbit) = Rabbit::start().await else {
+        return;
+    };
     let transport = connect(&rabbit.config()).await;
     publish_all(&transport, 1).await;
     for _ in 0..50 {
-        let delivery = timeout(Duration::from_secs(5), transport.next()).await.expect("it comes again").unwrap();
+        let delivery = timeout(Duration::from_secs(5), transport.next())
+            .await
+            .expect("it comes again")
+            .unwrap();
         delivery.retry_after(Duration::ZERO);
     }
-    timeout(Duration::from_secs(5), transport.next()).await.expect("it comes again").unwrap().ack();
+    timeout(Duration::from_secs(5), transport.next())
+        .await
+        .expect("it comes again")
+        .unwrap()
+        .ack();
     transport.close().await;
 }
 
 #[tokio::test]
 async fn confirmed_records_survive_a_kill_right_after_their_confirm() {
-    let Some(mut rabbit) = Rabbit::start().await else { return };
+    let Some(mut rabbit) = Rabbit::start().await else {
+        return;
+    };
     let settings = rabbit.config();
     let transport = connect(&settings).await;
     let records = publish_all(&transport, 500).await;
     rabbit.kill().await;
-    let noticed = timeout(Duration::from_secs(4), async { while transport.next().await.is_ok() {} }).await;
+    let noticed = timeout(Duration::from_secs(4), async {
+        while transport.next().await.is_ok() {}
+    })
+    .await;
     noticed.expect("a dead server shows before its heartbeats are missed");
     assert!(transport.publish(&record(500)).await.is_err());
     transport.close().await;
     rabbit.revive().await;
     let transport = connect(&settings).await;
-    let mut left: BTreeSet<_> = records.iter().map(|record| Arc::clone(&record.id)).collect();
+    let mut left: BTreeSet<_> = records
+        .iter()
+        .map(|record| Arc::clone(&record.id))
+        .collect();
     while !left.is_empty() {
-        let delivery = timeout(Duration::from_secs(5), transport.next()).await.expect("none is lost").unwrap();
+        let delivery = timeout(Duration::from_secs(5), transport.next())
+            .await
+            .expect("none is lost")
+            .unwrap();
         left.remove(&delivery.record.id);
         delivery.ack();
     }
@@ -200,22 +294,34 @@ async fn confirmed_records_survive_a_kill_right_after_their_confirm() {
 
 #[tokio::test]
 async fn a_deleted_queue_ends_the_transport_and_nothing_more_is_confirmed() {
-    let Some(mut rabbit) = Rabbit::start().await else { return };
+    let Some(mut rabbit) = Rabbit::start().await else {
+        return;
+    };
     let settings = rabbit.config();
     let transport = connect(&settings).await;
     let client = rabbit.client().await;
     let channel = client.create_channel().await.unwrap();
-    channel.queue_delete(settings.queue.as_str().into(), QueueDeleteOptions::default()).await.unwrap();
+    channel
+        .queue_delete(
+            settings.queue.as_str().into(),
+            QueueDeleteOptions::default(),
+        )
+        .await
+        .unwrap();
     let records: Vec<_> = (0..100).map(record).collect();
     let answers = join_all(records.iter().map(|record| transport.publish(record))).await;
     assert!(answers.iter().all(Result::is_err), "{answers:?}");
-    let lost = timeout(Duration::from_secs(4), transport.next()).await.expect("it is noticed");
+    let lost = timeout(Duration::from_secs(4), transport.next())
+        .await
+        .expect("it is noticed");
     assert!(matches!(lost, Err(TransportError::Lost(_))), "{lost:?}");
 }
 
 #[tokio::test]
 async fn a_broker_that_blocks_publishers_is_named_and_deliveries_go_on() {
-    let Some(mut rabbit) = Rabbit::start().await else { return };
+    let Some(mut rabbit) = Rabbit::start().await else {
+        return;
+    };
     let settings = rabbit.config();
     let mut transport = connect(&settings).await;
     publish_all(&transport, 3).await;
@@ -233,7 +339,10 @@ async fn a_broker_that_blocks_publishers_is_named_and_deliveries_go_on() {
     }
     let mut taken = 0;
     while taken < 3 {
-        match timeout(PATIENCE, transport.next()).await.expect("deliveries go on") {
+        match timeout(PATIENCE, transport.next())
+            .await
+            .expect("deliveries go on")
+        {
             Ok(delivery) => {
                 delivery.ack();
                 taken += 1;
@@ -256,37 +365,62 @@ async fn a_broker_that_blocks_publishers_is_named_and_deliveries_go_on() {
 
 #[tokio::test]
 async fn a_silent_broker_is_noticed_within_ten_seconds_and_leaves_no_thread_behind() {
-    let Some(mut rabbit) = Rabbit::start().await else { return };
+    let Some(mut rabbit) = Rabbit::start().await else {
+        return;
+    };
     let settings = rabbit.config();
-    eventually("earlier tests' threads end", Duration::from_secs(10), async || (client_threads() == 0).then_some(()))
-        .await;
+    eventually(
+        "earlier tests' threads end",
+        Duration::from_secs(10),
+        async || (client_threads() == 0).then_some(()),
+    )
+    .await;
     let lost = connect(&settings).await;
     let closed = connect(&settings).await;
     let dropped = connect(&settings).await;
     rabbit.signal("STOP");
     let start = Instant::now();
     closed.close().await;
-    assert!(start.elapsed() < Duration::from_secs(6), "close has a deadline");
+    assert!(
+        start.elapsed() < Duration::from_secs(6),
+        "close has a deadline"
+    );
     drop((closed, dropped));
-    let silent = timeout(Duration::from_secs(10), lost.next()).await.expect("silence is noticed");
+    let silent = timeout(Duration::from_secs(10), lost.next())
+        .await
+        .expect("silence is noticed");
     assert!(matches!(silent, Err(TransportError::Lost(_))), "{silent:?}");
     drop(lost);
     let start = Instant::now();
-    assert!(matches!(try_connect(&settings).await, Err(TransportError::Connect(_))));
-    assert!(start.elapsed() < Duration::from_secs(15), "connect has a deadline");
-    eventually("no thread waits for the broker", Duration::from_secs(5), async || {
-        (client_threads() == 0).then_some(())
-    })
+    assert!(matches!(
+        try_connect(&settings).await,
+        Err(TransportError::Connect(_))
+    ));
+    assert!(
+        start.elapsed() < Duration::from_secs(15),
+        "connect has a deadline"
+    );
+    eventually(
+        "no thread waits for the broker",
+        Duration::from_secs(5),
+        async || (client_threads() == 0).then_some(()),
+    )
     .await;
     rabbit.signal("CONT");
 }
 
 #[tokio::test]
 async fn over_tls_only_a_server_that_is_trusted_gets_records() {
-    rustls::crypto::ring::default_provider().install_default().ok();
-    let Some(mut rabbit) = Rabbit::start().await else { return };
+    rustls::crypto::ring::default_provider()
+        .install_default()
+        .ok();
+    let Some(mut rabbit) = Rabbit::start().await else {
+        return;
+    };
     let plain = rabbit.config();
-    let Some((port, certificate)) = rabbit.tls() else { return };
+    let Some((port, certificate)) = rabbit.tls() else {
+        return;
+    };
     let password = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(password.path(), "guest\n").unwrap();
     let trusting = config::Rabbitmq {
@@ -300,23 +434,35 @@ async fn over_tls_only_a_server_that_is_trusted_gets_records() {
     transport.next().await.unwrap().ack();
     transport.close().await;
 
-    let refused = async |settings: &config::Rabbitmq| match try_connect(settings).await.map(|_| ()) {
+    let refused = async |settings: &config::Rabbitmq| match try_connect(settings).await.map(|_| ())
+    {
         Err(TransportError::Connect(why)) => why,
         other => panic!("{other:?}"),
     };
-    let why = refused(&config::Rabbitmq { ca_file: None, ..trusting.clone() }).await;
+    let why = refused(&config::Rabbitmq {
+        ca_file: None,
+        ..trusting.clone()
+    })
+    .await;
     assert!(why.to_lowercase().contains("certificate"), "{why}");
     std::fs::write(password.path(), "wrong").unwrap();
     let why = refused(&trusting).await;
-    assert!(why.contains("ACCESS_REFUSED") || why.contains("refused"), "{why}");
+    assert!(
+        why.contains("ACCESS_REFUSED") || why.contains("refused"),
+        "{why}"
+    );
 }
 
 #[tokio::test]
 async fn a_message_with_more_properties_than_a_short_frame_holds_comes_out_and_goes_in() {
-    let Some(mut rabbit) = Rabbit::start().await else { return };
+    let Some(mut rabbit) = Rabbit::start().await else {
+        return;
+    };
     let config = rabbit.config();
     let settings = Settings::new(config.clone());
-    let transport = RabbitMq::connect(&settings).await.expect("the server answers");
+    let transport = RabbitMq::connect(&settings)
+        .await
+        .expect("the server answers");
     let long = "x".repeat(40 << 10);
     let mut headers = FieldTable::default();
     headers.insert("note".into(), AMQPValue::LongString(long.as_str().into()));
@@ -324,20 +470,39 @@ async fn a_message_with_more_properties_than_a_short_frame_holds_comes_out_and_g
     let channel = rabbit.client().await.create_channel().await.unwrap();
     let publish = async || {
         let (queue, options) = (config.queue.as_str().into(), BasicPublishOptions::default());
-        channel.basic_publish("".into(), queue, options, b"{}", properties.clone()).await.unwrap();
+        channel
+            .basic_publish("".into(), queue, options, b"{}", properties.clone())
+            .await
+            .unwrap();
     };
     publish().await;
 
-    let lost = timeout(PATIENCE, transport.next()).await.expect("it does not come in silence");
+    let lost = timeout(PATIENCE, transport.next())
+        .await
+        .expect("it does not come in silence");
     assert!(matches!(lost, Err(TransportError::Lost(why)) if why.contains("frame")));
     drop(transport);
-    let transport = RabbitMq::connect(&settings).await.expect("the server answers");
-    let delivery = timeout(PATIENCE, transport.next()).await.expect("a delivery").unwrap();
+    let transport = RabbitMq::connect(&settings)
+        .await
+        .expect("the server answers");
+    let delivery = timeout(PATIENCE, transport.next())
+        .await
+        .expect("a delivery")
+        .unwrap();
     assert_eq!(delivery.record.body, "{}");
     delivery.ack();
 
-    let wordy = Record { id: long.into(), ..record(0) };
-    assert!(matches!(transport.publish(&wordy).await, Err(TransportError::Publish(_))), "not the connection's end");
+    let wordy = Record {
+        id: long.into(),
+        ..record(0)
+    };
+    assert!(
+        matches!(
+            transport.publish(&wordy).await,
+            Err(TransportError::Publish(_))
+        ),
+        "not the connection's end"
+    );
     publish_all(&transport, 1).await;
     transport.next().await.unwrap().ack();
     transport.close().await;

@@ -14,13 +14,15 @@ use tokio::time::{Instant, sleep, timeout};
 use waypost::{
     actors::{
         Introduced, Job, LaneDown, LaneUp, Publish, RECORDS_MAX, Refused, Returned, Slot,
-        ingest::{Disk, Ingest},
-        promise::promise,
+        admission::Ingest,
+        fallback::Disk,
+        receipts::promise,
         router::{Router, Wiring},
         supervisor::{ChildId, Place, Supervisor, factory},
     },
     config::Policy,
-    delivery::{LaneId, Receipt},
+    delivery::Receipt,
+    lane_id::LaneId,
     ledger::Ledger,
     record::Record,
     spool::NotSafe,
@@ -70,7 +72,10 @@ impl Handler<Publish> for FakeLane {
     type Result = ();
 
     fn handle(&mut self, Publish(mut job): Publish, _: &mut Self::Context) {
-        let ids = job.records.iter().map(|promised| (self.lane, Arc::clone(&promised.record.id)));
+        let ids = job
+            .records
+            .iter()
+            .map(|promised| (self.lane, Arc::clone(&promised.record.id)));
         self.seen.lock().unwrap().extend(ids);
         match &mut self.conduct {
             Conduct::Drops(left) if *left > 0 => *left -= 1,
@@ -82,10 +87,26 @@ impl Handler<Publish> for FakeLane {
             Conduct::ConfirmsOne => {
                 job.records[0].answer(Ok(Receipt::Lane(self.lane)));
                 job.retain_unanswered();
-                self.router.get().unwrap().try_send(Returned { job, lane: self.lane }).map_err(|_| "refused").unwrap();
+                self.router
+                    .get()
+                    .unwrap()
+                    .try_send(Returned {
+                        job,
+                        lane: self.lane,
+                    })
+                    .map_err(|_| "refused")
+                    .unwrap();
             }
             Conduct::GivesBack => {
-                self.router.get().unwrap().try_send(Returned { job, lane: self.lane }).map_err(|_| "refused").unwrap();
+                self.router
+                    .get()
+                    .unwrap()
+                    .try_send(Returned {
+                        job,
+                        lane: self.lane,
+                    })
+                    .map_err(|_| "refused")
+                    .unwrap();
             }
             Conduct::Hangs => self.kept.push(job),
         }
@@ -112,21 +133,43 @@ impl House {
     async fn without_lanes(child: ChildId) -> Self {
         let router = Slot::new();
         let ledger = Arc::new(Ledger::new(Arc::from("run")));
-        let disk = Disk { spool: closed_spool().await, ledger: Arc::clone(&ledger) };
-        let wiring = Wiring { disk, publish_timeout: PUBLISH_TIMEOUT };
-        let start = factory(router.clone(), move |life| Router::new(Policy::RoundRobin, &LANES, wiring.clone(), life));
+        let disk = Disk {
+            spool: closed_spool().await,
+            ledger: Arc::clone(&ledger),
+        };
+        let wiring = Wiring {
+            disk,
+            publish_timeout: PUBLISH_TIMEOUT,
+        };
+        let start = factory(router.clone(), move |life| {
+            Router::new(Policy::RoundRobin, &LANES, wiring.clone(), life)
+        });
         Supervisor::new(router.clone(), vec![(child, Place::Here, start)]).start();
         let ingest = Ingest::new(router.clone(), PUBLISH_TIMEOUT, ledger, None);
-        let house = Self { ingest, router, seen: Arc::default() };
+        let house = Self {
+            ingest,
+            router,
+            seen: Arc::default(),
+        };
         house.router.wait(Duration::from_secs(1)).await.unwrap();
         house
     }
 
     async fn lane(&self, lane: LaneId, conduct: Conduct) {
-        let fake =
-            FakeLane { lane, conduct, router: self.router.clone(), seen: Arc::clone(&self.seen), kept: Vec::new() };
+        let fake = FakeLane {
+            lane,
+            conduct,
+            router: self.router.clone(),
+            seen: Arc::clone(&self.seen),
+            kept: Vec::new(),
+        };
         let publisher = fake.start().recipient();
-        self.router.get().unwrap().send(LaneUp { lane, publisher }).await.unwrap();
+        self.router
+            .get()
+            .unwrap()
+            .send(LaneUp { lane, publisher })
+            .await
+            .unwrap();
     }
 
     async fn submit(&self, pinned: Option<LaneId>) -> Result<Receipt, Refused> {
@@ -134,7 +177,12 @@ impl House {
     }
 
     fn seen_by(&self, lane: LaneId) -> usize {
-        self.seen.lock().unwrap().iter().filter(|(seen, _)| *seen == lane).count()
+        self.seen
+            .lock()
+            .unwrap()
+            .iter()
+            .filter(|(seen, _)| *seen == lane)
+            .count()
     }
 }
 
@@ -146,7 +194,12 @@ fn lane_of(receipt: Receipt) -> LaneId {
 }
 
 fn record() -> Record {
-    Record { id: Record::new_id(), body: Bytes::from_static(b"{}"), traceparent: None, origin: None }
+    Record {
+        id: Record::new_id(),
+        body: Bytes::from_static(b"{}"),
+        traceparent: None,
+        origin: None,
+    }
 }
 
 #[actix_rt::test]
@@ -158,12 +211,21 @@ async fn round_robin_gives_each_lane_that_is_up_the_same_share() {
     }
     assert_eq!(shares, LANES.into_iter().map(|lane| (lane, 100)).collect());
 
-    house.router.get().unwrap().send(LaneDown(LaneId::Nats)).await.unwrap();
+    house
+        .router
+        .get()
+        .unwrap()
+        .send(LaneDown(LaneId::Nats))
+        .await
+        .unwrap();
     let mut shares = BTreeMap::<_, usize>::new();
     for receipt in join_all((0..300).map(|_| house.submit(None))).await {
         *shares.entry(lane_of(receipt.unwrap())).or_default() += 1;
     }
-    assert_eq!(shares, [(LaneId::Grpc, 150), (LaneId::Rabbitmq, 150)].into());
+    assert_eq!(
+        shares,
+        [(LaneId::Grpc, 150), (LaneId::Rabbitmq, 150)].into()
+    );
 }
 
 #[actix_rt::test]
@@ -171,7 +233,12 @@ async fn what_comes_before_the_router_knows_its_lanes_waits_for_them() {
     // No supervisor tells another actor than the router of the lanes.
     let house = House::without_lanes(ChildId::Forwarder(LaneId::Grpc)).await;
     let mut receipts = pin!(join_all((0..3).map(|_| house.submit(None))));
-    assert!(timeout(Duration::from_millis(100), &mut receipts).await.is_err(), "answered with no lane known");
+    assert!(
+        timeout(Duration::from_millis(100), &mut receipts)
+            .await
+            .is_err(),
+        "answered with no lane known"
+    );
     house.lane(LaneId::Nats, Conduct::Confirms).await;
     house.router.get().unwrap().send(Introduced).await.unwrap();
     assert_eq!(receipts.await, vec![Ok(Receipt::Lane(LaneId::Nats)); 3]);
@@ -182,7 +249,10 @@ async fn what_comes_before_the_router_knows_its_lanes_waits_for_them() {
 async fn a_record_that_comes_back_takes_the_next_lane_and_each_lane_once() {
     let house = House::new([Conduct::GivesBack, Conduct::GivesBack, Conduct::Confirms]).await;
     for _ in 0..30 {
-        assert_eq!(house.submit(None).await, Ok(Receipt::Lane(LaneId::Rabbitmq)));
+        assert_eq!(
+            house.submit(None).await,
+            Ok(Receipt::Lane(LaneId::Rabbitmq))
+        );
     }
     house.lane(LaneId::Rabbitmq, Conduct::GivesBack).await;
     let before = house.seen.lock().unwrap().len();
@@ -192,18 +262,45 @@ async fn a_record_that_comes_back_takes_the_next_lane_and_each_lane_once() {
 
 #[actix_rt::test]
 async fn a_batch_stays_together_but_for_what_comes_back() {
-    let house = House::new([Conduct::ConfirmsOne, Conduct::ConfirmsOne, Conduct::Confirms]).await;
-    let receipts = house.ingest.submit_all((0..4).map(|_| record()).collect(), None).await.unwrap();
-    let lanes: Vec<_> = receipts.into_iter().map(|receipt| lane_of(receipt.unwrap())).collect();
-    assert_eq!(lanes, [LaneId::Grpc, LaneId::Nats, LaneId::Rabbitmq, LaneId::Rabbitmq]);
+    let house = House::new([
+        Conduct::ConfirmsOne,
+        Conduct::ConfirmsOne,
+        Conduct::Confirms,
+    ])
+    .await;
+    let receipts = house
+        .ingest
+        .submit_all((0..4).map(|_| record()).collect(), None)
+        .await
+        .unwrap();
+    let lanes: Vec<_> = receipts
+        .into_iter()
+        .map(|receipt| lane_of(receipt.unwrap()))
+        .collect();
+    assert_eq!(
+        lanes,
+        [
+            LaneId::Grpc,
+            LaneId::Nats,
+            LaneId::Rabbitmq,
+            LaneId::Rabbitmq
+        ]
+    );
     assert_eq!(LANES.map(|lane| house.seen_by(lane)), [4, 3, 2]);
 }
 
 #[actix_rt::test]
 async fn only_those_of_a_batch_whose_lane_died_are_sent_again() {
     let house = House::new([Conduct::ConfirmsOne, Conduct::Drops(1), Conduct::Confirms]).await;
-    let receipts = house.ingest.submit_all((0..3).map(|_| record()).collect(), None).await.unwrap();
-    let lanes: Vec<_> = receipts.into_iter().map(|receipt| lane_of(receipt.unwrap())).collect();
+    let receipts = house
+        .ingest
+        .submit_all((0..3).map(|_| record()).collect(), None)
+        .await
+        .unwrap();
+    let lanes: Vec<_> = receipts
+        .into_iter()
+        .map(|receipt| lane_of(receipt.unwrap()))
+        .collect();
     assert_eq!(lanes, [LaneId::Grpc, LaneId::Rabbitmq, LaneId::Rabbitmq]);
     assert_eq!(LANES.map(|lane| house.seen_by(lane)), [3, 2, 2]);
 }
@@ -222,13 +319,25 @@ async fn a_record_keeps_its_id_when_the_lane_that_held_it_dies_and_is_sent_again
 async fn a_pinned_record_takes_its_lane_or_none() {
     let house = House::new([Conduct::Confirms; 3]).await;
     for _ in 0..10 {
-        assert_eq!(house.submit(Some(LaneId::Nats)).await, Ok(Receipt::Lane(LaneId::Nats)));
+        assert_eq!(
+            house.submit(Some(LaneId::Nats)).await,
+            Ok(Receipt::Lane(LaneId::Nats))
+        );
     }
-    house.router.get().unwrap().send(LaneDown(LaneId::Nats)).await.unwrap();
+    house
+        .router
+        .get()
+        .unwrap()
+        .send(LaneDown(LaneId::Nats))
+        .await
+        .unwrap();
     assert_eq!(house.submit(Some(LaneId::Nats)).await, NOT_SAFE);
     house.lane(LaneId::Nats, Conduct::GivesBack).await;
     assert_eq!(house.submit(Some(LaneId::Nats)).await, NOT_SAFE);
-    assert_eq!((house.seen_by(LaneId::Grpc), house.seen_by(LaneId::Rabbitmq)), (0, 0));
+    assert_eq!(
+        (house.seen_by(LaneId::Grpc), house.seen_by(LaneId::Rabbitmq)),
+        (0, 0)
+    );
 }
 
 #[actix_rt::test]
@@ -245,7 +354,10 @@ async fn what_is_over_the_admitted_is_refused_at_once_and_admitted_again_later()
         assert_eq!(asked.elapsed(), Duration::ZERO);
     };
     let (answers, ()) = tokio::join!(waiting, over);
-    assert!(answers.iter().all(|answer| *answer == Err(Refused::NoLane)), "a lane that hangs confirms nothing");
+    assert!(
+        answers.iter().all(|answer| *answer == Err(Refused::NoLane)),
+        "a lane that hangs confirms nothing"
+    );
     for lane in LANES {
         house.lane(lane, Conduct::Confirms).await;
     }
@@ -257,10 +369,18 @@ async fn what_is_over_the_admitted_is_refused_at_once_and_admitted_again_later()
 #[actix_rt::test]
 async fn a_record_whose_client_has_gone_does_not_stay_on_disk() {
     let (spool, _folder) = spool();
-    let disk = Disk { spool: spool.clone(), ledger: Arc::new(Ledger::new(Arc::from("run"))) };
+    let disk = Disk {
+        spool: spool.clone(),
+        ledger: Arc::new(Ledger::new(Arc::from("run"))),
+    };
     let (promised, client) = promise([record()]);
     drop(client);
     disk.keep(&promised, None).await;
     let came_and_went = || (spool.holds().committed, spool.holds().waiting()) == (1, 0);
-    eventually("it was there and is gone", Duration::from_secs(20), async || came_and_went().then_some(())).await;
+    eventually(
+        "it was there and is gone",
+        Duration::from_secs(20),
+        async || came_and_went().then_some(()),
+    )
+    .await;
 }

@@ -11,11 +11,11 @@ use waypost::{
     actors::{
         Drain, Member, Ping, Slot,
         supervisor::{
-            Action, BACKOFF_CAP, BACKOFF_FIRST, CRASHES_MAX, ChildId, Exit, HEALTHY, HEARTBEAT, Life, MISSES_MAX,
-            Order, Place, Snapshot, State, Supervisor, View, factory,
+            Action, BACKOFF_CAP, BACKOFF_FIRST, CRASHES_MAX, ChildId, Exit, HEALTHY, HEARTBEAT,
+            Life, MISSES_MAX, Order, Place, Snapshot, State, Supervisor, View, factory,
         },
     },
-    delivery::LaneId,
+    lane_id::LaneId,
 };
 
 /// What one life of a [`Probe`] does.
@@ -91,16 +91,27 @@ const NEIGHBOUR: ChildId = ChildId::Lane(LaneId::Grpc);
 type Starts = Arc<Mutex<Vec<Instant>>>;
 
 /// A supervisor over one probe, whose n-th life behaves as `conduct(n)` says, and a healthy neighbour.
-fn supervise(conduct: impl Fn(usize) -> Conduct + Send + Sync + 'static) -> (Addr<Supervisor>, Starts) {
+fn supervise(
+    conduct: impl Fn(usize) -> Conduct + Send + Sync + 'static,
+) -> (Addr<Supervisor>, Starts) {
     let starts = Starts::default();
     let kept = Arc::clone(&starts);
     let probe = factory(Slot::new(), move |life| {
         let mut starts = kept.lock().unwrap();
         starts.push(Instant::now());
-        Probe { conduct: conduct(starts.len() - 1), life }
+        Probe {
+            conduct: conduct(starts.len() - 1),
+            life,
+        }
     });
-    let neighbour = factory(Slot::new(), |life| Probe { conduct: Conduct::LivesOn, life });
-    let children = vec![(PROBE, Place::Here, probe), (NEIGHBOUR, Place::Here, neighbour)];
+    let neighbour = factory(Slot::new(), |life| Probe {
+        conduct: Conduct::LivesOn,
+        life,
+    });
+    let children = vec![
+        (PROBE, Place::Here, probe),
+        (NEIGHBOUR, Place::Here, neighbour),
+    ];
     (Supervisor::new(Slot::new(), children).start(), starts)
 }
 
@@ -110,7 +121,12 @@ async fn view(supervisor: &Addr<Supervisor>, child: ChildId) -> View {
 }
 
 fn gaps(starts: &Starts) -> Vec<Duration> {
-    starts.lock().unwrap().windows(2).map(|pair| pair[1] - pair[0]).collect()
+    starts
+        .lock()
+        .unwrap()
+        .windows(2)
+        .map(|pair| pair[1] - pair[0])
+        .collect()
 }
 
 /// Timers are exact to a millisecond.
@@ -123,14 +139,25 @@ async fn a_failing_actor_is_tried_for_ever_with_a_growing_capped_and_jittered_ba
     sleep(Duration::from_mins(5)).await;
     let gaps = gaps(&starts);
     for (failures, gap) in gaps.iter().enumerate() {
-        let ceiling =
-            BACKOFF_FIRST.saturating_mul(2u32.saturating_pow(u32::try_from(failures).unwrap())).min(BACKOFF_CAP);
-        assert!(*gap <= ceiling + TICK, "gap {failures} is {gap:?}, over {ceiling:?}");
+        let ceiling = BACKOFF_FIRST
+            .saturating_mul(2u32.saturating_pow(u32::try_from(failures).unwrap()))
+            .min(BACKOFF_CAP);
+        assert!(
+            *gap <= ceiling + TICK,
+            "gap {failures} is {gap:?}, over {ceiling:?}"
+        );
     }
     // Full jitter: half the cap on average.
-    assert!((300..1500).contains(&gaps.len()), "{} restarts in five minutes", gaps.len());
+    assert!(
+        (300..1500).contains(&gaps.len()),
+        "{} restarts in five minutes",
+        gaps.len()
+    );
     let distinct = gaps.iter().collect::<std::collections::HashSet<_>>().len();
-    assert!(distinct > gaps.len() / 4, "only {distinct} different delays");
+    assert!(
+        distinct > gaps.len() / 4,
+        "only {distinct} different delays"
+    );
     let view = view(&supervisor, PROBE).await;
     assert_eq!(view.last_error.as_deref(), Some("broker away"));
     assert!(view.restarts >= 300);
@@ -163,7 +190,15 @@ async fn five_panics_within_a_minute_take_the_actor_down_and_no_other() {
     let neighbour = view(&supervisor, NEIGHBOUR).await;
     assert_eq!((neighbour.state, neighbour.restarts), (State::Up, 0));
     // An operator may give it another chance.
-    assert!(supervisor.send(Order { lane: LaneId::Nats, action: Action::Resume }).await.unwrap());
+    assert!(
+        supervisor
+            .send(Order {
+                lane: LaneId::Nats,
+                action: Action::Resume
+            })
+            .await
+            .unwrap()
+    );
     sleep(Duration::from_secs(1)).await;
     assert!(starts.lock().unwrap().len() > CRASHES_MAX);
 }
@@ -171,8 +206,13 @@ async fn five_panics_within_a_minute_take_the_actor_down_and_no_other() {
 #[actix_rt::test]
 async fn panics_that_are_far_apart_are_forgiven() {
     tokio::time::pause();
-    let (supervisor, starts) =
-        supervise(|life| if life % 2 == 0 { Conduct::PanicAtOnce } else { Conduct::LiveFor(HEALTHY) });
+    let (supervisor, starts) = supervise(|life| {
+        if life % 2 == 0 {
+            Conduct::PanicAtOnce
+        } else {
+            Conduct::LiveFor(HEALTHY)
+        }
+    });
     sleep(Duration::from_mins(30)).await;
     assert_ne!(view(&supervisor, PROBE).await.state, State::Down);
     assert!(starts.lock().unwrap().len() > 40);
@@ -181,29 +221,57 @@ async fn panics_that_are_far_apart_are_forgiven() {
 #[actix_rt::test]
 async fn an_actor_that_misses_its_heartbeats_is_restarted_and_the_reason_is_told() {
     tokio::time::pause();
-    let (supervisor, starts) = supervise(|life| if life == 0 { Conduct::Freezes } else { Conduct::LivesOn });
+    let (supervisor, starts) = supervise(|life| {
+        if life == 0 {
+            Conduct::Freezes
+        } else {
+            Conduct::LivesOn
+        }
+    });
     sleep((u32::from(MISSES_MAX) + 2) * HEARTBEAT).await;
     assert_eq!(starts.lock().unwrap().len(), 2);
     let probe = view(&supervisor, PROBE).await;
     assert_eq!((probe.state, probe.restarts), (State::Up, 1));
-    assert_eq!(probe.last_error.as_deref(), Some("missed 2 heartbeats of 3s"));
+    assert_eq!(
+        probe.last_error.as_deref(),
+        Some("missed 2 heartbeats of 3s")
+    );
     assert_eq!(view(&supervisor, NEIGHBOUR).await.restarts, 0);
 }
 
 #[actix_rt::test]
 async fn an_actor_that_makes_no_progress_is_restarted_and_the_reason_is_told() {
     tokio::time::pause();
-    let (supervisor, starts) = supervise(|life| if life == 0 { Conduct::Stuck } else { Conduct::LivesOn });
+    let (supervisor, starts) = supervise(|life| {
+        if life == 0 {
+            Conduct::Stuck
+        } else {
+            Conduct::LivesOn
+        }
+    });
     sleep(2 * HEARTBEAT).await;
     assert_eq!(starts.lock().unwrap().len(), 2);
-    assert_eq!(view(&supervisor, PROBE).await.last_error.as_deref(), Some("backlog 412, no delivery"));
+    assert_eq!(
+        view(&supervisor, PROBE).await.last_error.as_deref(),
+        Some("backlog 412, no delivery")
+    );
 }
 
 #[actix_rt::test]
 async fn a_paused_lane_rests_until_it_is_resumed_and_a_restart_is_at_once() {
     tokio::time::pause();
     let (supervisor, starts) = supervise(|_| Conduct::LivesOn);
-    let order = async |action| assert!(supervisor.send(Order { lane: LaneId::Nats, action }).await.unwrap());
+    let order = async |action| {
+        assert!(
+            supervisor
+                .send(Order {
+                    lane: LaneId::Nats,
+                    action
+                })
+                .await
+                .unwrap()
+        )
+    };
     sleep(Duration::from_secs(1)).await;
     order(Action::Pause).await;
     sleep(Duration::from_mins(10)).await;
@@ -216,6 +284,12 @@ async fn a_paused_lane_rests_until_it_is_resumed_and_a_restart_is_at_once() {
     sleep(Duration::from_millis(10)).await;
     assert_eq!(view(&supervisor, PROBE).await.state, State::Up);
     assert_eq!(starts.lock().unwrap().len(), 3);
-    let absent = supervisor.send(Order { lane: LaneId::Pubsub, action: Action::Pause }).await.unwrap();
+    let absent = supervisor
+        .send(Order {
+            lane: LaneId::Pubsub,
+            action: Action::Pause,
+        })
+        .await
+        .unwrap();
     assert!(!absent, "a lane that is not there");
 }

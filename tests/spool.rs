@@ -18,7 +18,9 @@ use crate::support::{
 const RECORDS: usize = 50;
 
 fn with(variables: &[(String, String)], more: &[(&str, &str)]) -> Vec<(String, String)> {
-    let more = more.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+    let more = more
+        .iter()
+        .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
     variables.iter().cloned().chain(more).collect()
 }
 
@@ -27,11 +29,24 @@ async fn post_all(node: &Node, prefix: &str, records: usize) -> Vec<Value> {
     let all = traffic();
     let posts = (0..records).map(|number| {
         let (client, record) = (node.client(), all[number].clone());
-        async move { client.post("/", &format!("{prefix}-{number}"), record).await.expect("an answer") }
+        async move {
+            client
+                .post("/", &format!("{prefix}-{number}"), record)
+                .await
+                .expect("an answer")
+        }
     });
     let answers = join_all(posts).await;
-    assert!(answers.iter().all(|(status, _)| *status == StatusCode::ACCEPTED), "{answers:?}");
-    answers.into_iter().map(|(_, body)| body["path"].clone()).collect()
+    assert!(
+        answers
+            .iter()
+            .all(|(status, _)| *status == StatusCode::ACCEPTED),
+        "{answers:?}"
+    );
+    answers
+        .into_iter()
+        .map(|(_, body)| body["path"].clone())
+        .collect()
 }
 
 async fn kill(node: &mut Node) {
@@ -43,15 +58,28 @@ async fn kill(node: &mut Node) {
 async fn with_ack_on_disk_a_record_is_there_before_its_receipt_leaves() {
     let mut api = Api::start();
     api.stop().await;
-    let mut node = Node::start(&api.url(), &with(&grpc_variables(), &[("INGEST__ACK", "disk")])).await;
+    let mut node = Node::start(
+        &api.url(),
+        &with(&grpc_variables(), &[("INGEST__ACK", "disk")]),
+    )
+    .await;
     node.lane_is("grpc", "up", PATIENCE).await;
-    assert!(post_all(&node, "a", RECORDS).await.iter().all(|path| path == "spool"));
+    assert!(
+        post_all(&node, "a", RECORDS)
+            .await
+            .iter()
+            .all(|path| path == "spool")
+    );
     kill(&mut node).await;
     api.start_again();
     node.start_again().await;
     api.wait_for(RECORDS, PATIENCE).await;
     let ledger = node.at_rest(PATIENCE).await;
-    assert_eq!((&ledger["accepted"], &ledger["delivered"]), (&json!(0), &ledger["recovered"]), "{ledger}");
+    assert_eq!(
+        (&ledger["accepted"], &ledger["delivered"]),
+        (&json!(0), &ledger["recovered"]),
+        "{ledger}"
+    );
     assert_eq!(post_all(&node, "b", RECORDS).await.len(), RECORDS);
     api.wait_for(2 * RECORDS, PATIENCE).await;
     node.at_rest(PATIENCE).await;
@@ -64,19 +92,36 @@ async fn what_the_grpc_lane_carries_survives_a_kill() {
     api.stop().await;
     let mut node = Node::start(&api.url(), &grpc_variables()).await;
     node.lane_is("grpc", "up", PATIENCE).await;
-    assert!(post_all(&node, "a", RECORDS).await.iter().all(|path| path == "GRPC"));
+    assert!(
+        post_all(&node, "a", RECORDS)
+            .await
+            .iter()
+            .all(|path| path == "GRPC")
+    );
     let ledger = node.status().await["ledger"].clone();
-    assert_eq!((&ledger["accepted"], &ledger["in_flight"]), (&json!(RECORDS), &json!(RECORDS)), "{ledger}");
+    assert_eq!(
+        (&ledger["accepted"], &ledger["in_flight"]),
+        (&json!(RECORDS), &json!(RECORDS)),
+        "{ledger}"
+    );
     for _ in 0..3 {
         kill(&mut node).await;
         node.start_again().await;
         let ledger = node.status().await["ledger"].clone();
-        assert_eq!((&ledger["recovered"], &ledger["in_flight"]), (&json!(RECORDS), &json!(RECORDS)), "{ledger}");
+        assert_eq!(
+            (&ledger["recovered"], &ledger["in_flight"]),
+            (&json!(RECORDS), &json!(RECORDS)),
+            "{ledger}"
+        );
     }
     api.start_again();
     api.wait_for(RECORDS, PATIENCE).await;
     let ledger = node.at_rest(PATIENCE).await;
-    assert_eq!((&ledger["recovered"], &ledger["delivered"]), (&json!(RECORDS), &json!(RECORDS)), "{ledger}");
+    assert_eq!(
+        (&ledger["recovered"], &ledger["delivered"]),
+        (&json!(RECORDS), &json!(RECORDS)),
+        "{ledger}"
+    );
     assert_eq!(api.taken().len(), RECORDS);
 }
 
@@ -86,7 +131,12 @@ async fn what_the_grpc_lane_carries_goes_on_when_the_lane_is_restarted() {
     api.stop().await;
     let node = Node::start(&api.url(), &grpc_variables()).await;
     node.lane_is("grpc", "up", PATIENCE).await;
-    assert!(post_all(&node, "a", RECORDS).await.iter().all(|path| path == "GRPC"));
+    assert!(
+        post_all(&node, "a", RECORDS)
+            .await
+            .iter()
+            .all(|path| path == "GRPC")
+    );
     assert_eq!(node.order("grpc", "restart").await, StatusCode::ACCEPTED);
     node.lane_is("grpc", "up", PATIENCE).await;
     api.start_again();
@@ -102,12 +152,19 @@ async fn refusing() -> (Api, Node) {
     let node = Node::start(&api.url(), &grpc_variables()).await;
     node.lane_is("grpc", "up", PATIENCE).await;
     post_all(&node, "a", 3).await;
-    eventually("three dead letters", PATIENCE, async || (node.dead().await.len() == 3).then_some(())).await;
+    eventually("three dead letters", PATIENCE, async || {
+        (node.dead().await.len() == 3).then_some(())
+    })
+    .await;
     (api, node)
 }
 
 fn refuse(api: &Api) {
-    api.behave(|_, _| Conduct::AnswerWith { status: 422, headers: Vec::new(), body: vec![b'n'; 2048] });
+    api.behave(|_, _| Conduct::AnswerWith {
+        status: 422,
+        headers: Vec::new(),
+        body: vec![b'n'; 2048],
+    });
 }
 
 #[actix_rt::test]
@@ -115,7 +172,12 @@ async fn a_dead_letter_says_why_survives_a_kill_and_can_be_replayed_or_dropped()
     let (api, mut node) = refusing().await;
     let (_, list) = node.get("/api/dead").await.expect("an answer");
     assert_eq!(list["total"], 3);
-    let letter = list["dead"].as_array().unwrap().iter().find(|letter| letter["id"] == "a-1").unwrap();
+    let letter = list["dead"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|letter| letter["id"] == "a-1")
+        .unwrap();
     for (member, value) in [
         ("lane", json!("grpc")),
         ("status", json!(422)),
@@ -126,18 +188,34 @@ async fn a_dead_letter_says_why_survives_a_kill_and_can_be_replayed_or_dropped()
     ] {
         assert_eq!(letter[member], value, "{member}");
     }
-    assert!(letter["accepted_ms"].as_u64() > Some(0) && letter["dead_ms"].as_u64() >= letter["accepted_ms"].as_u64());
+    assert!(
+        letter["accepted_ms"].as_u64() > Some(0)
+            && letter["dead_ms"].as_u64() >= letter["accepted_ms"].as_u64()
+    );
     let ledger = node.at_rest(PATIENCE).await;
-    assert_eq!((&ledger["accepted"], &ledger["dead"]), (&json!(3), &json!(3)), "{ledger}");
+    assert_eq!(
+        (&ledger["accepted"], &ledger["dead"]),
+        (&json!(3), &json!(3)),
+        "{ledger}"
+    );
 
     kill(&mut node).await;
     node.start_again().await;
     let ledger = node.at_rest(PATIENCE).await;
-    assert_eq!((&ledger["recovered"], &ledger["dead"]), (&json!(3), &json!(3)), "{ledger}");
+    assert_eq!(
+        (&ledger["recovered"], &ledger["dead"]),
+        (&json!(3), &json!(3)),
+        "{ledger}"
+    );
     api.behave(|_, _| Conduct::Answer(200));
-    let (status, answer) = node.tell("/api/dead/replay", json!({"ids": ["a-1", "nobody"]})).await;
+    let (status, answer) = node
+        .tell("/api/dead/replay", json!({"ids": ["a-1", "nobody"]}))
+        .await;
     assert_eq!((status, &answer["replayed"]), (StatusCode::OK, &json!(1)));
-    eventually("the replayed record arrives", PATIENCE, async || api.taken().get("a-1").copied()).await;
+    eventually("the replayed record arrives", PATIENCE, async || {
+        api.taken().get("a-1").copied()
+    })
+    .await;
     let (status, answer) = node.tell("/api/dead/drop", json!({"ids": ["a-0"]})).await;
     assert_eq!((status, &answer["dropped"]), (StatusCode::OK, &json!(1)));
     assert_eq!(node.dead().await, ["a-2".to_owned()].into());
@@ -150,8 +228,17 @@ async fn a_dead_letter_says_why_survives_a_kill_and_can_be_replayed_or_dropped()
         (status["ledger"] == expected && status["balanced"] == true).then_some(())
     })
     .await;
-    for body in [json!({}), json!({"all": false}), json!({"ids": [], "all": true}), json!({"every": true})] {
-        assert_eq!(node.tell("/api/dead/drop", body.clone()).await.0, StatusCode::BAD_REQUEST, "{body}");
+    for body in [
+        json!({}),
+        json!({"all": false}),
+        json!({"ids": [], "all": true}),
+        json!({"every": true}),
+    ] {
+        assert_eq!(
+            node.tell("/api/dead/drop", body.clone()).await.0,
+            StatusCode::BAD_REQUEST,
+            "{body}"
+        );
     }
 }
 
@@ -172,9 +259,15 @@ async fn a_replay_that_is_cut_short_loses_nothing() {
     node.plant("");
     kill(&mut node).await;
     node.start_again().await;
-    eventually("all arrive", PATIENCE, async || (api.taken().len() == 3).then_some(())).await;
+    eventually("all arrive", PATIENCE, async || {
+        (api.taken().len() == 3).then_some(())
+    })
+    .await;
     assert_eq!(node.dead().await.len(), 3, "they were not struck out");
-    assert_eq!(node.tell("/api/dead/drop", json!({"all": true})).await.1["dropped"], 3);
+    assert_eq!(
+        node.tell("/api/dead/drop", json!({"all": true})).await.1["dropped"],
+        3
+    );
     assert_eq!(node.status().await["ledger"]["dead"], 0);
 }
 
@@ -182,16 +275,30 @@ async fn a_replay_that_is_cut_short_loses_nothing() {
 async fn a_record_that_the_api_does_not_take_in_time_is_given_up() {
     let api = Api::start();
     api.behave(|_, _| Conduct::Answer(500));
-    let node = Node::start(&api.url(), &with(&grpc_variables(), &[("API__GIVE_UP_AFTER", "2s")])).await;
+    let node = Node::start(
+        &api.url(),
+        &with(&grpc_variables(), &[("API__GIVE_UP_AFTER", "2s")]),
+    )
+    .await;
     node.lane_is("grpc", "up", PATIENCE).await;
     post_all(&node, "a", 3).await;
-    eventually("three dead letters", PATIENCE, async || (node.dead().await.len() == 3).then_some(())).await;
+    eventually("three dead letters", PATIENCE, async || {
+        (node.dead().await.len() == 3).then_some(())
+    })
+    .await;
     let (_, list) = node.get("/api/dead").await.expect("an answer");
     let letter = &list["dead"][0];
     assert_eq!(letter["given_up"], true, "{letter}");
-    assert!(letter["dead_ms"].as_u64().unwrap() >= letter["accepted_ms"].as_u64().unwrap() + 2000, "{letter}");
+    assert!(
+        letter["dead_ms"].as_u64().unwrap() >= letter["accepted_ms"].as_u64().unwrap() + 2000,
+        "{letter}"
+    );
     let ledger = node.at_rest(PATIENCE).await;
-    assert_eq!((&ledger["dead"], &ledger["in_flight"]), (&json!(3), &json!(0)), "{ledger}");
+    assert_eq!(
+        (&ledger["dead"], &ledger["in_flight"]),
+        (&json!(3), &json!(0)),
+        "{ledger}"
+    );
 }
 
 #[actix_rt::test]
@@ -201,7 +308,10 @@ async fn a_dead_letter_that_cannot_be_written_is_not_acked() {
     let node = Node::start_with_fault(&api.url(), &grpc_variables(), "spool-write=return").await;
     node.lane_is("grpc", "up", PATIENCE).await;
     // No disk and no 2xx from the API: nobody has it.
-    let (status, _) = node.post("/", "a", traffic()[0].clone()).await.expect("an answer");
+    let (status, _) = node
+        .post("/", "a", traffic()[0].clone())
+        .await
+        .expect("an answer");
     assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
     assert!(node.dead().await.is_empty());
 }
@@ -223,24 +333,50 @@ async fn the_command_line_lists_replays_and_drops_dead_letters() {
     let dead = async |admin: &str, arguments: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_waypost"));
         command.arg("dead").args(arguments).args(["--admin", admin]);
-        let output = tokio::task::spawn_blocking(move || command.output()).await.unwrap().expect("it runs");
+        let output = tokio::task::spawn_blocking(move || command.output())
+            .await
+            .unwrap()
+            .expect("it runs");
         let text = |bytes| String::from_utf8(bytes).expect("text");
-        (output.status.code(), text(output.stdout), text(output.stderr))
+        (
+            output.status.code(),
+            text(output.stdout),
+            text(output.stderr),
+        )
     };
     let admin = &*format!("http://127.0.0.1:{}", node.admin);
     let (code, table, _) = dead(admin, &["list"]).await;
     assert_eq!(code, Some(0));
-    assert!(table.contains("a-0") && table.contains("422") && table.contains("3 dead letters"), "{table}");
+    assert!(
+        table.contains("a-0") && table.contains("422") && table.contains("3 dead letters"),
+        "{table}"
+    );
     let (_, list, _) = dead(admin, &["list", "--json", "--limit", "2"]).await;
-    assert_eq!(serde_json::from_str::<Value>(&list).unwrap()["dead"].as_array().unwrap().len(), 2);
-    assert_eq!(dead(admin, &["replay"]).await.0, Some(2), "neither ids nor --all");
+    assert_eq!(
+        serde_json::from_str::<Value>(&list).unwrap()["dead"]
+            .as_array()
+            .unwrap()
+            .len(),
+        2
+    );
+    assert_eq!(
+        dead(admin, &["replay"]).await.0,
+        Some(2),
+        "neither ids nor --all"
+    );
     assert_eq!(dead(admin, &["drop", "a-0"]).await.1, "1 dropped\n");
     api.behave(|_, _| Conduct::Answer(200));
     assert_eq!(dead(admin, &["replay", "--all"]).await.1, "2 replayed\n");
-    eventually("both arrive", PATIENCE, async || (api.taken().len() == 2).then_some(())).await;
+    eventually("both arrive", PATIENCE, async || {
+        (api.taken().len() == 2).then_some(())
+    })
+    .await;
     // Not a node, and nobody.
     api.behave(|_, _| Conduct::Answer(502));
-    for (admin, why) in [(&*api.url(), "status 502 Bad Gateway\n"), ("http://127.0.0.1:9", "cannot connect")] {
+    for (admin, why) in [
+        (&*api.url(), "status 502 Bad Gateway\n"),
+        ("http://127.0.0.1:9", "cannot connect"),
+    ] {
         let (code, _, told) = dead(admin, &["drop", "--all"]).await;
         assert_eq!(code, Some(1), "{told}");
         assert!(told.contains(admin) && told.contains(why), "{told}");
@@ -252,11 +388,26 @@ async fn a_second_node_on_the_same_folder_is_told_so() {
     let api = Api::start();
     let node = Node::start(&api.url(), &grpc_variables()).await;
     let mut command = Command::new(env!("CARGO_BIN_EXE_waypost"));
-    command.args(["run", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--data"]).arg(node.data());
-    let output = tokio::task::spawn_blocking(move || command.output()).await.unwrap().expect("it runs");
+    command
+        .args([
+            "run",
+            "--listen",
+            "127.0.0.1:0",
+            "--admin",
+            "127.0.0.1:0",
+            "--data",
+        ])
+        .arg(node.data());
+    let output = tokio::task::spawn_blocking(move || command.output())
+        .await
+        .unwrap()
+        .expect("it runs");
     let why = String::from_utf8(output.stderr).expect("text");
     assert_eq!(output.status.code(), Some(1), "{why}");
-    assert!(why.contains("another process uses") && why.contains(&node.data().display().to_string()), "{why}");
+    assert!(
+        why.contains("another process uses") && why.contains(&node.data().display().to_string()),
+        "{why}"
+    );
 }
 
 /// Records that no lane takes wait for the lane that the client has named, and for no other.
@@ -264,10 +415,20 @@ async fn a_second_node_on_the_same_folder_is_told_so() {
 async fn a_pinned_record_waits_for_its_lane() {
     let api = Api::start();
     let nobody = format!("nats://127.0.0.1:{}", crate::support::process::free_port());
-    let node = Node::start(&api.url(), &with(&grpc_variables(), &[("LANES__NATS__URL", &nobody)])).await;
+    let node = Node::start(
+        &api.url(),
+        &with(&grpc_variables(), &[("LANES__NATS__URL", &nobody)]),
+    )
+    .await;
     node.lane_is("grpc", "up", PATIENCE).await;
-    let (status, body) = node.post("/nats", "pinned", traffic()[0].clone()).await.expect("an answer");
-    assert_eq!((status, &body["path"]), (StatusCode::ACCEPTED, &json!("spool")));
+    let (status, body) = node
+        .post("/nats", "pinned", traffic()[0].clone())
+        .await
+        .expect("an answer");
+    assert_eq!(
+        (status, &body["path"]),
+        (StatusCode::ACCEPTED, &json!("spool"))
+    );
     post_all(&node, "a", 3).await;
     api.wait_for(3, PATIENCE).await;
     // Long enough for the feeder to have tried more than once.
@@ -279,22 +440,43 @@ async fn a_pinned_record_waits_for_its_lane() {
 #[actix_rt::test]
 async fn a_record_that_no_lane_takes_in_time_is_given_up() {
     let nobody = format!("nats://127.0.0.1:{}", crate::support::process::free_port());
-    let variables = with(&[], &[("LANES__NATS__URL", &nobody), ("API__GIVE_UP_AFTER", "2s")]);
+    let variables = with(
+        &[],
+        &[("LANES__NATS__URL", &nobody), ("API__GIVE_UP_AFTER", "2s")],
+    );
     let node = Node::start("http://127.0.0.1:9/", &variables).await;
     post_all(&node, "a", 2).await;
-    eventually("two dead letters", PATIENCE, async || (node.dead().await.len() == 2).then_some(())).await;
+    eventually("two dead letters", PATIENCE, async || {
+        (node.dead().await.len() == 2).then_some(())
+    })
+    .await;
     let (_, list) = node.get("/api/dead").await.expect("an answer");
     let letter = &list["dead"][0];
-    assert_eq!((&letter["given_up"], &letter["attempts"], &letter["status"]), (&json!(true), &json!(0), &Value::Null));
+    assert_eq!(
+        (&letter["given_up"], &letter["attempts"], &letter["status"]),
+        (&json!(true), &json!(0), &Value::Null)
+    );
     let ledger = node.at_rest(PATIENCE).await;
-    assert_eq!((&ledger["accepted"], &ledger["dead"]), (&json!(2), &json!(2)), "{ledger}");
+    assert_eq!(
+        (&ledger["accepted"], &ledger["dead"]),
+        (&json!(2), &json!(2)),
+        "{ledger}"
+    );
 }
 
 #[actix_rt::test]
 async fn a_record_whose_dead_letter_cannot_be_written_goes_on_waiting() {
     let nobody = format!("nats://127.0.0.1:{}", crate::support::process::free_port());
-    let variables = with(&[], &[("LANES__NATS__URL", &nobody), ("API__GIVE_UP_AFTER", "1s")]);
-    let mut node = Node::start_with_fault("http://127.0.0.1:9/", &variables, "spool-write=1*off->return").await;
+    let variables = with(
+        &[],
+        &[("LANES__NATS__URL", &nobody), ("API__GIVE_UP_AFTER", "1s")],
+    );
+    let mut node = Node::start_with_fault(
+        "http://127.0.0.1:9/",
+        &variables,
+        "spool-write=1*off->return",
+    )
+    .await;
     post_all(&node, "a", 1).await;
     eventually("the letter was tried", PATIENCE, async || {
         (node.get("/readyz").await?.0 == StatusCode::SERVICE_UNAVAILABLE).then_some(())
@@ -303,42 +485,74 @@ async fn a_record_whose_dead_letter_cannot_be_written_goes_on_waiting() {
     assert_eq!(node.status().await["ledger"]["spooled"], 1);
     node.plant("");
     node.killed_and_started().await;
-    eventually("a dead letter", PATIENCE, async || (node.dead().await.len() == 1).then_some(())).await;
+    eventually("a dead letter", PATIENCE, async || {
+        (node.dead().await.len() == 1).then_some(())
+    })
+    .await;
     node.at_rest(PATIENCE).await;
 }
 
 #[actix_rt::test]
 async fn a_full_spool_without_a_lane_is_not_ready() {
     let nobody = format!("nats://127.0.0.1:{}", crate::support::process::free_port());
-    let variables = with(&[], &[("LANES__NATS__URL", &nobody), ("SPOOL__MAX", "1MiB")]);
+    let variables = with(
+        &[],
+        &[("LANES__NATS__URL", &nobody), ("SPOOL__MAX", "1MiB")],
+    );
     let node = Node::start("http://127.0.0.1:9/", &variables).await;
     assert_eq!(node.get("/readyz").await.unwrap().0, StatusCode::OK);
-    let big = String::from_utf8_lossy(&traffic()[0]).replacen('{', &format!("{{\"x\":\"{}\",", "x".repeat(100_000)), 1);
+    let big = String::from_utf8_lossy(&traffic()[0]).replacen(
+        '{',
+        &format!("{{\"x\":\"{}\",", "x".repeat(100_000)),
+        1,
+    );
     for (size, record) in [("big", big.into()), ("small", traffic()[0].clone())] {
         let mut taken = 0;
-        while node.post("/", &format!("{size}-{taken}"), record.clone()).await.expect("an answer").0
+        while node
+            .post("/", &format!("{size}-{taken}"), record.clone())
+            .await
+            .expect("an answer")
+            .0
             == StatusCode::ACCEPTED
         {
             taken += 1;
         }
         assert!(taken > 5, "{taken} {size} ones");
     }
-    assert_eq!(node.get("/readyz").await.unwrap().0, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(
+        node.get("/readyz").await.unwrap().0,
+        StatusCode::SERVICE_UNAVAILABLE
+    );
 }
 
 #[actix_rt::test]
 async fn what_is_no_record_in_a_broker_becomes_a_dead_letter() {
-    let Some(mut nats) = Nats::start().await else { return };
+    let Some(mut nats) = Nats::start().await else {
+        return;
+    };
     let variables = nats.variables();
-    let subject = variables.iter().find(|(key, _)| key == "LANES__NATS__SUBJECT").expect("it is set").1.clone();
+    let subject = variables
+        .iter()
+        .find(|(key, _)| key == "LANES__NATS__SUBJECT")
+        .expect("it is set")
+        .1
+        .clone();
     let api = Api::start();
     let node = Node::start(&api.url(), &variables).await;
     node.lane_is("nats", "up", PATIENCE).await;
-    let client = async_nats::connect(nats.address()).await.expect("the server answers");
+    let client = async_nats::connect(nats.address())
+        .await
+        .expect("the server answers");
     client.publish(subject, "hello".into()).await.unwrap();
     client.flush().await.unwrap();
-    eventually("a dead letter", PATIENCE, async || (node.dead().await.len() == 1).then_some(())).await;
-    assert_eq!(node.get("/api/dead").await.unwrap().1["dead"][0]["record"], "hello");
+    eventually("a dead letter", PATIENCE, async || {
+        (node.dead().await.len() == 1).then_some(())
+    })
+    .await;
+    assert_eq!(
+        node.get("/api/dead").await.unwrap().1["dead"][0]["record"],
+        "hello"
+    );
     node.at_rest(PATIENCE).await;
     assert_eq!(api.count(), 0);
 }

@@ -10,7 +10,10 @@ mod generator;
 
 #[test]
 fn traffic_json_is_what_its_generator_writes() {
-    assert!(include_str!("../traffic.json") == generator::traffic(), "run: cargo run --example traffic > traffic.json");
+    assert!(
+        include_str!("../traffic.json") == generator::traffic(),
+        "run: cargo run --example traffic > traffic.json"
+    );
 }
 
 #[test]

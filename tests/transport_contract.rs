@@ -1,4 +1,4 @@
-//! One suite of guarantees, held against every transport: see `waypost::actors::transport`.
+//! One suite of guarantees, held against every transport: see `waypost::transport`.
 
 use std::{
     collections::HashSet,
@@ -11,9 +11,9 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 use tokio::{task::JoinHandle, time::timeout};
 use waypost::{
-    actors::transport::Transport,
     delivery::Delivery,
     record::{Origin, Record},
+    transport::Transport,
 };
 
 use crate::support::rig::Rig;
@@ -31,8 +31,13 @@ fn record(at: usize) -> Record {
     Record {
         id: Record::new_id(),
         body: Bytes::from(format!("{{\"number\":{at},\"place\":\"Cobán\"}}")),
-        traceparent: Some(Arc::from("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")),
-        origin: Some(Origin { run: Arc::from("run"), at_us: 1_700_000_000_000_000 }),
+        traceparent: Some(Arc::from(
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+        )),
+        origin: Some(Origin {
+            run: Arc::from("run"),
+            at_us: 1_700_000_000_000_000,
+        }),
     }
 }
 
@@ -40,7 +45,10 @@ async fn connect<R: Rig>(settings: &<R::T as Transport>::Settings) -> Rc<R::T> {
     // A system that has just come back may turn the first away.
     let deadline = Instant::now() + PATIENCE;
     loop {
-        match timeout(PATIENCE, R::T::connect(settings)).await.expect("an answer in time") {
+        match timeout(PATIENCE, R::T::connect(settings))
+            .await
+            .expect("an answer in time")
+        {
             Ok(transport) => return Rc::new(transport),
             Err(failure) => assert!(Instant::now() < deadline, "{failure}"),
         }
@@ -63,17 +71,26 @@ async fn publish<R: Rig>(transport: &Rc<R::T>, records: Vec<Record>) -> JoinHand
     if R::CONFIRMS_ON_SETTLE {
         return publishing;
     }
-    timeout(PATIENCE, publishing).await.expect("confirms in time").expect("no panic");
+    timeout(PATIENCE, publishing)
+        .await
+        .expect("confirms in time")
+        .expect("no panic");
     actix_rt::spawn(async {})
 }
 
 async fn take<T: Transport>(transport: &T) -> Delivery {
-    timeout(PATIENCE, transport.next()).await.expect("a delivery in time").expect("a connection")
+    timeout(PATIENCE, transport.next())
+        .await
+        .expect("a delivery in time")
+        .expect("a connection")
 }
 
 /// Takes and acks until each of `records` has come out.
 async fn take_all<T: Transport>(transport: &T, records: &[Record]) {
-    let mut missing: HashSet<_> = records.iter().map(|record| Arc::clone(&record.id)).collect();
+    let mut missing: HashSet<_> = records
+        .iter()
+        .map(|record| Arc::clone(&record.id))
+        .collect();
     let took = timeout(PATIENCE, async {
         while !missing.is_empty() {
             let delivery = transport.next().await.expect("a connection");
@@ -82,7 +99,12 @@ async fn take_all<T: Transport>(transport: &T, records: &[Record]) {
         }
     });
     let all = took.await.is_ok();
-    assert!(all, "{} of {} did not come out", missing.len(), records.len());
+    assert!(
+        all,
+        "{} of {} did not come out",
+        missing.len(),
+        records.len()
+    );
 }
 
 async fn nothing_comes<T: Transport>(transport: &T, meanwhile: Duration) {
@@ -92,7 +114,9 @@ async fn nothing_comes<T: Transport>(transport: &T, meanwhile: Duration) {
 }
 
 pub async fn what_goes_in_comes_out<R: Rig>() {
-    let Some(mut rig) = R::start().await else { return };
+    let Some(mut rig) = R::start().await else {
+        return;
+    };
     let transport = connect::<R>(&rig.settings()).await;
     let mut large = record(1);
     large.body = Bytes::from(format!("{{\"place\":\"{}\"}}", "ñ".repeat(100 << 10)));
@@ -104,23 +128,33 @@ pub async fn what_goes_in_comes_out<R: Rig>() {
         assert_eq!(delivery.record, sent);
         assert!(!delivery.redelivered);
         delivery.ack();
-        timeout(PATIENCE, confirm).await.expect("a confirm in time").expect("no panic");
+        timeout(PATIENCE, confirm)
+            .await
+            .expect("a confirm in time")
+            .expect("no panic");
     }
     transport.close().await;
 }
 
 pub async fn many_publishes_at_once_are_all_confirmed<R: Rig>() {
-    let Some(mut rig) = R::start().await else { return };
+    let Some(mut rig) = R::start().await else {
+        return;
+    };
     let transport = connect::<R>(&rig.settings()).await;
     let records: Vec<_> = (0..1000).map(record).collect();
     let confirms = publish::<R>(&transport, records.clone()).await;
     take_all(&*transport, &records).await;
-    timeout(PATIENCE, confirms).await.expect("confirms in time").expect("no panic");
+    timeout(PATIENCE, confirms)
+        .await
+        .expect("confirms in time")
+        .expect("no panic");
     transport.close().await;
 }
 
 pub async fn what_is_published_together_is_settled_one_by_one<R: Rig>() {
-    let Some(mut rig) = R::start().await else { return };
+    let Some(mut rig) = R::start().await else {
+        return;
+    };
     let transport = connect::<R>(&rig.settings()).await;
     let mut records: Vec<_> = (0..300).map(record).collect();
     records[7].body = Bytes::from(format!("{{\"place\":\"{}\"}}", "ñ".repeat(100 << 10)));
@@ -130,7 +164,9 @@ pub async fn what_is_published_together_is_settled_one_by_one<R: Rig>() {
         actix_rt::spawn(async move {
             while !left.is_empty() {
                 let mut confirmed = vec![false; left.len()];
-                transport.publish_all(&left, |at, outcome| confirmed[at] |= outcome.is_ok()).await;
+                transport
+                    .publish_all(&left, |at, outcome| confirmed[at] |= outcome.is_ok())
+                    .await;
                 let mut confirmed = confirmed.into_iter();
                 left.retain(|_| confirmed.next() == Some(false));
             }
@@ -141,18 +177,28 @@ pub async fn what_is_published_together_is_settled_one_by_one<R: Rig>() {
         let delivery = take(&*transport).await;
         let id = Arc::clone(&delivery.record.id);
         assert!(!settled.contains(&id), "{id} was settled, and came again");
-        assert_eq!(records.iter().find(|record| record.id == id), Some(&delivery.record));
+        assert_eq!(
+            records.iter().find(|record| record.id == id),
+            Some(&delivery.record)
+        );
         if number % 3 == 0 && given_back.insert(Arc::clone(&id)) {
             drop(delivery);
         } else {
             settled.insert(id);
-            if number % 2 == 0 { delivery.ack() } else { delivery.reject() }
+            if number % 2 == 0 {
+                delivery.ack()
+            } else {
+                delivery.reject()
+            }
         }
         if settled.len() == records.len() {
             break;
         }
     }
-    timeout(PATIENCE, publishing).await.expect("confirms in time").expect("no panic");
+    timeout(PATIENCE, publishing)
+        .await
+        .expect("confirms in time")
+        .expect("no panic");
     nothing_comes(&*transport, A_WHILE).await;
     transport.close().await;
 }
@@ -161,12 +207,18 @@ pub async fn what_was_settled_of_a_message_does_not_come_again_by_another_connec
     if R::CONFIRMS_ON_SETTLE {
         return;
     }
-    let Some(mut rig) = R::start().await else { return };
+    let Some(mut rig) = R::start().await else {
+        return;
+    };
     let settings = rig.settings();
     let transport = connect::<R>(&settings).await;
     let records: Vec<_> = (0..20).map(record).collect();
     let mut confirmed = 0;
-    transport.publish_all(&records, |_, outcome| confirmed += usize::from(outcome.is_ok())).await;
+    transport
+        .publish_all(&records, |_, outcome| {
+            confirmed += usize::from(outcome.is_ok())
+        })
+        .await;
     assert_eq!(confirmed, 20);
     let mut settled = HashSet::new();
     for at in 0..10 {
@@ -176,16 +228,26 @@ pub async fn what_was_settled_of_a_message_does_not_come_again_by_another_connec
             continue;
         }
         settled.insert(Arc::clone(&delivery.record.id));
-        if at % 2 == 0 { delivery.ack() } else { delivery.reject() }
+        if at % 2 == 0 {
+            delivery.ack()
+        } else {
+            delivery.reject()
+        }
     }
     transport.close().await;
     drop(transport);
     let transport = connect::<R>(&settings).await;
-    let left: Vec<_> = records.into_iter().filter(|record| !settled.contains(&record.id)).collect();
+    let left: Vec<_> = records
+        .into_iter()
+        .filter(|record| !settled.contains(&record.id))
+        .collect();
     let mut missing: HashSet<_> = left.iter().map(|record| Arc::clone(&record.id)).collect();
     while !missing.is_empty() {
         let delivery = take(&*transport).await;
-        assert!(!settled.contains(&delivery.record.id), "it was settled, and came again");
+        assert!(
+            !settled.contains(&delivery.record.id),
+            "it was settled, and came again"
+        );
         missing.remove(&delivery.record.id);
         delivery.ack();
     }
@@ -197,7 +259,9 @@ pub async fn a_confirm_means_durable<R: Rig>() {
     if !R::SURVIVES_KILL {
         return;
     }
-    let Some(mut rig) = R::start().await else { return };
+    let Some(mut rig) = R::start().await else {
+        return;
+    };
     let settings = rig.settings();
     let transport = connect::<R>(&settings).await;
     let records: Vec<_> = (0..200).map(record).collect();
@@ -210,15 +274,24 @@ pub async fn a_confirm_means_durable<R: Rig>() {
 }
 
 pub async fn acked_and_rejected_do_not_come_again<R: Rig>() {
-    let Some(mut rig) = R::start().await else { return };
+    let Some(mut rig) = R::start().await else {
+        return;
+    };
     let settings = rig.settings();
     let transport = connect::<R>(&settings).await;
     let confirms = publish::<R>(&transport, (0..10).map(record).collect()).await;
     for at in 0..10 {
         let delivery = take(&*transport).await;
-        if at % 2 == 0 { delivery.ack() } else { delivery.reject() }
+        if at % 2 == 0 {
+            delivery.ack()
+        } else {
+            delivery.reject()
+        }
     }
-    timeout(PATIENCE, confirms).await.expect("confirms in time").expect("no panic");
+    timeout(PATIENCE, confirms)
+        .await
+        .expect("confirms in time")
+        .expect("no panic");
     nothing_comes(&*transport, A_WHILE).await;
     transport.close().await;
     drop(transport);
@@ -228,7 +301,9 @@ pub async fn acked_and_rejected_do_not_come_again<R: Rig>() {
 }
 
 pub async fn unsettled_comes_again<R: Rig>() {
-    let Some(mut rig) = R::start().await else { return };
+    let Some(mut rig) = R::start().await else {
+        return;
+    };
     let transport = connect::<R>(&rig.settings()).await;
     let sent = record(0);
     let confirm = publish::<R>(&transport, vec![sent.clone()]).await;
@@ -236,13 +311,18 @@ pub async fn unsettled_comes_again<R: Rig>() {
     let again = take(&*transport).await;
     assert_eq!(again.record, sent);
     again.ack();
-    timeout(PATIENCE, confirm).await.expect("a confirm in time").expect("no panic");
+    timeout(PATIENCE, confirm)
+        .await
+        .expect("a confirm in time")
+        .expect("no panic");
     transport.close().await;
 }
 
 pub async fn retry_after_waits_its_delay<R: Rig>() {
     const DELAY: Duration = Duration::from_secs(2);
-    let Some(mut rig) = R::start().await else { return };
+    let Some(mut rig) = R::start().await else {
+        return;
+    };
     let transport = connect::<R>(&rig.settings()).await;
     let sent = record(0);
     let confirm = publish::<R>(&transport, vec![sent.clone()]).await;
@@ -250,22 +330,34 @@ pub async fn retry_after_waits_its_delay<R: Rig>() {
     let given_back = Instant::now();
     delivery.retry_after(DELAY);
     let again = take(&*transport).await;
-    assert!(given_back.elapsed() >= DELAY, "came after {:?}", given_back.elapsed());
+    assert!(
+        given_back.elapsed() >= DELAY,
+        "came after {:?}",
+        given_back.elapsed()
+    );
     assert_eq!(again.record, sent);
     again.ack();
-    timeout(PATIENCE, confirm).await.expect("a confirm in time").expect("no panic");
+    timeout(PATIENCE, confirm)
+        .await
+        .expect("a confirm in time")
+        .expect("no panic");
     transport.close().await;
 }
 
 pub async fn what_is_held_comes_to_nobody_else<R: Rig>() {
-    let Some(mut rig) = R::start().await else { return };
+    let Some(mut rig) = R::start().await else {
+        return;
+    };
     let settings = rig.settings();
     let transport = connect::<R>(&settings).await;
     let confirm = publish::<R>(&transport, vec![record(0)]).await;
     let held = take(&*transport).await;
     nothing_comes(&*transport, LONG_HOLD).await;
     held.ack();
-    timeout(PATIENCE, confirm).await.expect("a confirm in time").expect("no panic");
+    timeout(PATIENCE, confirm)
+        .await
+        .expect("a confirm in time")
+        .expect("no panic");
     nothing_comes(&*transport, A_WHILE).await;
     transport.close().await;
 }
@@ -275,7 +367,9 @@ pub async fn close_gives_back_what_is_unsettled_and_keeps_what_was_acked<R: Rig>
         // It gives back to the sender, which is gone with it here: `tests/grpc.rs` looks at that.
         return;
     }
-    let Some(mut rig) = R::start().await else { return };
+    let Some(mut rig) = R::start().await else {
+        return;
+    };
     let settings = rig.settings();
     let transport = connect::<R>(&settings).await;
     let records: Vec<_> = (0..50).map(record).collect();
@@ -291,14 +385,22 @@ pub async fn close_gives_back_what_is_unsettled_and_keeps_what_was_acked<R: Rig>
             held.push(delivery);
         }
     }
-    timeout(PATIENCE, transport.close()).await.expect("a close in time");
-    assert!(transport.next().await.is_err(), "a closed transport delivers nothing");
+    timeout(PATIENCE, transport.close())
+        .await
+        .expect("a close in time");
+    assert!(
+        transport.next().await.is_err(),
+        "a closed transport delivers nothing"
+    );
     // Too late: they were given back, and come again.
     held.into_iter().for_each(Delivery::ack);
     drop(transport);
 
     let transport = connect::<R>(&settings).await;
-    let left: Vec<_> = records.into_iter().filter(|record| !acked.contains(&record.id)).collect();
+    let left: Vec<_> = records
+        .into_iter()
+        .filter(|record| !acked.contains(&record.id))
+        .collect();
     assert_eq!(left.len(), 40);
     take_all(&*transport, &left).await;
     nothing_comes(&*transport, A_WHILE).await;
@@ -309,12 +411,16 @@ pub async fn a_system_that_dies_is_noticed_while_the_lane_is_idle<R: Rig>() {
     if R::CONFIRMS_ON_SETTLE {
         return;
     }
-    let Some(mut rig) = R::start().await else { return };
+    let Some(mut rig) = R::start().await else {
+        return;
+    };
     let settings = rig.settings();
     let transport = connect::<R>(&settings).await;
     let (idle, ()) = tokio::join!(timeout(NOTICED_WITHIN, transport.next()), rig.kill());
     assert!(idle.expect("noticed in time").is_err());
-    let gone = timeout(PATIENCE, R::T::connect(&settings)).await.expect("an answer in time");
+    let gone = timeout(PATIENCE, R::T::connect(&settings))
+        .await
+        .expect("an answer in time");
     assert!(gone.is_err(), "connected to nobody");
     rig.revive().await;
     let transport = connect::<R>(&settings).await;

@@ -5,7 +5,9 @@ use std::{cell::RefCell, convert::Infallible, net::SocketAddr, rc::Rc, time::Sys
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
-use hyper::{Method, Request, Response, StatusCode, body::Incoming, server::conn::http1, service::service_fn};
+use hyper::{
+    Method, Request, Response, StatusCode, body::Incoming, server::conn::http1, service::service_fn,
+};
 use hyper_util::rt::TokioIo;
 use serde_json::json;
 use tokio::net::TcpListener;
@@ -28,7 +30,9 @@ struct Arrivals {
 }
 
 pub fn now_us() -> u64 {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("a clock after 1970");
+    let now = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .expect("a clock after 1970");
     u64::try_from(now.as_micros()).expect("a clock before 586512")
 }
 
@@ -45,7 +49,9 @@ impl Arrivals {
     fn take(&mut self, number: usize) {
         self.times += 1;
         self.last_us = now_us();
-        let Some(at) = number.checked_sub(self.first) else { return };
+        let Some(at) = number.checked_sub(self.first) else {
+            return;
+        };
         if self.at_us.len() <= at {
             self.at_us.resize(at + 1, 0);
         }
@@ -67,7 +73,12 @@ async fn answer(
     let path = request.uri().path();
     let (wants_all, is_of_away) = (path == "/arrivals", path == AWAY);
     let first = path.trim_start_matches('/').parse().unwrap_or_default();
-    let body = request.into_body().collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+    let body = request
+        .into_body()
+        .collect()
+        .await
+        .map(http_body_util::Collected::to_bytes)
+        .unwrap_or_default();
     let answer = if is_of_away {
         arrivals.borrow_mut().is_away = method == Method::PUT;
         Bytes::new()
@@ -87,17 +98,31 @@ async fn answer(
         }
         Bytes::new()
     } else if wants_all {
-        arrivals.borrow().at_us.iter().flat_map(|at| at.to_le_bytes()).collect()
+        arrivals
+            .borrow()
+            .at_us
+            .iter()
+            .flat_map(|at| at.to_le_bytes())
+            .collect()
     } else {
-        let Arrivals { distinct, times, last_us, .. } = &*arrivals.borrow();
-        json!({"distinct": distinct, "times": times, "last_us": last_us}).to_string().into()
+        let Arrivals {
+            distinct,
+            times,
+            last_us,
+            ..
+        } = &*arrivals.borrow();
+        json!({"distinct": distinct, "times": times, "last_us": last_us})
+            .to_string()
+            .into()
     };
     Ok(Response::new(Full::new(answer)))
 }
 
 /// Serves for ever.
 pub async fn run(listen: SocketAddr) {
-    let socket = TcpListener::bind(listen).await.expect("the address is free");
+    let socket = TcpListener::bind(listen)
+        .await
+        .expect("the address is free");
     let arrivals = Rc::new(RefCell::new(Arrivals::default()));
     loop {
         let (stream, _) = socket.accept().await.expect("a connection");
@@ -106,7 +131,10 @@ pub async fn run(listen: SocketAddr) {
         actix_rt::spawn(async move {
             let service = service_fn(move |request| answer(request, Rc::clone(&arrivals)));
             // A client that goes away ends its connection.
-            http1::Builder::new().serve_connection(TokioIo::new(stream), service).await.ok();
+            http1::Builder::new()
+                .serve_connection(TokioIo::new(stream), service)
+                .await
+                .ok();
         });
     }
 }

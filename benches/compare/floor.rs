@@ -27,7 +27,10 @@ use google_cloud_pubsub::{
 };
 use lapin::{
     BasicProperties, Channel, Confirmation, Connection, ConnectionProperties,
-    options::{BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions, QueueDeclareOptions},
+    options::{
+        BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions,
+        QueueDeclareOptions,
+    },
     types::{AMQPValue, FieldTable},
 };
 use tokio::sync::{mpsc, oneshot};
@@ -64,14 +67,23 @@ impl Way {
                 Err(_) => false,
             },
             Self::Rabbitmq(channel, queue) => {
-                let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+                let options = BasicPublishOptions {
+                    mandatory: true,
+                    ..BasicPublishOptions::default()
+                };
                 let durable = BasicProperties::default().with_delivery_mode(2);
-                match channel.basic_publish("".into(), queue.as_str().into(), options, &body, durable).await {
+                match channel
+                    .basic_publish("".into(), queue.as_str().into(), options, &body, durable)
+                    .await
+                {
                     Ok(confirm) => matches!(confirm.await, Ok(Confirmation::Ack(None))),
                     Err(_) => false,
                 }
             }
-            Self::Pubsub(publisher) => publisher.publish(Message::new().set_data(body)).await.is_ok(),
+            Self::Pubsub(publisher) => publisher
+                .publish(Message::new().set_data(body))
+                .await
+                .is_ok(),
         }
     }
 }
@@ -89,18 +101,26 @@ pub async fn run(lane: &str, listen: SocketAddr) {
     let socket = TcpListener::bind(listen).expect("the address is free");
     let server = HttpServer::new(move || {
         App::new().app_data(web::Data::new(way.clone())).service(
-            web::resource("/").route(web::get().to(HttpResponse::Ok)).route(web::post().to(
-                async |way: web::Data<Way>, body: web::Bytes| {
-                    if way.publish(body).await {
-                        HttpResponse::Accepted().finish()
-                    } else {
-                        HttpResponse::ServiceUnavailable().finish()
-                    }
-                },
-            )),
+            web::resource("/")
+                .route(web::get().to(HttpResponse::Ok))
+                .route(
+                    web::post().to(async |way: web::Data<Way>, body: web::Bytes| {
+                        if way.publish(body).await {
+                            HttpResponse::Accepted().finish()
+                        } else {
+                            HttpResponse::ServiceUnavailable().finish()
+                        }
+                    }),
+                ),
         )
     });
-    server.workers(1).listen(socket).expect("a bound socket").run().await.expect("it serves");
+    server
+        .workers(1)
+        .listen(socket)
+        .expect("a bound socket")
+        .run()
+        .await
+        .expect("it serves");
 }
 
 fn variable(name: &str) -> String {
@@ -115,12 +135,20 @@ struct Poster {
 
 impl Poster {
     fn new() -> Rc<Self> {
-        let client = awc::Client::builder().connector(awc::Connector::new().limit(POSTS)).finish();
-        Rc::new(Self { client, url: variable("API__URL") })
+        let client = awc::Client::builder()
+            .connector(awc::Connector::new().limit(POSTS))
+            .finish();
+        Rc::new(Self {
+            client,
+            url: variable("API__URL"),
+        })
     }
 
     async fn post(&self, body: Bytes) -> bool {
-        let request = self.client.post(&*self.url).content_type("application/json");
+        let request = self
+            .client
+            .post(&*self.url)
+            .content_type("application/json");
         match request.send_body(body).await {
             Ok(mut answer) => answer.body().await.is_ok() && answer.status().is_success(),
             Err(_) => false,
@@ -131,17 +159,21 @@ impl Poster {
 fn none() -> Way {
     let (sender, records) = mpsc::channel(1024);
     let poster = Poster::new();
-    actix_rt::spawn(ReceiverStream::new(records).for_each_concurrent(POSTS, move |body| {
-        let poster = Rc::clone(&poster);
-        async move {
-            poster.post(body).await;
-        }
-    }));
+    actix_rt::spawn(
+        ReceiverStream::new(records).for_each_concurrent(POSTS, move |body| {
+            let poster = Rc::clone(&poster);
+            async move {
+                poster.post(body).await;
+            }
+        }),
+    );
     Way::None(sender)
 }
 
 async fn nats() -> Way {
-    let client = async_nats::connect(variable("LANES__NATS__URL")).await.expect("NATS answers");
+    let client = async_nats::connect(variable("LANES__NATS__URL"))
+        .await
+        .expect("NATS answers");
     let context = jetstream::new(client);
     let subject = variable("LANES__NATS__SUBJECT");
     let stream = context.get_or_create_stream(stream::Config {
@@ -157,9 +189,18 @@ async fn nats() -> Way {
         ack_policy: AckPolicy::Explicit,
         ..pull::Config::default()
     };
-    let consumer: PullConsumer =
-        stream.await.expect("a stream").get_or_create_consumer(&durable, wanted).await.expect("a consumer");
-    let messages = consumer.stream().max_messages_per_batch(PREFETCH.into()).messages().await.expect("messages");
+    let consumer: PullConsumer = stream
+        .await
+        .expect("a stream")
+        .get_or_create_consumer(&durable, wanted)
+        .await
+        .expect("a consumer");
+    let messages = consumer
+        .stream()
+        .max_messages_per_batch(PREFETCH.into())
+        .messages()
+        .await
+        .expect("messages");
     let poster = Poster::new();
     actix_rt::spawn(messages.for_each_concurrent(POSTS, move |message| {
         let poster = Rc::clone(&poster);
@@ -176,18 +217,40 @@ async fn nats() -> Way {
 
 async fn rabbitmq() -> Way {
     let url = variable("LANES__RABBITMQ__URL");
-    let connection = Connection::connect(&url, ConnectionProperties::default()).await.expect("RabbitMQ answers");
+    let connection = Connection::connect(&url, ConnectionProperties::default())
+        .await
+        .expect("RabbitMQ answers");
     let queue = variable("LANES__RABBITMQ__QUEUE");
     let publishing = connection.create_channel().await.expect("a channel");
-    publishing.confirm_select(ConfirmSelectOptions::default()).await.expect("confirms");
+    publishing
+        .confirm_select(ConfirmSelectOptions::default())
+        .await
+        .expect("confirms");
     let mut arguments = FieldTable::default();
-    arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
-    let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
-    publishing.queue_declare(queue.as_str().into(), durable, arguments).await.expect("a queue");
+    arguments.insert(
+        "x-queue-type".into(),
+        AMQPValue::LongString("quorum".into()),
+    );
+    let durable = QueueDeclareOptions {
+        durable: true,
+        ..QueueDeclareOptions::default()
+    };
+    publishing
+        .queue_declare(queue.as_str().into(), durable, arguments)
+        .await
+        .expect("a queue");
     let consuming = connection.create_channel().await.expect("a channel");
-    consuming.basic_qos(PREFETCH, BasicQosOptions::default()).await.expect("a prefetch");
+    consuming
+        .basic_qos(PREFETCH, BasicQosOptions::default())
+        .await
+        .expect("a prefetch");
     let options = BasicConsumeOptions::default();
-    let deliveries = consuming.basic_consume(queue.as_str().into(), "".into(), options, FieldTable::default());
+    let deliveries = consuming.basic_consume(
+        queue.as_str().into(),
+        "".into(),
+        options,
+        FieldTable::default(),
+    );
     let deliveries = deliveries.await.expect("a consumer");
     let poster = Poster::new();
     actix_rt::spawn(async move {
@@ -198,7 +261,10 @@ async fn rabbitmq() -> Way {
                 if let Ok(delivery) = delivery
                     && poster.post(delivery.data.clone().into()).await
                 {
-                    delivery.ack(lapin::options::BasicAckOptions::default()).await.expect("an ack leaves");
+                    delivery
+                        .ack(lapin::options::BasicAckOptions::default())
+                        .await
+                        .expect("an ack leaves");
                 }
             }
         });
@@ -210,24 +276,59 @@ async fn rabbitmq() -> Way {
 async fn pubsub() -> Way {
     let endpoint = variable("LANES__PUBSUB__ENDPOINT");
     // A bare `host:port` is an emulator's.
-    let endpoint = if endpoint.contains("://") { endpoint } else { format!("http://{endpoint}") };
+    let endpoint = if endpoint.contains("://") {
+        endpoint
+    } else {
+        format!("http://{endpoint}")
+    };
     let project = variable("LANES__PUBSUB__PROJECT");
-    let topic = format!("projects/{project}/topics/{}", variable("LANES__PUBSUB__TOPIC"));
-    let subscription = format!("projects/{project}/subscriptions/{}", variable("LANES__PUBSUB__SUBSCRIPTION"));
+    let topic = format!(
+        "projects/{project}/topics/{}",
+        variable("LANES__PUBSUB__TOPIC")
+    );
+    let subscription = format!(
+        "projects/{project}/subscriptions/{}",
+        variable("LANES__PUBSUB__SUBSCRIPTION")
+    );
     let anonymous = || anonymous::Builder::new().build();
-    let topics = TopicAdmin::builder().with_endpoint(&*endpoint).with_credentials(anonymous()).build();
-    topics.await.expect("a client").create_topic().set_name(&*topic).send().await.expect("a topic");
-    let subscriptions = SubscriptionAdmin::builder().with_endpoint(&*endpoint).with_credentials(anonymous()).build();
+    let topics = TopicAdmin::builder()
+        .with_endpoint(&*endpoint)
+        .with_credentials(anonymous())
+        .build();
+    topics
+        .await
+        .expect("a client")
+        .create_topic()
+        .set_name(&*topic)
+        .send()
+        .await
+        .expect("a topic");
+    let subscriptions = SubscriptionAdmin::builder()
+        .with_endpoint(&*endpoint)
+        .with_credentials(anonymous())
+        .build();
     let create = subscriptions.await.expect("a client").create_subscription();
-    create.set_name(&*subscription).set_topic(&*topic).send().await.expect("a subscription");
+    create
+        .set_name(&*subscription)
+        .set_topic(&*topic)
+        .send()
+        .await
+        .expect("a subscription");
     let publisher = Publisher::builder(&*topic)
         .with_endpoint(&*endpoint)
         .with_credentials(anonymous())
         .set_message_count_threshold(200)
         .set_delay_threshold(Duration::from_millis(2));
     let publisher = publisher.build().await.expect("a publisher");
-    let subscriber = Subscriber::builder().with_endpoint(&*endpoint).with_credentials(anonymous()).build();
-    let messages = subscriber.await.expect("a subscriber").subscribe(&*subscription).build();
+    let subscriber = Subscriber::builder()
+        .with_endpoint(&*endpoint)
+        .with_credentials(anonymous())
+        .build();
+    let messages = subscriber
+        .await
+        .expect("a subscriber")
+        .subscribe(&*subscription)
+        .build();
     let messages = futures_util::stream::unfold(messages, async |mut messages| {
         let next = messages.next().await?;
         Some((next, messages))
@@ -269,39 +370,71 @@ impl Calls {
             waiting.by_number.insert(number, done);
             number
         };
-        let record = Record { id: number.to_string(), body, ..Record::default() };
+        let record = Record {
+            id: number.to_string(),
+            body,
+            ..Record::default()
+        };
         self.records.send(record).await.is_ok() && receipt.await.is_ok()
     }
 }
 
 async fn grpc() -> Way {
-    let socket = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let socket = tokio::net::TcpListener::bind("127.0.0.1:0")
+        .await
+        .expect("a free port");
     let address = socket.local_addr().expect("a bound socket");
     let (posts, incoming) = mpsc::channel::<(Record, mpsc::Sender<Result<Receipt, Status>>)>(1024);
     let poster = Poster::new();
-    actix_rt::spawn(ReceiverStream::new(incoming).for_each_concurrent(POSTS, move |(record, receipts)| {
-        let poster = Rc::clone(&poster);
-        async move {
-            if poster.post(record.body).await {
-                let receipt = Receipt { id: record.id, outcome: Outcome::Safe.into(), detail: String::new() };
-                receipts.send(Ok(receipt)).await.expect("the stream is open");
+    actix_rt::spawn(ReceiverStream::new(incoming).for_each_concurrent(
+        POSTS,
+        move |(record, receipts)| {
+            let poster = Rc::clone(&poster);
+            async move {
+                if poster.post(record.body).await {
+                    let receipt = Receipt {
+                        id: record.id,
+                        outcome: Outcome::Safe.into(),
+                        detail: String::new(),
+                    };
+                    receipts
+                        .send(Ok(receipt))
+                        .await
+                        .expect("the stream is open");
+                }
             }
-        }
-    }));
+        },
+    ));
     let service = WaypostServer::new(Server { posts });
     actix_rt::spawn(async move {
         let server = tonic::transport::Server::builder().add_service(service);
-        server.serve_with_incoming(TcpListenerStream::new(socket)).await.expect("it serves");
+        server
+            .serve_with_incoming(TcpListenerStream::new(socket))
+            .await
+            .expect("it serves");
     });
     let (records, outgoing) = mpsc::channel(1024);
-    let calls = Calls { records, waiting: Arc::default() };
-    let mut client = WaypostClient::connect(format!("http://{address}")).await.expect("the server answers");
-    let mut receipts = client.carry(ReceiverStream::new(outgoing)).await.expect("a stream").into_inner();
+    let calls = Calls {
+        records,
+        waiting: Arc::default(),
+    };
+    let mut client = WaypostClient::connect(format!("http://{address}"))
+        .await
+        .expect("the server answers");
+    let mut receipts = client
+        .carry(ReceiverStream::new(outgoing))
+        .await
+        .expect("a stream")
+        .into_inner();
     let waiting = Arc::clone(&calls.waiting);
     actix_rt::spawn(async move {
         while let Ok(Some(receipt)) = receipts.message().await {
             let number = receipt.id.parse().expect("a number");
-            let done = waiting.lock().expect("no holder panics").by_number.remove(&number);
+            let done = waiting
+                .lock()
+                .expect("no holder panics")
+                .by_number
+                .remove(&number);
             done.expect("it waits").send(()).ok();
         }
     });
@@ -331,12 +464,18 @@ impl Waypost for Server {
         Err(Status::unimplemented("a floor"))
     }
 
-    async fn carry(&self, records: Request<Streaming<Record>>) -> Result<Response<Self::CarryStream>, Status> {
+    async fn carry(
+        &self,
+        records: Request<Streaming<Record>>,
+    ) -> Result<Response<Self::CarryStream>, Status> {
         let (receipts, answers) = mpsc::channel(1024);
         let (posts, mut records) = (self.posts.clone(), records.into_inner());
         tokio::spawn(async move {
             while let Ok(Some(record)) = records.message().await {
-                posts.send((record, receipts.clone())).await.expect("the poster lives");
+                posts
+                    .send((record, receipts.clone()))
+                    .await
+                    .expect("the poster lives");
             }
         });
         Ok(Response::new(ReceiverStream::new(answers)))

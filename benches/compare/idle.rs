@@ -32,7 +32,13 @@ pub struct Plan {
 pub async fn run(plan: &Plan, variables: &[(String, String)]) {
     let mut starts = Vec::new();
     for _ in 0..STARTS {
-        starts.push(Stage::new(&Side::WAYPOST, "grpc", &grpc_variables(), 1).await.ready_after.as_secs_f64() * 1e3);
+        starts.push(
+            Stage::new(&Side::WAYPOST, "grpc", &grpc_variables(), 1)
+                .await
+                .ready_after
+                .as_secs_f64()
+                * 1e3,
+        );
     }
     let start_ms = table::median(starts);
     let stage = Stage::new(&Side::WAYPOST, "all", variables, 1).await;
@@ -43,7 +49,10 @@ pub async fn run(plan: &Plan, variables: &[(String, String)]) {
     let cpu_percent = (stage.cpu_us() - cpu) as f64 / (f64::from(plan.seconds) * 1e4);
     let memory_mib = stage.watch().footprint().memory_mib;
     if plan.json {
-        println!("{}", json!({"start_to_ready_ms": start_ms, "cpu_percent": cpu_percent, "memory_mib": memory_mib}));
+        println!(
+            "{}",
+            json!({"start_to_ready_ms": start_ms, "cpu_percent": cpu_percent, "memory_mib": memory_mib})
+        );
         return;
     }
     println!("{:<30} {start_ms:>12.1}", "start to ready ms");

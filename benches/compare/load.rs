@@ -11,7 +11,7 @@ use std::{
 use bytes::Bytes;
 use clap::Args;
 use waypost::{
-    http::client::Target,
+    api::client::Target,
     load::{Load, Plan, records},
 };
 
@@ -38,7 +38,9 @@ pub struct Order {
 pub fn run(order: &Order) {
     let traffic = records(include_str!("../../traffic.json")).expect("traffic.json holds records");
     let numbered = |number: usize| {
-        let rest = traffic[number % traffic.len()].strip_prefix(b"{").expect("an object");
+        let rest = traffic[number % traffic.len()]
+            .strip_prefix(b"{")
+            .expect("an object");
         [NUMBER, format!("{number},").as_bytes(), rest].concat()
     };
     let numbers: Vec<_> = (order.first..order.first + order.count).collect();
@@ -63,14 +65,17 @@ pub fn run(order: &Order) {
             rate: order.rate.map(|rate| rate / order.batch as f64),
             keyed: false,
             watch: Some(Box::new(move |number, from: Instant| {
-                let after = u64::try_from((from.saturating_duration_since(now)).as_micros()).expect("a short load");
+                let after = u64::try_from((from.saturating_duration_since(now)).as_micros())
+                    .expect("a short load");
                 watched.borrow_mut()[number] = at_us + after;
             })),
         },
     );
     load.run(|_| ()).expect("descriptors and events");
     let since = since.borrow();
-    let bytes: Vec<u8> = (0..order.count).flat_map(|at| since[at / order.batch].to_le_bytes()).collect();
+    let bytes: Vec<u8> = (0..order.count)
+        .flat_map(|at| since[at / order.batch].to_le_bytes())
+        .collect();
     fs::write(&order.times, bytes).expect("the folder is ours");
     println!("{}", load.tally().json());
 }

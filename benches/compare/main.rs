@@ -35,10 +35,19 @@ struct Cli {
     #[command(subcommand)]
     role: Option<Role>,
     /// Lanes, separated by commas: none, grpc, nats, rabbitmq, pubsub
-    #[arg(long, value_delimiter = ',', default_value = "none,grpc,nats,rabbitmq,pubsub")]
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "none,grpc,nats,rabbitmq,pubsub"
+    )]
     lanes: Vec<String>,
     /// What is compared on each lane, separated by commas
-    #[arg(long, value_enum, value_delimiter = ',', default_value = "floor,batch,disk")]
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        default_value = "floor,batch,disk"
+    )]
     cases: Vec<Case>,
     /// How often the two sides of a case take turns
     #[arg(long, default_value_t = 3)]
@@ -73,14 +82,42 @@ impl Case {
     const fn sides(self) -> [Side; 2] {
         let waypost = Side::WAYPOST;
         match self {
-            Self::Floor => [Side { name: "floor", program: Program::Floor, ..waypost }, waypost],
+            Self::Floor => [
+                Side {
+                    name: "floor",
+                    program: Program::Floor,
+                    ..waypost
+                },
+                waypost,
+            ],
             Self::Batch => {
-                let batch = Side { name: "batches", batch: BATCH, variables: &[("API__BATCH", "100")], ..waypost };
-                [Side { name: "single", ..waypost }, batch]
+                let batch = Side {
+                    name: "batches",
+                    batch: BATCH,
+                    variables: &[("API__BATCH", "100")],
+                    ..waypost
+                };
+                [
+                    Side {
+                        name: "single",
+                        ..waypost
+                    },
+                    batch,
+                ]
             }
             Self::Disk => {
-                let disk = Side { name: "ack disk", variables: &[("INGEST__ACK", "disk")], ..waypost };
-                [Side { name: "ack lane", ..waypost }, disk]
+                let disk = Side {
+                    name: "ack disk",
+                    variables: &[("INGEST__ACK", "disk")],
+                    ..waypost
+                };
+                [
+                    Side {
+                        name: "ack lane",
+                        ..waypost
+                    },
+                    disk,
+                ]
             }
         }
     }
@@ -122,12 +159,18 @@ pub struct Contest {
 }
 
 fn main() {
-    rustls::crypto::ring::default_provider().install_default().expect("no other was installed");
+    rustls::crypto::ring::default_provider()
+        .install_default()
+        .expect("no other was installed");
     let cli = Cli::parse();
     match &cli.role {
-        Some(Role::Soak(plan)) => on_actors(on_broker(&plan.lane, async |variables| soak::run(plan, variables).await)),
+        Some(Role::Soak(plan)) => on_actors(on_broker(&plan.lane, async |variables| {
+            soak::run(plan, variables).await
+        })),
         Some(Role::Waiting(plan)) => {
-            on_actors(on_broker(&plan.lane, async |variables| waiting::run(plan, &variables()).await));
+            on_actors(on_broker(&plan.lane, async |variables| {
+                waiting::run(plan, &variables()).await
+            }));
         }
         Some(Role::Idle(plan)) => on_actors(idle(plan)),
         Some(Role::Floor { lane, listen }) => on_actors(floor::run(lane, *listen)),
@@ -167,7 +210,12 @@ async fn idle(plan: &idle::Plan) {
     let mut nats = Nats::start().await.expect(MISSING);
     let mut rabbitmq = Rabbitmq::start().await.expect(MISSING);
     let mut pubsub = Pubsub::start().await.expect(MISSING);
-    let lanes = [grpc_variables(), nats.variables(), rabbitmq.variables(), pubsub.variables()];
+    let lanes = [
+        grpc_variables(),
+        nats.variables(),
+        rabbitmq.variables(),
+        pubsub.variables(),
+    ];
     idle::run(plan, &lanes.concat()).await;
 }
 
@@ -179,15 +227,21 @@ async fn compare(cli: &Cli) {
             "none" => on_lane(cli, lane, &[Case::Floor], 60_000, Vec::new).await,
             "grpc" => on_lane(cli, lane, &cli.cases, 60_000, grpc_variables).await,
             "nats" => {
-                let Some(mut nats) = Nats::start().await else { continue };
+                let Some(mut nats) = Nats::start().await else {
+                    continue;
+                };
                 on_lane(cli, lane, &cli.cases, 60_000, || nats.variables()).await
             }
             "rabbitmq" => {
-                let Some(mut rabbitmq) = Rabbitmq::start().await else { continue };
+                let Some(mut rabbitmq) = Rabbitmq::start().await else {
+                    continue;
+                };
                 on_lane(cli, lane, &cli.cases, 20_000, || rabbitmq.variables()).await
             }
             "pubsub" => {
-                let Some(mut pubsub) = Pubsub::start().await else { continue };
+                let Some(mut pubsub) = Pubsub::start().await else {
+                    continue;
+                };
                 on_lane(cli, lane, &cli.cases, 10_000, || pubsub.variables()).await
             }
             lane => panic!("there is no lane {lane}"),
@@ -211,29 +265,49 @@ async fn on_lane(
     usual: usize,
     mut variables: impl FnMut() -> Vec<(String, String)>,
 ) -> Vec<Contest> {
-    let records = ((usual as f64 * cli.scale) as usize).max(1000).next_multiple_of(2 * BATCH);
+    let records = ((usual as f64 * cli.scale) as usize)
+        .max(1000)
+        .next_multiple_of(2 * BATCH);
     let mut contests = Vec::new();
     for case in cases.iter().filter(|case| cli.cases.contains(case)) {
         let [base, other] = case.sides();
-        let mut contest = Contest { lane: lane.into(), base: base.name, other: other.name, rounds: Vec::new() };
+        let mut contest = Contest {
+            lane: lane.into(),
+            base: base.name,
+            other: other.name,
+            rounds: Vec::new(),
+        };
         for number in 0..cli.rounds {
             // The first base says how fast all are asked to be.
             let rate = contest.rounds.first().map(|round| round.rate);
-            let mut measure =
-                async |side: &Side, rate| side.measure(lane, &variables(), records, cli.users, rate).await;
+            let mut measure = async |side: &Side, rate| {
+                side.measure(lane, &variables(), records, cli.users, rate)
+                    .await
+            };
             let is_first = number % 2 == 0;
-            let early = if is_first { Some(measure(&base, rate).await) } else { None };
+            let early = if is_first {
+                Some(measure(&base, rate).await)
+            } else {
+                None
+            };
             let rate = rate.or_else(|| Some(early.as_ref()?.end_to_end_per_s / 2.0));
             let other = measure(&other, rate).await;
             let base = match early {
                 Some(base) => base,
                 None => measure(&base, rate).await,
             };
-            contest.rounds.push(Round { rate: rate.unwrap_or_default(), base, other });
+            contest.rounds.push(Round {
+                rate: rate.unwrap_or_default(),
+                base,
+                other,
+            });
             eprintln!("{lane}, {case:?}: round {} of {}", number + 1, cli.rounds);
         }
         if cli.json {
-            println!("{}", serde_json::to_string(&contest).expect("numbers and names"));
+            println!(
+                "{}",
+                serde_json::to_string(&contest).expect("numbers and names")
+            );
         } else {
             table::print(&contest);
         }

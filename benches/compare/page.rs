@@ -13,20 +13,38 @@ pub fn html(contests: &[Contest]) -> String {
     include_str!("page.html").replace("{{sections}}", &sections)
 }
 
-fn section(page: &mut String, Contest { lane, base, other, rounds }: &Contest) {
+fn section(
+    page: &mut String,
+    Contest {
+        lane,
+        base,
+        other,
+        rounds,
+    }: &Contest,
+) {
     let rate = rounds.first().map_or(0.0, |round| round.rate);
     let takes_all = "a string takes all";
     write!(page, "<section><h2>{lane}: {other} against {base}</h2>").expect(takes_all);
-    let rounds_text =
-        if rounds.len() == 1 { "One round".into() } else { format!("Medians of {} rounds", rounds.len()) };
-    write!(page, "<p>{rounds_text}; latencies at {rate:.0} records/s.</p>").expect(takes_all);
+    let rounds_text = if rounds.len() == 1 {
+        "One round".into()
+    } else {
+        format!("Medians of {} rounds", rounds.len())
+    };
+    write!(
+        page,
+        "<p>{rounds_text}; latencies at {rate:.0} records/s.</p>"
+    )
+    .expect(takes_all);
     page.push_str("<table><thead><tr><th>figure<th><th>median<th>ratio<tbody>");
     for (name, less_is_better, figure) in table::FIGURES {
         let [first, second, ratio] = table::medians(rounds, figure);
         let most = first.max(second).max(f64::MIN_POSITIVE);
         let is_better = (ratio < 1.0) == less_is_better;
         let bar = |class: &str, side: &str, value: f64| {
-            format!("<i class=\"{class}\" style=\"width:{:.1}%\" title=\"{side}\"></i>", value / most * 100.0)
+            format!(
+                "<i class=\"{class}\" style=\"width:{:.1}%\" title=\"{side}\"></i>",
+                value / most * 100.0
+            )
         };
         write!(
             page,
@@ -54,5 +72,9 @@ fn section(page: &mut String, Contest { lane, base, other, rounds }: &Contest) {
 
 /// To about three digits.
 fn shown(value: f64) -> String {
-    if value < 100.0 { format!("{value:.2}") } else { format!("{value:.0}") }
+    if value < 100.0 {
+        format!("{value:.2}")
+    } else {
+        format!("{value:.0}")
+    }
 }

@@ -62,13 +62,27 @@ fn ms(latencies: &Latencies, quantile: f64) -> f64 {
 fn slope_mib_per_hour(footprints: &[Footprint]) -> f64 {
     let count = footprints.len() as f64;
     let hours = |turn: usize| turn as f64 * TURN.as_secs_f64() / 3600.0;
-    let (mean_hour, mean_mib) = footprints.iter().enumerate().fold((0.0, 0.0), |(hour, mib), (turn, footprint)| {
-        (hour + hours(turn) / count, mib + footprint.memory_mib / count)
-    });
-    let (together, alone) = footprints.iter().enumerate().fold((0.0, 0.0), |(together, alone), (turn, footprint)| {
-        let off = hours(turn) - mean_hour;
-        (together + off * (footprint.memory_mib - mean_mib), alone + off * off)
-    });
+    let (mean_hour, mean_mib) =
+        footprints
+            .iter()
+            .enumerate()
+            .fold((0.0, 0.0), |(hour, mib), (turn, footprint)| {
+                (
+                    hour + hours(turn) / count,
+                    mib + footprint.memory_mib / count,
+                )
+            });
+    let (together, alone) =
+        footprints
+            .iter()
+            .enumerate()
+            .fold((0.0, 0.0), |(together, alone), (turn, footprint)| {
+                let off = hours(turn) - mean_hour;
+                (
+                    together + off * (footprint.memory_mib - mean_mib),
+                    alone + off * off,
+                )
+            });
     together / alone
 }
 
@@ -92,13 +106,28 @@ impl Node {
     async fn start(plan: &Plan, variables: &[(String, String)]) -> (Self, f64) {
         let mut stage = Stage::new(&Side::WAYPOST, &plan.lane, variables, plan.users).await;
         stage.post(WARM_UP, None).await;
-        let records = if plan.rate.is_some() { WARM_UP } else { PEAK_RECORDS };
+        let records = if plan.rate.is_some() {
+            WARM_UP
+        } else {
+            PEAK_RECORDS
+        };
         let peak = stage.post(records, None).await.end_to_end_per_s();
-        (Self { stage, minutes: Vec::new(), footprints: Vec::new() }, peak)
+        (
+            Self {
+                stage,
+                minutes: Vec::new(),
+                footprints: Vec::new(),
+            },
+            peak,
+        )
     }
 
     /// Posts the records of a part of a minute. The API has them all before it ends.
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "records of a turn")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "records of a turn"
+    )]
     async fn turn(&mut self, rate: f64) -> Minute {
         self.stage.forget().await;
         let watch = self.stage.watch();
@@ -106,18 +135,28 @@ impl Node {
             sleep(TURN / 2).await;
             watch.footprint()
         };
-        let (run, footprint) = tokio::join!(self.stage.post((rate * TURN.as_secs_f64()) as usize, Some(rate)), middle);
+        let (run, footprint) = tokio::join!(
+            self.stage
+                .post((rate * TURN.as_secs_f64()) as usize, Some(rate)),
+            middle
+        );
         self.footprints.push(footprint);
         let deliveries_us: Vec<_> = run.deliveries_us().collect();
         // They fall due in this order.
         let seconds = deliveries_us.chunks(rate.ceil() as usize).map(latencies);
-        Minute { all: latencies(&deliveries_us), seconds_p99: seconds.map(|second| ms(&second, 0.99)).collect() }
+        Minute {
+            all: latencies(&deliveries_us),
+            seconds_p99: seconds.map(|second| ms(&second, 0.99)).collect(),
+        }
     }
 
     /// What its latest minute was like.
     fn told(&self) -> String {
         let [p50, p99, median_second] = figures(&self.minutes[self.minutes.len() - 1..]);
-        let Footprint { memory_mib, descriptors } = self.footprints[self.footprints.len() - 1];
+        let Footprint {
+            memory_mib,
+            descriptors,
+        } = self.footprints[self.footprints.len() - 1];
         format!(
             "p50 {p50:.2} ms, p99 {p99:.2} ms, that of the median second {median_second:.2} ms, \
              {memory_mib:.1} MiB, {descriptors} descriptors"
@@ -128,7 +167,10 @@ impl Node {
 /// Has each node post the records of a minute. They take turns, and each is as often the first.
 async fn minute(nodes: &mut [&mut Node], rate: f64) {
     for node in &mut *nodes {
-        node.minutes.push(Minute { all: latencies(&[]), seconds_p99: Vec::new() });
+        node.minutes.push(Minute {
+            all: latencies(&[]),
+            seconds_p99: Vec::new(),
+        });
     }
     for _ in 0..TURNS {
         for node in &mut *nodes {
@@ -150,7 +192,10 @@ fn figures(minutes: &[Minute]) -> [f64; 3] {
     for minute in minutes {
         all.add(&minute.all).expect("it grows");
     }
-    let seconds = minutes.iter().flat_map(|minute| minute.seconds_p99.iter().copied()).collect();
+    let seconds = minutes
+        .iter()
+        .flat_map(|minute| minute.seconds_p99.iter().copied())
+        .collect();
     [ms(&all, 0.5), ms(&all, 0.99), table::median(seconds)]
 }
 
@@ -159,7 +204,10 @@ pub async fn run(plan: &Plan, mut variables: impl FnMut() -> Vec<(String, String
     let (mut old, peak) = Node::start(plan, &variables()).await;
     let rate = plan.rate.unwrap_or(peak / 2.0);
     assert!(rate >= 1.0, "a rate of {rate} a second is too low");
-    eprintln!("{}: {rate:.0} records/s for {} minutes", plan.lane, plan.minutes);
+    eprintln!(
+        "{}: {rate:.0} records/s for {} minutes",
+        plan.lane, plan.minutes
+    );
 
     let minutes = plan.minutes as usize;
     let end = END.min(minutes / 2);
@@ -179,14 +227,25 @@ pub async fn run(plan: &Plan, mut variables: impl FnMut() -> Vec<(String, String
         lost += missing;
         duplicated += again;
     }
-    let ends = [&old.minutes[..end], &old.minutes[minutes - end..], &new.minutes].map(figures);
+    let ends = [
+        &old.minutes[..end],
+        &old.minutes[minutes - end..],
+        &new.minutes,
+    ]
+    .map(figures);
     let slope = slope_mib_per_hour(&old.footprints);
     let descriptors = old.footprints.iter().map(|footprint| footprint.descriptors);
     let descriptors = [descriptors.clone().min(), descriptors.max()].map(Option::unwrap_or_default);
-    let compared = FIGURES.iter().enumerate().map(|(at, figure)| (*figure, ends.map(|end| end[at])));
+    let compared = FIGURES
+        .iter()
+        .enumerate()
+        .map(|(at, figure)| (*figure, ends.map(|end| end[at])));
     if plan.json {
         let named = |(figure, [first, last, new]): (&str, [f64; 3])| {
-            (figure.to_owned(), json!({"first": first, "last": last, "new": new}))
+            (
+                figure.to_owned(),
+                json!({"first": first, "last": last, "new": new}),
+            )
         };
         println!(
             "{}",
@@ -198,11 +257,24 @@ pub async fn run(plan: &Plan, mut variables: impl FnMut() -> Vec<(String, String
         return;
     }
     let head = format!("delivery in ms, {end} minutes");
-    println!("\n{head:<30} {:>12} {:>12} {:>8} {:>12} {:>8}", "first", "last", "ratio", "a new node", "last/new");
+    println!(
+        "\n{head:<30} {:>12} {:>12} {:>8} {:>12} {:>8}",
+        "first", "last", "ratio", "a new node", "last/new"
+    );
     for (figure, [first, last, new]) in compared {
-        println!("{figure:<30} {first:>12.2} {last:>12.2} {:>8.2} {new:>12.2} {:>8.2}", last / first, last / new);
+        println!(
+            "{figure:<30} {first:>12.2} {last:>12.2} {:>8.2} {new:>12.2} {:>8.2}",
+            last / first,
+            last / new
+        );
     }
     println!("{:<30} {slope:>12.2}", "memory MiB/hour");
-    println!("{:<30} {:>12} {:>12}", "descriptors, least and most", descriptors[0], descriptors[1]);
-    println!("{:<30} {lost:>12}\n{:<30} {duplicated:>12}", "lost", "duplicated");
+    println!(
+        "{:<30} {:>12} {:>12}",
+        "descriptors, least and most", descriptors[0], descriptors[1]
+    );
+    println!(
+        "{:<30} {lost:>12}\n{:<30} {duplicated:>12}",
+        "lost", "duplicated"
+    );
 }

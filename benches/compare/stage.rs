@@ -85,7 +85,10 @@ pub struct Stage {
 impl Drop for Stage {
     fn drop(&mut self) {
         for child in [&mut self.program, &mut self.api] {
-            child.kill().and_then(|()| child.wait()).expect("a child ends");
+            child
+                .kill()
+                .and_then(|()| child.wait())
+                .expect("a child ends");
         }
     }
 }
@@ -107,7 +110,10 @@ fn floor(lane: &str, listen: &str, environment: &[(String, String)]) -> Child {
 
 fn node(environment: &[(String, String)]) -> Child {
     let node = start(env!("CARGO_BIN_EXE_waypost"), |command| {
-        command.args(["run", "-q"]).envs(environment.iter().cloned()).stdin(Stdio::null());
+        command
+            .args(["run", "-q"])
+            .envs(environment.iter().cloned())
+            .stdin(Stdio::null());
     });
     node.expect("it starts")
 }
@@ -117,7 +123,12 @@ async fn ready(url: &str, start: impl FnOnce() -> Child) -> (Child, Duration) {
     let client = awc::Client::default();
     let began = Instant::now();
     let program = start();
-    while !client.get(url).send().await.is_ok_and(|answer| answer.status().is_success()) {
+    while !client
+        .get(url)
+        .send()
+        .await
+        .is_ok_and(|answer| answer.status().is_success())
+    {
         assert!(began.elapsed() < PATIENCE, "not within {PATIENCE:?}: {url}");
         sleep(Duration::from_millis(1)).await;
     }
@@ -126,12 +137,21 @@ async fn ready(url: &str, start: impl FnOnce() -> Child) -> (Child, Duration) {
 
 /// Sends what has no body, and takes nothing but success.
 async fn send(method: Method, url: String) {
-    let answer = awc::Client::default().request(method, url).send().await.expect("an answer");
+    let answer = awc::Client::default()
+        .request(method, url)
+        .send()
+        .await
+        .expect("an answer");
     assert!(answer.status().is_success(), "{}", answer.status());
 }
 
 impl Stage {
-    pub async fn new(side: &Side, lane: &str, variables: &[(String, String)], users: usize) -> Self {
+    pub async fn new(
+        side: &Side,
+        lane: &str,
+        variables: &[(String, String)],
+        users: usize,
+    ) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let [api_port, port, admin] = [(); 3].map(|()| free_port());
         let (listen, api_listen) = (format!("127.0.0.1:{port}"), format!("127.0.0.1:{api_port}"));
@@ -141,17 +161,27 @@ impl Stage {
             ("INGEST__LISTEN".to_owned(), listen.clone()),
             ("ADMIN__LISTEN".to_owned(), format!("127.0.0.1:{admin}")),
             ("API__URL".to_owned(), api_url.clone()),
-            ("SPOOL__DIR".to_owned(), folder.path().join("data").display().to_string()),
+            (
+                "SPOOL__DIR".to_owned(),
+                folder.path().join("data").display().to_string(),
+            ),
         ];
         environment.extend_from_slice(variables);
-        environment.extend(side.variables.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())));
+        environment.extend(
+            side.variables
+                .iter()
+                .map(|&(key, value)| (key.to_owned(), value.to_owned())),
+        );
         if side.program == Program::Waypost && variables.is_empty() {
             environment.extend(grpc_variables());
         }
-        let environment: Vec<_> =
-            environment.into_iter().map(|(key, value)| (format!("WAYPOST_{key}"), value)).collect();
+        let environment: Vec<_> = environment
+            .into_iter()
+            .map(|(key, value)| (format!("WAYPOST_{key}"), value))
+            .collect();
         get(&api_url).await;
-        let admin = (side.program == Program::Waypost).then(|| format!("http://127.0.0.1:{admin}/"));
+        let admin =
+            (side.program == Program::Waypost).then(|| format!("http://127.0.0.1:{admin}/"));
         let (program, ready_after) = match &admin {
             Some(admin) => ready(&format!("{admin}readyz"), || node(&environment)).await,
             None => ready(&host, || floor(lane, &listen, &environment)).await,
@@ -175,7 +205,10 @@ impl Stage {
 
     /// Kills the node, and starts it on what it left.
     pub async fn restart(&mut self) {
-        self.program.kill().and_then(|()| self.program.wait()).expect("a child ends");
+        self.program
+            .kill()
+            .and_then(|()| self.program.wait())
+            .expect("a child ends");
         let url = format!("{}readyz", self.admin());
         (self.program, self.ready_after) = ready(&url, || node(&self.environment)).await;
     }
@@ -186,7 +219,8 @@ impl Stage {
 
     /// What the node says of itself.
     async fn status(&self) -> Value {
-        serde_json::from_slice(&get(&format!("{}api/status", self.admin())).await).expect("the node's status")
+        serde_json::from_slice(&get(&format!("{}api/status", self.admin())).await)
+            .expect("the node's status")
     }
 
     /// Waits until so many lanes of the node are in this state.
@@ -202,7 +236,11 @@ impl Stage {
     /// Has the lane publish nothing, so that records wait in the spool, or publish again.
     pub async fn set_lane(&self, publishes: bool) {
         let order = if publishes { "resume" } else { "pause" };
-        send(Method::POST, format!("{}api/lanes/{}/{order}", self.admin(), self.lane)).await;
+        send(
+            Method::POST,
+            format!("{}api/lanes/{}/{order}", self.admin(), self.lane),
+        )
+        .await;
         if !publishes {
             self.lanes_are(1, "paused").await;
         }
@@ -211,7 +249,11 @@ impl Stage {
     /// Has the API take no record, so that they wait in the broker, or take them again.
     pub async fn set_api(&self, takes: bool) {
         let method = if takes { Method::DELETE } else { Method::PUT };
-        send(method, format!("{}{}", self.api_url.trim_end_matches('/'), api::AWAY)).await;
+        send(
+            method,
+            format!("{}{}", self.api_url.trim_end_matches('/'), api::AWAY),
+        )
+        .await;
     }
 
     /// Of all records so far, how many the API has.
@@ -222,11 +264,18 @@ impl Stage {
     /// Waits until the API has all records so far, and the node none.
     pub async fn all_is_settled(&self) {
         let arrived = self.until_arrived(self.posted as u64).await.distinct;
-        assert_eq!(arrived, self.posted as u64, "records that arrived, and records that were posted");
-        eventually("nothing in flight, nothing in the spool", PATIENCE, async || {
-            let ledger = &self.status().await["ledger"];
-            (ledger["in_flight"] == 0 && ledger["spooled"] == 0).then_some(())
-        })
+        assert_eq!(
+            arrived, self.posted as u64,
+            "records that arrived, and records that were posted"
+        );
+        eventually(
+            "nothing in flight, nothing in the spool",
+            PATIENCE,
+            async || {
+                let ledger = &self.status().await["ledger"];
+                (ledger["in_flight"] == 0 && ledger["spooled"] == 0).then_some(())
+            },
+        )
         .await;
     }
 
@@ -248,7 +297,8 @@ impl Stage {
             load,
             cpu_us,
             sent_us: words(&fs::read(self.times()).expect("the load left it")),
-            arrived_us: words(&get(&format!("{}arrivals", self.api_url)).await).split_off(first - self.forgotten),
+            arrived_us: words(&get(&format!("{}arrivals", self.api_url)).await)
+                .split_off(first - self.forgotten),
             distinct: stats.distinct - before,
             last_us: stats.last_us,
         }
@@ -268,7 +318,10 @@ impl Stage {
         let load = own(&arguments, |command| {
             command.stdout(Stdio::piped());
         });
-        let output = tokio::task::spawn_blocking(|| load.wait_with_output()).await.expect("it waits").expect("it ends");
+        let output = tokio::task::spawn_blocking(|| load.wait_with_output())
+            .await
+            .expect("it waits")
+            .expect("it ends");
         let load: Value = serde_json::from_slice(&output.stdout).expect("the load's result");
         assert_eq!(load["failures"], 0, "{load}");
         self.posted += count;
@@ -292,7 +345,9 @@ impl Stage {
 
     /// Of all records so far, how many the API does not have, and how often it got one again.
     pub async fn lost_and_duplicated(&self) -> [u64; 2] {
-        let Stats { distinct, times, .. } = self.stats().await;
+        let Stats {
+            distinct, times, ..
+        } = self.stats().await;
         [self.posted as u64 - distinct, times - distinct]
     }
 
@@ -302,25 +357,42 @@ impl Stage {
 
     /// User and system time of the program under test.
     pub fn cpu_us(&self) -> u64 {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.program.id())).expect("it runs");
+        let stat =
+            fs::read_to_string(format!("/proc/{}/stat", self.program.id())).expect("it runs");
         // The name, in parentheses, may hold anything; user and system time are the 12th and 13th word after it, in 10 ms.
-        let words: Vec<_> = stat.rsplit_once(") ").expect("a name").1.split(' ').collect();
+        let words: Vec<_> = stat
+            .rsplit_once(") ")
+            .expect("a name")
+            .1
+            .split(' ')
+            .collect();
         let ticks = |at: usize| words[at].parse::<u64>().expect("a number");
         (ticks(11) + ticks(12)) * 10_000
     }
 
     /// Syncs of the spool that made records safe, and those records.
     async fn syncs(&self) -> [f64; 2] {
-        let Some(admin) = &self.admin else { return [0.0; 2] };
+        let Some(admin) = &self.admin else {
+            return [0.0; 2];
+        };
         let metrics = String::from_utf8(get(&format!("{admin}metrics")).await).expect("text");
-        ["waypost_spool_commits_total ", "waypost_spool_committed_records_total "].map(|name| {
-            let count = metrics.lines().find_map(|line| line.strip_prefix(name)).expect("it is always there");
+        [
+            "waypost_spool_commits_total ",
+            "waypost_spool_committed_records_total ",
+        ]
+        .map(|name| {
+            let count = metrics
+                .lines()
+                .find_map(|line| line.strip_prefix(name))
+                .expect("it is always there");
             count.parse().expect("a number")
         })
     }
 
     pub fn watch(&self) -> Watch {
-        Watch { process: self.program.id() }
+        Watch {
+            process: self.program.id(),
+        }
     }
 }
 
@@ -340,8 +412,15 @@ pub struct Footprint {
 impl Watch {
     fn memory_mib(self, name: &str) -> f64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.process)).expect("it runs");
-        let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("Linux says");
-        line.trim().trim_end_matches(" kB").parse::<f64>().expect("a number") / 1024.0
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix(name))
+            .expect("Linux says");
+        line.trim()
+            .trim_end_matches(" kB")
+            .parse::<f64>()
+            .expect("a number")
+            / 1024.0
     }
 
     pub fn peak_memory_mib(self) -> f64 {
@@ -350,7 +429,10 @@ impl Watch {
 
     pub fn footprint(self) -> Footprint {
         let descriptors = fs::read_dir(format!("/proc/{}/fd", self.process)).expect("it runs");
-        Footprint { memory_mib: self.memory_mib("VmRSS:"), descriptors: descriptors.count() }
+        Footprint {
+            memory_mib: self.memory_mib("VmRSS:"),
+            descriptors: descriptors.count(),
+        }
     }
 }
 
@@ -372,7 +454,10 @@ pub struct Run {
 }
 
 impl Run {
-    #[expect(clippy::cast_precision_loss, reason = "times and counts of a short run")]
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "times and counts of a short run"
+    )]
     pub fn end_to_end_per_s(&self) -> f64 {
         let first = self.sent_us.iter().min().copied().unwrap_or_default();
         self.distinct as f64 * 1e6 / (self.last_us - first) as f64
@@ -380,29 +465,48 @@ impl Run {
 
     /// Of each record that arrived, how long after it was due.
     pub fn deliveries_us(&self) -> impl Iterator<Item = u64> {
-        let times = std::iter::zip(&self.sent_us, &self.arrived_us).filter(|(_, arrived)| **arrived > 0);
+        let times =
+            std::iter::zip(&self.sent_us, &self.arrived_us).filter(|(_, arrived)| **arrived > 0);
         times.map(|(sent, arrived)| arrived.saturating_sub(*sent))
     }
 }
 
 fn words(bytes: &[u8]) -> Vec<u64> {
-    bytes.as_chunks::<8>().0.iter().map(|word| u64::from_le_bytes(*word)).collect()
+    bytes
+        .as_chunks::<8>()
+        .0
+        .iter()
+        .map(|word| u64::from_le_bytes(*word))
+        .collect()
 }
 
 async fn get(url: &str) -> Vec<u8> {
     let client = awc::Client::default();
     eventually(url, PATIENCE, async || {
-        let mut answer = client.get(url).send().await.ok().filter(|answer| answer.status().is_success())?;
+        let mut answer = client
+            .get(url)
+            .send()
+            .await
+            .ok()
+            .filter(|answer| answer.status().is_success())?;
         Some(answer.body().limit(64 << 20).await.ok()?.to_vec())
     })
     .await
 }
 
 impl Side {
-    pub const WAYPOST: Self = Self { name: "waypost", program: Program::Waypost, batch: 1, variables: &[] };
+    pub const WAYPOST: Self = Self {
+        name: "waypost",
+        program: Program::Waypost,
+        batch: 1,
+        variables: &[],
+    };
 
     /// At its peak, then at `rate`, or at half that peak.
-    #[expect(clippy::cast_precision_loss, reason = "times and counts of a short run")]
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "times and counts of a short run"
+    )]
     pub async fn measure(
         &self,
         lane: &str,
@@ -413,7 +517,11 @@ impl Side {
     ) -> Measured {
         let mut stage = Stage::new(self, lane, variables, users).await;
         let warm_up = stage.post(WARM_UP, None).await;
-        assert_eq!(warm_up.distinct, WARM_UP as u64, "{} does not deliver", self.name);
+        assert_eq!(
+            warm_up.distinct, WARM_UP as u64,
+            "{} does not deliver",
+            self.name
+        );
         let before = stage.syncs().await;
         let peak = stage.post(records, None).await;
         let after = stage.syncs().await;
@@ -421,8 +529,13 @@ impl Side {
         let records_per_sync = (commits > 0.0).then(|| committed / commits);
         let end_to_end_per_s = peak.end_to_end_per_s();
         // As long as the other one took at its peak.
-        let steady = stage.post(records / 2, Some(rate.unwrap_or(end_to_end_per_s / 2.0))).await;
-        let mut delivery: Vec<_> = steady.deliveries_us().map(|us| us as f64 / 1000.0).collect();
+        let steady = stage
+            .post(records / 2, Some(rate.unwrap_or(end_to_end_per_s / 2.0)))
+            .await;
+        let mut delivery: Vec<_> = steady
+            .deliveries_us()
+            .map(|us| us as f64 / 1000.0)
+            .collect();
         delivery.sort_by(f64::total_cmp);
         let quantile = |part: f64| table::quantile(&delivery, part);
         let [lost, duplicated] = stage.lost_and_duplicated().await;

@@ -60,7 +60,11 @@ async fn fill(stage: &mut Stage, place: Place, count: usize) {
     for at in (0..count).step_by(PART) {
         stage.load(PART.min(count - at), None).await;
     }
-    assert_eq!(stage.arrived().await, before, "records that came while none should");
+    assert_eq!(
+        stage.arrived().await,
+        before,
+        "records that came while none should"
+    );
 }
 
 /// CPU of the node, in µs, while so many that waited go.
@@ -72,12 +76,22 @@ async fn pass(stage: &mut Stage, place: Place, count: usize) -> u64 {
     stage.cpu_us() - cpu
 }
 
-#[expect(clippy::cast_precision_loss, reason = "some minutes, and some million records")]
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "some minutes, and some million records"
+)]
 pub async fn run(plan: &Plan, variables: &[(String, String)]) {
     let Plan { lane, place, .. } = plan;
-    assert!(lane != "grpc" || *place == Place::Spool, "no broker keeps the records of the gRPC lane");
+    assert!(
+        lane != "grpc" || *place == Place::Spool,
+        "no broker keeps the records of the gRPC lane"
+    );
     let records = plan.records as usize;
-    let side = Side { batch: BATCH, variables: &[("SPOOL__MAX", "40GiB")], ..Side::WAYPOST };
+    let side = Side {
+        batch: BATCH,
+        variables: &[("SPOOL__MAX", "40GiB")],
+        ..Side::WAYPOST
+    };
     let mut stage = Stage::new(&side, lane, variables, plan.users).await;
     stage.post(WARM_UP, None).await;
 
@@ -85,11 +99,20 @@ pub async fn run(plan: &Plan, variables: &[(String, String)]) {
     for _ in 0..TURNS {
         cpu_us += pass(&mut stage, *place, FEW).await;
     }
-    let few = (cpu_us as f64 / (FEW * TURNS) as f64, stage.watch().peak_memory_mib());
+    let few = (
+        cpu_us as f64 / (FEW * TURNS) as f64,
+        stage.watch().peak_memory_mib(),
+    );
     let began = Instant::now();
     let cpu_us = pass(&mut stage, *place, records).await;
-    eprintln!("{lane}, {place:?}: {records} came and went in {:?}", began.elapsed());
-    let many = (cpu_us as f64 / records as f64, stage.watch().peak_memory_mib());
+    eprintln!(
+        "{lane}, {place:?}: {records} came and went in {:?}",
+        began.elapsed()
+    );
+    let many = (
+        cpu_us as f64 / records as f64,
+        stage.watch().peak_memory_mib(),
+    );
     let mut start = None;
     if *place == Place::Spool {
         fill(&mut stage, *place, records).await;
@@ -112,13 +135,29 @@ pub async fn run(plan: &Plan, variables: &[(String, String)]) {
         );
         return;
     }
-    println!("\n{:<30} {FEW:>12} {records:>12} {:>8}", format!("{lane}, {place:?}"), "ratio");
-    for (name, few, many) in [("CPU µs/record", few.0, many.0), ("peak memory MiB", few.1, many.1)] {
+    println!(
+        "\n{:<30} {FEW:>12} {records:>12} {:>8}",
+        format!("{lane}, {place:?}"),
+        "ratio"
+    );
+    for (name, few, many) in [
+        ("CPU µs/record", few.0, many.0),
+        ("peak memory MiB", few.1, many.1),
+    ] {
         println!("{name:<30} {few:>12.2} {many:>12.2} {:>8.2}", many / few);
     }
     if let Some((ready_s, memory_mib)) = start {
-        println!("{:<30} {:>12} {ready_s:>12.3}", "killed, start to ready s", "");
-        println!("{:<30} {:>12} {memory_mib:>12.2}", "its peak memory MiB", "");
+        println!(
+            "{:<30} {:>12} {ready_s:>12.3}",
+            "killed, start to ready s", ""
+        );
+        println!(
+            "{:<30} {:>12} {memory_mib:>12.2}",
+            "its peak memory MiB", ""
+        );
     }
-    println!("{:<30} {:>12} {lost:>12}\n{:<30} {:>12} {duplicated:>12}", "lost", "", "duplicated", "");
+    println!(
+        "{:<30} {:>12} {lost:>12}\n{:<30} {:>12} {duplicated:>12}",
+        "lost", "", "duplicated", ""
+    );
 }

@@ -12,19 +12,17 @@ use tokio::{
 };
 use tracing::warn;
 
-use super::{Drain, InFlight, Member, Ping, Task, ingest::Ingest, supervisor::Life};
+use super::{
+    Drain, FEEDER_WINDOW, InFlight, Member, Ping, Task, admission::Ingest, supervisor::Life,
+};
 use crate::{
     backoff::Backoff,
-    delivery::LaneId,
+    lane_id::LaneId,
     ledger::Ledger,
     record::{Origin, Record, unix_us},
     spool::{Entry, Key, Letter, Queue, Spool},
 };
 
-/// Records of one queue that are on their way to a lane.
-const WINDOW: usize = 256;
-/// Records of all queues that are on their way.
-pub const FED_MAX: usize = WINDOW * (1 + LaneId::ALL.len());
 /// How many are taken from the disk at once.
 const BATCH: u32 = 64;
 /// The first retry waits at most this.
@@ -56,21 +54,33 @@ pub struct Feeder {
 impl Feeder {
     #[must_use]
     pub fn new(wiring: Wiring, life: Life) -> Self {
-        Self { wiring, life, queues: Vec::new(), in_flight: InFlight::default(), stop: watch::Sender::new(false) }
+        Self {
+            wiring,
+            life,
+            queues: Vec::new(),
+            in_flight: InFlight::default(),
+            stop: watch::Sender::new(false),
+        }
     }
 
     /// Takes what lies in `queue`, as far as the window allows, for ever.
     fn feed(&self, queue: Queue, pinned: Option<LaneId>) -> impl Future<Output = ()> + use<> {
-        let (wiring, in_flight, stop) = (self.wiring.clone(), self.in_flight.clone(), self.stop.subscribe());
-        let door = wiring.door.from_disk(WINDOW);
+        let (wiring, in_flight, stop) = (
+            self.wiring.clone(),
+            self.in_flight.clone(),
+            self.stop.subscribe(),
+        );
+        let door = wiring.door.from_disk(FEEDER_WINDOW);
         async move {
-            let window = Arc::new(Semaphore::new(WINDOW));
+            let window = Arc::new(Semaphore::new(FEEDER_WINDOW));
             let mut held = wiring.spool.held();
             // What an earlier life has taken and not settled.
             wiring.spool.rewind(queue);
             loop {
                 // The semaphore is never closed.
-                let Ok(mut places) = Arc::clone(&window).acquire_many_owned(BATCH).await else { return };
+                let Ok(mut places) = Arc::clone(&window).acquire_many_owned(BATCH).await else {
+                    return;
+                };
                 held.borrow_and_update();
                 let taken = wiring.spool.take(queue, places.num_permits()).await;
                 if taken.is_empty() {
@@ -82,7 +92,12 @@ impl Feeder {
                 fail::fail_point!("feed");
                 for (key, entry) in taken {
                     let Some(place) = places.split(1) else { return };
-                    let way = Way { wiring: wiring.clone(), door: door.clone(), pinned, _place: place };
+                    let way = Way {
+                        wiring: wiring.clone(),
+                        door: door.clone(),
+                        pinned,
+                        _place: place,
+                    };
                     let (underway, stop) = (in_flight.begin(), stop.clone());
                     actix_rt::spawn(async move {
                         way.until_settled(key, &entry, stop).await;
@@ -107,22 +122,43 @@ impl Way {
     fn is_overdue(&self, record: &Record) -> bool {
         let age = |origin: &Origin| Duration::from_micros(unix_us().saturating_sub(origin.at_us));
         let age = record.origin.as_ref().map(age);
-        self.wiring.give_up_after.is_some_and(|patience| age.is_some_and(|age| age >= patience))
+        self.wiring
+            .give_up_after
+            .is_some_and(|patience| age.is_some_and(|age| age >= patience))
     }
 
     /// Makes a dead letter of `record`. Whether it is on disk.
     async fn bury(&self, record: &Record) -> bool {
-        let lane = self.pinned.map_or_else(|| "spool".to_owned(), |lane| lane.to_string());
+        let lane = self
+            .pinned
+            .map_or_else(|| "spool".to_owned(), |lane| lane.to_string());
         let answer = "not POSTed: no lane has taken it".to_owned();
-        let letter = Letter { lane, answer, at_us: unix_us(), given_up: true, ..Letter::default() };
-        warn!(id = &*record.id, lane = letter.lane, answer = letter.answer, "dead letter");
-        self.wiring.spool.put(Queue::Dead, &Entry::new(record, Some(letter)), false).await.is_ok()
+        let letter = Letter {
+            lane,
+            answer,
+            at_us: unix_us(),
+            given_up: true,
+            ..Letter::default()
+        };
+        warn!(
+            id = &*record.id,
+            lane = letter.lane,
+            answer = letter.answer,
+            "dead letter"
+        );
+        self.wiring
+            .spool
+            .put(Queue::Dead, &Entry::new(record, Some(letter)), false)
+            .await
+            .is_ok()
     }
 
     /// Ends when a lane has the record, or it is given up, or when the node drains: then it stays on disk.
     async fn until_settled(&self, key: Key, entry: &Entry, mut stop: watch::Receiver<bool>) {
         // It was counted when it was found, or when it was taken in.
-        let Some(record) = self.wiring.ledger.answers_for(entry.record()) else { return self.wiring.spool.settle(key) };
+        let Some(record) = self.wiring.ledger.answers_for(entry.record()) else {
+            return self.wiring.spool.settle(key);
+        };
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_CAP);
         while self.door.submit(record.clone(), self.pinned).await.is_err() {
             if self.is_overdue(&record) && self.bury(&record).await {
@@ -142,9 +178,15 @@ impl Actor for Feeder {
     type Context = Context<Self>;
 
     fn started(&mut self, _: &mut Self::Context) {
-        let pinned = self.wiring.lanes.iter().map(|&lane| (Queue::Pinned(lane), Some(lane)));
+        let pinned = self
+            .wiring
+            .lanes
+            .iter()
+            .map(|&lane| (Queue::Pinned(lane), Some(lane)));
         let queues = pinned.chain([(Queue::Waiting, None)]);
-        self.queues = queues.map(|(queue, lane)| Task::spawn(self.feed(queue, lane))).collect();
+        self.queues = queues
+            .map(|(queue, lane)| Task::spawn(self.feed(queue, lane)))
+            .collect();
         self.life.risen(None);
     }
 }
@@ -171,6 +213,10 @@ impl Handler<Ping> for Feeder {
 
     /// A queue that nobody feeds would wait for ever.
     fn handle(&mut self, _: Ping, _: &mut Self::Context) -> Self::Result {
-        if self.queues.iter().any(Task::has_ended) { Err("a queue is not fed any more".into()) } else { Ok(()) }
+        if self.queues.iter().any(Task::has_ended) {
+            Err("a queue is not fed any more".into())
+        } else {
+            Ok(())
+        }
     }
 }

@@ -20,17 +20,19 @@ use tracing::{debug, error, warn};
 use self::batch::{Batches, Held};
 use super::{Drain, Forward, InFlight, Member, Ping, supervisor::Life};
 use crate::{
+    api::Api,
+    api::answer::{Answer, Outcome},
     backoff::Backoff,
     breaker::Breaker,
-    delivery::{Answer, Delivery, LaneId, Outcome, Passage, Tap},
-    http::api::Api,
+    config::CONCURRENCY_MAX,
+    delivery::Delivery,
+    lane_id::LaneId,
     ledger::Ledger,
     record::{Record, Tag, unix_us},
     spool::{Entry, Letter, Queue, Spool},
+    tap::{Passage, Tap},
 };
 
-/// The most POSTs that a lane may be configured to have in flight.
-pub const CONCURRENCY_MAX: usize = 4096;
 /// The most deliveries that a lane hands over because a POST has many.
 const BATCHED_MAX: usize = 1024;
 /// The first retry waits at most this.
@@ -81,7 +83,8 @@ impl Limits {
     /// Deliveries that the lane may hand over.
     #[must_use]
     pub fn deliveries(self) -> usize {
-        self.posts.max(self.posts.saturating_mul(self.batch).min(BATCHED_MAX))
+        self.posts
+            .max(self.posts.saturating_mul(self.batch).min(BATCHED_MAX))
     }
 }
 
@@ -121,23 +124,45 @@ impl Forwarder {
     #[must_use]
     pub fn new(lane: LaneId, tag: &str, api: Api, wiring: Wiring, life: Life) -> Self {
         let limits = wiring.limits;
-        let post = Rc::new(Post { lane, tag: Tag::new(tag), api, wiring });
+        let post = Rc::new(Post {
+            lane,
+            tag: Tag::new(tag),
+            api,
+            wiring,
+        });
         let drains = watch::Sender::new(0);
-        let batches = (limits.batch > 1).then(|| Batches::new(Rc::clone(&post), limits, drains.subscribe()));
-        Self { post, life, drains, in_flight: InFlight::default(), batches }
+        let batches =
+            (limits.batch > 1).then(|| Batches::new(Rc::clone(&post), limits, drains.subscribe()));
+        Self {
+            post,
+            life,
+            drains,
+            in_flight: InFlight::default(),
+            batches,
+        }
     }
 }
 
 impl Post {
     /// Ends with `delivery` settled, or given back if `drain` comes while it waits.
     async fn until_settled(&self, delivery: Delivery, mut drain: watch::Receiver<u64>) {
-        let Some(delivery) = self.unless_delivered(delivery) else { return };
+        let Some(delivery) = self.unless_delivered(delivery) else {
+            return;
+        };
         let record = &delivery.record;
-        let Some(body) = self.tag.splice(&record.body) else { return Box::pin(self.bury_foreign(delivery)).await };
-        let patience =
-            Patience { held_until: delivery.since + HOLD_MAX, give_up_at: self.give_up_at(record), failures: None };
+        let Some(body) = self.tag.splice(&record.body) else {
+            return Box::pin(self.bury_foreign(delivery)).await;
+        };
+        let patience = Patience {
+            held_until: delivery.since + HOLD_MAX,
+            give_up_at: self.give_up_at(record),
+            failures: None,
+        };
         let sent = (body.clone(), &*record.id, record.traceparent.as_deref());
-        match self.until_it_ends(sent, patience, not_posted(), &mut drain).await {
+        match self
+            .until_it_ends(sent, patience, not_posted(), &mut drain)
+            .await
+        {
             End::Delivered { status } => {
                 self.wiring.ledger.delivered(self.lane, [record]);
                 self.show(record, || body, status);
@@ -165,15 +190,26 @@ impl Post {
     async fn until_it_ends(
         &self,
         (body, key, traceparent): (Bytes, &str, Option<&str>),
-        Patience { held_until, give_up_at, failures }: Patience,
+        Patience {
+            held_until,
+            give_up_at,
+            failures,
+        }: Patience,
         mut letter: Letter,
         drain: &mut watch::Receiver<u64>,
     ) -> End {
-        let Wiring { ledger, breaker, .. } = &self.wiring;
+        let Wiring {
+            ledger, breaker, ..
+        } = &self.wiring;
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_CAP);
         let mut failed = 0;
         loop {
-            let give_up = |letter| End::Dead(Letter { given_up: true, ..letter });
+            let give_up = |letter| {
+                End::Dead(Letter {
+                    given_up: true,
+                    ..letter
+                })
+            };
             if give_up_at.is_some_and(|at| at <= Instant::now()) {
                 return give_up(letter);
             }
@@ -203,7 +239,13 @@ impl Post {
                 }
                 (Outcome::Retry { at_least }, _) => {
                     pass.failed(at_least);
-                    failed += u32::from(!matches!(answer, Answer::Status { status: 429 | 503, .. }));
+                    failed += u32::from(!matches!(
+                        answer,
+                        Answer::Status {
+                            status: 429 | 503,
+                            ..
+                        }
+                    ));
                     if failures.is_some_and(|most| failed >= most) {
                         return End::Failed(letter);
                     }
@@ -225,22 +267,41 @@ impl Post {
     /// When `record` has waited long enough, if ever.
     fn give_up_at(&self, record: &Record) -> Option<Instant> {
         let patience = self.wiring.give_up_after?;
-        let age = record.origin.as_ref().map_or(0, |origin| unix_us().saturating_sub(origin.at_us));
+        let age = record
+            .origin
+            .as_ref()
+            .map_or(0, |origin| unix_us().saturating_sub(origin.at_us));
         Instant::now().checked_add(patience.saturating_sub(Duration::from_micros(age)))
     }
 
     /// Makes a dead letter of what is no record: something else has put it into the broker.
     async fn bury_foreign(&self, delivery: Delivery) {
         let answer = "not POSTed: it is not a JSON object".to_owned();
-        self.bury(delivery, Letter { answer, ..Letter::default() }).await;
+        self.bury(
+            delivery,
+            Letter {
+                answer,
+                ..Letter::default()
+            },
+        )
+        .await;
     }
 
     /// Makes a dead letter of `delivery`, and lets the broker forget it once that is on disk.
     async fn bury(&self, delivery: Delivery, letter: Letter) {
         let record = &delivery.record;
-        let letter = Letter { lane: self.lane.to_string(), at_us: unix_us(), ..letter };
+        let letter = Letter {
+            lane: self.lane.to_string(),
+            at_us: unix_us(),
+            ..letter
+        };
         warn!(lane = %self.lane, id = &*record.id, status = letter.status, answer = letter.answer, "dead letter");
-        match self.wiring.spool.put(Queue::Dead, &Entry::new(record, Some(letter)), false).await {
+        match self
+            .wiring
+            .spool
+            .put(Queue::Dead, &Entry::new(record, Some(letter)), false)
+            .await
+        {
             Ok(_) => {
                 self.wiring.ledger.dead(self.lane, record);
                 delivery.reject();
@@ -266,7 +327,10 @@ impl Post {
 
 /// What is told of a record that was not POSTed yet.
 fn not_posted() -> Letter {
-    Letter { answer: "not POSTed".to_owned(), ..Letter::default() }
+    Letter {
+        answer: "not POSTed".to_owned(),
+        ..Letter::default()
+    }
 }
 
 /// Resolves then; never for `None`.
@@ -293,14 +357,27 @@ impl Member for Forwarder {
 impl Handler<Forward> for Forwarder {
     type Result = ();
 
-    fn handle(&mut self, Forward { deliveries, mut permits }: Forward, _: &mut Self::Context) {
+    fn handle(
+        &mut self,
+        Forward {
+            deliveries,
+            mut permits,
+        }: Forward,
+        _: &mut Self::Context,
+    ) {
         fail::fail_point!("forwarder");
         for delivery in deliveries {
             // There is one for each; without, a delivery would go back to its broker.
-            let Some(permit) = permits.split(1) else { return };
+            let Some(permit) = permits.split(1) else {
+                return;
+            };
             let underway = self.in_flight.begin();
             if let Some(batches) = &self.batches {
-                batches.take(Held { delivery, permit, underway });
+                batches.take(Held {
+                    delivery,
+                    permit,
+                    underway,
+                });
                 continue;
             }
             let (post, drain) = (Rc::clone(&self.post), self.drains.subscribe());

@@ -11,8 +11,8 @@ use std::{
 };
 
 use actix::{
-    Actor, ActorContext as _, ActorFutureExt as _, AsyncContext as _, Context, Handler, Message, ResponseActFuture,
-    WrapFuture as _,
+    Actor, ActorContext as _, ActorFutureExt as _, AsyncContext as _, Context, Handler, Message,
+    ResponseActFuture, WrapFuture as _,
 };
 use futures_util::FutureExt as _;
 use smallvec::{SmallVec, smallvec};
@@ -20,18 +20,19 @@ use tokio::{sync::Semaphore, time::timeout};
 use tracing::{debug, warn};
 
 use super::{
-    Drain, Forward, InFlight, Job, Member, Ping, Publish, RECORDS_MAX, Returned, Slot, Task,
-    feeder::FED_MAX,
+    Drain, FED_MAX, Forward, InFlight, Job, Member, Ping, Publish, RECORDS_MAX, Returned, Slot,
+    Task,
     forwarder::Forwarder,
-    promise::Promised,
+    receipts::Promised,
     router::Router,
     supervisor::{Exit, Life},
-    transport::{CLOSE_TIMEOUT, CONNECT_TIMEOUT, Transport, TransportError},
 };
 use crate::{
-    delivery::{LaneId, Receipt},
+    delivery::Receipt,
+    lane_id::LaneId,
     ledger::Ledger,
     record::Record,
+    transport::{CLOSE_TIMEOUT, CONNECT_TIMEOUT, Transport, TransportError},
 };
 
 /// How long a restart of the forwarder may keep a delivery waiting.
@@ -107,7 +108,10 @@ impl<T: Transport> Lane<T> {
         self.transport = Some(Rc::clone(&transport));
         let (wiring, lane) = (self.wiring.clone(), ctx.address());
         self.pull = Some(Task::spawn(async move {
-            let exit = match AssertUnwindSafe(pull(&*transport, &wiring)).catch_unwind().await {
+            let exit = match AssertUnwindSafe(pull(&*transport, &wiring))
+                .catch_unwind()
+                .await
+            {
                 Ok(lost) => Exit::Failed(lost.to_string()),
                 Err(_) => Exit::Panicked("panicked while pulling".into()),
             };
@@ -132,7 +136,8 @@ impl<T: Transport> Lane<T> {
     /// tells messages by their ids knows it. One that is short of time leaves it to the others.
     fn may_join(&self, job: &Job) -> bool {
         let [it] = &*job.records else { return false };
-        job.began.elapsed() < self.wiring.publish_timeout / 2 && !self.wiring.ledger.is_doubted(&it.record)
+        job.began.elapsed() < self.wiring.publish_timeout / 2
+            && !self.wiring.ledger.is_doubted(&it.record)
     }
 
     /// Publishes what was gathered, or gives it back where there is no connection any more.
@@ -143,7 +148,9 @@ impl<T: Transport> Lane<T> {
             match &self.transport {
                 _ if jobs.is_empty() => return,
                 Some(transport) => self.publish(Rc::clone(transport), jobs, ctx),
-                None => jobs.into_iter().for_each(|job| give_back(&self.wiring.router, job, T::LANE)),
+                None => jobs
+                    .into_iter()
+                    .for_each(|job| give_back(&self.wiring.router, job, T::LANE)),
             }
         }
     }
@@ -185,7 +192,9 @@ async fn pull<T: Transport>(transport: &T, wiring: &Wiring) -> TransportError {
         };
         // What is here as well goes along.
         let room = wiring.deliveries.available_permits().min(TOGETHER_MAX - 1);
-        if let Ok(mut more) = Arc::clone(&wiring.deliveries).try_acquire_many_owned(u32::try_from(room).unwrap_or(0)) {
+        if let Ok(mut more) =
+            Arc::clone(&wiring.deliveries).try_acquire_many_owned(u32::try_from(room).unwrap_or(0))
+        {
             deliveries.extend(std::iter::from_fn(|| transport.try_next()).take(more.num_permits()));
             if let Some(taken) = more.split(deliveries.len() - 1) {
                 permits.merge(taken);
@@ -196,7 +205,13 @@ async fn pull<T: Transport>(transport: &T, wiring: &Wiring) -> TransportError {
             return TransportError::Lost("there is no forwarder".into());
         };
         // A forwarder that has just died drops the deliveries, and so gives them back.
-        if forwarder.try_send(Forward { deliveries, permits }).is_err() {
+        if forwarder
+            .try_send(Forward {
+                deliveries,
+                permits,
+            })
+            .is_err()
+        {
             debug!(lane = %T::LANE, "forwarder did not take deliveries");
         }
     }
@@ -211,10 +226,21 @@ async fn publish<T: Transport>(
 ) -> Option<Exit> {
     let began = Instant::now();
     // Lanes that have tried them before have used up a part of their time.
-    let used_up = jobs.iter().map(|job| job.began.elapsed()).max().unwrap_or_default();
-    let patience = wiring.publish_timeout.saturating_sub(used_up).max(PUBLISH_MIN);
-    let records =
-        jobs.iter().flat_map(|job| job.records.iter().map(|promised| Owed { promised, on_disk: job.on_disk }));
+    let used_up = jobs
+        .iter()
+        .map(|job| job.began.elapsed())
+        .max()
+        .unwrap_or_default();
+    let patience = wiring
+        .publish_timeout
+        .saturating_sub(used_up)
+        .max(PUBLISH_MIN);
+    let records = jobs.iter().flat_map(|job| {
+        job.records.iter().map(|promised| Owed {
+            promised,
+            on_disk: job.on_disk,
+        })
+    });
     let records: SmallVec<[_; 1]> = records.collect();
     let mut failure = None;
     let publishing = transport.publish_all(&records, |at, outcome| match outcome {
@@ -234,7 +260,9 @@ async fn publish<T: Transport>(
         Err(why) if !matches!(failure, Some(TransportError::Lost(_))) => failure = Some(why),
         Err(_) => {}
     });
-    if timeout(patience, publishing).await.is_err() && !matches!(failure, Some(TransportError::Lost(_))) {
+    if timeout(patience, publishing).await.is_err()
+        && !matches!(failure, Some(TransportError::Lost(_)))
+    {
         let silent = T::CONFIRMS_ALONE && confirmed.get().is_none_or(|at| at < began);
         let why = format!("no confirm within {:?}", wiring.publish_timeout);
         failure = Some(if silent && patience >= wiring.publish_timeout / 2 {
@@ -271,9 +299,19 @@ fn give_back(router: &Slot<Router>, job: Job, lane: LaneId) {
 /// Lets what has come out be settled, the other records of its messages included: a message that is given back brings all of them again.
 async fn settle<T: Transport>(transport: &T, wiring: &Wiring) {
     while let Some(delivery) = transport.next_opened().await {
-        let Ok(permits) = Arc::clone(&wiring.deliveries).acquire_owned().await else { return };
-        let Some(forwarder) = wiring.forwarder.get() else { return };
-        if forwarder.try_send(Forward { deliveries: vec![delivery], permits }).is_err() {
+        let Ok(permits) = Arc::clone(&wiring.deliveries).acquire_owned().await else {
+            return;
+        };
+        let Some(forwarder) = wiring.forwarder.get() else {
+            return;
+        };
+        if forwarder
+            .try_send(Forward {
+                deliveries: vec![delivery],
+                permits,
+            })
+            .is_err()
+        {
             return debug!(lane = %T::LANE, "forwarder did not take deliveries");
         }
     }
@@ -295,13 +333,19 @@ impl<T: Transport> Actor for Lane<T> {
         let connecting = async move {
             match timeout(CONNECT_TIMEOUT, T::connect(&settings)).await {
                 Ok(result) => result,
-                Err(_) => Err(TransportError::Connect(format!("no answer within {CONNECT_TIMEOUT:?}"))),
+                Err(_) => Err(TransportError::Connect(format!(
+                    "no answer within {CONNECT_TIMEOUT:?}"
+                ))),
             }
         };
-        ctx.spawn(connecting.into_actor(self).map(|result, lane, ctx| match result {
-            Ok(transport) => lane.connected(transport, ctx),
-            Err(failure) => lane.end(Exit::Failed(failure.to_string()), ctx),
-        }));
+        ctx.spawn(
+            connecting
+                .into_actor(self)
+                .map(|result, lane, ctx| match result {
+                    Ok(transport) => lane.connected(transport, ctx),
+                    Err(failure) => lane.end(Exit::Failed(failure.to_string()), ctx),
+                }),
+        );
     }
 
     fn stopped(&mut self, ctx: &mut Self::Context) {

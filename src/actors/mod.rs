@@ -24,14 +24,14 @@
 //! Records are sent with `try_send` only, and each carries the permit that admitted it, so no mailbox holds more than was
 //! admitted. Control messages are few and use `do_send`.
 
+pub mod admission;
+pub mod fallback;
 pub mod feeder;
 pub mod forwarder;
-pub mod ingest;
 pub mod lane;
-pub mod promise;
+pub mod receipts;
 pub mod router;
 pub mod supervisor;
-pub mod transport;
 
 use std::{cell::Cell, rc::Rc, sync::Arc, time::Duration};
 
@@ -41,14 +41,15 @@ use tokio::{
     time::Instant,
 };
 
-use self::promise::Promised;
-use crate::{
-    delivery::{Delivery, LaneId},
-    spool::NotSafe,
-};
+use self::receipts::Promised;
+use crate::{delivery::Delivery, lane_id::LaneId, spool::NotSafe};
 
 /// Records that a node may have in hand: enough to keep every lane's window full, few enough to answer quickly.
 pub const RECORDS_MAX: usize = 8192;
+/// Records of one spool queue that are on their way from the disk to a lane.
+pub const FEEDER_WINDOW: usize = 256;
+/// Records of all spool queues that are on their way from the disk to a lane.
+pub const FED_MAX: usize = FEEDER_WINDOW * (1 + LaneId::ALL.len());
 
 /// Records on their way to their receipts: those of one request go together, by one lane, until some are confirmed and the others
 /// are not. One actor owns them at a time; those that it drops without an answer (a panic, a stopped actor) are sent again by ingest.
@@ -62,7 +63,7 @@ pub struct Job {
     pub on_disk: bool,
     /// When they set out.
     pub began: Instant,
-    _permit: Arc<ingest::Permit>,
+    _permit: Arc<admission::Permit>,
 }
 
 impl Job {
@@ -178,7 +179,11 @@ impl<A: Actor> Slot<A> {
     /// The present address, if the actor lives.
     #[must_use]
     pub fn get(&self) -> Option<Addr<A>> {
-        self.0.borrow().as_ref().filter(|address| address.connected()).cloned()
+        self.0
+            .borrow()
+            .as_ref()
+            .filter(|address| address.connected())
+            .cloned()
     }
 
     /// The address, waiting for a restart up to `patience`.
@@ -188,7 +193,10 @@ impl<A: Actor> Slot<A> {
         }
         let mut changes = self.0.subscribe();
         let lives = |address: &Option<Addr<A>>| address.as_ref().is_some_and(Addr::connected);
-        let address = tokio::time::timeout(patience, changes.wait_for(lives)).await.ok()?.ok()?;
+        let address = tokio::time::timeout(patience, changes.wait_for(lives))
+            .await
+            .ok()?
+            .ok()?;
         address.clone()
     }
 

@@ -7,10 +7,10 @@ use actix::{Actor, Context, Handler, Recipient, dev::SendError};
 use tracing::debug;
 
 use super::{
-    Drain, Introduced, Job, LaneDown, LaneUp, Member, Ping, Publish, RECORDS_MAX, Refused, Returned, Route,
-    feeder::FED_MAX, ingest::Disk, supervisor::Life,
+    Drain, FED_MAX, Introduced, Job, LaneDown, LaneUp, Member, Ping, Publish, RECORDS_MAX, Refused,
+    Returned, Route, fallback::Disk, supervisor::Life,
 };
-use crate::{config::Policy, delivery::LaneId};
+use crate::{config::Policy, lane_id::LaneId};
 
 /// What the router is wired to; the same for each of its lives.
 #[derive(Clone)]
@@ -42,8 +42,21 @@ struct Way {
 impl Router {
     #[must_use]
     pub fn new(policy: Policy, lanes: &[LaneId], wiring: Wiring, life: Life) -> Self {
-        let lanes = lanes.iter().map(|&lane| Way { lane, publisher: None }).collect();
-        Self { wiring, policy, lanes, turn: 0, early: Some(Vec::new()), life }
+        let lanes = lanes
+            .iter()
+            .map(|&lane| Way {
+                lane,
+                publisher: None,
+            })
+            .collect();
+        Self {
+            wiring,
+            policy,
+            lanes,
+            turn: 0,
+            early: Some(Vec::new()),
+            life,
+        }
     }
 
     /// Hands `job` to a lane, or to the spool.
@@ -62,12 +75,16 @@ impl Router {
                 && !job.tried.contains(way.lane)
                 && job.pinned.is_none_or(|lane| lane == way.lane)
         };
-        while let Some(at) = choose(self.policy, self.lanes.len(), self.turn, |at| may_take(&self.lanes[at], &job)) {
+        while let Some(at) = choose(self.policy, self.lanes.len(), self.turn, |at| {
+            may_take(&self.lanes[at], &job)
+        }) {
             if job.pinned.is_none() {
                 self.turn = (at + 1) % self.lanes.len();
             }
             let way = &mut self.lanes[at];
-            let Some(publisher) = &way.publisher else { break };
+            let Some(publisher) = &way.publisher else {
+                break;
+            };
             match publisher.try_send(Publish(job)) {
                 Ok(()) => return,
                 Err(SendError::Full(Publish(back))) => job = back,
@@ -96,9 +113,16 @@ impl Router {
 
 /// The lane to take out of `count`, among those that may take the record. Pure.
 #[must_use]
-pub fn choose(policy: Policy, count: usize, turn: usize, may_take: impl Fn(usize) -> bool) -> Option<usize> {
+pub fn choose(
+    policy: Policy,
+    count: usize,
+    turn: usize,
+    may_take: impl Fn(usize) -> bool,
+) -> Option<usize> {
     match policy {
-        Policy::RoundRobin => (turn..count).chain(0..turn.min(count)).find(|&at| may_take(at)),
+        Policy::RoundRobin => (turn..count)
+            .chain(0..turn.min(count))
+            .find(|&at| may_take(at)),
     }
 }
 

@@ -21,8 +21,8 @@ mod next;
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use actix::{
-    Actor, ActorFutureExt as _, AsyncContext as _, Context, Handler, Message, Recipient, ResponseFuture, SpawnHandle,
-    WrapFuture as _,
+    Actor, ActorFutureExt as _, AsyncContext as _, Context, Handler, Message, Recipient,
+    ResponseFuture, SpawnHandle, WrapFuture as _,
 };
 use actix_rt::Arbiter;
 use futures_util::{FutureExt as _, future::join_all};
@@ -34,8 +34,8 @@ use self::{
     life::Live,
     next::{Next, Wish},
 };
-use super::{Drain, Introduced, LaneDown, LaneUp, Ping, Publish, Slot, router::Router, transport::Broker};
-use crate::{backoff::Backoff, delivery::LaneId};
+use super::{Drain, Introduced, LaneDown, LaneUp, Ping, Publish, Slot, router::Router};
+use crate::{backoff::Backoff, lane_id::LaneId, transport::Broker};
 
 /// The first back-off is at most this.
 pub const BACKOFF_FIRST: Duration = Duration::from_millis(50);
@@ -203,7 +203,12 @@ impl Supervisor {
             crashes: VecDeque::new(),
             timer: None,
         });
-        Self { children: children.collect(), router, draining: false, running: watch::Sender::new(0) }
+        Self {
+            children: children.collect(),
+            router,
+            draining: false,
+            running: watch::Sender::new(0),
+        }
     }
 
     fn at(&self, id: ChildId) -> Option<usize> {
@@ -212,7 +217,8 @@ impl Supervisor {
 
     /// The child, if what is said of it comes from its present life.
     fn present(&self, id: ChildId, generation: u64) -> Option<usize> {
-        self.at(id).filter(|&at| self.children[at].generation == generation)
+        self.at(id)
+            .filter(|&at| self.children[at].generation == generation)
     }
 
     fn launch(&mut self, at: usize, ctx: &mut Context<Self>) {
@@ -288,10 +294,15 @@ impl Supervisor {
 
     /// Tells the router of each lane that is up; a router that knows it already does not mind.
     fn introduce_lanes(&self) {
-        let Some(router) = self.router.get() else { return };
+        let Some(router) = self.router.get() else {
+            return;
+        };
         for child in &self.children {
             if let (ChildId::Lane(lane), Some(publisher)) = (child.id, &child.publisher) {
-                router.do_send(LaneUp { lane, publisher: publisher.clone() });
+                router.do_send(LaneUp {
+                    lane,
+                    publisher: publisher.clone(),
+                });
             }
         }
         router.do_send(Introduced);
@@ -336,8 +347,12 @@ impl Supervisor {
     }
 
     fn count_running(&self) {
-        let lanes = self.children.iter().filter(|child| matches!(child.id, ChildId::Lane(_)));
-        self.running.send_replace(lanes.filter(|child| child.live.is_some()).count());
+        let lanes = self
+            .children
+            .iter()
+            .filter(|child| matches!(child.id, ChildId::Lane(_)));
+        self.running
+            .send_replace(lanes.filter(|child| child.live.is_some()).count());
     }
 
     /// Asks a running lane to finish, and ends it when it takes too long. The router hears of it first.
@@ -356,7 +371,15 @@ impl Supervisor {
             }
             return;
         }
-        self.enter(at, if wish == Wish::Rest { State::Paused } else { State::Connecting }, ctx);
+        self.enter(
+            at,
+            if wish == Wish::Rest {
+                State::Paused
+            } else {
+                State::Connecting
+            },
+            ctx,
+        );
         let child = &self.children[at];
         if let Some(live) = &child.live {
             live.drain.do_send(Drain);
@@ -382,23 +405,30 @@ impl Supervisor {
             let (id, generation) = (child.id, child.generation);
             Some(ping.map(move |answer| (id, generation, answer)))
         });
-        ctx.spawn(join_all(pings.collect::<Vec<_>>()).into_actor(self).map(|answers, supervisor, ctx| {
-            for (id, generation, answer) in answers {
-                let Some(at) = supervisor.present(id, generation) else { continue };
-                let Some(live) = &mut supervisor.children[at].live else { continue };
-                match answer {
-                    Ok(Ok(())) => live.misses = 0,
-                    Ok(Err(why)) => supervisor.end_by_force(at, Exit::Stalled(why), ctx),
-                    Err(_) => {
-                        live.misses += 1;
-                        if live.misses >= MISSES_MAX {
-                            let why = format!("missed {MISSES_MAX} heartbeats of {HEARTBEAT:?}");
-                            supervisor.end_by_force(at, Exit::Stalled(why), ctx);
+        ctx.spawn(join_all(pings.collect::<Vec<_>>()).into_actor(self).map(
+            |answers, supervisor, ctx| {
+                for (id, generation, answer) in answers {
+                    let Some(at) = supervisor.present(id, generation) else {
+                        continue;
+                    };
+                    let Some(live) = &mut supervisor.children[at].live else {
+                        continue;
+                    };
+                    match answer {
+                        Ok(Ok(())) => live.misses = 0,
+                        Ok(Err(why)) => supervisor.end_by_force(at, Exit::Stalled(why), ctx),
+                        Err(_) => {
+                            live.misses += 1;
+                            if live.misses >= MISSES_MAX {
+                                let why =
+                                    format!("missed {MISSES_MAX} heartbeats of {HEARTBEAT:?}");
+                                supervisor.end_by_force(at, Exit::Stalled(why), ctx);
+                            }
                         }
                     }
                 }
-            }
-        }));
+            },
+        ));
     }
 }
 
@@ -416,7 +446,15 @@ impl Actor for Supervisor {
 impl Handler<Started> for Supervisor {
     type Result = ();
 
-    fn handle(&mut self, Started { child, generation, live }: Started, _: &mut Self::Context) {
+    fn handle(
+        &mut self,
+        Started {
+            child,
+            generation,
+            live,
+        }: Started,
+        _: &mut Self::Context,
+    ) {
         match self.present(child, generation) {
             Some(at) => {
                 self.children[at].live = Some(live);
@@ -430,8 +468,18 @@ impl Handler<Started> for Supervisor {
 impl Handler<Risen> for Supervisor {
     type Result = ();
 
-    fn handle(&mut self, Risen { child, generation, lane }: Risen, ctx: &mut Self::Context) {
-        let Some(at) = self.present(child, generation) else { return };
+    fn handle(
+        &mut self,
+        Risen {
+            child,
+            generation,
+            lane,
+        }: Risen,
+        ctx: &mut Self::Context,
+    ) {
+        let Some(at) = self.present(child, generation) else {
+            return;
+        };
         if self.children[at].wish != Wish::Run {
             return;
         }
@@ -449,7 +497,15 @@ impl Handler<Risen> for Supervisor {
 impl Handler<Exited> for Supervisor {
     type Result = ();
 
-    fn handle(&mut self, Exited { child, generation, exit }: Exited, ctx: &mut Self::Context) {
+    fn handle(
+        &mut self,
+        Exited {
+            child,
+            generation,
+            exit,
+        }: Exited,
+        ctx: &mut Self::Context,
+    ) {
         if let Some(at) = self.present(child, generation) {
             self.ended(at, exit, ctx);
         }
@@ -460,7 +516,9 @@ impl Handler<Order> for Supervisor {
     type Result = bool;
 
     fn handle(&mut self, Order { lane, action }: Order, ctx: &mut Self::Context) -> bool {
-        let Some(at) = self.at(ChildId::Lane(lane)) else { return false };
+        let Some(at) = self.at(ChildId::Lane(lane)) else {
+            return false;
+        };
         if self.draining {
             return true;
         }
@@ -504,7 +562,11 @@ impl Handler<DrainAll> for Supervisor {
     type Result = ResponseFuture<()>;
 
     fn handle(&mut self, _: DrainAll, ctx: &mut Self::Context) -> Self::Result {
-        let lanes = self.children.iter().enumerate().filter(|(_, child)| matches!(child.id, ChildId::Lane(_)));
+        let lanes = self
+            .children
+            .iter()
+            .enumerate()
+            .filter(|(_, child)| matches!(child.id, ChildId::Lane(_)));
         self.draining = true;
         for at in lanes.map(|(at, _)| at).collect::<Vec<_>>() {
             self.finish(at, Wish::Rest, ctx);

@@ -7,15 +7,15 @@ use tokio::{net::TcpStream, time::timeout};
 
 use super::NodeArgs;
 use crate::{
-    actors::transport::{
+    config::{self, Config},
+    record::Record,
+    spool::Spool,
+    tap::Tap,
+    transport::{
         CONNECT_TIMEOUT, Transport, TransportError, grpc,
         nats::{self, Nats},
         pubsub, rabbitmq,
     },
-    config::{self, Config},
-    delivery::Tap,
-    record::Record,
-    spool::Spool,
 };
 
 /// How long the API may take to accept a connection.
@@ -53,28 +53,51 @@ pub async fn check(args: Args) -> ExitCode {
         report("lanes.grpc", connect_grpc(lane, &config).await);
     }
     if let Some(lane) = lanes.nats.clone() {
-        report("lanes.nats", connect::<Nats>(nats::Settings::new(lane)).await);
+        report(
+            "lanes.nats",
+            connect::<Nats>(nats::Settings::new(lane)).await,
+        );
     }
     if let Some(lane) = lanes.rabbitmq.clone() {
-        report("lanes.rabbitmq", connect::<rabbitmq::RabbitMq>(rabbitmq::Settings::new(lane)).await);
+        report(
+            "lanes.rabbitmq",
+            connect::<rabbitmq::RabbitMq>(rabbitmq::Settings::new(lane)).await,
+        );
     }
     if let Some(lane) = lanes.pubsub.clone() {
-        report("lanes.pubsub", connect::<pubsub::Pubsub>(pubsub::Settings::new(lane)).await);
+        report(
+            "lanes.pubsub",
+            connect::<pubsub::Pubsub>(pubsub::Settings::new(lane)).await,
+        );
     }
     report("api", reach_api(&config).await);
-    if all_well { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if all_well {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }
 
 /// Connects as a node would, creating what is missing, and disconnects.
 async fn connect<T: Transport>(settings: T::Settings) -> Result<String, String> {
     let connected = timeout(CONNECT_TIMEOUT, T::connect(&settings)).await;
     let transport = connected
-        .unwrap_or_else(|_| Err(TransportError::Connect(format!("no answer within {CONNECT_TIMEOUT:?}"))))
+        .unwrap_or_else(|_| {
+            Err(TransportError::Connect(format!(
+                "no answer within {CONNECT_TIMEOUT:?}"
+            )))
+        })
         .map_err(|failure| failure.to_string())?;
     let broker = transport.broker();
     transport.close().await;
-    let version = broker.version.map(|version| format!(", version {version}")).unwrap_or_default();
-    Ok(broker.warnings.iter().fold(version, |told, warning| told + "; warning: " + warning))
+    let version = broker
+        .version
+        .map(|version| format!(", version {version}"))
+        .unwrap_or_default();
+    Ok(broker
+        .warnings
+        .iter()
+        .fold(version, |told, warning| told + "; warning: " + warning))
 }
 
 /// With a spool of its own, since a node that runs has the real one open.
@@ -93,11 +116,24 @@ async fn connect_grpc(lane: config::Grpc, config: &Config) -> Result<String, Str
 
 async fn reach_api(config: &Config) -> Result<String, String> {
     let url: Uri = config.api.url.parse().map_err(|why| format!("{why}"))?;
-    let port = url.port_u16().unwrap_or(if url.scheme_str() == Some("https") { 443 } else { 80 });
-    let host = url.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
+    let port = url
+        .port_u16()
+        .unwrap_or(if url.scheme_str() == Some("https") {
+            443
+        } else {
+            80
+        });
+    let host = url
+        .host()
+        .unwrap_or_default()
+        .trim_matches(['[', ']'])
+        .to_owned();
     match timeout(API_PATIENCE, TcpStream::connect((host, port))).await {
         Ok(Ok(_)) => Ok(String::new()),
         Ok(Err(why)) => Err(format!("cannot connect to {}: {why}", config.api.url)),
-        Err(_) => Err(format!("cannot connect to {}: no answer within {API_PATIENCE:?}", config.api.url)),
+        Err(_) => Err(format!(
+            "cannot connect to {}: no answer within {API_PATIENCE:?}",
+            config.api.url
+        )),
     }
 }

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use crate::http::client::Target;
+use crate::api::client::Target;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest list that is read.
@@ -18,7 +18,12 @@ pub struct Args {
     #[command(subcommand)]
     pub action: Action,
     /// Where the node's admin side listens
-    #[arg(long, global = true, default_value = "http://127.0.0.1:8001", value_name = "URL")]
+    #[arg(
+        long,
+        global = true,
+        default_value = "http://127.0.0.1:8001",
+        value_name = "URL"
+    )]
     pub admin: String,
     /// Print JSON
     #[arg(long, global = true)]
@@ -51,7 +56,11 @@ pub struct Selection {
 
 impl Selection {
     fn body(&self) -> Value {
-        if self.all { json!({"all": true}) } else { json!({"ids": self.ids}) }
+        if self.all {
+            json!({"all": true})
+        } else {
+            json!({"ids": self.ids})
+        }
     }
 }
 
@@ -79,22 +88,30 @@ pub async fn dead(args: Args) -> ExitCode {
 
 /// What the node answers to a POST of `body`, or to a GET.
 async fn ask(admin: &str, path: &str, body: Option<Value>) -> Result<Value, String> {
-    let target = Target::with_public_roots(&format!("{}/api/dead{path}", admin.trim_end_matches('/')))?;
+    let target =
+        Target::with_public_roots(&format!("{}/api/dead{path}", admin.trim_end_matches('/')))?;
     let request = match body {
-        Some(body) => target.post(body.to_string().into(), None).map_err(|why| why.to_string())?,
+        Some(body) => target
+            .post(body.to_string().into(), None)
+            .map_err(|why| why.to_string())?,
         None => target.get(),
     };
     let connected = timeout(CONNECT_TIMEOUT, target.open()).await;
     let connected = connected.map_err(|_| format!("cannot connect within {CONNECT_TIMEOUT:?}"))?;
     let mut connection = connected.map_err(|why| why.to_string())?;
     // A long replay takes its time.
-    let mut response = connection.send(request).await.map_err(|why| why.to_string())?;
+    let mut response = connection
+        .send(request)
+        .await
+        .map_err(|why| why.to_string())?;
     let status = response.status();
     let mut answer = Vec::new();
     while let Some(piece) = connection.read(response.body_mut()).await {
         answer.extend_from_slice(&piece.map_err(|why| format!("status {status}, {why}"))?);
         if answer.len() > ANSWER_MAX {
-            return Err(format!("status {status}, an answer of more than {ANSWER_MAX} bytes"));
+            return Err(format!(
+                "status {status}, an answer of more than {ANSWER_MAX} bytes"
+            ));
         }
     }
     let answer = serde_json::from_slice::<Value>(&answer);
@@ -102,7 +119,10 @@ async fn ask(admin: &str, path: &str, body: Option<Value>) -> Result<Value, Stri
         return answer.map_err(|why| format!("status {status}, which is no node's: {why}"));
     }
     // What stands before a node may refuse in another form.
-    let detail = answer.as_ref().ok().and_then(|answer| answer["detail"].as_str());
+    let detail = answer
+        .as_ref()
+        .ok()
+        .and_then(|answer| answer["detail"].as_str());
     Err(detail.map_or_else(|| format!("status {status}"), ToOwned::to_owned))
 }
 
@@ -115,12 +135,30 @@ fn show(answer: &Value) {
         answer: String,
         attempts: u32,
     }
-    println!("{:<36}  {:<8}  {:>6}  {:>5}  answer", "id", "lane", "status", "tries");
+    println!(
+        "{:<36}  {:<8}  {:>6}  {:>5}  answer",
+        "id", "lane", "status", "tries"
+    );
     for letter in answer["dead"].as_array().into_iter().flatten() {
-        let Ok(Letter { id, lane, status, answer, attempts }) = Letter::deserialize(letter) else { continue };
+        let Ok(Letter {
+            id,
+            lane,
+            status,
+            answer,
+            attempts,
+        }) = Letter::deserialize(letter)
+        else {
+            continue;
+        };
         let status = status.map_or_else(|| "none".to_owned(), |status| status.to_string());
         // What the API said must not steer the terminal.
-        let line: String = answer.lines().next().unwrap_or_default().chars().filter(|c| !c.is_control()).collect();
+        let line: String = answer
+            .lines()
+            .next()
+            .unwrap_or_default()
+            .chars()
+            .filter(|c| !c.is_control())
+            .collect();
         println!("{id:<36}  {lane:<8}  {status:>6}  {attempts:>5}  {line}");
     }
     println!("{} dead letters", answer["total"]);

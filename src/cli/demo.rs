@@ -18,9 +18,10 @@ use serde_json::json;
 use super::{NodeArgs, USAGE, progress::Progress, run::stop_signal};
 use crate::{
     actors::supervisor::{ChildId, Snapshot, State},
+    api::answer::Answer,
+    api::{self, Api},
     config::{self, Config},
-    delivery::{Answer, LaneId},
-    http::api::{self, Api},
+    lane_id::LaneId,
     load,
     node::Node,
     record::Record,
@@ -60,7 +61,10 @@ pub async fn demo(args: Args) -> ExitCode {
     let text = match args.records.as_ref().map(fs::read_to_string).transpose() {
         Ok(text) => text,
         Err(failure) => {
-            eprintln!("waypost: {}: {failure}", args.records.unwrap_or_default().display());
+            eprintln!(
+                "waypost: {}: {failure}",
+                args.records.unwrap_or_default().display()
+            );
             return ExitCode::from(USAGE);
         }
     };
@@ -82,10 +86,19 @@ pub async fn demo(args: Args) -> ExitCode {
 }
 
 /// Whether every record was delivered.
-async fn play(mut config: Config, records: Vec<Bytes>, args: &Args) -> Result<bool, Box<dyn std::error::Error>> {
+async fn play(
+    mut config: Config,
+    records: Vec<Bytes>,
+    args: &Args,
+) -> Result<bool, Box<dyn std::error::Error>> {
     let total = records.len() as u64;
     // Removed when the demo ends.
-    let scratch = args.node.data.is_none().then(tempfile::tempdir).transpose()?;
+    let scratch = args
+        .node
+        .data
+        .is_none()
+        .then(tempfile::tempdir)
+        .transpose()?;
     if let Some(scratch) = &scratch {
         scratch.path().clone_into(&mut config.spool.dir);
     }
@@ -103,10 +116,15 @@ async fn play(mut config: Config, records: Vec<Bytes>, args: &Args) -> Result<bo
 
     let node = Node::start(&config)?;
     // It takes a record as an API does, but for the status.
-    let ingest =
-        api::Settings::read(&config::Api { url: format!("http://{}/", node.ingest), ..config::Api::default() })?;
+    let ingest = api::Settings::read(&config::Api {
+        url: format!("http://{}/", node.ingest),
+        ..config::Api::default()
+    })?;
     if !lanes_up(&node).await {
-        eprintln!("waypost: not every lane is up after {LANES_PATIENCE:?}; see http://{}/api/status", node.admin);
+        eprintln!(
+            "waypost: not every lane is up after {LANES_PATIENCE:?}; see http://{}/api/status",
+            node.admin
+        );
     }
     let progress = Progress::new(total, "records taken");
     let began = Instant::now();
@@ -153,7 +171,9 @@ async fn lanes_up(node: &Node) -> bool {
     let deadline = Instant::now() + LANES_PATIENCE;
     while Instant::now() < deadline {
         let views = node.supervisor.send(Snapshot).await.unwrap_or_default();
-        let mut lanes = views.iter().filter(|view| matches!(view.child, ChildId::Lane(_)));
+        let mut lanes = views
+            .iter()
+            .filter(|view| matches!(view.child, ChildId::Lane(_)));
         if !views.is_empty() && lanes.all(|view| view.state == State::Up) {
             return true;
         }
@@ -169,7 +189,9 @@ async fn replay(ingest: &api::Settings, records: Vec<Bytes>, progress: &Progress
         let node = Api::new(ingest);
         let mut refused = 0;
         loop {
-            let Some(record) = left.borrow_mut().next() else { return refused };
+            let Some(record) = left.borrow_mut().next() else {
+                return refused;
+            };
             if !taken(&node, &Record::new_id(), record).await {
                 refused += 1;
             }
@@ -185,7 +207,8 @@ async fn taken(node: &Api, id: &str, record: Bytes) -> bool {
     loop {
         match node.post(record.clone(), id, None).await {
             Answer::Status { status: 202, .. } => return true,
-            Answer::Status { status: 503, .. } | Answer::NoAnswer(_) if Instant::now() < deadline => {}
+            Answer::Status { status: 503, .. } | Answer::NoAnswer(_)
+                if Instant::now() < deadline => {}
             _ => return false,
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
@@ -208,7 +231,12 @@ async fn settled(node: &Node, sink: &Sink, total: u64, progress: &Progress) -> b
     }
 }
 
-fn print_report(node: &Node, lanes: &[(LaneId, String)], stats: &crate::sink::Stats, elapsed: Duration) {
+fn print_report(
+    node: &Node,
+    lanes: &[(LaneId, String)],
+    stats: &crate::sink::Stats,
+    elapsed: Duration,
+) {
     println!(
         "{:<10} {:>9} {:>9} {:>10} {:>9} {:>14}",
         "path", "accepted", "delivered", "in flight", "at API", "p50 / p99 ms"
@@ -224,10 +252,20 @@ fn print_report(node: &Node, lanes: &[(LaneId, String)], stats: &crate::sink::St
     for (lane, tag) in lanes {
         let times = node.ledger.delivery_ms(*lane);
         let at_api = stats.paths.get(tag).copied().unwrap_or_default();
-        row(tag, node.ledger.counts(*lane), at_api, &format!("{:.1} / {:.1}", times.p50, times.p99));
+        row(
+            tag,
+            node.ledger.counts(*lane),
+            at_api,
+            &format!("{:.1} / {:.1}", times.p50, times.p99),
+        );
     }
     row("all", node.ledger.totals(), stats.records, "");
-    println!("{} records in {:.2} s, {} sent twice.", stats.records, elapsed.as_secs_f64(), stats.redeliveries);
+    println!(
+        "{} records in {:.2} s, {} sent twice.",
+        stats.records,
+        elapsed.as_secs_f64(),
+        stats.redeliveries
+    );
 }
 
 fn report_json(
@@ -237,8 +275,10 @@ fn report_json(
     elapsed: Duration,
 ) -> serde_json::Value {
     let line = |counts: crate::ledger::Counts| json!({"accepted": counts.accepted, "delivered": counts.delivered, "in_flight": counts.in_flight()});
-    let paths: serde_json::Map<_, _> =
-        lanes.iter().map(|(lane, tag)| (tag.clone(), line(node.ledger.counts(*lane)))).collect();
+    let paths: serde_json::Map<_, _> = lanes
+        .iter()
+        .map(|(lane, tag)| (tag.clone(), line(node.ledger.counts(*lane))))
+        .collect();
     json!({
         "ledger": line(node.ledger.totals()),
         "paths": paths,

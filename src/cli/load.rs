@@ -9,7 +9,7 @@ use signal_hook::{
 
 use super::{USAGE, demo::TRAFFIC, progress::Progress};
 use crate::{
-    http::client::Target,
+    api::client::Target,
     load::{Load, Plan, Tally, records, report},
 };
 
@@ -48,7 +48,10 @@ pub struct Args {
 
 fn per_second(text: &str) -> Result<f64, String> {
     let number = text.strip_suffix("/s").unwrap_or(text).parse::<f64>();
-    number.ok().filter(|rate| (0.001..=1e7).contains(rate)).ok_or_else(|| "a number above 0, such as 100/s".into())
+    number
+        .ok()
+        .filter(|rate| (0.001..=1e7).contains(rate))
+        .ok_or_else(|| "a number above 0, such as 100/s".into())
 }
 
 fn wait(text: &str) -> Result<Range<Duration>, String> {
@@ -79,7 +82,11 @@ pub fn load(args: Args) -> ExitCode {
     let total = load.total() as u64;
     let progress = Progress::new(total, "requests");
     let show = |tally: &Tally| {
-        progress.note(format!("{:.0}/s, {} failed", tally.per_second(), tally.failures));
+        progress.note(format!(
+            "{:.0}/s, {} failed",
+            tally.per_second(),
+            tally.failures
+        ));
         progress.reached(tally.requests);
     };
     if let Err(why) = stop_at_signals(&load).and_then(|()| load.run(show)) {
@@ -102,9 +109,16 @@ pub fn load(args: Args) -> ExitCode {
         return ExitCode::FAILURE;
     }
     if tally.requests < total {
-        eprintln!("waypost: stopped: {} of {total} records were posted", tally.requests);
+        eprintln!(
+            "waypost: stopped: {} of {total} records were posted",
+            tally.requests
+        );
     }
-    if tally.failures == 0 && tally.requests == total { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if tally.failures == 0 && tally.requests == total {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }
 
 /// Ends `load` early at SIGINT or SIGTERM.
@@ -117,10 +131,15 @@ fn stop_at_signals(load: &Load) -> io::Result<()> {
 
 fn plan(args: &Args) -> Result<(Target, Plan), String> {
     let text = match &args.file {
-        Some(file) => fs::read_to_string(file).map_err(|why| format!("{}: {why}", file.display()))?,
+        Some(file) => {
+            fs::read_to_string(file).map_err(|why| format!("{}: {why}", file.display()))?
+        }
         None => TRAFFIC.to_owned(),
     };
-    let name = args.file.as_ref().map_or_else(|| "records".into(), |file| file.display().to_string());
+    let name = args
+        .file
+        .as_ref()
+        .map_or_else(|| "records".into(), |file| file.display().to_string());
     let plan = Plan {
         records: records(&text).map_err(|why| format!("{name}: {why}"))?,
         passes: args.repeat as usize,

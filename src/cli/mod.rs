@@ -88,21 +88,36 @@ impl Cli {
 
     /// Logs go to the standard error. `RUST_LOG` overrides the flags.
     fn log(&self, quieter: u8) {
-        const LEVELS: [LevelFilter; 5] =
-            [LevelFilter::ERROR, LevelFilter::WARN, LevelFilter::INFO, LevelFilter::DEBUG, LevelFilter::TRACE];
-        let level =
-            (2 + usize::from(self.verbose)).saturating_sub(usize::from(self.quiet + quieter)).min(LEVELS.len() - 1);
-        let asked = std::env::var("RUST_LOG").ok().and_then(|asked| asked_for(&asked));
+        const LEVELS: [LevelFilter; 5] = [
+            LevelFilter::ERROR,
+            LevelFilter::WARN,
+            LevelFilter::INFO,
+            LevelFilter::DEBUG,
+            LevelFilter::TRACE,
+        ];
+        let level = (2 + usize::from(self.verbose))
+            .saturating_sub(usize::from(self.quiet + quieter))
+            .min(LEVELS.len() - 1);
+        let asked = std::env::var("RUST_LOG")
+            .ok()
+            .and_then(|asked| asked_for(&asked));
         // The libraries speak up for themselves only when asked.
-        let ours = || Targets::new().with_default(LevelFilter::WARN).with_target("waypost", LEVELS[level]);
-        let colour =
-            std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+        let ours = || {
+            Targets::new()
+                .with_default(LevelFilter::WARN)
+                .with_target("waypost", LEVELS[level])
+        };
+        let colour = std::io::stderr().is_terminal()
+            && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
         let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(colour);
         let lines = match self.log_format {
             LogFormat::Text => lines.boxed(),
             LogFormat::Json => lines.json().flatten_event(true).boxed(),
         };
-        tracing_subscriber::registry().with(lines).with(asked.unwrap_or_else(ours)).init();
+        tracing_subscriber::registry()
+            .with(lines)
+            .with(asked.unwrap_or_else(ours))
+            .init();
     }
 }
 
@@ -112,7 +127,11 @@ fn on_actors(work: impl Future<Output = ExitCode>) -> ExitCode {
 
 /// What a text like `warn,waypost=debug` asks to be logged, if it is one that asks for something.
 fn asked_for(text: &str) -> Option<Targets> {
-    let parts: Vec<_> = text.split(',').map(str::trim).filter(|part| !part.is_empty()).collect();
+    let parts: Vec<_> = text
+        .split(',')
+        .map(str::trim)
+        .filter(|part| !part.is_empty())
+        .collect();
     // Of spans and their fields, which no line of ours has, nothing can be asked.
     if parts.is_empty() || text.contains('[') {
         return None;
@@ -147,7 +166,12 @@ impl NodeArgs {
     /// The configuration, or the exit status after each mistake was told on the standard error.
     pub fn load(&self) -> Result<Config, ExitCode> {
         let flag = |flag, section, name, value: &Option<String>| {
-            value.clone().map(|value| Flag { flag, section, name, value })
+            value.clone().map(|value| Flag {
+                flag,
+                section,
+                name,
+                value,
+            })
         };
         let flags = [
             flag("--api", "api", "url", &self.api),
@@ -157,8 +181,9 @@ impl NodeArgs {
         ];
         let flags: Vec<_> = flags.into_iter().flatten().collect();
         // A variable that is not Unicode is none of ours.
-        let environment =
-            std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+        let environment = std::env::vars_os().filter_map(|(name, value)| {
+            Some((name.into_string().ok()?, value.into_string().ok()?))
+        });
         Config::load(self.config.as_deref(), &environment.collect(), &flags).map_err(|mistakes| {
             for mistake in mistakes {
                 eprintln!("{mistake}");
@@ -183,10 +208,22 @@ mod tests {
         ] {
             let asked = asked_for(text).expect("it asks for something");
             let most = |target: &str| {
-                let levels = [Level::TRACE, Level::DEBUG, Level::INFO, Level::WARN, Level::ERROR];
-                levels.into_iter().find(|level| asked.would_enable(target, level))
+                let levels = [
+                    Level::TRACE,
+                    Level::DEBUG,
+                    Level::INFO,
+                    Level::WARN,
+                    Level::ERROR,
+                ];
+                levels
+                    .into_iter()
+                    .find(|level| asked.would_enable(target, level))
             };
-            assert_eq!((most("waypost::node"), most("h2::client")), (Some(ours), Some(others)), "{text}");
+            assert_eq!(
+                (most("waypost::node"), most("h2::client")),
+                (Some(ours), Some(others)),
+                "{text}"
+            );
         }
         for nothing in ["", " ,", "waypost[span]=debug", "waypost=loud"] {
             assert!(asked_for(nothing).is_none(), "{nothing}");

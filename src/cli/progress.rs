@@ -15,17 +15,34 @@ pub(super) struct Progress {
 impl Progress {
     pub fn new(total: u64, what: &'static str) -> Self {
         let on_terminal = std::io::stderr().is_terminal();
-        let target = if on_terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let target = if on_terminal {
+            ProgressDrawTarget::stderr()
+        } else {
+            ProgressDrawTarget::hidden()
+        };
         let bar = ProgressBar::with_draw_target(Some(total), target);
-        if let Ok(style) = ProgressStyle::with_template(&format!("{{bar:30}} {{pos}}/{{len}} {what} {{msg}}")) {
+        if let Ok(style) =
+            ProgressStyle::with_template(&format!("{{bar:30}} {{pos}}/{{len}} {what} {{msg}}"))
+        {
             bar.set_style(style);
         }
-        Self { bar, what, total, on_terminal }
+        Self {
+            bar,
+            what,
+            total,
+            on_terminal,
+        }
     }
 
     /// So many are done. Elsewhere than on a terminal, a line for each quarter of all.
     pub fn reached(&self, count: u64) {
-        let quarter = |count: u64| if self.total >= 4 { count * 4 / self.total } else { 0 };
+        let quarter = |count: u64| {
+            if self.total >= 4 {
+                count * 4 / self.total
+            } else {
+                0
+            }
+        };
         let before = self.bar.position();
         self.bar.set_position(count);
         if !self.on_terminal && quarter(count) > quarter(before) {

@@ -41,14 +41,19 @@ pub async fn run(args: Args) -> ExitCode {
         }
     });
     if tokio::time::timeout(DRAIN_MAX, node.drain()).await.is_err() {
-        warn!("the drain took too long and was cut off; what is left is in the brokers and on disk");
+        warn!(
+            "the drain took too long and was cut off; what is left is in the brokers and on disk"
+        );
     }
     ExitCode::SUCCESS
 }
 
 /// Resolves at the next SIGTERM or SIGINT.
 pub async fn stop_signal() -> std::io::Result<()> {
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let (mut terminate, mut interrupt) = (
+        signal(SignalKind::terminate())?,
+        signal(SignalKind::interrupt())?,
+    );
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}

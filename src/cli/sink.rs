@@ -23,14 +23,18 @@ pub struct Args {
 
 /// Serves until SIGTERM or SIGINT.
 pub async fn sink(args: Args) -> ExitCode {
-    let place = args.db.as_ref().map_or_else(|| "memory".into(), |file| file.display().to_string());
-    let sink = match TcpListener::bind(args.listen).and_then(|listener| Sink::start(listener, args.db)) {
-        Ok(sink) => sink,
-        Err(failure) => {
-            error!(address = %args.listen, %place, %failure, "sink does not start");
-            return ExitCode::FAILURE;
-        }
-    };
+    let place = args
+        .db
+        .as_ref()
+        .map_or_else(|| "memory".into(), |file| file.display().to_string());
+    let sink =
+        match TcpListener::bind(args.listen).and_then(|listener| Sink::start(listener, args.db)) {
+            Ok(sink) => sink,
+            Err(failure) => {
+                error!(address = %args.listen, %place, %failure, "sink does not start");
+                return ExitCode::FAILURE;
+            }
+        };
     info!(address = %sink.address(), records_in = %place, "sink is up");
     if let Err(failure) = stop_signal().await {
         error!(%failure, "cannot wait for signals");

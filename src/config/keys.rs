@@ -6,7 +6,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use bytesize::ByteSize;
 
 use super::{Ack, Config, Policy, url as hide};
-use crate::{actors::forwarder::CONCURRENCY_MAX, delivery::LaneId, record::Schema};
+use crate::{config::CONCURRENCY_MAX, lane_id::LaneId, record::Schema};
 
 /// A value before it is understood: of a TOML file, or the text of a variable or flag.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,7 +39,10 @@ impl Key {
 /// The lane that a section configures.
 #[must_use]
 pub fn lane_of(section: &str) -> Option<LaneId> {
-    section.strip_prefix("lanes.").and_then(LaneId::from_name).filter(|lane| *lane != LaneId::Memory)
+    section
+        .strip_prefix("lanes.")
+        .and_then(LaneId::from_name)
+        .filter(|lane| *lane != LaneId::Memory)
 }
 
 /// A key whose field is always there.
@@ -97,7 +100,12 @@ pub const KEYS: &[Key] = &[
     key!("api", "ca_file", api.ca_file, file),
     fixed_key!("api", "signing_key_file", ""),
     key!("router", "policy", router.policy, policy),
-    key!("router", "publish_timeout", router.publish_timeout, duration),
+    key!(
+        "router",
+        "publish_timeout",
+        router.publish_timeout,
+        duration
+    ),
     lane_key!("lanes.grpc", "tag", grpc, tag, text),
     fixed_key!("lanes.grpc", "weight", "1"),
     lane_key!("lanes.grpc", "listen", grpc, listen, address),
@@ -123,14 +131,26 @@ pub const KEYS: &[Key] = &[
     lane_key!("lanes.rabbitmq", "url", rabbitmq, url, url),
     lane_key!("lanes.rabbitmq", "queue", rabbitmq, queue, text),
     lane_key!("lanes.rabbitmq", "ca_file", rabbitmq, ca_file, file),
-    lane_key!("lanes.rabbitmq", "password_file", rabbitmq, password_file, file),
+    lane_key!(
+        "lanes.rabbitmq",
+        "password_file",
+        rabbitmq,
+        password_file,
+        file
+    ),
     lane_key!("lanes.pubsub", "tag", pubsub, tag, text),
     fixed_key!("lanes.pubsub", "weight", "1"),
     lane_key!("lanes.pubsub", "project", pubsub, project, text),
     lane_key!("lanes.pubsub", "topic", pubsub, topic, text),
     lane_key!("lanes.pubsub", "subscription", pubsub, subscription, text),
     lane_key!("lanes.pubsub", "endpoint", pubsub, endpoint, optional_url),
-    lane_key!("lanes.pubsub", "credentials_file", pubsub, credentials_file, file),
+    lane_key!(
+        "lanes.pubsub",
+        "credentials_file",
+        pubsub,
+        credentials_file,
+        file
+    ),
     key!("spool", "dir", spool.dir, path),
     key!("spool", "max", spool.max, big_bytes),
     key!("admin", "listen", admin.listen, address),
@@ -142,7 +162,10 @@ fn only(allowed: &[&str], value: &Value) -> Result<(), String> {
     match value {
         Value::Text(text) | Value::Integer(text) if allowed.contains(&text.as_str()) => Ok(()),
         _ if allowed == [""] => Err("is not in this version; leave it out".into()),
-        _ => Err(format!("is not in this version; allowed is \"{}\"", allowed.join("\" or \""))),
+        _ => Err(format!(
+            "is not in this version; allowed is \"{}\"",
+            allowed.join("\" or \"")
+        )),
     }
 }
 
@@ -159,8 +182,13 @@ fn plain<'v>(value: &'v Value, allowed: &str) -> Result<&'v str, String> {
 fn words<'v>(value: &'v Value, allowed: &str) -> Result<&'v str, String> {
     match value {
         Value::Integer(_) => Err(format!("is of type integer; allowed is {allowed}")),
-        _ => plain(value, allowed)
-            .and_then(|text| if text.is_empty() { Err(format!("is empty; allowed is {allowed}")) } else { Ok(text) }),
+        _ => plain(value, allowed).and_then(|text| {
+            if text.is_empty() {
+                Err(format!("is empty; allowed is {allowed}"))
+            } else {
+                Ok(text)
+            }
+        }),
     }
 }
 
@@ -180,7 +208,12 @@ macro_rules! kind {
                 read.ok_or_else(|| format!("{:?} does not fit; allowed is {}", $text, $allowed))
             }
 
-            #[allow(clippy::ptr_arg, clippy::ref_option, clippy::unnecessary_wraps, reason = "one shape for all kinds")]
+            #[allow(
+                clippy::ptr_arg,
+                clippy::ref_option,
+                clippy::unnecessary_wraps,
+                reason = "one shape for all kinds"
+            )]
             pub fn show($value: &$type) -> Option<String> {
                 $show
             }
@@ -198,7 +231,12 @@ macro_rules! text_kind {
                 words(value, $allowed).map(|text| text.to_owned().into())
             }
 
-            #[allow(clippy::ptr_arg, clippy::ref_option, clippy::unnecessary_wraps, reason = "one shape for all kinds")]
+            #[allow(
+                clippy::ptr_arg,
+                clippy::ref_option,
+                clippy::unnecessary_wraps,
+                reason = "one shape for all kinds"
+            )]
             pub fn show($value: &$type) -> Option<String> {
                 $show
             }
@@ -206,20 +244,41 @@ macro_rules! text_kind {
     };
 }
 
-text_kind!(text, String, "a text that is not empty", |text| Some(quoted(text)));
+text_kind!(text, String, "a text that is not empty", |text| Some(
+    quoted(text)
+));
 text_kind!(url, String, "a URL", |url| Some(quoted(&hide::masked(url))));
-text_kind!(urls, String, "a URL, or some, separated by commas", |urls| Some(quoted(&hide::masked_list(urls))));
-text_kind!(optional_url, Option<String>, "a URL", |url| url.as_deref().map(|url| quoted(&hide::masked(url))));
-text_kind!(path, PathBuf, "a path", |path| Some(quoted(&path.display().to_string())));
-kind!(address, SocketAddr, "an IP address and a port, as in \"127.0.0.1:8000\"", |text| text.parse().ok(), |address| {
-    Some(quoted(&address.to_string()))
-});
+text_kind!(
+    urls,
+    String,
+    "a URL, or some, separated by commas",
+    |urls| Some(quoted(&hide::masked_list(urls)))
+);
+text_kind!(optional_url, Option<String>, "a URL", |url| url
+    .as_deref()
+    .map(|url| quoted(&hide::masked(url))));
+text_kind!(path, PathBuf, "a path", |path| Some(quoted(
+    &path.display().to_string()
+)));
+kind!(
+    address,
+    SocketAddr,
+    "an IP address and a port, as in \"127.0.0.1:8000\"",
+    |text| text.parse().ok(),
+    |address| Some(quoted(&address.to_string()))
+);
 kind!(
     duration,
     Duration,
     "a duration over zero, as in \"250ms\", \"10s\" or \"24h\"",
-    |text| humantime::parse_duration(text).ok().filter(|duration| !duration.is_zero()),
-    |duration| Some(quoted(&humantime::format_duration(*duration).to_string().replace(' ', "")))
+    |text| humantime::parse_duration(text)
+        .ok()
+        .filter(|duration| !duration.is_zero()),
+    |duration| Some(quoted(
+        &humantime::format_duration(*duration)
+            .to_string()
+            .replace(' ', "")
+    ))
 );
 kind!(
     patience,
@@ -227,7 +286,10 @@ kind!(
     "a duration over zero, as in \"24h\", or \"never\"",
     |text| match text {
         "never" => Some(None),
-        _ => humantime::parse_duration(text).ok().filter(|duration| !duration.is_zero()).map(Some),
+        _ => humantime::parse_duration(text)
+            .ok()
+            .filter(|duration| !duration.is_zero())
+            .map(Some),
     },
     |patience| match patience {
         Some(duration) => duration::show(duration),
@@ -252,7 +314,9 @@ kind!(
     bytes,
     usize,
     "a size from \"1B\" to \"1GiB\", as in \"256KiB\"",
-    |text| size(text).filter(|size| (1..=1 << 30).contains(size)).and_then(|size| usize::try_from(size).ok()),
+    |text| size(text)
+        .filter(|size| (1..=1 << 30).contains(size))
+        .and_then(|size| usize::try_from(size).ok()),
     |bytes| Some(show_size(*bytes as u64))
 );
 kind!(
@@ -266,7 +330,10 @@ kind!(
     concurrency,
     usize,
     "a whole number from 1 to 4096",
-    |text| text.parse().ok().filter(|count| (1..=CONCURRENCY_MAX).contains(count)),
+    |text| text
+        .parse()
+        .ok()
+        .filter(|count| (1..=CONCURRENCY_MAX).contains(count)),
     |count| Some(count.to_string())
 );
 kind!(
@@ -276,9 +343,13 @@ kind!(
     |text| text.parse().ok().filter(|count| (1..=1000).contains(count)),
     |count| Some(count.to_string())
 );
-kind!(replicas, usize, "1, 3 or 5", |text| text.parse().ok().filter(|count| [1, 3, 5].contains(count)), |count| Some(
-    count.to_string()
-));
+kind!(
+    replicas,
+    usize,
+    "1, 3 or 5",
+    |text| text.parse().ok().filter(|count| [1, 3, 5].contains(count)),
+    |count| Some(count.to_string())
+);
 kind!(
     schema,
     Schema,
@@ -312,7 +383,9 @@ mod file {
     pub fn read(value: &Value) -> Result<Option<PathBuf>, String> {
         const ALLOWED: &str = "the path of a file that can be read";
         let path = words(value, ALLOWED)?;
-        let refused = |why: &dyn std::fmt::Display| format!("{path:?} cannot be read: {why}; allowed is {ALLOWED}");
+        let refused = |why: &dyn std::fmt::Display| {
+            format!("{path:?} cannot be read: {why}; allowed is {ALLOWED}")
+        };
         let found = std::fs::metadata(path).map_err(|why| refused(&why))?;
         if found.is_dir() {
             return Err(refused(&"it is a folder"));
@@ -326,7 +399,8 @@ mod file {
 
     #[allow(clippy::ref_option, reason = "one shape for all kinds")]
     pub fn show(path: &Option<PathBuf>) -> Option<String> {
-        path.as_ref().map(|path| quoted(&path.display().to_string()))
+        path.as_ref()
+            .map(|path| quoted(&path.display().to_string()))
     }
 }
 
@@ -338,7 +412,9 @@ mod list {
         let texts = match value {
             Value::List(texts) => texts.clone(),
             Value::Text(text) => text.split(',').map(|part| part.trim().to_owned()).collect(),
-            Value::Integer(_) | Value::Other(_) => return Err("does not fit; allowed is a list of texts".into()),
+            Value::Integer(_) | Value::Other(_) => {
+                return Err("does not fit; allowed is a list of texts".into());
+            }
         };
         if texts.iter().any(String::is_empty) {
             return Err("holds an empty text; leave it out".into());
@@ -359,6 +435,11 @@ fn size(text: &str) -> Option<u64> {
 /// In the largest unit that divides it.
 fn show_size(bytes: u64) -> String {
     let units = [(30, "GiB"), (20, "MiB"), (10, "KiB")];
-    let unit = units.into_iter().find(|(bits, _)| bytes >= 1 << bits && bytes.is_multiple_of(1 << bits));
-    quoted(&unit.map_or_else(|| format!("{bytes}B"), |(bits, name)| format!("{}{name}", bytes >> bits)))
+    let unit = units
+        .into_iter()
+        .find(|(bits, _)| bytes >= 1 << bits && bytes.is_multiple_of(1 << bits));
+    quoted(&unit.map_or_else(
+        || format!("{bytes}B"),
+        |(bits, name)| format!("{}{name}", bytes >> bits),
+    ))
 }

@@ -18,7 +18,7 @@ use super::{
     keys::{KEYS, Key, Value, lane_of},
     rules::Blame,
 };
-use crate::delivery::LaneId;
+use crate::lane_id::LaneId;
 
 /// The beginning of our variables' names.
 const PREFIX: &str = "WAYPOST_";
@@ -39,7 +39,11 @@ pub struct Mistake {
 impl fmt::Display for Mistake {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { place, key, what } = self;
-        if key.is_empty() { write!(f, "{place}: {what}") } else { write!(f, "{place}: {key}: {what}") }
+        if key.is_empty() {
+            write!(f, "{place}: {what}")
+        } else {
+            write!(f, "{place}: {key}: {what}")
+        }
     }
 }
 
@@ -67,8 +71,19 @@ impl Config {
             loader.file(file);
         }
         loader.environment(environment);
-        for Flag { flag, section, name, value } in flags {
-            loader.set(section, name, (*flag).to_owned(), &Value::Text(value.clone()));
+        for Flag {
+            flag,
+            section,
+            name,
+            value,
+        } in flags
+        {
+            loader.set(
+                section,
+                name,
+                (*flag).to_owned(),
+                &Value::Text(value.clone()),
+            );
         }
         loader.finish()
     }
@@ -78,14 +93,21 @@ impl Config {
     #[must_use]
     pub fn to_toml(&self) -> String {
         let rank = |key: &&Key| {
-            lane_of(key.section).map(|lane| self.lane_order.iter().position(|l| *l == lane).unwrap_or(usize::MAX))
+            lane_of(key.section).map(|lane| {
+                self.lane_order
+                    .iter()
+                    .position(|l| *l == lane)
+                    .unwrap_or(usize::MAX)
+            })
         };
         let mut keys: Vec<_> = KEYS.iter().collect();
         keys.sort_by_key(rank);
         let mut text = String::new();
         let mut section = "";
         for key in keys {
-            let Some(value) = (key.show)(self) else { continue };
+            let Some(value) = (key.show)(self) else {
+                continue;
+            };
             if key.section != section {
                 section = key.section;
                 let gap = if text.is_empty() { "" } else { "\n" };
@@ -108,8 +130,15 @@ impl Config {
             LaneId::Pubsub => lanes.pubsub.as_ref().map(|lane| &lane.tag),
             LaneId::Memory => None,
         };
-        let rest = LaneId::ALL.into_iter().filter(|lane| !self.lane_order.contains(lane));
-        self.lane_order.iter().copied().chain(rest).filter_map(|lane| Some((lane, tag(lane)?.clone()))).collect()
+        let rest = LaneId::ALL
+            .into_iter()
+            .filter(|lane| !self.lane_order.contains(lane));
+        self.lane_order
+            .iter()
+            .copied()
+            .chain(rest)
+            .filter_map(|lane| Some((lane, tag(lane)?.clone())))
+            .collect()
     }
 }
 
@@ -122,14 +151,30 @@ struct Loader {
 }
 
 impl Loader {
-    fn mistake(&mut self, place: impl Into<String>, key: impl Into<String>, what: impl Into<String>) {
-        self.mistakes.push(Mistake { place: place.into(), key: key.into(), what: what.into() });
+    fn mistake(
+        &mut self,
+        place: impl Into<String>,
+        key: impl Into<String>,
+        what: impl Into<String>,
+    ) {
+        self.mistakes.push(Mistake {
+            place: place.into(),
+            key: key.into(),
+            what: what.into(),
+        });
     }
 
     fn set(&mut self, section: &str, name: &str, place: String, value: &Value) {
         let path = format!("{section}.{name}");
-        let Some(key) = KEYS.iter().find(|key| key.section == section && key.name == name) else {
-            let names: Vec<_> = KEYS.iter().filter(|key| key.section == section).map(|key| key.name).collect();
+        let Some(key) = KEYS
+            .iter()
+            .find(|key| key.section == section && key.name == name)
+        else {
+            let names: Vec<_> = KEYS
+                .iter()
+                .filter(|key| key.section == section)
+                .map(|key| key.name)
+                .collect();
             let meant = nearest(name, names.iter().copied()).map_or_else(
                 || format!("allowed are {}", names.join(", ")),
                 |near| format!("did you mean {section}.{near}?"),
@@ -174,7 +219,11 @@ impl Loader {
             let at = line(error.span().map_or(0, |span| span.start));
             // What follows an error on its line is guesswork.
             if torn.insert(format!("{shown}:{at}")) {
-                self.mistake(format!("{shown}:{at}"), "", format!("not TOML: {}", error.message()));
+                self.mistake(
+                    format!("{shown}:{at}"),
+                    "",
+                    format!("not TOML: {}", error.message()),
+                );
             }
         }
         let syntax = self.mistakes.len();
@@ -190,17 +239,38 @@ impl Loader {
             }
         }
         let meaning = self.mistakes.split_off(syntax);
-        self.mistakes.extend(meaning.into_iter().filter(|mistake| !torn.contains(&mistake.place)));
+        self.mistakes.extend(
+            meaning
+                .into_iter()
+                .filter(|mistake| !torn.contains(&mistake.place)),
+        );
     }
 
-    fn section(&mut self, section: &str, at: String, value: &DeValue<'_>, place: &impl Fn(usize) -> String) {
+    fn section(
+        &mut self,
+        section: &str,
+        at: String,
+        value: &DeValue<'_>,
+        place: &impl Fn(usize) -> String,
+    ) {
         if !KEYS.iter().any(|key| key.section == section) {
             let mut sections: Vec<_> = KEYS.iter().map(|key| key.section).collect();
             sections.dedup();
-            return self.mistake(at, section, format!("there is no such section; allowed are {}", sections.join(", ")));
+            return self.mistake(
+                at,
+                section,
+                format!(
+                    "there is no such section; allowed are {}",
+                    sections.join(", ")
+                ),
+            );
         }
         let DeValue::Table(keys) = value else {
-            return self.mistake(at, section, "is a section, written as [".to_owned() + section + "]");
+            return self.mistake(
+                at,
+                section,
+                "is a section, written as [".to_owned() + section + "]",
+            );
         };
         if let Some(lane) = lane_of(section) {
             self.config.lane_order.push(lane);
@@ -212,9 +282,17 @@ impl Loader {
     }
 
     fn environment(&mut self, environment: &BTreeMap<String, String>) {
-        for (variable, text) in environment.iter().filter(|(name, _)| name.starts_with(PREFIX)) {
+        for (variable, text) in environment
+            .iter()
+            .filter(|(name, _)| name.starts_with(PREFIX))
+        {
             match KEYS.iter().find(|key| key.variable() == *variable) {
-                Some(key) => self.set(key.section, key.name, variable.clone(), &Value::Text(text.clone())),
+                Some(key) => self.set(
+                    key.section,
+                    key.name,
+                    variable.clone(),
+                    &Value::Text(text.clone()),
+                ),
                 None => {
                     let known: Vec<_> = KEYS.iter().map(Key::variable).collect();
                     let meant = nearest(variable, known.iter().map(String::as_str)).map_or_else(
@@ -225,12 +303,14 @@ impl Loader {
                 }
             }
         }
-        if let (Some(pubsub), Some(host)) = (&mut self.config.lanes.pubsub, environment.get(EMULATOR))
+        if let (Some(pubsub), Some(host)) =
+            (&mut self.config.lanes.pubsub, environment.get(EMULATOR))
             && pubsub.endpoint.is_none()
             && !host.is_empty()
         {
             pubsub.endpoint = Some(host.clone());
-            self.places.insert(("lanes.pubsub", "endpoint"), EMULATOR.into());
+            self.places
+                .insert(("lanes.pubsub", "endpoint"), EMULATOR.into());
         }
     }
 
@@ -240,18 +320,40 @@ impl Loader {
             self.turn_on(LaneId::Grpc);
         }
         // A key that has its mistake already needs no second one.
-        let known: HashSet<_> = self.mistakes.iter().map(|mistake| mistake.key.clone()).collect();
+        let known: HashSet<_> = self
+            .mistakes
+            .iter()
+            .map(|mistake| mistake.key.clone())
+            .collect();
         for blames in super::rules::broken(&self.config) {
-            if blames.iter().any(|blame| known.contains(&format!("{}.{}", blame.section, blame.name))) {
+            if blames
+                .iter()
+                .any(|blame| known.contains(&format!("{}.{}", blame.section, blame.name)))
+            {
                 continue;
             }
-            let set = blames.iter().position(|blame| self.places.contains_key(&(blame.section, blame.name)));
-            if let Some(Blame { section, name, what }) = blames.into_iter().nth(set.unwrap_or(0)) {
-                let place = self.places.get(&(section, name)).cloned().unwrap_or_else(|| "default".into());
+            let set = blames
+                .iter()
+                .position(|blame| self.places.contains_key(&(blame.section, blame.name)));
+            if let Some(Blame {
+                section,
+                name,
+                what,
+            }) = blames.into_iter().nth(set.unwrap_or(0))
+            {
+                let place = self
+                    .places
+                    .get(&(section, name))
+                    .cloned()
+                    .unwrap_or_else(|| "default".into());
                 self.mistake(place, format!("{section}.{name}"), what);
             }
         }
-        if self.mistakes.is_empty() { Ok(self.config) } else { Err(self.mistakes) }
+        if self.mistakes.is_empty() {
+            Ok(self.config)
+        } else {
+            Err(self.mistakes)
+        }
     }
 }
 
@@ -271,10 +373,16 @@ fn to_value(value: &DeValue<'_>) -> Value {
         DeValue::String(text) => Value::Text(text.to_string()),
         // In decimal, however it was written; one that is too long for that fits no key.
         DeValue::Integer(number) => i128::from_str_radix(number.as_str(), number.radix())
-            .map_or(Value::Other("integer of that size"), |number| Value::Integer(number.to_string())),
+            .map_or(Value::Other("integer of that size"), |number| {
+                Value::Integer(number.to_string())
+            }),
         DeValue::Array(items) => {
-            let texts = items.iter().map(|item| item.get_ref().as_str().map(str::to_owned));
-            texts.collect::<Option<_>>().map_or(Value::Other("list of other things than texts"), Value::List)
+            let texts = items
+                .iter()
+                .map(|item| item.get_ref().as_str().map(str::to_owned));
+            texts
+                .collect::<Option<_>>()
+                .map_or(Value::Other("list of other things than texts"), Value::List)
         }
         other => Value::Other(other.type_str()),
     }
@@ -282,6 +390,8 @@ fn to_value(value: &DeValue<'_>) -> Value {
 
 /// What may have been meant: the known name that is a slip or two away.
 fn nearest<'k>(given: &str, known: impl Iterator<Item = &'k str>) -> Option<&'k str> {
-    let (distance, known) = known.map(|known| (strsim::levenshtein(given, known), known)).min()?;
+    let (distance, known) = known
+        .map(|known| (strsim::levenshtein(given, known), known))
+        .min()?;
     (distance <= (given.len() / 3).clamp(1, 3)).then_some(known)
 }

@@ -15,8 +15,15 @@ impl<'u> Url<'u> {
     fn split(text: &'u str) -> Option<Self> {
         let (scheme, rest) = text.split_once("://")?;
         let (authority, rest) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
-        let (login, server) = authority.rsplit_once('@').map_or((None, authority), |(login, rest)| (Some(login), rest));
-        Some(Self { scheme, login, server, rest })
+        let (login, server) = authority
+            .rsplit_once('@')
+            .map_or((None, authority), |(login, rest)| (Some(login), rest));
+        Some(Self {
+            scheme,
+            login,
+            server,
+            rest,
+        })
     }
 }
 
@@ -24,21 +31,31 @@ impl<'u> Url<'u> {
 #[must_use]
 pub fn names_a_server(text: &str, schemes: &[&str]) -> bool {
     !text.contains(|c: char| c.is_whitespace() || c.is_control())
-        && Url::split(text).is_some_and(|url| schemes.contains(&url.scheme) && is_server(url.server))
+        && Url::split(text)
+            .is_some_and(|url| schemes.contains(&url.scheme) && is_server(url.server))
 }
 
 /// Whether `text` is `host` or `host:port`.
 #[must_use]
 pub fn is_server(text: &str) -> bool {
     let (host_fits, port) = if let Some(rest) = text.strip_prefix('[') {
-        let Some((address, port)) = rest.split_once(']') else { return false };
+        let Some((address, port)) = rest.split_once(']') else {
+            return false;
+        };
         (address.parse::<Ipv6Addr>().is_ok(), port)
     } else {
         let (host, port) = text.split_at(text.find(':').unwrap_or(text.len()));
-        (!host.is_empty() && host.chars().all(|c| c.is_alphanumeric() || "-._".contains(c)), port)
+        (
+            !host.is_empty()
+                && host
+                    .chars()
+                    .all(|c| c.is_alphanumeric() || "-._".contains(c)),
+            port,
+        )
     };
     let is_port = |digits: &str| {
-        digits.bytes().all(|digit| digit.is_ascii_digit()) && digits.parse::<u16>().is_ok_and(|port| port > 0)
+        digits.bytes().all(|digit| digit.is_ascii_digit())
+            && digits.parse::<u16>().is_ok_and(|port| port > 0)
     };
     host_fits && (port.is_empty() || port.strip_prefix(':').is_some_and(is_port))
 }
@@ -59,8 +76,19 @@ pub fn has_login(text: &str) -> bool {
 /// The URL with `***` for its password. A login without a password may be a token, and is hidden whole.
 #[must_use]
 pub fn masked(text: &str) -> String {
-    let Some(Url { scheme, login: Some(login), server, rest }) = Url::split(text) else { return text.to_owned() };
-    let user = login.split_once(':').map(|(user, _)| format!("{user}:")).unwrap_or_default();
+    let Some(Url {
+        scheme,
+        login: Some(login),
+        server,
+        rest,
+    }) = Url::split(text)
+    else {
+        return text.to_owned();
+    };
+    let user = login
+        .split_once(':')
+        .map(|(user, _)| format!("{user}:"))
+        .unwrap_or_default();
     format!("{scheme}://{user}***@{server}{rest}")
 }
 
@@ -78,9 +106,15 @@ mod tests {
     fn no_password_and_no_token_is_shown() {
         for (url, shown) in [
             ("http://127.0.0.1:5000/", "http://127.0.0.1:5000/"),
-            ("amqp://guest:guest@127.0.0.1:5672/%2f", "amqp://guest:***@127.0.0.1:5672/%2f"),
+            (
+                "amqp://guest:guest@127.0.0.1:5672/%2f",
+                "amqp://guest:***@127.0.0.1:5672/%2f",
+            ),
             ("amqps://user:p@ss:word@rabbit", "amqps://user:***@rabbit"),
-            ("amqp://user:\"quoted\\@rabbit?heartbeat=5", "amqp://user:***@rabbit?heartbeat=5"),
+            (
+                "amqp://user:\"quoted\\@rabbit?heartbeat=5",
+                "amqp://user:***@rabbit?heartbeat=5",
+            ),
             ("nats://token@nats:4222", "nats://***@nats:4222"),
             ("http://:secret@[::1]:80/a@b", "http://:***@[::1]:80/a@b"),
             ("http://host/path@home", "http://host/path@home"),
@@ -97,9 +131,13 @@ mod tests {
     #[test]
     fn a_url_names_a_server_by_scheme_host_and_port() {
         let fits = |url| names_a_server(url, &["http", "https"]);
-        for url in
-            ["http://a", "https://a.b-c_d:1", "http://u:p@a:65535/x?y#z", "http://[::1]:80/", "http://bücher.test"]
-        {
+        for url in [
+            "http://a",
+            "https://a.b-c_d:1",
+            "http://u:p@a:65535/x?y#z",
+            "http://[::1]:80/",
+            "http://bücher.test",
+        ] {
             assert!(fits(url), "{url}");
         }
         for url in [

@@ -19,7 +19,7 @@ use crate::{
     actors::supervisor::{Action, ChildId, Order, Snapshot, State, Supervisor, View},
     breaker::Breaker,
     config::Ack,
-    delivery::LaneId,
+    lane_id::LaneId,
     ledger::{
         Balance, Ledger, Quantiles,
         metrics::{self, Scene},
@@ -111,11 +111,13 @@ impl From<Quantiles> for QuantilesMs {
 
 /// Adds the routes of `[admin].listen`.
 pub fn routes(app: &mut web::ServiceConfig) {
-    app.app_data(
-        web::JsonConfig::default()
-            .error_handler(|why, _| Problem::new(StatusCode::BAD_REQUEST, "json", why.to_string()).into()),
+    app.app_data(web::JsonConfig::default().error_handler(|why, _| {
+        Problem::new(StatusCode::BAD_REQUEST, "json", why.to_string()).into()
+    }))
+    .route(
+        "/healthz",
+        web::get().to(async || HttpResponse::Ok().body("ok\n")),
     )
-    .route("/healthz", web::get().to(async || HttpResponse::Ok().body("ok\n")))
     .route("/readyz", web::get().to(ready))
     .route("/metrics", web::get().to(scrape))
     .route("/api/status", web::get().to(status))
@@ -123,7 +125,9 @@ pub fn routes(app: &mut web::ServiceConfig) {
     .route("/api/dead", web::get().to(dead))
     .route("/api/dead/replay", web::post().to(replay))
     .route("/api/dead/drop", web::post().to(forget))
-    .default_service(web::to(async |request: HttpRequest| Problem::not_found(request.path())));
+    .default_service(web::to(async |request: HttpRequest| {
+        Problem::not_found(request.path())
+    }));
 }
 
 async fn ready(desk: web::Data<Desk>) -> Result<HttpResponse, Problem> {
@@ -133,13 +137,20 @@ async fn ready(desk: web::Data<Desk>) -> Result<HttpResponse, Problem> {
     }
     let views = desk.views().await?;
     let is_up = |view: &View| view.state == State::Up;
-    if !views.iter().any(|view| view.child == ChildId::Router && is_up(view)) {
+    if !views
+        .iter()
+        .any(|view| view.child == ChildId::Router && is_up(view))
+    {
         return Err(unready("The router is being restarted"));
     }
-    let a_lane_is_up = views.iter().any(|view| matches!(view.child, ChildId::Lane(_)) && is_up(view));
+    let a_lane_is_up = views
+        .iter()
+        .any(|view| matches!(view.child, ChildId::Lane(_)) && is_up(view));
     let refuses = desk.spool.holds().refuses;
     if refuses && (desk.ack == Ack::Disk || !a_lane_is_up) {
-        return Err(unready("The spool takes no records, and no lane may or can take them instead"));
+        return Err(unready(
+            "The spool takes no records, and no lane may or can take them instead",
+        ));
     }
     Ok(HttpResponse::Ok().body("ready\n"))
 }
@@ -163,12 +174,21 @@ async fn scrape(desk: web::Data<Desk>) -> Result<HttpResponse, Problem> {
         oldest_us: oldest.and_then(|entry| Some(entry.record().origin?.at_us)),
     };
     let text = metrics::text(&desk.ledger, &scene).map_err(|why| {
-        Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "metrics", format!("The metrics cannot be encoded: {why}"))
+        Problem::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "metrics",
+            format!("The metrics cannot be encoded: {why}"),
+        )
     })?;
-    Ok(HttpResponse::Ok().content_type(prometheus::TEXT_FORMAT).body(text))
+    Ok(HttpResponse::Ok()
+        .content_type(prometheus::TEXT_FORMAT)
+        .body(text))
 }
 
-async fn order(desk: web::Data<Desk>, path: web::Path<(String, String)>) -> Result<HttpResponse, Problem> {
+async fn order(
+    desk: web::Data<Desk>,
+    path: web::Path<(String, String)>,
+) -> Result<HttpResponse, Problem> {
     let (lane, action) = path.into_inner();
     let action = match action.as_str() {
         "pause" => Action::Pause,
@@ -177,11 +197,20 @@ async fn order(desk: web::Data<Desk>, path: web::Path<(String, String)>) -> Resu
         _ => return Err(Problem::not_found(&action)),
     };
     if desk.draining.load(Relaxed) {
-        return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", "The node is stopping"));
+        return Err(Problem::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "stopping",
+            "The node is stopping",
+        ));
     }
     let unknown = || Problem::not_found(&lane);
     let lane = LaneId::from_name(&lane).ok_or_else(unknown)?;
-    if !desk.supervisor.send(Order { lane, action }).await.map_err(|_| no_supervisor())? {
+    if !desk
+        .supervisor
+        .send(Order { lane, action })
+        .await
+        .map_err(|_| no_supervisor())?
+    {
         return Err(unknown());
     }
     let views = desk.views().await?;
@@ -209,9 +238,26 @@ impl From<Entry> for DeadLetter {
     fn from(entry: Entry) -> Self {
         let record = String::from_utf8_lossy(&entry.body).into_owned();
         let accepted_ms = entry.record().origin.map(|origin| origin.at_us / 1000);
-        let Letter { lane, status, answer, attempts, at_us, given_up } = entry.letter.unwrap_or_default();
+        let Letter {
+            lane,
+            status,
+            answer,
+            attempts,
+            at_us,
+            given_up,
+        } = entry.letter.unwrap_or_default();
         let status = Some(status).filter(|status| *status > 0);
-        Self { id: entry.id, lane, status, answer, attempts, given_up, accepted_ms, dead_ms: at_us / 1000, record }
+        Self {
+            id: entry.id,
+            lane,
+            status,
+            answer,
+            attempts,
+            given_up,
+            accepted_ms,
+            dead_ms: at_us / 1000,
+            record,
+        }
     }
 }
 
@@ -221,9 +267,14 @@ struct Limit {
 }
 
 async fn dead(desk: web::Data<Desk>, query: web::Query<Limit>) -> Result<HttpResponse, Problem> {
-    let letters = desk.spool.dead(query.limit.unwrap_or(DEAD_DEFAULT).min(DEAD_MAX)).await.map_err(spool_fails)?;
+    let letters = desk
+        .spool
+        .dead(query.limit.unwrap_or(DEAD_DEFAULT).min(DEAD_MAX))
+        .await
+        .map_err(spool_fails)?;
     let letters: Vec<_> = letters.into_iter().map(DeadLetter::from).collect();
-    Ok(HttpResponse::Ok().json(json!({"total": desk.spool.holds().records(Queue::Dead), "dead": letters})))
+    Ok(HttpResponse::Ok()
+        .json(json!({"total": desk.spool.holds().records(Queue::Dead), "dead": letters})))
 }
 
 /// Which dead letters: `{"ids":[…]}` or `{"all":true}`.
@@ -240,22 +291,44 @@ impl Selection {
         match (self.ids, self.all) {
             (Some(ids), false) => Ok(Which::Ids(ids)),
             (None, true) => Ok(Which::All),
-            _ => Err(Problem::new(StatusCode::BAD_REQUEST, "selection", "Either ids or all, as in {\"all\":true}")),
+            _ => Err(Problem::new(
+                StatusCode::BAD_REQUEST,
+                "selection",
+                "Either ids or all, as in {\"all\":true}",
+            )),
         }
     }
 }
 
-async fn replay(desk: web::Data<Desk>, selection: web::Json<Selection>) -> Result<HttpResponse, Problem> {
-    let replayed = desk.spool.replay(selection.into_inner().which()?).await.map_err(spool_fails)?;
+async fn replay(
+    desk: web::Data<Desk>,
+    selection: web::Json<Selection>,
+) -> Result<HttpResponse, Problem> {
+    let replayed = desk
+        .spool
+        .replay(selection.into_inner().which()?)
+        .await
+        .map_err(spool_fails)?;
     Ok(HttpResponse::Ok().json(json!({"replayed": replayed})))
 }
 
-async fn forget(desk: web::Data<Desk>, selection: web::Json<Selection>) -> Result<HttpResponse, Problem> {
+async fn forget(
+    desk: web::Data<Desk>,
+    selection: web::Json<Selection>,
+) -> Result<HttpResponse, Problem> {
     let which = selection.into_inner().which()?;
     let (spool, ledger) = (desk.spool.clone(), Arc::clone(&desk.ledger));
     // Counted though the operator has hung up.
-    let counted = actix_rt::spawn(async move { spool.forget(which).await.inspect(|&dropped| ledger.dropped(dropped)) });
-    let dropped = counted.await.unwrap_or(Err(NotSafe::Closed)).map_err(spool_fails)?;
+    let counted = actix_rt::spawn(async move {
+        spool
+            .forget(which)
+            .await
+            .inspect(|&dropped| ledger.dropped(dropped))
+    });
+    let dropped = counted
+        .await
+        .unwrap_or(Err(NotSafe::Closed))
+        .map_err(spool_fails)?;
     Ok(HttpResponse::Ok().json(json!({"dropped": dropped})))
 }
 
@@ -264,12 +337,19 @@ fn spool_fails(why: NotSafe) -> Problem {
 }
 
 fn no_supervisor() -> Problem {
-    Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "supervisor", "The supervisor does not answer")
+    Problem::new(
+        StatusCode::INTERNAL_SERVER_ERROR,
+        "supervisor",
+        "The supervisor does not answer",
+    )
 }
 
 impl Desk {
     async fn views(&self) -> Result<Vec<View>, Problem> {
-        self.supervisor.send(Snapshot).await.map_err(|_| no_supervisor())
+        self.supervisor
+            .send(Snapshot)
+            .await
+            .map_err(|_| no_supervisor())
     }
 
     fn status(&self, views: &[View]) -> Status {
@@ -280,21 +360,32 @@ impl Desk {
             draining: self.draining.load(Relaxed),
             ledger: self.ledger.balance(&self.spool.holds()),
             balanced: !self.ledger.is_imbalanced(),
-            lanes: self.lanes.iter().filter_map(|&(lane, _)| self.lane_status(lane, views)).collect(),
+            lanes: self
+                .lanes
+                .iter()
+                .filter_map(|&(lane, _)| self.lane_status(lane, views))
+                .collect(),
             api: ApiStatus {
                 url: self.api_url.to_string(),
                 state: if self.breaker.is_open() { "down" } else { "up" },
                 in_flight: self.ledger.api.in_flight(),
                 limit: self.api_limit * self.lanes.len(),
             },
-            router_restarts: views.iter().find(|view| view.child == ChildId::Router).map_or(0, |view| view.restarts),
+            router_restarts: views
+                .iter()
+                .find(|view| view.child == ChildId::Router)
+                .map_or(0, |view| view.restarts),
         }
     }
 
     fn lane_status(&self, lane: LaneId, views: &[View]) -> Option<LaneStatus> {
         let (_, tag) = self.lanes.iter().find(|(known, _)| *known == lane)?;
-        let view = views.iter().find(|view| view.child == ChildId::Lane(lane))?;
-        let forwarder = views.iter().find(|view| view.child == ChildId::Forwarder(lane));
+        let view = views
+            .iter()
+            .find(|view| view.child == ChildId::Lane(lane))?;
+        let forwarder = views
+            .iter()
+            .find(|view| view.child == ChildId::Forwarder(lane));
         let counts = self.ledger.counts(lane);
         Some(LaneStatus {
             lane: lane.name(),
@@ -302,9 +393,16 @@ impl Desk {
             state: view.state.name(),
             since_s: view.since.elapsed().as_secs_f64(),
             restarts: view.restarts + forwarder.map_or(0, |forwarder| forwarder.restarts),
-            last_error: view.last_error.clone().or_else(|| forwarder?.last_error.clone()),
+            last_error: view
+                .last_error
+                .clone()
+                .or_else(|| forwarder?.last_error.clone()),
             retry_in_s: match view.state {
-                State::Backoff { until } => Some(until.saturating_duration_since(Instant::now()).as_secs_f64()),
+                State::Backoff { until } => Some(
+                    until
+                        .saturating_duration_since(Instant::now())
+                        .as_secs_f64(),
+                ),
                 _ => None,
             },
             accepted: counts.accepted,
@@ -314,7 +412,10 @@ impl Desk {
             redelivered: counts.redelivered,
             publish_ms: self.ledger.publish_ms(lane).into(),
             delivery_ms: self.ledger.delivery_ms(lane).into(),
-            broker: BrokerStatus { version: view.broker.version.clone(), warnings: view.broker.warnings.clone() },
+            broker: BrokerStatus {
+                version: view.broker.version.clone(),
+                warnings: view.broker.warnings.clone(),
+            },
         })
     }
 }

@@ -24,9 +24,10 @@ use serde::Serialize;
 
 use super::problem::Problem;
 use crate::{
-    actors::{Refused, ingest::Ingest},
-    delivery::{LaneId, Receipt},
-    keys::{Claim, Keys},
+    actors::{Refused, admission::Ingest},
+    delivery::Receipt,
+    idempotency::{Claim, Keys},
+    lane_id::LaneId,
     ledger::Ledger,
     record::{
         Invalid, Origin, Record, Schema,
@@ -77,34 +78,53 @@ struct AllAccepted<'a> {
 pub fn routes(app: &mut web::ServiceConfig) {
     app.service(
         web::resource("/")
-            .route(web::get().to(async || HttpResponse::Ok().json(serde_json::json!({"message": "ok"}))))
+            .route(
+                web::get()
+                    .to(async || HttpResponse::Ok().json(serde_json::json!({"message": "ok"}))),
+            )
             .route(web::head().to(HttpResponse::Ok))
-            .route(web::post().to(async |door: web::Data<Door>, request: HttpRequest, body: web::Payload| {
-                let began = Instant::now();
-                door.answered(began, take(&door, None, &request, body).await)
-            }))
-            .default_service(web::to(async || Problem::method_not_allowed("GET, HEAD, POST"))),
+            .route(web::post().to(
+                async |door: web::Data<Door>, request: HttpRequest, body: web::Payload| {
+                    let began = Instant::now();
+                    door.answered(began, take(&door, None, &request, body).await)
+                },
+            ))
+            .default_service(web::to(async || {
+                Problem::method_not_allowed("GET, HEAD, POST")
+            })),
     )
     .service(
         web::resource("/{lane}")
-            .route(web::post().to(async |door: web::Data<Door>, request: HttpRequest, body: web::Payload| {
-                let began = Instant::now();
-                let lane = LaneId::from_name(&request.match_info()["lane"]);
-                let answer = match lane.filter(|lane| door.lanes.iter().any(|(known, _)| known == lane)) {
-                    Some(lane) => take(&door, Some(lane), &request, body).await,
-                    None => Err(Problem::not_found(request.path())),
-                };
-                door.answered(began, answer)
-            }))
-            .default_service(web::to(async |door: web::Data<Door>, request: HttpRequest| {
-                if door.lanes.iter().any(|(lane, _)| lane.name() == &request.match_info()["lane"]) {
-                    Problem::method_not_allowed("POST")
-                } else {
-                    Problem::not_found(request.path())
-                }
-            })),
+            .route(web::post().to(
+                async |door: web::Data<Door>, request: HttpRequest, body: web::Payload| {
+                    let began = Instant::now();
+                    let lane = LaneId::from_name(&request.match_info()["lane"]);
+                    let answer = match lane
+                        .filter(|lane| door.lanes.iter().any(|(known, _)| known == lane))
+                    {
+                        Some(lane) => take(&door, Some(lane), &request, body).await,
+                        None => Err(Problem::not_found(request.path())),
+                    };
+                    door.answered(began, answer)
+                },
+            ))
+            .default_service(web::to(
+                async |door: web::Data<Door>, request: HttpRequest| {
+                    if door
+                        .lanes
+                        .iter()
+                        .any(|(lane, _)| lane.name() == &request.match_info()["lane"])
+                    {
+                        Problem::method_not_allowed("POST")
+                    } else {
+                        Problem::not_found(request.path())
+                    }
+                },
+            )),
     )
-    .default_service(web::to(async |request: HttpRequest| Problem::not_found(request.path())));
+    .default_service(web::to(async |request: HttpRequest| {
+        Problem::not_found(request.path())
+    }));
 }
 
 async fn take(
@@ -115,8 +135,15 @@ async fn take(
 ) -> Result<HttpResponse, Problem> {
     let headers = request.headers();
     let is_lines = check_type(headers.get(header::CONTENT_TYPE))?;
-    if headers.get(header::CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity") {
-        return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "encoding", "The body must not be encoded"));
+    if headers
+        .get(header::CONTENT_ENCODING)
+        .is_some_and(|encoding| encoding != "identity")
+    {
+        return Err(Problem::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "encoding",
+            "The body must not be encoded",
+        ));
     }
     let key = match headers.get("Idempotency-Key") {
         Some(key) => Some(visible(key).map(Arc::<str>::from).ok_or_else(|| {
@@ -135,9 +162,18 @@ async fn take(
     let body = match body.to_bytes_limited(door.max_body).await {
         Ok(Ok(body)) => body,
         Ok(Err(cut)) => {
-            return Err(Problem::new(StatusCode::BAD_REQUEST, "body", format!("The body did not arrive: {cut}")));
+            return Err(Problem::new(
+                StatusCode::BAD_REQUEST,
+                "body",
+                format!("The body did not arrive: {cut}"),
+            ));
         }
-        Err(_) => return Err(too_large(format!("The request is larger than {} bytes", door.max_body))),
+        Err(_) => {
+            return Err(too_large(format!(
+                "The request is larger than {} bytes",
+                door.max_body
+            )));
+        }
     };
     let form = match body.trim_ascii_start().first() {
         _ if is_lines => Some(Form::Lines),
@@ -149,9 +185,20 @@ async fn take(
             let body = parse(&body, door.schema).map_err(|why| invalid(why, None))?;
             door.check_size(&body)?;
             let id = key.clone().unwrap_or_else(Record::new_id);
-            let record = Record { id: Arc::clone(&id), body, traceparent, origin };
-            let receipt = door.submit(record, key.is_some(), pinned).await.map_err(|refused| unavailable(&refused))?;
-            Ok(HttpResponse::Accepted().json(Accepted { id: &id, path: door.path(receipt) }))
+            let record = Record {
+                id: Arc::clone(&id),
+                body,
+                traceparent,
+                origin,
+            };
+            let receipt = door
+                .submit(record, key.is_some(), pinned)
+                .await
+                .map_err(|refused| unavailable(&refused))?;
+            Ok(HttpResponse::Accepted().json(Accepted {
+                id: &id,
+                path: door.path(receipt),
+            }))
         }
         Some(form) => {
             let bodies = parse_all(&body, form, door.schema).map_err(|why| match why {
@@ -159,21 +206,43 @@ async fn take(
                 InvalidBatch::Record { index, why } => invalid(why, Some(index)),
             })?;
             if bodies.len() > batch::MAX {
-                return Err(too_large(format!("A request has at most {} records", batch::MAX)));
+                return Err(too_large(format!(
+                    "A request has at most {} records",
+                    batch::MAX
+                )));
             }
             let mut new_ids = key.is_none().then(Record::new_ids).into_iter().flatten();
             let mut new_id = || new_ids.next().unwrap_or_else(Record::new_id);
             let records = bodies.into_iter().enumerate().map(|(index, body)| {
-                door.check_size(&body).map_err(|problem| problem.with("index", index))?;
-                let id = key.as_ref().map_or_else(&mut new_id, |key| format!("{key}/{index}").into());
-                Ok(Record { id, body, traceparent: traceparent.clone(), origin: origin.clone() })
+                door.check_size(&body)
+                    .map_err(|problem| problem.with("index", index))?;
+                let id = key
+                    .as_ref()
+                    .map_or_else(&mut new_id, |key| format!("{key}/{index}").into());
+                Ok(Record {
+                    id,
+                    body,
+                    traceparent: traceparent.clone(),
+                    origin: origin.clone(),
+                })
             });
             let records = records.collect::<Result<Vec<_>, Problem>>()?;
-            let ids: Vec<_> = records.iter().map(|record| Arc::clone(&record.id)).collect();
-            let receipts =
-                door.submit_all(records, key.is_some(), pinned).await.map_err(|refused| unavailable(&refused))?;
-            let records = ids.iter().zip(receipts).map(|(id, receipt)| Accepted { id, path: door.path(receipt) });
-            Ok(HttpResponse::Accepted().json(AllAccepted { accepted: ids.len(), records: records.collect() }))
+            let ids: Vec<_> = records
+                .iter()
+                .map(|record| Arc::clone(&record.id))
+                .collect();
+            let receipts = door
+                .submit_all(records, key.is_some(), pinned)
+                .await
+                .map_err(|refused| unavailable(&refused))?;
+            let records = ids.iter().zip(receipts).map(|(id, receipt)| Accepted {
+                id,
+                path: door.path(receipt),
+            });
+            Ok(HttpResponse::Accepted().json(AllAccepted {
+                accepted: ids.len(),
+                records: records.collect(),
+            }))
         }
     }
 }
@@ -181,7 +250,10 @@ async fn take(
 impl Door {
     fn check_size(&self, record: &[u8]) -> Result<(), Problem> {
         if record.len() > self.max_record {
-            return Err(too_large(format!("The record is larger than {} bytes", self.max_record)));
+            return Err(too_large(format!(
+                "The record is larger than {} bytes",
+                self.max_record
+            )));
         }
         Ok(())
     }
@@ -189,17 +261,29 @@ impl Door {
     /// What a receipt names.
     fn path(&self, receipt: Receipt) -> &str {
         match receipt {
-            Receipt::Lane(lane) => self.lanes.iter().find(|(known, _)| *known == lane).map_or("", |(_, tag)| tag),
+            Receipt::Lane(lane) => self
+                .lanes
+                .iter()
+                .find(|(known, _)| *known == lane)
+                .map_or("", |(_, tag)| tag),
             Receipt::Spool => "spool",
         }
     }
 
     /// Makes `record` safe; one whose id is a client's key, once.
-    async fn submit(&self, record: Record, is_keyed: bool, pinned: Option<LaneId>) -> Result<Receipt, Refused> {
+    async fn submit(
+        &self,
+        record: Record,
+        is_keyed: bool,
+        pinned: Option<LaneId>,
+    ) -> Result<Receipt, Refused> {
         if !is_keyed {
             return self.ingest.submit(record, pinned).await;
         }
-        self.submit_all(vec![record], true, pinned).await?.pop().ok_or(Refused::NoLane)
+        self.submit_all(vec![record], true, pinned)
+            .await?
+            .pop()
+            .ok_or(Refused::NoLane)
     }
 
     /// Makes all of `records` safe. An error says that one of them, at least, is not.
@@ -210,15 +294,26 @@ impl Door {
         pinned: Option<LaneId>,
     ) -> Result<Vec<Receipt>, Refused> {
         if !are_keyed {
-            return self.ingest.submit_all(records, pinned).await?.into_iter().collect();
+            return self
+                .ingest
+                .submit_all(records, pinned)
+                .await?
+                .into_iter()
+                .collect();
         }
         // Goes on when the client hangs up, so that its next try finds the receipts of this one.
-        actix_rt::spawn(once(self.clone(), records, pinned)).await.unwrap_or(Err(Refused::NoLane))
+        actix_rt::spawn(once(self.clone(), records, pinned))
+            .await
+            .unwrap_or(Err(Refused::NoLane))
     }
 }
 
 /// Submits those of `records` whose keys were not taken before.
-async fn once(door: Door, records: Vec<Record>, pinned: Option<LaneId>) -> Result<Vec<Receipt>, Refused> {
+async fn once(
+    door: Door,
+    records: Vec<Record>,
+    pinned: Option<LaneId>,
+) -> Result<Vec<Receipt>, Refused> {
     let mut receipts = vec![None; records.len()];
     let (mut new, mut firsts) = (Vec::new(), Vec::new());
     // In their order, so that no two batches wait for each other.
@@ -232,31 +327,49 @@ async fn once(door: Door, records: Vec<Record>, pinned: Option<LaneId>) -> Resul
         }
     }
     let answers = door.ingest.submit_all(new, pinned).await?;
-    let written = firsts.into_iter().zip(answers).map(async |((at, first), answer)| {
-        let receipt = answer?;
-        first.taken(receipt).await;
-        Ok::<_, Refused>((at, receipt))
-    });
+    let written = firsts
+        .into_iter()
+        .zip(answers)
+        .map(async |((at, first), answer)| {
+            let receipt = answer?;
+            first.taken(receipt).await;
+            Ok::<_, Refused>((at, receipt))
+        });
     for written in join_all(written).await {
         let (at, receipt) = written?;
         receipts[at] = Some(receipt);
     }
-    receipts.into_iter().collect::<Option<_>>().ok_or(Refused::NoLane)
+    receipts
+        .into_iter()
+        .collect::<Option<_>>()
+        .ok_or(Refused::NoLane)
 }
 
 /// `application/json`, `application/*+json`, or nothing; or NDJSON, which the answer says.
 fn check_type(content_type: Option<&header::HeaderValue>) -> Result<bool, Problem> {
-    let Some(content_type) = content_type else { return Ok(false) };
-    let essence = content_type.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim();
-    let subtype =
-        essence.split_once('/').filter(|(class, _)| class.eq_ignore_ascii_case("application")).map(|(_, sub)| sub);
+    let Some(content_type) = content_type else {
+        return Ok(false);
+    };
+    let essence = content_type
+        .to_str()
+        .unwrap_or_default()
+        .split(';')
+        .next()
+        .unwrap_or_default()
+        .trim();
+    let subtype = essence
+        .split_once('/')
+        .filter(|(class, _)| class.eq_ignore_ascii_case("application"))
+        .map(|(_, sub)| sub);
     match subtype.map(str::to_ascii_lowercase) {
         Some(subtype) if subtype == "json" || subtype.ends_with("+json") => Ok(false),
         Some(subtype) if subtype == "x-ndjson" => Ok(true),
         _ => Err(Problem::new(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
             "media-type",
-            format!("A record is application/json, and many may be application/x-ndjson; not {essence:?}"),
+            format!(
+                "A record is application/json, and many may be application/x-ndjson; not {essence:?}"
+            ),
         )),
     }
 }
@@ -271,7 +384,12 @@ fn too_large(detail: String) -> Problem {
 }
 
 fn unavailable(refused: &Refused) -> Problem {
-    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", format!("Not taken: {refused}")).retry_after(1)
+    Problem::new(
+        StatusCode::SERVICE_UNAVAILABLE,
+        "unavailable",
+        format!("Not taken: {refused}"),
+    )
+    .retry_after(1)
 }
 
 /// `index` is the record's in a batch.
@@ -279,12 +397,16 @@ fn invalid(why: Invalid, index: Option<usize>) -> Problem {
     let detail = why.to_string();
     let problem = match why {
         Invalid::Malformed { line, column, .. } => {
-            Problem::new(StatusCode::BAD_REQUEST, "json", detail).with("line", line).with("column", column)
+            Problem::new(StatusCode::BAD_REQUEST, "json", detail)
+                .with("line", line)
+                .with("column", column)
         }
-        Invalid::Schema { field: Some(field), .. } => {
-            Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "schema", detail).with("field", field)
+        Invalid::Schema {
+            field: Some(field), ..
+        } => Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "schema", detail).with("field", field),
+        Invalid::Schema { field: None, .. } => {
+            Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "schema", detail)
         }
-        Invalid::Schema { field: None, .. } => Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "schema", detail),
     };
     match index {
         Some(index) => problem.with("index", index),

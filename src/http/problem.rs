@@ -22,20 +22,37 @@ impl Problem {
     /// `detail` tells the client what is wrong with this request.
     #[must_use]
     pub fn new(status: StatusCode, kind: &'static str, detail: impl Into<String>) -> Self {
-        Self { status, kind, detail: detail.into(), members: Map::new(), header: None }
+        Self {
+            status,
+            kind,
+            detail: detail.into(),
+            members: Map::new(),
+            header: None,
+        }
     }
 
     /// There is nothing at `path`.
     #[must_use]
     pub fn not_found(path: &str) -> Self {
-        Self::new(StatusCode::NOT_FOUND, "not-found", format!("There is nothing at {path}"))
+        Self::new(
+            StatusCode::NOT_FOUND,
+            "not-found",
+            format!("There is nothing at {path}"),
+        )
     }
 
     /// The path is right, the method is not; `allowed` goes into the header `Allow`.
     #[must_use]
     pub fn method_not_allowed(allowed: &str) -> Self {
-        let problem = Self::new(StatusCode::METHOD_NOT_ALLOWED, "method", format!("Allowed here: {allowed}"));
-        Self { header: Some((header::ALLOW, allowed.to_owned())), ..problem }
+        let problem = Self::new(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "method",
+            format!("Allowed here: {allowed}"),
+        );
+        Self {
+            header: Some((header::ALLOW, allowed.to_owned())),
+            ..problem
+        }
     }
 
     /// Adds a member, for programs to read.
@@ -60,15 +77,23 @@ impl ResponseError for Problem {
 
     fn error_response(&self) -> HttpResponse {
         let mut body = self.members.clone();
-        body.insert("type".into(), format!("urn:waypost:problem:{}", self.kind).into());
-        body.insert("title".into(), self.status.canonical_reason().unwrap_or_default().into());
+        body.insert(
+            "type".into(),
+            format!("urn:waypost:problem:{}", self.kind).into(),
+        );
+        body.insert(
+            "title".into(),
+            self.status.canonical_reason().unwrap_or_default().into(),
+        );
         body.insert("status".into(), self.status.as_u16().into());
         body.insert("detail".into(), self.detail.as_str().into());
         let mut response = HttpResponse::build(self.status);
         if let Some((name, value)) = &self.header {
             response.insert_header((name.clone(), value.as_str()));
         }
-        response.content_type("application/problem+json").body(Value::Object(body).to_string())
+        response
+            .content_type("application/problem+json")
+            .body(Value::Object(body).to_string())
     }
 }
 

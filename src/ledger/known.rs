@@ -1,8 +1,8 @@
 //! Records that are known again when they come once more.
 
 use crate::{
-    delivery::LaneId,
     fingerprint::{ByFingerprint, Fingerprint, Fingerprints},
+    lane_id::LaneId,
     record::Record,
 };
 
@@ -17,13 +17,18 @@ struct Generations<V> {
 
 impl<V> Default for Generations<V> {
     fn default() -> Self {
-        Self { young: ByFingerprint::default(), old: ByFingerprint::default() }
+        Self {
+            young: ByFingerprint::default(),
+            old: ByFingerprint::default(),
+        }
     }
 }
 
 impl<V> Generations<V> {
     fn get_mut(&mut self, found: &Fingerprint) -> Option<&mut V> {
-        self.young.get_mut(found).or_else(|| self.old.get_mut(found))
+        self.young
+            .get_mut(found)
+            .or_else(|| self.old.get_mut(found))
     }
 
     fn get(&self, found: &Fingerprint) -> Option<&V> {
@@ -61,12 +66,16 @@ impl Known {
 
     pub fn contains(&self, record: &Record) -> bool {
         // Most often there is nothing to be known again, and no hash to be taken.
-        !self.is_empty() && fingerprint(&self.fingerprints, record).is_some_and(|found| self.last.get(&found).is_some())
+        !self.is_empty()
+            && fingerprint(&self.fingerprints, record)
+                .is_some_and(|found| self.last.get(&found).is_some())
     }
 
     /// Whether it was new.
     pub fn insert(&mut self, record: &Record) -> bool {
-        let Some(found) = fingerprint(&self.fingerprints, record) else { return true };
+        let Some(found) = fingerprint(&self.fingerprints, record) else {
+            return true;
+        };
         let is_new = self.last.get(&found).is_none();
         if is_new {
             self.last.insert(found, ());
@@ -94,12 +103,15 @@ impl Delivered {
     }
 
     fn has(&self, found: &Fingerprint) -> bool {
-        self.lanes.iter().any(|lane| lane.get(found).is_some()) || self.doubted.get(found) == Some(&true)
+        self.lanes.iter().any(|lane| lane.get(found).is_some())
+            || self.doubted.get(found) == Some(&true)
     }
 
     /// It was delivered by `lane`; whether it was new.
     pub fn insert(&mut self, lane: LaneId, record: &Record) -> bool {
-        let Some(found) = fingerprint(&self.fingerprints, record) else { return true };
+        let Some(found) = fingerprint(&self.fingerprints, record) else {
+            return true;
+        };
         if self.has(&found) {
             return false;
         }
@@ -116,7 +128,8 @@ impl Delivered {
             return false;
         }
         let is_doubted = |found| self.doubted.get(&found).is_some();
-        self.found.contains(record) || fingerprint(&self.fingerprints, record).is_some_and(is_doubted)
+        self.found.contains(record)
+            || fingerprint(&self.fingerprints, record).is_some_and(is_doubted)
     }
 
     /// A lane may have it without having said so, and it goes on by another way.
@@ -142,7 +155,10 @@ mod tests {
             id: Arc::from(number.to_string()),
             body: Bytes::from_static(b"{}"),
             traceparent: None,
-            origin: Some(Origin { run: Arc::from("run"), at_us: 1 }),
+            origin: Some(Origin {
+                run: Arc::from("run"),
+                at_us: 1,
+            }),
         }
     }
 
@@ -156,7 +172,11 @@ mod tests {
         assert!(known.contains(&numbered(2 * KNOWN_MIN + 1)));
         assert!(!known.contains(&numbered(0)));
         assert!(known.last.young.len() + known.last.old.len() <= 2 * KNOWN_MIN);
-        assert_eq!(known.last.old.capacity(), KNOWN_MIN, "no room that is never used");
+        assert_eq!(
+            known.last.old.capacity(),
+            KNOWN_MIN,
+            "no room that is never used"
+        );
     }
 
     #[test]

@@ -27,23 +27,36 @@ impl Latency {
     }
 
     pub fn record(&self, time: Duration) {
-        let us = u64::try_from(time.as_micros()).unwrap_or(u64::MAX).clamp(1, Self::MAX_US);
+        let us = u64::try_from(time.as_micros())
+            .unwrap_or(u64::MAX)
+            .clamp(1, Self::MAX_US);
         let (times, sum) = &mut *lock(&self.0);
-        times.record(us).expect("an hour in µs is within what it grows to");
+        times
+            .record(us)
+            .expect("an hour in µs is within what it grows to");
         *sum += us;
     }
 
     pub fn quantiles_ms(&self) -> Quantiles {
         let (times, _) = &*lock(&self.0);
-        #[expect(clippy::cast_precision_loss, reason = "a time of centuries would lose a microsecond")]
+        #[expect(
+            clippy::cast_precision_loss,
+            reason = "a time of centuries would lose a microsecond"
+        )]
         let ms = |quantile| times.value_at_quantile(quantile) as f64 / 1000.0;
-        Quantiles { p50: ms(0.5), p99: ms(0.99) }
+        Quantiles {
+            p50: ms(0.5),
+            p99: ms(0.99),
+        }
     }
 }
 
 impl Default for Latency {
     fn default() -> Self {
         // It grows with the times that it is told: those of lanes that nobody uses stay small.
-        Self(Mutex::new((Histogram::new(2).expect("two digits are legal, so this cannot fail"), 0)))
+        Self(Mutex::new((
+            Histogram::new(2).expect("two digits are legal, so this cannot fail"),
+            0,
+        )))
     }
 }

@@ -11,7 +11,7 @@ use prometheus::{
 
 use super::{Counts, Latency, Ledger, Relaxed, lock};
 use crate::{
-    delivery::LaneId,
+    lane_id::LaneId,
     record::unix_us,
     spool::{Held, Queue},
 };
@@ -71,9 +71,14 @@ struct Page<'p> {
 
 impl Page<'_> {
     fn counters(&self) -> Vec<MetricFamily> {
-        let count = |pick: fn(&Counts) -> u64| self.by_path(|lane| Value::Count(pick(&self.ledger.counts(lane))));
+        let count = |pick: fn(&Counts) -> u64| {
+            self.by_path(|lane| Value::Count(pick(&self.ledger.counts(lane))))
+        };
         let mut accepted = count(|counts| counts.accepted);
-        accepted.push(metric(&[("path", SPOOL)], Value::Count(self.ledger.spooled.load(Relaxed))));
+        accepted.push(metric(
+            &[("path", SPOOL)],
+            Value::Count(self.ledger.spooled.load(Relaxed)),
+        ));
         let restarts = self.by_lane(|lane| Value::Count(self.state(lane).1));
         let counter = |name, help, metrics| family(MetricType::COUNTER, name, help, metrics);
         let one = |name, help, count| counter(name, help, vec![metric(&[], Value::Count(count))]);
@@ -94,14 +99,26 @@ impl Page<'_> {
                 "Records that the API has taken.",
                 count(|counts| counts.delivered),
             ),
-            counter("waypost_records_dead_total", "Records that became dead letters.", count(|counts| counts.dead)),
+            counter(
+                "waypost_records_dead_total",
+                "Records that became dead letters.",
+                count(|counts| counts.dead),
+            ),
             counter(
                 "waypost_redeliveries_total",
                 "Records that came out of a lane again though the API had them, and were not sent again.",
                 count(|counts| counts.redelivered),
             ),
-            counter("waypost_lane_restarts_total", "Restarts of the lane's actors.", restarts),
-            one("waypost_spool_commits_total", "Syncs of the disk that made records safe.", held.commits),
+            counter(
+                "waypost_lane_restarts_total",
+                "Restarts of the lane's actors.",
+                restarts,
+            ),
+            one(
+                "waypost_spool_commits_total",
+                "Syncs of the disk that made records safe.",
+                held.commits,
+            ),
             one(
                 "waypost_spool_committed_records_total",
                 "Records that these syncs made safe; how many share one, with the count of syncs.",
@@ -111,7 +128,12 @@ impl Page<'_> {
     }
 
     fn gauges(&self) -> Vec<MetricFamily> {
-        let Scene { lanes, held, oldest_us, .. } = self.scene;
+        let Scene {
+            lanes,
+            held,
+            oldest_us,
+            ..
+        } = self.scene;
         let since = |at_us: u64| seconds(unix_us().saturating_sub(at_us));
         let deliveries = lanes.iter().filter_map(|(lane, _)| {
             let at_us = self.ledger.lane(*lane).last_delivery_us.load(Relaxed);
@@ -123,11 +145,31 @@ impl Page<'_> {
         let one = |name, help, value| gauge(name, help, vec![metric(&[], Value::Gauge(value))]);
         vec![
             gauge("waypost_lane_up", "1 while the lane takes records.", up),
-            gauge("waypost_in_flight", "Records that a lane has confirmed and the API has not taken.", in_flight),
-            gauge("waypost_last_delivery_seconds", "Since the API took a record of the lane.", deliveries.collect()),
-            one("waypost_spool_records", "Records in the spool that wait for a lane.", float(held.waiting())),
-            one("waypost_spool_bytes", "Size of the spool on disk.", float(held.bytes)),
-            one("waypost_dead_letters", "Dead letters on disk.", float(held.records(Queue::Dead))),
+            gauge(
+                "waypost_in_flight",
+                "Records that a lane has confirmed and the API has not taken.",
+                in_flight,
+            ),
+            gauge(
+                "waypost_last_delivery_seconds",
+                "Since the API took a record of the lane.",
+                deliveries.collect(),
+            ),
+            one(
+                "waypost_spool_records",
+                "Records in the spool that wait for a lane.",
+                float(held.waiting()),
+            ),
+            one(
+                "waypost_spool_bytes",
+                "Size of the spool on disk.",
+                float(held.bytes),
+            ),
+            one(
+                "waypost_dead_letters",
+                "Dead letters on disk.",
+                float(held.records(Queue::Dead)),
+            ),
             one(
                 "waypost_oldest_waiting_seconds",
                 "Age of the oldest record in the spool; 0 if none waits.",
@@ -144,12 +186,18 @@ impl Page<'_> {
     fn times(&self) -> Vec<MetricFamily> {
         let requests = {
             let requests = lock(&self.ledger.requests);
-            let of = |(code, times): (&u16, &Latency)| metric(&[("code", &code.to_string())], times.into());
+            let of = |(code, times): (&u16, &Latency)| {
+                metric(&[("code", &code.to_string())], times.into())
+            };
             requests.iter().map(of).collect()
         };
         let histogram = |name, help, metrics| family(MetricType::HISTOGRAM, name, help, metrics);
         vec![
-            histogram("waypost_ingest_seconds", "From a request's head to its answer.", requests),
+            histogram(
+                "waypost_ingest_seconds",
+                "From a request's head to its answer.",
+                requests,
+            ),
             histogram(
                 "waypost_publish_seconds",
                 "From handing a record to the lane to its confirm.",
@@ -169,11 +217,19 @@ impl Page<'_> {
     }
 
     fn by_lane(&self, value: impl Fn(LaneId) -> Value) -> Vec<Metric> {
-        self.scene.lanes.iter().map(|(lane, _)| metric(&[("lane", lane.name())], value(*lane))).collect()
+        self.scene
+            .lanes
+            .iter()
+            .map(|(lane, _)| metric(&[("lane", lane.name())], value(*lane)))
+            .collect()
     }
 
     fn by_path(&self, value: impl Fn(LaneId) -> Value) -> Vec<Metric> {
-        self.scene.lanes.iter().map(|(lane, tag)| metric(&[("path", tag)], value(*lane))).collect()
+        self.scene
+            .lanes
+            .iter()
+            .map(|(lane, tag)| metric(&[("path", tag)], value(*lane)))
+            .collect()
     }
 
     fn state(&self, lane: LaneId) -> (bool, u64) {
@@ -246,7 +302,10 @@ fn seconds(us: u64) -> f64 {
     float(us) / 1e6
 }
 
-#[expect(clippy::cast_precision_loss, reason = "a count beyond 2^53 may be off by one")]
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "a count beyond 2^53 may be off by one"
+)]
 const fn float(count: u64) -> f64 {
     count as f64
 }

@@ -16,7 +16,7 @@ use hyper::StatusCode;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf, split};
 
 use super::reactor::Reactor;
-use crate::http::client::{Socket, Target};
+use crate::api::client::{Socket, Target};
 
 /// What is read of an answer at a time.
 const READ: usize = 4 << 10;
@@ -59,12 +59,18 @@ impl<'l> Server<'l> {
     /// # Errors
     /// When the name is not known.
     pub fn find(target: &'l Target, reactor: &'l Reactor) -> io::Result<Self> {
-        Ok(Self { target, reactor, addresses: target.addresses()? })
+        Ok(Self {
+            target,
+            reactor,
+            addresses: target.addresses()?,
+        })
     }
 
     /// A connection of user `number`: the users are spread over the addresses, and where nobody listens the next is tried.
     async fn dial(&self, number: usize) -> io::Result<Box<dyn Socket + 'l>> {
-        let (before, after) = self.addresses.split_at(number % self.addresses.len().max(1));
+        let (before, after) = self
+            .addresses
+            .split_at(number % self.addresses.len().max(1));
         let mut failure = ErrorKind::AddrNotAvailable.into();
         for address in after.iter().chain(before) {
             match self.reactor.connect(*address).await {
@@ -79,7 +85,14 @@ impl<'l> Server<'l> {
 impl<'l> Connection<'l> {
     /// Of user `number`. It is opened with the first record.
     pub fn new(server: &'l Server<'l>, number: usize) -> Self {
-        Self { server, number, begin: server.target.head(), request: Vec::new(), is_keyed: false, kept: None }
+        Self {
+            server,
+            number,
+            begin: server.target.head(),
+            request: Vec::new(),
+            is_keyed: false,
+            kept: None,
+        }
     }
 
     /// What is posted next: `record`, under a key of the run and its number if it has one. So nothing is left to do when it is
@@ -89,9 +102,11 @@ impl<'l> Connection<'l> {
         self.request.extend_from_slice(&self.begin);
         self.is_keyed = key.is_some();
         if let Some((run, number)) = key {
-            write!(self.request, "idempotency-key: {run}-{number}\r\n").expect("memory takes all that is written");
+            write!(self.request, "idempotency-key: {run}-{number}\r\n")
+                .expect("memory takes all that is written");
         }
-        write!(self.request, "content-length: {}\r\n\r\n", record.len()).expect("memory takes all that is written");
+        write!(self.request, "content-length: {}\r\n\r\n", record.len())
+            .expect("memory takes all that is written");
         self.request.extend_from_slice(record);
     }
 
@@ -108,9 +123,16 @@ impl<'l> Connection<'l> {
                 answer => return answer.map_err(|why| why.to_string()),
             }
         }
-        let socket = self.server.dial(self.number).await.map_err(|why| format!("cannot connect: {why}"))?;
+        let socket = self
+            .server
+            .dial(self.number)
+            .await
+            .map_err(|why| format!("cannot connect: {why}"))?;
         let (answers, requests) = split(socket);
-        let fresh = Kept { answers: Answers::new(answers), requests };
+        let fresh = Kept {
+            answers: Answers::new(answers),
+            requests,
+        };
         self.exchange(fresh).await.map_err(|why| why.to_string())
     }
 
@@ -168,15 +190,25 @@ enum Length {
 
 impl<R: AsyncRead + Unpin> Answers<R> {
     fn new(from: R) -> Self {
-        Self { from, read: BytesMut::new(), next: vec![0; READ].into() }
+        Self {
+            from,
+            read: BytesMut::new(),
+            next: vec![0; READ].into(),
+        }
     }
 
     /// The status of the next answer, once its body was read, and whether another may follow.
     async fn next(&mut self) -> io::Result<(StatusCode, bool)> {
         loop {
-            let Head { status, length, goes_on } = self.part(head).await?;
+            let Head {
+                status,
+                length,
+                goes_on,
+            } = self.part(head).await?;
             match status {
-                StatusCode::SWITCHING_PROTOCOLS => return Err(invalid("another protocol, which nobody has asked for")),
+                StatusCode::SWITCHING_PROTOCOLS => {
+                    return Err(invalid("another protocol, which nobody has asked for"));
+                }
                 // The one that counts comes after it.
                 _ if status.is_informational() => continue,
                 _ => {}
@@ -226,7 +258,8 @@ impl<R: AsyncRead + Unpin> Answers<R> {
 
     async fn skip(&mut self, mut bytes: u64) -> io::Result<()> {
         loop {
-            let here = usize::try_from(bytes).map_or(self.read.len(), |bytes| bytes.min(self.read.len()));
+            let here =
+                usize::try_from(bytes).map_or(self.read.len(), |bytes| bytes.min(self.read.len()));
             self.read.advance(here);
             bytes -= here as u64;
             if bytes == 0 {
@@ -259,7 +292,10 @@ impl<R: AsyncRead + Unpin> Answers<R> {
 }
 
 fn invalid(why: impl std::fmt::Display) -> io::Error {
-    io::Error::new(ErrorKind::InvalidData, format!("not an answer in HTTP/1.1: {why}"))
+    io::Error::new(
+        ErrorKind::InvalidData,
+        format!("not an answer in HTTP/1.1: {why}"),
+    )
 }
 
 /// A part of an answer and how many bytes it takes; nothing while they are not all here.
@@ -268,7 +304,9 @@ type Parsed<T> = io::Result<Option<(usize, T)>>;
 fn head(read: &[u8]) -> Parsed<Head> {
     let mut headers = [EMPTY_HEADER; HEADERS_MAX];
     let mut answer = Response::new(&mut headers);
-    let Status::Complete(end) = answer.parse(read).map_err(invalid)? else { return Ok(None) };
+    let Status::Complete(end) = answer.parse(read).map_err(invalid)? else {
+        return Ok(None);
+    };
     let status = StatusCode::from_u16(answer.code.unwrap_or_default()).map_err(invalid)?;
     let values = |name| values(answer.headers, name);
     let length = match status {
@@ -278,17 +316,36 @@ fn head(read: &[u8]) -> Parsed<Head> {
     let is_last = values("connection").any(|value| is_listed(value, "close"))
         // Somebody on the way may see another end.
         || values("transfer-encoding").next().and(values("content-length").next()).is_some();
-    Ok(Some((end, Head { status, length, goes_on: answer.version == Some(1) && !is_last })))
+    Ok(Some((
+        end,
+        Head {
+            status,
+            length,
+            goes_on: answer.version == Some(1) && !is_last,
+        },
+    )))
 }
 
-fn length<'h>(coding: Option<&[u8]>, lengths: impl Iterator<Item = &'h [u8]>) -> io::Result<Length> {
+fn length<'h>(
+    coding: Option<&[u8]>,
+    lengths: impl Iterator<Item = &'h [u8]>,
+) -> io::Result<Length> {
     if let Some(coding) = coding {
-        let last = coding.rsplit(|byte| *byte == b',').next().unwrap_or_default();
-        return Ok(if is_listed(last, "chunked") { Length::Chunks } else { Length::Open });
+        let last = coding
+            .rsplit(|byte| *byte == b',')
+            .next()
+            .unwrap_or_default();
+        return Ok(if is_listed(last, "chunked") {
+            Length::Chunks
+        } else {
+            Length::Open
+        });
     }
     let mut lengths = lengths.map(|text| {
         // A number may have no sign here.
-        let text = str::from_utf8(text).ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()))?;
+        let text = str::from_utf8(text)
+            .ok()
+            .filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()))?;
         text.parse().ok()
     });
     match lengths.next() {
@@ -299,12 +356,16 @@ fn length<'h>(coding: Option<&[u8]>, lengths: impl Iterator<Item = &'h [u8]>) ->
 }
 
 fn values<'h>(headers: &'h [Header], name: &str) -> impl Iterator<Item = &'h [u8]> {
-    headers.iter().filter(move |header| header.name.eq_ignore_ascii_case(name)).map(|header| header.value)
+    headers
+        .iter()
+        .filter(move |header| header.name.eq_ignore_ascii_case(name))
+        .map(|header| header.value)
 }
 
 /// Whether `word` is in a list that is separated by commas.
 fn is_listed(list: &[u8], word: &str) -> bool {
-    list.split(|byte| *byte == b',').any(|item| item.trim_ascii().eq_ignore_ascii_case(word.as_bytes()))
+    list.split(|byte| *byte == b',')
+        .any(|item| item.trim_ascii().eq_ignore_ascii_case(word.as_bytes()))
 }
 
 /// The line before a chunk: its length, 0 after the last.
@@ -319,7 +380,15 @@ fn chunk(read: &[u8]) -> Parsed<u64> {
 #[expect(clippy::unnecessary_wraps, reason = "a part may be wrong")]
 fn line(read: &[u8]) -> Parsed<usize> {
     let end = memchr::memchr(b'\n', read);
-    Ok(end.map(|end| (end + 1, read[..end].strip_suffix(b"\r").unwrap_or(&read[..end]).len())))
+    Ok(end.map(|end| {
+        (
+            end + 1,
+            read[..end]
+                .strip_suffix(b"\r")
+                .unwrap_or(&read[..end])
+                .len(),
+        )
+    }))
 }
 
 #[cfg(test)]
@@ -348,7 +417,11 @@ mod tests {
             let (mut answers, mut told) = (Answers::new(from), Vec::new());
             while told.last().is_none_or(|last| matches!(last, Ok((_, true)))) {
                 let answer = answers.next().await;
-                told.push(answer.map(|(status, goes_on)| (status.as_u16(), goes_on)).map_err(|why| why.kind()));
+                told.push(
+                    answer
+                        .map(|(status, goes_on)| (status.as_u16(), goes_on))
+                        .map_err(|why| why.kind()),
+                );
             }
             told
         };
@@ -360,8 +433,14 @@ mod tests {
     async fn an_answer_ends_where_it_says_however_it_is_cut() {
         let refused = "HTTP/1.1 503 Slow down\r\nContent-Length: 0\r\n\r\n";
         for (bytes, wanted) in [
-            ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", vec![Ok((200, true)), Ok((503, true))]),
-            ("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 204 \r\n\r\n", vec![Ok((204, true)), Ok((503, true))]),
+            (
+                "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello",
+                vec![Ok((200, true)), Ok((503, true))],
+            ),
+            (
+                "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 204 \r\n\r\n",
+                vec![Ok((204, true)), Ok((503, true))],
+            ),
             (
                 "HTTP/1.1 202 OK\r\ntransfer-encoding: gzip, Chunked\r\n\r\n5;a=b\r\nhello\r\n1\r\n!\r\n0\r\na: b\r\n\r\n",
                 vec![Ok((202, true)), Ok((503, true))],
@@ -370,19 +449,43 @@ mod tests {
                 "HTTP/1.1 200 OK\r\ncontent-length: 1\r\ncontent-length: 1\r\n\r\n.",
                 vec![Ok((200, true)), Ok((503, true))],
             ),
-            ("HTTP/1.1 200 OK\r\nConnection: a, close\r\ncontent-length: 0\r\n\r\n", vec![Ok((200, false))]),
-            ("HTTP/1.0 200 OK\r\ncontent-length: 0\r\n\r\n", vec![Ok((200, false))]),
+            (
+                "HTTP/1.1 200 OK\r\nConnection: a, close\r\ncontent-length: 0\r\n\r\n",
+                vec![Ok((200, false))],
+            ),
+            (
+                "HTTP/1.0 200 OK\r\ncontent-length: 0\r\n\r\n",
+                vec![Ok((200, false))],
+            ),
             ("HTTP/1.1 500 No\r\n\r\nto the end", vec![Ok((500, false))]),
-            ("HTTP/1.1 200 OK\r\ntransfer-encoding: gzip\r\n\r\n", vec![Ok((200, false))]),
-            ("HTTP/1.1 200 OK\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n..", vec![Err(InvalidData)]),
-            ("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nz\r\n", vec![Err(InvalidData)]),
-            ("HTTP/1.1 200 OK\r\ncontent-length: +1\r\n\r\n.", vec![Err(InvalidData)]),
-            ("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhello\r\n0\r\n\r\n", vec![Err(InvalidData)]),
+            (
+                "HTTP/1.1 200 OK\r\ntransfer-encoding: gzip\r\n\r\n",
+                vec![Ok((200, false))],
+            ),
+            (
+                "HTTP/1.1 200 OK\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n..",
+                vec![Err(InvalidData)],
+            ),
+            (
+                "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nz\r\n",
+                vec![Err(InvalidData)],
+            ),
+            (
+                "HTTP/1.1 200 OK\r\ncontent-length: +1\r\n\r\n.",
+                vec![Err(InvalidData)],
+            ),
+            (
+                "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhello\r\n0\r\n\r\n",
+                vec![Err(InvalidData)],
+            ),
             (
                 "HTTP/1.1 200 OK\r\ncontent-length: 9\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
                 vec![Ok((200, false))],
             ),
-            ("HTTP/1.1 101 Switching\r\nupgrade: h2c\r\n\r\n", vec![Err(InvalidData)]),
+            (
+                "HTTP/1.1 101 Switching\r\nupgrade: h2c\r\n\r\n",
+                vec![Err(InvalidData)],
+            ),
             ("SSH-2.0-OpenSSH\r\n", vec![Err(InvalidData)]),
         ] {
             let goes_on = matches!(wanted[0], Ok((_, true)));
@@ -391,7 +494,11 @@ mod tests {
                 wanted.push(Err(UnexpectedEof));
             }
             for together in [1, 3, 4096] {
-                assert_eq!(answers(&bytes, together).await, wanted, "{bytes:?}, {together} bytes at a time");
+                assert_eq!(
+                    answers(&bytes, together).await,
+                    wanted,
+                    "{bytes:?}, {together} bytes at a time"
+                );
             }
         }
     }
@@ -417,10 +524,15 @@ mod tests {
     #[test]
     fn an_answer_that_nobody_asked_for_is_not_taken_for_that_of_the_next_record() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let target = Target::with_public_roots(&format!("http://{}/", listener.local_addr().unwrap())).unwrap();
+        let target =
+            Target::with_public_roots(&format!("http://{}/", listener.local_addr().unwrap()))
+                .unwrap();
         let ok = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
         let serve = thread::spawn(move || {
-            let answers = [format!("{ok}HTTP/1.1 503 Late\r\ncontent-length: 0\r\n\r\n"), ok.to_owned()];
+            let answers = [
+                format!("{ok}HTTP/1.1 503 Late\r\ncontent-length: 0\r\n\r\n"),
+                ok.to_owned(),
+            ];
             // Both stay open.
             answers.map(|answer| {
                 let (mut connection, _) = listener.accept().unwrap();
@@ -438,15 +550,24 @@ mod tests {
                 assert_eq!(connection.post().await, Ok(StatusCode::OK));
             }
         };
-        reactor.run(vec![Box::pin(user)], Duration::from_secs(1), || ()).unwrap();
+        reactor
+            .run(vec![Box::pin(user)], Duration::from_secs(1), || ())
+            .unwrap();
         serve.join().expect("two connections");
     }
 
     #[tokio::test]
     async fn an_answer_without_an_end_is_not_kept_in_memory() {
-        for endless in ["HTTP/1.1 200 OK\r\na: ", "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n0\r\na: "] {
+        for endless in [
+            "HTTP/1.1 200 OK\r\na: ",
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n0\r\na: ",
+        ] {
             let bytes = endless.to_owned() + &"x".repeat(2 * HEAD_MAX);
-            assert_eq!(answers(&bytes, 1000).await, [Err(InvalidData)], "{endless:?}");
+            assert_eq!(
+                answers(&bytes, 1000).await,
+                [Err(InvalidData)],
+                "{endless:?}"
+            );
         }
     }
 }

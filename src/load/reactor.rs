@@ -76,8 +76,16 @@ impl Reactor {
     ///
     /// # Errors
     /// When the kernel refuses to tell what has changed.
-    pub fn run(&self, users: Vec<User<'_>>, period: Duration, mut tick: impl FnMut()) -> io::Result<()> {
-        let mut users = Users { running: users.len(), all: users.into_iter().map(Some).collect() };
+    pub fn run(
+        &self,
+        users: Vec<User<'_>>,
+        period: Duration,
+        mut tick: impl FnMut(),
+    ) -> io::Result<()> {
+        let mut users = Users {
+            running: users.len(),
+            all: users.into_iter().map(Some).collect(),
+        };
         let mut events = Events::with_capacity(EVENTS);
         let (mut next_tick, mut is_stopped) = (Instant::now(), false);
         self.poll_all(&mut users);
@@ -112,8 +120,16 @@ impl Reactor {
 
     /// Until a socket has changed, waits are over, a signal comes, or `latest`.
     fn sleep(&self, events: &mut Events, latest: Instant) -> io::Result<()> {
-        let end = self.waits.borrow().first().map_or(latest, |(end, _)| latest.min(*end + self.slack));
-        match self.kernel.borrow_mut().poll(events, Some(end.saturating_duration_since(Instant::now()))) {
+        let end = self
+            .waits
+            .borrow()
+            .first()
+            .map_or(latest, |(end, _)| latest.min(*end + self.slack));
+        match self
+            .kernel
+            .borrow_mut()
+            .poll(events, Some(end.saturating_duration_since(Instant::now())))
+        {
             Err(why) if why.kind() == ErrorKind::Interrupted => Ok(()),
             slept => slept,
         }
@@ -126,9 +142,15 @@ impl Reactor {
     }
 
     fn poll_user(&self, users: &mut Users<'_>, number: usize) {
-        let Some(user) = &mut users.all[number] else { return };
+        let Some(user) = &mut users.all[number] else {
+            return;
+        };
         self.polled.set(number);
-        if user.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready() {
+        if user
+            .as_mut()
+            .poll(&mut Context::from_waker(Waker::noop()))
+            .is_ready()
+        {
             users.all[number] = None;
             users.running -= 1;
         }
@@ -137,7 +159,9 @@ impl Reactor {
     /// Polls the user whose wait is over for the longest time, if it is by `late` at least; says whether there was one.
     fn poll_next_over(&self, users: &mut Users<'_>, now: Instant, late: Duration) -> bool {
         let first = self.waits.borrow().first().copied();
-        let Some((end, number)) = first.filter(|(end, _)| *end + late <= now) else { return false };
+        let Some((end, number)) = first.filter(|(end, _)| *end + late <= now) else {
+            return false;
+        };
         self.waits.borrow_mut().remove(&(end, number));
         self.poll_user(users, number);
         true
@@ -146,13 +170,23 @@ impl Reactor {
     /// Until then, or until the load is stopped.
     pub async fn rest(&self, end: Instant) {
         let mut until = self.until(end);
-        poll_fn(|context| if self.stopped.load(Relaxed) { Ready(()) } else { Pin::new(&mut until).poll(context) })
-            .await;
+        poll_fn(|context| {
+            if self.stopped.load(Relaxed) {
+                Ready(())
+            } else {
+                Pin::new(&mut until).poll(context)
+            }
+        })
+        .await;
     }
 
     /// Until then, or up to the slack longer. A user waits for one time only, whatever it does meanwhile.
     pub fn until(&self, end: Instant) -> Until<'_> {
-        Until { reactor: self, end, number: None }
+        Until {
+            reactor: self,
+            end,
+            number: None,
+        }
     }
 
     /// The only socket of the user that asks for it.
@@ -164,8 +198,18 @@ impl Reactor {
         }
         let mut stream = TcpStream::connect(address)?;
         let changes = Interest::READABLE | Interest::WRITABLE;
-        self.kernel.borrow().registry().register(&mut stream, Token(number), changes)?;
-        poll_fn(|_| if readiness.write.get() { Ready(()) } else { Pending }).await;
+        self.kernel
+            .borrow()
+            .registry()
+            .register(&mut stream, Token(number), changes)?;
+        poll_fn(|_| {
+            if readiness.write.get() {
+                Ready(())
+            } else {
+                Pending
+            }
+        })
+        .await;
         if let Some(why) = stream.take_error()? {
             return Err(why);
         }
@@ -234,7 +278,10 @@ pub(super) struct TcpSocket<'r> {
 }
 
 impl TcpSocket<'_> {
-    fn write(&mut self, write: impl FnOnce(&mut TcpStream) -> io::Result<usize>) -> Poll<io::Result<usize>> {
+    fn write(
+        &mut self,
+        write: impl FnOnce(&mut TcpStream) -> io::Result<usize>,
+    ) -> Poll<io::Result<usize>> {
         if !self.readiness.write.get() {
             return Pending;
         }
@@ -249,7 +296,11 @@ impl TcpSocket<'_> {
 }
 
 impl AsyncRead for TcpSocket<'_> {
-    fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let Readiness { read, end, .. } = self.readiness;
         if !read.get() {
             return Pending;
@@ -275,7 +326,11 @@ impl AsyncRead for TcpSocket<'_> {
 }
 
 impl AsyncWrite for TcpSocket<'_> {
-    fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         self.write(|stream| stream.write(bytes))
     }
 
@@ -325,7 +380,13 @@ mod tests {
             };
             Box::pin(rest) as User<'_>
         };
-        reactor.run([60, 0, 90, 30].into_iter().enumerate().map(user).collect(), PERIOD, || ()).unwrap();
+        reactor
+            .run(
+                [60, 0, 90, 30].into_iter().enumerate().map(user).collect(),
+                PERIOD,
+                || (),
+            )
+            .unwrap();
         assert_eq!(*ended.borrow(), [1, 3, 0, 2]);
         assert!(reactor.waits.borrow().is_empty());
     }
@@ -360,8 +421,11 @@ mod tests {
             reactor.rest(end).await;
             ran.borrow_mut().push(name);
         };
-        let users: Vec<User<'_>> =
-            vec![Box::pin(answered), Box::pin(resting("second", second)), Box::pin(resting("first", first))];
+        let users: Vec<User<'_>> = vec![
+            Box::pin(answered),
+            Box::pin(resting("second", second)),
+            Box::pin(resting("first", first)),
+        ];
         reactor.run(users, PERIOD, || ()).unwrap();
         answer.join().unwrap();
         assert_eq!(*ran.borrow(), ["answered", "first", "answered", "second"]);
@@ -383,7 +447,10 @@ mod tests {
     fn a_load_that_is_stopped_ends_rests_and_no_limit() {
         let stopped = Arc::new(AtomicBool::new(false));
         let reactor = Reactor::new(2, Duration::ZERO, Arc::clone(&stopped)).unwrap();
-        let (end, far) = (Instant::now() + 2 * PERIOD, Instant::now() + Duration::from_hours(1));
+        let (end, far) = (
+            Instant::now() + 2 * PERIOD,
+            Instant::now() + Duration::from_hours(1),
+        );
         let patient = async {
             reactor.rest(far).await;
             let limit = Instant::now() + 2 * PERIOD;
@@ -395,7 +462,11 @@ mod tests {
             stopped.store(true, Relaxed);
         };
         let mut ticks = 0;
-        reactor.run(vec![Box::pin(patient), Box::pin(stop)], PERIOD, || ticks += 1).unwrap();
+        reactor
+            .run(vec![Box::pin(patient), Box::pin(stop)], PERIOD, || {
+                ticks += 1
+            })
+            .unwrap();
         assert!(Instant::now() < far && reactor.waits.borrow().is_empty());
         assert!(ticks > 1, "{ticks}");
     }
@@ -447,10 +518,17 @@ mod tests {
 
     #[test]
     fn who_connects_to_nobody_is_told() {
-        let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let address = TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap();
         let reactor = Reactor::new(1, Duration::ZERO, Arc::default()).unwrap();
         let user = async {
-            let failure = reactor.connect(address).await.err().expect("nobody listens");
+            let failure = reactor
+                .connect(address)
+                .await
+                .err()
+                .expect("nobody listens");
             assert_eq!(failure.kind(), ErrorKind::ConnectionRefused);
         };
         reactor.run(vec![Box::pin(user)], PERIOD, || ()).unwrap();

@@ -19,12 +19,19 @@ type Line = (&'static str, &'static str, fn(&Sample) -> f64);
 #[must_use]
 pub fn html(tally: &Tally, host: &str) -> String {
     let mut rows = String::new();
-    let mut row = |name: &str, value: String| writeln!(rows, "<tr><th>{name}<td>{value}").expect("a string takes all");
+    let mut row = |name: &str, value: String| {
+        writeln!(rows, "<tr><th>{name}<td>{value}").expect("a string takes all")
+    };
     row("requests", tally.requests.to_string());
     row("failures", tally.failures.to_string());
     row("seconds", format!("{:.1}", tally.elapsed.as_secs_f64()));
     row("requests/s", format!("{:.1}", tally.per_second()));
-    for (name, quantile) in [("p50 ms", 0.5), ("p90 ms", 0.9), ("p99 ms", 0.99), ("p99.9 ms", 0.999)] {
+    for (name, quantile) in [
+        ("p50 ms", 0.5),
+        ("p90 ms", 0.9),
+        ("p99 ms", 0.99),
+        ("p99.9 ms", 0.999),
+    ] {
         row(name, format!("{:.2}", tally.latency_ms(quantile)));
     }
     row("max ms", format!("{:.2}", tally.latency_max_ms()));
@@ -34,9 +41,14 @@ pub fn html(tally: &Tally, host: &str) -> String {
     for (kind, count) in &tally.kinds {
         row(&escaped(kind), count.to_string());
     }
-    let rate: [Line; 2] =
-        [("requests/s", "a", |sample| sample.per_second), ("failures/s", "b", |sample| sample.failures_per_second)];
-    let latency: [Line; 2] = [("p50 ms", "a", |sample| sample.p50), ("p99 ms", "b", |sample| sample.p99)];
+    let rate: [Line; 2] = [
+        ("requests/s", "a", |sample| sample.per_second),
+        ("failures/s", "b", |sample| sample.failures_per_second),
+    ];
+    let latency: [Line; 2] = [
+        ("p50 ms", "a", |sample| sample.p50),
+        ("p99 ms", "b", |sample| sample.p99),
+    ];
     #[expect(clippy::cast_precision_loss, reason = "nobody has 2^52 users")]
     let users: [Line; 1] = [("users", "a", |sample| sample.users as f64)];
     include_str!("report.html")
@@ -50,7 +62,10 @@ pub fn html(tally: &Tally, host: &str) -> String {
 /// Lines over time, from 0 up.
 fn chart(samples: &[Sample], lines: &[Line]) -> String {
     let end = samples.last().map_or(1.0, |sample| sample.at.as_secs_f64());
-    let top = samples.iter().flat_map(|sample| lines.iter().map(|(_, _, value)| value(sample))).fold(1.0, f64::max);
+    let top = samples
+        .iter()
+        .flat_map(|sample| lines.iter().map(|(_, _, value)| value(sample)))
+        .fold(1.0, f64::max);
     let x = |seconds: f64| LEFT + seconds / end * (WIDTH - LEFT);
     let y = |value: f64| (1.0 - value / top) * (HEIGHT - BELOW - 8.0) + 8.0;
     let mut svg = format!("<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\">");
@@ -78,12 +93,24 @@ fn chart(samples: &[Sample], lines: &[Line]) -> String {
             .map(|chunk| {
                 let highest = chunk.iter().map(value).fold(0.0, f64::max);
                 // A load of one sample is a line all the same.
-                let from = if samples.len() == 1 { format!("{LEFT:.1},{:.1} ", y(highest)) } else { String::new() };
-                format!("{from}{:.1},{:.1}", x(chunk[chunk.len() - 1].at.as_secs_f64()), y(highest))
+                let from = if samples.len() == 1 {
+                    format!("{LEFT:.1},{:.1} ", y(highest))
+                } else {
+                    String::new()
+                };
+                format!(
+                    "{from}{:.1},{:.1}",
+                    x(chunk[chunk.len() - 1].at.as_secs_f64()),
+                    y(highest)
+                )
             })
             .collect();
-        write!(svg, "<polyline class=\"{class}\" points=\"{}\"><title>{name}</title></polyline>", points.join(" "))
-            .expect("a string takes all");
+        write!(
+            svg,
+            "<polyline class=\"{class}\" points=\"{}\"><title>{name}</title></polyline>",
+            points.join(" ")
+        )
+        .expect("a string takes all");
     }
     svg.push_str("</svg><p class=\"legend\">");
     for (name, class, _) in lines {
@@ -94,7 +121,10 @@ fn chart(samples: &[Sample], lines: &[Line]) -> String {
 }
 
 fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+        .replace('"', "&quot;")
 }
 
 #[cfg(test)]
@@ -112,7 +142,13 @@ mod tests {
         tally.count(Duration::from_millis(9), Err("<refused>".into()));
         tally.sample(Duration::from_secs(1));
         let page = html(&tally, "http://node/?a&b");
-        for wanted in ["<td>4", "&lt;refused&gt;", "http://node/?a&amp;b", "status 202", "<polyline"] {
+        for wanted in [
+            "<td>4",
+            "&lt;refused&gt;",
+            "http://node/?a&amp;b",
+            "status 202",
+            "<polyline",
+        ] {
             assert!(page.contains(wanted), "{wanted}");
         }
         for foreign in ["{{", "src=", "<link", "url("] {
@@ -123,7 +159,11 @@ mod tests {
     #[test]
     fn a_chart_of_many_samples_keeps_its_peaks() {
         let mut samples: Vec<_> = (1..=5000)
-            .map(|at| Sample { at: Duration::from_secs(at), per_second: 10.0, ..Sample::default() })
+            .map(|at| Sample {
+                at: Duration::from_secs(at),
+                per_second: 10.0,
+                ..Sample::default()
+            })
             .collect();
         samples[1234].per_second = 777.0;
         let drawn = chart(&samples, &[("requests/s", "a", |sample| sample.per_second)]);

@@ -20,7 +20,9 @@ pub struct Done {
 
 impl Done {
     pub fn contains(&self, ordinal: u32) -> bool {
-        self.bits.get(ordinal as usize / 64).is_some_and(|word| word & (1 << (ordinal % 64)) != 0)
+        self.bits
+            .get(ordinal as usize / 64)
+            .is_some_and(|word| word & (1 << (ordinal % 64)) != 0)
     }
 
     /// Whether it was not in it.

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use prost::Message;
 
 use crate::{
-    delivery::Answer,
+    api::answer::Answer,
     record::{Origin, Record},
 };
 
@@ -51,7 +51,9 @@ impl Letter {
     pub fn heard(&mut self, answer: &Answer) {
         self.attempts += 1;
         (self.status, self.answer) = match answer {
-            Answer::Status { status, excerpt, .. } => (u32::from(*status), excerpt.clone()),
+            Answer::Status {
+                status, excerpt, ..
+            } => (u32::from(*status), excerpt.clone()),
             Answer::NoAnswer(why) => (0, why.clone()),
         };
     }

@@ -54,7 +54,9 @@ pub fn read(bytes: &[u8], salt: u32) -> Read<'_> {
     match whole(bytes, salt) {
         Ok(frame) => frame,
         Err(Some(needed)) => Read::Short { needed },
-        Err(None) => Read::Damage { size: resume(bytes) },
+        Err(None) => Read::Damage {
+            size: resume(bytes),
+        },
     }
 }
 
@@ -64,15 +66,30 @@ fn whole(bytes: &[u8], salt: u32) -> Result<Read<'_>, Option<usize>> {
     if bytes[..known] != MARK[..known] {
         return Err(None);
     }
-    let Some(head) = bytes.first_chunk::<HEAD>() else { return Err(Some(HEAD)) };
+    let Some(head) = bytes.first_chunk::<HEAD>() else {
+        return Err(Some(HEAD));
+    };
     let word = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
     let (length, ordinal, crc) = (word(4), word(8), word(12));
-    let Some(size) = usize::try_from(length).ok().filter(|&length| length <= PAYLOAD_MAX).map(|length| HEAD + length)
+    let Some(size) = usize::try_from(length)
+        .ok()
+        .filter(|&length| length <= PAYLOAD_MAX)
+        .map(|length| HEAD + length)
     else {
         return Err(None);
     };
-    let Some(payload) = bytes.get(HEAD..size) else { return Err(Some(size)) };
-    if checksum(salt, length, ordinal, payload) == crc { Ok(Read::Frame { ordinal, payload, size }) } else { Err(None) }
+    let Some(payload) = bytes.get(HEAD..size) else {
+        return Err(Some(size));
+    };
+    if checksum(salt, length, ordinal, payload) == crc {
+        Ok(Read::Frame {
+            ordinal,
+            payload,
+            size,
+        })
+    } else {
+        Err(None)
+    }
 }
 
 /// Where the next mark, or what may be the beginning of one, lies after the first byte: how much to skip.
@@ -82,7 +99,9 @@ pub fn resume(bytes: &[u8]) -> usize {
     if let Some(at) = memmem::find(&bytes[from..], &MARK) {
         return from + at;
     }
-    let tail = (1..MARK.len()).rev().find(|&known| bytes.len() - from >= known && bytes.ends_with(&MARK[..known]));
+    let tail = (1..MARK.len())
+        .rev()
+        .find(|&known| bytes.len() - from >= known && bytes.ends_with(&MARK[..known]));
     bytes.len() - tail.unwrap_or(0)
 }
 
@@ -136,12 +155,25 @@ mod tests {
     #[test]
     fn frames_are_read_as_they_were_written() {
         let file = file();
-        assert_eq!(read(&file, SALT), Read::Frame { ordinal: 0, payload: b"first", size: HEAD + 5 });
+        assert_eq!(
+            read(&file, SALT),
+            Read::Frame {
+                ordinal: 0,
+                payload: b"first",
+                size: HEAD + 5
+            }
+        );
         assert_eq!(scan(&file), (vec![0, 1, 2], 0));
-        assert_eq!(read(&file[..HEAD + 4], SALT), Read::Short { needed: HEAD + 5 });
+        assert_eq!(
+            read(&file[..HEAD + 4], SALT),
+            Read::Short { needed: HEAD + 5 }
+        );
         assert_eq!(read(&file[..3], SALT), Read::Short { needed: HEAD });
         assert_eq!(read(&[], SALT), Read::End);
-        assert!(matches!(read(&file, SALT + 1), Read::Damage { .. }), "of another file");
+        assert!(
+            matches!(read(&file, SALT + 1), Read::Damage { .. }),
+            "of another file"
+        );
     }
 
     #[test]
@@ -151,7 +183,10 @@ mod tests {
         for bit in 0..whole.len() * 8 {
             let mut file = whole.clone();
             file[bit / 8] ^= 1 << (bit % 8);
-            let hit = starts.windows(2).position(|ends| (ends[0]..ends[1]).contains(&(bit / 8))).unwrap();
+            let hit = starts
+                .windows(2)
+                .position(|ends| (ends[0]..ends[1]).contains(&(bit / 8)))
+                .unwrap();
             let expected: Vec<_> = (0..3).filter(|&ordinal| ordinal as usize != hit).collect();
             let (ordinals, damaged) = scan(&file);
             assert_eq!(ordinals, expected, "bit {bit}");

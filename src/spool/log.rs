@@ -61,7 +61,13 @@ struct Segment {
 
 impl Segment {
     fn new(salt: u32) -> Self {
-        Self { salt, count: 0, size: 0, done: Done::default(), stays: false }
+        Self {
+            salt,
+            count: 0,
+            size: 0,
+            done: Done::default(),
+            stays: false,
+        }
     }
 
     fn len(&self) -> u64 {
@@ -138,10 +144,15 @@ impl Log {
         };
         for entry in fs::read_dir(folder)? {
             let name = entry?.file_name();
-            let Some((number, salt)) = name.to_str().and_then(|name| log.parse(name)) else { continue };
+            let Some((number, salt)) = name.to_str().and_then(|name| log.parse(name)) else {
+                continue;
+            };
             log.segments.insert(number, Segment::new(salt));
         }
-        log.next_number = log.segments.last_key_value().map_or(0, |(number, _)| number + 1);
+        log.next_number = log
+            .segments
+            .last_key_value()
+            .map_or(0, |(number, _)| number + 1);
         log.first_own = log.next_number;
         for number in log.segments.keys().copied().collect::<Vec<_>>() {
             if let Err(why) = log.find(number) {
@@ -160,13 +171,19 @@ impl Log {
 
     /// Those of them that were there when the queue was opened.
     pub fn found(&self) -> u64 {
-        self.segments.range(..self.first_own).map(|(_, segment)| segment.len()).sum()
+        self.segments
+            .range(..self.first_own)
+            .map(|(_, segment)| segment.len())
+            .sum()
     }
 
     /// Bytes on disk.
     pub fn bytes(&self) -> u64 {
         let settled = |segment: &Segment| u64::from(segment.done.count) * RUN as u64;
-        self.segments.values().map(|segment| segment.size + settled(segment)).sum()
+        self.segments
+            .values()
+            .map(|segment| segment.size + settled(segment))
+            .sum()
     }
 
     /// The damages found since the last call.
@@ -180,9 +197,14 @@ impl Log {
         if self.active.is_none() {
             self.active = Some(self.begin_segment()?);
         }
-        let Some(active) = &mut self.active else { unreachable!("it was made above") };
+        let Some(active) = &mut self.active else {
+            unreachable!("it was made above")
+        };
         let segment = &self.segments[&active.number];
-        let key = Key { segment: active.number, ordinal: segment.count + active.buffered };
+        let key = Key {
+            segment: active.number,
+            ordinal: segment.count + active.buffered,
+        };
         frame::write(&mut active.buffer, segment.salt, key.ordinal, payload);
         active.buffered += 1;
         if held {
@@ -197,9 +219,14 @@ impl Log {
     /// None of what was appended since the last commit is there, nor will be. The next entry begins another file: after a
     /// failed sync, nobody knows what the pages of this one hold.
     pub fn commit(&mut self) -> io::Result<()> {
-        let Some(active) = self.active.as_mut().filter(|active| active.buffered > 0) else { return Ok(()) };
-        let Some(segment) = self.segments.get_mut(&active.number) else { unreachable!("an active segment is known") };
-        let written = write(&active.file, &active.buffer, segment.size).and_then(|()| sync(&active.file));
+        let Some(active) = self.active.as_mut().filter(|active| active.buffered > 0) else {
+            return Ok(());
+        };
+        let Some(segment) = self.segments.get_mut(&active.number) else {
+            unreachable!("an active segment is known")
+        };
+        let written =
+            write(&active.file, &active.buffer, segment.size).and_then(|()| sync(&active.file));
         let (count, bytes) = (active.buffered, active.buffer.len() as u64);
         active.buffer.clear();
         active.buffered = 0;
@@ -216,9 +243,13 @@ impl Log {
                 let void = segment.count..segment.count + count;
                 let number = active.number;
                 // Neither a start that reads this file nor anyone else may find what nobody was told is safe.
-                let cut = active.file.set_len(segment.size).and_then(|()| active.file.sync_data());
+                let cut = active
+                    .file
+                    .set_len(segment.size)
+                    .and_then(|()| active.file.sync_data());
                 self.active = None;
-                self.held.retain(|key| key.segment != number || !void.contains(&key.ordinal));
+                self.held
+                    .retain(|key| key.segment != number || !void.contains(&key.ordinal));
                 if cut.is_err() {
                     self.disown(number, void);
                 }
@@ -230,7 +261,9 @@ impl Log {
     /// Marks an entry as settled: it is not read any more. On disk this is after the next [`Log::flush`].
     pub fn settle(&mut self, key: Key) {
         self.held.remove(&key);
-        let Some(segment) = self.segments.get_mut(&key.segment) else { return };
+        let Some(segment) = self.segments.get_mut(&key.segment) else {
+            return;
+        };
         if key.ordinal < segment.count && segment.done.insert(key.ordinal) {
             segment.done.fresh.push(key.ordinal);
         }
@@ -246,7 +279,9 @@ impl Log {
             }
             segment.done.fresh.sort_unstable();
             let runs = runs(&segment.done.fresh, segment.salt);
-            let path = self.folder.join(file_name(&self.name, *number, segment.salt, "done"));
+            let path = self
+                .folder
+                .join(file_name(&self.name, *number, segment.salt, "done"));
             let file = append_runs(&path, &runs)?;
             if durable {
                 sync(&file)?;
@@ -254,7 +289,11 @@ impl Log {
             segment.done.fresh.clear();
         }
         // A new file, or the end of one, is as durable as its folder.
-        if durable { sync(&File::open(&self.folder)?) } else { Ok(()) }
+        if durable {
+            sync(&File::open(&self.folder)?)
+        } else {
+            Ok(())
+        }
     }
 
     /// The oldest entry that was neither read, nor settled, nor held. A segment that the disk does not give, call after call, is left out,
@@ -271,7 +310,13 @@ impl Log {
             match item {
                 Ok(Read::Entry(ordinal, payload)) => {
                     self.failures = 0;
-                    return Some((Key { segment: number, ordinal }, payload));
+                    return Some((
+                        Key {
+                            segment: number,
+                            ordinal,
+                        },
+                        payload,
+                    ));
                 }
                 Ok(Read::Nothing) => {}
                 Ok(Read::UpToDate) => return None,
@@ -285,7 +330,11 @@ impl Log {
                     self.leave_out(number, &why);
                     self.passed = Some(number);
                     self.failures = 0;
-                    if self.active.as_ref().is_some_and(|active| active.number == number && active.buffered == 0) {
+                    if self
+                        .active
+                        .as_ref()
+                        .is_some_and(|active| active.number == number && active.buffered == 0)
+                    {
                         // What comes later can be read.
                         self.active = None;
                     }
@@ -298,21 +347,37 @@ impl Log {
     fn read(&mut self, mut cursor: Cursor) -> (u32, io::Result<Read>) {
         let number = cursor.segment;
         // One that was settled whole is gone.
-        let Some(segment) = self.segments.get(&number) else { return (number, Ok(Read::End)) };
+        let Some(segment) = self.segments.get(&number) else {
+            return (number, Ok(Read::End));
+        };
         let read = match cursor.scanner.next(segment.size) {
             Ok(Some(Item::Frame { ordinal, payload })) if ordinal < segment.count => {
-                let key = Key { segment: number, ordinal };
+                let key = Key {
+                    segment: number,
+                    ordinal,
+                };
                 let is_live = !segment.done.contains(ordinal) && !self.held.contains(&key);
                 self.miss(&mut cursor, ordinal);
                 cursor.expected = ordinal + 1;
-                if is_live { Read::Entry(ordinal, payload) } else { Read::Nothing }
+                if is_live {
+                    Read::Entry(ordinal, payload)
+                } else {
+                    Read::Nothing
+                }
             }
             Ok(Some(Item::Frame { .. })) => Read::Nothing,
             Ok(Some(Item::Damage { at, size })) => {
                 cursor.damage = Some((at, size));
                 Read::Nothing
             }
-            Ok(None) if self.active.as_ref().is_some_and(|active| active.number == number) => Read::UpToDate,
+            Ok(None)
+                if self
+                    .active
+                    .as_ref()
+                    .is_some_and(|active| active.number == number) =>
+            {
+                Read::UpToDate
+            }
             Ok(None) => {
                 let end = segment.count;
                 self.miss(&mut cursor, end);
@@ -342,14 +407,18 @@ impl Log {
     }
 
     fn parse(&self, file: &str) -> Option<(u32, u32)> {
-        let rest = file.strip_prefix(&self.name)?.strip_prefix('-')?.strip_suffix(".log")?;
+        let rest = file
+            .strip_prefix(&self.name)?
+            .strip_prefix('-')?
+            .strip_suffix(".log")?;
         let (number, salt) = rest.split_once('-')?;
         Some((number.parse().ok()?, u32::from_str_radix(salt, 16).ok()?))
     }
 
     fn path(&self, number: u32, ending: &str) -> PathBuf {
         let salt = self.segments.get(&number).map_or(0, |segment| segment.salt);
-        self.folder.join(file_name(&self.name, number, salt, ending))
+        self.folder
+            .join(file_name(&self.name, number, salt, ending))
     }
 
     fn begin_segment(&mut self) -> io::Result<Active> {
@@ -361,13 +430,22 @@ impl Log {
         self.next_number += 1;
         self.segments.insert(number, Segment::new(salt));
         sync(&File::open(&self.folder)?)?;
-        Ok(Active { number, file, buffer: Vec::new(), buffered: 0 })
+        Ok(Active {
+            number,
+            file,
+            buffer: Vec::new(),
+            buffered: 0,
+        })
     }
 
     /// Ends the active segment. Without its seal, it is read whole at the next start.
     fn seal(&mut self) {
-        let Some(active) = self.active.take() else { return };
-        let Some(segment) = self.segments.get_mut(&active.number) else { return };
+        let Some(active) = self.active.take() else {
+            return;
+        };
+        let Some(segment) = self.segments.get_mut(&active.number) else {
+            return;
+        };
         let mut seal = Vec::with_capacity(SEAL_SIZE);
         frame::write(&mut seal, segment.salt, SEAL, &segment.count.to_le_bytes());
         if write(&active.file, &seal, segment.size).is_ok() {
@@ -379,7 +457,9 @@ impl Log {
     fn find(&mut self, number: u32) -> io::Result<()> {
         let file = File::open(self.path(number, "log"))?;
         let size = file.metadata()?.len();
-        let Some(segment) = self.segments.get_mut(&number) else { return Ok(()) };
+        let Some(segment) = self.segments.get_mut(&number) else {
+            return Ok(());
+        };
         let salt = segment.salt;
         segment.size = size;
         if let Some(count) = read_seal(&file, size, salt) {
@@ -402,14 +482,18 @@ impl Log {
             for (at, size) in damages {
                 is_kept &= self.set_aside(number, at, size, &scanner);
             }
-            let Some(segment) = self.segments.get_mut(&number) else { return Ok(()) };
+            let Some(segment) = self.segments.get_mut(&number) else {
+                return Ok(());
+            };
             // Without a copy, what is missing counts on.
             for ordinal in missing.into_iter().flatten().filter(|_| is_kept) {
                 segment.done.insert(ordinal);
             }
         }
         let runs = self.path(number, "done");
-        let Some(segment) = self.segments.get_mut(&number) else { return Ok(()) };
+        let Some(segment) = self.segments.get_mut(&number) else {
+            return Ok(());
+        };
         segment.done.read(&runs, salt, segment.count)
     }
 
@@ -418,8 +502,12 @@ impl Log {
         let from = self.passed.map_or(0, |number| number + 1);
         let (&number, segment) = self.segments.range(from..).next()?;
         let file = File::open(self.path(number, "log"));
-        let cursor =
-            |file| Cursor { segment: number, scanner: Scanner::new(file, segment.salt), expected: 0, damage: None };
+        let cursor = |file| Cursor {
+            segment: number,
+            scanner: Scanner::new(file, segment.salt),
+            expected: 0,
+            damage: None,
+        };
         Some((number, file.map(cursor)))
     }
 
@@ -433,8 +521,12 @@ impl Log {
     /// settled, or told at the start, costs nothing.
     fn miss(&mut self, cursor: &mut Cursor, found: u32) {
         let (number, damage) = (cursor.segment, cursor.damage.take());
-        let Some(segment) = self.segments.get(&number) else { return };
-        let missed: Vec<_> = (cursor.expected..found).filter(|&ordinal| !segment.done.contains(ordinal)).collect();
+        let Some(segment) = self.segments.get(&number) else {
+            return;
+        };
+        let missed: Vec<_> = (cursor.expected..found)
+            .filter(|&ordinal| !segment.done.contains(ordinal))
+            .collect();
         if missed.is_empty() {
             return;
         }
@@ -443,7 +535,10 @@ impl Log {
             return;
         }
         for ordinal in missed {
-            self.settle(Key { segment: number, ordinal });
+            self.settle(Key {
+                segment: number,
+                ordinal,
+            });
         }
     }
 
@@ -451,12 +546,21 @@ impl Log {
     fn set_aside(&mut self, number: u32, at: u64, size: u64, scanner: &Scanner) -> bool {
         let file = self.path(number, "log");
         let copy = self.path(number, &format!("{at}.damaged"));
-        let kept = scanner.bytes(at, size).and_then(|bytes| self.keep(&copy, &bytes)).is_ok().then_some(copy);
+        let kept = scanner
+            .bytes(at, size)
+            .and_then(|bytes| self.keep(&copy, &bytes))
+            .is_ok()
+            .then_some(copy);
         let is_kept = kept.is_some();
         if let Some(segment) = self.segments.get_mut(&number) {
             segment.stays |= !is_kept;
         }
-        self.damages.push(Damage { file, at, size, kept });
+        self.damages.push(Damage {
+            file,
+            at,
+            size,
+            kept,
+        });
         is_kept
     }
 
@@ -470,7 +574,9 @@ impl Log {
     /// Settles entries on disk that could not be cut off it. If this fails as well, a start may find them: then they go
     /// out though their senders were refused, which the guarantee allows.
     fn disown(&mut self, number: u32, ordinals: std::ops::Range<u32>) {
-        let Some(segment) = self.segments.get(&number) else { return };
+        let Some(segment) = self.segments.get(&number) else {
+            return;
+        };
         let runs = runs(&ordinals.collect::<Vec<_>>(), segment.salt);
         if let Err(why) = append_runs(&self.path(number, "done"), &runs) {
             tracing::warn!(%why, "entries that were refused cannot be struck out");
@@ -479,15 +585,23 @@ impl Log {
 
     /// Removes the segments whose entries are all settled.
     fn give_back(&mut self) -> io::Result<()> {
-        let active = self.active.as_ref().map(|active| (active.number, active.buffered));
+        let active = self
+            .active
+            .as_ref()
+            .map(|active| (active.number, active.buffered));
         let is_over = |number: u32, segment: &Segment| {
             segment.done.count == segment.count
                 && !segment.stays
-                && active
-                    .is_none_or(|(active, buffered)| active != number || buffered == 0 && segment.size > SETTLED_KEPT)
+                && active.is_none_or(|(active, buffered)| {
+                    active != number || buffered == 0 && segment.size > SETTLED_KEPT
+                })
         };
-        let over: Vec<_> =
-            self.segments.iter().filter(|(number, segment)| is_over(**number, segment)).map(|(&n, _)| n).collect();
+        let over: Vec<_> = self
+            .segments
+            .iter()
+            .filter(|(number, segment)| is_over(**number, segment))
+            .map(|(&n, _)| n)
+            .collect();
         for number in over {
             if active.is_some_and(|(active, _)| active == number) {
                 self.active = None;
@@ -528,9 +642,14 @@ fn sync(file: &File) -> io::Result<()> {
 /// The count of entries, if the file ends with a seal.
 fn read_seal(file: &File, size: u64, salt: u32) -> Option<u32> {
     let mut end = [0; SEAL_SIZE];
-    file.read_exact_at(&mut end, size.checked_sub(SEAL_SIZE as u64)?).ok()?;
+    file.read_exact_at(&mut end, size.checked_sub(SEAL_SIZE as u64)?)
+        .ok()?;
     match frame::read(&end, salt) {
-        frame::Read::Frame { ordinal: SEAL, payload, .. } => payload.try_into().ok().map(u32::from_le_bytes),
+        frame::Read::Frame {
+            ordinal: SEAL,
+            payload,
+            ..
+        } => payload.try_into().ok().map(u32::from_le_bytes),
         _ => None,
     }
 }

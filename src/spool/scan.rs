@@ -34,7 +34,13 @@ pub enum Item {
 
 impl Scanner {
     pub fn new(file: File, salt: u32) -> Self {
-        Self { file, salt, base: 0, piece: Vec::new(), used: 0 }
+        Self {
+            file,
+            salt,
+            base: 0,
+            piece: Vec::new(),
+            used: 0,
+        }
     }
 
     /// The next item before byte `end` of the file, which may have moved on since the last call.
@@ -45,7 +51,11 @@ impl Scanner {
             let rest = &self.piece[self.used..];
             let is_last = at + rest.len() as u64 >= end;
             let broken = match frame::read(rest, self.salt) {
-                Read::Frame { ordinal, payload, size } if damage.is_none() => {
+                Read::Frame {
+                    ordinal,
+                    payload,
+                    size,
+                } if damage.is_none() => {
                     let payload = payload.to_vec();
                     self.used += size;
                     return Ok(Some(Item::Frame { ordinal, payload }));
@@ -65,7 +75,9 @@ impl Scanner {
                     continue;
                 }
             };
-            damage = Some(damage.map_or((at, broken as u64), |(from, size)| (from, size + broken as u64)));
+            damage = Some(damage.map_or((at, broken as u64), |(from, size)| {
+                (from, size + broken as u64)
+            }));
             self.used += broken;
         }
         Ok(damage.map(|(at, size)| Item::Damage { at, size }))

@@ -85,14 +85,22 @@ impl Store {
 
     /// Serves orders until one says close, or nobody is left who could give one.
     pub fn run(mut self, mut inbox: mpsc::UnboundedReceiver<Order>) {
-        let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_time().build() else {
+        let Ok(runtime) = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+        else {
             return error!("the spool's thread cannot wait for orders");
         };
         let mut orders = Vec::new();
         let mut probed = Instant::now();
         loop {
-            let patience = if self.failing { PROBE.saturating_sub(probed.elapsed()) } else { Duration::MAX };
-            let received = runtime.block_on(async { timeout(patience, inbox.recv_many(&mut orders, BATCH)).await });
+            let patience = if self.failing {
+                PROBE.saturating_sub(probed.elapsed())
+            } else {
+                Duration::MAX
+            };
+            let received = runtime
+                .block_on(async { timeout(patience, inbox.recv_many(&mut orders, BATCH)).await });
             if received == Ok(0) {
                 break;
             }
@@ -114,14 +122,21 @@ impl Store {
 
     /// Adds orders that come within a moment, while fewer records wait than shared the last sync.
     fn gather(&self, inbox: &mut mpsc::UnboundedReceiver<Order>, orders: &mut Vec<Order>) {
-        let puts = |orders: &[Order]| orders.iter().filter(|order| matches!(order, Order::Put { .. })).count();
+        let puts = |orders: &[Order]| {
+            orders
+                .iter()
+                .filter(|order| matches!(order, Order::Put { .. }))
+                .count()
+        };
         let mut waiting = puts(orders);
         let patience = (COMPANY_SYNCS * self.sync_took).min(COMPANY_MAX);
         let began = Instant::now();
         while (1..self.company).contains(&waiting) && began.elapsed() + COMPANY_STEP < patience {
             thread::sleep(COMPANY_STEP);
             let before = orders.len();
-            orders.extend(std::iter::from_fn(|| inbox.try_recv().ok()).take(BATCH.saturating_sub(before)));
+            orders.extend(
+                std::iter::from_fn(|| inbox.try_recv().ok()).take(BATCH.saturating_sub(before)),
+            );
             waiting += puts(&orders[before..]);
         }
     }
@@ -140,7 +155,12 @@ impl Store {
         let (mut puts, mut readers, mut close) = (Vec::new(), Vec::new(), None);
         for order in orders {
             match order {
-                Order::Put { queue, payload, held, answer } => match self.append(queue, &payload, held, &mut room) {
+                Order::Put {
+                    queue,
+                    payload,
+                    held,
+                    answer,
+                } => match self.append(queue, &payload, held, &mut room) {
                     Ok(key) => puts.push(Pending { key, answer }),
                     Err(why) => refuse(answer, why),
                 },
@@ -160,13 +180,24 @@ impl Store {
     }
 
     fn room(&self) -> u64 {
-        self.max.saturating_sub(self.logs.iter().map(Log::bytes).sum())
+        self.max
+            .saturating_sub(self.logs.iter().map(Log::bytes).sum())
     }
 
-    fn append(&mut self, queue: Queue, payload: &[u8], held: bool, room: &mut u64) -> Result<Key, NotSafe> {
+    fn append(
+        &mut self,
+        queue: Queue,
+        payload: &[u8],
+        held: bool,
+        room: &mut u64,
+    ) -> Result<Key, NotSafe> {
         let size = (frame::HEAD + payload.len()) as u64;
         // A full spool of records must not keep those that the API refuses from leaving it.
-        let reserve = if queue == Queue::Dead { self.max / RESERVE } else { 0 };
+        let reserve = if queue == Queue::Dead {
+            self.max / RESERVE
+        } else {
+            0
+        };
         if size > *room + reserve || payload.len() > frame::PAYLOAD_MAX {
             return Err(NotSafe::Full);
         }
@@ -174,7 +205,10 @@ impl Store {
         self.failing |= appended.is_err();
         let place = appended.map_err(|why| NotSafe::Disk(why.to_string()))?;
         *room = room.saturating_sub(size);
-        Ok(Key { queue: queue.at(), place })
+        Ok(Key {
+            queue: queue.at(),
+            place,
+        })
     }
 
     fn commit(&mut self, puts: Vec<Pending>) {
@@ -195,7 +229,10 @@ impl Store {
                 Some(why) => refuse(answer, NotSafe::Disk(why.to_string())),
             }
         }
-        self.commits += safe.iter().map(|records| u64::from(*records > 0)).sum::<u64>();
+        self.commits += safe
+            .iter()
+            .map(|records| u64::from(*records > 0))
+            .sum::<u64>();
         self.committed += safe.iter().sum::<u64>();
     }
 
@@ -222,9 +259,17 @@ impl Store {
     fn take(&mut self, queue: Queue, max: usize) -> Vec<(Key, Entry)> {
         let mut taken = Vec::new();
         while taken.len() < max {
-            let Some((place, payload)) = self.logs[queue.at()].next() else { break };
+            let Some((place, payload)) = self.logs[queue.at()].next() else {
+                break;
+            };
             match Entry::decode(&*payload) {
-                Ok(entry) => taken.push((Key { queue: queue.at(), place }, entry)),
+                Ok(entry) => taken.push((
+                    Key {
+                        queue: queue.at(),
+                        place,
+                    },
+                    entry,
+                )),
                 Err(why) => error!(?queue, %why, "an entry of a later version stays on disk"),
             }
         }
@@ -241,7 +286,12 @@ impl Store {
             });
             first
         });
-        firsts.min_by_key(|entry| entry.record().origin.map_or(u64::MAX, |origin| origin.at_us))
+        firsts.min_by_key(|entry| {
+            entry
+                .record()
+                .origin
+                .map_or(u64::MAX, |origin| origin.at_us)
+        })
     }
 
     /// The dead letters that `which` names, with their keys.
@@ -259,7 +309,10 @@ impl Store {
     }
 
     fn list(&mut self, max: usize) -> Vec<Entry> {
-        self.find(&Which::All, max).into_iter().map(|(_, entry)| entry).collect()
+        self.find(&Which::All, max)
+            .into_iter()
+            .map(|(_, entry)| entry)
+            .collect()
     }
 
     fn replay(&mut self, which: &Which) -> Result<u64, NotSafe> {
@@ -273,9 +326,21 @@ impl Store {
             let waiting = &mut self.logs[Queue::Waiting.at()];
             for (_, entry) in &found {
                 // To the ledger it is another record: what is known of the one that died does not hold for it.
-                let origin = Some(Origin { run: "replay".into(), at_us: unix_us() }.to_text());
-                let entry = Entry { letter: None, origin, ..entry.clone() };
-                waiting.append(&entry.encode_to_vec(), false).map_err(disk)?;
+                let origin = Some(
+                    Origin {
+                        run: "replay".into(),
+                        at_us: unix_us(),
+                    }
+                    .to_text(),
+                );
+                let entry = Entry {
+                    letter: None,
+                    origin,
+                    ..entry.clone()
+                };
+                waiting
+                    .append(&entry.encode_to_vec(), false)
+                    .map_err(disk)?;
             }
             waiting.commit().map_err(disk)?;
             self.commits += 1;
@@ -318,17 +383,26 @@ impl Store {
     }
 
     fn tell(&mut self) {
-        let mut held = Held { commits: self.commits, committed: self.committed, ..Held::default() };
+        let mut held = Held {
+            commits: self.commits,
+            committed: self.committed,
+            ..Held::default()
+        };
         for (log, records) in self.logs.iter_mut().zip(&mut held.records) {
             *records = log.len();
             held.bytes += log.bytes();
             for damage in log.damages() {
-                error!(?damage, "damage in the spool: these bytes are no whole entry any more");
+                error!(
+                    ?damage,
+                    "damage in the spool: these bytes are no whole entry any more"
+                );
             }
         }
         held.found_carried = self.logs[Queue::Carried.at()].found();
-        held.refuses = self.failing || self.max.saturating_sub(held.bytes) <= self.max / NEARLY_FULL;
-        self.held.send_if_modified(|told| std::mem::replace(told, held) != held);
+        held.refuses =
+            self.failing || self.max.saturating_sub(held.bytes) <= self.max / NEARLY_FULL;
+        self.held
+            .send_if_modified(|told| std::mem::replace(told, held) != held);
     }
 }
 

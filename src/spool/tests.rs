@@ -12,14 +12,26 @@ fn entry(id: &str) -> Entry {
         id: id.into(),
         body: Bytes::from_static(b"{\"a\":1}"),
         traceparent: Some("00-1-2-03".into()),
-        origin: Some(Origin { run: "run".into(), at_us: 7 }),
+        origin: Some(Origin {
+            run: "run".into(),
+            at_us: 7,
+        }),
     };
     Entry::new(&record, None)
 }
 
 fn dead(id: &str) -> Entry {
-    let letter = Letter { lane: "nats".into(), status: 422, answer: "no".into(), attempts: 3, ..Letter::default() };
-    Entry { letter: Some(letter), ..entry(id) }
+    let letter = Letter {
+        lane: "nats".into(),
+        status: 422,
+        answer: "no".into(),
+        attempts: 3,
+        ..Letter::default()
+    };
+    Entry {
+        letter: Some(letter),
+        ..entry(id)
+    }
 }
 
 fn open(folder: &TempDir) -> Spool {
@@ -45,7 +57,12 @@ async fn put(spool: &Spool, queue: Queue, ids: &[&str]) {
 }
 
 async fn take(spool: &Spool, queue: Queue) -> Vec<String> {
-    spool.take(queue, 100).await.into_iter().map(|(_, entry)| entry.id).collect()
+    spool
+        .take(queue, 100)
+        .await
+        .into_iter()
+        .map(|(_, entry)| entry.id)
+        .collect()
 }
 
 fn which(ids: &[&str]) -> Which {
@@ -64,12 +81,22 @@ async fn entries_are_kept_as_they_were_in_their_queues_over_a_restart() {
     assert_eq!((&first, first.record()), (&entry("a"), entry("a").record()));
     spool.settle(key);
     spool.close().await;
-    assert_eq!(spool.put(Queue::Waiting, &entry("e"), false).await, Err(NotSafe::Closed));
+    assert_eq!(
+        spool.put(Queue::Waiting, &entry("e"), false).await,
+        Err(NotSafe::Closed)
+    );
     drop(spool);
 
     let spool = open_again(&folder).await;
     let held = spool.holds();
-    assert_eq!((held.waiting(), held.records(Queue::Carried), held.found_carried), (2, 1, 1));
+    assert_eq!(
+        (
+            held.waiting(),
+            held.records(Queue::Carried),
+            held.found_carried
+        ),
+        (2, 1, 1)
+    );
     let taken = spool.take(Queue::Waiting, 100).await;
     assert_eq!((taken.len(), &taken[0].1), (1, &entry("b")));
     assert_eq!(take(&spool, Queue::Waiting).await, [""; 0]);
@@ -84,7 +111,10 @@ async fn one_process_has_a_folder_at_a_time() {
     let folder = TempDir::new().unwrap();
     let spool = open(&folder);
     let second = Spool::open(folder.path(), 1 << 30).map(|_| ()).unwrap_err();
-    assert!(matches!(&second, OpenError::InUse(used) if used == folder.path()), "{second}");
+    assert!(
+        matches!(&second, OpenError::InUse(used) if used == folder.path()),
+        "{second}"
+    );
     spool.close().await;
     drop(spool);
     open_again(&folder).await;
@@ -93,7 +123,10 @@ async fn one_process_has_a_folder_at_a_time() {
 #[tokio::test]
 async fn a_folder_that_cannot_be_used_is_named() {
     let file = tempfile::NamedTempFile::new().unwrap();
-    let why = Spool::open(&file.path().join("data"), 1 << 30).map(|_| ()).unwrap_err().to_string();
+    let why = Spool::open(&file.path().join("data"), 1 << 30)
+        .map(|_| ())
+        .unwrap_err()
+        .to_string();
     assert!(why.contains(&file.path().display().to_string()), "{why}");
 }
 
@@ -101,7 +134,10 @@ async fn a_folder_that_cannot_be_used_is_named() {
 async fn a_full_spool_refuses_and_takes_again_when_there_is_room() {
     let folder = TempDir::new().unwrap();
     let spool = Spool::open(folder.path(), 2 << 20).unwrap();
-    let big = Entry { body: Bytes::from(vec![b'x'; 200 << 10]), ..entry("big") };
+    let big = Entry {
+        body: Bytes::from(vec![b'x'; 200 << 10]),
+        ..entry("big")
+    };
     let mut keys = Vec::new();
     let why = loop {
         match spool.put(Queue::Waiting, &big, false).await {
@@ -113,7 +149,10 @@ async fn a_full_spool_refuses_and_takes_again_when_there_is_room() {
     assert_eq!(why, NotSafe::Full);
     assert!(keys.len() >= 9, "{}", keys.len());
     // What the API refuses still has room to leave.
-    let letter = Entry { body: Bytes::from(vec![b'x'; 100 << 10]), ..dead("letter") };
+    let letter = Entry {
+        body: Bytes::from(vec![b'x'; 100 << 10]),
+        ..dead("letter")
+    };
     spool.put(Queue::Dead, &letter, false).await.unwrap();
     for key in keys {
         spool.settle(key);
@@ -128,12 +167,21 @@ async fn many_puts_at_once_are_all_kept() {
     let folder = TempDir::new().unwrap();
     let spool = open(&folder);
     let entries: Vec<_> = (0..2000).map(|id| entry(&id.to_string())).collect();
-    let puts =
-        futures_util::future::join_all(entries.iter().map(|entry| spool.put(Queue::Waiting, entry, false))).await;
+    let puts = futures_util::future::join_all(
+        entries
+            .iter()
+            .map(|entry| spool.put(Queue::Waiting, entry, false)),
+    )
+    .await;
     assert!(puts.iter().all(Result::is_ok));
     drop(spool);
     let spool = open_again(&folder).await;
-    let ids: HashSet<_> = spool.take(Queue::Waiting, 5000).await.into_iter().map(|(_, entry)| entry.id).collect();
+    let ids: HashSet<_> = spool
+        .take(Queue::Waiting, 5000)
+        .await
+        .into_iter()
+        .map(|(_, entry)| entry.id)
+        .collect();
     assert_eq!(ids.len(), 2000);
 }
 
@@ -147,13 +195,26 @@ async fn dead_letters_are_listed_replayed_and_dropped_by_their_ids() {
     assert_eq!(spool.dead(2).await.unwrap(), [dead("a"), dead("b")]);
     assert_eq!(spool.replay(which(&["b", "nobody"])).await, Ok(1));
     assert_eq!(spool.forget(which(&["c"])).await, Ok(1));
-    let left: Vec<_> = spool.dead(10).await.unwrap().into_iter().map(|entry| entry.id).collect();
+    let left: Vec<_> = spool
+        .dead(10)
+        .await
+        .unwrap()
+        .into_iter()
+        .map(|entry| entry.id)
+        .collect();
     assert_eq!(left, ["a", "d"]);
     let held = spool.holds();
     assert_eq!((held.records(Queue::Dead), held.waiting()), (2, 1));
     let (_, replayed) = spool.take(Queue::Waiting, 10).await.remove(0);
-    assert_eq!((replayed.id.as_str(), &replayed.body, &replayed.letter), ("b", &entry("b").body, &None));
-    assert_ne!(replayed.origin, entry("b").origin, "to the ledger it is another record");
+    assert_eq!(
+        (replayed.id.as_str(), &replayed.body, &replayed.letter),
+        ("b", &entry("b").body, &None)
+    );
+    assert_ne!(
+        replayed.origin,
+        entry("b").origin,
+        "to the ledger it is another record"
+    );
     spool.close().await;
     drop(spool);
 
@@ -169,7 +230,11 @@ async fn nobody_waits_for_a_thread_that_has_ended() {
     let (orders, _unread) = mpsc::unbounded_channel();
     let (_told, held) = watch::channel(Held::default());
     let (alive, lives) = watch::channel(());
-    let spool = Spool { orders, held, lives };
+    let spool = Spool {
+        orders,
+        held,
+        lives,
+    };
     drop(alive);
     let answer = timeout(Duration::from_secs(20), spool.dead(1)).await;
     assert_eq!(answer.expect("an answer"), Err(NotSafe::Closed));
@@ -189,17 +254,37 @@ async fn an_empty_queue_waits_for_a_record_of_its_own_or_for_the_end() {
     put(&spool, Queue::Carried, &["a"]).await;
     spool.put(Queue::Dead, &dead("b"), false).await.unwrap();
     let woken_early = timeout(Duration::from_millis(50), &mut waits).await;
-    assert!(woken_early.is_err(), "what lies elsewhere is no reason to look");
+    assert!(
+        woken_early.is_err(),
+        "what lies elsewhere is no reason to look"
+    );
     assert_eq!(spool.replay(Which::All).await, Ok(1));
-    assert!(timeout(Duration::from_secs(10), waits).await.expect("it wakes").unwrap());
+    assert!(
+        timeout(Duration::from_secs(10), waits)
+            .await
+            .expect("it wakes")
+            .unwrap()
+    );
 
     held.borrow_and_update();
     let key = spool.take(Queue::Waiting, 1).await.remove(0).0;
     let looks = timeout(Duration::from_secs(10), woken(held.clone()));
-    assert!(looks.await.expect("what was taken and is not settled may come back").unwrap());
+    assert!(
+        looks
+            .await
+            .expect("what was taken and is not settled may come back")
+            .unwrap()
+    );
     spool.settle(key);
-    held.wait_for(|held| held.records(Queue::Waiting) == 0).await.unwrap();
+    held.wait_for(|held| held.records(Queue::Waiting) == 0)
+        .await
+        .unwrap();
     let waits = woken(held.clone());
     spool.close().await;
-    assert!(!timeout(Duration::from_secs(10), waits).await.expect("it ends").unwrap());
+    assert!(
+        !timeout(Duration::from_secs(10), waits)
+            .await
+            .expect("it ends")
+            .unwrap()
+    );
 }

@@ -26,15 +26,25 @@ enum Away {
     IsSlow,
 }
 
-const ALL: [Away; 6] =
-    [Away::Refuses, Away::Hangs, Away::Answers500, Away::AsksForPatience, Away::CutsAnswers, Away::IsSlow];
+const ALL: [Away; 6] = [
+    Away::Refuses,
+    Away::Hangs,
+    Away::Answers500,
+    Away::AsksForPatience,
+    Away::CutsAnswers,
+    Away::IsSlow,
+];
 /// How many records the load sends a second, at most: what the slowest API here takes, and the broker keeps.
 const WAIT: Duration = Duration::from_millis(10);
 const GROWTH_MAX: u64 = 32 << 20;
 
 impl Away {
     async fn begin(self, api: &mut Api) {
-        let busy = || Conduct::AnswerWith { status: 503, headers: vec![("Retry-After", "1".into())], body: Vec::new() };
+        let busy = || Conduct::AnswerWith {
+            status: 503,
+            headers: vec![("Retry-After", "1".into())],
+            body: Vec::new(),
+        };
         match self {
             Self::Refuses => api.stop().await,
             Self::Hangs => api.behave(|_, _| Conduct::Hang),
@@ -97,12 +107,21 @@ async fn api_is_away(lane: &str, variables: &[(String, String)]) {
             load.untaken(),
             grown >> 10
         );
-        assert!(load.untaken() * 1000 < load.attempted(), "{} of {} not taken", load.untaken(), load.attempted());
+        assert!(
+            load.untaken() * 1000 < load.attempted(),
+            "{} of {} not taken",
+            load.untaken(),
+            load.attempted()
+        );
         assert!(grown < GROWTH_MAX, "{grown} bytes more");
         node.at_rest(PATIENCE * 4).await;
         assert!(node.dead().await.is_empty(), "{away:?} made dead letters");
     }
-    assert_eq!(node.lane(lane).await["restarts"], 0, "no broker was taken for lost");
+    assert_eq!(
+        node.lane(lane).await["restarts"],
+        0,
+        "no broker was taken for lost"
+    );
 }
 
 #[actix_rt::test]
@@ -112,18 +131,24 @@ async fn the_api_of_a_node_on_grpc_is_away() {
 
 #[actix_rt::test]
 async fn the_api_of_a_node_on_nats_is_away() {
-    let Some(mut nats) = Nats::start().await else { return };
+    let Some(mut nats) = Nats::start().await else {
+        return;
+    };
     api_is_away("nats", &nats.variables()).await;
 }
 
 #[actix_rt::test]
 async fn the_api_of_a_node_on_rabbitmq_is_away() {
-    let Some(mut rabbitmq) = Rabbitmq::start().await else { return };
+    let Some(mut rabbitmq) = Rabbitmq::start().await else {
+        return;
+    };
     api_is_away("rabbitmq", &rabbitmq.variables()).await;
 }
 
 #[actix_rt::test]
 async fn the_api_of_a_node_on_pubsub_is_away() {
-    let Some(mut pubsub) = Pubsub::start().await else { return };
+    let Some(mut pubsub) = Pubsub::start().await else {
+        return;
+    };
     api_is_away("pubsub", &pubsub.variables()).await;
 }

@@ -14,7 +14,12 @@ use crate::support::{
 };
 
 fn value(variables: &[(String, String)], key: &str) -> String {
-    variables.iter().find(|(name, _)| name == key).expect("it is set").1.clone()
+    variables
+        .iter()
+        .find(|(name, _)| name == key)
+        .expect("it is set")
+        .1
+        .clone()
 }
 
 /// At rest, so that nothing lies in the broker; then `delete`, with a load that begins at once.
@@ -31,40 +36,65 @@ async fn deleted(lane: &str, variables: &[(String, String)], delete: impl AsyncF
 
     delete(&node).await;
     let mut load = Load::start_after(&node, &load);
-    eventually("the loss is noticed", PATIENCE, async || (node.lane(lane).await["restarts"] != 0).then_some(())).await;
+    eventually("the loss is noticed", PATIENCE, async || {
+        (node.lane(lane).await["restarts"] != 0).then_some(())
+    })
+    .await;
     load.take(100).await;
     node.lane_is(lane, "up", PATIENCE).await;
-    let before = node.lane(lane).await["delivered"].as_u64().expect("a count");
+    let before = node.lane(lane).await["delivered"]
+        .as_u64()
+        .expect("a count");
     load.take(200).await;
     load.end().await;
     assert_eq!(load.untaken(), 0, "requests that were not taken");
     load.is_met(&api, PATIENCE).await;
     node.at_rest(PATIENCE).await;
     let lane = node.lane(lane).await;
-    assert!(lane["delivered"].as_u64() > Some(before), "it carries records again: {lane}");
+    assert!(
+        lane["delivered"].as_u64() > Some(before),
+        "it carries records again: {lane}"
+    );
     assert!(lane["last_error"].is_string(), "{lane}");
 }
 
 #[actix_rt::test]
 async fn a_stream_is_deleted_in_use() {
-    let Some(mut nats) = Nats::start().await else { return };
+    let Some(mut nats) = Nats::start().await else {
+        return;
+    };
     let variables = nats.variables();
-    let client = async_nats::connect(nats.address()).await.expect("the server answers");
+    let client = async_nats::connect(nats.address())
+        .await
+        .expect("the server answers");
     let stream = value(&variables, "LANES__NATS__STREAM");
     deleted("nats", &variables, async |_| {
-        jetstream::new(client).delete_stream(stream).await.expect("it is there");
+        jetstream::new(client)
+            .delete_stream(stream)
+            .await
+            .expect("it is there");
     })
     .await;
 }
 
 #[actix_rt::test]
 async fn a_consumer_is_deleted_in_use() {
-    let Some(mut nats) = Nats::start().await else { return };
+    let Some(mut nats) = Nats::start().await else {
+        return;
+    };
     let variables = nats.variables();
-    let client = async_nats::connect(nats.address()).await.expect("the server answers");
-    let (stream, durable) = (value(&variables, "LANES__NATS__STREAM"), value(&variables, "LANES__NATS__DURABLE"));
+    let client = async_nats::connect(nats.address())
+        .await
+        .expect("the server answers");
+    let (stream, durable) = (
+        value(&variables, "LANES__NATS__STREAM"),
+        value(&variables, "LANES__NATS__DURABLE"),
+    );
     deleted("nats", &variables, async |_| {
-        let stream = jetstream::new(client).get_stream(stream).await.expect("it is there");
+        let stream = jetstream::new(client)
+            .get_stream(stream)
+            .await
+            .expect("it is there");
         stream.delete_consumer(&durable).await.expect("it is there");
     })
     .await;
@@ -72,27 +102,39 @@ async fn a_consumer_is_deleted_in_use() {
 
 #[actix_rt::test]
 async fn a_queue_is_deleted_in_use() {
-    let Some(mut rabbitmq) = Rabbitmq::start().await else { return };
+    let Some(mut rabbitmq) = Rabbitmq::start().await else {
+        return;
+    };
     let variables = rabbitmq.variables();
     let client = rabbitmq.client().await;
     let queue = value(&variables, "LANES__RABBITMQ__QUEUE");
     deleted("rabbitmq", &variables, async |_| {
         let channel = client.create_channel().await.expect("a channel");
-        channel.queue_delete(queue.as_str().into(), QueueDeleteOptions::default()).await.expect("it is there");
+        channel
+            .queue_delete(queue.as_str().into(), QueueDeleteOptions::default())
+            .await
+            .expect("it is there");
     })
     .await;
 }
 
 #[actix_rt::test]
 async fn a_subscription_is_deleted_in_use() {
-    let Some(mut pubsub) = Pubsub::start().await else { return };
+    let Some(mut pubsub) = Pubsub::start().await else {
+        return;
+    };
     let variables = pubsub.variables();
     let (_, subscriptions) = pubsub.admin().await;
     let [project, subscription] =
         ["PROJECT", "SUBSCRIPTION"].map(|key| value(&variables, &format!("LANES__PUBSUB__{key}")));
     let name = format!("projects/{project}/subscriptions/{subscription}");
     deleted("pubsub", &variables, async |node| {
-        subscriptions.delete_subscription().set_subscription(name).send().await.expect("it is there");
+        subscriptions
+            .delete_subscription()
+            .set_subscription(name)
+            .send()
+            .await
+            .expect("it is there");
         // Until then the topic confirms what no subscription keeps: by its rules it has taken it.
         node.lane_is_away("pubsub", PATIENCE).await;
     })

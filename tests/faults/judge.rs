@@ -82,8 +82,18 @@ struct Blow {
 
 impl fmt::Display for Blow {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { at, lasts, victim, fault } = self;
-        write!(f, "{:8.2} s: {victim:?}: {fault:?}, {:.2} s", at.as_secs_f64(), lasts.as_secs_f64())
+        let Self {
+            at,
+            lasts,
+            victim,
+            fault,
+        } = self;
+        write!(
+            f,
+            "{:8.2} s: {victim:?}: {fault:?}, {:.2} s",
+            at.as_secs_f64(),
+            lasts.as_secs_f64()
+        )
     }
 }
 
@@ -98,22 +108,45 @@ fn schedule(seed: u64, time: Duration) -> Vec<Blow> {
             return blows;
         }
         let number = rng.usize(..VICTIMS.len());
-        let (victim, lasts) = (VICTIMS[number], Duration::from_millis(rng.u64(100..LAST_MS)));
+        let (victim, lasts) = (
+            VICTIMS[number],
+            Duration::from_millis(rng.u64(100..LAST_MS)),
+        );
         let fault = fault(victim, &mut rng);
         if free[number] > at {
             continue;
         }
         // The end of a fault takes its time as well.
         free[number] = at + lasts + Duration::from_secs(1);
-        blows.push(Blow { at, lasts, victim, fault });
+        blows.push(Blow {
+            at,
+            lasts,
+            victim,
+            fault,
+        });
     }
 }
 
 fn fault(victim: Victim, rng: &mut Rng) -> Fault {
     let of = |all: &[Fault], rng: &mut Rng| all[rng.usize(..all.len())];
-    let broken = |there, back| Fault::Network(Network { there, back, refuses: false });
+    let broken = |there, back| {
+        Fault::Network(Network {
+            there,
+            back,
+            refuses: false,
+        })
+    };
     match victim {
-        Victim::Node => of(&[Fault::Killed, Fault::Killed, Fault::Terminated, Fault::Stopped, Fault::DiskFails], rng),
+        Victim::Node => of(
+            &[
+                Fault::Killed,
+                Fault::Killed,
+                Fault::Terminated,
+                Fault::Stopped,
+                Fault::DiskFails,
+            ],
+            rng,
+        ),
         Victim::Nats | Victim::Rabbitmq => of(&[Fault::Killed, Fault::Stopped], rng),
         Victim::Api => of(
             &[
@@ -133,9 +166,15 @@ fn fault(victim: Victim, rng: &mut Rng) -> Fault {
                 broken(Way::Swallows, Way::Swallows),
                 broken(Way::Swallows, Way::Passes),
                 broken(Way::Passes, Way::Swallows),
-                broken(Way::Delays(Duration::from_millis(300)), Way::Delays(Duration::from_millis(300))),
+                broken(
+                    Way::Delays(Duration::from_millis(300)),
+                    Way::Delays(Duration::from_millis(300)),
+                ),
                 broken(Way::Trickles(4096), Way::Passes),
-                Fault::Network(Network { refuses: true, ..Network::WELL }),
+                Fault::Network(Network {
+                    refuses: true,
+                    ..Network::WELL
+                }),
             ],
             rng,
         ),
@@ -160,18 +199,45 @@ impl Arena {
     /// records for minutes: it is there on demand.
     async fn new(with_pubsub: bool) -> Option<Self> {
         let (mut nats, mut rabbitmq) = (Nats::start().await?, Rabbitmq::start().await?);
-        let mut pubsub = if with_pubsub { Some(Pubsub::start().await?) } else { None };
+        let mut pubsub = if with_pubsub {
+            Some(Pubsub::start().await?)
+        } else {
+            None
+        };
         let api = Api::start();
         api.keep_keys_only();
         let (to_api, url) = through_proxy(vec![("API__URL".into(), api.url())]);
         let (to_nats, for_nats) = through_proxy(nats.variables());
         let (to_rabbitmq, for_rabbitmq) = through_proxy(rabbitmq.variables());
-        let (to_pubsub, for_pubsub) = pubsub.as_mut().map(|pubsub| through_proxy(pubsub.variables())).unzip();
-        let timeouts = vec![("API__TIMEOUT".into(), "2s".into()), ("ROUTER__PUBLISH_TIMEOUT".into(), "2s".into())];
-        let variables =
-            [url, grpc_variables(), for_nats, for_rabbitmq, for_pubsub.unwrap_or_default(), timeouts].concat();
+        let (to_pubsub, for_pubsub) = pubsub
+            .as_mut()
+            .map(|pubsub| through_proxy(pubsub.variables()))
+            .unzip();
+        let timeouts = vec![
+            ("API__TIMEOUT".into(), "2s".into()),
+            ("ROUTER__PUBLISH_TIMEOUT".into(), "2s".into()),
+        ];
+        let variables = [
+            url,
+            grpc_variables(),
+            for_nats,
+            for_rabbitmq,
+            for_pubsub.unwrap_or_default(),
+            timeouts,
+        ]
+        .concat();
         let node = Node::start(&api.url(), &variables).await;
-        let arena = Self { node, api, nats, rabbitmq, to_nats, to_rabbitmq, to_pubsub, to_api, _pubsub: pubsub };
+        let arena = Self {
+            node,
+            api,
+            nats,
+            rabbitmq,
+            to_nats,
+            to_rabbitmq,
+            to_pubsub,
+            to_api,
+            _pubsub: pubsub,
+        };
         arena.lanes_are_up().await;
         Some(arena)
     }
@@ -203,7 +269,10 @@ impl Arena {
                 assert_eq!(status.code(), Some(0), "a drain");
                 self.node.start_again().await;
             }
-            (Victim::Node, Fault::DiskFails) => self.restart("spool-write=20%return;spool-sync=20%return").await,
+            (Victim::Node, Fault::DiskFails) => {
+                self.restart("spool-write=20%return;spool-sync=20%return")
+                    .await
+            }
             (Victim::Node, _) => self.restart("").await,
             (Victim::Nats, Fault::Killed) => self.nats.kill().await,
             (Victim::Nats, _) => self.nats.signal("STOP"),
@@ -214,10 +283,14 @@ impl Arena {
                 Fault::ApiAnswers(status) => self.api.behave(move |_, _| Conduct::Answer(status)),
                 Fault::ApiCutsAnswers => self.api.behave(|_, _| Conduct::CutAnswer),
                 Fault::ApiIsSlow => self.api.delay(Duration::from_millis(500)),
-                _ => self.api.behave(|number, _| Conduct::Answer(if number % REFUSED_OF == 0 { 422 } else { 200 })),
+                _ => self.api.behave(|number, _| {
+                    Conduct::Answer(if number % REFUSED_OF == 0 { 422 } else { 200 })
+                }),
             },
             (_, fault) => {
-                let Some(network) = self.network(victim) else { return };
+                let Some(network) = self.network(victim) else {
+                    return;
+                };
                 match fault {
                     Fault::Cut => network.cut(),
                     Fault::Reset => network.reset(),
@@ -257,10 +330,14 @@ impl Arena {
 
 async fn judge(seed: u64, time: Duration, with_pubsub: bool) {
     println!("seed {seed}, {} s of faults", time.as_secs());
-    let Some(mut arena) = Arena::new(with_pubsub).await else { return };
+    let Some(mut arena) = Arena::new(with_pubsub).await else {
+        return;
+    };
     let blows = schedule(seed, time);
-    let mut events: Vec<_> =
-        blows.iter().flat_map(|&blow| [(blow.at, true, blow), (blow.at + blow.lasts, false, blow)]).collect();
+    let mut events: Vec<_> = blows
+        .iter()
+        .flat_map(|&blow| [(blow.at, true, blow), (blow.at + blow.lasts, false, blow)])
+        .collect();
     events.sort_by_key(|&(at, begins, _)| (at, begins));
     let mut load = Load::start_with(&arena.node, 8, Duration::from_millis(2));
     let mut now = Duration::ZERO;
@@ -280,7 +357,11 @@ async fn judge(seed: u64, time: Duration, with_pubsub: bool) {
     load.end().await;
     let verdict = load.verdict(&arena.node, &arena.api, REDELIVERY).await;
     println!("seed {seed}, {} faults: {verdict}", blows.len());
-    assert_eq!((verdict.lost, verdict.unexpected), (0, 0), "seed {seed}: {verdict}");
+    assert_eq!(
+        (verdict.lost, verdict.unexpected),
+        (0, 0),
+        "seed {seed}: {verdict}"
+    );
     let ledger = arena.node.at_rest(PATIENCE).await;
     println!("ledger: {ledger}");
 }
@@ -294,7 +375,12 @@ async fn a_short_schedule_of_faults() {
 #[ignore = "as long as it is asked for: tests/run faults --seed S --minutes M"]
 async fn a_long_schedule_of_faults() {
     let minutes = wanted("FAULTS_MINUTES", 10);
-    judge(wanted("FAULTS_SEED", fastrand::u64(..)), Duration::from_secs(60 * minutes), true).await;
+    judge(
+        wanted("FAULTS_SEED", fastrand::u64(..)),
+        Duration::from_secs(60 * minutes),
+        true,
+    )
+    .await;
 }
 
 #[test]
@@ -303,9 +389,17 @@ fn the_same_seed_gives_the_same_schedule() {
     assert_eq!(schedule(7, hour), schedule(7, hour));
     assert_ne!(schedule(7, hour), schedule(8, hour));
     for victim in VICTIMS {
-        let mut blows = schedule(7, hour).into_iter().filter(|blow| blow.victim == victim).collect::<Vec<_>>();
+        let mut blows = schedule(7, hour)
+            .into_iter()
+            .filter(|blow| blow.victim == victim)
+            .collect::<Vec<_>>();
         assert!(blows.len() > 100, "{victim:?}");
         blows.sort_by_key(|blow| blow.at);
-        assert!(blows.windows(2).all(|two| two[0].at + two[0].lasts < two[1].at), "{victim:?} twice at once");
+        assert!(
+            blows
+                .windows(2)
+                .all(|two| two[0].at + two[0].lasts < two[1].at),
+            "{victim:?} twice at once"
+        );
     }
 }

@@ -40,7 +40,13 @@ async fn node_is_killed(lane: &str, variables: &[(String, String)], times: u64, 
 }
 
 /// The same with so many records in each request, which come again together.
-async fn node_is_killed_under(lane: &str, variables: &[(String, String)], times: u64, acks: Duration, together: usize) {
+async fn node_is_killed_under(
+    lane: &str,
+    variables: &[(String, String)],
+    times: u64,
+    acks: Duration,
+    together: usize,
+) {
     let api = Api::start();
     api.keep_keys_only();
     let mut node = Node::start(&api.url(), variables).await;
@@ -52,7 +58,12 @@ async fn node_is_killed_under(lane: &str, variables: &[(String, String)], times:
         tokio::time::sleep(random_ms(500)).await;
         let posted = api.count();
         tokio::time::sleep(acks).await;
-        in_flight += (POSTS + CLIENTS) * together + if acks.is_zero() { 0 } else { api.count() - posted };
+        in_flight += (POSTS + CLIENTS) * together
+            + if acks.is_zero() {
+                0
+            } else {
+                api.count() - posted
+            };
         ready.push(node.killed_and_started().await);
     }
     node.lane_is(lane, "up", PATIENCE).await;
@@ -64,31 +75,63 @@ async fn node_is_killed_under(lane: &str, variables: &[(String, String)], times:
         "{lane}: {times} kills: {verdict}, {in_flight} in flight; ready after {:?} at most",
         ready[ready.len() - 1]
     );
-    assert_eq!((verdict.lost, verdict.dead, verdict.unexpected), (0, 0, 0), "{verdict}");
-    assert!(verdict.duplicated <= in_flight, "{verdict}, {in_flight} in flight");
+    assert_eq!(
+        (verdict.lost, verdict.dead, verdict.unexpected),
+        (0, 0, 0),
+        "{verdict}"
+    );
+    assert!(
+        verdict.duplicated <= in_flight,
+        "{verdict}, {in_flight} in flight"
+    );
     node.at_rest(PATIENCE).await;
 }
 
 #[actix_rt::test]
 async fn a_node_on_grpc_is_killed_under_load() {
-    node_is_killed("grpc", &grpc_variables(), wanted("FAULTS_TIMES", 3), Duration::ZERO).await;
+    node_is_killed(
+        "grpc",
+        &grpc_variables(),
+        wanted("FAULTS_TIMES", 3),
+        Duration::ZERO,
+    )
+    .await;
 }
 
 #[actix_rt::test]
 async fn a_node_on_nats_is_killed_under_load() {
-    let Some(mut nats) = Nats::start().await else { return };
-    node_is_killed("nats", &nats.variables(), wanted("FAULTS_TIMES", 3), Duration::ZERO).await;
+    let Some(mut nats) = Nats::start().await else {
+        return;
+    };
+    node_is_killed(
+        "nats",
+        &nats.variables(),
+        wanted("FAULTS_TIMES", 3),
+        Duration::ZERO,
+    )
+    .await;
 }
 
 #[actix_rt::test]
 async fn a_node_on_nats_is_killed_under_a_load_of_batches() {
-    let Some(mut nats) = Nats::start().await else { return };
-    node_is_killed_under("nats", &nats.variables(), wanted("FAULTS_TIMES", 3), Duration::ZERO, 20).await;
+    let Some(mut nats) = Nats::start().await else {
+        return;
+    };
+    node_is_killed_under(
+        "nats",
+        &nats.variables(),
+        wanted("FAULTS_TIMES", 3),
+        Duration::ZERO,
+        20,
+    )
+    .await;
 }
 
 /// SIGTERM, and a new start, under a load of batches: what has come out of a broker in part is not left there.
 async fn node_is_ended_under_batches<L: Lane>() {
-    let Some(mut system) = L::start().await else { return };
+    let Some(mut system) = L::start().await else {
+        return;
+    };
     let api = Api::start();
     api.keep_keys_only();
     let mut node = Node::start(&api.url(), &system.variables()).await;
@@ -107,7 +150,16 @@ async fn node_is_ended_under_batches<L: Lane>() {
     api.delay(Duration::ZERO);
     let verdict = load.verdict(&node, &api, REDELIVERY).await;
     println!("{}: {verdict}", L::NAME);
-    assert_eq!((verdict.lost, verdict.dead, verdict.unexpected, verdict.duplicated), (0, 0, 0, 0), "{verdict}");
+    assert_eq!(
+        (
+            verdict.lost,
+            verdict.dead,
+            verdict.unexpected,
+            verdict.duplicated
+        ),
+        (0, 0, 0, 0),
+        "{verdict}"
+    );
     node.at_rest(PATIENCE).await;
 }
 
@@ -123,13 +175,23 @@ async fn a_node_on_rabbitmq_is_ended_under_a_load_of_batches() {
 
 #[actix_rt::test]
 async fn a_node_on_rabbitmq_is_killed_under_load() {
-    let Some(mut rabbitmq) = Rabbitmq::start().await else { return };
-    node_is_killed("rabbitmq", &rabbitmq.variables(), wanted("FAULTS_TIMES", 3), Duration::ZERO).await;
+    let Some(mut rabbitmq) = Rabbitmq::start().await else {
+        return;
+    };
+    node_is_killed(
+        "rabbitmq",
+        &rabbitmq.variables(),
+        wanted("FAULTS_TIMES", 3),
+        Duration::ZERO,
+    )
+    .await;
 }
 
 #[actix_rt::test]
 async fn a_node_on_pubsub_is_killed_under_load() {
-    let Some(mut pubsub) = Pubsub::start().await else { return };
+    let Some(mut pubsub) = Pubsub::start().await else {
+        return;
+    };
     on_subscriptions_of_their_own(&mut pubsub, wanted("FAULTS_TIMES", 1), async |variables| {
         node_is_killed("pubsub", variables, 1, PUBSUB_ACKS).await;
     })
@@ -138,7 +200,9 @@ async fn a_node_on_pubsub_is_killed_under_load() {
 
 /// The only broker is killed again and again; the spool takes what it does not.
 async fn the_only_broker_is_killed<L: Lane>() {
-    let Some(mut system) = L::start().await else { return };
+    let Some(mut system) = L::start().await else {
+        return;
+    };
     let (times, down) = (wanted("FAULTS_TIMES", 2), wanted("FAULTS_DOWN_MS", 1500));
     let api = Api::start();
     api.keep_keys_only();
@@ -162,8 +226,21 @@ async fn the_only_broker_is_killed<L: Lane>() {
     load.end().await;
     let verdict = load.verdict(&node, &api, REDELIVERY).await;
     back.sort();
-    println!("{}: {times} kills: {verdict}; up {:?} after it answered at most", L::NAME, back[back.len() - 1]);
-    assert_eq!((verdict.lost, verdict.dead, verdict.unexpected, verdict.untaken), (0, 0, 0, 0), "{verdict}");
+    println!(
+        "{}: {times} kills: {verdict}; up {:?} after it answered at most",
+        L::NAME,
+        back[back.len() - 1]
+    );
+    assert_eq!(
+        (
+            verdict.lost,
+            verdict.dead,
+            verdict.unexpected,
+            verdict.untaken
+        ),
+        (0, 0, 0, 0),
+        "{verdict}"
+    );
     node.at_rest(PATIENCE).await;
 }
 
@@ -182,17 +259,28 @@ async fn posted(node: &Node, prefix: &str, records: u64) -> Duration {
     let (began, all) = (Instant::now(), traffic());
     let posts = stream::iter(0..records).map(|number| {
         let (client, record) = (node.client(), all[0].clone());
-        async move { client.post("/", &format!("{prefix}-{number}"), record).await.expect("an answer").0 }
+        async move {
+            client
+                .post("/", &format!("{prefix}-{number}"), record)
+                .await
+                .expect("an answer")
+                .0
+        }
     });
     let answers: Vec<_> = posts.buffer_unordered(64).collect().await;
-    assert!(answers.iter().all(|status| *status == StatusCode::ACCEPTED), "a record was not taken");
+    assert!(
+        answers.iter().all(|status| *status == StatusCode::ACCEPTED),
+        "a record was not taken"
+    );
     began.elapsed()
 }
 
 /// No broker from the start, then a kill, then the broker; and the node's memory does not follow what waits.
 #[actix_rt::test]
 async fn records_wait_on_disk_for_a_broker_that_comes_after_a_kill() {
-    let Some(mut nats) = Nats::start().await else { return };
+    let Some(mut nats) = Nats::start().await else {
+        return;
+    };
     let records = wanted("FAULTS_RECORDS", 2000);
     let api = Api::start();
     api.keep_keys_only();
@@ -211,19 +299,30 @@ async fn records_wait_on_disk_for_a_broker_that_comes_after_a_kill() {
     let full = node.spool_bytes();
     let mut memory = vec![node.memory()];
     let ready = node.killed_and_started().await;
-    let recovered = node.status().await["ledger"]["recovered"].as_u64().expect("a count");
+    let recovered = node.status().await["ledger"]["recovered"]
+        .as_u64()
+        .expect("a count");
     assert!(recovered >= records, "{recovered}");
     memory.push(node.memory());
     nats.revive().await;
     let began = Instant::now();
     let patience = REDELIVERY + Duration::from_millis(records * 5);
     let all = usize::try_from(records + records / 4).expect("a count");
-    eventually("all have arrived", patience, async || (api.taken().len() >= all).then_some(())).await;
+    eventually("all have arrived", patience, async || {
+        (api.taken().len() >= all).then_some(())
+    })
+    .await;
     let arrived = began.elapsed();
     memory.push(node.memory());
-    assert!(memory.iter().all(|bytes| *bytes < MEMORY_MAX), "{memory:?} bytes of memory");
+    assert!(
+        memory.iter().all(|bytes| *bytes < MEMORY_MAX),
+        "{memory:?} bytes of memory"
+    );
     node.at_rest(REDELIVERY).await;
-    eventually("its disk space is given back", PATIENCE, async || (node.spool_bytes() < 1 << 20).then_some(())).await;
+    eventually("its disk space is given back", PATIENCE, async || {
+        (node.spool_bytes() < 1 << 20).then_some(())
+    })
+    .await;
     println!(
         "{records} records without a broker: {:.2} of the healthy lane's rate, {} KiB on disk, {:?} MiB of memory, ready {ready:?} \
          after a kill, all delivered within {arrived:?}, {} KiB on disk afterwards",
@@ -237,7 +336,9 @@ async fn records_wait_on_disk_for_a_broker_that_comes_after_a_kill() {
 /// A process that stands still for a while, and goes on.
 #[actix_rt::test]
 async fn a_node_that_is_stopped_for_a_while_goes_on() {
-    let Some(mut nats) = Nats::start().await else { return };
+    let Some(mut nats) = Nats::start().await else {
+        return;
+    };
     let seconds = wanted("FAULTS_SECONDS", 4);
     let api = Api::start();
     let node = Node::start(&api.url(), &[grpc_variables(), nats.variables()].concat()).await;
@@ -252,6 +353,10 @@ async fn a_node_that_is_stopped_for_a_while_goes_on() {
     load.end().await;
     let verdict = load.verdict(&node, &api, REDELIVERY).await;
     println!("stopped for {seconds} s: {verdict}");
-    assert_eq!((verdict.lost, verdict.dead, verdict.unexpected), (0, 0, 0), "{verdict}");
+    assert_eq!(
+        (verdict.lost, verdict.dead, verdict.unexpected),
+        (0, 0, 0),
+        "{verdict}"
+    );
     node.at_rest(PATIENCE).await;
 }

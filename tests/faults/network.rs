@@ -15,19 +15,31 @@ use crate::support::{
 };
 
 const BOTH_WAYS: Network = Network::BLACK_HOLE;
-const THERE: Network = Network { there: Way::Swallows, ..Network::WELL };
-const BACK: Network = Network { back: Way::Swallows, ..Network::WELL };
+const THERE: Network = Network {
+    there: Way::Swallows,
+    ..Network::WELL
+};
+const BACK: Network = Network {
+    back: Way::Swallows,
+    ..Network::WELL
+};
 /// A silent connection is noticed within this.
 const NOTICED: Duration = Duration::from_secs(10);
 
 async fn black_hole<L: Lane>() {
-    let Some(mut system) = L::start().await else { return };
+    let Some(mut system) = L::start().await else {
+        return;
+    };
     let seconds = wanted("FAULTS_SECONDS", 6);
     let (proxy, variables) = through_proxy(system.variables());
     let api = Api::start();
     api.keep_keys_only();
     let soon = [("ROUTER__PUBLISH_TIMEOUT".to_owned(), "2s".to_owned())];
-    let node = Node::start(&api.url(), &[&variables[..], &grpc_variables(), &soon].concat()).await;
+    let node = Node::start(
+        &api.url(),
+        &[&variables[..], &grpc_variables(), &soon].concat(),
+    )
+    .await;
     node.lane_is("grpc", "up", PATIENCE).await;
     let mut load = Load::start(&node);
     for network in [BOTH_WAYS, THERE, BACK] {
@@ -52,7 +64,16 @@ async fn black_hole<L: Lane>() {
     load.end().await;
     let verdict = load.verdict(&node, &api, Duration::from_mins(2)).await;
     println!("{}: {verdict}", L::NAME);
-    assert_eq!((verdict.lost, verdict.dead, verdict.unexpected, verdict.untaken), (0, 0, 0, 0), "{verdict}");
+    assert_eq!(
+        (
+            verdict.lost,
+            verdict.dead,
+            verdict.unexpected,
+            verdict.untaken
+        ),
+        (0, 0, 0, 0),
+        "{verdict}"
+    );
     node.at_rest(PATIENCE).await;
 }
 

@@ -21,18 +21,20 @@ use tokio::{
 use waypost::{
     actors::{
         Drain, Refused, Slot,
+        admission::Ingest,
+        fallback::Disk,
         feeder::{self, Feeder},
-        ingest::{Disk, Ingest},
         lane::{self, Lane},
         router::{self, Router},
         supervisor::{ChildId, DrainAll, Place, Start, Supervisor, factory},
-        transport::{self, Kind, Transport, TransportError},
     },
     config::Policy,
-    delivery::{Delivery, LaneId, Receipt},
+    delivery::{Delivery, Receipt},
+    lane_id::LaneId,
     ledger::Ledger,
     record::{Origin, Record},
     spool::{Held, NotSafe, OpenError, Queue, Spool},
+    transport::{self, Kind, Transport, TransportError},
 };
 
 pub const LANES: [LaneId; 3] = [LaneId::Nats, LaneId::Rabbitmq, LaneId::Pubsub];
@@ -49,11 +51,15 @@ pub struct Publish {
 
 impl Publish {
     pub fn confirm(self) {
-        self.answer.send(Ok(())).expect("a publish whose end was not seen");
+        self.answer
+            .send(Ok(()))
+            .expect("a publish whose end was not seen");
     }
 
     pub fn refuse(self) {
-        self.answer.send(Err(TransportError::Publish("refused".into()))).expect("a publish whose end was not seen");
+        self.answer
+            .send(Err(TransportError::Publish("refused".into())))
+            .expect("a publish whose end was not seen");
     }
 }
 
@@ -70,8 +76,11 @@ struct Broker {
 
 impl Brokers {
     pub fn new() -> Self {
-        let broker =
-            |_| Broker { epoch: watch::Sender::new(1), publishes: Mutex::default(), records: Mutex::default() };
+        let broker = |_| Broker {
+            epoch: watch::Sender::new(1),
+            publishes: Mutex::default(),
+            records: Mutex::default(),
+        };
         Self(Arc::new([0, 1, 2].map(broker)))
     }
 
@@ -100,7 +109,12 @@ impl Brokers {
 
     /// What is being published: lane and record.
     pub fn publishing(&self) -> Vec<(usize, Record)> {
-        let of = |lane| self.publishes(lane).iter().map(|publish| (lane, publish.record.clone())).collect::<Vec<_>>();
+        let of = |lane| {
+            self.publishes(lane)
+                .iter()
+                .map(|publish| (lane, publish.record.clone()))
+                .collect::<Vec<_>>()
+        };
         (0..LANES.len()).flat_map(of).collect()
     }
 
@@ -143,7 +157,10 @@ impl<const LANE: usize> Transport for Link<LANE> {
         if !brokers.is_up(LANE) {
             return Err(TransportError::Connect("away".into()));
         }
-        Ok(Self { brokers: brokers.clone(), epoch })
+        Ok(Self {
+            brokers: brokers.clone(),
+            epoch,
+        })
     }
 
     async fn publish_as(&self, record: &Record, _: Kind) -> Result<(), TransportError> {
@@ -151,8 +168,14 @@ impl<const LANE: usize> Transport for Link<LANE> {
             return Err(TransportError::Lost("away".into()));
         }
         let (answer, answered) = oneshot::channel();
-        self.brokers.publishes(LANE).push(Publish { lane: LANE, record: record.clone(), answer });
-        answered.await.unwrap_or_else(|_| Err(TransportError::Lost("cut".into())))
+        self.brokers.publishes(LANE).push(Publish {
+            lane: LANE,
+            record: record.clone(),
+            answer,
+        });
+        answered
+            .await
+            .unwrap_or_else(|_| Err(TransportError::Lost("cut".into())))
     }
 
     /// What comes out goes to the model, as if a forwarder had it.
@@ -161,7 +184,12 @@ impl<const LANE: usize> Transport for Link<LANE> {
     }
 
     async fn lost(&self) -> TransportError {
-        self.brokers.0[LANE].epoch.subscribe().wait_for(|epoch| *epoch != self.epoch).await.ok();
+        self.brokers.0[LANE]
+            .epoch
+            .subscribe()
+            .wait_for(|epoch| *epoch != self.epoch)
+            .await
+            .ok();
         TransportError::Lost("away".into())
     }
 
@@ -196,22 +224,49 @@ pub struct Node {
 
 /// A clock that stands still, and jumps to the next timer whenever all actors wait.
 pub fn clock() -> Rc<Runtime> {
-    Rc::new(Builder::new_current_thread().enable_time().start_paused(true).build().expect("a runtime without I/O"))
+    Rc::new(
+        Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .expect("a runtime without I/O"),
+    )
 }
 
 impl Node {
     /// Starts a node as `waypost::node` does, on what an earlier run has left in `folder`.
-    pub fn start(clock: Rc<Runtime>, brokers: &Brokers, folder: &Path, room: u64, run: usize) -> Self {
-        let apart = Builder::new_current_thread().build().expect("a runtime without I/O");
+    pub fn start(
+        clock: Rc<Runtime>,
+        brokers: &Brokers,
+        folder: &Path,
+        room: u64,
+        run: usize,
+    ) -> Self {
+        let apart = Builder::new_current_thread()
+            .build()
+            .expect("a runtime without I/O");
         let spool = open(folder, room);
         let ledger = Arc::new(Ledger::new(Arc::from(format!("run{run}"))));
         let found = spool.holds();
         ledger.found_waiting(found.waiting() + found.records(Queue::Dead));
         let (router, feeder) = (Slot::new(), Slot::new());
-        let disk = Disk { spool: spool.clone(), ledger: Arc::clone(&ledger) };
-        let door = |disk_first| Ingest::new(router.clone(), PUBLISH_TIMEOUT, Arc::clone(&ledger), disk_first);
+        let disk = Disk {
+            spool: spool.clone(),
+            ledger: Arc::clone(&ledger),
+        };
+        let door = |disk_first| {
+            Ingest::new(
+                router.clone(),
+                PUBLISH_TIMEOUT,
+                Arc::clone(&ledger),
+                disk_first,
+            )
+        };
         let (disk_door, door) = (door(Some(disk.clone())), door(None));
-        let routing = router::Wiring { disk, publish_timeout: PUBLISH_TIMEOUT };
+        let routing = router::Wiring {
+            disk,
+            publish_timeout: PUBLISH_TIMEOUT,
+        };
         let feeding = feeder::Wiring {
             spool: spool.clone(),
             door: door.clone(),
@@ -223,28 +278,59 @@ impl Node {
             (
                 ChildId::Router,
                 Place::Here,
-                factory(router.clone(), move |life| Router::new(Policy::RoundRobin, &LANES, routing.clone(), life)),
+                factory(router.clone(), move |life| {
+                    Router::new(Policy::RoundRobin, &LANES, routing.clone(), life)
+                }),
             ),
-            (ChildId::Feeder, Place::Here, factory(feeder.clone(), move |life| Feeder::new(feeding.clone(), life))),
+            (
+                ChildId::Feeder,
+                Place::Here,
+                factory(feeder.clone(), move |life| {
+                    Feeder::new(feeding.clone(), life)
+                }),
+            ),
             lane::<0>(&router, &ledger, brokers),
             lane::<1>(&router, &ledger, brokers),
             lane::<2>(&router, &ledger, brokers),
         ];
         let tasks = LocalSet::new();
-        let supervisor = clock.block_on(tasks.run_until(async { Supervisor::new(router.clone(), graph).start() }));
+        let supervisor = clock
+            .block_on(tasks.run_until(async { Supervisor::new(router.clone(), graph).start() }));
         let answers = Rc::default();
-        Self { clock, apart, tasks, spool, ledger, found, door, disk_door, router, feeder, supervisor, answers }
+        Self {
+            clock,
+            apart,
+            tasks,
+            spool,
+            ledger,
+            found,
+            door,
+            disk_door,
+            router,
+            feeder,
+            supervisor,
+            answers,
+        }
     }
 
     /// A record that is taken in now.
     pub fn record(&self, number: usize) -> Record {
         let origin = Some(Origin::now(Arc::clone(&self.ledger.run)));
-        Record { id: id(number), body: body(number), traceparent: None, origin }
+        Record {
+            id: id(number),
+            body: body(number),
+            traceparent: None,
+            origin,
+        }
     }
 
     /// A client posts a record.
     pub fn ingest(&self, record: Record, pinned: Option<usize>, disk_first: bool) {
-        let door = if disk_first { &self.disk_door } else { &self.door };
+        let door = if disk_first {
+            &self.disk_door
+        } else {
+            &self.door
+        };
         let (door, answers) = (door.clone(), Rc::clone(&self.answers));
         self.tasks.spawn_local(async move {
             let number = number(&record);
@@ -264,7 +350,8 @@ impl Node {
 
     /// Lets time pass, for this process only.
     pub fn pass(&self, time: Duration) {
-        self.clock.block_on(self.tasks.run_until(async { sleep(time).await }));
+        self.clock
+            .block_on(self.tasks.run_until(async { sleep(time).await }));
     }
 
     /// Lets all actors do what they can without the disk, then the disk what it was asked to.
@@ -293,7 +380,10 @@ impl Node {
         self.clock.block_on(self.tasks.run_until(async {
             let feeder = self.feeder.get().expect("nothing ends the feeder");
             feeder.send(Drain).await.expect("nothing ends the feeder");
-            self.supervisor.send(DrainAll).await.expect("nothing ends the supervisor");
+            self.supervisor
+                .send(DrainAll)
+                .await
+                .expect("nothing ends the supervisor");
         }));
         self.ask(self.spool.close());
         self.crash();
@@ -306,7 +396,11 @@ impl Node {
     }
 }
 
-fn lane<const LANE: usize>(router: &Slot<Router>, ledger: &Arc<Ledger>, brokers: &Brokers) -> (ChildId, Place, Start) {
+fn lane<const LANE: usize>(
+    router: &Slot<Router>,
+    ledger: &Arc<Ledger>,
+    brokers: &Brokers,
+) -> (ChildId, Place, Start) {
     let wiring = lane::Wiring {
         router: router.clone(),
         forwarder: Slot::new(),
@@ -316,7 +410,9 @@ fn lane<const LANE: usize>(router: &Slot<Router>, ledger: &Arc<Ledger>, brokers:
         publish_timeout: PUBLISH_TIMEOUT,
     };
     let brokers = brokers.clone();
-    let start = factory(Slot::new(), move |life| Lane::<Link<LANE>>::new(brokers.clone(), wiring.clone(), life));
+    let start = factory(Slot::new(), move |life| {
+        Lane::<Link<LANE>>::new(brokers.clone(), wiring.clone(), life)
+    });
     (ChildId::Lane(LANES[LANE]), Place::Here, start)
 }
 
@@ -340,11 +436,19 @@ pub fn body(number: usize) -> Bytes {
 
 /// The number of a record by [`id`].
 pub fn number(record: &Record) -> usize {
-    record.id.strip_prefix('r').and_then(|number| number.parse().ok()).unwrap_or(usize::MAX)
+    record
+        .id
+        .strip_prefix('r')
+        .and_then(|number| number.parse().ok())
+        .unwrap_or(usize::MAX)
 }
 
 /// Memory where there is such a place: the disk is not the subject, and a sync costs nothing there.
 pub fn folder() -> PathBuf {
     let memory = PathBuf::from("/dev/shm");
-    if memory.is_dir() { memory } else { std::env::temp_dir() }
+    if memory.is_dir() {
+        memory
+    } else {
+        std::env::temp_dir()
+    }
 }

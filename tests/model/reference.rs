@@ -108,17 +108,32 @@ impl Model {
         });
     }
 
-    pub fn answered(&mut self, number: usize, answer: &Result<Receipt, Refused>, excuse: Excuse) -> Check {
+    pub fn answered(
+        &mut self,
+        number: usize,
+        answer: &Result<Receipt, Refused>,
+        excuse: Excuse,
+    ) -> Check {
         let case = &mut self.cases[number];
         ensure!(case.client == Client::Waits, "r{number} is answered twice");
-        case.client = if answer.is_ok() { Client::HasReceipt } else { Client::HasNone };
+        case.client = if answer.is_ok() {
+            Client::HasReceipt
+        } else {
+            Client::HasNone
+        };
         match answer {
             Ok(Receipt::Lane(lane)) => {
                 let confirmed = case.confirmed.map(|lane| LANES[lane]);
-                ensure!(confirmed == Some(*lane), "r{number} has a receipt of {lane}, which did not confirm it");
+                ensure!(
+                    confirmed == Some(*lane),
+                    "r{number} has a receipt of {lane}, which did not confirm it"
+                );
             }
             Ok(Receipt::Spool) => {
-                ensure!(case.confirmed.is_none(), "r{number} was confirmed by a lane, and went to disk");
+                ensure!(
+                    case.confirmed.is_none(),
+                    "r{number} was confirmed by a lane, and went to disk"
+                );
                 case.waiting = (case.waiting.0 + 1, case.waiting.1 + 1);
             }
             Err(Refused::NotSafe(NotSafe::Closed)) if excuse.is_killed => case.waiting.1 += 1,
@@ -151,7 +166,10 @@ impl Model {
         case.delivered += 1;
         case.is_settled = true;
         let (delivered, excuses) = (case.delivered, case.excuses);
-        ensure!(delivered <= 1 + excuses, "r{number} is delivered {delivered} times, {excuses} excused");
+        ensure!(
+            delivered <= 1 + excuses,
+            "r{number} is delivered {delivered} times, {excuses} excused"
+        );
         Ok(())
     }
 
@@ -201,7 +219,9 @@ impl Model {
         for number in self.unsettled.drain(..) {
             self.cases[number].waiting.1 += usize::from(is_midst);
         }
-        let stored: Vec<_> = (0..LANES.len()).flat_map(|lane| brokers.records(lane).clone()).collect();
+        let stored: Vec<_> = (0..LANES.len())
+            .flat_map(|lane| brokers.records(lane).clone())
+            .collect();
         for case in &mut self.cases {
             if case.client == Client::Waits {
                 case.client = Client::HasNone;
@@ -220,10 +240,13 @@ impl Model {
     /// A new process has found this on disk.
     pub fn restarted(&mut self, held: &Held, mut found: Vec<usize>) -> Check {
         found.sort_unstable();
-        let count = |numbers: &[usize], number| numbers.iter().filter(|&&other| other == number).count();
+        let count =
+            |numbers: &[usize], number| numbers.iter().filter(|&&other| other == number).count();
         let (mut left, doubt) = (self.dead.clone(), self.doubt.take());
         match &doubt {
-            Some(Doubt::Buried(number)) if count(&found, *number) > count(&left, *number) => left.push(*number),
+            Some(Doubt::Buried(number)) if count(&found, *number) > count(&left, *number) => {
+                left.push(*number)
+            }
             Some(Doubt::Replayed(numbers) | Doubt::Dropped(numbers)) => {
                 let mut gone = numbers.clone();
                 for number in &found {
@@ -232,7 +255,10 @@ impl Model {
                     }
                 }
                 for number in &gone {
-                    let at = left.iter().position(|other| other == number).expect("it was dead");
+                    let at = left
+                        .iter()
+                        .position(|other| other == number)
+                        .expect("it was dead");
                     left.remove(at);
                     if let Some(Doubt::Dropped(_)) = doubt {
                         self.cases[*number].dropped += 1;
@@ -258,15 +284,26 @@ impl Model {
     }
 
     fn waits(&self, held: &Held) -> Check {
-        let (least, most) =
-            self.cases.iter().fold((0, 0), |sum, case| (sum.0 + case.waiting.0, sum.1 + case.waiting.1));
+        let (least, most) = self.cases.iter().fold((0, 0), |sum, case| {
+            (sum.0 + case.waiting.0, sum.1 + case.waiting.1)
+        });
         let waiting = usize::try_from(held.waiting()).expect("few");
-        ensure!((least..=most).contains(&waiting), "{waiting} records wait on disk, not {least} to {most}");
+        ensure!(
+            (least..=most).contains(&waiting),
+            "{waiting} records wait on disk, not {least} to {most}"
+        );
         for (lane, id) in LANES.into_iter().enumerate() {
             let pinned = usize::try_from(held.records(Queue::Pinned(id))).expect("few");
-            let most: usize =
-                self.cases.iter().filter(|case| case.pinned == Some(lane)).map(|case| case.waiting.1).sum();
-            ensure!(pinned <= most, "{pinned} records wait on disk for {id}, more than {most}");
+            let most: usize = self
+                .cases
+                .iter()
+                .filter(|case| case.pinned == Some(lane))
+                .map(|case| case.waiting.1)
+                .sum();
+            ensure!(
+                pinned <= most,
+                "{pinned} records wait on disk for {id}, more than {most}"
+            );
         }
         ensure!(held.records(Queue::Carried) == 0, "something is carried");
         Ok(())
@@ -277,12 +314,23 @@ impl Model {
         let held = node.held();
         self.waits(&held)?;
         let dead = usize::try_from(held.records(Queue::Dead)).expect("few");
-        ensure!(dead == self.dead.len(), "{dead} dead letters are counted, not {:?}", self.dead);
+        ensure!(
+            dead == self.dead.len(),
+            "{dead} dead letters are counted, not {:?}",
+            self.dead
+        );
         let mut publishes = vec![0; self.cases.len()];
         for (lane, record) in brokers.publishing() {
             let number = number(&record);
-            let case = self.cases.get(number).ok_or_else(|| format!("{} was never posted", record.id))?;
-            ensure!(record.body == body(number), "r{number} is {:?}", record.body);
+            let case = self
+                .cases
+                .get(number)
+                .ok_or_else(|| format!("{} was never posted", record.id))?;
+            ensure!(
+                record.body == body(number),
+                "r{number} is {:?}",
+                record.body
+            );
             ensure!(
                 case.pinned.is_none_or(|pinned| pinned == lane) || case.replayed,
                 "r{number} is pinned to {:?} and goes out by lane {lane}",
@@ -291,9 +339,15 @@ impl Model {
             publishes[number] += 1;
         }
         for (number, (case, publishes)) in self.cases.iter().zip(publishes).enumerate() {
-            ensure!(publishes <= case.carriers(), "r{number} is published without need");
+            ensure!(
+                publishes <= case.carriers(),
+                "r{number} is published without need"
+            );
             let waits = case.client == Client::Waits && node.has_router();
-            ensure!(!waits || publishes > 0, "nobody works for r{number}, and its client waits");
+            ensure!(
+                !waits || publishes > 0,
+                "nobody works for r{number}, and its client waits"
+            );
         }
         self.balances(node, &held)
     }
@@ -303,7 +357,10 @@ impl Model {
         // A record may be delivered before its confirm is heard of, or though it never is.
         if lanes.accepted + lanes.fed + lanes.recovered < lanes.delivered + lanes.dead {
             let is_early = |case: &Case| case.is_settled && case.carriers() > 0;
-            ensure!(self.cases.iter().any(is_early), "more ends than records: {balance:?}");
+            ensure!(
+                self.cases.iter().any(is_early),
+                "more ends than records: {balance:?}"
+            );
             return Ok(());
         }
         ensure!(balance.holds(), "the ledger does not balance: {balance:?}");
@@ -313,18 +370,32 @@ impl Model {
     /// Whether the dead letters are those that the model knows.
     pub fn lists(&self, mut found: Vec<usize>) -> Check {
         found.sort_unstable();
-        ensure!(found == self.dead, "dead letters: {found:?}, not {:?}", self.dead);
+        ensure!(
+            found == self.dead,
+            "dead letters: {found:?}, not {:?}",
+            self.dead
+        );
         Ok(())
     }
 
     /// Everything has come to its end: each promise must be kept.
     pub fn ends(&self, held: &Held) -> Check {
         for (number, case) in self.cases.iter().enumerate() {
-            ensure!(case.client != Client::Waits, "the client of r{number} still waits");
+            ensure!(
+                case.client != Client::Waits,
+                "the client of r{number} still waits"
+            );
             let is_kept = case.delivered > 0 || case.dropped > 0 || self.dead.contains(&number);
-            ensure!(case.client != Client::HasReceipt || is_kept, "r{number} is lost: {case:?}");
+            ensure!(
+                case.client != Client::HasReceipt || is_kept,
+                "r{number} is lost: {case:?}"
+            );
         }
-        ensure!(held.waiting() == 0, "{} records still wait on disk", held.waiting());
+        ensure!(
+            held.waiting() == 0,
+            "{} records still wait on disk",
+            held.waiting()
+        );
         Ok(())
     }
 }

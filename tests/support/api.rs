@@ -8,7 +8,9 @@ use std::{
     time::Duration,
 };
 
-use actix_web::{App, HttpRequest, HttpResponse, HttpServer, dev::ServerHandle, http::StatusCode, web};
+use actix_web::{
+    App, HttpRequest, HttpResponse, HttpServer, dev::ServerHandle, http::StatusCode, web,
+};
 use futures_util::stream;
 
 /// What the API was sent.
@@ -77,7 +79,11 @@ impl Api {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("a bound socket");
         let server = Some(serve(listener, Arc::clone(&state)));
-        Self { address, state, server }
+        Self {
+            address,
+            state,
+            server,
+        }
     }
 
     pub fn url(&self) -> String {
@@ -85,7 +91,9 @@ impl Api {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("no test panics while it holds the state")
+        self.state
+            .lock()
+            .expect("no test panics while it holds the state")
     }
 
     /// How it behaves from now on: `judge` is given the number of the POST, from 0, and the POST.
@@ -129,7 +137,10 @@ impl Api {
 
     /// Waits until so many POSTs have come.
     pub async fn wait_for(&self, count: usize, patience: Duration) {
-        super::eventually(&format!("{count} POSTs"), patience, async || (self.count() >= count).then_some(())).await;
+        super::eventually(&format!("{count} POSTs"), patience, async || {
+            (self.count() >= count).then_some(())
+        })
+        .await;
     }
 
     /// Refuses connections from now on.
@@ -162,11 +173,18 @@ fn serve(listener: TcpListener, state: Arc<Mutex<State>>) -> ServerHandle {
         actix_rt::System::new().block_on(async move {
             let server = HttpServer::new(move || {
                 let state = Arc::clone(&state);
-                App::new().app_data(web::PayloadConfig::new(16 << 20)).default_service(web::to(
-                    move |request: HttpRequest, body: web::Bytes| answer(Arc::clone(&state), request, body),
-                ))
+                App::new()
+                    .app_data(web::PayloadConfig::new(16 << 20))
+                    .default_service(web::to(move |request: HttpRequest, body: web::Bytes| {
+                        answer(Arc::clone(&state), request, body)
+                    }))
             });
-            let server = server.workers(1).disable_signals().listen(listener).expect("a bound socket").run();
+            let server = server
+                .workers(1)
+                .disable_signals()
+                .listen(listener)
+                .expect("a bound socket")
+                .run();
             started.send(server.handle()).expect("the test waits");
             server.await.expect("the API runs to its end");
         });
@@ -179,18 +197,32 @@ struct Underway(Arc<Mutex<State>>);
 
 impl Drop for Underway {
     fn drop(&mut self) {
-        self.0.lock().expect("no test panics while it holds the state").underway -= 1;
+        self.0
+            .lock()
+            .expect("no test panics while it holds the state")
+            .underway -= 1;
     }
 }
 
 async fn answer(state: Arc<Mutex<State>>, request: HttpRequest, body: web::Bytes) -> HttpResponse {
     let _underway = {
-        let mut counts = state.lock().expect("no test panics while it holds the state");
+        let mut counts = state
+            .lock()
+            .expect("no test panics while it holds the state");
         counts.underway += 1;
         counts.most = counts.most.max(counts.underway);
         Underway(Arc::clone(&state))
     };
-    let header = |name: &str| Some(request.headers().get(name)?.to_str().expect("visible ASCII").to_owned());
+    let header = |name: &str| {
+        Some(
+            request
+                .headers()
+                .get(name)?
+                .to_str()
+                .expect("visible ASCII")
+                .to_owned(),
+        )
+    };
     let post = Post {
         key: header("Idempotency-Key"),
         content_type: header("Content-Type"),
@@ -200,11 +232,15 @@ async fn answer(state: Arc<Mutex<State>>, request: HttpRequest, body: web::Bytes
         peer: request.peer_addr(),
     };
     let (conduct, delay) = {
-        let mut state = state.lock().expect("no test panics while it holds the state");
+        let mut state = state
+            .lock()
+            .expect("no test panics while it holds the state");
         let conduct = (state.judge)(state.count, &post);
         state.count += 1;
         let refused = match &conduct {
-            Conduct::Answer(code) | Conduct::AnswerWith { status: code, .. } => !(200..300).contains(code),
+            Conduct::Answer(code) | Conduct::AnswerWith { status: code, .. } => {
+                !(200..300).contains(code)
+            }
             Conduct::Hang | Conduct::CutAnswer => true,
         };
         if let Some(key) = post.key.clone().filter(|_| !refused) {
@@ -221,7 +257,11 @@ async fn answer(state: Arc<Mutex<State>>, request: HttpRequest, body: web::Bytes
     let status = |status| StatusCode::from_u16(status).expect("a status");
     match conduct {
         Conduct::Answer(code) => HttpResponse::new(status(code)),
-        Conduct::AnswerWith { status: code, headers, body } => {
+        Conduct::AnswerWith {
+            status: code,
+            headers,
+            body,
+        } => {
             let mut response = HttpResponse::build(status(code));
             for header in headers {
                 response.append_header(header);
@@ -230,7 +270,10 @@ async fn answer(state: Arc<Mutex<State>>, request: HttpRequest, body: web::Bytes
         }
         Conduct::Hang => std::future::pending().await,
         Conduct::CutAnswer => {
-            let half = stream::iter([Ok(web::Bytes::from_static(b"half")), Err(std::io::Error::other("cut"))]);
+            let half = stream::iter([
+                Ok(web::Bytes::from_static(b"half")),
+                Err(std::io::Error::other("cut")),
+            ]);
             HttpResponse::Ok().no_chunking(8).streaming(half)
         }
     }

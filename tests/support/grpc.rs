@@ -14,14 +14,14 @@ use std::{
 use bytes::Bytes;
 use tonic::transport::Channel;
 use waypost::{
-    actors::transport::{
+    config,
+    proto::{self, waypost_client::WaypostClient},
+    record::{Origin, Record, Schema},
+    tap::Tap,
+    transport::{
         Transport as _,
         grpc::{Grpc, Settings},
     },
-    config,
-    delivery::Tap,
-    proto::{self, waypost_client::WaypostClient},
-    record::{Origin, Record, Schema},
 };
 
 use super::{process::free_port, rig::Rig, spool};
@@ -53,7 +53,10 @@ pub fn settings() -> Settings {
 }
 
 pub fn settings_at(port: u16) -> Settings {
-    let config = config::Grpc { listen: SocketAddr::from(([127, 0, 0, 1], port)), ..config::Grpc::default() };
+    let config = config::Grpc {
+        listen: SocketAddr::from(([127, 0, 0, 1], port)),
+        ..config::Grpc::default()
+    };
     let (spool, _) = spool();
     Settings {
         config,
@@ -74,8 +77,12 @@ pub async fn connect(settings: &Settings) -> Grpc {
 }
 
 pub async fn channel(node: &Grpc) -> Channel {
-    let endpoint = Channel::from_shared(format!("http://{}", node.address())).expect("an address makes a URI");
-    endpoint.connect().await.expect("the node accepts connections")
+    let endpoint =
+        Channel::from_shared(format!("http://{}", node.address())).expect("an address makes a URI");
+    endpoint
+        .connect()
+        .await
+        .expect("the node accepts connections")
 }
 
 pub async fn client(node: &Grpc) -> WaypostClient<Channel> {
@@ -87,14 +94,23 @@ pub fn record(id: &str) -> Record {
     Record {
         id: Arc::from(id),
         body: Bytes::from(format!(r#"{{"id":"{id}"}}"#)),
-        traceparent: Some(Arc::from("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")),
-        origin: Some(Origin { run: Arc::from("node-a/1"), at_us: 17 }),
+        traceparent: Some(Arc::from(
+            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+        )),
+        origin: Some(Origin {
+            run: Arc::from("node-a/1"),
+            at_us: 17,
+        }),
     }
 }
 
 /// A record as a client would send it.
 pub fn message(id: &str, body: &str) -> proto::Record {
-    proto::Record { id: id.into(), body: Bytes::copy_from_slice(body.as_bytes()), ..proto::Record::default() }
+    proto::Record {
+        id: id.into(),
+        body: Bytes::copy_from_slice(body.as_bytes()),
+        ..proto::Record::default()
+    }
 }
 
 /// Stands between two nodes, and passes bytes on until it is told to hold them back; both connections stay open.
@@ -106,13 +122,19 @@ pub struct Wire {
 impl Wire {
     pub fn to(target: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has free ports");
-        let address = listener.local_addr().expect("a bound socket has an address");
+        let address = listener
+            .local_addr()
+            .expect("a bound socket has an address");
         let silent = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&silent);
         thread::spawn(move || {
             for near in listener.incoming().flatten() {
-                let Ok(far) = TcpStream::connect(target) else { continue };
-                let (Ok(near_back), Ok(far_back)) = (near.try_clone(), far.try_clone()) else { continue };
+                let Ok(far) = TcpStream::connect(target) else {
+                    continue;
+                };
+                let (Ok(near_back), Ok(far_back)) = (near.try_clone(), far.try_clone()) else {
+                    continue;
+                };
                 let (there, back) = (Arc::clone(&flag), Arc::clone(&flag));
                 thread::spawn(move || pass(near, far, &there));
                 thread::spawn(move || pass(far_back, near_back, &back));

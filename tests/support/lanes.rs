@@ -16,7 +16,10 @@ pub trait Lane: Rig {
 pub fn through_proxy(mut variables: Vec<(String, String)>) -> (Proxy, Vec<(String, String)>) {
     const HOST: &str = "127.0.0.1:";
     let named = |(_, value): &&mut (String, String)| value.contains(HOST);
-    let (_, value) = variables.iter_mut().find(named).expect("a server on loopback");
+    let (_, value) = variables
+        .iter_mut()
+        .find(named)
+        .expect("a server on loopback");
     let rest = value.split_once(HOST).expect("it was found by that").1;
     let port: String = rest.chars().take_while(char::is_ascii_digit).collect();
     let address = format!("{HOST}{port}");
@@ -26,7 +29,10 @@ pub fn through_proxy(mut variables: Vec<(String, String)>) -> (Proxy, Vec<(Strin
 }
 
 fn owned<const N: usize>(variables: [(&str, String); N]) -> Vec<(String, String)> {
-    variables.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+    variables
+        .into_iter()
+        .map(|(key, value)| (key.to_owned(), value))
+        .collect()
 }
 
 impl Lane for Nats {
@@ -50,7 +56,10 @@ impl Lane for Rabbitmq {
 
     fn variables(&mut self) -> Vec<(String, String)> {
         let lane = self.config();
-        owned([("LANES__RABBITMQ__URL", lane.url), ("LANES__RABBITMQ__QUEUE", lane.queue)])
+        owned([
+            ("LANES__RABBITMQ__URL", lane.url),
+            ("LANES__RABBITMQ__QUEUE", lane.queue),
+        ])
     }
 }
 

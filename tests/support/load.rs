@@ -64,12 +64,24 @@ pub struct Verdict {
 
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { attempted, accepted, untaken, delivered, dead, lost, duplicated, unexpected } = self;
+        let Self {
+            attempted,
+            accepted,
+            untaken,
+            delivered,
+            dead,
+            lost,
+            duplicated,
+            unexpected,
+        } = self;
         write!(
             f,
             "attempted {attempted}, accepted {accepted}, untaken {untaken}, delivered {delivered}, dead {dead}, "
         )?;
-        write!(f, "lost {lost}, duplicated {duplicated}, unexpected {unexpected}")
+        write!(
+            f,
+            "lost {lost}, duplicated {duplicated}, unexpected {unexpected}"
+        )
     }
 }
 
@@ -85,13 +97,25 @@ impl Load {
 
     /// So many records in each request.
     pub fn start_with_batches(node: &Node, together: usize) -> Self {
-        Self::begin(node, CLIENTS, Duration::ZERO, Account { together, ..Account::default() })
+        Self::begin(
+            node,
+            CLIENTS,
+            Duration::ZERO,
+            Account {
+                together,
+                ..Account::default()
+            },
+        )
     }
 
     /// Goes on where another load has ended: no key comes twice.
     pub fn start_after(node: &Node, other: &Self) -> Self {
         let (attempted, together) = (other.account.attempted.clone(), other.account.together);
-        let account = Account { together, attempted, ..Account::default() };
+        let account = Account {
+            together,
+            attempted,
+            ..Account::default()
+        };
         Self::begin(node, CLIENTS, Duration::ZERO, account)
     }
 
@@ -99,12 +123,18 @@ impl Load {
         let account = Rc::new(account);
         let records = Rc::new(traffic());
         let clients = (0..clients).map(|_| {
-            let (client, account, records) = (node.client(), Rc::clone(&account), Rc::clone(&records));
+            let (client, account, records) =
+                (node.client(), Rc::clone(&account), Rc::clone(&records));
             actix_rt::spawn(async move {
                 while !account.stop.get() {
                     let number = account.attempted.replace(account.attempted.get() + 1);
-                    match client.post("/", &key(number), account.body(number, &records)).await {
-                        Some((StatusCode::ACCEPTED, _)) => account.obligations.borrow_mut().extend(account.ids(number)),
+                    match client
+                        .post("/", &key(number), account.body(number, &records))
+                        .await
+                    {
+                        Some((StatusCode::ACCEPTED, _)) => {
+                            account.obligations.borrow_mut().extend(account.ids(number))
+                        }
                         Some(_) => {
                             account.refused.set(account.refused.get() + 1);
                             tokio::time::sleep(REST).await;
@@ -144,7 +174,10 @@ impl Load {
     /// Waits until so many more are taken.
     pub async fn take(&self, more: usize) {
         let goal = self.accepted() + more;
-        eventually("the node takes records", PATIENCE, async || (self.accepted() >= goal).then_some(())).await;
+        eventually("the node takes records", PATIENCE, async || {
+            (self.accepted() >= goal).then_some(())
+        })
+        .await;
     }
 
     /// Ends the load; every answer that is owed has come.
@@ -165,7 +198,13 @@ impl Load {
                 if lost.is_empty() {
                     return;
                 }
-                assert!(Instant::now() < deadline, "{} of {} lost, as {:?}", lost.len(), obligations.len(), lost[0]);
+                assert!(
+                    Instant::now() < deadline,
+                    "{} of {} lost, as {:?}",
+                    lost.len(),
+                    obligations.len(),
+                    lost[0]
+                );
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
@@ -196,16 +235,25 @@ impl Load {
         let dead = node.dead().await;
         let taken = api.taken();
         let obligations = self.account.obligations.borrow();
-        let sent: HashSet<_> = (0..self.attempted()).flat_map(|number| self.account.ids(number)).collect();
+        let sent: HashSet<_> = (0..self.attempted())
+            .flat_map(|number| self.account.ids(number))
+            .collect();
         Verdict {
             attempted: self.attempted(),
             accepted: obligations.len(),
             untaken: self.untaken(),
             delivered: taken.len(),
             dead: dead.len(),
-            lost: obligations.iter().filter(|key| !taken.contains_key(*key) && !dead.contains(*key)).count(),
+            lost: obligations
+                .iter()
+                .filter(|key| !taken.contains_key(*key) && !dead.contains(*key))
+                .count(),
             duplicated: taken.values().map(|times| *times as usize - 1).sum(),
-            unexpected: taken.keys().chain(&dead).filter(|key| !sent.contains(*key)).count(),
+            unexpected: taken
+                .keys()
+                .chain(&dead)
+                .filter(|key| !sent.contains(*key))
+                .count(),
         }
     }
 }
@@ -215,7 +263,13 @@ impl Account {
         let nth = |at: usize| &*records[(number + at) % records.len()];
         match self.together {
             0 | 1 => records[number % records.len()].clone(),
-            together => [b"[", &*(0..together).map(nth).collect::<Vec<_>>().join(&b","[..]), b"]"].concat().into(),
+            together => [
+                b"[",
+                &*(0..together).map(nth).collect::<Vec<_>>().join(&b","[..]),
+                b"]",
+            ]
+            .concat()
+            .into(),
         }
     }
 
@@ -223,7 +277,9 @@ impl Account {
     fn ids(&self, number: usize) -> Vec<String> {
         match self.together {
             0 | 1 => vec![key(number)],
-            together => (0..together).map(|at| format!("{}/{at}", key(number))).collect(),
+            together => (0..together)
+                .map(|at| format!("{}/{at}", key(number)))
+                .collect(),
         }
     }
 }

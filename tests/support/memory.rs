@@ -1,6 +1,6 @@
 //! The message system in memory, held to the same contract.
 
-use waypost::actors::transport::memory::{Broker, Faults, Memory};
+use waypost::transport::memory::{Broker, Faults, Memory};
 
 use super::rig::Rig;
 
@@ -34,7 +34,10 @@ impl Rig for InMemory {
     }
 
     async fn kill(&mut self) {
-        self.all(Faults { refuse_connects: true, ..Faults::default() });
+        self.all(Faults {
+            refuse_connects: true,
+            ..Faults::default()
+        });
     }
 
     async fn revive(&mut self) {

@@ -27,10 +27,18 @@ use waypost::spool::Spool;
 
 /// Says that the present test proves nothing on this machine, past the capture of its output. With `CI=true` it fails instead.
 pub fn missing(what: &str) {
-    assert!(env::var_os("CI").is_none_or(|ci| ci != "true"), "{what} is missing");
+    assert!(
+        env::var_os("CI").is_none_or(|ci| ci != "true"),
+        "{what} is missing"
+    );
     let test = thread::current();
     // There is no other place to say it.
-    writeln!(io::stderr(), "DID NOT RUN: {}: {what} is missing", test.name().unwrap_or("a test")).ok();
+    writeln!(
+        io::stderr(),
+        "DID NOT RUN: {}: {what} is missing",
+        test.name().unwrap_or("a test")
+    )
+    .ok();
 }
 
 /// A spool in a folder that goes with the value.
@@ -45,7 +53,10 @@ pub async fn closed_spool() -> Spool {
     let (spool, _folder) = spool();
     spool.close().await;
     // A thread that is just ending would still be waited for.
-    eventually("the spool has ended", Duration::from_secs(20), async || spool.holds().refuses.then_some(())).await;
+    eventually("the spool has ended", Duration::from_secs(20), async || {
+        spool.holds().refuses.then_some(())
+    })
+    .await;
     spool
 }
 
@@ -55,7 +66,11 @@ pub fn traffic() -> Vec<Bytes> {
 }
 
 /// Waits until `condition` gives a value, and returns it. Panics, naming `what`, once `patience` is over.
-pub async fn eventually<T>(what: &str, patience: Duration, mut condition: impl AsyncFnMut() -> Option<T>) -> T {
+pub async fn eventually<T>(
+    what: &str,
+    patience: Duration,
+    mut condition: impl AsyncFnMut() -> Option<T>,
+) -> T {
     let deadline = Instant::now() + patience;
     loop {
         if let Some(value) = condition().await {
@@ -68,5 +83,9 @@ pub async fn eventually<T>(what: &str, patience: Duration, mut condition: impl A
 
 /// What a test is told from outside to do more of than `tests/run` has time for, or `usual`.
 pub fn wanted(variable: &str, usual: u64) -> u64 {
-    env::var(variable).map_or(usual, |value| value.parse().unwrap_or_else(|_| panic!("{variable} is no number")))
+    env::var(variable).map_or(usual, |value| {
+        value
+            .parse()
+            .unwrap_or_else(|_| panic!("{variable} is no number"))
+    })
 }

@@ -12,7 +12,7 @@ use tokio::{
     io::{AsyncBufReadExt as _, BufReader},
     net::TcpStream,
 };
-use waypost::{actors::transport::nats, config, record::Record};
+use waypost::{config, record::Record, transport::nats};
 
 use super::{eventually, process, rig::Rig};
 
@@ -32,22 +32,43 @@ impl Nats {
     pub async fn with(arguments: &[&str]) -> Option<Self> {
         let path = std::env::var_os("PATH").unwrap_or_default();
         let folders = std::env::split_paths(&path).chain([PathBuf::from("/usr/sbin")]);
-        let Some(program) = folders.map(|folder| folder.join("nats-server")).find(|file| file.exists()) else {
+        let Some(program) = folders
+            .map(|folder| folder.join("nats-server"))
+            .find(|file| file.exists())
+        else {
             super::missing("nats-server");
             return None;
         };
-        let arguments = arguments.iter().map(ToString::to_string).collect::<Vec<_>>();
-        let (port, data) = (process::free_port(), tempfile::tempdir().expect("a temporary folder"));
+        let arguments = arguments
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>();
+        let (port, data) = (
+            process::free_port(),
+            tempfile::tempdir().expect("a temporary folder"),
+        );
         let server = Self::spawn(&program, &arguments, port, &data);
-        let mut nats = Self { program, arguments, port, data, server };
+        let mut nats = Self {
+            program,
+            arguments,
+            port,
+            data,
+            server,
+        };
         eprintln!("NATS server {}", nats.answers().await);
         Some(nats)
     }
 
     fn spawn(program: &Path, arguments: &[String], port: u16, data: &TempDir) -> Child {
         process::start(program.to_str().expect("a plain path"), |command| {
-            command.args(["-a", "127.0.0.1", "-p", &port.to_string(), "-js", "-sd"]).arg(data.path()).args(arguments);
-            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+            command
+                .args(["-a", "127.0.0.1", "-p", &port.to_string(), "-js", "-sd"])
+                .arg(data.path())
+                .args(arguments);
+            command
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null());
         })
         .expect("the server starts")
     }
@@ -56,11 +77,18 @@ impl Nats {
     async fn answers(&mut self) -> String {
         let (server, port) = (&mut self.server, self.port);
         eventually("NATS answers", PATIENCE, async || {
-            assert!(server.try_wait().expect("a child's status").is_none(), "the server ended");
+            assert!(
+                server.try_wait().expect("a child's status").is_none(),
+                "the server ended"
+            );
             let connection = TcpStream::connect(("127.0.0.1", port)).await.ok()?;
             let mut greeting = String::new();
-            BufReader::new(connection).read_line(&mut greeting).await.ok()?;
-            let info: serde_json::Value = serde_json::from_str(greeting.strip_prefix("INFO ")?).ok()?;
+            BufReader::new(connection)
+                .read_line(&mut greeting)
+                .await
+                .ok()?;
+            let info: serde_json::Value =
+                serde_json::from_str(greeting.strip_prefix("INFO ")?).ok()?;
             Some(info["version"].as_str()?.to_owned())
         })
         .await
@@ -86,12 +114,20 @@ impl Nats {
     pub async fn terminate(&mut self) {
         self.signal("TERM");
         let server = &mut self.server;
-        eventually("the server ends", PATIENCE, async || server.try_wait().expect("a child's status")).await;
+        eventually("the server ends", PATIENCE, async || {
+            server.try_wait().expect("a child's status")
+        })
+        .await;
     }
 
     /// Takes from a server that has ended what it knows of the messages of `stream`; what it knows of the consumers stays.
     pub fn forget_messages(&self, stream: &str) {
-        let messages = self.data.path().join("jetstream/$G/streams").join(stream).join("msgs");
+        let messages = self
+            .data
+            .path()
+            .join("jetstream/$G/streams")
+            .join(stream)
+            .join("msgs");
         for file in fs::read_dir(messages).expect("the stream's folder") {
             fs::remove_file(file.expect("an entry").path()).expect("the folder is ours");
         }

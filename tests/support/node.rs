@@ -41,17 +41,37 @@ impl Node {
         let (ingest, admin) = (process::free_port(), process::free_port());
         let data = tempfile::tempdir().expect("a temporary folder");
         let mut environment = vec![
-            ("WAYPOST_INGEST__LISTEN".into(), format!("127.0.0.1:{ingest}")),
+            (
+                "WAYPOST_INGEST__LISTEN".into(),
+                format!("127.0.0.1:{ingest}"),
+            ),
             ("WAYPOST_ADMIN__LISTEN".into(), format!("127.0.0.1:{admin}")),
             ("WAYPOST_API__URL".into(), api.into()),
-            ("WAYPOST_SPOOL__DIR".into(), data.path().display().to_string()),
+            (
+                "WAYPOST_SPOOL__DIR".into(),
+                data.path().display().to_string(),
+            ),
             ("FAILPOINTS".into(), fault.into()),
             // A busy machine may keep a healthy broker waiting for longer than the default allows.
             ("WAYPOST_ROUTER__PUBLISH_TIMEOUT".into(), "10s".into()),
         ];
-        environment.extend(variables.iter().map(|(key, value)| (format!("WAYPOST_{key}"), value.clone())));
-        let http = awc::Client::builder().timeout(Duration::from_secs(20)).finish();
-        let mut node = Self { child: launch(&environment), ingest, admin, environment, http, data, memory_limit: None };
+        environment.extend(
+            variables
+                .iter()
+                .map(|(key, value)| (format!("WAYPOST_{key}"), value.clone())),
+        );
+        let http = awc::Client::builder()
+            .timeout(Duration::from_secs(20))
+            .finish();
+        let mut node = Self {
+            child: launch(&environment),
+            ingest,
+            admin,
+            environment,
+            http,
+            data,
+            memory_limit: None,
+        };
         node.answers().await;
         node
     }
@@ -73,8 +93,13 @@ impl Node {
 
     async fn answers(&mut self) {
         eventually("the node answers", PATIENCE, async || {
-            assert!(self.child.try_wait().expect("a child's status").is_none(), "the node ended");
-            self.get("/healthz").await.filter(|(status, _)| *status == StatusCode::OK)
+            assert!(
+                self.child.try_wait().expect("a child's status").is_none(),
+                "the node ended"
+            );
+            self.get("/healthz")
+                .await
+                .filter(|(status, _)| *status == StatusCode::OK)
         })
         .await;
     }
@@ -86,7 +111,9 @@ impl Node {
         let began = Instant::now();
         self.start_again().await;
         eventually("the node is ready", PATIENCE, async || {
-            self.get("/readyz").await.filter(|(status, _)| *status == StatusCode::OK)
+            self.get("/readyz")
+                .await
+                .filter(|(status, _)| *status == StatusCode::OK)
         })
         .await;
         began.elapsed()
@@ -103,16 +130,28 @@ impl Node {
 
     /// Bytes of memory that it has for itself.
     pub fn memory(&self) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
-        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("Linux says");
-        line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") << 10
+        let status =
+            fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("RssAnon:"))
+            .expect("Linux says");
+        line.trim()
+            .trim_end_matches(" kB")
+            .parse::<u64>()
+            .expect("a number")
+            << 10
     }
 
     /// Bytes on disk of its spool, the table of keys apart.
     pub fn spool_bytes(&self) -> u64 {
-        let files = fs::read_dir(self.data.path()).expect("its folder").filter_map(Result::ok);
+        let files = fs::read_dir(self.data.path())
+            .expect("its folder")
+            .filter_map(Result::ok);
         let queues = files.filter(|file| !file.file_name().to_string_lossy().starts_with("keys"));
-        queues.map(|file| file.metadata().map_or(0, |found| found.len())).sum()
+        queues
+            .map(|file| file.metadata().map_or(0, |found| found.len()))
+            .sum()
     }
 
     /// Sends it "TERM", "KILL" or another signal.
@@ -129,21 +168,31 @@ impl Node {
             if let Some(status) = status() {
                 return status;
             }
-            assert!(Instant::now() < deadline, "the node still runs after {patience:?}");
+            assert!(
+                Instant::now() < deadline,
+                "the node still runs after {patience:?}"
+            );
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
 
     /// `GET` from its admin side; `None` while it does not answer.
     pub async fn get(&self, path: &str) -> Option<(StatusCode, Value)> {
-        let ask = || self.http.get(format!("http://127.0.0.1:{}{path}", self.admin)).send();
+        let ask = || {
+            self.http
+                .get(format!("http://127.0.0.1:{}{path}", self.admin))
+                .send()
+        };
         // A connection that was kept may be closed by the other side just then.
         let mut answer = match ask().await {
             Ok(answer) => answer,
             Err(_) => ask().await.ok()?,
         };
         let body = answer.body().limit(64 << 20).await.ok()?;
-        Some((answer.status(), serde_json::from_slice(&body).unwrap_or(Value::Null)))
+        Some((
+            answer.status(),
+            serde_json::from_slice(&body).unwrap_or(Value::Null),
+        ))
     }
 
     pub async fn status(&self) -> Value {
@@ -154,7 +203,11 @@ impl Node {
     pub async fn lane(&self, lane: &str) -> Value {
         let status = self.status().await;
         let lanes = status["lanes"].as_array().expect("a list of lanes");
-        lanes.iter().find(|found| found["lane"] == lane).unwrap_or_else(|| panic!("no lane {lane}: {status}")).clone()
+        lanes
+            .iter()
+            .find(|found| found["lane"] == lane)
+            .unwrap_or_else(|| panic!("no lane {lane}: {status}"))
+            .clone()
     }
 
     pub async fn lane_is(&self, lane: &str, state: &str, patience: Duration) {
@@ -178,11 +231,15 @@ impl Node {
         loop {
             let ledger = self.status().await["ledger"].clone();
             let of = |key: &str| ledger[key].as_u64().expect("a count");
-            if of("in_flight") + of("spooled") == 0 && of("accepted") + of("recovered") == of("delivered") + of("dead")
+            if of("in_flight") + of("spooled") == 0
+                && of("accepted") + of("recovered") == of("delivered") + of("dead")
             {
                 return ledger;
             }
-            assert!(Instant::now() < deadline, "not at rest within {patience:?}: {ledger}");
+            assert!(
+                Instant::now() < deadline,
+                "not at rest within {patience:?}: {ledger}"
+            );
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -191,17 +248,34 @@ impl Node {
     pub async fn text(&self, path: &str) -> (String, String) {
         let url = format!("http://127.0.0.1:{}{path}", self.admin);
         let mut answer = self.http.get(url).send().await.expect("the node answers");
-        let content_type = answer.headers().get("content-type").expect("a type").to_str().expect("text").to_owned();
+        let content_type = answer
+            .headers()
+            .get("content-type")
+            .expect("a type")
+            .to_str()
+            .expect("text")
+            .to_owned();
         let body = answer.body().await.expect("a body");
-        (content_type, String::from_utf8(body.to_vec()).expect("text"))
+        (
+            content_type,
+            String::from_utf8(body.to_vec()).expect("text"),
+        )
     }
 
     /// `POST` to its admin side.
     pub async fn tell(&self, path: &str, body: Value) -> (StatusCode, Value) {
         let url = format!("http://127.0.0.1:{}{path}", self.admin);
-        let mut answer = self.http.post(url).send_json(&body).await.expect("the node answers");
+        let mut answer = self
+            .http
+            .post(url)
+            .send_json(&body)
+            .await
+            .expect("the node answers");
         let body = answer.body().await.expect("a body");
-        (answer.status(), serde_json::from_slice(&body).unwrap_or(Value::Null))
+        (
+            answer.status(),
+            serde_json::from_slice(&body).unwrap_or(Value::Null),
+        )
     }
 
     pub fn data(&self) -> &Path {
@@ -210,10 +284,16 @@ impl Node {
 
     /// The ids of all dead letters.
     pub async fn dead(&self) -> HashSet<String> {
-        let (status, list) = self.get("/api/dead?limit=10000").await.expect("the node answers");
+        let (status, list) = self
+            .get("/api/dead?limit=10000")
+            .await
+            .expect("the node answers");
         assert_eq!(status, StatusCode::OK, "{list}");
         let letters = list["dead"].as_array().expect("a list");
-        letters.iter().map(|letter| letter["id"].as_str().expect("an id").to_owned()).collect()
+        letters
+            .iter()
+            .map(|letter| letter["id"].as_str().expect("an id").to_owned())
+            .collect()
     }
 
     /// An order to a lane: "pause", "resume" or "restart".
@@ -226,7 +306,10 @@ impl Node {
 
     /// A client of this node, which may outlive it.
     pub fn client(&self) -> Client {
-        Client { http: self.http.clone(), port: self.ingest }
+        Client {
+            http: self.http.clone(),
+            port: self.ingest,
+        }
     }
 
     /// Posts one record under `key`. `None` if there was no answer.
@@ -245,18 +328,29 @@ impl Client {
     /// Posts one record under `key`. `None` if there was no answer.
     pub async fn post(&self, path: &str, key: &str, record: Bytes) -> Option<(StatusCode, Value)> {
         let url = format!("http://127.0.0.1:{}{path}", self.port);
-        let request = self.http.post(url).content_type("application/json").insert_header(("Idempotency-Key", key));
+        let request = self
+            .http
+            .post(url)
+            .content_type("application/json")
+            .insert_header(("Idempotency-Key", key));
         let mut answer = request.send_body(record).await.ok()?;
         let body = answer.body().await.ok()?;
-        Some((answer.status(), serde_json::from_slice(&body).unwrap_or(Value::Null)))
+        Some((
+            answer.status(),
+            serde_json::from_slice(&body).unwrap_or(Value::Null),
+        ))
     }
 }
 
 /// Another build of the program may be named, as one that is optimized.
 fn launch(environment: &[(String, String)]) -> Child {
-    let program = env::var("NODE_UNDER_TEST").unwrap_or_else(|_| env!("CARGO_BIN_EXE_waypost").into());
+    let program =
+        env::var("NODE_UNDER_TEST").unwrap_or_else(|_| env!("CARGO_BIN_EXE_waypost").into());
     process::start(&program, |command| {
-        command.arg("run").env_remove("PUBSUB_EMULATOR_HOST").stdin(Stdio::null());
+        command
+            .arg("run")
+            .env_remove("PUBSUB_EMULATOR_HOST")
+            .stdin(Stdio::null());
         command.envs(environment.iter().map(|(key, value)| (key, value)));
     })
     .expect("the program starts")

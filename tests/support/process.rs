@@ -47,30 +47,51 @@ static STARTER: LazyLock<Mutex<mpsc::Sender<Order>>> = LazyLock::new(|| {
 /// and may configure arguments, environment and stdio through `set_up`.
 pub fn start(program: &str, set_up: impl FnOnce(&mut Command)) -> std::io::Result<Child> {
     let mut command = Command::new("setpriv");
-    command.args(["--pdeathsig", "KILL", "--", program]).process_group(0);
+    command
+        .args(["--pdeathsig", "KILL", "--", program])
+        .process_group(0);
     set_up(&mut command);
     let (started, answer) = mpsc::channel();
-    STARTER.lock().expect("the lock is never held over a panic").send((command, started)).expect("the starter lives");
+    STARTER
+        .lock()
+        .expect("the lock is never held over a panic")
+        .send((command, started))
+        .expect("the starter lives");
     answer.recv().expect("the starter answers")
 }
 
 /// Sends `signal` ("TERM", "STOP", "CONT", "KILL") to one process. After "STOP" each of its threads has stopped: while the one
 /// that takes the signal waits for a processor, the others run on and answer.
 pub fn signal(child: &Child, signal: &str) {
-    let status = Command::new("kill").args([&format!("-{signal}"), &child.id().to_string()]).status();
-    assert!(status.expect("kill runs").success(), "kill -{signal} {}", child.id());
+    let status = Command::new("kill")
+        .args([&format!("-{signal}"), &child.id().to_string()])
+        .status();
+    assert!(
+        status.expect("kill runs").success(),
+        "kill -{signal} {}",
+        child.id()
+    );
     let deadline = Instant::now() + Duration::from_secs(30);
     while signal == "STOP" && !has_stopped(child.id()) {
-        assert!(Instant::now() < deadline, "process {} does not stop", child.id());
+        assert!(
+            Instant::now() < deadline,
+            "process {} does not stop",
+            child.id()
+        );
         thread::sleep(Duration::from_millis(1));
     }
 }
 
 fn has_stopped(process: u32) -> bool {
     let tasks = fs::read_dir(format!("/proc/{process}/task")).expect("a child's threads");
-    let mut states = tasks.map(|task| fs::read_to_string(task.expect("a thread").path().join("stat")));
+    let mut states =
+        tasks.map(|task| fs::read_to_string(task.expect("a thread").path().join("stat")));
     // The state follows the name, which is in parentheses. A thread that has ended meanwhile has no file.
-    states.all(|stat| stat.ok().and_then(|stat| Some(stat.rsplit_once(") ")?.1.starts_with('T'))).unwrap_or(true))
+    states.all(|stat| {
+        stat.ok()
+            .and_then(|stat| Some(stat.rsplit_once(") ")?.1.starts_with('T')))
+            .unwrap_or(true)
+    })
 }
 
 /// A limit on the memory of processes, page cache included, beyond which the kernel ends them: a control group of Linux.
@@ -80,10 +101,15 @@ impl MemoryLimit {
     /// `None` where the machine lets nobody set one: that takes root, and a hierarchy that can be written.
     pub fn new(bytes: u64) -> Option<Self> {
         let own = fs::read_to_string("/proc/self/cgroup").ok()?;
-        let group =
-            |prefix: &str| own.lines().find_map(|line| line.split_once(prefix)).map(|(_, path)| path.to_owned());
-        let versions =
-            [(":memory:", "/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("0::", "/sys/fs/cgroup", "memory.max")];
+        let group = |prefix: &str| {
+            own.lines()
+                .find_map(|line| line.split_once(prefix))
+                .map(|(_, path)| path.to_owned())
+        };
+        let versions = [
+            (":memory:", "/sys/fs/cgroup/memory", "memory.limit_in_bytes"),
+            ("0::", "/sys/fs/cgroup", "memory.max"),
+        ];
         versions.into_iter().find_map(|(prefix, root, file)| {
             let name = format!("waypost-test-{:x}", fastrand::u64(..));
             let folder = PathBuf::from(format!("{root}{}/{name}", group(prefix)?));

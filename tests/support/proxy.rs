@@ -39,8 +39,16 @@ pub struct Network {
 }
 
 impl Network {
-    pub const WELL: Self = Self { there: Way::Passes, back: Way::Passes, refuses: false };
-    pub const BLACK_HOLE: Self = Self { there: Way::Swallows, back: Way::Swallows, refuses: false };
+    pub const WELL: Self = Self {
+        there: Way::Passes,
+        back: Way::Passes,
+        refuses: false,
+    };
+    pub const BLACK_HOLE: Self = Self {
+        there: Way::Swallows,
+        back: Way::Swallows,
+        refuses: false,
+    };
 }
 
 /// How a connection is ended from outside.
@@ -66,11 +74,17 @@ impl Proxy {
     pub fn before(server: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("a bound socket");
-        let (network, ends) = (watch::Sender::new(Network::WELL), watch::Sender::new((0, End::Cut)));
+        let (network, ends) = (
+            watch::Sender::new(Network::WELL),
+            watch::Sender::new((0, End::Cut)),
+        );
         let (stop, stopped) = tokio::sync::oneshot::channel();
         let (shown, ordered) = (network.clone(), ends.clone());
         thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .expect("a runtime");
             runtime.block_on(async {
                 tokio::select! {
                     () = serve(listener, server, shown, ordered) => {}
@@ -78,7 +92,12 @@ impl Proxy {
                 }
             });
         });
-        Self { address, network, ends, stop: Arc::new(Mutex::new(Some(stop))) }
+        Self {
+            address,
+            network,
+            ends,
+            stop: Arc::new(Mutex::new(Some(stop))),
+        }
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -91,12 +110,14 @@ impl Proxy {
 
     /// Closes all connections.
     pub fn cut(&self) {
-        self.ends.send_modify(|(count, end)| (*count, *end) = (*count + 1, End::Cut));
+        self.ends
+            .send_modify(|(count, end)| (*count, *end) = (*count + 1, End::Cut));
     }
 
     /// Resets all connections.
     pub fn reset(&self) {
-        self.ends.send_modify(|(count, end)| (*count, *end) = (*count + 1, End::Reset));
+        self.ends
+            .send_modify(|(count, end)| (*count, *end) = (*count + 1, End::Reset));
     }
 }
 
@@ -115,7 +136,9 @@ async fn serve(
     listener.set_nonblocking(true).expect("a socket");
     let listener = tokio::net::TcpListener::from_std(listener).expect("a listener");
     loop {
-        let Ok((client, _)) = listener.accept().await else { continue };
+        let Ok((client, _)) = listener.accept().await else {
+            continue;
+        };
         if network.borrow().refuses {
             reset(client);
             continue;
@@ -132,11 +155,19 @@ async fn connection(
     mut ends: watch::Receiver<(u64, End)>,
 ) {
     // Into a black hole nobody connects.
-    if network.wait_for(|network| network.there != Way::Swallows && network.back != Way::Swallows).await.is_err() {
+    if network
+        .wait_for(|network| network.there != Way::Swallows && network.back != Way::Swallows)
+        .await
+        .is_err()
+    {
         return;
     }
-    let Ok(socket) = TcpSocket::new_v4() else { return };
-    let Ok(mut upstream) = socket.connect(server).await else { return reset(client) };
+    let Ok(socket) = TcpSocket::new_v4() else {
+        return;
+    };
+    let Ok(mut upstream) = socket.connect(server).await else {
+        return reset(client);
+    };
     client.set_nodelay(true).expect("a socket");
     upstream.set_nodelay(true).expect("a socket");
     let ended = {
@@ -169,7 +200,12 @@ async fn carry(
     let mut buffer = vec![0; 64 << 10];
     loop {
         let read = from.read(&mut buffer).await.unwrap_or(0);
-        if network.wait_for(|network| way(network) != Way::Swallows).await.is_err() || read == 0 {
+        if network
+            .wait_for(|network| way(network) != Way::Swallows)
+            .await
+            .is_err()
+            || read == 0
+        {
             return;
         }
         let now = way(&network.borrow());
@@ -187,7 +223,11 @@ async fn carry(
     }
 }
 
-async fn trickle(to: &mut tokio::net::tcp::WriteHalf<'_>, bytes: &[u8], rate: usize) -> std::io::Result<()> {
+async fn trickle(
+    to: &mut tokio::net::tcp::WriteHalf<'_>,
+    bytes: &[u8],
+    rate: usize,
+) -> std::io::Result<()> {
     for piece in bytes.chunks((rate / 20).max(1)) {
         to.write_all(piece).await?;
         sleep(Duration::from_millis(50)).await;

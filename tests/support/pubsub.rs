@@ -12,9 +12,9 @@ use google_cloud_auth::credentials::anonymous;
 use google_cloud_pubsub::client::{SubscriptionAdmin, TopicAdmin};
 use tokio::time::timeout;
 use waypost::{
-    actors::transport::pubsub::{self, Settings},
     config,
     record::Record,
+    transport::pubsub::{self, Settings},
 };
 
 use super::{eventually, process, rig::Rig};
@@ -44,12 +44,17 @@ impl Rig for Pubsub {
 
     async fn start() -> Option<Self> {
         // One provider per process; another test may have installed it.
-        rustls::crypto::ring::default_provider().install_default().ok();
+        rustls::crypto::ring::default_provider()
+            .install_default()
+            .ok();
         let Some(program) = installed() else {
             super::missing("the Pub/Sub emulator, or java,");
             return None;
         };
-        let idle = IDLE.lock().expect("the lock is never held over a panic").pop();
+        let idle = IDLE
+            .lock()
+            .expect("the lock is never held over a panic")
+            .pop();
         let emulator = match idle {
             Some(mut emulator) => {
                 emulator.mend();
@@ -57,10 +62,16 @@ impl Rig for Pubsub {
             }
             None => {
                 let port = process::free_port();
-                Emulator { child: spawn(&program, port), port, program }
+                Emulator {
+                    child: spawn(&program, port),
+                    port,
+                    program,
+                }
             }
         };
-        let mut rig = Self { emulator: Some(emulator) };
+        let mut rig = Self {
+            emulator: Some(emulator),
+        };
         rig.answers().await;
         Some(rig)
     }
@@ -103,9 +114,18 @@ impl Pubsub {
     pub async fn admin(&mut self) -> (TopicAdmin, SubscriptionAdmin) {
         let endpoint = format!("http://127.0.0.1:{}", self.emulator().port);
         let anonymous = || anonymous::Builder::new().build();
-        let topics = TopicAdmin::builder().with_endpoint(&endpoint).with_credentials(anonymous()).build();
-        let subscriptions = SubscriptionAdmin::builder().with_endpoint(&endpoint).with_credentials(anonymous()).build();
-        (topics.await.expect("a client"), subscriptions.await.expect("a client"))
+        let topics = TopicAdmin::builder()
+            .with_endpoint(&endpoint)
+            .with_credentials(anonymous())
+            .build();
+        let subscriptions = SubscriptionAdmin::builder()
+            .with_endpoint(&endpoint)
+            .with_credentials(anonymous())
+            .build();
+        (
+            topics.await.expect("a client"),
+            subscriptions.await.expect("a client"),
+        )
     }
 
     fn emulator(&mut self) -> &mut Emulator {
@@ -118,7 +138,10 @@ impl Pubsub {
         eventually("the Pub/Sub emulator answers", START_TIMEOUT, || {
             let ended = child.try_wait().expect("the child is ours");
             assert!(ended.is_none(), "the Pub/Sub emulator ended: {ended:?}");
-            let list = topics.list_topics().set_project(format!("projects/{PROJECT}")).send();
+            let list = topics
+                .list_topics()
+                .set_project(format!("projects/{PROJECT}"))
+                .send();
             async { timeout(ANSWER_TIMEOUT, list).await.ok()?.ok() }
         })
         .await;
@@ -151,7 +174,10 @@ fn spawn(program: &Path, port: u16) -> Child {
             .args(["--host=127.0.0.1", &format!("--port={port}")])
             .arg(format!("--data-dir={}", env!("CARGO_TARGET_TMPDIR")))
             // It starts sooner, and leaves the processors to the tests.
-            .env("JAVA_OPTS", "-Xmx256m -XX:+UseSerialGC -XX:TieredStopAtLevel=1")
+            .env(
+                "JAVA_OPTS",
+                "-Xmx256m -XX:+UseSerialGC -XX:TieredStopAtLevel=1",
+            )
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null());
@@ -160,16 +186,30 @@ fn spawn(program: &Path, port: u16) -> Child {
 }
 
 fn installed() -> Option<PathBuf> {
-    let java = Command::new("java").arg("-version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+    let java = Command::new("java")
+        .arg("-version")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
     if !java.is_ok_and(|status| status.success()) {
         return None;
     }
     let of_sdk = |root: PathBuf| root.join("platform/pubsub-emulator/bin/cloud-pubsub-emulator");
-    let roots =
-        ["/usr/lib/google-cloud-sdk", "/usr/share/google-cloud-sdk", "/opt/google-cloud-sdk"].map(PathBuf::from);
+    let roots = [
+        "/usr/lib/google-cloud-sdk",
+        "/usr/share/google-cloud-sdk",
+        "/opt/google-cloud-sdk",
+    ]
+    .map(PathBuf::from);
     let named = std::env::var_os("CLOUDSDK_ROOT").map(PathBuf::from);
     let home = std::env::home_dir().map(|home| home.join("google-cloud-sdk"));
     let path = std::env::var_os("PATH").unwrap_or_default();
     let on_path = std::env::split_paths(&path).map(|folder| folder.join("cloud-pubsub-emulator"));
-    named.into_iter().chain(roots).chain(home).map(of_sdk).chain(on_path).find(|program| program.is_file())
+    named
+        .into_iter()
+        .chain(roots)
+        .chain(home)
+        .map(of_sdk)
+        .chain(on_path)
+        .find(|program| program.is_file())
 }

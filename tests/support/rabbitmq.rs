@@ -15,7 +15,7 @@ use tokio::{
     sync::{Mutex, OwnedMutexGuard},
     time::timeout,
 };
-use waypost::{actors::transport::rabbitmq, config, record::Record};
+use waypost::{config, record::Record, transport::rabbitmq};
 
 use super::{eventually, process, rig::Rig, tls::certificate};
 
@@ -83,7 +83,11 @@ impl Rabbit {
     /// A queue of its own for each that asks.
     pub fn config(&mut self) -> config::Rabbitmq {
         let url = self.server().place.url();
-        config::Rabbitmq { url, queue: format!("records-{}", Record::new_id()), ..config::Rabbitmq::default() }
+        config::Rabbitmq {
+            url,
+            queue: format!("records-{}", Record::new_id()),
+            ..config::Rabbitmq::default()
+        }
     }
 
     fn server(&mut self) -> &mut Server {
@@ -100,8 +104,16 @@ impl Rabbit {
         let place = &self.server().place;
         let mut command = Command::new(CTL);
         place.set_environment(&mut command);
-        let output = command.args(["--node", &place.node()]).args(args).output().expect("rabbitmqctl runs");
-        assert!(output.status.success(), "rabbitmqctl {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        let output = command
+            .args(["--node", &place.node()])
+            .args(args)
+            .output()
+            .expect("rabbitmqctl runs");
+        assert!(
+            output.status.success(),
+            "rabbitmqctl {args:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
 
     /// The port where it speaks TLS, and the certificate that it shows.
@@ -111,7 +123,11 @@ impl Rabbit {
 
     /// The connection of another client.
     pub async fn client(&mut self) -> Connection {
-        self.server().place.connect().await.expect("the server answers")
+        self.server()
+            .place
+            .connect()
+            .await
+            .expect("the server answers")
     }
 }
 
@@ -148,11 +164,24 @@ impl Server {
             .spawn()
             .expect("sh starts");
         let epmd = process::start("epmd", |command| {
-            command.args(["-address", "127.0.0.1", "-port", &place.epmd_port.to_string()]);
-            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+            command.args([
+                "-address",
+                "127.0.0.1",
+                "-port",
+                &place.epmd_port.to_string(),
+            ]);
+            command
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null());
         })
         .expect("epmd starts");
-        Self { child: place.spawn(), place, _epmd: epmd, _sweeper: sweeper }
+        Self {
+            child: place.spawn(),
+            place,
+            _epmd: epmd,
+            _sweeper: sweeper,
+        }
     }
 
     /// Undoes what a test that panicked has left: a stopped or a dead server.
@@ -170,7 +199,11 @@ impl Server {
     }
 
     async fn answers(&mut self) {
-        assert!(self.comes_up().await, "RabbitMQ ended; see {}", self.place.dir.join("log").display());
+        assert!(
+            self.comes_up().await,
+            "RabbitMQ ended; see {}",
+            self.place.dir.join("log").display()
+        );
     }
 
     /// Waits until it answers; false if it has ended instead.
@@ -178,7 +211,13 @@ impl Server {
         let (child, place) = (&mut self.child, &self.place);
         eventually("RabbitMQ answers", START_TIMEOUT, || {
             let has_ended = child.try_wait().expect("the child is ours").is_some();
-            async move { if has_ended { Some(false) } else { place.connect().await.map(|_| true) } }
+            async move {
+                if has_ended {
+                    Some(false)
+                } else {
+                    place.connect().await.map(|_| true)
+                }
+            }
         })
         .await
     }
@@ -196,7 +235,11 @@ struct Place {
 
 impl Place {
     fn new() -> Self {
-        let dir = tempfile::Builder::new().prefix("waypost-rabbitmq-").tempdir().expect("a temporary folder").keep();
+        let dir = tempfile::Builder::new()
+            .prefix("waypost-rabbitmq-")
+            .tempdir()
+            .expect("a temporary folder")
+            .keep();
         for folder in ["home", "data", "log"] {
             std::fs::create_dir(dir.join(folder)).expect("the folder is ours");
         }
@@ -210,7 +253,13 @@ impl Place {
             std::fs::write(dir.join("rabbitmq.conf"), settings).expect("the folder is ours");
             (port, cert)
         });
-        Self { dir, port: process::free_port(), tls, dist_port: process::free_port(), epmd_port: process::free_port() }
+        Self {
+            dir,
+            port: process::free_port(),
+            tls,
+            dist_port: process::free_port(),
+            epmd_port: process::free_port(),
+        }
     }
 
     fn url(&self) -> String {

@@ -1,6 +1,6 @@
 //! What the contract suite needs of a message system.
 
-use waypost::actors::transport::Transport;
+use waypost::transport::Transport;
 
 /// A message system under test.
 pub trait Rig: Sized {

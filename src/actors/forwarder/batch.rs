@@ -16,9 +16,10 @@ use tokio::{
 };
 use tracing::debug;
 
-use super::{CONCURRENCY_MAX, End, HOLD_MAX, HOLD_REST, Limits, Patience, Post, not_posted};
+use super::{End, HOLD_MAX, HOLD_REST, Limits, Patience, Post, not_posted};
 use crate::{
     actors::{Task, Underway},
+    config::CONCURRENCY_MAX,
     delivery::Delivery,
     record::Record,
     spool::Letter,
@@ -50,11 +51,23 @@ pub struct Batches {
 
 impl Batches {
     /// What waits for its POST when `drain` changes is given back.
-    pub fn new(post: Rc<Post>, Limits { posts, batch }: Limits, drain: watch::Receiver<u64>) -> Self {
+    pub fn new(
+        post: Rc<Post>,
+        Limits { posts, batch }: Limits,
+        drain: watch::Receiver<u64>,
+    ) -> Self {
         // Each holds a permit of the lane, and there are no more of them.
         let (incoming, inbox) = mpsc::channel(CONCURRENCY_MAX);
-        let gathering = Gathering { inbox, waiting: Vec::new(), slots: Arc::new(Semaphore::new(posts)), batch };
-        Self { incoming, gathering: Task::spawn(gathering.run(post, drain)) }
+        let gathering = Gathering {
+            inbox,
+            waiting: Vec::new(),
+            slots: Arc::new(Semaphore::new(posts)),
+            batch,
+        };
+        Self {
+            incoming,
+            gathering: Task::spawn(gathering.run(post, drain)),
+        }
     }
 
     /// POSTs it with others. One that cannot be taken is dropped, and so given back.
@@ -100,13 +113,17 @@ impl Gathering {
             let rest = self.waiting.split_off(fitting(&self.waiting));
             let together = std::mem::replace(&mut self.waiting, rest);
             let (post, slots, drain) = (Rc::clone(&post), Arc::clone(&self.slots), drain.clone());
-            actix_rt::spawn(async move { post.until_all_settled(together, not_posted(), (slots, slot), drain).await });
+            actix_rt::spawn(async move {
+                post.until_all_settled(together, not_posted(), (slots, slot), drain)
+                    .await
+            });
         }
     }
 
     /// Resolves when there is a batch and room for its POST; with nothing when there will be no more. Dropping the future loses nothing.
     async fn fill(&mut self) -> Option<OwnedSemaphorePermit> {
-        if self.waiting.is_empty() && self.inbox.recv_many(&mut self.waiting, self.batch).await == 0 {
+        if self.waiting.is_empty() && self.inbox.recv_many(&mut self.waiting, self.batch).await == 0
+        {
             return None;
         }
         // Not before there is something to POST: halves of batches wait for their turn as well.
@@ -129,7 +146,11 @@ fn fitting(waiting: &[Held]) -> usize {
     let (mut ids, mut bytes) = (0, 0);
     let fit = waiting.iter().take_while(|held| {
         let id = &held.delivery.record.id;
-        ids += if is_plain(id) { id.len() } else { listed(id).map(str::len).sum() } + 1;
+        ids += if is_plain(id) {
+            id.len()
+        } else {
+            listed(id).map(str::len).sum()
+        } + 1;
         bytes += held.delivery.record.body.len() + 1;
         ids <= IDS_MAX && bytes <= BODY_MAX
     });
@@ -166,13 +187,20 @@ impl Post {
         Box::pin(async move {
             let (mut batch, array) = self.array(together).await;
             let records = || batch.iter().map(|held| &held.delivery.record);
-            let Some(first) = records().next() else { return };
+            let Some(first) = records().next() else {
+                return;
+            };
             // A request has one trace context: theirs, if all have the same.
             let traceparent = first.traceparent.as_deref();
-            let traceparent =
-                traceparent.filter(|it| records().all(|record| record.traceparent.as_deref() == Some(it)));
+            let traceparent = traceparent
+                .filter(|it| records().all(|record| record.traceparent.as_deref() == Some(it)));
             let patience = Patience {
-                held_until: batch.iter().map(|held| held.delivery.since).min().unwrap_or_else(Instant::now) + HOLD_MAX,
+                held_until: batch
+                    .iter()
+                    .map(|held| held.delivery.since)
+                    .min()
+                    .unwrap_or_else(Instant::now)
+                    + HOLD_MAX,
                 give_up_at: records().filter_map(|record| self.give_up_at(record)).min(),
                 failures: (batch.len() > 1).then_some(FAILURES_MAX),
             };
@@ -182,7 +210,13 @@ impl Post {
                 End::Delivered { status } => {
                     self.wiring.ledger.delivered(self.lane, records());
                     let mut permits: Option<OwnedSemaphorePermit> = None;
-                    for (Held { delivery, permit, .. }, place) in batch.into_iter().zip(places) {
+                    for (
+                        Held {
+                            delivery, permit, ..
+                        },
+                        place,
+                    ) in batch.into_iter().zip(places)
+                    {
                         self.show(&delivery.record, || body.slice(place), status);
                         delivery.ack();
                         // Giving them back one by one would wake the lane for each.
@@ -193,21 +227,30 @@ impl Post {
                     }
                     return;
                 }
-                End::Held => return batch.into_iter().for_each(|held| held.delivery.retry_after(HOLD_REST)),
+                End::Held => {
+                    return batch
+                        .into_iter()
+                        .for_each(|held| held.delivery.retry_after(HOLD_REST));
+                }
                 End::Drained => return,
                 End::Dead(letter) if batch.len() == 1 || letter.given_up => {
-                    for held in batch.extract_if(.., |held| !letter.given_up || self.is_given_up(&held.delivery.record))
-                    {
+                    for held in batch.extract_if(.., |held| {
+                        !letter.given_up || self.is_given_up(&held.delivery.record)
+                    }) {
                         self.bury(held.delivery, letter.clone()).await;
                     }
-                    Letter { given_up: false, ..letter }
+                    Letter {
+                        given_up: false,
+                        ..letter
+                    }
                 }
                 End::Dead(letter) | End::Failed(letter) => letter,
             };
             drop(slot);
             let later = batch.split_off(batch.len() / 2);
-            let halves =
-                [batch, later].map(|half| self.in_its_turn(half, letter.clone(), Arc::clone(&slots), drain.clone()));
+            let halves = [batch, later].map(|half| {
+                self.in_its_turn(half, letter.clone(), Arc::clone(&slots), drain.clone())
+            });
             join_all(halves).await;
         })
     }
@@ -226,23 +269,37 @@ impl Post {
             slot = Arc::clone(&slots).acquire_owned() => slot,
         };
         if let (Ok(slot), false) = (slot, together.is_empty()) {
-            self.until_all_settled(together, letter, (slots, slot), drain).await;
+            self.until_all_settled(together, letter, (slots, slot), drain)
+                .await;
         }
     }
 
     /// Those of `together` that can be POSTed, as one array. The others are settled.
     async fn array(&self, together: Vec<Held>) -> (Vec<Held>, Array) {
-        let (mut batch, mut array, mut ids) =
-            (Vec::with_capacity(together.len()), Array::new(), HashSet::<_, RandomState>::default());
+        let (mut batch, mut array, mut ids) = (
+            Vec::with_capacity(together.len()),
+            Array::new(),
+            HashSet::<_, RandomState>::default(),
+        );
         for held in together {
-            let Held { delivery, permit, underway } = held;
-            let Some(delivery) = self.unless_delivered(delivery) else { continue };
+            let Held {
+                delivery,
+                permit,
+                underway,
+            } = held;
+            let Some(delivery) = self.unless_delivered(delivery) else {
+                continue;
+            };
             let record = &delivery.record;
             if !ids.insert(Arc::clone(&record.id)) {
                 // Its other copy is on its way: one array has each id once.
                 delivery.retry_after(HOLD_REST);
             } else if array.add(|body| self.tag.splice_onto(&record.body, body), &record.id) {
-                batch.push(Held { delivery, permit, underway });
+                batch.push(Held {
+                    delivery,
+                    permit,
+                    underway,
+                });
             } else {
                 self.bury_foreign(delivery).await;
             }
@@ -251,13 +308,18 @@ impl Post {
     }
 
     fn is_given_up(&self, record: &Record) -> bool {
-        self.give_up_at(record).is_some_and(|at| at <= Instant::now())
+        self.give_up_at(record)
+            .is_some_and(|at| at <= Instant::now())
     }
 }
 
 impl Array {
     fn new() -> Self {
-        Self { body: BytesMut::from(&b"["[..]), records: Vec::new(), key: String::new() }
+        Self {
+            body: BytesMut::from(&b"["[..]),
+            records: Vec::new(),
+            key: String::new(),
+        }
     }
 
     /// Adds the record that `write` writes, unless it cannot.
@@ -308,6 +370,12 @@ mod tests {
         assert!(array.add(write("{}"), "50%"));
         let (body, places, key) = array.end();
         assert_eq!((&*body, &*key), (&b"[{\"a\":1},{}]"[..], "a%2C1,50%25"));
-        assert_eq!(places.into_iter().map(|at| body.slice(at)).collect::<Vec<_>>(), ["{\"a\":1}", "{}"]);
+        assert_eq!(
+            places
+                .into_iter()
+                .map(|at| body.slice(at))
+                .collect::<Vec<_>>(),
+            ["{\"a\":1}", "{}"]
+        );
     }
 }

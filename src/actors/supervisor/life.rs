@@ -11,7 +11,10 @@ use futures_util::FutureExt as _;
 use tokio::task::AbortHandle;
 
 use super::{ChildId, Supervisor};
-use crate::actors::{Drain, Member, Ping, Publish, Slot, transport::Broker};
+use crate::{
+    actors::{Drain, Member, Ping, Publish, Slot},
+    transport::Broker,
+};
 
 /// How an actor ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,13 +65,21 @@ where
         life.supervisor.do_send(Started {
             child: life.child,
             generation: life.generation,
-            live: Live { ping: address.clone().recipient(), drain: address.recipient(), task, misses: 0 },
+            live: Live {
+                ping: address.clone().recipient(),
+                drain: address.recipient(),
+                task,
+                misses: 0,
+            },
         });
     })
 }
 
 fn text_of(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    let text = panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     format!("panicked: {}", text.unwrap_or("no message"))
 }
 
@@ -84,26 +95,46 @@ pub struct Life {
 
 impl Life {
     pub(super) fn new(child: ChildId, generation: u64, supervisor: Addr<Supervisor>) -> Self {
-        Self { child, generation, supervisor, reason: Arc::default() }
+        Self {
+            child,
+            generation,
+            supervisor,
+            reason: Arc::default(),
+        }
     }
 
     /// The actor does its work from now on. A lane says where it takes records.
     pub fn risen(&self, lane: Option<(Recipient<Publish>, Broker)>) {
-        self.supervisor.do_send(Risen { child: self.child, generation: self.generation, lane });
+        self.supervisor.do_send(Risen {
+            child: self.child,
+            generation: self.generation,
+            lane,
+        });
     }
 
     /// Says why the actor ends, before it stops itself. The first reason counts.
     pub fn end(&self, exit: Exit) {
-        self.reason.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(exit);
+        self.reason
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get_or_insert(exit);
     }
 
     fn reason(&self) -> Exit {
-        let reason = self.reason.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let reason = self
+            .reason
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         reason.unwrap_or_else(|| Exit::Failed("stopped without a reason".into()))
     }
 
     pub(super) fn exited(&self, exit: Exit) {
-        self.supervisor.do_send(Exited { child: self.child, generation: self.generation, exit });
+        self.supervisor.do_send(Exited {
+            child: self.child,
+            generation: self.generation,
+            exit,
+        });
     }
 }
 

@@ -25,7 +25,9 @@ impl Next {
         match (wish, exit) {
             (Wish::Rest, _) => Self::Rest,
             (Wish::Restart, _) => Self::StartNow,
-            (Wish::Run, Exit::Panicked(_) | Exit::Stalled(_)) if crashes >= CRASHES_MAX => Self::GiveUp,
+            (Wish::Run, Exit::Panicked(_) | Exit::Stalled(_)) if crashes >= CRASHES_MAX => {
+                Self::GiveUp
+            }
             (Wish::Run, _) => Self::BackOff,
         }
     }
@@ -54,7 +56,11 @@ mod tests {
             (stalled(), Wish::Run, 4, Next::BackOff),
             (stalled(), Wish::Run, 5, Next::GiveUp),
         ] {
-            assert_eq!(Next::after(&exit, wish, crashes), next, "{exit:?} {wish:?} {crashes}");
+            assert_eq!(
+                Next::after(&exit, wish, crashes),
+                next,
+                "{exit:?} {wish:?} {crashes}"
+            );
         }
     }
 }

@@ -7,7 +7,9 @@ fn open(folder: &TempDir) -> Log {
 }
 
 fn append(log: &mut Log, numbers: std::ops::Range<u32>) -> Vec<Key> {
-    let keys = numbers.map(|number| log.append(&payload(number), false).unwrap()).collect();
+    let keys = numbers
+        .map(|number| log.append(&payload(number), false).unwrap())
+        .collect();
     log.commit().unwrap();
     keys
 }
@@ -18,7 +20,11 @@ fn payload(number: u32) -> Vec<u8> {
 }
 
 fn number(payload: &[u8]) -> u32 {
-    std::str::from_utf8(payload).unwrap().trim_matches('-').parse().unwrap()
+    std::str::from_utf8(payload)
+        .unwrap()
+        .trim_matches('-')
+        .parse()
+        .unwrap()
 }
 
 fn drain(log: &mut Log) -> Vec<u32> {
@@ -30,8 +36,12 @@ fn drain(log: &mut Log) -> Vec<u32> {
 }
 
 fn files(folder: &TempDir, ending: &str) -> Vec<PathBuf> {
-    let all = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().path());
-    let mut files: Vec<_> = all.filter(|path| path.extension().is_some_and(|found| found == ending)).collect();
+    let all = fs::read_dir(folder.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    let mut files: Vec<_> = all
+        .filter(|path| path.extension().is_some_and(|found| found == ending))
+        .collect();
     files.sort();
     files
 }
@@ -116,18 +126,28 @@ fn many_segments_are_read_in_order_and_their_space_is_given_back() {
         log.settle(*key);
     }
     log.flush(false).unwrap();
-    assert!(log.bytes() < 3 * SEGMENT_MAX, "the oldest segments are gone");
+    assert!(
+        log.bytes() < 3 * SEGMENT_MAX,
+        "the oldest segments are gone"
+    );
     drop(log);
 
     let mut log = open(&folder);
     assert_eq!(log.len(), u64::from(count) - keys.len() as u64 / 2);
-    assert_eq!(drain(&mut log), (u32::try_from(keys.len() / 2).unwrap()..count).collect::<Vec<_>>());
+    assert_eq!(
+        drain(&mut log),
+        (u32::try_from(keys.len() / 2).unwrap()..count).collect::<Vec<_>>()
+    );
     for key in keys {
         log.settle(key);
     }
     log.flush(false).unwrap();
     assert_eq!((log.len(), log.bytes()), (0, 0));
-    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "nothing is left");
+    assert_eq!(
+        fs::read_dir(folder.path()).unwrap().count(),
+        0,
+        "nothing is left"
+    );
     append(&mut log, 0..1);
     assert_eq!(drain(&mut log), [0]);
 }
@@ -144,13 +164,22 @@ fn a_lull_does_not_cost_a_file_each_time() {
     assert_eq!(files(&folder, "log").len(), 1);
     assert_eq!(log.len(), 0);
     drop(log);
-    assert_eq!(drain(&mut open(&folder)), [0; 0], "what was settled is known to be");
+    assert_eq!(
+        drain(&mut open(&folder)),
+        [0; 0],
+        "what was settled is known to be"
+    );
 }
 
 /// In memory where there is such a place: thousands of copies of damage are synced here.
 fn folder_in_memory() -> TempDir {
     let memory = std::path::Path::new("/dev/shm");
-    if memory.is_dir() { TempDir::new_in(memory) } else { TempDir::new() }.unwrap()
+    if memory.is_dir() {
+        TempDir::new_in(memory)
+    } else {
+        TempDir::new()
+    }
+    .unwrap()
 }
 
 /// Each bit of a segment in turn: no entry but the one that it lies in is lost, the damage is named, and a copy of it is kept.
@@ -177,9 +206,16 @@ fn a_flipped_bit_costs_one_entry_and_is_named() {
             assert_eq!(drain(&mut log), rest, "bit {bit}");
             let damages = log.damages();
             assert_eq!(damages.len(), 1, "bit {bit}: {damages:?}");
-            assert_eq!((damages[0].at, damages[0].size), (u64::from(hit) * frame as u64, frame as u64), "bit {bit}");
+            assert_eq!(
+                (damages[0].at, damages[0].size),
+                (u64::from(hit) * frame as u64, frame as u64),
+                "bit {bit}"
+            );
             let kept = damages[0].kept.as_ref().unwrap();
-            assert_eq!(fs::read(kept).unwrap(), bytes[hit as usize * frame..][..frame]);
+            assert_eq!(
+                fs::read(kept).unwrap(),
+                bytes[hit as usize * frame..][..frame]
+            );
             assert_eq!(log.len(), 2, "bit {bit}");
         }
     }
@@ -210,7 +246,11 @@ fn damage_that_cannot_be_set_aside_stays_where_it_is_until_it_can() {
     assert!(!file.exists());
     assert_eq!(fs::read(&copy).unwrap(), bytes);
     append(&mut log, 1..2);
-    assert_ne!(files(&folder, "log"), [file], "no later copy takes its name");
+    assert_ne!(
+        files(&folder, "log"),
+        [file],
+        "no later copy takes its name"
+    );
 }
 
 #[test]
@@ -224,14 +264,20 @@ fn a_flipped_bit_in_what_is_settled_or_in_the_seal_loses_nothing() {
     log.flush(false).unwrap();
     log.seal();
     drop(log);
-    let (entries, done) = (files(&folder, "log").remove(0), files(&folder, "done").remove(0));
+    let (entries, done) = (
+        files(&folder, "log").remove(0),
+        files(&folder, "done").remove(0),
+    );
     let (whole_entries, whole_done) = (fs::read(&entries).unwrap(), fs::read(&done).unwrap());
     for bit in 0..whole_done.len() * 8 {
         let mut bytes = whole_done.clone();
         bytes[bit / 8] ^= 1 << (bit % 8);
         fs::write(&done, &bytes).unwrap();
         let found = drain(&mut open(&folder));
-        assert!([0, 3, 5].iter().all(|number| found.contains(number)), "bit {bit}: {found:?}");
+        assert!(
+            [0, 3, 5].iter().all(|number| found.contains(number)),
+            "bit {bit}: {found:?}"
+        );
     }
     fs::write(&done, &whole_done).unwrap();
     for bit in (whole_entries.len() - SEAL_SIZE) * 8..whole_entries.len() * 8 {
@@ -253,8 +299,16 @@ fn a_file_that_is_cut_anywhere_keeps_what_is_whole() {
         fs::write(&file, &whole[..cut]).unwrap();
         let mut log = open(&folder);
         let left = u32::try_from(cut / frame).unwrap();
-        assert_eq!(drain(&mut log), (0..left).collect::<Vec<_>>(), "cut at {cut}");
-        assert_eq!(log.damages().len(), usize::from(cut % frame > 0), "cut at {cut}");
+        assert_eq!(
+            drain(&mut log),
+            (0..left).collect::<Vec<_>>(),
+            "cut at {cut}"
+        );
+        assert_eq!(
+            log.damages().len(),
+            usize::from(cut % frame > 0),
+            "cut at {cut}"
+        );
         if left == 0 {
             fs::write(&file, &whole[..cut]).unwrap();
         }
@@ -291,14 +345,21 @@ fn a_file_that_the_disk_does_not_give_costs_no_other() {
     let mut log = Log::open(folder.path(), "q", 1000).unwrap();
     fs::remove_file(&all[1]).unwrap();
     fs::create_dir(&all[1]).unwrap();
-    assert_eq!(drain(&mut log), (0..10).collect::<Vec<_>>(), "it is tried again first");
+    assert_eq!(
+        drain(&mut log),
+        (0..10).collect::<Vec<_>>(),
+        "it is tried again first"
+    );
     for _ in 1..READ_TRIES {
         assert_eq!(drain(&mut log), [0; 0]);
     }
     assert_eq!(drain(&mut log), [20, 21]);
     drop(log);
     // At a start it is known at once.
-    assert_eq!(drain(&mut Log::open(folder.path(), "q", 1000).unwrap()), (0..10).chain(20..22).collect::<Vec<_>>());
+    assert_eq!(
+        drain(&mut Log::open(folder.path(), "q", 1000).unwrap()),
+        (0..10).chain(20..22).collect::<Vec<_>>()
+    );
 }
 
 #[test]

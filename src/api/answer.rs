@@ -1,0 +1,106 @@
+//! The answer to a POST, and what follows from it.
+
+use std::{fmt, time::Duration};
+
+/// What came of one POST.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// The API answered; `excerpt` is the start of its answer, empty for a 2xx.
+    Status {
+        status: u16,
+        retry_after: Option<Duration>,
+        excerpt: String,
+    },
+    /// No answer: refused, cut, or timed out. The API may have the record.
+    NoAnswer(String),
+}
+
+/// What follows from an [`Answer`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Delivered,
+    /// Try again, not before `at_least` where the API asked for a pause.
+    Retry {
+        at_least: Option<Duration>,
+    },
+    /// The API will never take this record.
+    Refused,
+}
+
+/// The longest pause that an API can ask for with `Retry-After`.
+pub const RETRY_AFTER_MAX: Duration = Duration::from_mins(5);
+
+impl Answer {
+    /// Any 2xx is delivered; 408, 425, 429, 5xx and no answer are tried again; all else is refused.
+    #[must_use]
+    pub fn outcome(&self) -> Outcome {
+        match *self {
+            Self::Status {
+                status: 200..=299, ..
+            } => Outcome::Delivered,
+            Self::Status {
+                status: 408 | 425 | 429 | 500..=599,
+                retry_after,
+                ..
+            } => Outcome::Retry {
+                at_least: retry_after.map(|d| d.min(RETRY_AFTER_MAX)),
+            },
+            Self::Status { .. } => Outcome::Refused,
+            Self::NoAnswer(_) => Outcome::Retry { at_least: None },
+        }
+    }
+}
+
+impl fmt::Display for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Status {
+                status, excerpt, ..
+            } if excerpt.is_empty() => write!(f, "status {status}"),
+            Self::Status {
+                status, excerpt, ..
+            } => write!(f, "status {status}: {excerpt}"),
+            Self::NoAnswer(why) => f.write_str(why),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_are_classified_as_the_contract_says() {
+        let status = |status, retry_after| Answer::Status {
+            status,
+            retry_after,
+            excerpt: String::new(),
+        };
+        let retry = |at_least| Outcome::Retry { at_least };
+        let second = Some(Duration::from_secs(1));
+        for (answer, outcome) in [
+            (status(200, None), Outcome::Delivered),
+            (status(202, second), Outcome::Delivered),
+            (status(299, None), Outcome::Delivered),
+            (status(408, None), retry(None)),
+            (status(425, None), retry(None)),
+            (status(429, second), retry(second)),
+            (status(500, None), retry(None)),
+            (status(503, second), retry(second)),
+            (
+                status(503, Some(Duration::from_hours(1000))),
+                retry(Some(RETRY_AFTER_MAX)),
+            ),
+            (status(599, None), retry(None)),
+            (status(301, None), Outcome::Refused),
+            (status(307, second), Outcome::Refused),
+            (status(400, None), Outcome::Refused),
+            (status(404, None), Outcome::Refused),
+            (status(413, None), Outcome::Refused),
+            (status(101, None), Outcome::Refused),
+            (Answer::NoAnswer("refused".into()), retry(None)),
+        ] {
+            assert_eq!(answer.outcome(), outcome, "{answer:?}");
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! The tap: records as the API takes them, for those who watch.
+
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+use tokio::sync::broadcast;
+
+use crate::lane_id::LaneId;
+
+/// A record as the API took it: what `tap` and the gRPC call `Watch` show.
+#[derive(Clone, Debug)]
+pub struct Passage {
+    pub lane: LaneId,
+    pub id: Arc<str>,
+    /// The body that was POSTed, tag included.
+    pub body: Bytes,
+    pub status: u16,
+    /// Milliseconds since the Unix epoch.
+    pub at_ms: u64,
+}
+
+/// How many passages a slow watcher may lag behind before it misses some.
+const TAP_LAG: usize = 1024;
+
+/// Where passages are announced. A watcher that is slow misses some; the records themselves do not wait for it. Clones are
+/// one tap.
+#[derive(Clone, Default)]
+pub struct Tap {
+    /// Absent until somebody watches: it has room for [`TAP_LAG`] passages from its beginning.
+    passages: Arc<OnceLock<broadcast::Sender<Passage>>>,
+}
+
+impl Tap {
+    /// What passes from now on.
+    #[must_use]
+    pub fn watch(&self) -> broadcast::Receiver<Passage> {
+        self.passages
+            .get_or_init(|| broadcast::Sender::new(TAP_LAG))
+            .subscribe()
+    }
+
+    /// Shows a passage to those who watch. It is made only if there are any.
+    pub fn show(&self, passage: impl FnOnce() -> Passage) {
+        if let Some(passages) = self.passages.get()
+            && passages.receiver_count() > 0
+        {
+            // The last watcher may have left since; passages are for watching only.
+            passages.send(passage()).ok();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_passage_is_made_for_those_who_watch_and_for_nobody_else() {
+        let tap = Tap::default();
+        let passage = || {
+            let (id, body) = (Arc::from("1"), Bytes::from_static(b"{}"));
+            Passage {
+                lane: LaneId::Nats,
+                id,
+                body,
+                status: 201,
+                at_ms: 5,
+            }
+        };
+        let nobody = || unreachable!("nobody watches");
+        tap.show(nobody);
+        let mut watching = tap.clone().watch();
+        tap.show(passage);
+        assert_eq!(&*watching.try_recv().unwrap().id, "1");
+        drop(watching);
+        tap.show(nobody);
+    }
+}

@@ -1,0 +1,150 @@
+//! The server: the service, its health and its descriptors on one socket, and connections that can be cut.
+
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpListener, TcpStream},
+    sync::watch,
+};
+use tonic::transport::{
+    Server, ServerTlsConfig,
+    server::{Connected, TcpConnectInfo, TcpIncoming},
+};
+
+use super::{
+    CONNECTION_WINDOW, KEEP_ALIVE_INTERVAL, KEEP_ALIVE_TIMEOUT, MAX_MESSAGE, Phase, STREAM_WINDOW,
+    reached, service::Service,
+};
+use crate::{
+    proto::{self, waypost_server::WaypostServer},
+    transport::TransportError,
+};
+
+/// The future that serves until [`Phase::Closing`], and then until the open calls have ended or [`Phase::Cut`] is reached.
+/// It stops listening as soon as it stops serving.
+///
+/// # Errors
+/// When the TLS settings do not fit together.
+pub(super) fn serve(
+    listener: TcpListener,
+    tls: Option<ServerTlsConfig>,
+    service: Service,
+    phase: watch::Receiver<Phase>,
+) -> Result<impl Future<Output = ()> + Send, TransportError> {
+    let connect_error = |e: &dyn std::error::Error| TransportError::Connect(e.to_string());
+    let mut server = Server::builder()
+        .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW);
+    if let Some(tls) = tls {
+        server = server.tls_config(tls).map_err(|e| connect_error(&e))?;
+    }
+    let descriptors = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
+    };
+    let (health, health_service) = tonic_health::server::health_reporter();
+    let router = server
+        .add_service(WaypostServer::new(service).max_decoding_message_size(MAX_MESSAGE))
+        .add_service(health_service)
+        .add_service(descriptors().build_v1().map_err(|e| connect_error(&e))?)
+        // What older tools ask for.
+        .add_service(
+            descriptors()
+                .build_v1alpha()
+                .map_err(|e| connect_error(&e))?,
+        );
+
+    let cut = phase.clone();
+    let connections = TcpIncoming::from(listener)
+        .with_nodelay(Some(true))
+        .map(move |tcp| {
+            tcp.map(|tcp| Connection {
+                tcp,
+                cut: reached(cut.clone(), Phase::Cut).boxed(),
+            })
+        });
+    Ok(async move {
+        health.set_serving::<WaypostServer<Service>>().await;
+        let closing = async {
+            reached(phase, Phase::Closing).await;
+            health.set_not_serving::<WaypostServer<Service>>().await;
+            health
+                .set_service_status("", tonic_health::ServingStatus::NotServing)
+                .await;
+        };
+        if let Err(error) = router
+            .serve_with_incoming_shutdown(connections, closing)
+            .await
+        {
+            tracing::error!(%error, "the gRPC server has failed");
+        }
+    })
+}
+
+/// A connection that ends at [`Phase::Cut`], whatever its streams and its peer are doing: a graceful shutdown waits for calls
+/// that a client may keep open for ever.
+struct Connection {
+    tcp: TcpStream,
+    cut: BoxFuture<'static, ()>,
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        // An HTTP/2 connection always has a read under way, so this is the one place that needs to look.
+        if self.cut.poll_unpin(cx).is_ready() {
+            self.cut = std::future::ready(()).boxed();
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
+        Pin::new(&mut self.tcp).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.tcp).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.tcp).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.tcp.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tcp).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tcp).poll_shutdown(cx)
+    }
+}
+
+impl Connected for Connection {
+    type ConnectInfo = TcpConnectInfo;
+
+    fn connect_info(&self) -> TcpConnectInfo {
+        self.tcp.connect_info()
+    }
+}

@@ -1,0 +1,167 @@
+//! How connections between nodes are made: the peers' endpoints, and TLS on either side.
+
+use std::{path::Path, sync::Arc};
+
+use rustls::{
+    CertificateError, DigitallySignedStruct, Error, SignatureScheme,
+    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature},
+    pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject as _},
+};
+use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity, ServerTlsConfig};
+
+use super::{CONNECTION_WINDOW, KEEP_ALIVE_INTERVAL, KEEP_ALIVE_TIMEOUT, STREAM_WINDOW};
+use crate::{config::Grpc, transport::TransportError};
+
+/// How long a peer may take to accept a TCP connection.
+const CONNECT_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(3);
+
+/// The PEM files of a lane, read.
+pub(super) struct Tls {
+    /// Certificate chain and key.
+    server: Option<(Vec<u8>, Vec<u8>)>,
+    authorities: Option<Vec<u8>>,
+}
+
+impl Tls {
+    pub(super) async fn read(config: &Grpc) -> Result<Self, TransportError> {
+        let server = match (&config.cert_file, &config.key_file) {
+            (Some(cert), Some(key)) => Some((read(cert).await?, read(key).await?)),
+            (None, None) => None,
+            _ => {
+                return Err(TransportError::Connect(
+                    "cert_file and key_file go together".into(),
+                ));
+            }
+        };
+        let authorities = match &config.ca_file {
+            Some(file) => Some(read(file).await?),
+            None => None,
+        };
+        Ok(Self {
+            server,
+            authorities,
+        })
+    }
+
+    pub(super) fn server(&self) -> Option<ServerTlsConfig> {
+        let (cert, key) = self.server.as_ref()?;
+        Some(ServerTlsConfig::new().identity(Identity::from_pem(cert, key)))
+    }
+
+    /// A peer's endpoint; its certificate is checked against the authorities and the public ones.
+    pub(super) fn peer(&self, uri: &str) -> Result<Endpoint, TransportError> {
+        let endpoint = endpoint(uri)?;
+        if endpoint.uri().scheme_str() != Some("https") {
+            return Ok(endpoint);
+        }
+        let mut tls = ClientTlsConfig::new().with_webpki_roots();
+        if let Some(authorities) = &self.authorities {
+            tls = tls.ca_certificate(Certificate::from_pem(authorities));
+        }
+        endpoint.tls_config(tls).map_err(|e| failed(uri, &e))
+    }
+
+    /// The endpoint at which this node calls itself. Its certificate names the node as others call it, not the address of the
+    /// listener; so the node asks for the very certificate that it serves.
+    pub(super) fn own(&self, address: std::net::SocketAddr) -> Result<Endpoint, TransportError> {
+        let Some((chain, _)) = &self.server else {
+            return endpoint(&format!("http://{address}"));
+        };
+        let uri = format!("https://{address}");
+        let certificate =
+            CertificateDer::from_pem_slice(chain).map_err(|e| failed("cert_file", &e))?;
+        let verifier = OwnCertificate {
+            certificate,
+            provider: ring::default_provider(),
+        };
+        endpoint(&uri)?
+            .tls_config_with_verifier(ClientTlsConfig::new(), Arc::new(verifier))
+            .map_err(|e| failed(&uri, &e))
+    }
+}
+
+fn endpoint(uri: &str) -> Result<Endpoint, TransportError> {
+    Ok(Endpoint::from_shared(uri.to_owned())
+        .map_err(|e| failed(uri, &e))?
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
+        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
+        .keep_alive_while_idle(true)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW))
+}
+
+async fn read(file: &Path) -> Result<Vec<u8>, TransportError> {
+    let path = file.to_owned();
+    match tokio::task::spawn_blocking(move || std::fs::read(path)).await {
+        Ok(Ok(content)) => Ok(content),
+        Ok(Err(e)) => Err(failed(&file.display().to_string(), &e)),
+        Err(e) => Err(failed(&file.display().to_string(), &e)),
+    }
+}
+
+fn failed(what: &str, error: &dyn std::error::Error) -> TransportError {
+    TransportError::Connect(format!("{what}: {error}"))
+}
+
+/// Accepts one certificate, whose key the server proves to have.
+#[derive(Debug)]
+struct OwnCertificate {
+    certificate: CertificateDer<'static>,
+    provider: CryptoProvider,
+}
+
+impl ServerCertVerifier for OwnCertificate {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        if *end_entity == self.certificate {
+            Ok(ServerCertVerified::assertion())
+        } else {
+            Err(Error::InvalidCertificate(
+                CertificateError::ApplicationVerificationFailure,
+            ))
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls12_signature(
+            message,
+            cert,
+            dss,
+            &self.provider.signature_verification_algorithms,
+        )
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(
+            message,
+            cert,
+            dss,
+            &self.provider.signature_verification_algorithms,
+        )
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider
+            .signature_verification_algorithms
+            .supported_schemes()
+    }
+}

@@ -1,0 +1,439 @@
+//! The stream and its consumer: created where they are missing, and held against what Waypost needs where they are not.
+
+use std::time::Duration;
+
+use async_nats::jetstream::{
+    Context, ErrorCode,
+    consumer::{AckPolicy, Config as Consumer, DeliverPolicy, PullConsumer, pull},
+    context::GetStreamErrorKind,
+    stream::{Config, DiscardPolicy, Info, PersistenceMode, RetentionPolicy, StorageType, Stream},
+};
+use tokio::time::sleep;
+use tracing::warn;
+
+use super::{ACK_PENDING_MAX, ACK_WAIT, DUPLICATE_WINDOW, PULL_EXPIRES, PULL_MAX, astray, cannot};
+use crate::{config, transport::TransportError};
+
+/// A message that was settled is gone from the stream within this, in a cluster as well.
+const SETTLING: Duration = Duration::from_secs(1);
+
+/// A server goes on removing the files of a stream after it is gone, and another one that is made under its name meanwhile loses its
+/// own, with what it has confirmed. Nothing says when it is done: a lane waits for so long, which a small stream takes.
+const REMOVAL: Duration = Duration::from_secs(1);
+
+/// What a lane works with, and where it is weaker than it could be.
+pub struct Declared {
+    pub stream: Stream,
+    pub consumer: PullConsumer,
+    pub warnings: Vec<String>,
+}
+
+/// Creates what is missing and checks what is there. No setting that exists is changed.
+pub async fn declare(
+    context: &Context,
+    settings: &config::Nats,
+) -> Result<Declared, TransportError> {
+    let (stream, durable) = (&settings.stream, &settings.durable);
+    let cannot_have = |what: String, why: String| cannot(format!("{what}: {why}"));
+    let missing = |why: &GetStreamErrorKind| matches!(why, GetStreamErrorKind::JetStream(why) if why.error_code() == ErrorCode::STREAM_NOT_FOUND);
+    let found = match context.get_stream(stream).await {
+        Err(why) if missing(&why.kind()) => {
+            sleep(REMOVAL).await;
+            context
+                .get_or_create_stream(stream_wanted(settings))
+                .await
+                .map_err(|why| why.to_string())
+        }
+        found => found.map_err(|why| why.to_string()),
+    };
+    let found = found.map_err(|why| cannot_have(format!("stream {stream}"), why))?;
+    if let Some(difference) = stream_difference(&found.cached_info().config, settings) {
+        return Err(cannot_have(
+            format!("stream {stream} exists with other settings"),
+            difference,
+        ));
+    }
+    let consumer = found
+        .get_or_create_consumer(durable, consumer_wanted(settings))
+        .await;
+    let consumer: PullConsumer =
+        consumer.map_err(|why| cannot_have(format!("consumer {durable}"), why.to_string()))?;
+    let config = &consumer.cached_info().config;
+    if let Some(difference) = consumer_difference(config, settings) {
+        return Err(cannot_have(
+            format!("consumer {durable} of stream {stream} exists with other settings"),
+            difference,
+        ));
+    }
+    let warnings = warnings(found.cached_info(), config);
+    let consumer = on_its_way(&found, consumer, settings)
+        .await
+        .map_err(|why| cannot_have(format!("consumer {durable}"), why))?;
+    Ok(Declared {
+        stream: found,
+        consumer,
+        warnings,
+    })
+}
+
+/// `consumer`, or a new one in its place if it would pass over records of the stream.
+async fn on_its_way(
+    stream: &Stream,
+    consumer: PullConsumer,
+    settings: &config::Nats,
+) -> Result<PullConsumer, String> {
+    let look = || astray::look(stream, &consumer, &settings.subject);
+    let astray = match look().await {
+        Ok(None) => return Ok(consumer),
+        Ok(astray) => {
+            sleep(SETTLING).await;
+            look().await.map(|again| again.filter(|_| again == astray))
+        }
+        Err(why) => Err(why),
+    };
+    match astray {
+        Ok(None) => Ok(consumer),
+        Ok(Some(astray)) => {
+            let (stream_name, durable) = (&settings.stream, &settings.durable);
+            warn!(
+                stream = stream_name,
+                consumer = durable,
+                ?astray,
+                "the consumer passes over records: it begins anew"
+            );
+            astray::begin_anew(stream, &consumer)
+                .await
+                .map_err(|why| why.to_string())
+        }
+        Err(why) => {
+            warn!(
+                stream = settings.stream,
+                why, "the consumer cannot be held against its stream"
+            );
+            Ok(consumer)
+        }
+    }
+}
+
+fn stream_wanted(settings: &config::Nats) -> Config {
+    Config {
+        name: settings.stream.clone(),
+        subjects: vec![settings.subject.clone()],
+        retention: RetentionPolicy::WorkQueue,
+        storage: StorageType::File,
+        discard: DiscardPolicy::New,
+        num_replicas: settings.replicas,
+        duplicate_window: DUPLICATE_WINDOW,
+        ..Config::default()
+    }
+}
+
+fn consumer_wanted(settings: &config::Nats) -> pull::Config {
+    pull::Config {
+        durable_name: Some(settings.durable.clone()),
+        ack_policy: AckPolicy::Explicit,
+        ack_wait: ACK_WAIT,
+        max_ack_pending: ACK_PENDING_MAX,
+        // The stream may be shared with subjects that are not ours.
+        filter_subject: settings.subject.clone(),
+        ..pull::Config::default()
+    }
+}
+
+/// What of a stream that exists could lose records, or is less than was asked for.
+fn stream_difference(found: &Config, settings: &config::Nats) -> Option<String> {
+    let subject = &settings.subject;
+    if found.retention != RetentionPolicy::WorkQueue {
+        Some(format!(
+            "its retention is {:?}, not WorkQueue",
+            found.retention
+        ))
+    } else if !found.subjects.contains(subject) {
+        Some(format!(
+            "its subjects are {:?}, without {subject}",
+            found.subjects
+        ))
+    } else if found.num_replicas < settings.replicas {
+        Some(format!(
+            "it has {} replicas, not {}",
+            found.num_replicas, settings.replicas
+        ))
+    } else if !found.max_age.is_zero() {
+        Some(format!("its max_age of {:?} drops messages", found.max_age))
+    } else if found.discard == DiscardPolicy::Old && (found.max_messages > 0 || found.max_bytes > 0)
+    {
+        Some("its limits with discard Old drop messages".into())
+    } else if found.max_messages_per_subject > 0 && !found.discard_new_per_subject {
+        Some("its max_msgs_per_subject without discard_new_per_subject drops messages".into())
+    } else if found.no_ack {
+        Some("its no_ack leaves messages unconfirmed".into())
+    } else if found.persist_mode == Some(PersistenceMode::Async) {
+        Some("its persist_mode is Async: it confirms what it has not stored".into())
+    } else if found.sealed {
+        Some("it is sealed and takes no messages".into())
+    } else {
+        None
+    }
+}
+
+/// What of a consumer that exists could lose records, or leave them lying.
+fn consumer_difference(found: &Consumer, settings: &config::Nats) -> Option<String> {
+    let filters = || {
+        [&found.filter_subject]
+            .into_iter()
+            .chain(&found.filter_subjects)
+            .filter(|filter| !filter.is_empty())
+    };
+    if found.deliver_subject.is_some() {
+        Some("it is a push consumer".into())
+    } else if found.ack_policy != AckPolicy::Explicit {
+        Some(format!(
+            "its ack policy is {:?}, not Explicit",
+            found.ack_policy
+        ))
+    } else if found.max_deliver > 0 {
+        Some(format!(
+            "it gives a message up after {} deliveries",
+            found.max_deliver
+        ))
+    } else if found.deliver_policy != DeliverPolicy::All {
+        Some(format!(
+            "its deliver policy is {:?}, not All",
+            found.deliver_policy
+        ))
+    } else if filters().next().is_some() && !filters().any(|filter| *filter == settings.subject) {
+        Some(format!(
+            "it filters {:?}, not {}",
+            filters().collect::<Vec<_>>(),
+            settings.subject
+        ))
+    } else if found.headers_only {
+        Some("it delivers headers only".into())
+    } else if !found.backoff.is_empty() {
+        Some("its backoff sends again what is still held".into())
+    } else if found.max_batch > 0 && found.max_batch < i64::try_from(PULL_MAX).unwrap_or(i64::MAX) {
+        Some(format!(
+            "its max_batch is {}, under {PULL_MAX}",
+            found.max_batch
+        ))
+    } else if !found.max_expires.is_zero() && found.max_expires < PULL_EXPIRES {
+        Some(format!(
+            "its max_expires is {:?}, under {PULL_EXPIRES:?}",
+            found.max_expires
+        ))
+    } else {
+        None
+    }
+}
+
+fn warnings(stream: &Info, consumer: &Consumer) -> Vec<String> {
+    let (config, name) = (&stream.config, &stream.config.name);
+    let mut warnings = Vec::new();
+    if config.storage == StorageType::Memory {
+        warnings.push(format!(
+            "stream {name} is in memory: what was confirmed is gone when the server ends"
+        ));
+    } else {
+        // No server tells its clients.
+        warnings.push(
+            "sync_interval is unknown: unless the server's is `always`, a power cut may take what was confirmed last"
+                .into(),
+        );
+    }
+    if stream.cluster.is_some() && config.num_replicas < 2 {
+        warnings.push(format!(
+            "stream {name} has one replica: what was confirmed is as safe as one server's disk"
+        ));
+    }
+    if config.duplicate_window < DUPLICATE_WINDOW {
+        warnings.push(format!(
+            "stream {name} knows duplicates for {:?} only",
+            config.duplicate_window
+        ));
+    }
+    if consumer.memory_storage {
+        warnings
+            .push("the consumer's state is in memory: what was acknowledged may come again".into());
+    }
+    warnings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stream_that_would_lose_records_is_told_apart() {
+        let settings = config::Nats {
+            subject: "b".into(),
+            replicas: 3,
+            ..config::Nats::default()
+        };
+        let good = Config {
+            subjects: vec!["a".into(), "b".into()],
+            max_messages: 10,
+            ..stream_wanted(&settings)
+        };
+        assert_eq!(stream_difference(&good, &settings), None);
+        for (bad, names) in [
+            (
+                Config {
+                    retention: RetentionPolicy::Limits,
+                    ..good.clone()
+                },
+                "retention",
+            ),
+            (
+                Config {
+                    subjects: vec!["c".into()],
+                    ..good.clone()
+                },
+                "subjects",
+            ),
+            (
+                Config {
+                    num_replicas: 1,
+                    ..good.clone()
+                },
+                "1 replicas, not 3",
+            ),
+            (
+                Config {
+                    max_age: Duration::from_secs(1),
+                    ..good.clone()
+                },
+                "max_age",
+            ),
+            (
+                Config {
+                    discard: DiscardPolicy::Old,
+                    ..good.clone()
+                },
+                "discard Old",
+            ),
+            (
+                Config {
+                    max_messages_per_subject: 5,
+                    ..good.clone()
+                },
+                "max_msgs_per_subject",
+            ),
+            (
+                Config {
+                    no_ack: true,
+                    ..good.clone()
+                },
+                "no_ack",
+            ),
+            (
+                Config {
+                    persist_mode: Some(PersistenceMode::Async),
+                    ..good.clone()
+                },
+                "persist_mode",
+            ),
+            (
+                Config {
+                    sealed: true,
+                    ..good.clone()
+                },
+                "sealed",
+            ),
+        ] {
+            let difference = stream_difference(&bad, &settings).unwrap_or_default();
+            assert!(difference.contains(names), "{names}: {difference}");
+        }
+    }
+
+    #[test]
+    fn a_consumer_that_would_lose_records_is_told_apart() {
+        let settings = config::Nats {
+            subject: "b".into(),
+            ..config::Nats::default()
+        };
+        let good = Consumer {
+            max_deliver: -1,
+            filter_subject: "b".into(),
+            ..Consumer::default()
+        };
+        assert_eq!(consumer_difference(&good, &settings), None);
+        assert_eq!(
+            consumer_difference(
+                &Consumer {
+                    filter_subject: String::new(),
+                    ..good.clone()
+                },
+                &settings
+            ),
+            None
+        );
+        for (bad, names) in [
+            (
+                Consumer {
+                    deliver_subject: Some("x".into()),
+                    ..good.clone()
+                },
+                "push",
+            ),
+            (
+                Consumer {
+                    ack_policy: AckPolicy::None,
+                    ..good.clone()
+                },
+                "ack policy",
+            ),
+            (
+                Consumer {
+                    max_deliver: 20,
+                    ..good.clone()
+                },
+                "20 deliveries",
+            ),
+            (
+                Consumer {
+                    deliver_policy: DeliverPolicy::New,
+                    ..good.clone()
+                },
+                "deliver policy",
+            ),
+            (
+                Consumer {
+                    filter_subject: "c".into(),
+                    ..good.clone()
+                },
+                "filters [\"c\"], not b",
+            ),
+            (
+                Consumer {
+                    headers_only: true,
+                    ..good.clone()
+                },
+                "headers only",
+            ),
+            (
+                Consumer {
+                    backoff: vec![Duration::from_secs(1)],
+                    ..good.clone()
+                },
+                "backoff",
+            ),
+            (
+                Consumer {
+                    max_batch: 1,
+                    ..good.clone()
+                },
+                "max_batch",
+            ),
+            (
+                Consumer {
+                    max_expires: Duration::from_millis(1),
+                    ..good.clone()
+                },
+                "max_expires",
+            ),
+        ] {
+            let difference = consumer_difference(&bad, &settings).unwrap_or_default();
+            assert!(difference.contains(names), "{names}: {difference}");
+        }
+    }
+}

@@ -1,0 +1,574 @@
+//! Google Cloud Pub/Sub, or its emulator.
+//!
+//! A publisher, its probe and the deliveries belong to one connection. The stream of messages does not: it belongs to the
+//! `Feed`, which the settings hold, and which hands messages to whichever connection is the present one.
+
+mod access;
+mod declare;
+mod feed;
+
+use std::{
+    collections::HashMap,
+    pin::Pin,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use futures_util::FutureExt as _;
+use google_cloud_gax::{error::rpc::Code, retry_policy::RetryPolicyExt as _};
+use google_cloud_pubsub::{
+    client::Publisher, error::PublishError, model::Message, publisher::PublishFuture,
+    retry_policy::RetryableErrors, subscriber::handler::Handler,
+};
+use tokio::{
+    runtime::Handle,
+    sync::{
+        AcquireError, Mutex as AsyncMutex, Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch,
+    },
+    task::AbortHandle,
+    time::{sleep, timeout},
+};
+
+use self::{
+    access::Access,
+    declare::{Admin, Probe},
+    feed::{Feed, Held, TIMER_SLACK},
+};
+use super::{
+    Broker, CONNECT_TIMEOUT, Transport, TransportError,
+    bundle::{Kind, Known, Opener},
+    header,
+};
+use crate::{
+    config,
+    delivery::{Delivery, Verdict},
+    lane_id::LaneId,
+    record::{Origin, Record, is_visible_ascii},
+};
+
+/// A batch leaves when it has so many messages, or after so long.
+const BATCH_MESSAGES: u32 = 200;
+const BATCH_DELAY: Duration = Duration::from_millis(2);
+/// The client sends a batch again and again for so long.
+const RETRY_LIMIT: Duration = Duration::from_secs(5);
+/// The last attempt may begin just before [`RETRY_LIMIT`].
+const PUBLISH_TIMEOUT: Duration = Duration::from_secs(7);
+/// What the publisher may hold, in KiB: 32 MiB, and by [`CHARGE_MIN_KIB`] no more than 4096 messages. Its own queue has no bound.
+const PUBLISHING_KIB: u32 = 32 << 10;
+const CHARGE_MIN_KIB: u32 = 8;
+/// How long an ack waits for others, so that they wake the client's thread once: it would send them later than that anyway.
+const LINGER: Duration = Duration::from_millis(10);
+/// The client sends acks every 100 ms, or later by the slack of its thread's timers, and does not say when they have arrived:
+/// one period and a slow round trip.
+const FLUSH: Duration = Duration::from_millis(400).saturating_add(TIMER_SLACK);
+/// While nothing comes in, the subscription is looked up so often: an outage is otherwise hidden by the client's own retries.
+const PROBE_PERIOD: Duration = Duration::from_millis(2500);
+/// Two probes that fail, so far apart, are an outage.
+const PROBE_GAP: Duration = Duration::from_millis(300);
+
+/// The configuration, and the stream of messages, which outlives connections. Clones share both.
+#[derive(Clone)]
+pub struct Settings {
+    config: Arc<config::Pubsub>,
+    feed: Arc<Feed>,
+    known: Known,
+}
+
+impl Settings {
+    #[must_use]
+    pub fn new(config: config::Pubsub) -> Self {
+        Self {
+            config: Arc::new(config),
+            feed: Arc::default(),
+            known: Known::default(),
+        }
+    }
+}
+
+/// One connection to one topic and one subscription of it.
+pub struct Pubsub {
+    publisher: Publisher,
+    publishing: Arc<Semaphore>,
+    ready: AsyncMutex<(mpsc::Receiver<Held>, Opener)>,
+    outstanding: Arc<Outstanding>,
+    state: Arc<State>,
+    /// Of the feed. What has to wait, and outlive who asked for it, does so there.
+    runtime: Handle,
+    probe: AbortHandle,
+    broker: Broker,
+    feed: Arc<Feed>,
+}
+
+impl Transport for Pubsub {
+    const LANE: LaneId = LaneId::Pubsub;
+    type Settings = Settings;
+
+    async fn connect(settings: &Settings) -> Result<Self, TransportError> {
+        timeout(CONNECT_TIMEOUT, Self::open(settings))
+            .await
+            .map_err(|_| TransportError::Connect(format!("no answer within {CONNECT_TIMEOUT:?}")))?
+    }
+
+    async fn publish_as(&self, record: &Record, kind: Kind) -> Result<(), TransportError> {
+        let outcome = timeout(PUBLISH_TIMEOUT, async {
+            let charge = charge(record.body.len(), CHARGE_MIN_KIB, PUBLISHING_KIB);
+            let permit = Arc::clone(&self.publishing)
+                .acquire_many_owned(charge)
+                .await;
+            let confirm = self.publisher.publish(message(record, kind));
+            Publishing {
+                underway: Some((confirm, permit)),
+                runtime: &self.runtime,
+            }
+            .await
+        })
+        .await;
+        let failure = match outcome {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(failure)) => failure,
+            Err(_) => {
+                return Err(TransportError::Publish(format!(
+                    "no answer within {PUBLISH_TIMEOUT:?}"
+                )));
+            }
+        };
+        if is_not_found(&failure) {
+            let why = "the topic is gone".to_owned();
+            self.feed.distrust();
+            self.state.lose(why.clone());
+            return Err(TransportError::Lost(why));
+        }
+        self.state.suspicion.notify_one();
+        Err(TransportError::Publish(failure.to_string()))
+    }
+
+    fn bundle_max(&self) -> usize {
+        usize::MAX
+    }
+
+    async fn next(&self) -> Result<Delivery, TransportError> {
+        let mut ready = self.ready.lock().await;
+        tokio::select! {
+            biased;
+            lost = self.lost() => Err(lost),
+            delivery = self.take(&mut ready) => delivery.ok_or_else(|| TransportError::Lost("the stream has ended".into())),
+        }
+    }
+
+    async fn next_opened(&self) -> Option<Delivery> {
+        self.ready.lock().await.1.next()
+    }
+
+    fn try_next(&self) -> Option<Delivery> {
+        self.take(&mut *self.ready.try_lock().ok()?)
+            .now_or_never()?
+    }
+
+    async fn lost(&self) -> TransportError {
+        TransportError::Lost(self.state.lost().await)
+    }
+
+    async fn close(&self) {
+        self.probe.abort();
+        // A call of `next` that waits ends here, and makes way.
+        self.state.lose("closed".into());
+        let mut ready = self.ready.lock().await;
+        ready.0.close();
+        // A handle that is dropped gives its message back.
+        while ready.0.try_recv().is_ok() {}
+        while ready.1.next().is_some() {}
+        self.outstanding.give_back();
+        sleep(FLUSH).await;
+    }
+
+    fn broker(&self) -> Broker {
+        self.broker.clone()
+    }
+}
+
+impl Pubsub {
+    /// The next delivery; nothing once the stream has ended. Dropping the future loses nothing.
+    async fn take(&self, (ready, opener): &mut (mpsc::Receiver<Held>, Opener)) -> Option<Delivery> {
+        if let Some(delivery) = opener.next() {
+            return Some(delivery);
+        }
+        loop {
+            let held = ready.recv().await?;
+            self.state.heard.store(true, Ordering::Relaxed);
+            let (message, kind) = self.outstanding.deliver(held, &self.runtime)?;
+            if let Some(delivery) = opener.open(message, kind) {
+                return Some(delivery);
+            }
+        }
+    }
+
+    async fn open(settings: &Settings) -> Result<Self, TransportError> {
+        let Settings {
+            config,
+            feed,
+            known,
+        } = settings;
+        let access = Access::new(config).await?;
+        let (admin, declared) = Admin::declare(&access, config).await?;
+        if declared.created {
+            feed.distrust();
+        }
+        let publisher = Publisher::builder(admin.topic())
+            .with_endpoint(&*access.endpoint)
+            .with_credentials(access.credentials.clone())
+            .set_message_count_threshold(BATCH_MESSAGES)
+            .set_delay_threshold(BATCH_DELAY)
+            .with_retry_policy(RetryableErrors.with_time_limit(RETRY_LIMIT))
+            .build()
+            .await
+            .map_err(|e| TransportError::Connect(format!("publisher: {e}")))?;
+
+        let state = Arc::<State>::default();
+        let (out, ready) = mpsc::channel(feed::HELD_MAX as usize);
+        let on_end = Arc::clone(&state);
+        let runtime = feed
+            .attach(
+                &access,
+                admin.subscription(),
+                out,
+                Box::new(move |why| on_end.lose(why)),
+            )
+            .await?;
+        let mut warnings = declared.warnings;
+        if access.is_emulator {
+            warnings
+                .push("an emulator keeps messages in memory: it loses them when it ends".into());
+        }
+        let probe = tokio::spawn(probe(admin, Arc::clone(&state), Arc::clone(feed))).abort_handle();
+        Ok(Self {
+            publisher,
+            publishing: Arc::new(Semaphore::new(PUBLISHING_KIB as usize)),
+            ready: AsyncMutex::new((ready, Opener::new(known.clone()))),
+            outstanding: Arc::default(),
+            state,
+            runtime,
+            probe,
+            broker: Broker {
+                version: None,
+                warnings,
+            },
+            feed: Arc::clone(feed),
+        })
+    }
+}
+
+impl Drop for Pubsub {
+    fn drop(&mut self) {
+        self.probe.abort();
+    }
+}
+
+/// What one connection knows of its health.
+#[derive(Default)]
+struct State {
+    lost: watch::Sender<Option<String>>,
+    /// A message came in since the last probe.
+    heard: AtomicBool,
+    /// Something failed that may be an outage.
+    suspicion: Notify,
+}
+
+impl State {
+    /// The first reason stays.
+    fn lose(&self, why: String) {
+        self.lost.send_if_modified(|lost| {
+            let first = lost.is_none();
+            lost.get_or_insert(why);
+            first
+        });
+    }
+
+    /// Resolves with the reason once the connection is lost.
+    async fn lost(&self) -> String {
+        let mut lost = self.lost.subscribe();
+        // The sender lives in `self`.
+        lost.wait_for(Option::is_some)
+            .await
+            .ok()
+            .and_then(|why| why.clone())
+            .unwrap_or_default()
+    }
+}
+
+/// Looks the subscription up while the lane is quiet, or when something failed. Ends once it has found the connection lost.
+async fn probe(admin: Admin, state: Arc<State>, feed: Arc<Feed>) {
+    loop {
+        tokio::select! {
+            () = sleep(PROBE_PERIOD) => if state.heard.swap(false, Ordering::Relaxed) { continue },
+            () = state.suspicion.notified() => {}
+        }
+        let mut answer = admin.probe().await;
+        if matches!(answer, Probe::Failed(_) | Probe::Silent) {
+            sleep(PROBE_GAP).await;
+            answer = admin.probe().await;
+        }
+        match answer {
+            Probe::Well => sleep(PROBE_GAP).await,
+            // A system that stalls may go on later with the stream that it has.
+            Probe::Silent => return state.lose("no answer to a probe".into()),
+            Probe::Gone => {
+                feed.distrust();
+                return state.lose("the subscription is gone".into());
+            }
+            Probe::Failed(why) => {
+                feed.distrust();
+                return state.lose(why);
+            }
+        }
+    }
+}
+
+/// A message that the publisher has. Dropped before its confirm, it leaves the message there, and its permit is held until the confirm
+/// comes.
+struct Publishing<'a> {
+    underway: Option<(PublishFuture, Result<OwnedSemaphorePermit, AcquireError>)>,
+    runtime: &'a Handle,
+}
+
+impl Future for Publishing<'_> {
+    type Output = Result<(), PublishError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        // Only a poll after its end, which nobody should make, finds nothing.
+        let Some((confirm, _)) = &mut self.underway else {
+            return Poll::Ready(Err(PublishError::Shutdown));
+        };
+        let outcome = ready!(confirm.poll_unpin(context));
+        self.underway = None;
+        Poll::Ready(outcome.map(drop))
+    }
+}
+
+impl Drop for Publishing<'_> {
+    fn drop(&mut self) {
+        if let Some((confirm, permit)) = self.underway.take() {
+            self.runtime.spawn(confirm.map(|_| drop(permit)));
+        }
+    }
+}
+
+/// The handles of the deliveries that are not settled.
+#[derive(Default)]
+struct Outstanding {
+    inner: Mutex<Handles>,
+}
+
+#[derive(Default)]
+struct Handles {
+    closed: bool,
+    next_key: u64,
+    by_key: HashMap<u64, Handler>,
+    /// To be acknowledged together, each with its share of what the feed may hold.
+    acked: Vec<(Handler, OwnedSemaphorePermit)>,
+}
+
+impl Outstanding {
+    /// Nothing once it has given all back.
+    fn deliver(self: &Arc<Self>, held: Held, runtime: &Handle) -> Option<(Delivery, Kind)> {
+        let Held {
+            message,
+            handler,
+            permit,
+        } = held;
+        let redelivered = handler
+            .delivery_attempt()
+            .is_some_and(|attempt| attempt > 1);
+        let key = {
+            let mut handles = self.lock();
+            if handles.closed {
+                return None;
+            }
+            let key = handles.next_key;
+            handles.next_key += 1;
+            handles.by_key.insert(key, handler);
+            key
+        };
+        let (outstanding, runtime) = (Arc::clone(self), runtime.clone());
+        let settle = move |verdict| {
+            // It is not there if `close` has given it back.
+            let Some(handler) = outstanding.lock().by_key.remove(&key) else {
+                return;
+            };
+            match verdict {
+                Verdict::Ack | Verdict::Reject => {
+                    outstanding.acknowledge_soon((handler, permit), &runtime)
+                }
+                Verdict::Unsettled => handler.nack(),
+                // The service has no delayed nack: its hold is kept until the delay is over.
+                Verdict::RetryAfter(delay) => {
+                    runtime.spawn(async move {
+                        sleep(delay).await;
+                        handler.nack();
+                        drop(permit);
+                    });
+                }
+            }
+        };
+        let (record, kind) = record(message);
+        Some((Delivery::new(record, redelivered, settle), kind))
+    }
+
+    /// The first of those that gather sets the time for all. Should the feed's thread have ended, so has the stream, and they come again.
+    fn acknowledge_soon(
+        self: &Arc<Self>,
+        acked: (Handler, OwnedSemaphorePermit),
+        runtime: &Handle,
+    ) {
+        let is_first = {
+            let mut handles = self.lock();
+            handles.acked.push(acked);
+            handles.acked.len() == 1
+        };
+        if is_first {
+            let outstanding = Arc::clone(self);
+            runtime.spawn(async move {
+                sleep(LINGER).await;
+                let acked = std::mem::take(&mut outstanding.lock().acked);
+                for (handler, _) in acked {
+                    handler.ack();
+                }
+            });
+        }
+    }
+
+    /// Gives back all that is not settled. From now on nothing is delivered.
+    fn give_back(&self) {
+        let mut handles = self.lock();
+        handles.closed = true;
+        handles
+            .acked
+            .drain(..)
+            .for_each(|(handler, _)| handler.ack());
+        handles
+            .by_key
+            .drain()
+            .for_each(|(_, handler)| handler.nack());
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Handles> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What `bytes` cost of a budget of `max_kib`: never more than all of it.
+fn charge(bytes: usize, min_kib: u32, max_kib: u32) -> u32 {
+    u32::try_from(bytes.div_ceil(1024))
+        .unwrap_or(u32::MAX)
+        .clamp(min_kib, max_kib)
+}
+
+fn is_not_found(failure: &PublishError) -> bool {
+    matches!(failure, PublishError::Rpc(e) if e.status().is_some_and(|status| status.code == Code::NotFound))
+}
+
+fn message(record: &Record, kind: Kind) -> Message {
+    let mut attributes = vec![(header::ID, record.id.to_string())];
+    attributes.extend(
+        record
+            .origin
+            .as_ref()
+            .map(|origin| (header::ORIGIN, origin.to_text())),
+    );
+    attributes.extend(
+        record
+            .traceparent
+            .as_ref()
+            .map(|trace| (header::TRACEPARENT, trace.to_string())),
+    );
+    if let Kind::Bundle(count) = kind {
+        attributes.push((header::BUNDLE, count.to_string()));
+    }
+    Message::new()
+        .set_data(record.body.clone())
+        .set_attributes(attributes)
+}
+
+/// A message that no Waypost node published takes the service's id, which stays the same when it comes again.
+fn record(message: Message) -> (Record, Kind) {
+    // What becomes a header of the POST must be fit to be one.
+    let attribute = |name| {
+        message
+            .attributes
+            .get(name)
+            .map(String::as_str)
+            .filter(|text| is_visible_ascii(text))
+    };
+    let kind = Kind::of(attribute(header::BUNDLE));
+    let record = Record {
+        id: Arc::from(attribute(header::ID).unwrap_or(&message.message_id)),
+        traceparent: attribute(header::TRACEPARENT).map(Arc::from),
+        origin: attribute(header::ORIGIN).and_then(Origin::parse),
+        body: message.data,
+    };
+    (record, kind)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_comes_out_of_a_message_as_it_went_in() {
+        let whole = Record {
+            id: Arc::from("a/1"),
+            body: "{\"n\":1}".into(),
+            traceparent: Some(Arc::from(
+                "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+            )),
+            origin: Some(Origin {
+                run: Arc::from("node-1/7"),
+                at_us: 1_700_000_000_000_000,
+            }),
+        };
+        let bare = Record {
+            traceparent: None,
+            origin: None,
+            ..whole.clone()
+        };
+        for sent in [whole, bare] {
+            assert_eq!(record(message(&sent, Kind::Single)), (sent, Kind::Single));
+        }
+    }
+
+    #[test]
+    fn a_foreign_message_takes_the_id_that_the_service_gave_it() {
+        let foreign = Message::new().set_data("hello").set_message_id("17");
+        let expected = Record {
+            id: Arc::from("17"),
+            body: "hello".into(),
+            traceparent: None,
+            origin: None,
+        };
+        assert_eq!(record(foreign), (expected, Kind::Single));
+    }
+
+    #[test]
+    fn a_charge_is_never_more_than_the_whole_budget() {
+        for (bytes, cost) in [
+            (0, 8),
+            (8 << 10, 8),
+            ((8 << 10) + 1, 9),
+            (1 << 20, 64),
+            (usize::MAX, 64),
+        ] {
+            assert_eq!(charge(bytes, 8, 64), cost, "{bytes}");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_first_reason_of_a_loss_stays() {
+        let state = State::default();
+        state.lose("refused".into());
+        state.lose("closed".into());
+        assert_eq!(state.lost().await, "refused");
+    }
+}

@@ -1,0 +1,89 @@
+//! Where the service is, and who we are to it.
+
+use google_cloud_auth::credentials::{self, Credentials, anonymous, service_account};
+
+use super::TransportError;
+use crate::config;
+
+const SERVICE: &str = "https://pubsub.googleapis.com";
+
+#[derive(Clone)]
+pub(super) struct Access {
+    pub endpoint: String,
+    pub credentials: Credentials,
+    pub is_emulator: bool,
+}
+
+impl Access {
+    /// # Errors
+    /// When there are no credentials, or not such as can be read.
+    pub async fn new(config: &config::Pubsub) -> Result<Self, TransportError> {
+        let endpoint = endpoint(config.endpoint.as_deref());
+        // The service itself speaks nothing but TLS.
+        let is_emulator = endpoint.starts_with("http://");
+        let credentials = if is_emulator {
+            anonymous::Builder::new().build()
+        } else if let Some(path) = config.credentials_file.clone() {
+            let name = path.display().to_string();
+            let failed =
+                |why: String| TransportError::Connect(format!("credentials file {name}: {why}"));
+            let read = tokio::task::spawn_blocking(move || std::fs::read(path)).await;
+            let key = read
+                .map_err(|e| failed(e.to_string()))?
+                .map_err(|e| failed(e.to_string()))?;
+            let key = serde_json::from_slice(&key).map_err(|e| failed(e.to_string()))?;
+            service_account::Builder::new(key)
+                .build()
+                .map_err(|e| failed(e.to_string()))?
+        } else {
+            let built = credentials::Builder::default().build();
+            built.map_err(|e| TransportError::Connect(format!("default credentials: {e}")))?
+        };
+        Ok(Self {
+            endpoint,
+            credentials,
+            is_emulator,
+        })
+    }
+}
+
+/// A bare `host:port` is an emulator's, as in its `PUBSUB_EMULATOR_HOST`.
+fn endpoint(configured: Option<&str>) -> String {
+    match configured.map(|endpoint| endpoint.trim_end_matches('/')) {
+        None => SERVICE.into(),
+        Some(url) if url.contains("://") => url.into(),
+        Some(host) => format!("http://{host}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_endpoint_may_leave_out_its_scheme() {
+        for (configured, url) in [
+            (None, "https://pubsub.googleapis.com"),
+            (Some("localhost:8085"), "http://localhost:8085"),
+            (Some("http://127.0.0.1:8085/"), "http://127.0.0.1:8085"),
+            (
+                Some("https://europe-west1-pubsub.googleapis.com"),
+                "https://europe-west1-pubsub.googleapis.com",
+            ),
+        ] {
+            assert_eq!(endpoint(configured), url);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_credentials_file_that_is_not_there_is_named() {
+        let config = config::Pubsub {
+            credentials_file: Some("/nowhere/key.json".into()),
+            ..config::Pubsub::default()
+        };
+        let Err(TransportError::Connect(why)) = Access::new(&config).await else {
+            panic!("it read a file that is not there")
+        };
+        assert!(why.contains("/nowhere/key.json"), "{why}");
+    }
+}

@@ -1,0 +1,313 @@
+//! The topic and the subscription: created when absent, checked when there.
+
+use std::{fmt::Display, time::Duration};
+
+use google_cloud_gax::{error::rpc::Code, retry_policy::NeverRetry};
+use google_cloud_pubsub::{
+    Error,
+    client::{SubscriptionAdmin, TopicAdmin},
+    model::{ExpirationPolicy, Subscription},
+};
+use tokio::time::timeout;
+
+use super::{Access, TransportError};
+use crate::config;
+
+/// The shortest that the service allows. It is the time after which what a dead node held comes again.
+const ACK_DEADLINE_S: i32 = 10;
+/// How long an unacked message is kept.
+const RETENTION: Duration = Duration::from_hours(7 * 24);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// One topic and one subscription, for administration.
+pub(super) struct Admin {
+    subscriptions: SubscriptionAdmin,
+    topic: String,
+    subscription: String,
+}
+
+pub(super) struct Declared {
+    /// Something was absent: streams of before are of another topic or subscription.
+    pub created: bool,
+    pub warnings: Vec<String>,
+}
+
+pub(super) enum Probe {
+    Well,
+    /// There is no such subscription.
+    Gone,
+    Failed(String),
+    /// No answer in time.
+    Silent,
+}
+
+impl Admin {
+    pub fn topic(&self) -> &str {
+        &self.topic
+    }
+
+    pub fn subscription(&self) -> &str {
+        &self.subscription
+    }
+
+    /// Both are there when it returns: what is published to a topic without a subscription is lost.
+    ///
+    /// # Errors
+    /// When the service does not answer, or the subscription is one that would not bring every record here.
+    pub async fn declare(
+        access: &Access,
+        config: &config::Pubsub,
+    ) -> Result<(Self, Declared), TransportError> {
+        let topic = format!("projects/{}/topics/{}", config.project, config.topic);
+        let created_topic = declare_topic(access, &topic).await?;
+        let subscriptions = SubscriptionAdmin::builder()
+            .with_endpoint(&*access.endpoint)
+            .with_credentials(access.credentials.clone())
+            .with_retry_policy(NeverRetry)
+            .build();
+        let subscription = format!(
+            "projects/{}/subscriptions/{}",
+            config.project, config.subscription
+        );
+        let admin = Self {
+            subscriptions: subscriptions.await.map_err(client_failed)?,
+            topic,
+            subscription,
+        };
+        let failed = |why: String| {
+            TransportError::Connect(format!("subscription {}: {why}", admin.subscription))
+        };
+        let (found, created_subscription) =
+            admin.subscribe().await.map_err(|e| failed(describe(&e)))?;
+        let warnings = check(&found, &admin.topic).map_err(failed)?;
+        Ok((
+            admin,
+            Declared {
+                created: created_topic || created_subscription,
+                warnings,
+            },
+        ))
+    }
+
+    /// The subscription as it is, and whether it was created for that.
+    async fn subscribe(&self) -> Result<(Subscription, bool), Error> {
+        let found = self
+            .subscriptions
+            .get_subscription()
+            .set_subscription(&*self.subscription)
+            .send()
+            .await;
+        match found {
+            Err(e) if is(&e, Code::NotFound) => {}
+            found => return Ok((found?, false)),
+        }
+        let mut wanted = Subscription::new()
+            .set_name(&*self.subscription)
+            .set_topic(&*self.topic)
+            .set_ack_deadline_seconds(ACK_DEADLINE_S)
+            // A policy without a time is "never".
+            .set_expiration_policy(ExpirationPolicy::new());
+        wanted.message_retention_duration = RETENTION.try_into().ok();
+        match self
+            .subscriptions
+            .create_subscription()
+            .with_request(wanted)
+            .send()
+            .await
+        {
+            // Another node was quicker.
+            Err(e) if is(&e, Code::AlreadyExists) => {
+                let found = self
+                    .subscriptions
+                    .get_subscription()
+                    .set_subscription(&*self.subscription)
+                    .send()
+                    .await;
+                Ok((found?, false))
+            }
+            created => Ok((created?, true)),
+        }
+    }
+
+    pub async fn probe(&self) -> Probe {
+        let request = self
+            .subscriptions
+            .get_subscription()
+            .set_subscription(&*self.subscription);
+        match timeout(PROBE_TIMEOUT, request.send()).await {
+            Ok(Ok(_)) => Probe::Well,
+            Ok(Err(e)) if is(&e, Code::NotFound) => Probe::Gone,
+            Ok(Err(e)) => Probe::Failed(describe(&e)),
+            Err(_) => Probe::Silent,
+        }
+    }
+}
+
+/// Whether it was absent. The client for topics ends here: each client has a copy of all roots of trust.
+async fn declare_topic(access: &Access, topic: &str) -> Result<bool, TransportError> {
+    let failed = |e: Error| TransportError::Connect(format!("topic {topic}: {}", describe(&e)));
+    let topics = TopicAdmin::builder()
+        .with_endpoint(&*access.endpoint)
+        .with_credentials(access.credentials.clone())
+        .with_retry_policy(NeverRetry)
+        .build();
+    let topics = topics.await.map_err(client_failed)?;
+    match topics.get_topic().set_topic(topic).send().await {
+        Ok(_) => return Ok(false),
+        Err(e) if is(&e, Code::NotFound) => {}
+        Err(e) => return Err(failed(e)),
+    }
+    match topics.create_topic().set_name(topic).send().await {
+        Ok(_) => Ok(true),
+        Err(e) if is(&e, Code::AlreadyExists) => Ok(false),
+        Err(e) => Err(failed(e)),
+    }
+}
+
+fn client_failed(why: impl Display) -> TransportError {
+    TransportError::Connect(format!("client: {why}"))
+}
+
+fn is(e: &Error, code: Code) -> bool {
+    e.status().is_some_and(|status| status.code == code)
+}
+
+/// What the service said, or the innermost cause: that names the trouble of the socket, without the URL.
+fn describe(e: &Error) -> String {
+    if let Some(status) = e.status() {
+        return format!("{}: {}", status.code, status.message);
+    }
+    let mut innermost: &dyn std::error::Error = e;
+    while let Some(cause) = innermost.source() {
+        innermost = cause;
+    }
+    innermost.to_string()
+}
+
+/// What weakens the guarantee, as warnings.
+///
+/// # Errors
+/// Names the setting by which records would never come here.
+fn check(found: &Subscription, topic: &str) -> Result<Vec<String>, String> {
+    if found.topic != topic {
+        return Err(format!("is on topic {}, not on {topic}", found.topic));
+    }
+    if found.detached {
+        return Err("is detached from its topic".into());
+    }
+    if !found.filter.is_empty() {
+        return Err(format!(
+            "has the filter `{}`, which drops records",
+            found.filter
+        ));
+    }
+    let pushes = found
+        .push_config
+        .as_ref()
+        .is_some_and(|push| !push.push_endpoint.is_empty());
+    if pushes
+        || found.bigquery_config.is_some()
+        || found.cloud_storage_config.is_some()
+        || found.bigtable_config.is_some()
+    {
+        return Err("delivers by push or export, not by pull".into());
+    }
+
+    let mut warnings = Vec::new();
+    if let Some(policy) = &found.dead_letter_policy {
+        warnings.push(format!(
+            "the subscription moves a record to {} after {} attempts, where this node does not see it",
+            policy.dead_letter_topic, policy.max_delivery_attempts
+        ));
+    }
+    let retention = found
+        .message_retention_duration
+        .and_then(|kept| Duration::try_from(kept).ok());
+    if let Some(kept) = retention.filter(|&kept| kept < RETENTION) {
+        warnings.push(format!(
+            "the subscription keeps a record that is not delivered for {} only",
+            humantime::format_duration(kept)
+        ));
+    }
+    let expires = found
+        .expiration_policy
+        .as_ref()
+        .and_then(|policy| policy.ttl)
+        .and_then(|ttl| Duration::try_from(ttl).ok());
+    if let Some(ttl) = expires.filter(|ttl| !ttl.is_zero()) {
+        warnings.push(format!(
+            "the subscription expires, with what is in it, after {} without a node",
+            humantime::format_duration(ttl)
+        ));
+    }
+    Ok(warnings)
+}
+
+#[cfg(test)]
+mod tests {
+    use google_cloud_pubsub::model::{BigQueryConfig, DeadLetterPolicy, PushConfig};
+
+    use super::*;
+
+    const TOPIC: &str = "projects/p/topics/records";
+
+    fn ours() -> Subscription {
+        let mut ours = Subscription::new()
+            .set_topic(TOPIC)
+            .set_expiration_policy(ExpirationPolicy::new());
+        ours.message_retention_duration = RETENTION.try_into().ok();
+        ours
+    }
+
+    #[test]
+    fn a_subscription_that_withholds_records_is_refused_with_the_reason() {
+        for (found, why) in [
+            (
+                ours().set_topic("projects/p/topics/other"),
+                "projects/p/topics/other",
+            ),
+            (ours().set_topic("_deleted-topic_"), "_deleted-topic_"),
+            (ours().set_filter("attributes.a = \"b\""), "attributes.a"),
+            (ours().set_detached(true), "detached"),
+            (
+                ours().set_push_config(PushConfig::new().set_push_endpoint("https://example.com")),
+                "push",
+            ),
+            (ours().set_bigquery_config(BigQueryConfig::new()), "export"),
+        ] {
+            let told = check(&found, TOPIC).expect_err(why);
+            assert!(told.contains(why), "{told}");
+        }
+    }
+
+    #[test]
+    fn a_subscription_that_weakens_the_guarantee_is_taken_with_a_warning() {
+        assert_eq!(check(&ours(), TOPIC), Ok(vec![]));
+        assert_eq!(
+            check(&ours().set_push_config(PushConfig::new()), TOPIC),
+            Ok(vec![])
+        );
+        let mut short = ours();
+        short.message_retention_duration = Duration::from_mins(10).try_into().ok();
+        let mut expiring = ours();
+        expiring.expiration_policy.get_or_insert_default().ttl =
+            Duration::from_hours(24).try_into().ok();
+        let dead = DeadLetterPolicy::new()
+            .set_dead_letter_topic("projects/p/topics/dead")
+            .set_max_delivery_attempts(5);
+        for (found, why) in [
+            (short, "10m"),
+            (expiring, "1day"),
+            (
+                ours().set_dead_letter_policy(dead),
+                "projects/p/topics/dead after 5 attempts",
+            ),
+        ] {
+            let warnings = check(&found, TOPIC).unwrap();
+            assert!(
+                warnings.len() == 1 && warnings[0].contains(why),
+                "{warnings:?}"
+            );
+        }
+    }
+}
