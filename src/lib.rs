@@ -32,7 +32,7 @@
 //!
 //! 1. A 2xx leaves only after a receipt, and a receipt exists only after the broker's confirm or a sync of the spool: [`http::ingest`]
 //!    waits for [`actors::admission::Ingest::submit`], and receipts are made by a lane, after [`transport::Transport::publish`],
-//!    and by [`actors::admission::Disk`], after [`spool::Spool::put`].
+//!    and by [`actors::fallback::Disk`], after [`spool::Spool::put`].
 //! 2. A message is acked to its broker only after the API's 2xx or the sync of its dead letter: [`actors::forwarder`] is the only one
 //!    that acks.
 //! 3. A record keeps one id on every hop, retry and lane: [`transport::header`].
