@@ -33,7 +33,7 @@ pub async fn run(plan: &Plan, variables: &[(String, String)]) {
     let mut starts = Vec::new();
     for _ in 0..STARTS {
         starts.push(
-            Stage::new(&Side::WAYPOST, "grpc", &grpc_variables(), 1)
+            Stage::new(&Side::waypost(), "grpc", &grpc_variables(), 1)
                 .await
                 .ready_after
                 .as_secs_f64()
@@ -41,7 +41,7 @@ pub async fn run(plan: &Plan, variables: &[(String, String)]) {
         );
     }
     let start_ms = table::median(starts);
-    let stage = Stage::new(&Side::WAYPOST, "all", variables, 1).await;
+    let stage = Stage::new(&Side::waypost(), "all", variables, 1).await;
     stage.lanes_are(LANES, "up").await;
     sleep(SETTLE).await;
     let cpu = stage.cpu_us();

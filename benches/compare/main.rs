@@ -17,7 +17,7 @@ mod support;
 mod table;
 mod waiting;
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, num::ParseIntError, path::PathBuf, str::FromStr};
 
 use clap::{Parser, Subcommand, ValueEnum};
 use serde::Serialize;
@@ -46,9 +46,12 @@ struct Cli {
         long,
         value_enum,
         value_delimiter = ',',
-        default_value = "floor,batch,disk"
+        default_value = "floor,batch,bundle,disk"
     )]
     cases: Vec<Case>,
+    /// Another build of Waypost to compare with, as FILE or BUNDLE:FILE; may be given again
+    #[arg(long, value_name = "[BUNDLE:]FILE")]
+    beside: Vec<Beside>,
     /// How often the two sides of a case take turns
     #[arg(long, default_value_t = 3)]
     rounds: usize,
@@ -74,50 +77,88 @@ enum Case {
     Floor,
     /// A hundred records a request and a POST against one
     Batch,
+    /// The same with up to 128 records a message
+    Bundle,
     /// `ack = "disk"` against `ack = "lane"`
     Disk,
 }
 
+/// A program to compare with: `FILE`, or `BUNDLE:FILE` to run this build with that `bundle`.
+#[derive(Clone, Debug)]
+struct Beside {
+    program: PathBuf,
+    bundle: Option<u8>,
+}
+
+impl FromStr for Beside {
+    type Err = ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (bundle, program) = match text.split_once(':') {
+            Some((bundle, program)) => (Some(bundle.parse()?), program),
+            None => (None, text),
+        };
+        Ok(Self {
+            program: program.into(),
+            bundle,
+        })
+    }
+}
+
+impl Beside {
+    fn sides(&self) -> [Side; 2] {
+        let other = Side {
+            name: "other build".into(),
+            program: Program::OtherWaypost(self.program.clone()),
+            ..Side::waypost()
+        };
+        let name = match self.bundle {
+            Some(bundle) => format!("bundle {bundle}"),
+            None => "waypost".into(),
+        };
+        let waypost = Side {
+            name,
+            bundle: self.bundle,
+            ..Side::waypost()
+        };
+        [other, waypost]
+    }
+}
+
 impl Case {
-    const fn sides(self) -> [Side; 2] {
-        let waypost = Side::WAYPOST;
+    fn sides(self) -> [Side; 2] {
+        let waypost = Side::waypost();
+        let named = |name: &str| Side {
+            name: name.into(),
+            ..Side::waypost()
+        };
+        let batches = |name: &str| Side {
+            batch: BATCH,
+            variables: &[("API__BATCH", "100")],
+            ..named(name)
+        };
         match self {
-            Self::Floor => [
-                Side {
-                    name: "floor",
+            Self::Floor => {
+                let floor = Side {
                     program: Program::Floor,
-                    ..waypost
-                },
-                waypost,
-            ],
-            Self::Batch => {
-                let batch = Side {
-                    name: "batches",
-                    batch: BATCH,
-                    variables: &[("API__BATCH", "100")],
-                    ..waypost
+                    ..named("floor")
                 };
-                [
-                    Side {
-                        name: "single",
-                        ..waypost
-                    },
-                    batch,
-                ]
+                [floor, waypost]
+            }
+            Self::Batch => [named("single"), batches("batches")],
+            Self::Bundle => {
+                let bundles = Side {
+                    bundle: Some(128),
+                    ..batches("bundles")
+                };
+                [named("single"), bundles]
             }
             Self::Disk => {
                 let disk = Side {
-                    name: "ack disk",
                     variables: &[("INGEST__ACK", "disk")],
-                    ..waypost
+                    ..named("ack disk")
                 };
-                [
-                    Side {
-                        name: "ack lane",
-                        ..waypost
-                    },
-                    disk,
-                ]
+                [named("ack lane"), disk]
             }
         }
     }
@@ -153,8 +194,8 @@ pub struct Round {
 #[derive(Debug, Serialize)]
 pub struct Contest {
     lane: String,
-    base: &'static str,
-    other: &'static str,
+    base: String,
+    other: String,
     rounds: Vec<Round>,
 }
 
@@ -269,12 +310,16 @@ async fn on_lane(
         .max(1000)
         .next_multiple_of(2 * BATCH);
     let mut contests = Vec::new();
-    for case in cases.iter().filter(|case| cli.cases.contains(case)) {
-        let [base, other] = case.sides();
+    let contests_of_cases = cases
+        .iter()
+        .filter(|case| cli.cases.contains(case))
+        .map(|case| case.sides());
+    let all_sides = contests_of_cases.chain(cli.beside.iter().map(Beside::sides));
+    for [base, other] in all_sides {
         let mut contest = Contest {
             lane: lane.into(),
-            base: base.name,
-            other: other.name,
+            base: base.name.clone(),
+            other: other.name.clone(),
             rounds: Vec::new(),
         };
         for number in 0..cli.rounds {
@@ -301,7 +346,13 @@ async fn on_lane(
                 base,
                 other,
             });
-            eprintln!("{lane}, {case:?}: round {} of {}", number + 1, cli.rounds);
+            eprintln!(
+                "{lane}, {} against {}: round {} of {}",
+                contest.other,
+                contest.base,
+                number + 1,
+                cli.rounds
+            );
         }
         if cli.json {
             println!(

@@ -104,7 +104,7 @@ struct Node {
 impl Node {
     /// One on a lane that `variables` names, and its peak, in records a second.
     async fn start(plan: &Plan, variables: &[(String, String)]) -> (Self, f64) {
-        let mut stage = Stage::new(&Side::WAYPOST, &plan.lane, variables, plan.users).await;
+        let mut stage = Stage::new(&Side::waypost(), &plan.lane, variables, plan.users).await;
         stage.post(WARM_UP, None).await;
         let records = if plan.rate.is_some() {
             WARM_UP

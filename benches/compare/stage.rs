@@ -28,20 +28,24 @@ const QUIET: Duration = Duration::from_secs(20);
 /// Records that no figure counts.
 pub const WARM_UP: usize = 2000;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Program {
     Floor,
     Waypost,
+    /// Another build of Waypost.
+    OtherWaypost(PathBuf),
 }
 
 /// What is measured.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Side {
-    pub name: &'static str,
+    pub name: String,
     pub program: Program,
     /// Records of a request.
     pub batch: usize,
-    /// Of its own, besides the lane's.
+    /// The lane's `bundle`: the most records of one message. `None` leaves its default.
+    pub bundle: Option<u8>,
+    /// Variables of this side alone, besides the lane's.
     pub variables: &'static [(&'static str, &'static str)],
 }
 
@@ -64,6 +68,7 @@ pub struct Measured {
 
 /// The processes of one measurement. They end with it.
 pub struct Stage {
+    build: Program,
     program: Child,
     /// How long it took until it was ready.
     pub ready_after: Duration,
@@ -108,8 +113,12 @@ fn floor(lane: &str, listen: &str, environment: &[(String, String)]) -> Child {
     })
 }
 
-fn node(environment: &[(String, String)]) -> Child {
-    let node = start(env!("CARGO_BIN_EXE_waypost"), |command| {
+fn node(program: &Program, environment: &[(String, String)]) -> Child {
+    let path = match program {
+        Program::OtherWaypost(path) => path.to_str().expect("a plain path"),
+        Program::Floor | Program::Waypost => env!("CARGO_BIN_EXE_waypost"),
+    };
+    let node = start(path, |command| {
         command
             .args(["run", "-q"])
             .envs(environment.iter().cloned())
@@ -172,21 +181,29 @@ impl Stage {
                 .iter()
                 .map(|&(key, value)| (key.to_owned(), value.to_owned())),
         );
-        if side.program == Program::Waypost && variables.is_empty() {
+        let is_node = side.program != Program::Floor;
+        if is_node && variables.is_empty() {
             environment.extend(grpc_variables());
+        }
+        if let Some(bundle) = side.bundle
+            && matches!(lane, "nats" | "rabbitmq" | "pubsub")
+        {
+            let key = format!("LANES__{}__BUNDLE", lane.to_uppercase());
+            environment.push((key, bundle.to_string()));
         }
         let environment: Vec<_> = environment
             .into_iter()
             .map(|(key, value)| (format!("WAYPOST_{key}"), value))
             .collect();
         get(&api_url).await;
-        let admin =
-            (side.program == Program::Waypost).then(|| format!("http://127.0.0.1:{admin}/"));
+        let admin = is_node.then(|| format!("http://127.0.0.1:{admin}/"));
+        let start_node = || node(&side.program, &environment);
         let (program, ready_after) = match &admin {
-            Some(admin) => ready(&format!("{admin}readyz"), || node(&environment)).await,
+            Some(admin) => ready(&format!("{admin}readyz"), start_node).await,
             None => ready(&host, || floor(lane, &listen, &environment)).await,
         };
         Self {
+            build: side.program.clone(),
             program,
             ready_after,
             environment,
@@ -210,7 +227,8 @@ impl Stage {
             .and_then(|()| self.program.wait())
             .expect("a child ends");
         let url = format!("{}readyz", self.admin());
-        (self.program, self.ready_after) = ready(&url, || node(&self.environment)).await;
+        (self.program, self.ready_after) =
+            ready(&url, || node(&self.build, &self.environment)).await;
     }
 
     fn admin(&self) -> &str {
@@ -495,12 +513,16 @@ async fn get(url: &str) -> Vec<u8> {
 }
 
 impl Side {
-    pub const WAYPOST: Self = Self {
-        name: "waypost",
-        program: Program::Waypost,
-        batch: 1,
-        variables: &[],
-    };
+    /// This build of Waypost, one record a request and a message.
+    pub fn waypost() -> Self {
+        Self {
+            name: "waypost".into(),
+            program: Program::Waypost,
+            batch: 1,
+            bundle: None,
+            variables: &[],
+        }
+    }
 
     /// At its peak, then at `rate`, or at half that peak.
     #[expect(

@@ -90,7 +90,7 @@ pub async fn run(plan: &Plan, variables: &[(String, String)]) {
     let side = Side {
         batch: BATCH,
         variables: &[("SPOOL__MAX", "40GiB")],
-        ..Side::WAYPOST
+        ..Side::waypost()
     };
     let mut stage = Stage::new(&side, lane, variables, plan.users).await;
     stage.post(WARM_UP, None).await;
