@@ -22,10 +22,10 @@ use tokio::{
 use tracing::{error, warn};
 
 use crate::{
+    clock::{age, unix_us},
     delivery::Receipt,
     fingerprint::{ByFingerprint, Fingerprint, Fingerprints},
     lane_id::LaneId,
-    record::unix_us,
     spool::frames::{Item, Scanner, write_frame},
 };
 
@@ -262,10 +262,6 @@ impl Line {
             LaneId::from_name(&self.lane).map(Receipt::Lane)
         }
     }
-}
-
-fn age(at_us: u64) -> Duration {
-    Duration::from_micros(unix_us().saturating_sub(at_us))
 }
 
 fn append(bytes: &mut Vec<u8>, line: &Line) {

@@ -26,8 +26,9 @@ use self::{
     latency::Latency,
 };
 use crate::{
+    clock::unix_us,
     lane_id::LaneId,
-    record::{Origin, Record, unix_us},
+    record::{Origin, Record},
     spool::{Held, Queue},
 };
 

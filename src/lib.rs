@@ -60,6 +60,7 @@ pub mod api;
 pub mod backoff;
 pub mod breaker;
 pub mod cli;
+pub mod clock;
 pub mod config;
 pub mod delivery;
 pub mod fingerprint;

@@ -10,7 +10,6 @@ use std::{
     fmt,
     ops::Range,
     sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
 };
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -19,6 +18,8 @@ use serde::de::{
 };
 use serde_json::value::RawValue;
 use uuid::Uuid;
+
+use crate::clock::unix_us;
 
 /// A JSON object on its way from a client to the API. Clones share the bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,14 +92,6 @@ impl Origin {
             at_us: at_us.parse().ok()?,
         })
     }
-}
-
-/// Microseconds since the Unix epoch; 0 on a clock before it.
-#[must_use]
-pub fn unix_us() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |d| u64::try_from(d.as_micros()).unwrap_or(u64::MAX))
 }
 
 /// Whether `text` is one or more visible ASCII characters: then it passes through the headers of every hop unchanged.

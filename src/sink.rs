@@ -23,7 +23,7 @@ use serde_json::{json, value::RawValue};
 use tokio::sync::oneshot;
 use tracing::error;
 
-use crate::{http::problem::Problem, record::unix_us};
+use crate::{clock::unix_us, http::problem::Problem};
 
 /// Bytes of one request.
 const BODY_MAX: usize = 16 << 20;

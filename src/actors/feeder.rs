@@ -17,9 +17,10 @@ use super::{
 };
 use crate::{
     backoff::Backoff,
+    clock::{age, unix_us},
     lane_id::LaneId,
     ledger::Ledger,
-    record::{Origin, Record, unix_us},
+    record::Record,
     spool::{Entry, Key, Letter, Queue, Spool},
 };
 
@@ -120,8 +121,7 @@ struct Way {
 impl Way {
     /// No lane has taken `record` for too long, and may never.
     fn is_overdue(&self, record: &Record) -> bool {
-        let age = |origin: &Origin| Duration::from_micros(unix_us().saturating_sub(origin.at_us));
-        let age = record.origin.as_ref().map(age);
+        let age = record.origin.as_ref().map(|origin| age(origin.at_us));
         self.wiring
             .give_up_after
             .is_some_and(|patience| age.is_some_and(|age| age >= patience))

@@ -24,11 +24,12 @@ use crate::{
     api::answer::{Answer, Outcome},
     backoff::Backoff,
     breaker::Breaker,
+    clock::{age, unix_us},
     config::CONCURRENCY_MAX,
     delivery::Delivery,
     lane_id::LaneId,
     ledger::Ledger,
-    record::{Record, Tag, unix_us},
+    record::{Record, Tag},
     spool::{Entry, Letter, Queue, Spool},
     tap::{Passage, Tap},
 };
@@ -270,8 +271,8 @@ impl Post {
         let age = record
             .origin
             .as_ref()
-            .map_or(0, |origin| unix_us().saturating_sub(origin.at_us));
-        Instant::now().checked_add(patience.saturating_sub(Duration::from_micros(age)))
+            .map_or(Duration::ZERO, |origin| age(origin.at_us));
+        Instant::now().checked_add(patience.saturating_sub(age))
     }
 
     /// Makes a dead letter of what is no record: something else has put it into the broker.

@@ -11,8 +11,8 @@ use prometheus::{
 
 use super::{Counts, Latency, Ledger, Relaxed, lock};
 use crate::{
+    clock::unix_us,
     lane_id::LaneId,
-    record::unix_us,
     spool::{Held, Queue},
 };
 

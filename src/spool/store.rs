@@ -19,7 +19,7 @@ use super::{
     Entry, Held, Key, NotSafe, Order, Queue, Which, frame,
     log::{self, Log},
 };
-use crate::record::{Origin, unix_us};
+use crate::{clock::unix_us, record::Origin};
 
 /// How many orders share a commit at most.
 const BATCH: usize = 8192;
