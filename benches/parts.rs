@@ -10,9 +10,9 @@ use tempfile::TempDir;
 use waypost::{
     actors::{
         Ping, Slot,
-        fallback::Disk,
-        router::{Router, Wiring, choose},
-        supervisor::{ChildId, Place, Supervisor, factory},
+        fallback::DiskFallback,
+        router::{Router, RouterParams, choose},
+        supervisor::{ChildId, Supervisor, Thread, factory},
     },
     config::Policy,
     lane_id::LaneId,
@@ -93,20 +93,25 @@ fn actor_hop(bencher: Bencher, crosses_threads: bool) {
     let router = Slot::new();
     let address = system.block_on(async {
         let place = if crosses_threads {
-            Place::new_thread()
+            Thread::spawn()
         } else {
-            Place::Here
+            Thread::Current
         };
-        let disk = Disk {
+        let disk = DiskFallback {
             spool,
             ledger: Arc::new(Ledger::new(Arc::from("run"))),
         };
-        let wiring = Wiring {
+        let wiring = RouterParams {
             disk,
             publish_timeout: Duration::from_secs(1),
         };
-        let start = factory(router.clone(), move |life| {
-            Router::new(Policy::RoundRobin, &[LaneId::Grpc], wiring.clone(), life)
+        let start = factory(router.clone(), move |supervisor| {
+            Router::new(
+                Policy::RoundRobin,
+                &[LaneId::Grpc],
+                wiring.clone(),
+                supervisor,
+            )
         });
         Supervisor::new(router.clone(), vec![(ChildId::Router, place, start)]).start();
         router

@@ -31,13 +31,13 @@
 //! # Invariants, and where they are kept
 //!
 //! 1. A 2xx leaves only after a receipt, and a receipt exists only after the broker's confirm or a sync of the spool: [`http::ingest`]
-//!    waits for [`actors::admission::Ingest::submit`], and receipts are made by a lane, after [`transport::Transport::publish`],
-//!    and by [`actors::fallback::Disk`], after [`spool::Spool::put`].
+//!    waits for [`actors::admission::Admission::submit`], and receipts are made by a lane, after [`transport::Transport::publish`],
+//!    and by [`actors::fallback::DiskFallback`], after [`spool::Spool::put`].
 //! 2. A message is acked to its broker only after the API's 2xx or the sync of its dead letter: [`actors::forwarder`] is the only one
 //!    that acks.
 //! 3. A record keeps one id on every hop, retry and lane: [`transport::header`].
 //! 4. What is unknown is not delivered: a [`delivery::Delivery`] dropped unsettled goes back to its broker, an
-//!    [`actors::receipts::Promised`] dropped unanswered is sent again.
+//!    [`actors::receipts::PendingRecord`] dropped unanswered is sent again.
 //! 5. Every queue is bounded: records are admitted by permit ([`actors::admission`]), and pulled by permit ([`actors::lane`]). What no
 //!    lane takes in time goes to the spool, and what the spool does not take is refused with 503.
 //! 6. Nothing blocks an event loop: the spool and the table of keys have their own threads.

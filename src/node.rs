@@ -19,13 +19,13 @@ use tracing::{error, info, warn};
 use crate::{
     actors::{
         Drain, Slot,
-        admission::Ingest,
-        fallback::Disk,
+        admission::Admission,
+        fallback::DiskFallback,
         feeder::{self, Feeder},
         forwarder::{self, Forwarder},
         lane::{self, Lane},
         router::{self, Router},
-        supervisor::{ChildId, DrainAll, Place, Start, Supervisor, factory},
+        supervisor::{ChildId, DrainAll, Start, Supervisor, Thread, factory},
     },
     api,
     breaker::Breaker,
@@ -104,19 +104,19 @@ impl Node {
 
         // HTTP → ingest → router → spool.
         let publish_timeout = config.router.publish_timeout;
-        let on_disk = Disk {
+        let on_disk = DiskFallback {
             spool: spool.clone(),
             ledger: Arc::clone(&ledger),
         };
         let disk_first = (config.ingest.ack == Ack::Disk).then(|| on_disk.clone());
-        let ingest = Ingest::new(
+        let admission = Admission::new(
             router.clone(),
             publish_timeout,
             Arc::clone(&ledger),
             disk_first,
         );
-        let door = ingest::Door {
-            ingest: ingest.clone(),
+        let ingest_state = ingest::IngestState {
+            admission: admission.clone(),
             lanes: lanes.clone().into(),
             schema: config.ingest.schema,
             max_body: config.ingest.max_body,
@@ -128,41 +128,41 @@ impl Node {
         // Half of the cores carry lanes, the other half HTTP: a record that crosses no thread wakes none. The router shares the
         // first lane's.
         let threads: Vec<_> = (0..half_the_cores().min(lanes.len().max(1)))
-            .map(|_| Place::new_thread())
+            .map(|_| Thread::spawn())
             .collect();
         let (policy, ids) = (
             config.router.policy,
             lanes.iter().map(|(lane, _)| *lane).collect::<Arc<[_]>>(),
         );
-        let routing = router::Wiring {
+        let routing = router::RouterParams {
             disk: on_disk,
             publish_timeout,
         };
         let start_router = {
             let ids = Arc::clone(&ids);
-            factory(router.clone(), move |life| {
-                Router::new(policy, &ids, routing.clone(), life)
+            factory(router.clone(), move |supervisor| {
+                Router::new(policy, &ids, routing.clone(), supervisor)
             })
         };
         let mut graph = vec![(ChildId::Router, threads[0].clone(), start_router)];
 
         // Spool → feeder → router.
-        let feeding = feeder::Wiring {
+        let feeding = feeder::FeederParams {
             spool: spool.clone(),
-            door: ingest,
+            admission,
             ledger: Arc::clone(&ledger),
             lanes: ids,
             give_up_after: config.api.give_up_after,
         };
         let feeder = Slot::new();
-        let start_feeder = factory(feeder.clone(), move |life| {
-            Feeder::new(feeding.clone(), life)
+        let start_feeder = factory(feeder.clone(), move |supervisor| {
+            Feeder::new(feeding.clone(), supervisor)
         });
-        graph.push((ChildId::Feeder, Place::Here, start_feeder));
+        graph.push((ChildId::Feeder, Thread::Current, start_feeder));
 
         // Router → lane → transport ══▶ lane → forwarder → API, once per lane.
         let tap = Tap::default();
-        let wiring = forwarder::Wiring {
+        let wiring = forwarder::ForwarderParams {
             ledger: Arc::clone(&ledger),
             breaker: Arc::new(Breaker::default()),
             spool: spool.clone(),
@@ -213,7 +213,7 @@ impl Node {
         }
 
         let supervisor = Supervisor::new(router, graph).start();
-        let desk = admin::Desk {
+        let admin_state = admin::AdminState {
             supervisor: supervisor.clone(),
             ledger: Arc::clone(&ledger),
             spool: spool.clone(),
@@ -227,10 +227,10 @@ impl Node {
         };
         let (ingest, admin) = (ingest_socket.local_addr()?, admin_socket.local_addr()?);
         let ingest_server = serve(ingest_socket, half_the_cores(), INGEST_DRAIN, move |app| {
-            ingest::routes(app.app_data(web::Data::new(door.clone())));
+            ingest::routes(app.app_data(web::Data::new(ingest_state.clone())));
         })?;
         let admin_server = serve(admin_socket, 1, ADMIN_DRAIN, move |app| {
-            admin::routes(app.app_data(web::Data::new(desk.clone())));
+            admin::routes(app.app_data(web::Data::new(admin_state.clone())));
         })?;
         info!(%ingest, %admin, "node is up");
         Ok(Self {
@@ -323,10 +323,10 @@ struct Branch<'a> {
     config: &'a Config,
     tag: &'a str,
     router: &'a Slot<Router>,
-    wiring: &'a forwarder::Wiring,
+    wiring: &'a forwarder::ForwarderParams,
     api: api::Settings,
     /// Where both actors live: a delivery does not cross threads between them.
-    place: Place,
+    place: Thread,
 }
 
 impl Branch<'_> {
@@ -334,7 +334,7 @@ impl Branch<'_> {
     fn grow<T: Transport>(
         self,
         settings: Option<T::Settings>,
-        graph: &mut Vec<(ChildId, Place, Start)>,
+        graph: &mut Vec<(ChildId, Thread, Start)>,
     ) {
         let Some(settings) = settings else { return };
         let Self {
@@ -348,13 +348,19 @@ impl Branch<'_> {
         let forwarder = Slot::new();
         let start_forwarder = {
             let (tag, wiring) = (tag.to_owned(), wiring.clone());
-            factory(forwarder.clone(), move |life| {
-                Forwarder::new(T::LANE, &tag, api::Api::new(&api), wiring.clone(), life)
+            factory(forwarder.clone(), move |supervisor| {
+                Forwarder::new(
+                    T::LANE,
+                    &tag,
+                    api::Api::new(&api),
+                    wiring.clone(),
+                    supervisor,
+                )
             })
         };
         graph.push((ChildId::Forwarder(T::LANE), place.clone(), start_forwarder));
         let deliveries = wiring.limits.deliveries();
-        let wiring = lane::Wiring {
+        let wiring = lane::LaneParams {
             router: router.clone(),
             forwarder,
             deliveries: Arc::new(Semaphore::new(deliveries)),
@@ -362,8 +368,8 @@ impl Branch<'_> {
             ledger: Arc::clone(&wiring.ledger),
             publish_timeout: config.router.publish_timeout,
         };
-        let start_lane = factory(Slot::new(), move |life| {
-            Lane::<T>::new(settings.clone(), wiring.clone(), life)
+        let start_lane = factory(Slot::new(), move |supervisor| {
+            Lane::<T>::new(settings.clone(), wiring.clone(), supervisor)
         });
         graph.push((ChildId::Lane(T::LANE), place, start_lane));
     }

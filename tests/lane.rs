@@ -17,13 +17,14 @@ use tokio::{
 use waypost::{
     actors::{
         Refused, Slot,
-        admission::Ingest,
-        fallback::Disk,
+        admission::Admission,
+        fallback::DiskFallback,
         forwarder::{self, Forwarder, Limits},
-        lane::{Lane, Wiring},
+        lane::{Lane, LaneParams},
         router::{self, Router},
         supervisor::{
-            Action, ChildId, DrainAll, Order, Place, Snapshot, State, Supervisor, View, factory,
+            Action, ChildId, DrainAll, LaneCommand, Snapshot, State, Supervisor, Thread, View,
+            factory,
         },
     },
     api,
@@ -57,7 +58,7 @@ const LANE: ChildId = ChildId::Lane(LaneId::Memory);
 struct House {
     broker: Broker,
     ledger: Arc<Ledger>,
-    ingest: Ingest,
+    ingest: Admission,
     supervisor: Addr<Supervisor>,
 }
 
@@ -127,7 +128,7 @@ fn graph<T: Transport>(
     limits: Limits,
     spool: Spool,
     give_up_after: Option<Duration>,
-) -> (Arc<Ledger>, Ingest, Addr<Supervisor>) {
+) -> (Arc<Ledger>, Admission, Addr<Supervisor>) {
     let posts = limits.posts;
     let ledger = Arc::new(Ledger::new(Arc::from("run")));
     let (router, forwarder) = (Slot::new(), Slot::new());
@@ -137,7 +138,7 @@ fn graph<T: Transport>(
         ..config::Api::default()
     };
     let api = api::Settings::read(&api).unwrap();
-    let wiring = Wiring {
+    let wiring = LaneParams {
         router: router.clone(),
         forwarder: forwarder.clone(),
         deliveries: Arc::new(Semaphore::new(limits.deliveries())),
@@ -145,19 +146,19 @@ fn graph<T: Transport>(
         ledger: Arc::clone(&ledger),
         publish_timeout: PUBLISH_TIMEOUT,
     };
-    let disk = Disk {
+    let disk = DiskFallback {
         spool: spool.clone(),
         ledger: Arc::clone(&ledger),
     };
-    let routing = router::Wiring {
+    let routing = router::RouterParams {
         disk,
         publish_timeout: PUBLISH_TIMEOUT,
     };
-    let start_router = factory(router.clone(), move |life| {
-        Router::new(Policy::RoundRobin, &[T::LANE], routing.clone(), life)
+    let start_router = factory(router.clone(), move |supervisor| {
+        Router::new(Policy::RoundRobin, &[T::LANE], routing.clone(), supervisor)
     });
     let start_forwarder = factory(forwarder, {
-        let wiring = forwarder::Wiring {
+        let wiring = forwarder::ForwarderParams {
             ledger: Arc::clone(&ledger),
             breaker: Arc::default(),
             spool,
@@ -165,26 +166,30 @@ fn graph<T: Transport>(
             give_up_after,
             limits,
         };
-        move |life| {
+        move |supervisor| {
             Forwarder::new(
                 T::LANE,
                 T::LANE.default_tag(),
                 api::Api::new(&api),
                 wiring.clone(),
-                life,
+                supervisor,
             )
         }
     });
     let settings = settings.clone();
-    let start_lane = factory(Slot::new(), move |life| {
-        Lane::<T>::new(settings.clone(), wiring.clone(), life)
+    let start_lane = factory(Slot::new(), move |supervisor| {
+        Lane::<T>::new(settings.clone(), wiring.clone(), supervisor)
     });
     let children = vec![
-        (ChildId::Router, Place::Here, start_router),
-        (ChildId::Forwarder(T::LANE), Place::Here, start_forwarder),
-        (ChildId::Lane(T::LANE), Place::Here, start_lane),
+        (ChildId::Router, Thread::Current, start_router),
+        (
+            ChildId::Forwarder(T::LANE),
+            Thread::Current,
+            start_forwarder,
+        ),
+        (ChildId::Lane(T::LANE), Thread::Current, start_lane),
     ];
-    let ingest = Ingest::new(router.clone(), PUBLISH_TIMEOUT, Arc::clone(&ledger), None);
+    let ingest = Admission::new(router.clone(), PUBLISH_TIMEOUT, Arc::clone(&ledger), None);
     (ledger, ingest, Supervisor::new(router, children).start())
 }
 
@@ -465,7 +470,7 @@ async fn an_order_to_a_node_that_ends_starts_no_lane() {
         assert!(
             house
                 .supervisor
-                .send(Order {
+                .send(LaneCommand {
                     lane: LaneId::Memory,
                     action
                 })
@@ -808,7 +813,7 @@ async fn records_of_requests_that_are_here_together_travel_together_but_for_what
     };
     let own = || (0..RECORDS).map(|_| record()).collect::<Vec<_>>();
     // How many messages they make.
-    let submit = async |door: &Ingest, records: Vec<Record>| {
+    let submit = async |door: &Admission, records: Vec<Record>| {
         let before = messages().await;
         let receipts = join_all(records.into_iter().map(|record| door.submit(record, None))).await;
         assert!(

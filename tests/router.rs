@@ -14,11 +14,11 @@ use tokio::time::{Instant, sleep, timeout};
 use waypost::{
     actors::{
         Introduced, Job, LaneDown, LaneUp, Publish, RECORDS_MAX, Refused, Returned, Slot,
-        admission::Ingest,
-        fallback::Disk,
-        receipts::promise,
-        router::{Router, Wiring},
-        supervisor::{ChildId, Place, Supervisor, factory},
+        admission::Admission,
+        fallback::DiskFallback,
+        receipts::pending_records,
+        router::{Router, RouterParams},
+        supervisor::{ChildId, Supervisor, Thread, factory},
     },
     config::Policy,
     delivery::Receipt,
@@ -75,17 +75,17 @@ impl Handler<Publish> for FakeLane {
         let ids = job
             .records
             .iter()
-            .map(|promised| (self.lane, Arc::clone(&promised.record.id)));
+            .map(|pending| (self.lane, Arc::clone(&pending.record.id)));
         self.seen.lock().unwrap().extend(ids);
         match &mut self.conduct {
             Conduct::Drops(left) if *left > 0 => *left -= 1,
             Conduct::Confirms | Conduct::Drops(_) => {
-                for promised in job.records {
-                    promised.answer(Ok(Receipt::Lane(self.lane)));
+                for pending in job.records {
+                    pending.reply(Ok(Receipt::Lane(self.lane)));
                 }
             }
             Conduct::ConfirmsOne => {
-                job.records[0].answer(Ok(Receipt::Lane(self.lane)));
+                job.records[0].reply(Ok(Receipt::Lane(self.lane)));
                 job.retain_unanswered();
                 self.router
                     .get()
@@ -114,7 +114,7 @@ impl Handler<Publish> for FakeLane {
 }
 
 struct House {
-    ingest: Ingest,
+    ingest: Admission,
     router: Slot<Router>,
     seen: Seen,
 }
@@ -133,19 +133,19 @@ impl House {
     async fn without_lanes(child: ChildId) -> Self {
         let router = Slot::new();
         let ledger = Arc::new(Ledger::new(Arc::from("run")));
-        let disk = Disk {
+        let disk = DiskFallback {
             spool: closed_spool().await,
             ledger: Arc::clone(&ledger),
         };
-        let wiring = Wiring {
+        let wiring = RouterParams {
             disk,
             publish_timeout: PUBLISH_TIMEOUT,
         };
-        let start = factory(router.clone(), move |life| {
-            Router::new(Policy::RoundRobin, &LANES, wiring.clone(), life)
+        let start = factory(router.clone(), move |supervisor| {
+            Router::new(Policy::RoundRobin, &LANES, wiring.clone(), supervisor)
         });
-        Supervisor::new(router.clone(), vec![(child, Place::Here, start)]).start();
-        let ingest = Ingest::new(router.clone(), PUBLISH_TIMEOUT, ledger, None);
+        Supervisor::new(router.clone(), vec![(child, Thread::Current, start)]).start();
+        let ingest = Admission::new(router.clone(), PUBLISH_TIMEOUT, ledger, None);
         let house = Self {
             ingest,
             router,
@@ -369,13 +369,13 @@ async fn what_is_over_the_admitted_is_refused_at_once_and_admitted_again_later()
 #[actix_rt::test]
 async fn a_record_whose_client_has_gone_does_not_stay_on_disk() {
     let (spool, _folder) = spool();
-    let disk = Disk {
+    let disk = DiskFallback {
         spool: spool.clone(),
         ledger: Arc::new(Ledger::new(Arc::from("run"))),
     };
-    let (promised, client) = promise([record()]);
+    let (pending, client) = pending_records([record()]);
     drop(client);
-    disk.keep(&promised, None).await;
+    disk.store(&pending, None).await;
     let came_and_went = || (spool.holds().committed, spool.holds().waiting()) == (1, 0);
     eventually(
         "it was there and is gone",

@@ -9,10 +9,11 @@ use actix::{Actor, ActorContext as _, Addr, AsyncContext as _, Context, Handler,
 use tokio::time::{Instant, sleep};
 use waypost::{
     actors::{
-        Drain, Member, Ping, Slot,
+        Drain, Ping, Slot, Supervised,
         supervisor::{
             Action, BACKOFF_CAP, BACKOFF_FIRST, CRASHES_MAX, ChildId, Exit, HEALTHY, HEARTBEAT,
-            Life, MISSES_MAX, Order, Place, Snapshot, State, Supervisor, View, factory,
+            LaneCommand, MISSES_MAX, Snapshot, State, Supervisor, SupervisorHandle, Thread, View,
+            factory,
         },
     },
     lane_id::LaneId,
@@ -34,7 +35,7 @@ enum Conduct {
 
 struct Probe {
     conduct: Conduct,
-    life: Life,
+    supervisor: SupervisorHandle,
 }
 
 impl Actor for Probe {
@@ -43,23 +44,25 @@ impl Actor for Probe {
     fn started(&mut self, ctx: &mut Self::Context) {
         match self.conduct {
             Conduct::FailAtOnce => {
-                self.life.end(Exit::Failed("broker away".into()));
+                self.supervisor.set_exit(Exit::Failed("broker away".into()));
                 ctx.stop();
             }
             Conduct::PanicAtOnce => panic!("planted"),
             Conduct::LiveFor(time) => {
-                self.life.risen(None);
+                self.supervisor.ready(None);
                 ctx.run_later(time, |probe, ctx| {
-                    probe.life.end(Exit::Failed("connection lost".into()));
+                    probe
+                        .supervisor
+                        .set_exit(Exit::Failed("connection lost".into()));
                     ctx.stop();
                 });
             }
-            Conduct::LivesOn | Conduct::Freezes | Conduct::Stuck => self.life.risen(None),
+            Conduct::LivesOn | Conduct::Freezes | Conduct::Stuck => self.supervisor.ready(None),
         }
     }
 }
 
-impl Member for Probe {
+impl Supervised for Probe {
     const MAILBOX: usize = 16;
 }
 
@@ -79,7 +82,7 @@ impl Handler<Drain> for Probe {
     type Result = ();
 
     fn handle(&mut self, _: Drain, ctx: &mut Self::Context) {
-        self.life.end(Exit::Stopped);
+        self.supervisor.set_exit(Exit::Stopped);
         ctx.stop();
     }
 }
@@ -96,21 +99,21 @@ fn supervise(
 ) -> (Addr<Supervisor>, Starts) {
     let starts = Starts::default();
     let kept = Arc::clone(&starts);
-    let probe = factory(Slot::new(), move |life| {
+    let probe = factory(Slot::new(), move |supervisor| {
         let mut starts = kept.lock().unwrap();
         starts.push(Instant::now());
         Probe {
             conduct: conduct(starts.len() - 1),
-            life,
+            supervisor,
         }
     });
-    let neighbour = factory(Slot::new(), |life| Probe {
+    let neighbour = factory(Slot::new(), |supervisor| Probe {
         conduct: Conduct::LivesOn,
-        life,
+        supervisor,
     });
     let children = vec![
-        (PROBE, Place::Here, probe),
-        (NEIGHBOUR, Place::Here, neighbour),
+        (PROBE, Thread::Current, probe),
+        (NEIGHBOUR, Thread::Current, neighbour),
     ];
     (Supervisor::new(Slot::new(), children).start(), starts)
 }
@@ -192,7 +195,7 @@ async fn five_panics_within_a_minute_take_the_actor_down_and_no_other() {
     // An operator may give it another chance.
     assert!(
         supervisor
-            .send(Order {
+            .send(LaneCommand {
                 lane: LaneId::Nats,
                 action: Action::Resume
             })
@@ -264,7 +267,7 @@ async fn a_paused_lane_rests_until_it_is_resumed_and_a_restart_is_at_once() {
     let order = async |action| {
         assert!(
             supervisor
-                .send(Order {
+                .send(LaneCommand {
                     lane: LaneId::Nats,
                     action
                 })
@@ -285,7 +288,7 @@ async fn a_paused_lane_rests_until_it_is_resumed_and_a_restart_is_at_once() {
     assert_eq!(view(&supervisor, PROBE).await.state, State::Up);
     assert_eq!(starts.lock().unwrap().len(), 3);
     let absent = supervisor
-        .send(Order {
+        .send(LaneCommand {
             lane: LaneId::Pubsub,
             action: Action::Pause,
         })

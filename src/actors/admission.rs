@@ -13,8 +13,8 @@ use tokio::{
 
 use super::{
     Job, LaneSet, RECORDS_MAX, Refused, Route, Slot,
-    fallback::Disk,
-    receipts::{Answer, Answers, Promised, promise},
+    fallback::DiskFallback,
+    receipts::{PendingRecord, Replies, Reply, pending_records},
     router::Router,
 };
 use crate::{delivery::Receipt, lane_id::LaneId, ledger::Ledger, record::Record};
@@ -36,7 +36,7 @@ pub struct Permit {
 
 /// A door. Clones are one door.
 #[derive(Clone)]
-pub struct Ingest {
+pub struct Admission {
     router: Slot<Router>,
     records: Arc<Semaphore>,
     bytes: Arc<Semaphore>,
@@ -46,17 +46,17 @@ pub struct Ingest {
     /// What comes in here lies in the spool already.
     on_disk: bool,
     /// What comes in here is put there first, and its receipt is the spool's.
-    disk_first: Option<Disk>,
+    disk_first: Option<DiskFallback>,
 }
 
-impl Ingest {
+impl Admission {
     /// The door of clients.
     #[must_use]
     pub fn new(
         router: Slot<Router>,
         publish_timeout: Duration,
         ledger: Arc<Ledger>,
-        disk_first: Option<Disk>,
+        disk_first: Option<DiskFallback>,
     ) -> Self {
         Self {
             router,
@@ -140,7 +140,7 @@ impl Ingest {
                 let disk = disk.clone();
                 // Goes on when the client hangs up, and holds the permit to its end.
                 actix_rt::spawn(async move {
-                    disk.keep(&job.records, job.pinned).await;
+                    disk.store(&job.records, job.pinned).await;
                     drop(job);
                 });
                 SPOOL_PATIENCE
@@ -184,18 +184,18 @@ impl Ingest {
 /// Records whose client waits. Dropped early, the client has no receipts for those without an answer, and never will.
 struct Promises<'a> {
     records: Vec<Record>,
-    answers: Vec<Option<Answer>>,
+    answers: Vec<Option<Reply>>,
     /// The answers that are on their way to those that have none.
-    waits: Option<Answers>,
+    waits: Option<Replies>,
     /// Told of records that are not safe; `None` where they lie on disk.
     ledger: Option<&'a Ledger>,
 }
 
 impl Promises<'_> {
     /// Those that have no answer, ready to set out.
-    fn set_out(&mut self) -> Vec<Promised> {
+    fn set_out(&mut self) -> Vec<PendingRecord> {
         self.end_wait();
-        let (promised, answers) = promise(self.unanswered().cloned());
+        let (promised, answers) = pending_records(self.unanswered().cloned());
         self.waits = Some(answers);
         promised
     }
@@ -211,7 +211,7 @@ impl Promises<'_> {
     /// Waits for the answers; an error says that `deadline` has passed: nobody can answer any more.
     async fn hear(&mut self, deadline: Instant) -> Result<(), Elapsed> {
         let heard = match &self.waits {
-            Some(answers) => timeout_at(deadline, answers.all()).await,
+            Some(answers) => timeout_at(deadline, answers.wait()).await,
             None => Ok(()),
         };
         self.end_wait();
@@ -224,11 +224,11 @@ impl Promises<'_> {
         };
         let unanswered = self.answers.iter_mut().filter(|answer| answer.is_none());
         unanswered
-            .zip(waits.end())
+            .zip(waits.close())
             .for_each(|(answer, came)| *answer = came);
     }
 
-    fn end(mut self) -> Vec<Answer> {
+    fn end(mut self) -> Vec<Reply> {
         self.refuse();
         std::mem::take(&mut self.answers)
             .into_iter()

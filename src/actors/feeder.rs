@@ -1,6 +1,6 @@
 //! The feeder: what waits in the spool goes back to the router, oldest first, when a lane takes it.
 //!
-//! It has a door of its own to the router, for few records at a time, so what waits does not crowd out what comes in. A
+//! It has a admission of its own to the router, for few records at a time, so what waits does not crowd out what comes in. A
 //! record that no lane confirms stays on disk, and is tried again after a back-off.
 
 use std::{sync::Arc, time::Duration};
@@ -13,7 +13,8 @@ use tokio::{
 use tracing::warn;
 
 use super::{
-    Drain, FEEDER_WINDOW, InFlight, Member, Ping, Task, admission::Ingest, supervisor::Life,
+    Drain, FEEDER_WINDOW, InFlight, Ping, Supervised, Task, admission::Admission,
+    supervisor::SupervisorHandle,
 };
 use crate::{
     backoff::Backoff,
@@ -33,9 +34,9 @@ const RETRY_CAP: Duration = Duration::from_secs(1);
 
 /// What the feeder is wired to.
 #[derive(Clone)]
-pub struct Wiring {
+pub struct FeederParams {
     pub spool: Spool,
-    pub door: Ingest,
+    pub admission: Admission,
     pub ledger: Arc<Ledger>,
     pub lanes: Arc<[LaneId]>,
     /// A record that is older than this is given up; `None` for never.
@@ -44,8 +45,8 @@ pub struct Wiring {
 
 /// One per node.
 pub struct Feeder {
-    wiring: Wiring,
-    life: Life,
+    params: FeederParams,
+    supervisor: SupervisorHandle,
     queues: Vec<Task>,
     in_flight: InFlight,
     /// Changes once, when it drains.
@@ -54,10 +55,10 @@ pub struct Feeder {
 
 impl Feeder {
     #[must_use]
-    pub fn new(wiring: Wiring, life: Life) -> Self {
+    pub fn new(params: FeederParams, supervisor: SupervisorHandle) -> Self {
         Self {
-            wiring,
-            life,
+            params,
+            supervisor,
             queues: Vec::new(),
             in_flight: InFlight::default(),
             stop: watch::Sender::new(false),
@@ -66,24 +67,24 @@ impl Feeder {
 
     /// Takes what lies in `queue`, as far as the window allows, for ever.
     fn feed(&self, queue: Queue, pinned: Option<LaneId>) -> impl Future<Output = ()> + use<> {
-        let (wiring, in_flight, stop) = (
-            self.wiring.clone(),
+        let (params, in_flight, stop) = (
+            self.params.clone(),
             self.in_flight.clone(),
             self.stop.subscribe(),
         );
-        let door = wiring.door.from_disk(FEEDER_WINDOW);
+        let admission = params.admission.from_disk(FEEDER_WINDOW);
         async move {
             let window = Arc::new(Semaphore::new(FEEDER_WINDOW));
-            let mut held = wiring.spool.held();
-            // What an earlier life has taken and not settled.
-            wiring.spool.rewind(queue);
+            let mut held = params.spool.held();
+            // What an earlier run of this actor has taken and not settled.
+            params.spool.rewind(queue);
             loop {
                 // The semaphore is never closed.
                 let Ok(mut places) = Arc::clone(&window).acquire_many_owned(BATCH).await else {
                     return;
                 };
                 held.borrow_and_update();
-                let taken = wiring.spool.take(queue, places.num_permits()).await;
+                let taken = params.spool.take(queue, places.num_permits()).await;
                 if taken.is_empty() {
                     if Spool::until_more(&mut held, queue).await {
                         continue;
@@ -94,8 +95,8 @@ impl Feeder {
                 for (key, entry) in taken {
                     let Some(place) = places.split(1) else { return };
                     let way = Way {
-                        wiring: wiring.clone(),
-                        door: door.clone(),
+                        params: params.clone(),
+                        admission: admission.clone(),
                         pinned,
                         _place: place,
                     };
@@ -112,8 +113,8 @@ impl Feeder {
 
 /// One entry's way back.
 struct Way {
-    wiring: Wiring,
-    door: Ingest,
+    params: FeederParams,
+    admission: Admission,
     pinned: Option<LaneId>,
     _place: OwnedSemaphorePermit,
 }
@@ -122,7 +123,7 @@ impl Way {
     /// No lane has taken `record` for too long, and may never.
     fn is_overdue(&self, record: &Record) -> bool {
         let age = record.origin.as_ref().map(|origin| age(origin.at_us));
-        self.wiring
+        self.params
             .give_up_after
             .is_some_and(|patience| age.is_some_and(|age| age >= patience))
     }
@@ -146,7 +147,7 @@ impl Way {
             answer = letter.answer,
             "dead letter"
         );
-        self.wiring
+        self.params
             .spool
             .put(Queue::Dead, &Entry::new(record, Some(letter)), false)
             .await
@@ -156,11 +157,16 @@ impl Way {
     /// Ends when a lane has the record, or it is given up, or when the node drains: then it stays on disk.
     async fn until_settled(&self, key: Key, entry: &Entry, mut stop: watch::Receiver<bool>) {
         // It was counted when it was found, or when it was taken in.
-        let Some(record) = self.wiring.ledger.answers_for(entry.record()) else {
-            return self.wiring.spool.settle(key);
+        let Some(record) = self.params.ledger.answers_for(entry.record()) else {
+            return self.params.spool.settle(key);
         };
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_CAP);
-        while self.door.submit(record.clone(), self.pinned).await.is_err() {
+        while self
+            .admission
+            .submit(record.clone(), self.pinned)
+            .await
+            .is_err()
+        {
             if self.is_overdue(&record) && self.bury(&record).await {
                 break;
             }
@@ -170,7 +176,7 @@ impl Way {
                 _ = stop.wait_for(|stop| *stop) => return,
             }
         }
-        self.wiring.spool.settle(key);
+        self.params.spool.settle(key);
     }
 }
 
@@ -179,7 +185,7 @@ impl Actor for Feeder {
 
     fn started(&mut self, _: &mut Self::Context) {
         let pinned = self
-            .wiring
+            .params
             .lanes
             .iter()
             .map(|&lane| (Queue::Pinned(lane), Some(lane)));
@@ -187,11 +193,11 @@ impl Actor for Feeder {
         self.queues = queues
             .map(|(queue, lane)| Task::spawn(self.feed(queue, lane)))
             .collect();
-        self.life.risen(None);
+        self.supervisor.ready(None);
     }
 }
 
-impl Member for Feeder {
+impl Supervised for Feeder {
     /// Control messages only.
     const MAILBOX: usize = 64;
 }

@@ -18,7 +18,7 @@ use tokio::{
 use tracing::{debug, error, warn};
 
 use self::batch::{Batches, Held};
-use super::{Drain, Forward, InFlight, Member, Ping, supervisor::Life};
+use super::{Drain, Forward, InFlight, Ping, Supervised, supervisor::SupervisorHandle};
 use crate::{
     api::Api,
     api::answer::{Answer, Outcome},
@@ -50,7 +50,7 @@ const HOLD_REST: Duration = Duration::from_secs(1);
 /// One per lane.
 pub struct Forwarder {
     post: Rc<Post>,
-    life: Life,
+    supervisor: SupervisorHandle,
     /// Counts drains: a retry that sees it change gives its delivery back.
     drains: watch::Sender<u64>,
     in_flight: InFlight,
@@ -60,7 +60,7 @@ pub struct Forwarder {
 
 /// What a forwarder is wired to; the same for each of its lives.
 #[derive(Clone)]
-pub struct Wiring {
+pub struct ForwarderParams {
     pub ledger: Arc<Ledger>,
     pub breaker: Arc<Breaker>,
     /// Where dead letters go.
@@ -94,7 +94,7 @@ struct Post {
     lane: LaneId,
     tag: Tag,
     api: Api,
-    wiring: Wiring,
+    params: ForwarderParams,
 }
 
 /// How the POSTs of a record, or of a batch, have ended.
@@ -123,20 +123,26 @@ struct Patience {
 
 impl Forwarder {
     #[must_use]
-    pub fn new(lane: LaneId, tag: &str, api: Api, wiring: Wiring, life: Life) -> Self {
-        let limits = wiring.limits;
+    pub fn new(
+        lane: LaneId,
+        tag: &str,
+        api: Api,
+        params: ForwarderParams,
+        supervisor: SupervisorHandle,
+    ) -> Self {
+        let limits = params.limits;
         let post = Rc::new(Post {
             lane,
             tag: Tag::new(tag),
             api,
-            wiring,
+            params,
         });
         let drains = watch::Sender::new(0);
         let batches =
             (limits.batch > 1).then(|| Batches::new(Rc::clone(&post), limits, drains.subscribe()));
         Self {
             post,
-            life,
+            supervisor,
             drains,
             in_flight: InFlight::default(),
             batches,
@@ -165,7 +171,7 @@ impl Post {
             .await
         {
             End::Delivered { status } => {
-                self.wiring.ledger.delivered(self.lane, [record]);
+                self.params.ledger.delivered(self.lane, [record]);
                 self.show(record, || body, status);
                 delivery.ack();
             }
@@ -178,7 +184,7 @@ impl Post {
 
     /// Settles what the API is known to have.
     fn unless_delivered(&self, delivery: Delivery) -> Option<Delivery> {
-        let ledger = &self.wiring.ledger;
+        let ledger = &self.params.ledger;
         if ledger.is_delivered(&delivery.record) {
             ledger.redelivered(self.lane);
             delivery.ack();
@@ -199,9 +205,9 @@ impl Post {
         mut letter: Letter,
         drain: &mut watch::Receiver<u64>,
     ) -> End {
-        let Wiring {
+        let ForwarderParams {
             ledger, breaker, ..
-        } = &self.wiring;
+        } = &self.params;
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_CAP);
         let mut failed = 0;
         loop {
@@ -267,7 +273,7 @@ impl Post {
 
     /// When `record` has waited long enough, if ever.
     fn give_up_at(&self, record: &Record) -> Option<Instant> {
-        let patience = self.wiring.give_up_after?;
+        let patience = self.params.give_up_after?;
         let age = record
             .origin
             .as_ref()
@@ -298,13 +304,13 @@ impl Post {
         };
         warn!(lane = %self.lane, id = &*record.id, status = letter.status, answer = letter.answer, "dead letter");
         match self
-            .wiring
+            .params
             .spool
             .put(Queue::Dead, &Entry::new(record, Some(letter)), false)
             .await
         {
             Ok(_) => {
-                self.wiring.ledger.dead(self.lane, record);
+                self.params.ledger.dead(self.lane, record);
                 delivery.reject();
             }
             Err(why) => {
@@ -316,7 +322,7 @@ impl Post {
 
     /// The API has it, as `body`.
     fn show(&self, record: &Record, body: impl FnOnce() -> Bytes, status: u16) {
-        self.wiring.tap.show(|| Passage {
+        self.params.tap.show(|| Passage {
             lane: self.lane,
             id: Arc::clone(&record.id),
             body: body(),
@@ -346,11 +352,11 @@ impl Actor for Forwarder {
     type Context = Context<Self>;
 
     fn started(&mut self, _: &mut Self::Context) {
-        self.life.risen(None);
+        self.supervisor.ready(None);
     }
 }
 
-impl Member for Forwarder {
+impl Supervised for Forwarder {
     /// Deliveries, as many as the lane may hand over, and control messages.
     const MAILBOX: usize = CONCURRENCY_MAX + 64;
 }

@@ -1,4 +1,4 @@
-//! One life of a lane: connect, then publish what the router hands over and pull what comes out, until the connection
+//! A lane: connect, then publish what the router hands over and pull what comes out, until the connection
 //! breaks or the supervisor asks for the end. Back-off, pause and restart are the supervisor's.
 
 use std::{
@@ -20,12 +20,12 @@ use tokio::{sync::Semaphore, time::timeout};
 use tracing::{debug, warn};
 
 use super::{
-    Drain, FED_MAX, Forward, InFlight, Job, Member, Ping, Publish, RECORDS_MAX, Returned, Slot,
+    Drain, FED_MAX, Forward, InFlight, Job, Ping, Publish, RECORDS_MAX, Returned, Slot, Supervised,
     Task,
     forwarder::Forwarder,
-    receipts::Promised,
+    receipts::PendingRecord,
     router::Router,
-    supervisor::{Exit, Life},
+    supervisor::{Exit, SupervisorHandle},
 };
 use crate::{
     delivery::Receipt,
@@ -49,7 +49,7 @@ const PUBLISH_MIN: Duration = Duration::from_millis(100);
 
 /// What a lane is wired to; the same for each of its lives.
 #[derive(Clone)]
-pub struct Wiring {
+pub struct LaneParams {
     pub router: Slot<Router>,
     pub forwarder: Slot<Forwarder>,
     /// One permit per delivery that the forwarder may have: the lane pulls no more than that.
@@ -60,11 +60,11 @@ pub struct Wiring {
     pub publish_timeout: Duration,
 }
 
-/// One life of the lane of transport `T`.
+/// The lane of transport `T`.
 pub struct Lane<T: Transport> {
     settings: T::Settings,
-    wiring: Wiring,
-    life: Life,
+    params: LaneParams,
+    supervisor: SupervisorHandle,
     /// There while the lane is up.
     transport: Option<Rc<T>>,
     pull: Option<Task>,
@@ -88,11 +88,11 @@ struct Broken(Exit);
 
 impl<T: Transport> Lane<T> {
     #[must_use]
-    pub fn new(settings: T::Settings, wiring: Wiring, life: Life) -> Self {
+    pub fn new(settings: T::Settings, params: LaneParams, supervisor: SupervisorHandle) -> Self {
         Self {
             settings,
-            wiring,
-            life,
+            params,
+            supervisor,
             transport: None,
             pull: None,
             publishing: InFlight::default(),
@@ -106,9 +106,9 @@ impl<T: Transport> Lane<T> {
         let broker = transport.broker();
         let transport = Rc::new(transport);
         self.transport = Some(Rc::clone(&transport));
-        let (wiring, lane) = (self.wiring.clone(), ctx.address());
+        let (params, lane) = (self.params.clone(), ctx.address());
         self.pull = Some(Task::spawn(async move {
-            let exit = match AssertUnwindSafe(pull(&*transport, &wiring))
+            let exit = match AssertUnwindSafe(pull(&*transport, &params))
                 .catch_unwind()
                 .await
             {
@@ -117,15 +117,16 @@ impl<T: Transport> Lane<T> {
             };
             lane.do_send(Broken(exit));
         }));
-        self.life.risen(Some((ctx.address().recipient(), broker)));
+        self.supervisor
+            .ready(Some((ctx.address().recipient(), broker)));
     }
 
     /// Confirms the records of `jobs`.
     fn publish(&self, transport: Rc<T>, jobs: SmallVec<[Job; 1]>, ctx: &Context<Self>) {
-        let (wiring, confirmed) = (self.wiring.clone(), Rc::clone(&self.confirmed));
+        let (params, confirmed) = (self.params.clone(), Rc::clone(&self.confirmed));
         let (underway, lane) = (self.publishing.begin(), ctx.address());
         actix_rt::spawn(async move {
-            if let Some(exit) = publish(&*transport, jobs, &wiring, &confirmed).await {
+            if let Some(exit) = publish(&*transport, jobs, &params, &confirmed).await {
                 lane.do_send(Broken(exit));
             }
             drop(underway);
@@ -136,8 +137,8 @@ impl<T: Transport> Lane<T> {
     /// tells messages by their ids knows it. One that is short of time leaves it to the others.
     fn may_join(&self, job: &Job) -> bool {
         let [it] = &*job.records else { return false };
-        job.began.elapsed() < self.wiring.publish_timeout / 2
-            && !self.wiring.ledger.is_doubted(&it.record)
+        job.began.elapsed() < self.params.publish_timeout / 2
+            && !self.params.ledger.is_doubted(&it.record)
     }
 
     /// Publishes what was gathered, or gives it back where there is no connection any more.
@@ -150,13 +151,13 @@ impl<T: Transport> Lane<T> {
                 Some(transport) => self.publish(Rc::clone(transport), jobs, ctx),
                 None => jobs
                     .into_iter()
-                    .for_each(|job| give_back(&self.wiring.router, job, T::LANE)),
+                    .for_each(|job| give_back(&self.params.router, job, T::LANE)),
             }
         }
     }
 
     fn end(&mut self, exit: Exit, ctx: &mut Context<Self>) {
-        self.life.end(exit);
+        self.supervisor.set_exit(exit);
         ctx.stop();
     }
 }
@@ -164,23 +165,23 @@ impl<T: Transport> Lane<T> {
 /// A record that is to be confirmed.
 #[derive(Clone, Copy)]
 struct Owed<'a> {
-    promised: &'a Promised,
+    pending: &'a PendingRecord,
     on_disk: bool,
 }
 
 impl AsRef<Record> for Owed<'_> {
     fn as_ref(&self) -> &Record {
-        self.promised.as_ref()
+        self.pending.as_ref()
     }
 }
 
 /// Hands what comes out of the transport to the forwarder, no faster than it POSTs. Returns when the connection is lost.
-async fn pull<T: Transport>(transport: &T, wiring: &Wiring) -> TransportError {
+async fn pull<T: Transport>(transport: &T, params: &LaneParams) -> TransportError {
     loop {
         // An API that is away must not hide a connection that is lost.
         let permit = tokio::select! {
             biased;
-            permit = Arc::clone(&wiring.deliveries).acquire_owned() => permit,
+            permit = Arc::clone(&params.deliveries).acquire_owned() => permit,
             lost = transport.lost() => return lost,
         };
         let Ok(mut permits) = permit else {
@@ -191,9 +192,9 @@ async fn pull<T: Transport>(transport: &T, wiring: &Wiring) -> TransportError {
             Err(lost) => return lost,
         };
         // What is here as well goes along.
-        let room = wiring.deliveries.available_permits().min(TOGETHER_MAX - 1);
+        let room = params.deliveries.available_permits().min(TOGETHER_MAX - 1);
         if let Ok(mut more) =
-            Arc::clone(&wiring.deliveries).try_acquire_many_owned(u32::try_from(room).unwrap_or(0))
+            Arc::clone(&params.deliveries).try_acquire_many_owned(u32::try_from(room).unwrap_or(0))
         {
             deliveries.extend(std::iter::from_fn(|| transport.try_next()).take(more.num_permits()));
             if let Some(taken) = more.split(deliveries.len() - 1) {
@@ -201,7 +202,7 @@ async fn pull<T: Transport>(transport: &T, wiring: &Wiring) -> TransportError {
             }
         }
         fail::fail_point!("pull");
-        let Some(forwarder) = wiring.forwarder.wait(FORWARDER_PATIENCE).await else {
+        let Some(forwarder) = params.forwarder.wait(FORWARDER_PATIENCE).await else {
             return TransportError::Lost("there is no forwarder".into());
         };
         // A forwarder that has just died drops the deliveries, and so gives them back.
@@ -221,7 +222,7 @@ async fn pull<T: Transport>(transport: &T, wiring: &Wiring) -> TransportError {
 async fn publish<T: Transport>(
     transport: &T,
     jobs: SmallVec<[Job; 1]>,
-    wiring: &Wiring,
+    params: &LaneParams,
     confirmed: &Cell<Option<Instant>>,
 ) -> Option<Exit> {
     let began = Instant::now();
@@ -231,13 +232,13 @@ async fn publish<T: Transport>(
         .map(|job| job.began.elapsed())
         .max()
         .unwrap_or_default();
-    let patience = wiring
+    let patience = params
         .publish_timeout
         .saturating_sub(used_up)
         .max(PUBLISH_MIN);
     let records = jobs.iter().flat_map(|job| {
-        job.records.iter().map(|promised| Owed {
-            promised,
+        job.records.iter().map(|pending| Owed {
+            pending,
             on_disk: job.on_disk,
         })
     });
@@ -247,13 +248,13 @@ async fn publish<T: Transport>(
         Ok(()) => {
             let now = Instant::now();
             confirmed.set(Some(now));
-            let Owed { promised, on_disk } = records[at];
-            match (promised.answer(Ok(Receipt::Lane(T::LANE))), on_disk) {
-                (true, false) => wiring.ledger.accepted(T::LANE, now - began),
-                (true, true) => wiring.ledger.fed(T::LANE, now - began),
+            let Owed { pending, on_disk } = records[at];
+            match (pending.reply(Ok(Receipt::Lane(T::LANE))), on_disk) {
+                (true, false) => params.ledger.accepted(T::LANE, now - began),
+                (true, true) => params.ledger.fed(T::LANE, now - began),
                 // Nothing was promised: should it come out of the lane, it is counted there.
                 (false, false) => {}
-                (false, true) => wiring.ledger.doubted(&promised.record),
+                (false, true) => params.ledger.doubted(&pending.record),
             }
         }
         // That the connection is lost matters more than what became of one record.
@@ -264,8 +265,8 @@ async fn publish<T: Transport>(
         && !matches!(failure, Some(TransportError::Lost(_)))
     {
         let silent = T::CONFIRMS_ALONE && confirmed.get().is_none_or(|at| at < began);
-        let why = format!("no confirm within {:?}", wiring.publish_timeout);
-        failure = Some(if silent && patience >= wiring.publish_timeout / 2 {
+        let why = format!("no confirm within {:?}", params.publish_timeout);
+        failure = Some(if silent && patience >= params.publish_timeout / 2 {
             TransportError::Lost(why)
         } else {
             TransportError::Publish(why)
@@ -279,10 +280,10 @@ async fn publish<T: Transport>(
             continue;
         }
         debug!(lane = %T::LANE, records = job.records.len(), %failure, "records not confirmed");
-        for promised in &job.records {
-            wiring.ledger.doubted(&promised.record);
+        for pending in &job.records {
+            params.ledger.doubted(&pending.record);
         }
-        give_back(&wiring.router, job, T::LANE);
+        give_back(&params.router, job, T::LANE);
     }
     matches!(failure, TransportError::Lost(_)).then(|| Exit::Failed(failure.to_string()))
 }
@@ -297,12 +298,12 @@ fn give_back(router: &Slot<Router>, job: Job, lane: LaneId) {
 }
 
 /// Lets what has come out be settled, the other records of its messages included: a message that is given back brings all of them again.
-async fn settle<T: Transport>(transport: &T, wiring: &Wiring) {
+async fn settle<T: Transport>(transport: &T, params: &LaneParams) {
     while let Some(delivery) = transport.next_opened().await {
-        let Ok(permits) = Arc::clone(&wiring.deliveries).acquire_owned().await else {
+        let Ok(permits) = Arc::clone(&params.deliveries).acquire_owned().await else {
             return;
         };
-        let Some(forwarder) = wiring.forwarder.get() else {
+        let Some(forwarder) = params.forwarder.get() else {
             return;
         };
         if forwarder
@@ -316,7 +317,7 @@ async fn settle<T: Transport>(transport: &T, wiring: &Wiring) {
         }
     }
     // Whatever is out has one.
-    drop(wiring.deliveries.acquire_many(wiring.deliveries_max).await);
+    drop(params.deliveries.acquire_many(params.deliveries_max).await);
 }
 
 async fn close<T: Transport>(transport: Rc<T>) {
@@ -358,7 +359,7 @@ impl<T: Transport> Actor for Lane<T> {
     }
 }
 
-impl<T: Transport> Member for Lane<T> {
+impl<T: Transport> Supervised for Lane<T> {
     /// Each record that may be in hand, and control messages.
     const MAILBOX: usize = RECORDS_MAX + FED_MAX + 64;
 }
@@ -369,7 +370,7 @@ impl<T: Transport> Handler<Publish> for Lane<T> {
     fn handle(&mut self, Publish(job): Publish, ctx: &mut Self::Context) {
         fail::fail_point!("lane");
         let Some(transport) = self.transport.clone().filter(|_| !self.draining) else {
-            return give_back(&self.wiring.router, job, T::LANE);
+            return give_back(&self.params.router, job, T::LANE);
         };
         if transport.bundle_max() == 0 || !self.may_join(&job) {
             return self.publish(transport, smallvec![job], ctx);
@@ -411,14 +412,14 @@ impl<T: Transport> Handler<Drain> for Lane<T> {
             .into_actor(self)
             .then(|(), lane, _| {
                 lane.pull = None;
-                let (wiring, transport) = (lane.wiring.clone(), lane.transport.take());
+                let (params, transport) = (lane.params.clone(), lane.transport.take());
                 async move {
                     if let Some(transport) = &transport
-                        && timeout(SETTLING, settle(&**transport, &wiring)).await.is_err()
+                        && timeout(SETTLING, settle(&**transport, &params)).await.is_err()
                     {
                         debug!(lane = %T::LANE, "deliveries are given back: they were not settled in time");
                     }
-                    let forwarder = wiring.forwarder.get();
+                    let forwarder = params.forwarder.get();
                     if let Some(forwarder) = forwarder
                         && forwarder.send(Drain).await.is_err()
                     {

@@ -18,8 +18,8 @@
 //! | [`Forward`] | lane | forwarder | POST these deliveries and settle each |
 //! | [`Drain`] | supervisor, lane, node | lane, forwarder, feeder | finish what is in flight |
 //! | [`Ping`] | supervisor | all | are you alive, and getting on? |
-//! | [`supervisor::Started`], [`supervisor::Risen`], [`supervisor::Exited`] | all | supervisor | the life of an actor |
-//! | [`supervisor::Order`], [`supervisor::Snapshot`], [`supervisor::DrainAll`] | admin, node | supervisor | pause, resume, restart; how are all; stop |
+//! | [`supervisor::ActorStarted`], [`supervisor::ActorReady`], [`supervisor::ActorExited`] | all | supervisor | the life of an actor |
+//! | [`supervisor::LaneCommand`], [`supervisor::Snapshot`], [`supervisor::DrainAll`] | admin, node | supervisor | pause, resume, restart; how are all; stop |
 //!
 //! Records are sent with `try_send` only, and each carries the permit that admitted it, so no mailbox holds more than was
 //! admitted. Control messages are few and use `do_send`.
@@ -41,7 +41,7 @@ use tokio::{
     time::Instant,
 };
 
-use self::receipts::Promised;
+use self::receipts::PendingRecord;
 use crate::{delivery::Delivery, lane_id::LaneId, spool::NotSafe};
 
 /// Records that a node may have in hand: enough to keep every lane's window full, few enough to answer quickly.
@@ -54,7 +54,7 @@ pub const FED_MAX: usize = FEEDER_WINDOW * (1 + LaneId::ALL.len());
 /// Records on their way to their receipts: those of one request go together, by one lane, until some are confirmed and the others
 /// are not. One actor owns them at a time; those that it drops without an answer (a panic, a stopped actor) are sent again by ingest.
 pub struct Job {
-    pub records: Vec<Promised>,
+    pub records: Vec<PendingRecord>,
     /// The only lane they may take, where the client named one.
     pub pinned: Option<LaneId>,
     /// Lanes that have failed to confirm them.
@@ -67,22 +67,22 @@ pub struct Job {
 }
 
 impl Job {
-    /// Answers that nobody has the records.
+    /// Replies that nobody has the records.
     pub fn refuse(self, why: &Refused) {
-        for promised in self.records {
+        for pending in self.records {
             // Who has hung up got no receipt either.
-            promised.answer(Err(why.clone()));
+            pending.reply(Err(why.clone()));
         }
     }
 
     /// Keeps those that have no answer yet.
     pub fn retain_unanswered(&mut self) {
-        self.records.retain_mut(Promised::is_owed);
+        self.records.retain_mut(PendingRecord::is_unanswered);
     }
 
     /// Keeps those that somebody waits to hear of.
-    pub fn retain_awaited(&mut self) {
-        self.records.retain_mut(Promised::is_awaited);
+    pub fn retain_waited_for(&mut self) {
+        self.records.retain_mut(PendingRecord::client_waits);
     }
 }
 
@@ -161,7 +161,7 @@ pub struct Drain;
 pub struct Ping;
 
 /// What the supervisor asks of an actor.
-pub trait Member: Actor<Context = Context<Self>> + Handler<Ping> + Handler<Drain> {
+pub trait Supervised: Actor<Context = Context<Self>> + Handler<Ping> + Handler<Drain> {
     /// How many messages may wait. It is at least the number of permits for what the actor is sent, so that a record that
     /// was admitted is never turned away.
     const MAILBOX: usize;

@@ -1,151 +1,152 @@
-//! What is owed to whoever waits for records to be safe: an answer for each. It is heard once all are answered, or those that owe the
-//! rest are gone, so that a batch wakes its client once.
+//! Replies to a request's records. The client is woken once, when every record has a reply or its holder was dropped.
 
 use std::{
     cell::Cell,
     future::poll_fn,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicUsize, Ordering},
     },
     task::Poll,
 };
 
 use futures_util::task::AtomicWaker;
+use parking_lot::Mutex;
 use smallvec::SmallVec;
 
 use super::Refused;
 use crate::{delivery::Receipt, record::Record};
 
-pub type Answer = Result<Receipt, Refused>;
+/// A receipt, or the reason why there is none.
+pub type Reply = Result<Receipt, Refused>;
 
-/// A record that somebody waits to hear of. Dropped without an answer, whoever waits learns that nobody has it any more.
-pub struct Promised {
+/// A record whose client waits for a reply. One that is dropped without a reply has no holder any
+/// more: the client's side sends it again.
+pub struct PendingRecord {
     pub record: Record,
-    /// Its place among those that set out with it.
-    at: usize,
-    /// There until it was answered.
-    asked: Cell<Option<Arc<Asked>>>,
+    /// Its index among the records that set out together.
+    index: usize,
+    /// `None` once it has its reply.
+    slots: Cell<Option<Arc<ReplySlots>>>,
 }
 
-/// Who waits for the answers. Dropped, nobody does.
-pub struct Answers(Arc<Asked>);
+/// The client's end. Once it is dropped, no reply is heard.
+pub struct Replies(Arc<ReplySlots>);
 
 #[derive(Default)]
-struct Asked {
+struct ReplySlots {
     state: Mutex<State>,
-    /// How many still have no answer, and may have one.
-    owed: AtomicUsize,
-    waiting: AtomicWaker,
+    /// Records without a reply that somebody still holds.
+    unanswered: AtomicUsize,
+    client: AtomicWaker,
 }
 
 #[derive(Default)]
 struct State {
-    answers: SmallVec<[Option<Answer>; 1]>,
-    /// Nobody listens any more.
-    is_over: bool,
+    replies: SmallVec<[Option<Reply>; 1]>,
+    client_is_gone: bool,
 }
 
-/// Sends `records` out together.
+/// Pairs each record with a slot for its reply.
 #[must_use]
-pub fn promise(records: impl IntoIterator<Item = Record>) -> (Vec<Promised>, Answers) {
-    let asked = Arc::new(Asked::default());
-    let promised = records.into_iter().enumerate().map(|(at, record)| {
-        let asked = Cell::new(Some(Arc::clone(&asked)));
-        Promised { record, at, asked }
+pub fn pending_records(records: impl IntoIterator<Item = Record>) -> (Vec<PendingRecord>, Replies) {
+    let slots = Arc::new(ReplySlots::default());
+    let pending = records.into_iter().enumerate().map(|(index, record)| {
+        let slots = Cell::new(Some(Arc::clone(&slots)));
+        PendingRecord {
+            record,
+            index,
+            slots,
+        }
     });
-    let promised: Vec<_> = promised.collect();
-    asked.state().answers.resize(promised.len(), None);
-    asked.owed.store(promised.len(), Ordering::Release);
-    (promised, Answers(asked))
+    let pending: Vec<_> = pending.collect();
+    slots.state.lock().replies.resize(pending.len(), None);
+    slots.unanswered.store(pending.len(), Ordering::Release);
+    (pending, Replies(slots))
 }
 
-impl Promised {
-    /// Answers. Whether somebody hears it: if not, nothing was promised.
-    pub fn answer(&self, answer: Answer) -> bool {
-        let Some(asked) = self.asked.take() else {
+impl PendingRecord {
+    /// Replies once. Returns whether the client hears it: if it does not, the client has no receipt.
+    pub fn reply(&self, reply: Reply) -> bool {
+        let Some(slots) = self.slots.take() else {
             return false;
         };
-        let mut state = asked.state();
-        let is_heard = !state.is_over;
+        let mut state = slots.state.lock();
+        let is_heard = !state.client_is_gone;
         if is_heard {
-            state.answers[self.at] = Some(answer);
+            state.replies[self.index] = Some(reply);
         }
         drop(state);
-        asked.settled();
+        slots.end_one();
         is_heard
     }
 
-    /// It has no answer yet.
-    pub fn is_owed(&mut self) -> bool {
-        self.asked.get_mut().is_some()
+    /// It has no reply yet.
+    pub fn is_unanswered(&mut self) -> bool {
+        self.slots.get_mut().is_some()
     }
 
-    /// It has no answer yet, and somebody waits for one.
-    pub fn is_awaited(&mut self) -> bool {
-        self.asked
+    /// It has no reply yet, and its client still waits.
+    pub fn client_waits(&mut self) -> bool {
+        self.slots
             .get_mut()
             .as_ref()
-            .is_some_and(|asked| !asked.state().is_over)
+            .is_some_and(|slots| !slots.state.lock().client_is_gone)
     }
 }
 
-impl AsRef<Record> for Promised {
+impl AsRef<Record> for PendingRecord {
     fn as_ref(&self) -> &Record {
         &self.record
     }
 }
 
-impl Drop for Promised {
+impl Drop for PendingRecord {
     fn drop(&mut self) {
-        if let Some(asked) = self.asked.take() {
-            asked.settled();
+        if let Some(slots) = self.slots.take() {
+            slots.end_one();
         }
     }
 }
 
-impl Answers {
-    /// Resolves once there will be no further answer.
-    pub async fn all(&self) {
-        let all = poll_fn(|context| {
-            let none_is_owed = || self.0.owed.load(Ordering::Acquire) == 0;
-            if none_is_owed() {
+impl Replies {
+    /// Resolves when no further reply can come.
+    pub async fn wait(&self) {
+        let is_complete = || self.0.unanswered.load(Ordering::Acquire) == 0;
+        let complete = poll_fn(|context| {
+            if is_complete() {
                 return Poll::Ready(());
             }
-            self.0.waiting.register(context.waker());
-            // The last one may have come before the waker was there.
-            if none_is_owed() {
+            self.0.client.register(context.waker());
+            // The last reply may have come before the waker was registered.
+            if is_complete() {
                 Poll::Ready(())
             } else {
                 Poll::Pending
             }
         });
-        all.await;
+        complete.await;
     }
 
-    /// The answers so far, in the order of the records; what has none is answered to nobody from now on.
+    /// The replies so far, in the order of the records. Later ones are not heard.
     #[must_use]
-    pub fn end(self) -> SmallVec<[Option<Answer>; 1]> {
-        let mut state = self.0.state();
-        state.is_over = true;
-        std::mem::take(&mut state.answers)
+    pub fn close(self) -> SmallVec<[Option<Reply>; 1]> {
+        let mut state = self.0.state.lock();
+        state.client_is_gone = true;
+        std::mem::take(&mut state.replies)
     }
 }
 
-impl Drop for Answers {
+impl Drop for Replies {
     fn drop(&mut self) {
-        self.0.state().is_over = true;
+        self.0.state.lock().client_is_gone = true;
     }
 }
 
-impl Asked {
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn settled(&self) {
-        if self.owed.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.waiting.wake();
+impl ReplySlots {
+    fn end_one(&self) {
+        if self.unanswered.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.client.wake();
         }
     }
 }
@@ -157,8 +158,8 @@ mod tests {
 
     use super::*;
 
-    fn three() -> (Vec<Promised>, Answers) {
-        promise(["a", "b", "c"].map(|id| Record {
+    fn three() -> (Vec<PendingRecord>, Replies) {
+        pending_records(["a", "b", "c"].map(|id| Record {
             id: id.into(),
             body: Bytes::from_static(b"{}"),
             traceparent: None,
@@ -167,17 +168,17 @@ mod tests {
     }
 
     #[test]
-    fn it_is_heard_once_the_last_is_answered_or_gone() {
-        let (mut promised, answers) = three();
-        assert!(promised[2].answer(Ok(Receipt::Spool)));
-        assert!(!promised[2].answer(Err(Refused::NoLane)), "one answer each");
-        let gone = promised.remove(0);
-        assert!(promised[0].answer(Err(Refused::Overloaded)));
-        assert!(answers.all().now_or_never().is_none(), "one is still owed");
-        drop(gone);
-        assert!(answers.all().now_or_never().is_some());
+    fn the_client_is_woken_once_the_last_record_is_answered_or_dropped() {
+        let (mut pending, replies) = three();
+        assert!(pending[2].reply(Ok(Receipt::Spool)));
+        assert!(!pending[2].reply(Err(Refused::NoLane)), "one reply each");
+        let dropped = pending.remove(0);
+        assert!(pending[0].reply(Err(Refused::Overloaded)));
+        assert!(replies.wait().now_or_never().is_none(), "one is held");
+        drop(dropped);
+        assert!(replies.wait().now_or_never().is_some());
         assert_eq!(
-            answers.end()[..],
+            replies.close()[..],
             [
                 None,
                 Some(Err(Refused::Overloaded)),
@@ -187,14 +188,14 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_after_the_end_is_answered_to_nobody() {
-        let (mut promised, answers) = three();
-        assert!(promised[1].answer(Ok(Receipt::Spool)) && promised[0].is_awaited());
-        assert_eq!(answers.end()[..], [None, Some(Ok(Receipt::Spool)), None]);
-        assert!(!promised[0].answer(Ok(Receipt::Spool)));
-        assert!(promised[2].is_owed() && !promised[2].is_awaited());
-        let (promised, answers) = three();
-        drop(answers);
-        assert!(!promised[0].answer(Ok(Receipt::Spool)));
+    fn a_reply_after_the_client_has_gone_is_not_heard() {
+        let (mut pending, replies) = three();
+        assert!(pending[1].reply(Ok(Receipt::Spool)) && pending[0].client_waits());
+        assert_eq!(replies.close()[..], [None, Some(Ok(Receipt::Spool)), None]);
+        assert!(!pending[0].reply(Ok(Receipt::Spool)));
+        assert!(pending[2].is_unanswered() && !pending[2].client_waits());
+        let (pending, replies) = three();
+        drop(replies);
+        assert!(!pending[0].reply(Ok(Receipt::Spool)));
     }
 }

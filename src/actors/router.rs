@@ -7,22 +7,22 @@ use actix::{Actor, Context, Handler, Recipient, dev::SendError};
 use tracing::debug;
 
 use super::{
-    Drain, FED_MAX, Introduced, Job, LaneDown, LaneUp, Member, Ping, Publish, RECORDS_MAX, Refused,
-    Returned, Route, fallback::Disk, supervisor::Life,
+    Drain, FED_MAX, Introduced, Job, LaneDown, LaneUp, Ping, Publish, RECORDS_MAX, Refused,
+    Returned, Route, Supervised, fallback::DiskFallback, supervisor::SupervisorHandle,
 };
 use crate::{config::Policy, lane_id::LaneId};
 
 /// What the router is wired to; the same for each of its lives.
 #[derive(Clone)]
-pub struct Wiring {
-    pub disk: Disk,
+pub struct RouterParams {
+    pub disk: DiskFallback,
     /// After this long without a confirm, a record goes to the spool.
     pub publish_timeout: Duration,
 }
 
 /// One per node. A restart begins with no lane up; the supervisor tells it of those that are.
 pub struct Router {
-    wiring: Wiring,
+    params: RouterParams,
     policy: Policy,
     /// In the order of the configuration.
     lanes: Vec<Way>,
@@ -30,7 +30,7 @@ pub struct Router {
     turn: usize,
     /// What has come before the supervisor has told of the lanes; no more than was admitted.
     early: Option<Vec<Job>>,
-    life: Life,
+    supervisor: SupervisorHandle,
 }
 
 struct Way {
@@ -41,7 +41,12 @@ struct Way {
 
 impl Router {
     #[must_use]
-    pub fn new(policy: Policy, lanes: &[LaneId], wiring: Wiring, life: Life) -> Self {
+    pub fn new(
+        policy: Policy,
+        lanes: &[LaneId],
+        params: RouterParams,
+        supervisor: SupervisorHandle,
+    ) -> Self {
         let lanes = lanes
             .iter()
             .map(|&lane| Way {
@@ -50,25 +55,25 @@ impl Router {
             })
             .collect();
         Self {
-            wiring,
+            params,
             policy,
             lanes,
             turn: 0,
             early: Some(Vec::new()),
-            life,
+            supervisor,
         }
     }
 
     /// Hands `job` to a lane, or to the spool.
     fn place(&mut self, mut job: Job) {
-        job.retain_awaited();
+        job.retain_waited_for();
         if job.records.is_empty() {
             return;
         }
         if let Some(early) = &mut self.early {
             return early.push(job);
         }
-        let is_late = job.began.elapsed() >= self.wiring.publish_timeout;
+        let is_late = job.began.elapsed() >= self.params.publish_timeout;
         let may_take = |way: &Way, job: &Job| {
             way.publisher.is_some()
                 && !is_late
@@ -99,9 +104,9 @@ impl Router {
         if job.on_disk {
             return job.refuse(&Refused::NoLane);
         }
-        let disk = self.wiring.disk.clone();
+        let disk = self.params.disk.clone();
         actix_rt::spawn(async move {
-            disk.keep(&job.records, job.pinned).await;
+            disk.store(&job.records, job.pinned).await;
             drop(job);
         });
     }
@@ -130,11 +135,11 @@ impl Actor for Router {
     type Context = Context<Self>;
 
     fn started(&mut self, _: &mut Self::Context) {
-        self.life.risen(None);
+        self.supervisor.ready(None);
     }
 }
 
-impl Member for Router {
+impl Supervised for Router {
     /// Each record that may be in hand, twice (on its way in, and coming back), and control messages.
     const MAILBOX: usize = 2 * (RECORDS_MAX + FED_MAX) + 64;
 }

@@ -1,7 +1,7 @@
 //! The supervisor: the only one that starts, restarts and stops actors.
 //!
 //! actix's own supervisor restarts an actor that stops, at once, without end and with the same value; a panic ends an actor
-//! for good. Here an actor is made anew by its factory after any end, and what follows an end is one table, `next::Next::after`:
+//! for good. Here an actor is made anew by its factory after any end, and what follows an end is one table, `next::RestartDecision::after`:
 //!
 //! | end | next |
 //! | --- | --- |
@@ -29,10 +29,12 @@ use futures_util::{FutureExt as _, future::join_all};
 use tokio::{sync::watch, time::Instant};
 use tracing::{error, info, warn};
 
-pub use self::life::{Exit, Exited, Life, Risen, Start, Started, factory};
+pub use self::life::{
+    ActorExited, ActorReady, ActorStarted, Exit, Start, SupervisorHandle, factory,
+};
 use self::{
-    life::Live,
-    next::{Next, Wish},
+    life::Running,
+    next::{DesiredState, RestartDecision},
 };
 use super::{Drain, Introduced, LaneDown, LaneUp, Ping, Publish, Slot, router::Router};
 use crate::{backoff::Backoff, lane_id::LaneId, transport::Broker};
@@ -110,7 +112,7 @@ pub enum Action {
 /// An operator's word, which comes too late once all lanes are being ended. The answer is whether there is such a lane.
 #[derive(Clone, Copy, Debug, Message)]
 #[rtype(result = "bool")]
-pub struct Order {
+pub struct LaneCommand {
     pub lane: LaneId,
     pub action: Action,
 }
@@ -138,30 +140,30 @@ pub struct View {
 
 /// Where an actor runs.
 #[derive(Clone)]
-pub enum Place {
+pub enum Thread {
     /// On the supervisor's own thread.
-    Here,
+    Current,
     /// On a thread that it may share with others.
-    Thread(Arc<Arbiter>),
+    Arbiter(Arc<Arbiter>),
 }
 
-impl Place {
+impl Thread {
     /// A new thread.
     #[must_use]
-    pub fn new_thread() -> Self {
-        Self::Thread(Arc::new(Arbiter::new()))
+    pub fn spawn() -> Self {
+        Self::Arbiter(Arc::new(Arbiter::new()))
     }
 }
 
 struct Child {
     id: ChildId,
     start: Start,
-    place: Place,
+    place: Thread,
     generation: u64,
     state: State,
     since: Instant,
-    wish: Wish,
-    live: Option<Live>,
+    wish: DesiredState,
+    live: Option<Running>,
     /// What the router needs to reach the lane; there while it is up.
     publisher: Option<Recipient<Publish>>,
     broker: Broker,
@@ -185,7 +187,7 @@ pub struct Supervisor {
 impl Supervisor {
     /// The children start in the order of the list when the supervisor does.
     #[must_use]
-    pub fn new(router: Slot<Router>, children: Vec<(ChildId, Place, Start)>) -> Self {
+    pub fn new(router: Slot<Router>, children: Vec<(ChildId, Thread, Start)>) -> Self {
         let children = children.into_iter().map(|(id, place, start)| Child {
             id,
             start,
@@ -193,7 +195,7 @@ impl Supervisor {
             generation: 0,
             state: State::Connecting,
             since: Instant::now(),
-            wish: Wish::Run,
+            wish: DesiredState::Running,
             live: None,
             publisher: None,
             broker: Broker::default(),
@@ -215,7 +217,7 @@ impl Supervisor {
         self.children.iter().position(|child| child.id == id)
     }
 
-    /// The child, if what is said of it comes from its present life.
+    /// The child, if what is said of it comes from its present handle.
     fn present(&self, id: ChildId, generation: u64) -> Option<usize> {
         self.at(id)
             .filter(|&at| self.children[at].generation == generation)
@@ -224,21 +226,21 @@ impl Supervisor {
     fn launch(&mut self, at: usize, ctx: &mut Context<Self>) {
         let child = &mut self.children[at];
         child.generation += 1;
-        child.wish = Wish::Run;
+        child.wish = DesiredState::Running;
         if let Some(timer) = child.timer.take() {
             ctx.cancel_future(timer);
         }
-        let life = Life::new(child.id, child.generation, ctx.address());
+        let handle = SupervisorHandle::new(child.id, child.generation, ctx.address());
         let start = Arc::clone(&child.start);
         match &child.place {
-            Place::Here => start(life),
-            Place::Thread(thread) => {
+            Thread::Current => start(handle),
+            Thread::Arbiter(thread) => {
                 if !thread.spawn_fn({
-                    let (start, life) = (Arc::clone(&start), life.clone());
-                    move || start(life)
+                    let (start, handle) = (Arc::clone(&start), handle.clone());
+                    move || start(handle)
                 }) {
-                    child.place = Place::new_thread();
-                    life.exited(Exit::Failed("its thread has ended".into()));
+                    child.place = Thread::spawn();
+                    handle.exited(Exit::Failed("its thread has ended".into()));
                 }
             }
         }
@@ -311,37 +313,37 @@ impl Supervisor {
     fn ended(&mut self, at: usize, exit: Exit, ctx: &mut Context<Self>) {
         let child = &mut self.children[at];
         let now = Instant::now();
-        // Whatever the old life still says is not heard.
+        // Whatever the old handle still says is not heard.
         child.generation += 1;
         child.live = None;
         if child.state == State::Up && now - child.since >= HEALTHY {
             child.backoff.reset();
         }
         // What was asked to end and took too long has not crashed.
-        if child.wish == Wish::Run
+        if child.wish == DesiredState::Running
             && let Exit::Panicked(_) | Exit::Stalled(_) = exit
         {
             child.crashes.push_back(now);
             child.crashes.retain(|&at| now - at < HEALTHY);
         }
-        if child.wish == Wish::Run
-            && let (Exit::Stalled(_), Place::Thread(_)) = (&exit, &child.place)
+        if child.wish == DesiredState::Running
+            && let (Exit::Stalled(_), Thread::Arbiter(_)) = (&exit, &child.place)
         {
-            child.place = Place::new_thread();
+            child.place = Thread::spawn();
         }
-        let next = Next::after(&exit, child.wish, child.crashes.len());
+        let next = RestartDecision::after(&exit, child.wish, child.crashes.len());
         if let Exit::Failed(why) | Exit::Panicked(why) | Exit::Stalled(why) = exit {
             child.last_error = Some(why);
         }
         match next {
-            Next::StartNow => self.launch(at, ctx),
-            Next::BackOff => {
+            RestartDecision::StartNow => self.launch(at, ctx),
+            RestartDecision::BackOff => {
                 child.restarts += 1;
                 let until = now + child.backoff.next_delay();
                 self.enter(at, State::Backoff { until }, ctx);
             }
-            Next::Rest => self.enter(at, State::Paused, ctx),
-            Next::GiveUp => self.enter(at, State::Down, ctx),
+            RestartDecision::Pause => self.enter(at, State::Paused, ctx),
+            RestartDecision::GiveUp => self.enter(at, State::Down, ctx),
         }
         self.count_running();
     }
@@ -356,24 +358,24 @@ impl Supervisor {
     }
 
     /// Asks a running lane to finish, and ends it when it takes too long. The router hears of it first.
-    fn finish(&mut self, at: usize, wish: Wish, ctx: &mut Context<Self>) {
+    fn finish(&mut self, at: usize, wish: DesiredState, ctx: &mut Context<Self>) {
         self.children[at].wish = wish;
         if self.children[at].live.is_none() {
             let child = &mut self.children[at];
             if let Some(timer) = child.timer.take() {
                 ctx.cancel_future(timer);
             }
-            // A start that is under way is of an old life from now on.
+            // A start that is under way is of an old handle from now on.
             child.generation += 1;
             match wish {
-                Wish::Rest => self.enter(at, State::Paused, ctx),
-                Wish::Run | Wish::Restart => self.launch(at, ctx),
+                DesiredState::Paused => self.enter(at, State::Paused, ctx),
+                DesiredState::Running | DesiredState::Restarted => self.launch(at, ctx),
             }
             return;
         }
         self.enter(
             at,
-            if wish == Wish::Rest {
+            if wish == DesiredState::Paused {
                 State::Paused
             } else {
                 State::Connecting
@@ -443,16 +445,16 @@ impl Actor for Supervisor {
     }
 }
 
-impl Handler<Started> for Supervisor {
+impl Handler<ActorStarted> for Supervisor {
     type Result = ();
 
     fn handle(
         &mut self,
-        Started {
+        ActorStarted {
             child,
             generation,
             live,
-        }: Started,
+        }: ActorStarted,
         _: &mut Self::Context,
     ) {
         match self.present(child, generation) {
@@ -465,22 +467,22 @@ impl Handler<Started> for Supervisor {
     }
 }
 
-impl Handler<Risen> for Supervisor {
+impl Handler<ActorReady> for Supervisor {
     type Result = ();
 
     fn handle(
         &mut self,
-        Risen {
+        ActorReady {
             child,
             generation,
             lane,
-        }: Risen,
+        }: ActorReady,
         ctx: &mut Self::Context,
     ) {
         let Some(at) = self.present(child, generation) else {
             return;
         };
-        if self.children[at].wish != Wish::Run {
+        if self.children[at].wish != DesiredState::Running {
             return;
         }
         if let Some((publisher, broker)) = lane {
@@ -494,16 +496,16 @@ impl Handler<Risen> for Supervisor {
     }
 }
 
-impl Handler<Exited> for Supervisor {
+impl Handler<ActorExited> for Supervisor {
     type Result = ();
 
     fn handle(
         &mut self,
-        Exited {
+        ActorExited {
             child,
             generation,
             exit,
-        }: Exited,
+        }: ActorExited,
         ctx: &mut Self::Context,
     ) {
         if let Some(at) = self.present(child, generation) {
@@ -512,10 +514,14 @@ impl Handler<Exited> for Supervisor {
     }
 }
 
-impl Handler<Order> for Supervisor {
+impl Handler<LaneCommand> for Supervisor {
     type Result = bool;
 
-    fn handle(&mut self, Order { lane, action }: Order, ctx: &mut Self::Context) -> bool {
+    fn handle(
+        &mut self,
+        LaneCommand { lane, action }: LaneCommand,
+        ctx: &mut Self::Context,
+    ) -> bool {
         let Some(at) = self.at(ChildId::Lane(lane)) else {
             return false;
         };
@@ -525,9 +531,11 @@ impl Handler<Order> for Supervisor {
         let child = &mut self.children[at];
         match (action, child.state) {
             (Action::Pause, State::Paused) | (Action::Resume, State::Connecting | State::Up) => {}
-            (Action::Pause, _) => self.finish(at, Wish::Rest, ctx),
+            (Action::Pause, _) => self.finish(at, DesiredState::Paused, ctx),
             // Still finishing after a pause: it starts again when it has.
-            (Action::Resume, State::Paused) if child.live.is_some() => child.wish = Wish::Restart,
+            (Action::Resume, State::Paused) if child.live.is_some() => {
+                child.wish = DesiredState::Restarted
+            }
             (Action::Resume, _) => {
                 child.crashes.clear();
                 self.launch(at, ctx);
@@ -535,7 +543,7 @@ impl Handler<Order> for Supervisor {
             (Action::Restart, _) => {
                 child.crashes.clear();
                 child.restarts += 1;
-                self.finish(at, Wish::Restart, ctx);
+                self.finish(at, DesiredState::Restarted, ctx);
             }
         }
         true
@@ -569,7 +577,7 @@ impl Handler<DrainAll> for Supervisor {
             .filter(|(_, child)| matches!(child.id, ChildId::Lane(_)));
         self.draining = true;
         for at in lanes.map(|(at, _)| at).collect::<Vec<_>>() {
-            self.finish(at, Wish::Rest, ctx);
+            self.finish(at, DesiredState::Paused, ctx);
         }
         self.count_running();
         let mut running = self.running.subscribe();

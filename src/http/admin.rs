@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use super::problem::Problem;
 use crate::{
-    actors::supervisor::{Action, ChildId, Order, Snapshot, State, Supervisor, View},
+    actors::supervisor::{Action, ChildId, LaneCommand, Snapshot, State, Supervisor, View},
     breaker::Breaker,
     config::Ack,
     lane_id::LaneId,
@@ -33,7 +33,7 @@ const DEAD_MAX: usize = 10_000;
 
 /// What the handlers need; shared by all HTTP workers.
 #[derive(Clone)]
-pub struct Desk {
+pub struct AdminState {
     pub supervisor: Addr<Supervisor>,
     pub ledger: Arc<Ledger>,
     pub spool: Spool,
@@ -130,12 +130,12 @@ pub fn routes(app: &mut web::ServiceConfig) {
     }));
 }
 
-async fn ready(desk: web::Data<Desk>) -> Result<HttpResponse, Problem> {
+async fn ready(state: web::Data<AdminState>) -> Result<HttpResponse, Problem> {
     let unready = |why: &str| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "unready", why);
-    if desk.draining.load(Relaxed) {
+    if state.draining.load(Relaxed) {
         return Err(unready("The node is stopping"));
     }
-    let views = desk.views().await?;
+    let views = state.views().await?;
     let is_up = |view: &View| view.state == State::Up;
     if !views
         .iter()
@@ -146,8 +146,8 @@ async fn ready(desk: web::Data<Desk>) -> Result<HttpResponse, Problem> {
     let a_lane_is_up = views
         .iter()
         .any(|view| matches!(view.child, ChildId::Lane(_)) && is_up(view));
-    let refuses = desk.spool.holds().refuses;
-    if refuses && (desk.ack == Ack::Disk || !a_lane_is_up) {
+    let refuses = state.spool.holds().refuses;
+    if refuses && (state.ack == Ack::Disk || !a_lane_is_up) {
         return Err(unready(
             "The spool takes no records, and no lane may or can take them instead",
         ));
@@ -155,25 +155,25 @@ async fn ready(desk: web::Data<Desk>) -> Result<HttpResponse, Problem> {
     Ok(HttpResponse::Ok().body("ready\n"))
 }
 
-async fn status(desk: web::Data<Desk>) -> Result<HttpResponse, Problem> {
-    let views = desk.views().await?;
-    Ok(HttpResponse::Ok().json(desk.status(&views)))
+async fn status(state: web::Data<AdminState>) -> Result<HttpResponse, Problem> {
+    let views = state.views().await?;
+    Ok(HttpResponse::Ok().json(state.status(&views)))
 }
 
-async fn scrape(desk: web::Data<Desk>) -> Result<HttpResponse, Problem> {
-    let views = desk.views().await?;
-    let states = desk.lanes.iter().filter_map(|&(lane, _)| {
-        let status = desk.lane_status(lane, &views)?;
+async fn scrape(state: web::Data<AdminState>) -> Result<HttpResponse, Problem> {
+    let views = state.views().await?;
+    let states = state.lanes.iter().filter_map(|&(lane, _)| {
+        let status = state.lane_status(lane, &views)?;
         Some((lane, (status.state == State::Up.name(), status.restarts)))
     });
-    let oldest = desk.spool.oldest().await;
+    let oldest = state.spool.oldest().await;
     let scene = Scene {
-        lanes: &desk.lanes,
+        lanes: &state.lanes,
         states: states.collect(),
-        held: desk.spool.holds(),
+        held: state.spool.holds(),
         oldest_us: oldest.and_then(|entry| Some(entry.record().origin?.at_us)),
     };
-    let text = metrics::text(&desk.ledger, &scene).map_err(|why| {
+    let text = metrics::text(&state.ledger, &scene).map_err(|why| {
         Problem::new(
             StatusCode::INTERNAL_SERVER_ERROR,
             "metrics",
@@ -186,7 +186,7 @@ async fn scrape(desk: web::Data<Desk>) -> Result<HttpResponse, Problem> {
 }
 
 async fn order(
-    desk: web::Data<Desk>,
+    state: web::Data<AdminState>,
     path: web::Path<(String, String)>,
 ) -> Result<HttpResponse, Problem> {
     let (lane, action) = path.into_inner();
@@ -196,7 +196,7 @@ async fn order(
         "restart" => Action::Restart,
         _ => return Err(Problem::not_found(&action)),
     };
-    if desk.draining.load(Relaxed) {
+    if state.draining.load(Relaxed) {
         return Err(Problem::new(
             StatusCode::SERVICE_UNAVAILABLE,
             "stopping",
@@ -205,16 +205,16 @@ async fn order(
     }
     let unknown = || Problem::not_found(&lane);
     let lane = LaneId::from_name(&lane).ok_or_else(unknown)?;
-    if !desk
+    if !state
         .supervisor
-        .send(Order { lane, action })
+        .send(LaneCommand { lane, action })
         .await
         .map_err(|_| no_supervisor())?
     {
         return Err(unknown());
     }
-    let views = desk.views().await?;
-    Ok(HttpResponse::Accepted().json(desk.lane_status(lane, &views)))
+    let views = state.views().await?;
+    Ok(HttpResponse::Accepted().json(state.lane_status(lane, &views)))
 }
 
 /// A dead letter, as `GET /api/dead` lists it.
@@ -266,15 +266,18 @@ struct Limit {
     limit: Option<usize>,
 }
 
-async fn dead(desk: web::Data<Desk>, query: web::Query<Limit>) -> Result<HttpResponse, Problem> {
-    let letters = desk
+async fn dead(
+    state: web::Data<AdminState>,
+    query: web::Query<Limit>,
+) -> Result<HttpResponse, Problem> {
+    let letters = state
         .spool
         .dead(query.limit.unwrap_or(DEAD_DEFAULT).min(DEAD_MAX))
         .await
         .map_err(spool_fails)?;
     let letters: Vec<_> = letters.into_iter().map(DeadLetter::from).collect();
     Ok(HttpResponse::Ok()
-        .json(json!({"total": desk.spool.holds().records(Queue::Dead), "dead": letters})))
+        .json(json!({"total": state.spool.holds().records(Queue::Dead), "dead": letters})))
 }
 
 /// Which dead letters: `{"ids":[…]}` or `{"all":true}`.
@@ -301,10 +304,10 @@ impl Selection {
 }
 
 async fn replay(
-    desk: web::Data<Desk>,
+    state: web::Data<AdminState>,
     selection: web::Json<Selection>,
 ) -> Result<HttpResponse, Problem> {
-    let replayed = desk
+    let replayed = state
         .spool
         .replay(selection.into_inner().which()?)
         .await
@@ -313,11 +316,11 @@ async fn replay(
 }
 
 async fn forget(
-    desk: web::Data<Desk>,
+    state: web::Data<AdminState>,
     selection: web::Json<Selection>,
 ) -> Result<HttpResponse, Problem> {
     let which = selection.into_inner().which()?;
-    let (spool, ledger) = (desk.spool.clone(), Arc::clone(&desk.ledger));
+    let (spool, ledger) = (state.spool.clone(), Arc::clone(&state.ledger));
     // Counted though the operator has hung up.
     let counted = actix_rt::spawn(async move {
         spool
@@ -344,7 +347,7 @@ fn no_supervisor() -> Problem {
     )
 }
 
-impl Desk {
+impl AdminState {
     async fn views(&self) -> Result<Vec<View>, Problem> {
         self.supervisor
             .send(Snapshot)

@@ -24,7 +24,7 @@ use serde::Serialize;
 
 use super::problem::Problem;
 use crate::{
-    actors::{Refused, admission::Ingest},
+    actors::{Refused, admission::Admission},
     delivery::Receipt,
     idempotency::{Claim, Keys},
     lane_id::LaneId,
@@ -38,8 +38,8 @@ use crate::{
 
 /// What the handlers need; shared by all HTTP workers.
 #[derive(Clone)]
-pub struct Door {
-    pub ingest: Ingest,
+pub struct IngestState {
+    pub admission: Admission,
     /// The lanes of this node, with their tags.
     pub lanes: Arc<[(LaneId, String)]>,
     pub schema: Schema,
@@ -51,7 +51,7 @@ pub struct Door {
     pub ledger: Arc<Ledger>,
 }
 
-impl Door {
+impl IngestState {
     /// Counts the answer to a request that came then.
     fn answered(&self, began: Instant, answer: Result<HttpResponse, Problem>) -> HttpResponse {
         let response = answer.unwrap_or_else(|problem| problem.error_response());
@@ -84,9 +84,9 @@ pub fn routes(app: &mut web::ServiceConfig) {
             )
             .route(web::head().to(HttpResponse::Ok))
             .route(web::post().to(
-                async |door: web::Data<Door>, request: HttpRequest, body: web::Payload| {
+                async |state: web::Data<IngestState>, request: HttpRequest, body: web::Payload| {
                     let began = Instant::now();
-                    door.answered(began, take(&door, None, &request, body).await)
+                    state.answered(began, take(&state, None, &request, body).await)
                 },
             ))
             .default_service(web::to(async || {
@@ -96,21 +96,21 @@ pub fn routes(app: &mut web::ServiceConfig) {
     .service(
         web::resource("/{lane}")
             .route(web::post().to(
-                async |door: web::Data<Door>, request: HttpRequest, body: web::Payload| {
+                async |state: web::Data<IngestState>, request: HttpRequest, body: web::Payload| {
                     let began = Instant::now();
                     let lane = LaneId::from_name(&request.match_info()["lane"]);
                     let answer = match lane
-                        .filter(|lane| door.lanes.iter().any(|(known, _)| known == lane))
+                        .filter(|lane| state.lanes.iter().any(|(known, _)| known == lane))
                     {
-                        Some(lane) => take(&door, Some(lane), &request, body).await,
+                        Some(lane) => take(&state, Some(lane), &request, body).await,
                         None => Err(Problem::not_found(request.path())),
                     };
-                    door.answered(began, answer)
+                    state.answered(began, answer)
                 },
             ))
             .default_service(web::to(
-                async |door: web::Data<Door>, request: HttpRequest| {
-                    if door
+                async |state: web::Data<IngestState>, request: HttpRequest| {
+                    if state
                         .lanes
                         .iter()
                         .any(|(lane, _)| lane.name() == &request.match_info()["lane"])
@@ -128,7 +128,7 @@ pub fn routes(app: &mut web::ServiceConfig) {
 }
 
 async fn take(
-    door: &Door,
+    state: &IngestState,
     pinned: Option<LaneId>,
     request: &HttpRequest,
     body: web::Payload,
@@ -158,8 +158,8 @@ async fn take(
     // What is no trace context is not carried, and is no reason to refuse a record (W3C Trace Context, 3.2).
     let traceparent = headers.get("traceparent").and_then(visible).map(Arc::from);
 
-    let origin = Some(Origin::now(Arc::clone(&door.run)));
-    let body = match body.to_bytes_limited(door.max_body).await {
+    let origin = Some(Origin::now(Arc::clone(&state.run)));
+    let body = match body.to_bytes_limited(state.max_body).await {
         Ok(Ok(body)) => body,
         Ok(Err(cut)) => {
             return Err(Problem::new(
@@ -171,7 +171,7 @@ async fn take(
         Err(_) => {
             return Err(too_large(format!(
                 "The request is larger than {} bytes",
-                door.max_body
+                state.max_body
             )));
         }
     };
@@ -182,8 +182,8 @@ async fn take(
     };
     match form {
         None => {
-            let body = parse(&body, door.schema).map_err(|why| invalid(why, None))?;
-            door.check_size(&body)?;
+            let body = parse(&body, state.schema).map_err(|why| invalid(why, None))?;
+            state.check_size(&body)?;
             let id = key.clone().unwrap_or_else(Record::new_id);
             let record = Record {
                 id: Arc::clone(&id),
@@ -191,17 +191,17 @@ async fn take(
                 traceparent,
                 origin,
             };
-            let receipt = door
+            let receipt = state
                 .submit(record, key.is_some(), pinned)
                 .await
                 .map_err(|refused| unavailable(&refused))?;
             Ok(HttpResponse::Accepted().json(Accepted {
                 id: &id,
-                path: door.path(receipt),
+                path: state.path(receipt),
             }))
         }
         Some(form) => {
-            let bodies = parse_all(&body, form, door.schema).map_err(|why| match why {
+            let bodies = parse_all(&body, form, state.schema).map_err(|why| match why {
                 InvalidBatch::Body(why) => invalid(why, None),
                 InvalidBatch::Record { index, why } => invalid(why, Some(index)),
             })?;
@@ -214,7 +214,8 @@ async fn take(
             let mut new_ids = key.is_none().then(Record::new_ids).into_iter().flatten();
             let mut new_id = || new_ids.next().unwrap_or_else(Record::new_id);
             let records = bodies.into_iter().enumerate().map(|(index, body)| {
-                door.check_size(&body)
+                state
+                    .check_size(&body)
                     .map_err(|problem| problem.with("index", index))?;
                 let id = key
                     .as_ref()
@@ -231,13 +232,13 @@ async fn take(
                 .iter()
                 .map(|record| Arc::clone(&record.id))
                 .collect();
-            let receipts = door
+            let receipts = state
                 .submit_all(records, key.is_some(), pinned)
                 .await
                 .map_err(|refused| unavailable(&refused))?;
             let records = ids.iter().zip(receipts).map(|(id, receipt)| Accepted {
                 id,
-                path: door.path(receipt),
+                path: state.path(receipt),
             });
             Ok(HttpResponse::Accepted().json(AllAccepted {
                 accepted: ids.len(),
@@ -247,7 +248,7 @@ async fn take(
     }
 }
 
-impl Door {
+impl IngestState {
     fn check_size(&self, record: &[u8]) -> Result<(), Problem> {
         if record.len() > self.max_record {
             return Err(too_large(format!(
@@ -278,7 +279,7 @@ impl Door {
         pinned: Option<LaneId>,
     ) -> Result<Receipt, Refused> {
         if !is_keyed {
-            return self.ingest.submit(record, pinned).await;
+            return self.admission.submit(record, pinned).await;
         }
         self.submit_all(vec![record], true, pinned)
             .await?
@@ -295,7 +296,7 @@ impl Door {
     ) -> Result<Vec<Receipt>, Refused> {
         if !are_keyed {
             return self
-                .ingest
+                .admission
                 .submit_all(records, pinned)
                 .await?
                 .into_iter()
@@ -310,7 +311,7 @@ impl Door {
 
 /// Submits those of `records` whose keys were not taken before.
 async fn once(
-    door: Door,
+    state: IngestState,
     records: Vec<Record>,
     pinned: Option<LaneId>,
 ) -> Result<Vec<Receipt>, Refused> {
@@ -318,7 +319,7 @@ async fn once(
     let (mut new, mut firsts) = (Vec::new(), Vec::new());
     // In their order, so that no two batches wait for each other.
     for (at, record) in records.into_iter().enumerate() {
-        match door.keys.claim(&record.id).await {
+        match state.keys.claim(&record.id).await {
             Claim::Taken(receipt) => receipts[at] = Some(receipt),
             Claim::First(first) => {
                 new.push(record);
@@ -326,7 +327,7 @@ async fn once(
             }
         }
     }
-    let answers = door.ingest.submit_all(new, pinned).await?;
+    let answers = state.admission.submit_all(new, pinned).await?;
     let written = firsts
         .into_iter()
         .zip(answers)

@@ -21,12 +21,12 @@ use tokio::{
 use waypost::{
     actors::{
         Drain, Refused, Slot,
-        admission::Ingest,
-        fallback::Disk,
+        admission::Admission,
+        fallback::DiskFallback,
         feeder::{self, Feeder},
         lane::{self, Lane},
         router::{self, Router},
-        supervisor::{ChildId, DrainAll, Place, Start, Supervisor, factory},
+        supervisor::{ChildId, DrainAll, Start, Supervisor, Thread, factory},
     },
     config::Policy,
     delivery::{Delivery, Receipt},
@@ -214,8 +214,8 @@ pub struct Node {
     pub ledger: Arc<Ledger>,
     /// What lay on disk at the start.
     pub found: Held,
-    door: Ingest,
-    disk_door: Ingest,
+    admission: Admission,
+    disk_admission: Admission,
     router: Slot<Router>,
     feeder: Slot<Feeder>,
     supervisor: Addr<Supervisor>,
@@ -250,26 +250,26 @@ impl Node {
         let found = spool.holds();
         ledger.found_waiting(found.waiting() + found.records(Queue::Dead));
         let (router, feeder) = (Slot::new(), Slot::new());
-        let disk = Disk {
+        let disk = DiskFallback {
             spool: spool.clone(),
             ledger: Arc::clone(&ledger),
         };
-        let door = |disk_first| {
-            Ingest::new(
+        let admission = |disk_first| {
+            Admission::new(
                 router.clone(),
                 PUBLISH_TIMEOUT,
                 Arc::clone(&ledger),
                 disk_first,
             )
         };
-        let (disk_door, door) = (door(Some(disk.clone())), door(None));
-        let routing = router::Wiring {
+        let (disk_admission, admission) = (admission(Some(disk.clone())), admission(None));
+        let routing = router::RouterParams {
             disk,
             publish_timeout: PUBLISH_TIMEOUT,
         };
-        let feeding = feeder::Wiring {
+        let feeding = feeder::FeederParams {
             spool: spool.clone(),
-            door: door.clone(),
+            admission: admission.clone(),
             ledger: Arc::clone(&ledger),
             lanes: LANES.into(),
             give_up_after: None,
@@ -277,16 +277,16 @@ impl Node {
         let graph = vec![
             (
                 ChildId::Router,
-                Place::Here,
-                factory(router.clone(), move |life| {
-                    Router::new(Policy::RoundRobin, &LANES, routing.clone(), life)
+                Thread::Current,
+                factory(router.clone(), move |supervisor| {
+                    Router::new(Policy::RoundRobin, &LANES, routing.clone(), supervisor)
                 }),
             ),
             (
                 ChildId::Feeder,
-                Place::Here,
-                factory(feeder.clone(), move |life| {
-                    Feeder::new(feeding.clone(), life)
+                Thread::Current,
+                factory(feeder.clone(), move |supervisor| {
+                    Feeder::new(feeding.clone(), supervisor)
                 }),
             ),
             lane::<0>(&router, &ledger, brokers),
@@ -304,8 +304,8 @@ impl Node {
             spool,
             ledger,
             found,
-            door,
-            disk_door,
+            admission,
+            disk_admission,
             router,
             feeder,
             supervisor,
@@ -326,15 +326,17 @@ impl Node {
 
     /// A client posts a record.
     pub fn ingest(&self, record: Record, pinned: Option<usize>, disk_first: bool) {
-        let door = if disk_first {
-            &self.disk_door
+        let admission = if disk_first {
+            &self.disk_admission
         } else {
-            &self.door
+            &self.admission
         };
-        let (door, answers) = (door.clone(), Rc::clone(&self.answers));
+        let (admission, answers) = (admission.clone(), Rc::clone(&self.answers));
         self.tasks.spawn_local(async move {
             let number = number(&record);
-            let answer = door.submit(record, pinned.map(|lane| LANES[lane])).await;
+            let answer = admission
+                .submit(record, pinned.map(|lane| LANES[lane]))
+                .await;
             answers.borrow_mut().push((number, answer));
         });
     }
@@ -400,8 +402,8 @@ fn lane<const LANE: usize>(
     router: &Slot<Router>,
     ledger: &Arc<Ledger>,
     brokers: &Brokers,
-) -> (ChildId, Place, Start) {
-    let wiring = lane::Wiring {
+) -> (ChildId, Thread, Start) {
+    let wiring = lane::LaneParams {
         router: router.clone(),
         forwarder: Slot::new(),
         deliveries: Arc::new(tokio::sync::Semaphore::new(1)),
@@ -410,10 +412,10 @@ fn lane<const LANE: usize>(
         publish_timeout: PUBLISH_TIMEOUT,
     };
     let brokers = brokers.clone();
-    let start = factory(Slot::new(), move |life| {
-        Lane::<Link<LANE>>::new(brokers.clone(), wiring.clone(), life)
+    let start = factory(Slot::new(), move |supervisor| {
+        Lane::<Link<LANE>>::new(brokers.clone(), wiring.clone(), supervisor)
     });
-    (ChildId::Lane(LANES[LANE]), Place::Here, start)
+    (ChildId::Lane(LANES[LANE]), Thread::Current, start)
 }
 
 /// The thread before lets go of the folder a moment after its end was seen.

@@ -208,7 +208,7 @@ impl Post {
             let sent = (body.clone(), &*key, traceparent);
             let letter = match self.until_it_ends(sent, patience, letter, &mut drain).await {
                 End::Delivered { status } => {
-                    self.wiring.ledger.delivered(self.lane, records());
+                    self.params.ledger.delivered(self.lane, records());
                     let mut permits: Option<OwnedSemaphorePermit> = None;
                     for (
                         Held {

@@ -1,4 +1,4 @@
-//! One life of an actor: how it is started from its factory, what it holds of its supervisor, and how its end is caught.
+//! One handle of an actor: how it is started from its factory, what it holds of its supervisor, and how its end is caught.
 
 use std::{
     any::Any,
@@ -12,7 +12,7 @@ use tokio::task::AbortHandle;
 
 use super::{ChildId, Supervisor};
 use crate::{
-    actors::{Drain, Member, Ping, Publish, Slot},
+    actors::{Drain, Ping, Publish, Slot, Supervised},
     transport::Broker,
 };
 
@@ -30,42 +30,45 @@ pub enum Exit {
 }
 
 /// Starts an actor on the present thread; made by [`factory`].
-pub type Start = Arc<dyn Fn(Life) + Send + Sync>;
+pub type Start = Arc<dyn Fn(SupervisorHandle) + Send + Sync>;
 
 /// How to start an actor: `make` builds a new value each time, and `slot` gets its address.
-pub fn factory<A>(slot: Slot<A>, make: impl Fn(Life) -> A + Send + Sync + 'static) -> Start
+pub fn factory<A>(
+    slot: Slot<A>,
+    make: impl Fn(SupervisorHandle) -> A + Send + Sync + 'static,
+) -> Start
 where
-    A: Member,
+    A: Supervised,
 {
-    Arc::new(move |life| {
-        let actor = match catch_unwind(AssertUnwindSafe(|| make(life.clone()))) {
+    Arc::new(move |handle| {
+        let actor = match catch_unwind(AssertUnwindSafe(|| make(handle.clone()))) {
             Ok(actor) => actor,
-            Err(panic) => return life.exited(Exit::Panicked(text_of(&*panic))),
+            Err(panic) => return handle.exited(Exit::Panicked(text_of(&*panic))),
         };
         let mut context = Context::new();
         context.set_mailbox_capacity(A::MAILBOX);
         let address = context.address();
         let body = context.into_future(actor);
         let watched = {
-            let (slot, life) = (slot.clone(), life.clone());
+            let (slot, handle) = (slot.clone(), handle.clone());
             async move {
                 let exit = match AssertUnwindSafe(body).catch_unwind().await {
-                    Ok(()) => life.reason(),
+                    Ok(()) => handle.reason(),
                     Err(panic) => Exit::Panicked(text_of(&*panic)),
                 };
                 // A successor may have its place by now, if this one was ended by force.
                 if slot.get().is_none() {
                     slot.set(None);
                 }
-                life.exited(exit);
+                handle.exited(exit);
             }
         };
         let task = actix_rt::spawn(watched).abort_handle();
         slot.set(Some(address.clone()));
-        life.supervisor.do_send(Started {
-            child: life.child,
-            generation: life.generation,
-            live: Live {
+        handle.supervisor.do_send(ActorStarted {
+            child: handle.child,
+            generation: handle.generation,
+            live: Running {
                 ping: address.clone().recipient(),
                 drain: address.recipient(),
                 task,
@@ -85,15 +88,15 @@ fn text_of(panic: &(dyn Any + Send)) -> String {
 
 /// What an actor holds of its supervisor: how to say that it is up, and why it ends.
 #[derive(Clone)]
-pub struct Life {
+pub struct SupervisorHandle {
     child: ChildId,
-    /// Which life of the child this is; what an earlier one still says is not heard.
+    /// Which handle of the child this is; what an earlier one still says is not heard.
     generation: u64,
     supervisor: Addr<Supervisor>,
     reason: Arc<Mutex<Option<Exit>>>,
 }
 
-impl Life {
+impl SupervisorHandle {
     pub(super) fn new(child: ChildId, generation: u64, supervisor: Addr<Supervisor>) -> Self {
         Self {
             child,
@@ -104,8 +107,8 @@ impl Life {
     }
 
     /// The actor does its work from now on. A lane says where it takes records.
-    pub fn risen(&self, lane: Option<(Recipient<Publish>, Broker)>) {
-        self.supervisor.do_send(Risen {
+    pub fn ready(&self, lane: Option<(Recipient<Publish>, Broker)>) {
+        self.supervisor.do_send(ActorReady {
             child: self.child,
             generation: self.generation,
             lane,
@@ -113,7 +116,7 @@ impl Life {
     }
 
     /// Says why the actor ends, before it stops itself. The first reason counts.
-    pub fn end(&self, exit: Exit) {
+    pub fn set_exit(&self, exit: Exit) {
         self.reason
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -130,7 +133,7 @@ impl Life {
     }
 
     pub(super) fn exited(&self, exit: Exit) {
-        self.supervisor.do_send(Exited {
+        self.supervisor.do_send(ActorExited {
             child: self.child,
             generation: self.generation,
             exit,
@@ -141,16 +144,16 @@ impl Life {
 /// An actor runs.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct Started {
+pub struct ActorStarted {
     pub(super) child: ChildId,
     pub(super) generation: u64,
-    pub(super) live: Live,
+    pub(super) live: Running,
 }
 
 /// An actor does its work.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct Risen {
+pub struct ActorReady {
     pub(super) child: ChildId,
     pub(super) generation: u64,
     pub(super) lane: Option<(Recipient<Publish>, Broker)>,
@@ -159,14 +162,14 @@ pub struct Risen {
 /// An actor has ended.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct Exited {
+pub struct ActorExited {
     pub(super) child: ChildId,
     pub(super) generation: u64,
     pub(super) exit: Exit,
 }
 
 /// What the supervisor holds of a running actor.
-pub(super) struct Live {
+pub(super) struct Running {
     pub(super) ping: Recipient<Ping>,
     pub(super) drain: Recipient<Drain>,
     pub(super) task: AbortHandle,

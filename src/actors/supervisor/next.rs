@@ -4,31 +4,33 @@ use super::{CRASHES_MAX, Exit};
 
 /// What was last asked of an actor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Wish {
-    Run,
-    Restart,
-    Rest,
+pub(super) enum DesiredState {
+    Running,
+    Restarted,
+    Paused,
 }
 
 /// What follows an [`Exit`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Next {
+pub(super) enum RestartDecision {
     StartNow,
     BackOff,
-    Rest,
+    Pause,
     GiveUp,
 }
 
-impl Next {
+impl RestartDecision {
     /// The table of the supervisor's documentation. `crashes` counts those of the last minute, this one included.
-    pub(super) fn after(exit: &Exit, wish: Wish, crashes: usize) -> Self {
+    pub(super) fn after(exit: &Exit, wish: DesiredState, crashes: usize) -> Self {
         match (wish, exit) {
-            (Wish::Rest, _) => Self::Rest,
-            (Wish::Restart, _) => Self::StartNow,
-            (Wish::Run, Exit::Panicked(_) | Exit::Stalled(_)) if crashes >= CRASHES_MAX => {
+            (DesiredState::Paused, _) => Self::Pause,
+            (DesiredState::Restarted, _) => Self::StartNow,
+            (DesiredState::Running, Exit::Panicked(_) | Exit::Stalled(_))
+                if crashes >= CRASHES_MAX =>
+            {
                 Self::GiveUp
             }
-            (Wish::Run, _) => Self::BackOff,
+            (DesiredState::Running, _) => Self::BackOff,
         }
     }
 }
@@ -43,21 +45,56 @@ mod tests {
         let panicked = || Exit::Panicked("x".into());
         let stalled = || Exit::Stalled("x".into());
         for (exit, wish, crashes, next) in [
-            (Exit::Stopped, Wish::Rest, 0, Next::Rest),
-            (failed(), Wish::Rest, 0, Next::Rest),
-            (panicked(), Wish::Rest, 9, Next::Rest),
-            (Exit::Stopped, Wish::Restart, 0, Next::StartNow),
-            (stalled(), Wish::Restart, 9, Next::StartNow),
-            (Exit::Stopped, Wish::Run, 0, Next::BackOff),
-            (failed(), Wish::Run, 0, Next::BackOff),
-            (failed(), Wish::Run, 9, Next::BackOff),
-            (panicked(), Wish::Run, 4, Next::BackOff),
-            (panicked(), Wish::Run, 5, Next::GiveUp),
-            (stalled(), Wish::Run, 4, Next::BackOff),
-            (stalled(), Wish::Run, 5, Next::GiveUp),
+            (
+                Exit::Stopped,
+                DesiredState::Paused,
+                0,
+                RestartDecision::Pause,
+            ),
+            (failed(), DesiredState::Paused, 0, RestartDecision::Pause),
+            (panicked(), DesiredState::Paused, 9, RestartDecision::Pause),
+            (
+                Exit::Stopped,
+                DesiredState::Restarted,
+                0,
+                RestartDecision::StartNow,
+            ),
+            (
+                stalled(),
+                DesiredState::Restarted,
+                9,
+                RestartDecision::StartNow,
+            ),
+            (
+                Exit::Stopped,
+                DesiredState::Running,
+                0,
+                RestartDecision::BackOff,
+            ),
+            (failed(), DesiredState::Running, 0, RestartDecision::BackOff),
+            (failed(), DesiredState::Running, 9, RestartDecision::BackOff),
+            (
+                panicked(),
+                DesiredState::Running,
+                4,
+                RestartDecision::BackOff,
+            ),
+            (
+                panicked(),
+                DesiredState::Running,
+                5,
+                RestartDecision::GiveUp,
+            ),
+            (
+                stalled(),
+                DesiredState::Running,
+                4,
+                RestartDecision::BackOff,
+            ),
+            (stalled(), DesiredState::Running, 5, RestartDecision::GiveUp),
         ] {
             assert_eq!(
-                Next::after(&exit, wish, crashes),
+                RestartDecision::after(&exit, wish, crashes),
                 next,
                 "{exit:?} {wish:?} {crashes}"
             );
