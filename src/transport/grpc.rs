@@ -3,8 +3,9 @@
 //! There is no broker between the two ends. A record is in the sender's hands until the receiver's API has it, or the receiver's
 //! disk; only then does the receipt come and [`Transport::publish`] resolve. So a receiver that dies loses nothing.
 
+mod buffer;
 mod client;
-mod hold;
+mod inbound;
 mod server;
 mod service;
 mod tls;
@@ -23,7 +24,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use self::{client::Peers, hold::Hold, service::Service, tls::Tls};
+use self::{buffer::BufferOut, client::Peers, service::Service, tls::Tls};
 use super::{Broker, CLOSE_TIMEOUT, Kind, Transport, TransportError};
 use crate::{
     breaker::Breaker,
@@ -88,18 +89,18 @@ async fn reached(mut phases: watch::Receiver<Phase>, phase: Phase) {
 /// One life of the node's gRPC server, and of its streams to the peers. Dropping it ends both.
 pub struct Grpc {
     address: SocketAddr,
-    hold: Hold,
+    buffer: BufferOut,
     peers: Peers,
     phase: watch::Sender<Phase>,
     /// Closed when the server has ended.
     server: watch::Sender<()>,
-    /// The task that brings back what is carried on disk.
-    bringing: AbortHandle,
+    /// The task that reloads records from disk.
+    reloading: AbortHandle,
 }
 
 impl Drop for Grpc {
     fn drop(&mut self) {
-        self.bringing.abort();
+        self.reloading.abort();
     }
 }
 
@@ -144,9 +145,9 @@ impl Transport for Grpc {
         };
 
         let (phase, phases) = watch::channel(Phase::Serving);
-        let (intake, hold) = Hold::new(spool.clone(), Arc::clone(breaker));
+        let (buffer_in, buffer) = buffer::new(spool.clone(), Arc::clone(breaker));
         let service = Service {
-            intake: intake.clone(),
+            buffer: buffer_in.clone(),
             schema: *schema,
             run: Arc::clone(run),
             tap: tap.clone(),
@@ -168,14 +169,14 @@ impl Transport for Grpc {
         } else if let Err(why) = peers.first(FIRST_STREAM).await {
             tracing::warn!(%why, "serving without a peer to carry records to");
         }
-        let bringing = tokio::spawn(intake.bring_back()).abort_handle();
+        let reloading = tokio::spawn(buffer_in.reload()).abort_handle();
         Ok(Self {
             address,
-            hold,
+            buffer,
             peers,
             phase,
             server,
-            bringing,
+            reloading,
         })
     }
 
@@ -198,7 +199,7 @@ impl Transport for Grpc {
         let delivery = tokio::select! {
             biased;
             lost = self.lost() => return Err(lost),
-            delivery = self.hold.next() => delivery,
+            delivery = self.buffer.next() => delivery,
         };
         // Once the node is closing, the senders have their records back.
         let serving = *self.phase.borrow() == Phase::Serving;
@@ -211,7 +212,11 @@ impl Transport for Grpc {
 
     fn try_next(&self) -> Option<Delivery> {
         let serving = *self.phase.borrow() == Phase::Serving;
-        if serving { self.hold.try_next() } else { None }
+        if serving {
+            self.buffer.try_next()
+        } else {
+            None
+        }
     }
 
     async fn lost(&self) -> TransportError {
@@ -220,7 +225,7 @@ impl Transport for Grpc {
     }
 
     async fn close(&self) {
-        self.bringing.abort();
+        self.reloading.abort();
         self.phase.send_replace(Phase::Closing);
         let ended = async { timeout(GRACE, self.server.closed()).await };
         let (ended, ()) = tokio::join!(ended, self.peers.close(GRACE));
