@@ -2,9 +2,9 @@
 
 mod api_away;
 mod deleted;
-mod judge;
 mod kills;
 mod network;
+mod random_faults;
 
 use std::time::{Duration, Instant};
 
