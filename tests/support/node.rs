@@ -2,15 +2,18 @@
 
 use std::{
     collections::HashSet,
-    env, fs,
+    env,
+    fs::{self, File},
     path::Path,
     process::{Child, ExitStatus, Stdio},
+    thread,
     time::{Duration, Instant},
 };
 
 use awc::http::StatusCode;
 use bytes::Bytes;
 use serde_json::Value;
+use tempfile::NamedTempFile;
 
 use super::{
     eventually,
@@ -27,6 +30,7 @@ pub struct Node {
     environment: Vec<(String, String)>,
     http: awc::Client,
     data: tempfile::TempDir,
+    log: NamedTempFile,
     memory_limit: Option<MemoryLimit>,
 }
 
@@ -40,6 +44,7 @@ impl Node {
     pub async fn start_with_fault(api: &str, variables: &[(String, String)], fault: &str) -> Self {
         let (ingest, admin) = (process::free_port(), process::free_port());
         let data = tempfile::tempdir().expect("a temporary folder");
+        let log = NamedTempFile::new().expect("a temporary file");
         let mut environment = vec![
             (
                 "WAYPOST_INGEST__LISTEN".into(),
@@ -64,12 +69,13 @@ impl Node {
             .timeout(Duration::from_secs(20))
             .finish();
         let mut node = Self {
-            child: launch(&environment),
+            child: launch(&environment, log.path()),
             ingest,
             admin,
             environment,
             http,
             data,
+            log,
             memory_limit: None,
         };
         node.answers().await;
@@ -84,7 +90,7 @@ impl Node {
 
     /// Starts it again on the same ports, with the same data and lanes.
     pub async fn start_again(&mut self) {
-        self.child = launch(&self.environment);
+        self.child = launch(&self.environment, self.log.path());
         if let Some(limit) = &self.memory_limit {
             limit.add(&self.child);
         }
@@ -342,15 +348,17 @@ impl Client {
     }
 }
 
-/// Another build of the program may be named, as one that is optimized.
-fn launch(environment: &[(String, String)]) -> Child {
+/// `NODE_UNDER_TEST` names another build of the program, such as an optimized one.
+fn launch(environment: &[(String, String)], log: &Path) -> Child {
+    let log = File::options().append(true).open(log).expect("the log");
     let program =
         env::var("NODE_UNDER_TEST").unwrap_or_else(|_| env!("CARGO_BIN_EXE_waypost").into());
     process::start(&program, |command| {
         command
             .arg("run")
             .env_remove("PUBSUB_EMULATOR_HOST")
-            .stdin(Stdio::null());
+            .stdin(Stdio::null())
+            .stderr(log);
         command.envs(environment.iter().map(|(key, value)| (key, value)));
     })
     .expect("the program starts")
@@ -361,5 +369,10 @@ impl Drop for Node {
         // It may have ended already.
         self.child.kill().ok();
         self.child.wait().ok();
+        // The harness shows what a test prints only if the test fails.
+        if thread::panicking() {
+            let log = fs::read(self.log.path()).unwrap_or_default();
+            println!("log of the node:\n{}", String::from_utf8_lossy(&log));
+        }
     }
 }
