@@ -1,5 +1,8 @@
 //! The integration tests, as one binary: linking the four broker clients costs more than compiling the tests.
 
+#[cfg(not(feature = "failpoints"))]
+compile_error!("the tests need fault points: run tests/run, or cargo test --features failpoints");
+
 mod admin;
 mod api;
 mod check;
@@ -10,7 +13,6 @@ mod grpc;
 mod ingest;
 mod lane;
 mod load;
-#[cfg(feature = "failpoints")]
 mod model;
 mod nats;
 mod pubsub;
