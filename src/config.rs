@@ -16,6 +16,8 @@ use crate::{lane_id::LaneId, record::Schema};
 
 /// The most POSTs that a lane may be configured to have in flight.
 pub const CONCURRENCY_MAX: usize = 4096;
+/// The most records that a lane may be configured to put into one message.
+pub const BUNDLE_MAX: usize = 128;
 
 /// The whole configuration of a node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -112,6 +114,8 @@ pub struct Nats {
     pub stream: String,
     pub subject: String,
     pub durable: String,
+    /// The most records of one message.
+    pub bundle: usize,
     /// Copies of the stream when Waypost creates it.
     pub replicas: usize,
     pub ca_file: Option<PathBuf>,
@@ -132,6 +136,8 @@ pub struct Rabbitmq {
     /// `amqp://` or `amqps://`.
     pub url: String,
     pub queue: String,
+    /// The most records of one message.
+    pub bundle: usize,
     pub ca_file: Option<PathBuf>,
     /// A file with the password of the URL's user.
     pub password_file: Option<PathBuf>,
@@ -143,6 +149,8 @@ pub struct Pubsub {
     pub project: String,
     pub topic: String,
     pub subscription: String,
+    /// The most records of one message.
+    pub bundle: usize,
     /// The emulator's address; absent means the real service.
     pub endpoint: Option<String>,
     /// A service account's key (JSON); absent means the default credentials.
@@ -235,6 +243,7 @@ impl Default for Nats {
             stream: "WAYPOST".into(),
             subject: "waypost.records".into(),
             durable: "waypost".into(),
+            bundle: 1,
             replicas: 1,
             ca_file: None,
             cert_file: None,
@@ -252,6 +261,7 @@ impl Default for Rabbitmq {
             tag: "RabbitMQ".into(),
             url: "amqp://guest:guest@127.0.0.1:5672/%2f".into(),
             queue: "waypost".into(),
+            bundle: 1,
             ca_file: None,
             password_file: None,
         }
@@ -265,6 +275,7 @@ impl Default for Pubsub {
             project: "waypost".into(),
             topic: "waypost-records".into(),
             subscription: "waypost-records".into(),
+            bundle: 1,
             endpoint: None,
             credentials_file: None,
         }

@@ -70,8 +70,9 @@ fn lanes_later_versions_and_keys_at_odds_are_named_too_and_no_secret_is() {
         r#"lanes.toml:15: api.batch: "0" does not fit; allowed is a whole number from 1 to 1000"#,
         r#"lanes.toml:28: lanes.grpc.weight: is not in this version; allowed is "1""#,
         "lanes.toml:32: lanes.rabbitmq.queue: is of type integer; allowed is a text that is not empty",
-        "lanes.toml:38: lanes.pubsub.project: is empty; allowed is a text that is not empty",
-        "lanes.toml:41: telemetry.otlp: is not in this version; leave it out",
+        r#"lanes.toml:33: lanes.rabbitmq.bundle: "129" does not fit; allowed is a whole number from 1 to 128"#,
+        "lanes.toml:39: lanes.pubsub.project: is empty; allowed is a text that is not empty",
+        "lanes.toml:42: telemetry.otlp: is not in this version; leave it out",
         "lanes.toml:5: ingest.max_body: is under ingest.max_record; a record must fit into a request",
         "lanes.toml:11: api.url: has a login, which is never sent; allowed is a token, in token_file",
         r#"lanes.toml:27: lanes.grpc.peers: "b:3000" is no node; allowed is http:// or https:// with a host and without a login"#,
@@ -81,9 +82,9 @@ fn lanes_later_versions_and_keys_at_odds_are_named_too_and_no_secret_is() {
         "lanes.toml:20: lanes.nats.cert_file: needs key_file beside it; allowed are both or none",
         "lanes.toml:23: lanes.nats.token_file: is a second way to log in, beside creds_file; allowed is one",
         "lanes.toml:31: lanes.rabbitmq.url: is not a broker; allowed is amqp:// or amqps:// with a host",
-        "lanes.toml:35: lanes.pubsub.topic: is no Pub/Sub name; allowed are 3 to 255 letters, digits and -_.~+%, beginning with a letter but not with goog",
-        "lanes.toml:36: lanes.pubsub.subscription: is no Pub/Sub name; allowed are 3 to 255 letters, digits and -_.~+%, beginning with a letter but not with goog",
-        "lanes.toml:37: lanes.pubsub.endpoint: is not where Pub/Sub can be; allowed is host:port, or http:// or https:// with a host",
+        "lanes.toml:36: lanes.pubsub.topic: is no Pub/Sub name; allowed are 3 to 255 letters, digits and -_.~+%, beginning with a letter but not with goog",
+        "lanes.toml:37: lanes.pubsub.subscription: is no Pub/Sub name; allowed are 3 to 255 letters, digits and -_.~+%, beginning with a letter but not with goog",
+        "lanes.toml:38: lanes.pubsub.endpoint: is not where Pub/Sub can be; allowed is host:port, or http:// or https:// with a host",
         "lanes.toml:21: lanes.nats.tag: is the tag of lanes.grpc too; allowed is one of its own",
         "lanes.toml:26: lanes.grpc.listen: is taken by ingest.listen, 127.0.0.1:3000; allowed is an address and port of its own",
     ];
@@ -392,6 +393,7 @@ subject = "waypost.records"
 durable = "waypost"
 tag = "NATS"
 weight = 1
+bundle = 1
 [lanes.rabbitmq]
 url = "amqp://guest:guest@127.0.0.1:5672/%2f"
 queue = "waypost"

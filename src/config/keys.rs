@@ -6,7 +6,11 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use bytesize::ByteSize;
 
 use super::{Ack, Config, Policy, url as hide};
-use crate::{config::CONCURRENCY_MAX, lane_id::LaneId, record::Schema};
+use crate::{
+    config::{BUNDLE_MAX, CONCURRENCY_MAX},
+    lane_id::LaneId,
+    record::Schema,
+};
 
 /// A value before it is understood: of a TOML file, or the text of a variable or flag.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -119,6 +123,7 @@ pub const KEYS: &[Key] = &[
     lane_key!("lanes.nats", "stream", nats, stream, text),
     lane_key!("lanes.nats", "subject", nats, subject, text),
     lane_key!("lanes.nats", "durable", nats, durable, text),
+    lane_key!("lanes.nats", "bundle", nats, bundle, bundle),
     lane_key!("lanes.nats", "replicas", nats, replicas, replicas),
     lane_key!("lanes.nats", "ca_file", nats, ca_file, file),
     lane_key!("lanes.nats", "cert_file", nats, cert_file, file),
@@ -130,6 +135,7 @@ pub const KEYS: &[Key] = &[
     fixed_key!("lanes.rabbitmq", "weight", "1"),
     lane_key!("lanes.rabbitmq", "url", rabbitmq, url, url),
     lane_key!("lanes.rabbitmq", "queue", rabbitmq, queue, text),
+    lane_key!("lanes.rabbitmq", "bundle", rabbitmq, bundle, bundle),
     lane_key!("lanes.rabbitmq", "ca_file", rabbitmq, ca_file, file),
     lane_key!(
         "lanes.rabbitmq",
@@ -143,6 +149,7 @@ pub const KEYS: &[Key] = &[
     lane_key!("lanes.pubsub", "project", pubsub, project, text),
     lane_key!("lanes.pubsub", "topic", pubsub, topic, text),
     lane_key!("lanes.pubsub", "subscription", pubsub, subscription, text),
+    lane_key!("lanes.pubsub", "bundle", pubsub, bundle, bundle),
     lane_key!("lanes.pubsub", "endpoint", pubsub, endpoint, optional_url),
     lane_key!(
         "lanes.pubsub",
@@ -341,6 +348,16 @@ kind!(
     usize,
     "a whole number from 1 to 1000",
     |text| text.parse().ok().filter(|count| (1..=1000).contains(count)),
+    |count| Some(count.to_string())
+);
+kind!(
+    bundle,
+    usize,
+    "a whole number from 1 to 128",
+    |text| text
+        .parse()
+        .ok()
+        .filter(|count| (1..=BUNDLE_MAX).contains(count)),
     |count| Some(count.to_string())
 );
 kind!(
