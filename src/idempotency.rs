@@ -1,19 +1,20 @@
-//! The table of `Idempotency-Key`s: a key that comes again within ten minutes gets the receipt that it got first, also after the
-//! process was killed.
+//! The table of `Idempotency-Key`s: a key that comes again within ten minutes gets its first receipt, also after the process
+//! was killed.
 //!
-//! The table is in memory, in two generations: when the younger is ten minutes old or full, the older is forgotten. Each entry is
-//! written to a file, on a thread of its own, before the receipt leaves; it is not synced, since a power cut may cost what a
-//! killed process must not: the API knows the record by its id all the same.
+//! The table is in memory, in two generations: it rotates when the younger one is ten minutes old or full. Its own thread writes
+//! each entry to a file before the receipt leaves. The file is not synced: a power cut may cost keys, and the API still
+//! recognises the record by its id.
 
 use std::{
     fs::{self, File},
     io::{self, Write as _},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     thread,
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use prost::Message;
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -24,28 +25,28 @@ use tracing::{error, warn};
 use crate::{
     clock::{age, unix_us},
     delivery::Receipt,
-    fingerprint::{ByFingerprint, Fingerprint, Fingerprints},
     lane_id::LaneId,
+    recent::{Fingerprint, Hasher128, Recent},
     spool::frames::{Item, Scanner, write_frame},
 };
 
 /// How long a key is known at least, unless more than [`KEYS_MAX`] come meanwhile.
 pub const KNOWN_FOR: Duration = Duration::from_mins(10);
-/// Keys of one generation: what a table of 2^19 places has room for, with some that come before it is turned over. Beyond so many
-/// in ten minutes, the oldest are forgotten early: the API still keeps such a record once, by its id.
+/// Keys of one generation: the load factor of a table of 2^19 slots, less the keys that may come before the rotation. If more come
+/// within ten minutes, the oldest are forgotten early; the API still keeps such a record once, by its id.
 pub const KEYS_MAX: usize = (1 << 19) / 8 * 7 - (1 << 14);
 /// How long a receipt waits for its key to be written.
 const WRITE_PATIENCE: Duration = Duration::from_secs(1);
-/// Entries that may wait to be written; beyond them, keys do not outlive the process.
+/// Entries that may wait to be written. Keys beyond them do not outlive the process.
 const UNWRITTEN_MAX: usize = 1 << 16;
 /// Entries that are written at once.
 const BATCH: usize = 4096;
-/// The files carry no salt: a client that forges an entry forges its own keys only.
+/// The files have no salt: a client that forges an entry forges its own keys only.
 const SALT: u32 = 0;
 
-/// What lies in the file.
+/// An entry of the file.
 #[derive(Clone, PartialEq, Message)]
-struct Line {
+struct KeyLine {
     #[prost(string, tag = "1")]
     key: String,
     /// The lane's name; empty for the spool.
@@ -55,109 +56,105 @@ struct Line {
     at_us: u64,
 }
 
-/// What is known of a key.
+/// The state of a key.
 enum State {
-    /// Its first request is under way; whoever else has the key waits for its end.
-    Underway(watch::Receiver<Option<Receipt>>),
+    /// Its first request is under way. Others with the same key wait for the end of that one.
+    Pending(watch::Receiver<Option<Receipt>>),
     Done {
         receipt: Receipt,
         at_us: u64,
     },
 }
 
+impl State {
+    const fn is_pending(&self) -> bool {
+        matches!(self, Self::Pending(_))
+    }
+}
+
 #[derive(Default)]
-struct Table {
-    fingerprints: Fingerprints,
-    young: ByFingerprint<State>,
-    old: ByFingerprint<State>,
+struct KeyTable {
+    hasher: Hasher128,
+    keys: Recent<State>,
     /// When the younger generation began, in microseconds since the Unix epoch.
     began_us: u64,
 }
 
-impl Table {
-    fn turn_if_due(&mut self) -> bool {
-        let due = age(self.began_us) >= KNOWN_FOR || self.young.len() >= KEYS_MAX;
-        if due {
-            self.old = std::mem::take(&mut self.young);
+impl KeyTable {
+    fn rotate_if_due(&mut self) -> bool {
+        let is_due = age(self.began_us) >= KNOWN_FOR || self.keys.young_len() >= KEYS_MAX;
+        if is_due {
+            self.keys.rotate();
             self.began_us = unix_us();
         }
-        due
+        is_due
+    }
+
+    fn load(&mut self, file: &Path) -> io::Result<()> {
+        self.began_us = unix_us();
+        read(file, |line| {
+            self.began_us = self.began_us.min(line.at_us);
+            if age(line.at_us) < KNOWN_FOR
+                && let Some(receipt) = line.receipt()
+            {
+                let at_us = line.at_us;
+                let key = self.hasher.fingerprint(&*line.key);
+                self.keys.insert(key, State::Done { receipt, at_us });
+            }
+        })
     }
 }
 
-struct Order {
-    line: Line,
+/// Asks the thread to write an entry.
+struct KeyWrite {
+    line: KeyLine,
     written: oneshot::Sender<()>,
 }
 
-/// The table. Clones are one.
+/// The table. Clones share it.
 #[derive(Clone)]
-pub struct Keys {
-    table: Arc<Mutex<Table>>,
-    orders: mpsc::Sender<Order>,
+pub struct IdempotencyStore {
+    table: Arc<Mutex<KeyTable>>,
+    writes: mpsc::Sender<KeyWrite>,
 }
 
-/// What to do with a request that has a key.
+/// How a request with a key goes on.
 pub enum Claim {
-    /// It was taken before, with this receipt.
-    Taken(Receipt),
-    /// It is the first: try, and say what came of it.
-    First(First),
+    /// A request with this key got this receipt.
+    Duplicate(Receipt),
+    /// The key is new: the request goes on, and reports its receipt.
+    New(Reservation),
 }
 
-/// The first request of its key. Dropped without a receipt, the next one is the first.
-pub struct First {
-    keys: Keys,
+/// Reserves a key for its first request. If it is dropped without a receipt, the next request with the key is the first.
+pub struct Reservation {
+    store: IdempotencyStore,
     key: Box<str>,
     fingerprint: Fingerprint,
     outcome: watch::Sender<Option<Receipt>>,
 }
 
-impl Keys {
-    /// Opens the table with what an earlier run has left in `folder`. A disk that fails or is full costs keys, which the log
-    /// says, and not the start.
+impl IdempotencyStore {
+    /// Opens the table with the entries that an earlier run has left in `folder`. A disk that fails or is full costs keys, which is
+    /// logged, but not the start.
     ///
     /// # Errors
-    /// When there can be no thread.
+    /// If the thread cannot be started.
     pub fn open(folder: &Path) -> io::Result<Self> {
-        let files = Files {
+        let files = KeyFiles {
             young: folder.join("keys.young"),
             old: folder.join("keys.old"),
         };
-        let mut table = Table {
-            began_us: unix_us(),
-            ..Table::default()
-        };
-        for (file, is_young) in [(&files.old, false), (&files.young, true)] {
-            let known = read(file, |line| {
-                if is_young {
-                    table.began_us = table.began_us.min(line.at_us);
-                }
-                if age(line.at_us) < KNOWN_FOR
-                    && let Some(receipt) = line.receipt()
-                {
-                    let key = table.fingerprints.of(&line.key);
-                    let generation = if is_young {
-                        &mut table.young
-                    } else {
-                        &mut table.old
-                    };
-                    generation.insert(
-                        key,
-                        State::Done {
-                            receipt,
-                            at_us: line.at_us,
-                        },
-                    );
-                }
-            });
-            if let Err(why) = known {
-                error!(file = %file.display(), %why, "the key table cannot be read: its keys are taken for new");
+        let mut table = KeyTable::default();
+        for file in [&files.old, &files.young] {
+            table.keys.rotate();
+            if let Err(why) = table.load(file) {
+                error!(file = %file.display(), %why, "cannot read the key table: its keys count as new");
             }
         }
-        let (orders, inbox) = mpsc::channel(UNWRITTEN_MAX);
+        let (writes, inbox) = mpsc::channel(UNWRITTEN_MAX);
         let table = Arc::new(Mutex::new(table));
-        let writer = Writer {
+        let writer = KeyWriter {
             files,
             file: None,
             table: Arc::clone(&table),
@@ -165,84 +162,71 @@ impl Keys {
         thread::Builder::new()
             .name("keys".into())
             .spawn(move || writer.run(inbox))?;
-        Ok(Self { table, orders })
+        Ok(Self { table, writes })
     }
 
-    /// Takes `key`, or waits for the end of the request that has it.
+    /// Reserves `key`, or waits for the end of the request that has reserved it.
     pub async fn claim(&self, key: &str) -> Claim {
         loop {
-            let mut underway = {
-                let mut table = self.lock();
-                let found = table.fingerprints.of(key);
-                match table.young.get(&found).or_else(|| table.old.get(&found)) {
+            let mut pending = {
+                let mut table = self.table.lock();
+                let fingerprint = table.hasher.fingerprint(key);
+                match table.keys.get(&fingerprint) {
                     Some(State::Done { receipt, at_us }) if age(*at_us) < KNOWN_FOR => {
-                        return Claim::Taken(*receipt);
+                        return Claim::Duplicate(*receipt);
                     }
-                    Some(State::Underway(outcome)) => outcome.clone(),
+                    Some(State::Pending(outcome)) => outcome.clone(),
                     Some(State::Done { .. }) | None => {
-                        let (outcome, waiting) = watch::channel(None);
-                        table.old.remove(&found);
-                        table.young.insert(found, State::Underway(waiting));
-                        return Claim::First(First {
-                            keys: self.clone(),
+                        let (outcome, pending) = watch::channel(None);
+                        table.keys.insert(fingerprint, State::Pending(pending));
+                        return Claim::New(Reservation {
+                            store: self.clone(),
                             key: key.into(),
-                            fingerprint: found,
+                            fingerprint,
                             outcome,
                         });
                     }
                 }
             };
-            // An error is the end of a request that was not taken: then this one may be the first.
-            if let Ok(outcome) = underway.wait_for(Option::is_some).await
+            // An error means that the other request was refused. This one may be the first now.
+            if let Ok(outcome) = pending.wait_for(Option::is_some).await
                 && let Some(receipt) = *outcome
             {
-                return Claim::Taken(receipt);
+                return Claim::Duplicate(receipt);
             }
         }
     }
-
-    fn lock(&self) -> MutexGuard<'_, Table> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
-impl First {
+impl Reservation {
     /// Remembers the receipt. Resolves when it survives the end of the process.
-    pub async fn taken(self, receipt: Receipt) {
-        let (written, done) = oneshot::channel();
-        let line = Line::new(&self.key, receipt);
+    pub async fn complete(self, receipt: Receipt) {
+        let line = KeyLine::new(&self.key, receipt);
         let at_us = line.at_us;
-        // The record is safe whatever becomes of its key, and its receipt may leave.
-        if self.keys.orders.try_send(Order { line, written }).is_err()
+        let (written, done) = oneshot::channel();
+        let write = KeyWrite { line, written };
+        // The record is safe whatever becomes of its key, so its receipt may leave.
+        if self.store.writes.try_send(write).is_err()
             || timeout(WRITE_PATIENCE, done).await.is_err()
         {
             warn!(
-                "the key table's disk hangs, or the node ends: after a restart, this key is taken for new"
+                "the key table's disk hangs, or the node stops: after a restart this key counts as new"
             );
         }
-        let mut table = self.keys.lock();
-        table.old.remove(&self.fingerprint);
-        table
-            .young
-            .insert(self.fingerprint, State::Done { receipt, at_us });
-        drop(table);
+        let done = State::Done { receipt, at_us };
+        self.store.table.lock().keys.insert(self.fingerprint, done);
         self.outcome.send_replace(Some(receipt));
     }
 }
 
-impl Drop for First {
+impl Drop for Reservation {
     fn drop(&mut self) {
-        let mut table = self.keys.lock();
-        let Table { young, old, .. } = &mut *table;
-        for generation in [young, old] {
-            if matches!(generation.get(&self.fingerprint), Some(State::Underway(_))) {
-                generation.remove(&self.fingerprint);
-            }
-        }
+        let mut table = self.store.table.lock();
+        table.keys.remove_if(&self.fingerprint, State::is_pending);
     }
 }
 
-impl Line {
+impl KeyLine {
     fn new(key: &str, receipt: Receipt) -> Self {
         let lane = match receipt {
             Receipt::Lane(lane) => lane.name(),
@@ -264,16 +248,16 @@ impl Line {
     }
 }
 
-fn append(bytes: &mut Vec<u8>, line: &Line) {
+fn append(bytes: &mut Vec<u8>, line: &KeyLine) {
     write_frame(bytes, SALT, 0, &line.encode_to_vec());
 }
 
-struct Files {
+struct KeyFiles {
     young: PathBuf,
     old: PathBuf,
 }
 
-fn read(path: &Path, mut each: impl FnMut(Line)) -> io::Result<()> {
+fn read(path: &Path, mut each: impl FnMut(KeyLine)) -> io::Result<()> {
     let file = match File::open(path) {
         Ok(file) => file,
         Err(why) if why.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -283,9 +267,9 @@ fn read(path: &Path, mut each: impl FnMut(Line)) -> io::Result<()> {
     let mut scanner = Scanner::new(file, SALT);
     while let Some(item) = scanner.next(size)? {
         match item {
-            Item::Frame { payload, .. } => match Line::decode(&*payload) {
+            Item::Frame { payload, .. } => match KeyLine::decode(&*payload) {
                 Ok(line) => each(line),
-                Err(why) => warn!(%why, "a line of the key table cannot be read"),
+                Err(why) => warn!(%why, "cannot read an entry of the key table"),
             },
             Item::Damage { at, size } => {
                 warn!(file = %path.display(), at, size, "damage in the key table")
@@ -295,37 +279,33 @@ fn read(path: &Path, mut each: impl FnMut(Line)) -> io::Result<()> {
     Ok(())
 }
 
-/// What the thread owns.
-struct Writer {
-    files: Files,
+/// The state of the thread.
+struct KeyWriter {
+    files: KeyFiles,
     /// `None` until it can be opened.
     file: Option<File>,
-    table: Arc<Mutex<Table>>,
+    table: Arc<Mutex<KeyTable>>,
 }
 
-impl Writer {
-    fn run(mut self, mut inbox: mpsc::Receiver<Order>) {
-        let mut orders = Vec::new();
+impl KeyWriter {
+    fn run(mut self, mut inbox: mpsc::Receiver<KeyWrite>) {
+        let mut writes = Vec::new();
         let mut bytes = Vec::new();
-        while inbox.blocking_recv_many(&mut orders, BATCH) > 0 {
-            if self
-                .table
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .turn_if_due()
-            {
-                self.turn();
+        while inbox.blocking_recv_many(&mut writes, BATCH) > 0 {
+            let is_rotated = self.table.lock().rotate_if_due();
+            if is_rotated {
+                self.rotate();
             }
             bytes.clear();
-            for order in &orders {
-                append(&mut bytes, &order.line);
+            for write in &writes {
+                append(&mut bytes, &write.line);
             }
             if let Err(why) = self.write(&bytes) {
-                error!(%why, "the key table cannot be written: after a restart, these keys are taken for new");
+                error!(%why, "cannot write the key table: after a restart these keys count as new");
             }
-            for order in orders.drain(..) {
-                // Whoever waits may be gone.
-                order.written.send(()).ok();
+            for write in writes.drain(..) {
+                // The request may be gone.
+                write.written.send(()).ok();
             }
         }
     }
@@ -333,7 +313,7 @@ impl Writer {
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         let file = match &mut self.file {
             Some(file) => file,
-            // What lies there is not lost yet.
+            // Appends: the entries of an earlier run stay.
             none => none.insert(
                 File::options()
                     .append(true)
@@ -344,17 +324,16 @@ impl Writer {
         file.write_all(bytes)
     }
 
-    /// The younger file becomes the older one.
-    fn turn(&mut self) {
-        let turned = match fs::rename(&self.files.young, &self.files.old) {
+    /// Makes the younger file the older one.
+    fn rotate(&mut self) {
+        let renamed = match fs::rename(&self.files.young, &self.files.old) {
             // Nothing was written yet.
             Err(why) if why.kind() == io::ErrorKind::NotFound => Ok(()),
-            turned => turned,
+            renamed => renamed,
         };
-        let turned = turned.and_then(|()| File::create(&self.files.young));
-        match turned {
+        match renamed.and_then(|()| File::create(&self.files.young)) {
             Ok(file) => self.file = Some(file),
-            Err(why) => error!(%why, "the key table cannot be turned over; it grows"),
+            Err(why) => error!(%why, "cannot rotate the key table's file: it grows"),
         }
     }
 }
@@ -368,32 +347,32 @@ mod tests {
 
     const NATS: Receipt = Receipt::Lane(LaneId::Nats);
 
-    async fn first(keys: &Keys, key: &str) -> First {
-        match keys.claim(key).await {
-            Claim::First(first) => first,
-            Claim::Taken(receipt) => panic!("taken: {receipt:?}"),
+    async fn first(store: &IdempotencyStore, key: &str) -> Reservation {
+        match store.claim(key).await {
+            Claim::New(reservation) => reservation,
+            Claim::Duplicate(receipt) => panic!("duplicate: {receipt:?}"),
         }
     }
 
-    async fn taken(keys: &Keys, key: &str) -> Receipt {
-        match keys.claim(key).await {
-            Claim::First(_) => panic!("not taken"),
-            Claim::Taken(receipt) => receipt,
+    async fn duplicate(store: &IdempotencyStore, key: &str) -> Receipt {
+        match store.claim(key).await {
+            Claim::New(_) => panic!("new"),
+            Claim::Duplicate(receipt) => receipt,
         }
     }
 
     #[tokio::test]
     async fn a_key_that_comes_again_gets_its_first_receipt_also_after_a_restart() {
         let folder = TempDir::new().unwrap();
-        let keys = Keys::open(folder.path()).unwrap();
-        first(&keys, "a").await.taken(NATS).await;
-        first(&keys, "b").await.taken(Receipt::Spool).await;
-        assert_eq!(taken(&keys, "a").await, NATS);
+        let store = IdempotencyStore::open(folder.path()).unwrap();
+        first(&store, "a").await.complete(NATS).await;
+        first(&store, "b").await.complete(Receipt::Spool).await;
+        assert_eq!(duplicate(&store, "a").await, NATS);
         for _ in 0..3 {
             // As after a kill: nothing is closed.
-            let keys = Keys::open(folder.path()).unwrap();
+            let store = IdempotencyStore::open(folder.path()).unwrap();
             assert_eq!(
-                (taken(&keys, "a").await, taken(&keys, "b").await),
+                (duplicate(&store, "a").await, duplicate(&store, "b").await),
                 (NATS, Receipt::Spool)
             );
         }
@@ -402,52 +381,52 @@ mod tests {
     #[tokio::test]
     async fn a_key_whose_request_is_under_way_waits_for_its_end() {
         let folder = TempDir::new().unwrap();
-        let keys = Keys::open(folder.path()).unwrap();
-        let one = first(&keys, "a").await;
-        assert!(keys.claim("a").now_or_never().is_none());
-        let (again, ()) = tokio::join!(taken(&keys, "a"), one.taken(NATS));
+        let store = IdempotencyStore::open(folder.path()).unwrap();
+        let one = first(&store, "a").await;
+        assert!(store.claim("a").now_or_never().is_none());
+        let (again, ()) = tokio::join!(duplicate(&store, "a"), one.complete(NATS));
         assert_eq!(again, NATS);
     }
 
     #[tokio::test]
     async fn a_key_whose_request_was_not_taken_is_free_again() {
         let folder = TempDir::new().unwrap();
-        let keys = Keys::open(folder.path()).unwrap();
-        let one = first(&keys, "a").await;
-        let (again, ()) = tokio::join!(first(&keys, "a"), async { drop(one) });
-        again.taken(NATS).await;
-        assert_eq!(taken(&keys, "a").await, NATS);
+        let store = IdempotencyStore::open(folder.path()).unwrap();
+        let one = first(&store, "a").await;
+        let (again, ()) = tokio::join!(first(&store, "a"), async { drop(one) });
+        again.complete(NATS).await;
+        assert_eq!(duplicate(&store, "a").await, NATS);
     }
 
     #[tokio::test]
     async fn memory_is_bounded_and_the_last_keys_are_known() {
         let folder = TempDir::new().unwrap();
-        let keys = Keys::open(folder.path()).unwrap();
+        let store = IdempotencyStore::open(folder.path()).unwrap();
         let all: Vec<_> = (0..2 * KEYS_MAX + 10).map(|key| key.to_string()).collect();
         for some in all.chunks(BATCH) {
             futures_util::future::join_all(
                 some.iter()
-                    .map(async |key| first(&keys, key).await.taken(NATS).await),
+                    .map(async |key| first(&store, key).await.complete(NATS).await),
             )
             .await;
         }
         let known = {
-            let table = keys.lock();
-            table.young.len() + table.old.len()
+            let table = store.table.lock();
+            table.keys.len()
         };
         assert!(known <= 2 * KEYS_MAX + BATCH, "{known}");
         for known in [all.len() - 1, all.len() - KEYS_MAX] {
-            assert_eq!(taken(&keys, &all[known]).await, NATS);
+            assert_eq!(duplicate(&store, &all[known]).await, NATS);
         }
-        first(&keys, &all[0]).await;
+        first(&store, &all[0]).await;
     }
 
     #[tokio::test]
     async fn a_folder_that_takes_nothing_costs_no_start_and_no_key_that_is_there() {
         let folder = TempDir::new().unwrap();
-        first(&Keys::open(folder.path()).unwrap(), "a")
+        first(&IdempotencyStore::open(folder.path()).unwrap(), "a")
             .await
-            .taken(NATS)
+            .complete(NATS)
             .await;
         fs::rename(
             folder.path().join("keys.young"),
@@ -456,10 +435,10 @@ mod tests {
         .unwrap();
         // It can be neither read nor written.
         fs::create_dir(folder.path().join("keys.young")).unwrap();
-        let keys = Keys::open(folder.path()).unwrap();
-        assert_eq!(taken(&keys, "a").await, NATS);
-        first(&keys, "b").await.taken(NATS).await;
-        assert_eq!(taken(&keys, "b").await, NATS);
+        let store = IdempotencyStore::open(folder.path()).unwrap();
+        assert_eq!(duplicate(&store, "a").await, NATS);
+        first(&store, "b").await.complete(NATS).await;
+        assert_eq!(duplicate(&store, "b").await, NATS);
     }
 
     #[tokio::test]
@@ -469,15 +448,15 @@ mod tests {
         let mut bytes = Vec::new();
         append(
             &mut bytes,
-            &Line {
+            &KeyLine {
                 at_us: 1,
-                ..Line::new("old", NATS)
+                ..KeyLine::new("old", NATS)
             },
         );
         fs::write(&file, &bytes).unwrap();
-        let keys = Keys::open(folder.path()).unwrap();
-        first(&keys, "old").await;
-        first(&keys, "new").await.taken(NATS).await;
+        let store = IdempotencyStore::open(folder.path()).unwrap();
+        first(&store, "old").await;
+        first(&store, "new").await.complete(NATS).await;
         let mut lines = Vec::new();
         read(&file, |line| lines.push(line.key)).unwrap();
         assert_eq!(lines, ["new"]);
@@ -486,34 +465,34 @@ mod tests {
     #[tokio::test]
     async fn damage_costs_the_keys_that_it_hits() {
         let folder = TempDir::new().unwrap();
-        let keys = Keys::open(folder.path()).unwrap();
+        let store = IdempotencyStore::open(folder.path()).unwrap();
         for key in ["a", "b", "c"] {
-            first(&keys, key).await.taken(NATS).await;
+            first(&store, key).await.complete(NATS).await;
         }
         let file = folder.path().join("keys.young");
         let mut bytes = fs::read(&file).unwrap();
         let middle = bytes.len() / 2;
         bytes[middle] ^= 1;
         fs::write(&file, bytes).unwrap();
-        let keys = Keys::open(folder.path()).unwrap();
+        let store = IdempotencyStore::open(folder.path()).unwrap();
         assert_eq!(
-            (taken(&keys, "a").await, taken(&keys, "c").await),
+            (duplicate(&store, "a").await, duplicate(&store, "c").await),
             (NATS, NATS)
         );
-        first(&keys, "b").await;
+        first(&store, "b").await;
 
         // The last entry was half written when the process was killed; the next run goes on behind it.
         let bytes = fs::read(&file).unwrap();
         fs::write(&file, &bytes[..bytes.len() - 3]).unwrap();
-        first(&Keys::open(folder.path()).unwrap(), "d")
+        first(&IdempotencyStore::open(folder.path()).unwrap(), "d")
             .await
-            .taken(NATS)
+            .complete(NATS)
             .await;
-        let keys = Keys::open(folder.path()).unwrap();
+        let store = IdempotencyStore::open(folder.path()).unwrap();
         assert_eq!(
-            (taken(&keys, "a").await, taken(&keys, "d").await),
+            (duplicate(&store, "a").await, duplicate(&store, "d").await),
             (NATS, NATS)
         );
-        first(&keys, "c").await;
+        first(&store, "c").await;
     }
 }

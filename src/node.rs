@@ -31,7 +31,7 @@ use crate::{
     breaker::Breaker,
     config::{Ack, Config},
     http::{admin, ingest},
-    idempotency::Keys,
+    idempotency::IdempotencyStore,
     lane_id::LaneId,
     ledger::{self, Ledger},
     record::Record,
@@ -122,7 +122,7 @@ impl Node {
             max_body: config.ingest.max_body,
             max_record: config.ingest.max_record,
             run: Arc::clone(&ledger.run),
-            keys: Keys::open(&config.spool.dir)?,
+            keys: IdempotencyStore::open(&config.spool.dir)?,
             ledger: Arc::clone(&ledger),
         };
         // Half of the cores carry lanes, the other half HTTP: a record that crosses no thread wakes none. The router shares the

@@ -26,7 +26,7 @@ use super::problem::Problem;
 use crate::{
     actors::{Refused, admission::Admission},
     delivery::Receipt,
-    idempotency::{Claim, Keys},
+    idempotency::{Claim, IdempotencyStore},
     lane_id::LaneId,
     ledger::Ledger,
     record::{
@@ -47,7 +47,7 @@ pub struct IngestState {
     pub max_record: usize,
     /// This run of the node, for the records' origin.
     pub run: Arc<str>,
-    pub keys: Keys,
+    pub keys: IdempotencyStore,
     pub ledger: Arc<Ledger>,
 }
 
@@ -320,8 +320,8 @@ async fn once(
     // In their order, so that no two batches wait for each other.
     for (at, record) in records.into_iter().enumerate() {
         match state.keys.claim(&record.id).await {
-            Claim::Taken(receipt) => receipts[at] = Some(receipt),
-            Claim::First(first) => {
+            Claim::Duplicate(receipt) => receipts[at] = Some(receipt),
+            Claim::New(first) => {
                 new.push(record);
                 firsts.push((at, first));
             }
@@ -333,7 +333,7 @@ async fn once(
         .zip(answers)
         .map(async |((at, first), answer)| {
             let receipt = answer?;
-            first.taken(receipt).await;
+            first.complete(receipt).await;
             Ok::<_, Refused>((at, receipt))
         });
     for written in join_all(written).await {

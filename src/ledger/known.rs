@@ -1,62 +1,32 @@
 //! Records that are known again when they come once more.
 
 use crate::{
-    fingerprint::{ByFingerprint, Fingerprint, Fingerprints},
     lane_id::LaneId,
+    recent::{Fingerprint, Hasher128, Recent},
     record::Record,
 };
 
 /// How many of the last records are known again, at least: what a table of 2^17 places has room for.
 const KNOWN_MIN: usize = (1 << 17) / 8 * 7;
 
-/// Two generations: when the younger is full, the older is forgotten.
-struct Generations<V> {
-    young: ByFingerprint<V>,
-    old: ByFingerprint<V>,
-}
-
-impl<V> Default for Generations<V> {
-    fn default() -> Self {
-        Self {
-            young: ByFingerprint::default(),
-            old: ByFingerprint::default(),
-        }
-    }
-}
-
-impl<V> Generations<V> {
-    fn get_mut(&mut self, found: &Fingerprint) -> Option<&mut V> {
-        self.young
-            .get_mut(found)
-            .or_else(|| self.old.get_mut(found))
-    }
-
-    fn get(&self, found: &Fingerprint) -> Option<&V> {
-        self.young.get(found).or_else(|| self.old.get(found))
-    }
-
-    fn is_empty(&self) -> bool {
-        self.young.is_empty() && self.old.is_empty()
-    }
-
-    fn insert(&mut self, found: Fingerprint, value: V) {
-        self.young.insert(found, value);
-        if self.young.len() >= KNOWN_MIN {
-            self.old = std::mem::take(&mut self.young);
-        }
+/// Adds a record, and forgets the older half once the younger is full.
+fn insert<V>(recent: &mut Recent<V>, found: Fingerprint, value: V) {
+    recent.insert(found, value);
+    if recent.young_len() >= KNOWN_MIN {
+        recent.rotate();
     }
 }
 
 /// A record is known by its id and by when it was taken in. The run that answers for it may change: see `Ledger::answers_for`.
-fn fingerprint(of: &Fingerprints, record: &Record) -> Option<Fingerprint> {
-    Some(of.of((&record.id, record.origin.as_ref()?.at_us)))
+fn fingerprint(of: &Hasher128, record: &Record) -> Option<Fingerprint> {
+    Some(of.fingerprint((&record.id, record.origin.as_ref()?.at_us)))
 }
 
 /// The last records to which something has happened. One without an origin is never known.
 #[derive(Default)]
 pub(super) struct Known {
-    fingerprints: Fingerprints,
-    last: Generations<()>,
+    fingerprints: Hasher128,
+    last: Recent<()>,
 }
 
 impl Known {
@@ -78,7 +48,7 @@ impl Known {
         };
         let is_new = self.last.get(&found).is_none();
         if is_new {
-            self.last.insert(found, ());
+            insert(&mut self.last, found, ());
         }
         is_new
     }
@@ -89,10 +59,10 @@ impl Known {
 /// known.
 #[derive(Default)]
 pub(super) struct Delivered {
-    fingerprints: Fingerprints,
-    lanes: [Generations<()>; LaneId::ALL.len()],
+    fingerprints: Hasher128,
+    lanes: [Recent<()>; LaneId::ALL.len()],
     /// Whether they were delivered.
-    doubted: Generations<bool>,
+    doubted: Recent<bool>,
     /// Records of other runs that this run has found on its disk, and answers for. A lane may have them already.
     pub found: Known,
 }
@@ -118,7 +88,7 @@ impl Delivered {
         if let Some(is_delivered) = self.doubted.get_mut(&found) {
             *is_delivered = true;
         }
-        self.lanes[lane as usize].insert(found, ());
+        insert(&mut self.lanes[lane as usize], found, ());
         true
     }
 
@@ -136,7 +106,7 @@ impl Delivered {
     pub fn doubt(&mut self, record: &Record) {
         if let Some(found) = fingerprint(&self.fingerprints, record) {
             let is_delivered = self.has(&found);
-            self.doubted.insert(found, is_delivered);
+            insert(&mut self.doubted, found, is_delivered);
         }
     }
 }
@@ -171,9 +141,9 @@ mod tests {
         assert!(known.contains(&numbered(3 * KNOWN_MIN - 1)));
         assert!(known.contains(&numbered(2 * KNOWN_MIN + 1)));
         assert!(!known.contains(&numbered(0)));
-        assert!(known.last.young.len() + known.last.old.len() <= 2 * KNOWN_MIN);
+        assert!(known.last.len() <= 2 * KNOWN_MIN);
         assert_eq!(
-            known.last.old.capacity(),
+            known.last.old_capacity(),
             KNOWN_MIN,
             "no room that is never used"
         );

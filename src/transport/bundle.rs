@@ -22,8 +22,8 @@ use ring::digest::{Context, SHA256};
 use super::TransportError;
 use crate::{
     delivery::{Delivery, Verdict},
-    fingerprint::{ByFingerprint, Fingerprints},
     proto,
+    recent::{FingerprintMap, Hasher128},
     record::{Origin, Record, is_visible_ascii},
 };
 
@@ -157,9 +157,9 @@ fn record(sent: proto::Record) -> Option<Record> {
 
 /// What is settled of the last bundles. Clones are one; it outlives connections.
 #[derive(Clone, Default)]
-pub struct Known(Arc<(Fingerprints, Mutex<Bundles>)>);
+pub struct Known(Arc<(Hasher128, Mutex<Bundles>)>);
 
-type Bundles = ByFingerprint<Settled>;
+type Bundles = FingerprintMap<Settled>;
 /// Of each record, in its place.
 type Settled = Arc<[AtomicBool]>;
 
@@ -174,8 +174,8 @@ impl Known {
                 .map(|it| (&*record.id, &*it.run, it.at_us))
         });
         let bundle = match of_each.collect::<Option<Vec<_>>>() {
-            Some(of_each) => self.0.0.of(of_each),
-            None => self.0.0.of((&message.id, &message.body)),
+            Some(of_each) => self.0.0.fingerprint(of_each),
+            None => self.0.0.fingerprint((&message.id, &message.body)),
         };
         let mut bundles = self.bundles();
         if bundles.len() >= KNOWN_MAX {
