@@ -77,7 +77,7 @@ fn spool_append_commit_and_settle(bencher: Bencher, count: usize) {
     bencher.counter(ItemsCount::new(count)).bench_local(|| {
         system.block_on(async {
             let entry = Entry::new(&record, None);
-            for key in join_all((0..count).map(|_| spool.put(Queue::Waiting, &entry, true))).await {
+            for key in join_all((0..count).map(|_| spool.put_held(Queue::Waiting, &entry))).await {
                 spool.settle(key.expect("the disk works"));
             }
         });

@@ -29,7 +29,7 @@ use crate::{
     clock::unix_us,
     lane_id::LaneId,
     record::{Origin, Record},
-    spool::{Held, Queue},
+    spool::{Queue, SpoolStats},
 };
 
 /// How long the counts must have stood still to be compared.
@@ -333,7 +333,7 @@ impl Ledger {
 
     /// The counts of the node, with what lies on its disk.
     #[must_use]
-    pub fn balance(&self, held: &Held) -> Balance {
+    pub fn balance(&self, held: &SpoolStats) -> Balance {
         // First: what it takes away was counted before.
         let twice = self.twice.load(Relaxed);
         let lanes = self.totals();
@@ -358,7 +358,7 @@ impl Ledger {
 
     /// Records that `lane` has, and the API has not.
     #[must_use]
-    pub fn in_flight(&self, lane: LaneId, held: &Held) -> u64 {
+    pub fn in_flight(&self, lane: LaneId, held: &SpoolStats) -> u64 {
         self.counts(lane).in_flight()
             + if lane == LaneId::Grpc {
                 held.found_carried
@@ -416,7 +416,7 @@ impl Balance {
 
 /// Compares the counts whenever nothing has moved for a while, until the spool has ended: an imbalance is an error of this program, and is
 /// reported as one.
-pub async fn audit(ledger: Arc<Ledger>, held: watch::Receiver<Held>) {
+pub async fn audit(ledger: Arc<Ledger>, held: watch::Receiver<SpoolStats>) {
     let mut before = None;
     while held.has_changed().is_ok() {
         sleep(REST).await;
@@ -584,7 +584,7 @@ mod tests {
                 in_flight,
                 redelivered,
                 ..
-            } = ledger.balance(&Held::default());
+            } = ledger.balance(&SpoolStats::default());
             (recovered, delivered, in_flight, redelivered)
         };
         // The lane takes the second for what it has already: only the first comes out.
@@ -648,7 +648,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_imbalance_at_rest_is_reported_until_it_is_over() {
         let ledger = Arc::new(Ledger::new(Arc::from("run")));
-        let (_spool, held) = watch::channel(Held::default());
+        let (_spool, held) = watch::channel(SpoolStats::default());
         tokio::spawn(audit(Arc::clone(&ledger), held));
         ledger.dropped(1);
         sleep(3 * REST).await;

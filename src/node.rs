@@ -35,7 +35,7 @@ use crate::{
     lane_id::LaneId,
     ledger::{self, Ledger},
     record::Record,
-    spool::{Held, OpenError, Queue, Spool},
+    spool::{OpenError, Queue, Spool, SpoolStats},
     tap::Tap,
     transport::{
         Transport, grpc,
@@ -91,7 +91,7 @@ impl Node {
             (listen(config.ingest.listen)?, listen(config.admin.listen)?);
         let ledger = Arc::new(Ledger::new(Record::new_id()));
         let spool = Spool::open(&config.spool.dir, config.spool.max)?;
-        let found = spool.holds();
+        let found = spool.stats();
         let lanes = config.lanes_in_order();
         ledger.found_waiting(found.waiting() + found.records(Queue::Dead));
         for (lane, lies) in LaneId::ALL.map(|lane| (lane, left_to(lane, &found))) {
@@ -99,7 +99,7 @@ impl Node {
                 error!(%lane, records = lies, "records lie on disk for a lane that is not configured any more");
             }
         }
-        actix_rt::spawn(ledger::audit(Arc::clone(&ledger), spool.held()));
+        actix_rt::spawn(ledger::audit(Arc::clone(&ledger), spool.watch_stats()));
         let (draining, router) = (Arc::new(AtomicBool::new(false)), Slot::new());
 
         // HTTP → ingest → router → spool.
@@ -263,7 +263,7 @@ impl Node {
         }
         self.admin_server.stop(false).await;
         self.spool.close().await;
-        let balance = self.ledger.balance(&self.spool.holds());
+        let balance = self.ledger.balance(&self.spool.stats());
         info!(?balance, "drained");
     }
 }
@@ -273,7 +273,7 @@ fn half_the_cores() -> usize {
 }
 
 /// Records on disk that only `lane` takes.
-fn left_to(lane: LaneId, found: &Held) -> u64 {
+fn left_to(lane: LaneId, found: &SpoolStats) -> u64 {
     found.records(Queue::Pinned(lane))
         + if lane == LaneId::Grpc {
             found.records(Queue::Carried)

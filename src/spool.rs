@@ -7,11 +7,11 @@
 //! A record that lies here survives the end of the process and a power cut. A damaged entry is set aside and named, and costs
 //! no other. While the disk fails, [`Spool::put`] fails, and works again when the disk does.
 
-mod done;
 mod entry;
 mod frame;
 mod log;
 mod scan;
+mod settled;
 mod store;
 
 use std::{
@@ -30,9 +30,9 @@ use tokio::{
 };
 use tracing::warn;
 
-pub use self::entry::{Entry, Letter};
+pub use self::entry::{DeathReason, Entry};
 use self::{
-    log::{Log, SEGMENT_MAX},
+    log::{Log, Position, SEGMENT_MAX},
     store::Store,
 };
 use crate::lane_id::LaneId;
@@ -91,14 +91,14 @@ impl Queue {
 
 /// Where an entry lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Key {
+pub struct EntryKey {
     queue: usize,
-    place: log::Key,
+    position: Position,
 }
 
 /// What lies on disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Held {
+pub struct SpoolStats {
     records: [u64; Queue::COUNT],
     /// What an earlier run has left to the gRPC lane, and is still there.
     pub found_carried: u64,
@@ -112,7 +112,7 @@ pub struct Held {
     pub refuses: bool,
 }
 
-impl Held {
+impl SpoolStats {
     #[must_use]
     pub const fn records(&self, queue: Queue) -> u64 {
         self.records[queue.at()]
@@ -165,18 +165,18 @@ impl Which {
     }
 }
 
-enum Order {
+enum SpoolRequest {
     Put {
         queue: Queue,
         payload: Vec<u8>,
         held: bool,
-        answer: oneshot::Sender<Result<Key, NotSafe>>,
+        answer: oneshot::Sender<Result<EntryKey, NotSafe>>,
     },
-    Settle(Key),
+    Settle(EntryKey),
     Take {
         queue: Queue,
         max: usize,
-        answer: oneshot::Sender<Vec<(Key, Entry)>>,
+        answer: oneshot::Sender<Vec<(EntryKey, Entry)>>,
     },
     Rewind(Queue),
     Oldest(oneshot::Sender<Option<Entry>>),
@@ -201,8 +201,8 @@ enum Order {
 pub struct Spool {
     /// Bounded by what it is about: each put belongs to a record that holds its permit or its place until the answer, each settled key
     /// to a put, and who takes waits for what was taken before.
-    orders: mpsc::UnboundedSender<Order>,
-    held: watch::Receiver<Held>,
+    requests: mpsc::UnboundedSender<SpoolRequest>,
+    held: watch::Receiver<SpoolStats>,
     /// Closed when the thread has ended, however that came.
     lives: watch::Receiver<()>,
 }
@@ -237,10 +237,10 @@ impl Spool {
                 Log::open(folder, &queue.name(), (max / 16).min(SEGMENT_MAX)).map_err(failed)?,
             );
         }
-        let (orders, inbox) = mpsc::unbounded_channel();
+        let (requests, inbox) = mpsc::unbounded_channel();
         let folder = folder.to_owned();
         let store = Store::new(folder, logs, max, lock);
-        let held = store.held();
+        let held = store.watch_stats();
         let (alive, lives) = watch::channel(());
         let run = move || {
             let _alive = alive;
@@ -251,17 +251,26 @@ impl Spool {
             .spawn(run)
             .map_err(failed)?;
         Ok(Self {
-            orders,
+            requests,
             held,
             lives,
         })
     }
 
-    /// Resolves when `entry` is durable in `queue`. One that is `held` is not taken out again before a
+    /// Resolves when `entry` is durable in `queue`.
+    pub async fn put(&self, queue: Queue, entry: &Entry) -> Result<EntryKey, NotSafe> {
+        self.append(queue, entry, false).await
+    }
+
+    /// The same, but the entry does not come out of a [`Spool::take`] before a
     /// [`Spool::rewind`]: the caller has it in memory.
-    pub async fn put(&self, queue: Queue, entry: &Entry, held: bool) -> Result<Key, NotSafe> {
+    pub async fn put_held(&self, queue: Queue, entry: &Entry) -> Result<EntryKey, NotSafe> {
+        self.append(queue, entry, true).await
+    }
+
+    async fn append(&self, queue: Queue, entry: &Entry, held: bool) -> Result<EntryKey, NotSafe> {
         let payload = entry.encode_to_vec();
-        self.ask(|answer| Order::Put {
+        self.ask(|answer| SpoolRequest::Put {
             queue,
             payload,
             held,
@@ -271,56 +280,58 @@ impl Spool {
     }
 
     /// Strikes out an entry. After a power cut it may come again.
-    pub fn settle(&self, key: Key) {
+    pub fn settle(&self, key: EntryKey) {
         // The thread has ended with the node; the entry comes again at the next start.
-        self.orders.send(Order::Settle(key)).ok();
+        self.requests.send(SpoolRequest::Settle(key)).ok();
     }
 
     /// Up to `max` entries that were not taken before, oldest first; what is taken and not settled comes again after a restart.
-    pub async fn take(&self, queue: Queue, max: usize) -> Vec<(Key, Entry)> {
-        self.ask(|answer| Order::Take { queue, max, answer })
+    pub async fn take(&self, queue: Queue, max: usize) -> Vec<(EntryKey, Entry)> {
+        self.ask(|answer| SpoolRequest::Take { queue, max, answer })
             .await
             .unwrap_or_default()
     }
 
     /// The record that was taken in first of those that are for a lane, or that the gRPC lane carries.
     pub async fn oldest(&self) -> Option<Entry> {
-        self.ask(Order::Oldest).await.ok().flatten()
+        self.ask(SpoolRequest::Oldest).await.ok().flatten()
     }
 
     /// Everything in `queue` that is not settled can be taken again.
     pub fn rewind(&self, queue: Queue) {
-        self.orders.send(Order::Rewind(queue)).ok();
+        self.requests.send(SpoolRequest::Rewind(queue)).ok();
     }
 
     /// The oldest dead letters.
     pub async fn dead(&self, max: usize) -> Result<Vec<Entry>, NotSafe> {
-        self.ask(|answer| Order::List { max, answer }).await
+        self.ask(|answer| SpoolRequest::List { max, answer }).await
     }
 
     /// Lets dead letters wait for a lane again; how many. Cut short by a crash, some may be in both places.
     pub async fn replay(&self, which: Which) -> Result<u64, NotSafe> {
-        self.ask(|answer| Order::Replay { which, answer }).await?
+        self.ask(|answer| SpoolRequest::Replay { which, answer })
+            .await?
     }
 
     /// Removes dead letters for good; how many.
     pub async fn forget(&self, which: Which) -> Result<u64, NotSafe> {
-        self.ask(|answer| Order::Forget { which, answer }).await?
+        self.ask(|answer| SpoolRequest::Forget { which, answer })
+            .await?
     }
 
     /// Writes everything down and ends the thread: what comes later is refused with [`NotSafe::Closed`].
     pub async fn close(&self) {
         // An error says that it has ended already.
-        self.ask(Order::Close).await.ok();
+        self.ask(SpoolRequest::Close).await.ok();
     }
 
     /// What lies on disk. A copy: whoever kept the lock behind it while asking again could wait for ever.
     #[must_use]
-    pub fn holds(&self) -> Held {
+    pub fn stats(&self) -> SpoolStats {
         // Without its thread it takes nothing more.
         let has_ended = self.held.has_changed().is_err();
         let held = *self.held.borrow();
-        Held {
+        SpoolStats {
             refuses: held.refuses || has_ended,
             ..held
         }
@@ -328,13 +339,13 @@ impl Spool {
 
     /// What lies on disk, as it changes.
     #[must_use]
-    pub fn held(&self) -> watch::Receiver<Held> {
+    pub fn watch_stats(&self) -> watch::Receiver<SpoolStats> {
         self.held.clone()
     }
 
     /// Waits until it is time to look into `queue` again, where nothing was left to take after `held` was last seen. False once
     /// the spool has ended: it answers at once from then on.
-    pub async fn until_more(held: &mut watch::Receiver<Held>, queue: Queue) -> bool {
+    pub async fn until_more(held: &mut watch::Receiver<SpoolStats>, queue: Queue) -> bool {
         let is_empty = held.borrow().records(queue) == 0;
         if is_empty {
             return held.wait_for(|held| held.records(queue) > 0).await.is_ok();
@@ -342,9 +353,12 @@ impl Spool {
         !matches!(timeout(LOOK, held.changed()).await, Ok(Err(_)))
     }
 
-    async fn ask<T>(&self, order: impl FnOnce(oneshot::Sender<T>) -> Order) -> Result<T, NotSafe> {
+    async fn ask<T>(
+        &self,
+        order: impl FnOnce(oneshot::Sender<T>) -> SpoolRequest,
+    ) -> Result<T, NotSafe> {
         let (answer, mut answered) = oneshot::channel();
-        self.orders
+        self.requests
             .send(order(answer))
             .map_err(|_| NotSafe::Closed)?;
         let mut lives = self.lives.clone();

@@ -446,7 +446,7 @@ async fn while_the_api_is_away_a_record_is_safe_on_disk_at_once_and_comes_from_t
         delivery.ack();
     }
     eventually("their entries are struck out", PATIENCE, async || {
-        (settings.spool.holds().records(Queue::Carried) == 0).then_some(())
+        (settings.spool.stats().records(Queue::Carried) == 0).then_some(())
     })
     .await;
 }

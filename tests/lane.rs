@@ -602,7 +602,7 @@ async fn a_batch_that_the_api_refuses_costs_only_the_records_that_it_refuses() {
     .await;
     let totals = house.ledger.totals();
     assert_eq!(
-        (totals.delivered, spool.holds().records(Queue::Dead)),
+        (totals.delivered, spool.stats().records(Queue::Dead)),
         (48, 2)
     );
     let dead = spool.dead(10).await.unwrap();

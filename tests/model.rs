@@ -30,7 +30,7 @@ use proptest::{
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
-use waypost::spool::{Entry, Letter, Queue, Which};
+use waypost::spool::{DeathReason, Entry, Queue, Which};
 
 use self::{
     node::{Brokers, LANES, Node, PUBLISH_TIMEOUT, RETRY, number},
@@ -313,13 +313,13 @@ impl Run {
         if node.ledger.is_delivered(&record) {
             return self.deliver(lane, at, true);
         }
-        let letter = Letter {
+        let letter = DeathReason {
             lane: LANES[lane].to_string(),
             status: 422,
-            ..Letter::default()
+            ..DeathReason::default()
         };
         let entry = Entry::new(&record, Some(letter));
-        match node.ask(node.spool.put(Queue::Dead, &entry, false)) {
+        match node.ask(node.spool.put(Queue::Dead, &entry)) {
             Ok(_) => {
                 node.ledger.dead(LANES[lane], &record);
                 self.brokers.records(lane).remove(at);

@@ -376,7 +376,7 @@ async fn a_record_whose_client_has_gone_does_not_stay_on_disk() {
     let (pending, client) = pending_records([record()]);
     drop(client);
     disk.store(&pending, None).await;
-    let came_and_went = || (spool.holds().committed, spool.holds().waiting()) == (1, 0);
+    let came_and_went = || (spool.stats().committed, spool.stats().waiting()) == (1, 0);
     eventually(
         "it was there and is gone",
         Duration::from_secs(20),

@@ -26,7 +26,7 @@ impl DiskFallback {
         let queue = pinned.map_or(Queue::Waiting, Queue::Pinned);
         let keep = async |pending: &PendingRecord| match self
             .spool
-            .put(queue, &Entry::new(&pending.record, None), false)
+            .put(queue, &Entry::new(&pending.record, None))
             .await
         {
             Ok(_) if pending.reply(Ok(Receipt::Spool)) => self.ledger.spooled(),

@@ -22,7 +22,7 @@ use crate::{
     lane_id::LaneId,
     ledger::Ledger,
     record::Record,
-    spool::{Entry, Key, Letter, Queue, Spool},
+    spool::{DeathReason, Entry, EntryKey, Queue, Spool},
 };
 
 /// How many are taken from the disk at once.
@@ -75,7 +75,7 @@ impl Feeder {
         let admission = params.admission.from_disk(FEEDER_WINDOW);
         async move {
             let window = Arc::new(Semaphore::new(FEEDER_WINDOW));
-            let mut held = params.spool.held();
+            let mut held = params.spool.watch_stats();
             // What an earlier run of this actor has taken and not settled.
             params.spool.rewind(queue);
             loop {
@@ -134,12 +134,12 @@ impl Way {
             .pinned
             .map_or_else(|| "spool".to_owned(), |lane| lane.to_string());
         let answer = "not POSTed: no lane has taken it".to_owned();
-        let letter = Letter {
+        let letter = DeathReason {
             lane,
             answer,
             at_us: unix_us(),
             given_up: true,
-            ..Letter::default()
+            ..DeathReason::default()
         };
         warn!(
             id = &*record.id,
@@ -149,13 +149,13 @@ impl Way {
         );
         self.params
             .spool
-            .put(Queue::Dead, &Entry::new(record, Some(letter)), false)
+            .put(Queue::Dead, &Entry::new(record, Some(letter)))
             .await
             .is_ok()
     }
 
     /// Ends when a lane has the record, or it is given up, or when the node drains: then it stays on disk.
-    async fn until_settled(&self, key: Key, entry: &Entry, mut stop: watch::Receiver<bool>) {
+    async fn until_settled(&self, key: EntryKey, entry: &Entry, mut stop: watch::Receiver<bool>) {
         // It was counted when it was found, or when it was taken in.
         let Some(record) = self.params.ledger.answers_for(entry.record()) else {
             return self.params.spool.settle(key);

@@ -30,7 +30,7 @@ use crate::{
     lane_id::LaneId,
     ledger::Ledger,
     record::{Record, Tag},
-    spool::{Entry, Letter, Queue, Spool},
+    spool::{DeathReason, Entry, Queue, Spool},
     tap::{Passage, Tap},
 };
 
@@ -103,9 +103,9 @@ enum End {
         status: u16,
     },
     /// The API will never take it, or has not for too long.
-    Dead(Letter),
+    Dead(DeathReason),
     /// It has failed as often as it may.
-    Failed(Letter),
+    Failed(DeathReason),
     /// It was held for as long as a broker bears.
     Held,
     /// The node drains.
@@ -202,7 +202,7 @@ impl Post {
             give_up_at,
             failures,
         }: Patience,
-        mut letter: Letter,
+        mut letter: DeathReason,
         drain: &mut watch::Receiver<u64>,
     ) -> End {
         let ForwarderParams {
@@ -212,7 +212,7 @@ impl Post {
         let mut failed = 0;
         loop {
             let give_up = |letter| {
-                End::Dead(Letter {
+                End::Dead(DeathReason {
                     given_up: true,
                     ..letter
                 })
@@ -286,18 +286,18 @@ impl Post {
         let answer = "not POSTed: it is not a JSON object".to_owned();
         self.bury(
             delivery,
-            Letter {
+            DeathReason {
                 answer,
-                ..Letter::default()
+                ..DeathReason::default()
             },
         )
         .await;
     }
 
     /// Makes a dead letter of `delivery`, and lets the broker forget it once that is on disk.
-    async fn bury(&self, delivery: Delivery, letter: Letter) {
+    async fn bury(&self, delivery: Delivery, letter: DeathReason) {
         let record = &delivery.record;
-        let letter = Letter {
+        let letter = DeathReason {
             lane: self.lane.to_string(),
             at_us: unix_us(),
             ..letter
@@ -306,7 +306,7 @@ impl Post {
         match self
             .params
             .spool
-            .put(Queue::Dead, &Entry::new(record, Some(letter)), false)
+            .put(Queue::Dead, &Entry::new(record, Some(letter)))
             .await
         {
             Ok(_) => {
@@ -333,10 +333,10 @@ impl Post {
 }
 
 /// What is told of a record that was not POSTed yet.
-fn not_posted() -> Letter {
-    Letter {
+fn not_posted() -> DeathReason {
+    DeathReason {
         answer: "not POSTed".to_owned(),
-        ..Letter::default()
+        ..DeathReason::default()
     }
 }
 

@@ -24,7 +24,7 @@ use crate::{
         Balance, Ledger, Quantiles,
         metrics::{self, Scene},
     },
-    spool::{Entry, Letter, NotSafe, Queue, Spool, Which},
+    spool::{DeathReason, Entry, NotSafe, Queue, Spool, Which},
 };
 
 /// How many dead letters are listed, and how many may be asked for.
@@ -146,7 +146,7 @@ async fn ready(state: web::Data<AdminState>) -> Result<HttpResponse, Problem> {
     let a_lane_is_up = views
         .iter()
         .any(|view| matches!(view.child, ChildId::Lane(_)) && is_up(view));
-    let refuses = state.spool.holds().refuses;
+    let refuses = state.spool.stats().refuses;
     if refuses && (state.ack == Ack::Disk || !a_lane_is_up) {
         return Err(unready(
             "The spool takes no records, and no lane may or can take them instead",
@@ -170,7 +170,7 @@ async fn scrape(state: web::Data<AdminState>) -> Result<HttpResponse, Problem> {
     let scene = Scene {
         lanes: &state.lanes,
         states: states.collect(),
-        held: state.spool.holds(),
+        held: state.spool.stats(),
         oldest_us: oldest.and_then(|entry| Some(entry.record().origin?.at_us)),
     };
     let text = metrics::text(&state.ledger, &scene).map_err(|why| {
@@ -238,7 +238,7 @@ impl From<Entry> for DeadLetter {
     fn from(entry: Entry) -> Self {
         let record = String::from_utf8_lossy(&entry.body).into_owned();
         let accepted_ms = entry.record().origin.map(|origin| origin.at_us / 1000);
-        let Letter {
+        let DeathReason {
             lane,
             status,
             answer,
@@ -277,7 +277,7 @@ async fn dead(
         .map_err(spool_fails)?;
     let letters: Vec<_> = letters.into_iter().map(DeadLetter::from).collect();
     Ok(HttpResponse::Ok()
-        .json(json!({"total": state.spool.holds().records(Queue::Dead), "dead": letters})))
+        .json(json!({"total": state.spool.stats().records(Queue::Dead), "dead": letters})))
 }
 
 /// Which dead letters: `{"ids":[…]}` or `{"all":true}`.
@@ -361,7 +361,7 @@ impl AdminState {
             node: self.node.to_string(),
             uptime_s: self.ledger.started.elapsed().as_secs_f64(),
             draining: self.draining.load(Relaxed),
-            ledger: self.ledger.balance(&self.spool.holds()),
+            ledger: self.ledger.balance(&self.spool.stats()),
             balanced: !self.ledger.is_imbalanced(),
             lanes: self
                 .lanes
@@ -411,7 +411,7 @@ impl AdminState {
             accepted: counts.accepted,
             delivered: counts.delivered,
             dead: counts.dead,
-            in_flight: self.ledger.in_flight(lane, &self.spool.holds()),
+            in_flight: self.ledger.in_flight(lane, &self.spool.stats()),
             redelivered: counts.redelivered,
             publish_ms: self.ledger.publish_ms(lane).into(),
             delivery_ms: self.ledger.delivery_ms(lane).into(),

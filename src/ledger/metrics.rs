@@ -13,7 +13,7 @@ use super::{Counts, Latency, Ledger, Relaxed, lock};
 use crate::{
     clock::unix_us,
     lane_id::LaneId,
-    spool::{Held, Queue},
+    spool::{Queue, SpoolStats},
 };
 
 /// Upper bounds of all histograms, in microseconds: from a confirm in memory to a record that has waited for an hour.
@@ -48,7 +48,7 @@ pub struct Scene<'s> {
     pub lanes: &'s [(LaneId, String)],
     /// Whether each lane is up, and how often it was restarted.
     pub states: HashMap<LaneId, (bool, u64)>,
-    pub held: Held,
+    pub held: SpoolStats,
     /// When the oldest record that waits in the spool was taken in, in microseconds since the Unix epoch.
     pub oldest_us: Option<u64>,
 }

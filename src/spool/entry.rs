@@ -20,12 +20,12 @@ pub struct Entry {
     #[prost(string, optional, tag = "4")]
     pub origin: Option<String>,
     #[prost(message, optional, tag = "5")]
-    pub letter: Option<Letter>,
+    pub letter: Option<DeathReason>,
 }
 
 /// Why a record is dead.
 #[derive(Clone, PartialEq, Eq, Message)]
-pub struct Letter {
+pub struct DeathReason {
     /// The lane that it came out of.
     #[prost(string, tag = "1")]
     pub lane: String,
@@ -46,7 +46,7 @@ pub struct Letter {
     pub given_up: bool,
 }
 
-impl Letter {
+impl DeathReason {
     /// Counts one more attempt, and keeps what came of it.
     pub fn heard(&mut self, answer: &Answer) {
         self.attempts += 1;
@@ -61,7 +61,7 @@ impl Letter {
 
 impl Entry {
     #[must_use]
-    pub fn new(record: &Record, letter: Option<Letter>) -> Self {
+    pub fn new(record: &Record, letter: Option<DeathReason>) -> Self {
         Self {
             id: record.id.as_ref().into(),
             body: record.body.clone(),

@@ -15,9 +15,9 @@ use std::{
 };
 
 use super::{
-    done::{Done, RUN, append_runs, runs},
     frame,
     scan::{Item, Scanner},
+    settled::{RUN, SettledSet, append_runs, runs},
 };
 
 /// A segment that has grown past this is sealed, unless [`Log::open`] is told a lesser size.
@@ -33,7 +33,7 @@ const SEAL_SIZE: usize = frame::HEAD + 4;
 
 /// Where an entry lies. Keys of one queue are in the order of their entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Key {
+pub struct Position {
     segment: u32,
     ordinal: u32,
 }
@@ -54,7 +54,7 @@ struct Segment {
     count: u32,
     /// Bytes of whole, synced frames.
     size: u64,
-    done: Done,
+    settled: SettledSet,
     /// It has damage that could not be copied, and stays until a start that can.
     stays: bool,
 }
@@ -65,13 +65,13 @@ impl Segment {
             salt,
             count: 0,
             size: 0,
-            done: Done::default(),
+            settled: SettledSet::default(),
             stays: false,
         }
     }
 
     fn len(&self) -> u64 {
-        u64::from(self.count - self.done.count)
+        u64::from(self.count - self.settled.count)
     }
 }
 
@@ -120,7 +120,7 @@ pub struct Log {
     failures: u32,
     segment_max: u64,
     /// Entries that [`Log::next`] leaves out.
-    held: HashSet<Key>,
+    held: HashSet<Position>,
     damages: Vec<Damage>,
 }
 
@@ -179,7 +179,7 @@ impl Log {
 
     /// Bytes on disk.
     pub fn bytes(&self) -> u64 {
-        let settled = |segment: &Segment| u64::from(segment.done.count) * RUN as u64;
+        let settled = |segment: &Segment| u64::from(segment.settled.count) * RUN as u64;
         self.segments
             .values()
             .map(|segment| segment.size + settled(segment))
@@ -193,7 +193,7 @@ impl Log {
 
     /// Adds an entry; it is there after the next [`Log::commit`]. One that is `held` is left out by [`Log::next`] until
     /// [`Log::rewind`].
-    pub fn append(&mut self, payload: &[u8], held: bool) -> io::Result<Key> {
+    pub fn append(&mut self, payload: &[u8], held: bool) -> io::Result<Position> {
         if self.active.is_none() {
             self.active = Some(self.begin_segment()?);
         }
@@ -201,7 +201,7 @@ impl Log {
             unreachable!("it was made above")
         };
         let segment = &self.segments[&active.number];
-        let key = Key {
+        let key = Position {
             segment: active.number,
             ordinal: segment.count + active.buffered,
         };
@@ -259,13 +259,13 @@ impl Log {
     }
 
     /// Marks an entry as settled: it is not read any more. On disk this is after the next [`Log::flush`].
-    pub fn settle(&mut self, key: Key) {
+    pub fn settle(&mut self, key: Position) {
         self.held.remove(&key);
         let Some(segment) = self.segments.get_mut(&key.segment) else {
             return;
         };
-        if key.ordinal < segment.count && segment.done.insert(key.ordinal) {
-            segment.done.fresh.push(key.ordinal);
+        if key.ordinal < segment.count && segment.settled.insert(key.ordinal) {
+            segment.settled.fresh.push(key.ordinal);
         }
     }
 
@@ -274,11 +274,11 @@ impl Log {
     pub fn flush(&mut self, durable: bool) -> io::Result<()> {
         self.give_back()?;
         for (number, segment) in &mut self.segments {
-            if segment.done.fresh.is_empty() {
+            if segment.settled.fresh.is_empty() {
                 continue;
             }
-            segment.done.fresh.sort_unstable();
-            let runs = runs(&segment.done.fresh, segment.salt);
+            segment.settled.fresh.sort_unstable();
+            let runs = runs(&segment.settled.fresh, segment.salt);
             let path = self
                 .folder
                 .join(file_name(&self.name, *number, segment.salt, "done"));
@@ -286,7 +286,7 @@ impl Log {
             if durable {
                 sync(&file)?;
             }
-            segment.done.fresh.clear();
+            segment.settled.fresh.clear();
         }
         // A new file, or the end of one, is as durable as its folder.
         if durable {
@@ -298,7 +298,7 @@ impl Log {
 
     /// The oldest entry that was neither read, nor settled, nor held. A segment that the disk does not give, call after call, is left out,
     /// and named, until the next [`Log::rewind`].
-    pub fn next(&mut self) -> Option<(Key, Vec<u8>)> {
+    pub fn next(&mut self) -> Option<(Position, Vec<u8>)> {
         loop {
             let (number, item) = match self.cursor.take() {
                 Some(cursor) => self.read(cursor),
@@ -311,7 +311,7 @@ impl Log {
                 Ok(Read::Entry(ordinal, payload)) => {
                     self.failures = 0;
                     return Some((
-                        Key {
+                        Position {
                             segment: number,
                             ordinal,
                         },
@@ -352,11 +352,11 @@ impl Log {
         };
         let read = match cursor.scanner.next(segment.size) {
             Ok(Some(Item::Frame { ordinal, payload })) if ordinal < segment.count => {
-                let key = Key {
+                let key = Position {
                     segment: number,
                     ordinal,
                 };
-                let is_live = !segment.done.contains(ordinal) && !self.held.contains(&key);
+                let is_live = !segment.settled.contains(ordinal) && !self.held.contains(&key);
                 self.miss(&mut cursor, ordinal);
                 cursor.expected = ordinal + 1;
                 if is_live {
@@ -396,7 +396,7 @@ impl Log {
     }
 
     /// Every unsettled entry, oldest first, until `visit` says that it is enough.
-    pub fn visit(&mut self, mut visit: impl FnMut(Key, Vec<u8>) -> bool) {
+    pub fn visit(&mut self, mut visit: impl FnMut(Position, Vec<u8>) -> bool) {
         let place = (self.cursor.take(), self.passed.take());
         let held = std::mem::take(&mut self.held);
         while let Some((key, payload)) = self.next()
@@ -487,14 +487,14 @@ impl Log {
             };
             // Without a copy, what is missing counts on.
             for ordinal in missing.into_iter().flatten().filter(|_| is_kept) {
-                segment.done.insert(ordinal);
+                segment.settled.insert(ordinal);
             }
         }
         let runs = self.path(number, "done");
         let Some(segment) = self.segments.get_mut(&number) else {
             return Ok(());
         };
-        segment.done.read(&runs, salt, segment.count)
+        segment.settled.read(&runs, salt, segment.count)
     }
 
     /// The first segment that is not passed, and a cursor at its beginning.
@@ -525,7 +525,7 @@ impl Log {
             return;
         };
         let missed: Vec<_> = (cursor.expected..found)
-            .filter(|&ordinal| !segment.done.contains(ordinal))
+            .filter(|&ordinal| !segment.settled.contains(ordinal))
             .collect();
         if missed.is_empty() {
             return;
@@ -535,7 +535,7 @@ impl Log {
             return;
         }
         for ordinal in missed {
-            self.settle(Key {
+            self.settle(Position {
                 segment: number,
                 ordinal,
             });
@@ -590,7 +590,7 @@ impl Log {
             .as_ref()
             .map(|active| (active.number, active.buffered));
         let is_over = |number: u32, segment: &Segment| {
-            segment.done.count == segment.count
+            segment.settled.count == segment.count
                 && !segment.stays
                 && active.is_none_or(|(active, buffered)| {
                     active != number || buffered == 0 && segment.size > SETTLED_KEPT

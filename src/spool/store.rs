@@ -16,8 +16,8 @@ use tokio::{
 use tracing::{error, warn};
 
 use super::{
-    Entry, Held, Key, NotSafe, Order, Queue, Which, frame,
-    log::{self, Log},
+    Entry, EntryKey, NotSafe, Queue, SpoolRequest, SpoolStats, Which, frame,
+    log::{self, Log, Position},
 };
 use crate::{clock::unix_us, record::Origin};
 
@@ -47,17 +47,17 @@ pub(super) struct Store {
     /// Records that shared the last sync, and what it took.
     company: usize,
     sync_took: Duration,
-    /// See [`Held`].
+    /// See [`SpoolStats`].
     commits: u64,
     committed: u64,
-    held: watch::Sender<Held>,
+    held: watch::Sender<SpoolStats>,
     _lock: File,
 }
 
 /// A put that waits for its commit.
 struct Pending {
-    key: Key,
-    answer: oneshot::Sender<Result<Key, NotSafe>>,
+    key: EntryKey,
+    answer: oneshot::Sender<Result<EntryKey, NotSafe>>,
 }
 
 impl Store {
@@ -71,7 +71,7 @@ impl Store {
             sync_took: Duration::ZERO,
             commits: 0,
             committed: 0,
-            held: watch::Sender::new(Held::default()),
+            held: watch::Sender::new(SpoolStats::default()),
             _lock: lock,
         };
         store.tell();
@@ -79,12 +79,12 @@ impl Store {
     }
 
     /// What lies on disk, as it changes.
-    pub fn held(&self) -> watch::Receiver<Held> {
+    pub fn watch_stats(&self) -> watch::Receiver<SpoolStats> {
         self.held.subscribe()
     }
 
     /// Serves orders until one says close, or nobody is left who could give one.
-    pub fn run(mut self, mut inbox: mpsc::UnboundedReceiver<Order>) {
+    pub fn run(mut self, mut inbox: mpsc::UnboundedReceiver<SpoolRequest>) {
         let Ok(runtime) = tokio::runtime::Builder::new_current_thread()
             .enable_time()
             .build()
@@ -121,11 +121,15 @@ impl Store {
     }
 
     /// Adds orders that come within a moment, while fewer records wait than shared the last sync.
-    fn gather(&self, inbox: &mut mpsc::UnboundedReceiver<Order>, orders: &mut Vec<Order>) {
-        let puts = |orders: &[Order]| {
+    fn gather(
+        &self,
+        inbox: &mut mpsc::UnboundedReceiver<SpoolRequest>,
+        orders: &mut Vec<SpoolRequest>,
+    ) {
+        let puts = |orders: &[SpoolRequest]| {
             orders
                 .iter()
-                .filter(|order| matches!(order, Order::Put { .. }))
+                .filter(|order| matches!(order, SpoolRequest::Put { .. }))
                 .count()
         };
         let mut waiting = puts(orders);
@@ -150,12 +154,12 @@ impl Store {
     }
 
     /// The answer to the order that closes, if there is one.
-    fn serve(&mut self, orders: impl Iterator<Item = Order>) -> Option<oneshot::Sender<()>> {
+    fn serve(&mut self, orders: impl Iterator<Item = SpoolRequest>) -> Option<oneshot::Sender<()>> {
         let mut room = self.room();
         let (mut puts, mut readers, mut close) = (Vec::new(), Vec::new(), None);
         for order in orders {
             match order {
-                Order::Put {
+                SpoolRequest::Put {
                     queue,
                     payload,
                     held,
@@ -164,9 +168,9 @@ impl Store {
                     Ok(key) => puts.push(Pending { key, answer }),
                     Err(why) => refuse(answer, why),
                 },
-                Order::Settle(key) => self.logs[key.queue].settle(key.place),
-                Order::Rewind(queue) => self.logs[queue.at()].rewind(),
-                Order::Close(answer) => close = Some(answer),
+                SpoolRequest::Settle(key) => self.logs[key.queue].settle(key.position),
+                SpoolRequest::Rewind(queue) => self.logs[queue.at()].rewind(),
+                SpoolRequest::Close(answer) => close = Some(answer),
                 reader => readers.push(reader),
             }
         }
@@ -190,7 +194,7 @@ impl Store {
         payload: &[u8],
         held: bool,
         room: &mut u64,
-    ) -> Result<Key, NotSafe> {
+    ) -> Result<EntryKey, NotSafe> {
         let size = (frame::HEAD + payload.len()) as u64;
         // A full spool of records must not keep those that the API refuses from leaving it.
         let reserve = if queue == Queue::Dead {
@@ -203,11 +207,11 @@ impl Store {
         }
         let appended = self.logs[queue.at()].append(payload, held);
         self.failing |= appended.is_err();
-        let place = appended.map_err(|why| NotSafe::Disk(why.to_string()))?;
+        let position = appended.map_err(|why| NotSafe::Disk(why.to_string()))?;
         *room = room.saturating_sub(size);
-        Ok(Key {
+        Ok(EntryKey {
             queue: queue.at(),
-            place,
+            position,
         })
     }
 
@@ -237,9 +241,9 @@ impl Store {
     }
 
     /// What reads entries sees those that were put before.
-    fn read(&mut self, order: Order) {
+    fn read(&mut self, order: SpoolRequest) {
         match order {
-            Order::Take { queue, max, answer } => {
+            SpoolRequest::Take { queue, max, answer } => {
                 let taken = self.take(queue, max);
                 if let Err(taken) = answer.send(taken)
                     && !taken.is_empty()
@@ -248,25 +252,28 @@ impl Store {
                     self.logs[queue.at()].rewind();
                 }
             }
-            Order::Oldest(answer) => drop(answer.send(self.oldest())),
-            Order::List { max, answer } => drop(answer.send(self.list(max))),
-            Order::Replay { which, answer } => drop(answer.send(self.replay(&which))),
-            Order::Forget { which, answer } => drop(answer.send(Ok(self.forget(&which)))),
-            Order::Put { .. } | Order::Settle(_) | Order::Rewind(_) | Order::Close(_) => {}
+            SpoolRequest::Oldest(answer) => drop(answer.send(self.oldest())),
+            SpoolRequest::List { max, answer } => drop(answer.send(self.list(max))),
+            SpoolRequest::Replay { which, answer } => drop(answer.send(self.replay(&which))),
+            SpoolRequest::Forget { which, answer } => drop(answer.send(Ok(self.forget(&which)))),
+            SpoolRequest::Put { .. }
+            | SpoolRequest::Settle(_)
+            | SpoolRequest::Rewind(_)
+            | SpoolRequest::Close(_) => {}
         }
     }
 
-    fn take(&mut self, queue: Queue, max: usize) -> Vec<(Key, Entry)> {
+    fn take(&mut self, queue: Queue, max: usize) -> Vec<(EntryKey, Entry)> {
         let mut taken = Vec::new();
         while taken.len() < max {
-            let Some((place, payload)) = self.logs[queue.at()].next() else {
+            let Some((position, payload)) = self.logs[queue.at()].next() else {
                 break;
             };
             match Entry::decode(&*payload) {
                 Ok(entry) => taken.push((
-                    Key {
+                    EntryKey {
                         queue: queue.at(),
-                        place,
+                        position,
                     },
                     entry,
                 )),
@@ -295,7 +302,7 @@ impl Store {
     }
 
     /// The dead letters that `which` names, with their keys.
-    fn find(&mut self, which: &Which, max: usize) -> Vec<(log::Key, Entry)> {
+    fn find(&mut self, which: &Which, max: usize) -> Vec<(Position, Entry)> {
         let mut found = Vec::new();
         self.logs[Queue::Dead.at()].visit(|key, payload| {
             if let Ok(entry) = Entry::decode(&*payload)
@@ -362,7 +369,7 @@ impl Store {
     }
 
     /// They are gone, so they count, though a disk that fails may bring them back at a later start.
-    fn strike_out(&mut self, found: Vec<(log::Key, Entry)>) -> u64 {
+    fn strike_out(&mut self, found: Vec<(Position, Entry)>) -> u64 {
         let dead = &mut self.logs[Queue::Dead.at()];
         let count = found.len() as u64;
         for (key, _) in found {
@@ -383,10 +390,10 @@ impl Store {
     }
 
     fn tell(&mut self) {
-        let mut held = Held {
+        let mut held = SpoolStats {
             commits: self.commits,
             committed: self.committed,
-            ..Held::default()
+            ..SpoolStats::default()
         };
         for (log, records) in self.logs.iter_mut().zip(&mut held.records) {
             *records = log.len();
@@ -406,7 +413,7 @@ impl Store {
     }
 }
 
-fn refuse(answer: oneshot::Sender<Result<Key, NotSafe>>, why: NotSafe) {
+fn refuse(answer: oneshot::Sender<Result<EntryKey, NotSafe>>, why: NotSafe) {
     // Who asked may be gone; nothing was promised.
     answer.send(Err(why)).ok();
 }

@@ -21,12 +21,12 @@ fn entry(id: &str) -> Entry {
 }
 
 fn dead(id: &str) -> Entry {
-    let letter = Letter {
+    let letter = DeathReason {
         lane: "nats".into(),
         status: 422,
         answer: "no".into(),
         attempts: 3,
-        ..Letter::default()
+        ..DeathReason::default()
     };
     Entry {
         letter: Some(letter),
@@ -52,7 +52,7 @@ async fn open_again(folder: &TempDir) -> Spool {
 
 async fn put(spool: &Spool, queue: Queue, ids: &[&str]) {
     for id in ids {
-        spool.put(queue, &entry(id), false).await.unwrap();
+        spool.put(queue, &entry(id)).await.unwrap();
     }
 }
 
@@ -76,19 +76,19 @@ async fn entries_are_kept_as_they_were_in_their_queues_over_a_restart() {
     put(&spool, Queue::Waiting, &["a", "b"]).await;
     put(&spool, Queue::Pinned(LaneId::Nats), &["c"]).await;
     put(&spool, Queue::Carried, &["d"]).await;
-    assert_eq!(spool.holds().found_carried, 0);
+    assert_eq!(spool.stats().found_carried, 0);
     let (key, first) = spool.take(Queue::Waiting, 1).await.remove(0);
     assert_eq!((&first, first.record()), (&entry("a"), entry("a").record()));
     spool.settle(key);
     spool.close().await;
     assert_eq!(
-        spool.put(Queue::Waiting, &entry("e"), false).await,
+        spool.put(Queue::Waiting, &entry("e")).await,
         Err(NotSafe::Closed)
     );
     drop(spool);
 
     let spool = open_again(&folder).await;
-    let held = spool.holds();
+    let held = spool.stats();
     assert_eq!(
         (
             held.waiting(),
@@ -140,7 +140,7 @@ async fn a_full_spool_refuses_and_takes_again_when_there_is_room() {
     };
     let mut keys = Vec::new();
     let why = loop {
-        match spool.put(Queue::Waiting, &big, false).await {
+        match spool.put(Queue::Waiting, &big).await {
             Ok(key) => keys.push(key),
             Err(why) => break why,
         }
@@ -153,13 +153,13 @@ async fn a_full_spool_refuses_and_takes_again_when_there_is_room() {
         body: Bytes::from(vec![b'x'; 100 << 10]),
         ..dead("letter")
     };
-    spool.put(Queue::Dead, &letter, false).await.unwrap();
+    spool.put(Queue::Dead, &letter).await.unwrap();
     for key in keys {
         spool.settle(key);
     }
     // Answered after what was settled is struck out.
     assert_eq!(spool.take(Queue::Carried, 1).await, []);
-    spool.put(Queue::Waiting, &big, false).await.unwrap();
+    spool.put(Queue::Waiting, &big).await.unwrap();
 }
 
 #[tokio::test]
@@ -168,9 +168,7 @@ async fn many_puts_at_once_are_all_kept() {
     let spool = open(&folder);
     let entries: Vec<_> = (0..2000).map(|id| entry(&id.to_string())).collect();
     let puts = futures_util::future::join_all(
-        entries
-            .iter()
-            .map(|entry| spool.put(Queue::Waiting, entry, false)),
+        entries.iter().map(|entry| spool.put(Queue::Waiting, entry)),
     )
     .await;
     assert!(puts.iter().all(Result::is_ok));
@@ -190,7 +188,7 @@ async fn dead_letters_are_listed_replayed_and_dropped_by_their_ids() {
     let folder = TempDir::new().unwrap();
     let spool = open(&folder);
     for id in ["a", "b", "c", "d"] {
-        spool.put(Queue::Dead, &dead(id), false).await.unwrap();
+        spool.put(Queue::Dead, &dead(id)).await.unwrap();
     }
     assert_eq!(spool.dead(2).await.unwrap(), [dead("a"), dead("b")]);
     assert_eq!(spool.replay(which(&["b", "nobody"])).await, Ok(1));
@@ -203,7 +201,7 @@ async fn dead_letters_are_listed_replayed_and_dropped_by_their_ids() {
         .map(|entry| entry.id)
         .collect();
     assert_eq!(left, ["a", "d"]);
-    let held = spool.holds();
+    let held = spool.stats();
     assert_eq!((held.records(Queue::Dead), held.waiting()), (2, 1));
     let (_, replayed) = spool.take(Queue::Waiting, 10).await.remove(0);
     assert_eq!(
@@ -227,11 +225,11 @@ async fn dead_letters_are_listed_replayed_and_dropped_by_their_ids() {
 /// An order that is sent just when the thread ends may stay in the channel, unanswered.
 #[tokio::test]
 async fn nobody_waits_for_a_thread_that_has_ended() {
-    let (orders, _unread) = mpsc::unbounded_channel();
-    let (_told, held) = watch::channel(Held::default());
+    let (requests, _unread) = mpsc::unbounded_channel();
+    let (_told, held) = watch::channel(SpoolStats::default());
     let (alive, lives) = watch::channel(());
     let spool = Spool {
-        orders,
+        requests,
         held,
         lives,
     };
@@ -244,15 +242,15 @@ async fn nobody_waits_for_a_thread_that_has_ended() {
 async fn an_empty_queue_waits_for_a_record_of_its_own_or_for_the_end() {
     let folder = TempDir::new().unwrap();
     let spool = open(&folder);
-    let mut held = spool.held();
-    let woken = |held: watch::Receiver<Held>| {
+    let mut held = spool.watch_stats();
+    let woken = |held: watch::Receiver<SpoolStats>| {
         let mut held = held;
         tokio::spawn(async move { Spool::until_more(&mut held, Queue::Waiting).await })
     };
     held.borrow_and_update();
     let mut waits = woken(held.clone());
     put(&spool, Queue::Carried, &["a"]).await;
-    spool.put(Queue::Dead, &dead("b"), false).await.unwrap();
+    spool.put(Queue::Dead, &dead("b")).await.unwrap();
     let woken_early = timeout(Duration::from_millis(50), &mut waits).await;
     assert!(
         woken_early.is_err(),

@@ -33,7 +33,7 @@ use waypost::{
     lane_id::LaneId,
     ledger::Ledger,
     record::{Origin, Record},
-    spool::{Held, NotSafe, OpenError, Queue, Spool},
+    spool::{NotSafe, OpenError, Queue, Spool, SpoolStats},
     transport::{self, Kind, Transport, TransportError},
 };
 
@@ -213,7 +213,7 @@ pub struct Node {
     pub spool: Spool,
     pub ledger: Arc<Ledger>,
     /// What lay on disk at the start.
-    pub found: Held,
+    pub found: SpoolStats,
     admission: Admission,
     disk_admission: Admission,
     router: Slot<Router>,
@@ -247,7 +247,7 @@ impl Node {
             .expect("a runtime without I/O");
         let spool = open(folder, room);
         let ledger = Arc::new(Ledger::new(Arc::from(format!("run{run}"))));
-        let found = spool.holds();
+        let found = spool.stats();
         ledger.found_waiting(found.waiting() + found.records(Queue::Dead));
         let (router, feeder) = (Slot::new(), Slot::new());
         let disk = DiskFallback {
@@ -367,8 +367,8 @@ impl Node {
         self.apart.block_on(answer)
     }
 
-    pub fn held(&self) -> Held {
-        self.spool.holds()
+    pub fn held(&self) -> SpoolStats {
+        self.spool.stats()
     }
 
     /// The ids of all dead letters.

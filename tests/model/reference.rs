@@ -4,7 +4,7 @@ use waypost::{
     actors::Refused,
     delivery::Receipt,
     record::Record,
-    spool::{Held, NotSafe, Queue},
+    spool::{NotSafe, Queue, SpoolStats},
 };
 
 use super::node::{Brokers, LANES, Node, body, number};
@@ -238,7 +238,7 @@ impl Model {
     }
 
     /// A new process has found this on disk.
-    pub fn restarted(&mut self, held: &Held, mut found: Vec<usize>) -> Check {
+    pub fn restarted(&mut self, held: &SpoolStats, mut found: Vec<usize>) -> Check {
         found.sort_unstable();
         let count =
             |numbers: &[usize], number| numbers.iter().filter(|&&other| other == number).count();
@@ -283,7 +283,7 @@ impl Model {
         self.waits(held)
     }
 
-    fn waits(&self, held: &Held) -> Check {
+    fn waits(&self, held: &SpoolStats) -> Check {
         let (least, most) = self.cases.iter().fold((0, 0), |sum, case| {
             (sum.0 + case.waiting.0, sum.1 + case.waiting.1)
         });
@@ -352,7 +352,7 @@ impl Model {
         self.balances(node, &held)
     }
 
-    fn balances(&self, node: &Node, held: &Held) -> Check {
+    fn balances(&self, node: &Node, held: &SpoolStats) -> Check {
         let (balance, lanes) = (node.ledger.balance(held), node.ledger.totals());
         // A record may be delivered before its confirm is heard of, or though it never is.
         if lanes.accepted + lanes.fed + lanes.recovered < lanes.delivered + lanes.dead {
@@ -379,7 +379,7 @@ impl Model {
     }
 
     /// Everything has come to its end: each promise must be kept.
-    pub fn ends(&self, held: &Held) -> Check {
+    pub fn ends(&self, held: &SpoolStats) -> Check {
         for (number, case) in self.cases.iter().enumerate() {
             ensure!(
                 case.client != Client::Waits,

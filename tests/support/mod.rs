@@ -54,7 +54,7 @@ pub async fn closed_spool() -> Spool {
     spool.close().await;
     // A thread that is just ending would still be waited for.
     eventually("the spool has ended", Duration::from_secs(20), async || {
-        spool.holds().refuses.then_some(())
+        spool.stats().refuses.then_some(())
     })
     .await;
     spool

@@ -22,7 +22,7 @@ use crate::{
     config::CONCURRENCY_MAX,
     delivery::Delivery,
     record::Record,
-    spool::Letter,
+    spool::DeathReason,
 };
 
 /// How long the first record of a batch waits for more.
@@ -180,7 +180,7 @@ impl Post {
     fn until_all_settled(
         &self,
         together: Vec<Held>,
-        letter: Letter,
+        letter: DeathReason,
         (slots, slot): (Arc<Semaphore>, OwnedSemaphorePermit),
         mut drain: watch::Receiver<u64>,
     ) -> LocalBoxFuture<'_, ()> {
@@ -239,7 +239,7 @@ impl Post {
                     }) {
                         self.bury(held.delivery, letter.clone()).await;
                     }
-                    Letter {
+                    DeathReason {
                         given_up: false,
                         ..letter
                     }
@@ -259,7 +259,7 @@ impl Post {
     async fn in_its_turn(
         &self,
         together: Vec<Held>,
-        letter: Letter,
+        letter: DeathReason,
         slots: Arc<Semaphore>,
         mut drain: watch::Receiver<u64>,
     ) {

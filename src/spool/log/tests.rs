@@ -6,7 +6,7 @@ fn open(folder: &TempDir) -> Log {
     Log::open(folder.path(), "q", SEGMENT_MAX).unwrap()
 }
 
-fn append(log: &mut Log, numbers: std::ops::Range<u32>) -> Vec<Key> {
+fn append(log: &mut Log, numbers: std::ops::Range<u32>) -> Vec<Position> {
     let keys = numbers
         .map(|number| log.append(&payload(number), false).unwrap())
         .collect();

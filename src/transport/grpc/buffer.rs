@@ -17,7 +17,7 @@ use crate::{
     breaker::Breaker,
     delivery::{Delivery, Verdict},
     record::Record,
-    spool::{Entry, Key, Queue, Spool},
+    spool::{Entry, EntryKey, Queue, Spool},
 };
 
 /// Capacity in memory, in units of [`UNIT`] bytes: at most 1024 records or 64 MiB. A record takes at least one unit.
@@ -90,7 +90,7 @@ enum State {
     Memory,
     /// The write to disk has begun.
     Writing,
-    Disk(Key),
+    Disk(EntryKey),
     Settled,
 }
 
@@ -105,7 +105,7 @@ impl BufferedRecord {
             .buffer
             .0
             .spool
-            .put(Queue::Carried, &Entry::new(&self.record, None), true)
+            .put_held(Queue::Carried, &Entry::new(&self.record, None))
             .await;
         let mut state = self.state.lock();
         match (put, mem::replace(&mut *state, State::Memory)) {
@@ -208,13 +208,7 @@ impl BufferIn {
 
     async fn overflow(&self, record: Record, reporter: Reporter) {
         let entry = Entry::new(&record, None);
-        if self
-            .0
-            .spool
-            .put(Queue::Carried, &entry, false)
-            .await
-            .is_ok()
-        {
+        if self.0.spool.put(Queue::Carried, &entry).await.is_ok() {
             return reporter.report_safe();
         }
         let capacity = Arc::clone(&self.0.capacity).acquire_many_owned(units(&record));
@@ -247,7 +241,7 @@ impl BufferIn {
 
     /// Reloads records from disk as memory has room, for ever.
     pub(super) async fn reload(self) {
-        let mut on_disk = self.0.spool.held();
+        let mut on_disk = self.0.spool.watch_stats();
         // Includes the records that an earlier connection took in and did not settle.
         self.0.spool.rewind(Queue::Carried);
         loop {

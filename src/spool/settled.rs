@@ -11,14 +11,14 @@ pub const RUN: usize = 12;
 
 /// The settled ordinals of a segment, a bit each.
 #[derive(Default)]
-pub struct Done {
+pub struct SettledSet {
     bits: Vec<u64>,
     pub count: u32,
     /// Settled since the last flush.
     pub fresh: Vec<u32>,
 }
 
-impl Done {
+impl SettledSet {
     pub fn contains(&self, ordinal: u32) -> bool {
         self.bits
             .get(ordinal as usize / 64)
