@@ -1,16 +1,21 @@
-//! Every setting with its default. `keys` is the table of their names, `load` reads them, `rules` holds them together, and `url` reads and
-//! hides what is in URLs.
+//! Every setting with its default. A key is a field: its name, its default in `Default`, its range in the attribute.
+//!
+//! `load` reads the sources key by key, `value` the values, `url` the URLs; `rules` checks keys against each other.
 
-mod keys;
 mod load;
 mod rules;
 mod url;
+mod value;
 
-use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
+use serde::{Deserialize, Serialize, Serializer, ser::SerializeMap as _};
+
+use self::value::{GIB, MIB};
 pub use self::{
-    keys::KEYS,
-    load::{Flag, Mistake},
+    load::{ConfigError, Flag},
+    url::SecretUrl,
+    value::ReadableFile,
 };
 use crate::{lane_id::LaneId, record::Schema};
 
@@ -20,57 +25,77 @@ pub const CONCURRENCY_MAX: usize = 4096;
 pub const BUNDLE_MAX: usize = 128;
 
 /// The whole configuration of a node.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Config {
     pub ingest: Ingest,
     pub api: Api,
     pub router: Router,
-    pub lanes: Lanes,
     pub spool: Spool,
     pub admin: Admin,
-    /// The lanes that were named, in the order in which they were.
-    pub lane_order: Vec<LaneId>,
+    pub lanes: Lanes,
 }
 
 /// `[ingest]`: the HTTP side that clients post to.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Ingest {
+    #[serde(deserialize_with = "value::address")]
     pub listen: SocketAddr,
     /// Bytes of a whole request.
+    #[serde(
+        serialize_with = "value::show_size",
+        deserialize_with = "value::size::<1, GIB, _, _>"
+    )]
     pub max_body: usize,
     /// Bytes of one record.
+    #[serde(
+        serialize_with = "value::show_size",
+        deserialize_with = "value::size::<1, GIB, _, _>"
+    )]
     pub max_record: usize,
+    #[serde(deserialize_with = "value::name")]
     pub schema: Schema,
+    #[serde(deserialize_with = "value::name")]
     pub ack: Ack,
 }
 
 /// `[api]`: where records go.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Api {
-    pub url: String,
+    pub url: SecretUrl,
+    #[serde(with = "value::wait")]
     pub timeout: Duration,
     /// POSTs in flight per lane.
+    #[serde(deserialize_with = "value::whole::<1, CONCURRENCY_MAX, _>")]
     pub concurrency: usize,
     /// Records of a POST at most; with more than one, its body is a JSON array.
+    #[serde(deserialize_with = "value::whole::<1, 1000, _>")]
     pub batch: usize,
     /// A record that the API has not taken by then is given up; `None` for never.
+    #[serde(with = "value::patience")]
     pub give_up_after: Option<Duration>,
     /// A file with a bearer token.
-    pub token_file: Option<PathBuf>,
+    pub token_file: Option<ReadableFile>,
     /// PEM certificates that the API's certificate may be signed by, beside the public ones.
-    pub ca_file: Option<PathBuf>,
+    pub ca_file: Option<ReadableFile>,
 }
 
 /// `[router]`
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Router {
+    #[serde(deserialize_with = "value::name")]
     pub policy: Policy,
     /// How long the lanes may take to confirm a record; then it goes to the spool.
+    #[serde(with = "value::wait")]
     pub publish_timeout: Duration,
 }
 
 /// What a 2xx stands for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Ack {
     /// A lane has confirmed the record; the spool, if none can.
     Lane,
@@ -79,112 +104,172 @@ pub enum Ack {
 }
 
 /// How the router chooses among the lanes that are up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Policy {
     RoundRobin,
 }
 
 /// `[lanes.*]`: a lane is on when its section, or one of its variables, is there; the gRPC lane also when no lane is.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
 pub struct Lanes {
     pub grpc: Option<Grpc>,
     pub nats: Option<Nats>,
     pub rabbitmq: Option<Rabbitmq>,
     pub pubsub: Option<Pubsub>,
+    /// The lanes in the order in which the sources name them.
+    #[serde(skip)]
+    pub order: Vec<LaneId>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Grpc {
+    #[serde(deserialize_with = "value::text")]
     pub tag: String,
+    #[serde(deserialize_with = "value::address")]
     pub listen: SocketAddr,
     /// Nodes to carry records to; empty means this node itself.
+    #[serde(deserialize_with = "value::list")]
     pub peers: Vec<String>,
     /// PEM certificate chain and key of this node's server; the server speaks TLS when both are given.
-    pub cert_file: Option<PathBuf>,
-    pub key_file: Option<PathBuf>,
+    pub cert_file: Option<ReadableFile>,
+    pub key_file: Option<ReadableFile>,
     /// PEM certificates that peers' certificates may be signed by, beside the public ones.
-    pub ca_file: Option<PathBuf>,
+    pub ca_file: Option<ReadableFile>,
 }
 
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Nats {
+    #[serde(deserialize_with = "value::text")]
     pub tag: String,
     /// One or more servers, separated by commas; `tls://` asks for TLS; credentials may be in it.
-    pub url: String,
+    pub url: SecretUrl,
+    #[serde(deserialize_with = "value::text")]
     pub stream: String,
+    #[serde(deserialize_with = "value::text")]
     pub subject: String,
+    #[serde(deserialize_with = "value::text")]
     pub durable: String,
     /// The most records of one message.
+    #[serde(deserialize_with = "value::whole::<1, BUNDLE_MAX, _>")]
     pub bundle: usize,
     /// Copies of the stream when Waypost creates it.
+    #[serde(deserialize_with = "value::replicas")]
     pub replicas: usize,
-    pub ca_file: Option<PathBuf>,
+    pub ca_file: Option<ReadableFile>,
     /// Client certificate and key, PEM.
-    pub cert_file: Option<PathBuf>,
-    pub key_file: Option<PathBuf>,
+    pub cert_file: Option<ReadableFile>,
+    pub key_file: Option<ReadableFile>,
     /// A NATS `.creds` file (JWT and nkey seed).
-    pub creds_file: Option<PathBuf>,
+    pub creds_file: Option<ReadableFile>,
     /// A file with a token.
-    pub token_file: Option<PathBuf>,
+    pub token_file: Option<ReadableFile>,
     /// A file with the password of the URL's user.
-    pub password_file: Option<PathBuf>,
+    pub password_file: Option<ReadableFile>,
 }
 
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Rabbitmq {
+    #[serde(deserialize_with = "value::text")]
     pub tag: String,
     /// `amqp://` or `amqps://`.
-    pub url: String,
+    pub url: SecretUrl,
+    #[serde(deserialize_with = "value::text")]
     pub queue: String,
     /// The most records of one message.
+    #[serde(deserialize_with = "value::whole::<1, BUNDLE_MAX, _>")]
     pub bundle: usize,
-    pub ca_file: Option<PathBuf>,
+    pub ca_file: Option<ReadableFile>,
     /// A file with the password of the URL's user.
-    pub password_file: Option<PathBuf>,
+    pub password_file: Option<ReadableFile>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Pubsub {
+    #[serde(deserialize_with = "value::text")]
     pub tag: String,
+    #[serde(deserialize_with = "value::text")]
     pub project: String,
+    #[serde(deserialize_with = "value::text")]
     pub topic: String,
+    #[serde(deserialize_with = "value::text")]
     pub subscription: String,
     /// The most records of one message.
+    #[serde(deserialize_with = "value::whole::<1, BUNDLE_MAX, _>")]
     pub bundle: usize,
     /// The emulator's address; absent means the real service.
+    #[serde(deserialize_with = "value::text")]
     pub endpoint: Option<String>,
     /// A service account's key (JSON); absent means the default credentials.
-    pub credentials_file: Option<PathBuf>,
+    pub credentials_file: Option<ReadableFile>,
 }
 
 /// `[spool]`: the durable folder of this node.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Spool {
+    #[serde(deserialize_with = "value::text")]
     pub dir: PathBuf,
     /// Bytes.
+    #[serde(
+        serialize_with = "value::show_size",
+        deserialize_with = "value::size::<MIB, { u64::MAX }, _, _>"
+    )]
     pub max: u64,
 }
 
 /// `[admin]`
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Admin {
+    #[serde(deserialize_with = "value::address")]
     pub listen: SocketAddr,
 }
 
-/// Settings with a URL that may hold a secret: no log shows it.
-macro_rules! hide_secrets {
-    ($($name:ident, $masked:path;)+) => {$(
-        impl fmt::Debug for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.debug_struct(stringify!($name)).field("url", &$masked(&self.url)).finish_non_exhaustive()
+impl Lanes {
+    /// The lanes that are on, in the order of the configuration, with their tags.
+    #[must_use]
+    pub fn in_order(&self) -> Vec<(LaneId, String)> {
+        let unordered = LaneId::ALL
+            .into_iter()
+            .filter(|lane| !self.order.contains(lane));
+        let all = self.order.iter().copied().chain(unordered);
+        all.filter_map(|lane| Some((lane, self.tag(lane)?.clone())))
+            .collect()
+    }
+
+    fn tag(&self, lane: LaneId) -> Option<&String> {
+        let tag = match lane {
+            LaneId::Grpc => &self.grpc.as_ref()?.tag,
+            LaneId::Nats => &self.nats.as_ref()?.tag,
+            LaneId::Rabbitmq => &self.rabbitmq.as_ref()?.tag,
+            LaneId::Pubsub => &self.pubsub.as_ref()?.tag,
+            LaneId::Memory => return None,
+        };
+        Some(tag)
+    }
+}
+
+impl Serialize for Lanes {
+    fn serialize<S: Serializer>(&self, output: S) -> Result<S::Ok, S::Error> {
+        let mut sections = output.serialize_map(None)?;
+        for (lane, _) in self.in_order() {
+            let name = lane.name();
+            match lane {
+                LaneId::Grpc => sections.serialize_entry(name, &self.grpc)?,
+                LaneId::Nats => sections.serialize_entry(name, &self.nats)?,
+                LaneId::Rabbitmq => sections.serialize_entry(name, &self.rabbitmq)?,
+                LaneId::Pubsub => sections.serialize_entry(name, &self.pubsub)?,
+                LaneId::Memory => {}
             }
         }
-    )+};
-}
-hide_secrets! {
-    Api, url::masked;
-    Nats, url::masked_list;
-    Rabbitmq, url::masked;
+        sections.end()
+    }
 }
 
 impl Default for Ingest {

@@ -92,7 +92,7 @@ impl Node {
         let ledger = Arc::new(Ledger::new(Record::new_id()));
         let spool = Spool::open(&config.spool.dir, config.spool.max)?;
         let found = spool.stats();
-        let lanes = config.lanes_in_order();
+        let lanes = config.lanes.in_order();
         ledger.found_waiting(found.waiting() + found.records(Queue::Dead));
         for (lane, lies) in LaneId::ALL.map(|lane| (lane, left_to(lane, &found))) {
             if lies > 0 && lanes.iter().all(|(known, _)| *known != lane) {
@@ -220,7 +220,7 @@ impl Node {
             breaker: Arc::clone(&wiring.breaker),
             node: gethostname::gethostname().to_string_lossy().into(),
             lanes: lanes.into(),
-            api_url: config.api.url.as_str().into(),
+            api_url: config.api.url.to_string().into(),
             api_limit: config.api.concurrency,
             draining: Arc::clone(&draining),
             ack: config.ingest.ack,

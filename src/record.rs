@@ -13,8 +13,9 @@ use std::{
 };
 
 use bytes::{BufMut, Bytes, BytesMut};
-use serde::de::{
-    DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, Unexpected, Visitor,
+use serde::{
+    Deserialize, Serialize,
+    de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, Unexpected, Visitor},
 };
 use serde_json::value::RawValue;
 use uuid::Uuid;
@@ -101,7 +102,8 @@ pub fn is_visible_ascii(text: &str) -> bool {
 }
 
 /// What a record must look like to be taken in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Schema {
     /// `name`, `location` (non-empty strings), `age` (integer 0 to 150), `infectedtype`, `state` (strings), and whatever else.
     Case,

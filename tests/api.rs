@@ -31,7 +31,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 fn client(api: &Api) -> Client {
     let config = config::Api {
-        url: api.url(),
+        url: api.url().into(),
         timeout: TIMEOUT,
         concurrency: 4,
         ..config::Api::default()
@@ -69,8 +69,8 @@ async fn a_token_from_a_file_is_sent_as_bearer() {
     let file = folder.path().join("token");
     std::fs::write(&file, "secret\n").unwrap();
     let config = config::Api {
-        url: api.url(),
-        token_file: Some(file),
+        url: api.url().into(),
+        token_file: Some(file.into()),
         ..config::Api::default()
     };
     post(&Client::new(&Settings::read(&config).unwrap())).await;
@@ -236,7 +236,7 @@ const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
 
 fn client_of(url: String, concurrency: usize) -> Client {
     let config = config::Api {
-        url,
+        url: url.into(),
         timeout: TIMEOUT,
         concurrency,
         ..config::Api::default()
@@ -374,35 +374,35 @@ fn files_that_cannot_be_used_are_named() {
     for (config, name) in [
         (
             config::Api {
-                token_file: Some(missing.clone()),
+                token_file: Some(missing.clone().into()),
                 ..api()
             },
             "missing",
         ),
         (
             config::Api {
-                token_file: Some(garbage.clone()),
+                token_file: Some(garbage.clone().into()),
                 ..api()
             },
             "garbage",
         ),
         (
             config::Api {
-                token_file: Some(empty),
+                token_file: Some(empty.into()),
                 ..api()
             },
             "empty",
         ),
         (
             config::Api {
-                ca_file: Some(missing),
+                ca_file: Some(missing.into()),
                 ..api()
             },
             "missing",
         ),
         (
             config::Api {
-                ca_file: Some(garbage),
+                ca_file: Some(garbage.into()),
                 ..api()
             },
             "garbage",
@@ -447,8 +447,8 @@ async fn https_is_spoken_with_apis_whose_certificate_is_trusted_and_with_no_othe
         let url = format!("https://{host}:{port}/");
         let timeout = Duration::from_secs(5);
         let config = config::Api {
-            url: url.clone(),
-            ca_file,
+            url: url.clone().into(),
+            ca_file: ca_file.map(Into::into),
             timeout,
             ..config::Api::default()
         };

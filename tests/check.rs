@@ -7,7 +7,7 @@ use std::{
 };
 
 use waypost::{
-    config::{Config, Flag, Mistake},
+    config::{Config, ConfigError, Flag},
     lane_id::LaneId,
 };
 
@@ -38,13 +38,13 @@ fn mistakes(arguments: &[&str], environment: &[(&str, &str)]) -> Vec<String> {
 fn each_mistake_is_named_by_file_line_and_key_with_what_is_allowed() {
     let expected = [
         r#"mistakes.toml:4: ingest.listen: "localhost" does not fit; allowed is an IP address and a port, as in "127.0.0.1:8000""#,
-        r#"mistakes.toml:6: ingest.schema: "cases" does not fit; allowed is "case" or "any"; a JSON Schema file is not in this version"#,
+        r#"mistakes.toml:6: ingest.schema: "cases" does not fit; allowed is "case" or "any""#,
         r#"mistakes.toml:10: api.timeout: "fast" does not fit; allowed is a duration over zero, as in "250ms", "10s" or "24h""#,
         r#"mistakes.toml:11: api.concurrency: "0" does not fit; allowed is a whole number from 1 to 4096"#,
         "mistakes.toml:12: api.time_out: there is no such key; did you mean api.timeout?",
-        r#"mistakes.toml:15: router.policy: "adaptive" does not fit; allowed is "round-robin"; the other policies are not in this version"#,
+        r#"mistakes.toml:15: router.policy: "adaptive" does not fit; allowed is "round-robin""#,
         "mistakes.toml:23: lanes.rabbitmq.queue: is a list; allowed is a text that is not empty",
-        "mistakes.toml:25: lanes.kafka: there is no such section; allowed are ingest, api, router, lanes.grpc, lanes.nats, lanes.rabbitmq, lanes.pubsub, spool, admin, telemetry",
+        "mistakes.toml:25: lanes.kafka: there is no such section; allowed are admin, api, ingest, lanes.grpc, lanes.nats, lanes.pubsub, lanes.rabbitmq, router, spool",
         "mistakes.toml:5: ingest.max_record: is over ingest.max_body; a record must fit into a request",
         "mistakes.toml:9: api.url: is not a URL that can be posted to; allowed is http:// or https:// with a host",
         "mistakes.toml:18: lanes.nats.url: is not a list of servers; allowed is nats:// or tls:// with a host, separated by commas",
@@ -55,28 +55,28 @@ fn each_mistake_is_named_by_file_line_and_key_with_what_is_allowed() {
 }
 
 #[test]
-fn lanes_later_versions_and_keys_at_odds_are_named_too_and_no_secret_is() {
+fn lanes_unknown_keys_and_keys_at_odds_are_named_too_and_no_secret_is() {
     let why = std::fs::File::open("tests/config/absent").expect_err("it is not there");
     let absent = format!(
         r#"lanes.toml:12: api.token_file: "absent" cannot be read: {why}; allowed is the path of a file that can be read"#
     );
     let expected = [
         r#"lanes.toml:6: ingest.ack: "broker" does not fit; allowed is "lane" or "disk""#,
-        "lanes.toml:7: ingest.tokens_file: is not in this version; leave it out",
-        "lanes.toml:8: ingest.bind: there is no such key; allowed are listen, max_body, max_record, schema, ack, tokens_file, tls_cert_file, tls_key_file, client_ca_file",
+        "lanes.toml:7: ingest.tokens_file: there is no such key; allowed are ack, listen, max_body, max_record, schema",
+        "lanes.toml:8: ingest.bind: there is no such key; allowed are ack, listen, max_body, max_record, schema",
         absent.as_str(),
         r#"lanes.toml:13: api.ca_file: "." cannot be read: it is a folder; allowed is the path of a file that can be read"#,
         r#"lanes.toml:14: api.timeout: "10" does not fit; allowed is a duration over zero, as in "250ms", "10s" or "24h""#,
         r#"lanes.toml:15: api.batch: "0" does not fit; allowed is a whole number from 1 to 1000"#,
-        r#"lanes.toml:28: lanes.grpc.weight: is not in this version; allowed is "1""#,
+        "lanes.toml:28: lanes.grpc.weight: there is no such key; allowed are ca_file, cert_file, key_file, listen, peers, tag",
         "lanes.toml:32: lanes.rabbitmq.queue: is of type integer; allowed is a text that is not empty",
         r#"lanes.toml:33: lanes.rabbitmq.bundle: "129" does not fit; allowed is a whole number from 1 to 128"#,
         "lanes.toml:39: lanes.pubsub.project: is empty; allowed is a text that is not empty",
-        "lanes.toml:42: telemetry.otlp: is not in this version; leave it out",
+        "lanes.toml:41: telemetry: there is no such section; allowed are admin, api, ingest, lanes.grpc, lanes.nats, lanes.pubsub, lanes.rabbitmq, router, spool",
         "lanes.toml:5: ingest.max_body: is under ingest.max_record; a record must fit into a request",
         "lanes.toml:11: api.url: has a login, which is never sent; allowed is a token, in token_file",
         r#"lanes.toml:27: lanes.grpc.peers: "b:3000" is no node; allowed is http:// or https:// with a host and without a login"#,
-        r#"lanes.toml:27: lanes.grpc.peers: "https://user:***@c" is no node; allowed is http:// or https:// with a host and without a login"#,
+        r#"lanes.toml:27: lanes.grpc.peers: "https://user:***@c/" is no node; allowed is http:// or https:// with a host and without a login"#,
         "lanes.toml:18: lanes.nats.url: is not a list of servers; allowed is nats:// or tls:// with a host, separated by commas",
         "lanes.toml:19: lanes.nats.subject: is no subject; allowed are letters, digits, - and _, joined by dots",
         "lanes.toml:20: lanes.nats.cert_file: needs key_file beside it; allowed are both or none",
@@ -113,7 +113,7 @@ fn a_mistake_in_a_variable_or_a_flag_is_named_by_it() {
             &[
                 ("PUBSUB_EMULATOR_HOST", "ftp://a"),
                 ("WAYPOST_LANES__PUBSUB__TAG", "GRPC"),
-                ("WAYPOST_LANES__GRPC__WEIGHT", "1")
+                ("WAYPOST_LANES__GRPC__PEERS", "http://b:3000")
             ]
         ),
         [
@@ -147,7 +147,11 @@ fn toml_that_does_not_parse_is_named_by_its_line() {
     );
 }
 
-fn load(toml: &str, environment: &[(&str, &str)], flags: &[Flag]) -> Result<Config, Vec<Mistake>> {
+fn load(
+    toml: &str,
+    environment: &[(&str, &str)],
+    flags: &[Flag],
+) -> Result<Config, Vec<ConfigError>> {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("waypost.toml");
     std::fs::write(&file, toml).unwrap();
@@ -185,7 +189,7 @@ fn what_is_printed_loads_to_the_same_configuration_with_its_lanes_in_order() {
     "#;
     let config = load(toml, &[("WAYPOST_LANES__PUBSUB__TOPIC", "topic-1")], &[]).unwrap();
     assert_eq!(
-        config.lane_order,
+        config.lanes.order,
         [LaneId::Rabbitmq, LaneId::Nats, LaneId::Grpc, LaneId::Pubsub]
     );
     assert_eq!(
@@ -195,7 +199,7 @@ fn what_is_printed_loads_to_the_same_configuration_with_its_lanes_in_order() {
     );
     assert_eq!(load(&config.to_toml(), &[], &[]).unwrap(), config);
     assert_eq!(
-        Config::load(None, &BTreeMap::new(), &[]).map(|config| config.lane_order),
+        Config::load(None, &BTreeMap::new(), &[]).map(|config| config.lanes.order),
         Ok(vec![LaneId::Grpc])
     );
 }
@@ -245,18 +249,17 @@ fn the_emulators_variable_is_a_default_and_turns_no_lane_on() {
 #[test]
 fn listeners_may_share_a_port_on_addresses_that_do_not_meet() {
     let listen = |ingest: &str, admin: &str| {
-        let flag = |flag, section, value: &str| Flag {
+        let flag = |flag, key, value: &str| Flag {
             flag,
-            section,
-            name: "listen",
+            key,
             value: value.into(),
         };
         Config::load(
             None,
             &BTreeMap::new(),
             &[
-                flag("--listen", "ingest", ingest),
-                flag("--admin", "admin", admin),
+                flag("--listen", "ingest.listen", ingest),
+                flag("--admin", "admin.listen", admin),
             ],
         )
         .is_ok()
@@ -367,7 +370,7 @@ fn flags_override_the_environment_which_overrides_the_file() {
     );
 }
 
-/// The contract's own example holds the defaults of every key.
+/// The defaults of the contract's example, for every key that there is.
 #[test]
 fn every_default_of_the_contract_is_allowed() {
     let defaults = r#"
@@ -392,7 +395,6 @@ stream = "WAYPOST"
 subject = "waypost.records"
 durable = "waypost"
 tag = "NATS"
-weight = 1
 bundle = 1
 [lanes.rabbitmq]
 url = "amqp://guest:guest@127.0.0.1:5672/%2f"
@@ -408,7 +410,6 @@ dir = "data"
 max = "4GiB"
 [admin]
 listen = "127.0.0.1:8001"
-[telemetry]
 "#;
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("defaults.toml");

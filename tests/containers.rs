@@ -374,7 +374,8 @@ fn nodes_are_configured_validly_for_the_lanes_of_their_file_and_reach_what_they_
             );
             let config = configuration(service);
             let lanes: BTreeSet<_> = config
-                .lanes_in_order()
+                .lanes
+                .in_order()
                 .into_iter()
                 .map(|(lane, _)| lane)
                 .collect();
@@ -386,13 +387,13 @@ fn nodes_are_configured_validly_for_the_lanes_of_their_file_and_reach_what_they_
 
             let lanes = &config.lanes;
             let urls = [
-                Some(&config.api.url),
-                lanes.nats.as_ref().map(|nats| &nats.url),
-                lanes.rabbitmq.as_ref().map(|rabbitmq| &rabbitmq.url),
+                Some(&*config.api.url),
+                lanes.nats.as_ref().map(|nats| &*nats.url),
+                lanes.rabbitmq.as_ref().map(|rabbitmq| &*rabbitmq.url),
                 lanes
                     .pubsub
                     .as_ref()
-                    .and_then(|pubsub| pubsub.endpoint.as_ref()),
+                    .and_then(|pubsub| pubsub.endpoint.as_deref()),
             ];
             let peers = lanes
                 .grpc

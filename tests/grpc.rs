@@ -740,12 +740,12 @@ async fn nodes_speak_tls_to_each_other_and_to_themselves_and_trust_nobody_else()
         return;
     };
     let mut own = settings();
-    own.config.cert_file = Some(cert.clone());
+    own.config.cert_file = Some(cert.clone().into());
     assert!(
         matches!(Grpc::connect(&own).await, Err(TransportError::Connect(_))),
         "a certificate without its key"
     );
-    own.config.key_file = Some(key);
+    own.config.key_file = Some(key.into());
     let node = connect(&own).await;
     let record = record("k");
     let (published, ()) = tokio::join!(node.publish(&record), async { next(&node).await.ack() });
@@ -756,7 +756,7 @@ async fn nodes_speak_tls_to_each_other_and_to_themselves_and_trust_nobody_else()
     };
     for (ca_file, trusted) in [(Some(cert), true), (None, false)] {
         let mut peer = settings();
-        peer.config.ca_file = ca_file;
+        peer.config.ca_file = ca_file.map(Into::into);
         peer.config.peers = vec![format!("https://localhost:{}", address.port())];
         let peer = connect(&peer).await;
         let published = async {

@@ -806,7 +806,7 @@ async fn records_of_requests_that_are_here_together_travel_together_but_for_what
         ingest.submit(record(), None).await.ok()
     })
     .await;
-    let server = async_nats::jetstream::new(async_nats::connect(&settings.url).await.unwrap());
+    let server = async_nats::jetstream::new(async_nats::connect(&*settings.url).await.unwrap());
     let messages = async || {
         let mut stream = server.get_stream(&settings.stream).await.unwrap();
         stream.info().await.unwrap().state.last_sequence

@@ -79,7 +79,7 @@ async fn lost(nats: &Nats) -> String {
 /// The server as its operator sees it.
 async fn operator(settings: &config::Nats) -> jetstream::Context {
     jetstream::new(
-        async_nats::connect(&settings.url)
+        async_nats::connect(&*settings.url)
             .await
             .expect("a connection"),
     )
@@ -407,7 +407,7 @@ async fn credentials_in_the_url_and_in_a_file_are_used() {
     };
     let (address, settings) = (server.address(), server.config());
     let with = |url: String| config::Nats {
-        url,
+        url: url.into(),
         ..settings.clone()
     };
     connect(&with(format!("nats://waypost:p%3A%C3%B1%40ss@{address}")))
@@ -415,7 +415,7 @@ async fn credentials_in_the_url_and_in_a_file_are_used() {
         .close()
         .await;
     let from_file = config::Nats {
-        password_file: Some(secret.path().to_owned()),
+        password_file: Some(secret.path().into()),
         ..with(format!("nats://waypost@{address}"))
     };
     connect(&from_file).await.close().await;
@@ -431,7 +431,7 @@ async fn credentials_in_the_url_and_in_a_file_are_used() {
     };
     let url = format!("nats://s3cret@{}", server.address());
     connect(&config::Nats {
-        url,
+        url: url.into(),
         ..server.config()
     })
     .await
@@ -452,13 +452,13 @@ async fn over_tls_only_a_server_that_is_trusted_gets_records() {
     };
     let url = format!("tls://{}", server.address());
     let strange = config::Nats {
-        url,
+        url: url.into(),
         ..server.config()
     };
     let why = refused(&strange).await;
     assert!(why.to_lowercase().contains("certificate"), "{why}");
     let trusted = config::Nats {
-        ca_file: Some(cert.clone()),
+        ca_file: Some(cert.clone().into()),
         ..strange
     };
     let nats = connect(&trusted).await;
@@ -470,7 +470,7 @@ async fn over_tls_only_a_server_that_is_trusted_gets_records() {
         return;
     };
     let settings = config::Nats {
-        ca_file: Some(cert),
+        ca_file: Some(cert.into()),
         ..plain.config()
     };
     assert!(
@@ -491,7 +491,7 @@ async fn one_of_several_servers_is_enough() {
         + ", "
         + &server.address();
     let settings = config::Nats {
-        url,
+        url: url.into(),
         ..server.config()
     };
     // The client shuffles them.

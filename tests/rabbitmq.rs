@@ -135,7 +135,7 @@ async fn a_wrong_password_is_told_without_the_password() {
         return;
     };
     let mut settings = rabbit.config();
-    settings.url = settings.url.replace("guest:guest", "guest:sesame");
+    settings.url = settings.url.replace("guest:guest", "guest:sesame").into();
     let Err(TransportError::Connect(why)) = try_connect(&settings).await else {
         panic!("it got in")
     };
@@ -424,9 +424,9 @@ async fn over_tls_only_a_server_that_is_trusted_gets_records() {
     let password = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(password.path(), "guest\n").unwrap();
     let trusting = config::Rabbitmq {
-        url: format!("amqps://guest@127.0.0.1:{port}/%2f"),
-        password_file: Some(password.path().to_owned()),
-        ca_file: Some(certificate),
+        url: format!("amqps://guest@127.0.0.1:{port}/%2f").into(),
+        password_file: Some(password.path().into()),
+        ca_file: Some(certificate.into()),
         ..plain
     };
     let transport = connect(&trusting).await;

@@ -103,7 +103,7 @@ async fn play(
         scratch.path().clone_into(&mut config.spool.dir);
     }
     let listener = TcpListener::bind("127.0.0.1:0")?;
-    config.api.url = format!("http://{}/", listener.local_addr()?);
+    config.api.url = format!("http://{}/", listener.local_addr()?).into();
     let sink = Sink::start(listener, None)?;
     if config.ingest.listen.ip().is_unspecified() {
         // What is shown on one machine is not served to others.
@@ -117,7 +117,7 @@ async fn play(
     let node = Node::start(&config)?;
     // It takes a record as an API does, but for the status.
     let ingest = api::Settings::read(&config::Api {
-        url: format!("http://{}/", node.ingest),
+        url: format!("http://{}/", node.ingest).into(),
         ..config::Api::default()
     })?;
     if !lanes_up(&node).await {
@@ -134,7 +134,7 @@ async fn play(
     progress.end();
 
     let stats = sink.stats();
-    let lanes = config.lanes_in_order();
+    let lanes = config.lanes.in_order();
     if args.json {
         println!("{}", report_json(&node, &lanes, &stats, elapsed));
     } else {

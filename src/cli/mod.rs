@@ -163,30 +163,26 @@ pub struct NodeArgs {
 }
 
 impl NodeArgs {
-    /// The configuration, or the exit status after each mistake was told on the standard error.
+    /// The configuration, or the exit status after each mistake is on the standard error.
     pub fn load(&self) -> Result<Config, ExitCode> {
-        let flag = |flag, section, name, value: &Option<String>| {
-            value.clone().map(|value| Flag {
-                flag,
-                section,
-                name,
-                value,
-            })
+        let flag = |flag, key, value: &Option<String>| {
+            let value = value.clone()?;
+            Some(Flag { flag, key, value })
         };
         let flags = [
-            flag("--api", "api", "url", &self.api),
-            flag("--listen", "ingest", "listen", &self.listen),
-            flag("--admin", "admin", "listen", &self.admin),
-            flag("--data", "spool", "dir", &self.data),
+            flag("--api", "api.url", &self.api),
+            flag("--listen", "ingest.listen", &self.listen),
+            flag("--admin", "admin.listen", &self.admin),
+            flag("--data", "spool.dir", &self.data),
         ];
         let flags: Vec<_> = flags.into_iter().flatten().collect();
-        // A variable that is not Unicode is none of ours.
+        // All our variables are Unicode.
         let environment = std::env::vars_os().filter_map(|(name, value)| {
             Some((name.into_string().ok()?, value.into_string().ok()?))
         });
-        Config::load(self.config.as_deref(), &environment.collect(), &flags).map_err(|mistakes| {
-            for mistake in mistakes {
-                eprintln!("{mistake}");
+        Config::load(self.config.as_deref(), &environment.collect(), &flags).map_err(|errors| {
+            for error in errors {
+                eprintln!("{error}");
             }
             ExitCode::from(USAGE)
         })

@@ -1,42 +1,40 @@
-//! From defaults, file, environment and flags to a configuration that is valid as a whole, or to all its mistakes.
+//! Reads file, environment and flags over the defaults, to a valid configuration or to all mistakes in it.
+//!
+//! Each key is deserialised alone first, so that one mistake hides no other.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    fmt,
-    fmt::Write as _,
-    fs,
+    fmt, fs,
     path::Path,
 };
 
+use serde::Deserialize as _;
 use toml::{
-    Spanned,
-    de::{DeTable, DeValue},
+    Spanned, Table, Value,
+    de::{DeTable, DeValue, ValueDeserializer},
 };
 
-use super::{
-    Config,
-    keys::{KEYS, Key, Value, lane_of},
-    rules::Blame,
-};
+use super::{Config, rules};
 use crate::lane_id::LaneId;
 
 /// The beginning of our variables' names.
 const PREFIX: &str = "WAYPOST_";
-/// What the emulator's own tools set: the default of `lanes.pubsub.endpoint`.
+/// The variable that Pub/Sub's own tools set: the default of [`ENDPOINT`].
 const EMULATOR: &str = "PUBSUB_EMULATOR_HOST";
+const ENDPOINT: &str = "lanes.pubsub.endpoint";
 
-/// Something in the configuration that is wrong.
+/// A mistake in the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mistake {
+pub struct ConfigError {
     /// `FILE:LINE`, or the name of the variable or flag.
     pub place: String,
-    /// `section.key`; empty where it is not about a key.
+    /// `section.key`, or empty for a mistake that has no key.
     pub key: String,
-    /// What is wrong, and what is allowed.
+    /// The mistake, and the allowed values.
     pub what: String,
 }
 
-impl fmt::Display for Mistake {
+impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { place, key, what } = self;
         if key.is_empty() {
@@ -51,8 +49,8 @@ impl fmt::Display for Mistake {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Flag {
     pub flag: &'static str,
-    pub section: &'static str,
-    pub name: &'static str,
+    /// `section.key`
+    pub key: &'static str,
     pub value: String,
 }
 
@@ -65,171 +63,159 @@ impl Config {
         file: Option<&Path>,
         environment: &BTreeMap<String, String>,
         flags: &[Flag],
-    ) -> Result<Self, Vec<Mistake>> {
-        let mut loader = Loader::default();
+    ) -> Result<Self, Vec<ConfigError>> {
+        let mut loader = Loader::new();
         if let Some(file) = file {
             loader.file(file);
         }
         loader.environment(environment);
-        for Flag {
-            flag,
-            section,
-            name,
-            value,
-        } in flags
-        {
-            loader.set(
-                section,
-                name,
-                (*flag).to_owned(),
-                &Value::Text(value.clone()),
-            );
+        for flag in flags {
+            loader.set(flag.key, flag.flag.into(), flag.value.as_str().into());
         }
         loader.finish()
     }
 
-    /// The effective configuration, as a file that loads to the same, but for the passwords in URLs, which are masked. Lanes
-    /// come last, in their order.
+    /// The effective configuration as TOML. It loads to the same configuration, but for the passwords in URLs, which
+    /// are masked.
     #[must_use]
+    #[expect(clippy::missing_panics_doc, reason = "it never panics")]
     pub fn to_toml(&self) -> String {
-        let rank = |key: &&Key| {
-            lane_of(key.section).map(|lane| {
-                self.lane_order
-                    .iter()
-                    .position(|l| *l == lane)
-                    .unwrap_or(usize::MAX)
-            })
-        };
-        let mut keys: Vec<_> = KEYS.iter().collect();
-        keys.sort_by_key(rank);
-        let mut text = String::new();
-        let mut section = "";
-        for key in keys {
-            let Some(value) = (key.show)(self) else {
-                continue;
-            };
-            if key.section != section {
-                section = key.section;
-                let gap = if text.is_empty() { "" } else { "\n" };
-                // Writing to a string cannot fail.
-                writeln!(text, "{gap}[{section}]").ok();
-            }
-            writeln!(text, "{} = {value}", key.name).ok();
-        }
-        text
+        toml::to_string(self).expect("sections of texts, numbers and lists of texts are TOML")
     }
 
-    /// The lanes that are on, in the order of the configuration, with their tags.
+    /// Every key, as `section.key`.
+    ///
+    /// # Panics
+    /// Never: the defaults are valid and JSON can hold them.
     #[must_use]
-    pub fn lanes_in_order(&self) -> Vec<(LaneId, String)> {
-        let lanes = &self.lanes;
-        let tag = |lane| match lane {
-            LaneId::Grpc => lanes.grpc.as_ref().map(|lane| &lane.tag),
-            LaneId::Nats => lanes.nats.as_ref().map(|lane| &lane.tag),
-            LaneId::Rabbitmq => lanes.rabbitmq.as_ref().map(|lane| &lane.tag),
-            LaneId::Pubsub => lanes.pubsub.as_ref().map(|lane| &lane.tag),
-            LaneId::Memory => None,
-        };
-        let rest = LaneId::ALL
-            .into_iter()
-            .filter(|lane| !self.lane_order.contains(lane));
-        self.lane_order
-            .iter()
-            .copied()
-            .chain(rest)
-            .filter_map(|lane| Some((lane, tag(lane)?.clone())))
-            .collect()
+    pub fn keys() -> Vec<String> {
+        let mut all_on = Table::new();
+        for lane in LaneId::ALL {
+            insert(
+                &mut all_on,
+                &format!("lanes.{lane}"),
+                Value::Table(Table::new()),
+            );
+        }
+        let config = Self::deserialize(all_on).expect("each key has a valid default");
+        // JSON has the keys that are not set, too.
+        let json = serde_json::to_value(config).expect("sections of keys are JSON");
+        let mut keys = Vec::new();
+        collect_keys("", &json, &mut keys);
+        keys
     }
 }
 
-#[derive(Default)]
+fn collect_keys(path: &str, value: &serde_json::Value, keys: &mut Vec<String>) {
+    match value {
+        serde_json::Value::Object(members) if path.is_empty() => {
+            for (name, member) in members {
+                collect_keys(name, member, keys);
+            }
+        }
+        serde_json::Value::Object(members) => {
+            for (name, member) in members {
+                collect_keys(&format!("{path}.{name}"), member, keys);
+            }
+        }
+        _ => keys.push(path.to_owned()),
+    }
+}
+
+/// The environment variable of a key.
+#[must_use]
+pub fn variable(key: &str) -> String {
+    format!("{PREFIX}{}", key.replace('.', "__").to_ascii_uppercase())
+}
+
 struct Loader {
-    config: Config,
-    mistakes: Vec<Mistake>,
-    /// Where each key that is not at its default was set.
-    places: HashMap<(&'static str, &'static str), String>,
+    known: Vec<String>,
+    /// The values of all sources, without those that are wrong.
+    values: Table,
+    lanes: Vec<LaneId>,
+    errors: Vec<ConfigError>,
+    /// The place of each key that a source sets.
+    places: HashMap<String, String>,
 }
 
 impl Loader {
-    fn mistake(
-        &mut self,
-        place: impl Into<String>,
-        key: impl Into<String>,
-        what: impl Into<String>,
-    ) {
-        self.mistakes.push(Mistake {
+    fn new() -> Self {
+        Self {
+            known: Config::keys(),
+            values: Table::new(),
+            lanes: Vec::new(),
+            errors: Vec::new(),
+            places: HashMap::new(),
+        }
+    }
+
+    fn error(&mut self, place: impl Into<String>, key: impl Into<String>, what: impl Into<String>) {
+        self.errors.push(ConfigError {
             place: place.into(),
             key: key.into(),
             what: what.into(),
         });
     }
 
-    fn set(&mut self, section: &str, name: &str, place: String, value: &Value) {
-        let path = format!("{section}.{name}");
-        let Some(key) = KEYS
-            .iter()
-            .find(|key| key.section == section && key.name == name)
-        else {
-            let names: Vec<_> = KEYS
+    fn set(&mut self, key: &str, place: String, value: Value) {
+        let section = key.rsplit_once('.').map_or("", |(section, _)| section);
+        if !self.known.iter().any(|known| known == key) {
+            let names = self
+                .known
                 .iter()
-                .filter(|key| key.section == section)
-                .map(|key| key.name)
-                .collect();
-            let meant = nearest(name, names.iter().copied()).map_or_else(
+                .filter_map(|key| key.strip_prefix(section)?.strip_prefix('.'));
+            let names: Vec<_> = names.collect();
+            let meant = nearest(&key[section.len() + 1..], names.iter().copied()).map_or_else(
                 || format!("allowed are {}", names.join(", ")),
                 |near| format!("did you mean {section}.{near}?"),
             );
-            return self.mistake(place, path, format!("there is no such key; {meant}"));
-        };
-        if let Some(lane) = lane_of(section)
-            && !self.config.lane_order.contains(&lane)
-        {
-            self.config.lane_order.push(lane);
-            self.turn_on(lane);
+            return self.error(place, key, format!("there is no such key; {meant}"));
         }
-        match (key.set)(&mut self.config, value) {
-            Ok(()) => {
-                self.places.insert((key.section, key.name), place);
+        self.turn_on(section);
+        let mut alone = Table::new();
+        insert(&mut alone, key, value.clone());
+        match Config::deserialize(alone) {
+            Ok(_) => {
+                insert(&mut self.values, key, value);
+                self.places.insert(key.to_owned(), place);
             }
-            Err(what) => self.mistake(place, path, what),
+            Err(error) => self.error(place, key, error.message()),
         }
     }
 
-    fn turn_on(&mut self, lane: LaneId) {
-        let lanes = &mut self.config.lanes;
-        match lane {
-            LaneId::Grpc => drop(lanes.grpc.get_or_insert_default()),
-            LaneId::Nats => drop(lanes.nats.get_or_insert_default()),
-            LaneId::Rabbitmq => drop(lanes.rabbitmq.get_or_insert_default()),
-            LaneId::Pubsub => drop(lanes.pubsub.get_or_insert_default()),
-            LaneId::Memory => {}
+    /// Turns the lane on if the section is a lane's.
+    fn turn_on(&mut self, section: &str) {
+        let lane = section.strip_prefix("lanes.").and_then(LaneId::from_name);
+        if let Some(lane) = lane
+            && !self.lanes.contains(&lane)
+        {
+            self.lanes.push(lane);
+            insert(&mut self.values, section, Value::Table(Table::new()));
         }
     }
 
     fn file(&mut self, file: &Path) {
-        let shown = file.display().to_string();
+        let shown = file.display();
         let text = match fs::read_to_string(file) {
             Ok(text) => text,
-            Err(why) => return self.mistake(shown, "", format!("cannot be read: {why}")),
+            Err(why) => return self.error(shown.to_string(), "", format!("cannot be read: {why}")),
         };
-        let line = |at: usize| 1 + text[..at.min(text.len())].matches('\n').count();
-        let (table, errors) = DeTable::parse_recoverable(&text);
+        let place = |at: usize| {
+            let line = 1 + text[..at.min(text.len())].matches('\n').count();
+            format!("{shown}:{line}")
+        };
+        let (table, syntax_errors) = DeTable::parse_recoverable(&text);
         let mut torn = HashSet::new();
-        for error in errors {
-            let at = line(error.span().map_or(0, |span| span.start));
-            // What follows an error on its line is guesswork.
-            if torn.insert(format!("{shown}:{at}")) {
-                self.mistake(
-                    format!("{shown}:{at}"),
-                    "",
-                    format!("not TOML: {}", error.message()),
-                );
+        for error in syntax_errors {
+            let place = place(error.span().map_or(0, |span| span.start));
+            // The rest of a line after an error is guesswork.
+            if torn.insert(place.clone()) {
+                self.error(place, "", format!("not TOML: {}", error.message()));
             }
         }
-        let syntax = self.mistakes.len();
-        let place = |at: usize| format!("{shown}:{}", line(at));
+        let syntax = self.errors.len();
         for (section, at, value) in in_order(table.get_ref()) {
-            match value {
+            match value.get_ref() {
                 DeValue::Table(lanes) if section == "lanes" => {
                     for (lane, at, keys) in in_order(lanes) {
                         self.section(&format!("lanes.{lane}"), place(at), keys, &place);
@@ -238,160 +224,152 @@ impl Loader {
                 _ => self.section(section, place(at), value, &place),
             }
         }
-        let meaning = self.mistakes.split_off(syntax);
-        self.mistakes.extend(
-            meaning
-                .into_iter()
-                .filter(|mistake| !torn.contains(&mistake.place)),
-        );
+        let meaning = self.errors.split_off(syntax);
+        let whole = meaning
+            .into_iter()
+            .filter(|error| !torn.contains(&error.place));
+        self.errors.extend(whole);
     }
 
     fn section(
         &mut self,
         section: &str,
         at: String,
-        value: &DeValue<'_>,
+        value: &Spanned<DeValue<'_>>,
         place: &impl Fn(usize) -> String,
     ) {
-        if !KEYS.iter().any(|key| key.section == section) {
-            let mut sections: Vec<_> = KEYS.iter().map(|key| key.section).collect();
-            sections.dedup();
-            return self.mistake(
-                at,
-                section,
-                format!(
-                    "there is no such section; allowed are {}",
-                    sections.join(", ")
-                ),
+        let mut sections: Vec<_> = self
+            .known
+            .iter()
+            .filter_map(|key| key.rsplit_once('.'))
+            .collect();
+        sections.dedup_by_key(|(section, _)| *section);
+        let sections: Vec<_> = sections.into_iter().map(|(section, _)| section).collect();
+        if !sections.contains(&section) {
+            let what = format!(
+                "there is no such section; allowed are {}",
+                sections.join(", ")
             );
+            return self.error(at, section, what);
         }
-        let DeValue::Table(keys) = value else {
-            return self.mistake(
-                at,
-                section,
-                "is a section, written as [".to_owned() + section + "]",
-            );
+        let DeValue::Table(keys) = value.get_ref() else {
+            return self.error(at, section, format!("is a section, written as [{section}]"));
         };
-        if let Some(lane) = lane_of(section) {
-            self.config.lane_order.push(lane);
-            self.turn_on(lane);
-        }
+        self.turn_on(section);
         for (name, at, value) in in_order(keys) {
-            self.set(section, name, place(at), &to_value(value));
+            let key = format!("{section}.{name}");
+            match Value::deserialize(ValueDeserializer::from(value.clone())) {
+                Ok(value) => self.set(&key, place(at), value),
+                Err(error) => self.error(place(at), key, error.message()),
+            }
         }
     }
 
     fn environment(&mut self, environment: &BTreeMap<String, String>) {
-        for (variable, text) in environment
-            .iter()
-            .filter(|(name, _)| name.starts_with(PREFIX))
-        {
-            match KEYS.iter().find(|key| key.variable() == *variable) {
-                Some(key) => self.set(
-                    key.section,
-                    key.name,
-                    variable.clone(),
-                    &Value::Text(text.clone()),
-                ),
+        let variables = self.known.iter().map(|key| (variable(key), key.clone()));
+        let keys: BTreeMap<_, _> = variables.collect();
+        // A name without `__` is another program's, such as one that Kubernetes makes for a Service.
+        let ours = |name: &str| {
+            name.strip_prefix(PREFIX)
+                .is_some_and(|rest| rest.contains("__"))
+        };
+        for (name, text) in environment.iter().filter(|(name, _)| ours(name)) {
+            match keys.get(name) {
+                Some(key) => self.set(key, name.clone(), text.as_str().into()),
                 None => {
-                    let known: Vec<_> = KEYS.iter().map(Key::variable).collect();
-                    let meant = nearest(variable, known.iter().map(String::as_str)).map_or_else(
+                    let meant = nearest(name, keys.keys()).map_or_else(
                         || "allowed is WAYPOST_SECTION__KEY for a key of the file".into(),
                         |near| format!("did you mean {near}?"),
                     );
-                    self.mistake(variable, "", format!("there is no such variable; {meant}"));
+                    self.error(name, "", format!("there is no such variable; {meant}"));
                 }
             }
         }
-        if let (Some(pubsub), Some(host)) =
-            (&mut self.config.lanes.pubsub, environment.get(EMULATOR))
-            && pubsub.endpoint.is_none()
-            && !host.is_empty()
+        if let Some(host) = environment.get(EMULATOR).filter(|host| !host.is_empty())
+            && self.lanes.contains(&LaneId::Pubsub)
+            && !self.places.contains_key(ENDPOINT)
         {
-            pubsub.endpoint = Some(host.clone());
-            self.places
-                .insert(("lanes.pubsub", "endpoint"), EMULATOR.into());
+            self.set(ENDPOINT, EMULATOR.into(), host.as_str().into());
         }
     }
 
-    fn finish(mut self) -> Result<Config, Vec<Mistake>> {
-        if self.config.lane_order.is_empty() {
-            self.config.lane_order.push(LaneId::Grpc);
-            self.turn_on(LaneId::Grpc);
+    fn finish(mut self) -> Result<Config, Vec<ConfigError>> {
+        if self.lanes.is_empty() {
+            self.turn_on("lanes.grpc");
         }
-        // A key that has its mistake already needs no second one.
-        let known: HashSet<_> = self
-            .mistakes
-            .iter()
-            .map(|mistake| mistake.key.clone())
-            .collect();
-        for blames in super::rules::broken(&self.config) {
-            if blames
+        let mut config = match Config::deserialize(self.values.clone()) {
+            Ok(config) => config,
+            // Each value was read alone; a file may have gone since.
+            Err(error) => {
+                self.error("configuration", "", error.message());
+                return Err(self.errors);
+            }
+        };
+        config.lanes.order = std::mem::take(&mut self.lanes);
+        // A key that has its error already needs no second one.
+        let wrong: HashSet<_> = self.errors.iter().map(|error| error.key.clone()).collect();
+        for violations in rules::violations(&config) {
+            if violations
                 .iter()
-                .any(|blame| known.contains(&format!("{}.{}", blame.section, blame.name)))
+                .any(|violation| wrong.contains(&violation.key))
             {
                 continue;
             }
-            let set = blames
+            let set = violations
                 .iter()
-                .position(|blame| self.places.contains_key(&(blame.section, blame.name)));
-            if let Some(Blame {
-                section,
-                name,
-                what,
-            }) = blames.into_iter().nth(set.unwrap_or(0))
-            {
-                let place = self
-                    .places
-                    .get(&(section, name))
-                    .cloned()
-                    .unwrap_or_else(|| "default".into());
-                self.mistake(place, format!("{section}.{name}"), what);
+                .position(|violation| self.places.contains_key(&violation.key));
+            if let Some(violation) = violations.into_iter().nth(set.unwrap_or(0)) {
+                let place = self.places.get(&violation.key).cloned();
+                let place = place.unwrap_or_else(|| "default".into());
+                self.error(place, violation.key, violation.what);
             }
         }
-        if self.mistakes.is_empty() {
-            Ok(self.config)
+        if self.errors.is_empty() {
+            Ok(config)
         } else {
-            Err(self.mistakes)
+            Err(self.errors)
         }
     }
 }
 
-/// A table's entries as they stand in the file, with where each begins.
-fn in_order<'t>(table: &'t DeTable<'_>) -> Vec<(&'t str, usize, &'t DeValue<'t>)> {
+/// Sets `a.b.c` in a table of tables.
+fn insert(table: &mut Table, key: &str, value: Value) {
+    match key.split_once('.') {
+        None => {
+            table.insert(key.to_owned(), value);
+        }
+        Some((section, rest)) => {
+            let section = table
+                .entry(section)
+                .or_insert_with(|| Value::Table(Table::new()));
+            if let Value::Table(section) = section {
+                insert(section, rest, value);
+            }
+        }
+    }
+}
+
+/// A table's entries as they stand in the file, with the offset of each.
+fn in_order<'t>(table: &'t DeTable<'_>) -> Vec<(&'t str, usize, &'t Spanned<DeValue<'t>>)> {
     let entry = |(key, value): (&'t Spanned<_>, &'t Spanned<DeValue<'t>>)| {
         let key: &'t Spanned<std::borrow::Cow<'t, str>> = key;
-        (key.get_ref().as_ref(), key.span().start, value.get_ref())
+        (key.get_ref().as_ref(), key.span().start, value)
     };
     let mut entries: Vec<_> = table.iter().map(entry).collect();
     entries.sort_by_key(|(_, at, _)| *at);
     entries
 }
 
-fn to_value(value: &DeValue<'_>) -> Value {
-    match value {
-        DeValue::String(text) => Value::Text(text.to_string()),
-        // In decimal, however it was written; one that is too long for that fits no key.
-        DeValue::Integer(number) => i128::from_str_radix(number.as_str(), number.radix())
-            .map_or(Value::Other("integer of that size"), |number| {
-                Value::Integer(number.to_string())
-            }),
-        DeValue::Array(items) => {
-            let texts = items
-                .iter()
-                .map(|item| item.get_ref().as_str().map(str::to_owned));
-            texts
-                .collect::<Option<_>>()
-                .map_or(Value::Other("list of other things than texts"), Value::List)
-        }
-        other => Value::Other(other.type_str()),
-    }
-}
-
-/// What may have been meant: the known name that is a slip or two away.
-fn nearest<'k>(given: &str, known: impl Iterator<Item = &'k str>) -> Option<&'k str> {
+/// The known name that is a slip or two away.
+fn nearest(given: &str, known: impl IntoIterator<Item = impl AsRef<str>>) -> Option<String> {
     let (distance, known) = known
-        .map(|known| (strsim::levenshtein(given, known), known))
+        .into_iter()
+        .map(|known| {
+            (
+                strsim::levenshtein(given, known.as_ref()),
+                known.as_ref().to_owned(),
+            )
+        })
         .min()?;
     (distance <= (given.len() / 3).clamp(1, 3)).then_some(known)
 }

@@ -1,26 +1,27 @@
-//! What must hold between keys, and what a text must look like beyond its type.
+//! Rules between keys, and rules for texts that names and URLs of a broker follow.
 
 use std::net::SocketAddr;
 
-use super::{Api, Config, Grpc, Ingest, Nats, Pubsub, Rabbitmq, url};
-use crate::lane_id::LaneId;
+use awc::http::Uri;
 
+use super::{Api, Config, Grpc, Ingest, Nats, Pubsub, Rabbitmq, url};
+
+const HTTP: &[&str] = &["http", "https"];
 const PLAIN: &str = "has a character that is not allowed; allowed are letters, digits, - and _";
 const ID: &str = "is no Pub/Sub name; allowed are 3 to 255 letters, digits and -_.~+%, beginning with a letter but not with goog";
 
-/// A key that a broken rule speaks of, and what is wrong as seen from it.
-pub struct Blame {
-    pub section: &'static str,
-    pub name: &'static str,
+/// A key that breaks a rule.
+pub struct Violation {
+    /// `section.key`
+    pub key: String,
+    /// The mistake as seen from this key, and the allowed values.
     pub what: String,
 }
 
-/// A broken rule. Where several keys are at odds, the first of them that was set is to blame: a default is nobody's mistake.
-pub type Broken = Vec<Blame>;
-
-/// Every rule that `config` breaks.
+/// Every rule that `config` violates. A rule about several keys has a violation for each; the first key that a source
+/// sets is reported, never a default.
 #[must_use]
-pub fn broken(config: &Config) -> Vec<Broken> {
+pub fn violations(config: &Config) -> Vec<Vec<Violation>> {
     let mut rules = Rules::default();
     let lanes = &config.lanes;
     rules.ingest(&config.ingest);
@@ -31,45 +32,30 @@ pub fn broken(config: &Config) -> Vec<Broken> {
     lanes.pubsub.iter().for_each(|lane| rules.pubsub(lane));
     rules.tags(config);
     rules.listeners(config);
-    rules.broken
+    rules.violations
 }
 
 #[derive(Default)]
 struct Rules {
-    broken: Vec<Broken>,
+    violations: Vec<Vec<Violation>>,
 }
 
 impl Rules {
-    fn check(
-        &mut self,
-        holds: bool,
-        section: &'static str,
-        name: &'static str,
-        what: impl Into<String>,
-    ) {
+    fn check(&mut self, holds: bool, key: &str, what: impl Into<String>) {
         if !holds {
-            self.broken.push(vec![Blame {
-                section,
-                name,
-                what: what.into(),
-            }]);
+            self.violations.push(vec![violation(key, what)]);
         }
     }
 
     fn ingest(&mut self, ingest: &Ingest) {
         if ingest.max_record > ingest.max_body {
-            let blame = |name, what: &str| Blame {
-                section: "ingest",
-                name,
-                what: what.into(),
-            };
-            self.broken.push(vec![
-                blame(
-                    "max_record",
+            self.violations.push(vec![
+                violation(
+                    "ingest.max_record",
                     "is over ingest.max_body; a record must fit into a request",
                 ),
-                blame(
-                    "max_body",
+                violation(
+                    "ingest.max_body",
                     "is under ingest.max_record; a record must fit into a request",
                 ),
             ]);
@@ -77,31 +63,29 @@ impl Rules {
     }
 
     fn api(&mut self, api: &Api) {
-        let usable = url::names_a_server(&api.url, &["http", "https"])
-            && api.url.parse::<hyper::Uri>().is_ok();
+        const KEY: &str = "api.url";
+        let url = url::of_server(&api.url, HTTP);
+        // The HTTP client's own parser takes less than the `url` crate.
         self.check(
-            usable,
-            "api",
-            "url",
+            url.is_some() && api.url.parse::<Uri>().is_ok(),
+            KEY,
             "is not a URL that can be posted to; allowed is http:// or https:// with a host",
         );
-        let open = !url::has_login(&api.url);
         self.check(
-            open,
-            "api",
-            "url",
+            !url.is_some_and(|url| url::has_login(&url)),
+            KEY,
             "has a login, which is never sent; allowed is a token, in token_file",
         );
     }
 
     fn grpc(&mut self, lane: &Grpc) {
         for peer in &lane.peers {
-            let usable = url::names_a_server(peer, &["http", "https"]) && !url::has_login(peer);
+            let usable = url::of_server(peer, HTTP).is_some_and(|url| !url::has_login(&url));
             let peer = url::masked(peer);
             let what = format!(
                 "{peer:?} is no node; allowed is http:// or https:// with a host and without a login"
             );
-            self.check(usable, "lanes.grpc", "peers", what);
+            self.check(usable, "lanes.grpc.peers", what);
         }
         self.pair(
             "lanes.grpc",
@@ -111,31 +95,33 @@ impl Rules {
     }
 
     fn nats(&mut self, lane: &Nats) {
-        const SECTION: &str = "lanes.nats";
-        let servers: Vec<_> = lane.url.split(',').map(str::trim).collect();
-        let usable = servers
-            .iter()
-            .all(|server| url::names_a_server(server, &["nats", "tls"]));
+        let servers = lane.url.split(',').map(str::trim);
+        let servers: Option<Vec<_>> = servers
+            .map(|server| url::of_server(server, &["nats", "tls"]))
+            .collect();
         self.check(
-            usable,
-            SECTION,
-            "url",
+            servers.is_some(),
+            "lanes.nats.url",
             "is not a list of servers; allowed is nats:// or tls:// with a host, separated by commas",
         );
-        self.check(is_plain(&lane.stream, ""), SECTION, "stream", PLAIN);
-        self.check(is_plain(&lane.durable, ""), SECTION, "durable", PLAIN);
-        let subject =
-            is_plain(&lane.subject, ".") && lane.subject.split('.').all(|token| !token.is_empty());
-        let what = "is no subject; allowed are letters, digits, - and _, joined by dots";
-        self.check(subject, SECTION, "subject", what);
-        self.pair(SECTION, lane.cert_file.is_some(), lane.key_file.is_some());
-
-        let user = lane.password_file.is_none()
-            || servers.iter().any(|server| url::user(server).is_some());
+        self.check(is_plain(&lane.stream, ""), "lanes.nats.stream", PLAIN);
+        self.check(is_plain(&lane.durable, ""), "lanes.nats.durable", PLAIN);
+        let has_empty_token = lane.subject.split('.').any(str::is_empty);
         self.check(
-            user,
-            SECTION,
-            "password_file",
+            is_plain(&lane.subject, ".") && !has_empty_token,
+            "lanes.nats.subject",
+            "is no subject; allowed are letters, digits, - and _, joined by dots",
+        );
+        self.pair(
+            "lanes.nats",
+            lane.cert_file.is_some(),
+            lane.key_file.is_some(),
+        );
+        let names_a_user =
+            servers.is_none_or(|urls| urls.iter().any(|url| !url.username().is_empty()));
+        self.check(
+            lane.password_file.is_none() || names_a_user,
+            "lanes.nats.password_file",
             "is for no user; allowed beside a url with one, as in nats://user@host",
         );
         let logins = [
@@ -143,61 +129,53 @@ impl Rules {
             ("token_file", &lane.token_file),
             ("password_file", &lane.password_file),
         ];
-        let mut given = logins
-            .into_iter()
-            .filter(|(_, file)| file.is_some())
-            .map(|(name, _)| name);
-        if let (Some(first), Some(second)) = (given.next(), given.next()) {
+        let mut given = logins.iter().filter(|(_, file)| file.is_some());
+        if let (Some((first, _)), Some((second, _))) = (given.next(), given.next()) {
             self.check(
                 false,
-                SECTION,
-                second,
+                &format!("lanes.nats.{second}"),
                 format!("is a second way to log in, beside {first}; allowed is one"),
             );
         }
     }
 
     fn rabbitmq(&mut self, lane: &Rabbitmq) {
-        let usable = url::names_a_server(&lane.url, &["amqp", "amqps"]);
         self.check(
-            usable,
-            "lanes.rabbitmq",
-            "url",
+            url::of_server(&lane.url, &["amqp", "amqps"]).is_some(),
+            "lanes.rabbitmq.url",
             "is not a broker; allowed is amqp:// or amqps:// with a host",
         );
-        let queue = lane.queue.len() <= 255 && !lane.queue.starts_with("amq.");
         self.check(
-            queue,
-            "lanes.rabbitmq",
-            "queue",
+            lane.queue.len() <= 255 && !lane.queue.starts_with("amq."),
+            "lanes.rabbitmq.queue",
             "is no queue's name; allowed are up to 255 bytes, not beginning with amq.",
         );
     }
 
     fn pubsub(&mut self, lane: &Pubsub) {
-        const SECTION: &str = "lanes.pubsub";
-        self.check(is_pubsub_id(&lane.topic), SECTION, "topic", ID);
+        self.check(is_pubsub_id(&lane.topic), "lanes.pubsub.topic", ID);
         self.check(
             is_pubsub_id(&lane.subscription),
-            SECTION,
-            "subscription",
+            "lanes.pubsub.subscription",
             ID,
         );
-        let what = "is no project; allowed are letters, digits and -";
-        self.check(is_plain(&lane.project, ".:"), SECTION, "project", what);
-        let endpoint = lane.endpoint.as_deref().is_none_or(|endpoint| {
-            url::is_server(endpoint)
-                || url::names_a_server(endpoint, &["http", "https"]) && !url::has_login(endpoint)
-        });
         self.check(
-            endpoint,
-            SECTION,
-            "endpoint",
+            is_plain(&lane.project, ".:"),
+            "lanes.pubsub.project",
+            "is no project; allowed are letters, digits and -",
+        );
+        let is_endpoint = |text: &str| {
+            let url = url::of_server(text, HTTP);
+            url::is_host_and_port(text) || url.is_some_and(|url| !url::has_login(&url))
+        };
+        self.check(
+            lane.endpoint.as_deref().is_none_or(is_endpoint),
+            "lanes.pubsub.endpoint",
             "is not where Pub/Sub can be; allowed is host:port, or http:// or https:// with a host",
         );
     }
 
-    fn pair(&mut self, section: &'static str, certificate: bool, key: bool) {
+    fn pair(&mut self, section: &str, certificate: bool, key: bool) {
         let (given, missing) = if certificate {
             ("cert_file", "key_file")
         } else {
@@ -205,82 +183,70 @@ impl Rules {
         };
         self.check(
             certificate == key,
-            section,
-            given,
+            &format!("{section}.{given}"),
             format!("needs {missing} beside it; allowed are both or none"),
         );
     }
 
     fn tags(&mut self, config: &Config) {
-        let lanes = config.lanes_in_order();
+        let lanes = config.lanes.in_order();
         for (i, (lane, tag)) in lanes.iter().enumerate() {
             if let Some((other, _)) = lanes[..i].iter().find(|(_, other)| other == tag) {
-                let what = |other| {
-                    format!(
-                        "is the tag of {} too; allowed is one of its own",
-                        section(other)
+                let taken = |lane, other| {
+                    violation(
+                        &format!("lanes.{lane}.tag"),
+                        format!("is the tag of lanes.{other} too; allowed is one of its own"),
                     )
                 };
-                let blame = |lane, other| Blame {
-                    section: section(lane),
-                    name: "tag",
-                    what: what(other),
-                };
-                self.broken
-                    .push(vec![blame(*lane, *other), blame(*other, *lane)]);
+                self.violations
+                    .push(vec![taken(lane, other), taken(other, lane)]);
             }
         }
     }
 
     fn listeners(&mut self, config: &Config) {
-        let grpc = config
-            .lanes
-            .grpc
-            .as_ref()
-            .map(|lane| ("lanes.grpc", lane.listen));
-        let all = [
-            Some(("ingest", config.ingest.listen)),
-            Some(("admin", config.admin.listen)),
-            grpc,
+        let grpc = config.lanes.grpc.as_ref();
+        let listeners = [
+            Some(("ingest.listen", config.ingest.listen)),
+            Some(("admin.listen", config.admin.listen)),
+            grpc.map(|lane| ("lanes.grpc.listen", lane.listen)),
         ];
-        let listeners: Vec<_> = all.into_iter().flatten().collect();
-        for (i, (section, address)) in listeners.iter().enumerate() {
-            if let Some((other, taken)) = listeners[..i]
-                .iter()
-                .find(|(_, other)| overlap(*address, *other))
+        let listeners: Vec<_> = listeners.into_iter().flatten().collect();
+        for (i, (key, address)) in listeners.iter().enumerate() {
+            let before = &listeners[..i];
+            if let Some((other, taken_at)) =
+                before.iter().find(|(_, other)| overlap(*address, *other))
             {
-                let blame = |section, other, taken| Blame {
-                    section,
-                    name: "listen",
-                    what: format!(
-                        "is taken by {other}.listen, {taken}; allowed is an address and port of its own"
-                    ),
+                let taken = |key, other, address| {
+                    violation(
+                        key,
+                        format!(
+                            "is taken by {other}, {address}; allowed is an address and port of its own"
+                        ),
+                    )
                 };
-                self.broken.push(vec![
-                    blame(*section, other, taken),
-                    blame(*other, section, address),
+                self.violations.push(vec![
+                    taken(key, other, taken_at),
+                    taken(other, key, address),
                 ]);
             }
         }
     }
 }
 
-/// Whether one socket cannot listen while another listens at the other address. Port 0 is a free one each time.
+fn violation(key: &str, what: impl Into<String>) -> Violation {
+    Violation {
+        key: key.to_owned(),
+        what: what.into(),
+    }
+}
+
+/// Whether two sockets cannot listen at these addresses at once. Port 0 is a free port each time.
 fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
-    // Every address of IPv6 is, as systems are set up, every address of IPv4 too.
+    // By default, a socket on every IPv6 address listens on every IPv4 address too.
     let covers =
         |a: SocketAddr, b: SocketAddr| a.ip().is_unspecified() && (a.is_ipv6() || b.is_ipv4());
     a.port() == b.port() && a.port() != 0 && (a.ip() == b.ip() || covers(a, b) || covers(b, a))
-}
-
-const fn section(lane: LaneId) -> &'static str {
-    match lane {
-        LaneId::Grpc => "lanes.grpc",
-        LaneId::Nats => "lanes.nats",
-        LaneId::Rabbitmq => "lanes.rabbitmq",
-        LaneId::Pubsub => "lanes.pubsub",
-        LaneId::Memory => "lanes.memory",
-    }
 }
 
 fn is_plain(name: &str, beside: &str) -> bool {

@@ -1,101 +1,111 @@
-//! URLs as settings: whether one names a server, and how it is shown without its secrets.
+//! URLs as settings, read by the `url` crate as the broker clients do.
 
-use std::net::Ipv6Addr;
+use std::{fmt, ops::Deref};
 
-/// `scheme://login@server/rest`, cut as the clients cut it. The slices are those of the text.
-struct Url<'u> {
-    scheme: &'u str,
-    login: Option<&'u str>,
-    /// Host and port.
-    server: &'u str,
-    rest: &'u str,
-}
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use url::Url;
 
-impl<'u> Url<'u> {
-    fn split(text: &'u str) -> Option<Self> {
-        let (scheme, rest) = text.split_once("://")?;
-        let (authority, rest) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
-        let (login, server) = authority
-            .rsplit_once('@')
-            .map_or((None, authority), |(login, rest)| (Some(login), rest));
-        Some(Self {
-            scheme,
-            login,
-            server,
-            rest,
-        })
+use super::value::non_empty;
+
+/// A URL, or some separated by commas. Only code that dereferences it sees its passwords: a log or an effective
+/// configuration shows `***`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct SecretUrl(String);
+
+impl SecretUrl {
+    /// The text with `***` for each password. A login without a password may be a token, so it is hidden whole.
+    fn masked(&self) -> String {
+        let is_list = self.0.split(',').all(|part| part.contains("://"));
+        if is_list {
+            let urls: Vec<_> = self.0.split(',').map(masked).collect();
+            urls.join(",")
+        } else {
+            // The comma is one of the only URL's own.
+            masked(&self.0)
+        }
     }
 }
 
-/// Whether `text` is a URL of one of the `schemes` and names a host, and a port that can be connected to if any.
+impl Deref for SecretUrl {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl<T: Into<String>> From<T> for SecretUrl {
+    fn from(url: T) -> Self {
+        Self(url.into())
+    }
+}
+
+impl fmt::Display for SecretUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.masked())
+    }
+}
+
+impl fmt::Debug for SecretUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.masked(), f)
+    }
+}
+
+impl Serialize for SecretUrl {
+    fn serialize<S: Serializer>(&self, output: S) -> Result<S::Ok, S::Error> {
+        output.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for SecretUrl {
+    fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
+        non_empty(input, "a URL").map(Self)
+    }
+}
+
+/// The URL with `***` for its password, or for its login if that has no password.
 #[must_use]
-pub fn names_a_server(text: &str, schemes: &[&str]) -> bool {
-    !text.contains(|c: char| c.is_whitespace() || c.is_control())
-        && Url::split(text)
-            .is_some_and(|url| schemes.contains(&url.scheme) && is_server(url.server))
+pub fn masked(text: &str) -> String {
+    let Ok(mut url) = Url::parse(text) else {
+        return "***".into();
+    };
+    if !has_login(&url) {
+        return text.into();
+    }
+    // Both fail only for a URL without a host, which has no login.
+    let hidden = match url.password() {
+        Some(_) => url.set_password(Some("***")),
+        None => url.set_username("***"),
+    };
+    let space = &text[..text.len() - text.trim_start().len()];
+    hidden.map_or_else(|()| "***".into(), |()| format!("{space}{url}"))
+}
+
+/// The URL in `text` if it has one of the `schemes`, a host, and no port 0.
+#[must_use]
+pub fn of_server(text: &str, schemes: &[&str]) -> Option<Url> {
+    // The crate would drop white space and the slashes of a missing host.
+    if text.contains(|c: char| c.is_whitespace() || c.is_control()) || text.contains(":///") {
+        return None;
+    }
+    let url = Url::parse(text).ok()?;
+    let has_host = url.host_str().is_some_and(|host| !host.is_empty());
+    let names_a_server = schemes.contains(&url.scheme()) && has_host && url.port() != Some(0);
+    names_a_server.then_some(url)
 }
 
 /// Whether `text` is `host` or `host:port`.
 #[must_use]
-pub fn is_server(text: &str) -> bool {
-    let (host_fits, port) = if let Some(rest) = text.strip_prefix('[') {
-        let Some((address, port)) = rest.split_once(']') else {
-            return false;
-        };
-        (address.parse::<Ipv6Addr>().is_ok(), port)
-    } else {
-        let (host, port) = text.split_at(text.find(':').unwrap_or(text.len()));
-        (
-            !host.is_empty()
-                && host
-                    .chars()
-                    .all(|c| c.is_alphanumeric() || "-._".contains(c)),
-            port,
-        )
-    };
-    let is_port = |digits: &str| {
-        digits.bytes().all(|digit| digit.is_ascii_digit())
-            && digits.parse::<u16>().is_ok_and(|port| port > 0)
-    };
-    host_fits && (port.is_empty() || port.strip_prefix(':').is_some_and(is_port))
+pub fn is_host_and_port(text: &str) -> bool {
+    !text.contains(['/', '?', '#', '@'])
+        && of_server(&format!("http://{text}"), &["http"]).is_some()
 }
 
-/// The user that a URL names, its password beside it or elsewhere.
+/// Whether the URL carries a user, a password or a token.
 #[must_use]
-pub fn user(text: &str) -> Option<&str> {
-    let login = Url::split(text)?.login?;
-    Some(login.split_once(':').map_or(login, |(user, _)| user)).filter(|user| !user.is_empty())
-}
-
-/// Whether a URL carries a user, a password or a token.
-#[must_use]
-pub fn has_login(text: &str) -> bool {
-    Url::split(text).is_some_and(|url| url.login.is_some())
-}
-
-/// The URL with `***` for its password. A login without a password may be a token, and is hidden whole.
-#[must_use]
-pub fn masked(text: &str) -> String {
-    let Some(Url {
-        scheme,
-        login: Some(login),
-        server,
-        rest,
-    }) = Url::split(text)
-    else {
-        return text.to_owned();
-    };
-    let user = login
-        .split_once(':')
-        .map(|(user, _)| format!("{user}:"))
-        .unwrap_or_default();
-    format!("{scheme}://{user}***@{server}{rest}")
-}
-
-/// As [`masked`], for URLs that are separated by commas.
-#[must_use]
-pub fn masked_list(text: &str) -> String {
-    text.split(',').map(masked).collect::<Vec<_>>().join(",")
+pub fn has_login(url: &Url) -> bool {
+    !url.username().is_empty() || url.password().is_some()
 }
 
 #[cfg(test)]
@@ -112,25 +122,32 @@ mod tests {
             ),
             ("amqps://user:p@ss:word@rabbit", "amqps://user:***@rabbit"),
             (
+                "amqps://user:p,ss@rabbit/%2f",
+                "amqps://user:***@rabbit/%2f",
+            ),
+            (
                 "amqp://user:\"quoted\\@rabbit?heartbeat=5",
                 "amqp://user:***@rabbit?heartbeat=5",
             ),
             ("nats://token@nats:4222", "nats://***@nats:4222"),
-            ("http://:secret@[::1]:80/a@b", "http://:***@[::1]:80/a@b"),
+            ("http://:secret@[::1]:81/a@b", "http://:***@[::1]:81/a@b"),
             ("http://host/path@home", "http://host/path@home"),
             ("host:8085", "host:8085"),
+            ("amqp://user:secret@rabbit:port", "***"),
+            (
+                "nats://a:one@n1:4222, nats://two@n2,nats://n3",
+                "nats://a:***@n1:4222, nats://***@n2,nats://n3",
+            ),
         ] {
-            assert_eq!(masked(url), shown);
+            let url = SecretUrl::from(url);
+            assert_eq!(url.to_string(), shown);
+            assert_eq!(format!("{url:?}"), format!("{shown:?}"));
         }
-        assert_eq!(
-            masked_list("nats://a:one@n1:4222, nats://two@n2,nats://n3"),
-            "nats://a:***@n1:4222, nats://***@n2,nats://n3"
-        );
     }
 
     #[test]
     fn a_url_names_a_server_by_scheme_host_and_port() {
-        let fits = |url| names_a_server(url, &["http", "https"]);
+        let fits = |url| of_server(url, &["http", "https"]).is_some();
         for url in [
             "http://a",
             "https://a.b-c_d:1",
@@ -150,7 +167,6 @@ mod tests {
             "http://:80",
             "http://a:0",
             "http://a:65536",
-            "http://a:",
             "http://a:b",
             "http://a b",
             "http://a\n",

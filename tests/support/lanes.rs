@@ -42,7 +42,7 @@ impl Lane for Nats {
     fn variables(&mut self) -> Vec<(String, String)> {
         let lane = self.config();
         owned([
-            ("LANES__NATS__URL", lane.url),
+            ("LANES__NATS__URL", (*lane.url).to_owned()),
             ("LANES__NATS__STREAM", lane.stream),
             ("LANES__NATS__SUBJECT", lane.subject),
             ("LANES__NATS__DURABLE", lane.durable),
@@ -57,7 +57,7 @@ impl Lane for Rabbitmq {
     fn variables(&mut self) -> Vec<(String, String)> {
         let lane = self.config();
         owned([
-            ("LANES__RABBITMQ__URL", lane.url),
+            ("LANES__RABBITMQ__URL", (*lane.url).to_owned()),
             ("LANES__RABBITMQ__QUEUE", lane.queue),
         ])
     }

@@ -103,7 +103,7 @@ impl Nats {
     pub fn config(&self) -> config::Nats {
         let name = Record::new_id();
         config::Nats {
-            url: format!("nats://{}", self.address()),
+            url: format!("nats://{}", self.address()).into(),
             stream: format!("RECORDS-{name}"),
             subject: format!("records.{name}"),
             ..config::Nats::default()

@@ -84,7 +84,7 @@ impl Rabbit {
     pub fn config(&mut self) -> config::Rabbitmq {
         let url = self.server().place.url();
         config::Rabbitmq {
-            url,
+            url: url.into(),
             queue: format!("records-{}", Record::new_id()),
             ..config::Rabbitmq::default()
         }

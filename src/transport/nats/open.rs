@@ -45,12 +45,12 @@ pub async fn open(
         // Who names whom to trust does not want to be talked down to plain text.
         options = options
             .require_tls(true)
-            .add_root_certificates(file.clone());
+            .add_root_certificates(file.to_path_buf());
     }
     if let (Some(certificate), Some(key)) = (&settings.cert_file, &settings.key_file) {
         options = options
             .require_tls(true)
-            .add_client_certificate(certificate.clone(), key.clone());
+            .add_client_certificate(certificate.to_path_buf(), key.to_path_buf());
     }
     options.connect(servers).await.map_err(cannot)
 }
@@ -137,7 +137,7 @@ mod tests {
     fn credentials_come_from_a_file_or_else_from_the_url() {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         writeln!(file, "secret").unwrap();
-        let path = || Some(file.path().to_owned());
+        let path = || Some(file.path().into());
         assert_eq!(of("nats://h", |_| {}), Ok(Credentials::None));
         assert_eq!(of("nats://h,nats://u:p@i", |_| {}), Ok(user("u", "p")));
         assert_eq!(
