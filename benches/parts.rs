@@ -9,9 +9,11 @@ use futures_util::future::join_all;
 use tempfile::TempDir;
 use waypost::{
     actors::{
-        Ping, Slot,
+        Ping,
         fallback::DiskFallback,
+        live_lanes::LiveLanes,
         router::{Router, RouterParams, choose},
+        slot::Slot,
         supervisor::{ChildId, Supervisor, Thread, factory},
     },
     config::Policy,
@@ -92,28 +94,27 @@ fn actor_hop(bencher: Bencher, crosses_threads: bool) {
     let system = actix_rt::System::new();
     let router = Slot::new();
     let address = system.block_on(async {
-        let place = if crosses_threads {
+        let thread = if crosses_threads {
             Thread::spawn()
         } else {
             Thread::Current
         };
-        let disk = DiskFallback {
+        let fallback = DiskFallback {
             spool,
             ledger: Arc::new(Ledger::new(Arc::from("run"))),
         };
-        let wiring = RouterParams {
-            disk,
+        let live_lanes = LiveLanes::default();
+        let params = RouterParams {
+            policy: Policy::RoundRobin,
+            lanes: [LaneId::Grpc].into(),
+            live_lanes: live_lanes.clone(),
+            fallback,
             publish_timeout: Duration::from_secs(1),
         };
         let start = factory(router.clone(), move |supervisor| {
-            Router::new(
-                Policy::RoundRobin,
-                &[LaneId::Grpc],
-                wiring.clone(),
-                supervisor,
-            )
+            Router::new(params.clone(), supervisor)
         });
-        Supervisor::new(router.clone(), vec![(ChildId::Router, place, start)]).start();
+        Supervisor::new(&live_lanes, vec![(ChildId::Router, thread, start)]).start();
         router
             .wait(Duration::from_secs(5))
             .await

@@ -18,14 +18,16 @@ use tracing::{error, info, warn};
 
 use crate::{
     actors::{
-        Drain, Slot,
+        Drain,
         admission::Admission,
         fallback::DiskFallback,
         feeder::{self, Feeder},
         forwarder::{self, Forwarder},
         lane::{self, Lane},
+        live_lanes::LiveLanes,
         router::{self, Router},
-        supervisor::{ChildId, DrainAll, Start, Supervisor, Thread, factory},
+        slot::Slot,
+        supervisor::{ChildId, DrainAll, Factory, Supervisor, Thread, factory},
     },
     api,
     breaker::Breaker,
@@ -134,16 +136,17 @@ impl Node {
             config.router.policy,
             lanes.iter().map(|(lane, _)| *lane).collect::<Arc<[_]>>(),
         );
+        let live_lanes = LiveLanes::default();
         let routing = router::RouterParams {
-            disk: on_disk,
+            policy,
+            lanes: Arc::clone(&ids),
+            live_lanes: live_lanes.clone(),
+            fallback: on_disk,
             publish_timeout,
         };
-        let start_router = {
-            let ids = Arc::clone(&ids);
-            factory(router.clone(), move |supervisor| {
-                Router::new(policy, &ids, routing.clone(), supervisor)
-            })
-        };
+        let start_router = factory(router.clone(), move |supervisor| {
+            Router::new(routing.clone(), supervisor)
+        });
         let mut graph = vec![(ChildId::Router, threads[0].clone(), start_router)];
 
         // Spool → feeder → router.
@@ -212,7 +215,7 @@ impl Node {
             }
         }
 
-        let supervisor = Supervisor::new(router, graph).start();
+        let supervisor = Supervisor::new(&live_lanes, graph).start();
         let admin_state = admin::AdminState {
             supervisor: supervisor.clone(),
             ledger: Arc::clone(&ledger),
@@ -334,7 +337,7 @@ impl Branch<'_> {
     fn grow<T: Transport>(
         self,
         settings: Option<T::Settings>,
-        graph: &mut Vec<(ChildId, Thread, Start)>,
+        graph: &mut Vec<(ChildId, Thread, Factory)>,
     ) {
         let Some(settings) = settings else { return };
         let Self {

@@ -16,12 +16,14 @@ use tokio::{
 };
 use waypost::{
     actors::{
-        Refused, Slot,
         admission::Admission,
         fallback::DiskFallback,
         forwarder::{self, Forwarder, Limits},
         lane::{Lane, LaneParams},
-        router::{self, Router},
+        live_lanes::LiveLanes,
+        receipts::Refused,
+        router::{Router, RouterParams},
+        slot::Slot,
         supervisor::{
             Action, ChildId, DrainAll, LaneCommand, Snapshot, State, Supervisor, Thread, View,
             factory,
@@ -47,7 +49,7 @@ use crate::support::{
     closed_spool, eventually,
     nats::Nats,
     rig::Rig as _,
-    spool,
+    spool, submit_one,
 };
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -111,7 +113,7 @@ impl House {
     }
 
     async fn submit(&self, count: usize) {
-        let receipts = join_all((0..count).map(|_| self.ingest.submit(record(), None))).await;
+        let receipts = join_all((0..count).map(|_| submit_one(&self.ingest, record(), None))).await;
         assert!(
             receipts
                 .iter()
@@ -146,16 +148,20 @@ fn graph<T: Transport>(
         ledger: Arc::clone(&ledger),
         publish_timeout: PUBLISH_TIMEOUT,
     };
-    let disk = DiskFallback {
+    let fallback = DiskFallback {
         spool: spool.clone(),
         ledger: Arc::clone(&ledger),
     };
-    let routing = router::RouterParams {
-        disk,
+    let live_lanes = LiveLanes::default();
+    let routing = RouterParams {
+        policy: Policy::RoundRobin,
+        lanes: [T::LANE].into(),
+        live_lanes: live_lanes.clone(),
+        fallback,
         publish_timeout: PUBLISH_TIMEOUT,
     };
     let start_router = factory(router.clone(), move |supervisor| {
-        Router::new(Policy::RoundRobin, &[T::LANE], routing.clone(), supervisor)
+        Router::new(routing.clone(), supervisor)
     });
     let start_forwarder = factory(forwarder, {
         let wiring = forwarder::ForwarderParams {
@@ -189,8 +195,12 @@ fn graph<T: Transport>(
         ),
         (ChildId::Lane(T::LANE), Thread::Current, start_lane),
     ];
-    let ingest = Admission::new(router.clone(), PUBLISH_TIMEOUT, Arc::clone(&ledger), None);
-    (ledger, ingest, Supervisor::new(router, children).start())
+    let ingest = Admission::new(router, PUBLISH_TIMEOUT, Arc::clone(&ledger), None);
+    (
+        ledger,
+        ingest,
+        Supervisor::new(&live_lanes, children).start(),
+    )
 }
 
 fn record() -> Record {
@@ -222,7 +232,7 @@ async fn a_lane_that_is_lost_in_the_middle_of_a_publish_gives_the_record_back_an
         house.broker.set_faults(Faults::default());
         house.broker.drop_connection();
     };
-    let (answer, ()) = tokio::join!(house.ingest.submit(record(), None), lose);
+    let (answer, ()) = tokio::join!(submit_one(&house.ingest, record(), None), lose);
     assert_eq!(
         answer,
         Err(Refused::NotSafe(NotSafe::Closed)),
@@ -255,7 +265,7 @@ async fn a_record_that_a_lane_may_have_is_known_however_many_came_after_it() {
         house.broker.drop_connection();
     };
     let doubtful = record();
-    let (answer, ()) = tokio::join!(house.ingest.submit(doubtful.clone(), None), lose);
+    let (answer, ()) = tokio::join!(submit_one(&house.ingest, doubtful.clone(), None), lose);
     assert!(answer.is_err(), "{answer:?}");
     house.ledger.delivered(LaneId::Grpc, [&doubtful]);
     let first = record();
@@ -285,7 +295,7 @@ async fn a_record_that_is_delivered_though_its_client_was_refused_balances() {
         house.broker.set_faults(Faults::default());
         house.broker.drop_connection();
     };
-    let (answer, ()) = tokio::join!(house.ingest.submit(record(), None), lose);
+    let (answer, ()) = tokio::join!(submit_one(&house.ingest, record(), None), lose);
     assert_eq!(answer, Err(Refused::NotSafe(NotSafe::Closed)));
     house.up().await;
     house.submit(1).await;
@@ -311,7 +321,7 @@ async fn a_lane_whose_confirms_do_not_come_is_restarted_after_the_publish_timeou
     });
     let asked = Instant::now();
     assert_eq!(
-        house.ingest.submit(record(), None).await,
+        submit_one(&house.ingest, record(), None).await,
         Err(Refused::NotSafe(NotSafe::Closed))
     );
     assert!(
@@ -594,7 +604,7 @@ async fn a_batch_that_the_api_refuses_costs_only_the_records_that_it_refuses() {
             ..record()
         }
     });
-    let receipts = join_all(records.map(|record| house.ingest.submit(record, None))).await;
+    let receipts = join_all(records.map(|record| submit_one(&house.ingest, record, None))).await;
     assert!(receipts.iter().all(Result::is_ok), "{receipts:?}");
     eventually("all are settled", PATIENCE, async || {
         (house.broker.stored() == 0).then_some(())
@@ -638,7 +648,7 @@ async fn a_record_that_the_api_fails_at_does_not_keep_its_batch_from_arriving() 
             ..record()
         }
     });
-    let receipts = join_all(records.map(|record| house.ingest.submit(record, None))).await;
+    let receipts = join_all(records.map(|record| submit_one(&house.ingest, record, None))).await;
     assert!(receipts.iter().all(Result::is_ok), "{receipts:?}");
     let patience = PATIENCE * 3;
     eventually("the others arrive", patience, async || {
@@ -691,7 +701,8 @@ async fn a_batch_is_given_up_record_by_record() {
     origin.at_us -=
         u64::try_from(hour.saturating_sub(Duration::from_millis(150)).as_micros()).unwrap();
     let old_id = old.id.to_string();
-    let receipts = join_all([young, old].map(|record| house.ingest.submit(record, None))).await;
+    let receipts =
+        join_all([young, old].map(|record| submit_one(&house.ingest, record, None))).await;
     assert!(receipts.iter().all(Result::is_ok), "{receipts:?}");
     eventually("both are settled", PATIENCE, async || {
         (house.broker.stored() == 0).then_some(())
@@ -720,7 +731,8 @@ async fn two_records_of_one_id_are_both_posted_and_never_in_one_array() {
         }),
         ..first.clone()
     };
-    let receipts = join_all([first, second].map(|record| house.ingest.submit(record, None))).await;
+    let receipts =
+        join_all([first, second].map(|record| submit_one(&house.ingest, record, None))).await;
     assert!(receipts.iter().all(Result::is_ok), "{receipts:?}");
     eventually("both are settled", PATIENCE, async || {
         (house.broker.stored() == 0).then_some(())
@@ -803,7 +815,7 @@ async fn records_of_requests_that_are_here_together_travel_together_but_for_what
         graph::<nats::Nats>(&lane, &api.url(), limits, closed_spool().await, None);
     // The first waits in the router until the lane is up.
     eventually("the lane is up", PATIENCE, async || {
-        ingest.submit(record(), None).await.ok()
+        submit_one(&ingest, record(), None).await.ok()
     })
     .await;
     let server = async_nats::jetstream::new(async_nats::connect(&*settings.url).await.unwrap());
@@ -815,7 +827,12 @@ async fn records_of_requests_that_are_here_together_travel_together_but_for_what
     // How many messages they make.
     let submit = async |door: &Admission, records: Vec<Record>| {
         let before = messages().await;
-        let receipts = join_all(records.into_iter().map(|record| door.submit(record, None))).await;
+        let receipts = join_all(
+            records
+                .into_iter()
+                .map(|record| submit_one(door, record, None)),
+        )
+        .await;
         assert!(
             receipts
                 .iter()

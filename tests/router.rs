@@ -2,22 +2,26 @@
 
 use std::{
     collections::BTreeMap,
-    pin::pin,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
 use actix::{Actor, Context, Handler};
 use bytes::Bytes;
 use futures_util::future::join_all;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 use waypost::{
     actors::{
-        Introduced, Job, LaneDown, LaneUp, Publish, RECORDS_MAX, Refused, Returned, Slot,
+        Job, Publish, RECORDS_MAX, Returned,
         admission::Admission,
         fallback::DiskFallback,
-        receipts::pending_records,
+        live_lanes::LiveLanes,
+        receipts::{Refused, Replies},
         router::{Router, RouterParams},
+        slot::Slot,
         supervisor::{ChildId, Supervisor, Thread, factory},
     },
     config::Policy,
@@ -28,7 +32,7 @@ use waypost::{
     spool::NotSafe,
 };
 
-use crate::support::{closed_spool, eventually, spool};
+use crate::support::{closed_spool, eventually, spool, submit_one};
 
 const LANES: [LaneId; 3] = [LaneId::Grpc, LaneId::Nats, LaneId::Rabbitmq];
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(2);
@@ -116,46 +120,58 @@ impl Handler<Publish> for FakeLane {
 struct House {
     ingest: Admission,
     router: Slot<Router>,
+    live_lanes: LiveLanes,
     seen: Seen,
 }
 
 impl House {
     /// A router with the three lanes up.
     async fn new(conduct: [Conduct; 3]) -> Self {
-        let house = Self::without_lanes(ChildId::Router).await;
-        for (lane, conduct) in LANES.into_iter().zip(conduct) {
-            house.lane(lane, conduct).await;
-        }
-        house
+        Self::with_failed_starts(0, conduct).await
     }
 
-    /// A router that its supervisor takes for `child`.
-    async fn without_lanes(child: ChildId) -> Self {
-        let router = Slot::new();
-        let ledger = Arc::new(Ledger::new(Arc::from("run")));
-        let disk = DiskFallback {
-            spool: closed_spool().await,
-            ledger: Arc::clone(&ledger),
-        };
-        let wiring = RouterParams {
-            disk,
-            publish_timeout: PUBLISH_TIMEOUT,
-        };
-        let start = factory(router.clone(), move |supervisor| {
-            Router::new(Policy::RoundRobin, &LANES, wiring.clone(), supervisor)
-        });
-        Supervisor::new(router.clone(), vec![(child, Thread::Current, start)]).start();
-        let ingest = Admission::new(router.clone(), PUBLISH_TIMEOUT, ledger, None);
-        let house = Self {
-            ingest,
-            router,
-            seen: Arc::default(),
-        };
+    /// The same; the router's first starts fail.
+    async fn with_failed_starts(failures: usize, conduct: [Conduct; 3]) -> Self {
+        let house = Self::without_lanes(failures).await;
+        for (lane, conduct) in LANES.into_iter().zip(conduct) {
+            house.lane(lane, conduct);
+        }
         house.router.wait(Duration::from_secs(1)).await.unwrap();
         house
     }
 
-    async fn lane(&self, lane: LaneId, conduct: Conduct) {
+    async fn without_lanes(failures: usize) -> Self {
+        let router = Slot::new();
+        let ledger = Arc::new(Ledger::new(Arc::from("run")));
+        let fallback = DiskFallback {
+            spool: closed_spool().await,
+            ledger: Arc::clone(&ledger),
+        };
+        let live_lanes = LiveLanes::default();
+        let params = RouterParams {
+            policy: Policy::RoundRobin,
+            lanes: LANES.into(),
+            live_lanes: live_lanes.clone(),
+            fallback,
+            publish_timeout: PUBLISH_TIMEOUT,
+        };
+        let starts = AtomicUsize::new(0);
+        let start = factory(router.clone(), move |supervisor| {
+            assert!(starts.fetch_add(1, Relaxed) >= failures, "planted");
+            Router::new(params.clone(), supervisor)
+        });
+        let children = vec![(ChildId::Router, Thread::Current, start)];
+        Supervisor::new(&live_lanes, children).start();
+        let ingest = Admission::new(router.clone(), PUBLISH_TIMEOUT, ledger, None);
+        Self {
+            ingest,
+            router,
+            live_lanes,
+            seen: Arc::default(),
+        }
+    }
+
+    fn lane(&self, lane: LaneId, conduct: Conduct) {
         let fake = FakeLane {
             lane,
             conduct,
@@ -164,16 +180,11 @@ impl House {
             kept: Vec::new(),
         };
         let publisher = fake.start().recipient();
-        self.router
-            .get()
-            .unwrap()
-            .send(LaneUp { lane, publisher })
-            .await
-            .unwrap();
+        self.live_lanes.insert(lane, publisher);
     }
 
     async fn submit(&self, pinned: Option<LaneId>) -> Result<Receipt, Refused> {
-        self.ingest.submit(record(), pinned).await
+        submit_one(&self.ingest, record(), pinned).await
     }
 
     fn seen_by(&self, lane: LaneId) -> usize {
@@ -211,13 +222,7 @@ async fn round_robin_gives_each_lane_that_is_up_the_same_share() {
     }
     assert_eq!(shares, LANES.into_iter().map(|lane| (lane, 100)).collect());
 
-    house
-        .router
-        .get()
-        .unwrap()
-        .send(LaneDown(LaneId::Nats))
-        .await
-        .unwrap();
+    house.live_lanes.remove(LaneId::Nats);
     let mut shares = BTreeMap::<_, usize>::new();
     for receipt in join_all((0..300).map(|_| house.submit(None))).await {
         *shares.entry(lane_of(receipt.unwrap())).or_default() += 1;
@@ -229,20 +234,12 @@ async fn round_robin_gives_each_lane_that_is_up_the_same_share() {
 }
 
 #[actix_rt::test]
-async fn what_comes_before_the_router_knows_its_lanes_waits_for_them() {
-    // No supervisor tells another actor than the router of the lanes.
-    let house = House::without_lanes(ChildId::Forwarder(LaneId::Grpc)).await;
-    let mut receipts = pin!(join_all((0..3).map(|_| house.submit(None))));
-    assert!(
-        timeout(Duration::from_millis(100), &mut receipts)
-            .await
-            .is_err(),
-        "answered with no lane known"
-    );
-    house.lane(LaneId::Nats, Conduct::Confirms).await;
-    house.router.get().unwrap().send(Introduced).await.unwrap();
-    assert_eq!(receipts.await, vec![Ok(Receipt::Lane(LaneId::Nats)); 3]);
-    assert_eq!(house.seen_by(LaneId::Nats), 3, "each once");
+async fn a_router_that_was_restarted_knows_the_lanes_at_once() {
+    let house = House::with_failed_starts(1, [Conduct::Confirms; 3]).await;
+    for _ in 0..LANES.len() {
+        lane_of(house.submit(None).await.unwrap());
+    }
+    assert_eq!(LANES.map(|lane| house.seen_by(lane)), [1; 3]);
 }
 
 #[actix_rt::test]
@@ -254,7 +251,7 @@ async fn a_record_that_comes_back_takes_the_next_lane_and_each_lane_once() {
             Ok(Receipt::Lane(LaneId::Rabbitmq))
         );
     }
-    house.lane(LaneId::Rabbitmq, Conduct::GivesBack).await;
+    house.lane(LaneId::Rabbitmq, Conduct::GivesBack);
     let before = house.seen.lock().unwrap().len();
     assert_eq!(house.submit(None).await, NOT_SAFE);
     assert_eq!(house.seen.lock().unwrap().len() - before, LANES.len());
@@ -268,11 +265,7 @@ async fn a_batch_stays_together_but_for_what_comes_back() {
         Conduct::Confirms,
     ])
     .await;
-    let receipts = house
-        .ingest
-        .submit_all((0..4).map(|_| record()).collect(), None)
-        .await
-        .unwrap();
+    let receipts = house.ingest.submit(&[(); 4].map(|()| record()), None).await;
     let lanes: Vec<_> = receipts
         .into_iter()
         .map(|receipt| lane_of(receipt.unwrap()))
@@ -292,11 +285,7 @@ async fn a_batch_stays_together_but_for_what_comes_back() {
 #[actix_rt::test]
 async fn only_those_of_a_batch_whose_lane_died_are_sent_again() {
     let house = House::new([Conduct::ConfirmsOne, Conduct::Drops(1), Conduct::Confirms]).await;
-    let receipts = house
-        .ingest
-        .submit_all((0..3).map(|_| record()).collect(), None)
-        .await
-        .unwrap();
+    let receipts = house.ingest.submit(&[(); 3].map(|()| record()), None).await;
     let lanes: Vec<_> = receipts
         .into_iter()
         .map(|receipt| lane_of(receipt.unwrap()))
@@ -324,15 +313,9 @@ async fn a_pinned_record_takes_its_lane_or_none() {
             Ok(Receipt::Lane(LaneId::Nats))
         );
     }
-    house
-        .router
-        .get()
-        .unwrap()
-        .send(LaneDown(LaneId::Nats))
-        .await
-        .unwrap();
+    house.live_lanes.remove(LaneId::Nats);
     assert_eq!(house.submit(Some(LaneId::Nats)).await, NOT_SAFE);
-    house.lane(LaneId::Nats, Conduct::GivesBack).await;
+    house.lane(LaneId::Nats, Conduct::GivesBack);
     assert_eq!(house.submit(Some(LaneId::Nats)).await, NOT_SAFE);
     assert_eq!(
         (house.seen_by(LaneId::Grpc), house.seen_by(LaneId::Rabbitmq)),
@@ -359,7 +342,7 @@ async fn what_is_over_the_admitted_is_refused_at_once_and_admitted_again_later()
         "a lane that hangs confirms nothing"
     );
     for lane in LANES {
-        house.lane(lane, Conduct::Confirms).await;
+        house.lane(lane, Conduct::Confirms);
     }
     // The jobs that hang hold their permits until the lanes that have them die.
     sleep(Duration::from_millis(1)).await;
@@ -373,8 +356,9 @@ async fn a_record_whose_client_has_gone_does_not_stay_on_disk() {
         spool: spool.clone(),
         ledger: Arc::new(Ledger::new(Arc::from("run"))),
     };
-    let (pending, client) = pending_records([record()]);
-    drop(client);
+    let replies = Replies::new(1);
+    let pending = replies.unanswered(&[record()]);
+    drop(replies);
     disk.store(&pending, None).await;
     let came_and_went = || (spool.stats().committed, spool.stats().waiting()) == (1, 0);
     eventually(

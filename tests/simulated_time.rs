@@ -9,7 +9,9 @@ use actix::{Actor, ActorContext as _, Addr, AsyncContext as _, Context, Handler,
 use tokio::time::{Instant, sleep};
 use waypost::{
     actors::{
-        Drain, Ping, Slot, Supervised,
+        Drain, Ping, Supervised,
+        live_lanes::LiveLanes,
+        slot::Slot,
         supervisor::{
             Action, BACKOFF_CAP, BACKOFF_FIRST, CRASHES_MAX, ChildId, Exit, HEALTHY, HEARTBEAT,
             LaneCommand, MISSES_MAX, Snapshot, State, Supervisor, SupervisorHandle, Thread, View,
@@ -115,7 +117,10 @@ fn supervise(
         (PROBE, Thread::Current, probe),
         (NEIGHBOUR, Thread::Current, neighbour),
     ];
-    (Supervisor::new(Slot::new(), children).start(), starts)
+    (
+        Supervisor::new(&LiveLanes::default(), children).start(),
+        starts,
+    )
 }
 
 async fn view(supervisor: &Addr<Supervisor>, child: ChildId) -> View {

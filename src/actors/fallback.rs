@@ -1,10 +1,10 @@
-//! The disk: where records go that no lane takes, or that are answered once they are there.
+//! The disk: takes the records that no lane takes, and with `ack = "disk"` every record.
 
 use std::sync::Arc;
 
 use futures_util::future::join_all;
 
-use super::receipts::PendingRecord;
+use super::{Job, receipts::PendingRecord};
 use crate::{
     delivery::Receipt,
     lane_id::LaneId,
@@ -12,7 +12,7 @@ use crate::{
     spool::{Entry, Queue, Spool},
 };
 
-/// Where records go that are answered once they are on disk.
+/// Writes records to the spool and replies to their clients.
 #[derive(Clone)]
 pub struct DiskFallback {
     pub spool: Spool,
@@ -20,11 +20,21 @@ pub struct DiskFallback {
 }
 
 impl DiskFallback {
-    /// Replies for each of `records` once it is on disk, for lane `pinned` or for any, or cannot be. If nobody waits for the answer
-    /// any more, nothing is promised, and it does not stay there.
+    /// Stores the records of `job`. It goes on if the client hangs up, and holds the permit until
+    /// the records are stored.
+    pub fn store_job(&self, job: Job) {
+        let fallback = self.clone();
+        actix_rt::spawn(async move {
+            fallback.store(&job.records, job.pinned).await;
+            drop(job);
+        });
+    }
+
+    /// Replies for each of `records` once it is on disk, for lane `pinned` or for any, or cannot be.
+    /// A record whose client no longer waits is removed again: it has no receipt.
     pub async fn store(&self, records: &[PendingRecord], pinned: Option<LaneId>) {
         let queue = pinned.map_or(Queue::Waiting, Queue::Pinned);
-        let keep = async |pending: &PendingRecord| match self
+        let store = async |pending: &PendingRecord| match self
             .spool
             .put(queue, &Entry::new(&pending.record, None))
             .await
@@ -33,6 +43,6 @@ impl DiskFallback {
             Ok(key) => self.spool.settle(key),
             Err(why) => drop(pending.reply(Err(why.into()))),
         };
-        join_all(records.iter().map(keep)).await;
+        join_all(records.iter().map(store)).await;
     }
 }

@@ -13,8 +13,10 @@ use tokio::{
 use tracing::warn;
 
 use super::{
-    Drain, FEEDER_WINDOW, InFlight, Ping, Supervised, Task, admission::Admission,
+    Drain, FEEDER_WINDOW, Ping, Supervised,
+    admission::Admission,
     supervisor::SupervisorHandle,
+    tasks::{InFlight, Task},
 };
 use crate::{
     backoff::Backoff,
@@ -163,9 +165,10 @@ impl Way {
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_CAP);
         while self
             .admission
-            .submit(record.clone(), self.pinned)
+            .submit(std::slice::from_ref(&record), self.pinned)
             .await
-            .is_err()
+            .iter()
+            .any(Result::is_err)
         {
             if self.is_overdue(&record) && self.bury(&record).await {
                 break;

@@ -18,7 +18,7 @@ use tokio::{
 use tracing::{debug, error, warn};
 
 use self::batch::{Batches, Held};
-use super::{Drain, Forward, InFlight, Ping, Supervised, supervisor::SupervisorHandle};
+use super::{Drain, Forward, Ping, Supervised, supervisor::SupervisorHandle, tasks::InFlight};
 use crate::{
     api::Api,
     api::answer::{Answer, Outcome},

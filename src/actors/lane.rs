@@ -20,12 +20,13 @@ use tokio::{sync::Semaphore, time::timeout};
 use tracing::{debug, warn};
 
 use super::{
-    Drain, FED_MAX, Forward, InFlight, Job, Ping, Publish, RECORDS_MAX, Returned, Slot, Supervised,
-    Task,
+    Drain, FED_MAX, Forward, Job, Ping, Publish, RECORDS_MAX, Returned, Supervised,
     forwarder::Forwarder,
     receipts::PendingRecord,
     router::Router,
+    slot::Slot,
     supervisor::{Exit, SupervisorHandle},
+    tasks::{InFlight, Task},
 };
 use crate::{
     delivery::Receipt,

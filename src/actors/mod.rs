@@ -1,100 +1,102 @@
-//! The actor system: who there is, and who tells whom what.
+//! The actor system: the actors, and their messages.
 //!
 //! ```text
 //! ingest ──Route──▶ Router ──Publish──▶ Lane ──▶ transport ══▶ broker ══▶ Lane's pull ──Forward──▶ Forwarder ──▶ API
 //!                     ▲                  │
 //!                     └─────Returned─────┘   a lane that cannot confirm a record gives it back
 //!
-//! spool ──▶ Feeder ──Route──▶ Router ──▶ spool   what no lane confirms in time waits on disk, and comes again
+//! spool ──▶ Feeder ──Route──▶ Router ──▶ spool   a record that no lane confirms in time waits on disk, and comes again
 //! ```
 //!
 //! | message | from | to | means |
 //! | --- | --- | --- | --- |
-//! | [`Route`] | ingest, feeder | router | make the records of this [`Job`] safe, and answer each |
+//! | [`Route`] | admission | router | make the records of this [`Job`] safe, and reply for each |
 //! | [`Publish`] | router | lane | confirm these records |
-//! | [`Returned`] | lane | router | these are not confirmed here: try another |
-//! | [`LaneUp`], [`LaneDown`] | supervisor | router | a lane takes records, or no longer does |
-//! | [`Introduced`] | supervisor | router | these were all that are up |
+//! | [`Returned`] | lane | router | this lane has not confirmed these records: try another |
 //! | [`Forward`] | lane | forwarder | POST these deliveries and settle each |
 //! | [`Drain`] | supervisor, lane, node | lane, forwarder, feeder | finish what is in flight |
-//! | [`Ping`] | supervisor | all | are you alive, and getting on? |
-//! | [`supervisor::ActorStarted`], [`supervisor::ActorReady`], [`supervisor::ActorExited`] | all | supervisor | the life of an actor |
-//! | [`supervisor::LaneCommand`], [`supervisor::Snapshot`], [`supervisor::DrainAll`] | admin, node | supervisor | pause, resume, restart; how are all; stop |
+//! | [`Ping`] | supervisor | all | report progress |
+//! | `ActorEvent` | all | supervisor | the actor has started, is ready, or has exited |
+//! | [`supervisor::LaneCommand`] | admin | supervisor | pause, resume or restart a lane |
+//! | [`supervisor::Snapshot`] | admin | supervisor | send a view of each actor |
+//! | [`supervisor::DrainAll`] | node | supervisor | stop all lanes |
 //!
-//! Records are sent with `try_send` only, and each carries the permit that admitted it, so no mailbox holds more than was
-//! admitted. Control messages are few and use `do_send`.
+//! The supervisor tells the routers of a lane's rise and fall by one shared table,
+//! [`live_lanes::LiveLanes`], not by messages.
+//!
+//! Records are sent with `try_send` only, and each carries the permit that admitted it, so no mailbox
+//! holds more records than were admitted. Control messages are few and use `do_send`.
 
 pub mod admission;
 pub mod fallback;
 pub mod feeder;
 pub mod forwarder;
 pub mod lane;
+pub mod live_lanes;
 pub mod receipts;
 pub mod router;
+pub mod slot;
 pub mod supervisor;
+pub mod tasks;
 
-use std::{cell::Cell, rc::Rc, sync::Arc, time::Duration};
+use std::sync::Arc;
 
-use actix::{Actor, Addr, Context, Handler, Message, Recipient};
-use tokio::{
-    sync::{Notify, OwnedSemaphorePermit, watch},
-    time::Instant,
-};
+use actix::{Actor, Context, Handler, Message};
+use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
-use self::receipts::PendingRecord;
-use crate::{delivery::Delivery, lane_id::LaneId, spool::NotSafe};
+use self::receipts::{PendingRecord, Refused};
+use crate::{delivery::Delivery, lane_id::LaneId};
 
-/// Records that a node may have in hand: enough to keep every lane's window full, few enough to answer quickly.
+/// Records that a node may have in hand: enough to fill every lane's window, few enough to answer
+/// quickly.
 pub const RECORDS_MAX: usize = 8192;
 /// Records of one spool queue that are on their way from the disk to a lane.
 pub const FEEDER_WINDOW: usize = 256;
 /// Records of all spool queues that are on their way from the disk to a lane.
 pub const FED_MAX: usize = FEEDER_WINDOW * (1 + LaneId::ALL.len());
 
-/// Records on their way to their receipts: those of one request go together, by one lane, until some are confirmed and the others
-/// are not. One actor owns them at a time; those that it drops without an answer (a panic, a stopped actor) are sent again by ingest.
+/// Records on their way to their receipts. The records of one request go together, by one lane, until
+/// some are confirmed and others are not.
+///
+/// One actor owns a job at a time. If it drops records without a reply (a panic, a stopped actor),
+/// admission sends them again.
 pub struct Job {
     pub records: Vec<PendingRecord>,
-    /// The only lane they may take, where the client named one.
+    /// The only lane that they may take, if the client named one.
     pub pinned: Option<LaneId>,
     /// Lanes that have failed to confirm them.
     pub tried: LaneSet,
-    /// They lie in the spool already, and stay there if no lane confirms them.
+    /// They are in the spool already, and stay there if no lane confirms them.
     pub on_disk: bool,
-    /// When they set out.
+    /// When admission sent them.
     pub began: Instant,
-    _permit: Arc<admission::Permit>,
+    pub permit: Arc<Permit>,
+}
+
+/// The records' place among those that this node may have in hand, by count and by bytes.
+pub struct Permit {
+    _records: OwnedSemaphorePermit,
+    _bytes: OwnedSemaphorePermit,
 }
 
 impl Job {
     /// Replies that nobody has the records.
     pub fn refuse(self, why: &Refused) {
         for pending in self.records {
-            // Who has hung up got no receipt either.
+            // A client that has hung up got no receipt either.
             pending.reply(Err(why.clone()));
         }
     }
 
-    /// Keeps those that have no answer yet.
+    /// Keeps the records that have no reply yet.
     pub fn retain_unanswered(&mut self) {
         self.records.retain_mut(PendingRecord::is_unanswered);
     }
 
-    /// Keeps those that somebody waits to hear of.
+    /// Keeps the records whose client still waits for a reply.
     pub fn retain_waited_for(&mut self) {
         self.records.retain_mut(PendingRecord::client_waits);
     }
-}
-
-/// Why a record was not taken.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refused {
-    #[error("no lane could confirm the record")]
-    NoLane,
-    #[error("no lane could confirm the record, and {0}")]
-    NotSafe(#[from] NotSafe),
-    #[error("this node has as many records in hand as it may have")]
-    Overloaded,
 }
 
 /// A set of lanes.
@@ -127,23 +129,7 @@ pub struct Returned {
     pub lane: LaneId,
 }
 
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct LaneUp {
-    pub lane: LaneId,
-    pub publisher: Recipient<Publish>,
-}
-
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct LaneDown(pub LaneId);
-
-/// The router has been told of each lane that is up.
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct Introduced;
-
-/// Each delivery has one of the permits: the forwarder has no more of them than there are.
+/// One permit for each delivery: the forwarder holds no more deliveries than there are permits.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct Forward {
@@ -155,124 +141,14 @@ pub struct Forward {
 #[rtype(result = "()")]
 pub struct Drain;
 
-/// The answer is the progress that the actor makes, or why it makes none.
+/// An error says why the actor makes no progress.
 #[derive(Message)]
 #[rtype(result = "Result<(), String>")]
 pub struct Ping;
 
-/// What the supervisor asks of an actor.
+/// An actor that the supervisor can start and watch.
 pub trait Supervised: Actor<Context = Context<Self>> + Handler<Ping> + Handler<Drain> {
-    /// How many messages may wait. It is at least the number of permits for what the actor is sent, so that a record that
-    /// was admitted is never turned away.
+    /// The most messages that may wait: at least one for each permit of the records that are sent to
+    /// the actor, so that an admitted record is never turned away.
     const MAILBOX: usize;
-}
-
-/// The address of an actor that may be restarted: it outlives the actor, and only the supervisor changes it.
-pub struct Slot<A: Actor>(Arc<watch::Sender<Option<Addr<A>>>>);
-
-impl<A: Actor> Slot<A> {
-    #[must_use]
-    pub fn new() -> Self {
-        Self(Arc::new(watch::Sender::new(None)))
-    }
-
-    /// The present address, if the actor lives.
-    #[must_use]
-    pub fn get(&self) -> Option<Addr<A>> {
-        self.0
-            .borrow()
-            .as_ref()
-            .filter(|address| address.connected())
-            .cloned()
-    }
-
-    /// The address, waiting for a restart up to `patience`.
-    pub async fn wait(&self, patience: Duration) -> Option<Addr<A>> {
-        if let Some(address) = self.get() {
-            return Some(address);
-        }
-        let mut changes = self.0.subscribe();
-        let lives = |address: &Option<Addr<A>>| address.as_ref().is_some_and(Addr::connected);
-        let address = tokio::time::timeout(patience, changes.wait_for(lives))
-            .await
-            .ok()?
-            .ok()?;
-        address.clone()
-    }
-
-    fn set(&self, address: Option<Addr<A>>) {
-        self.0.send_replace(address);
-    }
-}
-
-impl<A: Actor> Clone for Slot<A> {
-    fn clone(&self) -> Self {
-        Self(Arc::clone(&self.0))
-    }
-}
-
-impl<A: Actor> Default for Slot<A> {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-/// Counts work under way on one thread, so that a drain can wait for its end.
-#[derive(Clone, Default)]
-pub struct InFlight(Rc<InFlightState>);
-
-#[derive(Default)]
-struct InFlightState {
-    count: Cell<usize>,
-    idle: Notify,
-}
-
-/// One piece of work under way; it ends when this is dropped.
-pub struct Underway(InFlight);
-
-impl InFlight {
-    #[must_use]
-    pub fn begin(&self) -> Underway {
-        self.0.count.set(self.0.count.get() + 1);
-        Underway(self.clone())
-    }
-
-    /// Resolves when nothing is under way.
-    pub async fn idle(&self) {
-        while self.0.count.get() > 0 {
-            self.0.idle.notified().await;
-        }
-    }
-}
-
-impl Drop for Underway {
-    fn drop(&mut self) {
-        let state = &self.0.0;
-        state.count.set(state.count.get() - 1);
-        if state.count.get() == 0 {
-            state.idle.notify_one();
-        }
-    }
-}
-
-/// A task that ends with the value that holds this.
-pub struct Task(tokio::task::AbortHandle);
-
-impl Task {
-    /// Starts it on the present thread.
-    pub fn spawn(work: impl Future<Output = ()> + 'static) -> Self {
-        Self(actix_rt::spawn(work).abort_handle())
-    }
-
-    /// It has come to its end, or has panicked.
-    #[must_use]
-    pub fn has_ended(&self) -> bool {
-        self.0.is_finished()
-    }
-}
-
-impl Drop for Task {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
 }

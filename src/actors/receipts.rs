@@ -12,25 +12,34 @@ use std::{
 
 use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
-use smallvec::SmallVec;
 
-use super::Refused;
-use crate::{delivery::Receipt, record::Record};
+use crate::{delivery::Receipt, record::Record, spool::NotSafe};
 
 /// A receipt, or the reason why there is none.
 pub type Reply = Result<Receipt, Refused>;
 
-/// A record whose client waits for a reply. One that is dropped without a reply has no holder any
-/// more: the client's side sends it again.
+/// The reason why a record was not taken.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    #[error("no lane could confirm the record")]
+    NoLane,
+    #[error("no lane could confirm the record, and {0}")]
+    NotSafe(#[from] NotSafe),
+    #[error("this node has as many records in hand as it may have")]
+    Overloaded,
+}
+
+/// A record whose client waits for a reply. If it is dropped without one, nobody holds the record any
+/// more, and admission sends it again.
 pub struct PendingRecord {
     pub record: Record,
-    /// Its index among the records that set out together.
+    /// Its index in the request.
     index: usize,
     /// `None` once it has its reply.
     slots: Cell<Option<Arc<ReplySlots>>>,
 }
 
-/// The client's end. Once it is dropped, no reply is heard.
+/// The client's end: one slot for each record of a request. Once it is dropped, no reply is heard.
 pub struct Replies(Arc<ReplySlots>);
 
 #[derive(Default)]
@@ -43,26 +52,8 @@ struct ReplySlots {
 
 #[derive(Default)]
 struct State {
-    replies: SmallVec<[Option<Reply>; 1]>,
+    replies: Vec<Option<Reply>>,
     client_is_gone: bool,
-}
-
-/// Pairs each record with a slot for its reply.
-#[must_use]
-pub fn pending_records(records: impl IntoIterator<Item = Record>) -> (Vec<PendingRecord>, Replies) {
-    let slots = Arc::new(ReplySlots::default());
-    let pending = records.into_iter().enumerate().map(|(index, record)| {
-        let slots = Cell::new(Some(Arc::clone(&slots)));
-        PendingRecord {
-            record,
-            index,
-            slots,
-        }
-    });
-    let pending: Vec<_> = pending.collect();
-    slots.state.lock().replies.resize(pending.len(), None);
-    slots.unanswered.store(pending.len(), Ordering::Release);
-    (pending, Replies(slots))
 }
 
 impl PendingRecord {
@@ -110,6 +101,34 @@ impl Drop for PendingRecord {
 }
 
 impl Replies {
+    /// `count` slots without a reply.
+    #[must_use]
+    pub fn new(count: usize) -> Self {
+        let slots = ReplySlots::default();
+        slots.state.lock().replies.resize(count, None);
+        Self(Arc::new(slots))
+    }
+
+    /// Those of the request's `records` that have no reply, to be sent. Those of an earlier call must
+    /// be gone: see [`Replies::wait`].
+    #[must_use]
+    pub fn unanswered(&self, records: &[Record]) -> Vec<PendingRecord> {
+        let state = self.0.state.lock();
+        let missing = state.replies.iter().filter(|reply| reply.is_none());
+        let mut pending = Vec::with_capacity(missing.count());
+        for (index, (record, reply)) in records.iter().zip(&state.replies).enumerate() {
+            if reply.is_none() {
+                pending.push(PendingRecord {
+                    record: record.clone(),
+                    index,
+                    slots: Cell::new(Some(Arc::clone(&self.0))),
+                });
+            }
+        }
+        self.0.unanswered.store(pending.len(), Ordering::Release);
+        pending
+    }
+
     /// Resolves when no further reply can come.
     pub async fn wait(&self) {
         let is_complete = || self.0.unanswered.load(Ordering::Acquire) == 0;
@@ -130,7 +149,7 @@ impl Replies {
 
     /// The replies so far, in the order of the records. Later ones are not heard.
     #[must_use]
-    pub fn close(self) -> SmallVec<[Option<Reply>; 1]> {
+    pub fn close(&self) -> Vec<Option<Reply>> {
         let mut state = self.0.state.lock();
         state.client_is_gone = true;
         std::mem::take(&mut state.replies)
@@ -159,12 +178,14 @@ mod tests {
     use super::*;
 
     fn three() -> (Vec<PendingRecord>, Replies) {
-        pending_records(["a", "b", "c"].map(|id| Record {
+        let records = ["a", "b", "c"].map(|id| Record {
             id: id.into(),
             body: Bytes::from_static(b"{}"),
             traceparent: None,
             origin: None,
-        }))
+        });
+        let replies = Replies::new(records.len());
+        (replies.unanswered(&records), replies)
     }
 
     #[test]

@@ -1,122 +1,100 @@
-//! The router: chooses a lane for the records of each request among those that are up, and tries the next one when a lane gives
-//! them back. What no lane has confirmed in time goes to the spool. It never waits for the network.
+//! The router: chooses one of the lanes that are up for the records of each request, and the next
+//! one when a lane gives them back. Records that no lane confirms in time go to the spool. The
+//! router never waits for the network.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use actix::{Actor, Context, Handler, Recipient, dev::SendError};
+use actix::{Actor, Context, Handler, dev::SendError};
 use tracing::debug;
 
 use super::{
-    Drain, FED_MAX, Introduced, Job, LaneDown, LaneUp, Ping, Publish, RECORDS_MAX, Refused,
-    Returned, Route, Supervised, fallback::DiskFallback, supervisor::SupervisorHandle,
+    Drain, FED_MAX, Job, Ping, Publish, RECORDS_MAX, Returned, Route, Supervised,
+    fallback::DiskFallback, live_lanes::LiveLanes, receipts::Refused, supervisor::SupervisorHandle,
 };
 use crate::{config::Policy, lane_id::LaneId};
 
-/// What the router is wired to; the same for each of its lives.
+/// The parts and settings of a router; each restart uses the same ones.
 #[derive(Clone)]
 pub struct RouterParams {
-    pub disk: DiskFallback,
+    pub policy: Policy,
+    /// In the order of the configuration.
+    pub lanes: Arc<[LaneId]>,
+    pub live_lanes: LiveLanes,
+    pub fallback: DiskFallback,
     /// After this long without a confirm, a record goes to the spool.
     pub publish_timeout: Duration,
 }
 
-/// One per node. A restart begins with no lane up; the supervisor tells it of those that are.
+/// Reads the table of live lanes at each choice, so it knows nothing that a restart could lose.
 pub struct Router {
     params: RouterParams,
-    policy: Policy,
-    /// In the order of the configuration.
-    lanes: Vec<Way>,
-    /// Where the next turn of round-robin begins.
+    /// The index of the lane where the next turn of round-robin begins.
     turn: usize,
-    /// What has come before the supervisor has told of the lanes; no more than was admitted.
-    early: Option<Vec<Job>>,
     supervisor: SupervisorHandle,
-}
-
-struct Way {
-    lane: LaneId,
-    /// There while the lane is up.
-    publisher: Option<Recipient<Publish>>,
 }
 
 impl Router {
     #[must_use]
-    pub fn new(
-        policy: Policy,
-        lanes: &[LaneId],
-        params: RouterParams,
-        supervisor: SupervisorHandle,
-    ) -> Self {
-        let lanes = lanes
-            .iter()
-            .map(|&lane| Way {
-                lane,
-                publisher: None,
-            })
-            .collect();
+    pub fn new(params: RouterParams, supervisor: SupervisorHandle) -> Self {
         Self {
             params,
-            policy,
-            lanes,
             turn: 0,
-            early: Some(Vec::new()),
             supervisor,
         }
     }
 
     /// Hands `job` to a lane, or to the spool.
-    fn place(&mut self, mut job: Job) {
+    fn route(&mut self, mut job: Job) {
         job.retain_waited_for();
         if job.records.is_empty() {
             return;
         }
-        if let Some(early) = &mut self.early {
-            return early.push(job);
-        }
-        let is_late = job.began.elapsed() >= self.params.publish_timeout;
-        let may_take = |way: &Way, job: &Job| {
-            way.publisher.is_some()
-                && !is_late
-                && !job.tried.contains(way.lane)
-                && job.pinned.is_none_or(|lane| lane == way.lane)
+        let Err(job) = self.send_to_lane(job) else {
+            return;
         };
-        while let Some(at) = choose(self.policy, self.lanes.len(), self.turn, |at| {
-            may_take(&self.lanes[at], &job)
-        }) {
-            if job.pinned.is_none() {
-                self.turn = (at + 1) % self.lanes.len();
-            }
-            let way = &mut self.lanes[at];
-            let Some(publisher) = &way.publisher else {
-                break;
-            };
-            match publisher.try_send(Publish(job)) {
-                Ok(()) => return,
-                Err(SendError::Full(Publish(back))) => job = back,
-                Err(SendError::Closed(Publish(back))) => {
-                    // The lane has died; the supervisor's message is on its way.
-                    way.publisher = None;
-                    job = back;
-                }
-            }
-            job.tried.insert(way.lane);
-        }
         if job.on_disk {
             return job.refuse(&Refused::NoLane);
         }
-        let disk = self.params.disk.clone();
-        actix_rt::spawn(async move {
-            disk.store(&job.records, job.pinned).await;
-            drop(job);
-        });
+        self.params.fallback.store_job(job);
     }
 
-    fn way(&mut self, lane: LaneId) -> Option<&mut Way> {
-        self.lanes.iter_mut().find(|way| way.lane == lane)
+    /// Gives `job` back if no lane takes it, or if it is too late for a lane.
+    fn send_to_lane(&mut self, mut job: Job) -> Result<(), Job> {
+        if job.began.elapsed() >= self.params.publish_timeout {
+            return Err(job);
+        }
+        let lanes = &self.params.lanes;
+        let live = self.params.live_lanes.read();
+        let may_take = |at: usize, job: &Job| {
+            let lane = lanes[at];
+            live[lane as usize].is_some()
+                && !job.tried.contains(lane)
+                && job.pinned.is_none_or(|pinned| pinned == lane)
+        };
+        while let Some(at) = choose(self.params.policy, lanes.len(), self.turn, |at| {
+            may_take(at, &job)
+        }) {
+            if job.pinned.is_none() {
+                self.turn = (at + 1) % lanes.len();
+            }
+            let lane = lanes[at];
+            job.tried.insert(lane);
+            let Some(publisher) = &live[lane as usize] else {
+                continue;
+            };
+            match publisher.try_send(Publish(job)) {
+                Ok(()) => return Ok(()),
+                // A lane that has just died leaves the table when the supervisor hears of it.
+                Err(SendError::Full(Publish(back)) | SendError::Closed(Publish(back))) => {
+                    job = back;
+                }
+            }
+        }
+        Err(job)
     }
 }
 
-/// The lane to take out of `count`, among those that may take the record. Pure.
+/// The index of the lane to take out of `count`, among those that may take the record. Pure.
 #[must_use]
 pub fn choose(
     policy: Policy,
@@ -140,7 +118,7 @@ impl Actor for Router {
 }
 
 impl Supervised for Router {
-    /// Each record that may be in hand, twice (on its way in, and coming back), and control messages.
+    /// Each admitted record may be here twice (coming in, and coming back), beside control messages.
     const MAILBOX: usize = 2 * (RECORDS_MAX + FED_MAX) + 64;
 }
 
@@ -149,7 +127,7 @@ impl Handler<Route> for Router {
 
     fn handle(&mut self, Route(job): Route, _: &mut Self::Context) {
         fail::fail_point!("router");
-        self.place(job);
+        self.route(job);
     }
 }
 
@@ -159,44 +137,14 @@ impl Handler<Returned> for Router {
     fn handle(&mut self, Returned { mut job, lane }: Returned, _: &mut Self::Context) {
         debug!(records = job.records.len(), %lane, "records came back");
         job.tried.insert(lane);
-        self.place(job);
-    }
-}
-
-impl Handler<LaneUp> for Router {
-    type Result = ();
-
-    fn handle(&mut self, LaneUp { lane, publisher }: LaneUp, _: &mut Self::Context) {
-        if let Some(way) = self.way(lane) {
-            way.publisher = Some(publisher);
-        }
-    }
-}
-
-impl Handler<LaneDown> for Router {
-    type Result = ();
-
-    fn handle(&mut self, LaneDown(lane): LaneDown, _: &mut Self::Context) {
-        if let Some(way) = self.way(lane) {
-            way.publisher = None;
-        }
-    }
-}
-
-impl Handler<Introduced> for Router {
-    type Result = ();
-
-    fn handle(&mut self, _: Introduced, _: &mut Self::Context) {
-        for job in self.early.take().into_iter().flatten() {
-            self.place(job);
-        }
+        self.route(job);
     }
 }
 
 impl Handler<Drain> for Router {
     type Result = ();
 
-    /// What it holds waits for the lanes to be told of, not for the network: there is nothing to finish.
+    /// It holds no record between two messages, so there is nothing to finish.
     fn handle(&mut self, _: Drain, _: &mut Self::Context) {}
 }
 

@@ -16,15 +16,19 @@ use std::{sync::Arc, time::Instant};
 
 use actix_web::{
     HttpRequest, HttpResponse, ResponseError as _,
-    http::{StatusCode, header},
+    http::{
+        StatusCode,
+        header::{self, HeaderMap},
+    },
     web,
 };
+use bytes::Bytes;
 use futures_util::future::join_all;
 use serde::Serialize;
 
 use super::problem::Problem;
 use crate::{
-    actors::{Refused, admission::Admission},
+    actors::{admission::Admission, receipts::Refused},
     delivery::Receipt,
     idempotency::{Claim, IdempotencyStore},
     lane_id::LaneId,
@@ -36,38 +40,31 @@ use crate::{
     },
 };
 
-/// What the handlers need; shared by all HTTP workers.
+/// Shared by all HTTP workers. Cloned for each request that has a key.
 #[derive(Clone)]
 pub struct IngestState {
     pub admission: Admission,
-    /// The lanes of this node, with their tags.
+    /// The lanes of this node, with their tags: a receipt names the tag.
     pub lanes: Arc<[(LaneId, String)]>,
     pub schema: Schema,
+    /// In bytes, as `max_record`.
     pub max_body: usize,
     pub max_record: usize,
-    /// This run of the node, for the records' origin.
+    /// This run of the node; part of each record's origin.
     pub run: Arc<str>,
     pub keys: IdempotencyStore,
+    /// Counts the answers, by status.
     pub ledger: Arc<Ledger>,
 }
 
-impl IngestState {
-    /// Counts the answer to a request that came then.
-    fn answered(&self, began: Instant, answer: Result<HttpResponse, Problem>) -> HttpResponse {
-        let response = answer.unwrap_or_else(|problem| problem.error_response());
-        self.ledger.answered(response.status().as_u16(), began);
-        response
-    }
-}
-
-/// The receipt that a client gets.
+/// The receipt of one record.
 #[derive(Serialize)]
 struct Accepted<'a> {
     id: &'a str,
     path: &'a str,
 }
 
-/// The receipts for a batch.
+/// The receipts of a batch.
 #[derive(Serialize)]
 struct AllAccepted<'a> {
     accepted: usize,
@@ -86,7 +83,7 @@ pub fn routes(app: &mut web::ServiceConfig) {
             .route(web::post().to(
                 async |state: web::Data<IngestState>, request: HttpRequest, body: web::Payload| {
                     let began = Instant::now();
-                    state.answered(began, take(&state, None, &request, body).await)
+                    state.counted(began, ingest(&state, None, &request, body).await)
                 },
             ))
             .default_service(web::to(async || {
@@ -102,10 +99,10 @@ pub fn routes(app: &mut web::ServiceConfig) {
                     let answer = match lane
                         .filter(|lane| state.lanes.iter().any(|(known, _)| known == lane))
                     {
-                        Some(lane) => take(&state, Some(lane), &request, body).await,
+                        Some(lane) => ingest(&state, Some(lane), &request, body).await,
                         None => Err(Problem::not_found(request.path())),
                     };
-                    state.answered(began, answer)
+                    state.counted(began, answer)
                 },
             ))
             .default_service(web::to(
@@ -127,139 +124,148 @@ pub fn routes(app: &mut web::ServiceConfig) {
     }));
 }
 
-async fn take(
+/// A request that was read: a single record is a batch of one.
+struct Request {
+    records: Vec<Record>,
+    /// `None` for a single record, whose answer is not a list.
+    form: Option<Form>,
+    /// The ids are made from the client's Idempotency-Key.
+    is_keyed: bool,
+}
+
+/// Reads the request, makes its records safe, and answers.
+async fn ingest(
     state: &IngestState,
     pinned: Option<LaneId>,
     request: &HttpRequest,
     body: web::Payload,
 ) -> Result<HttpResponse, Problem> {
-    let headers = request.headers();
-    let is_lines = check_type(headers.get(header::CONTENT_TYPE))?;
-    if headers
-        .get(header::CONTENT_ENCODING)
-        .is_some_and(|encoding| encoding != "identity")
-    {
-        return Err(Problem::new(
-            StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            "encoding",
-            "The body must not be encoded",
-        ));
-    }
-    let key = match headers.get("Idempotency-Key") {
-        Some(key) => Some(visible(key).map(Arc::<str>::from).ok_or_else(|| {
-            Problem::new(
-                StatusCode::BAD_REQUEST,
-                "idempotency-key",
-                "An Idempotency-Key is 1 to 255 visible ASCII characters",
-            )
-        })?),
-        None => None,
-    };
-    // What is no trace context is not carried, and is no reason to refuse a record (W3C Trace Context, 3.2).
-    let traceparent = headers.get("traceparent").and_then(visible).map(Arc::from);
-
-    let origin = Some(Origin::now(Arc::clone(&state.run)));
-    let body = match body.to_bytes_limited(state.max_body).await {
-        Ok(Ok(body)) => body,
-        Ok(Err(cut)) => {
-            return Err(Problem::new(
-                StatusCode::BAD_REQUEST,
-                "body",
-                format!("The body did not arrive: {cut}"),
-            ));
-        }
-        Err(_) => {
-            return Err(too_large(format!(
-                "The request is larger than {} bytes",
-                state.max_body
-            )));
-        }
-    };
-    let form = match body.trim_ascii_start().first() {
-        _ if is_lines => Some(Form::Lines),
-        Some(b'[') => Some(Form::Array),
-        _ => None,
-    };
-    match form {
-        None => {
-            let body = parse(&body, state.schema).map_err(|why| invalid(why, None))?;
-            state.check_size(&body)?;
-            let id = key.clone().unwrap_or_else(Record::new_id);
-            let record = Record {
-                id: Arc::clone(&id),
-                body,
-                traceparent,
-                origin,
-            };
-            let receipt = state
-                .submit(record, key.is_some(), pinned)
-                .await
-                .map_err(|refused| unavailable(&refused))?;
-            Ok(HttpResponse::Accepted().json(Accepted {
-                id: &id,
-                path: state.path(receipt),
-            }))
-        }
-        Some(form) => {
-            let bodies = parse_all(&body, form, state.schema).map_err(|why| match why {
-                InvalidBatch::Body(why) => invalid(why, None),
-                InvalidBatch::Record { index, why } => invalid(why, Some(index)),
-            })?;
-            if bodies.len() > batch::MAX {
-                return Err(too_large(format!(
-                    "A request has at most {} records",
-                    batch::MAX
-                )));
-            }
-            let mut new_ids = key.is_none().then(Record::new_ids).into_iter().flatten();
-            let mut new_id = || new_ids.next().unwrap_or_else(Record::new_id);
-            let records = bodies.into_iter().enumerate().map(|(index, body)| {
-                state
-                    .check_size(&body)
-                    .map_err(|problem| problem.with("index", index))?;
-                let id = key
-                    .as_ref()
-                    .map_or_else(&mut new_id, |key| format!("{key}/{index}").into());
-                Ok(Record {
-                    id,
-                    body,
-                    traceparent: traceparent.clone(),
-                    origin: origin.clone(),
-                })
-            });
-            let records = records.collect::<Result<Vec<_>, Problem>>()?;
-            let ids: Vec<_> = records
-                .iter()
-                .map(|record| Arc::clone(&record.id))
-                .collect();
-            let receipts = state
-                .submit_all(records, key.is_some(), pinned)
-                .await
-                .map_err(|refused| unavailable(&refused))?;
-            let records = ids.iter().zip(receipts).map(|(id, receipt)| Accepted {
-                id,
-                path: state.path(receipt),
-            });
-            Ok(HttpResponse::Accepted().json(AllAccepted {
-                accepted: ids.len(),
-                records: records.collect(),
-            }))
-        }
-    }
+    let request = state.read_request(request, body).await?;
+    let receipts = state
+        .submit(&request, pinned)
+        .await
+        .map_err(|refused| unavailable(&refused))?;
+    Ok(state.respond(&request, receipts))
 }
 
 impl IngestState {
-    fn check_size(&self, record: &[u8]) -> Result<(), Problem> {
-        if record.len() > self.max_record {
-            return Err(too_large(format!(
-                "The record is larger than {} bytes",
-                self.max_record
-            )));
+    async fn read_request(
+        &self,
+        request: &HttpRequest,
+        body: web::Payload,
+    ) -> Result<Request, Problem> {
+        let headers = request.headers();
+        let is_ndjson = check_type(headers.get(header::CONTENT_TYPE))?;
+        check_encoding(headers)?;
+        let key = idempotency_key(headers)?;
+        // An invalid trace context is not carried; the record is taken (W3C Trace Context, 3.2).
+        let traceparent: Option<Arc<str>> =
+            headers.get("traceparent").and_then(visible).map(Arc::from);
+        let origin = Some(Origin::now(Arc::clone(&self.run)));
+        let body = self.read_body(body).await?;
+        let form = match body.trim_ascii_start().first() {
+            _ if is_ndjson => Some(Form::Lines),
+            Some(b'[') => Some(Form::Array),
+            _ => None,
+        };
+        let bodies = self.parse(&body, form)?;
+        // The new ids of a batch differ in their last bits only.
+        let batch_ids = (key.is_none() && form.is_some()).then(Record::new_ids);
+        let mut batch_ids = batch_ids.into_iter().flatten();
+        let mut records = Vec::with_capacity(bodies.len());
+        for (index, body) in bodies.into_iter().enumerate() {
+            let id = match (&key, form) {
+                (Some(key), None) => Arc::clone(key),
+                (Some(key), Some(_)) => format!("{key}/{index}").into(),
+                (None, _) => batch_ids.next().unwrap_or_else(Record::new_id),
+            };
+            records.push(Record {
+                id,
+                body,
+                traceparent: traceparent.clone(),
+                origin: origin.clone(),
+            });
         }
-        Ok(())
+        let is_keyed = key.is_some();
+        Ok(Request {
+            records,
+            form,
+            is_keyed,
+        })
     }
 
-    /// What a receipt names.
+    async fn read_body(&self, body: web::Payload) -> Result<Bytes, Problem> {
+        match body.to_bytes_limited(self.max_body).await {
+            Ok(Ok(body)) => Ok(body),
+            Ok(Err(cut)) => Err(Problem::new(
+                StatusCode::BAD_REQUEST,
+                "body",
+                format!("The body did not arrive: {cut}"),
+            )),
+            Err(_) => Err(too_large(format!(
+                "The request is larger than {} bytes",
+                self.max_body
+            ))),
+        }
+    }
+
+    /// The records of `body`, each checked against the schema and the limits.
+    fn parse(&self, body: &Bytes, form: Option<Form>) -> Result<Vec<Bytes>, Problem> {
+        let bodies = match form {
+            None => vec![parse(body, self.schema).map_err(|why| self.invalid(&why))?],
+            Some(form) => parse_all(body, form, self.schema).map_err(|why| match why {
+                InvalidBatch::Body(why) => self.invalid(&why),
+                InvalidBatch::Record { index, why } => self.invalid(&why).with("index", index),
+            })?,
+        };
+        if bodies.len() > batch::MAX {
+            let detail = format!("A request has at most {} records", batch::MAX);
+            return Err(too_large(detail));
+        }
+        let Some(index) = bodies.iter().position(|body| body.len() > self.max_record) else {
+            return Ok(bodies);
+        };
+        let detail = format!("The record is larger than {} bytes", self.max_record);
+        let problem = too_large(detail);
+        Err(match form {
+            None => problem,
+            Some(_) => problem.with("index", index),
+        })
+    }
+
+    /// Makes all records safe. An error says that at least one of them is not.
+    async fn submit(
+        &self,
+        request: &Request,
+        pinned: Option<LaneId>,
+    ) -> Result<Vec<Receipt>, Refused> {
+        if !request.is_keyed {
+            let replies = self.admission.submit(&request.records, pinned).await;
+            return replies.into_iter().collect();
+        }
+        // Goes on if the client hangs up, so that its next try finds the receipts of this one.
+        let submitting = submit_once(self.clone(), request.records.clone(), pinned);
+        actix_rt::spawn(submitting)
+            .await
+            .unwrap_or(Err(Refused::NoLane))
+    }
+
+    fn respond(&self, request: &Request, receipts: Vec<Receipt>) -> HttpResponse {
+        let receipts = request.records.iter().zip(receipts);
+        let mut accepted = receipts.map(|(record, receipt)| Accepted {
+            id: &record.id,
+            path: self.path(receipt),
+        });
+        match request.form {
+            None => HttpResponse::Accepted().json(accepted.next()),
+            Some(_) => HttpResponse::Accepted().json(AllAccepted {
+                accepted: request.records.len(),
+                records: accepted.collect(),
+            }),
+        }
+    }
+
+    /// The name of the lane, or of the spool, that holds the record.
     fn path(&self, receipt: Receipt) -> &str {
         match receipt {
             Receipt::Lane(lane) => self
@@ -271,82 +277,94 @@ impl IngestState {
         }
     }
 
-    /// Makes `record` safe; one whose id is a client's key, once.
-    async fn submit(
-        &self,
-        record: Record,
-        is_keyed: bool,
-        pinned: Option<LaneId>,
-    ) -> Result<Receipt, Refused> {
-        if !is_keyed {
-            return self.admission.submit(record, pinned).await;
+    fn invalid(&self, why: &Invalid) -> Problem {
+        let (field, detail) = match why {
+            Invalid::Malformed { line, column, .. } => {
+                return Problem::new(StatusCode::BAD_REQUEST, "json", why.to_string())
+                    .with("line", *line)
+                    .with("column", *column);
+            }
+            Invalid::Schema { field, .. } => (*field, why.to_string()),
+        };
+        let unprocessable =
+            |detail| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "schema", detail);
+        match (self.schema, field) {
+            (Schema::Case, Some(field)) => unprocessable(format!(
+                "{detail}; the schema is `case`, and `[ingest].schema = \"any\"` takes any JSON object"
+            ))
+            .with("field", field),
+            _ => unprocessable(detail),
         }
-        self.submit_all(vec![record], true, pinned)
-            .await?
-            .pop()
-            .ok_or(Refused::NoLane)
     }
 
-    /// Makes all of `records` safe. An error says that one of them, at least, is not.
-    async fn submit_all(
-        &self,
-        records: Vec<Record>,
-        are_keyed: bool,
-        pinned: Option<LaneId>,
-    ) -> Result<Vec<Receipt>, Refused> {
-        if !are_keyed {
-            return self
-                .admission
-                .submit_all(records, pinned)
-                .await?
-                .into_iter()
-                .collect();
-        }
-        // Goes on when the client hangs up, so that its next try finds the receipts of this one.
-        actix_rt::spawn(once(self.clone(), records, pinned))
-            .await
-            .unwrap_or(Err(Refused::NoLane))
+    fn counted(&self, began: Instant, answer: Result<HttpResponse, Problem>) -> HttpResponse {
+        let response = answer.unwrap_or_else(|problem| problem.error_response());
+        self.ledger.answered(response.status().as_u16(), began);
+        response
     }
 }
 
-/// Submits those of `records` whose keys were not taken before.
-async fn once(
+/// Submits the records whose keys are new; the others have their receipts already.
+async fn submit_once(
     state: IngestState,
     records: Vec<Record>,
     pinned: Option<LaneId>,
 ) -> Result<Vec<Receipt>, Refused> {
     let mut receipts = vec![None; records.len()];
-    let (mut new, mut firsts) = (Vec::new(), Vec::new());
-    // In their order, so that no two batches wait for each other.
-    for (at, record) in records.into_iter().enumerate() {
+    let mut new = Vec::new();
+    let mut reservations = Vec::new();
+    // In the order of the records, so that no two batches wait for each other.
+    for (index, record) in records.into_iter().enumerate() {
         match state.keys.claim(&record.id).await {
-            Claim::Duplicate(receipt) => receipts[at] = Some(receipt),
-            Claim::New(first) => {
+            Claim::Duplicate(receipt) => receipts[index] = Some(receipt),
+            Claim::New(reservation) => {
                 new.push(record);
-                firsts.push((at, first));
+                reservations.push((index, reservation));
             }
         }
     }
-    let answers = state.admission.submit_all(new, pinned).await?;
-    let written = firsts
-        .into_iter()
-        .zip(answers)
-        .map(async |((at, first), answer)| {
-            let receipt = answer?;
-            first.complete(receipt).await;
-            Ok::<_, Refused>((at, receipt))
-        });
-    for written in join_all(written).await {
-        let (at, receipt) = written?;
-        receipts[at] = Some(receipt);
+    let replies = state.admission.submit(&new, pinned).await;
+    let reservations = reservations.into_iter().zip(replies);
+    let completed = reservations.map(async |((index, reservation), reply)| {
+        let receipt = reply?;
+        reservation.complete(receipt).await;
+        Ok::<_, Refused>((index, receipt))
+    });
+    for completed in join_all(completed).await {
+        let (index, receipt) = completed?;
+        receipts[index] = Some(receipt);
     }
-    receipts
-        .into_iter()
-        .collect::<Option<_>>()
-        .ok_or(Refused::NoLane)
+    let receipts = receipts.into_iter().collect::<Option<_>>();
+    receipts.ok_or(Refused::NoLane)
 }
 
-/// `application/json`, `application/*+json`, or nothing; or NDJSON, which the answer says.
+fn check_encoding(headers: &HeaderMap) -> Result<(), Problem> {
+    match headers.get(header::CONTENT_ENCODING) {
+        Some(encoding) if encoding != "identity" => Err(Problem::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "encoding",
+            "The body must not be encoded",
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn idempotency_key(headers: &HeaderMap) -> Result<Option<Arc<str>>, Problem> {
+    let Some(key) = headers.get("Idempotency-Key") else {
+        return Ok(None);
+    };
+    let invalid = || {
+        Problem::new(
+            StatusCode::BAD_REQUEST,
+            "idempotency-key",
+            "An Idempotency-Key is 1 to 255 visible ASCII characters",
+        )
+    };
+    Ok(Some(visible(key).map(Arc::from).ok_or_else(invalid)?))
+}
+
+/// Returns whether the body is NDJSON; else it is `application/json`, `application/*+json`, or has no
+/// type.
 fn check_type(content_type: Option<&header::HeaderValue>) -> Result<bool, Problem> {
     let Some(content_type) = content_type else {
         return Ok(false);
@@ -391,26 +409,4 @@ fn unavailable(refused: &Refused) -> Problem {
         format!("Not taken: {refused}"),
     )
     .retry_after(1)
-}
-
-/// `index` is the record's in a batch.
-fn invalid(why: Invalid, index: Option<usize>) -> Problem {
-    let detail = why.to_string();
-    let problem = match why {
-        Invalid::Malformed { line, column, .. } => {
-            Problem::new(StatusCode::BAD_REQUEST, "json", detail)
-                .with("line", line)
-                .with("column", column)
-        }
-        Invalid::Schema {
-            field: Some(field), ..
-        } => Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "schema", detail).with("field", field),
-        Invalid::Schema { field: None, .. } => {
-            Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "schema", detail)
-        }
-    };
-    match index {
-        Some(index) => problem.with("index", index),
-        None => problem,
-    }
 }

@@ -20,13 +20,16 @@ use tokio::{
 };
 use waypost::{
     actors::{
-        Drain, Refused, Slot,
+        Drain,
         admission::Admission,
         fallback::DiskFallback,
         feeder::{self, Feeder},
         lane::{self, Lane},
-        router::{self, Router},
-        supervisor::{ChildId, DrainAll, Start, Supervisor, Thread, factory},
+        live_lanes::LiveLanes,
+        receipts::Refused,
+        router::{Router, RouterParams},
+        slot::Slot,
+        supervisor::{ChildId, DrainAll, Factory, Supervisor, Thread, factory},
     },
     config::Policy,
     delivery::{Delivery, Receipt},
@@ -250,7 +253,7 @@ impl Node {
         let found = spool.stats();
         ledger.found_waiting(found.waiting() + found.records(Queue::Dead));
         let (router, feeder) = (Slot::new(), Slot::new());
-        let disk = DiskFallback {
+        let fallback = DiskFallback {
             spool: spool.clone(),
             ledger: Arc::clone(&ledger),
         };
@@ -262,9 +265,13 @@ impl Node {
                 disk_first,
             )
         };
-        let (disk_admission, admission) = (admission(Some(disk.clone())), admission(None));
-        let routing = router::RouterParams {
-            disk,
+        let (disk_admission, admission) = (admission(Some(fallback.clone())), admission(None));
+        let live_lanes = LiveLanes::default();
+        let routing = RouterParams {
+            policy: Policy::RoundRobin,
+            lanes: LANES.into(),
+            live_lanes: live_lanes.clone(),
+            fallback,
             publish_timeout: PUBLISH_TIMEOUT,
         };
         let feeding = feeder::FeederParams {
@@ -279,7 +286,7 @@ impl Node {
                 ChildId::Router,
                 Thread::Current,
                 factory(router.clone(), move |supervisor| {
-                    Router::new(Policy::RoundRobin, &LANES, routing.clone(), supervisor)
+                    Router::new(routing.clone(), supervisor)
                 }),
             ),
             (
@@ -294,8 +301,8 @@ impl Node {
             lane::<2>(&router, &ledger, brokers),
         ];
         let tasks = LocalSet::new();
-        let supervisor = clock
-            .block_on(tasks.run_until(async { Supervisor::new(router.clone(), graph).start() }));
+        let supervisor =
+            clock.block_on(tasks.run_until(async { Supervisor::new(&live_lanes, graph).start() }));
         let answers = Rc::default();
         Self {
             clock,
@@ -335,8 +342,9 @@ impl Node {
         self.tasks.spawn_local(async move {
             let number = number(&record);
             let answer = admission
-                .submit(record, pinned.map(|lane| LANES[lane]))
-                .await;
+                .submit(&[record], pinned.map(|lane| LANES[lane]))
+                .await
+                .remove(0);
             answers.borrow_mut().push((number, answer));
         });
     }
@@ -402,7 +410,7 @@ fn lane<const LANE: usize>(
     router: &Slot<Router>,
     ledger: &Arc<Ledger>,
     brokers: &Brokers,
-) -> (ChildId, Thread, Start) {
+) -> (ChildId, Thread, Factory) {
     let wiring = lane::LaneParams {
         router: router.clone(),
         forwarder: Slot::new(),

@@ -1,7 +1,7 @@
 //! What must hold of each record, kept apart from the node: where its copies can be, and what was promised for it.
 
 use waypost::{
-    actors::Refused,
+    actors::receipts::Refused,
     delivery::Receipt,
     record::Record,
     spool::{NotSafe, Queue, SpoolStats},

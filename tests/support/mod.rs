@@ -23,7 +23,12 @@ use std::{
 
 use bytes::Bytes;
 use tempfile::TempDir;
-use waypost::spool::Spool;
+use waypost::{
+    actors::{admission::Admission, receipts::Reply},
+    lane_id::LaneId,
+    record::Record,
+    spool::Spool,
+};
 
 /// Says that the present test proves nothing on this machine, past the capture of its output. With `CI=true` it fails instead.
 pub fn missing(what: &str) {
@@ -88,4 +93,9 @@ pub fn wanted(variable: &str, usual: u64) -> u64 {
             .parse()
             .unwrap_or_else(|_| panic!("{variable} is no number"))
     })
+}
+
+/// Submits a request of one record.
+pub async fn submit_one(admission: &Admission, record: Record, pinned: Option<LaneId>) -> Reply {
+    admission.submit(&[record], pinned).await.remove(0)
 }

@@ -18,7 +18,7 @@ use tracing::debug;
 
 use super::{End, HOLD_MAX, HOLD_REST, Limits, Patience, Post, not_posted};
 use crate::{
-    actors::{Task, Underway},
+    actors::tasks::{Task, Underway},
     config::CONCURRENCY_MAX,
     delivery::Delivery,
     record::Record,

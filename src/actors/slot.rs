@@ -1,0 +1,56 @@
+//! The address of an actor that may be restarted.
+
+use std::{sync::Arc, time::Duration};
+
+use actix::{Actor, Addr};
+use tokio::sync::watch;
+
+/// The address of an actor that may be restarted: it outlives the actor, and only the supervisor changes it.
+pub struct Slot<A: Actor>(Arc<watch::Sender<Option<Addr<A>>>>);
+
+impl<A: Actor> Slot<A> {
+    #[must_use]
+    pub fn new() -> Self {
+        Self(Arc::new(watch::Sender::new(None)))
+    }
+
+    /// The present address, if the actor lives.
+    #[must_use]
+    pub fn get(&self) -> Option<Addr<A>> {
+        self.0
+            .borrow()
+            .as_ref()
+            .filter(|address| address.connected())
+            .cloned()
+    }
+
+    /// The address, waiting for a restart up to `patience`.
+    pub async fn wait(&self, patience: Duration) -> Option<Addr<A>> {
+        if let Some(address) = self.get() {
+            return Some(address);
+        }
+        let mut changes = self.0.subscribe();
+        let lives = |address: &Option<Addr<A>>| address.as_ref().is_some_and(Addr::connected);
+        let address = tokio::time::timeout(patience, changes.wait_for(lives))
+            .await
+            .ok()?
+            .ok()?;
+        address.clone()
+    }
+
+    pub(super) fn set(&self, address: Option<Addr<A>>) {
+        self.0.send_replace(address);
+    }
+}
+
+impl<A: Actor> Clone for Slot<A> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<A: Actor> Default for Slot<A> {
+    fn default() -> Self {
+        Self::new()
+    }
+}

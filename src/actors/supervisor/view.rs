@@ -1,0 +1,65 @@
+//! The supervised actors as others see them.
+
+use std::fmt;
+
+use tokio::time::Instant;
+
+use crate::{lane_id::LaneId, transport::Broker};
+
+/// The name of a supervised actor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChildId {
+    Router,
+    Feeder,
+    Lane(LaneId),
+    Forwarder(LaneId),
+}
+
+impl fmt::Display for ChildId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Router => f.write_str("router"),
+            Self::Feeder => f.write_str("feeder"),
+            Self::Lane(lane) => write!(f, "lane {lane}"),
+            Self::Forwarder(lane) => write!(f, "forwarder {lane}"),
+        }
+    }
+}
+
+/// The state of an actor; a lane's is shown to operators.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    Connecting,
+    Up,
+    Backoff {
+        until: Instant,
+    },
+    Paused,
+    /// Given up after repeated crashes.
+    Down,
+}
+
+impl State {
+    /// The name in `/api/status`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Connecting => "connecting",
+            Self::Up => "up",
+            Self::Backoff { .. } => "backoff",
+            Self::Paused => "paused",
+            Self::Down => "down",
+        }
+    }
+}
+
+/// An actor as its supervisor sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct View {
+    pub child: ChildId,
+    pub state: State,
+    pub since: Instant,
+    pub restarts: u64,
+    pub last_error: Option<String>,
+    pub broker: Broker,
+}
