@@ -110,6 +110,16 @@ pub enum Policy {
     RoundRobin,
 }
 
+impl Policy {
+    /// The name in the configuration.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::RoundRobin => "round-robin",
+        }
+    }
+}
+
 /// `[lanes.*]`: a lane is on when its section, or one of its variables, is there; the gRPC lane also when no lane is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]

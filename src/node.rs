@@ -1,4 +1,4 @@
-//! A node: wires the graph in the order in which data flows, and drains it in that order.
+//! A node: wires its actors in the order in which data flows, and drains them in that order.
 
 use std::{
     io,
@@ -21,11 +21,11 @@ use crate::{
         Drain,
         admission::Admission,
         fallback::DiskFallback,
-        feeder::{self, Feeder},
-        forwarder::{self, Forwarder},
-        lane::{self, Lane},
+        feeder::{Feeder, FeederParams},
+        forwarder::{Forwarder, ForwarderParams, Limits},
+        lane::{Lane, LaneParams},
         live_lanes::LiveLanes,
-        router::{self, Router},
+        router::{Router, RouterParams},
         slot::Slot,
         supervisor::{ChildId, DrainAll, Factory, Supervisor, Thread, factory},
     },
@@ -40,22 +40,23 @@ use crate::{
     spool::{OpenError, Queue, Spool, SpoolStats},
     tap::Tap,
     transport::{
-        Transport, grpc,
+        Transport,
+        grpc::{self, Grpc},
         nats::{self, Nats},
         pubsub::{self, Pubsub},
         rabbitmq::{self, RabbitMq},
     },
 };
 
-/// How long requests under way may take once the node drains.
+/// The longest wait for requests in flight when the node drains.
 const INGEST_DRAIN: Duration = Duration::from_secs(4);
 const ADMIN_DRAIN: Duration = Duration::from_secs(1);
-/// Connections that wait to be accepted.
+/// The most connections that wait to be accepted.
 const BACKLOG: u32 = 1024;
 
 /// A running node.
 pub struct Node {
-    /// Where it takes records.
+    /// The address that takes records.
     pub ingest: SocketAddr,
     pub admin: SocketAddr,
     pub ledger: Arc<Ledger>,
@@ -67,7 +68,7 @@ pub struct Node {
     admin_server: ServerHandle,
 }
 
-/// Why a node does not start.
+/// The reason why a node does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     #[error("cannot listen on {address}: {source}")]
@@ -84,174 +85,24 @@ pub enum StartError {
 }
 
 impl Node {
-    /// Starts all actors and servers of a node on the present actix system. Its lanes connect in their own time.
+    /// Starts all actors and servers of a node on the current actix system. Its lanes connect in their
+    /// own time.
     ///
     /// # Errors
-    /// When an address is taken, or a file that `config` names cannot be used.
+    /// If an address is taken, or a file that `config` names cannot be used.
     pub fn start(config: &Config) -> Result<Self, StartError> {
-        let (ingest_socket, admin_socket) =
-            (listen(config.ingest.listen)?, listen(config.admin.listen)?);
-        let ledger = Arc::new(Ledger::new(Record::new_id()));
-        let spool = Spool::open(&config.spool.dir, config.spool.max)?;
-        let found = spool.stats();
-        let lanes = config.lanes.in_order();
-        ledger.found_waiting(found.waiting() + found.records(Queue::Dead));
-        for (lane, lies) in LaneId::ALL.map(|lane| (lane, left_to(lane, &found))) {
-            if lies > 0 && lanes.iter().all(|(known, _)| *known != lane) {
-                error!(%lane, records = lies, "records lie on disk for a lane that is not configured any more");
-            }
-        }
-        actix_rt::spawn(ledger::audit(Arc::clone(&ledger), spool.watch_stats()));
-        let (draining, router) = (Arc::new(AtomicBool::new(false)), Slot::new());
-
-        // HTTP → ingest → router → spool.
-        let publish_timeout = config.router.publish_timeout;
-        let on_disk = DiskFallback {
-            spool: spool.clone(),
-            ledger: Arc::clone(&ledger),
-        };
-        let disk_first = (config.ingest.ack == Ack::Disk).then(|| on_disk.clone());
-        let admission = Admission::new(
-            router.clone(),
-            publish_timeout,
-            Arc::clone(&ledger),
-            disk_first,
-        );
-        let ingest_state = ingest::IngestState {
-            admission: admission.clone(),
-            lanes: lanes.clone().into(),
-            schema: config.ingest.schema,
-            max_body: config.ingest.max_body,
-            max_record: config.ingest.max_record,
-            run: Arc::clone(&ledger.run),
-            keys: IdempotencyStore::open(&config.spool.dir)?,
-            ledger: Arc::clone(&ledger),
-        };
-        // Half of the cores carry lanes, the other half HTTP: a record that crosses no thread wakes none. The router shares the
-        // first lane's.
-        let threads: Vec<_> = (0..half_the_cores().min(lanes.len().max(1)))
-            .map(|_| Thread::spawn())
-            .collect();
-        let (policy, ids) = (
-            config.router.policy,
-            lanes.iter().map(|(lane, _)| *lane).collect::<Arc<[_]>>(),
-        );
-        let live_lanes = LiveLanes::default();
-        let routing = router::RouterParams {
-            policy,
-            lanes: Arc::clone(&ids),
-            live_lanes: live_lanes.clone(),
-            fallback: on_disk,
-            publish_timeout,
-        };
-        let start_router = factory(router.clone(), move |supervisor| {
-            Router::new(routing.clone(), supervisor)
-        });
-        let mut graph = vec![(ChildId::Router, threads[0].clone(), start_router)];
-
-        // Spool → feeder → router.
-        let feeding = feeder::FeederParams {
-            spool: spool.clone(),
-            admission,
-            ledger: Arc::clone(&ledger),
-            lanes: ids,
-            give_up_after: config.api.give_up_after,
-        };
-        let feeder = Slot::new();
-        let start_feeder = factory(feeder.clone(), move |supervisor| {
-            Feeder::new(feeding.clone(), supervisor)
-        });
-        graph.push((ChildId::Feeder, Thread::Current, start_feeder));
-
-        // Router → lane → transport ══▶ lane → forwarder → API, once per lane.
-        let tap = Tap::default();
-        let wiring = forwarder::ForwarderParams {
-            ledger: Arc::clone(&ledger),
-            breaker: Arc::new(Breaker::default()),
-            spool: spool.clone(),
-            tap: tap.clone(),
-            give_up_after: config.api.give_up_after,
-            limits: forwarder::Limits {
-                posts: config.api.concurrency,
-                batch: config.api.batch,
-            },
-        };
-        for ((lane, tag), place) in lanes.iter().zip(threads.iter().cycle()) {
-            let (place, api) = (place.clone(), api::Settings::read(&config.api)?);
-            let branch = Branch {
-                config,
-                tag,
-                router: &router,
-                wiring: &wiring,
-                api,
-                place,
-            };
-            let on = &config.lanes;
-            match lane {
-                LaneId::Grpc => {
-                    let settings = on.grpc.clone().map(|lane| grpc::Settings {
-                        config: lane,
-                        tap: tap.clone(),
-                        schema: config.ingest.schema,
-                        run: Arc::clone(&ledger.run),
-                        spool: spool.clone(),
-                        breaker: Arc::clone(&wiring.breaker),
-                    });
-                    branch.grow::<grpc::Grpc>(settings, &mut graph);
-                }
-                LaneId::Nats => {
-                    branch.grow::<Nats>(on.nats.clone().map(nats::Settings::new), &mut graph)
-                }
-                LaneId::Rabbitmq => {
-                    branch.grow::<RabbitMq>(
-                        on.rabbitmq.clone().map(rabbitmq::Settings::new),
-                        &mut graph,
-                    );
-                }
-                LaneId::Pubsub => {
-                    branch.grow::<Pubsub>(on.pubsub.clone().map(pubsub::Settings::new), &mut graph)
-                }
-                LaneId::Memory => {}
-            }
-        }
-
-        let supervisor = Supervisor::new(&live_lanes, graph).start();
-        let admin_state = admin::AdminState {
-            supervisor: supervisor.clone(),
-            ledger: Arc::clone(&ledger),
-            spool: spool.clone(),
-            breaker: Arc::clone(&wiring.breaker),
-            node: gethostname::gethostname().to_string_lossy().into(),
-            lanes: lanes.into(),
-            api_url: config.api.url.to_string().into(),
-            api_limit: config.api.concurrency,
-            draining: Arc::clone(&draining),
-            ack: config.ingest.ack,
-        };
-        let (ingest, admin) = (ingest_socket.local_addr()?, admin_socket.local_addr()?);
-        let ingest_server = serve(ingest_socket, half_the_cores(), INGEST_DRAIN, move |app| {
-            ingest::routes(app.app_data(web::Data::new(ingest_state.clone())));
-        })?;
-        let admin_server = serve(admin_socket, 1, ADMIN_DRAIN, move |app| {
-            admin::routes(app.app_data(web::Data::new(admin_state.clone())));
-        })?;
-        info!(%ingest, %admin, "node is up");
-        Ok(Self {
-            ingest,
-            admin,
-            ledger,
-            supervisor,
-            spool,
-            feeder,
-            draining,
-            ingest_server,
-            admin_server,
-        })
+        let ingest_socket = listen(config.ingest.listen)?;
+        let admin_socket = listen(config.admin.listen)?;
+        let mut graph = Graph::new(config)?;
+        let ingest_state = graph.ingest()?;
+        graph.feeder(&ingest_state.admission);
+        graph.lanes()?;
+        graph.serve(ingest_state, ingest_socket, admin_socket)
     }
 
-    /// Ends the node in the order in which data flows, so that nothing under way is cut off: not ready, no new connection,
-    /// requests answered, pulling stopped, POSTs ended, settled, brokers closed, spool closed. What is left is in the brokers
-    /// and in the spool.
+    /// Ends the node in the order in which data flows, so that nothing in flight is cut off: not
+    /// ready, no new connection, requests answered, lanes drained, brokers closed, spool closed. The
+    /// records that are left are in the brokers and in the spool.
     pub async fn drain(self) {
         info!("draining");
         self.draining.store(true, Relaxed);
@@ -267,7 +118,258 @@ impl Node {
         self.admin_server.stop(false).await;
         self.spool.close().await;
         let balance = self.ledger.balance(&self.spool.stats());
-        info!(?balance, "drained");
+        info!(
+            accepted = balance.accepted,
+            recovered = balance.recovered,
+            delivered = balance.delivered,
+            dead = balance.dead,
+            spooled = balance.spooled,
+            in_flight = balance.in_flight,
+            "drained"
+        );
+    }
+}
+
+/// The actors of a node before they start, and the parts that they share.
+struct Graph<'a> {
+    config: &'a Config,
+    ledger: Arc<Ledger>,
+    spool: Spool,
+    tap: Tap,
+    breaker: Arc<Breaker>,
+    /// In the order of the configuration, with their tags.
+    lanes: Arc<[(LaneId, String)]>,
+    live_lanes: LiveLanes,
+    router: Slot<Router>,
+    feeder: Slot<Feeder>,
+    /// Half of the cores carry lanes, the other half HTTP: a record that stays on one thread wakes no
+    /// other. The router shares the first lane's thread.
+    threads: Vec<Thread>,
+    children: Vec<(ChildId, Thread, Factory)>,
+}
+
+impl<'a> Graph<'a> {
+    /// Opens the spool, and counts what an earlier run has left there.
+    fn new(config: &'a Config) -> Result<Self, StartError> {
+        let ledger = Arc::new(Ledger::new(Record::new_id()));
+        let spool = Spool::open(&config.spool.dir, config.spool.max)?;
+        let found = spool.stats();
+        ledger.found_waiting(found.waiting() + found.records(Queue::Dead));
+        let lanes = config.lanes.in_order();
+        for lane in LaneId::ALL {
+            let records = left_to(lane, &found);
+            if records > 0 && lanes.iter().all(|(known, _)| *known != lane) {
+                error!(%lane, records, "the spool has records for a lane that is not configured any more");
+            }
+        }
+        actix_rt::spawn(ledger::audit(Arc::clone(&ledger), spool.watch_stats()));
+        let threads = half_the_cores().min(lanes.len().max(1));
+        Ok(Self {
+            config,
+            ledger,
+            spool,
+            tap: Tap::default(),
+            breaker: Arc::default(),
+            lanes: lanes.into(),
+            live_lanes: LiveLanes::default(),
+            router: Slot::new(),
+            feeder: Slot::new(),
+            threads: (0..threads).map(|_| Thread::spawn()).collect(),
+            children: Vec::new(),
+        })
+    }
+
+    fn lane_ids(&self) -> Arc<[LaneId]> {
+        self.lanes.iter().map(|(lane, _)| *lane).collect()
+    }
+
+    /// HTTP → admission → router → lane, or spool.
+    fn ingest(&mut self) -> Result<ingest::IngestState, StartError> {
+        let config = &self.config.ingest;
+        let publish_timeout = self.config.router.publish_timeout;
+        let fallback = DiskFallback {
+            spool: self.spool.clone(),
+            ledger: Arc::clone(&self.ledger),
+        };
+        let disk_first = (config.ack == Ack::Disk).then(|| fallback.clone());
+        let params = RouterParams {
+            policy: self.config.router.policy,
+            lanes: self.lane_ids(),
+            live_lanes: self.live_lanes.clone(),
+            fallback,
+            publish_timeout,
+        };
+        let start = factory(self.router.clone(), move |supervisor| {
+            Router::new(params.clone(), supervisor)
+        });
+        self.children
+            .push((ChildId::Router, self.threads[0].clone(), start));
+        Ok(ingest::IngestState {
+            admission: Admission::new(
+                self.router.clone(),
+                publish_timeout,
+                Arc::clone(&self.ledger),
+                disk_first,
+            ),
+            lanes: Arc::clone(&self.lanes),
+            schema: config.schema,
+            max_body: config.max_body,
+            max_record: config.max_record,
+            run: Arc::clone(&self.ledger.run),
+            keys: IdempotencyStore::open(&self.config.spool.dir)?,
+            ledger: Arc::clone(&self.ledger),
+        })
+    }
+
+    /// Spool → feeder → router.
+    fn feeder(&mut self, admission: &Admission) {
+        let params = FeederParams {
+            spool: self.spool.clone(),
+            admission: admission.clone(),
+            ledger: Arc::clone(&self.ledger),
+            lanes: self.lane_ids(),
+            give_up_after: self.config.api.give_up_after,
+        };
+        let start = factory(self.feeder.clone(), move |supervisor| {
+            Feeder::new(params.clone(), supervisor)
+        });
+        self.children
+            .push((ChildId::Feeder, Thread::Current, start));
+    }
+
+    /// Router → lane → transport ══▶ lane → forwarder → API, once per lane.
+    fn lanes(&mut self) -> Result<(), StartError> {
+        let config = &self.config.lanes;
+        for (index, (lane, tag)) in Arc::clone(&self.lanes).iter().enumerate() {
+            let thread = self.threads[index % self.threads.len()].clone();
+            match lane {
+                LaneId::Grpc => {
+                    let settings = config.grpc.clone().map(|config| grpc::Settings {
+                        config,
+                        tap: self.tap.clone(),
+                        schema: self.config.ingest.schema,
+                        run: Arc::clone(&self.ledger.run),
+                        spool: self.spool.clone(),
+                        breaker: Arc::clone(&self.breaker),
+                    });
+                    self.add_lane::<Grpc>(settings, tag, thread)?;
+                }
+                LaneId::Nats => {
+                    let settings = config.nats.clone().map(nats::Settings::new);
+                    self.add_lane::<Nats>(settings, tag, thread)?;
+                }
+                LaneId::Rabbitmq => {
+                    let settings = config.rabbitmq.clone().map(rabbitmq::Settings::new);
+                    self.add_lane::<RabbitMq>(settings, tag, thread)?;
+                }
+                LaneId::Pubsub => {
+                    let settings = config.pubsub.clone().map(pubsub::Settings::new);
+                    self.add_lane::<Pubsub>(settings, tag, thread)?;
+                }
+                LaneId::Memory => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds a lane and its forwarder, on one thread: a delivery does not cross threads between them.
+    fn add_lane<T: Transport>(
+        &mut self,
+        settings: Option<T::Settings>,
+        tag: &str,
+        thread: Thread,
+    ) -> Result<(), StartError> {
+        let Some(settings) = settings else {
+            return Ok(());
+        };
+        let tag = tag.to_owned();
+        let api = api::Settings::read(&self.config.api)?;
+        let limits = Limits {
+            posts: self.config.api.concurrency,
+            batch: self.config.api.batch,
+        };
+        let params = ForwarderParams {
+            ledger: Arc::clone(&self.ledger),
+            breaker: Arc::clone(&self.breaker),
+            spool: self.spool.clone(),
+            tap: self.tap.clone(),
+            give_up_after: self.config.api.give_up_after,
+            limits,
+        };
+        let forwarder = Slot::new();
+        let start = factory(forwarder.clone(), move |supervisor| {
+            Forwarder::new(
+                T::LANE,
+                &tag,
+                api::Api::new(&api),
+                params.clone(),
+                supervisor,
+            )
+        });
+        self.children
+            .push((ChildId::Forwarder(T::LANE), thread.clone(), start));
+        let deliveries = limits.deliveries();
+        let params = LaneParams {
+            router: self.router.clone(),
+            forwarder,
+            deliveries: Arc::new(Semaphore::new(deliveries)),
+            deliveries_max: u32::try_from(deliveries).unwrap_or(u32::MAX),
+            ledger: Arc::clone(&self.ledger),
+            publish_timeout: self.config.router.publish_timeout,
+        };
+        let start = factory(Slot::new(), move |supervisor| {
+            Lane::<T>::new(settings.clone(), params.clone(), supervisor)
+        });
+        self.children.push((ChildId::Lane(T::LANE), thread, start));
+        Ok(())
+    }
+
+    /// Starts the actors, then HTTP.
+    fn serve(
+        self,
+        ingest_state: ingest::IngestState,
+        ingest_socket: TcpListener,
+        admin_socket: TcpListener,
+    ) -> Result<Node, StartError> {
+        let config = self.config;
+        let supervisor = Supervisor::new(&self.live_lanes, self.children).start();
+        let draining = Arc::new(AtomicBool::new(false));
+        let admin_state = admin::AdminState {
+            supervisor: supervisor.clone(),
+            ledger: Arc::clone(&self.ledger),
+            spool: self.spool.clone(),
+            breaker: self.breaker,
+            node: gethostname::gethostname().to_string_lossy().into(),
+            lanes: Arc::clone(&self.lanes),
+            api_url: config.api.url.to_string().into(),
+            api_limit: config.api.concurrency,
+            draining: Arc::clone(&draining),
+            ack: config.ingest.ack,
+        };
+        let ingest = ingest_socket.local_addr()?;
+        let admin = admin_socket.local_addr()?;
+        let ingest_server = serve(ingest_socket, half_the_cores(), INGEST_DRAIN, move |app| {
+            ingest::routes(app.app_data(web::Data::new(ingest_state.clone())));
+        })?;
+        let admin_server = serve(admin_socket, 1, ADMIN_DRAIN, move |app| {
+            admin::routes(app.app_data(web::Data::new(admin_state.clone())));
+        })?;
+        let lanes: Vec<_> = self.lanes.iter().map(|(lane, _)| lane.name()).collect();
+        let lanes = lanes.join(", ");
+        let policy = config.router.policy.name();
+        let spool = config.spool.dir.display();
+        info!(%ingest, %admin, lanes, api = %config.api.url, %spool, policy, "node is up");
+        Ok(Node {
+            ingest,
+            admin,
+            ledger: self.ledger,
+            supervisor,
+            spool: self.spool,
+            feeder: self.feeder,
+            draining,
+            ingest_server,
+            admin_server,
+        })
     }
 }
 
@@ -285,7 +387,7 @@ fn left_to(lane: LaneId, found: &SpoolStats) -> u64 {
         }
 }
 
-/// Serves until the handle says stop; requests under way may then take up to `drain`.
+/// Serves until the handle says stop; requests in flight may then take up to `drain`.
 fn serve(
     socket: TcpListener,
     workers: usize,
@@ -319,61 +421,4 @@ fn listen(address: SocketAddr) -> Result<TcpListener, StartError> {
         socket.listen(BACKLOG)?.into_std()
     };
     bind().map_err(|source| StartError::Listen { address, source })
-}
-
-/// One lane of the graph, before it is wired.
-struct Branch<'a> {
-    config: &'a Config,
-    tag: &'a str,
-    router: &'a Slot<Router>,
-    wiring: &'a forwarder::ForwarderParams,
-    api: api::Settings,
-    /// Where both actors live: a delivery does not cross threads between them.
-    place: Thread,
-}
-
-impl Branch<'_> {
-    /// Adds the lane's actors, last one first: each is given the address of the one it sends to.
-    fn grow<T: Transport>(
-        self,
-        settings: Option<T::Settings>,
-        graph: &mut Vec<(ChildId, Thread, Factory)>,
-    ) {
-        let Some(settings) = settings else { return };
-        let Self {
-            config,
-            tag,
-            router,
-            wiring,
-            api,
-            place,
-        } = self;
-        let forwarder = Slot::new();
-        let start_forwarder = {
-            let (tag, wiring) = (tag.to_owned(), wiring.clone());
-            factory(forwarder.clone(), move |supervisor| {
-                Forwarder::new(
-                    T::LANE,
-                    &tag,
-                    api::Api::new(&api),
-                    wiring.clone(),
-                    supervisor,
-                )
-            })
-        };
-        graph.push((ChildId::Forwarder(T::LANE), place.clone(), start_forwarder));
-        let deliveries = wiring.limits.deliveries();
-        let wiring = lane::LaneParams {
-            router: router.clone(),
-            forwarder,
-            deliveries: Arc::new(Semaphore::new(deliveries)),
-            deliveries_max: u32::try_from(deliveries).unwrap_or(u32::MAX),
-            ledger: Arc::clone(&wiring.ledger),
-            publish_timeout: config.router.publish_timeout,
-        };
-        let start_lane = factory(Slot::new(), move |supervisor| {
-            Lane::<T>::new(settings.clone(), wiring.clone(), supervisor)
-        });
-        graph.push((ChildId::Lane(T::LANE), place, start_lane));
-    }
 }
