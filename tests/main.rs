@@ -1,4 +1,4 @@
-//! The integration tests, as one binary: linking the four broker clients costs more than compiling the tests.
+//! The integration tests. They are one binary, because linking the four broker clients takes longer than compiling the tests.
 
 #[cfg(not(feature = "failpoints"))]
 compile_error!("the tests need fault points: run tests/run, or cargo test --features failpoints");
@@ -17,6 +17,7 @@ mod model;
 mod nats;
 mod pubsub;
 mod rabbitmq;
+mod readme;
 mod router;
 mod sink;
 mod spool;
