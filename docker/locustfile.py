@@ -1,7 +1,7 @@
 """Posts each record of traffic.json exactly once, over all users together, and stops when none is left.
 
-On the web page set users, spawn rate and host; each start of a test is one pass. With `--headless` the program ends after one
-pass, with exit status 1 if a record was refused. `TRAFFIC` names another file.
+The web page sets users, spawn rate and host; each start of a test is one pass. With `--headless` the program ends after one pass,
+with exit status 1 if a record was refused. `TRAFFIC` names another file.
 """
 
 import itertools
@@ -19,10 +19,10 @@ RECORDS = [json.dumps(record, ensure_ascii=False).encode() for record in json.lo
 
 
 class Pass:
-    """One walk through the records. Users are greenlets of one thread, so that it needs no lock."""
+    """One pass through the records. Users are greenlets of one thread, so it needs no lock."""
 
     def __init__(self):
-        # A key of its own per record and pass: a repeated POST is known as such, a second pass is not taken for the first.
+        # One key per record and pass: a repeated POST is a duplicate, a second pass is not.
         run = uuid.uuid4().hex
         self.left = ((f"{run}-{index}", record) for index, record in enumerate(RECORDS))
         self.answered = itertools.count(1)
@@ -35,7 +35,7 @@ current = Pass()
 def one_process(environment, **_):
     if isinstance(environment.runner, (MasterRunner, WorkerRunner)):
         raise SystemExit("run Locust as one process: each worker would post every record")
-    # A user that is told to stop reads the answer to its record first.
+    # A user that stops first reads the answer to its record.
     environment.stop_timeout = environment.stop_timeout or 30
 
 
@@ -62,6 +62,5 @@ class Client(FastHttpUser):
                 answer.failure(f"not taken: {answer.status_code} {answer.text}")
         if next(this.answered) == len(RECORDS):
             runner = self.environment.runner
-            # The page stays up with its results; without one there is nothing to stay for. Not from this greenlet: it is one
-            # of those that are stopped.
+            # With a web page, Locust stays up with the results. Stopping kills this greenlet, so another one does it.
             gevent.spawn(runner.stop if self.environment.web_ui else runner.quit)

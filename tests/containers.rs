@@ -1,5 +1,5 @@
-//! What cannot be tried without a Docker daemon is held to the product: each name, variable, port, path and command line in
-//! `docker/` is one that Waypost, or the service beside it, has.
+//! The files in `docker/` agree with the program: each name, variable, port, path and command line there is one that Waypost, or the
+//! service beside it, has. No test needs a Docker daemon.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,7 +14,7 @@ use waypost::{cli::Cli, config::Config, lane_id::LaneId};
 const LANES: [LaneId; 4] = [LaneId::Grpc, LaneId::Nats, LaneId::Rabbitmq, LaneId::Pubsub];
 const NODES: [&str; 2] = ["node-a", "node-b"];
 
-/// The part of the Compose specification that our files use; anything else is a mistake.
+/// The part of the Compose specification that our files use. Other keys fail the test.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct Service {
@@ -75,7 +75,7 @@ struct File {
     volumes: BTreeMap<String, Option<()>>,
 }
 
-/// A compose file with its variables filled in and what it extends merged in.
+/// A compose file with its variables and extended services resolved.
 struct Stack {
     lanes: Vec<LaneId>,
     services: BTreeMap<String, Service>,
@@ -92,7 +92,7 @@ fn folder() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/docker"))
 }
 
-/// The lines of a file that are no comments.
+/// The lines of a file, without comments and blank lines.
 fn lines(text: &str) -> impl Iterator<Item = &str> {
     text.lines()
         .map(str::trim)
@@ -119,8 +119,7 @@ fn parse(name: &str) -> File {
     serde_saphyr::from_str(&filled).unwrap_or_else(|why| panic!("{name}: {why}"))
 }
 
-/// As Compose does it: what the service says itself goes over what it extends, lists are joined, and what to wait for is never
-/// taken over.
+/// As Compose does it: a service's own values override those that it extends, lists are joined, and `depends_on` is not inherited.
 fn resolve(service: &Service, name: &str) -> Service {
     let (file, of) = match &service.extends {
         None => return service.clone(),
@@ -184,7 +183,7 @@ fn stacks() -> BTreeMap<String, Stack> {
     .collect()
 }
 
-/// Each service of each stack, with the words to name it by.
+/// Calls `check` for each service of each stack, with a name for messages.
 fn each_service(mut check: impl FnMut(&str, &Stack, &Service)) {
     for (file, stack) in &stacks() {
         for (name, service) in &stack.services {
@@ -203,7 +202,7 @@ fn dockerfile(instruction: &str) -> Vec<String> {
         .collect()
 }
 
-/// What the image sets, and then the service.
+/// The variables of the image, overridden by those of the service.
 fn environment(service: &Service) -> BTreeMap<String, String> {
     let image = dockerfile("ENV").join(" ");
     let image = image
@@ -215,7 +214,7 @@ fn environment(service: &Service) -> BTreeMap<String, String> {
         .collect()
 }
 
-/// The configuration of a node; what it must not say fails the test.
+/// The configuration of a node. An invalid one fails the test.
 fn configuration(service: &Service) -> Config {
     Config::load(None, &environment(service), &[]).unwrap_or_else(|mistakes| panic!("{mistakes:?}"))
 }
@@ -274,14 +273,14 @@ fn listens(name: &str, service: &Service) -> BTreeSet<u16> {
                 .collect()
         }
         "pubsub" => [port(flag(service, "--host-port").expect("it says where"))].into(),
-        // Their images' defaults.
+        // The defaults of their images.
         "rabbitmq" => [5672].into(),
         "locust" => [8089].into(),
         _ => panic!("{name}: its ports are not known here"),
     }
 }
 
-/// The service of the stack that `url` leads to; fails unless it does, at a port of that service's own.
+/// The name of the service that `url` names. Fails unless the service listens on that port.
 fn leads_to<'u>(stack: &Stack, url: &'u str) -> &'u str {
     let (_, rest) = url.split_once("://").expect("a URL");
     let authority = rest.split('/').next().unwrap_or_default();
@@ -505,7 +504,7 @@ fn mounted_files_exist_and_named_volumes_are_declared_and_used() {
 }
 
 #[test]
-fn whatever_others_wait_for_tells_whether_it_is_healthy_at_a_port_of_its_own() {
+fn services_that_others_wait_for_have_a_health_check_at_their_own_port() {
     let image = dockerfile("HEALTHCHECK");
     for (file, stack) in &stacks() {
         for (name, service) in &stack.services {
