@@ -1,4 +1,4 @@
-//! What breaks, and what must hold all the same: every record that got a 2xx arrives.
+//! Faults under load: every record that got a 2xx arrives.
 
 mod api_away;
 mod deleted;
@@ -22,12 +22,12 @@ use crate::support::{
     traffic, wanted,
 };
 
-/// The Pub/Sub emulator goes on leasing to the stream of a node that has ended, for ten seconds each time.
+/// The Pub/Sub emulator leases messages to the stream of a node that has ended, ten seconds at a time.
 const PUBSUB_REDELIVERY: Duration = Duration::from_mins(5);
-/// Nodes on Pub/Sub at the same time.
+/// Nodes that run on Pub/Sub at the same time.
 const PUBSUB_NODES: usize = 8;
 
-/// The broker of a lane is killed under load and started again. The other lane takes all traffic meanwhile.
+/// Kills the broker of a lane under load, and starts it again. Meanwhile the other lane takes all traffic.
 async fn broker_is_killed_under_load<L: Lane>() {
     let Some(mut system) = L::start().await else {
         return;
@@ -86,13 +86,13 @@ async fn rabbitmq_is_killed_under_load() {
     broker_is_killed_under_load::<Rabbitmq>().await;
 }
 
-/// The emulator forgets everything: topic and subscription are created anew, and carry records again.
+/// The emulator loses everything. The node creates topic and subscription again, and they carry records.
 #[actix_rt::test]
 async fn the_pubsub_emulator_is_killed_under_load() {
     broker_is_killed_under_load::<Pubsub>().await;
 }
 
-/// A server that says nothing, on a connection that looks well.
+/// A server that does not answer, on a connection that stays open.
 #[actix_rt::test]
 async fn nats_falls_silent_under_load() {
     let Some(mut nats) = Nats::start().await else {
@@ -159,8 +159,8 @@ async fn a_node_that_starts_before_the_pubsub_emulator_finds_it_later() {
     broker_comes_later::<Pubsub>().await;
 }
 
-/// The emulator goes on leasing to the stream of a node that has ended, which keeps what it is given from the next: so a subscription
-/// sees one end of a node, and what is then left is waited for together.
+/// The emulator leases messages to the stream of a node that has ended, and the next node does not get them. So each subscription
+/// sees one node end, and the tests wait for all leases at the same time.
 async fn on_subscriptions_of_their_own(
     pubsub: &mut Pubsub,
     times: u64,
@@ -174,7 +174,7 @@ async fn on_subscriptions_of_their_own(
         .await;
 }
 
-/// SIGTERM under load, as often as `FAULTS_TIMES` says.
+/// SIGTERM under load, `FAULTS_TIMES` times.
 async fn is_terminated_under_load(
     mut variables: impl FnMut() -> Vec<(String, String)>,
     lane: &str,
@@ -184,7 +184,7 @@ async fn is_terminated_under_load(
     }
 }
 
-/// Exit 0 within ten seconds, no request cut off, and all arrives, after a new start if need be, within `patience`.
+/// The node exits 0 within ten seconds and cuts no request off. All records arrive within `patience`, after a new start if need be.
 async fn is_terminated_once(variables: &[(String, String)], lane: &str, patience: Duration) {
     let api = Api::start();
     api.delay(Duration::from_millis(20));
@@ -208,7 +208,7 @@ async fn is_terminated_once(variables: &[(String, String)], lane: &str, patience
         "{verdict}"
     );
     node.at_rest(PATIENCE).await;
-    // Refused connections have no answer either; a request whose record went through should have had one.
+    // A refused connection has no answer either, but its record has not arrived.
     assert_eq!(load.cut_off(&api), 0, "requests that were cut off");
 }
 
@@ -244,7 +244,7 @@ async fn a_node_on_pubsub_is_terminated_under_load() {
     .await;
 }
 
-/// The API takes the POSTs and answers none of them.
+/// The API reads the POSTs and answers none.
 #[actix_rt::test]
 async fn a_node_whose_api_hangs_is_terminated_in_time() {
     let Some(mut nats) = Nats::start().await else {
@@ -277,14 +277,14 @@ async fn a_node_whose_api_hangs_is_terminated_in_time() {
     node.at_rest(PATIENCE).await;
 }
 
-/// A panic planted in an actor's handler: that actor alone restarts, and what had a receipt arrives.
+/// A panic in an actor's handler: only that actor restarts, and each record with a receipt arrives.
 async fn an_actor_panics_under_load(point: &str) {
     let Some(mut nats) = Nats::start().await else {
         return;
     };
     let api = Api::start();
     let variables = [grpc_variables(), nats.variables()].concat();
-    // The point is passed a hundred times in peace, then panics once.
+    // The point panics once, at its hundred and first pass.
     let node = Node::start_with_fault(
         &api.url(),
         &variables,

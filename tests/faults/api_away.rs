@@ -1,5 +1,5 @@
-//! An API that is away, slow or beside itself, on each lane: nothing is lost, the clients do not notice, and the node does not
-//! swell. `FAULTS_SECONDS` says for how long.
+//! An API that is away, slow or faulty, on each lane: no record is lost, clients get their 2xx, and the node's memory stays bounded.
+//! `FAULTS_SECONDS` is how long each fault lasts.
 
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ use crate::support::{
     wanted,
 };
 
-/// What the API does.
+/// A fault of the API.
 #[derive(Clone, Copy, Debug)]
 enum Away {
     Refuses,
@@ -34,7 +34,7 @@ const ALL: [Away; 6] = [
     Away::CutsAnswers,
     Away::IsSlow,
 ];
-/// How many records the load sends a second, at most: what the slowest API here takes, and the broker keeps.
+/// Between two records of a client: the slowest API here keeps up with this rate.
 const WAIT: Duration = Duration::from_millis(10);
 const GROWTH_MAX: u64 = 32 << 20;
 
@@ -64,7 +64,7 @@ impl Away {
     }
 }
 
-/// How many records arrive within `time`.
+/// The number of records that arrive within `time`.
 async fn arrivals(api: &Api, time: Duration) -> usize {
     let before = api.taken().len();
     sleep(time).await;

@@ -1,5 +1,5 @@
-//! What the lane needs is deleted on the broker while it is in use: it is made anew, or a clear error names it, and nothing of
-//! what was on this node is lost.
+//! A stream, consumer, queue or subscription is deleted on the broker while a lane uses it: the lane creates it again, and no record
+//! of this node is lost.
 
 use async_nats::jetstream;
 use lapin::options::QueueDeleteOptions;
@@ -22,7 +22,7 @@ fn value(variables: &[(String, String)], key: &str) -> String {
         .clone()
 }
 
-/// At rest, so that nothing lies in the broker; then `delete`, with a load that begins at once.
+/// Waits until the broker is empty, calls `delete`, and starts a load at once.
 async fn deleted(lane: &str, variables: &[(String, String)], delete: impl AsyncFnOnce(&Node)) {
     let api = Api::start();
     let node = Node::start(&api.url(), &[variables, &grpc_variables()].concat()).await;
@@ -135,7 +135,7 @@ async fn a_subscription_is_deleted_in_use() {
             .send()
             .await
             .expect("it is there");
-        // Until then the topic confirms what no subscription keeps: by its rules it has taken it.
+        // Until the node notices, the topic confirms messages that no subscription keeps.
         node.lane_is_away("pubsub", PATIENCE).await;
     })
     .await;

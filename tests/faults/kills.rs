@@ -1,7 +1,7 @@
-//! Processes that are killed: the node, a broker, and the node while no broker has been there at all.
+//! Killed processes: the node, a broker, and the node before any broker was there.
 //!
-//! `FAULTS_TIMES` says how often, `FAULTS_DOWN_MS` how long a broker stays away at most, `FAULTS_RECORDS` how many records
-//! wait for one.
+//! `FAULTS_TIMES` is the number of kills, `FAULTS_DOWN_MS` the longest time that a broker stays away, `FAULTS_RECORDS` the number of
+//! records that wait for one.
 
 use std::time::{Duration, Instant};
 
@@ -19,27 +19,27 @@ use crate::support::{
     traffic, wanted,
 };
 
-/// A broker gives back what a killed node held after its own time.
+/// How long a broker may take to redeliver the messages of a killed node.
 const REDELIVERY: Duration = Duration::from_mins(12);
 /// POSTs that a lane may have in flight.
 const POSTS: usize = 64;
-/// Pub/Sub's client sends acknowledgements every 100 ms: with its way to the broker and back, one is under way for up to this.
+/// Pub/Sub's client sends acks every 100 ms; with the round trip, an ack is under way for up to this long.
 const PUBSUB_ACKS: Duration = Duration::from_millis(200);
 
-/// A container's worth of memory, with however many records waiting.
+/// The node's memory limit, however many records wait.
 const MEMORY_MAX: u64 = 128 << 20;
 
 fn random_ms(up_to: u64) -> Duration {
     Duration::from_millis(fastrand::u64(0..=up_to))
 }
 
-/// SIGKILL at random moments under load. What comes twice was in flight at one of them: being posted, or with the API while its
-/// acknowledgement was under way, for which the client crate takes up to `acks`.
+/// SIGKILL at random moments under load. Only records in flight at a kill may arrive twice: those in a POST, and those whose ack was
+/// under way, for which the client crate takes up to `acks`.
 async fn node_is_killed(lane: &str, variables: &[(String, String)], times: u64, acks: Duration) {
     node_is_killed_under(lane, variables, times, acks, 1).await;
 }
 
-/// The same with so many records in each request, which come again together.
+/// The same with `together` records per request, which are redelivered together.
 async fn node_is_killed_under(
     lane: &str,
     variables: &[(String, String)],
@@ -127,7 +127,7 @@ async fn a_node_on_nats_is_killed_under_a_load_of_batches() {
     .await;
 }
 
-/// SIGTERM, and a new start, under a load of batches: what has come out of a broker in part is not left there.
+/// SIGTERM and a new start under a load of batches. A message of which some records were delivered is finished after the start.
 async fn node_is_ended_under_batches<L: Lane>() {
     let Some(mut system) = L::start().await else {
         return;
@@ -136,7 +136,7 @@ async fn node_is_ended_under_batches<L: Lane>() {
     api.keep_keys_only();
     let mut node = Node::start(&api.url(), &system.variables()).await;
     node.lane_is(L::NAME, "up", PATIENCE).await;
-    // Slower than the load, so that there is always a message of which some records are out.
+    // Slower than the load, so that some message is always half delivered.
     api.delay(Duration::from_millis(50));
     let mut load = Load::start_with_batches(&node, 100);
     for _ in 0..wanted("FAULTS_TIMES", 3) {
@@ -198,7 +198,7 @@ async fn a_node_on_pubsub_is_killed_under_load() {
     .await;
 }
 
-/// The only broker is killed again and again; the spool takes what it does not.
+/// The only broker is killed again and again. The spool takes the records meanwhile.
 async fn the_only_broker_is_killed<L: Lane>() {
     let Some(mut system) = L::start().await else {
         return;
@@ -254,7 +254,7 @@ async fn the_only_rabbitmq_is_killed_again_and_again() {
     the_only_broker_is_killed::<Rabbitmq>().await;
 }
 
-/// Posts so many records, and says how long it took.
+/// Posts `records` records. Returns how long that took.
 async fn posted(node: &Node, prefix: &str, records: u64) -> Duration {
     let (began, all) = (Instant::now(), traffic());
     let posts = stream::iter(0..records).map(|number| {
@@ -275,7 +275,7 @@ async fn posted(node: &Node, prefix: &str, records: u64) -> Duration {
     began.elapsed()
 }
 
-/// No broker from the start, then a kill, then the broker; and the node's memory does not follow what waits.
+/// No broker at the start, then a kill of the node, then the broker. The node's memory does not grow with the records that wait.
 #[actix_rt::test]
 async fn records_wait_on_disk_for_a_broker_that_comes_after_a_kill() {
     let Some(mut nats) = Nats::start().await else {
@@ -333,7 +333,7 @@ async fn records_wait_on_disk_for_a_broker_that_comes_after_a_kill() {
     );
 }
 
-/// A process that stands still for a while, and goes on.
+/// SIGSTOP for a while, then SIGCONT.
 #[actix_rt::test]
 async fn a_node_that_is_stopped_for_a_while_goes_on() {
     let Some(mut nats) = Nats::start().await else {

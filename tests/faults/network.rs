@@ -1,5 +1,4 @@
-//! A network between node and broker that swallows what it is given, without a word to either side. `FAULTS_SECONDS` says for
-//! how long.
+//! A network between node and broker that drops all bytes and closes no connection. `FAULTS_SECONDS` is how long it does.
 
 use std::time::{Duration, Instant};
 
@@ -23,7 +22,7 @@ const BACK: Network = Network {
     back: Way::Swallows,
     ..Network::WELL
 };
-/// A silent connection is noticed within this.
+/// How soon the node notices a silent connection.
 const NOTICED: Duration = Duration::from_secs(10);
 
 async fn black_hole<L: Lane>() {

@@ -1,5 +1,5 @@
-//! The judge: a load that turns each 2xx into an obligation, an API that records what it got, faults drawn from a seed, and at the
-//! end a verdict. `tests/run faults --seed S --minutes M` runs a long one; the same seed repeats the schedule of faults.
+//! Faults drawn from a seed, under a load that turns each 2xx into an obligation, and at the end a verdict on each record.
+//! `tests/run faults --seed S --minutes M` runs a long one. The same seed repeats the schedule of faults.
 
 use std::{fmt, time::Duration};
 
@@ -16,18 +16,18 @@ use crate::support::{
     wanted,
 };
 
-/// The schedule of a plain run of the tests.
+/// How long the schedule of a plain test run lasts.
 const SHORT: Duration = Duration::from_secs(20);
-/// Between two faults at most.
+/// The longest gap between two faults.
 const GAP_MS: u64 = 1500;
-/// A fault lasts at most this.
+/// The longest fault.
 const LAST_MS: u64 = 6000;
-/// What a broker holds for a node that was killed comes again after its own time.
+/// How long a broker may take to redeliver the messages of a killed node.
 const REDELIVERY: Duration = Duration::from_mins(15);
-/// The API refuses one record of so many while it refuses some.
+/// The API refuses one record of this many with [`Fault::ApiRefusesSome`].
 const REFUSED_OF: usize = 50;
 
-/// What a fault befalls.
+/// The process or connection that a fault hits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Victim {
     Node,
@@ -53,13 +53,13 @@ const VICTIMS: [Victim; 8] = [
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fault {
-    /// SIGKILL; a node is started again at once, a broker when the fault is over.
+    /// SIGKILL. A node starts again at once, a broker at the end of the fault.
     Killed,
     /// SIGTERM and a new start.
     Terminated,
     /// SIGSTOP.
     Stopped,
-    /// Killed, and started with a disk of which one write in five and one sync in five fails.
+    /// SIGKILL, then a start with a disk that fails one write in five and one sync in five.
     DiskFails,
     Cut,
     Reset,
@@ -68,19 +68,19 @@ enum Fault {
     ApiAnswers(u16),
     ApiCutsAnswers,
     ApiIsSlow,
-    /// Some records, for good.
+    /// 422 to one record of [`REFUSED_OF`].
     ApiRefusesSome,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Blow {
+struct Strike {
     at: Duration,
     lasts: Duration,
     victim: Victim,
     fault: Fault,
 }
 
-impl fmt::Display for Blow {
+impl fmt::Display for Strike {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
             at,
@@ -97,15 +97,15 @@ impl fmt::Display for Blow {
     }
 }
 
-/// The faults of so long a time, by `seed` alone. No two befall the same victim at once.
-fn schedule(seed: u64, time: Duration) -> Vec<Blow> {
+/// The faults of `time`, a function of `seed`. No two hit the same victim at once.
+fn schedule(seed: u64, time: Duration) -> Vec<Strike> {
     let mut rng = Rng::with_seed(seed);
     let mut free = VICTIMS.map(|_| Duration::ZERO);
-    let (mut blows, mut at) = (Vec::new(), Duration::ZERO);
+    let (mut strikes, mut at) = (Vec::new(), Duration::ZERO);
     loop {
         at += Duration::from_millis(rng.u64(50..GAP_MS));
         if at >= time {
-            return blows;
+            return strikes;
         }
         let number = rng.usize(..VICTIMS.len());
         let (victim, lasts) = (
@@ -116,9 +116,9 @@ fn schedule(seed: u64, time: Duration) -> Vec<Blow> {
         if free[number] > at {
             continue;
         }
-        // The end of a fault takes its time as well.
+        // The end of a fault takes time too.
         free[number] = at + lasts + Duration::from_secs(1);
-        blows.push(Blow {
+        strikes.push(Strike {
             at,
             lasts,
             victim,
@@ -181,7 +181,7 @@ fn fault(victim: Victim, rng: &mut Rng) -> Fault {
     }
 }
 
-/// Everything that can be hurt.
+/// The node, and everything that it depends on.
 struct Arena {
     node: Node,
     api: Api,
@@ -195,8 +195,8 @@ struct Arena {
 }
 
 impl Arena {
-    /// `None` where a broker cannot be had. The emulator goes on leasing to the stream of a node that was killed, and so keeps
-    /// records for minutes: it is there on demand.
+    /// `None` if a broker is missing. The Pub/Sub emulator leases messages to the stream of a killed node and so keeps records for
+    /// minutes; only the long run uses it.
     async fn new(with_pubsub: bool) -> Option<Self> {
         let (mut nats, mut rabbitmq) = (Nats::start().await?, Rabbitmq::start().await?);
         let mut pubsub = if with_pubsub {
@@ -260,7 +260,7 @@ impl Arena {
         }
     }
 
-    async fn begin(&mut self, Blow { victim, fault, .. }: Blow) {
+    async fn begin(&mut self, Strike { victim, fault, .. }: Strike) {
         match (victim, fault) {
             (Victim::Node, Fault::Stopped) => self.node.signal("STOP"),
             (Victim::Node, Fault::Terminated) => {
@@ -301,7 +301,7 @@ impl Arena {
         }
     }
 
-    async fn end(&mut self, Blow { victim, fault, .. }: Blow) {
+    async fn end(&mut self, Strike { victim, fault, .. }: Strike) {
         match (victim, fault) {
             (Victim::Node, Fault::Stopped) => self.node.signal("CONT"),
             (Victim::Node, Fault::DiskFails) => self.restart("").await,
@@ -328,35 +328,40 @@ impl Arena {
     }
 }
 
-async fn judge(seed: u64, time: Duration, with_pubsub: bool) {
+async fn run(seed: u64, time: Duration, with_pubsub: bool) {
     println!("seed {seed}, {} s of faults", time.as_secs());
     let Some(mut arena) = Arena::new(with_pubsub).await else {
         return;
     };
-    let blows = schedule(seed, time);
-    let mut events: Vec<_> = blows
+    let strikes = schedule(seed, time);
+    let mut events: Vec<_> = strikes
         .iter()
-        .flat_map(|&blow| [(blow.at, true, blow), (blow.at + blow.lasts, false, blow)])
+        .flat_map(|&strike| {
+            [
+                (strike.at, true, strike),
+                (strike.at + strike.lasts, false, strike),
+            ]
+        })
         .collect();
     events.sort_by_key(|&(at, begins, _)| (at, begins));
     let mut load = Load::start_with(&arena.node, 8, Duration::from_millis(2));
     let mut now = Duration::ZERO;
-    for (at, begins, blow) in events {
-        // The clock stands still while a process starts again, so that each fault lasts.
+    for (at, begins, strike) in events {
+        // Time that a restart takes does not count, so that each fault lasts.
         sleep(at.saturating_sub(now)).await;
         now = at;
         if begins {
-            println!("{blow}");
-            arena.begin(blow).await;
+            println!("{strike}");
+            arena.begin(strike).await;
         } else {
-            arena.end(blow).await;
+            arena.end(strike).await;
         }
     }
     arena.lanes_are_up().await;
     load.take(100).await;
     load.end().await;
     let verdict = load.verdict(&arena.node, &arena.api, REDELIVERY).await;
-    println!("seed {seed}, {} faults: {verdict}", blows.len());
+    println!("seed {seed}, {} faults: {verdict}", strikes.len());
     assert_eq!(
         (verdict.lost, verdict.unexpected),
         (0, 0),
@@ -368,14 +373,14 @@ async fn judge(seed: u64, time: Duration, with_pubsub: bool) {
 
 #[actix_rt::test]
 async fn a_short_schedule_of_faults() {
-    judge(wanted("FAULTS_SEED", 1), SHORT, false).await;
+    run(wanted("FAULTS_SEED", 1), SHORT, false).await;
 }
 
 #[actix_rt::test]
-#[ignore = "as long as it is asked for: tests/run faults --seed S --minutes M"]
+#[ignore = "runs for minutes: tests/run faults --seed S --minutes M"]
 async fn a_long_schedule_of_faults() {
     let minutes = wanted("FAULTS_MINUTES", 10);
-    judge(
+    run(
         wanted("FAULTS_SEED", fastrand::u64(..)),
         Duration::from_secs(60 * minutes),
         true,
@@ -389,14 +394,14 @@ fn the_same_seed_gives_the_same_schedule() {
     assert_eq!(schedule(7, hour), schedule(7, hour));
     assert_ne!(schedule(7, hour), schedule(8, hour));
     for victim in VICTIMS {
-        let mut blows = schedule(7, hour)
+        let mut strikes = schedule(7, hour)
             .into_iter()
-            .filter(|blow| blow.victim == victim)
+            .filter(|strike| strike.victim == victim)
             .collect::<Vec<_>>();
-        assert!(blows.len() > 100, "{victim:?}");
-        blows.sort_by_key(|blow| blow.at);
+        assert!(strikes.len() > 100, "{victim:?}");
+        strikes.sort_by_key(|strike| strike.at);
         assert!(
-            blows
+            strikes
                 .windows(2)
                 .all(|two| two[0].at + two[0].lasts < two[1].at),
             "{victim:?} twice at once"

@@ -30,14 +30,14 @@ use waypost::{
     spool::Spool,
 };
 
-/// Says that the present test proves nothing on this machine, past the capture of its output. With `CI=true` it fails instead.
+/// Prints, past the capture of its output, that this test did not run. With `CI=true` the test fails instead.
 pub fn missing(what: &str) {
     assert!(
         env::var_os("CI").is_none_or(|ci| ci != "true"),
         "{what} is missing"
     );
     let test = thread::current();
-    // There is no other place to say it.
+    // Without a standard error, nobody can be told.
     writeln!(
         io::stderr(),
         "DID NOT RUN: {}: {what} is missing",
@@ -46,18 +46,18 @@ pub fn missing(what: &str) {
     .ok();
 }
 
-/// A spool in a folder that goes with the value.
+/// A spool in a temporary folder, which is removed with the returned value.
 pub fn spool() -> (Spool, TempDir) {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let spool = Spool::open(folder.path(), 1 << 30).expect("the folder is ours");
     (spool, folder)
 }
 
-/// A spool that refuses everything at once: nobody waits for a disk, so that time can be simulated.
+/// A spool that refuses all records at once. No test waits for its disk, so time can be simulated.
 pub async fn closed_spool() -> Spool {
     let (spool, _folder) = spool();
     spool.close().await;
-    // A thread that is just ending would still be waited for.
+    // A caller would still wait for a thread that is about to end.
     eventually("the spool has ended", Duration::from_secs(20), async || {
         spool.stats().refuses.then_some(())
     })
@@ -70,7 +70,7 @@ pub fn traffic() -> Vec<Bytes> {
     waypost::load::records(include_str!("../../traffic.json")).expect("traffic.json holds records")
 }
 
-/// Waits until `condition` gives a value, and returns it. Panics, naming `what`, once `patience` is over.
+/// Waits until `condition` gives a value, and returns it. After `patience`, panics with `what`.
 pub async fn eventually<T>(
     what: &str,
     patience: Duration,
@@ -86,7 +86,7 @@ pub async fn eventually<T>(
     }
 }
 
-/// What a test is told from outside to do more of than `tests/run` has time for, or `usual`.
+/// The number in the environment variable, or `usual`. Long runs set it.
 pub fn wanted(variable: &str, usual: u64) -> u64 {
     env::var(variable).map_or(usual, |value| {
         value
