@@ -1,4 +1,4 @@
-//! What the parts of a record's way cost, each alone: `cargo bench --bench parts`.
+//! The cost of each part of a record's way, measured alone: `cargo bench --bench parts`.
 
 use std::{hint::black_box, sync::Arc, time::Duration};
 

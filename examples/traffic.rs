@@ -133,7 +133,7 @@ const PLACES: [&str; 40] = [
 const TYPES: [&str; 3] = ["imported", "non-imported", "communitary"];
 const STATES: [&str; 2] = ["symptomatic", "asymptomatic"];
 
-/// The file, as text: a JSON array with a record a line.
+/// The file as text: a JSON array with one record per line.
 #[must_use]
 pub fn traffic() -> String {
     let mut random = fastrand::Rng::with_seed(SEED);
@@ -155,7 +155,7 @@ pub fn traffic() -> String {
     text
 }
 
-#[allow(dead_code, reason = "the tests take the text only")]
+#[allow(dead_code, reason = "the tests use the text only")]
 fn main() {
     print!("{}", traffic());
 }

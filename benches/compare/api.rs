@@ -17,15 +17,15 @@ pub const NUMBER: &[u8] = b"{\"n\":";
 
 #[derive(Default)]
 struct Arrivals {
-    /// The record of which `at_us` tells first. Of those before it, only the count of times goes on.
+    /// The first record that `at_us` covers. Earlier records are only counted.
     first: usize,
-    /// When a record came first, in µs since the Unix epoch; 0 if it has not.
+    /// When each record first arrived, in µs since the Unix epoch; 0 if it has not.
     at_us: Vec<u64>,
     distinct: u64,
-    /// Each time that a record came.
+    /// Arrivals, repeated ones included.
     times: u64,
     last_us: u64,
-    /// Takes no record, and answers 503.
+    /// Answers 503 to every record.
     is_away: bool,
 }
 
@@ -130,7 +130,7 @@ pub async fn run(listen: SocketAddr) {
         let arrivals = Rc::clone(&arrivals);
         actix_rt::spawn(async move {
             let service = service_fn(move |request| answer(request, Rc::clone(&arrivals)));
-            // A client that goes away ends its connection.
+            // A client that disconnects ends its connection.
             http1::Builder::new()
                 .serve_connection(TokioIo::new(stream), service)
                 .await

@@ -275,7 +275,7 @@ async fn rabbitmq() -> Way {
 
 async fn pubsub() -> Way {
     let endpoint = variable("LANES__PUBSUB__ENDPOINT");
-    // A bare `host:port` is an emulator's.
+    // A bare `host:port` is an emulator.
     let endpoint = if endpoint.contains("://") {
         endpoint
     } else {

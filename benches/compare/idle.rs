@@ -1,4 +1,4 @@
-//! What a node with nothing to do costs, with all four lanes up; and how soon one with its gRPC lane alone is ready.
+//! Memory and CPU of an idle node with four lanes up; and how soon a node on the gRPC lane is ready.
 
 use std::time::Duration;
 
@@ -14,20 +14,20 @@ use super::{
 
 const STARTS: usize = 7;
 const LANES: usize = 4;
-/// Brokers that have just started have the clients try again, and find out what there is.
+/// Clients of brokers that have just started reconnect and discover for a while.
 const SETTLE: Duration = Duration::from_secs(40);
 
 #[derive(Args)]
 pub struct Plan {
-    /// How long it is watched, in seconds
+    /// How long to measure, in seconds
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..))]
     seconds: u32,
-    /// Print what was measured as JSON
+    /// Print the result as JSON
     #[arg(long)]
     json: bool,
 }
 
-/// A node with its gRPC lane alone, a few times, then one on the lanes that `variables` name.
+/// Starts a node on the gRPC lane a few times, then one on the lanes of `variables`.
 #[expect(clippy::cast_precision_loss, reason = "the time of a few minutes")]
 pub async fn run(plan: &Plan, variables: &[(String, String)]) {
     let mut starts = Vec::new();

@@ -21,15 +21,15 @@ use super::api::{NUMBER, now_us};
 #[derive(Args)]
 pub struct Order {
     host: String,
-    /// Gets, of each record, when it was due, or its request was begun, in µs since the Unix epoch.
+    /// File that receives, for each record, when it was due or its request began, in µs since the Unix epoch.
     times: PathBuf,
     users: usize,
-    /// Records of a request.
+    /// Records per request.
     batch: usize,
     /// The number of the first record.
     first: usize,
     count: usize,
-    /// Records a second.
+    /// Records per second.
     rate: Option<f64>,
 }
 

@@ -27,7 +27,7 @@ use support::{
     rig::Rig as _,
 };
 
-/// Records of a request and of a POST, where they are many.
+/// Records per request and per POST of the batch cases.
 const BATCH: usize = 100;
 
 #[derive(Parser)]
@@ -41,7 +41,7 @@ struct Cli {
         default_value = "none,grpc,nats,rabbitmq,pubsub"
     )]
     lanes: Vec<String>,
-    /// What is compared on each lane, separated by commas
+    /// Cases to run on each lane, separated by commas
     #[arg(
         long,
         value_enum,
@@ -52,16 +52,16 @@ struct Cli {
     /// Another build of Waypost to compare with, as FILE or BUNDLE:FILE; may be given again
     #[arg(long, value_name = "[BUNDLE:]FILE")]
     beside: Vec<Beside>,
-    /// How often the two sides of a case take turns
+    /// Rounds; in each, both sides of a case run once
     #[arg(long, default_value_t = 3)]
     rounds: usize,
-    /// Records of a round, as a part of what each lane usually gets
+    /// Records per round, as a multiple of the lane's default
     #[arg(long, default_value_t = 1.0)]
     scale: f64,
-    /// Clients that post at the same time
+    /// Concurrent clients
     #[arg(long, default_value_t = 64)]
     users: usize,
-    /// Print what was measured as JSON
+    /// Print the result as JSON
     #[arg(long)]
     json: bool,
     /// Write a page of charts here
@@ -75,9 +75,9 @@ struct Cli {
 enum Case {
     /// Waypost against the barest program for the lane
     Floor,
-    /// A hundred records a request and a POST against one
+    /// A hundred records per request and per POST against one
     Batch,
-    /// The same with up to 128 records a message
+    /// The same with up to 128 records per message
     Bundle,
     /// `ack = "disk"` against `ack = "lane"`
     Disk,
@@ -167,11 +167,11 @@ impl Case {
 /// What a process of the benchmark is, if not the one that compares.
 #[derive(Subcommand)]
 enum Role {
-    /// One node at half its peak for an hour: what creeps
+    /// One node at half its peak for an hour: memory, descriptors and latencies that grow
     Soak(soak::Plan),
-    /// Ten million records that wait, in the spool or in the broker, against ten thousand
+    /// Ten million waiting records, in the spool or in the broker, against ten thousand
     Waiting(waiting::Plan),
-    /// A node with all four lanes up and nothing to do
+    /// An idle node with all four lanes up
     Idle(idle::Plan),
     #[command(hide = true)]
     Floor { lane: String, listen: SocketAddr },
@@ -184,7 +184,7 @@ enum Role {
 /// What one round measured of the two sides of a case.
 #[derive(Debug, Serialize)]
 pub struct Round {
-    /// Records a second at which latencies were measured.
+    /// Rate of the latency measurement, in records per second.
     rate: f64,
     base: Measured,
     other: Measured,
@@ -264,7 +264,7 @@ async fn compare(cli: &Cli) {
     let mut contests = Vec::new();
     for lane in &cli.lanes {
         contests.extend(match &**lane {
-            // Waypost takes its gRPC lane here.
+            // Waypost uses its gRPC lane here.
             "none" => on_lane(cli, lane, &[Case::Floor], 60_000, Vec::new).await,
             "grpc" => on_lane(cli, lane, &cli.cases, 60_000, grpc_variables).await,
             "nats" => {
@@ -323,7 +323,7 @@ async fn on_lane(
             rounds: Vec::new(),
         };
         for number in 0..cli.rounds {
-            // The first base says how fast all are asked to be.
+            // The first base sets the rate of all sides.
             let rate = contest.rounds.first().map(|round| round.rate);
             let mut measure = async |side: &Side, rate| {
                 side.measure(lane, &variables(), records, cli.users, rate)

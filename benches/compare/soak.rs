@@ -1,5 +1,5 @@
-//! A soak: one node at half its peak for an hour, watched for what creeps. An hour changes the machine too: in the last minutes
-//! the node takes turns with one that has just started, and what is as slow with the new one does not come of age.
+//! A soak: one node at half its peak for an hour, watched for memory, descriptors and latencies that grow. The machine changes within
+//! an hour too: in the last minutes the node takes turns with a new one, and a slowdown that both show is the machine's.
 
 use std::time::Duration;
 
@@ -13,11 +13,11 @@ use super::{
     table,
 };
 
-/// Records by which the peak is found.
+/// Records that measure the peak.
 const PEAK_RECORDS: usize = 200_000;
-/// What is compared at the two ends, in minutes.
+/// Length of the first and of the last part that are compared, in minutes.
 const END: usize = 10;
-/// A minute is posted in so many parts, so that two nodes take turns within it.
+/// Parts of a minute, in which two nodes take turns.
 const TURNS: u64 = 6;
 const TURN: Duration = Duration::from_secs(60 / TURNS);
 
@@ -26,17 +26,17 @@ pub struct Plan {
     /// One of grpc, nats, rabbitmq, pubsub
     #[arg(long, default_value = "grpc")]
     pub lane: String,
-    /// How long the node is loaded; its first ten minutes are compared with its last ten, or half with half, and these with as
-    /// many of a new node, which takes turns with it
+    /// Length of the load in minutes. The first ten are compared with the last ten (or half with half), and the last ten with a new
+    /// node that takes turns
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(2..))]
     minutes: u32,
-    /// Records a second, one at least, instead of half the peak
+    /// Records per second, at least one, instead of half the peak
     #[arg(long)]
     rate: Option<f64>,
-    /// Clients that post at the same time
+    /// Concurrent clients
     #[arg(long, default_value_t = 64)]
     users: usize,
-    /// Print what was measured as JSON
+    /// Print the result as JSON
     #[arg(long)]
     json: bool,
 }
@@ -97,12 +97,12 @@ struct Minute {
 struct Node {
     stage: Stage,
     minutes: Vec<Minute>,
-    /// What it held in the middle of each turn.
+    /// Footprint in the middle of each turn.
     footprints: Vec<Footprint>,
 }
 
 impl Node {
-    /// One on a lane that `variables` names, and its peak, in records a second.
+    /// Starts a node on the lane of `variables`. Returns it and its peak, in records per second.
     async fn start(plan: &Plan, variables: &[(String, String)]) -> (Self, f64) {
         let mut stage = Stage::new(&Side::waypost(), &plan.lane, variables, plan.users).await;
         stage.post(WARM_UP, None).await;
@@ -122,7 +122,7 @@ impl Node {
         )
     }
 
-    /// Posts the records of a part of a minute. The API has them all before it ends.
+    /// Posts the records of one turn. Returns once the API has them all.
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
@@ -142,7 +142,7 @@ impl Node {
         );
         self.footprints.push(footprint);
         let deliveries_us: Vec<_> = run.deliveries_us().collect();
-        // They fall due in this order.
+        // Records fall due in this order.
         let seconds = deliveries_us.chunks(rate.ceil() as usize).map(latencies);
         Minute {
             all: latencies(&deliveries_us),
@@ -150,7 +150,7 @@ impl Node {
         }
     }
 
-    /// What its latest minute was like.
+    /// Figures of the latest minute.
     fn told(&self) -> String {
         let [p50, p99, median_second] = figures(&self.minutes[self.minutes.len() - 1..]);
         let Footprint {

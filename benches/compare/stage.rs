@@ -41,11 +41,11 @@ pub enum Program {
 pub struct Side {
     pub name: String,
     pub program: Program,
-    /// Records of a request.
+    /// Records per request.
     pub batch: usize,
     /// The lane's `bundle`: the most records of one message. `None` leaves its default.
     pub bundle: Option<u8>,
-    /// Variables of this side alone, besides the lane's.
+    /// Variables of this side, besides the lane's.
     pub variables: &'static [(&'static str, &'static str)],
 }
 
@@ -62,7 +62,7 @@ pub struct Measured {
     pub ingest_ms: [f64; 3],
     pub delivery_ms: [f64; 3],
     pub rate_cpu_us_per_record: f64,
-    /// Where records were made safe on disk.
+    /// Set if records were synced to disk.
     pub records_per_sync: Option<f64>,
 }
 
@@ -70,7 +70,7 @@ pub struct Measured {
 pub struct Stage {
     build: Program,
     program: Child,
-    /// How long it took until it was ready.
+    /// Time from start to ready.
     pub ready_after: Duration,
     environment: Vec<(String, String)>,
     lane: String,
@@ -81,9 +81,9 @@ pub struct Stage {
     admin: Option<String>,
     users: usize,
     batch: usize,
-    /// Records that were posted so far.
+    /// Records posted so far.
     posted: usize,
-    /// The first of them, of which the API knows only that they came.
+    /// How many of the first records the API only counts.
     forgotten: usize,
 }
 
@@ -220,7 +220,7 @@ impl Stage {
         }
     }
 
-    /// Kills the node, and starts it on what it left.
+    /// Kills the node, and starts it on the same folder.
     pub async fn restart(&mut self) {
         self.program
             .kill()
@@ -235,13 +235,13 @@ impl Stage {
         self.admin.as_deref().expect("Waypost is under test")
     }
 
-    /// What the node says of itself.
+    /// The node's `/api/status`.
     async fn status(&self) -> Value {
         serde_json::from_slice(&get(&format!("{}api/status", self.admin())).await)
             .expect("the node's status")
     }
 
-    /// Waits until so many lanes of the node are in this state.
+    /// Waits until `count` lanes of the node are in this state.
     pub async fn lanes_are(&self, count: usize, state: &str) {
         eventually(state, PATIENCE, async || {
             let status = self.status().await;
@@ -251,7 +251,7 @@ impl Stage {
         .await;
     }
 
-    /// Has the lane publish nothing, so that records wait in the spool, or publish again.
+    /// Pauses the lane, so that records wait in the spool, or resumes it.
     pub async fn set_lane(&self, publishes: bool) {
         let order = if publishes { "resume" } else { "pause" };
         send(
@@ -264,7 +264,7 @@ impl Stage {
         }
     }
 
-    /// Has the API take no record, so that they wait in the broker, or take them again.
+    /// Makes the API answer 503, so that records wait in the broker, or 200 again.
     pub async fn set_api(&self, takes: bool) {
         let method = if takes { Method::DELETE } else { Method::PUT };
         send(
@@ -274,12 +274,12 @@ impl Stage {
         .await;
     }
 
-    /// Of all records so far, how many the API has.
+    /// How many of the posted records the API has.
     pub async fn arrived(&self) -> u64 {
         self.stats().await.distinct
     }
 
-    /// Waits until the API has all records so far, and the node none.
+    /// Waits until the API has all posted records, and the node none.
     pub async fn all_is_settled(&self) {
         let arrived = self.until_arrived(self.posted as u64).await.distinct;
         assert_eq!(
@@ -297,13 +297,13 @@ impl Stage {
         .await;
     }
 
-    /// Has the API forget when the records so far came. One that comes yet has come before.
+    /// Makes the API forget arrival times so far. A later copy of such a record counts as repeated.
     pub async fn forget(&mut self) {
         send(Method::DELETE, format!("{}{}", self.api_url, self.posted)).await;
         self.forgotten = self.posted;
     }
 
-    /// Posts so many records, and waits until the API has them all, or none came for a while.
+    /// Posts `records` records. Waits until the API has them all, or none arrived for a while.
     pub async fn post(&mut self, count: usize, rate: Option<f64>) -> Run {
         let before = self.stats().await.distinct;
         let cpu = self.cpu_us();
@@ -326,7 +326,7 @@ impl Stage {
         self.folder.path().join("times")
     }
 
-    /// Posts so many records, and returns what the load says of it. The API may not have them yet.
+    /// Posts `records` records. Returns the load's result; the API may not have them all yet.
     pub async fn load(&mut self, count: usize, rate: Option<f64>) -> Value {
         let times = self.times();
         let numbers = [self.users, self.batch, self.posted, count].map(|number| number.to_string());
@@ -346,7 +346,7 @@ impl Stage {
         load
     }
 
-    /// Waits until so many records came, or none for a while.
+    /// Waits until `records` records arrived, or none for a while.
     async fn until_arrived(&self, distinct: u64) -> Stats {
         let mut seen = (0, Instant::now());
         loop {
@@ -361,7 +361,7 @@ impl Stage {
         }
     }
 
-    /// Of all records so far, how many the API does not have, and how often it got one again.
+    /// Of the posted records: how many the API lacks, and how many copies it got besides.
     pub async fn lost_and_duplicated(&self) -> [u64; 2] {
         let Stats {
             distinct, times, ..
@@ -377,7 +377,7 @@ impl Stage {
     pub fn cpu_us(&self) -> u64 {
         let stat =
             fs::read_to_string(format!("/proc/{}/stat", self.program.id())).expect("it runs");
-        // The name, in parentheses, may hold anything; user and system time are the 12th and 13th word after it, in 10 ms.
+        // The name, in parentheses, may hold any byte. User and system time are words 12 and 13 after it, in units of 10 ms.
         let words: Vec<_> = stat
             .rsplit_once(") ")
             .expect("a name")
@@ -388,7 +388,7 @@ impl Stage {
         (ticks(11) + ticks(12)) * 10_000
     }
 
-    /// Syncs of the spool that made records safe, and those records.
+    /// Syncs of the spool, and the records that they made safe.
     async fn syncs(&self) -> [f64; 2] {
         let Some(admin) = &self.admin else {
             return [0.0; 2];
@@ -481,7 +481,7 @@ impl Run {
         self.distinct as f64 * 1e6 / (self.last_us - first) as f64
     }
 
-    /// Of each record that arrived, how long after it was due.
+    /// For each record that arrived: the time since it was due.
     pub fn deliveries_us(&self) -> impl Iterator<Item = u64> {
         let times =
             std::iter::zip(&self.sent_us, &self.arrived_us).filter(|(_, arrived)| **arrived > 0);
@@ -513,7 +513,7 @@ async fn get(url: &str) -> Vec<u8> {
 }
 
 impl Side {
-    /// This build of Waypost, one record a request and a message.
+    /// This build of Waypost, with one record per request and per message.
     pub fn waypost() -> Self {
         Self {
             name: "waypost".into(),
@@ -550,7 +550,7 @@ impl Side {
         let (commits, committed) = (after[0] - before[0], after[1] - before[1]);
         let records_per_sync = (commits > 0.0).then(|| committed / commits);
         let end_to_end_per_s = peak.end_to_end_per_s();
-        // As long as the other one took at its peak.
+        // As long as the other side took at its peak.
         let steady = stage
             .post(records / 2, Some(rate.unwrap_or(end_to_end_per_s / 2.0)))
             .await;

@@ -1,4 +1,4 @@
-//! What it costs that many records wait: few of them against many, each time until all are settled.
+//! The cost of many waiting records: few against many, each time until all are settled.
 
 use std::time::Instant;
 
@@ -10,10 +10,10 @@ use super::{
     stage::{Side, Stage, WARM_UP},
 };
 
-/// So many are few. They are soon gone, in a few ticks of the clock of processor time, so they wait some times.
+/// The small number. These drain within a few ticks of the CPU clock, so the measurement repeats.
 const FEW: usize = 10_000;
 const TURNS: usize = 10;
-/// The load holds what it is about to post: it is told part by part.
+/// Records per run of the load, which holds them in memory.
 const PART: usize = 1_000_000;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -29,22 +29,22 @@ pub struct Plan {
     /// One of nats, rabbitmq, pubsub; grpc for the spool only
     #[arg(long, default_value = "nats")]
     pub lane: String,
-    /// Where the records wait
+    /// The place where the records wait
     #[arg(long, value_enum, default_value = "spool")]
     place: Place,
-    /// How many are many. A hundred are a request, and what a broker keeps may be a message of as many
+    /// The large number. A request has a hundred records; a broker may keep them as one message
     #[arg(long, default_value_t = 10_000_000, value_parser = clap::value_parser!(u32).range(1..))]
     records: u32,
-    /// Clients that post at the same time
+    /// Concurrent clients
     #[arg(long, default_value_t = 16)]
     users: usize,
-    /// Print what was measured as JSON
+    /// Print the result as JSON
     #[arg(long)]
     json: bool,
 }
 
 impl Place {
-    /// Lets nothing pass, or all.
+    /// Blocks records at the place, or lets them pass.
     async fn set(self, stage: &Stage, is_open: bool) {
         match self {
             Self::Spool => stage.set_lane(is_open).await,
@@ -53,7 +53,7 @@ impl Place {
     }
 }
 
-/// Has so many wait.
+/// Makes `count` records wait.
 async fn fill(stage: &mut Stage, place: Place, count: usize) {
     place.set(stage, false).await;
     let before = stage.arrived().await;
@@ -67,7 +67,7 @@ async fn fill(stage: &mut Stage, place: Place, count: usize) {
     );
 }
 
-/// CPU of the node, in µs, while so many that waited go.
+/// CPU of the node, in µs, while `count` waiting records drain.
 async fn pass(stage: &mut Stage, place: Place, count: usize) -> u64 {
     fill(stage, place, count).await;
     let cpu = stage.cpu_us();
