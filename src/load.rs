@@ -1,57 +1,52 @@
-//! A load on an HTTP server: users that post records, each record exactly once a pass, and what they were answered.
+//! A load on an HTTP server: users that POST records, each record exactly once per pass, and a count of the answers.
 //!
-//! Closed loop, a user posts its next record when the last one was answered and it has waited. Open loop, at a fixed rate,
-//! records are due at their times whatever the server does, and a record's latency counts from when it was due, so that a
-//! server that stalls is charged for all that it kept waiting (no coordinated omission).
+//! In a closed loop, a user POSTs its next record when the last one was answered and its wait is over. In an open loop, at
+//! a fixed rate, each record is due at its time however fast the server answers. The latency of a record then counts from
+//! the time that it was due, so a server that stalls is charged for all records that it kept waiting (no coordinated
+//! omission).
 //!
-//! All users share one thread; each has one connection.
+//! All users share one thread. There are as many connections as users.
 
-mod connection;
-mod reactor;
 pub mod report;
 
 use std::{
     cell::{Cell, Ref, RefCell},
     collections::BTreeMap,
-    io,
     ops::Range,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
+    pin::pin,
     time::{Duration, Instant},
 };
 
+use awc::{ClientResponse, http::StatusCode};
 use bytes::Bytes;
+use futures_util::future::join_all;
 use hdrhistogram::Histogram;
 use serde_json::{Value, json, value::RawValue};
-
-use self::{
-    connection::{Answer, Connection, Server},
-    reactor::Reactor,
+use tokio::{
+    sync::watch,
+    time::{interval_at, sleep_until, timeout},
 };
-use crate::{api::client::Target, record::Record};
 
-/// The grain of a timer. Whoever slept until a record was due is not late by that much.
+use crate::{
+    api::client::{Endpoint, Failure, HttpClient, read},
+    record::Record,
+};
+
+/// A timer is late by up to this much. A user that slept until its record was due is not charged for that.
 const TIMER_GRAIN: Duration = Duration::from_millis(2);
 /// A request that takes longer has failed.
 const TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a user that got no answer waits at least: who cannot connect would not let others run.
+/// How long a user that got no answer waits at least, so that users that cannot connect let others run.
 const PAUSE: Duration = Duration::from_millis(1);
-/// How many kinds of failure are told apart; the rest is one more.
+/// The longest answer that is read: it names each record of a batch.
+const ANSWER_MAX: usize = 16 << 20;
+/// How many kinds of failure are told apart; the others are counted as one kind.
 const KINDS_MAX: usize = 20;
-/// How long a user whose wait is over stays at most for another's answer.
-const SLACK_MAX: Duration = Duration::from_millis(20);
-/// And at most so small a part of the range of waits: a twentieth.
-const SLACK_PART: u32 = 20;
-/// Where users make more records a second than this, as if answers took no time, each is on time: records meet at the server, and how
-/// they do makes its latency.
-const SLACK_RATE_MAX: f64 = 200.0;
 const SAMPLE_PERIOD: Duration = Duration::from_secs(1);
 /// Latencies are kept in µs up to an hour, to three digits.
 const LATENCY_MAX_US: u64 = 3_600_000_000;
 
-/// What is posted, by how many, how fast.
+/// The records to POST, the number of users, and their speed.
 pub struct Plan {
     pub records: Vec<Bytes>,
     /// How often all records are posted.
@@ -59,21 +54,20 @@ pub struct Plan {
     pub users: usize,
     /// How many users begin each second.
     pub spawn_rate: f64,
-    /// How long a user waits after each answer. Where users are few for their waits, the last part of a wait, 20 ms at most, may end
-    /// early, with another's answer: woken less often, the load leaves more of the processor to the server.
+    /// How long a user waits after each answer.
     pub wait: Range<Duration>,
-    /// Records a second that are due, in an open loop.
+    /// Records per second that are due, in an open loop.
     pub rate: Option<f64>,
-    /// Each record has an `Idempotency-Key` of its own, under which it may be posted again when its connection breaks.
+    /// Each record has an `Idempotency-Key` of its own, so it is POSTed again when its connection breaks.
     pub keyed: bool,
-    /// Is told the number of each record that was answered, from 0, and since when its latency counts.
+    /// Called with the number of each record that was answered, from 0, and the time from which its latency counts.
     pub watch: Option<Box<dyn Fn(usize, Instant)>>,
 }
 
-/// What a second of the load was like. Latencies in ms.
+/// One second of the load. Latencies in ms.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Sample {
-    /// When it ended, since the begin of the load.
+    /// When it ended, since the load began.
     pub at: Duration,
     pub per_second: f64,
     pub failures_per_second: f64,
@@ -85,20 +79,20 @@ pub struct Sample {
 /// The counts so far.
 pub struct Tally {
     pub requests: u64,
-    /// Answers other than a 2xx, and requests that got none.
+    /// Answers other than a 2xx, and requests without an answer.
     pub failures: u64,
     pub users: usize,
     pub elapsed: Duration,
-    /// How often each kind of failure was met.
+    /// The count of each kind of failure.
     pub kinds: BTreeMap<String, u64>,
     pub statuses: BTreeMap<u16, u64>,
     pub samples: Vec<Sample>,
     latency: Histogram<u64>,
-    /// Since the last sample.
-    recent: Recent,
+    window: SampleWindow,
 }
 
-struct Recent {
+/// The counts since the last sample.
+struct SampleWindow {
     since: Duration,
     failures: u64,
     /// The most at a time.
@@ -108,54 +102,35 @@ struct Recent {
 
 /// A load, and its counts while it runs and after it has ended.
 pub struct Load {
-    target: Target,
+    client: HttpClient,
     plan: Plan,
     /// Makes each record's key unique among all loads.
     run: String,
     next: Cell<usize>,
-    stopped: Arc<AtomicBool>,
+    stopped: watch::Sender<bool>,
     tally: RefCell<Tally>,
 }
 
-/// A record that is to be posted next.
+/// The record that a user POSTs next.
 struct Turn {
     number: usize,
     due: Option<Instant>,
 }
 
-impl Plan {
-    /// How long a user whose wait is over may stay until another is answered.
-    #[expect(clippy::cast_precision_loss, reason = "nobody has 2^52 users")]
-    fn slack(&self) -> Duration {
-        let Range { start, end } = self.wait;
-        let is_sparse = self.users as f64 <= ((start + end) / 2).as_secs_f64() * SLACK_RATE_MAX;
-        if self.users == 1 || self.rate.is_some() || !is_sparse {
-            return Duration::ZERO;
-        }
-        SLACK_MAX.min(end.saturating_sub(start) / SLACK_PART)
-    }
-
-    /// The wait that is drawn by a `chance` from 0 to 1: with the slack it is in its range.
-    fn draw_wait(&self, chance: f64) -> Duration {
-        let Range { start, end } = self.wait;
-        start + end.saturating_sub(start + self.slack()).mul_f64(chance)
-    }
-}
-
 impl Load {
     #[must_use]
-    pub fn new(target: Target, plan: Plan) -> Self {
+    pub fn new(endpoint: Endpoint, plan: Plan) -> Self {
         Self {
-            target,
+            client: HttpClient::new(endpoint, plan.users, TIMEOUT),
             plan,
             run: Record::new_id().to_string(),
             next: Cell::default(),
-            stopped: Arc::default(),
+            stopped: watch::Sender::new(false),
             tally: RefCell::new(Tally::new()),
         }
     }
 
-    /// How many records are posted if nothing stops it.
+    /// How many records are POSTed if nothing stops the load.
     #[must_use]
     pub fn total(&self) -> usize {
         self.plan.records.len() * self.plan.passes
@@ -166,96 +141,83 @@ impl Load {
         self.tally.borrow()
     }
 
-    /// Once it is set, no user posts another record. Those under way are answered first.
-    #[must_use]
-    pub fn stopped(&self) -> &Arc<AtomicBool> {
-        &self.stopped
+    /// No user POSTs another record. The load ends when the requests under way are answered.
+    pub fn stop(&self) {
+        self.stopped.send_replace(true);
     }
 
-    /// Ends when each record was posted, or the load was stopped. `tick` is given the counts each second.
-    ///
-    /// # Errors
-    /// When the server's name is not known, or the kernel has no descriptor left.
-    pub fn run(&self, mut tick: impl FnMut(&Tally)) -> io::Result<()> {
-        let reactor = Reactor::new(
-            self.plan.users,
-            self.plan.slack(),
-            Arc::clone(&self.stopped),
-        )?;
-        let server = Server::find(&self.target, &reactor)?;
+    /// Ends when each record was POSTed, or the load was stopped. `tick` is called with the counts each second.
+    pub async fn run(&self, mut tick: impl FnMut(&Tally)) {
         let began = Instant::now();
-        let users = (0..self.plan.users)
-            .map(|number| Box::pin(self.user(number, began, &reactor, &server)) as _);
-        reactor.run(users.collect(), SAMPLE_PERIOD, || {
-            self.tally.borrow_mut().sample(began.elapsed());
-            tick(&self.tally());
-        })?;
+        let mut users = pin!(join_all(
+            (0..self.plan.users).map(|number| self.user(number, began))
+        ));
+        let mut seconds = interval_at((began + SAMPLE_PERIOD).into(), SAMPLE_PERIOD);
+        loop {
+            tokio::select! {
+                _ = &mut users => break,
+                _ = seconds.tick() => {
+                    self.tally.borrow_mut().sample(began.elapsed());
+                    tick(&self.tally());
+                }
+            }
+        }
         self.tally.borrow_mut().sample(began.elapsed());
-        Ok(())
     }
 
     #[expect(clippy::cast_precision_loss, reason = "nobody has 2^52 users")]
-    async fn user<'l>(
-        &'l self,
-        number: usize,
-        began: Instant,
-        reactor: &'l Reactor,
-        server: &'l Server<'l>,
-    ) {
-        reactor
-            .rest(began + Duration::from_secs_f64(number as f64 / self.plan.spawn_rate))
-            .await;
-        if self.stopped.load(Relaxed) {
+    async fn user(&self, number: usize, began: Instant) {
+        let start = began + Duration::from_secs_f64(number as f64 / self.plan.spawn_rate);
+        if !self.wait_until(start).await {
             return;
         }
         self.tally.borrow_mut().begin_user();
-        let mut connection = Connection::new(server, number);
-        let mut rested = Instant::now();
+        let mut free_at = Instant::now();
         while let Some(Turn { number, due }) = self.turn(began) {
-            let record = &self.plan.records[number % self.plan.records.len()];
-            connection.prepare(self.plan.keyed.then_some((&*self.run, number)), record);
-            reactor.rest(rested).await;
-            let from = match due {
-                Some(due) if due > Instant::now() => {
-                    reactor.rest(due).await;
-                    let now = Instant::now();
-                    if now.saturating_duration_since(due) < TIMER_GRAIN {
-                        now
-                    } else {
-                        due
-                    }
-                }
-                Some(due) => due,
-                None => Instant::now(),
-            };
-            if self.stopped.load(Relaxed) {
+            if !self.wait_until(due.unwrap_or(free_at).max(free_at)).await {
                 break;
             }
-            let answer = tokio::select! {
-                biased;
-                answer = connection.post() => answer,
-                () = reactor.until(Instant::now() + TIMEOUT) => Err(format!("no answer within {TIMEOUT:?}")),
+            let now = Instant::now();
+            let from = due.filter(|due| *due + TIMER_GRAIN <= now).unwrap_or(now);
+            let answer = timeout(TIMEOUT, self.post(number)).await;
+            let answer = match answer {
+                Ok(answer) => answer.map_err(|failure| failure.to_string()),
+                Err(_) => Err(format!("no answer within {TIMEOUT:?}")),
             };
             if let Some(watch) = &self.plan.watch {
                 watch(number, from);
             }
-            let wait = self.plan.draw_wait(fastrand::f64());
-            let least = if answer.is_err() {
-                PAUSE
-            } else {
-                Duration::ZERO
-            };
+            let Range { start, end } = self.plan.wait;
+            let wait = start + end.saturating_sub(start).mul_f64(fastrand::f64());
             let answered = Instant::now();
-            rested = answered + wait.max(least);
+            free_at = answered
+                + if answer.is_err() {
+                    wait.max(PAUSE)
+                } else {
+                    wait
+                };
             self.tally.borrow_mut().count(answered - from, answer);
         }
         self.tally.borrow_mut().users -= 1;
     }
 
+    /// Returns whether the load goes on then; if it is stopped, at once.
+    async fn wait_until(&self, time: Instant) -> bool {
+        let mut stopped = self.stopped.subscribe();
+        if time <= Instant::now() {
+            return !*stopped.borrow();
+        }
+        tokio::select! {
+            biased;
+            _ = stopped.wait_for(|is_stopped| *is_stopped) => false,
+            () = sleep_until(time.into()) => true,
+        }
+    }
+
     #[expect(clippy::cast_precision_loss, reason = "nobody posts 2^52 records")]
     fn turn(&self, began: Instant) -> Option<Turn> {
         let number = self.next.get();
-        if self.stopped.load(Relaxed) || number == self.total() {
+        if *self.stopped.borrow() || number == self.total() {
             return None;
         }
         self.next.set(number + 1);
@@ -265,11 +227,23 @@ impl Load {
             .map(|rate| began + Duration::from_secs_f64(number as f64 / rate));
         Some(Turn { number, due })
     }
+
+    /// POSTs a record and reads the whole answer.
+    async fn post(&self, number: usize) -> Result<StatusCode, Failure> {
+        let record = &self.plan.records[number % self.plan.records.len()];
+        let key = self.plan.keyed.then(|| format!("{}-{number}", self.run));
+        let finish = async |response: ClientResponse| {
+            let status = response.status();
+            read(response, ANSWER_MAX, |_| {}).await?;
+            Ok(status)
+        };
+        self.client.post(record, key.as_deref(), None, finish).await
+    }
 }
 
 impl Tally {
     fn new() -> Self {
-        // It grows as far as it is needed: the recent one is read and emptied each second.
+        // It grows as far as it is needed.
         let empty = Histogram::new(3).expect("three digits are legal, so this cannot fail");
         Self {
             requests: 0,
@@ -279,7 +253,7 @@ impl Tally {
             kinds: BTreeMap::new(),
             statuses: BTreeMap::new(),
             samples: Vec::new(),
-            recent: Recent {
+            window: SampleWindow {
                 since: Duration::ZERO,
                 failures: 0,
                 users: 0,
@@ -291,13 +265,13 @@ impl Tally {
 
     fn begin_user(&mut self) {
         self.users += 1;
-        self.recent.users = self.recent.users.max(self.users);
+        self.window.users = self.window.users.max(self.users);
     }
 
-    fn count(&mut self, latency: Duration, answer: Answer) {
+    fn count(&mut self, latency: Duration, answer: Result<StatusCode, String>) {
         let us =
             u64::try_from(latency.as_micros()).map_or(LATENCY_MAX_US, |us| us.min(LATENCY_MAX_US));
-        for histogram in [&mut self.latency, &mut self.recent.latency] {
+        for histogram in [&mut self.latency, &mut self.window.latency] {
             histogram
                 .record(us)
                 .expect("a histogram that grows takes an hour");
@@ -314,7 +288,7 @@ impl Tally {
             Err(why) => why,
         };
         self.failures += 1;
-        self.recent.failures += 1;
+        self.window.failures += 1;
         let kind = if self.kinds.len() < KINDS_MAX || self.kinds.contains_key(&failure) {
             failure
         } else {
@@ -326,12 +300,12 @@ impl Tally {
     #[expect(clippy::cast_precision_loss, reason = "counts of a second")]
     fn sample(&mut self, at: Duration) {
         self.elapsed = at;
-        let Recent {
+        let SampleWindow {
             since,
             failures,
             users,
             latency,
-        } = &mut self.recent;
+        } = &mut self.window;
         let seconds = at.saturating_sub(*since).as_secs_f64();
         if latency.is_empty() || seconds <= 0.0 {
             return;
@@ -451,36 +425,6 @@ mod tests {
         }
     }
 
-    #[test]
-    fn only_who_waits_in_a_closed_loop_with_few_others_may_be_late() {
-        let ms = Duration::from_millis;
-        for (wait, users, rate, slack) in [
-            (200..900, 10, None, 20),
-            (200..900, 110, None, 20),
-            (200..900, 111, None, 0),
-            (200..900, 1, None, 0),
-            (0..100, 2, None, 5),
-            (500..500, 2, None, 0),
-            (0..0, 2, None, 0),
-            (200..900, 10, Some(1.0), 0),
-        ] {
-            let plan = Plan {
-                wait: ms(wait.start)..ms(wait.end),
-                rate,
-                ..plan(users)
-            };
-            let case = format!("{wait:?} ms, {users} users, {rate:?}");
-            assert_eq!(plan.slack(), ms(slack), "{case}");
-            let [shortest, longest] = [0.0, 1.0].map(|chance| plan.draw_wait(chance).as_micros());
-            assert_eq!(shortest, ms(wait.start).as_micros(), "{case}");
-            assert_eq!(
-                longest,
-                ms(wait.end).saturating_sub(plan.slack()).as_micros(),
-                "{case}"
-            );
-        }
-    }
-
     /// Without waits.
     fn plan(users: usize) -> Plan {
         Plan {
@@ -495,14 +439,12 @@ mod tests {
         }
     }
 
-    #[test]
-    fn users_that_cannot_connect_let_others_try() {
-        // Whoever connects there fails at once.
-        let load = Load::new(
-            Target::with_public_roots("http://255.255.255.255:9/").unwrap(),
-            plan(2),
-        );
-        load.run(|_| ()).unwrap();
+    #[actix_rt::test]
+    async fn users_that_cannot_connect_let_others_try() {
+        // A connection to this address fails at once.
+        let endpoint = Endpoint::with_public_roots("http://255.255.255.255:9/").unwrap();
+        let load = Load::new(endpoint, plan(2));
+        load.run(|_| ()).await;
         let tally = load.tally();
         assert_eq!((tally.failures, tally.samples[0].users), (10, 2));
     }

@@ -352,6 +352,74 @@ async fn a_server_that_takes_connections_and_says_nothing_is_given_up() {
     );
 }
 
+/// POSTs twice to a server whose first connection sends `first`, and `late` 50 ms later; all others answer 500.
+async fn two_answers(first: &'static [u8], late: &'static [u8]) -> [Answer; 2] {
+    let (url, _) = by_hand(move |number, mut stream| {
+        read_request(&mut stream);
+        if number > 0 {
+            let head = b"HTTP/1.1 500 No\r\ncontent-length: 0\r\n\r\n";
+            return stream.write_all(head).unwrap();
+        }
+        stream.write_all(first).unwrap();
+        thread::sleep(Duration::from_millis(50));
+        // The client may have closed the connection by now.
+        stream.write_all(late).ok();
+        stream.read_to_end(&mut Vec::new()).ok();
+    });
+    let client = client_of(url, 1);
+    [post(&client).await, post(&client).await]
+}
+
+#[actix_rt::test]
+async fn an_interim_answer_is_no_answer_and_its_rest_answers_no_other_post() {
+    let [first, second] = two_answers(b"HTTP/1.1 103 Early Hints\r\n\r\n", OK).await;
+    assert!(
+        matches!(&first, Answer::NoAnswer(why) if why.contains("103")),
+        "{first:?}"
+    );
+    assert!(
+        matches!(second, Answer::Status { status: 500, .. }),
+        "{second:?}"
+    );
+}
+
+#[actix_rt::test]
+async fn the_body_of_an_answer_without_a_length_answers_no_other_post() {
+    let [first, second] = two_answers(b"HTTP/1.1 400 No\r\n\r\n", OK).await;
+    assert_eq!(first.outcome(), Outcome::Refused, "{first:?}");
+    assert!(
+        matches!(second, Answer::Status { status: 500, .. }),
+        "{second:?}"
+    );
+}
+
+#[actix_rt::test]
+async fn an_answer_that_cannot_be_read_is_no_answer() {
+    let too_many = format!("HTTP/1.1 200 OK\r\n{}\r\n", "a: b\r\n".repeat(97));
+    for head in [too_many, "HTTP/1.1 no status\r\n\r\n".into()] {
+        let (url, _) = by_hand(move |_, mut stream| {
+            read_request(&mut stream);
+            stream.write_all(head.as_bytes()).unwrap();
+        });
+        let answer = post(&client_of(url, 1)).await;
+        assert!(
+            matches!(&answer, Answer::NoAnswer(why) if why.starts_with("the answer cannot be used: ")),
+            "{answer:?}"
+        );
+    }
+}
+
+#[actix_rt::test]
+async fn an_idle_connection_is_replaced_before_the_api_closes_it() {
+    let api = Api::start();
+    let client = client(&api);
+    post(&client).await;
+    tokio::time::sleep(Duration::from_millis(4100)).await;
+    post(&client).await;
+    let posts = api.posts();
+    assert_ne!(posts[0].peer, posts[1].peer);
+}
+
 #[actix_rt::test]
 async fn a_trace_context_that_cannot_be_a_header_does_not_hold_its_record_back() {
     let api = Api::start();

@@ -17,7 +17,7 @@ use rustls::{
 };
 use serde_json::Value;
 use waypost::{
-    api::client::Target,
+    api::client::Endpoint,
     load::{Load, Plan},
 };
 
@@ -190,8 +190,8 @@ async fn a_load_whose_users_rest_ends_when_it_is_interrupted() {
     );
 }
 
-#[test]
-fn https_is_spoken_over_a_connection_that_is_kept() {
+#[actix_rt::test]
+async fn https_is_spoken_over_a_connection_that_is_kept() {
     rustls::crypto::ring::default_provider()
         .install_default()
         .ok();
@@ -239,8 +239,9 @@ fn https_is_spoken_over_a_connection_that_is_kept() {
         keyed: true,
         watch: None,
     };
-    let load = Load::new(Target::parse(&url, || Arc::new(trusting)).unwrap(), plan);
-    load.run(|_| ()).unwrap();
+    let endpoint = Endpoint::parse(&url, || Arc::new(trusting)).unwrap();
+    let load = Load::new(endpoint, plan);
+    load.run(|_| ()).await;
     assert_eq!(
         load.tally().json()["statuses"]["202"],
         3,

@@ -11,7 +11,7 @@ use std::{
 use bytes::Bytes;
 use clap::Args;
 use waypost::{
-    api::client::Target,
+    api::client::Endpoint,
     load::{Load, Plan, records},
 };
 
@@ -35,7 +35,7 @@ pub struct Order {
 
 /// Posts, and prints the result as JSON.
 #[expect(clippy::cast_precision_loss, reason = "a small batch")]
-pub fn run(order: &Order) {
+pub async fn run(order: &Order) {
     let traffic = records(include_str!("../../traffic.json")).expect("traffic.json holds records");
     let numbered = |number: usize| {
         let rest = traffic[number % traffic.len()]
@@ -55,7 +55,7 @@ pub fn run(order: &Order) {
     let since = Rc::new(RefCell::new(vec![0u64; order.count.div_ceil(order.batch)]));
     let watched = Rc::clone(&since);
     let load = Load::new(
-        Target::with_public_roots(&order.host).expect("a URL"),
+        Endpoint::with_public_roots(&order.host).expect("a URL"),
         Plan {
             records: requests.collect(),
             passes: 1,
@@ -71,7 +71,7 @@ pub fn run(order: &Order) {
             })),
         },
     );
-    load.run(|_| ()).expect("descriptors and events");
+    load.run(|_| ()).await;
     let since = since.borrow();
     let bytes: Vec<u8> = (0..order.count)
         .flat_map(|at| since[at / order.batch].to_le_bytes())

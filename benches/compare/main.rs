@@ -216,7 +216,7 @@ fn main() {
         Some(Role::Idle(plan)) => on_actors(idle(plan)),
         Some(Role::Floor { lane, listen }) => on_actors(floor::run(lane, *listen)),
         Some(Role::Api { listen }) => on_actors(api::run(*listen)),
-        Some(Role::Load(order)) => load::run(order),
+        Some(Role::Load(order)) => on_actors(load::run(order)),
         None => on_actors(compare(&cli)),
     }
 }

@@ -1,52 +1,55 @@
-//! One kept-alive HTTP/1.1 connection: what records are POSTed through, and what a node is asked through.
+//! The HTTP client: a thin layer over `awc` that POSTs records and asks a node questions.
 //!
-//! Whoever waits for an answer does the connection's work meanwhile, so that an answer wakes one task and not two.
+//! awc leaves these cases to its user, and this file handles them:
+//! - A pool has a limit, and a request beyond it waits. The limit is the number of requests that may be in flight.
+//! - Servers close a connection that is idle for five seconds or more. Ours is not used again after [`IDLE_MAX`].
+//! - A server may close a connection while a request is on its way. A POST that has an `Idempotency-Key` is sent once
+//!   more, over a new connection.
+//! - A body that is cut short ends like a whole one. [`read`] compares its length with `Content-Length`.
+//! - awc returns an interim answer (1xx), or a head without a length, as a whole answer and keeps the connection. The rest
+//!   would be read as the answer to the next request, so all kept connections are closed.
+//! - awc follows redirects, and its time-out ends with the head. Both are off; the caller has one time-out for the exchange.
 
-use std::{
-    error::Error,
-    future::poll_fn,
-    io,
-    net::{SocketAddr, ToSocketAddrs as _},
-    pin::{Pin, pin},
-    sync::Arc,
+use std::{cell::RefCell, sync::Arc, time::Duration};
+
+use actix_web::error::ParseError;
+use awc::{
+    Client, ClientRequest, ClientResponse, Connector, FrozenClientRequest,
+    error::{ConnectError, SendRequestError},
+    http::{
+        Method, StatusCode, Uri, Version,
+        header::{self, HeaderMap, HeaderName, HeaderValue, InvalidHeaderValue},
+        uri::PathAndQuery,
+    },
 };
-
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Full};
-use hyper::{
-    Method, Request, Response, Uri,
-    body::Incoming,
-    client::conn::http1::{self, SendRequest},
-    header::{self, HeaderName, HeaderValue, InvalidHeaderValue},
-};
-use hyper_util::rt::TokioIo;
-use rustls::{ClientConfig, RootCertStore, pki_types::ServerName};
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::TcpStream,
-};
-use tokio_rustls::TlsConnector;
+use futures_util::StreamExt as _;
+use rustls::{ClientConfig, RootCertStore};
+
+/// A connection that was idle for longer is not used again.
+const IDLE_MAX: Duration = Duration::from_secs(4);
+/// A connection is replaced after this time, so that a new address of the server is noticed.
+const LIFETIME_MAX: Duration = Duration::from_mins(5);
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const USER_AGENT: &str = concat!("waypost/", env!("CARGO_PKG_VERSION"));
 
-/// Where requests go.
+/// The URL that requests go to, the certificates that are trusted there, and what each request carries.
 #[derive(Clone, Debug)]
-pub struct Target {
-    host: String,
-    port: u16,
+pub struct Endpoint {
+    uri: Uri,
     /// The header `Host`.
-    authority: HeaderValue,
-    /// Path and query.
-    path: Uri,
+    host: HeaderValue,
+    authorization: Option<HeaderValue>,
     tls: Option<Arc<ClientConfig>>,
 }
 
-impl Target {
-    /// Reads `url`, and trusts the public roots if it is one of HTTPS.
+impl Endpoint {
+    /// Reads `url`. An HTTPS server must have a certificate that the public roots vouch for.
     ///
     /// # Errors
-    /// When `url` is no `http://` or `https://` URL.
+    /// When `url` is no usable `http://` or `https://` URL.
     pub fn with_public_roots(url: &str) -> Result<Self, String> {
         Self::parse(url, || {
             Arc::new(
@@ -57,134 +60,117 @@ impl Target {
         })
     }
 
-    /// Reads `url`; `tls` is asked for if it is one of HTTPS.
+    /// Reads `url`. `tls` makes the TLS configuration of an HTTPS URL.
     ///
     /// # Errors
-    /// When `url` is no `http://` or `https://` URL.
+    /// When `url` is no usable `http://` or `https://` URL.
     pub fn parse(url: &str, tls: impl FnOnce() -> Arc<ClientConfig>) -> Result<Self, String> {
         let uri: Uri = url
             .parse()
             .map_err(|why| format!("{url} is not a URL: {why}"))?;
-        let is_tls = match uri.scheme_str() {
+        let mut parts = uri.into_parts();
+        let is_tls = match parts.scheme.as_ref().map(|scheme| scheme.as_str()) {
             Some("http") => false,
             Some("https") => true,
             _ => return Err(format!("{url} is not an http:// or https:// URL")),
         };
-        let authority = uri
-            .authority()
+        let authority = parts
+            .authority
             .ok_or_else(|| format!("{url} names no host"))?;
-        // A query may follow the host at once; a request line begins its path with `/`.
-        let path = uri.path_and_query().map_or("/", |path| path.as_str());
-        let path = if path.starts_with('/') {
-            path.parse::<Uri>()
-        } else {
-            format!("/{path}").parse()
-        };
-        // A login is not a part of `Host` (RFC 9110, 7.2).
-        let named = authority.as_str().rsplit('@').next().unwrap_or_default();
+        if is_tls && authority.host().starts_with('[') {
+            return Err(format!(
+                "{url}: HTTPS to an IPv6 address is not supported; use a host name"
+            ));
+        }
+        // A login is no part of `Host` (RFC 9110, 7.2).
+        let host = authority.as_str().rsplit('@').next().unwrap_or_default();
+        parts.authority = Some(host.parse().map_err(|why| format!("{url}: {why}"))?);
+        let host = HeaderValue::from_str(host).map_err(|why| format!("{url}: {why}"))?;
+        // A query may follow the host at once; the path of a request begins with `/`.
+        let path = parts
+            .path_and_query
+            .as_ref()
+            .map_or("/", PathAndQuery::as_str);
+        if !path.starts_with('/') {
+            let path = format!("/{path}").parse();
+            parts.path_and_query = Some(path.map_err(|why| format!("{url}: {why}"))?);
+        }
         Ok(Self {
-            host: authority.host().trim_matches(['[', ']']).to_owned(),
-            port: authority
-                .port_u16()
-                .unwrap_or(if is_tls { 443 } else { 80 }),
-            authority: named.parse().map_err(|why| format!("{url}: {why}"))?,
-            path: path.map_err(|why| format!("{url}: {why}"))?,
+            uri: Uri::from_parts(parts).map_err(|why| format!("{url}: {why}"))?,
+            host,
+            authorization: None,
             tls: is_tls.then(tls),
         })
     }
 
-    /// A GET.
+    /// Each request carries this header `Authorization`.
     #[must_use]
-    pub fn get(&self) -> Request<Full<Bytes>> {
-        let mut request = Request::new(Full::default());
-        *request.uri_mut() = self.path.clone();
-        let headers = request.headers_mut();
-        headers.insert(header::HOST, self.authority.clone());
-        headers.insert(header::USER_AGENT, HeaderValue::from_static(USER_AGENT));
-        request
+    pub fn with_authorization(mut self, value: Option<HeaderValue>) -> Self {
+        self.authorization = value;
+        self
     }
 
-    /// A POST of JSON, under `key` if there is one.
+    /// Sends one request over a connection of its own: a POST of `json`, or a GET. Returns the status and the body.
     ///
     /// # Errors
-    /// When the key cannot be a header.
-    pub fn post(
+    /// When no connection is open within `connect_timeout`, or there is no whole answer of at most `max` bytes. The answer may
+    /// take any time.
+    pub async fn ask(
         &self,
-        body: Bytes,
-        key: Option<&str>,
-    ) -> Result<Request<Full<Bytes>>, InvalidHeaderValue> {
-        let mut request = self.get();
-        *request.method_mut() = Method::POST;
-        *request.body_mut() = Full::new(body);
-        let headers = request.headers_mut();
-        headers.insert(
-            header::CONTENT_TYPE,
-            HeaderValue::from_static("application/json"),
-        );
-        if let Some(key) = key {
-            headers.insert(IDEMPOTENCY_KEY, key.parse()?);
+        json: Option<Bytes>,
+        connect_timeout: Duration,
+        max: usize,
+    ) -> Result<(StatusCode, Vec<u8>), Failure> {
+        let client = self.client(1, connect_timeout);
+        let response = match json {
+            Some(json) => self.post(&client).send_body(json).await?,
+            None => self.request(&client, Method::GET).send().await?,
+        };
+        let status = response.status();
+        let mut body = Vec::new();
+        read(response, max, |piece| body.extend_from_slice(piece)).await?;
+        Ok((status, body))
+    }
+
+    fn client(&self, connections: usize, connect_timeout: Duration) -> Client {
+        let mut connector = Connector::new()
+            .limit(connections)
+            .conn_keep_alive(IDLE_MAX)
+            .conn_lifetime(LIFETIME_MAX)
+            .timeout(connect_timeout)
+            .handshake_timeout(connect_timeout);
+        if let Some(tls) = &self.tls {
+            connector = connector.rustls_0_23(Arc::clone(tls));
         }
-        Ok(request)
+        Client::builder()
+            .connector(connector)
+            .disable_timeout()
+            .disable_redirects()
+            .finish()
     }
 
-    /// How a POST of JSON begins, as it is sent (RFC 9112, 3 and 5): all up to its length, its key and the empty line.
-    #[must_use]
-    pub fn head(&self) -> Vec<u8> {
-        let Self {
-            path, authority, ..
-        } = self;
-        let begin = format!(
-            "POST {path} HTTP/1.1\r\nuser-agent: {USER_AGENT}\r\ncontent-type: application/json\r\nhost: "
-        );
-        [begin.as_bytes(), authority.as_bytes(), b"\r\n"].concat()
+    fn request(&self, client: &Client, method: Method) -> ClientRequest {
+        let request = client
+            .request(method, self.uri.clone())
+            .no_decompress()
+            .insert_header((header::HOST, self.host.clone()))
+            .insert_header((header::USER_AGENT, HeaderValue::from_static(USER_AGENT)));
+        match &self.authorization {
+            Some(value) => request.insert_header((header::AUTHORIZATION, value.clone())),
+            None => request,
+        }
     }
 
-    /// A new connection. Its box keeps it from making every future that holds it large.
-    ///
-    /// # Errors
-    /// When there is nobody, or no trust.
-    pub async fn open(&self) -> Result<Box<Connection>, Failure> {
-        let (sender, work) = http1::handshake(TokioIo::new(self.dial().await?)).await?;
-        Ok(Box::new(Connection {
-            sender,
-            work: Some(work),
-        }))
+    fn post(&self, client: &Client) -> ClientRequest {
+        self.request(client, Method::POST)
+            .content_type(HeaderValue::from_static("application/json"))
     }
 
-    /// A new socket, on which nobody has spoken yet.
-    async fn dial(&self) -> io::Result<Box<dyn Socket>> {
-        let stream = TcpStream::connect((&*self.host, self.port)).await?;
-        stream.set_nodelay(true)?;
-        self.secure(stream).await
-    }
-
-    /// Where it is. Looks a name up, and blocks the thread meanwhile.
-    ///
-    /// # Errors
-    /// When the name is not known.
-    pub fn addresses(&self) -> io::Result<Vec<SocketAddr>> {
-        let found = (&*self.host, self.port).to_socket_addrs();
-        Ok(found
-            .map_err(|why| io::Error::new(why.kind(), format!("{}: {why}", self.host)))?
-            .collect())
-    }
-
-    /// A connection to it, with TLS if its URL asks for that.
-    ///
-    /// # Errors
-    /// When there is no trust, or it breaks before that is clear.
-    pub async fn secure<'s>(&self, stream: impl Socket + 's) -> io::Result<Box<dyn Socket + 's>> {
-        Ok(match &self.tls {
-            None => Box::new(stream),
-            Some(tls) => {
-                let name = ServerName::try_from(self.host.clone()).map_err(io::Error::other)?;
-                Box::new(
-                    TlsConnector::from(Arc::clone(tls))
-                        .connect(name, stream)
-                        .await?,
-                )
-            }
-        })
+    /// A POST whose head is built once, over a pool of its own.
+    fn frozen_post(&self, connections: usize, connect_timeout: Duration) -> FrozenClientRequest {
+        let client = self.client(connections, connect_timeout);
+        // `parse` has checked the scheme, the host and the headers, and nothing else can fail.
+        self.post(&client).freeze().expect("a valid request")
     }
 }
 
@@ -194,102 +180,162 @@ pub(super) fn public_roots() -> RootCertStore {
     }
 }
 
-type Work = http1::Connection<TokioIo<Box<dyn Socket>>, Full<Bytes>>;
-
-/// A TCP connection, with TLS or without.
-pub trait Socket: AsyncRead + AsyncWrite + Unpin {}
-
-impl<S: AsyncRead + AsyncWrite + Unpin> Socket for S {}
-
-/// Why there is no answer.
+/// Why a request has no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
-    #[error("cannot connect: {0}")]
-    Connect(#[from] io::Error),
     #[error("{0}")]
     Header(#[from] InvalidHeaderValue),
-    #[error("{}", innermost(.0))]
-    Exchange(#[from] hyper::Error),
+    #[error("cannot connect: {0}")]
+    Connect(ConnectError),
+    /// The server closed the connection, before it had the request or after.
+    #[error("the connection was closed: {0}")]
+    Closed(String),
+    #[error("the answer cannot be used: {0}")]
+    Unusable(String),
 }
 
-impl Failure {
-    /// The other side has closed the connection, and may have done so before it had the request.
+impl From<SendRequestError> for Failure {
+    fn from(why: SendRequestError) -> Self {
+        match why {
+            // awc says so of a connection that was open, too.
+            SendRequestError::Connect(ConnectError::Disconnected) => {
+                Self::Closed("no answer came".into())
+            }
+            SendRequestError::Connect(why) => Self::Connect(why),
+            SendRequestError::Send(why) | SendRequestError::Response(ParseError::Io(why)) => {
+                Self::Closed(why.to_string())
+            }
+            why => Self::Unusable(why.to_string()),
+        }
+    }
+}
+
+/// POSTs JSON to one endpoint over connections that it keeps. It lives on one thread.
+pub struct HttpClient {
+    endpoint: Endpoint,
+    connections: usize,
+    connect_timeout: Duration,
+    /// The POST with the headers that all POSTs share, and the pool that it is sent over.
+    post: RefCell<FrozenClientRequest>,
+}
+
+impl HttpClient {
+    /// A client that opens at most `connections`; a request beyond them waits.
     #[must_use]
-    pub fn is_disconnect(&self) -> bool {
-        use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
-        let Self::Exchange(why) = self else {
-            return false;
-        };
-        let socket = why
-            .source()
-            .and_then(|why| why.downcast_ref::<io::Error>())
-            .map(io::Error::kind);
-        let is_cut = matches!(
-            socket,
-            Some(BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof)
-        );
-        is_cut || why.is_canceled() || why.is_closed() || why.is_incomplete_message()
+    pub fn new(endpoint: Endpoint, connections: usize, connect_timeout: Duration) -> Self {
+        let post = RefCell::new(endpoint.frozen_post(connections, connect_timeout));
+        Self {
+            endpoint,
+            connections,
+            connect_timeout,
+            post,
+        }
     }
-}
 
-/// The cause that names the trouble of the socket.
-fn innermost(error: &(dyn Error + 'static)) -> String {
-    let mut innermost = error;
-    while let Some(cause) = innermost.source() {
-        innermost = cause;
-    }
-    innermost.to_string()
-}
-
-/// An open connection. One exchange at a time; a future of one that is dropped leaves the connection unfit for another.
-pub struct Connection {
-    sender: SendRequest<Full<Bytes>>,
-    /// To be polled while anything is awaited; `None` once the connection has ended.
-    work: Option<Work>,
-}
-
-impl Connection {
-    /// Resolves with the head of the answer.
+    /// POSTs `body` and gives the head of the answer to `finish`, which reads the body if it wants it. If the connection is
+    /// closed before `finish` has ended, and `key` makes that safe, all of it is done once more over a new connection.
     ///
     /// # Errors
-    /// When the connection breaks first.
-    pub async fn send(
-        &mut self,
-        request: Request<Full<Bytes>>,
-    ) -> Result<Response<Incoming>, Failure> {
-        let exchange = async {
-            self.sender.ready().await?;
-            self.sender.send_request(request).await
-        };
-        Ok(working(&mut self.work, exchange).await?)
+    /// When no answer can come, or `finish` fails.
+    pub async fn post<T>(
+        &self,
+        body: &Bytes,
+        key: Option<&str>,
+        traceparent: Option<&str>,
+        mut finish: impl AsyncFnMut(ClientResponse) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        let mut may_retry = key.is_some();
+        loop {
+            let ended = match self.send(body, key, traceparent).await {
+                Ok(response) => finish(response).await,
+                Err(failure) => Err(failure),
+            };
+            match ended {
+                Err(Failure::Closed(_)) if may_retry => {
+                    may_retry = false;
+                    // A server that has closed one kept connection has most often closed all.
+                    self.close_kept();
+                }
+                ended => return ended,
+            }
+        }
     }
 
-    /// The next piece of an answer's body; `None` at its end.
-    pub async fn read(&mut self, body: &mut Incoming) -> Option<Result<Bytes, Failure>> {
-        let frame = working(&mut self.work, body.frame()).await?;
-        // Trailers say nothing to us.
-        Some(
-            frame
-                .map(|frame| frame.into_data().unwrap_or_default())
-                .map_err(Failure::from),
-        )
+    async fn send(
+        &self,
+        body: &Bytes,
+        key: Option<&str>,
+        traceparent: Option<&str>,
+    ) -> Result<ClientResponse, Failure> {
+        let mut headers = HeaderMap::with_capacity(2);
+        if let Some(key) = key {
+            headers.insert(IDEMPOTENCY_KEY, HeaderValue::from_str(key)?);
+        }
+        // The record goes without a trace rather than not at all.
+        if let Some(traceparent) = traceparent.and_then(|text| HeaderValue::from_str(text).ok()) {
+            headers.insert(TRACEPARENT, traceparent);
+        }
+        let sending = self
+            .post
+            .borrow()
+            .extra_headers(headers)
+            .send_body(body.clone());
+        let response = sending.await?;
+        if has_more_to_come(&response) {
+            self.close_kept();
+            let status = response.status();
+            if status.is_informational() && status != StatusCode::SWITCHING_PROTOCOLS {
+                return Err(Failure::Unusable(format!("it begins with {status}")));
+            }
+        }
+        Ok(response)
+    }
+
+    /// Closes the kept connections. Requests in flight go on.
+    fn close_kept(&self) {
+        let post = self
+            .endpoint
+            .frozen_post(self.connections, self.connect_timeout);
+        self.post.replace(post);
     }
 }
 
-/// Resolves with `wait`; the connection goes on with its work meanwhile.
-async fn working<T, W: Future + Unpin>(work: &mut Option<W>, wait: impl Future<Output = T>) -> T {
-    let mut wait = pin!(wait);
-    poll_fn(|context| {
-        // How it ends, whoever waits hears.
-        if work
-            .as_mut()
-            .is_some_and(|work| Pin::new(work).poll(context).is_ready())
-        {
-            *work = None;
+/// awc has kept the connection as if the answer had ended with its head, and the server may send more of it.
+fn has_more_to_come(response: &ClientResponse) -> bool {
+    let status = response.status();
+    let headers = response.headers();
+    let has_end = headers.contains_key(header::CONTENT_LENGTH)
+        || headers.contains_key(header::TRANSFER_ENCODING)
+        || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
+        // awc reads it until the connection is closed.
+        || response.version() == Version::HTTP_10;
+    !has_end || status.is_informational()
+}
+
+/// Gives each piece of the body of `response` to `take`, up to the end, so that its connection can serve again.
+///
+/// # Errors
+/// When the body is cut short, or longer than `max` bytes. Its connection is closed then.
+pub async fn read(
+    mut response: ClientResponse,
+    max: usize,
+    mut take: impl FnMut(&[u8]),
+) -> Result<(), Failure> {
+    let mut length = 0;
+    while let Some(piece) = response.next().await {
+        let piece = piece.map_err(|why| Failure::Closed(why.to_string()))?;
+        length += piece.len();
+        if length > max {
+            return Err(Failure::Unusable(format!("it is longer than {max} bytes")));
         }
-        wait.as_mut().poll(context)
-    })
-    .await
+        take(&piece);
+    }
+    let expected = response.headers().get(header::CONTENT_LENGTH);
+    let expected = expected.and_then(|text| text.to_str().ok()?.trim().parse::<usize>().ok());
+    if expected.is_some_and(|expected| length < expected) {
+        return Err(Failure::Closed("the answer is cut short".into()));
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -297,48 +343,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_target_is_a_url_with_scheme_and_host() {
-        let parse = |url| Target::parse(url, || unreachable!("nothing here is trusted"));
-        for (url, host, port, authority, path) in [
+    fn an_endpoint_is_a_url_with_scheme_and_host() {
+        let parse = |url| Endpoint::parse(url, || unreachable!("nothing here is trusted"));
+        for (url, uri, host) in [
             (
                 "http://127.0.0.1:8000",
-                "127.0.0.1",
-                8000,
+                "http://127.0.0.1:8000/",
                 "127.0.0.1:8000",
-                "/",
             ),
             (
                 "http://me:secret@node.example/nats",
+                "http://node.example/nats",
                 "node.example",
-                80,
-                "node.example",
-                "/nats",
             ),
-            ("http://[::1]/a?b=c", "::1", 80, "[::1]", "/a?b=c"),
+            ("http://[::1]/a?b=c", "http://[::1]/a?b=c", "[::1]"),
             (
                 "http://node.example?b=c",
+                "http://node.example/?b=c",
                 "node.example",
-                80,
-                "node.example",
-                "/?b=c",
             ),
         ] {
-            let target = parse(url).unwrap();
-            assert_eq!((&*target.host, target.port), (host, port), "{url}");
-            let head = String::from_utf8(target.head()).unwrap();
-            assert!(
-                head.starts_with(&format!("POST {path} HTTP/1.1\r\n")),
-                "{url}: {head}"
-            );
-            assert!(
-                head.ends_with(&format!("\r\nhost: {authority}\r\n")),
-                "{url}: {head}"
-            );
-            assert_eq!(
-                (target.authority, target.path),
-                (authority.parse().unwrap(), path.parse().unwrap()),
-                "{url}"
-            );
+            let endpoint = parse(url).unwrap();
+            assert_eq!(endpoint.uri.to_string(), uri, "{url}");
+            assert_eq!(endpoint.host, host, "{url}");
+            endpoint.frozen_post(1, Duration::from_secs(1));
         }
         for url in [
             "node:8000",
@@ -346,17 +374,18 @@ mod tests {
             "/nats",
             "ftp://node/",
             "http://",
+            "https://[::1]/",
         ] {
             parse(url).expect_err(url);
         }
-        let roots = || {
+        let no_roots = || {
             Arc::new(
                 ClientConfig::builder()
                     .with_root_certificates(RootCertStore::empty())
                     .with_no_client_auth(),
             )
         };
-        let target = Target::parse("https://node.example", roots).unwrap();
-        assert_eq!((target.port, target.tls.is_some()), (443, true));
+        let endpoint = Endpoint::parse("https://node.example", no_roots).unwrap();
+        assert!(endpoint.tls.is_some());
     }
 }

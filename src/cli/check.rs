@@ -2,7 +2,7 @@
 
 use std::{process::ExitCode, sync::Arc, time::Duration};
 
-use hyper::Uri;
+use awc::http::Uri;
 use tokio::{net::TcpStream, time::timeout};
 
 use super::NodeArgs;

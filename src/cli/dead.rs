@@ -5,9 +5,8 @@ use std::{process::ExitCode, time::Duration};
 use clap::Subcommand;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::time::timeout;
 
-use crate::api::client::Target;
+use crate::api::client::Endpoint;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest list that is read.
@@ -86,39 +85,20 @@ pub async fn dead(args: Args) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// What the node answers to a POST of `body`, or to a GET.
+/// The node's answer to a POST of `body`, or to a GET.
 async fn ask(admin: &str, path: &str, body: Option<Value>) -> Result<Value, String> {
-    let target =
-        Target::with_public_roots(&format!("{}/api/dead{path}", admin.trim_end_matches('/')))?;
-    let request = match body {
-        Some(body) => target
-            .post(body.to_string().into(), None)
-            .map_err(|why| why.to_string())?,
-        None => target.get(),
-    };
-    let connected = timeout(CONNECT_TIMEOUT, target.open()).await;
-    let connected = connected.map_err(|_| format!("cannot connect within {CONNECT_TIMEOUT:?}"))?;
-    let mut connection = connected.map_err(|why| why.to_string())?;
+    let url = format!("{}/api/dead{path}", admin.trim_end_matches('/'));
+    let body = body.map(|body| body.to_string().into());
     // A long replay takes its time.
-    let mut response = connection
-        .send(request)
-        .await
-        .map_err(|why| why.to_string())?;
-    let status = response.status();
-    let mut answer = Vec::new();
-    while let Some(piece) = connection.read(response.body_mut()).await {
-        answer.extend_from_slice(&piece.map_err(|why| format!("status {status}, {why}"))?);
-        if answer.len() > ANSWER_MAX {
-            return Err(format!(
-                "status {status}, an answer of more than {ANSWER_MAX} bytes"
-            ));
-        }
-    }
+    let asked = Endpoint::with_public_roots(&url)?
+        .ask(body, CONNECT_TIMEOUT, ANSWER_MAX)
+        .await;
+    let (status, answer) = asked.map_err(|failure| failure.to_string())?;
     let answer = serde_json::from_slice::<Value>(&answer);
     if status.is_success() {
-        return answer.map_err(|why| format!("status {status}, which is no node's: {why}"));
+        return answer.map_err(|why| format!("status {status}, not an answer of a node: {why}"));
     }
-    // What stands before a node may refuse in another form.
+    // A proxy before the node may refuse in another form.
     let detail = answer
         .as_ref()
         .ok()

@@ -7,7 +7,6 @@ use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener},
     path::PathBuf,
     process::ExitCode,
-    rc::Rc,
     time::{Duration, Instant},
 };
 
@@ -184,9 +183,9 @@ async fn lanes_up(node: &Node) -> bool {
 
 /// Posts each record once, trying again where the node asks for it. Returns how many were not taken.
 async fn replay(ingest: &api::Settings, records: Vec<Bytes>, progress: &Progress) -> u64 {
-    let left = Rc::new(RefCell::new(records.into_iter()));
+    let left = RefCell::new(records.into_iter());
+    let node = Api::new(ingest);
     let users = (0..USERS).map(|_| async {
-        let node = Api::new(ingest);
         let mut refused = 0;
         loop {
             let Some(record) = left.borrow_mut().next() else {

@@ -1,19 +1,14 @@
-//! `waypost load`: users that post the records of a file, and how they were answered.
+//! `waypost load`: users POST the records of a file, and the command prints how they were answered.
 
-use std::{fs, io, ops::Range, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
+use std::{fs, io, ops::Range, path::PathBuf, pin::pin, process::ExitCode, time::Duration};
 
-use signal_hook::{
-    consts::{SIGINT, SIGTERM},
-    flag,
-};
-
-use super::{USAGE, demo::TRAFFIC, progress::Progress};
+use super::{USAGE, demo::TRAFFIC, progress::Progress, run::stop_signal};
 use crate::{
-    api::client::Target,
+    api::client::Endpoint,
     load::{Load, Plan, Tally, records, report},
 };
 
-/// Beyond it is a slip of the pen, and far beyond it the end of the clock.
+/// A longer wait is a mistake in the unit, and a far longer one overflows the clock.
 const WAIT_MAX: Duration = Duration::from_hours(24);
 
 #[derive(Debug, clap::Args)]
@@ -67,18 +62,17 @@ fn wait(text: &str) -> Result<Range<Duration>, String> {
     }
 }
 
-/// Posts each record once a pass. Ctrl-C ends it early, with what was answered until then. Fails if any record was not
-/// taken, or not posted.
-#[must_use]
-pub fn load(args: Args) -> ExitCode {
-    let (target, plan) = match plan(&args) {
+/// POSTs each record once per pass. Ctrl-C ends it early and prints the answers so far. Fails if a record was refused or not
+/// POSTed.
+pub async fn load(args: Args) -> ExitCode {
+    let (endpoint, plan) = match plan(&args) {
         Ok(plan) => plan,
         Err(why) => {
             eprintln!("waypost: {why}");
             return ExitCode::from(USAGE);
         }
     };
-    let load = Load::new(target, plan);
+    let load = Load::new(endpoint, plan);
     let total = load.total() as u64;
     let progress = Progress::new(total, "requests");
     let show = |tally: &Tally| {
@@ -89,7 +83,7 @@ pub fn load(args: Args) -> ExitCode {
         ));
         progress.reached(tally.requests);
     };
-    if let Err(why) = stop_at_signals(&load).and_then(|()| load.run(show)) {
+    if let Err(why) = run(&load, show).await {
         eprintln!("waypost: {why}");
         return ExitCode::FAILURE;
     }
@@ -121,15 +115,19 @@ pub fn load(args: Args) -> ExitCode {
     }
 }
 
-/// Ends `load` early at SIGINT or SIGTERM.
-fn stop_at_signals(load: &Load) -> io::Result<()> {
-    for signal in [SIGINT, SIGTERM] {
-        flag::register(signal, Arc::clone(load.stopped()))?;
+/// Runs `load` to its end, or until SIGINT or SIGTERM stops it.
+async fn run(load: &Load, show: impl FnMut(&Tally)) -> io::Result<()> {
+    let mut running = pin!(load.run(show));
+    tokio::select! {
+        () = &mut running => return Ok(()),
+        stopped = stop_signal() => stopped?,
     }
+    load.stop();
+    running.await;
     Ok(())
 }
 
-fn plan(args: &Args) -> Result<(Target, Plan), String> {
+fn plan(args: &Args) -> Result<(Endpoint, Plan), String> {
     let text = match &args.file {
         Some(file) => {
             fs::read_to_string(file).map_err(|why| format!("{}: {why}", file.display()))?
@@ -150,7 +148,7 @@ fn plan(args: &Args) -> Result<(Target, Plan), String> {
         keyed: true,
         watch: None,
     };
-    Ok((Target::with_public_roots(&args.host)?, plan))
+    Ok((Endpoint::with_public_roots(&args.host)?, plan))
 }
 
 fn print(tally: &Tally) {

@@ -81,7 +81,7 @@ impl Cli {
             Command::Demo(args) => on_actors(demo::demo(args)),
             Command::Check(args) => on_actors(check::check(args)),
             Command::Sink(args) => on_actors(sink::sink(args)),
-            Command::Load(args) => load::load(args),
+            Command::Load(args) => on_actors(load::load(args)),
             Command::Dead(args) => on_actors(dead::dead(args)),
         }
     }

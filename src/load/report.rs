@@ -12,8 +12,8 @@ const BELOW: f64 = 24.0;
 /// A chart draws no more points than this; of those that share one, it shows the highest.
 const POINTS_MAX: usize = 400;
 
-/// A line of a chart: its name, the class that gives it its colour, and what it shows of a sample.
-type Line = (&'static str, &'static str, fn(&Sample) -> f64);
+/// A line of a chart: its name, the class that gives it its colour, and the value that it shows of a sample.
+type ChartLine = (&'static str, &'static str, fn(&Sample) -> f64);
 
 /// The report of a load on `host`.
 #[must_use]
@@ -41,16 +41,16 @@ pub fn html(tally: &Tally, host: &str) -> String {
     for (kind, count) in &tally.kinds {
         row(&escaped(kind), count.to_string());
     }
-    let rate: [Line; 2] = [
+    let rate: [ChartLine; 2] = [
         ("requests/s", "a", |sample| sample.per_second),
         ("failures/s", "b", |sample| sample.failures_per_second),
     ];
-    let latency: [Line; 2] = [
+    let latency: [ChartLine; 2] = [
         ("p50 ms", "a", |sample| sample.p50),
         ("p99 ms", "b", |sample| sample.p99),
     ];
     #[expect(clippy::cast_precision_loss, reason = "nobody has 2^52 users")]
-    let users: [Line; 1] = [("users", "a", |sample| sample.users as f64)];
+    let users: [ChartLine; 1] = [("users", "a", |sample| sample.users as f64)];
     include_str!("report.html")
         .replace("{{host}}", &escaped(host))
         .replace("{{rows}}", &rows)
@@ -60,7 +60,7 @@ pub fn html(tally: &Tally, host: &str) -> String {
 }
 
 /// Lines over time, from 0 up.
-fn chart(samples: &[Sample], lines: &[Line]) -> String {
+fn chart(samples: &[Sample], lines: &[ChartLine]) -> String {
     let end = samples.last().map_or(1.0, |sample| sample.at.as_secs_f64());
     let top = samples
         .iter()
@@ -137,7 +137,10 @@ mod tests {
     fn a_report_stands_alone_and_shows_what_was_counted() {
         let mut tally = Tally::new();
         for ms in [1, 2, 3] {
-            tally.count(Duration::from_millis(ms), Ok(hyper::StatusCode::ACCEPTED));
+            tally.count(
+                Duration::from_millis(ms),
+                Ok(awc::http::StatusCode::ACCEPTED),
+            );
         }
         tally.count(Duration::from_millis(9), Err("<refused>".into()));
         tally.sample(Duration::from_secs(1));
