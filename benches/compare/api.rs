@@ -1,18 +1,17 @@
-//! The API: takes each POST, of one record or an array, and knows when which record came first and how often one came again. A
-//! record's number is its first member.
+//! The API: takes each POST, of one record or an array, and counts for each record when it came first and how often it came.
+//! A record's number is its first member.
 
-use std::{cell::RefCell, convert::Infallible, net::SocketAddr, rc::Rc, time::SystemTime};
+use std::{net::SocketAddr, time::SystemTime};
 
-use bytes::Bytes;
-use http_body_util::{BodyExt as _, Full};
-use hyper::{
-    Method, Request, Response, StatusCode, body::Incoming, server::conn::http1, service::service_fn,
+use actix_web::{
+    App, HttpRequest, HttpResponse, HttpServer,
+    http::Method,
+    web::{self, Bytes, Data},
 };
-use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
 use serde_json::json;
-use tokio::net::TcpListener;
 
-/// What stands before the number.
+/// The bytes before the number.
 pub const NUMBER: &[u8] = b"{\"n\":";
 
 #[derive(Default)]
@@ -62,79 +61,74 @@ impl Arrivals {
     }
 }
 
-/// Where a PUT makes the API answer 503 to records, and a DELETE makes it take them again.
+/// A PUT here makes the API answer 503 to records, and a DELETE makes it take them again.
 pub const AWAY: &str = "/away";
+/// The largest body: a thousand records of a batch fit.
+const BODY_MAX: usize = 16 << 20;
 
-async fn answer(
-    request: Request<Incoming>,
-    arrivals: Rc<RefCell<Arrivals>>,
-) -> Result<Response<Full<Bytes>>, Infallible> {
-    let method = request.method().clone();
-    let path = request.uri().path();
-    let (wants_all, is_of_away) = (path == "/arrivals", path == AWAY);
-    let first = path.trim_start_matches('/').parse().unwrap_or_default();
-    let body = request
-        .into_body()
-        .collect()
-        .await
-        .map(http_body_util::Collected::to_bytes)
-        .unwrap_or_default();
-    let answer = if is_of_away {
-        arrivals.borrow_mut().is_away = method == Method::PUT;
-        Bytes::new()
-    } else if method == Method::DELETE {
-        let mut arrivals = arrivals.borrow_mut();
-        arrivals.first = first;
+/// One worker serves, so nothing waits for the lock.
+type Shared = Data<Mutex<Arrivals>>;
+
+async fn set_away(request: HttpRequest, arrivals: Shared) -> HttpResponse {
+    arrivals.lock().is_away = request.method() == Method::PUT;
+    HttpResponse::Ok().finish()
+}
+
+/// When each record came first, as 8 bytes, little-endian.
+async fn all(arrivals: Shared) -> HttpResponse {
+    let bytes: Vec<u8> = arrivals
+        .lock()
+        .at_us
+        .iter()
+        .flat_map(|at| at.to_le_bytes())
+        .collect();
+    HttpResponse::Ok().body(bytes)
+}
+
+/// The path of a DELETE is the first record of the next load.
+async fn answer(request: HttpRequest, body: Bytes, arrivals: Shared) -> HttpResponse {
+    let mut arrivals = arrivals.lock();
+    if request.method() == Method::DELETE {
+        let first = request.path().trim_start_matches('/').parse();
+        arrivals.first = first.unwrap_or_default();
         arrivals.at_us.clear();
-        Bytes::new()
-    } else if method == Method::POST {
-        if arrivals.borrow().is_away {
-            let mut away = Response::new(Full::default());
-            *away.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
-            return Ok(away);
+    } else if request.method() == Method::POST {
+        if arrivals.is_away {
+            return HttpResponse::ServiceUnavailable().finish();
         }
         for number in numbers(&body) {
-            arrivals.borrow_mut().take(number);
+            arrivals.take(number);
         }
-        Bytes::new()
-    } else if wants_all {
-        arrivals
-            .borrow()
-            .at_us
-            .iter()
-            .flat_map(|at| at.to_le_bytes())
-            .collect()
     } else {
         let Arrivals {
             distinct,
             times,
             last_us,
             ..
-        } = &*arrivals.borrow();
-        json!({"distinct": distinct, "times": times, "last_us": last_us})
-            .to_string()
-            .into()
-    };
-    Ok(Response::new(Full::new(answer)))
+        } = &*arrivals;
+        let counts = json!({"distinct": distinct, "times": times, "last_us": last_us});
+        return HttpResponse::Ok().json(counts);
+    }
+    HttpResponse::Ok().finish()
 }
 
-/// Serves for ever.
+/// Serves until the process ends.
 pub async fn run(listen: SocketAddr) {
-    let socket = TcpListener::bind(listen)
-        .await
-        .expect("the address is free");
-    let arrivals = Rc::new(RefCell::new(Arrivals::default()));
-    loop {
-        let (stream, _) = socket.accept().await.expect("a connection");
-        stream.set_nodelay(true).expect("a TCP socket");
-        let arrivals = Rc::clone(&arrivals);
-        actix_rt::spawn(async move {
-            let service = service_fn(move |request| answer(request, Rc::clone(&arrivals)));
-            // A client that disconnects ends its connection.
-            http1::Builder::new()
-                .serve_connection(TokioIo::new(stream), service)
-                .await
-                .ok();
-        });
-    }
+    let arrivals = Shared::new(Mutex::new(Arrivals::default()));
+    HttpServer::new(move || {
+        App::new()
+            .app_data(Data::clone(&arrivals))
+            .app_data(web::PayloadConfig::new(BODY_MAX))
+            .route("/arrivals", web::get().to(all))
+            .route(AWAY, web::put().to(set_away))
+            .route(AWAY, web::delete().to(set_away))
+            .default_service(web::to(answer))
+    })
+    .workers(1)
+    .disable_signals()
+    .bind(listen)
+    .expect("the address is free")
+    .run()
+    .await
+    .expect("the API serves to its end");
 }
