@@ -20,6 +20,7 @@ use crate::{
     actors::{
         Drain,
         admission::Admission,
+        dead_letters::DeadLetters,
         fallback::DiskFallback,
         feeder::{Feeder, FeederParams},
         forwarder::{Forwarder, ForwarderParams, Limits},
@@ -221,6 +222,13 @@ impl<'a> Graph<'a> {
         })
     }
 
+    fn dead_letters(&self) -> DeadLetters {
+        DeadLetters {
+            spool: self.spool.clone(),
+            give_up_after: self.config.api.give_up_after,
+        }
+    }
+
     /// Spool → feeder → router.
     fn feeder(&mut self, admission: &Admission) {
         let params = FeederParams {
@@ -228,7 +236,7 @@ impl<'a> Graph<'a> {
             admission: admission.clone(),
             ledger: Arc::clone(&self.ledger),
             lanes: self.lane_ids(),
-            give_up_after: self.config.api.give_up_after,
+            dead_letters: self.dead_letters(),
         };
         let start = factory(self.feeder.clone(), move |supervisor| {
             Feeder::new(params.clone(), supervisor)
@@ -291,9 +299,8 @@ impl<'a> Graph<'a> {
         let params = ForwarderParams {
             ledger: Arc::clone(&self.ledger),
             breaker: Arc::clone(&self.breaker),
-            spool: self.spool.clone(),
+            dead_letters: self.dead_letters(),
             tap: self.tap.clone(),
-            give_up_after: self.config.api.give_up_after,
             limits,
         };
         let forwarder = Slot::new();

@@ -13,24 +13,25 @@ mod log;
 mod scan;
 mod settled;
 mod store;
+mod tail;
 
 use std::{
     collections::HashSet,
     fs::{self, File, TryLockError},
     io,
     path::{Path, PathBuf},
+    sync::Arc,
     thread,
-    time::Duration,
 };
 
 use prost::Message as _;
-use tokio::{
-    sync::{mpsc, oneshot, watch},
-    time::timeout,
-};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tracing::warn;
 
-pub use self::entry::{DeathReason, Entry};
+pub use self::{
+    entry::{DeathReason, Entry},
+    tail::Tail,
+};
 use self::{
     log::{Log, Position, SEGMENT_MAX},
     store::Store,
@@ -44,9 +45,6 @@ pub(crate) mod frames {
         scan::{Item, Scanner},
     };
 }
-
-/// After this, a queue that is not empty is looked at though nothing was heard of it.
-const LOOK: Duration = Duration::from_secs(1);
 
 /// One of the queues on disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -262,8 +260,7 @@ impl Spool {
         self.append(queue, entry, false).await
     }
 
-    /// The same, but the entry does not come out of a [`Spool::take`] before a
-    /// [`Spool::rewind`]: the caller has it in memory.
+    /// The same, but the entry does not come out of a [`Tail`] that is reading the queue: the caller has it in memory.
     pub async fn put_held(&self, queue: Queue, entry: &Entry) -> Result<EntryKey, NotSafe> {
         self.append(queue, entry, true).await
     }
@@ -285,21 +282,27 @@ impl Spool {
         self.requests.send(SpoolRequest::Settle(key)).ok();
     }
 
-    /// Up to `max` entries that were not taken before, oldest first; what is taken and not settled comes again after a restart.
-    pub async fn take(&self, queue: Queue, max: usize) -> Vec<(EntryKey, Entry)> {
+    /// Reads the unsettled entries of `queue`, oldest first, each with a permit of `window`.
+    #[must_use]
+    pub fn tail(&self, queue: Queue, window: Arc<Semaphore>) -> Tail {
+        Tail::new(self.clone(), queue, window)
+    }
+
+    /// Up to `max` entries that were not taken since the last rewind, oldest first.
+    async fn take(&self, queue: Queue, max: usize) -> Vec<(EntryKey, Entry)> {
         self.ask(|answer| SpoolRequest::Take { queue, max, answer })
             .await
             .unwrap_or_default()
     }
 
+    /// Lets everything in `queue` that is not settled be taken again.
+    fn rewind(&self, queue: Queue) {
+        self.requests.send(SpoolRequest::Rewind(queue)).ok();
+    }
+
     /// The record that was taken in first of those that are for a lane, or that the gRPC lane carries.
     pub async fn oldest(&self) -> Option<Entry> {
         self.ask(SpoolRequest::Oldest).await.ok().flatten()
-    }
-
-    /// Everything in `queue` that is not settled can be taken again.
-    pub fn rewind(&self, queue: Queue) {
-        self.requests.send(SpoolRequest::Rewind(queue)).ok();
     }
 
     /// The oldest dead letters.
@@ -341,16 +344,6 @@ impl Spool {
     #[must_use]
     pub fn watch_stats(&self) -> watch::Receiver<SpoolStats> {
         self.held.clone()
-    }
-
-    /// Waits until it is time to look into `queue` again, where nothing was left to take after `held` was last seen. False once
-    /// the spool has ended: it answers at once from then on.
-    pub async fn until_more(held: &mut watch::Receiver<SpoolStats>, queue: Queue) -> bool {
-        let is_empty = held.borrow().records(queue) == 0;
-        if is_empty {
-            return held.wait_for(|held| held.records(queue) > 0).await.is_ok();
-        }
-        !matches!(timeout(LOOK, held.changed()).await, Ok(Err(_)))
     }
 
     async fn ask<T>(

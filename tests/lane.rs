@@ -17,6 +17,7 @@ use tokio::{
 use waypost::{
     actors::{
         admission::Admission,
+        dead_letters::DeadLetters,
         fallback::DiskFallback,
         forwarder::{self, Forwarder, Limits},
         lane::{Lane, LaneParams},
@@ -167,9 +168,11 @@ fn graph<T: Transport>(
         let wiring = forwarder::ForwarderParams {
             ledger: Arc::clone(&ledger),
             breaker: Arc::default(),
-            spool,
+            dead_letters: DeadLetters {
+                spool,
+                give_up_after,
+            },
             tap: Tap::default(),
-            give_up_after,
             limits,
         };
         move |supervisor| {

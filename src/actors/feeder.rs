@@ -1,48 +1,43 @@
-//! The feeder: what waits in the spool goes back to the router, oldest first, when a lane takes it.
+//! The feeder: gives the records that wait in the spool back to the router, oldest first.
 //!
-//! It has a admission of its own to the router, for few records at a time, so what waits does not crowd out what comes in. A
-//! record that no lane confirms stays on disk, and is tried again after a back-off.
+//! It is admitted apart from clients, for few records at a time, so that the backlog does not crowd out new records. A record
+//! that no lane confirms stays on disk, and is tried again after a back-off.
 
 use std::{sync::Arc, time::Duration};
 
 use actix::{Actor, Context, Handler, ResponseFuture};
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    sync::{Semaphore, watch},
     time::sleep,
 };
-use tracing::warn;
 
 use super::{
     Drain, FEEDER_WINDOW, Ping, Supervised,
     admission::Admission,
+    dead_letters::DeadLetters,
     supervisor::SupervisorHandle,
     tasks::{InFlight, Task},
 };
 use crate::{
     backoff::Backoff,
-    clock::{age, unix_us},
     lane_id::LaneId,
     ledger::Ledger,
-    record::Record,
     spool::{DeathReason, Entry, EntryKey, Queue, Spool},
 };
 
-/// How many are taken from the disk at once.
-const BATCH: u32 = 64;
 /// The first retry waits at most this.
 const RETRY_FIRST: Duration = Duration::from_millis(50);
-/// No retry waits longer: a lane that is up again is found soon.
+/// No retry waits longer, so that a lane that is up again is used soon.
 const RETRY_CAP: Duration = Duration::from_secs(1);
 
-/// What the feeder is wired to.
+/// What the feeder works with.
 #[derive(Clone)]
 pub struct FeederParams {
     pub spool: Spool,
+    pub dead_letters: DeadLetters,
     pub admission: Admission,
     pub ledger: Arc<Ledger>,
     pub lanes: Arc<[LaneId]>,
-    /// A record that is older than this is given up; `None` for never.
-    pub give_up_after: Option<Duration>,
 }
 
 /// One per node.
@@ -67,101 +62,48 @@ impl Feeder {
         }
     }
 
-    /// Takes what lies in `queue`, as far as the window allows, for ever.
+    /// Resends the entries of `queue`, up to the window at a time, until the spool ends.
     fn feed(&self, queue: Queue, pinned: Option<LaneId>) -> impl Future<Output = ()> + use<> {
-        let (params, in_flight, stop) = (
-            self.params.clone(),
-            self.in_flight.clone(),
-            self.stop.subscribe(),
-        );
+        let params = self.params.clone();
+        let in_flight = self.in_flight.clone();
+        let stop = self.stop.subscribe();
         let admission = params.admission.from_disk(FEEDER_WINDOW);
         async move {
             let window = Arc::new(Semaphore::new(FEEDER_WINDOW));
-            let mut held = params.spool.watch_stats();
-            // What an earlier run of this actor has taken and not settled.
-            params.spool.rewind(queue);
-            loop {
-                // The semaphore is never closed.
-                let Ok(mut places) = Arc::clone(&window).acquire_many_owned(BATCH).await else {
-                    return;
-                };
-                held.borrow_and_update();
-                let taken = params.spool.take(queue, places.num_permits()).await;
-                if taken.is_empty() {
-                    if Spool::until_more(&mut held, queue).await {
-                        continue;
-                    }
-                    return;
-                }
+            let mut tail = params.spool.tail(queue, window);
+            while let Some((key, entry, permit)) = tail.next().await {
                 fail::fail_point!("feed");
-                for (key, entry) in taken {
-                    let Some(place) = places.split(1) else { return };
-                    let way = Way {
-                        params: params.clone(),
-                        admission: admission.clone(),
-                        pinned,
-                        _place: place,
-                    };
-                    let (underway, stop) = (in_flight.begin(), stop.clone());
-                    actix_rt::spawn(async move {
-                        way.until_settled(key, &entry, stop).await;
-                        drop(underway);
-                    });
-                }
+                let resend = Resend {
+                    params: params.clone(),
+                    admission: admission.clone(),
+                    pinned,
+                };
+                let underway = in_flight.begin();
+                let stop = stop.clone();
+                actix_rt::spawn(async move {
+                    resend.run(key, &entry, stop).await;
+                    drop((permit, underway));
+                });
             }
         }
     }
 }
 
-/// One entry's way back.
-struct Way {
+/// Gives one entry back to the router.
+struct Resend {
     params: FeederParams,
     admission: Admission,
     pinned: Option<LaneId>,
-    _place: OwnedSemaphorePermit,
 }
 
-impl Way {
-    /// No lane has taken `record` for too long, and may never.
-    fn is_overdue(&self, record: &Record) -> bool {
-        let age = record.origin.as_ref().map(|origin| age(origin.at_us));
-        self.params
-            .give_up_after
-            .is_some_and(|patience| age.is_some_and(|age| age >= patience))
-    }
-
-    /// Makes a dead letter of `record`. Whether it is on disk.
-    async fn bury(&self, record: &Record) -> bool {
-        let lane = self
-            .pinned
-            .map_or_else(|| "spool".to_owned(), |lane| lane.to_string());
-        let answer = "not POSTed: no lane has taken it".to_owned();
-        let letter = DeathReason {
-            lane,
-            answer,
-            at_us: unix_us(),
-            given_up: true,
-            ..DeathReason::default()
-        };
-        warn!(
-            id = &*record.id,
-            lane = letter.lane,
-            answer = letter.answer,
-            "dead letter"
-        );
-        self.params
-            .spool
-            .put(Queue::Dead, &Entry::new(record, Some(letter)))
-            .await
-            .is_ok()
-    }
-
-    /// Ends when a lane has the record, or it is given up, or when the node drains: then it stays on disk.
-    async fn until_settled(&self, key: EntryKey, entry: &Entry, mut stop: watch::Receiver<bool>) {
-        // It was counted when it was found, or when it was taken in.
+impl Resend {
+    /// Ends when a lane has the record or it is given up. Also ends when the node drains: then the record stays on disk.
+    async fn run(&self, key: EntryKey, entry: &Entry, mut stop: watch::Receiver<bool>) {
+        // The ledger counted the record when this run took it in or found it.
         let Some(record) = self.params.ledger.answers_for(entry.record()) else {
             return self.params.spool.settle(key);
         };
+        let dead_letters = &self.params.dead_letters;
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_CAP);
         while self
             .admission
@@ -170,16 +112,27 @@ impl Way {
             .iter()
             .any(Result::is_err)
         {
-            if self.is_overdue(&record) && self.bury(&record).await {
+            if dead_letters.is_overdue(&record)
+                && dead_letters.write(&record, self.reason()).await.is_ok()
+            {
                 break;
             }
             tokio::select! {
                 () = sleep(backoff.next_delay()) => {}
-                // An error means that the feeder is gone, and another has begun anew.
+                // An error means that the feeder is gone. The next one begins with this entry again.
                 _ = stop.wait_for(|stop| *stop) => return,
             }
         }
         self.params.spool.settle(key);
+    }
+
+    fn reason(&self) -> DeathReason {
+        DeathReason {
+            lane: self.pinned.map_or("spool", LaneId::name).to_owned(),
+            answer: "not POSTed: no lane has taken it".to_owned(),
+            given_up: true,
+            ..DeathReason::default()
+        }
     }
 }
 
@@ -208,7 +161,7 @@ impl Supervised for Feeder {
 impl Handler<Drain> for Feeder {
     type Result = ResponseFuture<()>;
 
-    /// Takes nothing more from the disk, and lets what is on its way arrive or stay.
+    /// Reads nothing more from the disk. Records on their way arrive, or stay on disk.
     fn handle(&mut self, _: Drain, _: &mut Self::Context) -> Self::Result {
         self.queues.clear();
         self.stop.send_replace(true);
@@ -220,7 +173,7 @@ impl Handler<Drain> for Feeder {
 impl Handler<Ping> for Feeder {
     type Result = Result<(), String>;
 
-    /// A queue that nobody feeds would wait for ever.
+    /// Fails if a queue is no longer fed: its records would wait for ever.
     fn handle(&mut self, _: Ping, _: &mut Self::Context) -> Self::Result {
         if self.queues.iter().any(Task::has_ended) {
             Err("a queue is not fed any more".into())

@@ -1,9 +1,8 @@
-//! The forwarder of a lane: tags a delivery with the path that it took, POSTs it to the API, and settles it by the answer.
+//! The forwarder of a lane: tags a delivery with the lane's path, POSTs it to the API, and settles it by the answer.
 //!
-//! A POST that may succeed later is tried again here, with back-off, while the transport holds the message; the lane pulls
-//! no more than the POSTs in flight allow, so an API that is away, and its open circuit breaker, stop the pulling by
-//! themselves. What the API will never take, or has not taken for too long, goes to the dead letters, and only then leaves
-//! the broker.
+//! A POST that may succeed later is retried here with back-off, while the transport holds the message. The lane pulls no more
+//! deliveries than there are POSTs in flight, so an API that is away, and its open circuit breaker, stop the pulling. A record
+//! that the API will never take, or has not taken for too long, becomes a dead letter, and only then leaves the broker.
 
 mod batch;
 
@@ -15,32 +14,35 @@ use tokio::{
     sync::watch,
     time::{Instant, sleep, sleep_until},
 };
-use tracing::{debug, error, warn};
+use tracing::debug;
 
-use self::batch::{Batches, Held};
-use super::{Drain, Forward, Ping, Supervised, supervisor::SupervisorHandle, tasks::InFlight};
+use self::batch::{Batches, QueuedDelivery};
+use super::{
+    Drain, Forward, Ping, Supervised, dead_letters::DeadLetters, supervisor::SupervisorHandle,
+    tasks::InFlight,
+};
 use crate::{
     api::Api,
     api::answer::{Answer, Outcome},
     backoff::Backoff,
     breaker::Breaker,
-    clock::{age, unix_us},
+    clock::unix_us,
     config::CONCURRENCY_MAX,
     delivery::Delivery,
     lane_id::LaneId,
     ledger::Ledger,
     record::{Record, Tag},
-    spool::{DeathReason, Entry, Queue, Spool},
+    spool::DeathReason,
     tap::{Passage, Tap},
 };
 
-/// The most deliveries that a lane hands over because a POST has many.
+/// The most deliveries that a lane hands over, however many records a POST may have.
 const BATCHED_MAX: usize = 1024;
 /// The first retry waits at most this.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
-/// No retry waits longer, unless the API asks for it: an API that is back is found soon.
+/// No retry waits longer unless the API asks for it, so that an API that is back is used soon.
 const RETRY_CAP: Duration = Duration::from_secs(3);
-/// How long a record rests whose dead letter could not be written.
+/// How long a record rests if its dead letter could not be written.
 const UNWRITTEN_REST: Duration = Duration::from_secs(30);
 /// A record that was held for so long is given back and comes again: brokers end a consumer that holds one for much longer.
 const HOLD_MAX: Duration = Duration::from_mins(10);
@@ -49,25 +51,22 @@ const HOLD_REST: Duration = Duration::from_secs(1);
 
 /// One per lane.
 pub struct Forwarder {
-    post: Rc<Post>,
+    poster: Rc<Poster>,
     supervisor: SupervisorHandle,
     /// Counts drains: a retry that sees it change gives its delivery back.
     drains: watch::Sender<u64>,
     in_flight: InFlight,
-    /// There where a POST may have many records.
+    /// Only if a POST may have many records.
     batches: Option<Batches>,
 }
 
-/// What a forwarder is wired to; the same for each of its lives.
+/// What a forwarder works with, the same for each of its lives.
 #[derive(Clone)]
 pub struct ForwarderParams {
     pub ledger: Arc<Ledger>,
     pub breaker: Arc<Breaker>,
-    /// Where dead letters go.
-    pub spool: Spool,
+    pub dead_letters: DeadLetters,
     pub tap: Tap,
-    /// A record that is older than this is given up; `None` for never.
-    pub give_up_after: Option<Duration>,
     pub limits: Limits,
 }
 
@@ -89,16 +88,32 @@ impl Limits {
     }
 }
 
-/// What every POST of a lane needs.
-struct Post {
+/// POSTs the deliveries of a lane and settles them.
+struct Poster {
     lane: LaneId,
     tag: Tag,
     api: Api,
     params: ForwarderParams,
 }
 
+/// What a POST sends.
+struct Payload<'a> {
+    body: Bytes,
+    key: &'a str,
+    traceparent: Option<&'a str>,
+}
+
+/// How long, and how often, a failed POST is retried.
+struct RetryLimits {
+    /// The broker bears no longer hold.
+    held_until: Instant,
+    give_up_at: Option<Instant>,
+    /// The most failures that may be due to the payload, rather than to an overloaded API.
+    failures: Option<u32>,
+}
+
 /// How the POSTs of a record, or of a batch, have ended.
-enum End {
+enum PostEnd {
     Delivered {
         status: u16,
     },
@@ -107,18 +122,9 @@ enum End {
     /// It has failed as often as it may.
     Failed(DeathReason),
     /// It was held for as long as a broker bears.
-    Held,
+    HeldTooLong,
     /// The node drains.
     Drained,
-}
-
-/// How long, and how often, POSTs that fail are tried again.
-struct Patience {
-    /// The broker bears no longer hold.
-    held_until: Instant,
-    give_up_at: Option<Instant>,
-    /// Failures that are about what was sent, not about an API that has too much to do.
-    failures: Option<u32>,
 }
 
 impl Forwarder {
@@ -131,17 +137,17 @@ impl Forwarder {
         supervisor: SupervisorHandle,
     ) -> Self {
         let limits = params.limits;
-        let post = Rc::new(Post {
+        let poster = Rc::new(Poster {
             lane,
             tag: Tag::new(tag),
             api,
             params,
         });
         let drains = watch::Sender::new(0);
-        let batches =
-            (limits.batch > 1).then(|| Batches::new(Rc::clone(&post), limits, drains.subscribe()));
+        let batches = (limits.batch > 1)
+            .then(|| Batches::new(Rc::clone(&poster), limits, drains.subscribe()));
         Self {
-            post,
+            poster,
             supervisor,
             drains,
             in_flight: InFlight::default(),
@@ -150,40 +156,44 @@ impl Forwarder {
     }
 }
 
-impl Post {
-    /// Ends with `delivery` settled, or given back if `drain` comes while it waits.
-    async fn until_settled(&self, delivery: Delivery, mut drain: watch::Receiver<u64>) {
-        let Some(delivery) = self.unless_delivered(delivery) else {
+impl Poster {
+    /// Settles `delivery` by the API's answer. If a drain comes while it waits, it is given back.
+    async fn deliver(&self, delivery: Delivery, mut drain: watch::Receiver<u64>) {
+        let Some(delivery) = self.skip_if_delivered(delivery) else {
             return;
         };
         let record = &delivery.record;
+        // Dead letters are rare: boxed, they do not make the future of every record larger.
         let Some(body) = self.tag.splice(&record.body) else {
-            return Box::pin(self.bury_foreign(delivery)).await;
+            return Box::pin(self.dead_letter_foreign(delivery)).await;
         };
-        let patience = Patience {
+        let limits = RetryLimits {
             held_until: delivery.since + HOLD_MAX,
-            give_up_at: self.give_up_at(record),
+            give_up_at: self.params.dead_letters.give_up_at(record),
             failures: None,
         };
-        let sent = (body.clone(), &*record.id, record.traceparent.as_deref());
+        let payload = Payload {
+            body: body.clone(),
+            key: &record.id,
+            traceparent: record.traceparent.as_deref(),
+        };
         match self
-            .until_it_ends(sent, patience, not_posted(), &mut drain)
+            .post_with_retries(payload, limits, DeathReason::default(), &mut drain)
             .await
         {
-            End::Delivered { status } => {
+            PostEnd::Delivered { status } => {
                 self.params.ledger.delivered(self.lane, [record]);
                 self.show(record, || body, status);
                 delivery.ack();
             }
-            // Rare, and not to make the future of every record larger.
-            End::Dead(letter) => Box::pin(self.bury(delivery, letter)).await,
-            End::Held | End::Failed(_) => delivery.retry_after(HOLD_REST),
-            End::Drained => {}
+            PostEnd::Dead(reason) => Box::pin(self.dead_letter(delivery, reason)).await,
+            PostEnd::HeldTooLong | PostEnd::Failed(_) => delivery.retry_after(HOLD_REST),
+            PostEnd::Drained => {}
         }
     }
 
-    /// Settles what the API is known to have.
-    fn unless_delivered(&self, delivery: Delivery) -> Option<Delivery> {
+    /// Acks a delivery that the API is known to have, and returns any other.
+    fn skip_if_delivered(&self, delivery: Delivery) -> Option<Delivery> {
         let ledger = &self.params.ledger;
         if ledger.is_delivered(&delivery.record) {
             ledger.redelivered(self.lane);
@@ -193,134 +203,95 @@ impl Post {
         Some(delivery)
     }
 
-    /// POSTs body, key and trace context, again and again while that may help. `letter` tells of earlier POSTs of the same.
-    async fn until_it_ends(
+    /// POSTs `payload` until it is delivered, refused, or a limit is reached. `reason` tells of earlier POSTs of the same records.
+    async fn post_with_retries(
         &self,
-        (body, key, traceparent): (Bytes, &str, Option<&str>),
-        Patience {
-            held_until,
-            give_up_at,
-            failures,
-        }: Patience,
-        mut letter: DeathReason,
+        payload: Payload<'_>,
+        limits: RetryLimits,
+        mut reason: DeathReason,
         drain: &mut watch::Receiver<u64>,
-    ) -> End {
-        let ForwarderParams {
-            ledger, breaker, ..
-        } = &self.params;
+    ) -> PostEnd {
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_CAP);
         let mut failed = 0;
         loop {
-            let give_up = |letter| {
-                End::Dead(DeathReason {
-                    given_up: true,
-                    ..letter
-                })
-            };
-            if give_up_at.is_some_and(|at| at <= Instant::now()) {
-                return give_up(letter);
+            if limits.give_up_at.is_some_and(|at| at <= Instant::now()) {
+                return PostEnd::give_up(reason);
             }
-            if held_until <= Instant::now() {
-                return End::Held;
+            if limits.held_until <= Instant::now() {
+                return PostEnd::HeldTooLong;
             }
-            // Most often there is nothing to wait for, and no timer is needed.
+            // Usually the breaker is closed, and no timer is needed.
             let pass = tokio::select! {
                 biased;
-                pass = breaker.pass() => pass,
-                () = at(give_up_at) => return give_up(letter),
-                () = sleep_until(held_until) => return End::Held,
-                // An error means that the forwarder is gone: given back all the same.
-                _ = drain.changed() => return End::Drained,
+                pass = self.params.breaker.pass() => pass,
+                () = at(limits.give_up_at) => return PostEnd::give_up(reason),
+                () = sleep_until(limits.held_until) => return PostEnd::HeldTooLong,
+                // An error means that the forwarder is gone, which gives the delivery back too.
+                _ = drain.changed() => return PostEnd::Drained,
             };
-            let answer = {
-                let (_underway, began) = (ledger.api.begin(), std::time::Instant::now());
-                let answer = self.api.post(body.clone(), key, traceparent).await;
-                ledger.posted(self.lane, began);
-                answer
-            };
-            letter.heard(&answer);
+            let answer = self.post(&payload).await;
+            reason.add_attempt(&answer);
             match (answer.outcome(), &answer) {
                 (Outcome::Delivered, &Answer::Status { status, .. }) => {
                     pass.succeeded();
-                    return End::Delivered { status };
+                    return PostEnd::Delivered { status };
                 }
                 (Outcome::Retry { at_least }, _) => {
                     pass.failed(at_least);
-                    failed += u32::from(!matches!(
-                        answer,
-                        Answer::Status {
-                            status: 429 | 503,
-                            ..
-                        }
-                    ));
-                    if failures.is_some_and(|most| failed >= most) {
-                        return End::Failed(letter);
+                    failed += u32::from(!is_overload(&answer));
+                    if limits.failures.is_some_and(|most| failed >= most) {
+                        return PostEnd::Failed(reason);
                     }
                     let delay = backoff.next_delay().max(at_least.unwrap_or_default());
-                    debug!(lane = %self.lane, key, %answer, ?delay, "POST failed");
+                    debug!(lane = %self.lane, key = payload.key, %answer, ?delay, "POST failed");
                     tokio::select! {
                         () = sleep(delay) => {}
-                        _ = drain.changed() => return End::Drained,
+                        _ = drain.changed() => return PostEnd::Drained,
                     }
                 }
                 (Outcome::Delivered | Outcome::Refused, _) => {
                     pass.succeeded();
-                    return End::Dead(letter);
+                    return PostEnd::Dead(reason);
                 }
             }
         }
     }
 
-    /// When `record` has waited long enough, if ever.
-    fn give_up_at(&self, record: &Record) -> Option<Instant> {
-        let patience = self.params.give_up_after?;
-        let age = record
-            .origin
-            .as_ref()
-            .map_or(Duration::ZERO, |origin| age(origin.at_us));
-        Instant::now().checked_add(patience.saturating_sub(age))
+    async fn post(&self, payload: &Payload<'_>) -> Answer {
+        let ledger = &self.params.ledger;
+        let _in_flight = ledger.api.begin();
+        let began = std::time::Instant::now();
+        let body = payload.body.clone();
+        let answer = self.api.post(body, payload.key, payload.traceparent).await;
+        ledger.posted(self.lane, began);
+        answer
     }
 
-    /// Makes a dead letter of what is no record: something else has put it into the broker.
-    async fn bury_foreign(&self, delivery: Delivery) {
-        let answer = "not POSTed: it is not a JSON object".to_owned();
-        self.bury(
-            delivery,
-            DeathReason {
-                answer,
-                ..DeathReason::default()
-            },
-        )
-        .await;
-    }
-
-    /// Makes a dead letter of `delivery`, and lets the broker forget it once that is on disk.
-    async fn bury(&self, delivery: Delivery, letter: DeathReason) {
-        let record = &delivery.record;
-        let letter = DeathReason {
-            lane: self.lane.to_string(),
-            at_us: unix_us(),
-            ..letter
+    /// Makes a dead letter of a message that is not a JSON object. Another publisher has put it into the broker.
+    async fn dead_letter_foreign(&self, delivery: Delivery) {
+        let reason = DeathReason {
+            answer: "not POSTed: it is not a JSON object".to_owned(),
+            ..DeathReason::default()
         };
-        warn!(lane = %self.lane, id = &*record.id, status = letter.status, answer = letter.answer, "dead letter");
-        match self
-            .params
-            .spool
-            .put(Queue::Dead, &Entry::new(record, Some(letter)))
-            .await
-        {
-            Ok(_) => {
-                self.params.ledger.dead(self.lane, record);
-                delivery.reject();
-            }
-            Err(why) => {
-                error!(lane = %self.lane, id = &*record.id, %why, "a dead letter cannot be kept; the record stays in the broker");
-                delivery.retry_after(UNWRITTEN_REST);
-            }
+        self.dead_letter(delivery, reason).await;
+    }
+
+    /// Makes a dead letter of `delivery`. The broker may forget the message once that is on disk.
+    async fn dead_letter(&self, delivery: Delivery, reason: DeathReason) {
+        let record = &delivery.record;
+        let reason = DeathReason {
+            lane: self.lane.to_string(),
+            ..reason
+        };
+        if self.params.dead_letters.write(record, reason).await.is_ok() {
+            self.params.ledger.dead(self.lane, record);
+            delivery.reject();
+        } else {
+            delivery.retry_after(UNWRITTEN_REST);
         }
     }
 
-    /// The API has it, as `body`.
+    /// Shows the tap that the API has taken the record as `body`.
     fn show(&self, record: &Record, body: impl FnOnce() -> Bytes, status: u16) {
         self.params.tap.show(|| Passage {
             lane: self.lane,
@@ -332,12 +303,25 @@ impl Post {
     }
 }
 
-/// What is told of a record that was not POSTed yet.
-fn not_posted() -> DeathReason {
-    DeathReason {
-        answer: "not POSTed".to_owned(),
-        ..DeathReason::default()
+impl PostEnd {
+    fn give_up(mut reason: DeathReason) -> Self {
+        if reason.attempts == 0 {
+            reason.answer = "not POSTed".to_owned();
+        }
+        reason.given_up = true;
+        Self::Dead(reason)
     }
+}
+
+/// Whether the API says that it has too much to do, and nothing about the payload.
+fn is_overload(answer: &Answer) -> bool {
+    matches!(
+        answer,
+        Answer::Status {
+            status: 429 | 503,
+            ..
+        }
+    )
 }
 
 /// Resolves then; never for `None`.
@@ -374,22 +358,23 @@ impl Handler<Forward> for Forwarder {
     ) {
         fail::fail_point!("forwarder");
         for delivery in deliveries {
-            // There is one for each; without, a delivery would go back to its broker.
+            // There is one for each. Without one, the delivery is dropped and so given back.
             let Some(permit) = permits.split(1) else {
                 return;
             };
             let underway = self.in_flight.begin();
             if let Some(batches) = &self.batches {
-                batches.take(Held {
+                batches.add(QueuedDelivery {
                     delivery,
                     permit,
                     underway,
                 });
                 continue;
             }
-            let (post, drain) = (Rc::clone(&self.post), self.drains.subscribe());
+            let poster = Rc::clone(&self.poster);
+            let drain = self.drains.subscribe();
             actix_rt::spawn(async move {
-                post.until_settled(delivery, drain).await;
+                poster.deliver(delivery, drain).await;
                 drop((permit, underway));
             });
         }
@@ -399,7 +384,7 @@ impl Handler<Forward> for Forwarder {
 impl Handler<Drain> for Forwarder {
     type Result = ResponseFuture<()>;
 
-    /// Lets POSTs under way end; retries that wait give their deliveries back. Takes new deliveries afterwards.
+    /// Waits for the POSTs in flight. Retries that wait give their deliveries back. New deliveries are taken afterwards.
     fn handle(&mut self, _: Drain, _: &mut Self::Context) -> Self::Result {
         self.drains.send_modify(|drains| *drains += 1);
         let in_flight = self.in_flight.clone();

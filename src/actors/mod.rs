@@ -28,6 +28,7 @@
 //! holds more records than were admitted. Control messages are few and use `do_send`.
 
 pub mod admission;
+pub mod dead_letters;
 pub mod fallback;
 pub mod feeder;
 pub mod forwarder;

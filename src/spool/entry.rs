@@ -47,8 +47,8 @@ pub struct DeathReason {
 }
 
 impl DeathReason {
-    /// Counts one more attempt, and keeps what came of it.
-    pub fn heard(&mut self, answer: &Answer) {
+    /// Counts one more attempt, and keeps its answer.
+    pub fn add_attempt(&mut self, answer: &Answer) {
         self.attempts += 1;
         (self.status, self.answer) = match answer {
             Answer::Status {

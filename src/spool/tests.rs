@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tempfile::TempDir;
-use tokio::time::timeout;
+use tokio::{sync::OwnedSemaphorePermit, time::timeout};
 
 use super::*;
 use crate::record::{Origin, Record};
@@ -238,51 +238,67 @@ async fn nobody_waits_for_a_thread_that_has_ended() {
     assert_eq!(answer.expect("an answer"), Err(NotSafe::Closed));
 }
 
+fn id(next: Option<(EntryKey, Entry, OwnedSemaphorePermit)>) -> String {
+    next.expect("the spool lives").1.id
+}
+
 #[tokio::test]
-async fn an_empty_queue_waits_for_a_record_of_its_own_or_for_the_end() {
+async fn a_tail_waits_for_a_record_of_its_own_queue_or_for_the_end() {
+    const SOON: Duration = Duration::from_secs(10);
     let folder = TempDir::new().unwrap();
     let spool = open(&folder);
-    let mut held = spool.watch_stats();
-    let woken = |held: watch::Receiver<SpoolStats>| {
-        let mut held = held;
-        tokio::spawn(async move { Spool::until_more(&mut held, Queue::Waiting).await })
-    };
-    held.borrow_and_update();
-    let mut waits = woken(held.clone());
+    let mut tail = spool.tail(Queue::Waiting, Arc::new(Semaphore::new(100)));
     put(&spool, Queue::Carried, &["a"]).await;
     spool.put(Queue::Dead, &dead("b")).await.unwrap();
-    let woken_early = timeout(Duration::from_millis(50), &mut waits).await;
-    assert!(
-        woken_early.is_err(),
-        "what lies elsewhere is no reason to look"
-    );
+    let early = timeout(Duration::from_millis(50), tail.next()).await;
+    assert!(early.is_err(), "it reads its own queue only");
     assert_eq!(spool.replay(Which::All).await, Ok(1));
-    assert!(
-        timeout(Duration::from_secs(10), waits)
-            .await
-            .expect("it wakes")
-            .unwrap()
-    );
+    let next = timeout(SOON, tail.next()).await.expect("an entry");
+    let key = next.as_ref().unwrap().0;
+    assert_eq!(id(next), "b");
 
-    held.borrow_and_update();
-    let key = spool.take(Queue::Waiting, 1).await.remove(0).0;
-    let looks = timeout(Duration::from_secs(10), woken(held.clone()));
-    assert!(
-        looks
-            .await
-            .expect("what was taken and is not settled may come back")
-            .unwrap()
+    spool.rewind(Queue::Waiting);
+    let next = timeout(SOON, tail.next()).await;
+    assert_eq!(
+        id(next.expect("a queue that is not empty is read again")),
+        "b"
     );
     spool.settle(key);
-    held.wait_for(|held| held.records(Queue::Waiting) == 0)
-        .await
-        .unwrap();
-    let waits = woken(held.clone());
-    spool.close().await;
+    put(&spool, Queue::Carried, &["c"]).await;
     assert!(
-        !timeout(Duration::from_secs(10), waits)
+        timeout(Duration::from_millis(50), tail.next())
             .await
-            .expect("it ends")
-            .unwrap()
+            .is_err()
     );
+    spool.close().await;
+    let end = timeout(SOON, tail.next()).await;
+    assert!(end.expect("it ends").is_none());
+}
+
+#[tokio::test]
+async fn a_tail_yields_no_more_than_its_window_and_a_new_one_begins_anew() {
+    let folder = TempDir::new().unwrap();
+    let spool = open(&folder);
+    let ids: Vec<_> = (0..150).map(|number| number.to_string()).collect();
+    for number in &ids {
+        spool.put(Queue::Waiting, &entry(number)).await.unwrap();
+    }
+    let window = Arc::new(Semaphore::new(100));
+    let mut tail = spool.tail(Queue::Waiting, Arc::clone(&window));
+    let mut yielded = Vec::new();
+    while let Ok(next) = timeout(Duration::from_millis(500), tail.next()).await {
+        yielded.push(next.expect("the spool lives"));
+    }
+    assert_eq!(yielded.len(), 64, "the rest of the window is no batch");
+    yielded.truncate(32);
+    assert_eq!(id(tail.next().await), "64");
+    assert_eq!(window.available_permits(), 5, "one permit for each");
+    for (key, ..) in yielded.drain(..10) {
+        spool.settle(key);
+    }
+    drop((tail, yielded));
+    let mut tail = spool.tail(Queue::Waiting, window);
+    for expected in &ids[10..] {
+        assert_eq!(&id(tail.next().await), expected);
+    }
 }

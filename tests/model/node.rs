@@ -22,6 +22,7 @@ use waypost::{
     actors::{
         Drain,
         admission::Admission,
+        dead_letters::DeadLetters,
         fallback::DiskFallback,
         feeder::{self, Feeder},
         lane::{self, Lane},
@@ -279,7 +280,10 @@ impl Node {
             admission: admission.clone(),
             ledger: Arc::clone(&ledger),
             lanes: LANES.into(),
-            give_up_after: None,
+            dead_letters: DeadLetters {
+                spool: spool.clone(),
+                give_up_after: None,
+            },
         };
         let graph = vec![
             (
@@ -368,7 +372,7 @@ impl Node {
     pub fn work(&self) {
         // The clock moves when nothing else does.
         self.pass(Duration::from_millis(1));
-        self.ask(self.spool.take(Queue::Carried, 0));
+        self.ask(self.spool.dead(0)).ok();
     }
 
     pub fn ask<T>(&self, answer: impl Future<Output = T>) -> T {

@@ -1,13 +1,12 @@
 //! Many records in one POST: a JSON array, with the records' ids in their order as its `Idempotency-Key`.
 //!
-//! A batch is what has come when a POST may begin, and a moment later: an idle lane waits for nobody, a busy one fills its
-//! batches. It is settled record by record. If the API refuses it, or fails at it again and again, each half is POSTed by itself,
-//! until the record that the API will not have is alone, and alone becomes a dead letter.
+//! A batch has the deliveries that are there when a POST may begin, and those of the next two milliseconds: an idle lane hardly
+//! waits, a busy one fills its batches. It is settled record by record. If the API refuses a batch, or fails at it again and
+//! again, each half is POSTed by itself, until the record that the API refuses is alone and becomes a dead letter.
 
 use std::{collections::HashSet, ops::Range, rc::Rc, sync::Arc, time::Duration};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
-use foldhash::fast::RandomState;
 use futures_util::future::{LocalBoxFuture, join_all};
 use percent_encoding::{AsciiSet, CONTROLS, PercentEncode, utf8_percent_encode};
 use tokio::{
@@ -16,12 +15,11 @@ use tokio::{
 };
 use tracing::debug;
 
-use super::{End, HOLD_MAX, HOLD_REST, Limits, Patience, Post, not_posted};
+use super::{HOLD_MAX, HOLD_REST, Limits, Payload, PostEnd, Poster, RetryLimits};
 use crate::{
     actors::tasks::{Task, Underway},
     config::CONCURRENCY_MAX,
     delivery::Delivery,
-    record::Record,
     spool::DeathReason,
 };
 
@@ -31,13 +29,13 @@ const LINGER: Duration = Duration::from_millis(2);
 const IDS_MAX: usize = 6 << 10;
 /// Bytes of the records in one POST, unless one alone has more: many servers take no body over 1 MiB.
 const BODY_MAX: usize = 1 << 20;
-/// A batch that has failed so often is halved: one of its records may be what the API fails at, or all together too much for it.
+/// A batch that has failed so often is halved: the API may fail at one of its records, or at so many together.
 const FAILURES_MAX: u32 = 5;
-/// What an id's characters must not be taken for.
+/// Characters of an id that are escaped in a list of ids.
 const IN_LIST: &AsciiSet = &CONTROLS.add(b',').add(b'%');
 
-/// A delivery with its place among the POSTs of the lane.
-pub struct Held {
+/// A delivery that waits for its POST, with the permit of its lane.
+pub struct QueuedDelivery {
     pub delivery: Delivery,
     pub permit: OwnedSemaphorePermit,
     pub underway: Underway,
@@ -45,20 +43,20 @@ pub struct Held {
 
 /// The batches of a forwarder.
 pub struct Batches {
-    incoming: mpsc::Sender<Held>,
-    gathering: Task,
+    incoming: mpsc::Sender<QueuedDelivery>,
+    batcher: Task,
 }
 
 impl Batches {
-    /// What waits for its POST when `drain` changes is given back.
+    /// Deliveries that wait for their POST when `drain` changes are given back.
     pub fn new(
-        post: Rc<Post>,
+        poster: Rc<Poster>,
         Limits { posts, batch }: Limits,
         drain: watch::Receiver<u64>,
     ) -> Self {
-        // Each holds a permit of the lane, and there are no more of them.
+        // Each delivery holds a permit of the lane, and the lane has no more of them.
         let (incoming, inbox) = mpsc::channel(CONCURRENCY_MAX);
-        let gathering = Gathering {
+        let batcher = Batcher {
             inbox,
             waiting: Vec::new(),
             slots: Arc::new(Semaphore::new(posts)),
@@ -66,35 +64,35 @@ impl Batches {
         };
         Self {
             incoming,
-            gathering: Task::spawn(gathering.run(post, drain)),
+            batcher: Task::spawn(batcher.run(poster, drain)),
         }
     }
 
-    /// POSTs it with others. One that cannot be taken is dropped, and so given back.
-    pub fn take(&self, held: Held) {
-        if self.incoming.try_send(held).is_err() {
+    /// Adds a delivery to the next batch. If the batcher has ended, it is dropped, and so given back.
+    pub fn add(&self, delivery: QueuedDelivery) {
+        if self.incoming.try_send(delivery).is_err() {
             debug!("batches are not POSTed any more; a delivery goes back to the broker");
         }
     }
 
-    /// Nobody gathers any more: it has panicked.
+    /// The batcher has panicked.
     pub fn have_ended(&self) -> bool {
-        self.gathering.has_ended()
+        self.batcher.has_ended()
     }
 }
 
-/// What the task owns that makes batches of deliveries.
-struct Gathering {
-    inbox: mpsc::Receiver<Held>,
-    /// What goes into the next batch, and what did not fit into the last one.
-    waiting: Vec<Held>,
+/// The state of the task that makes batches of deliveries.
+struct Batcher {
+    inbox: mpsc::Receiver<QueuedDelivery>,
+    /// Deliveries for the next batch, those that did not fit into the last one included.
+    waiting: Vec<QueuedDelivery>,
     /// One for each POST that may be in flight.
     slots: Arc<Semaphore>,
     batch: usize,
 }
 
-impl Gathering {
-    async fn run(mut self, post: Rc<Post>, mut drain: watch::Receiver<u64>) {
+impl Batcher {
+    async fn run(mut self, poster: Rc<Poster>, mut drain: watch::Receiver<u64>) {
         loop {
             let slot = tokio::select! {
                 biased;
@@ -111,29 +109,35 @@ impl Gathering {
             };
             let Some(slot) = slot else { return };
             let rest = self.waiting.split_off(fitting(&self.waiting));
-            let together = std::mem::replace(&mut self.waiting, rest);
-            let (post, slots, drain) = (Rc::clone(&post), Arc::clone(&self.slots), drain.clone());
+            let batch = std::mem::replace(&mut self.waiting, rest);
+            let poster = Rc::clone(&poster);
+            let slots = PostSlots {
+                all: Arc::clone(&self.slots),
+                own: slot,
+            };
+            let drain = drain.clone();
             actix_rt::spawn(async move {
-                post.until_all_settled(together, not_posted(), (slots, slot), drain)
+                poster
+                    .deliver_all(batch, DeathReason::default(), slots, drain)
                     .await
             });
         }
     }
 
-    /// Resolves when there is a batch and room for its POST; with nothing when there will be no more. Dropping the future loses nothing.
+    /// Waits for a batch and a slot for its POST. `None` if there will be no more. Dropping the future loses nothing.
     async fn fill(&mut self) -> Option<OwnedSemaphorePermit> {
         if self.waiting.is_empty() && self.inbox.recv_many(&mut self.waiting, self.batch).await == 0
         {
             return None;
         }
-        // Not before there is something to POST: halves of batches wait for their turn as well.
+        // Only now: halves of batches wait for slots too.
         let slot = Arc::clone(&self.slots).acquire_owned().await.ok()?;
         let until = Instant::now() + LINGER;
         while self.waiting.len() < self.batch {
             let room = self.batch - self.waiting.len();
             match timeout_at(until, self.inbox.recv_many(&mut self.waiting, room)).await {
                 Ok(1..) => {}
-                // Nobody sends any more, or the moment is over.
+                // No more will come, or the time is over.
                 _ => break,
             }
         }
@@ -141,179 +145,201 @@ impl Gathering {
     }
 }
 
-/// How many of the first fit into one POST.
-fn fitting(waiting: &[Held]) -> usize {
+/// How many of the first deliveries fit into one POST.
+fn fitting(waiting: &[QueuedDelivery]) -> usize {
     let (mut ids, mut bytes) = (0, 0);
-    let fit = waiting.iter().take_while(|held| {
-        let id = &held.delivery.record.id;
+    let fit = waiting.iter().take_while(|queued| {
+        let id = &queued.delivery.record.id;
         ids += if is_plain(id) {
             id.len()
         } else {
             listed(id).map(str::len).sum()
         } + 1;
-        bytes += held.delivery.record.body.len() + 1;
+        bytes += queued.delivery.record.body.len() + 1;
         ids <= IDS_MAX && bytes <= BODY_MAX
     });
     fit.count().max(1)
 }
 
-/// An id that stands in a list as it is: an id has visible characters only.
+/// Whether an id needs no escape in a list. An id has visible characters only.
 fn is_plain(id: &str) -> bool {
     memchr::memchr2(b',', b'%', id.as_bytes()).is_none()
 }
 
-/// An id as it stands in a list.
+/// An id as an element of a list.
 fn listed(id: &str) -> PercentEncode<'_> {
     utf8_percent_encode(id, IN_LIST)
 }
 
-/// A POST of many records.
-struct Array {
+/// The body and the key of a POST of many records.
+struct JsonArray {
     body: BytesMut,
     /// Where each record lies in the body.
     records: Vec<Range<usize>>,
     key: String,
 }
 
-impl Post {
-    /// Ends with each of `together` settled, or given back. `slot` is the place of its POST among those of the lane.
-    fn until_all_settled(
+/// The slot of a POST, and where its halves get theirs.
+struct PostSlots {
+    all: Arc<Semaphore>,
+    own: OwnedSemaphorePermit,
+}
+
+impl Poster {
+    /// Settles each delivery of `batch`, or gives it back. `reason` tells of earlier POSTs of the same records.
+    fn deliver_all(
         &self,
-        together: Vec<Held>,
-        letter: DeathReason,
-        (slots, slot): (Arc<Semaphore>, OwnedSemaphorePermit),
+        batch: Vec<QueuedDelivery>,
+        reason: DeathReason,
+        slots: PostSlots,
         mut drain: watch::Receiver<u64>,
     ) -> LocalBoxFuture<'_, ()> {
         Box::pin(async move {
-            let (mut batch, array) = self.array(together).await;
-            let records = || batch.iter().map(|held| &held.delivery.record);
-            let Some(first) = records().next() else {
+            let (mut batch, array) = self.array(batch).await;
+            let Some(limits) = self.limits(&batch) else {
                 return;
             };
-            // A request has one trace context: theirs, if all have the same.
-            let traceparent = first.traceparent.as_deref();
-            let traceparent = traceparent
-                .filter(|it| records().all(|record| record.traceparent.as_deref() == Some(it)));
-            let patience = Patience {
-                held_until: batch
-                    .iter()
-                    .map(|held| held.delivery.since)
-                    .min()
-                    .unwrap_or_else(Instant::now)
-                    + HOLD_MAX,
-                give_up_at: records().filter_map(|record| self.give_up_at(record)).min(),
-                failures: (batch.len() > 1).then_some(FAILURES_MAX),
-            };
             let (body, places, key) = array.end();
-            let sent = (body.clone(), &*key, traceparent);
-            let letter = match self.until_it_ends(sent, patience, letter, &mut drain).await {
-                End::Delivered { status } => {
-                    self.params.ledger.delivered(self.lane, records());
-                    let mut permits: Option<OwnedSemaphorePermit> = None;
-                    for (
-                        Held {
-                            delivery, permit, ..
-                        },
-                        place,
-                    ) in batch.into_iter().zip(places)
-                    {
-                        self.show(&delivery.record, || body.slice(place), status);
-                        delivery.ack();
-                        // Giving them back one by one would wake the lane for each.
-                        match &mut permits {
-                            Some(permits) => permits.merge(permit),
-                            None => permits = Some(permit),
-                        }
-                    }
-                    return;
+            let payload = Payload {
+                body: body.clone(),
+                key: &key,
+                traceparent: common_traceparent(&batch),
+            };
+            let end = self.post_with_retries(payload, limits, reason, &mut drain);
+            let reason = match end.await {
+                PostEnd::Delivered { status } => {
+                    return self.delivered(batch, &body, &places, status);
                 }
-                End::Held => {
+                PostEnd::HeldTooLong => {
                     return batch
                         .into_iter()
-                        .for_each(|held| held.delivery.retry_after(HOLD_REST));
+                        .for_each(|queued| queued.delivery.retry_after(HOLD_REST));
                 }
-                End::Drained => return,
-                End::Dead(letter) if batch.len() == 1 || letter.given_up => {
-                    for held in batch.extract_if(.., |held| {
-                        !letter.given_up || self.is_given_up(&held.delivery.record)
+                PostEnd::Drained => return,
+                PostEnd::Dead(reason) if batch.len() == 1 || reason.given_up => {
+                    let dead_letters = &self.params.dead_letters;
+                    for queued in batch.extract_if(.., |queued| {
+                        !reason.given_up || dead_letters.is_overdue(&queued.delivery.record)
                     }) {
-                        self.bury(held.delivery, letter.clone()).await;
+                        self.dead_letter(queued.delivery, reason.clone()).await;
                     }
                     DeathReason {
                         given_up: false,
-                        ..letter
+                        ..reason
                     }
                 }
-                End::Dead(letter) | End::Failed(letter) => letter,
+                PostEnd::Dead(reason) | PostEnd::Failed(reason) => reason,
             };
-            drop(slot);
+            drop(slots.own);
             let later = batch.split_off(batch.len() / 2);
             let halves = [batch, later].map(|half| {
-                self.in_its_turn(half, letter.clone(), Arc::clone(&slots), drain.clone())
+                self.deliver_in_turn(half, reason.clone(), Arc::clone(&slots.all), drain.clone())
             });
             join_all(halves).await;
         })
     }
 
-    /// The same, once there is room for the POST.
-    async fn in_its_turn(
+    /// Delivers `batch` once there is a slot for its POST.
+    async fn deliver_in_turn(
         &self,
-        together: Vec<Held>,
-        letter: DeathReason,
-        slots: Arc<Semaphore>,
+        batch: Vec<QueuedDelivery>,
+        reason: DeathReason,
+        all: Arc<Semaphore>,
         mut drain: watch::Receiver<u64>,
     ) {
         let slot = tokio::select! {
             biased;
             _ = drain.changed() => return,
-            slot = Arc::clone(&slots).acquire_owned() => slot,
+            slot = Arc::clone(&all).acquire_owned() => slot,
         };
-        if let (Ok(slot), false) = (slot, together.is_empty()) {
-            self.until_all_settled(together, letter, (slots, slot), drain)
+        if let (Ok(own), false) = (slot, batch.is_empty()) {
+            self.deliver_all(batch, reason, PostSlots { all, own }, drain)
                 .await;
         }
     }
 
-    /// Those of `together` that can be POSTed, as one array. The others are settled.
-    async fn array(&self, together: Vec<Held>) -> (Vec<Held>, Array) {
-        let (mut batch, mut array, mut ids) = (
-            Vec::with_capacity(together.len()),
-            Array::new(),
-            HashSet::<_, RandomState>::default(),
-        );
-        for held in together {
-            let Held {
+    /// The strictest limits of the records; `None` if there are none.
+    fn limits(&self, batch: &[QueuedDelivery]) -> Option<RetryLimits> {
+        let oldest = batch.iter().map(|queued| queued.delivery.since).min()?;
+        let dead_letters = &self.params.dead_letters;
+        let give_up_at = batch
+            .iter()
+            .filter_map(|queued| dead_letters.give_up_at(&queued.delivery.record))
+            .min();
+        Some(RetryLimits {
+            held_until: oldest + HOLD_MAX,
+            give_up_at,
+            failures: (batch.len() > 1).then_some(FAILURES_MAX),
+        })
+    }
+
+    /// Acks the deliveries of a batch that the API has taken.
+    fn delivered(
+        &self,
+        batch: Vec<QueuedDelivery>,
+        body: &Bytes,
+        places: &[Range<usize>],
+        status: u16,
+    ) {
+        let records = batch.iter().map(|queued| &queued.delivery.record);
+        self.params.ledger.delivered(self.lane, records);
+        let mut permits: Option<OwnedSemaphorePermit> = None;
+        for (queued, place) in batch.into_iter().zip(places) {
+            let QueuedDelivery {
+                delivery, permit, ..
+            } = queued;
+            self.show(&delivery.record, || body.slice(place.clone()), status);
+            delivery.ack();
+            // One release for all: each would wake the lane.
+            match &mut permits {
+                Some(permits) => permits.merge(permit),
+                None => permits = Some(permit),
+            }
+        }
+    }
+
+    /// Puts the deliveries that can be POSTed into one array. The others are settled.
+    async fn array(&self, deliveries: Vec<QueuedDelivery>) -> (Vec<QueuedDelivery>, JsonArray) {
+        let mut batch = Vec::with_capacity(deliveries.len());
+        let mut array = JsonArray::new();
+        let mut ids = HashSet::new();
+        for queued in deliveries {
+            let QueuedDelivery {
                 delivery,
                 permit,
                 underway,
-            } = held;
-            let Some(delivery) = self.unless_delivered(delivery) else {
+            } = queued;
+            let Some(delivery) = self.skip_if_delivered(delivery) else {
                 continue;
             };
             let record = &delivery.record;
             if !ids.insert(Arc::clone(&record.id)) {
-                // Its other copy is on its way: one array has each id once.
+                // An array has each id once. The other copy is in this one.
                 delivery.retry_after(HOLD_REST);
             } else if array.add(|body| self.tag.splice_onto(&record.body, body), &record.id) {
-                batch.push(Held {
+                batch.push(QueuedDelivery {
                     delivery,
                     permit,
                     underway,
                 });
             } else {
-                self.bury_foreign(delivery).await;
+                self.dead_letter_foreign(delivery).await;
             }
         }
         (batch, array)
     }
-
-    fn is_given_up(&self, record: &Record) -> bool {
-        self.give_up_at(record)
-            .is_some_and(|at| at <= Instant::now())
-    }
 }
 
-impl Array {
+/// The trace context of a batch, if all of its records have the same: a request has only one.
+fn common_traceparent(batch: &[QueuedDelivery]) -> Option<&str> {
+    let mut all = batch
+        .iter()
+        .map(|queued| queued.delivery.record.traceparent.as_deref());
+    let first = all.next()??;
+    all.all(|other| other == Some(first)).then_some(first)
+}
+
+impl JsonArray {
     fn new() -> Self {
         Self {
             body: BytesMut::from(&b"["[..]),
@@ -357,7 +383,7 @@ mod tests {
 
     #[test]
     fn an_array_has_its_records_and_their_ids_in_order_and_leaves_out_what_cannot_be_written() {
-        let mut array = Array::new();
+        let mut array = JsonArray::new();
         let write = |text: &'static str| {
             move |body: &mut BytesMut| {
                 body.put_slice(text.as_bytes());

@@ -25,8 +25,6 @@ const CAPACITY: usize = 1024;
 const UNIT: usize = 64 << 10;
 /// Units that may be on their way to the disk because memory is full.
 const OVERFLOW: u32 = 128;
-/// Records reloaded from disk at once.
-const RELOAD_BATCH: u32 = 64;
 /// Delay before a delivery that was dropped unsettled is redelivered.
 const UNSETTLED_DELAY: Duration = Duration::from_millis(100);
 /// The longest retry delay: far above any delay in use, and safe to add to a clock.
@@ -241,46 +239,21 @@ impl BufferIn {
 
     /// Reloads records from disk as memory has room, for ever.
     pub(super) async fn reload(self) {
-        let mut on_disk = self.0.spool.watch_stats();
-        // Includes the records that an earlier connection took in and did not settle.
-        self.0.spool.rewind(Queue::Carried);
-        loop {
-            // Nobody closes the semaphore.
-            let capacity = Arc::clone(&self.0.capacity).acquire_many_owned(RELOAD_BATCH);
-            let Ok(mut capacity) = capacity.await else {
-                return;
-            };
-            on_disk.borrow_and_update();
-            let taken = self
-                .0
-                .spool
-                .take(Queue::Carried, capacity.num_permits())
-                .await;
-            if taken.is_empty() {
-                drop(capacity);
-                if Spool::until_more(&mut on_disk, Queue::Carried).await {
-                    continue;
+        let capacity = &self.0.capacity;
+        // Begins with the records that an earlier connection took in and did not settle.
+        let mut tail = self.0.spool.tail(Queue::Carried, Arc::clone(capacity));
+        while let Some((key, entry, mut own)) = tail.next().await {
+            let record = entry.record();
+            // A large record needs more than its one unit.
+            let missing = units(&record).saturating_sub(1);
+            if missing > 0 {
+                match Arc::clone(capacity).acquire_many_owned(missing).await {
+                    Ok(more) => own.merge(more),
+                    // Nobody closes the semaphore.
+                    Err(_) => return,
                 }
-                return;
             }
-            for (key, entry) in taken {
-                let record = entry.record();
-                let Some(mut own) = capacity.split(1) else {
-                    return;
-                };
-                // A large record needs more than its one unit of the batch.
-                let missing = units(&record).saturating_sub(1);
-                if missing > 0 {
-                    match Arc::clone(&self.0.capacity)
-                        .acquire_many_owned(missing)
-                        .await
-                    {
-                        Ok(more) => own.merge(more),
-                        Err(_) => return,
-                    }
-                }
-                self.insert(record, State::Disk(key), None, own);
-            }
+            self.insert(record, State::Disk(key), None, own);
         }
     }
 

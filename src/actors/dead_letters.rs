@@ -1,0 +1,68 @@
+//! Dead letters: records that were refused for good, or that nobody has taken for too long.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tracing::{error, warn};
+
+use crate::{
+    clock::{age, unix_us},
+    record::Record,
+    spool::{DeathReason, Entry, NotSafe, Queue, Spool},
+};
+
+/// Decides when a record is given up, and writes dead letters.
+#[derive(Clone)]
+pub struct DeadLetters {
+    pub spool: Spool,
+    /// A record that is older than this is given up; `None` for never.
+    pub give_up_after: Option<Duration>,
+}
+
+impl DeadLetters {
+    /// When `record` is to be given up, if ever.
+    #[must_use]
+    pub fn give_up_at(&self, record: &Record) -> Option<Instant> {
+        let patience = self.give_up_after?;
+        let age = record
+            .origin
+            .as_ref()
+            .map_or(Duration::ZERO, |origin| age(origin.at_us));
+        Instant::now().checked_add(patience.saturating_sub(age))
+    }
+
+    #[must_use]
+    pub fn is_overdue(&self, record: &Record) -> bool {
+        self.give_up_at(record)
+            .is_some_and(|at| at <= Instant::now())
+    }
+
+    /// Resolves when the dead letter of `record` is on disk. Sets the time of `reason`.
+    ///
+    /// # Errors
+    /// If it cannot be written. The record must stay where it is.
+    pub async fn write(&self, record: &Record, reason: DeathReason) -> Result<(), NotSafe> {
+        let reason = DeathReason {
+            at_us: unix_us(),
+            ..reason
+        };
+        let entry = Entry::new(record, Some(reason.clone()));
+        let lane = reason.lane;
+        match self.spool.put(Queue::Dead, &entry).await {
+            Ok(_) => {
+                warn!(
+                    lane,
+                    id = &*record.id,
+                    status = reason.status,
+                    answer = reason.answer,
+                    "dead letter"
+                );
+                Ok(())
+            }
+            Err(why) => {
+                error!(lane, id = &*record.id, %why, "cannot write a dead letter: the record stays where it is");
+                Err(why)
+            }
+        }
+    }
+}
