@@ -62,5 +62,6 @@ class Client(FastHttpUser):
                 answer.failure(f"not taken: {answer.status_code} {answer.text}")
         if next(this.answered) == len(RECORDS):
             runner = self.environment.runner
-            # With a web page, Locust stays up with the results. Stopping kills this greenlet, so another one does it.
+            # With a web page, Locust stays up with the results. Another greenlet stops the users,
+            # because stopping kills this one.
             gevent.spawn(runner.stop if self.environment.web_ui else runner.quit)

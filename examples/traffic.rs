@@ -1,4 +1,5 @@
-//! Writes `traffic.json`: `cargo run --example traffic > traffic.json`. The same seed gives the same bytes.
+//! Writes `traffic.json`: `cargo run --example traffic > traffic.json`. The same seed gives the
+//! same bytes.
 
 use std::fmt::Write as _;
 

@@ -1,5 +1,5 @@
-//! The files in `docker/` agree with the program: each name, variable, port, path and command line there is one that Waypost, or the
-//! service beside it, has. No test needs a Docker daemon.
+//! The files in `docker/` agree with the program: each name, variable, port, path and command line
+//! there is one that Waypost, or the service beside it, has. No test needs a Docker daemon.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -119,7 +119,8 @@ fn parse(name: &str) -> File {
     serde_saphyr::from_str(&filled).unwrap_or_else(|why| panic!("{name}: {why}"))
 }
 
-/// As Compose does it: a service's own values override those that it extends, lists are joined, and `depends_on` is not inherited.
+/// As Compose does it: a service's own values override those that it extends, lists are joined, and
+/// `depends_on` is not inherited.
 fn resolve(service: &Service, name: &str) -> Service {
     let (file, of) = match &service.extends {
         None => return service.clone(),

@@ -22,12 +22,14 @@ use crate::support::{
     traffic, wanted,
 };
 
-/// The Pub/Sub emulator leases messages to the stream of a node that has ended, ten seconds at a time.
+/// The Pub/Sub emulator leases messages to the stream of a node that has ended, ten seconds at a
+/// time.
 const PUBSUB_REDELIVERY: Duration = Duration::from_mins(5);
 /// Nodes that run on Pub/Sub at the same time.
 const PUBSUB_NODES: usize = 8;
 
-/// Kills the broker of a lane under load, and starts it again. Meanwhile the other lane takes all traffic.
+/// Kills the broker of a lane under load, and starts it again. Meanwhile the other lane takes all
+/// traffic.
 async fn broker_is_killed_under_load<L: Lane>() {
     let Some(mut system) = L::start().await else {
         return;
@@ -86,7 +88,8 @@ async fn rabbitmq_is_killed_under_load() {
     broker_is_killed_under_load::<Rabbitmq>().await;
 }
 
-/// The emulator loses everything. The node creates topic and subscription again, and they carry records.
+/// The emulator loses everything. The node creates topic and subscription again, and they carry
+/// records.
 #[actix_rt::test]
 async fn the_pubsub_emulator_is_killed_under_load() {
     broker_is_killed_under_load::<Pubsub>().await;
@@ -159,8 +162,9 @@ async fn a_node_that_starts_before_the_pubsub_emulator_finds_it_later() {
     broker_comes_later::<Pubsub>().await;
 }
 
-/// The emulator leases messages to the stream of a node that has ended, and the next node does not get them. So each subscription
-/// sees one node end, and the tests wait for all leases at the same time.
+/// The emulator leases messages to the stream of a node that has ended, and the next node does not
+/// get them. So each subscription sees one node end, and the tests wait for all leases at the same
+/// time.
 async fn on_subscriptions_of_their_own(
     pubsub: &mut Pubsub,
     times: u64,
@@ -184,7 +188,8 @@ async fn is_terminated_under_load(
     }
 }
 
-/// The node exits 0 within ten seconds and cuts no request off. All records arrive within `patience`, after a new start if need be.
+/// The node exits 0 within ten seconds and cuts no request off. All records arrive within
+/// `patience`, after a new start if need be.
 async fn is_terminated_once(variables: &[(String, String)], lane: &str, patience: Duration) {
     let api = Api::start();
     api.delay(Duration::from_millis(20));

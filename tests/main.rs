@@ -1,4 +1,5 @@
-//! The integration tests. They are one binary, because linking the four broker clients takes longer than compiling the tests.
+//! The integration tests. They are one binary, because linking the four broker clients takes longer
+//! than compiling the tests.
 
 #[cfg(not(feature = "failpoints"))]
 compile_error!("the tests need fault points: run tests/run, or cargo test --features failpoints");

@@ -1,8 +1,10 @@
-//! The README and the docs are true: each command line works as written, and each link leads somewhere.
+//! The README and the docs are true: each command line works as written, and each link leads
+//! somewhere.
 //!
-//! The commands of a page run in their order, in one temporary folder, with the built program as `waypost`. The ports of a page
-//! are replaced by free ones. A program that serves runs in the background until the page ends or another one needs its port.
-//! A block tagged `no-test` is checked, but not run; its first line says why.
+//! The commands of a page run in their order, in one temporary folder, with the built program as
+//! `waypost`. The ports of a page are replaced by free ones. A program that serves runs in the
+//! background until the page ends or another one needs its port. A block tagged `no-test` is
+//! checked, but not run; its first line says why.
 
 use std::{
     collections::BTreeMap,
@@ -89,7 +91,8 @@ impl Page {
 }
 
 impl Block<'_> {
-    /// The command lines, with continued lines joined. Bash itself skips a comment at the end of one.
+    /// The command lines, with continued lines joined. Bash itself skips a comment at the end of
+    /// one.
     fn commands(&self) -> Vec<String> {
         let joined = self.lines.join("\n").replace("\\\n", " ");
         let commands = joined.lines().map(str::trim);
@@ -210,7 +213,8 @@ impl Session {
             .replace("waypost dead", &dead)
     }
 
-    /// Runs the command to its end, or starts it and waits until it serves. Returns what it printed.
+    /// Runs the command to its end, or starts it and waits until it serves. Returns what it
+    /// printed.
     async fn run(&mut self, page: &str, command: &str) -> String {
         let serves_on = serves_on(&by_name(command));
         let command = self.rewrite(command);

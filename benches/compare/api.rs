@@ -1,5 +1,5 @@
-//! The API: takes each POST, of one record or an array, and counts for each record when it came first and how often it came.
-//! A record's number is its first member.
+//! The API: accepts POSTs of one record or an array, and keeps when each record first arrived and
+//! how many copies followed. A record's number is its first member.
 
 use std::{net::SocketAddr, time::SystemTime};
 

@@ -1,6 +1,7 @@
-//! The floors: per lane, the barest program that takes a record over HTTP, sends it through the message system, and POSTs it
-//! to the API. A handler, a client crate, a subscriber, a POST; one broker's confirm before the 202, one ack after the POST. No
-//! validation, no ids, no routing, no supervision, no metrics, no disk.
+//! The floors: per lane, the barest program that takes a record over HTTP, sends it through the
+//! message system, and POSTs it to the API. It has a handler, a client crate, a subscriber and a
+//! POST; the broker's confirm comes before the 202, the ack after the POST. It has no validation,
+//! ids, routing, supervision, metrics or disk.
 
 use std::{
     collections::HashMap,

@@ -1,4 +1,5 @@
-//! Memory and CPU of an idle node with four lanes up; and how soon a node on the gRPC lane is ready.
+//! Memory and CPU of an idle node with four lanes up; and how soon a node on the gRPC lane is
+//! ready.
 
 use std::time::Duration;
 

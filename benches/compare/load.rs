@@ -21,7 +21,8 @@ use super::api::{NUMBER, now_us};
 #[derive(Args)]
 pub struct Order {
     host: String,
-    /// File that receives, for each record, when it was due or its request began, in µs since the Unix epoch.
+    /// File that receives, for each record, when it was due or its request began, in µs since the
+    /// Unix epoch.
     times: PathBuf,
     users: usize,
     /// Records per request.

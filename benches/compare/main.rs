@@ -1,8 +1,9 @@
-//! Waypost against its floors, and against itself, lane by lane, in one run: `cargo bench --bench compare -- --help`.
+//! Compares Waypost with its floors, and with itself, lane by lane, in one run. For the options:
+//! `cargo bench --bench compare -- --help`.
 //!
-//! Broker, API, load and the program under test are separate processes. The two sides of a case take turns, round by round, on
-//! the same broker; what counts is the ratio within a round, and its median over the rounds. CPU is what the operating system
-//! accounts to the program under test alone.
+//! Broker, API, load and the program under test are separate processes. The two sides of a case
+//! take turns, round by round, on the same broker. The result is the median over the rounds of the
+//! ratio within a round. CPU is user and system time of the program under test alone.
 
 mod api;
 mod floor;

@@ -1,4 +1,5 @@
-//! The page of charts: each figure of each case as two bars, and what the second is of the first. It opens from disk.
+//! The page of charts: each figure of each case as two bars, and the second one as a multiple of
+//! the first. It opens from disk.
 
 use std::fmt::Write as _;
 

@@ -1,5 +1,6 @@
-//! A soak: one node at half its peak for an hour, watched for memory, descriptors and latencies that grow. The machine changes within
-//! an hour too: in the last minutes the node takes turns with a new one, and a slowdown that both show is the machine's.
+//! A soak: one node at half its peak for an hour, watched for memory, descriptors and latencies
+//! that grow. The machine changes within an hour too: in the last minutes the node takes turns with
+//! a new one, and a slowdown that both show is the machine's.
 
 use std::time::Duration;
 
@@ -26,8 +27,8 @@ pub struct Plan {
     /// One of grpc, nats, rabbitmq, pubsub
     #[arg(long, default_value = "grpc")]
     pub lane: String,
-    /// Length of the load in minutes. The first ten are compared with the last ten (or half with half), and the last ten with a new
-    /// node that takes turns
+    /// Length of the load in minutes. The first ten are compared with the last ten (or half with
+    /// half), and the last ten with a new node that takes turns
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(2..))]
     minutes: u32,
     /// Records per second, at least one, instead of half the peak
@@ -57,7 +58,7 @@ fn ms(latencies: &Latencies, quantile: f64) -> f64 {
     latencies.value_at_quantile(quantile) as f64 / 1000.0
 }
 
-/// What a straight line through what was seen in each turn, by least squares, rises in an hour of turns, in MiB.
+/// The slope of a line through the memory of each turn (least squares), in MiB per hour of turns.
 #[expect(clippy::cast_precision_loss, reason = "some hundred turns")]
 fn slope_mib_per_hour(footprints: &[Footprint]) -> f64 {
     let count = footprints.len() as f64;
@@ -183,8 +184,9 @@ async fn minute(nodes: &mut [&mut Node], rate: f64) {
     }
 }
 
-/// What is compared, all in ms: p50, p99, and p99 of the median second. The last leaves out what comes in less than half of the
-/// seconds, as do stops of a machine that others use too; what a node does now and then shows in p99 alone.
+/// The compared latencies in ms: p50, p99, and p99 of the median second. The last one ignores
+/// stalls in less than half of the seconds, such as those of a shared machine; a node's own rare
+/// stalls show in p99 only.
 const FIGURES: [&str; 3] = ["p50", "p99", "p99_median_second"];
 
 fn figures(minutes: &[Minute]) -> [f64; 3] {
@@ -199,7 +201,8 @@ fn figures(minutes: &[Minute]) -> [f64; 3] {
     [ms(&all, 0.5), ms(&all, 0.99), table::median(seconds)]
 }
 
-/// The old node alone, then with the new one, each on a lane that `variables` names anew: what one leaves there is not for the other.
+/// Loads the old node alone, then in turns with a new one. Each has its own stream, queue or
+/// subscription from `variables`, so neither gets the other's records.
 pub async fn run(plan: &Plan, mut variables: impl FnMut() -> Vec<(String, String)>) {
     let (mut old, peak) = Node::start(plan, &variables()).await;
     let rate = plan.rate.unwrap_or(peak / 2.0);

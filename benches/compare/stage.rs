@@ -377,7 +377,8 @@ impl Stage {
     pub fn cpu_us(&self) -> u64 {
         let stat =
             fs::read_to_string(format!("/proc/{}/stat", self.program.id())).expect("it runs");
-        // The name, in parentheses, may hold any byte. User and system time are words 12 and 13 after it, in units of 10 ms.
+        // The name, in parentheses, may hold any byte. User and system time are words 12 and 13
+        // after it, in units of 10 ms.
         let words: Vec<_> = stat
             .rsplit_once(") ")
             .expect("a name")

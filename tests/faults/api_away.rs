@@ -1,5 +1,5 @@
-//! An API that is away, slow or faulty, on each lane: no record is lost, clients get their 2xx, and the node's memory stays bounded.
-//! `FAULTS_SECONDS` is how long each fault lasts.
+//! An API that is away, slow or faulty, on each lane: no record is lost, clients get their 2xx, and
+//! the node's memory stays bounded. `FAULTS_SECONDS` is how long each fault lasts.
 
 use std::time::{Duration, Instant};
 

@@ -1,5 +1,5 @@
-//! A stream, consumer, queue or subscription is deleted on the broker while a lane uses it: the lane creates it again, and no record
-//! of this node is lost.
+//! A stream, consumer, queue or subscription is deleted on the broker while a lane uses it: the
+//! lane creates it again, and no record of this node is lost.
 
 use async_nats::jetstream;
 use lapin::options::QueueDeleteOptions;

@@ -1,7 +1,7 @@
 //! Killed processes: the node, a broker, and the node before any broker was there.
 //!
-//! `FAULTS_TIMES` is the number of kills, `FAULTS_DOWN_MS` the longest time that a broker stays away, `FAULTS_RECORDS` the number of
-//! records that wait for one.
+//! `FAULTS_TIMES` is the number of kills, `FAULTS_DOWN_MS` the longest time that a broker stays
+//! away, `FAULTS_RECORDS` the number of records that wait for one.
 
 use std::time::{Duration, Instant};
 
@@ -23,7 +23,8 @@ use crate::support::{
 const REDELIVERY: Duration = Duration::from_mins(12);
 /// POSTs that a lane may have in flight.
 const POSTS: usize = 64;
-/// Pub/Sub's client sends acks every 100 ms; with the round trip, an ack is under way for up to this long.
+/// Pub/Sub's client sends acks every 100 ms; with the round trip, an ack is under way for up to
+/// this long.
 const PUBSUB_ACKS: Duration = Duration::from_millis(200);
 
 /// The node's memory limit, however many records wait.
@@ -33,8 +34,8 @@ fn random_ms(up_to: u64) -> Duration {
     Duration::from_millis(fastrand::u64(0..=up_to))
 }
 
-/// SIGKILL at random moments under load. Only records in flight at a kill may arrive twice: those in a POST, and those whose ack was
-/// under way, for which the client crate takes up to `acks`.
+/// SIGKILL at random moments under load. Only records in flight at a kill may arrive twice: those
+/// in a POST, and those whose ack was under way, for which the client crate takes up to `acks`.
 async fn node_is_killed(lane: &str, variables: &[(String, String)], times: u64, acks: Duration) {
     node_is_killed_under(lane, variables, times, acks, 1).await;
 }
@@ -127,7 +128,8 @@ async fn a_node_on_nats_is_killed_under_a_load_of_batches() {
     .await;
 }
 
-/// SIGTERM and a new start under a load of batches. A message of which some records were delivered is finished after the start.
+/// SIGTERM and a new start under a load of batches. A message of which some records were delivered
+/// is finished after the start.
 async fn node_is_ended_under_batches<L: Lane>() {
     let Some(mut system) = L::start().await else {
         return;
@@ -275,7 +277,8 @@ async fn posted(node: &Node, prefix: &str, records: u64) -> Duration {
     began.elapsed()
 }
 
-/// No broker at the start, then a kill of the node, then the broker. The node's memory does not grow with the records that wait.
+/// No broker at the start, then a kill of the node, then the broker. The node's memory does not
+/// grow with the records that wait.
 #[actix_rt::test]
 async fn records_wait_on_disk_for_a_broker_that_comes_after_a_kill() {
     let Some(mut nats) = Nats::start().await else {

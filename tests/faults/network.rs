@@ -1,4 +1,5 @@
-//! A network between node and broker that drops all bytes and closes no connection. `FAULTS_SECONDS` is how long it does.
+//! A network between node and broker that drops all bytes and closes no connection.
+//! `FAULTS_SECONDS` is how long it does.
 
 use std::time::{Duration, Instant};
 

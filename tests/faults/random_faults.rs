@@ -1,5 +1,6 @@
-//! Faults drawn from a seed, under a load that turns each 2xx into an obligation, and at the end a verdict on each record.
-//! `tests/run faults --seed S --minutes M` runs a long one. The same seed repeats the schedule of faults.
+//! Faults drawn from a seed, under a load that turns each 2xx into an obligation, and at the end a
+//! verdict on each record. `tests/run faults --seed S --minutes M` runs a long one. The same seed
+//! repeats the schedule of faults.
 
 use std::{fmt, time::Duration};
 
@@ -195,8 +196,8 @@ struct Arena {
 }
 
 impl Arena {
-    /// `None` if a broker is missing. The Pub/Sub emulator leases messages to the stream of a killed node and so keeps records for
-    /// minutes; only the long run uses it.
+    /// `None` if a broker is missing. The Pub/Sub emulator leases messages to the stream of a
+    /// killed node and so keeps records for minutes; only the long run uses it.
     async fn new(with_pubsub: bool) -> Option<Self> {
         let (mut nats, mut rabbitmq) = (Nats::start().await?, Rabbitmq::start().await?);
         let mut pubsub = if with_pubsub {

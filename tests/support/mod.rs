@@ -30,7 +30,8 @@ use waypost::{
     spool::Spool,
 };
 
-/// Prints, past the capture of its output, that this test did not run. With `CI=true` the test fails instead.
+/// Prints, past the capture of its output, that this test did not run. With `CI=true` the test
+/// fails instead.
 pub fn missing(what: &str) {
     assert!(
         env::var_os("CI").is_none_or(|ci| ci != "true"),
