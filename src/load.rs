@@ -1,9 +1,10 @@
-//! A load on an HTTP server: users that POST records, each record exactly once per pass, and a count of the answers.
+//! A load on an HTTP server: users that POST records, each record exactly once per pass, and a
+//! count of the answers.
 //!
-//! In a closed loop, a user POSTs its next record when the last one was answered and its wait is over. In an open loop, at
-//! a fixed rate, each record is due at its time however fast the server answers. The latency of a record then counts from
-//! the time that it was due, so a server that stalls is charged for all records that it kept waiting (no coordinated
-//! omission).
+//! In a closed loop, a user POSTs its next record when the last one was answered and its wait is
+//! over. In an open loop, at a fixed rate, each record is due at its time however fast the server
+//! answers. The latency of a record then counts from the time that it was due, so a server that
+//! stalls is charged for all records that it kept waiting (no coordinated omission).
 //!
 //! All users share one thread. There are as many connections as users.
 
@@ -32,11 +33,13 @@ use crate::{
     record::Record,
 };
 
-/// A timer is late by up to this much. A user that slept until its record was due is not charged for that.
+/// A timer is late by up to this much. A user that slept until its record was due is not charged
+/// for that.
 const TIMER_GRAIN: Duration = Duration::from_millis(2);
 /// A request that takes longer has failed.
 const TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a user that got no answer waits at least, so that users that cannot connect let others run.
+/// How long a user that got no answer waits at least, so that users that cannot connect let others
+/// run.
 const PAUSE: Duration = Duration::from_millis(1);
 /// The longest answer that is read: it names each record of a batch.
 const ANSWER_MAX: usize = 16 << 20;
@@ -58,9 +61,11 @@ pub struct Plan {
     pub wait: Range<Duration>,
     /// Records per second that are due, in an open loop.
     pub rate: Option<f64>,
-    /// Each record has an `Idempotency-Key` of its own, so it is POSTed again when its connection breaks.
+    /// Each record has an `Idempotency-Key` of its own, so it is POSTed again when its connection
+    /// breaks.
     pub keyed: bool,
-    /// Called with the number of each record that was answered, from 0, and the time from which its latency counts.
+    /// Called with the number of each record that was answered, from 0, and the time from which its
+    /// latency counts.
     pub watch: Option<Box<dyn Fn(usize, Instant)>>,
 }
 
@@ -146,7 +151,8 @@ impl Load {
         self.stopped.send_replace(true);
     }
 
-    /// Ends when each record was POSTed, or the load was stopped. `tick` is called with the counts each second.
+    /// Ends when each record was POSTed, or the load was stopped. `tick` is called with the counts
+    /// each second.
     pub async fn run(&self, mut tick: impl FnMut(&Tally)) {
         let began = Instant::now();
         let mut users = pin!(join_all(

@@ -1,25 +1,25 @@
-//! The answer to a POST, and what follows from it.
+//! The answer to a POST, and its consequence for the record.
 
 use std::{fmt, time::Duration};
 
-/// What came of one POST.
+/// The answer to one POST.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// The API answered; `excerpt` is the start of its answer, empty for a 2xx.
+    /// `excerpt` is the start of the answer's body; it is empty for a 2xx.
     Status {
         status: u16,
         retry_after: Option<Duration>,
         excerpt: String,
     },
-    /// No answer: refused, cut, or timed out. The API may have the record.
+    /// No connection, a broken one, or a time-out. The API may have the record.
     NoAnswer(String),
 }
 
-/// What follows from an [`Answer`].
+/// The consequence of an [`Answer`] for the record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     Delivered,
-    /// Try again, not before `at_least` where the API asked for a pause.
+    /// POST again, after `at_least` if the API asked for a pause.
     Retry {
         at_least: Option<Duration>,
     },
@@ -31,7 +31,7 @@ pub enum Outcome {
 pub const RETRY_AFTER_MAX: Duration = Duration::from_mins(5);
 
 impl Answer {
-    /// Any 2xx is delivered; 408, 425, 429, 5xx and no answer are tried again; all else is refused.
+    /// A 2xx is delivered. 408, 425, 429, 5xx and no answer are retried. All else is refused.
     #[must_use]
     pub fn outcome(&self) -> Outcome {
         match *self {

@@ -1,14 +1,19 @@
 //! The HTTP client: a thin layer over `awc` that POSTs records and asks a node questions.
 //!
 //! awc leaves these cases to its user, and this file handles them:
-//! - A pool has a limit, and a request beyond it waits. The limit is the number of requests that may be in flight.
-//! - Servers close a connection that is idle for five seconds or more. Ours is not used again after [`IDLE_MAX`].
-//! - A server may close a connection while a request is on its way. A POST that has an `Idempotency-Key` is sent once
-//!   more, over a new connection.
-//! - A body that is cut short ends like a whole one. [`read`] compares its length with `Content-Length`.
-//! - awc returns an interim answer (1xx), or a head without a length, as a whole answer and keeps the connection. The rest
-//!   would be read as the answer to the next request, so all kept connections are closed.
-//! - awc follows redirects, and its time-out ends with the head. Both are off; the caller has one time-out for the exchange.
+//! - A pool has a limit, and a request beyond it waits. The limit is the number of requests that
+//!   may be in flight.
+//! - Servers close a connection that is idle for five seconds or more. Ours is not used again after
+//!   [`IDLE_MAX`].
+//! - A server may close a connection while a request is on its way. A POST that has an
+//!   `Idempotency-Key` is sent once more, over a new connection.
+//! - A body that is cut short ends like a whole one. [`read`] compares its length with
+//!   `Content-Length`.
+//! - awc returns an interim answer (1xx), or a head without a length, as a whole answer and keeps
+//!   the connection. The rest would be read as the answer to the next request, so all kept
+//!   connections are closed.
+//! - awc follows redirects, and its time-out ends with the head. Both are off; the caller has one
+//!   time-out for the exchange.
 
 use std::{cell::RefCell, sync::Arc, time::Duration};
 
@@ -19,7 +24,7 @@ use awc::{
     http::{
         Method, StatusCode, Uri, Version,
         header::{self, HeaderMap, HeaderName, HeaderValue, InvalidHeaderValue},
-        uri::PathAndQuery,
+        uri::{PathAndQuery, Scheme},
     },
 };
 use bytes::Bytes;
@@ -35,7 +40,7 @@ const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const USER_AGENT: &str = concat!("waypost/", env!("CARGO_PKG_VERSION"));
 
-/// The URL that requests go to, the certificates that are trusted there, and what each request carries.
+/// The URL that requests go to, the trusted certificates, and the token.
 #[derive(Clone, Debug)]
 pub struct Endpoint {
     uri: Uri,
@@ -69,7 +74,7 @@ impl Endpoint {
             .parse()
             .map_err(|why| format!("{url} is not a URL: {why}"))?;
         let mut parts = uri.into_parts();
-        let is_tls = match parts.scheme.as_ref().map(|scheme| scheme.as_str()) {
+        let is_tls = match parts.scheme.as_ref().map(Scheme::as_str) {
             Some("http") => false,
             Some("https") => true,
             _ => return Err(format!("{url} is not an http:// or https:// URL")),
@@ -110,11 +115,12 @@ impl Endpoint {
         self
     }
 
-    /// Sends one request over a connection of its own: a POST of `json`, or a GET. Returns the status and the body.
+    /// Sends one request over a connection of its own: a POST of `json`, or a GET. Returns the
+    /// status and the body.
     ///
     /// # Errors
-    /// When no connection is open within `connect_timeout`, or there is no whole answer of at most `max` bytes. The answer may
-    /// take any time.
+    /// When no connection is open within `connect_timeout`, or there is no whole answer of at most
+    /// `max` bytes. The answer may take any time.
     pub async fn ask(
         &self,
         json: Option<Bytes>,
@@ -197,7 +203,7 @@ pub enum Failure {
 impl From<SendRequestError> for Failure {
     fn from(why: SendRequestError) -> Self {
         match why {
-            // awc says so of a connection that was open, too.
+            // awc uses this for an open connection that ends before the answer.
             SendRequestError::Connect(ConnectError::Disconnected) => {
                 Self::Closed("no answer came".into())
             }
@@ -232,8 +238,9 @@ impl HttpClient {
         }
     }
 
-    /// POSTs `body` and gives the head of the answer to `finish`, which reads the body if it wants it. If the connection is
-    /// closed before `finish` has ended, and `key` makes that safe, all of it is done once more over a new connection.
+    /// POSTs `body` and gives the answer to `finish`, which may read its body. If the connection is
+    /// closed before `finish` has ended, and `key` makes that safe, both are done once more over a
+    /// new connection.
     ///
     /// # Errors
     /// When no answer can come, or `finish` fails.
@@ -300,19 +307,21 @@ impl HttpClient {
     }
 }
 
-/// awc has kept the connection as if the answer had ended with its head, and the server may send more of it.
+/// awc has kept the connection as if the answer had ended with its head, and the server may send
+/// more of it.
 fn has_more_to_come(response: &ClientResponse) -> bool {
     let status = response.status();
     let headers = response.headers();
     let has_end = headers.contains_key(header::CONTENT_LENGTH)
         || headers.contains_key(header::TRANSFER_ENCODING)
         || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
-        // awc reads it until the connection is closed.
+        // Its body ends with the connection, and awc keeps no such connection.
         || response.version() == Version::HTTP_10;
     !has_end || status.is_informational()
 }
 
-/// Gives each piece of the body of `response` to `take`, up to the end, so that its connection can serve again.
+/// Gives each piece of the body of `response` to `take`, up to the end, so that its connection can
+/// serve again.
 ///
 /// # Errors
 /// When the body is cut short, or longer than `max` bytes. Its connection is closed then.

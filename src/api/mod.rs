@@ -1,4 +1,4 @@
-//! The POST to the API: one record, or one batch, and one answer.
+//! The POST to the API: a record or a batch goes out, one answer comes back.
 
 pub mod answer;
 pub mod client;
@@ -24,7 +24,7 @@ use tokio::time::timeout;
 use self::client::{Endpoint, HttpClient, public_roots, read};
 use crate::{api::answer::Answer, config};
 
-/// How much of the answer to a POST that was not taken is kept.
+/// A dead letter keeps so many bytes of the answer's body.
 const EXCERPT_MAX: usize = 1024;
 /// An answer is read to its end, so that its connection can serve again, but no further than this.
 const ANSWER_MAX: usize = 64 << 10;
@@ -120,7 +120,8 @@ impl Api {
         }
     }
 
-    /// POSTs `body` under `id`. The time-out of the configuration covers connecting, sending and the whole answer.
+    /// POSTs `body` under `id`. The time-out of the configuration covers connecting, sending and
+    /// the whole answer.
     pub async fn post(&self, body: Bytes, id: &str, traceparent: Option<&str>) -> Answer {
         let mut head = None;
         let mut excerpt = Vec::new();
@@ -131,7 +132,8 @@ impl Api {
             let body = read(response, ANSWER_MAX, |piece| {
                 excerpt.extend_from_slice(&piece[..piece.len().min(keep - excerpt.len())]);
             });
-            // The status decides. A body that is cut short or too long costs its connection and nothing else.
+            // The status decides. A body that is cut short or too long costs its connection and
+            // nothing else.
             body.await.ok();
             Ok(())
         };

@@ -15,8 +15,8 @@ const ANSWER_MAX: usize = 1 << 30;
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(subcommand)]
-    pub action: Action,
-    /// Where the node's admin side listens
+    pub action: DeadAction,
+    /// The admin address of the node
     #[arg(
         long,
         global = true,
@@ -30,21 +30,21 @@ pub struct Args {
 }
 
 #[derive(Debug, Subcommand)]
-pub enum Action {
+pub enum DeadAction {
     /// List the oldest dead letters
     List {
         #[arg(long, default_value_t = 100)]
         limit: usize,
     },
-    /// Send dead letters on their way again
-    Replay(Selection),
+    /// Send dead letters to the API again
+    Replay(DeadSelection),
     /// Remove dead letters for good
-    Drop(Selection),
+    Drop(DeadSelection),
 }
 
 #[derive(Debug, clap::Args)]
 #[group(required = true)]
-pub struct Selection {
+pub struct DeadSelection {
     /// Records by their id
     #[arg(value_name = "ID")]
     pub ids: Vec<String>,
@@ -53,7 +53,7 @@ pub struct Selection {
     pub all: bool,
 }
 
-impl Selection {
+impl DeadSelection {
     fn body(&self) -> Value {
         if self.all {
             json!({"all": true})
@@ -66,16 +66,16 @@ impl Selection {
 /// Lists, replays or drops.
 pub async fn dead(args: Args) -> ExitCode {
     let answer = match &args.action {
-        Action::List { limit } => ask(&args.admin, &format!("?limit={limit}"), None).await,
-        Action::Replay(which) => ask(&args.admin, "/replay", Some(which.body())).await,
-        Action::Drop(which) => ask(&args.admin, "/drop", Some(which.body())).await,
+        DeadAction::List { limit } => ask(&args.admin, &format!("?limit={limit}"), None).await,
+        DeadAction::Replay(selection) => ask(&args.admin, "/replay", Some(selection.body())).await,
+        DeadAction::Drop(selection) => ask(&args.admin, "/drop", Some(selection.body())).await,
     };
     match answer {
         Ok(answer) if args.json => println!("{answer}"),
         Ok(answer) => match args.action {
-            Action::List { .. } => show(&answer),
-            Action::Replay(_) => println!("{} replayed", answer["replayed"]),
-            Action::Drop(_) => println!("{} dropped", answer["dropped"]),
+            DeadAction::List { .. } => show(&answer),
+            DeadAction::Replay(_) => println!("{} replayed", answer["replayed"]),
+            DeadAction::Drop(_) => println!("{} dropped", answer["dropped"]),
         },
         Err(why) => {
             eprintln!("{}: {why}", args.admin);
@@ -131,7 +131,7 @@ fn show(answer: &Value) {
             continue;
         };
         let status = status.map_or_else(|| "none".to_owned(), |status| status.to_string());
-        // What the API said must not steer the terminal.
+        // Control characters in the API's answer must not reach the terminal.
         let line: String = answer
             .lines()
             .next()

@@ -15,22 +15,33 @@ const WAIT_MAX: Duration = Duration::from_hours(24);
 pub struct Args {
     /// A JSON array of records, or NDJSON [default: the demo's 1,000]
     file: Option<PathBuf>,
-    /// Where the records are posted
+    /// Post the records to this URL
     #[arg(long, value_name = "URL")]
     host: String,
-    /// How many post at the same time, each over one connection
-    #[arg(long, default_value = "10", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    /// Users that post at the same time, each over one connection
+    #[arg(
+        long,
+        default_value = "10",
+        value_name = "N",
+        value_parser = clap::value_parser!(u32).range(1..=65_536)
+    )]
     users: u32,
-    /// How many users begin each second [default: all at once]
+    /// Users that begin each second [default: all at once]
     #[arg(long, value_name = "N/s", value_parser = per_second)]
     spawn_rate: Option<f64>,
-    /// How long each user waits between two records, such as 200ms..900ms
+    /// Let each user wait between two records, such as 200ms..900ms
     #[arg(long, value_name = "MIN..MAX", value_parser = wait, conflicts_with = "rate")]
     wait: Option<Range<Duration>>,
-    /// How often all records are posted
-    #[arg(long, default_value = "1", value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    /// Post all records this many times
+    #[arg(
+        long,
+        default_value = "1",
+        value_name = "N",
+        value_parser = clap::value_parser!(u32).range(1..)
+    )]
     repeat: u32,
-    /// Post so many a second whatever the answers take; a latency counts from when its record was due
+    /// Post records at this rate however slow the answers are; a latency counts from the time its
+    /// record was due
     #[arg(long, value_name = "N/s", value_parser = per_second)]
     rate: Option<f64>,
     /// Write a report with charts
@@ -54,7 +65,7 @@ fn wait(text: &str) -> Result<Range<Duration>, String> {
     let duration = |text| humantime::parse_duration(text).map_err(|why| format!("{text:?}: {why}"));
     let range = duration(min)?..duration(max)?;
     if range.start > range.end {
-        Err("the shorter comes first".into())
+        Err("the shorter wait comes first".into())
     } else if range.end > WAIT_MAX {
         Err(format!("at most {}", humantime::format_duration(WAIT_MAX)))
     } else {
@@ -62,8 +73,8 @@ fn wait(text: &str) -> Result<Range<Duration>, String> {
     }
 }
 
-/// POSTs each record once per pass. Ctrl-C ends it early and prints the answers so far. Fails if a record was refused or not
-/// POSTed.
+/// POSTs each record once per pass. Ctrl-C ends it early and prints the answers so far. Fails if a
+/// record was refused or not POSTed.
 pub async fn load(args: Args) -> ExitCode {
     let (endpoint, plan) = match plan(&args) {
         Ok(plan) => plan,

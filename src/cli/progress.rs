@@ -1,4 +1,4 @@
-//! How far a command has come: a bar on a terminal, plain lines elsewhere; both on the standard error.
+//! The progress of a command on the standard error: a bar on a terminal, plain lines elsewhere.
 
 use std::io::IsTerminal as _;
 
@@ -6,14 +6,14 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 pub(super) struct Progress {
     bar: ProgressBar,
-    /// What is counted.
-    what: &'static str,
+    /// The things that are counted, as "requests".
+    unit: &'static str,
     total: u64,
     on_terminal: bool,
 }
 
 impl Progress {
-    pub fn new(total: u64, what: &'static str) -> Self {
+    pub fn new(total: u64, unit: &'static str) -> Self {
         let on_terminal = std::io::stderr().is_terminal();
         let target = if on_terminal {
             ProgressDrawTarget::stderr()
@@ -22,19 +22,19 @@ impl Progress {
         };
         let bar = ProgressBar::with_draw_target(Some(total), target);
         if let Ok(style) =
-            ProgressStyle::with_template(&format!("{{bar:30}} {{pos}}/{{len}} {what} {{msg}}"))
+            ProgressStyle::with_template(&format!("{{bar:30}} {{pos}}/{{len}} {unit} {{msg}}"))
         {
             bar.set_style(style);
         }
         Self {
             bar,
-            what,
+            unit,
             total,
             on_terminal,
         }
     }
 
-    /// So many are done. Elsewhere than on a terminal, a line for each quarter of all.
+    /// Shows that `count` are done. Without a terminal, prints a line for each quarter of the total.
     pub fn reached(&self, count: u64) {
         let quarter = |count: u64| {
             if self.total >= 4 {
@@ -46,7 +46,7 @@ impl Progress {
         let before = self.bar.position();
         self.bar.set_position(count);
         if !self.on_terminal && quarter(count) > quarter(before) {
-            eprintln!("{count} of {} {}", self.total, self.what);
+            eprintln!("{count} of {} {}", self.total, self.unit);
         }
     }
 

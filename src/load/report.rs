@@ -1,4 +1,4 @@
-//! The report of a load: one HTML file that opens from disk, with its charts in it.
+//! The report of a load: one HTML file that contains its charts and needs no other file.
 
 use std::fmt::Write as _;
 
@@ -6,13 +6,14 @@ use super::{Sample, Tally};
 
 const WIDTH: f64 = 860.0;
 const HEIGHT: f64 = 220.0;
-/// Room for the numbers at the left and below.
+/// Room for the numbers at the left.
 const LEFT: f64 = 64.0;
+/// Room for the numbers below.
 const BELOW: f64 = 24.0;
 /// A chart draws no more points than this; of those that share one, it shows the highest.
 const POINTS_MAX: usize = 400;
 
-/// A line of a chart: its name, the class that gives it its colour, and the value that it shows of a sample.
+/// A line of a chart: its name, its CSS class, and the value that it draws of a sample.
 type ChartLine = (&'static str, &'static str, fn(&Sample) -> f64);
 
 /// The report of a load on `host`.
@@ -20,7 +21,7 @@ type ChartLine = (&'static str, &'static str, fn(&Sample) -> f64);
 pub fn html(tally: &Tally, host: &str) -> String {
     let mut rows = String::new();
     let mut row = |name: &str, value: String| {
-        writeln!(rows, "<tr><th>{name}<td>{value}").expect("a string takes all")
+        writeln!(rows, "<tr><th>{name}<td>{value}").expect("a string takes all");
     };
     row("requests", tally.requests.to_string());
     row("failures", tally.failures.to_string());
@@ -59,7 +60,7 @@ pub fn html(tally: &Tally, host: &str) -> String {
         .replace("{{users}}", &chart(&tally.samples, &users))
 }
 
-/// Lines over time, from 0 up.
+/// Draws lines over time, from 0 up.
 fn chart(samples: &[Sample], lines: &[ChartLine]) -> String {
     let end = samples.last().map_or(1.0, |sample| sample.at.as_secs_f64());
     let top = samples
@@ -70,7 +71,8 @@ fn chart(samples: &[Sample], lines: &[ChartLine]) -> String {
     let y = |value: f64| (1.0 - value / top) * (HEIGHT - BELOW - 8.0) + 8.0;
     let mut svg = format!("<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\">");
     for quarter in [0.0, 0.5, 1.0] {
-        let (level, value) = (y(top * quarter), top * quarter);
+        let value = top * quarter;
+        let level = y(value);
         write!(
             svg,
             "<line class=\"grid\" x1=\"{LEFT}\" x2=\"{WIDTH}\" y1=\"{level:.1}\" y2=\"{level:.1}\"/>\
@@ -92,7 +94,7 @@ fn chart(samples: &[Sample], lines: &[ChartLine]) -> String {
             .chunks(together)
             .map(|chunk| {
                 let highest = chunk.iter().map(value).fold(0.0, f64::max);
-                // A load of one sample is a line all the same.
+                // A line needs two points.
                 let from = if samples.len() == 1 {
                     format!("{LEFT:.1},{:.1} ", y(highest))
                 } else {
@@ -134,7 +136,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_report_stands_alone_and_shows_what_was_counted() {
+    fn a_report_needs_no_other_file_and_shows_the_counts() {
         let mut tally = Tally::new();
         for ms in [1, 2, 3] {
             tally.count(

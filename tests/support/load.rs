@@ -133,7 +133,7 @@ impl Load {
                         .await
                     {
                         Some((StatusCode::ACCEPTED, _)) => {
-                            account.obligations.borrow_mut().extend(account.ids(number))
+                            account.obligations.borrow_mut().extend(account.ids(number));
                         }
                         Some(_) => {
                             account.refused.set(account.refused.get() + 1);
