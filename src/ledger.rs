@@ -5,7 +5,6 @@
 
 mod known;
 mod latency;
-pub mod metrics;
 
 use std::{
     collections::BTreeMap,
@@ -20,11 +19,8 @@ use serde::Serialize;
 use tokio::{sync::watch, time::sleep};
 use tracing::error;
 
-pub use self::latency::Quantiles;
-use self::{
-    known::{Delivered, Known},
-    latency::Latency,
-};
+use self::known::{Delivered, Known};
+pub use self::latency::{Latency, Quantiles};
 use crate::{
     clock::unix_us,
     lane_id::LaneId,
@@ -367,16 +363,41 @@ impl Ledger {
             }
     }
 
-    /// Milliseconds from publish to confirm.
+    /// Records answered with a receipt of the spool.
     #[must_use]
-    pub fn publish_ms(&self, lane: LaneId) -> Quantiles {
-        self.lane(lane).publish.quantiles_ms()
+    pub fn receipts_of_spool(&self) -> u64 {
+        self.spooled.load(Relaxed)
     }
 
-    /// Milliseconds from taking a record in to the API's 2xx.
+    /// The time of the last delivery, in µs since the Unix epoch; 0 for none.
     #[must_use]
-    pub fn delivery_ms(&self, lane: LaneId) -> Quantiles {
-        self.lane(lane).delivery.quantiles_ms()
+    pub fn last_delivery_us(&self, lane: LaneId) -> u64 {
+        self.lane(lane).last_delivery_us.load(Relaxed)
+    }
+
+    /// From handing a record to the lane to its confirm.
+    #[must_use]
+    pub const fn publish_times(&self, lane: LaneId) -> &Latency {
+        &self.lane(lane).publish
+    }
+
+    /// From a POST to its answer or failure.
+    #[must_use]
+    pub const fn post_times(&self, lane: LaneId) -> &Latency {
+        &self.lane(lane).post
+    }
+
+    /// From accepted to delivered.
+    #[must_use]
+    pub const fn delivery_times(&self, lane: LaneId) -> &Latency {
+        &self.lane(lane).delivery
+    }
+
+    /// Calls `read` with each status of ingest and the times of its answers.
+    pub fn for_each_status(&self, mut read: impl FnMut(u16, &Latency)) {
+        for (code, times) in &*lock(&self.requests) {
+            read(*code, times);
+        }
     }
 
     const fn lane(&self, lane: LaneId) -> &Lane {

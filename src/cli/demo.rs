@@ -249,7 +249,7 @@ fn print_report(
         );
     };
     for (lane, tag) in lanes {
-        let times = node.ledger.delivery_ms(*lane);
+        let times = node.ledger.delivery_times(*lane).quantiles_ms();
         let at_api = stats.paths.get(tag).copied().unwrap_or_default();
         row(
             tag,

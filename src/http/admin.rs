@@ -14,16 +14,16 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::time::Instant;
 
-use super::problem::Problem;
+use super::{
+    metrics::{self, Scrape},
+    problem::Problem,
+};
 use crate::{
     actors::supervisor::{Action, ChildId, LaneCommand, Snapshot, State, Supervisor, View},
     breaker::Breaker,
     config::Ack,
     lane_id::LaneId,
-    ledger::{
-        Balance, Ledger, Quantiles,
-        metrics::{self, Scene},
-    },
+    ledger::{Balance, Ledger, Quantiles},
     spool::{DeathReason, Entry, NotSafe, Queue, Spool, Which},
 };
 
@@ -167,13 +167,13 @@ async fn scrape(state: web::Data<AdminState>) -> Result<HttpResponse, Problem> {
         Some((lane, (status.state == State::Up.name(), status.restarts)))
     });
     let oldest = state.spool.oldest().await;
-    let scene = Scene {
+    let scrape = Scrape {
         lanes: &state.lanes,
         states: states.collect(),
         held: state.spool.stats(),
         oldest_us: oldest.and_then(|entry| Some(entry.record().origin?.at_us)),
     };
-    let text = metrics::text(&state.ledger, &scene).map_err(|why| {
+    let text = metrics::text(&state.ledger, &scrape).map_err(|why| {
         Problem::new(
             StatusCode::INTERNAL_SERVER_ERROR,
             "metrics",
@@ -413,8 +413,8 @@ impl AdminState {
             dead: counts.dead,
             in_flight: self.ledger.in_flight(lane, &self.spool.stats()),
             redelivered: counts.redelivered,
-            publish_ms: self.ledger.publish_ms(lane).into(),
-            delivery_ms: self.ledger.delivery_ms(lane).into(),
+            publish_ms: self.ledger.publish_times(lane).quantiles_ms().into(),
+            delivery_ms: self.ledger.delivery_times(lane).quantiles_ms().into(),
             broker: BrokerStatus {
                 version: view.broker.version.clone(),
                 warnings: view.broker.warnings.clone(),

@@ -1,5 +1,6 @@
-//! HTTP that the node serves: ingest and admin.
+//! The HTTP that a node serves: ingest for clients, admin for operators.
 
 pub mod admin;
 pub mod ingest;
+mod metrics;
 pub mod problem;

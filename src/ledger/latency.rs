@@ -17,7 +17,7 @@ pub struct Quantiles {
 }
 
 /// Times in microseconds, to two significant digits, and their sum.
-pub(super) struct Latency(pub(super) Mutex<(Histogram<u32>, u64)>);
+pub struct Latency(Mutex<(Histogram<u32>, u64)>);
 
 impl Latency {
     const MAX_US: u64 = 3_600_000_000;
@@ -35,6 +35,12 @@ impl Latency {
             .record(us)
             .expect("an hour in µs is within what it grows to");
         *sum += us;
+    }
+
+    /// Calls `read` with the times and their sum.
+    pub fn read<T>(&self, read: impl FnOnce(&Histogram<u32>, u64) -> T) -> T {
+        let (times, sum_us) = &*lock(&self.0);
+        read(times, *sum_us)
     }
 
     pub fn quantiles_ms(&self) -> Quantiles {

@@ -1,6 +1,6 @@
 //! The ledger in the text format of Prometheus, version 0.0.4.
 //!
-//! Everything is read at the time of the scrape from the same counts as `GET /api/status`.
+//! Each scrape reads the same counts as `GET /api/status`.
 
 use std::collections::HashMap;
 
@@ -9,10 +9,10 @@ use prometheus::{
     proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType},
 };
 
-use super::{Counts, Latency, Ledger, Relaxed, lock};
 use crate::{
     clock::unix_us,
     lane_id::LaneId,
+    ledger::{Counts, Latency, Ledger},
     spool::{Queue, SpoolStats},
 };
 
@@ -39,37 +39,42 @@ const BOUNDS_US: [u64; 20] = [
     900_000_000,
     3_600_000_000,
 ];
-/// The path of what no lane has confirmed.
+/// The path of a record that no lane has confirmed.
 const SPOOL: &str = "spool";
 
-/// What is told beside the ledger's own counts.
-pub struct Scene<'s> {
+/// The values of one scrape, beside the ledger's own counts.
+pub struct Scrape<'s> {
     /// The lanes of the node, with their tags.
     pub lanes: &'s [(LaneId, String)],
     /// Whether each lane is up, and how often it was restarted.
     pub states: HashMap<LaneId, (bool, u64)>,
     pub held: SpoolStats,
-    /// When the oldest record that waits in the spool was taken in, in microseconds since the Unix epoch.
+    /// The time at which the oldest record in the spool was accepted, in µs since the Unix epoch.
     pub oldest_us: Option<u64>,
 }
 
 /// The whole answer to a scrape.
 ///
 /// # Errors
-/// When the encoder refuses a family; none is empty or without a name, so it does not.
-pub fn text(ledger: &Ledger, scene: &Scene<'_>) -> prometheus::Result<String> {
-    let page = Page { ledger, scene };
-    let mut families = [page.counters(), page.gauges(), page.times()].concat();
+/// If the encoder refuses a family. It does not: none is empty or without a name.
+pub fn text(ledger: &Ledger, scrape: &Scrape<'_>) -> prometheus::Result<String> {
+    let exposition = Exposition { ledger, scrape };
+    let mut families = [
+        exposition.counters(),
+        exposition.gauges(),
+        exposition.times(),
+    ]
+    .concat();
     families.retain(|family| !family.get_metric().is_empty());
     TextEncoder::new().encode_to_string(&families)
 }
 
-struct Page<'p> {
+struct Exposition<'p> {
     ledger: &'p Ledger,
-    scene: &'p Scene<'p>,
+    scrape: &'p Scrape<'p>,
 }
 
-impl Page<'_> {
+impl Exposition<'_> {
     fn counters(&self) -> Vec<MetricFamily> {
         let count = |pick: fn(&Counts) -> u64| {
             self.by_path(|lane| Value::Count(pick(&self.ledger.counts(lane))))
@@ -77,12 +82,12 @@ impl Page<'_> {
         let mut accepted = count(|counts| counts.accepted);
         accepted.push(metric(
             &[("path", SPOOL)],
-            Value::Count(self.ledger.spooled.load(Relaxed)),
+            Value::Count(self.ledger.receipts_of_spool()),
         ));
         let restarts = self.by_lane(|lane| Value::Count(self.state(lane).1));
         let counter = |name, help, metrics| family(MetricType::COUNTER, name, help, metrics);
         let one = |name, help, count| counter(name, help, vec![metric(&[], Value::Count(count))]);
-        let held = self.scene.held;
+        let held = self.scrape.held;
         vec![
             counter(
                 "waypost_records_accepted_total",
@@ -128,15 +133,15 @@ impl Page<'_> {
     }
 
     fn gauges(&self) -> Vec<MetricFamily> {
-        let Scene {
+        let Scrape {
             lanes,
             held,
             oldest_us,
             ..
-        } = self.scene;
+        } = self.scrape;
         let since = |at_us: u64| seconds(unix_us().saturating_sub(at_us));
         let deliveries = lanes.iter().filter_map(|(lane, _)| {
-            let at_us = self.ledger.lane(*lane).last_delivery_us.load(Relaxed);
+            let at_us = self.ledger.last_delivery_us(*lane);
             (at_us > 0).then(|| metric(&[("lane", lane.name())], Value::Gauge(since(at_us))))
         });
         let up = self.by_lane(|lane| Value::Gauge(flag(self.state(lane).0)));
@@ -184,13 +189,10 @@ impl Page<'_> {
     }
 
     fn times(&self) -> Vec<MetricFamily> {
-        let requests = {
-            let requests = lock(&self.ledger.requests);
-            let of = |(code, times): (&u16, &Latency)| {
-                metric(&[("code", &code.to_string())], times.into())
-            };
-            requests.iter().map(of).collect()
-        };
+        let mut requests = Vec::new();
+        self.ledger.for_each_status(|code, times| {
+            requests.push(metric(&[("code", &code.to_string())], times.into()));
+        });
         let histogram = |name, help, metrics| family(MetricType::HISTOGRAM, name, help, metrics);
         vec![
             histogram(
@@ -201,23 +203,23 @@ impl Page<'_> {
             histogram(
                 "waypost_publish_seconds",
                 "From handing a record to the lane to its confirm.",
-                self.by_lane(|lane| (&self.ledger.lane(lane).publish).into()),
+                self.by_lane(|lane| self.ledger.publish_times(lane).into()),
             ),
             histogram(
                 "waypost_post_seconds",
                 "From a POST to the API's answer or its failure.",
-                self.by_lane(|lane| (&self.ledger.lane(lane).post).into()),
+                self.by_lane(|lane| self.ledger.post_times(lane).into()),
             ),
             histogram(
                 "waypost_delivery_seconds",
                 "From accepted to delivered.",
-                self.by_path(|lane| (&self.ledger.lane(lane).delivery).into()),
+                self.by_path(|lane| self.ledger.delivery_times(lane).into()),
             ),
         ]
     }
 
     fn by_lane(&self, value: impl Fn(LaneId) -> Value) -> Vec<Metric> {
-        self.scene
+        self.scrape
             .lanes
             .iter()
             .map(|(lane, _)| metric(&[("lane", lane.name())], value(*lane)))
@@ -225,7 +227,7 @@ impl Page<'_> {
     }
 
     fn by_path(&self, value: impl Fn(LaneId) -> Value) -> Vec<Metric> {
-        self.scene
+        self.scrape
             .lanes
             .iter()
             .map(|(lane, tag)| metric(&[("path", tag)], value(*lane)))
@@ -233,7 +235,7 @@ impl Page<'_> {
     }
 
     fn state(&self, lane: LaneId) -> (bool, u64) {
-        self.scene.states.get(&lane).copied().unwrap_or_default()
+        self.scrape.states.get(&lane).copied().unwrap_or_default()
     }
 }
 
@@ -245,19 +247,20 @@ enum Value {
 
 impl From<&Latency> for Value {
     fn from(times: &Latency) -> Self {
-        let (times, sum_us) = &*lock(&times.0);
-        let buckets = BOUNDS_US.map(|bound| {
-            let mut bucket = Bucket::default();
-            bucket.set_upper_bound(seconds(bound));
-            // To two significant digits: a time just above a bound may be counted below it.
-            bucket.set_cumulative_count(times.count_between(0, bound));
-            bucket
-        });
-        let mut histogram = Histogram::default();
-        histogram.set_sample_count(times.len());
-        histogram.set_sample_sum(seconds(*sum_us));
-        histogram.set_bucket(buckets.into());
-        Self::Times(histogram)
+        times.read(|times, sum_us| {
+            let buckets = BOUNDS_US.map(|bound| {
+                let mut bucket = Bucket::default();
+                bucket.set_upper_bound(seconds(bound));
+                // To two significant digits: a time just above a bound may be counted below it.
+                bucket.set_cumulative_count(times.count_between(0, bound));
+                bucket
+            });
+            let mut histogram = Histogram::default();
+            histogram.set_sample_count(times.len());
+            histogram.set_sample_sum(seconds(sum_us));
+            histogram.set_bucket(buckets.into());
+            Self::Times(histogram)
+        })
     }
 }
 
