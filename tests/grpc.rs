@@ -1,4 +1,4 @@
-//! The gRPC service as its clients see it, and nodes that carry records to each other.
+//! The gRPC service as its clients see it, and nodes that send records to each other.
 
 use std::{
     net::SocketAddr,
@@ -43,7 +43,7 @@ use crate::support::{
 };
 
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long a test looks on that something does not happen.
+/// How long a test watches for an event that must not happen.
 const A_WHILE: Duration = Duration::from_millis(200);
 
 async fn next(node: &Grpc) -> Delivery {
@@ -59,7 +59,7 @@ async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
         .unwrap_or_else(|_| panic!("not within {PATIENCE:?}: {what}"))
 }
 
-/// Acks whatever comes out of `node`, for as long as the test runs.
+/// Acks all deliveries of `node` while the test runs.
 fn ack_all(node: &Rc<Grpc>) {
     let node = Rc::clone(node);
     actix_rt::spawn(async move {
@@ -225,7 +225,7 @@ async fn carry_gives_a_receipt_per_record_in_the_order_in_which_they_are_settled
             (Outcome::Refused, id)
         );
     }
-    // What another node took in, this one has not read.
+    // This node has not checked a record that another node took in.
     records
         .send(proto::Record {
             origin: "another run/1".into(),
@@ -639,7 +639,7 @@ async fn close_confirms_what_is_settled_and_gives_back_what_is_not() {
     let mut client = client(&node).await;
     let sent = actix_rt::spawn(async move { client.send(message("sent", "{}")).await });
     let mut published = Box::pin(join_all(records.iter().map(|record| node.publish(record))));
-    // What comes out before and after these two stays unsettled: in a delivery, or in the node.
+    // All deliveries but these two stay unsettled.
     let mut held = Vec::new();
     let mut find = async |id: &str| {
         loop {

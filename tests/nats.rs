@@ -1,4 +1,5 @@
-//! What is special to NATS, beyond the contract suite: duplicates, holds, credentials, and the ways in which a server goes.
+//! Tests of NATS alone: duplicates, ack waits, credentials, and servers that end.
+//! `transport_contract` tests all transports.
 
 use std::{
     collections::HashSet,
@@ -26,7 +27,7 @@ use crate::support::{
 };
 
 const PATIENCE: Duration = Duration::from_secs(20);
-/// Far below the half minute after which the server sends by itself what was not settled.
+/// Far below the ack wait, after which the server redelivers by itself.
 const AT_ONCE: Duration = Duration::from_secs(5);
 /// The shortest ack wait of a consumer in these tests.
 const SHORT_WAIT: Duration = Duration::from_secs(1);
@@ -76,7 +77,7 @@ async fn lost(nats: &Nats) -> String {
     }
 }
 
-/// The server as its operator sees it.
+/// An operator's connection to the server.
 async fn operator(settings: &config::Nats) -> jetstream::Context {
     jetstream::new(
         async_nats::connect(&*settings.url)
@@ -95,7 +96,7 @@ fn work_queue(settings: &config::Nats) -> stream::Config {
     }
 }
 
-/// The stream and a consumer whose messages the server sends again after `SHORT_WAIT`.
+/// The stream, with a consumer whose ack wait is `SHORT_WAIT`.
 async fn declare_with_a_short_wait(settings: &config::Nats) {
     let stream = operator(settings)
         .await
@@ -134,7 +135,7 @@ async fn a_record_published_again_while_it_waits_is_stored_once() {
     nats.close().await;
 }
 
-/// As a dead letter is that an operator replays a minute later: to the server it is a duplicate.
+/// The case of a dead letter that is replayed within the duplicate window.
 #[actix_rt::test]
 async fn a_record_sent_again_after_it_was_settled_is_stored_again() {
     let Some(server) = Server::start().await else {
@@ -494,7 +495,7 @@ async fn one_of_several_servers_is_enough() {
         url: url.into(),
         ..server.config()
     };
-    // The client shuffles them.
+    // The client shuffles the servers.
     for _ in 0..5 {
         connect(&settings).await.close().await;
     }
@@ -626,8 +627,8 @@ async fn a_dropped_connection_leaves_nothing_behind() {
     held.ack();
 }
 
-/// Ends the server after `settled` records were settled, and lets it begin to count messages again, which a server that is
-/// killed may do by itself.
+/// Ends the server after `settled` records were settled, and makes it number messages from 1 again.
+/// A killed server may do that by itself.
 async fn count_again(server: &mut Server, settings: &config::Nats, settled: usize) {
     let nats = connect(settings).await;
     publish(

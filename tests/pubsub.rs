@@ -1,4 +1,4 @@
-//! What is particular to Pub/Sub; what it shares with the other transports is in `transport_contract`.
+//! Tests of Pub/Sub alone. `transport_contract` tests all transports.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -15,7 +15,7 @@ use waypost::{
 
 use crate::support::{pubsub::Pubsub as Emulator, rig::Rig as _};
 
-/// Longer than the lease of a message that nobody extends.
+/// Longer than a lease that is not extended.
 const LEASE_LAPSED: Duration = Duration::from_secs(13);
 const SOON: Duration = Duration::from_secs(5);
 
@@ -34,7 +34,8 @@ async fn connect(settings: &Settings) -> Pubsub {
         .expect("the emulator answers")
 }
 
-/// Publishes so many records at once, with ids that begin with `name`; returns once all are confirmed.
+/// Publishes `count` records at once, with ids that begin with `name`. Returns when all are
+/// confirmed.
 async fn publish(transport: &Pubsub, name: &str, count: usize) {
     let records: Vec<_> = (0..count).map(|n| record(format!("{name}-{n}"))).collect();
     try_join_all(records.iter().map(|record| transport.publish(record)))
@@ -49,7 +50,7 @@ async fn next(transport: &Pubsub, patience: Duration) -> Delivery {
         .expect("the connection is well")
 }
 
-/// Acks what comes until it has seen that many ids; returns how often each came.
+/// Acks deliveries until it has seen `count` ids. Returns how often each came.
 async fn take(transport: &Pubsub, count: usize, patience: Duration) -> HashMap<String, usize> {
     let deadline = Instant::now() + patience;
     let mut seen = HashMap::new();
@@ -131,7 +132,7 @@ async fn what_was_acked_before_close_stays_away_and_the_rest_comes_to_the_next_c
         acked.iter().all(|id| !seen.contains_key(id)),
         "{acked:?} in {seen:?}"
     );
-    // Acks of a connection that is closed come too late to count, and do no harm.
+    // Late acks of a closed connection have no effect.
     living.into_iter().for_each(Delivery::ack);
     assert!(
         timeout(LEASE_LAPSED, second.next()).await.is_err(),
@@ -266,7 +267,7 @@ async fn a_topic_that_is_deleted_ends_the_connection_at_the_next_publish() {
         "{failure:?}"
     );
     transport.close().await;
-    // Its subscription is left, without a topic.
+    // The subscription is left without a topic.
     let Err(TransportError::Connect(why)) = Pubsub::connect(&settings).await else {
         panic!("it took the subscription")
     };

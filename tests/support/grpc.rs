@@ -26,7 +26,7 @@ use waypost::{
 
 use super::{process::free_port, rig::Rig, spool};
 
-/// A node that calls itself. Between its two ends there is nothing that could be killed.
+/// A node that calls itself. It has no broker that could be killed.
 pub struct OwnNode;
 
 impl Rig for OwnNode {
@@ -47,7 +47,7 @@ impl Rig for OwnNode {
     async fn revive(&mut self) {}
 }
 
-/// A node on a free port of its own, whose records may be any JSON objects.
+/// A node on a free port. Its records may be any JSON objects.
 pub fn settings() -> Settings {
     settings_at(free_port())
 }
@@ -89,7 +89,7 @@ pub async fn client(node: &Grpc) -> WaypostClient<Channel> {
     WaypostClient::new(channel(node).await)
 }
 
-/// A record as a node would carry it.
+/// A record as a node sends it.
 pub fn record(id: &str) -> Record {
     Record {
         id: Arc::from(id),
@@ -104,7 +104,7 @@ pub fn record(id: &str) -> Record {
     }
 }
 
-/// A record as a client would send it.
+/// A record as a client sends it.
 pub fn message(id: &str, body: &str) -> proto::Record {
     proto::Record {
         id: id.into(),
@@ -113,7 +113,7 @@ pub fn message(id: &str, body: &str) -> proto::Record {
     }
 }
 
-/// Stands between two nodes, and passes bytes on until it is told to hold them back; both connections stay open.
+/// A proxy between two nodes that can hold back bytes, with both connections open.
 pub struct Wire {
     pub address: SocketAddr,
     silent: Arc<AtomicBool>,

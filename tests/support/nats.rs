@@ -18,7 +18,7 @@ use super::{eventually, process, rig::Rig};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// One server, with a folder of its own.
+/// A server with its own folder.
 pub struct Nats {
     program: PathBuf,
     arguments: Vec<String>,
@@ -28,7 +28,7 @@ pub struct Nats {
 }
 
 impl Nats {
-    /// A server that is given more `arguments`. `None`, after saying so, where there is none on this machine.
+    /// Starts a server with more `arguments`. `None`, with a message, if none is installed.
     pub async fn with(arguments: &[&str]) -> Option<Self> {
         let path = std::env::var_os("PATH").unwrap_or_default();
         let folders = std::env::split_paths(&path).chain([PathBuf::from("/usr/sbin")]);
@@ -73,7 +73,7 @@ impl Nats {
         .expect("the server starts")
     }
 
-    /// The server speaks first, of itself. Returns its version.
+    /// The server greets first. Returns the version in its greeting.
     async fn answers(&mut self) -> String {
         let (server, port) = (&mut self.server, self.port);
         eventually("NATS answers", PATIENCE, async || {
@@ -94,12 +94,12 @@ impl Nats {
         .await
     }
 
-    /// Its address, without a scheme.
+    /// The address, without a scheme.
     pub fn address(&self) -> String {
         format!("127.0.0.1:{}", self.port)
     }
 
-    /// A stream of its own.
+    /// A new stream for each caller.
     pub fn config(&self) -> config::Nats {
         let name = Record::new_id();
         config::Nats {
@@ -110,7 +110,7 @@ impl Nats {
         }
     }
 
-    /// Asks it to end, and waits for it.
+    /// Asks the server to end, and waits for that.
     pub async fn terminate(&mut self) {
         self.signal("TERM");
         let server = &mut self.server;
@@ -120,7 +120,7 @@ impl Nats {
         .await;
     }
 
-    /// Takes from a server that has ended what it knows of the messages of `stream`; what it knows of the consumers stays.
+    /// Deletes the messages of `stream` from a stopped server, and keeps its consumers.
     pub fn forget_messages(&self, stream: &str) {
         let messages = self
             .data
@@ -133,7 +133,8 @@ impl Nats {
         }
     }
 
-    /// "STOP" and "CONT": silence without a closed socket. "USR2": lame duck.
+    /// "STOP" silences the server with its sockets open, "CONT" ends that, "USR2" is lame duck
+    /// mode.
     pub fn signal(&self, signal: &str) {
         process::signal(&self.server, signal);
     }

@@ -1,4 +1,4 @@
-//! Child processes that die with the test binary, however it ends.
+//! Child processes that end with the test binary, even if it is killed.
 
 use std::{
     fs,
@@ -16,8 +16,8 @@ use std::{
 
 use std::os::unix::process::CommandExt as _;
 
-/// A port of 127.0.0.1 that nobody listens on, for a server to bind next. It is below those that systems hand out to clients: no
-/// connection takes it meanwhile, nor while the server is down.
+/// A free port of 127.0.0.1 for a server. It is below the ports that the system gives to clients,
+/// so no connection takes it before the server starts or while it is down.
 pub fn free_port() -> u16 {
     const PORTS: std::ops::Range<u16> = 10_000..32_000;
     static NEXT: LazyLock<AtomicU16> = LazyLock::new(|| AtomicU16::new(fastrand::u16(..)));
@@ -31,8 +31,8 @@ pub fn free_port() -> u16 {
 
 type Order = (Command, mpsc::Sender<std::io::Result<Child>>);
 
-/// The kernel ends a child when the *thread* that started it ends, and test threads end with their test; so one thread
-/// that lives as long as the binary starts them all.
+/// The kernel ends a child when the *thread* that started it ends. Test threads end with their
+/// test, so one thread that lives as long as the binary starts all children.
 static STARTER: LazyLock<Mutex<mpsc::Sender<Order>>> = LazyLock::new(|| {
     let (orders, inbox) = mpsc::channel::<Order>();
     thread::spawn(move || {
@@ -43,8 +43,8 @@ static STARTER: LazyLock<Mutex<mpsc::Sender<Order>>> = LazyLock::new(|| {
     Mutex::new(orders)
 });
 
-/// Starts `program`, in a process group of its own, to be killed when the test binary ends. The caller keeps the `Child`
-/// and may configure arguments, environment and stdio through `set_up`.
+/// Starts `program` in its own process group. It is killed when the test binary ends. `set_up`
+/// configures arguments, environment and stdio; the caller keeps the `Child`.
 pub fn start(program: &str, set_up: impl FnOnce(&mut Command)) -> std::io::Result<Child> {
     let mut command = Command::new("setpriv");
     command
@@ -60,8 +60,8 @@ pub fn start(program: &str, set_up: impl FnOnce(&mut Command)) -> std::io::Resul
     answer.recv().expect("the starter answers")
 }
 
-/// Sends `signal` ("TERM", "STOP", "CONT", "KILL") to one process. After "STOP" each of its threads has stopped: while the one
-/// that takes the signal waits for a processor, the others run on and answer.
+/// Sends `signal` ("TERM", "STOP", "CONT", "KILL") to one process. For "STOP" it returns when all
+/// threads have stopped: the others run on until the thread that takes the signal gets a processor.
 pub fn signal(child: &Child, signal: &str) {
     let status = Command::new("kill")
         .args([&format!("-{signal}"), &child.id().to_string()])
@@ -86,7 +86,7 @@ fn has_stopped(process: u32) -> bool {
     let tasks = fs::read_dir(format!("/proc/{process}/task")).expect("a child's threads");
     let mut states =
         tasks.map(|task| fs::read_to_string(task.expect("a thread").path().join("stat")));
-    // The state follows the name, which is in parentheses. A thread that has ended meanwhile has no file.
+    // The state follows the name in parentheses. A thread that has ended has no file.
     states.all(|stat| {
         stat.ok()
             .and_then(|stat| Some(stat.rsplit_once(") ")?.1.starts_with('T')))
@@ -94,11 +94,12 @@ fn has_stopped(process: u32) -> bool {
     })
 }
 
-/// A limit on the memory of processes, page cache included, beyond which the kernel ends them: a control group of Linux.
+/// A memory limit, page cache included, beyond which the kernel ends a process: a Linux control
+/// group.
 pub struct MemoryLimit(PathBuf);
 
 impl MemoryLimit {
-    /// `None` where the machine lets nobody set one: that takes root, and a hierarchy that can be written.
+    /// `None` without root or a writable hierarchy.
     pub fn new(bytes: u64) -> Option<Self> {
         let own = fs::read_to_string("/proc/self/cgroup").ok()?;
         let group = |prefix: &str| {
@@ -120,7 +121,7 @@ impl MemoryLimit {
         })
     }
 
-    /// Holds for `child` from now on.
+    /// Limits `child` from now on.
     pub fn add(&self, child: &Child) {
         fs::write(self.0.join("cgroup.procs"), child.id().to_string()).expect("the group is ours");
     }
@@ -128,7 +129,7 @@ impl MemoryLimit {
 
 impl Drop for MemoryLimit {
     fn drop(&mut self) {
-        // An empty folder that stays hurts nobody.
+        // An empty folder may stay.
         fs::remove_dir(&self.0).ok();
     }
 }

@@ -1,5 +1,5 @@
-//! A network that fails: a TCP proxy whose two directions pass, hold back, delay or trickle what goes through, and whose
-//! connections can be cut or reset.
+//! A faulty network: a TCP proxy whose directions pass, hold back, delay or throttle bytes, and
+//! whose connections can be cut or reset.
 
 use std::{
     net::{SocketAddr, TcpListener},
@@ -15,19 +15,19 @@ use tokio::{
     time::sleep,
 };
 
-/// What happens to the bytes of one direction.
+/// How one direction treats bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
     Passes,
-    /// A black hole: nothing arrives, and nobody is told. What was under way arrives once it passes again, as TCP would
-    /// send it again.
+    /// A black hole: nothing arrives, without an error. The bytes under way arrive when it passes
+    /// again, as after a retransmission.
     Swallows,
     Delays(Duration),
-    /// So many bytes a second.
+    /// Bytes per second.
     Trickles(usize),
 }
 
-/// What the network does.
+/// The state of the network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Network {
     /// From the client to the server.
@@ -51,7 +51,7 @@ impl Network {
     };
 }
 
-/// How a connection is ended from outside.
+/// How the proxy ends a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
     /// FIN to both sides.
@@ -60,17 +60,17 @@ enum End {
     Reset,
 }
 
-/// A proxy on a free port; it ends with the value.
+/// A proxy on a free port. Dropping it ends it.
 pub struct Proxy {
     address: SocketAddr,
     network: watch::Sender<Network>,
-    /// Counts the ends that were ordered, and says which the last one was.
+    /// The number of ordered ends, and the latest one.
     ends: watch::Sender<(u64, End)>,
     stop: Arc<Mutex<Option<tokio::sync::oneshot::Sender<()>>>>,
 }
 
 impl Proxy {
-    /// In front of whatever listens on `server`, now or later.
+    /// Starts a proxy for `server`, which may listen later.
     pub fn before(server: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("a bound socket");
@@ -154,7 +154,7 @@ async fn connection(
     mut network: watch::Receiver<Network>,
     mut ends: watch::Receiver<(u64, End)>,
 ) {
-    // Into a black hole nobody connects.
+    // A black hole takes no connections.
     if network
         .wait_for(|network| network.there != Way::Swallows && network.back != Way::Swallows)
         .await
@@ -186,11 +186,11 @@ async fn connection(
 }
 
 fn reset(stream: TcpStream) {
-    // Where it fails, the connection is gone already.
+    // An error means that the connection is gone already.
     stream.set_zero_linger().ok();
 }
 
-/// Ends when one side has closed and the network lets the other know.
+/// Ends when one side has closed and the network passes that on.
 async fn carry(
     mut from: tokio::net::tcp::ReadHalf<'_>,
     mut to: tokio::net::tcp::WriteHalf<'_>,

@@ -1,5 +1,5 @@
-//! The real emulator of an installed Google Cloud SDK. Whoever holds a [`Pubsub`] has it alone, and may kill it; one that is
-//! no longer held serves the next test.
+//! The real emulator of an installed Google Cloud SDK. The holder of a [`Pubsub`] has it alone and
+//! may kill it. A dropped one serves the next test.
 
 use std::{
     path::{Path, PathBuf},
@@ -21,12 +21,12 @@ use super::{eventually, process, rig::Rig};
 
 const PROJECT: &str = "waypost";
 const START_TIMEOUT: Duration = Duration::from_mins(1);
-/// The first answer of a Java program takes long.
+/// A Java program answers slowly at first.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 static IDLE: Mutex<Vec<Emulator>> = Mutex::new(Vec::new());
 
-/// An emulator, until it is dropped.
+/// Exclusive use of an emulator.
 pub struct Pubsub {
     emulator: Option<Emulator>,
 }
@@ -93,7 +93,7 @@ impl Rig for Pubsub {
 }
 
 impl Pubsub {
-    /// A topic and a subscription that nobody has used yet.
+    /// A new topic and subscription for each caller.
     pub fn config(&mut self) -> config::Pubsub {
         let unused = format!("records-{}", Record::new_id());
         config::Pubsub {
@@ -105,12 +105,12 @@ impl Pubsub {
         }
     }
 
-    /// "STOP" and "CONT": silence without a closed socket.
+    /// "STOP" silences the emulator with its sockets open, and "CONT" ends that.
     pub fn signal(&mut self, signal: &str) {
         process::signal(&self.emulator().child, signal);
     }
 
-    /// An administrator's clients.
+    /// Clients for administration.
     pub async fn admin(&mut self) -> (TopicAdmin, SubscriptionAdmin) {
         let endpoint = format!("http://127.0.0.1:{}", self.emulator().port);
         let anonymous = || anonymous::Builder::new().build();
@@ -157,7 +157,7 @@ impl Drop for Pubsub {
 }
 
 impl Emulator {
-    /// Running again, whatever was done to it.
+    /// Makes the emulator run again after a test has stopped or killed it.
     fn mend(&mut self) {
         if self.child.try_wait().expect("the child is ours").is_none() {
             process::signal(&self.child, "CONT");
@@ -167,7 +167,7 @@ impl Emulator {
     }
 }
 
-/// Its script replaces itself with the Java program, so that the child is the emulator.
+/// The script replaces itself with the Java program, so the child is the emulator.
 fn spawn(program: &Path, port: u16) -> Child {
     process::start(program.to_str().expect("a path of UTF-8"), |command| {
         command

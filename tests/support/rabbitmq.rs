@@ -1,5 +1,5 @@
-//! A real `RabbitMQ`. It takes long to start, so the test binary has one, and tests take turns with it: whoever holds a
-//! [`Rabbit`] may kill it.
+//! A real `RabbitMQ`. It starts slowly, so the test binary has one, and tests take turns: the
+//! holder of the [`Rabbit`] may kill it.
 
 use std::{
     os::unix::process::CommandExt as _,
@@ -19,7 +19,7 @@ use waypost::{config, record::Record, transport::rabbitmq};
 
 use super::{eventually, process, rig::Rig, tls::certificate};
 
-/// The server itself: the script of that name in `sbin` drops to another user.
+/// The server itself. The script of that name in `sbin` changes the user.
 const SERVER: &str = "/usr/lib/rabbitmq/bin/rabbitmq-server";
 const CTL: &str = "/usr/lib/rabbitmq/bin/rabbitmqctl";
 /// A start takes 10 to 20 seconds on two busy cores.
@@ -44,7 +44,7 @@ impl Rig for Rabbit {
         }
         let mut server = Arc::clone(&SHARED).lock_owned().await;
         match &mut *server {
-            // The one before may have panicked and left it stopped or dead.
+            // The test before may have panicked and left it stopped or dead.
             Some(server) => server.mend().await,
             None => *server = Some(Server::start().await),
         }
@@ -69,10 +69,10 @@ impl Rig for Rabbit {
 }
 
 impl Drop for Rabbit {
-    /// The tests share a server: one that fails leaves it in an unknown state, so the next one gets it started anew.
+    /// A failed test leaves the shared server in an unknown state, so the next test gets a new one.
     fn drop(&mut self) {
         if thread::panicking() {
-            // It fails on a server that the test has killed, which is as good.
+            // This fails if the test has killed the server.
             self.server().child.kill().ok();
             self.server().child.wait().ok();
         }
@@ -80,7 +80,7 @@ impl Drop for Rabbit {
 }
 
 impl Rabbit {
-    /// A queue of its own for each that asks.
+    /// A new queue for each caller.
     pub fn config(&mut self) -> config::Rabbitmq {
         let url = self.server().place.url();
         config::Rabbitmq {
@@ -94,12 +94,12 @@ impl Rabbit {
         self.server.as_mut().expect("a started rig has a server")
     }
 
-    /// "STOP" and "CONT": silence without a closed socket.
+    /// "STOP" silences the server with its sockets open, and "CONT" ends that.
     pub fn signal(&mut self, signal: &str) {
         process::signal(&self.server().child, signal);
     }
 
-    /// An administrator's command.
+    /// Runs an administrator's command.
     pub fn ctl(&mut self, args: &[&str]) {
         let place = &self.server().place;
         let mut command = Command::new(CTL);
@@ -116,12 +116,12 @@ impl Rabbit {
         );
     }
 
-    /// The port where it speaks TLS, and the certificate that it shows.
+    /// The TLS port, and the server's certificate.
     pub fn tls(&mut self) -> Option<(u16, PathBuf)> {
         self.server().place.tls.clone()
     }
 
-    /// The connection of another client.
+    /// Connects another client.
     pub async fn client(&mut self) -> Connection {
         self.server()
             .place
@@ -134,7 +134,8 @@ impl Rabbit {
 struct Server {
     place: Place,
     child: Child,
-    /// In the foreground, so that it ends with the tests; the server would start one that outlives them.
+    /// The port mapper, started here so that it ends with the tests. One started by the server
+    /// would outlive them.
     _epmd: Child,
     /// Removes the folder once the tests have ended, and with them its input.
     _sweeper: Child,
@@ -184,7 +185,7 @@ impl Server {
         }
     }
 
-    /// Undoes what a test that panicked has left: a stopped or a dead server.
+    /// Revives a server that a panicked test has left stopped or dead.
     async fn mend(&mut self) {
         if self.is_running() {
             process::signal(&self.child, "CONT");
@@ -206,7 +207,7 @@ impl Server {
         );
     }
 
-    /// Waits until it answers; false if it has ended instead.
+    /// Waits until it answers. False if it has ended instead.
     async fn comes_up(&mut self) -> bool {
         let (child, place) = (&mut self.child, &self.place);
         eventually("RabbitMQ answers", START_TIMEOUT, || {
@@ -223,11 +224,11 @@ impl Server {
     }
 }
 
-/// Where a server lives: what it keeps over restarts.
+/// The part of a server that survives restarts.
 struct Place {
     dir: PathBuf,
     port: u16,
-    /// Where it speaks TLS, and the certificate that it shows; `None` where none can be made.
+    /// The TLS port and certificate. `None` if no certificate can be made.
     tls: Option<(u16, PathBuf)>,
     dist_port: u16,
     epmd_port: u16,

@@ -1,4 +1,4 @@
-//! Certificates, made on the spot.
+//! Certificates for tests.
 
 use std::{
     path::{Path, PathBuf},
@@ -11,8 +11,8 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
 };
 
-/// A certificate for `name` (as `DNS:localhost`, `IP:127.0.0.1`) that signs itself, and its key, in `folder`; `None` where there
-/// is no tool to make one, which in CI is a failure.
+/// Makes a self-signed certificate for `name` (as `DNS:localhost`, `IP:127.0.0.1`) and its key in
+/// `folder`. `None` if `openssl` is not installed, which is a failure in CI.
 pub fn certificate(folder: &Path, name: &str) -> Option<(PathBuf, PathBuf)> {
     let (cert, key) = (folder.join("cert.pem"), folder.join("key.pem"));
     let made = Command::new("openssl")
@@ -51,7 +51,7 @@ pub fn certificate(folder: &Path, name: &str) -> Option<(PathBuf, PathBuf)> {
     Some((cert, key))
 }
 
-/// What a server needs to speak TLS with such a certificate.
+/// A server's TLS configuration with such a certificate.
 pub fn server(cert: &Path, key: &Path) -> Arc<ServerConfig> {
     let chain = vec![CertificateDer::from_pem_file(cert).unwrap()];
     let key = PrivateKeyDer::from_pem_file(key).unwrap();
