@@ -6,6 +6,7 @@
 mod buffer;
 mod client;
 mod inbound;
+mod peer_stream;
 mod server;
 mod service;
 mod tls;

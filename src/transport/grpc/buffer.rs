@@ -1,8 +1,9 @@
-//! The records that have come in and are not settled: they wait for the forwarder, are being forwarded, or wait for a retry.
+//! The records that have come in and are not settled: they wait for the forwarder, are being
+//! forwarded, or wait for a retry.
 //!
-//! This lane has no broker, so the node's disk keeps a record that the API does not take soon. Once a record is on disk, its
-//! sender gets its receipt. A record goes to disk at once while memory is full or the API is known to be down; it returns to
-//! memory when there is room.
+//! This lane has no broker, so the node's disk keeps a record that the API does not take soon. Once
+//! a record is on disk, its sender gets its receipt. A record goes to disk at once while memory is
+//! full or the API is known to be down; it returns to memory when there is room.
 
 use std::{mem, pin::Pin, sync::Arc, time::Duration};
 
@@ -20,7 +21,8 @@ use crate::{
     spool::{Entry, EntryKey, Queue, Spool},
 };
 
-/// Capacity in memory, in units of [`UNIT`] bytes: at most 1024 records or 64 MiB. A record takes at least one unit.
+/// Capacity in memory, in units of [`UNIT`] bytes: at most 1024 records or 64 MiB. A record takes
+/// at least one unit.
 const CAPACITY: usize = 1024;
 const UNIT: usize = 64 << 10;
 /// Units that may be on their way to the disk because memory is full.
@@ -38,10 +40,12 @@ pub(super) struct OutcomeEvent {
     pub is_safe: bool,
 }
 
-/// Carries the outcomes of one stream's records. Each buffered record sends one event, so the buffer bounds the channel.
+/// Carries the outcomes of one stream's records. Each buffered record sends one event, so the
+/// buffer bounds the channel.
 pub(super) type OutcomeSender = mpsc::UnboundedSender<OutcomeEvent>;
 
-/// Reports one record's outcome to its stream. Dropped unused, it reports that the record was given up.
+/// Reports one record's outcome to its stream. Dropped unused, it reports that the record was given
+/// up.
 struct Reporter {
     number: usize,
     outcomes: Option<OutcomeSender>,
@@ -93,7 +97,8 @@ enum State {
 }
 
 impl BufferedRecord {
-    /// Writes the record to disk unless it is settled first. Its sender learns that it is safe in both cases.
+    /// Writes the record to disk unless it is settled first. Its sender learns that it is safe in
+    /// both cases.
     pub(super) async fn write_to_disk(&self) {
         match &mut *self.state.lock() {
             state @ State::Memory => *state = State::Writing,
@@ -159,7 +164,8 @@ struct BufferShared {
 }
 
 impl BufferIn {
-    /// Buffers `record` in memory if there is room and the API is not known to be down. The outcome goes to `outcomes`.
+    /// Buffers `record` in memory if there is room and the API is not known to be down. The outcome
+    /// goes to `outcomes`.
     pub(super) fn try_admit(
         &self,
         record: &Record,
@@ -176,8 +182,9 @@ impl BufferIn {
         Some(self.insert(record.clone(), State::Memory, Some(reporter), capacity))
     }
 
-    /// Buffers `record` in memory, or on disk if memory is full or the API is down. If the disk fails too, the record enters
-    /// memory once there is room. Waits while too many records are on their way to the disk.
+    /// Buffers `record` in memory, or on disk if memory is full or the API is down. If the disk
+    /// fails too, the record enters memory once there is room. Waits while too many records are on
+    /// their way to the disk.
     ///
     /// Dropping the future before it resolves leaves the record out, without an outcome.
     pub(super) async fn admit(
@@ -193,7 +200,8 @@ impl BufferIn {
             .acquire_many_owned(units(record).min(OVERFLOW))
             .await;
         let reporter = Reporter::new(number, outcomes);
-        // Nobody closes the semaphore. If it were closed, the dropped reporter would give the record up.
+        // Nobody closes the semaphore. If it were closed, the dropped reporter would give the
+        // record up.
         let permit = permit.ok()?;
         let buffer = self.clone();
         let record = record.clone();
@@ -257,8 +265,9 @@ impl BufferIn {
         }
     }
 
-    /// The channel holds a buffered record at most once and has a place for each, so it is never full. It is closed once
-    /// [`BufferOut`] is gone: the record is then given up, and its sender learns that, or it is on disk.
+    /// The channel holds a buffered record at most once and has a place for each, so it is never
+    /// full. It is closed once [`BufferOut`] is gone: the record is then given up, and its sender
+    /// learns that, or it is on disk.
     fn enqueue(&self, queued: Queued) {
         if let Err(mpsc::error::TrySendError::Full(queued)) = self.0.queued.try_send(queued) {
             tracing::error!(
@@ -326,7 +335,8 @@ impl BufferOut {
         }
     }
 
-    /// The next record in the channel that needs no delay, if there is one. Delayed records come out of [`Self::next`].
+    /// The next record in the channel that needs no delay, if there is one. Delayed records come
+    /// out of [`Self::next`].
     pub(super) fn try_next(&self) -> Option<Delivery> {
         let mut inbox = self.0.try_lock().ok()?;
         loop {

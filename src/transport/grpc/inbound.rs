@@ -22,8 +22,8 @@ use crate::{
 /// Outcomes handled in one turn, so that other tasks of this thread wait no longer.
 const OUTCOMES_MAX: usize = 256;
 
-/// Polled by the task that wants the next receipt. It reads nothing from the wire while a record waits for room, so a full
-/// buffer slows the sender down.
+/// Polled by the task that wants the next receipt. It reads nothing from the wire while a record
+/// waits for room, so a full buffer slows the sender down.
 pub(super) struct InboundStream {
     buffer: BufferIn,
     schema: Schema,
@@ -87,7 +87,8 @@ impl InboundStream {
         self.broken.take()
     }
 
-    /// The receipts that are due, at least one. `None` once no record will come and each has its receipt.
+    /// The receipts that are due, at least one. `None` once no record will come and each has its
+    /// receipt.
     pub(super) async fn next_receipts(&mut self) -> Option<Vec<Receipt>> {
         let mut events = Vec::new();
         while self.receipts.is_empty() {

@@ -1,4 +1,5 @@
-//! The server: the service, its health and its descriptors on one socket, and connections that can be cut.
+//! The server: the service, its health and its descriptors on one socket, and connections that can
+//! be cut.
 
 use std::{
     io,
@@ -26,11 +27,11 @@ use crate::{
     transport::TransportError,
 };
 
-/// The future that serves until [`Phase::Closing`], and then until the open calls have ended or [`Phase::Cut`] is reached.
-/// It stops listening as soon as it stops serving.
+/// Returns a future that serves until [`Phase::Closing`], and then until the open calls have ended
+/// or [`Phase::Cut`] is reached. It stops listening when it stops serving.
 ///
 /// # Errors
-/// When the TLS settings do not fit together.
+/// If certificate and key do not fit together.
 pub(super) fn serve(
     listener: TcpListener,
     tls: Option<ServerTlsConfig>,
@@ -55,7 +56,7 @@ pub(super) fn serve(
         .add_service(WaypostServer::new(service).max_decoding_message_size(MAX_MESSAGE))
         .add_service(health_service)
         .add_service(descriptors().build_v1().map_err(|e| connect_error(&e))?)
-        // What older tools ask for.
+        // Older tools ask for the alpha version.
         .add_service(
             descriptors()
                 .build_v1alpha()
@@ -89,8 +90,8 @@ pub(super) fn serve(
     })
 }
 
-/// A connection that ends at [`Phase::Cut`], whatever its streams and its peer are doing: a graceful shutdown waits for calls
-/// that a client may keep open for ever.
+/// A connection that ends at [`Phase::Cut`] even if its calls are open. A graceful shutdown waits
+/// for calls, which a client may keep open for ever.
 struct Connection {
     tcp: TcpStream,
     cut: BoxFuture<'static, ()>,
@@ -102,7 +103,7 @@ impl AsyncRead for Connection {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        // An HTTP/2 connection always has a read under way, so this is the one place that needs to look.
+        // An HTTP/2 connection always has a read under way, so no other method needs this check.
         if self.cut.poll_unpin(cx).is_ready() {
             self.cut = std::future::ready(()).boxed();
             return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));

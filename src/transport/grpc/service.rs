@@ -31,7 +31,8 @@ pub(super) const CLOSING: &str = "closing";
 const SUMMARY_MAX: usize = 1000;
 /// The longest id: an `Idempotency-Key` of 255 characters, its place in a batch, and a lane.
 const ID_MAX: usize = 300;
-/// The longest trace context that is carried along. Version 00 has 55 characters; later ones may have more.
+/// The longest trace context that is carried along. Version 00 has 55 characters; later ones may
+/// have more.
 const TRACEPARENT_MAX: usize = 256;
 
 pub(super) struct Service {
@@ -69,7 +70,8 @@ impl Waypost for Service {
                 return outcome;
             }
             if let Some(buffered) = buffered {
-                // A task, because the write must end even if this call does not: it yields the key that settles the entry.
+                // A task, because the write must end even if this call does not: it yields the key
+                // that settles the entry.
                 tokio::spawn(async move { buffered.write_to_disk().await });
             }
             outcomes.recv().await
@@ -159,7 +161,8 @@ impl Waypost for Service {
     }
 }
 
-/// The origin's run of a client's record, so that the ledger counts it for none of this node's runs.
+/// The origin's run of a client's record, so that the ledger counts it for none of this node's
+/// runs.
 const CLIENT: &str = "client";
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -212,12 +215,14 @@ pub(super) fn accept(
         ));
     }
     let (body, origin) = match (sender, Origin::parse(&origin)) {
-        // This node has checked the record. Only nodes that it sent records to know the name of its run.
+        // This node has checked the record. Only nodes that it sent records to know the name of its
+        // run.
         (Sender::Node, Some(origin)) if *origin.run == *run => (Ok(body), Some(origin)),
         // Another node has checked the record against its own schema.
         (Sender::Node, Some(origin)) => (record::parse(&body, Schema::Any), Some(origin)),
         (Sender::Node, None) => (record::parse(&body, schema), None),
-        // A client cannot set an origin. The time in it limits retries; run and time recognise a duplicate.
+        // A client cannot set an origin. The time in it limits retries; run and time recognise a
+        // duplicate.
         (Sender::Client, _) => (
             record::parse(&body, schema),
             Some(Origin::now(CLIENT.into())),
