@@ -16,10 +16,12 @@
 
 mod bundle;
 pub mod grpc;
+mod lost;
 pub mod memory;
 pub mod nats;
 pub mod pubsub;
 pub mod rabbitmq;
+mod secret;
 
 use std::{future::ready, time::Duration};
 

@@ -1,11 +1,11 @@
 //! NATS JetStream: a file-backed work-queue stream and a durable pull consumer with explicit acks.
 //!
-//! One client per connection: it does not reconnect by itself, so that what was under way when it broke is given back by the lane
-//! rather than hidden in the client's buffers. Three tasks run for it: one hands confirms to the publishes that wait for them
-//! (`confirm`), one pulls (`pull`), one settles (`settle`).
+//! Each connection has a client of its own, which does not reconnect: the lane takes back the records under way, instead of
+//! the client's buffers hiding them. Three tasks serve a connection: `confirm` matches confirms with publishes, `pull` pulls
+//! messages, and `settle` sends acks.
 
-mod astray;
 mod confirm;
+mod consumer_check;
 mod declare;
 mod open;
 mod pull;
@@ -25,7 +25,7 @@ use async_nats::{
 };
 use futures_util::FutureExt as _;
 use tokio::{
-    sync::{Mutex, mpsc, watch},
+    sync::{Mutex, mpsc},
     task::JoinHandle,
     time::timeout,
 };
@@ -35,13 +35,14 @@ use self::{
     confirm::{Confirms, Stored},
     declare::declare,
     open::open,
-    pull::pull,
+    pull::Puller,
     settle::Settler,
 };
 use super::{
     Broker, CLOSE_TIMEOUT, CONNECT_TIMEOUT, PREFETCH, Transport, TransportError,
     bundle::{Kind, Known, Opener},
     header,
+    lost::Lost,
 };
 use crate::{
     config,
@@ -122,14 +123,6 @@ impl Ready {
     }
 }
 
-/// Why the connection is no longer of use, once it is not.
-type Lost = watch::Sender<Option<String>>;
-
-/// The first reason stays.
-fn lose(lost: &Lost, why: String) {
-    lost.send_if_modified(|lost| lost.is_none() && lost.replace(why).is_none());
-}
-
 fn cannot(why: impl ToString) -> TransportError {
     TransportError::Connect(why.to_string())
 }
@@ -175,19 +168,12 @@ impl Transport for Nats {
     }
 
     async fn lost(&self) -> TransportError {
-        let mut lost = self.lost.subscribe();
-        // The wait cannot fail: `self` keeps the sender.
-        let why = lost
-            .wait_for(Option::is_some)
-            .await
-            .ok()
-            .and_then(|why| why.clone());
-        TransportError::Lost(why.unwrap_or_default())
+        self.lost.wait().await
     }
 
     async fn close(&self) {
         // Ends a `next` that waits, which holds the lock, and the pulling with the pull that is under way.
-        lose(&self.lost, "closed".into());
+        self.lost.set("closed");
         let close = async {
             let mut ready = self.ready.lock().await;
             while let Some(delivery) = ready.next().await {
@@ -217,7 +203,7 @@ impl Nats {
             known,
         }: &Settings,
     ) -> Result<Self, TransportError> {
-        let lost = Lost::new(None);
+        let lost = Lost::default();
         let client = open(settings, lost.clone()).await?;
         let context = ContextBuilder::new()
             .timeout(REQUEST_TIMEOUT)
@@ -236,15 +222,15 @@ impl Nats {
         let (settler, settling) = settle::new(client.clone(), ack_wait);
         let (confirms, confirming) = confirm::new(&client, &settings.stream, lost.clone()).await?;
         let (inbox, messages) = mpsc::channel(usize::from(PREFETCH));
-        let source = (declared.stream.clone(), settings.subject.clone());
-        let pulling = pull(
+        let puller = Puller {
             context,
-            source,
-            declared.consumer,
-            inbox,
-            settler.clone(),
-            lost.clone(),
-        );
+            stream: declared.stream.clone(),
+            subject: settings.subject.clone(),
+            consumer: declared.consumer,
+            ready: inbox,
+            settler: settler.clone(),
+            lost: lost.clone(),
+        };
         Ok(Self {
             client,
             stream: declared.stream,
@@ -259,7 +245,7 @@ impl Nats {
             lost,
             tasks: [
                 tokio::spawn(settling),
-                tokio::spawn(pulling),
+                tokio::spawn(puller.run()),
                 tokio::spawn(confirming),
             ],
             broker,
@@ -297,7 +283,7 @@ impl Nats {
     }
 
     async fn unless_lost<F: Future>(&self, work: F) -> Result<F::Output, TransportError> {
-        if self.lost.borrow().is_some() {
+        if self.lost.is_set() {
             return Err(self.lost().await);
         }
         tokio::select! {

@@ -1,17 +1,17 @@
 //! Google Cloud Pub/Sub, or its emulator.
 //!
-//! A publisher, its probe and the deliveries belong to one connection. The stream of messages does not: it belongs to the
-//! `Feed`, which the settings hold, and which hands messages to whichever connection is the present one.
+//! A publisher, its probe and the deliveries belong to one connection. The stream of messages belongs to the settings
+//! (`stream::SharedStream`), and serves the latest connection.
 
 mod access;
 mod declare;
-mod feed;
+mod stream;
 
 use std::{
     collections::HashMap,
     pin::Pin,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll, ready},
@@ -26,9 +26,7 @@ use google_cloud_pubsub::{
 };
 use tokio::{
     runtime::Handle,
-    sync::{
-        AcquireError, Mutex as AsyncMutex, Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch,
-    },
+    sync::{AcquireError, Mutex as AsyncMutex, Notify, OwnedSemaphorePermit, Semaphore, mpsc},
     task::AbortHandle,
     time::{sleep, timeout},
 };
@@ -36,12 +34,13 @@ use tokio::{
 use self::{
     access::Access,
     declare::{Admin, Probe},
-    feed::{Feed, Held, TIMER_SLACK},
+    stream::{LEASED_MAX, Leased, SharedStream},
 };
 use super::{
     Broker, CONNECT_TIMEOUT, Transport, TransportError,
     bundle::{Kind, Known, Opener},
     header,
+    lost::Lost,
 };
 use crate::{
     config,
@@ -60,11 +59,10 @@ const PUBLISH_TIMEOUT: Duration = Duration::from_secs(7);
 /// What the publisher may hold, in KiB: 32 MiB, and by [`CHARGE_MIN_KIB`] no more than 4096 messages. Its own queue has no bound.
 const PUBLISHING_KIB: u32 = 32 << 10;
 const CHARGE_MIN_KIB: u32 = 8;
-/// How long an ack waits for others, so that they wake the client's thread once: it would send them later than that anyway.
+/// How long an ack waits for others, so that together they wake the client's thread once. The client sends acks every 100 ms.
 const LINGER: Duration = Duration::from_millis(10);
-/// The client sends acks every 100 ms, or later by the slack of its thread's timers, and does not say when they have arrived:
-/// one period and a slow round trip.
-const FLUSH: Duration = Duration::from_millis(400).saturating_add(TIMER_SLACK);
+/// The client sends acks every 100 ms and does not say when they have arrived: one period and a slow round trip.
+const FLUSH: Duration = Duration::from_millis(400);
 /// While nothing comes in, the subscription is looked up so often: an outage is otherwise hidden by the client's own retries.
 const PROBE_PERIOD: Duration = Duration::from_millis(2500);
 /// Two probes that fail, so far apart, are an outage.
@@ -74,7 +72,7 @@ const PROBE_GAP: Duration = Duration::from_millis(300);
 #[derive(Clone)]
 pub struct Settings {
     config: Arc<config::Pubsub>,
-    feed: Arc<Feed>,
+    stream: Arc<SharedStream>,
     known: Known,
 }
 
@@ -83,7 +81,7 @@ impl Settings {
     pub fn new(config: config::Pubsub) -> Self {
         Self {
             config: Arc::new(config),
-            feed: Arc::default(),
+            stream: Arc::default(),
             known: Known::default(),
         }
     }
@@ -93,14 +91,14 @@ impl Settings {
 pub struct Pubsub {
     publisher: Publisher,
     publishing: Arc<Semaphore>,
-    ready: AsyncMutex<(mpsc::Receiver<Held>, Opener)>,
+    ready: AsyncMutex<(mpsc::Receiver<Leased>, Opener)>,
     outstanding: Arc<Outstanding>,
     state: Arc<State>,
-    /// Of the feed. What has to wait, and outlive who asked for it, does so there.
+    /// Of the stream's thread. Delayed nacks run there because they must outlive the connection.
     runtime: Handle,
     probe: AbortHandle,
     broker: Broker,
-    feed: Arc<Feed>,
+    stream: Arc<SharedStream>,
 }
 
 impl Transport for Pubsub {
@@ -138,8 +136,8 @@ impl Transport for Pubsub {
         };
         if is_not_found(&failure) {
             let why = "the topic is gone".to_owned();
-            self.feed.distrust();
-            self.state.lose(why.clone());
+            self.stream.distrust();
+            self.state.lost.set(why.clone());
             return Err(TransportError::Lost(why));
         }
         self.state.suspicion.notify_one();
@@ -169,13 +167,13 @@ impl Transport for Pubsub {
     }
 
     async fn lost(&self) -> TransportError {
-        TransportError::Lost(self.state.lost().await)
+        self.state.lost.wait().await
     }
 
     async fn close(&self) {
         self.probe.abort();
         // A call of `next` that waits ends here, and makes way.
-        self.state.lose("closed".into());
+        self.state.lost.set("closed");
         let mut ready = self.ready.lock().await;
         ready.0.close();
         // A handle that is dropped gives its message back.
@@ -192,14 +190,17 @@ impl Transport for Pubsub {
 
 impl Pubsub {
     /// The next delivery; nothing once the stream has ended. Dropping the future loses nothing.
-    async fn take(&self, (ready, opener): &mut (mpsc::Receiver<Held>, Opener)) -> Option<Delivery> {
+    async fn take(
+        &self,
+        (ready, opener): &mut (mpsc::Receiver<Leased>, Opener),
+    ) -> Option<Delivery> {
         if let Some(delivery) = opener.next() {
             return Some(delivery);
         }
         loop {
-            let held = ready.recv().await?;
+            let leased = ready.recv().await?;
             self.state.heard.store(true, Ordering::Relaxed);
-            let (message, kind) = self.outstanding.deliver(held, &self.runtime)?;
+            let (message, kind) = self.outstanding.deliver(leased, &self.runtime)?;
             if let Some(delivery) = opener.open(message, kind) {
                 return Some(delivery);
             }
@@ -209,13 +210,13 @@ impl Pubsub {
     async fn open(settings: &Settings) -> Result<Self, TransportError> {
         let Settings {
             config,
-            feed,
+            stream,
             known,
         } = settings;
         let access = Access::new(config).await?;
         let (admin, declared) = Admin::declare(&access, config).await?;
         if declared.created {
-            feed.distrust();
+            stream.distrust();
         }
         let publisher = Publisher::builder(admin.topic())
             .with_endpoint(&*access.endpoint)
@@ -228,14 +229,14 @@ impl Pubsub {
             .map_err(|e| TransportError::Connect(format!("publisher: {e}")))?;
 
         let state = Arc::<State>::default();
-        let (out, ready) = mpsc::channel(feed::HELD_MAX as usize);
+        let (out, ready) = mpsc::channel(LEASED_MAX as usize);
         let on_end = Arc::clone(&state);
-        let runtime = feed
+        let runtime = stream
             .attach(
                 &access,
                 admin.subscription(),
                 out,
-                Box::new(move |why| on_end.lose(why)),
+                Box::new(move |why| on_end.lost.set(why)),
             )
             .await?;
         let mut warnings = declared.warnings;
@@ -243,7 +244,8 @@ impl Pubsub {
             warnings
                 .push("an emulator keeps messages in memory: it loses them when it ends".into());
         }
-        let probe = tokio::spawn(probe(admin, Arc::clone(&state), Arc::clone(feed))).abort_handle();
+        let probe =
+            tokio::spawn(probe(admin, Arc::clone(&state), Arc::clone(stream))).abort_handle();
         Ok(Self {
             publisher,
             publishing: Arc::new(Semaphore::new(PUBLISHING_KIB as usize)),
@@ -256,7 +258,7 @@ impl Pubsub {
                 version: None,
                 warnings,
             },
-            feed: Arc::clone(feed),
+            stream: Arc::clone(stream),
         })
     }
 }
@@ -270,37 +272,15 @@ impl Drop for Pubsub {
 /// What one connection knows of its health.
 #[derive(Default)]
 struct State {
-    lost: watch::Sender<Option<String>>,
+    lost: Lost,
     /// A message came in since the last probe.
     heard: AtomicBool,
     /// Something failed that may be an outage.
     suspicion: Notify,
 }
 
-impl State {
-    /// The first reason stays.
-    fn lose(&self, why: String) {
-        self.lost.send_if_modified(|lost| {
-            let first = lost.is_none();
-            lost.get_or_insert(why);
-            first
-        });
-    }
-
-    /// Resolves with the reason once the connection is lost.
-    async fn lost(&self) -> String {
-        let mut lost = self.lost.subscribe();
-        // The sender lives in `self`.
-        lost.wait_for(Option::is_some)
-            .await
-            .ok()
-            .and_then(|why| why.clone())
-            .unwrap_or_default()
-    }
-}
-
 /// Looks the subscription up while the lane is quiet, or when something failed. Ends once it has found the connection lost.
-async fn probe(admin: Admin, state: Arc<State>, feed: Arc<Feed>) {
+async fn probe(admin: Admin, state: Arc<State>, stream: Arc<SharedStream>) {
     loop {
         tokio::select! {
             () = sleep(PROBE_PERIOD) => if state.heard.swap(false, Ordering::Relaxed) { continue },
@@ -314,14 +294,14 @@ async fn probe(admin: Admin, state: Arc<State>, feed: Arc<Feed>) {
         match answer {
             Probe::Well => sleep(PROBE_GAP).await,
             // A system that stalls may go on later with the stream that it has.
-            Probe::Silent => return state.lose("no answer to a probe".into()),
+            Probe::Silent => return state.lost.set("no answer to a probe"),
             Probe::Gone => {
-                feed.distrust();
-                return state.lose("the subscription is gone".into());
+                stream.distrust();
+                return state.lost.set("the subscription is gone");
             }
             Probe::Failed(why) => {
-                feed.distrust();
-                return state.lose(why);
+                stream.distrust();
+                return state.lost.set(why);
             }
         }
     }
@@ -359,7 +339,7 @@ impl Drop for Publishing<'_> {
 /// The handles of the deliveries that are not settled.
 #[derive(Default)]
 struct Outstanding {
-    inner: Mutex<Handles>,
+    inner: parking_lot::Mutex<Handles>,
 }
 
 #[derive(Default)]
@@ -367,23 +347,23 @@ struct Handles {
     closed: bool,
     next_key: u64,
     by_key: HashMap<u64, Handler>,
-    /// To be acknowledged together, each with its share of what the feed may hold.
+    /// To be acknowledged together, each with its share of what may be leased.
     acked: Vec<(Handler, OwnedSemaphorePermit)>,
 }
 
 impl Outstanding {
     /// Nothing once it has given all back.
-    fn deliver(self: &Arc<Self>, held: Held, runtime: &Handle) -> Option<(Delivery, Kind)> {
-        let Held {
+    fn deliver(self: &Arc<Self>, leased: Leased, runtime: &Handle) -> Option<(Delivery, Kind)> {
+        let Leased {
             message,
             handler,
             permit,
-        } = held;
+        } = leased;
         let redelivered = handler
             .delivery_attempt()
             .is_some_and(|attempt| attempt > 1);
         let key = {
-            let mut handles = self.lock();
+            let mut handles = self.inner.lock();
             if handles.closed {
                 return None;
             }
@@ -395,7 +375,7 @@ impl Outstanding {
         let (outstanding, runtime) = (Arc::clone(self), runtime.clone());
         let settle = move |verdict| {
             // It is not there if `close` has given it back.
-            let Some(handler) = outstanding.lock().by_key.remove(&key) else {
+            let Some(handler) = outstanding.inner.lock().by_key.remove(&key) else {
                 return;
             };
             match verdict {
@@ -417,14 +397,14 @@ impl Outstanding {
         Some((Delivery::new(record, redelivered, settle), kind))
     }
 
-    /// The first of those that gather sets the time for all. Should the feed's thread have ended, so has the stream, and they come again.
+    /// The first of those that gather sets the time for all. If the stream's thread has ended, so has the stream, and they are redelivered.
     fn acknowledge_soon(
         self: &Arc<Self>,
         acked: (Handler, OwnedSemaphorePermit),
         runtime: &Handle,
     ) {
         let is_first = {
-            let mut handles = self.lock();
+            let mut handles = self.inner.lock();
             handles.acked.push(acked);
             handles.acked.len() == 1
         };
@@ -432,7 +412,7 @@ impl Outstanding {
             let outstanding = Arc::clone(self);
             runtime.spawn(async move {
                 sleep(LINGER).await;
-                let acked = std::mem::take(&mut outstanding.lock().acked);
+                let acked = std::mem::take(&mut outstanding.inner.lock().acked);
                 for (handler, _) in acked {
                     handler.ack();
                 }
@@ -442,7 +422,7 @@ impl Outstanding {
 
     /// Gives back all that is not settled. From now on nothing is delivered.
     fn give_back(&self) {
-        let mut handles = self.lock();
+        let mut handles = self.inner.lock();
         handles.closed = true;
         handles
             .acked
@@ -452,10 +432,6 @@ impl Outstanding {
             .by_key
             .drain()
             .for_each(|(_, handler)| handler.nack());
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Handles> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -562,13 +538,5 @@ mod tests {
         ] {
             assert_eq!(charge(bytes, 8, 64), cost, "{bytes}");
         }
-    }
-
-    #[tokio::test]
-    async fn the_first_reason_of_a_loss_stays() {
-        let state = State::default();
-        state.lose("refused".into());
-        state.lose("closed".into());
-        assert_eq!(state.lost().await, "refused");
     }
 }

@@ -1,47 +1,38 @@
 //! `RabbitMQ` (AMQP 0-9-1): a durable quorum queue behind the default exchange.
 //!
-//! A value is one generation: two connections, one to publish and one to consume, because a broker that blocks publishers
-//! blocks their whole connection, acknowledgements included. Nothing is recovered; the first fault of either connection
-//! ends the generation (`Life`), and the lane connects anew.
+//! A transport has two connections, one to publish and one to consume: a broker that blocks publishers blocks their whole
+//! connection, acks included. Nothing is recovered. The first fault of either connection ends both (`Lost`), and the lane
+//! connects again.
 
 mod link;
 mod publisher;
 mod settler;
 
-use std::{
-    collections::BTreeSet,
-    fmt,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use futures_util::{
-    FutureExt as _, Stream, StreamExt as _, TryFutureExt as _,
-    future::{join, ready},
-};
+use futures_util::{FutureExt as _, Stream, StreamExt as _, future::join};
 use lapin::{
     BasicProperties, Consumer, Event,
     options::{BasicConsumeOptions, BasicQosOptions, ConfirmSelectOptions, QueueDeclareOptions},
     types::{AMQPValue, FieldTable, ShortString},
 };
+use parking_lot::Mutex;
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{mpsc, oneshot},
     time::{Instant, interval, sleep, timeout, timeout_at},
 };
 
 use self::{
-    link::{Frames, Link, Target},
-    publisher::{Publish, publish_and_confirm},
+    link::{CONSUME_FRAME_MAX, Link, PUBLISH_FRAME_MAX, Target},
+    publisher::{PublishRequest, publish_and_confirm},
     settler::{Settlement, settle},
 };
 use super::{
     Broker, CLOSE_TIMEOUT, CONNECT_TIMEOUT, PREFETCH, Transport, TransportError,
     bundle::{Kind, Known, Opener},
     header,
+    lost::Lost,
 };
 use crate::{
     config,
@@ -57,8 +48,6 @@ const CONFIRM_TIMEOUT: Duration = Duration::from_secs(10);
 const NAME_ON_DISK: Duration = Duration::from_millis(1500);
 /// How often the connections' states are looked at: not every way of ending them is announced to an idle client.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
-/// How long the reason of an end may follow it.
-const REASON_PATIENCE: Duration = Duration::from_secs(1);
 /// Publishes that wait for their turn on the connection.
 const PUBLISH_QUEUE: usize = 256;
 
@@ -69,12 +58,10 @@ const DELIVERY_LIMIT: i64 = i32::MAX as i64;
 /// What the properties of a message need beside the texts in them, in bytes.
 const PROPERTIES_ROOM: usize = 1024;
 
-/// The configuration, and what was learned of the queue's messages, which outlives connections. Clones share both.
+/// The configuration, and what is known of bundles, which outlives connections. Clones share both.
 #[derive(Clone)]
 pub struct Settings {
     config: Arc<config::Rabbitmq>,
-    /// A message has come that short frames cannot bring. It would come again, and end one connection after the other.
-    needs_long_frames: Arc<AtomicBool>,
     known: Known,
 }
 
@@ -83,23 +70,8 @@ impl Settings {
     pub fn new(config: config::Rabbitmq) -> Self {
         Self {
             config: Arc::new(config),
-            needs_long_frames: Arc::default(),
             known: Known::default(),
         }
-    }
-
-    fn frames(&self) -> Frames {
-        if self.needs_long_frames.load(Ordering::Relaxed) {
-            Frames::Long
-        } else {
-            Frames::Short
-        }
-    }
-
-    /// What ended a connection that consumes may be the length of a frame.
-    fn learn_from(&self, why: &lapin::Error) {
-        self.needs_long_frames
-            .fetch_or(link::are_too_short(why), Ordering::Relaxed);
     }
 }
 
@@ -107,13 +79,13 @@ impl Settings {
 pub struct RabbitMq {
     publish: Link,
     consume: Link,
-    publisher: mpsc::Sender<Publish>,
+    publisher: mpsc::Sender<PublishRequest>,
     /// Without a bound of its own: each is one of at most [`PREFETCH`] messages being settled once.
     settler: mpsc::UnboundedSender<Settlement>,
     /// Deliveries that were handed out and are not settled, by delivery tag.
     outstanding: Arc<Mutex<BTreeSet<u64>>>,
     consumer: tokio::sync::Mutex<(Consumer, Opener)>,
-    life: Life,
+    lost: Lost,
     broker: Broker,
 }
 
@@ -135,7 +107,7 @@ impl Transport for RabbitMq {
             ));
         }
         let (done, answer) = oneshot::channel();
-        let publish = Publish {
+        let publish = PublishRequest {
             properties: properties(record, kind),
             body: record.body.clone(),
             done,
@@ -147,7 +119,7 @@ impl Transport for RabbitMq {
         });
         match confirmed.await {
             Ok(Some(answer)) => answer,
-            Ok(None) => Err(self.life.ended().await),
+            Ok(None) => Err(self.lost.wait().await),
             Err(_) => Err(TransportError::Publish(format!(
                 "no confirm within {CONFIRM_TIMEOUT:?}"
             ))),
@@ -162,12 +134,12 @@ impl Transport for RabbitMq {
         let mut consumer = self.consumer.lock().await;
         tokio::select! {
             biased;
-            lost = self.life.ended() => return Err(lost),
+            lost = self.lost.wait() => return Err(lost),
             delivery = self.take(&mut consumer) => if let Some(delivery) = delivery {
                 return Ok(delivery);
             },
         }
-        Err(self.life.ended().await)
+        Err(self.lost.wait().await)
     }
 
     async fn next_opened(&self) -> Option<Delivery> {
@@ -180,7 +152,7 @@ impl Transport for RabbitMq {
     }
 
     async fn lost(&self) -> TransportError {
-        self.life.ended().await
+        self.lost.wait().await
     }
 
     async fn close(&self) {
@@ -196,7 +168,7 @@ impl Transport for RabbitMq {
         if flushed_and_closed.await.is_err() {
             tracing::warn!(lane = %Self::LANE, "the broker did not answer the close within {CLOSE_TIMEOUT:?}");
         }
-        self.life.end("closed");
+        self.lost.set("closed");
         self.consume.cut();
         self.publish.cut();
     }
@@ -209,7 +181,7 @@ impl Transport for RabbitMq {
 impl Drop for RabbitMq {
     /// Ends the tasks, which share the channels; the links cut their sockets themselves.
     fn drop(&mut self) {
-        self.life.end("dropped");
+        self.lost.set("dropped");
     }
 }
 
@@ -219,8 +191,7 @@ impl RabbitMq {
         let name = ShortString::try_new(queue)
             .map_err(|_| "a queue's name has at most 255 bytes".to_owned())?;
         let in_time = Deadline(Instant::now() + CONNECT_TIMEOUT);
-        let version = target.server_version().await;
-        let publish = Link::open(target, "waypost publisher", Frames::Short);
+        let publish = Link::open(target, "waypost publisher", PUBLISH_FRAME_MAX);
         let publish = in_time.step("connect to publish", publish).await?;
         let confirms = publish
             .channel
@@ -237,19 +208,17 @@ impl RabbitMq {
                     why
                 }
             })?;
-        // What waits in the queue may come, and be too long, before this has its answer.
-        let subscribed =
-            subscribe(target, &name, settings.frames()).inspect_err(|why| settings.learn_from(why));
+        let subscribed = subscribe(target, &name);
         let (consume, consumer, events) = in_time.step("consume", subscribed).await?;
 
-        let life = Life::default();
+        let lost = Lost::default();
         let (publisher, queued) = mpsc::channel(PUBLISH_QUEUE);
         tokio::spawn(publish_and_confirm(
             publish.channel.clone(),
             name,
             publish.events(),
             queued,
-            life.clone(),
+            lost.clone(),
         ));
         let (settler, settlements) = mpsc::unbounded_channel();
         let outstanding = Arc::default();
@@ -257,13 +226,16 @@ impl RabbitMq {
             consume.channel.clone(),
             settlements,
             Arc::clone(&outstanding),
-            life.clone(),
+            lost.clone(),
         ));
         let links = [publish.watch(), consume.watch()];
-        tokio::spawn(watch_over(links, events, life.clone(), settings.clone()));
+        tokio::spawn(watch_over(links, events, lost.clone()));
 
-        let warnings = publish.warnings();
-        let broker = Broker { version, warnings };
+        let broker = Broker {
+            // The client keeps the version to itself.
+            version: None,
+            warnings: publish.warnings(),
+        };
         Ok(Self {
             publish,
             consume,
@@ -271,7 +243,7 @@ impl RabbitMq {
             settler,
             outstanding,
             consumer: tokio::sync::Mutex::new((consumer, Opener::new(settings.known.clone()))),
-            life,
+            lost,
             broker,
         })
     }
@@ -289,8 +261,8 @@ impl RabbitMq {
                         return Some(delivery);
                     }
                 }
-                Some(Err(why)) => break self.life.end(why),
-                None => break self.life.end("the broker cancelled the consumer"),
+                Some(Err(why)) => break self.lost.set(why),
+                None => break self.lost.set("the broker cancelled the consumer"),
             }
         }
         None
@@ -298,10 +270,7 @@ impl RabbitMq {
 
     fn delivery(&self, message: lapin::message::Delivery) -> (Delivery, Kind) {
         let tag = message.delivery_tag;
-        self.outstanding
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(tag);
+        self.outstanding.lock().insert(tag);
         let settler = self.settler.clone();
         let (record, kind) = record(&message.properties, message.data.into());
         let delivery = Delivery::new(record, message.redelivered, move |verdict: Verdict| {
@@ -312,77 +281,28 @@ impl RabbitMq {
     }
 }
 
-/// The life of one generation, and the first reason for its end.
-#[derive(Clone)]
-struct Life(watch::Sender<Option<Arc<str>>>);
-
-impl Default for Life {
-    fn default() -> Self {
-        Self(watch::Sender::new(None))
-    }
-}
-
-impl Life {
-    /// Ends it; later reasons are consequences of the first and go unheard.
-    fn end(&self, why: impl fmt::Display) {
-        self.0.send_if_modified(|end| {
-            let first = end.is_none();
-            if first {
-                *end = Some(why.to_string().into());
-            }
-            first
-        });
-    }
-
-    /// Resolves once it has ended.
-    async fn ended(&self) -> TransportError {
-        let mut end = self.0.subscribe();
-        // The wait cannot fail: `self` keeps the sender.
-        let why = end
-            .wait_for(Option::is_some)
-            .await
-            .ok()
-            .and_then(|why| why.clone());
-        TransportError::Lost(why.as_deref().unwrap_or("closed").to_owned())
-    }
-}
-
-/// Ends the generation when a connection or a channel is no longer up. `events` are those of the connection that consumes.
+/// Declares the transport lost when a connection or a channel is closed. `events` are those of the consuming connection.
 async fn watch_over(
     links: [link::Watch; 2],
     mut events: impl Stream<Item = Event> + Unpin,
-    life: Life,
-    settings: Settings,
+    lost: Lost,
 ) {
     let mut ticks = interval(WATCH_INTERVAL);
     loop {
         tokio::select! {
             biased;
             Some(event) = events.next() => if let Event::Error(why) = event {
-                settings.learn_from(&why);
-                life.end(why);
+                return lost.set(why);
             },
-            _ = life.ended() => break,
+            _ = lost.wait() => return,
             _ = ticks.tick() => {}
         }
         if let Some(down) = links.iter().find(|link| !link.is_up()) {
-            life.end(format_args!(
+            return lost.set(format_args!(
                 "the connection of the {} was closed",
                 down.name
             ));
         }
-    }
-    // What has failed is known a moment before it is known why.
-    let why = events.filter_map(|event| {
-        ready(if let Event::Error(why) = event {
-            Some(why)
-        } else {
-            None
-        })
-    });
-    tokio::pin!(why);
-    if let Ok(Some(why)) = timeout(REASON_PATIENCE, why.next()).await {
-        settings.learn_from(&why);
     }
 }
 
@@ -434,9 +354,8 @@ async fn declare(link: &Link, queue: &ShortString) -> lapin::Result<()> {
 async fn subscribe(
     target: &Target,
     queue: &ShortString,
-    frames: Frames,
 ) -> lapin::Result<(Link, Consumer, impl Stream<Item = Event> + Unpin + use<>)> {
-    let link = Link::open(target, "waypost consumer", frames).await?;
+    let link = Link::open(target, "waypost consumer", CONSUME_FRAME_MAX).await?;
     link.channel
         .basic_qos(PREFETCH, BasicQosOptions::default())
         .await?;
@@ -568,14 +487,5 @@ mod tests {
             (bare.id.len(), bare.traceparent, bare.origin),
             (36, None, None)
         );
-    }
-
-    #[tokio::test]
-    async fn the_first_reason_for_an_end_is_the_one_that_is_told() {
-        let life = Life::default();
-        let other = life.clone();
-        other.end("first");
-        life.end("second");
-        assert_eq!(life.ended().await, TransportError::Lost("first".into()));
     }
 }

@@ -1,6 +1,6 @@
-//! How connections between nodes are made: the peers' endpoints, and TLS on either side.
+//! Endpoints of peers, and TLS on both sides.
 
-use std::{path::Path, sync::Arc};
+use std::{sync::Arc, time::Duration};
 
 use rustls::{
     CertificateError, DigitallySignedStruct, Error, SignatureScheme,
@@ -11,22 +11,25 @@ use rustls::{
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity, ServerTlsConfig};
 
 use super::{CONNECTION_WINDOW, KEEP_ALIVE_INTERVAL, KEEP_ALIVE_TIMEOUT, STREAM_WINDOW};
-use crate::{config::Grpc, transport::TransportError};
+use crate::{
+    config::Grpc,
+    transport::{TransportError, secret::read_secret},
+};
 
 /// How long a peer may take to accept a TCP connection.
-const CONNECT_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(3);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// The PEM files of a lane, read.
+/// The contents of a lane's PEM files.
 pub(super) struct Tls {
     /// Certificate chain and key.
-    server: Option<(Vec<u8>, Vec<u8>)>,
-    authorities: Option<Vec<u8>>,
+    server: Option<(String, String)>,
+    authorities: Option<String>,
 }
 
 impl Tls {
     pub(super) async fn read(config: &Grpc) -> Result<Self, TransportError> {
         let server = match (&config.cert_file, &config.key_file) {
-            (Some(cert), Some(key)) => Some((read(cert).await?, read(key).await?)),
+            (Some(cert), Some(key)) => Some((read_secret(cert).await?, read_secret(key).await?)),
             (None, None) => None,
             _ => {
                 return Err(TransportError::Connect(
@@ -35,7 +38,7 @@ impl Tls {
             }
         };
         let authorities = match &config.ca_file {
-            Some(file) => Some(read(file).await?),
+            Some(file) => Some(read_secret(file).await?),
             None => None,
         };
         Ok(Self {
@@ -49,7 +52,8 @@ impl Tls {
         Some(ServerTlsConfig::new().identity(Identity::from_pem(cert, key)))
     }
 
-    /// A peer's endpoint; its certificate is checked against the authorities and the public ones.
+    /// A peer's endpoint. Its certificate must come from one of the configured or public
+    /// authorities.
     pub(super) fn peer(&self, uri: &str) -> Result<Endpoint, TransportError> {
         let endpoint = endpoint(uri)?;
         if endpoint.uri().scheme_str() != Some("https") {
@@ -62,15 +66,15 @@ impl Tls {
         endpoint.tls_config(tls).map_err(|e| failed(uri, &e))
     }
 
-    /// The endpoint at which this node calls itself. Its certificate names the node as others call it, not the address of the
-    /// listener; so the node asks for the very certificate that it serves.
+    /// This node's own endpoint. The certificate has the name that other nodes use, not the
+    /// listener's address, so the client accepts only the certificate that this node serves.
     pub(super) fn own(&self, address: std::net::SocketAddr) -> Result<Endpoint, TransportError> {
         let Some((chain, _)) = &self.server else {
             return endpoint(&format!("http://{address}"));
         };
         let uri = format!("https://{address}");
-        let certificate =
-            CertificateDer::from_pem_slice(chain).map_err(|e| failed("cert_file", &e))?;
+        let certificate = CertificateDer::from_pem_slice(chain.as_bytes())
+            .map_err(|e| failed("cert_file", &e))?;
         let verifier = OwnCertificate {
             certificate,
             provider: ring::default_provider(),
@@ -93,20 +97,11 @@ fn endpoint(uri: &str) -> Result<Endpoint, TransportError> {
         .initial_connection_window_size(CONNECTION_WINDOW))
 }
 
-async fn read(file: &Path) -> Result<Vec<u8>, TransportError> {
-    let path = file.to_owned();
-    match tokio::task::spawn_blocking(move || std::fs::read(path)).await {
-        Ok(Ok(content)) => Ok(content),
-        Ok(Err(e)) => Err(failed(&file.display().to_string(), &e)),
-        Err(e) => Err(failed(&file.display().to_string(), &e)),
-    }
-}
-
 fn failed(what: &str, error: &dyn std::error::Error) -> TransportError {
     TransportError::Connect(format!("{what}: {error}"))
 }
 
-/// Accepts one certificate, whose key the server proves to have.
+/// Accepts one certificate. The handshake proves that the server has its key.
 #[derive(Debug)]
 struct OwnCertificate {
     certificate: CertificateDer<'static>,

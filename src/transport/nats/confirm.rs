@@ -1,18 +1,14 @@
-//! Confirms: every publish asks for its own at an inbox that all share, and one task gives each to the one that waits for it.
+//! Matches confirms with publishes. All publishes share one inbox, and one task hands each confirm
+//! to its publish.
 //!
-//! The client crate does the same for any request. Once a record, that is three random names, two timers and an answer that is
-//! parsed twice.
+//! The client crate's own request needs three random names and two timers per record, and parses
+//! each answer twice.
 
-use std::{
-    borrow::Cow,
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{borrow::Cow, collections::HashMap, sync::Arc, time::Duration};
 
 use async_nats::{Client, Message, StatusCode, Subject, jetstream};
-use foldhash::fast::RandomState;
 use futures_util::{FutureExt as _, Stream, StreamExt as _};
+use parking_lot::Mutex;
 use serde::Deserialize;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, oneshot},
@@ -21,17 +17,17 @@ use tokio::{
 };
 use tracing::debug;
 
-use super::{Lost, cannot, lose};
+use super::{super::lost::Lost, cannot};
 use crate::transport::TransportError;
 
-/// Publishes that wait for their confirm, those that nobody waits for any more included.
-const PUBLISHES_MAX: usize = 16_384;
-/// A publish that has not been confirmed for so long, or twice as long at most, is given up.
+/// Publishes without a confirm, those whose caller has given up included.
+const UNCONFIRMED_MAX: usize = 16_384;
+/// A publish without a confirm fails after this, or after twice this at most.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How many answers are handled in one go at most, so that nothing else waits for long.
-const TOGETHER_MAX: usize = 64;
+/// Confirms handled in one turn, so that other tasks of this thread wait no longer.
+const TURN_MAX: usize = 64;
 
-/// What the server says of a message that it has stored.
+/// The server's report on a message that it has stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stored {
     pub sequence: u64,
@@ -41,30 +37,29 @@ pub struct Stored {
 
 pub type Confirm = Result<Stored, TransportError>;
 
-/// Those that wait. Clones are one.
+/// The publishes that wait for their confirms. Clones share them.
 #[derive(Clone)]
 pub struct Confirms {
-    /// Of the stream that stores them. Another that has taken its subject over confirms nothing.
+    /// Only this stream's confirms count. Another stream may have taken over the subject.
     stream: Arc<str>,
-    /// The inbox, up to the number of a publish.
+    /// The inbox's subject, without the number of the publish.
     inbox: Arc<str>,
-    waiting: Arc<Mutex<Waiting>>,
+    pending: Arc<Mutex<PendingConfirms>>,
     room: Arc<Semaphore>,
 }
 
 #[derive(Default)]
-struct Waiting {
+struct PendingConfirms {
     is_over: bool,
     next: u64,
-    /// What is below has waited since before the last look.
+    /// Publishes with a lower number were pending at the last round already.
     old_below: u64,
-    by_number: HashMap<u64, Waiter, RandomState>,
+    by_number: HashMap<u64, PendingConfirm>,
 }
 
-/// One that waits, and its place.
-type Waiter = (oneshot::Sender<Confirm>, OwnedSemaphorePermit);
+type PendingConfirm = (oneshot::Sender<Confirm>, OwnedSemaphorePermit);
 
-/// Confirms of one connection, and the work that they give: to be run until it ends.
+/// Makes the confirms of one connection and their task, which runs until the connection ends.
 pub async fn new(
     client: &Client,
     stream: &str,
@@ -75,123 +70,121 @@ pub async fn new(
         .subscribe(format!("{inbox}*"))
         .await
         .map_err(cannot)?;
-    let room = Arc::new(Semaphore::new(PUBLISHES_MAX));
     let confirms = Confirms {
         stream: stream.into(),
         inbox: inbox.into(),
-        waiting: Arc::default(),
-        room,
+        pending: Arc::default(),
+        room: Arc::new(Semaphore::new(UNCONFIRMED_MAX)),
     };
-    Ok((confirms.clone(), run(answers, Run { confirms, lost })))
+    Ok((
+        confirms.clone(),
+        run(answers, ConfirmTask { confirms, lost }),
+    ))
 }
 
 impl Confirms {
-    /// Where the confirm of one publish is to be sent, and what it comes to: nothing if the connection is over before. Waits for room.
+    /// Waits for room, and returns the reply subject for one publish and its confirm. The receiver
+    /// fails if the connection ends first.
     pub async fn expect(&self) -> (Subject, oneshot::Receiver<Confirm>) {
         let (sender, receiver) = oneshot::channel();
-        // Nobody closes the semaphore; if somebody did, it would be as good as over.
+        // Nobody closes the semaphore. If it were closed, the receiver would fail.
         let permit = Arc::clone(&self.room).acquire_owned().await;
-        let mut waiting = self.lock();
-        let number = waiting.next;
-        waiting.next += 1;
-        if let (false, Ok(permit)) = (waiting.is_over, permit) {
-            waiting.by_number.insert(number, (sender, permit));
+        let mut pending = self.pending.lock();
+        let number = pending.next;
+        pending.next += 1;
+        if let (false, Ok(permit)) = (pending.is_over, permit) {
+            pending.by_number.insert(number, (sender, permit));
         }
         (format!("{}{number}", self.inbox).into(), receiver)
     }
 
-    /// The publish whose confirm was to be sent to `subject` was not sent.
-    pub fn forget(&self, subject: &Subject) {
-        drop(self.take(subject));
+    /// Frees the room of a publish that was not sent.
+    pub fn forget(&self, reply: &Subject) {
+        drop(self.take(reply));
     }
 
-    fn answer(&self, answer: &Message) {
+    fn confirm(&self, answer: &Message) {
         match self.take(&answer.subject) {
-            // Who asked may have given up waiting.
-            Some((waiting, _)) => drop(waiting.send(read(answer, &self.stream))),
+            // This fails if the caller has given up waiting.
+            Some((publish, _)) => drop(publish.send(read(answer, &self.stream))),
             None => debug!(
                 subject = answer.subject.as_str(),
-                "nobody waits for this confirm"
+                "no publish waits for this confirm"
             ),
         }
     }
 
-    /// Who waits for what comes to `subject`.
-    fn take(&self, subject: &Subject) -> Option<Waiter> {
-        let number: u64 = subject.strip_prefix(&*self.inbox)?.parse().ok()?;
-        self.lock().by_number.remove(&number)
+    fn take(&self, reply: &Subject) -> Option<PendingConfirm> {
+        let number: u64 = reply.strip_prefix(&*self.inbox)?.parse().ok()?;
+        self.pending.lock().by_number.remove(&number)
     }
 
-    /// Gives up what was old at the last look already.
-    fn give_up(&self) {
-        let mut waiting = self.lock();
-        let old_below = waiting.old_below;
-        waiting.old_below = waiting.next;
-        for (_, (waiting, _)) in waiting
+    /// Fails the publishes that were pending at the last round already.
+    fn give_up_old(&self) {
+        let mut pending = self.pending.lock();
+        let old_below = pending.old_below;
+        pending.old_below = pending.next;
+        for (_, (publish, _)) in pending
             .by_number
             .extract_if(|number, _| *number < old_below)
         {
-            drop(waiting.send(Err(TransportError::Publish(format!(
+            drop(publish.send(Err(TransportError::Publish(format!(
                 "no answer within {PATIENCE:?}"
             )))));
         }
     }
-
-    fn lock(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
-/// From its end on, nobody waits.
-struct Run {
+/// When it is dropped, pending publishes fail.
+struct ConfirmTask {
     confirms: Confirms,
     lost: Lost,
 }
 
-impl Drop for Run {
+impl Drop for ConfirmTask {
     fn drop(&mut self) {
-        // First: who finds the connection over asks why.
-        lose(&self.lost, "the confirms have ended".into());
-        let mut waiting = self.confirms.lock();
-        waiting.is_over = true;
-        waiting.by_number.clear();
+        // The reason comes first: a publish that fails reads it.
+        self.lost.set("the confirms have ended");
+        let mut pending = self.confirms.pending.lock();
+        pending.is_over = true;
+        pending.by_number.clear();
     }
 }
 
-async fn run(mut answers: impl Stream<Item = Message> + Unpin, run: Run) {
-    let mut is_lost = run.lost.subscribe();
-    let mut looks = interval(PATIENCE);
-    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let ended = is_lost.wait_for(Option::is_some);
-    tokio::pin!(ended);
+async fn run(mut answers: impl Stream<Item = Message> + Unpin, task: ConfirmTask) {
+    let mut rounds = interval(PATIENCE);
+    rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let lost = task.lost.wait();
+    tokio::pin!(lost);
     loop {
         tokio::select! {
             biased;
-            _ = &mut ended => break,
-            _ = looks.tick() => {
-                // What has come in time counts, however late it is seen.
-                run.answer_all(&mut answers, PUBLISHES_MAX);
-                run.confirms.give_up();
+            _ = &mut lost => break,
+            _ = rounds.tick() => {
+                // A confirm that came in time counts, however late it is read.
+                task.confirm_ready(&mut answers, UNCONFIRMED_MAX);
+                task.confirms.give_up_old();
             }
             answer = answers.next() => {
-                // Without one the client has ended.
+                // `None` means that the client has ended.
                 let Some(answer) = answer else { break };
-                run.confirms.answer(&answer);
-                run.answer_all(&mut answers, TOGETHER_MAX - 1);
+                task.confirms.confirm(&answer);
+                task.confirm_ready(&mut answers, TURN_MAX - 1);
             }
         }
     }
-    // What was stored was stored.
-    run.answer_all(&mut answers, PUBLISHES_MAX);
+    // A message that was confirmed before the loss is stored.
+    task.confirm_ready(&mut answers, UNCONFIRMED_MAX);
 }
 
-impl Run {
-    /// Hands on what has come. Found empty here, `answers` has no waker until it is polled again.
-    fn answer_all(&self, answers: &mut (impl Stream<Item = Message> + Unpin), most: usize) {
-        // Else a channel passes for empty once the task has had its turn.
-        let come = std::iter::from_fn(|| unconstrained(answers.next()).now_or_never().flatten());
-        come.take(most)
-            .for_each(|answer| self.confirms.answer(&answer));
+impl ConfirmTask {
+    /// Hands on up to `most` confirms that are here. `answers` has no waker afterwards until it is
+    /// polled again.
+    fn confirm_ready(&self, answers: &mut (impl Stream<Item = Message> + Unpin), most: usize) {
+        // `unconstrained`, because a channel looks empty once the task has used up its budget.
+        std::iter::from_fn(|| unconstrained(answers.next()).now_or_never().flatten())
+            .take(most)
+            .for_each(|answer| self.confirms.confirm(&answer));
     }
 }
 
@@ -207,7 +200,7 @@ struct PubAck<'a> {
     duplicate: bool,
 }
 
-/// What an answer proves of a message that was published to `stream`. `Lost` where connecting anew mends it.
+/// Reads the answer to a publish. `Lost` where a new connection may help.
 fn read(answer: &Message, stream: &str) -> Confirm {
     if answer.status == Some(StatusCode::NO_RESPONDERS) {
         return Err(TransportError::Lost("no stream takes the subject".into()));
@@ -257,7 +250,7 @@ mod tests {
         Confirms {
             stream: "S".into(),
             inbox: "_INBOX.a.".into(),
-            waiting: Arc::default(),
+            pending: Arc::default(),
             room,
         }
     }
@@ -341,11 +334,11 @@ mod tests {
             confirms.expect().now_or_never().is_none(),
             "there is room for two"
         );
-        confirms.answer(&ack("_INBOX.b.0", 9));
-        confirms.answer(&ack(second, 2));
+        confirms.confirm(&ack("_INBOX.b.0", 9));
+        confirms.confirm(&ack(second, 2));
         assert_eq!(of_second.await, Ok(Ok(stored(2))));
         assert!(of_first.try_recv().is_err(), "nobody has answered it");
-        confirms.answer(&ack(first, 1));
+        confirms.confirm(&ack(first, 1));
         assert_eq!(of_first.await, Ok(Ok(stored(1))));
         let (third, _) = confirms
             .expect()
@@ -361,10 +354,10 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_is_not_confirmed_is_given_up_in_time() {
-        let (confirms, lost) = (confirms(), Lost::new(None));
+        let (confirms, lost) = (confirms(), Lost::default());
         let running = tokio::spawn(run(
             stream::pending(),
-            Run {
+            ConfirmTask {
                 confirms: confirms.clone(),
                 lost: lost.clone(),
             },
@@ -377,7 +370,7 @@ mod tests {
             "{:?}",
             began.elapsed()
         );
-        lose(&lost, "closed".into());
+        lost.set("closed");
         running.await.expect("it ends");
     }
 
@@ -388,9 +381,9 @@ mod tests {
         // Polled by hand: its time passes, as it does for a thread that stands still.
         let mut running = pin!(run(
             answers,
-            Run {
+            ConfirmTask {
                 confirms: confirms.clone(),
-                lost: Lost::new(None)
+                lost: Lost::default()
             }
         ));
         assert!(poll!(&mut running).is_pending());
@@ -406,29 +399,31 @@ mod tests {
 
     #[tokio::test]
     async fn nobody_waits_for_a_connection_that_is_over() {
-        let never_polled = |run: Run| drop(super::run(stream::pending(), run));
-        let ended = |run: Run| {
-            super::run(stream::empty(), run)
+        let never_polled = |task: ConfirmTask| drop(run(stream::pending(), task));
+        let ended = |task: ConfirmTask| {
+            run(stream::empty(), task)
                 .now_or_never()
                 .expect("the client has ended")
         };
-        for end in [&never_polled as &dyn Fn(Run), &ended] {
-            let (confirms, lost) = (confirms(), Lost::new(None));
+        for end in [&never_polled as &dyn Fn(ConfirmTask), &ended] {
+            let (confirms, lost) = (confirms(), Lost::default());
             let (_, before) = confirms.expect().await;
-            end(Run {
+            end(ConfirmTask {
                 confirms: confirms.clone(),
                 lost: lost.clone(),
             });
             let over = async { before.await.is_err() && confirms.expect().await.1.await.is_err() };
             assert_eq!(timeout(Duration::from_secs(10), over).await, Ok(true));
-            assert!(lost.borrow().is_some());
+            assert!(lost.is_set());
         }
     }
 
     #[tokio::test]
     async fn what_was_confirmed_before_the_end_counts() {
         const MANY: usize = 1000;
-        let (mut confirms, lost) = (confirms(), Lost::new(Some("closed".into())));
+        let mut confirms = confirms();
+        let lost = Lost::default();
+        lost.set("closed");
         confirms.room = Arc::new(Semaphore::new(MANY));
         let (sender, mut receiver) = mpsc::channel(MANY);
         let mut waiting = Vec::new();
@@ -439,7 +434,7 @@ mod tests {
         }
         run(
             stream::poll_fn(|context| receiver.poll_recv(context)),
-            Run { confirms, lost },
+            ConfirmTask { confirms, lost },
         )
         .await;
         for confirm in waiting {

@@ -1,4 +1,5 @@
-//! The stream and its consumer: created where they are missing, and held against what Waypost needs where they are not.
+//! Creates the stream and its consumer if they are missing, and checks their settings if they
+//! exist.
 
 use std::time::Duration;
 
@@ -11,31 +12,39 @@ use async_nats::jetstream::{
 use tokio::time::sleep;
 use tracing::warn;
 
-use super::{ACK_PENDING_MAX, ACK_WAIT, DUPLICATE_WINDOW, PULL_EXPIRES, PULL_MAX, astray, cannot};
+use super::{
+    ACK_PENDING_MAX, ACK_WAIT, DUPLICATE_WINDOW, PULL_EXPIRES, PULL_MAX, cannot, consumer_check,
+};
 use crate::{config, transport::TransportError};
 
-/// A message that was settled is gone from the stream within this, in a cluster as well.
+/// A settled message has left the stream after this, in a cluster too.
 const SETTLING: Duration = Duration::from_secs(1);
 
-/// A server goes on removing the files of a stream after it is gone, and another one that is made under its name meanwhile loses its
-/// own, with what it has confirmed. Nothing says when it is done: a lane waits for so long, which a small stream takes.
+/// A server removes the files of a deleted stream in the background. A stream created under the
+/// same name meanwhile loses its own files, with the messages that it has confirmed. The server
+/// does not say when it is done; a small stream takes less than this.
 const REMOVAL: Duration = Duration::from_secs(1);
 
-/// What a lane works with, and where it is weaker than it could be.
 pub struct Declared {
     pub stream: Stream,
     pub consumer: PullConsumer,
+    /// Settings that weaken the guarantee.
     pub warnings: Vec<String>,
 }
 
-/// Creates what is missing and checks what is there. No setting that exists is changed.
+/// Creates the stream and the consumer if they are missing. Existing ones are checked and never
+/// changed.
 pub async fn declare(
     context: &Context,
     settings: &config::Nats,
 ) -> Result<Declared, TransportError> {
-    let (stream, durable) = (&settings.stream, &settings.durable);
+    let stream = &settings.stream;
+    let durable = &settings.durable;
     let cannot_have = |what: String, why: String| cannot(format!("{what}: {why}"));
-    let missing = |why: &GetStreamErrorKind| matches!(why, GetStreamErrorKind::JetStream(why) if why.error_code() == ErrorCode::STREAM_NOT_FOUND);
+    let missing = |why: &GetStreamErrorKind| match why {
+        GetStreamErrorKind::JetStream(why) => why.error_code() == ErrorCode::STREAM_NOT_FOUND,
+        _ => false,
+    };
     let found = match context.get_stream(stream).await {
         Err(why) if missing(&why.kind()) => {
             sleep(REMOVAL).await;
@@ -66,7 +75,7 @@ pub async fn declare(
         ));
     }
     let warnings = warnings(found.cached_info(), config);
-    let consumer = on_its_way(&found, consumer, settings)
+    let consumer = without_skew(&found, consumer, settings)
         .await
         .map_err(|why| cannot_have(format!("consumer {durable}"), why))?;
     Ok(Declared {
@@ -76,39 +85,38 @@ pub async fn declare(
     })
 }
 
-/// `consumer`, or a new one in its place if it would pass over records of the stream.
-async fn on_its_way(
+/// `consumer`, or a new one if it would skip records of the stream.
+async fn without_skew(
     stream: &Stream,
     consumer: PullConsumer,
     settings: &config::Nats,
 ) -> Result<PullConsumer, String> {
-    let look = || astray::look(stream, &consumer, &settings.subject);
-    let astray = match look().await {
+    let check = || consumer_check::check(stream, &consumer, &settings.subject);
+    let skew = match check().await {
         Ok(None) => return Ok(consumer),
-        Ok(astray) => {
+        Ok(first) => {
             sleep(SETTLING).await;
-            look().await.map(|again| again.filter(|_| again == astray))
+            check().await.map(|again| again.filter(|_| again == first))
         }
         Err(why) => Err(why),
     };
-    match astray {
+    match skew {
         Ok(None) => Ok(consumer),
-        Ok(Some(astray)) => {
-            let (stream_name, durable) = (&settings.stream, &settings.durable);
+        Ok(Some(skew)) => {
             warn!(
-                stream = stream_name,
-                consumer = durable,
-                ?astray,
-                "the consumer passes over records: it begins anew"
+                stream = settings.stream,
+                consumer = settings.durable,
+                %skew,
+                "the consumer would skip records: it is recreated"
             );
-            astray::begin_anew(stream, &consumer)
+            consumer_check::recreate(stream, &consumer)
                 .await
                 .map_err(|why| why.to_string())
         }
         Err(why) => {
             warn!(
                 stream = settings.stream,
-                why, "the consumer cannot be held against its stream"
+                why, "the consumer cannot be compared with its stream"
             );
             Ok(consumer)
         }
@@ -134,13 +142,13 @@ fn consumer_wanted(settings: &config::Nats) -> pull::Config {
         ack_policy: AckPolicy::Explicit,
         ack_wait: ACK_WAIT,
         max_ack_pending: ACK_PENDING_MAX,
-        // The stream may be shared with subjects that are not ours.
+        // The stream may have other subjects too.
         filter_subject: settings.subject.clone(),
         ..pull::Config::default()
     }
 }
 
-/// What of a stream that exists could lose records, or is less than was asked for.
+/// The setting of an existing stream that could lose records, or is weaker than the configuration.
 fn stream_difference(found: &Config, settings: &config::Nats) -> Option<String> {
     let subject = &settings.subject;
     if found.retention != RetentionPolicy::WorkQueue {
@@ -176,7 +184,7 @@ fn stream_difference(found: &Config, settings: &config::Nats) -> Option<String> 
     }
 }
 
-/// What of a consumer that exists could lose records, or leave them lying.
+/// The setting of an existing consumer that could lose records or leave them undelivered.
 fn consumer_difference(found: &Consumer, settings: &config::Nats) -> Option<String> {
     let filters = || {
         [&found.filter_subject]
@@ -227,14 +235,15 @@ fn consumer_difference(found: &Consumer, settings: &config::Nats) -> Option<Stri
 }
 
 fn warnings(stream: &Info, consumer: &Consumer) -> Vec<String> {
-    let (config, name) = (&stream.config, &stream.config.name);
+    let config = &stream.config;
+    let name = &config.name;
     let mut warnings = Vec::new();
     if config.storage == StorageType::Memory {
         warnings.push(format!(
             "stream {name} is in memory: what was confirmed is gone when the server ends"
         ));
     } else {
-        // No server tells its clients.
+        // The server does not tell its clients.
         warnings.push(
             "sync_interval is unknown: unless the server's is `always`, a power cut may take what was confirmed last"
                 .into(),

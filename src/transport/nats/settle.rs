@@ -1,12 +1,10 @@
-//! Settling: one task per connection sends the acknowledgements, and tells the server of what takes long.
+//! One task per connection sends acks and naks, and extends the ack wait of deliveries that take
+//! long.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use async_nats::{Client, PublishError, Subject, jetstream::AckKind};
+use parking_lot::Mutex;
 use tokio::{
     sync::{mpsc, oneshot},
     time::{Instant, MissedTickBehavior, interval, sleep},
@@ -16,70 +14,64 @@ use tracing::debug;
 use super::ACK_PENDING_MAX;
 use crate::delivery::Verdict;
 
-/// How long an order waits for others: what is written together, the server reads together.
+/// How long an ack waits for others, so that they share a write.
 const LINGER: Duration = Duration::from_millis(1);
 
-/// Takes the verdicts. Clones are one.
+/// Takes the verdicts. Clones share one task.
 #[derive(Clone)]
 pub struct Settler {
-    held: Arc<Mutex<Held>>,
-    orders: mpsc::Sender<Order>,
+    unacked: Arc<Mutex<UnackedTable>>,
+    requests: mpsc::Sender<AckRequest>,
 }
 
-/// The unsettled deliveries.
+/// The deliveries without a verdict.
 #[derive(Default)]
-struct Held {
+struct UnackedTable {
     next_key: u64,
-    messages: HashMap<u64, Unsettled>,
+    messages: HashMap<u64, Unacked>,
 }
 
-struct Unsettled {
+struct Unacked {
     reply: Subject,
-    /// When the server last heard of it.
-    heard: Instant,
+    /// When the server last extended its ack wait.
+    extended: Instant,
 }
 
-enum Order {
-    Acknowledge(Subject, AckKind),
-    /// Answered when everything ordered before is with the client.
-    Reach(oneshot::Sender<()>),
+enum AckRequest {
+    Send(Subject, AckKind),
+    /// Answered once all earlier requests are with the client.
+    Flush(oneshot::Sender<()>),
 }
 
-/// A settler, and the work that it gives: to be run until the connection ends. `ack_wait` is how long the server holds a
-/// message that it does not hear of.
+/// Makes a settler and its task, which runs until the connection ends. `ack_wait` is the
+/// consumer's.
 pub fn new(client: Client, ack_wait: Duration) -> (Settler, impl Future<Output = ()> + Send) {
-    // Each order settles one of these, so there cannot be more at a time.
-    let (orders, inbox) = mpsc::channel(usize::try_from(ACK_PENDING_MAX).unwrap_or(usize::MAX));
-    let held = Arc::default();
-    (
-        Settler {
-            held: Arc::clone(&held),
-            orders,
-        },
-        run(client, inbox, held, ack_wait),
-    )
+    // Each request settles one unacked message, so the channel is never full.
+    let (requests, inbox) = mpsc::channel(usize::try_from(ACK_PENDING_MAX).unwrap_or(usize::MAX));
+    let unacked = Arc::default();
+    let settler = Settler {
+        unacked: Arc::clone(&unacked),
+        requests,
+    };
+    (settler, run(client, inbox, unacked, ack_wait))
 }
 
 impl Settler {
-    /// Holds the message that is acknowledged at `reply`, until the verdict is given.
-    pub fn hold(&self, reply: Subject) -> impl FnOnce(Verdict) + Send + 'static {
+    /// Extends the ack wait of the message with this `reply` until the returned function gets the
+    /// verdict.
+    pub fn track(&self, reply: Subject) -> impl FnOnce(Verdict) + Send + 'static {
         let settler = self.clone();
-        let mut held = lock(&self.held);
-        let key = held.next_key;
-        held.next_key += 1;
-        held.messages.insert(
-            key,
-            Unsettled {
-                reply,
-                heard: Instant::now(),
-            },
-        );
+        let extended = Instant::now();
+        let mut unacked = self.unacked.lock();
+        let key = unacked.next_key;
+        unacked.next_key += 1;
+        unacked.messages.insert(key, Unacked { reply, extended });
         move |verdict| settler.settle(key, verdict)
     }
 
     fn settle(&self, key: u64, verdict: Verdict) {
-        // Not there any more: the connection was closed and has given it back.
-        let Some(Unsettled { reply, .. }) = lock(&self.held).messages.remove(&key) else {
+        // It is absent if `close` has given it back.
+        let Some(Unacked { reply, .. }) = self.unacked.lock().messages.remove(&key) else {
             return;
         };
         let kind = match verdict {
@@ -88,44 +80,33 @@ impl Settler {
             Verdict::Reject => AckKind::Term,
             Verdict::Unsettled => AckKind::Nak(None),
         };
-        if self
-            .orders
-            .try_send(Order::Acknowledge(reply, kind))
-            .is_err()
-        {
-            debug!("an acknowledgement met a closed connection; its message comes again");
+        let request = AckRequest::Send(reply, kind);
+        if self.requests.try_send(request).is_err() {
+            debug!("the connection is closed: a message is redelivered instead of acked");
         }
     }
 
-    /// Gives back what is unsettled. Returns when that, and every verdict before it, is with the client.
+    /// Naks all unacked messages. Returns when the client has these naks and all earlier acks.
     pub async fn give_back_all(&self) {
-        let unsettled: Vec<_> = lock(&self.held)
-            .messages
-            .drain()
-            .map(|(_, unsettled)| unsettled.reply)
-            .collect();
-        let (reached, end) = oneshot::channel();
-        let naks = unsettled
-            .into_iter()
-            .map(|reply| Order::Acknowledge(reply, AckKind::Nak(None)));
-        for order in naks.chain([Order::Reach(reached)]) {
-            if self.orders.send(order).await.is_err() {
+        let unacked = std::mem::take(&mut self.unacked.lock().messages);
+        let (done, flushed) = oneshot::channel();
+        let naks = unacked
+            .into_values()
+            .map(|unacked| AckRequest::Send(unacked.reply, AckKind::Nak(None)));
+        for request in naks.chain([AckRequest::Flush(done)]) {
+            if self.requests.send(request).await.is_err() {
                 return;
             }
         }
-        // An error is the end of the task: then there is nothing to wait for.
-        end.await.ok();
+        // An error means that the task has ended, and there is nothing to wait for.
+        flushed.await.ok();
     }
-}
-
-fn lock(held: &Mutex<Held>) -> MutexGuard<'_, Held> {
-    held.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 async fn run(
     client: Client,
-    mut inbox: mpsc::Receiver<Order>,
-    held: Arc<Mutex<Held>>,
+    mut inbox: mpsc::Receiver<AckRequest>,
+    unacked: Arc<Mutex<UnackedTable>>,
     ack_wait: Duration,
 ) {
     let mut rounds = interval(ack_wait / 6);
@@ -135,47 +116,53 @@ async fn run(
             first = inbox.recv() => match first {
                 Some(first) => {
                     sleep(LINGER).await;
-                    carry_out(&client, first, &mut inbox).await
+                    send_batch(&client, first, &mut inbox).await
                 }
                 None => return,
             },
-            _ = rounds.tick() => extend(&client, &held, ack_wait / 3).await,
+            _ = rounds.tick() => extend(&client, &unacked, ack_wait / 3).await,
         };
         if let Err(why) = sent {
-            debug!(%why, "acknowledgements cannot be sent; their messages come again");
+            debug!(%why, "acks cannot be sent: their messages are redelivered");
             return;
         }
     }
 }
 
-/// Carries out `first`, and what has come after it so far: a stream of orders must not keep `run` from extending holds.
-async fn carry_out(
+/// Sends `first` and the requests that wait now, but no later ones: [`run`] must get to extend ack
+/// waits.
+async fn send_batch(
     client: &Client,
-    first: Order,
-    inbox: &mut mpsc::Receiver<Order>,
+    first: AckRequest,
+    inbox: &mut mpsc::Receiver<AckRequest>,
 ) -> Result<(), PublishError> {
     let waiting = inbox.len();
     let others = std::iter::from_fn(|| inbox.try_recv().ok()).take(waiting);
-    for order in std::iter::once(first).chain(others) {
-        match order {
-            Order::Acknowledge(reply, kind) => client.publish(reply, kind.into()).await?,
-            // Who asked may have given up waiting.
-            Order::Reach(reached) => drop(reached.send(())),
+    for request in std::iter::once(first).chain(others) {
+        match request {
+            AckRequest::Send(reply, kind) => client.publish(reply, kind.into()).await?,
+            // This fails if the caller has given up waiting.
+            AckRequest::Flush(done) => drop(done.send(())),
         }
     }
     Ok(())
 }
 
-/// Extends the hold on what the server has not heard of for `quiet`.
-async fn extend(client: &Client, held: &Mutex<Held>, quiet: Duration) -> Result<(), PublishError> {
+/// Extends each ack wait that was not extended for `quiet`.
+async fn extend(
+    client: &Client,
+    unacked: &Mutex<UnackedTable>,
+    quiet: Duration,
+) -> Result<(), PublishError> {
     let now = Instant::now();
-    let late: Vec<_> = lock(held)
+    let late: Vec<_> = unacked
+        .lock()
         .messages
         .values_mut()
-        .filter(|unsettled| now - unsettled.heard >= quiet)
-        .map(|unsettled| {
-            unsettled.heard = now;
-            unsettled.reply.clone()
+        .filter(|unacked| now - unacked.extended >= quiet)
+        .map(|unacked| {
+            unacked.extended = now;
+            unacked.reply.clone()
         })
         .collect();
     for reply in late {

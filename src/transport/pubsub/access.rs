@@ -1,9 +1,9 @@
-//! Where the service is, and who we are to it.
+//! The address of the service, and the credentials for it.
 
 use google_cloud_auth::credentials::{self, Credentials, anonymous, service_account};
 
 use super::TransportError;
-use crate::config;
+use crate::{config, transport::secret::read_secret};
 
 const SERVICE: &str = "https://pubsub.googleapis.com";
 
@@ -16,25 +16,22 @@ pub(super) struct Access {
 
 impl Access {
     /// # Errors
-    /// When there are no credentials, or not such as can be read.
+    /// If there are no credentials, or they cannot be read.
     pub async fn new(config: &config::Pubsub) -> Result<Self, TransportError> {
         let endpoint = endpoint(config.endpoint.as_deref());
-        // The service itself speaks nothing but TLS.
+        // The service itself speaks TLS only.
         let is_emulator = endpoint.starts_with("http://");
         let credentials = if is_emulator {
             anonymous::Builder::new().build()
-        } else if let Some(path) = config.credentials_file.clone() {
-            let name = path.display().to_string();
-            let failed =
-                |why: String| TransportError::Connect(format!("credentials file {name}: {why}"));
-            let read = tokio::task::spawn_blocking(move || std::fs::read(path)).await;
-            let key = read
-                .map_err(|e| failed(e.to_string()))?
-                .map_err(|e| failed(e.to_string()))?;
-            let key = serde_json::from_slice(&key).map_err(|e| failed(e.to_string()))?;
+        } else if let Some(path) = &config.credentials_file {
+            let failed = |why: String| {
+                TransportError::Connect(format!("credentials file {}: {why}", path.display()))
+            };
+            let key = read_secret(path).await?;
+            let key = serde_json::from_str(&key).map_err(|why| failed(why.to_string()))?;
             service_account::Builder::new(key)
                 .build()
-                .map_err(|e| failed(e.to_string()))?
+                .map_err(|why| failed(why.to_string()))?
         } else {
             let built = credentials::Builder::default().build();
             built.map_err(|e| TransportError::Connect(format!("default credentials: {e}")))?
@@ -47,7 +44,7 @@ impl Access {
     }
 }
 
-/// A bare `host:port` is an emulator's, as in its `PUBSUB_EMULATOR_HOST`.
+/// A bare `host:port` names an emulator, as `PUBSUB_EMULATOR_HOST` does.
 fn endpoint(configured: Option<&str>) -> String {
     match configured.map(|endpoint| endpoint.trim_end_matches('/')) {
         None => SERVICE.into(),

@@ -13,7 +13,8 @@ use tokio::time::timeout;
 use super::{Access, TransportError};
 use crate::config;
 
-/// The shortest that the service allows. It is the time after which what a dead node held comes again.
+/// The shortest that the service allows. It is the time after which what a dead node held comes
+/// again.
 const ACK_DEADLINE_S: i32 = 10;
 /// How long an unacked message is kept.
 const RETENTION: Duration = Duration::from_hours(7 * 24);
@@ -53,7 +54,8 @@ impl Admin {
     /// Both are there when it returns: what is published to a topic without a subscription is lost.
     ///
     /// # Errors
-    /// When the service does not answer, or the subscription is one that would not bring every record here.
+    /// When the service does not answer, or the subscription is one that would not bring every
+    /// record here.
     pub async fn declare(
         access: &Access,
         config: &config::Pubsub,
@@ -143,7 +145,8 @@ impl Admin {
     }
 }
 
-/// Whether it was absent. The client for topics ends here: each client has a copy of all roots of trust.
+/// Whether it was absent. The client for topics ends here: each client has a copy of all roots of
+/// trust.
 async fn declare_topic(access: &Access, topic: &str) -> Result<bool, TransportError> {
     let failed = |e: Error| TransportError::Connect(format!("topic {topic}: {}", describe(&e)));
     let topics = TopicAdmin::builder()
@@ -172,7 +175,8 @@ fn is(e: &Error, code: Code) -> bool {
     e.status().is_some_and(|status| status.code == code)
 }
 
-/// What the service said, or the innermost cause: that names the trouble of the socket, without the URL.
+/// What the service said, or the innermost cause: that names the trouble of the socket, without the
+/// URL.
 fn describe(e: &Error) -> String {
     if let Some(status) = e.status() {
         return format!("{}: {}", status.code, status.message);

@@ -1,46 +1,47 @@
-//! One connection to the broker, with its one channel, and what it takes to be sure that it ends.
+//! One connection to the broker and its one channel. It ends even if the broker is silent.
 
 use std::{
     io,
     net::{Shutdown, TcpStream},
     os::fd::AsFd as _,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    sync::Arc,
 };
 
 use futures_util::Stream;
 use lapin::{
     AsyncTcpStream, Channel, ChannelStatus, Connection, ConnectionProperties, ConnectionStatus,
-    ErrorKind, Event,
+    Event,
     options::QueueDeclareOptions,
-    protocol::{AMQPErrorKind, AMQPHardError},
     tcp::OwnedTLSConfig,
     types::{FieldTable, ShortString},
     uri::{AMQPScheme, AMQPUri},
 };
-use tokio::{net, time::timeout};
+use parking_lot::Mutex;
+use tokio::time::timeout;
 
-use super::super::{CONNECT_TIMEOUT, TransportError};
+use super::super::{CONNECT_TIMEOUT, TransportError, secret::read_secret};
 use crate::config;
 
-/// Seconds between heartbeats unless the URL says otherwise. A silent broker is given up after two of them, and noticed
-/// half of one later at most: within the ten seconds of the transports' contract.
+/// Seconds between heartbeats unless the URL says otherwise. A broker is lost after two silent
+/// ones, and that is noticed half a heartbeat later at most: within the ten seconds of the
+/// transports' contract.
 const HEARTBEAT: u16 = 3;
 /// The longest heartbeat that keeps to the ten seconds.
 const HEARTBEAT_MAX: u16 = 4;
-/// The longest frame, in bytes, of a connection that is [`Frames::Short`], unless the URL says otherwise: the least that
-/// version 4 allows. Bodies take several, but all properties of a message are in one.
-const SHORT: u32 = 8 << 10;
-/// The same of one that is [`Frames::Long`], unless the URL says more. A connection keeps room for 32 frames each way from its
-/// start, so a server must not name the length; and no longer frame than 32 short ones is ever recognized as one.
-const LONG: u32 = 32 * SHORT;
+/// The longest frames, in bytes, unless the URL says otherwise. The client allocates 32 frames in
+/// each direction at connect. Bodies are split into frames, but the properties of a message must
+/// fit into one.
+///
+/// Our own properties are short, so the shortest limit that version 4 allows is enough to publish.
+pub(super) const PUBLISH_FRAME_MAX: u32 = 8 << 10;
+/// The broker's own default, which limits the properties that any publisher can set. A longer frame
+/// ends the connection, and its message is redelivered to the next one.
+pub(super) const CONSUME_FRAME_MAX: u32 = 128 << 10;
+/// The reply code of a normal close.
 const OK: u16 = 200;
-/// How long the server may take to say its version, and how many bytes it may need until then.
-const GREETING_TIMEOUT: Duration = Duration::from_secs(2);
-const GREETING_MAX: usize = 4096;
 
-/// Where the broker is and how to speak with it.
+/// The broker's address, credentials and trust.
 pub(super) struct Target {
     uri: AMQPUri,
     tls: OwnedTLSConfig,
@@ -53,15 +54,15 @@ impl Target {
             .map_err(|why| TransportError::Connect(format!("the URL: {why}")))?;
         uri.query.heartbeat.get_or_insert(HEARTBEAT);
         if let Some(path) = &settings.password_file {
-            let password = read_text(path).await?;
+            let password = read_secret(path).await?;
             password
                 .trim_end_matches(['\r', '\n'])
                 .clone_into(&mut uri.authority.userinfo.password);
         }
         let mut tls = OwnedTLSConfig::default();
         if let Some(path) = &settings.ca_file {
-            let pem = read_text(path).await?;
-            // The client skips what it cannot parse, so a file of the wrong kind would pass unseen.
+            let pem = read_secret(path).await?;
+            // The client skips what it cannot parse, and would ignore a file of another kind.
             if !pem.contains("-----BEGIN CERTIFICATE-----") {
                 return Err(TransportError::Connect(format!(
                     "{}: holds no PEM certificate",
@@ -77,44 +78,12 @@ impl Target {
     pub(super) fn address(&self) -> String {
         format!("{}:{}", self.uri.authority.host, self.uri.authority.port)
     }
-
-    /// What the server says of its version in its greeting, which the client keeps to itself; asking costs a connection,
-    /// and a line in the server's log. `None` over TLS, or where the server says none: nothing depends on it.
-    pub(super) async fn server_version(&self) -> Option<String> {
-        let greeted = timeout(GREETING_TIMEOUT, async {
-            let stream =
-                net::TcpStream::connect((&*self.uri.authority.host, self.uri.authority.port))
-                    .await?;
-            stream.writable().await?;
-            stream.try_write(b"AMQP\0\0\x09\x01")?;
-            let mut greeting = Vec::with_capacity(GREETING_MAX);
-            loop {
-                stream.readable().await?;
-                match stream.try_read_buf(&mut greeting) {
-                    Ok(0) => return Ok(None),
-                    Ok(_) => {}
-                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-                    Err(e) => return Err(e),
-                }
-                let version = version_in(&greeting);
-                if version.is_some() || greeting.len() >= GREETING_MAX {
-                    return Ok(version);
-                }
-            }
-        });
-        let plain = self.uri.scheme == AMQPScheme::AMQP;
-        if plain {
-            greeted.await.ok()?.ok()?
-        } else {
-            None
-        }
-    }
 }
 
 /// Parses an AMQP URL.
 fn parse(url: &str) -> Result<AMQPUri, String> {
     let mut uri: AMQPUri = url.parse()?;
-    // The parser knows no IPv6 addresses, and takes "localhost" in their place.
+    // The parser does not know IPv6 addresses and reads them as "localhost".
     let authority = url.split_once("://").map_or("", |(_, rest)| {
         rest.split(['/', '?']).next().unwrap_or_default()
     });
@@ -127,38 +96,7 @@ fn parse(url: &str) -> Result<AMQPUri, String> {
     Ok(uri)
 }
 
-/// The `version` among the server's properties, once it is there whole. It is a "long string": its length in four bytes.
-fn version_in(greeting: &[u8]) -> Option<String> {
-    const KEY: &[u8] = b"\x07versionS";
-    let at = greeting.windows(KEY.len()).position(|bytes| bytes == KEY)?;
-    let (length, rest) = greeting[at + KEY.len()..].split_first_chunk::<4>()?;
-    let version = rest.get(..u32::from_be_bytes(*length) as usize)?;
-    std::str::from_utf8(version).ok().map(str::to_owned)
-}
-
-async fn read_text(path: &std::path::Path) -> Result<String, TransportError> {
-    let owned = path.to_owned();
-    tokio::task::spawn_blocking(move || std::fs::read_to_string(owned))
-        .await
-        .unwrap_or_else(|e| Err(io::Error::other(e)))
-        .map_err(|e| TransportError::Connect(format!("{}: {e}", path.display())))
-}
-
-/// How long the frames of a connection may be.
-#[derive(Clone, Copy)]
-pub(super) enum Frames {
-    /// All that this side sends fits, and most of what others do.
-    Short,
-    Long,
-}
-
-/// Whether a connection has failed because its frames may not be as long as what came.
-pub(super) fn are_too_short(why: &lapin::Error) -> bool {
-    let failure = AMQPErrorKind::Hard(AMQPHardError::FRAMEERROR);
-    matches!(why.kind(), ErrorKind::ProtocolError(why) if *why.kind() == failure)
-}
-
-/// A connection and its channel. Dropped, it is gone, on this side and on the broker's.
+/// A connection and its channel. Dropping it ends both, on this side and on the broker's.
 pub(super) struct Link {
     name: &'static str,
     connection: Connection,
@@ -167,18 +105,15 @@ pub(super) struct Link {
 }
 
 impl Link {
-    /// Connects and opens the channel. Has no deadline of its own; dropped, it leaves nothing behind.
+    /// Connects and opens the channel. The caller sets the deadline; dropping the future leaves
+    /// nothing behind.
     pub(super) async fn open(
         target: &Target,
         name: &'static str,
-        frames: Frames,
+        frame_max: u32,
     ) -> lapin::Result<Self> {
         let mut uri = target.uri.clone();
-        let asked = uri.query.frame_max;
-        uri.query.frame_max = Some(match frames {
-            Frames::Short => asked.unwrap_or(SHORT),
-            Frames::Long => asked.map_or(LONG, |asked| asked.max(LONG)),
-        });
+        uri.query.frame_max.get_or_insert(frame_max);
         let socket = Socket::default();
         let slot = Arc::clone(&socket.0);
         let tls = target.tls.clone();
@@ -217,7 +152,8 @@ impl Link {
         })
     }
 
-    /// Whether the queue is there. It is asked on a channel of its own, which the broker closes if it is not.
+    /// Whether the queue exists. The check has a channel of its own, which the broker closes if it
+    /// does not.
     pub(super) async fn has_queue(&self, queue: &ShortString) -> bool {
         let options = QueueDeclareOptions {
             passive: true,
@@ -231,8 +167,8 @@ impl Link {
             .await
             .is_ok();
         if found {
-            // An error means that it is closed already.
-            channel.close(OK, "asked".into()).await.ok();
+            // An error means that the channel is closed already.
+            channel.close(OK, "checked".into()).await.ok();
         }
         found
     }
@@ -249,12 +185,12 @@ impl Link {
         }
     }
 
-    /// The longest frame that both sides agreed on, in bytes.
+    /// The agreed limit of a frame, in bytes.
     pub(super) fn frame_max(&self) -> usize {
         usize::try_from(self.connection.configuration().frame_max()).unwrap_or(usize::MAX)
     }
 
-    /// Where the settings that both sides agreed on weaken the guarantee.
+    /// The agreed settings that weaken the guarantee.
     pub(super) fn warnings(&self) -> Vec<String> {
         match self.connection.configuration().heartbeat() {
             0 => vec!["heartbeats are off: a broker that falls silent is not noticed".to_owned()],
@@ -266,10 +202,10 @@ impl Link {
         }
     }
 
-    /// Closes the channel, then the connection. The channel comes first: its close is in order with the
-    /// acknowledgements before it, that of the connection overtakes them.
+    /// Closes the channel, then the connection. The close of a channel stays behind the acks before
+    /// it; that of a connection overtakes them.
     pub(super) async fn close(&self) {
-        // An error here means that it is closed already.
+        // An error means that the channel or connection is closed already.
         self.channel.close(OK, "closing".into()).await.ok();
         self.connection.close(OK, "closing".into()).await.ok();
     }
@@ -280,7 +216,7 @@ impl Link {
     }
 }
 
-/// Looks at a link that somebody else owns.
+/// The state of a [`Link`] that another owns.
 pub(super) struct Watch {
     pub(super) name: &'static str,
     connection: ConnectionStatus,
@@ -293,8 +229,9 @@ impl Watch {
     }
 }
 
-/// A second handle on the socket of a connection. The client's own thread waits for the broker's answer without a deadline
-/// when it connects and when it closes; only the end of its socket frees it from a broker that has fallen silent.
+/// A second handle to a connection's socket. When the client's thread connects and closes, it waits
+/// for the broker without a deadline. If the broker is silent, only the end of the socket frees
+/// that thread.
 #[derive(Default)]
 struct Socket(Arc<Mutex<Slot>>);
 
@@ -308,12 +245,9 @@ enum Slot {
 
 impl Socket {
     fn cut(&self) {
-        let slot = std::mem::replace(
-            &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner),
-            Slot::Cut,
-        );
+        let slot = std::mem::replace(&mut *self.0.lock(), Slot::Cut);
         if let Slot::Open(socket) = slot {
-            // It fails on a socket that the peer has closed, which is as good.
+            // This fails if the peer has closed the socket already.
             socket.shutdown(Shutdown::Both).ok();
         }
     }
@@ -325,9 +259,9 @@ impl Drop for Socket {
     }
 }
 
-/// Puts the socket into its slot, unless nobody wants the connection any more.
+/// Puts the socket into its slot. Fails if the connection was given up.
 fn keep(slot: &Mutex<Slot>, socket: TcpStream) -> io::Result<()> {
-    let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut slot = slot.lock();
     if matches!(*slot, Slot::Cut) {
         return Err(io::ErrorKind::ConnectionAborted.into());
     }
@@ -356,13 +290,5 @@ mod tests {
             );
         }
         assert!(parse("http://broker").is_err());
-    }
-
-    #[test]
-    fn a_version_is_read_from_a_greeting_once_it_is_whole() {
-        let greeting = b"\x01\0\0\x07productS\0\0\0\x08RabbitMQ\x07versionS\0\0\0\x063.10.8\0\0";
-        assert_eq!(version_in(greeting).as_deref(), Some("3.10.8"));
-        assert_eq!(version_in(&greeting[..greeting.len() - 3]), None);
-        assert_eq!(version_in(b""), None);
     }
 }

@@ -1,9 +1,8 @@
-//! Publishes and matches the broker's confirms with those who wait for them.
+//! Publishes messages and matches the broker's confirms with them.
 
 use std::{collections::HashMap, future::ready};
 
 use bytes::Bytes;
-use foldhash::fast::RandomState;
 use futures_util::{
     FutureExt as _, Stream, StreamExt as _, future::Either, stream::FuturesUnordered,
 };
@@ -12,117 +11,158 @@ use lapin::{
 };
 use tokio::sync::{mpsc, oneshot};
 
-use super::{super::TransportError, Life};
+use super::super::{TransportError, lost::Lost};
 
-/// Publishes that the broker has not confirmed, those that nobody waits for any more included.
+/// Publishes without a confirm, those whose caller has given up included.
 const UNCONFIRMED_MAX: usize = 4096;
-/// How many steps, or publishes, are handled in one go at most, so that nothing else waits for long.
-const TOGETHER_MAX: usize = 64;
+/// Confirms or publishes handled in one turn, so that other tasks of this thread wait no longer.
+const TURN_MAX: usize = 64;
 
-/// Who waits for a confirm, by the number of the publish.
-type Waiting = HashMap<u64, oneshot::Sender<Result<(), TransportError>>, RandomState>;
+type Outcome = Result<(), TransportError>;
 
-/// A message to publish, and who wants to know that it is durable.
-pub(super) struct Publish {
+/// A message to publish.
+pub(super) struct PublishRequest {
     pub(super) properties: BasicProperties,
     pub(super) body: Bytes,
-    pub(super) done: oneshot::Sender<Result<(), TransportError>>,
+    /// Answered once the message is durable, or is known not to be. Dropped if the connection is
+    /// lost first.
+    pub(super) done: oneshot::Sender<Outcome>,
 }
 
-/// What happens next to the publishes under way.
+/// The next step of the publishes under way.
 enum Step {
-    /// What the answer to the publish of that number proves.
-    Answer(u64, Result<(), TransportError>),
-    /// All that was answered before this was put in line has been seen.
+    /// The broker has answered the publish of that number.
+    Answer(u64, Outcome),
+    /// All answers before this one have been seen.
     Barrier,
 }
 
-/// Publishes what comes through `queued` until `life` ends. Whoever waits is answered, or finds the `done` closed.
+/// Publishes the messages of `queued` until the connection is lost.
 ///
-/// The client pairs a returned message with the next confirm that it handles, which may be that of another message, so a
-/// good confirm alone proves nothing. It does so before it resolves the confirm of the message that was returned, and the
-/// set yields in the order of resolving; so a good confirm counts once all that was resolved before it has been seen
-/// without a return among it. The first return ends the generation, and with it all that is not answered.
+/// A good confirm alone proves nothing: the client pairs a returned message with the next confirm
+/// that it handles, which may belong to another message. It does so before it resolves the confirm
+/// of the returned message, and a `FuturesUnordered` yields in the order of resolving. So a good
+/// confirm counts once every answer that was resolved before it has been seen, without a return
+/// among them. The first return ends the connection, and all unanswered publishes with it.
 pub(super) async fn publish_and_confirm(
     channel: Channel,
     queue: ShortString,
     mut events: impl Stream<Item = Event> + Unpin,
-    mut queued: mpsc::Receiver<Publish>,
-    life: Life,
+    mut queued: mpsc::Receiver<PublishRequest>,
+    lost: Lost,
 ) {
     let mut steps = FuturesUnordered::new();
-    let mut number = 0;
-    let mut waiting = Waiting::default();
-    let mut publishes = Vec::new();
-    let mut confirmed = Vec::new();
-    let mut before_barrier = Vec::new();
-    let mut blocked: Option<TransportError> = None;
-    let ended = life.ended();
-    tokio::pin!(ended);
+    let mut unconfirmed = Unconfirmed::default();
+    let mut requests = Vec::new();
+    let is_lost = lost.wait();
+    tokio::pin!(is_lost);
     loop {
         let room = UNCONFIRMED_MAX.saturating_sub(steps.len());
         tokio::select! {
             biased;
-            _ = &mut ended => return,
+            _ = &mut is_lost => return,
             Some(event) = events.next() => match event {
-                Event::ConnectionBlocked(reason) => {
-                    tracing::warn!(lane = "rabbitmq", reason, "the broker blocks publishers");
-                    let why = TransportError::Publish(format!("the broker blocks publishers: {reason}"));
-                    for (_, done) in waiting.drain() {
-                        // A caller that has gone needs no answer, here and below.
-                        drop(done.send(Err(why.clone())));
-                    }
-                    blocked = Some(why);
-                }
-                Event::ConnectionUnblocked => blocked = None,
-                Event::Error(why) => return life.end(why),
+                Event::ConnectionBlocked(reason) => unconfirmed.block(&reason),
+                Event::ConnectionUnblocked => unconfirmed.blocked = None,
+                Event::Error(why) => return lost.set(why),
                 _ => {}
             },
             Some(first) = steps.next() => {
-                // Found pending here, the set is polled again by the `select!`, which leaves it a waker.
+                // If the set is pending here, the `select!` polls it again and leaves it a waker.
                 let others = std::iter::from_fn(|| steps.next().now_or_never().flatten());
-                for step in std::iter::once(first).chain(others).take(TOGETHER_MAX) {
-                    match step {
-                        Step::Answer(number, Ok(())) => confirmed.push(number),
-                        Step::Answer(_, Err(TransportError::Lost(why))) => return life.end(why),
-                        Step::Answer(number, Err(why)) => answer_to(&mut waiting, number, Err(why)),
-                        Step::Barrier => {
-                            for number in before_barrier.drain(..) {
-                                answer_to(&mut waiting, number, Ok(()));
-                            }
-                        }
+                for step in std::iter::once(first).chain(others).take(TURN_MAX) {
+                    if let Err(why) = unconfirmed.advance(step) {
+                        return lost.set(why);
                     }
                 }
             }
-            taken = queued.recv_many(&mut publishes, room.min(TOGETHER_MAX)), if room > 0 => {
+            taken = queued.recv_many(&mut requests, room.min(TURN_MAX)), if room > 0 => {
                 if taken == 0 {
-                    // Nobody holds the connection any more.
-                    return life.end("dropped");
+                    // The transport is gone.
+                    return lost.set("dropped");
                 }
-                for Publish { properties, body, done } in publishes.drain(..) {
-                    if let Some(why) = &blocked {
-                        drop(done.send(Err(why.clone())));
+                for PublishRequest { properties, body, done } in requests.drain(..) {
+                    let Some(number) = unconfirmed.insert(done) else {
                         continue;
-                    }
-                    number += 1;
-                    waiting.insert(number, done);
-                    let (channel, queue) = (&channel, queue.clone());
+                    };
+                    let queue = queue.clone();
+                    let channel = &channel;
                     steps.push(Either::Left(async move {
-                        Step::Answer(number, is_durable(send(channel, queue, &body, properties).await))
+                        let answer = send(channel, queue, &body, properties).await;
+                        Step::Answer(number, is_durable(answer))
                     }));
                 }
             }
         }
-        if before_barrier.is_empty() && !confirmed.is_empty() {
-            std::mem::swap(&mut before_barrier, &mut confirmed);
+        if unconfirmed.needs_barrier() {
             steps.push(Either::Right(ready(Step::Barrier)));
         }
     }
 }
 
-fn answer_to(waiting: &mut Waiting, number: u64, answer: Result<(), TransportError>) {
-    if let Some(done) = waiting.remove(&number) {
-        drop(done.send(answer));
+/// The publishes that wait for their outcome, by number.
+#[derive(Default)]
+struct Unconfirmed {
+    last_number: u64,
+    by_number: HashMap<u64, oneshot::Sender<Outcome>>,
+    /// Publishes with a good confirm since the latest barrier was set.
+    confirmed: Vec<u64>,
+    /// Publishes with a good confirm that wait for that barrier.
+    before_barrier: Vec<u64>,
+    /// Why publishes fail while the broker blocks publishers.
+    blocked: Option<TransportError>,
+}
+
+impl Unconfirmed {
+    /// The number of a new publish. `None` if it has failed because the broker blocks publishers.
+    fn insert(&mut self, done: oneshot::Sender<Outcome>) -> Option<u64> {
+        if let Some(why) = &self.blocked {
+            // This fails if the caller has given up waiting, here and below.
+            done.send(Err(why.clone())).ok();
+            return None;
+        }
+        self.last_number += 1;
+        self.by_number.insert(self.last_number, done);
+        Some(self.last_number)
+    }
+
+    /// Fails all publishes, and later ones until the broker unblocks publishers.
+    fn block(&mut self, reason: &str) {
+        tracing::warn!(lane = "rabbitmq", reason, "the broker blocks publishers");
+        let why = TransportError::Publish(format!("the broker blocks publishers: {reason}"));
+        for (_, done) in self.by_number.drain() {
+            done.send(Err(why.clone())).ok();
+        }
+        self.blocked = Some(why);
+    }
+
+    /// An error is the reason why the connection is lost.
+    fn advance(&mut self, step: Step) -> Result<(), String> {
+        match step {
+            Step::Answer(number, Ok(())) => self.confirmed.push(number),
+            Step::Answer(_, Err(TransportError::Lost(why))) => return Err(why),
+            Step::Answer(number, Err(why)) => self.answer(number, Err(why)),
+            Step::Barrier => {
+                for number in std::mem::take(&mut self.before_barrier) {
+                    self.answer(number, Ok(()));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn needs_barrier(&mut self) -> bool {
+        if !self.before_barrier.is_empty() || self.confirmed.is_empty() {
+            return false;
+        }
+        std::mem::swap(&mut self.before_barrier, &mut self.confirmed);
+        true
+    }
+
+    fn answer(&mut self, number: u64, outcome: Outcome) {
+        if let Some(done) = self.by_number.remove(&number) {
+            done.send(outcome).ok();
+        }
     }
 }
 
@@ -133,7 +173,7 @@ async fn send(
     body: &[u8],
     properties: BasicProperties,
 ) -> lapin::Result<Confirmation> {
-    // Not `mandatory`, a message without a queue would be confirmed and dropped.
+    // The broker confirms and drops a message without a queue unless it is `mandatory`.
     let options = BasicPublishOptions {
         mandatory: true,
         ..BasicPublishOptions::default()
@@ -144,8 +184,8 @@ async fn send(
         .await
 }
 
-/// What an answer proves. `Lost` where it casts doubt on others too.
-fn is_durable(answer: lapin::Result<Confirmation>) -> Result<(), TransportError> {
+/// Reads the answer to one publish. `Lost` if it casts doubt on other publishes too.
+fn is_durable(answer: lapin::Result<Confirmation>) -> Outcome {
     match answer {
         Ok(Confirmation::Ack(None)) => Ok(()),
         Ok(Confirmation::Nack(None)) => {

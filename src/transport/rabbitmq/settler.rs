@@ -1,9 +1,9 @@
-//! Tells the broker what became of deliveries.
+//! Sends acks and nacks.
 
 use std::{
     cmp::Reverse,
     collections::{BTreeSet, BinaryHeap},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
@@ -12,42 +12,44 @@ use lapin::{
     Channel,
     options::{BasicAckOptions, BasicNackOptions},
 };
+use parking_lot::Mutex;
 use tokio::{
     sync::{mpsc, oneshot},
     time::{Instant, sleep, sleep_until, timeout},
 };
 
-use super::{super::PREFETCH, Life};
+use super::super::{PREFETCH, lost::Lost};
 use crate::delivery::Verdict;
 
-/// How long a settlement waits for others: one acknowledgement does for all below the lowest tag that is not settled.
+/// How long a settlement waits for others: one ack covers all tags below the lowest unsettled one.
 const LINGER: Duration = Duration::from_millis(1);
-/// The broker sends again at once what is given back: this keeps a fault that repeats from becoming a hot loop.
-const PAUSE: Duration = Duration::from_millis(200);
-/// How long it may take to write settlements to the socket.
+/// Delay before a dropped delivery is nacked. The broker redelivers at once, so a repeating fault
+/// would become a hot loop.
+const NACK_DELAY: Duration = Duration::from_millis(200);
+/// How long settlements may take to reach the socket.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(super) enum Settlement {
-    /// The delivery of that tag has ended like this.
+    /// The verdict on the delivery of that tag.
     Of(u64, Verdict),
-    /// Answered once all that was said before it is written.
+    /// Answered once all earlier settlements are written.
     Flush(oneshot::Sender<()>),
 }
 
-/// Writes settlements until `life` ends, and ends it where that fails. `outstanding` are the tags that were handed out and
-/// are not settled; this takes them out.
+/// Writes settlements until the connection is lost. `unsettled` has the tags of the deliveries that
+/// were handed out; this task removes them.
 pub(super) async fn settle(
     channel: Channel,
     mut settlements: mpsc::UnboundedReceiver<Settlement>,
-    outstanding: Arc<Mutex<BTreeSet<u64>>>,
-    life: Life,
+    unsettled: Arc<Mutex<BTreeSet<u64>>>,
+    lost: Lost,
 ) {
     let mut batch = Vec::new();
-    let mut held = BinaryHeap::new();
+    let mut delayed = DelayedNacks::default();
     loop {
-        let due = held.peek().map(|&Reverse((at, _))| at);
+        let due = delayed.next_due();
         tokio::select! {
-            _ = life.ended() => return,
+            _ = lost.wait() => return,
             n = settlements.recv_many(&mut batch, PREFETCH.into()) => {
                 if n == 0 {
                     return;
@@ -66,53 +68,70 @@ pub(super) async fn settle(
         for settlement in batch.drain(..) {
             match settlement {
                 Settlement::Of(tag, Verdict::Ack | Verdict::Reject) => acks.push(tag),
-                Settlement::Of(tag, Verdict::RetryAfter(delay)) => {
-                    held.push(Reverse((now + delay, tag)))
-                }
-                Settlement::Of(tag, Verdict::Unsettled) => held.push(Reverse((now + PAUSE, tag))),
+                Settlement::Of(tag, Verdict::RetryAfter(delay)) => delayed.push(now + delay, tag),
+                Settlement::Of(tag, Verdict::Unsettled) => delayed.push(now + NACK_DELAY, tag),
                 Settlement::Flush(done) => flushes.push(done),
             }
         }
-        let mut nacks = Vec::new();
-        while let Some(&Reverse((_, tag))) = held.peek().filter(|Reverse((at, _))| *at <= now) {
-            held.pop();
-            nacks.push(tag);
-        }
+        let mut nacks = delayed.take_due(now);
         let acks = {
-            let mut outstanding = outstanding.lock().unwrap_or_else(PoisonError::into_inner);
-            let acks = Acks::plan(acks, &mut outstanding);
-            nacks.retain(|tag| outstanding.remove(tag));
+            let mut unsettled = unsettled.lock();
+            let acks = Acks::plan(acks, &mut unsettled);
+            nacks.retain(|tag| unsettled.remove(tag));
             acks
         };
         match timeout(WRITE_TIMEOUT, write(&channel, acks, nacks)).await {
             Ok(Ok(())) => {}
-            Ok(Err(why)) => return life.end(why),
-            Err(_) => return life.end("the broker does not take acknowledgements"),
+            Ok(Err(why)) => return lost.set(why),
+            Err(_) => return lost.set("the broker does not take acknowledgements"),
         }
         for done in flushes {
-            // Whoever asked may have gone.
+            // This fails if the caller has given up waiting.
             done.send(()).ok();
         }
     }
 }
 
-/// How a set of tags is acknowledged in the fewest frames.
+/// Tags to nack later, by due time.
+#[derive(Default)]
+struct DelayedNacks(BinaryHeap<Reverse<(Instant, u64)>>);
+
+impl DelayedNacks {
+    fn push(&mut self, due: Instant, tag: u64) {
+        self.0.push(Reverse((due, tag)));
+    }
+
+    fn next_due(&self) -> Option<Instant> {
+        self.0.peek().map(|&Reverse((due, _))| due)
+    }
+
+    fn take_due(&mut self, now: Instant) -> Vec<u64> {
+        let mut tags = Vec::new();
+        while self.next_due().is_some_and(|due| due <= now) {
+            tags.extend(self.0.pop().map(|Reverse((_, tag))| tag));
+        }
+        tags
+    }
+}
+
+/// Acks for a set of tags, in the fewest frames.
 #[derive(Debug, PartialEq, Eq)]
 struct Acks {
-    /// Everything up to and including this tag.
+    /// One ack for this tag and all below it.
     up_to: Option<u64>,
-    /// And these.
+    /// One ack for each of these tags.
     single: Vec<u64>,
 }
 
 impl Acks {
-    /// Takes `tags` out of `outstanding`. Tags below the lowest that remains there are all settled, and the client's
-    /// buffer holds only higher ones than were ever handed out, so "up to" covers nothing that is alive.
-    fn plan(tags: Vec<u64>, outstanding: &mut BTreeSet<u64>) -> Self {
+    /// Removes `tags` from `unsettled`. All tags below the lowest remaining one are settled, and
+    /// undelivered messages in the client's buffer have higher tags, so "up to" covers no unsettled
+    /// delivery.
+    fn plan(tags: Vec<u64>, unsettled: &mut BTreeSet<u64>) -> Self {
         for tag in &tags {
-            outstanding.remove(tag);
+            unsettled.remove(tag);
         }
-        let lowest = outstanding.first().copied().unwrap_or(u64::MAX);
+        let lowest = unsettled.first().copied().unwrap_or(u64::MAX);
         let (below, single): (Vec<u64>, Vec<u64>) = tags.into_iter().partition(|&tag| tag < lowest);
         Self {
             up_to: below.into_iter().max(),
