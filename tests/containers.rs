@@ -260,7 +260,7 @@ fn listens(name: &str, service: &Service) -> BTreeSet<u16> {
                 .into_iter()
                 .flatten();
             let open = all.inspect(|address| {
-                assert!(address.ip().is_unspecified(), "{name} is deaf at {address}")
+                assert!(address.ip().is_unspecified(), "{name} is deaf at {address}");
             });
             open.map(|address| address.port()).collect()
         }

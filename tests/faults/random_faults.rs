@@ -272,7 +272,7 @@ impl Arena {
             }
             (Victim::Node, Fault::DiskFails) => {
                 self.restart("spool-write=20%return;spool-sync=20%return")
-                    .await
+                    .await;
             }
             (Victim::Node, _) => self.restart("").await,
             (Victim::Nats, Fault::Killed) => self.nats.kill().await,
