@@ -1,8 +1,8 @@
-//! Many records in one body: a JSON array, or a line each (NDJSON).
+//! Many records in one body: a JSON array, or one record per line (NDJSON).
 
 use bytes::Bytes;
 
-use super::{Invalid, Schema, invalid_utf8, parse, parse_first, place, skip_space};
+use super::parse::{Invalid, Schema, invalid_utf8, parse, parse_first, place, skip_space};
 
 /// Records of one request at most; a power of two.
 pub const MAX: usize = 1024;
@@ -17,10 +17,10 @@ pub enum Form {
 /// Why a body is not a batch.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidBatch {
-    /// The body as a whole is not what it should be.
+    /// The body as a whole is malformed.
     #[error("{0}")]
     Body(Invalid),
-    /// One of its records is not; counted from 0.
+    /// One of its records is invalid. `index` counts from 0.
     #[error("record {index}: {why}")]
     Record { index: usize, why: Invalid },
 }
@@ -44,7 +44,7 @@ pub fn parse_all(body: &Bytes, form: Form, schema: Schema) -> Result<Vec<Bytes>,
                 loop {
                     let (record, end) =
                         parse_first(body, &text[at..], schema).map_err(|why| match why {
-                            // What is not JSON is a matter of the whole.
+                            // Malformed JSON spoils the whole body.
                             Invalid::Malformed { .. } => {
                                 InvalidBatch::Body(why.further_on(text, at))
                             }
@@ -86,13 +86,13 @@ pub fn parse_all(body: &Bytes, form: Form, schema: Schema) -> Result<Vec<Bytes>,
     }
 }
 
-/// Where `what` ends, if it is the next but for white space after `at`.
+/// Where `what` ends, if only white space is between `at` and it.
 fn after(text: &str, at: usize, what: &str) -> Option<usize> {
     let rest = skip_space(&text[at..]).strip_prefix(what)?;
     Some(text.len() - rest.len())
 }
 
-/// What comes after `at` is not what was expected there.
+/// The error for the first character after `at` that is no white space.
 fn unexpected(text: &str, at: usize, detail: &str) -> InvalidBatch {
     let at = text.len() - skip_space(&text[at..]).len();
     let (line, column) = place(text.as_bytes(), at);
