@@ -12,8 +12,8 @@ use std::{
 };
 
 use actix::{Actor as _, Addr};
-use actix_web::{App, HttpServer, dev::ServerHandle, web};
-use tokio::{net::TcpSocket, sync::Semaphore};
+use actix_web::{dev::ServerHandle, web};
+use tokio::sync::Semaphore;
 use tracing::{error, info, warn};
 
 use crate::{
@@ -33,7 +33,7 @@ use crate::{
     api,
     breaker::Breaker,
     config::{Ack, Config},
-    http::{admin, ingest},
+    http::{self, admin, ingest, status::AdminState},
     idempotency::IdempotencyStore,
     lane_id::LaneId,
     ledger::{self, Ledger},
@@ -52,8 +52,6 @@ use crate::{
 /// The longest wait for requests in flight when the node drains.
 const INGEST_DRAIN: Duration = Duration::from_secs(4);
 const ADMIN_DRAIN: Duration = Duration::from_secs(1);
-/// The most connections that wait to be accepted.
-const BACKLOG: u32 = 1024;
 
 /// A running node.
 pub struct Node {
@@ -92,6 +90,9 @@ impl Node {
     /// # Errors
     /// If an address is taken, or a file that `config` names cannot be used.
     pub fn start(config: &Config) -> Result<Self, StartError> {
+        let listen = |address| {
+            http::listen(address).map_err(|source| StartError::Listen { address, source })
+        };
         let ingest_socket = listen(config.ingest.listen)?;
         let admin_socket = listen(config.admin.listen)?;
         let mut graph = Graph::new(config)?;
@@ -341,7 +342,7 @@ impl<'a> Graph<'a> {
         let config = self.config;
         let supervisor = Supervisor::new(&self.live_lanes, self.children).start();
         let draining = Arc::new(AtomicBool::new(false));
-        let admin_state = admin::AdminState {
+        let admin_state = AdminState {
             supervisor: supervisor.clone(),
             ledger: Arc::clone(&self.ledger),
             spool: self.spool.clone(),
@@ -355,10 +356,11 @@ impl<'a> Graph<'a> {
         };
         let ingest = ingest_socket.local_addr()?;
         let admin = admin_socket.local_addr()?;
-        let ingest_server = serve(ingest_socket, half_the_cores(), INGEST_DRAIN, move |app| {
-            ingest::routes(app.app_data(web::Data::new(ingest_state.clone())));
-        })?;
-        let admin_server = serve(admin_socket, 1, ADMIN_DRAIN, move |app| {
+        let ingest_server =
+            http::serve(ingest_socket, half_the_cores(), INGEST_DRAIN, move |app| {
+                ingest::routes(app.app_data(web::Data::new(ingest_state.clone())));
+            })?;
+        let admin_server = http::serve(admin_socket, 1, ADMIN_DRAIN, move |app| {
             admin::routes(app.app_data(web::Data::new(admin_state.clone())));
         })?;
         let lanes: Vec<_> = self.lanes.iter().map(|(lane, _)| lane.name()).collect();
@@ -392,40 +394,4 @@ fn left_to(lane: LaneId, found: &SpoolStats) -> u64 {
         } else {
             0
         }
-}
-
-/// Serves until the handle says stop; requests in flight may then take up to `drain`.
-fn serve(
-    socket: TcpListener,
-    workers: usize,
-    drain: Duration,
-    routes: impl Fn(&mut web::ServiceConfig) + Clone + Send + 'static,
-) -> io::Result<ServerHandle> {
-    let server = HttpServer::new(move || App::new().configure(routes.clone()))
-        .workers(workers)
-        .shutdown_timeout(drain.as_secs())
-        .disable_signals()
-        .listen(socket)?
-        .run();
-    let handle = server.handle();
-    actix_rt::spawn(async move {
-        if let Err(failure) = server.await {
-            error!(%failure, "HTTP server ended");
-        }
-    });
-    Ok(handle)
-}
-
-fn listen(address: SocketAddr) -> Result<TcpListener, StartError> {
-    let bind = || {
-        let socket = if address.is_ipv4() {
-            TcpSocket::new_v4()?
-        } else {
-            TcpSocket::new_v6()?
-        };
-        socket.set_reuseaddr(true)?;
-        socket.bind(address)?;
-        socket.listen(BACKLOG)?.into_std()
-    };
-    bind().map_err(|source| StartError::Listen { address, source })
 }

@@ -1,11 +1,12 @@
-//! The address of an actor that may be restarted.
+//! Addresses that survive a restart.
 
 use std::{sync::Arc, time::Duration};
 
 use actix::{Actor, Addr};
 use tokio::sync::watch;
 
-/// The address of an actor that may be restarted: it outlives the actor, and only the supervisor changes it.
+/// The address of an actor that may be restarted. It outlives the actor; only the supervisor changes
+/// it.
 pub struct Slot<A: Actor>(Arc<watch::Sender<Option<Addr<A>>>>);
 
 impl<A: Actor> Slot<A> {
@@ -14,7 +15,7 @@ impl<A: Actor> Slot<A> {
         Self(Arc::new(watch::Sender::new(None)))
     }
 
-    /// The present address, if the actor lives.
+    /// The current address, if the actor is alive.
     #[must_use]
     pub fn get(&self) -> Option<Addr<A>> {
         self.0
@@ -24,7 +25,7 @@ impl<A: Actor> Slot<A> {
             .cloned()
     }
 
-    /// The address, waiting for a restart up to `patience`.
+    /// The address; waits up to `patience` for a restart.
     pub async fn wait(&self, patience: Duration) -> Option<Addr<A>> {
         if let Some(address) = self.get() {
             return Some(address);

@@ -4,7 +4,7 @@ use std::{cell::Cell, rc::Rc};
 
 use tokio::sync::Notify;
 
-/// Counts work under way on one thread, so that a drain can wait for its end.
+/// Counts the work in flight on one thread, so that a drain can wait for its end.
 #[derive(Clone, Default)]
 pub struct InFlight(Rc<InFlightState>);
 
@@ -14,7 +14,7 @@ struct InFlightState {
     idle: Notify,
 }
 
-/// One piece of work under way; it ends when this is dropped.
+/// One piece of work in flight; it ends when this is dropped.
 pub struct Underway(InFlight);
 
 impl InFlight {
@@ -24,7 +24,7 @@ impl InFlight {
         Underway(self.clone())
     }
 
-    /// Resolves when nothing is under way.
+    /// Resolves when nothing is in flight.
     pub async fn idle(&self) {
         while self.0.count.get() > 0 {
             self.0.idle.notified().await;
@@ -42,16 +42,16 @@ impl Drop for Underway {
     }
 }
 
-/// A task that ends with the value that holds this.
+/// A task that is aborted when this is dropped.
 pub struct Task(tokio::task::AbortHandle);
 
 impl Task {
-    /// Starts it on the present thread.
+    /// Starts it on the current thread.
     pub fn spawn(work: impl Future<Output = ()> + 'static) -> Self {
         Self(actix_rt::spawn(work).abort_handle())
     }
 
-    /// It has come to its end, or has panicked.
+    /// It has finished or panicked.
     #[must_use]
     pub fn has_ended(&self) -> bool {
         self.0.is_finished()

@@ -25,6 +25,7 @@ use actix_web::{
 use bytes::Bytes;
 use futures_util::future::join_all;
 use serde::Serialize;
+use serde_json::json;
 
 use super::problem::Problem;
 use crate::{
@@ -75,53 +76,41 @@ struct AllAccepted<'a> {
 pub fn routes(app: &mut web::ServiceConfig) {
     app.service(
         web::resource("/")
-            .route(
-                web::get()
-                    .to(async || HttpResponse::Ok().json(serde_json::json!({"message": "ok"}))),
-            )
+            .route(web::get().to(async || HttpResponse::Ok().json(json!({"message": "ok"}))))
             .route(web::head().to(HttpResponse::Ok))
-            .route(web::post().to(
-                async |state: web::Data<IngestState>, request: HttpRequest, body: web::Payload| {
-                    let began = Instant::now();
-                    state.counted(began, ingest(&state, None, &request, body).await)
-                },
-            ))
+            .route(web::post().to(post))
             .default_service(web::to(async || {
                 Problem::method_not_allowed("GET, HEAD, POST")
             })),
     )
     .service(
         web::resource("/{lane}")
-            .route(web::post().to(
-                async |state: web::Data<IngestState>, request: HttpRequest, body: web::Payload| {
-                    let began = Instant::now();
-                    let lane = LaneId::from_name(&request.match_info()["lane"]);
-                    let answer = match lane
-                        .filter(|lane| state.lanes.iter().any(|(known, _)| known == lane))
-                    {
-                        Some(lane) => ingest(&state, Some(lane), &request, body).await,
-                        None => Err(Problem::not_found(request.path())),
-                    };
-                    state.counted(began, answer)
-                },
-            ))
+            .route(web::post().to(post))
             .default_service(web::to(
-                async |state: web::Data<IngestState>, request: HttpRequest| {
-                    if state
-                        .lanes
-                        .iter()
-                        .any(|(lane, _)| lane.name() == &request.match_info()["lane"])
-                    {
-                        Problem::method_not_allowed("POST")
-                    } else {
-                        Problem::not_found(request.path())
-                    }
+                async |state: web::Data<IngestState>, request: HttpRequest| match state
+                    .pinned_lane(&request)
+                {
+                    Ok(_) => Problem::method_not_allowed("POST"),
+                    Err(problem) => problem,
                 },
             )),
     )
     .default_service(web::to(async |request: HttpRequest| {
         Problem::not_found(request.path())
     }));
+}
+
+/// Ingests a request, and counts the answer by its status.
+async fn post(
+    state: web::Data<IngestState>,
+    request: HttpRequest,
+    body: web::Payload,
+) -> HttpResponse {
+    let began = Instant::now();
+    let answer = ingest(&state, &request, body).await;
+    let response = answer.unwrap_or_else(|problem| problem.error_response());
+    state.ledger.answered(response.status().as_u16(), began);
+    response
 }
 
 /// A request that was read: a single record is a batch of one.
@@ -136,19 +125,32 @@ struct Request {
 /// Reads the request, makes its records safe, and answers.
 async fn ingest(
     state: &IngestState,
-    pinned: Option<LaneId>,
     request: &HttpRequest,
     body: web::Payload,
 ) -> Result<HttpResponse, Problem> {
+    let pinned = state.pinned_lane(request)?;
     let request = state.read_request(request, body).await?;
     let receipts = state
         .submit(&request, pinned)
         .await
-        .map_err(|refused| unavailable(&refused))?;
+        .map_err(|refused| Problem::unavailable("unavailable", format!("Not taken: {refused}")))?;
     Ok(state.respond(&request, receipts))
 }
 
 impl IngestState {
+    /// The lane in the path, if there is one. An error says that this node has no such lane.
+    fn pinned_lane(&self, request: &HttpRequest) -> Result<Option<LaneId>, Problem> {
+        let Some(name) = request.match_info().get("lane") else {
+            return Ok(None);
+        };
+        let mut lanes = self.lanes.iter().map(|(lane, _)| *lane);
+        let lane = lanes.find(|lane| lane.name() == name);
+        match lane {
+            Some(_) => Ok(lane),
+            None => Err(Problem::not_found(request.path())),
+        }
+    }
+
     async fn read_request(
         &self,
         request: &HttpRequest,
@@ -197,8 +199,7 @@ impl IngestState {
     async fn read_body(&self, body: web::Payload) -> Result<Bytes, Problem> {
         match body.to_bytes_limited(self.max_body).await {
             Ok(Ok(body)) => Ok(body),
-            Ok(Err(cut)) => Err(Problem::new(
-                StatusCode::BAD_REQUEST,
+            Ok(Err(cut)) => Err(Problem::bad_request(
                 "body",
                 format!("The body did not arrive: {cut}"),
             )),
@@ -280,7 +281,7 @@ impl IngestState {
     fn invalid(&self, why: &Invalid) -> Problem {
         let (field, detail) = match why {
             Invalid::Malformed { line, column, .. } => {
-                return Problem::new(StatusCode::BAD_REQUEST, "json", why.to_string())
+                return Problem::bad_request("json", why.to_string())
                     .with("line", *line)
                     .with("column", *column);
             }
@@ -295,12 +296,6 @@ impl IngestState {
             .with("field", field),
             _ => unprocessable(detail),
         }
-    }
-
-    fn counted(&self, began: Instant, answer: Result<HttpResponse, Problem>) -> HttpResponse {
-        let response = answer.unwrap_or_else(|problem| problem.error_response());
-        self.ledger.answered(response.status().as_u16(), began);
-        response
     }
 }
 
@@ -340,8 +335,7 @@ async fn submit_once(
 
 fn check_encoding(headers: &HeaderMap) -> Result<(), Problem> {
     match headers.get(header::CONTENT_ENCODING) {
-        Some(encoding) if encoding != "identity" => Err(Problem::new(
-            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+        Some(encoding) if encoding != "identity" => Err(Problem::unsupported(
             "encoding",
             "The body must not be encoded",
         )),
@@ -354,8 +348,7 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<Arc<str>>, Problem> {
         return Ok(None);
     };
     let invalid = || {
-        Problem::new(
-            StatusCode::BAD_REQUEST,
+        Problem::bad_request(
             "idempotency-key",
             "An Idempotency-Key is 1 to 255 visible ASCII characters",
         )
@@ -369,13 +362,8 @@ fn check_type(content_type: Option<&header::HeaderValue>) -> Result<bool, Proble
     let Some(content_type) = content_type else {
         return Ok(false);
     };
-    let essence = content_type
-        .to_str()
-        .unwrap_or_default()
-        .split(';')
-        .next()
-        .unwrap_or_default()
-        .trim();
+    let content_type = content_type.to_str().unwrap_or_default();
+    let essence = content_type.split(';').next().unwrap_or_default().trim();
     let subtype = essence
         .split_once('/')
         .filter(|(class, _)| class.eq_ignore_ascii_case("application"))
@@ -383,8 +371,7 @@ fn check_type(content_type: Option<&header::HeaderValue>) -> Result<bool, Proble
     match subtype.map(str::to_ascii_lowercase) {
         Some(subtype) if subtype == "json" || subtype.ends_with("+json") => Ok(false),
         Some(subtype) if subtype == "x-ndjson" => Ok(true),
-        _ => Err(Problem::new(
-            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+        _ => Err(Problem::unsupported(
             "media-type",
             format!(
                 "A record is application/json, and many may be application/x-ndjson; not {essence:?}"
@@ -400,13 +387,4 @@ fn visible(value: &header::HeaderValue) -> Option<&str> {
 
 fn too_large(detail: String) -> Problem {
     Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", detail)
-}
-
-fn unavailable(refused: &Refused) -> Problem {
-    Problem::new(
-        StatusCode::SERVICE_UNAVAILABLE,
-        "unavailable",
-        format!("Not taken: {refused}"),
-    )
-    .retry_after(1)
 }

@@ -7,7 +7,8 @@ use actix_web::{
 };
 use serde_json::{Map, Value};
 
-/// A problem that ends a request. Its `type` is `urn:waypost:problem:<kind>`, its `title` what the status says.
+/// A problem that ends a request. Its `type` is `urn:waypost:problem:<kind>`, its `title` the
+/// reason phrase of the status.
 #[derive(Debug, thiserror::Error)]
 #[error("{status}: {detail}")]
 pub struct Problem {
@@ -19,7 +20,7 @@ pub struct Problem {
 }
 
 impl Problem {
-    /// `detail` tells the client what is wrong with this request.
+    /// `detail` tells the client how to correct this request.
     #[must_use]
     pub fn new(status: StatusCode, kind: &'static str, detail: impl Into<String>) -> Self {
         Self {
@@ -29,6 +30,24 @@ impl Problem {
             members: Map::new(),
             header: None,
         }
+    }
+
+    /// The request is wrong.
+    #[must_use]
+    pub fn bad_request(kind: &'static str, detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, kind, detail)
+    }
+
+    /// The body has a type or an encoding that is not supported.
+    #[must_use]
+    pub fn unsupported(kind: &'static str, detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, kind, detail)
+    }
+
+    /// The same request may succeed in a second.
+    #[must_use]
+    pub fn unavailable(kind: &'static str, detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, kind, detail).retry_after(1)
     }
 
     /// There is nothing at `path`.
@@ -41,7 +60,7 @@ impl Problem {
         )
     }
 
-    /// The path is right, the method is not; `allowed` goes into the header `Allow`.
+    /// The path does not take this method. `allowed` becomes the header `Allow`.
     #[must_use]
     pub fn method_not_allowed(allowed: &str) -> Self {
         let problem = Self::new(
@@ -62,7 +81,7 @@ impl Problem {
         self
     }
 
-    /// Asks the client to try again after so many seconds.
+    /// Asks the client to try again after `seconds`.
     #[must_use]
     pub fn retry_after(mut self, seconds: u64) -> Self {
         self.header = Some((header::RETRY_AFTER, seconds.to_string()));

@@ -4,7 +4,7 @@ use std::{collections::VecDeque, sync::Arc};
 
 use actix::{AsyncContext as _, Context, MailboxError, Recipient, SpawnHandle};
 use tokio::{sync::watch, time::Instant};
-use tracing::{error, info, warn};
+use tracing::warn;
 
 use super::{
     Action, Supervisor,
@@ -39,35 +39,19 @@ pub(super) struct Child {
 }
 
 impl Child {
-    pub(super) fn new(
-        child: ChildId,
-        thread: Thread,
-        factory: Factory,
-        live_lanes: LiveLanes,
-    ) -> Self {
+    pub(super) fn new(id: ChildId, thread: Thread, factory: Factory, lanes: LiveLanes) -> Self {
         Self {
-            view: View {
-                child,
-                state: State::Connecting,
-                since: Instant::now(),
-                restarts: 0,
-                last_error: None,
-                broker: Broker::default(),
-            },
+            view: View::new(id),
             generation: 0,
             factory,
             thread,
-            live_lanes,
+            live_lanes: lanes,
             desired: DesiredState::Running,
             running: None,
             backoff: Backoff::new(BACKOFF_FIRST, BACKOFF_CAP),
             crashes: VecDeque::new(),
             timer: None,
         }
-    }
-
-    pub(super) fn is_lane(&self) -> bool {
-        matches!(self.view.child, ChildId::Lane(_))
     }
 
     /// Starts a new actor, now.
@@ -257,23 +241,11 @@ impl Child {
     fn set_state(&mut self, state: State) {
         self.view.state = state;
         self.view.since = Instant::now();
-        let reason = self.view.last_error.as_deref().unwrap_or_default();
-        if let ChildId::Lane(lane) = self.view.child {
-            if state != State::Up {
-                self.live_lanes.remove(lane);
-            }
-            match state {
-                State::Up => info!(%lane, "lane is up"),
-                State::Backoff { until } => {
-                    let retry_in_ms = (until - self.view.since).as_millis();
-                    warn!(%lane, reason, retry_in_ms, "lane is away");
-                }
-                State::Paused => info!(%lane, "lane is paused"),
-                State::Down => error!(%lane, reason, "lane is given up after repeated crashes"),
-                State::Connecting => {}
-            }
-        } else if let State::Backoff { .. } | State::Down = state {
-            error!(actor = %self.view.child, reason, state = state.name(), "actor ended");
+        if let ChildId::Lane(lane) = self.view.child
+            && state != State::Up
+        {
+            self.live_lanes.remove(lane);
         }
+        self.view.log();
     }
 }

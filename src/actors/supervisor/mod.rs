@@ -172,7 +172,11 @@ impl Handler<DrainAll> for Supervisor {
     fn handle(&mut self, _: DrainAll, ctx: &mut Self::Context) -> Self::Result {
         self.draining = true;
         let mut ended = Vec::new();
-        for lane in self.children.iter_mut().filter(|child| child.is_lane()) {
+        for lane in self
+            .children
+            .iter_mut()
+            .filter(|child| matches!(child.view.child, ChildId::Lane(_)))
+        {
             lane.stop(DesiredState::Paused, ctx);
             ended.extend(lane.ended());
         }

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use tokio::time::Instant;
+use tracing::{error, info, warn};
 
 use crate::{lane_id::LaneId, transport::Broker};
 
@@ -62,4 +63,38 @@ pub struct View {
     pub restarts: u64,
     pub last_error: Option<String>,
     pub broker: Broker,
+}
+
+impl View {
+    pub(super) fn new(child: ChildId) -> Self {
+        Self {
+            child,
+            state: State::Connecting,
+            since: Instant::now(),
+            restarts: 0,
+            last_error: None,
+            broker: Broker::default(),
+        }
+    }
+
+    /// Logs the state, just after it has changed.
+    pub(super) fn log(&self) {
+        let reason = self.last_error.as_deref().unwrap_or_default();
+        match (self.child, self.state) {
+            (_, State::Connecting) => {}
+            (ChildId::Lane(lane), State::Up) => info!(%lane, "lane is up"),
+            (ChildId::Lane(lane), State::Backoff { until }) => {
+                let retry_in_ms = (until - self.since).as_millis();
+                warn!(%lane, reason, retry_in_ms, "lane is away");
+            }
+            (ChildId::Lane(lane), State::Paused) => info!(%lane, "lane is paused"),
+            (ChildId::Lane(lane), State::Down) => {
+                error!(%lane, reason, "lane is given up after repeated crashes");
+            }
+            (actor, State::Backoff { .. } | State::Down) => {
+                error!(%actor, reason, state = self.state.name(), "actor ended");
+            }
+            (_, State::Up | State::Paused) => {}
+        }
+    }
 }
