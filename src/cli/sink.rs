@@ -1,4 +1,4 @@
-//! `waypost sink`: the reference API as a program of its own.
+//! `waypost sink`: the reference API as a command.
 
 use std::{
     net::{SocketAddr, TcpListener},
@@ -9,38 +9,44 @@ use std::{
 use tracing::{error, info};
 
 use super::run::stop_signal;
-use crate::sink::Sink;
+use crate::sink::{Sink, Stats};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Where to serve
+    /// Take records at this address
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:5000")]
     listen: SocketAddr,
-    /// Keep the records in this file; without it they are in memory and gone at the end
+    /// Keep the records in this SQLite file [default: in memory, until the end]
     #[arg(long, value_name = "FILE")]
     db: Option<PathBuf>,
 }
 
 /// Serves until SIGTERM or SIGINT.
 pub async fn sink(args: Args) -> ExitCode {
-    let place = args
+    let db = args
         .db
         .as_ref()
         .map_or_else(|| "memory".into(), |file| file.display().to_string());
-    let sink =
-        match TcpListener::bind(args.listen).and_then(|listener| Sink::start(listener, args.db)) {
-            Ok(sink) => sink,
-            Err(failure) => {
-                error!(address = %args.listen, %place, %failure, "sink does not start");
-                return ExitCode::FAILURE;
-            }
-        };
-    info!(address = %sink.address(), records_in = %place, "sink is up");
+    let started =
+        TcpListener::bind(args.listen).and_then(|listener| Sink::start(listener, args.db));
+    let sink = match started {
+        Ok(sink) => sink,
+        Err(failure) => {
+            error!(address = %args.listen, %db, %failure, "sink does not start");
+            return ExitCode::FAILURE;
+        }
+    };
+    info!(address = %sink.address(), %db, "sink is up");
     if let Err(failure) = stop_signal().await {
         error!(%failure, "cannot wait for signals");
         return ExitCode::FAILURE;
     }
-    info!(stats = ?sink.stats(), "sink ends");
+    let Stats {
+        records,
+        redeliveries,
+        ..
+    } = sink.stats();
+    info!(records, redeliveries, "sink ends");
     sink.stop().await;
     ExitCode::SUCCESS
 }
