@@ -1,6 +1,12 @@
 //! The main job, through each lane with its real broker, by the program as users run it.
 
-use std::{cell::RefCell, collections::HashMap, process::Command, rc::Rc, time::Duration};
+use std::{
+    cell::RefCell,
+    collections::HashMap,
+    process::{Command, Output},
+    rc::Rc,
+    time::Duration,
+};
 
 use awc::http::StatusCode;
 use bytes::Bytes;
@@ -137,17 +143,23 @@ async fn trace_context_passes_each_lane() {
     }
 }
 
-/// Runs `waypost demo --once --json` and returns its report.
-fn demo(variables: &[(String, String)]) -> Value {
-    let output = Command::new(env!("CARGO_BIN_EXE_waypost"))
-        .args(["demo", "--once", "--json"])
-        // Tests run side by side on the default ports' machine; and a busy one may keep a healthy broker waiting.
+/// Runs `waypost demo --once`.
+fn run_demo(arguments: &[&str], variables: &[(String, String)]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_waypost"))
+        .args(["demo", "--once"])
+        .args(arguments)
+        // Other tests use the default ports, and a busy machine may keep a healthy broker waiting.
         .env("WAYPOST_INGEST__LISTEN", "127.0.0.1:0")
         .env("WAYPOST_ADMIN__LISTEN", "127.0.0.1:0")
         .env("WAYPOST_ROUTER__PUBLISH_TIMEOUT", "20s")
         .envs(variables.iter().map(|(key, value)| (key, value)))
         .output()
-        .expect("the program runs");
+        .expect("the program runs")
+}
+
+/// The JSON report of the demo.
+fn demo(variables: &[(String, String)]) -> Value {
+    let output = run_demo(&["--json"], variables);
     assert!(
         output.status.success(),
         "{}",
@@ -159,9 +171,61 @@ fn demo(variables: &[(String, String)]) -> Value {
 #[actix_rt::test]
 async fn the_demo_delivers_all_with_nothing_installed() {
     let report = demo(&[]);
-    let all = json!({"accepted": 1000, "delivered": 1000, "in_flight": 0});
+    let all = json!({
+        "accepted": 1000, "recovered": 0, "delivered": 1000, "dead": 0, "dropped": 0, "spooled": 0, "in_flight": 0,
+        "redelivered": 0,
+    });
     assert_eq!(report["ledger"], all);
     assert_eq!(report["api"]["paths"], json!({"GRPC": 1000}));
+}
+
+#[actix_rt::test]
+async fn the_demo_shows_a_record_as_the_api_received_it_and_the_ledgers_terms() {
+    let output = run_demo(&[], &[]);
+    assert!(output.status.success(), "{output:?}");
+    let printed = String::from_utf8(output.stdout).unwrap();
+    let received = printed.lines().find(|line| line.starts_with('{')).unwrap();
+    let is_it = |record: &Bytes| received.as_bytes() == tagged(record, "GRPC");
+    assert!(traffic().iter().any(is_it), "{received}");
+    for term in [
+        "1000 accepted",
+        "0 recovered",
+        "1000 delivered",
+        "0 dead",
+        "0 dropped",
+        "0 spooled",
+        "0 in_flight",
+    ] {
+        assert!(printed.contains(term), "no {term} in\n{printed}");
+    }
+}
+
+#[actix_rt::test]
+async fn the_demo_says_why_a_record_was_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("records.json");
+    std::fs::write(
+        &file,
+        [b"[", &*traffic()[0], b",{\"name\":\"Ana\"}]"].concat(),
+    )
+    .unwrap();
+    let output = run_demo(&["--records", file.to_str().unwrap()], &[]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let told = String::from_utf8(output.stderr).unwrap();
+    let why = told
+        .lines()
+        .find(|line| line.starts_with("waypost: record 2: status 422: "));
+    assert!(why.is_some_and(|why| why.contains("location")), "{told}");
+    assert!(
+        told.contains("waypost: 1 of 2 records were refused"),
+        "{told}"
+    );
+}
+
+#[actix_rt::test]
+async fn the_demo_rejects_a_flag_that_it_would_ignore() {
+    let output = run_demo(&["--api", "http://127.0.0.1:9/"], &[]);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
 }
 
 #[actix_rt::test]
@@ -183,10 +247,14 @@ async fn the_demo_shares_its_records_out_over_all_lanes() {
         report["api"]["paths"],
         json!({"GRPC": 250, "NATS": 250, "RabbitMQ": 250, "PubSub": 250})
     );
-    assert_eq!(
-        report["ledger"],
-        json!({"accepted": 1000, "delivered": 1000, "in_flight": 0})
-    );
+    for (term, count) in [
+        ("accepted", 1000),
+        ("delivered", 1000),
+        ("in_flight", 0),
+        ("spooled", 0),
+    ] {
+        assert_eq!(report["ledger"][term], count, "{term}");
+    }
 }
 
 #[actix_rt::test]

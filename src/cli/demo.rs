@@ -1,5 +1,4 @@
-//! `waypost demo`: the whole way of a record in one process: a replay posts `traffic.json` to a node, whose API is a
-//! built-in sink.
+//! `waypost demo`: a node, an API and a load in one process. The API is a built-in sink.
 
 use std::{
     cell::RefCell,
@@ -12,7 +11,8 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::future::join_all;
-use serde_json::json;
+use serde::Serialize;
+use serde_json::{Map, Value, json};
 
 use super::{NodeArgs, USAGE, progress::Progress, run::stop_signal};
 use crate::{
@@ -20,14 +20,14 @@ use crate::{
     api::answer::Answer,
     api::{self, Api},
     config::{self, Config},
-    lane_id::LaneId,
+    ledger::Balance,
     load,
     node::Node,
     record::Record,
-    sink::Sink,
+    sink::{Sink, Stats, StoredRecord},
 };
 
-/// The records that the demo replays unless it is given others.
+/// The built-in records.
 pub(super) const TRAFFIC: &str = include_str!("../../traffic.json");
 /// Clients of the replay.
 const USERS: usize = 32;
@@ -35,12 +35,24 @@ const USERS: usize = 32;
 const LANES_PATIENCE: Duration = Duration::from_secs(30);
 /// How long the ledger may take to balance once the replay has begun.
 const BALANCE_PATIENCE: Duration = Duration::from_secs(30);
+/// The most refused records that are reported one by one.
+const REASONS_MAX: usize = 5;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    #[command(flatten)]
-    node: NodeArgs,
-    /// Replay these records instead of the built-in ones: a JSON array, or NDJSON
+    /// Read the node's configuration from this TOML file
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Take records at this address [default: 127.0.0.1:8000, or a free port]
+    #[arg(long, value_name = "ADDR")]
+    listen: Option<String>,
+    /// Serve health and status at this address [default: 127.0.0.1:8001, or a free port]
+    #[arg(long, value_name = "ADDR")]
+    admin: Option<String>,
+    /// Keep the node's data in this folder [default: a temporary folder]
+    #[arg(long, value_name = "DIR")]
+    data: Option<String>,
+    /// Post these records, a JSON array or NDJSON [default: 1,000 built-in records]
     #[arg(long, value_name = "FILE")]
     records: Option<PathBuf>,
     /// Exit when all is delivered: 0, or 1 if the ledger does not balance within 30 s
@@ -51,23 +63,20 @@ pub struct Args {
     json: bool,
 }
 
-/// Runs the demo; without `--once` it stays up until Ctrl-C.
+/// Runs the demo. Without `--once` the node stays up until Ctrl-C.
 pub async fn demo(args: Args) -> ExitCode {
-    let config = match args.node.load() {
+    let node = NodeArgs {
+        config: args.config.clone(),
+        api: None,
+        listen: args.listen.clone(),
+        admin: args.admin.clone(),
+        data: args.data.clone(),
+    };
+    let config = match node.load() {
         Ok(config) => config,
         Err(status) => return status,
     };
-    let text = match args.records.as_ref().map(fs::read_to_string).transpose() {
-        Ok(text) => text,
-        Err(failure) => {
-            eprintln!(
-                "waypost: {}: {failure}",
-                args.records.unwrap_or_default().display()
-            );
-            return ExitCode::from(USAGE);
-        }
-    };
-    let records = match load::records(text.as_deref().unwrap_or(TRAFFIC)) {
+    let records = match read_records(args.records.as_ref()) {
         Ok(records) => records,
         Err(why) => {
             eprintln!("waypost: --records: {why}");
@@ -84,6 +93,14 @@ pub async fn demo(args: Args) -> ExitCode {
     }
 }
 
+fn read_records(file: Option<&PathBuf>) -> Result<Vec<Bytes>, String> {
+    let Some(file) = file else {
+        return load::records(TRAFFIC);
+    };
+    let text = fs::read_to_string(file).map_err(|why| format!("{}: {why}", file.display()))?;
+    load::records(&text)
+}
+
 /// Whether every record was delivered.
 async fn play(
     mut config: Config,
@@ -91,34 +108,17 @@ async fn play(
     args: &Args,
 ) -> Result<bool, Box<dyn std::error::Error>> {
     let total = records.len() as u64;
-    // Removed when the demo ends.
-    let scratch = args
-        .node
-        .data
-        .is_none()
-        .then(tempfile::tempdir)
-        .transpose()?;
+    // The folder is removed when the demo ends.
+    let scratch = args.data.is_none().then(tempfile::tempdir).transpose()?;
     if let Some(scratch) = &scratch {
         scratch.path().clone_into(&mut config.spool.dir);
     }
     let listener = TcpListener::bind("127.0.0.1:0")?;
     config.api.url = format!("http://{}/", listener.local_addr()?).into();
     let sink = Sink::start(listener, None)?;
-    if config.ingest.listen.ip().is_unspecified() {
-        // What is shown on one machine is not served to others.
-        config.ingest.listen.set_ip(Ipv4Addr::LOCALHOST.into());
-    }
-    config.ingest.listen = free_or_any(config.ingest.listen);
-    config.admin.listen = free_or_any(config.admin.listen);
-    let grpc = config.lanes.grpc.get_or_insert_default();
-    grpc.listen = free_or_any(grpc.listen);
+    choose_addresses(&mut config, args);
 
     let node = Node::start(&config)?;
-    // It takes a record as an API does, but for the status.
-    let ingest = api::Settings::read(&config::Api {
-        url: format!("http://{}/", node.ingest).into(),
-        ..config::Api::default()
-    })?;
     if !lanes_up(&node).await {
         eprintln!(
             "waypost: not every lane is up after {LANES_PATIENCE:?}; see http://{}/api/status",
@@ -127,23 +127,25 @@ async fn play(
     }
     let progress = Progress::new(total, "records taken");
     let began = Instant::now();
-    let refused = replay(&ingest, records, &progress).await;
-    let balanced = refused == 0 && settled(&node, &sink, total, &progress).await;
+    let refused = replay(&node, records, &progress).await?;
+    let delivered = refused.is_empty() && settled(&node, &sink, total, &progress).await;
     let elapsed = began.elapsed();
     progress.end();
 
-    let stats = sink.stats();
-    let lanes = config.lanes.in_order();
+    let record = sink.records(1).await.map_err(|why| why.to_string())?.pop();
+    let report = Report::new(&node, &config, sink.stats(), record, elapsed);
     if args.json {
-        println!("{}", report_json(&node, &lanes, &stats, elapsed));
+        println!("{}", serde_json::to_string(&report)?);
     } else {
-        print_report(&node, &lanes, &stats, elapsed);
+        report.print();
     }
-    if !balanced {
-        eprintln!(
-            "waypost: the ledger does not balance: {total} sent, {refused} refused, {} at the API",
-            stats.records
-        );
+    for why in refused.iter().take(REASONS_MAX) {
+        eprintln!("waypost: {why}");
+    }
+    if !refused.is_empty() {
+        eprintln!("waypost: {} of {total} records were refused", refused.len());
+    } else if !delivered {
+        eprintln!("waypost: not all is delivered, or the ledger does not balance");
     }
     if !args.once {
         eprintln!(
@@ -154,10 +156,26 @@ async fn play(
     }
     node.drain().await;
     sink.stop().await;
-    Ok(balanced)
+    Ok(delivered)
 }
 
-/// `address`, or a free port of the same host where it is taken.
+/// A flag's address is used as it is. Any other becomes a free port if it is taken, and is not served to other machines.
+fn choose_addresses(config: &mut Config, args: &Args) {
+    if args.listen.is_none() {
+        let listen = &mut config.ingest.listen;
+        if listen.ip().is_unspecified() {
+            listen.set_ip(Ipv4Addr::LOCALHOST.into());
+        }
+        *listen = free_or_any(*listen);
+    }
+    if args.admin.is_none() {
+        config.admin.listen = free_or_any(config.admin.listen);
+    }
+    let grpc = config.lanes.grpc.get_or_insert_default();
+    grpc.listen = free_or_any(grpc.listen);
+}
+
+/// `address`, or port 0 of its host if the port is taken.
 fn free_or_any(address: SocketAddr) -> SocketAddr {
     match TcpListener::bind(address) {
         Ok(_) => address,
@@ -165,7 +183,7 @@ fn free_or_any(address: SocketAddr) -> SocketAddr {
     }
 }
 
-/// Whether all lanes came up in time.
+/// Whether all lanes come up in time.
 async fn lanes_up(node: &Node) -> bool {
     let deadline = Instant::now() + LANES_PATIENCE;
     while Instant::now() < deadline {
@@ -181,46 +199,71 @@ async fn lanes_up(node: &Node) -> bool {
     false
 }
 
-/// Posts each record once, trying again where the node asks for it. Returns how many were not taken.
-async fn replay(ingest: &api::Settings, records: Vec<Bytes>, progress: &Progress) -> u64 {
-    let left = RefCell::new(records.into_iter());
-    let node = Api::new(ingest);
+/// Posts each record once, and again where the node asks for it. Returns the reason of each record that was refused.
+async fn replay(
+    node: &Node,
+    records: Vec<Bytes>,
+    progress: &Progress,
+) -> Result<Vec<String>, api::ApiError> {
+    // Ingest takes records as an API does.
+    let ingest = Api::new(&api::Settings::read(&config::Api {
+        url: format!("http://{}/", node.ingest).into(),
+        ..config::Api::default()
+    })?);
+    let left = RefCell::new((1..).zip(records));
+    let refused = RefCell::new(Vec::new());
     let users = (0..USERS).map(|_| async {
-        let mut refused = 0;
         loop {
-            let Some(record) = left.borrow_mut().next() else {
-                return refused;
+            let Some((number, record)) = left.borrow_mut().next() else {
+                return;
             };
-            if !taken(&node, &Record::new_id(), record).await {
-                refused += 1;
+            if let Err(why) = post(&ingest, record).await {
+                refused.borrow_mut().push(format!("record {number}: {why}"));
             }
             progress.one_more();
         }
     });
-    join_all(users).await.into_iter().sum()
+    join_all(users).await;
+    Ok(refused.into_inner())
 }
 
-/// Tries under one id, so that the API keeps a record once however often it goes.
-async fn taken(node: &Api, id: &str, record: Bytes) -> bool {
+/// Posts a record until it is accepted or refused. All tries have one id, so that the API stores the record once.
+async fn post(ingest: &Api, record: Bytes) -> Result<(), String> {
+    let id = Record::new_id();
     let deadline = Instant::now() + BALANCE_PATIENCE;
     loop {
-        match node.post(record.clone(), id, None).await {
-            Answer::Status { status: 202, .. } => return true,
+        match ingest.post(record.clone(), &id, None).await {
+            Answer::Status { status: 202, .. } => return Ok(()),
             Answer::Status { status: 503, .. } | Answer::NoAnswer(_)
                 if Instant::now() < deadline => {}
-            _ => return false,
+            answer => return Err(reason(&answer)),
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
 }
 
-/// Whether every record came to rest at the sink in time, and the ledger agrees.
+/// The problem's detail where the answer has one (RFC 9457).
+fn reason(answer: &Answer) -> String {
+    if let Answer::Status {
+        status, excerpt, ..
+    } = answer
+        && let Ok(problem) = serde_json::from_str::<Value>(excerpt)
+        && let Some(detail) = problem["detail"].as_str()
+    {
+        return format!("status {status}: {detail}");
+    }
+    answer.to_string()
+}
+
+/// Whether every record reaches the sink in time, and the ledger balances.
 async fn settled(node: &Node, sink: &Sink, total: u64, progress: &Progress) -> bool {
     let deadline = Instant::now() + BALANCE_PATIENCE;
     loop {
-        let counts = node.ledger.totals();
-        progress.note(format!("{} delivered", counts.delivered));
-        if counts.accepted == total && counts.in_flight() == 0 && sink.stats().records == total {
+        let balance = node.ledger.balance(&node.spool.stats());
+        progress.note(format!("{} delivered", balance.delivered));
+        let is_at_rest = balance.in_flight == 0 && balance.spooled == 0;
+        let has_all = balance.accepted == total && sink.stats().records >= total;
+        if is_at_rest && has_all && balance.holds() {
             return true;
         }
         if Instant::now() > deadline {
@@ -230,58 +273,85 @@ async fn settled(node: &Node, sink: &Sink, total: u64, progress: &Progress) -> b
     }
 }
 
-fn print_report(
-    node: &Node,
-    lanes: &[(LaneId, String)],
-    stats: &crate::sink::Stats,
-    elapsed: Duration,
-) {
-    println!(
-        "{:<10} {:>9} {:>9} {:>10} {:>9} {:>14}",
-        "path", "accepted", "delivered", "in flight", "at API", "p50 / p99 ms"
-    );
-    let row = |name: &str, counts: crate::ledger::Counts, at_api: u64, times: &str| {
-        println!(
-            "{name:<10} {:>9} {:>9} {:>10} {at_api:>9} {times:>14}",
-            counts.accepted,
-            counts.delivered,
-            counts.in_flight()
-        );
-    };
-    for (lane, tag) in lanes {
-        let times = node.ledger.delivery_times(*lane).quantiles_ms();
-        let at_api = stats.paths.get(tag).copied().unwrap_or_default();
-        row(
-            tag,
-            node.ledger.counts(*lane),
-            at_api,
-            &format!("{:.1} / {:.1}", times.p50, times.p99),
-        );
-    }
-    row("all", node.ledger.totals(), stats.records, "");
-    println!(
-        "{} records in {:.2} s, {} sent twice.",
-        stats.records,
-        elapsed.as_secs_f64(),
-        stats.redeliveries
-    );
+/// The result of a demo, with the words of `GET /api/status`.
+#[derive(Serialize)]
+struct Report {
+    ledger: Balance,
+    /// The counts of each lane, by its tag.
+    paths: Map<String, Value>,
+    api: Stats,
+    /// The newest record of the API.
+    record: Option<StoredRecord>,
+    elapsed_s: f64,
 }
 
-fn report_json(
-    node: &Node,
-    lanes: &[(LaneId, String)],
-    stats: &crate::sink::Stats,
-    elapsed: Duration,
-) -> serde_json::Value {
-    let line = |counts: crate::ledger::Counts| json!({"accepted": counts.accepted, "delivered": counts.delivered, "in_flight": counts.in_flight()});
-    let paths: serde_json::Map<_, _> = lanes
-        .iter()
-        .map(|(lane, tag)| (tag.clone(), line(node.ledger.counts(*lane))))
-        .collect();
-    json!({
-        "ledger": line(node.ledger.totals()),
-        "paths": paths,
-        "api": {"records": stats.records, "redeliveries": stats.redeliveries, "paths": stats.paths},
-        "elapsed_s": elapsed.as_secs_f64(),
-    })
+impl Report {
+    fn new(
+        node: &Node,
+        config: &Config,
+        api: Stats,
+        record: Option<StoredRecord>,
+        elapsed: Duration,
+    ) -> Self {
+        let lanes = config.lanes.in_order().into_iter();
+        let paths = lanes.map(|(lane, tag)| {
+            let counts = node.ledger.counts(lane);
+            let times = node.ledger.delivery_times(lane).quantiles_ms();
+            let path = json!({
+                "accepted": counts.accepted,
+                "delivered": counts.delivered,
+                "dead": counts.dead,
+                "in_flight": counts.in_flight(),
+                "delivery_ms": {"p50": times.p50, "p99": times.p99},
+            });
+            (tag, path)
+        });
+        Self {
+            paths: paths.collect(),
+            ledger: node.ledger.balance(&node.spool.stats()),
+            api,
+            record,
+            elapsed_s: elapsed.as_secs_f64(),
+        }
+    }
+
+    fn print(&self) {
+        if let Some(StoredRecord { id, record, .. }) = &self.record {
+            println!("A record as the API received it, Idempotency-Key {id}:");
+            println!("{record}\n");
+        }
+        println!(
+            "{:<10} {:>9} {:>9} {:>9} {:>9} {:>18}",
+            "path", "accepted", "delivered", "dead", "in_flight", "p50 / p99 ms"
+        );
+        for (tag, path) in &self.paths {
+            let count = |name: &str| path[name].as_u64().unwrap_or_default();
+            let ms = |name: &str| path["delivery_ms"][name].as_f64().unwrap_or_default();
+            println!(
+                "{tag:<10} {:>9} {:>9} {:>9} {:>9} {:>18}",
+                count("accepted"),
+                count("delivered"),
+                count("dead"),
+                count("in_flight"),
+                format!("{:.1} / {:.1}", ms("p50"), ms("p99")),
+            );
+        }
+        let Balance {
+            accepted,
+            recovered,
+            delivered,
+            dead,
+            dropped,
+            spooled,
+            in_flight,
+            redelivered,
+        } = self.ledger;
+        println!(
+            "\nledger: {accepted} accepted + {recovered} recovered\n\
+             \x20     = {delivered} delivered + {dead} dead + {dropped} dropped \
+             + {spooled} spooled + {in_flight} in_flight\n\
+             {} records at the API after {:.2} s; {redelivered} redelivered by a broker.",
+            self.api.records, self.elapsed_s
+        );
+    }
 }
