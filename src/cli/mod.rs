@@ -21,7 +21,7 @@ use tracing_subscriber::{
 
 use crate::config::{Config, Flag};
 
-/// Routes JSON records from HTTP through NATS, RabbitMQ, Google Pub/Sub or gRPC to an API, and loses none.
+/// Routes JSON records from HTTP through NATS, RabbitMQ, Google Pub/Sub or gRPC to an API, and loses none
 #[derive(Debug, Parser)]
 #[command(version, term_width = 80)]
 pub struct Cli {
@@ -31,6 +31,7 @@ pub struct Cli {
     /// Log less: -q for warnings, -qq for errors
     #[arg(short, long, global = true, action = clap::ArgAction::Count, conflicts_with = "verbose")]
     pub quiet: u8,
+    /// The format of the log
     #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
     #[command(subcommand)]
@@ -45,15 +46,15 @@ pub enum LogFormat {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Run a node (what `waypost` alone does, with its defaults)
+    /// Run a node; `waypost` without a command does the same
     Run(run::Args),
-    /// See it work: a node, an API and 1,000 records in one process, with nothing to install
+    /// Show it at work: a node, an API and 1,000 records in one process
     Demo(demo::Args),
     /// Validate the configuration and print the effective one
     Check(check::Args),
-    /// Serve a reference API that keeps each record once
+    /// Serve a reference API that stores each record once
     Sink(sink::Args),
-    /// Post records as many users would, and tell how they were answered
+    /// Post records as many users, and print counts, rate and latencies
     Load(load::Args),
     /// List, replay or drop the dead letters of a node
     Dead(dead::Args),
@@ -66,47 +67,28 @@ impl Default for Command {
 }
 
 impl Cli {
-    /// Runs the command that was asked for. It is not async: what the program polls by itself is compiled into it once more, which
-    /// made it a fifth larger.
+    /// Runs the command that was asked for.
     #[must_use]
     pub fn execute(self) -> ExitCode {
-        let quieter = match self.command {
-            // Its own output says what happens.
-            Some(Command::Demo(_) | Command::Check(_) | Command::Load(_)) => 1,
-            _ => 0,
-        };
-        self.log(quieter);
-        match self.command.unwrap_or_default() {
-            Command::Run(args) => on_actors(run::run(args)),
-            Command::Demo(args) => on_actors(demo::demo(args)),
-            Command::Check(args) => on_actors(check::check(args)),
-            Command::Sink(args) => on_actors(sink::sink(args)),
-            Command::Load(args) => on_actors(load::load(args)),
-            Command::Dead(args) => on_actors(dead::dead(args)),
-        }
+        self.log();
+        actix_rt::System::new().block_on(async {
+            match self.command.unwrap_or_default() {
+                Command::Run(args) => run::run(args).await,
+                Command::Demo(args) => demo::demo(args).await,
+                Command::Check(args) => check::check(args).await,
+                Command::Sink(args) => sink::sink(args).await,
+                Command::Load(args) => load::load(args).await,
+                Command::Dead(args) => dead::dead(args).await,
+            }
+        })
     }
 
-    /// Logs go to the standard error. `RUST_LOG` overrides the flags.
-    fn log(&self, quieter: u8) {
-        const LEVELS: [LevelFilter; 5] = [
-            LevelFilter::ERROR,
-            LevelFilter::WARN,
-            LevelFilter::INFO,
-            LevelFilter::DEBUG,
-            LevelFilter::TRACE,
-        ];
-        let level = (2 + usize::from(self.verbose))
-            .saturating_sub(usize::from(self.quiet + quieter))
-            .min(LEVELS.len() - 1);
-        let asked = std::env::var("RUST_LOG")
+    /// Logs to the standard error. `RUST_LOG` overrides the flags.
+    fn log(&self) {
+        let filter = std::env::var("RUST_LOG")
             .ok()
-            .and_then(|asked| asked_for(&asked));
-        // The libraries speak up for themselves only when asked.
-        let ours = || {
-            Targets::new()
-                .with_default(LevelFilter::WARN)
-                .with_target("waypost", LEVELS[level])
-        };
+            .and_then(|directives| parse_filter(&directives))
+            .unwrap_or_else(|| default_filter(self.level()));
         let colour = std::io::stderr().is_terminal()
             && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
         let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(colour);
@@ -116,24 +98,48 @@ impl Cli {
         };
         tracing_subscriber::registry()
             .with(lines)
-            .with(asked.unwrap_or_else(ours))
+            .with(filter)
             .init();
+    }
+
+    fn level(&self) -> LevelFilter {
+        const LEVELS: [LevelFilter; 5] = [
+            LevelFilter::ERROR,
+            LevelFilter::WARN,
+            LevelFilter::INFO,
+            LevelFilter::DEBUG,
+            LevelFilter::TRACE,
+        ];
+        let usual = match self.command {
+            // The output of these commands tells what they do.
+            Some(Command::Demo(_) | Command::Check(_) | Command::Load(_) | Command::Dead(_)) => 1,
+            _ => 2,
+        };
+        let level = (usual + usize::from(self.verbose)).saturating_sub(usize::from(self.quiet));
+        LEVELS[level.min(LEVELS.len() - 1)]
     }
 }
 
-fn on_actors(work: impl Future<Output = ExitCode>) -> ExitCode {
-    actix_rt::System::new().block_on(work)
+/// Waypost's own lines from `level` on, and warnings of libraries. The broker clients are silent: the lane reports
+/// each error that they return.
+fn default_filter(level: LevelFilter) -> Targets {
+    Targets::new()
+        .with_default(LevelFilter::WARN.min(level))
+        .with_target("waypost", level)
+        .with_target("async_nats", LevelFilter::OFF)
+        .with_target("google_cloud", LevelFilter::OFF)
+        .with_target("lapin", LevelFilter::OFF)
 }
 
-/// What a text like `warn,waypost=debug` asks to be logged, if it is one that asks for something.
-fn asked_for(text: &str) -> Option<Targets> {
-    let parts: Vec<_> = text
+/// The filter of directives such as `warn,waypost=debug`, or `None` if they are not valid.
+fn parse_filter(directives: &str) -> Option<Targets> {
+    let parts: Vec<_> = directives
         .split(',')
         .map(str::trim)
         .filter(|part| !part.is_empty())
         .collect();
-    // Of spans and their fields, which no line of ours has, nothing can be asked.
-    if parts.is_empty() || text.contains('[') {
+    // We log no spans, so a filter of spans is not valid.
+    if parts.is_empty() || directives.contains('[') {
         return None;
     }
     parts.join(",").parse().ok()
@@ -142,22 +148,22 @@ fn asked_for(text: &str) -> Option<Targets> {
 /// Exit status for bad usage or bad configuration.
 pub const USAGE: u8 = 2;
 
-/// Where a node's configuration comes from. Flags override the environment, the environment overrides the file.
+/// The sources of a node's configuration. Flags override the environment, and the environment overrides the file.
 #[derive(Debug, Default, clap::Args)]
 pub struct NodeArgs {
-    /// A TOML file
+    /// Read the configuration from this TOML file
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Where records go [default: port 5000 of this machine]
+    /// Post records to this API [default: port 5000 of this machine]
     #[arg(long, value_name = "URL")]
     pub api: Option<String>,
-    /// Where to take records [default: 0.0.0.0:8000]
+    /// Take records at this address [default: 0.0.0.0:8000]
     #[arg(long, value_name = "ADDR")]
     pub listen: Option<String>,
-    /// Where to serve health, status and orders [default: 127.0.0.1:8001]
+    /// Serve health, status and the admin API here [default: 127.0.0.1:8001]
     #[arg(long, value_name = "ADDR")]
     pub admin: Option<String>,
-    /// The durable folder of the node [default: data]
+    /// Keep the node's data in this folder [default: data]
     #[arg(long, value_name = "DIR")]
     pub data: Option<String>,
 }
@@ -196,13 +202,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_rust_log_asks_for_is_what_it_says() {
+    fn rust_log_is_read_as_a_list_of_directives() {
         for (text, ours, others) in [
             ("info,", Level::INFO, Level::INFO),
             ("error, waypost=debug", Level::DEBUG, Level::ERROR),
             ("warn,waypost::node=trace", Level::TRACE, Level::WARN),
         ] {
-            let asked = asked_for(text).expect("it asks for something");
+            let asked = parse_filter(text).expect("directives");
             let most = |target: &str| {
                 let levels = [
                     Level::TRACE,
@@ -222,7 +228,26 @@ mod tests {
             );
         }
         for nothing in ["", " ,", "waypost[span]=debug", "waypost=loud"] {
-            assert!(asked_for(nothing).is_none(), "{nothing}");
+            assert!(parse_filter(nothing).is_none(), "{nothing}");
         }
+    }
+
+    #[test]
+    fn broker_clients_are_silent_unless_rust_log_asks_for_them() {
+        let filter = default_filter(LevelFilter::TRACE);
+        for target in [
+            "lapin::channels",
+            "async_nats",
+            "google_cloud_pubsub::client",
+        ] {
+            assert!(!filter.would_enable(target, &Level::ERROR), "{target}");
+        }
+        assert!(filter.would_enable("waypost::node", &Level::TRACE));
+        assert!(filter.would_enable("h2::client", &Level::WARN));
+        assert!(!filter.would_enable("h2::client", &Level::INFO));
+        let quiet = default_filter(LevelFilter::ERROR);
+        assert!(!quiet.would_enable("h2::client", &Level::WARN));
+        let asked = parse_filter("error,lapin=debug").expect("directives");
+        assert!(asked.would_enable("lapin::channels", &Level::DEBUG));
     }
 }
