@@ -9,10 +9,10 @@
 //! All users share one thread. There are as many connections as users.
 
 pub mod report;
+mod tally;
 
 use std::{
     cell::{Cell, Ref, RefCell},
-    collections::BTreeMap,
     ops::Range,
     pin::pin,
     time::{Duration, Instant},
@@ -21,13 +21,13 @@ use std::{
 use awc::{ClientResponse, http::StatusCode};
 use bytes::Bytes;
 use futures_util::future::join_all;
-use hdrhistogram::Histogram;
-use serde_json::{Value, json, value::RawValue};
+use serde_json::value::RawValue;
 use tokio::{
     sync::watch,
     time::{interval_at, sleep_until, timeout},
 };
 
+pub use self::tally::{Sample, Tally};
 use crate::{
     api::client::{Endpoint, Failure, HttpClient, read},
     record::Record,
@@ -43,11 +43,7 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(1);
 /// The longest answer that is read: it names each record of a batch.
 const ANSWER_MAX: usize = 16 << 20;
-/// How many kinds of failure are told apart; the others are counted as one kind.
-const KINDS_MAX: usize = 20;
 const SAMPLE_PERIOD: Duration = Duration::from_secs(1);
-/// Latencies are kept in µs up to an hour, to three digits.
-const LATENCY_MAX_US: u64 = 3_600_000_000;
 
 /// The records to POST, the number of users, and their speed.
 pub struct Plan {
@@ -67,42 +63,6 @@ pub struct Plan {
     /// Called with the number of each record that was answered, from 0, and the time from which its
     /// latency counts.
     pub watch: Option<Box<dyn Fn(usize, Instant)>>,
-}
-
-/// One second of the load. Latencies in ms.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Sample {
-    /// When it ended, since the load began.
-    pub at: Duration,
-    pub per_second: f64,
-    pub failures_per_second: f64,
-    pub p50: f64,
-    pub p99: f64,
-    pub users: usize,
-}
-
-/// The counts so far.
-pub struct Tally {
-    pub requests: u64,
-    /// Answers other than a 2xx, and requests without an answer.
-    pub failures: u64,
-    pub users: usize,
-    pub elapsed: Duration,
-    /// The count of each kind of failure.
-    pub kinds: BTreeMap<String, u64>,
-    pub statuses: BTreeMap<u16, u64>,
-    pub samples: Vec<Sample>,
-    latency: Histogram<u64>,
-    window: SampleWindow,
-}
-
-/// The counts since the last sample.
-struct SampleWindow {
-    since: Duration,
-    failures: u64,
-    /// The most at a time.
-    users: usize,
-    latency: Histogram<u64>,
 }
 
 /// A load, and its counts while it runs and after it has ended.
@@ -204,7 +164,7 @@ impl Load {
                 };
             self.tally.borrow_mut().count(answered - from, answer);
         }
-        self.tally.borrow_mut().users -= 1;
+        self.tally.borrow_mut().end_user();
     }
 
     /// Returns whether the load goes on then; if it is stopped, at once.
@@ -245,134 +205,6 @@ impl Load {
         };
         self.client.post(record, key.as_deref(), None, finish).await
     }
-}
-
-impl Tally {
-    fn new() -> Self {
-        // It grows as far as it is needed.
-        let empty = Histogram::new(3).expect("three digits are legal, so this cannot fail");
-        Self {
-            requests: 0,
-            failures: 0,
-            users: 0,
-            elapsed: Duration::ZERO,
-            kinds: BTreeMap::new(),
-            statuses: BTreeMap::new(),
-            samples: Vec::new(),
-            window: SampleWindow {
-                since: Duration::ZERO,
-                failures: 0,
-                users: 0,
-                latency: empty.clone(),
-            },
-            latency: empty,
-        }
-    }
-
-    fn begin_user(&mut self) {
-        self.users += 1;
-        self.window.users = self.window.users.max(self.users);
-    }
-
-    fn count(&mut self, latency: Duration, answer: Result<StatusCode, String>) {
-        let us =
-            u64::try_from(latency.as_micros()).map_or(LATENCY_MAX_US, |us| us.min(LATENCY_MAX_US));
-        for histogram in [&mut self.latency, &mut self.window.latency] {
-            histogram
-                .record(us)
-                .expect("a histogram that grows takes an hour");
-        }
-        self.requests += 1;
-        let failure = match answer {
-            Ok(status) => {
-                *self.statuses.entry(status.as_u16()).or_default() += 1;
-                if status.is_success() {
-                    return;
-                }
-                format!("answered {status}")
-            }
-            Err(why) => why,
-        };
-        self.failures += 1;
-        self.window.failures += 1;
-        let kind = if self.kinds.len() < KINDS_MAX || self.kinds.contains_key(&failure) {
-            failure
-        } else {
-            "others".into()
-        };
-        *self.kinds.entry(kind).or_default() += 1;
-    }
-
-    #[expect(clippy::cast_precision_loss, reason = "counts of a second")]
-    fn sample(&mut self, at: Duration) {
-        self.elapsed = at;
-        let SampleWindow {
-            since,
-            failures,
-            users,
-            latency,
-        } = &mut self.window;
-        let seconds = at.saturating_sub(*since).as_secs_f64();
-        if latency.is_empty() || seconds <= 0.0 {
-            return;
-        }
-        self.samples.push(Sample {
-            at,
-            per_second: latency.len() as f64 / seconds,
-            failures_per_second: *failures as f64 / seconds,
-            p50: ms(latency.value_at_quantile(0.5)),
-            p99: ms(latency.value_at_quantile(0.99)),
-            users: *users,
-        });
-        latency.reset();
-        (*since, *failures, *users) = (at, 0, self.users);
-    }
-
-    #[must_use]
-    #[expect(clippy::cast_precision_loss, reason = "nobody posts 2^52 records")]
-    pub fn per_second(&self) -> f64 {
-        if self.elapsed.is_zero() {
-            0.0
-        } else {
-            self.requests as f64 / self.elapsed.as_secs_f64()
-        }
-    }
-
-    /// The latency in ms that so large a part of the requests did not exceed.
-    #[must_use]
-    pub fn latency_ms(&self, quantile: f64) -> f64 {
-        ms(self.latency.value_at_quantile(quantile))
-    }
-
-    #[must_use]
-    pub fn latency_max_ms(&self) -> f64 {
-        ms(self.latency.max())
-    }
-
-    /// For machines.
-    #[must_use]
-    pub fn json(&self) -> Value {
-        json!({
-            "requests": self.requests,
-            "failures": self.failures,
-            "elapsed_s": self.elapsed.as_secs_f64(),
-            "requests_per_s": self.per_second(),
-            "latency_ms": {
-                "p50": self.latency_ms(0.5),
-                "p90": self.latency_ms(0.9),
-                "p99": self.latency_ms(0.99),
-                "p99.9": self.latency_ms(0.999),
-                "max": self.latency_max_ms(),
-            },
-            "statuses": self.statuses,
-            "kinds_of_failure": self.kinds,
-        })
-    }
-}
-
-#[expect(clippy::cast_precision_loss, reason = "three digits are true")]
-fn ms(us: u64) -> f64 {
-    us as f64 / 1000.0
 }
 
 /// The records of a JSON array or of NDJSON, byte for byte.
@@ -453,19 +285,5 @@ mod tests {
         load.run(|_| ()).await;
         let tally = load.tally();
         assert_eq!((tally.failures, tally.samples[0].users), (10, 2));
-    }
-
-    #[test]
-    fn kinds_of_failure_are_bounded() {
-        let mut tally = Tally::new();
-        for number in 0..100 {
-            tally.count(Duration::from_millis(1), Err(format!("failure {number}")));
-        }
-        tally.count(Duration::from_millis(1), Err("failure 3".into()));
-        assert_eq!(
-            (tally.requests, tally.failures, tally.kinds.len()),
-            (101, 101, KINDS_MAX + 1)
-        );
-        assert_eq!((tally.kinds["failure 3"], tally.kinds["others"]), (2, 80));
     }
 }

@@ -1,0 +1,199 @@
+//! The counts of a load.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use awc::http::StatusCode;
+use hdrhistogram::Histogram;
+use serde_json::{Value, json};
+
+/// How many kinds of failure are told apart; the others are counted as one kind.
+const KINDS_MAX: usize = 20;
+/// Latencies are kept in µs up to an hour, to three digits.
+const LATENCY_MAX_US: u64 = 3_600_000_000;
+
+/// One second of the load. Latencies in ms.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sample {
+    /// When it ended, since the load began.
+    pub at: Duration,
+    pub per_second: f64,
+    pub failures_per_second: f64,
+    pub p50: f64,
+    pub p99: f64,
+    pub users: usize,
+}
+
+/// The counts so far.
+pub struct Tally {
+    pub requests: u64,
+    /// Answers other than a 2xx, and requests without an answer.
+    pub failures: u64,
+    pub users: usize,
+    pub elapsed: Duration,
+    /// The count of each kind of failure.
+    pub kinds: BTreeMap<String, u64>,
+    pub statuses: BTreeMap<u16, u64>,
+    pub samples: Vec<Sample>,
+    latency: Histogram<u64>,
+    window: SampleWindow,
+}
+
+/// The counts since the last sample.
+struct SampleWindow {
+    since: Duration,
+    failures: u64,
+    /// The most at a time.
+    users: usize,
+    latency: Histogram<u64>,
+}
+
+impl Tally {
+    pub(super) fn new() -> Self {
+        // It grows as far as it is needed.
+        let empty = Histogram::new(3).expect("three digits are legal, so this cannot fail");
+        Self {
+            requests: 0,
+            failures: 0,
+            users: 0,
+            elapsed: Duration::ZERO,
+            kinds: BTreeMap::new(),
+            statuses: BTreeMap::new(),
+            samples: Vec::new(),
+            window: SampleWindow {
+                since: Duration::ZERO,
+                failures: 0,
+                users: 0,
+                latency: empty.clone(),
+            },
+            latency: empty,
+        }
+    }
+
+    pub(super) fn begin_user(&mut self) {
+        self.users += 1;
+        self.window.users = self.window.users.max(self.users);
+    }
+
+    pub(super) fn end_user(&mut self) {
+        self.users -= 1;
+    }
+
+    pub(super) fn count(&mut self, latency: Duration, answer: Result<StatusCode, String>) {
+        let us =
+            u64::try_from(latency.as_micros()).map_or(LATENCY_MAX_US, |us| us.min(LATENCY_MAX_US));
+        for histogram in [&mut self.latency, &mut self.window.latency] {
+            histogram
+                .record(us)
+                .expect("a histogram that grows takes an hour");
+        }
+        self.requests += 1;
+        let failure = match answer {
+            Ok(status) => {
+                *self.statuses.entry(status.as_u16()).or_default() += 1;
+                if status.is_success() {
+                    return;
+                }
+                format!("answered {status}")
+            }
+            Err(why) => why,
+        };
+        self.failures += 1;
+        self.window.failures += 1;
+        let kind = if self.kinds.len() < KINDS_MAX || self.kinds.contains_key(&failure) {
+            failure
+        } else {
+            "others".into()
+        };
+        *self.kinds.entry(kind).or_default() += 1;
+    }
+
+    #[expect(clippy::cast_precision_loss, reason = "counts of a second")]
+    pub(super) fn sample(&mut self, at: Duration) {
+        self.elapsed = at;
+        let SampleWindow {
+            since,
+            failures,
+            users,
+            latency,
+        } = &mut self.window;
+        let seconds = at.saturating_sub(*since).as_secs_f64();
+        if latency.is_empty() || seconds <= 0.0 {
+            return;
+        }
+        self.samples.push(Sample {
+            at,
+            per_second: latency.len() as f64 / seconds,
+            failures_per_second: *failures as f64 / seconds,
+            p50: ms(latency.value_at_quantile(0.5)),
+            p99: ms(latency.value_at_quantile(0.99)),
+            users: *users,
+        });
+        latency.reset();
+        (*since, *failures, *users) = (at, 0, self.users);
+    }
+
+    #[must_use]
+    #[expect(clippy::cast_precision_loss, reason = "nobody posts 2^52 records")]
+    pub fn per_second(&self) -> f64 {
+        if self.elapsed.is_zero() {
+            0.0
+        } else {
+            self.requests as f64 / self.elapsed.as_secs_f64()
+        }
+    }
+
+    /// The latency in ms that so large a part of the requests did not exceed.
+    #[must_use]
+    pub fn latency_ms(&self, quantile: f64) -> f64 {
+        ms(self.latency.value_at_quantile(quantile))
+    }
+
+    #[must_use]
+    pub fn latency_max_ms(&self) -> f64 {
+        ms(self.latency.max())
+    }
+
+    /// For machines.
+    #[must_use]
+    pub fn json(&self) -> Value {
+        json!({
+            "requests": self.requests,
+            "failures": self.failures,
+            "elapsed_s": self.elapsed.as_secs_f64(),
+            "requests_per_s": self.per_second(),
+            "latency_ms": {
+                "p50": self.latency_ms(0.5),
+                "p90": self.latency_ms(0.9),
+                "p99": self.latency_ms(0.99),
+                "p99.9": self.latency_ms(0.999),
+                "max": self.latency_max_ms(),
+            },
+            "statuses": self.statuses,
+            "kinds_of_failure": self.kinds,
+        })
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "three digits are true")]
+fn ms(us: u64) -> f64 {
+    us as f64 / 1000.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds_of_failure_are_bounded() {
+        let mut tally = Tally::new();
+        for number in 0..100 {
+            tally.count(Duration::from_millis(1), Err(format!("failure {number}")));
+        }
+        tally.count(Duration::from_millis(1), Err("failure 3".into()));
+        assert_eq!(
+            (tally.requests, tally.failures, tally.kinds.len()),
+            (101, 101, KINDS_MAX + 1)
+        );
+        assert_eq!((tally.kinds["failure 3"], tally.kinds["others"]), (2, 80));
+    }
+}
