@@ -17,7 +17,7 @@ use waypost::{
 
 use super::api::{NUMBER, now_us};
 
-/// What is to be posted.
+/// Options of the load.
 #[derive(Args)]
 pub struct Order {
     host: String,

@@ -165,7 +165,7 @@ impl Case {
     }
 }
 
-/// What a process of the benchmark is, if not the one that compares.
+/// The role of a process of the benchmark, other than the one that compares.
 #[derive(Subcommand)]
 enum Role {
     /// One node at half its peak for an hour: memory, descriptors and latencies that grow
@@ -182,7 +182,7 @@ enum Role {
     Load(load::Order),
 }
 
-/// What one round measured of the two sides of a case.
+/// The measurements of both sides of a case in one round.
 #[derive(Debug, Serialize)]
 pub struct Round {
     /// Rate of the latency measurement, in records per second.

@@ -36,7 +36,7 @@ pub enum Program {
     OtherWaypost(PathBuf),
 }
 
-/// What is measured.
+/// The measured system.
 #[derive(Clone, Debug)]
 pub struct Side {
     pub name: String,
@@ -49,7 +49,7 @@ pub struct Side {
     pub variables: &'static [(&'static str, &'static str)],
 }
 
-/// What one side did in one round.
+/// The result of one side in one round.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Measured {
     pub ingest_per_s: f64,
@@ -421,7 +421,7 @@ pub struct Watch {
     process: u32,
 }
 
-/// What the program under test holds.
+/// Memory and descriptors of the program under test.
 #[derive(Clone, Copy, Debug)]
 pub struct Footprint {
     pub memory_mib: f64,
@@ -462,7 +462,7 @@ struct Stats {
     last_us: u64,
 }
 
-/// What came of posting some records.
+/// The result of posting records.
 pub struct Run {
     load: Value,
     cpu_us: u64,

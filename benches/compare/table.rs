@@ -1,4 +1,4 @@
-//! What a run prints: medians, and the medians of the ratios within each round.
+//! The output of a run: medians, and the medians of the ratios within each round.
 
 use super::{Contest, Measured, Round};
 
