@@ -66,7 +66,7 @@ impl Admission {
         }
     }
 
-    /// Admits records that lie in the spool, `records` at a time: one that no lane confirms stays there.
+    /// Admits records of the spool, `records` at a time. A record that no lane confirms stays there.
     #[must_use]
     pub fn from_disk(&self, records: usize) -> Self {
         Self {

@@ -1,4 +1,5 @@
-//! Replies to a request's records. The client is woken once, when every record has a reply or its holder was dropped.
+//! Replies to a request's records. The client is woken once: when every record has a reply, or its
+//! holder was dropped.
 
 use std::{
     cell::Cell,

@@ -8,7 +8,7 @@ use tracing::{error, warn};
 use super::NodeArgs;
 use crate::node::Node;
 
-/// A drain that takes longer is cut off; what is left is safe in the brokers and on disk.
+/// A drain that takes longer is cut off; the records that are left are safe in the brokers and on disk.
 const DRAIN_MAX: Duration = Duration::from_millis(9_500);
 
 #[derive(Debug, Default, clap::Args)]
@@ -42,7 +42,7 @@ pub async fn run(args: Args) -> ExitCode {
     });
     if tokio::time::timeout(DRAIN_MAX, node.drain()).await.is_err() {
         warn!(
-            "the drain took too long and was cut off; what is left is in the brokers and on disk"
+            "the drain took too long and was cut off; the records that are left are in the brokers and on disk"
         );
     }
     ExitCode::SUCCESS
@@ -50,10 +50,8 @@ pub async fn run(args: Args) -> ExitCode {
 
 /// Resolves at the next SIGTERM or SIGINT.
 pub async fn stop_signal() -> std::io::Result<()> {
-    let (mut terminate, mut interrupt) = (
-        signal(SignalKind::terminate())?,
-        signal(SignalKind::interrupt())?,
-    );
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}

@@ -66,13 +66,13 @@ impl From<Entry> for DeadLetter {
 }
 
 #[derive(Deserialize)]
-struct Limit {
+struct ListQuery {
     limit: Option<usize>,
 }
 
 async fn list(
     state: web::Data<AdminState>,
-    query: web::Query<Limit>,
+    query: web::Query<ListQuery>,
 ) -> Result<HttpResponse, Problem> {
     let letters = state
         .spool

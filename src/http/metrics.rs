@@ -16,7 +16,7 @@ use crate::{
     spool::{Queue, SpoolStats},
 };
 
-/// Upper bounds of all histograms, in microseconds: from a confirm in memory to a record that has waited for an hour.
+/// Upper bounds of all histograms, in µs: from a confirm in memory to a record that waited for an hour.
 const BOUNDS_US: [u64; 20] = [
     250,
     500,
@@ -77,16 +77,16 @@ struct Exposition<'p> {
 impl Exposition<'_> {
     fn counters(&self) -> Vec<MetricFamily> {
         let count = |pick: fn(&Counts) -> u64| {
-            self.by_path(|lane| Value::Count(pick(&self.ledger.counts(lane))))
+            self.by_path(|lane| Sample::Count(pick(&self.ledger.counts(lane))))
         };
         let mut accepted = count(|counts| counts.accepted);
         accepted.push(metric(
             &[("path", SPOOL)],
-            Value::Count(self.ledger.receipts_of_spool()),
+            Sample::Count(self.ledger.receipts_of_spool()),
         ));
-        let restarts = self.by_lane(|lane| Value::Count(self.state(lane).1));
+        let restarts = self.by_lane(|lane| Sample::Count(self.state(lane).1));
         let counter = |name, help, metrics| family(MetricType::COUNTER, name, help, metrics);
-        let one = |name, help, count| counter(name, help, vec![metric(&[], Value::Count(count))]);
+        let one = |name, help, count| counter(name, help, vec![metric(&[], Sample::Count(count))]);
         let held = self.scrape.held;
         vec![
             counter(
@@ -142,12 +142,13 @@ impl Exposition<'_> {
         let since = |at_us: u64| seconds(unix_us().saturating_sub(at_us));
         let deliveries = lanes.iter().filter_map(|(lane, _)| {
             let at_us = self.ledger.last_delivery_us(*lane);
-            (at_us > 0).then(|| metric(&[("lane", lane.name())], Value::Gauge(since(at_us))))
+            (at_us > 0).then(|| metric(&[("lane", lane.name())], Sample::Gauge(since(at_us))))
         });
-        let up = self.by_lane(|lane| Value::Gauge(flag(self.state(lane).0)));
-        let in_flight = self.by_lane(|lane| Value::Gauge(float(self.ledger.in_flight(lane, held))));
+        let up = self.by_lane(|lane| Sample::Gauge(flag(self.state(lane).0)));
+        let in_flight =
+            self.by_lane(|lane| Sample::Gauge(float(self.ledger.in_flight(lane, held))));
         let gauge = |name, help, metrics| family(MetricType::GAUGE, name, help, metrics);
-        let one = |name, help, value| gauge(name, help, vec![metric(&[], Value::Gauge(value))]);
+        let one = |name, help, value| gauge(name, help, vec![metric(&[], Sample::Gauge(value))]);
         vec![
             gauge("waypost_lane_up", "1 while the lane takes records.", up),
             gauge(
@@ -218,7 +219,7 @@ impl Exposition<'_> {
         ]
     }
 
-    fn by_lane(&self, value: impl Fn(LaneId) -> Value) -> Vec<Metric> {
+    fn by_lane(&self, value: impl Fn(LaneId) -> Sample) -> Vec<Metric> {
         self.scrape
             .lanes
             .iter()
@@ -226,7 +227,7 @@ impl Exposition<'_> {
             .collect()
     }
 
-    fn by_path(&self, value: impl Fn(LaneId) -> Value) -> Vec<Metric> {
+    fn by_path(&self, value: impl Fn(LaneId) -> Sample) -> Vec<Metric> {
         self.scrape
             .lanes
             .iter()
@@ -239,13 +240,13 @@ impl Exposition<'_> {
     }
 }
 
-enum Value {
+enum Sample {
     Count(u64),
     Gauge(f64),
     Times(Histogram),
 }
 
-impl From<&Latency> for Value {
+impl From<&Latency> for Sample {
     fn from(times: &Latency) -> Self {
         times.read(|times, sum_us| {
             let buckets = BOUNDS_US.map(|bound| {
@@ -264,7 +265,7 @@ impl From<&Latency> for Value {
     }
 }
 
-fn metric(labels: &[(&str, &str)], value: Value) -> Metric {
+fn metric(labels: &[(&str, &str)], value: Sample) -> Metric {
     let label = |(name, value): &(&str, &str)| {
         let mut label = LabelPair::default();
         label.set_name((*name).to_owned());
@@ -273,17 +274,17 @@ fn metric(labels: &[(&str, &str)], value: Value) -> Metric {
     };
     let mut metric = Metric::from_label(labels.iter().map(label).collect());
     match value {
-        Value::Count(count) => {
+        Sample::Count(count) => {
             let mut counter = Counter::default();
             counter.set_value(float(count));
             metric.set_counter(counter);
         }
-        Value::Gauge(value) => {
+        Sample::Gauge(value) => {
             let mut gauge = Gauge::default();
             gauge.set_value(value);
             metric.set_gauge(gauge);
         }
-        Value::Times(histogram) => metric.set_histogram(histogram),
+        Sample::Times(histogram) => metric.set_histogram(histogram),
     }
     metric
 }

@@ -151,7 +151,7 @@ impl SupervisorHandle {
     }
 }
 
-/// What an actor tells its supervisor.
+/// Carries an event of an actor to its supervisor.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub(super) struct ActorEvent {

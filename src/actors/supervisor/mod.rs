@@ -40,7 +40,7 @@ pub use self::{
 use super::live_lanes::LiveLanes;
 use crate::lane_id::LaneId;
 
-/// What an operator may ask of a lane.
+/// The commands of an operator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     Pause,

@@ -19,7 +19,7 @@ pub const MISSES_MAX: u8 = 2;
 /// An actor that was asked to finish is killed after this time.
 pub const DRAIN_MAX: Duration = Duration::from_secs(4);
 
-/// What was last asked of an actor.
+/// The state last asked of an actor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum DesiredState {
     Running,
@@ -27,7 +27,7 @@ pub(super) enum DesiredState {
     Paused,
 }
 
-/// What follows an [`Exit`].
+/// The step after an [`Exit`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RestartDecision {
     StartNow,
