@@ -26,7 +26,7 @@ use crate::support::{
 };
 
 const TIMEOUT: Duration = Duration::from_millis(500);
-/// For what must come in its own time.
+/// The longest wait for an event.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn client(api: &Api) -> Client {
@@ -166,7 +166,7 @@ async fn an_api_that_is_away_is_no_answer_and_is_found_again() {
     let client = client(&api);
     assert_eq!(post(&client).await.outcome(), Outcome::Delivered);
     api.stop().await;
-    // A worker that is just being ended may answer once more.
+    // A worker that is stopping may answer once more.
     let away = async || matches!(post(&client).await, Answer::NoAnswer(_)).then_some(());
     eventually("the API is away", PATIENCE, away).await;
     api.start_again();
@@ -202,7 +202,7 @@ async fn connections_are_kept_alive_and_no_more_than_the_posts_in_flight() {
     );
 }
 
-/// One request as a server that speaks HTTP by hand reads it: whole, or as far as it comes.
+/// Reads one request, whole or as far as it comes.
 fn read_request(stream: &mut impl Read) {
     let mut reader = BufReader::new(stream);
     let mut length = 0;
@@ -218,7 +218,7 @@ fn read_request(stream: &mut impl Read) {
     reader.read_exact(&mut vec![0; length]).ok();
 }
 
-/// A server that speaks by hand: `serve` gets the number of each connection, from 0, and the connection.
+/// A server on raw sockets. `serve` gets the number of each connection, from 0, and the connection.
 fn by_hand(serve: impl Fn(usize, TcpStream) + Send + Sync + 'static) -> (String, u16) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -290,7 +290,7 @@ async fn an_answer_whose_body_does_not_end_counts_by_its_status() {
             "HTTP/1.1 422 No"
         };
         write!(stream, "{head}\r\ncontent-length: 100\r\n\r\nso far").unwrap();
-        // Until the client gives up.
+        // Ends when the client gives up.
         stream.read_to_end(&mut Vec::new()).ok();
     });
     let client = client_of(url, 1);
@@ -299,7 +299,7 @@ async fn an_answer_whose_body_does_not_end_counts_by_its_status() {
         Outcome::Delivered,
         "the API has said that it has the record"
     );
-    // The one connection that is allowed was given back, or there would be no answer to this one.
+    // The limit is one connection, so this one has an answer only if the first was given back.
     let refused = Answer::Status {
         status: 422,
         retry_after: None,
@@ -352,7 +352,8 @@ async fn a_server_that_takes_connections_and_says_nothing_is_given_up() {
     );
 }
 
-/// POSTs twice to a server whose first connection sends `first`, and `late` 50 ms later; all others answer 500.
+/// POSTs twice to a server. Its first connection sends `first`, and `late` 50 ms later; all others
+/// answer 500.
 async fn two_answers(first: &'static [u8], late: &'static [u8]) -> [Answer; 2] {
     let (url, _) = by_hand(move |number, mut stream| {
         read_request(&mut stream);
@@ -504,7 +505,7 @@ async fn https_is_spoken_with_apis_whose_certificate_is_trusted_and_with_no_othe
     let (_, port) = by_hand(move |_, stream| {
         let mut stream = StreamOwned::new(ServerConnection::new(Arc::clone(&tls)).unwrap(), stream);
         read_request(&mut stream);
-        // Fails where the client has refused the certificate.
+        // Fails if the client has refused the certificate.
         stream.write_all(OK).ok();
     });
     for (host, ca_file, trusted) in [

@@ -1,4 +1,4 @@
-//! An API that judges: a real HTTP server that keeps every POST, and behaves as it is told.
+//! A test API: a real HTTP server that keeps every POST and answers as the test says.
 
 use std::{
     collections::HashMap,
@@ -13,7 +13,7 @@ use actix_web::{
 };
 use futures_util::stream;
 
-/// What the API was sent.
+/// A POST as the API received it.
 #[derive(Clone, Debug)]
 pub struct Post {
     pub key: Option<String>,
@@ -21,11 +21,11 @@ pub struct Post {
     pub traceparent: Option<String>,
     pub authorization: Option<String>,
     pub body: web::Bytes,
-    /// The connection it came over.
+    /// The client's address; one per connection.
     pub peer: Option<SocketAddr>,
 }
 
-/// What the API does with a POST.
+/// The API's reaction to a POST.
 #[derive(Clone, Debug)]
 pub enum Conduct {
     Answer(u16),
@@ -43,19 +43,19 @@ type Judge = Box<dyn Fn(usize, &Post) -> Conduct + Send>;
 
 struct State {
     posts: Vec<Post>,
-    /// How often each key was answered with a 2xx.
+    /// The number of 2xx answers per key.
     taken: HashMap<String, u32>,
-    /// How many POSTs have come.
+    /// The number of POSTs so far.
     count: usize,
-    /// How many are under way, and were at most.
-    underway: usize,
+    /// The number of POSTs in flight, and the most so far.
+    in_flight: usize,
     most: usize,
     keeps_posts: bool,
     delay: Duration,
     judge: Judge,
 }
 
-/// A running API; it ends with the value.
+/// A running API; dropping it stops it.
 pub struct Api {
     address: SocketAddr,
     state: Arc<Mutex<State>>,
@@ -63,13 +63,13 @@ pub struct Api {
 }
 
 impl Api {
-    /// Answers 200 until it is told otherwise.
+    /// Answers 200 until `behave` says otherwise.
     pub fn start() -> Self {
         let state = State {
             posts: Vec::new(),
             taken: HashMap::new(),
             count: 0,
-            underway: 0,
+            in_flight: 0,
             most: 0,
             keeps_posts: true,
             delay: Duration::ZERO,
@@ -96,12 +96,12 @@ impl Api {
             .expect("no test panics while it holds the state")
     }
 
-    /// How it behaves from now on: `judge` is given the number of the POST, from 0, and the POST.
+    /// From now on, `judge` decides by the number of the POST, from 0, and the POST.
     pub fn behave(&self, judge: impl Fn(usize, &Post) -> Conduct + Send + 'static) {
         self.state().judge = Box::new(judge);
     }
 
-    /// Waits so long before each answer.
+    /// Waits this long before each answer.
     pub fn delay(&self, delay: Duration) {
         self.state().delay = delay;
     }
@@ -114,28 +114,28 @@ impl Api {
         self.state().count
     }
 
-    /// How many POSTs were under way at the same time, at most.
+    /// The most POSTs that were in flight at the same time.
     pub fn most_at_a_time(&self) -> usize {
         self.state().most
     }
 
-    /// Keeps the POSTs' keys alone from now on, for a load that lasts.
+    /// From now on keeps only the keys of POSTs, for a long load.
     pub fn keep_keys_only(&self) {
         self.state().keeps_posts = false;
     }
 
-    /// How often each record was taken: answered with a 2xx.
+    /// The number of 2xx answers per record.
     pub fn taken(&self) -> HashMap<String, u32> {
         self.state().taken.clone()
     }
 
-    /// The keys among `keys` that were never taken.
+    /// The `keys` that never got a 2xx.
     pub fn misses<'k>(&self, keys: impl Iterator<Item = &'k String>) -> Vec<&'k String> {
         let state = self.state();
         keys.filter(|key| !state.taken.contains_key(*key)).collect()
     }
 
-    /// Waits until so many POSTs have come.
+    /// Waits until `count` POSTs have come.
     pub async fn wait_for(&self, count: usize, patience: Duration) {
         super::eventually(&format!("{count} POSTs"), patience, async || {
             (self.count() >= count).then_some(())
@@ -160,13 +160,13 @@ impl Api {
 impl Drop for Api {
     fn drop(&mut self) {
         if let Some(server) = self.server.take() {
-            // The order is given when `stop` is called; there is nobody left to wait for its end.
+            // `stop` gives the order at once; its future only waits for the end.
             drop(server.stop(false));
         }
     }
 }
 
-/// Serves on a thread of its own, so that the API answers whatever the test's own thread does.
+/// Serves on its own thread, so that the API answers while the test's thread is busy.
 fn serve(listener: TcpListener, state: Arc<Mutex<State>>) -> ServerHandle {
     let (started, handle) = mpsc::channel();
     thread::spawn(move || {
@@ -192,26 +192,26 @@ fn serve(listener: TcpListener, state: Arc<Mutex<State>>) -> ServerHandle {
     handle.recv().expect("the API starts")
 }
 
-/// A POST that is under way.
-struct Underway(Arc<Mutex<State>>);
+/// A POST in flight.
+struct PostInFlight(Arc<Mutex<State>>);
 
-impl Drop for Underway {
+impl Drop for PostInFlight {
     fn drop(&mut self) {
         self.0
             .lock()
             .expect("no test panics while it holds the state")
-            .underway -= 1;
+            .in_flight -= 1;
     }
 }
 
 async fn answer(state: Arc<Mutex<State>>, request: HttpRequest, body: web::Bytes) -> HttpResponse {
-    let _underway = {
+    let _in_flight = {
         let mut counts = state
             .lock()
             .expect("no test panics while it holds the state");
-        counts.underway += 1;
-        counts.most = counts.most.max(counts.underway);
-        Underway(Arc::clone(&state))
+        counts.in_flight += 1;
+        counts.most = counts.most.max(counts.in_flight);
+        PostInFlight(Arc::clone(&state))
     };
     let header = |name: &str| {
         Some(

@@ -1,4 +1,5 @@
-//! A load that keeps account: each 2xx is an obligation, and in the end an API and the dead letters tell whether it was met.
+//! A load that keeps account: each 2xx is an obligation, and the API and the dead letters show in
+//! the end whether it was met.
 
 use std::{
     cell::{Cell, RefCell},
@@ -21,7 +22,7 @@ use super::{
 
 /// Clients that post at the same time.
 pub const CLIENTS: usize = 8;
-/// How long a client rests whose request was not taken.
+/// A client whose request was not taken waits this long.
 const REST: Duration = Duration::from_millis(5);
 
 /// Posts records until it is stopped.
@@ -32,7 +33,7 @@ pub struct Load {
 
 #[derive(Default)]
 struct Account {
-    /// Records of a request; more than one go as an array. 0 is one.
+    /// Records per request; more than one are an array. 0 means one.
     together: usize,
     attempted: Cell<usize>,
     refused: Cell<usize>,
@@ -42,7 +43,7 @@ struct Account {
     stop: Cell<bool>,
 }
 
-/// What came of it all.
+/// The result of a load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Verdict {
     pub attempted: usize,
@@ -56,9 +57,9 @@ pub struct Verdict {
     pub dead: usize,
     /// Accepted, and in neither place.
     pub lost: usize,
-    /// How often the API took a record that it had.
+    /// Records that the API took again.
     pub duplicated: usize,
-    /// Records in either place that nobody sent.
+    /// Records in either place that the load did not send.
     pub unexpected: usize,
 }
 
@@ -90,12 +91,12 @@ impl Load {
         Self::start_with(node, CLIENTS, Duration::ZERO)
     }
 
-    /// So many clients, each of which waits so long between two requests.
+    /// Each of the `clients` waits between two requests.
     pub fn start_with(node: &Node, clients: usize, wait: Duration) -> Self {
         Self::begin(node, clients, wait, Account::default())
     }
 
-    /// So many records in each request.
+    /// Each request has `together` records.
     pub fn start_with_batches(node: &Node, together: usize) -> Self {
         Self::begin(
             node,
@@ -108,7 +109,7 @@ impl Load {
         )
     }
 
-    /// Goes on where another load has ended: no key comes twice.
+    /// Continues another load: no key comes twice.
     pub fn start_after(node: &Node, other: &Self) -> Self {
         let (attempted, together) = (other.account.attempted.clone(), other.account.together);
         let account = Account {
@@ -166,12 +167,12 @@ impl Load {
         self.account.refused.get()
     }
 
-    /// Requests that got no 2xx; of those without an answer, their records.
+    /// Requests with another answer than a 2xx, and records of requests without an answer.
     pub fn untaken(&self) -> usize {
         self.refused() + self.account.unanswered.borrow().len()
     }
 
-    /// Waits until so many more are taken.
+    /// Waits until `more` records are taken.
     pub async fn take(&self, more: usize) {
         let goal = self.accepted() + more;
         eventually("the node takes records", PATIENCE, async || {
@@ -180,7 +181,7 @@ impl Load {
         .await;
     }
 
-    /// Ends the load; every answer that is owed has come.
+    /// Ends the load after the answers to all requests in flight.
     pub async fn end(&mut self) {
         self.account.stop.set(true);
         for client in self.clients.drain(..) {
@@ -188,7 +189,7 @@ impl Load {
         }
     }
 
-    /// Waits until each obligation is met at the API; says how many are not, otherwise.
+    /// Waits until the API has each accepted record; panics with the number of lost ones otherwise.
     pub async fn is_met(&self, api: &Api, patience: Duration) {
         let deadline = Instant::now() + patience;
         loop {
@@ -210,13 +211,14 @@ impl Load {
         }
     }
 
-    /// How many requests got no answer though their records went through.
+    /// The number of records that the API has though their requests got no answer.
     pub fn cut_off(&self, api: &Api) -> usize {
         let unanswered = self.account.unanswered.borrow();
         unanswered.len() - api.misses(unanswered.iter()).len()
     }
 
-    /// Waits until everything that was accepted is delivered or dead, or `patience` is over, and until the node is at rest.
+    /// Waits until all accepted records are delivered or dead, or `patience` is over, and until the
+    /// node is at rest.
     pub async fn verdict(&self, node: &Node, api: &Api, patience: Duration) -> Verdict {
         let deadline = Instant::now() + patience;
         loop {
@@ -273,7 +275,7 @@ impl Account {
         }
     }
 
-    /// Of the records of a request, as the contract makes them of its key.
+    /// The ids that the contract makes of a request's key.
     fn ids(&self, number: usize) -> Vec<String> {
         match self.together {
             0 | 1 => vec![key(number)],
