@@ -36,7 +36,7 @@ pub enum Program {
     OtherWaypost(PathBuf),
 }
 
-/// The measured system.
+/// One side of a comparison.
 #[derive(Clone, Debug)]
 pub struct Side {
     pub name: String,
