@@ -3,67 +3,65 @@
 //! On a node that has its lanes to itself, at rest,
 //! `accepted + recovered = delivered + dead + dropped + spooled + in_flight`: see [`Balance::holds`].
 
-mod known;
+mod balance;
 mod latency;
+mod memory;
+mod rules;
 
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
 
-use serde::Serialize;
-use tokio::{sync::watch, time::sleep};
-use tracing::error;
+use parking_lot::Mutex;
 
-use self::known::{Delivered, Known};
-pub use self::latency::{Latency, Quantiles};
+pub use self::{
+    balance::{Balance, audit},
+    latency::{Latency, Quantiles},
+};
+use self::{
+    memory::{Flags, Memory},
+    rules::{CountedAs, Event, count},
+};
 use crate::{
     clock::unix_us,
     lane_id::LaneId,
-    record::{Origin, Record},
+    record::Record,
     spool::{Queue, SpoolStats},
 };
 
-/// How long the counts must have stood still to be compared.
-const REST: Duration = Duration::from_secs(2);
-
 /// The counts of one node since its start.
 pub struct Ledger {
-    /// This run of the node: what carries another origin is of an earlier run, or of another node.
+    /// This run of the node. A record with another origin is of an earlier run, or of another node.
     pub run: Arc<str>,
     pub started: Instant,
     pub api: ApiGauge,
-    lanes: [Lane; LaneId::ALL.len()],
+    lanes: [LaneCounters; LaneId::ALL.len()],
     /// Answered with a receipt of the spool.
     spooled: AtomicU64,
-    /// Of an earlier run, found in the spool at the start.
-    found: AtomicU64,
-    /// Those of them that had come out of a lane before, where they were counted as well.
-    twice: AtomicU64,
+    /// Left by an earlier run, and found in the spool at the start.
+    recovered_from_disk: AtomicU64,
+    /// Recovered from disk, and before from a lane: counted in both places.
+    double_counted: AtomicU64,
+    /// Ended before their clients were refused.
+    refused_too_late: AtomicU64,
     /// Dead letters that an operator has removed.
     dropped: AtomicU64,
-    /// Records that the API has.
-    known: Mutex<Delivered>,
-    /// Records that became dead letters.
-    died: Mutex<Known>,
-    /// Records whose clients were refused: one that comes out of a lane after all has no receipt.
-    refused: Mutex<Known>,
-    /// Records that had come out before their clients were refused.
-    late: AtomicU64,
+    memory: Mutex<Memory>,
     /// From a request's head to its answer, by the answer's status.
     requests: Mutex<BTreeMap<u16, Latency>>,
-    /// What [`audit`] has found.
+    /// The last result of [`audit`].
     imbalanced: AtomicBool,
 }
 
 #[derive(Default)]
-struct Lane {
+struct LaneCounters {
     accepted: AtomicU64,
-    fed: AtomicU64,
+    resent: AtomicU64,
     recovered: AtomicU64,
     delivered: AtomicU64,
     dead: AtomicU64,
@@ -80,10 +78,9 @@ struct Lane {
 pub struct Counts {
     /// Answered with a receipt.
     pub accepted: u64,
-    /// Came from the spool, where they were counted before.
-    pub fed: u64,
-    /// Found without a receipt of this run, in a broker or at the start in the spool: of an earlier run, of another node, or never
-    /// confirmed to its client.
+    /// Resent from the spool, where they were counted before.
+    pub resent: u64,
+    /// Found without a receipt of this run: of an earlier run, of another node, or never confirmed to its client.
     pub recovered: u64,
     /// The API's 2xx.
     pub delivered: u64,
@@ -98,7 +95,7 @@ impl Counts {
     #[must_use]
     pub const fn in_flight(&self) -> u64 {
         // A record may be delivered a moment before its confirm has come back.
-        (self.accepted + self.fed + self.recovered).saturating_sub(self.delivered + self.dead)
+        (self.accepted + self.resent + self.recovered).saturating_sub(self.delivered + self.dead)
     }
 }
 
@@ -111,29 +108,27 @@ impl Ledger {
             api: ApiGauge::default(),
             lanes: Default::default(),
             spooled: AtomicU64::new(0),
-            found: AtomicU64::new(0),
-            twice: AtomicU64::new(0),
+            recovered_from_disk: AtomicU64::new(0),
+            double_counted: AtomicU64::new(0),
+            refused_too_late: AtomicU64::new(0),
             dropped: AtomicU64::new(0),
-            known: Mutex::default(),
-            died: Mutex::default(),
-            refused: Mutex::default(),
-            late: AtomicU64::new(0),
+            memory: Mutex::default(),
             requests: Mutex::default(),
             imbalanced: AtomicBool::new(false),
         }
     }
 
-    /// `lane` has confirmed a record so long after it was given it, and its client has a receipt.
+    /// `lane` has confirmed a record, and its client has a receipt. The confirm took `after`.
     pub fn accepted(&self, lane: LaneId, after: Duration) {
         let lane = self.lane(lane);
         lane.accepted.fetch_add(1, Relaxed);
         lane.publish.record(after);
     }
 
-    /// `lane` has confirmed a record from the spool so long after it was given it.
-    pub fn fed(&self, lane: LaneId, after: Duration) {
+    /// `lane` has confirmed a record from the spool. The confirm took `after`.
+    pub fn resent(&self, lane: LaneId, after: Duration) {
         let lane = self.lane(lane);
-        lane.fed.fetch_add(1, Relaxed);
+        lane.resent.fetch_add(1, Relaxed);
         lane.publish.record(after);
     }
 
@@ -142,42 +137,74 @@ impl Ledger {
         self.spooled.fetch_add(1, Relaxed);
     }
 
-    /// An earlier run has left this many records in the spool that are for no lane yet, dead letters included.
-    pub fn found_waiting(&self, records: u64) {
-        self.found.fetch_add(records, Relaxed);
+    /// An earlier run has left `records` in the spool, dead letters included.
+    pub fn recovered_from_disk(&self, records: u64) {
+        self.recovered_from_disk.fetch_add(records, Relaxed);
     }
 
-    /// The record lies in the dead letters.
+    /// The API has the records, which came out of `lane`.
+    pub fn delivered<'r>(&self, lane: LaneId, records: impl IntoIterator<Item = &'r Record>) {
+        let counters = self.lane(lane);
+        let now_us = unix_us();
+        let mut delivered = 0;
+        let mut recovered = 0;
+        let mut redelivered = 0;
+        // Locked once, however many records.
+        let mut memory = self.memory.lock();
+        for record in records {
+            let (flags, key) = memory.look_up(record);
+            match count(Event::Delivered, flags, self.is_own(record)) {
+                CountedAs::Redelivered => {
+                    redelivered += 1;
+                    continue;
+                }
+                CountedAs::Delivered => {
+                    if let Some(origin) = &record.origin {
+                        let us = now_us.saturating_sub(origin.at_us);
+                        counters.delivery.record(Duration::from_micros(us));
+                    }
+                }
+                _ => recovered += 1,
+            }
+            delivered += 1;
+            if let Some(key) = key {
+                memory.add_delivered(lane, key);
+            }
+        }
+        drop(memory);
+        counters.recovered.fetch_add(recovered, Relaxed);
+        counters.delivered.fetch_add(delivered, Relaxed);
+        counters.redelivered.fetch_add(redelivered, Relaxed);
+        if delivered > 0 {
+            counters.last_delivery_us.store(now_us, Relaxed);
+        }
+    }
+
+    /// The dead letter of a record that came out of `lane` is on disk.
     pub fn dead(&self, lane: LaneId, record: &Record) {
-        let is_recovered = {
-            // Locked in the order of [`Self::refused`].
-            let (known, mut died, refused) =
-                (lock(&self.known), lock(&self.died), lock(&self.refused));
-            // One that died or was delivered before: this is another copy, which lies on disk as well.
-            let is_copy = !died.insert(record) || known.contains(record);
-            is_copy || self.promised(record, &known, &refused).is_none()
-        };
+        let is_recovered =
+            self.end(Event::Dead, Flags::DEAD, record) == CountedAs::DeadAndRecovered;
         let lane = self.lane(lane);
         lane.recovered.fetch_add(is_recovered.into(), Relaxed);
         lane.dead.fetch_add(1, Relaxed);
     }
 
-    /// An operator has removed this many dead letters.
+    /// An operator has removed `records` dead letters.
     pub fn dropped(&self, records: u64) {
         self.dropped.fetch_add(records, Relaxed);
     }
 
-    /// Whether the record is known to be with the API. The same id taken in a second time is another record. One that died is not
-    /// known: a copy of it that comes later may be what a broker took a replay for.
-    #[must_use]
-    pub fn is_delivered(&self, record: &Record) -> bool {
-        lock(&self.known).contains(record)
+    /// No lane and no spool has confirmed the record, and its client was told so.
+    pub fn refused(&self, record: &Record) {
+        if self.end(Event::Refused, Flags::REFUSED, record) == CountedAs::RefusedTooLate {
+            self.refused_too_late.fetch_add(1, Relaxed);
+        }
     }
 
-    /// The record, which was found on disk, as this run answers for it. Nothing if the API has it: an earlier run had given it to a
-    /// lane, and was killed before it had struck it out.
+    /// Adopts a record that was found on disk: this run answers for it from now on. `None` if the API has it: an earlier run
+    /// published it, and was killed before it had deleted the entry.
     #[must_use]
-    pub fn answers_for(&self, mut found: Record) -> Option<Record> {
+    pub fn adopt(&self, mut found: Record) -> Option<Record> {
         let Some(origin) = found
             .origin
             .as_mut()
@@ -186,104 +213,75 @@ impl Ledger {
             return Some(found);
         };
         origin.run = Arc::clone(&self.run);
-        let mut known = lock(&self.known);
-        if !known.found.contains(&found) {
-            if known.contains(&found) {
-                self.twice.fetch_add(1, Relaxed);
-                return None;
-            }
-            known.found.insert(&found);
+        let mut memory = self.memory.lock();
+        let (flags, key) = memory.look_up(&found);
+        // The run was changed: the record is not this run's own.
+        if count(Event::Adopted, flags, false) == CountedAs::DoubleCounted {
+            self.double_counted.fetch_add(1, Relaxed);
+            return None;
         }
-        drop(known);
+        if let Some(key) = key {
+            memory.add(Flags::ADOPTED, key, flags);
+        }
         Some(found)
     }
 
-    /// The API has the records, which came out of `lane`. One that it had before counts as redelivered.
-    pub fn delivered<'r>(&self, lane: LaneId, records: impl IntoIterator<Item = &'r Record>) {
-        let now_us = unix_us();
-        let [mut delivered, mut recovered, mut redelivered] = [0; 3];
-        {
-            // Locked in the order of [`Self::refused`]; once, however many records.
-            let (mut known, died, refused) =
-                (lock(&self.known), lock(&self.died), lock(&self.refused));
-            for record in records {
-                if !known.insert(lane, record) {
-                    redelivered += 1;
-                    continue;
-                }
-                delivered += 1;
-                // One that died is another copy of a dead letter.
-                match self
-                    .promised(record, &known, &refused)
-                    .filter(|_| !died.contains(record))
-                {
-                    Some(origin) => {
-                        self.lane(lane)
-                            .delivery
-                            .record(Duration::from_micros(now_us.saturating_sub(origin.at_us)));
-                    }
-                    None => recovered += 1,
-                }
-            }
-        }
-        let lane = self.lane(lane);
-        lane.recovered.fetch_add(recovered, Relaxed);
-        lane.delivered.fetch_add(delivered, Relaxed);
-        lane.redelivered.fetch_add(redelivered, Relaxed);
-        if delivered > 0 {
-            lane.last_delivery_us.store(now_us, Relaxed);
+    /// A lane that was given the record has not confirmed it, and may have it all the same. The record goes on by another way: if
+    /// both deliver it, it is one record.
+    pub fn maybe_published(&self, record: &Record) {
+        let mut memory = self.memory.lock();
+        let (flags, key) = memory.look_up(record);
+        if let Some(key) = key {
+            memory.add(Flags::MAYBE_PUBLISHED, key, flags);
         }
     }
 
-    /// A lane that was given the record has not confirmed it, and may have it all the same. It goes on by another way: when both
-    /// have brought it, it is one record.
-    pub fn doubted(&self, record: &Record) {
-        lock(&self.known).doubt(record);
-    }
-
-    /// Whether a lane may have the record without having said so: in this run, or in an earlier one that has left it on disk.
+    /// Whether a lane may have the record without having confirmed it, in this run or in an earlier one.
     #[must_use]
-    pub fn is_doubted(&self, record: &Record) -> bool {
-        lock(&self.known).is_doubted(record)
+    pub fn is_maybe_published(&self, record: &Record) -> bool {
+        self.memory.lock().is_maybe_published(record)
     }
 
-    /// A POST of `lane` that began then has ended.
+    /// Whether the API is known to have the record. The same id, taken in again, is another record. A dead letter is not delivered:
+    /// a copy that comes later may be its replay.
+    #[must_use]
+    pub fn is_delivered(&self, record: &Record) -> bool {
+        self.memory.lock().look_up(record).0.has(Flags::DELIVERED)
+    }
+
+    /// Counts an event that gives `record` the flag `flag`, unless it comes too late.
+    fn end(&self, event: Event, flag: Flags, record: &Record) -> CountedAs {
+        let mut memory = self.memory.lock();
+        let (flags, key) = memory.look_up(record);
+        let counted = count(event, flags, self.is_own(record));
+        if let Some(key) = key
+            && counted != CountedAs::RefusedTooLate
+        {
+            memory.add(flag, key, flags);
+        }
+        counted
+    }
+
+    /// Whether this run took the record in.
+    fn is_own(&self, record: &Record) -> bool {
+        record
+            .origin
+            .as_ref()
+            .is_some_and(|origin| origin.run == self.run)
+    }
+
+    /// A POST of `lane` that began at `began` has ended.
     pub fn posted(&self, lane: LaneId, began: Instant) {
         self.lane(lane).post.record_since(began);
     }
 
-    /// A client that sent a request then has been answered with `code`.
+    /// A request that came at `began` was answered with `code`.
     pub fn answered(&self, code: u16, began: Instant) {
-        lock(&self.requests)
+        self.requests
+            .lock()
             .entry(code)
             .or_default()
             .record_since(began);
-    }
-
-    /// The origin of a record that has a receipt of this run, or was found by it on disk: whichever run had given it to the lane.
-    fn promised<'r>(
-        &self,
-        record: &'r Record,
-        known: &Delivered,
-        refused: &Known,
-    ) -> Option<&'r Origin> {
-        let answers = |origin: &Origin| origin.run == self.run || known.found.contains(record);
-        record
-            .origin
-            .as_ref()
-            .filter(|origin| answers(origin) && !refused.contains(record))
-    }
-
-    /// No lane and no spool has confirmed the record, and its client was told so. Delivered after all, it counts as recovered.
-    pub fn refused(&self, record: &Record) {
-        // Held to the end, so that the record's end comes wholly before or wholly after.
-        let known = lock(&self.known);
-        let died = lock(&self.died);
-        if known.contains(record) || died.contains(record) {
-            self.late.fetch_add(1, Relaxed);
-        } else {
-            lock(&self.refused).insert(record);
-        }
     }
 
     /// A record came out of `lane` that the API has already.
@@ -295,11 +293,12 @@ impl Ledger {
     #[must_use]
     pub fn counts(&self, lane: LaneId) -> Counts {
         let lane = self.lane(lane);
-        // Ends first: what ends between the two reads was accepted by the second.
-        let (delivered, dead) = (lane.delivered.load(Relaxed), lane.dead.load(Relaxed));
+        // Ends first: a record that ends between the reads is accepted by the last.
+        let delivered = lane.delivered.load(Relaxed);
+        let dead = lane.dead.load(Relaxed);
         Counts {
             accepted: lane.accepted.load(Relaxed),
-            fed: lane.fed.load(Relaxed),
+            resent: lane.resent.load(Relaxed),
             recovered: lane.recovered.load(Relaxed),
             delivered,
             dead,
@@ -310,16 +309,16 @@ impl Ledger {
     /// The counts of all lanes together.
     #[must_use]
     pub fn totals(&self) -> Counts {
-        let unpromised = Counts {
-            recovered: self.late.load(Relaxed),
+        let too_late = Counts {
+            recovered: self.refused_too_late.load(Relaxed),
             ..Counts::default()
         };
         LaneId::ALL
             .into_iter()
             .map(|lane| self.counts(lane))
-            .fold(unpromised, |sum, lane| Counts {
+            .fold(too_late, |sum, lane| Counts {
                 accepted: sum.accepted + lane.accepted,
-                fed: sum.fed + lane.fed,
+                resent: sum.resent + lane.resent,
                 recovered: sum.recovered + lane.recovered,
                 delivered: sum.delivered + lane.delivered,
                 dead: sum.dead + lane.dead,
@@ -327,37 +326,38 @@ impl Ledger {
             })
     }
 
-    /// The counts of the node, with what lies on its disk.
+    /// The counts of the node, its disk included.
     #[must_use]
-    pub fn balance(&self, held: &SpoolStats) -> Balance {
-        // First: what it takes away was counted before.
-        let twice = self.twice.load(Relaxed);
+    pub fn balance(&self, stats: &SpoolStats) -> Balance {
+        // Read first: the records that it takes away were counted before.
+        let double_counted = self.double_counted.load(Relaxed);
+        let from_disk = self.recovered_from_disk.load(Relaxed);
         let lanes = self.totals();
         Balance {
             accepted: lanes.accepted + self.spooled.load(Relaxed),
-            // What the gRPC lane carries of an earlier run is counted one by one as it ends: two copies of a record are one.
-            recovered: lanes.recovered + self.found.load(Relaxed) + held.found_carried - twice,
+            // Records of an earlier run in the gRPC lane are counted when they end, since two copies of a record are one.
+            recovered: lanes.recovered + from_disk + stats.found_carried - double_counted,
             delivered: lanes.delivered,
-            dead: held.records(Queue::Dead),
+            dead: stats.records(Queue::Dead),
             dropped: self.dropped.load(Relaxed),
-            spooled: held.waiting(),
-            in_flight: lanes.in_flight() + held.found_carried,
+            spooled: stats.waiting(),
+            in_flight: lanes.in_flight() + stats.found_carried,
             redelivered: lanes.redelivered,
         }
     }
 
-    /// The last time that nothing moved, the counts did not add up: see [`audit`].
+    /// Whether the counts did not add up when they last stood still: see [`audit`].
     #[must_use]
     pub fn is_imbalanced(&self) -> bool {
         self.imbalanced.load(Relaxed)
     }
 
-    /// Records that `lane` has, and the API has not.
+    /// Records that `lane` has and the API has not.
     #[must_use]
-    pub fn in_flight(&self, lane: LaneId, held: &SpoolStats) -> u64 {
+    pub fn in_flight(&self, lane: LaneId, stats: &SpoolStats) -> u64 {
         self.counts(lane).in_flight()
             + if lane == LaneId::Grpc {
-                held.found_carried
+                stats.found_carried
             } else {
                 0
             }
@@ -395,64 +395,17 @@ impl Ledger {
 
     /// Calls `read` with each status of ingest and the times of its answers.
     pub fn for_each_status(&self, mut read: impl FnMut(u16, &Latency)) {
-        for (code, times) in &*lock(&self.requests) {
+        for (code, times) in &*self.requests.lock() {
             read(*code, times);
         }
     }
 
-    const fn lane(&self, lane: LaneId) -> &Lane {
+    const fn lane(&self, lane: LaneId) -> &LaneCounters {
         &self.lanes[lane as usize]
     }
 }
 
-fn lock<T>(counted: &Mutex<T>) -> MutexGuard<'_, T> {
-    counted.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Where every record is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Balance {
-    pub accepted: u64,
-    pub recovered: u64,
-    pub delivered: u64,
-    /// Dead letters on disk.
-    pub dead: u64,
-    /// Dead letters that an operator has removed.
-    pub dropped: u64,
-    /// Waiting on disk.
-    pub spooled: u64,
-    /// In a broker, or on the way from it to the API.
-    pub in_flight: u64,
-    pub redelivered: u64,
-}
-
-impl Balance {
-    /// Holds at every moment at rest.
-    #[must_use]
-    pub const fn holds(&self) -> bool {
-        self.accepted + self.recovered
-            == self.delivered + self.dead + self.dropped + self.spooled + self.in_flight
-    }
-}
-
-/// Compares the counts whenever nothing has moved for a while, until the spool has ended: an imbalance is an error of this program, and is
-/// reported as one.
-pub async fn audit(ledger: Arc<Ledger>, held: watch::Receiver<SpoolStats>) {
-    let mut before = None;
-    while held.has_changed().is_ok() {
-        sleep(REST).await;
-        let held = *held.borrow();
-        let balance = ledger.balance(&held);
-        if before.replace(balance) == Some(balance) {
-            let imbalanced = !balance.holds();
-            if ledger.imbalanced.swap(imbalanced, Relaxed) != imbalanced && imbalanced {
-                error!(?balance, "the ledger does not balance");
-            }
-        }
-    }
-}
-
-/// The POSTs of all forwarders.
+/// The number of POSTs in flight.
 #[derive(Default)]
 pub struct ApiGauge(AtomicU64);
 
@@ -460,7 +413,7 @@ pub struct ApiGauge(AtomicU64);
 pub struct Posting<'a>(&'a ApiGauge);
 
 impl ApiGauge {
-    /// A POST begins; it ends when the answer is dropped.
+    /// A POST begins. It ends when the returned value is dropped.
     pub fn begin(&self) -> Posting<'_> {
         self.0.fetch_add(1, Relaxed);
         Posting(self)
@@ -482,7 +435,10 @@ impl Drop for Posting<'_> {
 mod tests {
     use bytes::Bytes;
 
-    use super::*;
+    use tokio::{sync::watch, time::sleep};
+
+    use super::{balance::REST, *};
+    use crate::record::Origin;
 
     fn record(id: &str, run: &str) -> Record {
         let origin = Some(Origin {
@@ -597,7 +553,7 @@ mod tests {
     #[test]
     fn a_record_that_was_found_on_disk_and_lies_in_a_lane_too_is_one() {
         let ledger = Ledger::new(Arc::from("run"));
-        ledger.found_waiting(3);
+        ledger.recovered_from_disk(3);
         let balance = || {
             let Balance {
                 recovered,
@@ -610,20 +566,20 @@ mod tests {
         };
         // The lane takes the second for what it has already: only the first comes out.
         let found = record("a", "earlier");
-        let given = ledger.answers_for(found.clone()).unwrap();
+        let given = ledger.adopt(found.clone()).unwrap();
         assert_eq!(given, record("a", "run"));
-        ledger.fed(LaneId::Nats, Duration::ZERO);
+        ledger.resent(LaneId::Nats, Duration::ZERO);
         assert!(!ledger.is_delivered(&found));
         ledger.delivered(LaneId::Nats, [&found]);
         assert!(ledger.is_delivered(&found) && ledger.is_delivered(&given));
         assert_eq!(balance(), (3, 1, 0, 0));
         // Given to the lane once more, as the feeder's next life does.
-        assert_eq!(ledger.answers_for(found), Some(given));
+        assert_eq!(ledger.adopt(found), Some(given));
 
         // Both come out, the one in the name of a third run.
         let found = record("b", "replay");
-        let given = ledger.answers_for(found.clone()).unwrap();
-        ledger.fed(LaneId::Nats, Duration::ZERO);
+        let given = ledger.adopt(found.clone()).unwrap();
+        ledger.resent(LaneId::Nats, Duration::ZERO);
         ledger.delivered(LaneId::Nats, [&given]);
         ledger.delivered(LaneId::Nats, [&record("b", "earlier")]);
         assert_eq!(balance(), (3, 2, 0, 1));
@@ -631,7 +587,7 @@ mod tests {
         // It comes out before it is found.
         let found = record("c", "earlier");
         ledger.delivered(LaneId::Nats, [&found]);
-        assert_eq!(ledger.answers_for(found), None);
+        assert_eq!(ledger.adopt(found), None);
         assert_eq!(balance(), (3, 3, 0, 1));
 
         // What this run has put there, and what no node took in, goes as it is.
@@ -642,7 +598,7 @@ mod tests {
                 ..record("e", "run")
             },
         ] {
-            assert_eq!(ledger.answers_for(own.clone()), Some(own));
+            assert_eq!(ledger.adopt(own.clone()), Some(own));
         }
     }
 
@@ -669,8 +625,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_imbalance_at_rest_is_reported_until_it_is_over() {
         let ledger = Arc::new(Ledger::new(Arc::from("run")));
-        let (_spool, held) = watch::channel(SpoolStats::default());
-        tokio::spawn(audit(Arc::clone(&ledger), held));
+        let (_spool, stats) = watch::channel(SpoolStats::default());
+        tokio::spawn(audit(Arc::clone(&ledger), stats));
         ledger.dropped(1);
         sleep(3 * REST).await;
         assert!(ledger.is_imbalanced());

@@ -156,7 +156,7 @@ impl<'a> Graph<'a> {
         let ledger = Arc::new(Ledger::new(Record::new_id()));
         let spool = Spool::open(&config.spool.dir, config.spool.max)?;
         let found = spool.stats();
-        ledger.found_waiting(found.waiting() + found.records(Queue::Dead));
+        ledger.recovered_from_disk(found.waiting() + found.records(Queue::Dead));
         let lanes = config.lanes.in_order();
         for lane in LaneId::ALL {
             let records = left_to(lane, &found);

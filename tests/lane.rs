@@ -851,13 +851,13 @@ async fn records_of_requests_that_are_here_together_travel_together_but_for_what
     let found = own().into_iter().map(|record| {
         let origin = Some(Origin::now(Arc::from("an earlier run")));
         ledger
-            .answers_for(Record { origin, ..record })
+            .adopt(Record { origin, ..record })
             .expect("nobody has delivered it")
     });
     assert_eq!(submit(&from_disk, found.collect()).await, RECORDS as u64);
     let doubted = own();
     for record in &doubted {
-        ledger.doubted(record);
+        ledger.maybe_published(record);
     }
     assert_eq!(submit(&ingest, doubted).await, RECORDS as u64);
 

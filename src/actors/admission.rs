@@ -142,7 +142,7 @@ impl Admission {
             }
             // The holders of these are gone. They may be safe, so they go again under the same ids.
             for pending in request.replies.unanswered(request.records) {
-                self.ledger.doubted(&pending.record);
+                self.ledger.maybe_published(&pending.record);
             }
         }
     }

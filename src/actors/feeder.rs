@@ -100,7 +100,7 @@ impl Resend {
     /// Ends when a lane has the record or it is given up. Also ends when the node drains: then the record stays on disk.
     async fn run(&self, key: EntryKey, entry: &Entry, mut stop: watch::Receiver<bool>) {
         // The ledger counted the record when this run took it in or found it.
-        let Some(record) = self.params.ledger.answers_for(entry.record()) else {
+        let Some(record) = self.params.ledger.adopt(entry.record()) else {
             return self.params.spool.settle(key);
         };
         let dead_letters = &self.params.dead_letters;

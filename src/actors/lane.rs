@@ -139,7 +139,7 @@ impl<T: Transport> Lane<T> {
     fn may_join(&self, job: &Job) -> bool {
         let [it] = &*job.records else { return false };
         job.began.elapsed() < self.params.publish_timeout / 2
-            && !self.params.ledger.is_doubted(&it.record)
+            && !self.params.ledger.is_maybe_published(&it.record)
     }
 
     /// Publishes what was gathered, or gives it back where there is no connection any more.
@@ -252,10 +252,10 @@ async fn publish<T: Transport>(
             let Owed { pending, on_disk } = records[at];
             match (pending.reply(Ok(Receipt::Lane(T::LANE))), on_disk) {
                 (true, false) => params.ledger.accepted(T::LANE, now - began),
-                (true, true) => params.ledger.fed(T::LANE, now - began),
+                (true, true) => params.ledger.resent(T::LANE, now - began),
                 // Nothing was promised: should it come out of the lane, it is counted there.
                 (false, false) => {}
-                (false, true) => params.ledger.doubted(&pending.record),
+                (false, true) => params.ledger.maybe_published(&pending.record),
             }
         }
         // That the connection is lost matters more than what became of one record.
@@ -282,7 +282,7 @@ async fn publish<T: Transport>(
         }
         debug!(lane = %T::LANE, records = job.records.len(), %failure, "records not confirmed");
         for pending in &job.records {
-            params.ledger.doubted(&pending.record);
+            params.ledger.maybe_published(&pending.record);
         }
         give_back(&params.router, job, T::LANE);
     }

@@ -1,15 +1,11 @@
 //! Times, as quantiles and as histograms.
 
-use std::{
-    sync::Mutex,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
+use parking_lot::Mutex;
 
-use super::lock;
-
-/// Median and 99th percentile, in milliseconds; zero while nothing was measured.
+/// Median and 99th percentile, in milliseconds; zero before the first time.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Quantiles {
     pub p50: f64,
@@ -30,7 +26,7 @@ impl Latency {
         let us = u64::try_from(time.as_micros())
             .unwrap_or(u64::MAX)
             .clamp(1, Self::MAX_US);
-        let (times, sum) = &mut *lock(&self.0);
+        let (times, sum) = &mut *self.0.lock();
         times
             .record(us)
             .expect("an hour in µs is within what it grows to");
@@ -39,12 +35,12 @@ impl Latency {
 
     /// Calls `read` with the times and their sum.
     pub fn read<T>(&self, read: impl FnOnce(&Histogram<u32>, u64) -> T) -> T {
-        let (times, sum_us) = &*lock(&self.0);
+        let (times, sum_us) = &*self.0.lock();
         read(times, *sum_us)
     }
 
     pub fn quantiles_ms(&self) -> Quantiles {
-        let (times, _) = &*lock(&self.0);
+        let (times, _) = &*self.0.lock();
         #[expect(
             clippy::cast_precision_loss,
             reason = "a time of centuries would lose a microsecond"
@@ -59,7 +55,7 @@ impl Latency {
 
 impl Default for Latency {
     fn default() -> Self {
-        // It grows with the times that it is told: those of lanes that nobody uses stay small.
+        // It grows with the times that it records, so an unused lane needs little memory.
         Self(Mutex::new((
             Histogram::new(2).expect("two digits are legal, so this cannot fail"),
             0,

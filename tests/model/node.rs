@@ -252,7 +252,7 @@ impl Node {
         let spool = open(folder, room);
         let ledger = Arc::new(Ledger::new(Arc::from(format!("run{run}"))));
         let found = spool.stats();
-        ledger.found_waiting(found.waiting() + found.records(Queue::Dead));
+        ledger.recovered_from_disk(found.waiting() + found.records(Queue::Dead));
         let (router, feeder) = (Slot::new(), Slot::new());
         let fallback = DiskFallback {
             spool: spool.clone(),

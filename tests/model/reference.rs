@@ -355,7 +355,7 @@ impl Model {
     fn balances(&self, node: &Node, held: &SpoolStats) -> Check {
         let (balance, lanes) = (node.ledger.balance(held), node.ledger.totals());
         // A record may be delivered before its confirm is heard of, or though it never is.
-        if lanes.accepted + lanes.fed + lanes.recovered < lanes.delivered + lanes.dead {
+        if lanes.accepted + lanes.resent + lanes.recovered < lanes.delivered + lanes.dead {
             let is_early = |case: &Case| case.is_settled && case.carriers() > 0;
             ensure!(
                 self.cases.iter().any(is_early),

@@ -1,0 +1,56 @@
+//! The equation of the ledger, and the task that checks it.
+
+use std::{sync::Arc, sync::atomic::Ordering::Relaxed, time::Duration};
+
+use serde::Serialize;
+use tokio::{sync::watch, time::sleep};
+use tracing::error;
+
+use super::Ledger;
+use crate::spool::SpoolStats;
+
+/// How long the counts must not have changed to be compared.
+pub(super) const REST: Duration = Duration::from_secs(2);
+
+/// Where every record is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Balance {
+    pub accepted: u64,
+    pub recovered: u64,
+    pub delivered: u64,
+    /// Dead letters on disk.
+    pub dead: u64,
+    /// Dead letters that an operator has removed.
+    pub dropped: u64,
+    /// Waiting on disk.
+    pub spooled: u64,
+    /// In a broker, or on the way from it to the API.
+    pub in_flight: u64,
+    pub redelivered: u64,
+}
+
+impl Balance {
+    /// Holds at every moment at rest.
+    #[must_use]
+    pub const fn holds(&self) -> bool {
+        self.accepted + self.recovered
+            == self.delivered + self.dead + self.dropped + self.spooled + self.in_flight
+    }
+}
+
+/// Compares the counts whenever nothing has changed for a while, until the spool has ended. An imbalance is an error of this
+/// program, and is logged as one.
+pub async fn audit(ledger: Arc<Ledger>, stats: watch::Receiver<SpoolStats>) {
+    let mut before = None;
+    while stats.has_changed().is_ok() {
+        sleep(REST).await;
+        let stats = *stats.borrow();
+        let balance = ledger.balance(&stats);
+        if before.replace(balance) == Some(balance) {
+            let imbalanced = !balance.holds();
+            if ledger.imbalanced.swap(imbalanced, Relaxed) != imbalanced && imbalanced {
+                error!(?balance, "the ledger does not balance");
+            }
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! The ledger's memory: flags of the last records, by fingerprint.
+
+use std::ops::BitOr;
+
+use crate::{
+    lane_id::LaneId,
+    recent::{Fingerprint, Hasher128, Recent},
+    record::Record,
+};
+
+/// How many of the last records are known of each flag, at least: the load factor of a table of 2^17 slots.
+const KNOWN_MIN: usize = (1 << 17) / 8 * 7;
+
+/// What has happened to a record.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Flags(u8);
+
+impl Flags {
+    #[cfg(test)]
+    pub const NONE: Self = Self(0);
+    pub const DELIVERED: Self = Self(1);
+    pub const DEAD: Self = Self(1 << 1);
+    /// Its client was told that it is not safe.
+    pub const REFUSED: Self = Self(1 << 2);
+    /// A lane may have it without having confirmed it.
+    pub const MAYBE_PUBLISHED: Self = Self(1 << 3);
+    /// An earlier run left it on disk, and this run has taken it over.
+    pub const ADOPTED: Self = Self(1 << 4);
+
+    /// All flags but `DELIVERED`.
+    const RARE: [Self; 4] = [
+        Self::DEAD,
+        Self::REFUSED,
+        Self::MAYBE_PUBLISHED,
+        Self::ADOPTED,
+    ];
+
+    /// Whether it has one of `flags`.
+    pub const fn has(self, flags: Self) -> bool {
+        self.0 & flags.0 != 0
+    }
+}
+
+impl BitOr for Flags {
+    type Output = Self;
+
+    fn bitor(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+/// A record is recognised by its id and the time at which it was taken in, since a run may adopt the records of another. A
+/// record without an origin has no flags.
+#[derive(Default)]
+pub(super) struct Memory {
+    hasher: Hasher128,
+    /// The delivered records of each lane apart: a message that a broker sends again after a while is recognised however many
+    /// records went by other lanes meanwhile.
+    delivered: [Recent<()>; LaneId::ALL.len()],
+    /// The records of each rare flag apart, in the order of [`Flags::RARE`]: a flood of refusals makes no other record forgotten. The
+    /// value says whether the record was delivered, too.
+    rare: [Recent<bool>; Flags::RARE.len()],
+}
+
+impl Memory {
+    /// The flags of `record`, and its fingerprint, unless it has no origin.
+    pub fn look_up(&self, record: &Record) -> (Flags, Option<Fingerprint>) {
+        let fingerprint = self.fingerprint(record);
+        let flags = fingerprint.map_or(Flags::default(), |key| self.flags(&key));
+        (flags, fingerprint)
+    }
+
+    /// Whether `record` may lie in a lane that has not confirmed it, in the name of this run or of an earlier one.
+    pub fn is_maybe_published(&self, record: &Record) -> bool {
+        // Usually there are no such records, and nothing is hashed.
+        let is_empty = |flag| self.rare[at(flag)].is_empty();
+        !(is_empty(Flags::MAYBE_PUBLISHED) && is_empty(Flags::ADOPTED))
+            && self
+                .look_up(record)
+                .0
+                .has(Flags::MAYBE_PUBLISHED | Flags::ADOPTED)
+    }
+
+    pub fn add_delivered(&mut self, lane: LaneId, key: Fingerprint) {
+        for rare in &mut self.rare {
+            if let Some(is_delivered) = rare.get_mut(&key) {
+                *is_delivered = true;
+            }
+        }
+        insert(&mut self.delivered[lane as usize], key, ());
+    }
+
+    /// Adds a rare flag to a record that has `flags`.
+    pub fn add(&mut self, flag: Flags, key: Fingerprint, flags: Flags) {
+        insert(&mut self.rare[at(flag)], key, flags.has(Flags::DELIVERED));
+    }
+
+    fn fingerprint(&self, record: &Record) -> Option<Fingerprint> {
+        let at_us = record.origin.as_ref()?.at_us;
+        Some(self.hasher.fingerprint((&record.id, at_us)))
+    }
+
+    fn flags(&self, key: &Fingerprint) -> Flags {
+        let mut flags = Flags::default();
+        if self.delivered.iter().any(|lane| lane.get(key).is_some()) {
+            flags = Flags::DELIVERED;
+        }
+        for (flag, rare) in Flags::RARE.into_iter().zip(&self.rare) {
+            match rare.get(key) {
+                Some(true) => flags = flags | flag | Flags::DELIVERED,
+                Some(false) => flags = flags | flag,
+                None => {}
+            }
+        }
+        flags
+    }
+}
+
+/// The index of a rare flag.
+fn at(flag: Flags) -> usize {
+    flag.0.trailing_zeros() as usize - 1
+}
+
+/// Forgets the older generation once the younger is full.
+fn insert<V>(recent: &mut Recent<V>, key: Fingerprint, value: V) {
+    recent.insert(key, value);
+    if recent.young_len() >= KNOWN_MIN {
+        recent.rotate();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::record::Origin;
+
+    fn numbered(number: usize) -> Record {
+        Record {
+            id: Arc::from(number.to_string()),
+            body: Bytes::from_static(b"{}"),
+            traceparent: None,
+            origin: Some(Origin {
+                run: Arc::from("run"),
+                at_us: 1,
+            }),
+        }
+    }
+
+    fn flags(memory: &Memory, number: usize) -> Flags {
+        memory.look_up(&numbered(number)).0
+    }
+
+    fn deliver(memory: &mut Memory, lane: LaneId, numbers: impl IntoIterator<Item = usize>) {
+        for number in numbers {
+            let key = memory.fingerprint(&numbered(number)).unwrap();
+            memory.add_delivered(lane, key);
+        }
+    }
+
+    fn add(memory: &mut Memory, flag: Flags, number: usize) {
+        let (flags, key) = memory.look_up(&numbered(number));
+        memory.add(flag, key.unwrap(), flags);
+    }
+
+    #[test]
+    fn the_last_records_are_known_and_memory_is_bounded() {
+        for flag in Flags::RARE {
+            let mut memory = Memory::default();
+            for number in 0..3 * KNOWN_MIN {
+                assert_eq!(flags(&memory, number), Flags::default());
+                add(&mut memory, flag, number);
+            }
+            assert_eq!(flags(&memory, 3 * KNOWN_MIN - 1), flag);
+            assert_eq!(flags(&memory, 2 * KNOWN_MIN + 1), flag);
+            assert_eq!(flags(&memory, 0), Flags::default());
+            let recent = &memory.rare[at(flag)];
+            assert!(recent.len() <= 2 * KNOWN_MIN);
+            assert_eq!(
+                recent.old_capacity(),
+                KNOWN_MIN,
+                "no room that is never used"
+            );
+        }
+    }
+
+    #[test]
+    fn what_a_lane_has_delivered_is_known_however_much_others_deliver() {
+        let mut memory = Memory::default();
+        deliver(&mut memory, LaneId::Nats, [0]);
+        deliver(&mut memory, LaneId::Grpc, 1..3 * KNOWN_MIN);
+        assert_eq!(flags(&memory, 0), Flags::DELIVERED);
+        assert_eq!(flags(&memory, 1), Flags::default());
+    }
+
+    #[test]
+    fn what_a_lane_may_have_is_known_once_another_has_delivered_it() {
+        let mut memory = Memory::default();
+        add(&mut memory, Flags::MAYBE_PUBLISHED, 0);
+        assert_eq!(flags(&memory, 0), Flags::MAYBE_PUBLISHED);
+        // It had come out before its lane was given up.
+        deliver(&mut memory, LaneId::Nats, [1]);
+        add(&mut memory, Flags::MAYBE_PUBLISHED, 1);
+        deliver(&mut memory, LaneId::Grpc, [0]);
+        deliver(&mut memory, LaneId::Grpc, 2..3 * KNOWN_MIN);
+        deliver(&mut memory, LaneId::Nats, 5 * KNOWN_MIN..8 * KNOWN_MIN);
+        let both = Flags::MAYBE_PUBLISHED | Flags::DELIVERED;
+        assert_eq!((flags(&memory, 0), flags(&memory, 1)), (both, both));
+    }
+
+    #[test]
+    fn a_record_without_an_origin_has_no_flags() {
+        let record = Record {
+            origin: None,
+            ..numbered(0)
+        };
+        assert!(Memory::default().look_up(&record).1.is_none());
+    }
+}
