@@ -283,7 +283,7 @@ fn listeners_may_share_a_port_on_addresses_that_do_not_meet() {
 #[test]
 fn each_example_of_the_documentation_loads() {
     let mut examples = 0;
-    for page in ["README.md", "docker/README.md"] {
+    for page in ["README.md", "docs/configuration.md", "docker/README.md"] {
         let text =
             std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(page)).unwrap();
         for example in text.split("```toml\n").skip(1) {
@@ -293,6 +293,45 @@ fn each_example_of_the_documentation_loads() {
         }
     }
     assert!(examples > 0, "there is an example");
+}
+
+/// `section.key` of each key, with its default as TOML shows it, or `none`.
+fn defaults() -> BTreeMap<String, String> {
+    let lanes = "[lanes.grpc]\n[lanes.nats]\n[lanes.rabbitmq]\n[lanes.pubsub]\n";
+    let shown: toml::Table = load(lanes, &[], &[]).unwrap().to_toml().parse().unwrap();
+    let default = |key: &String| {
+        let mut names = key.split('.');
+        let section = &shown[names.next().unwrap()];
+        let value = names.try_fold(section, |table, name| table.get(name));
+        value.map_or_else(|| "none".into(), |value| format!("`{value}`"))
+    };
+    let keys = Config::keys().into_iter();
+    keys.map(|key| (key.clone(), default(&key))).collect()
+}
+
+#[test]
+fn the_documentation_has_each_key_with_its_default_and_variable_and_no_other() {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/configuration.md");
+    let mut section = String::new();
+    let mut documented = BTreeMap::new();
+    for line in std::fs::read_to_string(page).unwrap().lines() {
+        if let Some(heading) = line.strip_prefix("## `[") {
+            section = heading.split(']').next().unwrap().to_owned();
+        } else if let Some(row) = line.strip_prefix("| `") {
+            let cells: Vec<_> = row.split(" | ").collect();
+            let [name, default, _, _, variable] = cells[..] else {
+                panic!("a row has five cells: {line}");
+            };
+            let key = format!("{section}.{}", name.trim_end_matches('`'));
+            let name = key.replace('.', "__").to_uppercase();
+            assert_eq!(variable, format!("`WAYPOST_{name}` |"));
+            assert!(
+                documented.insert(key, default.to_owned()).is_none(),
+                "twice: {line}"
+            );
+        }
+    }
+    assert_eq!(documented, defaults());
 }
 
 #[test]
