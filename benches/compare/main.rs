@@ -207,11 +207,11 @@ fn main() {
     let cli = Cli::parse();
     match &cli.role {
         Some(Role::Soak(plan)) => on_actors(on_broker(&plan.lane, async |variables| {
-            soak::run(plan, variables).await
+            soak::run(plan, variables).await;
         })),
         Some(Role::Waiting(plan)) => {
             on_actors(on_broker(&plan.lane, async |variables| {
-                waiting::run(plan, &variables()).await
+                waiting::run(plan, &variables()).await;
             }));
         }
         Some(Role::Idle(plan)) => on_actors(idle(plan)),
