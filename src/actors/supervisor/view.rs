@@ -81,7 +81,6 @@ impl View {
     pub(super) fn log(&self) {
         let reason = self.last_error.as_deref().unwrap_or_default();
         match (self.child, self.state) {
-            (_, State::Connecting) => {}
             (ChildId::Lane(lane), State::Up) => info!(%lane, "lane is up"),
             (ChildId::Lane(lane), State::Backoff { until }) => {
                 let retry_in_ms = (until - self.since).as_millis();
@@ -94,7 +93,7 @@ impl View {
             (actor, State::Backoff { .. } | State::Down) => {
                 error!(%actor, reason, state = self.state.name(), "actor ended");
             }
-            (_, State::Up | State::Paused) => {}
+            (_, State::Connecting | State::Up | State::Paused) => {}
         }
     }
 }
