@@ -43,19 +43,19 @@ pub struct Args {
     /// Read the node's configuration from this TOML file
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Take records at this address [default: 127.0.0.1:8000, or a free port]
+    /// Take records here [default: 127.0.0.1:8000, or a free port]
     #[arg(long, value_name = "ADDR")]
     listen: Option<String>,
-    /// Serve health and status at this address [default: 127.0.0.1:8001, or a free port]
+    /// Serve health and status here [default: 127.0.0.1:8001, or a free port]
     #[arg(long, value_name = "ADDR")]
     admin: Option<String>,
     /// Keep the node's data in this folder [default: a temporary folder]
     #[arg(long, value_name = "DIR")]
     data: Option<String>,
-    /// Post these records, a JSON array or NDJSON [default: 1,000 built-in records]
+    /// Post this JSON array or NDJSON [default: 1,000 built-in records]
     #[arg(long, value_name = "FILE")]
     records: Option<PathBuf>,
-    /// Exit when all is delivered: 0, or 1 if the ledger does not balance within 30 s
+    /// Exit once all is delivered; with status 1 if not within 30 s
     #[arg(long)]
     once: bool,
     /// Print the result as JSON

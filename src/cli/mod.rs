@@ -21,18 +21,18 @@ use tracing_subscriber::{
 
 use crate::config::{Config, Flag};
 
-/// Routes JSON records from HTTP through NATS, RabbitMQ, Google Pub/Sub or gRPC to an API, and loses none
+/// Routes JSON records from HTTP through brokers or gRPC to an API, and loses none
 #[derive(Debug, Parser)]
 #[command(version, term_width = 80)]
 pub struct Cli {
     /// Log more: -v for debug, -vv for trace
-    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    #[arg(short, long, global = true, display_order = 900, action = clap::ArgAction::Count)]
     pub verbose: u8,
     /// Log less: -q for warnings, -qq for errors
-    #[arg(short, long, global = true, action = clap::ArgAction::Count, conflicts_with = "verbose")]
+    #[arg(short, long, global = true, display_order = 901, action = clap::ArgAction::Count, conflicts_with = "verbose")]
     pub quiet: u8,
     /// The format of the log
-    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text)]
+    #[arg(long, global = true, display_order = 902, value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
     #[command(subcommand)]
     pub command: Option<Command>,

@@ -16,7 +16,7 @@ pub struct Args {
     /// Take records at this address
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:5000")]
     listen: SocketAddr,
-    /// Keep the records in this SQLite file [default: in memory, until the end]
+    /// Keep the records in this SQLite file [default: in memory]
     #[arg(long, value_name = "FILE")]
     db: Option<PathBuf>,
 }
