@@ -239,6 +239,7 @@ impl Child {
 
     /// The one place where a state changes.
     fn set_state(&mut self, state: State) {
+        let is_new = self.view.state != state;
         self.view.state = state;
         self.view.since = Instant::now();
         if let ChildId::Lane(lane) = self.view.child
@@ -246,6 +247,8 @@ impl Child {
         {
             self.live_lanes.remove(lane);
         }
-        self.view.log();
+        if is_new {
+            self.view.log();
+        }
     }
 }
