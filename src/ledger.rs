@@ -4,6 +4,7 @@
 //! `accepted + recovered = delivered + dead + dropped + spooled + in_flight`: see [`Balance::holds`].
 
 mod balance;
+mod counts;
 mod latency;
 mod memory;
 mod rules;
@@ -21,6 +22,7 @@ use parking_lot::Mutex;
 
 pub use self::{
     balance::{Balance, audit},
+    counts::{ApiGauge, Counts, Posting},
     latency::{Latency, Quantiles},
 };
 use self::{
@@ -71,32 +73,6 @@ struct LaneCounters {
     delivery: Latency,
     /// When the API took a record last, in microseconds since the Unix epoch; 0 for never.
     last_delivery_us: AtomicU64,
-}
-
-/// The counts of one lane, or of all.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
-    /// Answered with a receipt.
-    pub accepted: u64,
-    /// Resent from the spool, where they were counted before.
-    pub resent: u64,
-    /// Found without a receipt of this run: of an earlier run, of another node, or never confirmed to its client.
-    pub recovered: u64,
-    /// The API's 2xx.
-    pub delivered: u64,
-    /// Became dead letters.
-    pub dead: u64,
-    /// Came out of a broker again after the API's 2xx, and was not POSTed again.
-    pub redelivered: u64,
-}
-
-impl Counts {
-    /// Safe and not yet delivered.
-    #[must_use]
-    pub const fn in_flight(&self) -> u64 {
-        // A record may be delivered a moment before its confirm has come back.
-        (self.accepted + self.resent + self.recovered).saturating_sub(self.delivered + self.dead)
-    }
 }
 
 impl Ledger {
@@ -402,32 +378,6 @@ impl Ledger {
 
     const fn lane(&self, lane: LaneId) -> &LaneCounters {
         &self.lanes[lane as usize]
-    }
-}
-
-/// The number of POSTs in flight.
-#[derive(Default)]
-pub struct ApiGauge(AtomicU64);
-
-/// One POST in flight.
-pub struct Posting<'a>(&'a ApiGauge);
-
-impl ApiGauge {
-    /// A POST begins. It ends when the returned value is dropped.
-    pub fn begin(&self) -> Posting<'_> {
-        self.0.fetch_add(1, Relaxed);
-        Posting(self)
-    }
-
-    #[must_use]
-    pub fn in_flight(&self) -> u64 {
-        self.0.load(Relaxed)
-    }
-}
-
-impl Drop for Posting<'_> {
-    fn drop(&mut self) {
-        self.0.0.fetch_sub(1, Relaxed);
     }
 }
 

@@ -1,8 +1,9 @@
-//! What the spool's thread does: it takes orders, commits what they put, and answers.
+//! What the spool's thread does: it takes requests, commits what they put, and answers.
+
+mod dead;
 
 use std::{
     fs::{self, File},
-    io,
     path::PathBuf,
     thread,
     time::{Duration, Instant},
@@ -16,27 +17,26 @@ use tokio::{
 use tracing::{error, warn};
 
 use super::{
-    Entry, EntryKey, NotSafe, Queue, SpoolRequest, SpoolStats, Which, frame,
-    log::{self, Log, Position},
+    Entry, EntryKey, NotSafe, Queue, SpoolRequest, SpoolStats, frame,
+    log::{self, Log},
 };
-use crate::{clock::unix_us, record::Origin};
 
-/// How many orders share a commit at most.
+/// The most requests that share a commit.
 const BATCH: usize = 8192;
 /// Dead letters may go beyond the spool's size by this part of it.
 const RESERVE: u64 = 16;
-/// Where less than this part of the spool's size is left, it is about to refuse.
+/// With less than this part of its size left, the spool is about to refuse.
 const NEARLY_FULL: u64 = 256;
-/// A sync waits for as many records as shared the last one, at most for the time of so many syncs, and no longer than this: whoever
-/// was answered by the last one is about to put its next.
-const COMPANY_SYNCS: u32 = 4;
-const COMPANY_MAX: Duration = Duration::from_millis(1);
-/// The grain of that wait. Where a sync takes less, there is nothing to be saved.
-const COMPANY_STEP: Duration = Duration::from_micros(50);
-/// How often a disk that has failed is tried.
+/// Group commit: a sync waits until as many puts have come as shared the last one, for at most the time of this many syncs, and at
+/// most [`GROUP_WAIT_MAX`]. Clients that were just answered are about to send again.
+const GROUP_SYNCS: u32 = 4;
+const GROUP_WAIT_MAX: Duration = Duration::from_millis(1);
+/// The step of that wait. A sync that takes less is not worth a wait.
+const GROUP_STEP: Duration = Duration::from_micros(50);
+/// The time between probes of a disk that has failed.
 const PROBE: Duration = Duration::from_secs(1);
 
-/// What the thread owns.
+/// The state of the thread.
 pub(super) struct Store {
     folder: PathBuf,
     /// By [`Queue::at`].
@@ -44,8 +44,8 @@ pub(super) struct Store {
     max: u64,
     /// The last write failed.
     failing: bool,
-    /// Records that shared the last sync, and what it took.
-    company: usize,
+    /// Records that shared the last sync, and its duration.
+    last_group: usize,
     sync_took: Duration,
     /// See [`SpoolStats`].
     commits: u64,
@@ -67,7 +67,7 @@ impl Store {
             logs,
             max,
             failing: false,
-            company: 0,
+            last_group: 0,
             sync_took: Duration::ZERO,
             commits: 0,
             committed: 0,
@@ -83,15 +83,15 @@ impl Store {
         self.held.subscribe()
     }
 
-    /// Serves orders until one says close, or nobody is left who could give one.
+    /// Serves requests until one says close, or all senders are gone.
     pub fn run(mut self, mut inbox: mpsc::UnboundedReceiver<SpoolRequest>) {
         let Ok(runtime) = tokio::runtime::Builder::new_current_thread()
             .enable_time()
             .build()
         else {
-            return error!("the spool's thread cannot wait for orders");
+            return error!("the spool's thread cannot wait for requests");
         };
-        let mut orders = Vec::new();
+        let mut requests = Vec::new();
         let mut probed = Instant::now();
         loop {
             let patience = if self.failing {
@@ -100,7 +100,7 @@ impl Store {
                 Duration::MAX
             };
             let received = runtime
-                .block_on(async { timeout(patience, inbox.recv_many(&mut orders, BATCH)).await });
+                .block_on(async { timeout(patience, inbox.recv_many(&mut requests, BATCH)).await });
             if received == Ok(0) {
                 break;
             }
@@ -108,11 +108,10 @@ impl Store {
                 self.probe();
                 probed = Instant::now();
             }
-            self.gather(&mut inbox, &mut orders);
-            let close = self.serve(orders.drain(..));
-            if let Some(close) = close {
+            self.commit_group(&mut inbox, &mut requests);
+            if let Some(close) = self.serve(requests.drain(..)) {
                 self.flush(true);
-                // Who asked may have given up waiting.
+                // The caller may have given up.
                 close.send(()).ok();
                 return;
             }
@@ -120,32 +119,32 @@ impl Store {
         self.flush(true);
     }
 
-    /// Adds orders that come within a moment, while fewer records wait than shared the last sync.
-    fn gather(
+    /// Adds the requests of the next moment, while fewer puts wait than shared the last sync.
+    fn commit_group(
         &self,
         inbox: &mut mpsc::UnboundedReceiver<SpoolRequest>,
-        orders: &mut Vec<SpoolRequest>,
+        requests: &mut Vec<SpoolRequest>,
     ) {
-        let puts = |orders: &[SpoolRequest]| {
-            orders
+        let puts = |requests: &[SpoolRequest]| {
+            requests
                 .iter()
-                .filter(|order| matches!(order, SpoolRequest::Put { .. }))
+                .filter(|request| matches!(request, SpoolRequest::Put { .. }))
                 .count()
         };
-        let mut waiting = puts(orders);
-        let patience = (COMPANY_SYNCS * self.sync_took).min(COMPANY_MAX);
+        let mut waiting = puts(requests);
+        let patience = (GROUP_SYNCS * self.sync_took).min(GROUP_WAIT_MAX);
         let began = Instant::now();
-        while (1..self.company).contains(&waiting) && began.elapsed() + COMPANY_STEP < patience {
-            thread::sleep(COMPANY_STEP);
-            let before = orders.len();
-            orders.extend(
+        while (1..self.last_group).contains(&waiting) && began.elapsed() + GROUP_STEP < patience {
+            thread::sleep(GROUP_STEP);
+            let before = requests.len();
+            requests.extend(
                 std::iter::from_fn(|| inbox.try_recv().ok()).take(BATCH.saturating_sub(before)),
             );
-            waiting += puts(&orders[before..]);
+            waiting += puts(&requests[before..]);
         }
     }
 
-    /// Finds out whether the disk works again, so that a node that nobody sends to because it is not ready becomes ready.
+    /// Finds out whether the disk works again. A node that is not ready gets no records, and so no other sign.
     fn probe(&mut self) {
         let path = self.folder.join("probe");
         let probe = fs::write(&path, [0; 4096]).and_then(|()| File::open(&path)?.sync_all());
@@ -153,12 +152,15 @@ impl Store {
         fs::remove_file(&path).ok();
     }
 
-    /// The answer to the order that closes, if there is one.
-    fn serve(&mut self, orders: impl Iterator<Item = SpoolRequest>) -> Option<oneshot::Sender<()>> {
+    /// Returns the answer to a request to close, if there is one.
+    fn serve(
+        &mut self,
+        requests: impl Iterator<Item = SpoolRequest>,
+    ) -> Option<oneshot::Sender<()>> {
         let mut room = self.room();
         let (mut puts, mut readers, mut close) = (Vec::new(), Vec::new(), None);
-        for order in orders {
-            match order {
+        for request in requests {
+            match request {
                 SpoolRequest::Put {
                     queue,
                     payload,
@@ -175,8 +177,8 @@ impl Store {
             }
         }
         self.commit(puts);
-        for order in readers {
-            self.read(order);
+        for request in readers {
+            self.read(request);
         }
         self.flush(false);
         self.tell();
@@ -220,14 +222,14 @@ impl Store {
         let failures: Vec<_> = self.logs.iter_mut().map(|log| log.commit().err()).collect();
         if !puts.is_empty() {
             self.failing = failures.iter().any(Option::is_some);
-            (self.company, self.sync_took) = (puts.len(), began.elapsed());
+            (self.last_group, self.sync_took) = (puts.len(), began.elapsed());
         }
         let mut safe = [0; Queue::COUNT];
         for Pending { key, answer } in puts {
             match &failures[key.queue] {
                 None => {
                     safe[key.queue] += 1;
-                    // Who asked may be gone: then the entry waits to be taken like any other.
+                    // The caller may be gone: then the entry waits to be taken like any other.
                     drop(answer.send(Ok(key)));
                 }
                 Some(why) => refuse(answer, NotSafe::Disk(why.to_string())),
@@ -240,15 +242,15 @@ impl Store {
         self.committed += safe.iter().sum::<u64>();
     }
 
-    /// What reads entries sees those that were put before.
-    fn read(&mut self, order: SpoolRequest) {
-        match order {
+    /// Serves a request that reads. It sees the entries that were put before it.
+    fn read(&mut self, request: SpoolRequest) {
+        match request {
             SpoolRequest::Take { queue, max, answer } => {
                 let taken = self.take(queue, max);
                 if let Err(taken) = answer.send(taken)
                     && !taken.is_empty()
                 {
-                    // Whoever wanted them is gone.
+                    // The caller is gone.
                     self.logs[queue.at()].rewind();
                 }
             }
@@ -301,90 +303,10 @@ impl Store {
         })
     }
 
-    /// The dead letters that `which` names, with their keys.
-    fn find(&mut self, which: &Which, max: usize) -> Vec<(Position, Entry)> {
-        let mut found = Vec::new();
-        self.logs[Queue::Dead.at()].visit(|key, payload| {
-            if let Ok(entry) = Entry::decode(&*payload)
-                && which.contains(&entry.id)
-            {
-                found.push((key, entry));
-            }
-            found.len() < max
-        });
-        found
-    }
-
-    fn list(&mut self, max: usize) -> Vec<Entry> {
-        self.find(&Which::All, max)
-            .into_iter()
-            .map(|(_, entry)| entry)
-            .collect()
-    }
-
-    fn replay(&mut self, which: &Which) -> Result<u64, NotSafe> {
-        let disk = |why: io::Error| NotSafe::Disk(why.to_string());
-        let mut replayed = 0;
-        loop {
-            let found = self.find(which, BATCH);
-            if found.is_empty() {
-                return Ok(replayed);
-            }
-            let waiting = &mut self.logs[Queue::Waiting.at()];
-            for (_, entry) in &found {
-                // To the ledger it is another record: what is known of the one that died does not hold for it.
-                let origin = Some(
-                    Origin {
-                        run: "replay".into(),
-                        at_us: unix_us(),
-                    }
-                    .to_text(),
-                );
-                let entry = Entry {
-                    letter: None,
-                    origin,
-                    ..entry.clone()
-                };
-                waiting
-                    .append(&entry.encode_to_vec(), false)
-                    .map_err(disk)?;
-            }
-            waiting.commit().map_err(disk)?;
-            self.commits += 1;
-            self.committed += found.len() as u64;
-            fail::fail_point!("spool-replay");
-            replayed += self.strike_out(found);
-        }
-    }
-
-    fn forget(&mut self, which: &Which) -> u64 {
-        let mut forgotten = 0;
-        loop {
-            let found = self.find(which, BATCH);
-            if found.is_empty() {
-                return forgotten;
-            }
-            forgotten += self.strike_out(found);
-        }
-    }
-
-    /// They are gone, so they count, though a disk that fails may bring them back at a later start.
-    fn strike_out(&mut self, found: Vec<(Position, Entry)>) -> u64 {
-        let dead = &mut self.logs[Queue::Dead.at()];
-        let count = found.len() as u64;
-        for (key, _) in found {
-            dead.settle(key);
-        }
-        if let Err(why) = dead.flush(true) {
-            warn!(%why, "dead letters that are gone may come again");
-        }
-        count
-    }
-
     fn flush(&mut self, durable: bool) {
         for log in &mut self.logs {
             if let Err(why) = log.flush(durable) {
-                warn!(%why, "what was settled cannot be written down; it may come again");
+                warn!(%why, "cannot write down settled entries: they may come again");
             }
         }
     }
@@ -401,7 +323,7 @@ impl Store {
             for damage in log.damages() {
                 error!(
                     ?damage,
-                    "damage in the spool: these bytes are no whole entry any more"
+                    "damage in the spool: these bytes are not a whole entry any more"
                 );
             }
         }
@@ -414,6 +336,6 @@ impl Store {
 }
 
 fn refuse(answer: oneshot::Sender<Result<EntryKey, NotSafe>>, why: NotSafe) {
-    // Who asked may be gone; nothing was promised.
+    // The caller may be gone; nothing was promised.
     answer.send(Err(why)).ok();
 }

@@ -1,0 +1,89 @@
+//! What the spool's thread does with dead letters.
+
+use std::io;
+
+use prost::Message as _;
+use tracing::warn;
+
+use super::{BATCH, Store};
+use crate::{
+    clock::unix_us,
+    record::Origin,
+    spool::{Entry, NotSafe, Queue, Which, log::Position},
+};
+
+impl Store {
+    /// The dead letters that `which` names, with their keys.
+    fn find(&mut self, which: &Which, max: usize) -> Vec<(Position, Entry)> {
+        let mut found = Vec::new();
+        self.logs[Queue::Dead.at()].visit(|key, payload| {
+            if let Ok(entry) = Entry::decode(&*payload)
+                && which.contains(&entry.id)
+            {
+                found.push((key, entry));
+            }
+            found.len() < max
+        });
+        found
+    }
+
+    pub(super) fn list(&mut self, max: usize) -> Vec<Entry> {
+        let found = self.find(&Which::All, max);
+        found.into_iter().map(|(_, entry)| entry).collect()
+    }
+
+    pub(super) fn replay(&mut self, which: &Which) -> Result<u64, NotSafe> {
+        let disk = |why: io::Error| NotSafe::Disk(why.to_string());
+        let mut replayed = 0;
+        loop {
+            let found = self.find(which, BATCH);
+            if found.is_empty() {
+                return Ok(replayed);
+            }
+            let waiting = &mut self.logs[Queue::Waiting.at()];
+            for (_, entry) in &found {
+                // To the ledger it is another record: the flags of the dead one do not hold for it.
+                let origin = Origin {
+                    run: "replay".into(),
+                    at_us: unix_us(),
+                };
+                let entry = Entry {
+                    letter: None,
+                    origin: Some(origin.to_text()),
+                    ..entry.clone()
+                };
+                waiting
+                    .append(&entry.encode_to_vec(), false)
+                    .map_err(disk)?;
+            }
+            waiting.commit().map_err(disk)?;
+            self.commits += 1;
+            self.committed += found.len() as u64;
+            fail::fail_point!("spool-replay");
+            replayed += self.strike_out(found);
+        }
+    }
+
+    pub(super) fn forget(&mut self, which: &Which) -> u64 {
+        let mut forgotten = 0;
+        loop {
+            match self.find(which, BATCH) {
+                found if found.is_empty() => return forgotten,
+                found => forgotten += self.strike_out(found),
+            }
+        }
+    }
+
+    /// Settles dead letters. They count as gone, though a disk that fails may bring them back at a later start.
+    fn strike_out(&mut self, found: Vec<(Position, Entry)>) -> u64 {
+        let dead = &mut self.logs[Queue::Dead.at()];
+        let count = found.len() as u64;
+        for (key, _) in found {
+            dead.settle(key);
+        }
+        if let Err(why) = dead.flush(true) {
+            warn!(%why, "dead letters that were removed may come again");
+        }
+        count
+    }
+}
