@@ -113,7 +113,7 @@ mod tests {
         };
         (
             Delivery::new(record, false, move |verdict| {
-                kept.lock().unwrap().push(verdict)
+                kept.lock().unwrap().push(verdict);
             }),
             verdicts,
         )

@@ -154,14 +154,14 @@ impl IdempotencyStore {
         }
         let (writes, inbox) = mpsc::channel(UNWRITTEN_MAX);
         let table = Arc::new(Mutex::new(table));
-        let writer = KeyWriter {
+        let thread_state = KeyWriter {
             files,
             file: None,
             table: Arc::clone(&table),
         };
         thread::Builder::new()
             .name("keys".into())
-            .spawn(move || writer.run(inbox))?;
+            .spawn(move || thread_state.run(inbox))?;
         Ok(Self { table, writes })
     }
 
@@ -272,7 +272,7 @@ fn read(path: &Path, mut each: impl FnMut(KeyLine)) -> io::Result<()> {
                 Err(why) => warn!(%why, "cannot read an entry of the key table"),
             },
             Item::Damage { at, size } => {
-                warn!(file = %path.display(), at, size, "damage in the key table")
+                warn!(file = %path.display(), at, size, "damage in the key table");
             }
         }
     }

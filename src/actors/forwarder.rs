@@ -306,7 +306,7 @@ impl Poster {
 impl PostEnd {
     fn give_up(mut reason: DeathReason) -> Self {
         if reason.attempts == 0 {
-            reason.answer = "not POSTed".to_owned();
+            "not POSTed".clone_into(&mut reason.answer);
         }
         reason.given_up = true;
         Self::Dead(reason)

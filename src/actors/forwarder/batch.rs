@@ -119,7 +119,7 @@ impl Batcher {
             actix_rt::spawn(async move {
                 poster
                     .deliver_all(batch, DeathReason::default(), slots, drain)
-                    .await
+                    .await;
             });
         }
     }
