@@ -1,6 +1,8 @@
-//! Every setting with its default. A key is a field: its name, its default in `Default`, its range in the attribute.
+//! Every setting with its default. A key is a field: its name, its default in `Default`, its range
+//! in the attribute.
 //!
-//! `load` reads the sources key by key, `value` the values, `url` the URLs; `rules` checks keys against each other.
+//! `load` reads the sources key by key, `value` the values, `url` the URLs; `rules` checks keys
+//! against each other.
 
 mod load;
 mod rules;
@@ -120,7 +122,8 @@ impl Policy {
     }
 }
 
-/// `[lanes.*]`: a lane is on when its section, or one of its variables, is there; the gRPC lane also when no lane is.
+/// `[lanes.*]`: a lane is on when its section, or one of its variables, is there; the gRPC lane
+/// also when no lane is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct Lanes {
@@ -143,7 +146,8 @@ pub struct Grpc {
     /// Nodes to carry records to; empty means this node itself.
     #[serde(deserialize_with = "value::list")]
     pub peers: Vec<String>,
-    /// PEM certificate chain and key of this node's server; the server speaks TLS when both are given.
+    /// PEM certificate chain and key of this node's server; the server speaks TLS when both are
+    /// given.
     pub cert_file: Option<ReadableFile>,
     pub key_file: Option<ReadableFile>,
     /// PEM certificates that peers' certificates may be signed by, beside the public ones.

@@ -1,7 +1,7 @@
 //! The reference API: stores each record once by its `Idempotency-Key`, and counts redeliveries.
 //!
-//! One thread owns the database. It commits all requests that wait in one transaction, and answers them after the
-//! commit.
+//! One thread owns the database. It commits all requests that wait in one transaction, and answers
+//! them after the commit.
 
 mod store;
 
@@ -216,8 +216,8 @@ impl SinkState {
     }
 }
 
-/// The records of a body. An object is stored under `key`. An array's records have a key each: `key` lists as many, as
-/// in Waypost's batches, or they are stored under `key/<index>`.
+/// The records of a body. An object is stored under `key`. An array's records have a key each:
+/// `key` lists as many, as in Waypost's batches, or they are stored under `key/<index>`.
 fn records(key: &str, body: &[u8]) -> Result<Vec<NewRecord>, String> {
     #[derive(Deserialize)]
     struct Tagged {

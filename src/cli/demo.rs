@@ -159,7 +159,8 @@ async fn play(
     Ok(delivered)
 }
 
-/// A flag's address is used as it is. Any other becomes a free port if it is taken, and is not served to other machines.
+/// A flag's address is used as it is. Any other becomes a free port if it is taken, and is not
+/// served to other machines.
 fn choose_addresses(config: &mut Config, args: &Args) {
     if args.listen.is_none() {
         let listen = &mut config.ingest.listen;
@@ -199,7 +200,8 @@ async fn lanes_up(node: &Node) -> bool {
     false
 }
 
-/// Posts each record once, and again where the node asks for it. Returns the reason of each record that was refused.
+/// Posts each record once, and again where the node asks for it. Returns the reason of each record
+/// that was refused.
 async fn replay(
     node: &Node,
     records: Vec<Bytes>,
@@ -227,7 +229,8 @@ async fn replay(
     Ok(refused.into_inner())
 }
 
-/// Posts a record until it is accepted or refused. All tries have one id, so that the API stores the record once.
+/// Posts a record until it is accepted or refused. All tries have one id, so that the API stores
+/// the record once.
 async fn post(ingest: &Api, record: Bytes) -> Result<(), String> {
     let id = Record::new_id();
     let deadline = Instant::now() + BALANCE_PATIENCE;

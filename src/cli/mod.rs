@@ -120,8 +120,8 @@ impl Cli {
     }
 }
 
-/// Waypost's own lines from `level` on, and warnings of libraries. The broker clients are silent: the lane reports
-/// each error that they return.
+/// Waypost's own lines from `level` on, and warnings of libraries. The broker clients are silent:
+/// the lane reports each error that they return.
 fn default_filter(level: LevelFilter) -> Targets {
     Targets::new()
         .with_default(LevelFilter::WARN.min(level))
@@ -148,7 +148,8 @@ fn parse_filter(directives: &str) -> Option<Targets> {
 /// Exit status for bad usage or bad configuration.
 pub const USAGE: u8 = 2;
 
-/// The sources of a node's configuration. Flags override the environment, and the environment overrides the file.
+/// The sources of a node's configuration. Flags override the environment, and the environment
+/// overrides the file.
 #[derive(Debug, Default, clap::Args)]
 pub struct NodeArgs {
     /// Read the configuration from this TOML file

@@ -1,4 +1,5 @@
-//! Reads file, environment and flags over the defaults, to a valid configuration or to all mistakes in it.
+//! Reads file, environment and flags over the defaults, to a valid configuration or to all mistakes
+//! in it.
 //!
 //! Each key is deserialised alone first, so that one mistake hides no other.
 
@@ -75,8 +76,8 @@ impl Config {
         loader.finish()
     }
 
-    /// The effective configuration as TOML. It loads to the same configuration, but for the passwords in URLs, which
-    /// are masked.
+    /// The effective configuration as TOML. It loads to the same configuration, but for the
+    /// passwords in URLs, which are masked.
     #[must_use]
     #[expect(clippy::missing_panics_doc, reason = "it never panics")]
     pub fn to_toml(&self) -> String {
@@ -268,7 +269,8 @@ impl Loader {
     fn environment(&mut self, environment: &BTreeMap<String, String>) {
         let variables = self.known.iter().map(|key| (variable(key), key.clone()));
         let keys: BTreeMap<_, _> = variables.collect();
-        // A name without `__` is another program's, such as one that Kubernetes makes for a Service.
+        // A name without `__` is another program's, such as one that Kubernetes makes for a
+        // Service.
         let ours = |name: &str| {
             name.strip_prefix(PREFIX)
                 .is_some_and(|rest| rest.contains("__"))

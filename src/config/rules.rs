@@ -18,8 +18,8 @@ pub struct Violation {
     pub what: String,
 }
 
-/// Every rule that `config` violates. A rule about several keys has a violation for each; the first key that a source
-/// sets is reported, never a default.
+/// Every rule that `config` violates. A rule about several keys has a violation for each; the first
+/// key that a source sets is reported, never a default.
 #[must_use]
 pub fn violations(config: &Config) -> Vec<Vec<Violation>> {
     let mut rules = Rules::default();

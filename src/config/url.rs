@@ -7,13 +7,14 @@ use url::Url;
 
 use super::value::non_empty;
 
-/// A URL, or some separated by commas. Only code that dereferences it sees its passwords: a log or an effective
-/// configuration shows `***`.
+/// A URL, or some separated by commas. Only code that dereferences it sees its passwords: a log or
+/// an effective configuration shows `***`.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SecretUrl(String);
 
 impl SecretUrl {
-    /// The text with `***` for each password. A login without a password may be a token, so it is hidden whole.
+    /// The text with `***` for each password. A login without a password may be a token, so it is
+    /// hidden whole.
     fn masked(&self) -> String {
         let is_list = self.0.split(',').all(|part| part.contains("://"));
         if is_list {

@@ -1,4 +1,5 @@
-//! How the values of keys are read and shown. Environment variables and flags are texts, so each number may be one too.
+//! How the values of keys are read and shown. Environment variables and flags are texts, so each
+//! number may be one too.
 
 use std::{
     fmt, fs,
@@ -19,7 +20,8 @@ pub const KIB: u64 = 1 << 10;
 pub const MIB: u64 = 1 << 20;
 pub const GIB: u64 = 1 << 30;
 
-/// The path of a secret or certificate. It is tried when it is read, so that no node starts without it.
+/// The path of a secret or certificate. It is tried when it is read, so that no node starts without
+/// it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ReadableFile(PathBuf);
 

@@ -124,7 +124,8 @@ pub fn serve(mut database: Connection, inbox: &mpsc::Receiver<SinkRequest>, stat
     }
 }
 
-/// Stores the records of a batch of requests. Tells of each record of each request whether it is new.
+/// Stores the records of a batch of requests. Tells of each record of each request whether it is
+/// new.
 fn commit<A>(
     database: &mut Connection,
     batch: &[(Vec<NewRecord>, A)],
