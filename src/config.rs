@@ -246,6 +246,18 @@ pub struct Admin {
 }
 
 impl Lanes {
+    /// The most records of one message on `lane`. The gRPC lane carries records one by one.
+    #[must_use]
+    pub fn bundle(&self, lane: LaneId) -> usize {
+        let bundle = match lane {
+            LaneId::Grpc => None,
+            LaneId::Nats => self.nats.as_ref().map(|lane| lane.bundle),
+            LaneId::Rabbitmq => self.rabbitmq.as_ref().map(|lane| lane.bundle),
+            LaneId::Pubsub => self.pubsub.as_ref().map(|lane| lane.bundle),
+        };
+        bundle.unwrap_or(1)
+    }
+
     /// The lanes that are on, in the order of the configuration, with their tags.
     #[must_use]
     pub fn in_order(&self) -> Vec<(LaneId, String)> {
@@ -263,7 +275,6 @@ impl Lanes {
             LaneId::Nats => &self.nats.as_ref()?.tag,
             LaneId::Rabbitmq => &self.rabbitmq.as_ref()?.tag,
             LaneId::Pubsub => &self.pubsub.as_ref()?.tag,
-            LaneId::Memory => return None,
         };
         Some(tag)
     }
@@ -279,7 +290,6 @@ impl Serialize for Lanes {
                 LaneId::Nats => sections.serialize_entry(name, &self.nats)?,
                 LaneId::Rabbitmq => sections.serialize_entry(name, &self.rabbitmq)?,
                 LaneId::Pubsub => sections.serialize_entry(name, &self.pubsub)?,
-                LaneId::Memory => {}
             }
         }
         sections.end()

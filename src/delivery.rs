@@ -28,19 +28,46 @@ pub enum Verdict {
     Unsettled,
 }
 
-/// A record that came out of a transport, held by it until it is settled, which happens exactly once. Dropped, it is
-/// *not delivered*. While it lives the transport keeps the broker's hold on it, however long that takes.
+/// Settles one message, once. Dropped, it means *not delivered*.
+pub struct Acker(Option<Box<dyn FnOnce(Verdict) + Send>>);
+
+impl Acker {
+    /// `settle` is called exactly once. It must not block; the transport's `close` waits for the acks
+    /// that it has to send.
+    #[must_use]
+    pub fn new(settle: impl FnOnce(Verdict) + Send + 'static) -> Self {
+        Self(Some(Box::new(settle)))
+    }
+
+    pub fn settle(mut self, verdict: Verdict) {
+        if let Some(settle) = self.0.take() {
+            settle(verdict);
+        }
+    }
+}
+
+impl Drop for Acker {
+    fn drop(&mut self) {
+        if let Some(settle) = self.0.take() {
+            settle(Verdict::Unsettled);
+        }
+    }
+}
+
+/// A record that came out of a transport, which holds its message until it is settled. Dropped, it is
+/// *not delivered*. While it lives the transport keeps the broker's hold on the message, however long
+/// that takes.
 pub struct Delivery {
     pub record: Record,
     /// The broker says that it has sent this message before.
     pub redelivered: bool,
-    /// When the message came, out of the client crate at the latest.
+    /// When the client crate handed the message over, at the latest.
     pub since: Instant,
-    settle: Option<Box<dyn FnOnce(Verdict) + Send>>,
+    pub acker: Acker,
 }
 
 impl Delivery {
-    /// `settle` is called exactly once. It must not block; what it has to send, the transport's `close` waits for.
+    /// See [`Acker::new`] for `settle`.
     #[must_use]
     pub fn new(
         record: Record,
@@ -51,37 +78,23 @@ impl Delivery {
             record,
             redelivered,
             since: Instant::now(),
-            settle: Some(Box::new(settle)),
+            acker: Acker::new(settle),
         }
     }
 
     /// Settles it: the API's 2xx is here.
     pub fn ack(self) {
-        self.end(Verdict::Ack);
+        self.acker.settle(Verdict::Ack);
     }
 
     /// Gives it back to the broker for another try after `delay`.
     pub fn retry_after(self, delay: Duration) {
-        self.end(Verdict::RetryAfter(delay));
+        self.acker.settle(Verdict::RetryAfter(delay));
     }
 
     /// Settles it without the API: its dead letter is on disk.
     pub fn reject(self) {
-        self.end(Verdict::Reject);
-    }
-
-    fn end(mut self, verdict: Verdict) {
-        if let Some(settle) = self.settle.take() {
-            settle(verdict);
-        }
-    }
-}
-
-impl Drop for Delivery {
-    fn drop(&mut self) {
-        if let Some(settle) = self.settle.take() {
-            settle(Verdict::Unsettled);
-        }
+        self.acker.settle(Verdict::Reject);
     }
 }
 

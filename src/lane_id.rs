@@ -9,18 +9,10 @@ pub enum LaneId {
     Nats,
     Rabbitmq,
     Pubsub,
-    /// In memory, for tests.
-    Memory,
 }
 
 impl LaneId {
-    pub const ALL: [Self; 5] = [
-        Self::Grpc,
-        Self::Nats,
-        Self::Rabbitmq,
-        Self::Pubsub,
-        Self::Memory,
-    ];
+    pub const ALL: [Self; 4] = [Self::Grpc, Self::Nats, Self::Rabbitmq, Self::Pubsub];
 
     /// The name in the configuration, in URLs and in metrics.
     #[must_use]
@@ -30,7 +22,6 @@ impl LaneId {
             Self::Nats => "nats",
             Self::Rabbitmq => "rabbitmq",
             Self::Pubsub => "pubsub",
-            Self::Memory => "memory",
         }
     }
 
@@ -42,7 +33,6 @@ impl LaneId {
             Self::Nats => "NATS",
             Self::Rabbitmq => "RabbitMQ",
             Self::Pubsub => "PubSub",
-            Self::Memory => "Memory",
         }
     }
 

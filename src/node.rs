@@ -24,7 +24,7 @@ use crate::{
         fallback::DiskFallback,
         feeder::{Feeder, FeederParams},
         forwarder::{Forwarder, ForwarderParams, Limits},
-        lane::{Lane, LaneParams},
+        lane::{Lane, LaneParams, bundle::SettledRecords},
         live_lanes::LiveLanes,
         router::{Router, RouterParams},
         slot::Slot,
@@ -43,9 +43,9 @@ use crate::{
     transport::{
         Transport,
         grpc::{self, Grpc},
-        nats::{self, Nats},
+        nats::Nats,
         pubsub::{self, Pubsub},
-        rabbitmq::{self, RabbitMq},
+        rabbitmq::RabbitMq,
     },
 };
 
@@ -249,9 +249,9 @@ impl<'a> Graph<'a> {
     /// Router → lane → transport ══▶ lane → forwarder → API, once per lane.
     fn lanes(&mut self) -> Result<(), StartError> {
         let config = &self.config.lanes;
-        for (index, (lane, tag)) in Arc::clone(&self.lanes).iter().enumerate() {
+        for (index, lane) in Arc::clone(&self.lanes).iter().enumerate() {
             let thread = self.threads[index % self.threads.len()].clone();
-            match lane {
+            match lane.0 {
                 LaneId::Grpc => {
                     let settings = config.grpc.clone().map(|config| grpc::Settings {
                         config,
@@ -261,21 +261,20 @@ impl<'a> Graph<'a> {
                         spool: self.spool.clone(),
                         breaker: Arc::clone(&self.breaker),
                     });
-                    self.add_lane::<Grpc>(settings, tag, thread)?;
+                    self.add_lane::<Grpc>(lane, settings, thread)?;
                 }
                 LaneId::Nats => {
-                    let settings = config.nats.clone().map(nats::Settings::new);
-                    self.add_lane::<Nats>(settings, tag, thread)?;
+                    let settings = config.nats.clone();
+                    self.add_lane::<Nats>(lane, settings, thread)?;
                 }
                 LaneId::Rabbitmq => {
-                    let settings = config.rabbitmq.clone().map(rabbitmq::Settings::new);
-                    self.add_lane::<RabbitMq>(settings, tag, thread)?;
+                    let settings = config.rabbitmq.clone();
+                    self.add_lane::<RabbitMq>(lane, settings, thread)?;
                 }
                 LaneId::Pubsub => {
                     let settings = config.pubsub.clone().map(pubsub::Settings::new);
-                    self.add_lane::<Pubsub>(settings, tag, thread)?;
+                    self.add_lane::<Pubsub>(lane, settings, thread)?;
                 }
-                LaneId::Memory => {}
             }
         }
         Ok(())
@@ -284,14 +283,15 @@ impl<'a> Graph<'a> {
     /// Adds a lane and its forwarder, on one thread: a delivery does not cross threads between them.
     fn add_lane<T: Transport>(
         &mut self,
+        (lane, tag): &(LaneId, String),
         settings: Option<T::Settings>,
-        tag: &str,
         thread: Thread,
     ) -> Result<(), StartError> {
         let Some(settings) = settings else {
             return Ok(());
         };
-        let tag = tag.to_owned();
+        let lane = *lane;
+        let tag = tag.clone();
         let api = api::Settings::read(&self.config.api)?;
         let limits = Limits {
             posts: self.config.api.concurrency,
@@ -306,29 +306,26 @@ impl<'a> Graph<'a> {
         };
         let forwarder = Slot::new();
         let start = factory(forwarder.clone(), move |supervisor| {
-            Forwarder::new(
-                T::LANE,
-                &tag,
-                api::Api::new(&api),
-                params.clone(),
-                supervisor,
-            )
+            Forwarder::new(lane, &tag, api::Api::new(&api), params.clone(), supervisor)
         });
         self.children
-            .push((ChildId::Forwarder(T::LANE), thread.clone(), start));
+            .push((ChildId::Forwarder(lane), thread.clone(), start));
         let deliveries = limits.deliveries();
         let params = LaneParams {
+            lane,
             router: self.router.clone(),
             forwarder,
             deliveries: Arc::new(Semaphore::new(deliveries)),
             deliveries_max: u32::try_from(deliveries).unwrap_or(u32::MAX),
             ledger: Arc::clone(&self.ledger),
             publish_timeout: self.config.router.publish_timeout,
+            bundle: self.config.lanes.bundle(lane),
+            settled: SettledRecords::default(),
         };
         let start = factory(Slot::new(), move |supervisor| {
             Lane::<T>::new(settings.clone(), params.clone(), supervisor)
         });
-        self.children.push((ChildId::Lane(T::LANE), thread, start));
+        self.children.push((ChildId::Lane(lane), thread, start));
         Ok(())
     }
 

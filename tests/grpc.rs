@@ -38,6 +38,7 @@ use waypost::{
 use crate::support::{
     closed_spool, eventually,
     grpc::{Wire, channel, client, connect, message, record, settings, settings_at, uri},
+    rig::Records as _,
     spool,
     tls::certificate,
 };
@@ -271,7 +272,7 @@ async fn carry_gives_a_receipt_per_record_in_the_order_in_which_they_are_settled
 async fn a_record_comes_out_as_it_went_in_and_again_until_it_is_settled() {
     let node = connect(&settings()).await;
     let record = record("k");
-    let mut published = pin!(node.publish(&record));
+    let mut published = pin!(node.send(&record));
     let delivery = tokio::select! { delivery = next(&node) => delivery, _ = &mut published => panic!("confirmed early") };
     assert_eq!(delivery.record, record);
     assert!(!delivery.redelivered);
@@ -296,7 +297,7 @@ async fn a_record_comes_out_as_it_went_in_and_again_until_it_is_settled() {
 async fn a_delivery_can_be_settled_on_another_thread() {
     let node = connect(&settings()).await;
     let (record, again) = (record("k"), record("again"));
-    let both = async { tokio::join!(node.publish(&record), node.publish(&again)) };
+    let both = async { tokio::join!(node.send(&record), node.send(&again)) };
     let (published, ()) = tokio::join!(both, async {
         let (one, other) = (next(&node).await, next(&node).await);
         std::thread::spawn(|| (one.ack(), drop(other)))
@@ -311,7 +312,7 @@ async fn a_delivery_can_be_settled_on_another_thread() {
 async fn the_same_id_may_be_under_way_twice() {
     let node = Rc::new(connect(&settings()).await);
     let record = record("k");
-    let published = async { tokio::join!(node.publish(&record), node.publish(&record)) };
+    let published = async { tokio::join!(node.send(&record), node.send(&record)) };
     let mut published = pin!(published);
     let (first, second) = tokio::select! {
         both = async { (next(&node).await, next(&node).await) } => both,
@@ -333,7 +334,7 @@ async fn the_window_bounds_what_is_under_way_and_an_abandoned_publish_makes_room
     let records: Vec<_> = (0..=WINDOW).map(|n| record(&n.to_string())).collect();
     let mut under_way: Vec<_> = records[..WINDOW]
         .iter()
-        .map(|record| Box::pin(node.publish(record)))
+        .map(|record| Box::pin(node.send(record)))
         .collect();
     let mut held = Vec::new();
     for publish in &mut under_way {
@@ -342,7 +343,7 @@ async fn the_window_bounds_what_is_under_way_and_an_abandoned_publish_makes_room
     for _ in 0..WINDOW {
         held.push(next(&node).await);
     }
-    let mut one_more = pin!(node.publish(&records[WINDOW]));
+    let mut one_more = pin!(node.send(&records[WINDOW]));
     tokio::select! {
         _ = &mut one_more => panic!("confirmed beyond the window"),
         _ = node.next() => panic!("sent beyond the window"),
@@ -540,7 +541,7 @@ async fn two_nodes_carry_records_to_each_other() {
     for (from, to) in [(&a, &b), (&b, &a)] {
         eventually("the peers find each other", PATIENCE, || async {
             let record = record("k");
-            let mut published = pin!(from.publish(&record));
+            let mut published = pin!(from.send(&record));
             tokio::select! {
                 delivery = next(to) => delivery.ack(),
                 _ = &mut published => return None,
@@ -563,7 +564,7 @@ async fn while_a_peer_is_away_the_others_carry_and_it_is_used_again_once_it_is_b
 
     // One record per peer: the one that the far peer holds fails as soon as that peer is gone.
     let (one, other) = (record("1"), record("2"));
-    let mut both = pin!(async { tokio::join!(sender.publish(&one), sender.publish(&other)) });
+    let mut both = pin!(async { tokio::join!(sender.send(&one), sender.send(&other)) });
     let delivery = tokio::select! { delivery = next(&gone) => delivery, _ = &mut both => panic!("confirmed early") };
     drop(gone);
     let (first, second) = soon("both answers", both).await;
@@ -572,7 +573,7 @@ async fn while_a_peer_is_away_the_others_carry_and_it_is_used_again_once_it_is_b
 
     eventually("the loss is noticed", PATIENCE, || async {
         let records: Vec<_> = (0..10).map(|n| record(&n.to_string())).collect();
-        join_all(records.iter().map(|record| sender.publish(record)))
+        join_all(records.iter().map(|record| sender.send(record)))
             .await
             .iter()
             .all(Result::is_ok)
@@ -587,7 +588,7 @@ async fn while_a_peer_is_away_the_others_carry_and_it_is_used_again_once_it_is_b
             let record = record("3");
             tokio::select! {
                 delivery = gone.next() => return delivery.unwrap(),
-                published = sender.publish(&record) => published.unwrap(),
+                published = sender.send(&record) => published.unwrap(),
             }
         }
     });
@@ -602,7 +603,7 @@ async fn without_a_peer_that_can_be_reached_a_publish_fails_at_once_and_the_node
     let node = connect(&lonely).await;
     let began = Instant::now();
     assert!(matches!(
-        node.publish(&record("k")).await,
+        node.send(&record("k")).await,
         Err(TransportError::Publish(_))
     ));
     assert!(
@@ -622,7 +623,7 @@ async fn a_peer_that_falls_silent_is_noticed_within_ten_seconds() {
     sender.config.peers = vec![format!("http://{}", wire.address)];
     let sender = connect(&sender).await;
     let record = record("k");
-    let mut published = pin!(sender.publish(&record));
+    let mut published = pin!(sender.send(&record));
     let delivery = tokio::select! { delivery = next(&peer) => delivery, _ = &mut published => panic!("confirmed early") };
     wire.fall_silent();
     delivery.ack();
@@ -638,7 +639,7 @@ async fn close_confirms_what_is_settled_and_gives_back_what_is_not() {
     let records: Vec<_> = (0..4).map(|n| record(&n.to_string())).collect();
     let mut client = client(&node).await;
     let sent = actix_rt::spawn(async move { client.send(message("sent", "{}")).await });
-    let mut published = Box::pin(join_all(records.iter().map(|record| node.publish(record))));
+    let mut published = Box::pin(join_all(records.iter().map(|record| node.send(record))));
     // All deliveries but these two stay unsettled.
     let mut held = Vec::new();
     let mut find = async |id: &str| {
@@ -668,7 +669,7 @@ async fn close_confirms_what_is_settled_and_gives_back_what_is_not() {
         Outcome::Retry
     );
     assert!(matches!(node.next().await, Err(TransportError::Lost(_))));
-    assert!(node.publish(&records[0]).await.is_err());
+    assert!(node.send(&records[0]).await.is_err());
 }
 
 #[actix_rt::test]
@@ -687,7 +688,7 @@ async fn the_port_is_free_for_the_next_life_right_after_close_and_right_after_dr
             .into_inner();
         let record = record("k");
         {
-            let mut published = pin!(node.publish(&record));
+            let mut published = pin!(node.send(&record));
             tokio::select! { delivery = next(&node) => delivery.ack(), _ = &mut published => panic!("confirmed early") }
         }
         if drop_it {
@@ -709,8 +710,7 @@ async fn the_port_is_free_for_the_next_life_right_after_close_and_right_after_dr
             );
         }
         let node = connect(&settings).await;
-        let (published, ()) =
-            tokio::join!(node.publish(&record), async { next(&node).await.ack() });
+        let (published, ()) = tokio::join!(node.send(&record), async { next(&node).await.ack() });
         published.unwrap();
         soon("the old connection ends", async {
             while let Ok(Some(_)) = watching.message().await {}
@@ -748,7 +748,7 @@ async fn nodes_speak_tls_to_each_other_and_to_themselves_and_trust_nobody_else()
     own.config.key_file = Some(key.into());
     let node = connect(&own).await;
     let record = record("k");
-    let (published, ()) = tokio::join!(node.publish(&record), async { next(&node).await.ack() });
+    let (published, ()) = tokio::join!(node.send(&record), async { next(&node).await.ack() });
     published.unwrap();
 
     let SocketAddr::V4(address) = node.address() else {
@@ -761,7 +761,7 @@ async fn nodes_speak_tls_to_each_other_and_to_themselves_and_trust_nobody_else()
         let peer = connect(&peer).await;
         let published = async {
             tokio::select! {
-                published = peer.publish(&record) => published.is_ok(),
+                published = peer.send(&record) => published.is_ok(),
                 () = async { loop { next(&node).await.ack() } } => unreachable!("the loop has no end"),
             }
         };

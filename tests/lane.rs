@@ -20,7 +20,7 @@ use waypost::{
         dead_letters::DeadLetters,
         fallback::DiskFallback,
         forwarder::{self, Forwarder, Limits},
-        lane::{Lane, LaneParams},
+        lane::{Lane, LaneParams, bundle::SettledRecords},
         live_lanes::LiveLanes,
         receipts::Refused,
         router::{Router, RouterParams},
@@ -55,7 +55,8 @@ use crate::support::{
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(2);
-const LANE: ChildId = ChildId::Lane(LaneId::Memory);
+/// The lane that the memory stands for.
+const LANE: ChildId = ChildId::Lane(LaneId::Nats);
 
 /// A node's graph with the one lane, all on the test's thread.
 struct House {
@@ -92,7 +93,7 @@ impl House {
     ) -> Self {
         let broker = Broker::default();
         let (ledger, ingest, supervisor) =
-            graph::<Memory>(&broker, api, limits, spool, give_up_after);
+            graph::<Memory>(&broker, api, limits, spool, give_up_after, 1);
         Self {
             broker,
             ledger,
@@ -118,7 +119,7 @@ impl House {
         assert!(
             receipts
                 .iter()
-                .all(|receipt| *receipt == Ok(Receipt::Lane(LaneId::Memory))),
+                .all(|receipt| *receipt == Ok(Receipt::Lane(LaneId::Nats))),
             "{receipts:?}"
         );
     }
@@ -131,6 +132,7 @@ fn graph<T: Transport>(
     limits: Limits,
     spool: Spool,
     give_up_after: Option<Duration>,
+    bundle: usize,
 ) -> (Arc<Ledger>, Admission, Addr<Supervisor>) {
     let posts = limits.posts;
     let ledger = Arc::new(Ledger::new(Arc::from("run")));
@@ -142,12 +144,15 @@ fn graph<T: Transport>(
     };
     let api = api::Settings::read(&api).unwrap();
     let wiring = LaneParams {
+        lane: LaneId::Nats,
         router: router.clone(),
         forwarder: forwarder.clone(),
         deliveries: Arc::new(Semaphore::new(limits.deliveries())),
         deliveries_max: u32::try_from(limits.deliveries()).unwrap(),
         ledger: Arc::clone(&ledger),
         publish_timeout: PUBLISH_TIMEOUT,
+        bundle,
+        settled: SettledRecords::default(),
     };
     let fallback = DiskFallback {
         spool: spool.clone(),
@@ -156,7 +161,7 @@ fn graph<T: Transport>(
     let live_lanes = LiveLanes::default();
     let routing = RouterParams {
         policy: Policy::RoundRobin,
-        lanes: [T::LANE].into(),
+        lanes: [LaneId::Nats].into(),
         live_lanes: live_lanes.clone(),
         fallback,
         publish_timeout: PUBLISH_TIMEOUT,
@@ -177,8 +182,8 @@ fn graph<T: Transport>(
         };
         move |supervisor| {
             Forwarder::new(
-                T::LANE,
-                T::LANE.default_tag(),
+                LaneId::Nats,
+                LaneId::Nats.default_tag(),
                 api::Api::new(&api),
                 wiring.clone(),
                 supervisor,
@@ -192,11 +197,11 @@ fn graph<T: Transport>(
     let children = vec![
         (ChildId::Router, Thread::Current, start_router),
         (
-            ChildId::Forwarder(T::LANE),
+            ChildId::Forwarder(LaneId::Nats),
             Thread::Current,
             start_forwarder,
         ),
-        (ChildId::Lane(T::LANE), Thread::Current, start_lane),
+        (ChildId::Lane(LaneId::Nats), Thread::Current, start_lane),
     ];
     let ingest = Admission::new(router, PUBLISH_TIMEOUT, Arc::clone(&ledger), None);
     (
@@ -434,7 +439,7 @@ async fn an_api_that_fails_is_tried_again_until_it_takes_the_record() {
     assert!(
         posts
             .iter()
-            .all(|post| post.key == posts[0].key && post.body == "{\"a\":1,\"path\":\"Memory\"}")
+            .all(|post| post.key == posts[0].key && post.body == "{\"a\":1,\"path\":\"NATS\"}")
     );
     assert_eq!(house.broker.stored(), 0);
 }
@@ -484,7 +489,7 @@ async fn an_order_to_a_node_that_ends_starts_no_lane() {
             house
                 .supervisor
                 .send(LaneCommand {
-                    lane: LaneId::Memory,
+                    lane: LaneId::Nats,
                     action
                 })
                 .await
@@ -567,7 +572,7 @@ async fn a_batch_is_an_array_with_the_ids_of_its_records_and_is_settled_record_b
     assert!(
         taken
             .iter()
-            .all(|(_, record)| record == r#"{"a":1,"path":"Memory"}"#),
+            .all(|(_, record)| record == r#"{"a":1,"path":"NATS"}"#),
         "{:?}",
         taken[0]
     );
@@ -813,9 +818,14 @@ async fn records_of_requests_that_are_here_together_travel_together_but_for_what
         posts: 64,
         batch: 1,
     };
-    let lane = nats::Settings::new(settings.clone());
-    let (ledger, ingest, _supervisor) =
-        graph::<nats::Nats>(&lane, &api.url(), limits, closed_spool().await, None);
+    let (ledger, ingest, _supervisor) = graph::<nats::Nats>(
+        &settings,
+        &api.url(),
+        limits,
+        closed_spool().await,
+        None,
+        16,
+    );
     // The first waits in the router until the lane is up.
     eventually("the lane is up", PATIENCE, async || {
         submit_one(&ingest, record(), None).await.ok()

@@ -13,17 +13,19 @@ use bytes::Bytes;
 use tempfile::TempDir;
 use tokio::time::{sleep, timeout};
 use waypost::{
+    actors::lane::bundle::SettledRecords,
     config,
     delivery::Delivery,
     record::{Origin, Record},
-    transport::{
-        CLOSE_TIMEOUT, Transport, TransportError,
-        nats::{Nats, Settings},
-    },
+    transport::{CLOSE_TIMEOUT, Transport, TransportError, nats::Nats},
 };
 
 use crate::support::{
-    eventually, nats::Nats as Server, process::free_port, rig::Rig, tls::certificate,
+    eventually,
+    nats::Nats as Server,
+    process::free_port,
+    rig::{Bundles, Records as _, Rig},
+    tls::certificate,
 };
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -42,14 +44,12 @@ fn record(id: &str) -> Record {
 }
 
 async fn connect(settings: &config::Nats) -> Nats {
-    Nats::connect(&Settings::new(settings.clone()))
-        .await
-        .expect("a connection")
+    Nats::connect(settings).await.expect("a connection")
 }
 
 async fn publish(nats: &Nats, records: impl IntoIterator<Item = Record>) {
     for record in records {
-        nats.publish(&record).await.expect("a confirm");
+        nats.send(&record).await.expect("a confirm");
     }
 }
 
@@ -61,10 +61,7 @@ async fn take(nats: &Nats) -> Delivery {
 }
 
 async fn refused(settings: &config::Nats) -> String {
-    match Nats::connect(&Settings::new(settings.clone()))
-        .await
-        .map(|_| ())
-    {
+    match Nats::connect(settings).await.map(|_| ()) {
         Err(TransportError::Connect(why)) => why,
         other => panic!("{other:?}"),
     }
@@ -279,13 +276,12 @@ fn together() -> Vec<Record> {
 }
 
 /// How many of `records` are confirmed.
-async fn publish_all(nats: &Nats, records: &[Record]) -> usize {
-    let mut confirmed = 0;
-    nats.publish_all(records, |_, outcome| {
-        confirmed += usize::from(outcome.is_ok())
-    })
-    .await;
+async fn publish_all(nats: &Bundles<'_, Nats>, records: &[Record]) -> usize {
+    let confirmed = nats.send(records).await;
     confirmed
+        .into_iter()
+        .filter(|is_confirmed| *is_confirmed)
+        .count()
 }
 
 #[actix_rt::test]
@@ -296,17 +292,18 @@ async fn records_that_are_published_together_again_are_stored_once_until_they_ar
     let settings = server.config();
     let (nats, operator) = (connect(&settings).await, operator(&settings).await);
     let records = together();
-    assert_eq!(publish_all(&nats, &records).await, 100);
-    assert_eq!(publish_all(&nats, &records).await, 100);
+    let bundles = Bundles::new(&nats, 128, &SettledRecords::default());
+    assert_eq!(publish_all(&bundles, &records).await, 100);
+    assert_eq!(publish_all(&bundles, &records).await, 100);
     assert_eq!(stored(&operator, &settings).await, 1);
     for _ in 0..100 {
-        take(&nats).await.ack();
+        bundles.next().await.expect("a connection").ack();
     }
     eventually("the message is gone", PATIENCE, async || {
         (stored(&operator, &settings).await == 0).then_some(())
     })
     .await;
-    assert_eq!(publish_all(&nats, &records).await, 100);
+    assert_eq!(publish_all(&bundles, &records).await, 100);
     assert_eq!(
         stored(&operator, &settings).await,
         1,
@@ -329,7 +326,8 @@ async fn a_stream_that_takes_short_messages_only_gets_short_bundles() {
     operator.create_stream(short).await.unwrap();
     let nats = connect(&settings).await;
     let records = together();
-    assert_eq!(publish_all(&nats, &records).await, 100);
+    let bundles = Bundles::new(&nats, 128, &SettledRecords::default());
+    assert_eq!(publish_all(&bundles, &records).await, 100);
     assert!((2..100).contains(&stored(&operator, &settings).await));
     nats.close().await;
 }
@@ -387,7 +385,7 @@ async fn a_stream_in_memory_is_warned_of() {
         .create_stream(memory)
         .await
         .unwrap();
-    let broker = connect(&settings).await.broker();
+    let broker = connect(&settings).await.info();
     assert!(broker.version.is_some());
     assert!(
         broker
@@ -475,7 +473,7 @@ async fn over_tls_only_a_server_that_is_trusted_gets_records() {
         ..plain.config()
     };
     assert!(
-        Nats::connect(&Settings::new(settings)).await.is_err(),
+        Nats::connect(&settings).await.is_err(),
         "talked down to plain text"
     );
 }
@@ -511,7 +509,7 @@ async fn a_killed_server_fails_whoever_waits() {
     let unanswered = record("a");
     let (next, confirm, ()) = tokio::join!(
         timeout(AT_ONCE, nats.next()),
-        timeout(AT_ONCE, nats.publish(&unanswered)),
+        timeout(AT_ONCE, nats.send(&unanswered)),
         async {
             sleep(Duration::from_secs(1)).await;
             server.kill().await;
@@ -568,7 +566,7 @@ async fn a_consumer_or_stream_that_is_deleted_is_noticed() {
 
     let nats = connect(&settings).await;
     operator.delete_stream(&settings.stream).await.unwrap();
-    let confirm = nats.publish(&record("a")).await;
+    let confirm = nats.send(&record("a")).await;
     assert!(
         matches!(confirm, Err(TransportError::Lost(_))),
         "{confirm:?}"

@@ -13,7 +13,10 @@ use waypost::{
     },
 };
 
-use crate::support::{pubsub::Pubsub as Emulator, rig::Rig as _};
+use crate::support::{
+    pubsub::Pubsub as Emulator,
+    rig::{Records as _, Rig as _},
+};
 
 /// Longer than a lease that is not extended.
 const LEASE_LAPSED: Duration = Duration::from_secs(13);
@@ -38,7 +41,7 @@ async fn connect(settings: &Settings) -> Pubsub {
 /// confirmed.
 async fn publish(transport: &Pubsub, name: &str, count: usize) {
     let records: Vec<_> = (0..count).map(|n| record(format!("{name}-{n}"))).collect();
-    try_join_all(records.iter().map(|record| transport.publish(record)))
+    try_join_all(records.iter().map(|record| transport.send(record)))
         .await
         .expect("all are confirmed");
 }
@@ -202,7 +205,7 @@ async fn after_a_kill_the_loss_is_noticed_and_a_new_connection_creates_all_anew(
         emulator.kill().await;
         let (failure, after) = fails(&transport, Duration::from_secs(10)).await;
         println!("killed: {failure} after {after:?}");
-        assert!(transport.publish(&record("lost".into())).await.is_err());
+        assert!(transport.send(&record("lost".into())).await.is_err());
         transport.close().await;
         assert!(matches!(
             Pubsub::connect(&settings).await,
@@ -261,7 +264,7 @@ async fn a_topic_that_is_deleted_ends_the_connection_at_the_next_publish() {
         .send()
         .await
         .unwrap();
-    let failure = transport.publish(&record("r".into())).await;
+    let failure = transport.send(&record("r".into())).await;
     assert!(
         matches!(failure, Err(TransportError::Lost(_))),
         "{failure:?}"

@@ -12,13 +12,14 @@ use tokio::time::{Instant, timeout};
 use waypost::{
     config,
     record::Record,
-    transport::{
-        Transport, TransportError,
-        rabbitmq::{RabbitMq, Settings},
-    },
+    transport::{Transport, TransportError, rabbitmq::RabbitMq},
 };
 
-use crate::support::{eventually, rabbitmq::Rabbit, rig::Rig as _};
+use crate::support::{
+    eventually,
+    rabbitmq::Rabbit,
+    rig::{Records as _, Rig as _},
+};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -34,14 +35,14 @@ fn record(n: usize) -> Record {
 /// Publishes `count` records at once. Returns when all are confirmed.
 async fn publish_all(transport: &RabbitMq, count: usize) -> Vec<Record> {
     let records: Vec<_> = (0..count).map(record).collect();
-    try_join_all(records.iter().map(|record| transport.publish(record)))
+    try_join_all(records.iter().map(|record| transport.send(record)))
         .await
         .expect("all are confirmed");
     records
 }
 
 async fn try_connect(settings: &config::Rabbitmq) -> Result<RabbitMq, TransportError> {
-    RabbitMq::connect(&Settings::new(settings.clone())).await
+    RabbitMq::connect(settings).await
 }
 
 async fn connect(settings: &config::Rabbitmq) -> RabbitMq {
@@ -195,7 +196,7 @@ async fn what_was_settled_before_close_stays_settled_and_the_rest_goes_back() {
         transport.next().await,
         Err(TransportError::Lost(_))
     ));
-    assert!(transport.publish(&record(0)).await.is_err());
+    assert!(transport.send(&record(0)).await.is_err());
 }
 
 #[tokio::test]
@@ -267,7 +268,7 @@ async fn confirmed_records_survive_a_kill_right_after_their_confirm() {
     })
     .await;
     noticed.expect("a dead server shows before its heartbeats are missed");
-    assert!(transport.publish(&record(500)).await.is_err());
+    assert!(transport.send(&record(500)).await.is_err());
     transport.close().await;
     rabbit.revive().await;
     let transport = connect(&settings).await;
@@ -303,7 +304,7 @@ async fn a_deleted_queue_ends_the_transport_and_nothing_more_is_confirmed() {
         .await
         .unwrap();
     let records: Vec<_> = (0..100).map(record).collect();
-    let answers = join_all(records.iter().map(|record| transport.publish(record))).await;
+    let answers = join_all(records.iter().map(|record| transport.send(record))).await;
     assert!(answers.iter().all(Result::is_err), "{answers:?}");
     let lost = timeout(Duration::from_secs(4), transport.next())
         .await
@@ -323,7 +324,7 @@ async fn a_broker_that_blocks_publishers_is_named_and_deliveries_go_on() {
     let deadline = Instant::now() + PATIENCE;
     loop {
         assert!(Instant::now() < deadline, "the alarm never came");
-        match transport.publish(&record(3)).await {
+        match transport.send(&record(3)).await {
             Ok(()) => {}
             Err(TransportError::Publish(why)) if why.contains("blocks publishers") => break,
             // A broker in this state may also drop a connection.
@@ -346,7 +347,7 @@ async fn a_broker_that_blocks_publishers_is_named_and_deliveries_go_on() {
     }
     rabbit.ctl(&["set_vm_memory_high_watermark", "0.6"]);
     eventually("publishing goes on", PATIENCE, async || {
-        match transport.publish(&record(4)).await {
+        match transport.send(&record(4)).await {
             Ok(()) => return Some(()),
             Err(TransportError::Lost(_)) => transport = connect(&settings).await,
             Err(_) => {}
@@ -491,7 +492,7 @@ async fn a_message_with_long_properties_comes_out_and_an_id_that_is_too_long_har
     };
     assert!(
         matches!(
-            transport.publish(&wordy).await,
+            transport.send(&wordy).await,
             Err(TransportError::Publish(_))
         ),
         "not the connection's end"
@@ -502,7 +503,7 @@ async fn a_message_with_long_properties_comes_out_and_an_id_that_is_too_long_har
         body: format!("\"{}\"", "y".repeat(1 << 20)).into(),
         ..record(1)
     };
-    transport.publish(&large).await.expect("many frames");
+    transport.send(&large).await.expect("many frames");
     assert_eq!(receive(&transport).await, large.body);
     transport.close().await;
 

@@ -11,12 +11,13 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 use tokio::{task::JoinHandle, time::timeout};
 use waypost::{
-    delivery::Delivery,
+    actors::lane::bundle::SettledRecords,
+    delivery::{Delivery, Verdict},
     record::{Origin, Record},
-    transport::Transport,
+    transport::{self, Headers, Message, Transport},
 };
 
-use crate::support::rig::Rig;
+use crate::support::rig::{Bundles, Records as _, Rig};
 
 /// Longer than any system takes to send an unsettled message again.
 const PATIENCE: Duration = Duration::from_mins(1);
@@ -45,10 +46,7 @@ async fn connect<R: Rig>(settings: &<R::T as Transport>::Settings) -> Rc<R::T> {
     // A system that has just come back may turn the first away.
     let deadline = Instant::now() + PATIENCE;
     loop {
-        match timeout(PATIENCE, R::T::connect(settings))
-            .await
-            .expect("an answer in time")
-        {
+        match transport::connect::<R::T>(settings).await {
             Ok(transport) => return Rc::new(transport),
             Err(failure) => assert!(Instant::now() < deadline, "{failure}"),
         }
@@ -61,7 +59,7 @@ async fn publish<R: Rig>(transport: &Rc<R::T>, records: Vec<Record>) -> JoinHand
     let transport = Rc::clone(transport);
     let publishing = actix_rt::spawn(async move {
         join_all(records.iter().map(async |record| {
-            while let Err(failure) = transport.publish(record).await {
+            while let Err(failure) = transport.send(record).await {
                 eprintln!("published again after: {failure}");
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
@@ -80,6 +78,13 @@ async fn publish<R: Rig>(transport: &Rc<R::T>, records: Vec<Record>) -> JoinHand
 
 async fn take<T: Transport>(transport: &T) -> Delivery {
     timeout(PATIENCE, transport.next())
+        .await
+        .expect("a delivery in time")
+        .expect("a connection")
+}
+
+async fn bundled<T: Transport>(bundles: &Bundles<'_, T>) -> Delivery {
+    timeout(PATIENCE, bundles.next())
         .await
         .expect("a delivery in time")
         .expect("a connection")
@@ -159,22 +164,22 @@ pub async fn what_is_published_together_is_settled_one_by_one<R: Rig>() {
     let mut records: Vec<_> = (0..300).map(record).collect();
     records[7].body = Bytes::from(format!("{{\"place\":\"{}\"}}", "ñ".repeat(100 << 10)));
     (records[9].traceparent, records[9].origin) = (None, None);
+    let most = if R::CARRIES_BUNDLES { 128 } else { 1 };
     let publishing = {
-        let (transport, mut left) = (Rc::clone(&transport), records.clone());
+        let transport = Rc::clone(&transport);
+        let mut left = records.clone();
         actix_rt::spawn(async move {
+            let bundles = Bundles::new(&*transport, most, &SettledRecords::default());
             while !left.is_empty() {
-                let mut confirmed = vec![false; left.len()];
-                transport
-                    .publish_all(&left, |at, outcome| confirmed[at] |= outcome.is_ok())
-                    .await;
-                let mut confirmed = confirmed.into_iter();
+                let mut confirmed = bundles.send(&left).await.into_iter();
                 left.retain(|_| confirmed.next() == Some(false));
             }
         })
     };
+    let bundles = Bundles::new(&*transport, most, &SettledRecords::default());
     let (mut given_back, mut settled) = (HashSet::new(), HashSet::new());
     for number in 0.. {
-        let delivery = take(&*transport).await;
+        let delivery = bundled(&bundles).await;
         let id = Arc::clone(&delivery.record.id);
         assert!(!settled.contains(&id), "{id} was settled, and came again");
         assert_eq!(
@@ -204,7 +209,7 @@ pub async fn what_is_published_together_is_settled_one_by_one<R: Rig>() {
 }
 
 pub async fn what_was_settled_of_a_message_does_not_come_again_by_another_connection<R: Rig>() {
-    if R::CONFIRMS_ON_SETTLE {
+    if !R::CARRIES_BUNDLES {
         return;
     }
     let Some(mut rig) = R::start().await else {
@@ -212,17 +217,13 @@ pub async fn what_was_settled_of_a_message_does_not_come_again_by_another_connec
     };
     let settings = rig.settings();
     let transport = connect::<R>(&settings).await;
+    let known = SettledRecords::default();
+    let bundles = Bundles::new(&*transport, 128, &known);
     let records: Vec<_> = (0..20).map(record).collect();
-    let mut confirmed = 0;
-    transport
-        .publish_all(&records, |_, outcome| {
-            confirmed += usize::from(outcome.is_ok())
-        })
-        .await;
-    assert_eq!(confirmed, 20);
+    assert_eq!(bundles.send(&records).await, [true; 20]);
     let mut settled = HashSet::new();
     for at in 0..10 {
-        let delivery = take(&*transport).await;
+        let delivery = bundled(&bundles).await;
         if at == 4 {
             drop(delivery);
             continue;
@@ -234,16 +235,18 @@ pub async fn what_was_settled_of_a_message_does_not_come_again_by_another_connec
             delivery.reject()
         }
     }
+    drop(bundles);
     transport.close().await;
     drop(transport);
     let transport = connect::<R>(&settings).await;
+    let bundles = Bundles::new(&*transport, 128, &known);
     let left: Vec<_> = records
         .into_iter()
         .filter(|record| !settled.contains(&record.id))
         .collect();
     let mut missing: HashSet<_> = left.iter().map(|record| Arc::clone(&record.id)).collect();
     while !missing.is_empty() {
-        let delivery = take(&*transport).await;
+        let delivery = bundled(&bundles).await;
         assert!(
             !settled.contains(&delivery.record.id),
             "it was settled, and came again"
@@ -251,6 +254,70 @@ pub async fn what_was_settled_of_a_message_does_not_come_again_by_another_connec
         missing.remove(&delivery.record.id);
         delivery.ack();
     }
+    nothing_comes(&*transport, A_WHILE).await;
+    transport.close().await;
+}
+
+pub async fn a_bundle_keeps_its_headers_and_its_bytes<R: Rig>() {
+    if !R::CARRIES_BUNDLES {
+        return;
+    }
+    let Some(mut rig) = R::start().await else {
+        return;
+    };
+    let transport = connect::<R>(&rig.settings()).await;
+    let sent = Message {
+        headers: Headers {
+            id: Record::new_id(),
+            origin: None,
+            traceparent: None,
+            bundle: Some(7),
+        },
+        body: Bytes::from_static(&[0, 1, 2, 0xff]),
+    };
+    let mut confirms = Vec::new();
+    transport
+        .publish(&[sent.clone()], |index, outcome| {
+            confirms.push((index, outcome))
+        })
+        .await;
+    assert_eq!(confirms, [(0, Ok(()))]);
+    let mut received = Vec::new();
+    let receiving = timeout(PATIENCE, transport.receive(&mut received, 2));
+    receiving
+        .await
+        .expect("a message in time")
+        .expect("a connection");
+    let incoming = received.pop().expect("one message");
+    assert_eq!(incoming.message, sent);
+    assert!(received.is_empty());
+    incoming.acker.settle(Verdict::Ack);
+    transport.close().await;
+}
+
+pub async fn no_more_come_at_once_than_were_asked_for<R: Rig>() {
+    let Some(mut rig) = R::start().await else {
+        return;
+    };
+    let transport = connect::<R>(&rig.settings()).await;
+    let confirms = publish::<R>(&transport, (0..20).map(record).collect()).await;
+    let mut count = 0;
+    while count < 20 {
+        let mut received = Vec::new();
+        timeout(PATIENCE, transport.receive(&mut received, 3))
+            .await
+            .expect("a message in time")
+            .expect("a connection");
+        assert!((1..=3).contains(&received.len()), "{}", received.len());
+        count += received.len();
+        for incoming in received {
+            incoming.acker.settle(Verdict::Ack);
+        }
+    }
+    timeout(PATIENCE, confirms)
+        .await
+        .expect("confirms in time")
+        .expect("no panic");
     nothing_comes(&*transport, A_WHILE).await;
     transport.close().await;
 }
@@ -418,9 +485,7 @@ pub async fn a_system_that_dies_is_noticed_while_the_lane_is_idle<R: Rig>() {
     let transport = connect::<R>(&settings).await;
     let (idle, ()) = tokio::join!(timeout(NOTICED_WITHIN, transport.next()), rig.kill());
     assert!(idle.expect("noticed in time").is_err());
-    let gone = timeout(PATIENCE, R::T::connect(&settings))
-        .await
-        .expect("an answer in time");
+    let gone = transport::connect::<R::T>(&settings).await;
     assert!(gone.is_err(), "connected to nobody");
     rig.revive().await;
     let transport = connect::<R>(&settings).await;
@@ -439,6 +504,8 @@ macro_rules! contract {
                 many_publishes_at_once_are_all_confirmed,
                 what_is_published_together_is_settled_one_by_one,
                 what_was_settled_of_a_message_does_not_come_again_by_another_connection,
+                a_bundle_keeps_its_headers_and_its_bytes,
+                no_more_come_at_once_than_were_asked_for,
                 a_confirm_means_durable,
                 acked_and_rejected_do_not_come_again,
                 unsettled_comes_again,

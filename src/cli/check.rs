@@ -8,13 +8,15 @@ use tokio::{net::TcpStream, time::timeout};
 use super::NodeArgs;
 use crate::{
     config::{self, Config},
+    lane_id::LaneId,
     record::Record,
     spool::Spool,
     tap::Tap,
     transport::{
-        CONNECT_TIMEOUT, Transport, TransportError, grpc,
-        nats::{self, Nats},
-        pubsub, rabbitmq,
+        self, Transport, grpc,
+        nats::Nats,
+        pubsub::{self, Pubsub},
+        rabbitmq::RabbitMq,
     },
 };
 
@@ -48,27 +50,10 @@ pub async fn check(args: Args) -> ExitCode {
             eprintln!("{what}: {why}");
         }
     };
-    let lanes = &config.lanes;
-    if let Some(lane) = lanes.grpc.clone() {
-        report("lanes.grpc", connect_grpc(lane, &config).await);
-    }
-    if let Some(lane) = lanes.nats.clone() {
-        report(
-            "lanes.nats",
-            connect::<Nats>(nats::Settings::new(lane)).await,
-        );
-    }
-    if let Some(lane) = lanes.rabbitmq.clone() {
-        report(
-            "lanes.rabbitmq",
-            connect::<rabbitmq::RabbitMq>(rabbitmq::Settings::new(lane)).await,
-        );
-    }
-    if let Some(lane) = lanes.pubsub.clone() {
-        report(
-            "lanes.pubsub",
-            connect::<pubsub::Pubsub>(pubsub::Settings::new(lane)).await,
-        );
+    for lane in LaneId::ALL {
+        if let Some(result) = connect_lane(lane, &config).await {
+            report(&format!("lanes.{lane}"), result);
+        }
     }
     report("api", reach_api(&config).await);
     if all_well {
@@ -78,17 +63,23 @@ pub async fn check(args: Args) -> ExitCode {
     }
 }
 
+/// `None` if the lane is not configured.
+async fn connect_lane(lane: LaneId, config: &Config) -> Option<Result<String, String>> {
+    let lanes = config.lanes.clone();
+    Some(match lane {
+        LaneId::Grpc => connect_grpc(lanes.grpc?, config).await,
+        LaneId::Nats => connect::<Nats>(lanes.nats?).await,
+        LaneId::Rabbitmq => connect::<RabbitMq>(lanes.rabbitmq?).await,
+        LaneId::Pubsub => connect::<Pubsub>(pubsub::Settings::new(lanes.pubsub?)).await,
+    })
+}
+
 /// Connects as a node would, creating what is missing, and disconnects.
 async fn connect<T: Transport>(settings: T::Settings) -> Result<String, String> {
-    let connected = timeout(CONNECT_TIMEOUT, T::connect(&settings)).await;
-    let transport = connected
-        .unwrap_or_else(|_| {
-            Err(TransportError::Connect(format!(
-                "no answer within {CONNECT_TIMEOUT:?}"
-            )))
-        })
+    let transport = transport::connect::<T>(&settings)
+        .await
         .map_err(|failure| failure.to_string())?;
-    let broker = transport.broker();
+    let broker = transport.info();
     transport.close().await;
     let version = broker
         .version

@@ -26,16 +26,8 @@ use tokio::{
 };
 
 use self::{buffer::BufferOut, client::Peers, service::Service, tls::Tls};
-use super::{Broker, CLOSE_TIMEOUT, Kind, Transport, TransportError};
-use crate::{
-    breaker::Breaker,
-    config,
-    delivery::Delivery,
-    lane_id::LaneId,
-    record::{Record, Schema},
-    spool::Spool,
-    tap::Tap,
-};
+use super::{BrokerInfo, CLOSE_TIMEOUT, Incoming, Message, Transport, TransportError};
+use crate::{breaker::Breaker, config, record::Schema, spool::Spool, tap::Tap};
 
 /// Pings on a connection, so that a peer that falls silent is noticed within their sum.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(3);
@@ -114,7 +106,6 @@ impl Grpc {
 }
 
 impl Transport for Grpc {
-    const LANE: LaneId = LaneId::Grpc;
     type Settings = Settings;
     /// A receipt waits for the receiver's API.
     const CONFIRMS_ALONE: bool = false;
@@ -181,43 +172,28 @@ impl Transport for Grpc {
         })
     }
 
-    async fn publish_as(&self, record: &Record, _: Kind) -> Result<(), TransportError> {
-        let mut outcome = Err(TransportError::Publish("closing".into()));
-        self.publish_all(&[record], |_, settled| outcome = settled)
-            .await;
-        outcome
-    }
-
-    async fn publish_all(
+    async fn publish(
         &self,
-        records: &[impl AsRef<Record>],
+        messages: &[Message],
         settled: impl FnMut(usize, Result<(), TransportError>),
     ) {
-        self.peers.publish_all(records, settled).await;
+        self.peers.publish(messages, settled).await;
     }
 
-    async fn next(&self) -> Result<Delivery, TransportError> {
-        let delivery = tokio::select! {
+    async fn receive(&self, into: &mut Vec<Incoming>, max: usize) -> Result<(), TransportError> {
+        let first = tokio::select! {
             biased;
             lost = self.lost() => return Err(lost),
-            delivery = self.buffer.next() => delivery,
+            first = self.buffer.next() => first,
         };
         // Once the node is closing, the senders have their records back.
         let serving = *self.phase.borrow() == Phase::Serving;
-        if serving {
-            Ok(delivery)
-        } else {
-            Err(TransportError::Lost("closed".into()))
+        if !serving {
+            return Err(TransportError::Lost("closed".into()));
         }
-    }
-
-    fn try_next(&self) -> Option<Delivery> {
-        let serving = *self.phase.borrow() == Phase::Serving;
-        if serving {
-            self.buffer.try_next()
-        } else {
-            None
-        }
+        let others = std::iter::from_fn(|| self.buffer.try_next());
+        into.extend(std::iter::once(first).chain(others).take(max));
+        Ok(())
     }
 
     async fn lost(&self) -> TransportError {
@@ -240,10 +216,11 @@ impl Transport for Grpc {
         }
     }
 
-    fn broker(&self) -> Broker {
-        Broker {
+    fn info(&self) -> BrokerInfo {
+        BrokerInfo {
             version: Some(env!("CARGO_PKG_VERSION").into()),
-            warnings: Vec::new(),
+            largest_message: MAX_MESSAGE,
+            ..BrokerInfo::default()
         }
     }
 }

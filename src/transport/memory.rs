@@ -11,12 +11,8 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::{Broker as Description, Kind, Transport, TransportError};
-use crate::{
-    delivery::{Delivery, Verdict},
-    lane_id::LaneId,
-    record::Record,
-};
+use super::{BrokerInfo, Incoming, Message, Transport, TransportError};
+use crate::delivery::Verdict;
 
 /// How long a message that nobody settled rests before it comes again.
 const REDELIVERY: Duration = Duration::from_millis(1);
@@ -32,10 +28,16 @@ struct Shared {
     changed: Notify,
 }
 
+struct Waiting {
+    message: Message,
+    redelivered: bool,
+    /// It is not delivered before.
+    due: Instant,
+}
+
 #[derive(Default)]
 struct State {
-    /// Messages that wait, with the time from which they may be delivered.
-    waiting: VecDeque<(Instant, Record, bool)>,
+    waiting: VecDeque<Waiting>,
     held: usize,
     faults: Faults,
     connects: usize,
@@ -89,12 +91,26 @@ impl Broker {
         self.state().redelivered
     }
 
-    fn put_back(&self, record: Record, after: Duration) {
+    fn take_due(&self) -> Option<Waiting> {
+        let mut state = self.state();
+        let now = Instant::now();
+        let index = state
+            .waiting
+            .iter()
+            .position(|waiting| waiting.due <= now)?;
+        let waiting = state.waiting.remove(index)?;
+        state.held += 1;
+        Some(waiting)
+    }
+
+    fn put_back(&self, message: Message, delay: Duration) {
         let mut state = self.state();
         state.redelivered += 1;
-        state
-            .waiting
-            .push_back((Instant::now() + after, record, true));
+        state.waiting.push_back(Waiting {
+            message,
+            redelivered: true,
+            due: Instant::now() + delay,
+        });
         drop(state);
         self.0.changed.notify_waiters();
     }
@@ -106,18 +122,7 @@ pub struct Memory {
     generation: u64,
 }
 
-impl Memory {
-    fn check(&self) -> Result<(), TransportError> {
-        if self.broker.state().generation == self.generation {
-            Ok(())
-        } else {
-            Err(TransportError::Lost("dropped".into()))
-        }
-    }
-}
-
 impl Transport for Memory {
-    const LANE: LaneId = LaneId::Memory;
     type Settings = Broker;
 
     async fn connect(broker: &Broker) -> Result<Self, TransportError> {
@@ -133,44 +138,35 @@ impl Transport for Memory {
         })
     }
 
-    async fn publish_as(&self, record: &Record, _: Kind) -> Result<(), TransportError> {
-        self.check()?;
-        let faults = self.broker.state().faults;
-        if faults.fail_publishes {
-            return Err(TransportError::Publish("refused".into()));
-        }
-        self.broker
-            .state()
-            .waiting
-            .push_back((Instant::now(), record.clone(), false));
-        self.broker.0.changed.notify_waiters();
-        if faults.swallow_confirms {
-            // No confirm comes before the connection breaks.
-            return Err(self.lost().await);
-        }
-        Ok(())
+    async fn publish(
+        &self,
+        messages: &[Message],
+        settled: impl FnMut(usize, Result<(), TransportError>),
+    ) {
+        super::publish_each(messages, settled, async |message| self.store(message).await).await;
     }
 
-    async fn next(&self) -> Result<Delivery, TransportError> {
+    async fn receive(&self, into: &mut Vec<Incoming>, max: usize) -> Result<(), TransportError> {
         loop {
             let changed = self.broker.0.changed.notified();
             self.check()?;
-            let earliest = {
-                let mut state = self.broker.state();
-                let now = Instant::now();
-                if let Some(at) = state.waiting.iter().position(|(from, ..)| *from <= now)
-                    && let Some((_, record, redelivered)) = state.waiting.remove(at)
-                {
-                    state.held += 1;
-                    drop(state);
-                    return Ok(self.deliver(record, redelivered));
-                }
-                state.waiting.iter().map(|(from, ..)| *from).min()
+            let received = into.len();
+            while into.len() < received + max
+                && let Some(waiting) = self.broker.take_due()
+            {
+                into.push(self.deliver(waiting));
+            }
+            if into.len() > received {
+                return Ok(());
+            }
+            let next_due = {
+                let state = self.broker.state();
+                state.waiting.iter().map(|waiting| waiting.due).min()
             };
-            match earliest {
-                Some(from) => tokio::select! {
+            match next_due {
+                Some(due) => tokio::select! {
                     () = changed => {}
-                    () = sleep_until(from) => {}
+                    () = sleep_until(due) => {}
                 },
                 None => changed.await,
             }
@@ -193,18 +189,55 @@ impl Transport for Memory {
         }
     }
 
-    fn broker(&self) -> Description {
-        Description {
+    fn info(&self) -> BrokerInfo {
+        BrokerInfo {
             version: Some("in memory".into()),
             warnings: vec!["nothing outlives the process".into()],
+            ..BrokerInfo::default()
         }
     }
 }
 
 impl Memory {
-    fn deliver(&self, record: Record, redelivered: bool) -> Delivery {
-        let (broker, generation, kept) = (self.broker.clone(), self.generation, record.clone());
-        Delivery::new(record, redelivered, move |verdict| {
+    fn check(&self) -> Result<(), TransportError> {
+        if self.broker.state().generation == self.generation {
+            Ok(())
+        } else {
+            Err(TransportError::Lost("dropped".into()))
+        }
+    }
+
+    async fn store(&self, message: &Message) -> Result<(), TransportError> {
+        self.check()?;
+        let mut state = self.broker.state();
+        let faults = state.faults;
+        if faults.fail_publishes {
+            return Err(TransportError::Publish("refused".into()));
+        }
+        state.waiting.push_back(Waiting {
+            message: message.clone(),
+            redelivered: false,
+            due: Instant::now(),
+        });
+        drop(state);
+        self.broker.0.changed.notify_waiters();
+        if faults.swallow_confirms {
+            // No confirm comes before the connection breaks.
+            return Err(self.lost().await);
+        }
+        Ok(())
+    }
+
+    fn deliver(&self, waiting: Waiting) -> Incoming {
+        let Waiting {
+            message,
+            redelivered,
+            ..
+        } = waiting;
+        let broker = self.broker.clone();
+        let generation = self.generation;
+        let stored = message.clone();
+        Incoming::new(message, redelivered, move |verdict| {
             let connected = {
                 let mut state = broker.state();
                 state.held -= 1;
@@ -212,10 +245,10 @@ impl Memory {
             };
             match verdict {
                 Verdict::Ack | Verdict::Reject if connected => {}
-                Verdict::RetryAfter(delay) => broker.put_back(kept, delay),
+                Verdict::RetryAfter(delay) => broker.put_back(stored, delay),
                 // An ack on a lost connection does not arrive.
                 Verdict::Ack | Verdict::Reject | Verdict::Unsettled => {
-                    broker.put_back(kept, REDELIVERY)
+                    broker.put_back(stored, REDELIVERY);
                 }
             }
         })

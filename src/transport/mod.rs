@@ -1,145 +1,165 @@
-//! What a message system must offer to be a lane, and one file per system that does. Each file is the only one that knows
-//! its client crate.
+//! What a message system must offer to be a lane: it moves messages. The lane makes messages of records
+//! and records of messages (`actors/lane`). Each file here is the only one that knows its client crate.
 //!
 //! # The contract
 //! The suite `tests/transport_contract.rs` holds every transport, `memory` included, to it:
 //!
-//! - [`Transport::publish`] resolves with `Ok` only when the message is durable in the system: a broker killed right after
-//!   still has it. An error or a dropped future says nothing: the message may come out or not.
-//! - A record comes out with the id, the bytes, the trace context and the origin it went in with, also where several travel as
-//!   one message (`bundle`): each comes out, and is settled, by itself.
-//! - A [`Delivery`] that is acked or rejected does not come again. One that is dropped comes again soon; one that is given
-//!   back for later comes again, not before its delay has passed. While a delivery lives, the system does not send it to anyone else.
-//! - [`Transport::close`] flushes what was settled and gives back what was not, what lies in client buffers included. Dropping a
-//!   transport without `close` may skip that, but frees its connections, tasks and sockets.
-//! - Every wait inside has a deadline, and a peer that falls silent is noticed within ten seconds: `next` then fails.
+//! - [`Transport::publish`] reports `Ok` for a message only when it is durable in the system: a broker
+//!   killed right after still has it. An error or a dropped future says nothing: the message may come
+//!   out or not.
+//! - A message comes out with the headers and the bytes it went in with. A system without a broker
+//!   (`grpc`) carries records only, and no bundles.
+//! - A message that is acked or rejected does not come again. One whose [`Incoming`] is dropped comes
+//!   again soon. One that is given back for later comes again, not before its delay has passed. While an
+//!   [`Incoming`] lives, the system does not send its message to anyone else.
+//! - [`Transport::close`] flushes the acks and gives back the messages that are not settled, those in
+//!   client buffers included. Dropping a transport without `close` may skip that, but frees its
+//!   connections, tasks and sockets.
+//! - Every wait inside has a deadline, and `receive` fails within ten seconds of a peer's silence.
+//! - A message that another publisher sent without our headers comes out as well. Its id does not change
+//!   when the system sends it again, as far as the system itself identifies messages.
+//!
+//! # A fifth system
+//! It is one file here, one variant of [`LaneId`](crate::lane_id::LaneId), one section of the
+//! configuration and one line in the contract suite:
+//!
+//! 1. `transport/NAME.rs` implements [`Transport`]. Headers are [`Headers::pairs`] and
+//!    [`Headers::read`]; [`publish_each`] turns one publish into many.
+//! 2. The compiler then names each `match` that needs the variant: the lane's name, its default tag, its
+//!    section, and the line of `node.rs` that starts it.
+//! 3. `contract! { NAME: … }` in `tests/transport_contract.rs`, with a rig that starts the system.
 
-mod bundle;
 pub mod grpc;
 mod lost;
 pub mod memory;
+mod message;
 pub mod nats;
 pub mod pubsub;
 pub mod rabbitmq;
 mod secret;
 
-use std::{future::ready, time::Duration};
+use std::time::Duration;
 
-pub use self::bundle::Kind;
-use crate::{
-    delivery::Delivery,
-    lane_id::LaneId,
-    proto,
-    record::{Origin, Record},
-};
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
+use tokio::time::timeout;
 
-/// How long `connect` may take, declarations included.
+pub use self::message::{Headers, Incoming, Message, header};
+use crate::{proto, record::Origin};
+
+/// How long [`connect`] may take, declarations included.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long `close` may take.
+/// How long [`Transport::close`] may take.
 pub const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How many messages a transport holds ready ahead of the forwarder.
 pub const PREFETCH: u16 = 256;
 
-/// Names under which the parts of a record other than its body cross a broker as headers or attributes.
-pub mod header {
-    pub const ID: &str = "Waypost-Id";
-    pub const ORIGIN: &str = "Waypost-Origin";
-    /// How many records the message has; absent from those that have one as their body.
-    pub const BUNDLE: &str = "Waypost-Bundle";
-    pub const TRACEPARENT: &str = "traceparent";
-}
-
-/// One connection to one message system, for both directions. It lives on one thread; its methods run there at the same
-/// time. A value that has failed with [`TransportError::Lost`] is not used again: the lane closes it and connects anew.
+/// One connection to one message system, for both directions. It lives on one thread; its methods run
+/// there at the same time. After [`TransportError::Lost`] the lane closes it and connects anew.
 pub trait Transport: Sized + 'static {
-    const LANE: LaneId;
-    /// What `connect` needs. It outlives connections, so what must survive a reconnect is kept here.
+    /// What `connect` needs. It outlives connections.
     type Settings: Clone + Send + Sync + Unpin + 'static;
-    /// Whether a confirm depends on the message system alone. Where it does, a publish that times out while no other was
-    /// confirmed either means that the connection is dead.
+    /// Whether a confirm depends on the message system alone. Then a publish that times out while no
+    /// other is confirmed means that the connection is dead.
     const CONFIRMS_ALONE: bool = true;
 
-    /// Connects, declares what is missing and checks what is there.
+    /// Connects, declares what is missing and checks what is there. [`connect`] sets the deadline.
     ///
     /// # Errors
-    /// When the system cannot be reached, or has something of the same name with other settings, which is never changed.
+    /// When the system cannot be reached, or has something of the same name with other settings, which
+    /// is never changed.
     fn connect(settings: &Self::Settings) -> impl Future<Output = Result<Self, TransportError>>;
 
-    /// Resolves when the message is durable in the system. Called for many at once. `kind` is that of its body: a bundle only where
-    /// [`Self::bundle_max`] allows one.
-    ///
-    /// # Errors
-    /// The message may or may not be in the system.
-    fn publish_as(
+    /// Publishes each of `messages`. `settled` gets the index of a message when it is durable in the
+    /// system, or when it fails. A message that was not reported when the future is dropped may or may
+    /// not be in the system; so may one that failed. Called for many at once.
+    fn publish(
         &self,
-        message: &Record,
-        kind: Kind,
-    ) -> impl Future<Output = Result<(), TransportError>>;
-
-    /// The most bytes of a message of many records; 0 where each goes alone.
-    fn bundle_max(&self) -> usize {
-        0
-    }
-
-    /// Resolves when the record is durable in the system, in a message of its own.
-    ///
-    /// # Errors
-    /// The record may or may not be in the system.
-    fn publish(&self, record: &Record) -> impl Future<Output = Result<(), TransportError>> {
-        self.publish_as(record, Kind::Single)
-    }
-
-    /// The same for each of `records`, in as few messages as the system allows; `settled` is told of each, by its place among them, as
-    /// soon as it is known. Those that it was not told of when the future is dropped may or may not be in the system.
-    fn publish_all(
-        &self,
-        records: &[impl AsRef<Record>],
+        messages: &[Message],
         settled: impl FnMut(usize, Result<(), TransportError>),
-    ) -> impl Future<Output = ()> {
-        let publish = async |message: &Record, kind| self.publish_as(message, kind).await;
-        bundle::publish_all(records, self.bundle_max(), settled, publish)
-    }
+    ) -> impl Future<Output = ()>;
 
-    /// The next message; waits until there is one. Called by one task at a time. Dropping the future loses nothing.
+    /// Waits for a message and appends it to `into`, with those that are ready behind it, `max` in all.
+    /// Called by one task at a time. Dropping the future loses nothing.
     ///
     /// # Errors
     /// When the connection is lost, however quiet the lane is.
-    fn next(&self) -> impl Future<Output = Result<Delivery, TransportError>>;
+    fn receive(
+        &self,
+        into: &mut Vec<Incoming>,
+        max: usize,
+    ) -> impl Future<Output = Result<(), TransportError>>;
 
-    /// The next message, if it is here already. Not called while `next` waits.
-    fn try_next(&self) -> Option<Delivery> {
-        None
-    }
-
-    /// The next record of a message of which some have come out already, if there is one.
-    fn next_opened(&self) -> impl Future<Output = Option<Delivery>> {
-        ready(None)
-    }
-
-    /// Resolves once the connection is lost, however quiet the lane is and whether or not anyone waits in `next`.
+    /// Resolves once the connection is lost, however quiet the lane is and whether or not a task waits
+    /// in `receive`.
     fn lost(&self) -> impl Future<Output = TransportError>;
 
     /// Flushes, gives back, disconnects, within [`CLOSE_TIMEOUT`].
     fn close(&self) -> impl Future<Output = ()>;
 
     /// What the system said of itself at `connect`.
-    fn broker(&self) -> Broker;
+    fn info(&self) -> BrokerInfo;
 }
 
-/// The system behind a lane, and where its settings weaken the guarantee.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Broker {
+/// The system behind a lane.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BrokerInfo {
     pub version: Option<String>,
+    /// Where its settings weaken the guarantee.
     pub warnings: Vec<String>,
+    /// The most bytes of a message, headers included.
+    pub largest_message: usize,
 }
 
-impl From<&Record> for proto::Record {
-    fn from(record: &Record) -> Self {
+impl Default for BrokerInfo {
+    fn default() -> Self {
         Self {
-            id: record.id.to_string(),
-            body: record.body.clone(),
-            traceparent: record.traceparent.as_deref().unwrap_or_default().to_owned(),
-            origin: record
+            version: None,
+            warnings: Vec::new(),
+            largest_message: usize::MAX,
+        }
+    }
+}
+
+/// Connects within [`CONNECT_TIMEOUT`].
+///
+/// # Errors
+/// As [`Transport::connect`], and when the time is over.
+pub async fn connect<T: Transport>(settings: &T::Settings) -> Result<T, TransportError> {
+    let connected = timeout(CONNECT_TIMEOUT, T::connect(settings)).await;
+    connected.unwrap_or_else(|_| {
+        let why = format!("no answer within {CONNECT_TIMEOUT:?}");
+        Err(TransportError::Connect(why))
+    })
+}
+
+/// Implements [`Transport::publish`] by one call of `publish` for each message, all at once.
+async fn publish_each(
+    messages: &[Message],
+    mut settled: impl FnMut(usize, Result<(), TransportError>),
+    publish: impl AsyncFn(&Message) -> Result<(), TransportError>,
+) {
+    if let [message] = messages {
+        return settled(0, publish(message).await);
+    }
+    let in_flight = messages.iter().enumerate();
+    let in_flight = in_flight.map(async |(index, message)| (index, publish(message).await));
+    let mut in_flight: FuturesUnordered<_> = in_flight.collect();
+    while let Some((index, outcome)) = in_flight.next().await {
+        settled(index, outcome);
+    }
+}
+
+impl From<&Message> for proto::Record {
+    fn from(Message { headers, body }: &Message) -> Self {
+        Self {
+            id: headers.id.to_string(),
+            body: body.clone(),
+            traceparent: headers
+                .traceparent
+                .as_deref()
+                .unwrap_or_default()
+                .to_owned(),
+            origin: headers
                 .origin
                 .as_ref()
                 .map(Origin::to_text)
@@ -154,7 +174,7 @@ pub enum TransportError {
     /// It cannot be reached, refuses our credentials, or its settings do not fit.
     #[error("cannot connect: {0}")]
     Connect(String),
-    /// This record is not confirmed. The connection may be well.
+    /// This message is not confirmed. The connection may be well.
     #[error("not confirmed: {0}")]
     Publish(String),
     /// The connection is gone, or the system has fallen silent.

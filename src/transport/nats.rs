@@ -11,7 +11,7 @@ mod open;
 mod pull;
 mod settle;
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use async_nats::{
     Client, HeaderMap, HeaderName, HeaderValue, PublishErrorKind, Subject,
@@ -23,7 +23,7 @@ use async_nats::{
         stream::{RawMessageErrorKind, Stream},
     },
 };
-use futures_util::FutureExt as _;
+use bytes::Bytes;
 use tokio::{
     sync::{Mutex, mpsc},
     task::JoinHandle,
@@ -39,23 +39,13 @@ use self::{
     settle::Settler,
 };
 use super::{
-    Broker, CLOSE_TIMEOUT, CONNECT_TIMEOUT, PREFETCH, Transport, TransportError,
-    bundle::{Kind, Known, Opener},
-    header,
-    lost::Lost,
+    BrokerInfo, CLOSE_TIMEOUT, Headers, Incoming, Message, PREFETCH, Transport, TransportError,
+    header, lost::Lost, publish_each,
 };
 use crate::{
     config,
-    delivery::Delivery,
-    lane_id::LaneId,
-    record::{Origin, Record, is_visible_ascii},
+    record::{Record, is_visible_ascii},
 };
-
-// The client checks and copies a name that is text each time that it is used.
-static ID: HeaderName = HeaderName::from_static(header::ID);
-static ORIGIN: HeaderName = HeaderName::from_static(header::ORIGIN);
-static BUNDLE: HeaderName = HeaderName::from_static(header::BUNDLE);
-static TRACEPARENT: HeaderName = HeaderName::from_static(header::TRACEPARENT);
 
 /// How long the server may take for one request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
@@ -70,57 +60,18 @@ const PULL_MAX: usize = PREFETCH as usize / 2;
 /// The server answers every pull within this. It is short, since a pull cannot be taken back, and `close` waits for its end.
 const PULL_EXPIRES: Duration = Duration::from_secs(1);
 
-/// The configuration, and what is known of bundles, which outlives connections. Clones share both.
-#[derive(Clone)]
-pub struct Settings {
-    config: Arc<config::Nats>,
-    known: Known,
-}
-
-impl Settings {
-    #[must_use]
-    pub fn new(config: config::Nats) -> Self {
-        Self {
-            config: Arc::new(config),
-            known: Known::default(),
-        }
-    }
-}
-
 /// One connection.
 pub struct Nats {
     client: Client,
     stream: Stream,
     subject: Subject,
-    /// In bytes.
-    bundle_max: usize,
-    ready: Mutex<Ready>,
+    /// Messages that were pulled, in their order.
+    ready: Mutex<mpsc::Receiver<Incoming>>,
     settler: Settler,
     confirms: Confirms,
     lost: Lost,
     tasks: [JoinHandle<()>; 3],
-    broker: Broker,
-}
-
-/// What was pulled and nobody has taken yet.
-struct Ready {
-    messages: mpsc::Receiver<(Delivery, Kind)>,
-    opener: Opener,
-}
-
-impl Ready {
-    /// Nothing once the pulling has ended. Dropping the future loses nothing.
-    async fn next(&mut self) -> Option<Delivery> {
-        if let Some(delivery) = self.opener.next() {
-            return Some(delivery);
-        }
-        loop {
-            let (message, kind) = self.messages.recv().await?;
-            if let Some(delivery) = self.opener.open(message, kind) {
-                return Some(delivery);
-            }
-        }
-    }
+    info: BrokerInfo,
 }
 
 fn cannot(why: impl ToString) -> TransportError {
@@ -128,100 +79,26 @@ fn cannot(why: impl ToString) -> TransportError {
 }
 
 impl Transport for Nats {
-    const LANE: LaneId = LaneId::Nats;
-    type Settings = Settings;
+    type Settings = config::Nats;
 
-    async fn connect(settings: &Settings) -> Result<Self, TransportError> {
-        timeout(CONNECT_TIMEOUT, Self::begin(settings))
-            .await
-            .map_err(|_| cannot(format!("no answer within {CONNECT_TIMEOUT:?}")))?
-    }
-
-    async fn publish_as(&self, record: &Record, kind: Kind) -> Result<(), TransportError> {
-        let stored = self
-            .send(record, headers(record, kind, &record.id)?)
-            .await?;
-        // Rare, and not to make the future of every publish larger.
-        if stored.duplicate && Box::pin(self.unless_lost(self.is_gone(stored.sequence))).await?? {
-            // A record that was settled meanwhile and is sent again on purpose, as a dead letter is, must not pass for stored.
-            Box::pin(self.send(record, headers(record, kind, &Record::new_id())?)).await?;
-        }
-        Ok(())
-    }
-
-    fn bundle_max(&self) -> usize {
-        self.bundle_max
-    }
-
-    async fn next(&self) -> Result<Delivery, TransportError> {
-        let mut ready = self.ready.lock().await;
-        let delivery = self.unless_lost(ready.next()).await?;
-        delivery.ok_or_else(|| TransportError::Lost("the pulling task has ended".into()))
-    }
-
-    async fn next_opened(&self) -> Option<Delivery> {
-        self.ready.lock().await.opener.next()
-    }
-
-    fn try_next(&self) -> Option<Delivery> {
-        self.ready.try_lock().ok()?.next().now_or_never()?
-    }
-
-    async fn lost(&self) -> TransportError {
-        self.lost.wait().await
-    }
-
-    async fn close(&self) {
-        // Ends a `next` that waits, which holds the lock, and the pulling with the pull that is under way.
-        self.lost.set("closed");
-        let close = async {
-            let mut ready = self.ready.lock().await;
-            while let Some(delivery) = ready.next().await {
-                drop(delivery);
-            }
-            self.settler.give_back_all().await;
-            // The server works a connection's lines off in their order: once it answers, it has the acknowledgements.
-            self.stream.get_info().await.is_ok()
-        };
-        if self.client.connection_state() == State::Connected
-            && timeout(CLOSE_TIMEOUT, close).await != Ok(true)
-        {
-            warn!("NATS did not take the last acknowledgements in time; their messages come again");
-        }
-        self.end_tasks();
-    }
-
-    fn broker(&self) -> Broker {
-        self.broker.clone()
-    }
-}
-
-impl Nats {
-    async fn begin(
-        Settings {
-            config: settings,
-            known,
-        }: &Settings,
-    ) -> Result<Self, TransportError> {
+    async fn connect(settings: &config::Nats) -> Result<Self, TransportError> {
         let lost = Lost::default();
         let client = open(settings, lost.clone()).await?;
         let context = ContextBuilder::new()
             .timeout(REQUEST_TIMEOUT)
             .build(client.clone());
         let declared = declare(&context, settings).await?;
-        let info = client.server_info();
-        let bundle_max = bundle_max(
-            info.max_payload,
-            declared.stream.cached_info().config.max_message_size,
-        );
-        let broker = Broker {
-            version: Some(info.version),
+        let server = client.server_info();
+        let stream_max = declared.stream.cached_info().config.max_message_size;
+        let info = BrokerInfo {
+            version: Some(server.version),
             warnings: declared.warnings,
+            largest_message: largest_message(server.max_payload, stream_max),
         };
         let ack_wait = declared.consumer.cached_info().config.ack_wait;
         let (settler, settling) = settle::new(client.clone(), ack_wait);
         let (confirms, confirming) = confirm::new(&client, &settings.stream, lost.clone()).await?;
-        let (inbox, messages) = mpsc::channel(usize::from(PREFETCH));
+        let (inbox, ready) = mpsc::channel(usize::from(PREFETCH));
         let puller = Puller {
             context,
             stream: declared.stream.clone(),
@@ -235,11 +112,7 @@ impl Nats {
             client,
             stream: declared.stream,
             subject: settings.subject.as_str().into(),
-            bundle_max,
-            ready: Mutex::new(Ready {
-                messages,
-                opener: Opener::new(known.clone()),
-            }),
+            ready: Mutex::new(ready),
             settler,
             confirms,
             lost,
@@ -248,13 +121,73 @@ impl Nats {
                 tokio::spawn(puller.run()),
                 tokio::spawn(confirming),
             ],
-            broker,
+            info,
         })
     }
 
-    async fn send(&self, record: &Record, headers: HeaderMap) -> Result<Stored, TransportError> {
+    async fn publish(
+        &self,
+        messages: &[Message],
+        settled: impl FnMut(usize, Result<(), TransportError>),
+    ) {
+        publish_each(messages, settled, async |message| self.store(message).await).await;
+    }
+
+    async fn receive(&self, into: &mut Vec<Incoming>, max: usize) -> Result<(), TransportError> {
+        let mut ready = self.ready.lock().await;
+        match self.unless_lost(ready.recv_many(into, max)).await? {
+            0 => Err(TransportError::Lost("the pulling task has ended".into())),
+            _ => Ok(()),
+        }
+    }
+
+    async fn lost(&self) -> TransportError {
+        self.lost.wait().await
+    }
+
+    async fn close(&self) {
+        // Ends a `receive` that waits, which holds the lock, and the pulling with the pull under way.
+        self.lost.set("closed");
+        let close = async {
+            let mut ready = self.ready.lock().await;
+            while let Some(message) = ready.recv().await {
+                drop(message);
+            }
+            self.settler.give_back_all().await;
+            // The server works a connection's lines off in their order: once it answers, it has the acknowledgements.
+            self.stream.get_info().await.is_ok()
+        };
+        if self.client.connection_state() == State::Connected
+            && timeout(CLOSE_TIMEOUT, close).await != Ok(true)
+        {
+            warn!("NATS did not take the last acknowledgements in time; their messages come again");
+        }
+        self.end_tasks();
+    }
+
+    fn info(&self) -> BrokerInfo {
+        self.info.clone()
+    }
+}
+
+impl Nats {
+    /// Resolves when the message is durable in the stream.
+    async fn store(&self, message: &Message) -> Result<(), TransportError> {
+        let headers = headers(&message.headers, &message.headers.id)?;
+        let stored = self.send(message.body.clone(), headers).await?;
+        // Rare, and not to make the future of every publish larger.
+        if stored.duplicate && Box::pin(self.unless_lost(self.is_gone(stored.sequence))).await?? {
+            // The message was settled meanwhile and is sent again on purpose, as a dead letter is: it
+            // must not pass for stored.
+            let headers = self::headers(&message.headers, &Record::new_id())?;
+            Box::pin(self.send(message.body.clone(), headers)).await?;
+        }
+        Ok(())
+    }
+
+    async fn send(&self, body: Bytes, headers: HeaderMap) -> Result<Stored, TransportError> {
         let (reply, confirm) = self.unless_lost(self.confirms.expect()).await?;
-        let (subject, body) = (self.subject.clone(), record.body.clone());
+        let subject = self.subject.clone();
         let publish =
             self.client
                 .publish_with_reply_and_headers(subject, reply.clone(), headers, body);
@@ -304,130 +237,112 @@ impl Drop for Nats {
     }
 }
 
-/// The most bytes of a bundle, where the server takes messages of `server`, and the stream of `stream` unless that is not positive.
-/// The other half is room for headers, which count as well.
-fn bundle_max(server: usize, stream: i32) -> usize {
-    server.min(
-        usize::try_from(stream)
-            .ok()
-            .filter(|most| *most > 0)
-            .unwrap_or(usize::MAX),
-    ) / 2
+/// The most bytes of a message where the server takes `server`, and the stream `stream` unless that is
+/// not positive.
+fn largest_message(server: usize, stream: i32) -> usize {
+    let stream = usize::try_from(stream).ok().filter(|most| *most > 0);
+    server.min(stream.unwrap_or(usize::MAX))
 }
 
-/// The headers of `record`, which the stream tells from others by `message_id`.
-fn headers(record: &Record, kind: Kind, message_id: &str) -> Result<HeaderMap, TransportError> {
+/// The headers of a message, which the stream tells from others by `message_id`.
+fn headers(headers: &Headers, message_id: &str) -> Result<HeaderMap, TransportError> {
     let value = |text: String| {
         if is_visible_ascii(&text) {
             Ok(HeaderValue::from(text))
         } else {
-            Err(TransportError::Publish(format!(
-                "{text:?} cannot be a header"
-            )))
+            let why = format!("{text:?} cannot be a header");
+            Err(TransportError::Publish(why))
         }
     };
-    let mut headers = HeaderMap::new();
-    // By it the stream tells duplicates.
-    headers.insert(NATS_MESSAGE_ID, value(message_id.to_owned())?);
-    // Where both are one, one does for both.
-    if *record.id != *message_id {
-        headers.insert(ID.clone(), value(record.id.to_string())?);
+    let mut map = HeaderMap::new();
+    // The stream drops a message whose id it has stored within its duplicate window.
+    map.insert(NATS_MESSAGE_ID, value(message_id.to_owned())?);
+    for (name, text) in headers.pairs() {
+        // One header is enough where both are the same.
+        if name != header::ID || text != message_id {
+            map.insert(HeaderName::from_static(name), value(text.into_owned())?);
+        }
     }
-    if let Kind::Bundle(count) = kind {
-        headers.insert(BUNDLE.clone(), value(count.to_string())?);
-    }
-    if let Some(origin) = &record.origin {
-        headers.insert(ORIGIN.clone(), value(origin.to_text())?);
-    }
-    if let Some(traceparent) = &record.traceparent {
-        headers.insert(TRACEPARENT.clone(), value(traceparent.to_string())?);
-    }
-    Ok(headers)
+    Ok(map)
 }
 
-/// The record in a message, or what a bundle is told by, whoever has published it.
-fn record(message: &jetstream::Message) -> (Record, Kind) {
-    let text = |name: &HeaderName| {
-        let text = message.headers.as_ref()?.get(name.clone())?.as_str();
-        Some(text).filter(|text| is_visible_ascii(text))
+/// The message in one of the stream, whoever has published it.
+fn message(stored: &jetstream::Message) -> Message {
+    let header = |name: HeaderName| Some(stored.headers.as_ref()?.get(name)?.as_str());
+    let other_id = || {
+        if let Some(id) = header(NATS_MESSAGE_ID).filter(|id| is_visible_ascii(id)) {
+            return id.into();
+        }
+        // The stream's name, sequence and time are the same at each delivery, and of one message only.
+        stored.info().map_or_else(
+            |_| Record::new_id(),
+            |info| {
+                let published = info.published.unix_timestamp_nanos();
+                format!("{}-{}-{published}", info.stream, info.stream_sequence).into()
+            },
+        )
     };
-    // The same for each delivery of this message, and for no other message.
-    let own = || {
-        let info = message.info().ok()?;
-        Some(format!(
-            "{}-{}-{}",
-            info.stream,
-            info.stream_sequence,
-            info.published.unix_timestamp_nanos()
-        ))
+    // `Headers` knows no other names than these.
+    let known = |name: &str| {
+        let names = [
+            header::ID,
+            header::ORIGIN,
+            header::BUNDLE,
+            header::TRACEPARENT,
+        ];
+        let name = names.into_iter().find(|known| *known == name)?;
+        header(HeaderName::from_static(name))
     };
-    let kind = Kind::of(text(&BUNDLE));
-    let id = text(&ID).or_else(|| text(&NATS_MESSAGE_ID)).map(Into::into);
-    let record = Record {
-        id: id
-            .or_else(|| own().map(Into::into))
-            .unwrap_or_else(Record::new_id),
-        traceparent: text(&TRACEPARENT).map(Into::into),
-        origin: text(&ORIGIN).and_then(Origin::parse),
-        body: message.payload.clone(),
-    };
-    (record, kind)
+    Message {
+        headers: Headers::read(known, other_id),
+        body: stored.payload.clone(),
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
-    use bytes::Bytes;
-
     use super::*;
 
     #[test]
-    fn a_record_whose_id_or_trace_context_cannot_be_a_header_is_not_published() {
-        let good = Record {
-            id: Arc::from("a/0"),
-            body: Bytes::new(),
-            traceparent: None,
+    fn a_message_whose_id_or_trace_context_cannot_be_a_header_is_not_published() {
+        let good = Headers {
+            id: "a/0".into(),
             origin: None,
+            traceparent: None,
+            bundle: None,
         };
-        assert!(headers(&good, Kind::Single, "1").is_ok());
+        assert!(headers(&good, "1").is_ok());
+        let with_id = |id: &str| Headers {
+            id: id.into(),
+            ..good.clone()
+        };
+        let with_traceparent = Headers {
+            traceparent: Some("a\nb".into()),
+            ..good.clone()
+        };
         for bad in [
-            Record {
-                id: Arc::from(""),
-                ..good.clone()
-            },
-            Record {
-                id: Arc::from("a\r\nb"),
-                ..good.clone()
-            },
-            Record {
-                id: Arc::from("ñ"),
-                ..good.clone()
-            },
-            Record {
-                traceparent: Some(Arc::from("a\nb")),
-                ..good.clone()
-            },
+            with_id(""),
+            with_id("a\r\nb"),
+            with_id("ñ"),
+            with_traceparent,
         ] {
+            let refused = headers(&bad, "1");
             assert!(
-                matches!(
-                    headers(&bad, Kind::Single, "1"),
-                    Err(TransportError::Publish(_))
-                ),
+                matches!(refused, Err(TransportError::Publish(_))),
                 "{bad:?}"
             );
         }
     }
 
     #[test]
-    fn a_bundle_fits_into_what_server_and_stream_take() {
+    fn the_largest_message_fits_into_what_server_and_stream_take() {
         for (server, stream, most) in [
-            (1 << 20, -1, 1 << 19),
-            (1 << 20, 0, 1 << 19),
-            (1 << 20, 1000, 500),
-            (100, 1000, 50),
+            (1 << 20, -1, 1 << 20),
+            (1 << 20, 0, 1 << 20),
+            (1 << 20, 1000, 1000),
+            (100, 1000, 100),
         ] {
-            assert_eq!(bundle_max(server, stream), most, "{server} {stream}");
+            assert_eq!(largest_message(server, stream), most, "{server} {stream}");
         }
     }
 }

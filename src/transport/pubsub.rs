@@ -21,7 +21,7 @@ use std::{
 use futures_util::FutureExt as _;
 use google_cloud_gax::{error::rpc::Code, retry_policy::RetryPolicyExt as _};
 use google_cloud_pubsub::{
-    client::Publisher, error::PublishError, model::Message, publisher::PublishFuture,
+    client::Publisher, error::PublishError, model, publisher::PublishFuture,
     retry_policy::RetryableErrors, subscriber::handler::Handler,
 };
 use tokio::{
@@ -37,17 +37,9 @@ use self::{
     stream::{LEASED_MAX, Leased, SharedStream},
 };
 use super::{
-    Broker, CONNECT_TIMEOUT, Transport, TransportError,
-    bundle::{Kind, Known, Opener},
-    header,
-    lost::Lost,
+    BrokerInfo, Headers, Incoming, Message, Transport, TransportError, lost::Lost, publish_each,
 };
-use crate::{
-    config,
-    delivery::{Delivery, Verdict},
-    lane_id::LaneId,
-    record::{Origin, Record, is_visible_ascii},
-};
+use crate::{config, delivery::Verdict};
 
 /// A batch leaves when it has so many messages, or after so long.
 const BATCH_MESSAGES: u32 = 200;
@@ -59,6 +51,8 @@ const PUBLISH_TIMEOUT: Duration = Duration::from_secs(7);
 /// What the publisher may hold, in KiB: 32 MiB, and by [`CHARGE_MIN_KIB`] no more than 4096 messages. Its own queue has no bound.
 const PUBLISHING_KIB: u32 = 32 << 10;
 const CHARGE_MIN_KIB: u32 = 8;
+/// The most bytes of a message that the service takes.
+const MESSAGE_MAX: usize = 10_000_000;
 /// How long an ack waits for others, so that together they wake the client's thread once. The client sends acks every 100 ms.
 const LINGER: Duration = Duration::from_millis(10);
 /// The client sends acks every 100 ms and does not say when they have arrived: one period and a slow round trip.
@@ -73,7 +67,6 @@ const PROBE_GAP: Duration = Duration::from_millis(300);
 pub struct Settings {
     config: Arc<config::Pubsub>,
     stream: Arc<SharedStream>,
-    known: Known,
 }
 
 impl Settings {
@@ -82,7 +75,6 @@ impl Settings {
         Self {
             config: Arc::new(config),
             stream: Arc::default(),
-            known: Known::default(),
         }
     }
 }
@@ -91,33 +83,127 @@ impl Settings {
 pub struct Pubsub {
     publisher: Publisher,
     publishing: Arc<Semaphore>,
-    ready: AsyncMutex<(mpsc::Receiver<Leased>, Opener)>,
+    ready: AsyncMutex<mpsc::Receiver<Leased>>,
     outstanding: Arc<Outstanding>,
     state: Arc<State>,
     /// Of the stream's thread. Delayed nacks run there because they must outlive the connection.
     runtime: Handle,
     probe: AbortHandle,
-    broker: Broker,
+    info: BrokerInfo,
     stream: Arc<SharedStream>,
 }
 
 impl Transport for Pubsub {
-    const LANE: LaneId = LaneId::Pubsub;
     type Settings = Settings;
 
     async fn connect(settings: &Settings) -> Result<Self, TransportError> {
-        timeout(CONNECT_TIMEOUT, Self::open(settings))
+        let Settings { config, stream } = settings;
+        let access = Access::new(config).await?;
+        let (admin, declared) = Admin::declare(&access, config).await?;
+        if declared.created {
+            stream.distrust();
+        }
+        let publisher = Publisher::builder(admin.topic())
+            .with_endpoint(&*access.endpoint)
+            .with_credentials(access.credentials.clone())
+            .set_message_count_threshold(BATCH_MESSAGES)
+            .set_delay_threshold(BATCH_DELAY)
+            .with_retry_policy(RetryableErrors.with_time_limit(RETRY_LIMIT))
+            .build()
             .await
-            .map_err(|_| TransportError::Connect(format!("no answer within {CONNECT_TIMEOUT:?}")))?
+            .map_err(|e| TransportError::Connect(format!("publisher: {e}")))?;
+
+        let state = Arc::<State>::default();
+        let (out, ready) = mpsc::channel(LEASED_MAX as usize);
+        let on_end = Arc::clone(&state);
+        let on_end = Box::new(move |why| on_end.lost.set(why));
+        let runtime = stream
+            .attach(&access, admin.subscription(), out, on_end)
+            .await?;
+        let mut warnings = declared.warnings;
+        if access.is_emulator {
+            warnings
+                .push("an emulator keeps messages in memory: it loses them when it ends".into());
+        }
+        let probe =
+            tokio::spawn(probe(admin, Arc::clone(&state), Arc::clone(stream))).abort_handle();
+        Ok(Self {
+            publisher,
+            publishing: Arc::new(Semaphore::new(PUBLISHING_KIB as usize)),
+            ready: AsyncMutex::new(ready),
+            outstanding: Arc::default(),
+            state,
+            runtime,
+            probe,
+            info: BrokerInfo {
+                version: None,
+                warnings,
+                largest_message: MESSAGE_MAX,
+            },
+            stream: Arc::clone(stream),
+        })
     }
 
-    async fn publish_as(&self, record: &Record, kind: Kind) -> Result<(), TransportError> {
+    async fn publish(
+        &self,
+        messages: &[Message],
+        settled: impl FnMut(usize, Result<(), TransportError>),
+    ) {
+        publish_each(messages, settled, async |message| self.store(message).await).await;
+    }
+
+    async fn receive(&self, into: &mut Vec<Incoming>, max: usize) -> Result<(), TransportError> {
+        let mut ready = self.ready.lock().await;
+        let first = tokio::select! {
+            biased;
+            lost = self.lost() => return Err(lost),
+            first = ready.recv() => first,
+        };
+        let ended = || TransportError::Lost("the stream has ended".into());
+        let first = first.ok_or_else(ended)?;
+        self.state.heard.store(true, Ordering::Relaxed);
+        let others = std::iter::from_fn(|| ready.try_recv().ok());
+        let all = std::iter::once(first).chain(others).take(max);
+        let received = into.len();
+        into.extend(all.map_while(|leased| self.outstanding.deliver(leased, &self.runtime)));
+        // After `close` the messages go back.
+        if into.len() > received {
+            Ok(())
+        } else {
+            Err(ended())
+        }
+    }
+
+    async fn lost(&self) -> TransportError {
+        self.state.lost.wait().await
+    }
+
+    async fn close(&self) {
+        self.probe.abort();
+        // A `receive` that waits ends here, and makes way.
+        self.state.lost.set("closed");
+        let mut ready = self.ready.lock().await;
+        ready.close();
+        // A handle that is dropped gives its message back.
+        while ready.try_recv().is_ok() {}
+        self.outstanding.give_back();
+        sleep(FLUSH).await;
+    }
+
+    fn info(&self) -> BrokerInfo {
+        self.info.clone()
+    }
+}
+
+impl Pubsub {
+    /// Resolves when the service has given the message an id.
+    async fn store(&self, message: &Message) -> Result<(), TransportError> {
         let outcome = timeout(PUBLISH_TIMEOUT, async {
-            let charge = charge(record.body.len(), CHARGE_MIN_KIB, PUBLISHING_KIB);
+            let charge = charge(message.body.len(), CHARGE_MIN_KIB, PUBLISHING_KIB);
             let permit = Arc::clone(&self.publishing)
                 .acquire_many_owned(charge)
                 .await;
-            let confirm = self.publisher.publish(message(record, kind));
+            let confirm = self.publisher.publish(to_service(message));
             Publishing {
                 underway: Some((confirm, permit)),
                 runtime: &self.runtime,
@@ -142,124 +228,6 @@ impl Transport for Pubsub {
         }
         self.state.suspicion.notify_one();
         Err(TransportError::Publish(failure.to_string()))
-    }
-
-    fn bundle_max(&self) -> usize {
-        usize::MAX
-    }
-
-    async fn next(&self) -> Result<Delivery, TransportError> {
-        let mut ready = self.ready.lock().await;
-        tokio::select! {
-            biased;
-            lost = self.lost() => Err(lost),
-            delivery = self.take(&mut ready) => delivery.ok_or_else(|| TransportError::Lost("the stream has ended".into())),
-        }
-    }
-
-    async fn next_opened(&self) -> Option<Delivery> {
-        self.ready.lock().await.1.next()
-    }
-
-    fn try_next(&self) -> Option<Delivery> {
-        self.take(&mut *self.ready.try_lock().ok()?)
-            .now_or_never()?
-    }
-
-    async fn lost(&self) -> TransportError {
-        self.state.lost.wait().await
-    }
-
-    async fn close(&self) {
-        self.probe.abort();
-        // A call of `next` that waits ends here, and makes way.
-        self.state.lost.set("closed");
-        let mut ready = self.ready.lock().await;
-        ready.0.close();
-        // A handle that is dropped gives its message back.
-        while ready.0.try_recv().is_ok() {}
-        while ready.1.next().is_some() {}
-        self.outstanding.give_back();
-        sleep(FLUSH).await;
-    }
-
-    fn broker(&self) -> Broker {
-        self.broker.clone()
-    }
-}
-
-impl Pubsub {
-    /// The next delivery; nothing once the stream has ended. Dropping the future loses nothing.
-    async fn take(
-        &self,
-        (ready, opener): &mut (mpsc::Receiver<Leased>, Opener),
-    ) -> Option<Delivery> {
-        if let Some(delivery) = opener.next() {
-            return Some(delivery);
-        }
-        loop {
-            let leased = ready.recv().await?;
-            self.state.heard.store(true, Ordering::Relaxed);
-            let (message, kind) = self.outstanding.deliver(leased, &self.runtime)?;
-            if let Some(delivery) = opener.open(message, kind) {
-                return Some(delivery);
-            }
-        }
-    }
-
-    async fn open(settings: &Settings) -> Result<Self, TransportError> {
-        let Settings {
-            config,
-            stream,
-            known,
-        } = settings;
-        let access = Access::new(config).await?;
-        let (admin, declared) = Admin::declare(&access, config).await?;
-        if declared.created {
-            stream.distrust();
-        }
-        let publisher = Publisher::builder(admin.topic())
-            .with_endpoint(&*access.endpoint)
-            .with_credentials(access.credentials.clone())
-            .set_message_count_threshold(BATCH_MESSAGES)
-            .set_delay_threshold(BATCH_DELAY)
-            .with_retry_policy(RetryableErrors.with_time_limit(RETRY_LIMIT))
-            .build()
-            .await
-            .map_err(|e| TransportError::Connect(format!("publisher: {e}")))?;
-
-        let state = Arc::<State>::default();
-        let (out, ready) = mpsc::channel(LEASED_MAX as usize);
-        let on_end = Arc::clone(&state);
-        let runtime = stream
-            .attach(
-                &access,
-                admin.subscription(),
-                out,
-                Box::new(move |why| on_end.lost.set(why)),
-            )
-            .await?;
-        let mut warnings = declared.warnings;
-        if access.is_emulator {
-            warnings
-                .push("an emulator keeps messages in memory: it loses them when it ends".into());
-        }
-        let probe =
-            tokio::spawn(probe(admin, Arc::clone(&state), Arc::clone(stream))).abort_handle();
-        Ok(Self {
-            publisher,
-            publishing: Arc::new(Semaphore::new(PUBLISHING_KIB as usize)),
-            ready: AsyncMutex::new((ready, Opener::new(known.clone()))),
-            outstanding: Arc::default(),
-            state,
-            runtime,
-            probe,
-            broker: Broker {
-                version: None,
-                warnings,
-            },
-            stream: Arc::clone(stream),
-        })
     }
 }
 
@@ -353,7 +321,7 @@ struct Handles {
 
 impl Outstanding {
     /// Nothing once it has given all back.
-    fn deliver(self: &Arc<Self>, leased: Leased, runtime: &Handle) -> Option<(Delivery, Kind)> {
+    fn deliver(self: &Arc<Self>, leased: Leased, runtime: &Handle) -> Option<Incoming> {
         let Leased {
             message,
             handler,
@@ -393,8 +361,7 @@ impl Outstanding {
                 }
             }
         };
-        let (record, kind) = record(message);
-        Some((Delivery::new(record, redelivered, settle), kind))
+        Some(Incoming::new(from_service(message), redelivered, settle))
     }
 
     /// The first of those that gather sets the time for all. If the stream's thread has ended, so has the stream, and they are redelivered.
@@ -446,46 +413,21 @@ fn is_not_found(failure: &PublishError) -> bool {
     matches!(failure, PublishError::Rpc(e) if e.status().is_some_and(|status| status.code == Code::NotFound))
 }
 
-fn message(record: &Record, kind: Kind) -> Message {
-    let mut attributes = vec![(header::ID, record.id.to_string())];
-    attributes.extend(
-        record
-            .origin
-            .as_ref()
-            .map(|origin| (header::ORIGIN, origin.to_text())),
-    );
-    attributes.extend(
-        record
-            .traceparent
-            .as_ref()
-            .map(|trace| (header::TRACEPARENT, trace.to_string())),
-    );
-    if let Kind::Bundle(count) = kind {
-        attributes.push((header::BUNDLE, count.to_string()));
-    }
-    Message::new()
-        .set_data(record.body.clone())
+fn to_service(Message { headers, body }: &Message) -> model::Message {
+    let attributes = headers.pairs();
+    let attributes = attributes.map(|(name, value)| (name, value.into_owned()));
+    model::Message::new()
+        .set_data(body.clone())
         .set_attributes(attributes)
 }
 
-/// A message that no Waypost node published takes the service's id, which stays the same when it comes again.
-fn record(message: Message) -> (Record, Kind) {
-    // What becomes a header of the POST must be fit to be one.
-    let attribute = |name| {
-        message
-            .attributes
-            .get(name)
-            .map(String::as_str)
-            .filter(|text| is_visible_ascii(text))
-    };
-    let kind = Kind::of(attribute(header::BUNDLE));
-    let record = Record {
-        id: Arc::from(attribute(header::ID).unwrap_or(&message.message_id)),
-        traceparent: attribute(header::TRACEPARENT).map(Arc::from),
-        origin: attribute(header::ORIGIN).and_then(Origin::parse),
+/// A message of another publisher takes the service's id, which stays the same when it comes again.
+fn from_service(message: model::Message) -> Message {
+    let attribute = |name: &str| message.attributes.get(name).map(String::as_str);
+    Message {
+        headers: Headers::read(attribute, || message.message_id.as_str().into()),
         body: message.data,
-    };
-    (record, kind)
+    }
 }
 
 #[cfg(test)]
@@ -493,38 +435,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_record_comes_out_of_a_message_as_it_went_in() {
-        let whole = Record {
-            id: Arc::from("a/1"),
-            body: "{\"n\":1}".into(),
-            traceparent: Some(Arc::from(
-                "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
-            )),
-            origin: Some(Origin {
-                run: Arc::from("node-1/7"),
-                at_us: 1_700_000_000_000_000,
-            }),
-        };
-        let bare = Record {
-            traceparent: None,
-            origin: None,
-            ..whole.clone()
-        };
-        for sent in [whole, bare] {
-            assert_eq!(record(message(&sent, Kind::Single)), (sent, Kind::Single));
-        }
-    }
-
-    #[test]
-    fn a_foreign_message_takes_the_id_that_the_service_gave_it() {
-        let foreign = Message::new().set_data("hello").set_message_id("17");
-        let expected = Record {
-            id: Arc::from("17"),
+    fn a_message_of_another_publisher_takes_the_id_that_the_service_gave_it() {
+        let sent = Message {
+            headers: Headers {
+                id: "17".into(),
+                origin: None,
+                traceparent: None,
+                bundle: None,
+            },
             body: "hello".into(),
-            traceparent: None,
-            origin: None,
         };
-        assert_eq!(record(foreign), (expected, Kind::Single));
+        let foreign = model::Message::new().set_data("hello").set_message_id("17");
+        assert_eq!(from_service(foreign), sent);
+        assert_eq!(from_service(to_service(&sent)), sent);
     }
 
     #[test]

@@ -25,7 +25,7 @@ use waypost::{
         dead_letters::DeadLetters,
         fallback::DiskFallback,
         feeder::{self, Feeder},
-        lane::{self, Lane},
+        lane::{self, Lane, bundle::SettledRecords},
         live_lanes::LiveLanes,
         receipts::Refused,
         router::{Router, RouterParams},
@@ -33,12 +33,12 @@ use waypost::{
         supervisor::{ChildId, DrainAll, Factory, Supervisor, Thread, factory},
     },
     config::Policy,
-    delivery::{Delivery, Receipt},
+    delivery::Receipt,
     lane_id::LaneId,
     ledger::Ledger,
     record::{Origin, Record},
     spool::{NotSafe, OpenError, Queue, Spool, SpoolStats},
-    transport::{self, Kind, Transport, TransportError},
+    transport::{BrokerInfo, Incoming, Message, Transport, TransportError},
 };
 
 pub const LANES: [LaneId; 3] = [LaneId::Nats, LaneId::Rabbitmq, LaneId::Pubsub];
@@ -153,7 +153,6 @@ struct Link<const LANE: usize> {
 }
 
 impl<const LANE: usize> Transport for Link<LANE> {
-    const LANE: LaneId = LANES[LANE];
     type Settings = Brokers;
 
     async fn connect(brokers: &Brokers) -> Result<Self, TransportError> {
@@ -167,23 +166,19 @@ impl<const LANE: usize> Transport for Link<LANE> {
         })
     }
 
-    async fn publish_as(&self, record: &Record, _: Kind) -> Result<(), TransportError> {
-        if *self.brokers.0[LANE].epoch.borrow() != self.epoch {
-            return Err(TransportError::Lost("away".into()));
+    async fn publish(
+        &self,
+        messages: &[Message],
+        mut settled: impl FnMut(usize, Result<(), TransportError>),
+    ) {
+        // Nothing shares a message here, and no request has two records.
+        for (index, message) in messages.iter().enumerate() {
+            settled(index, self.store(message).await);
         }
-        let (answer, answered) = oneshot::channel();
-        self.brokers.publishes(LANE).push(Publish {
-            lane: LANE,
-            record: record.clone(),
-            answer,
-        });
-        answered
-            .await
-            .unwrap_or_else(|_| Err(TransportError::Lost("cut".into())))
     }
 
     /// What comes out goes to the model, as if a forwarder had it.
-    async fn next(&self) -> Result<Delivery, TransportError> {
+    async fn receive(&self, _: &mut Vec<Incoming>, _: usize) -> Result<(), TransportError> {
         Err(self.lost().await)
     }
 
@@ -199,8 +194,25 @@ impl<const LANE: usize> Transport for Link<LANE> {
 
     async fn close(&self) {}
 
-    fn broker(&self) -> transport::Broker {
-        transport::Broker::default()
+    fn info(&self) -> BrokerInfo {
+        BrokerInfo::default()
+    }
+}
+
+impl<const LANE: usize> Link<LANE> {
+    async fn store(&self, message: &Message) -> Result<(), TransportError> {
+        if *self.brokers.0[LANE].epoch.borrow() != self.epoch {
+            return Err(TransportError::Lost("away".into()));
+        }
+        let (answer, answered) = oneshot::channel();
+        self.brokers.publishes(LANE).push(Publish {
+            lane: LANE,
+            record: message.clone().into(),
+            answer,
+        });
+        answered
+            .await
+            .unwrap_or_else(|_| Err(TransportError::Lost("cut".into())))
     }
 }
 
@@ -416,12 +428,15 @@ fn lane<const LANE: usize>(
     brokers: &Brokers,
 ) -> (ChildId, Thread, Factory) {
     let wiring = lane::LaneParams {
+        lane: LANES[LANE],
         router: router.clone(),
         forwarder: Slot::new(),
         deliveries: Arc::new(tokio::sync::Semaphore::new(1)),
         deliveries_max: 1,
         ledger: Arc::clone(ledger),
         publish_timeout: PUBLISH_TIMEOUT,
+        bundle: 1,
+        settled: SettledRecords::default(),
     };
     let brokers = brokers.clone();
     let start = factory(Slot::new(), move |supervisor| {

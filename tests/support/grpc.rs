@@ -33,6 +33,7 @@ impl Rig for OwnNode {
     type T = Grpc;
     const SURVIVES_KILL: bool = false;
     const CONFIRMS_ON_SETTLE: bool = true;
+    const CARRIES_BUNDLES: bool = false;
 
     async fn start() -> Option<Self> {
         Some(Self)

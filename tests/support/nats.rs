@@ -148,8 +148,8 @@ impl Rig for Nats {
         Self::with(&[]).await
     }
 
-    fn settings(&mut self) -> nats::Settings {
-        nats::Settings::new(self.config())
+    fn settings(&mut self) -> config::Nats {
+        self.config()
     }
 
     async fn kill(&mut self) {

@@ -51,8 +51,8 @@ impl Rig for Rabbit {
         Some(Self { server })
     }
 
-    fn settings(&mut self) -> rabbitmq::Settings {
-        rabbitmq::Settings::new(self.config())
+    fn settings(&mut self) -> config::Rabbitmq {
+        self.config()
     }
 
     async fn kill(&mut self) {

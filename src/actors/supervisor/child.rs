@@ -18,7 +18,7 @@ use super::{
 use crate::{
     actors::{Drain, Ping, Publish, live_lanes::LiveLanes},
     backoff::Backoff,
-    transport::Broker,
+    transport::BrokerInfo,
 };
 
 /// A supervised actor, over all of its starts.
@@ -83,7 +83,7 @@ impl Child {
         }
     }
 
-    fn ready(&mut self, lane: Option<(Recipient<Publish>, Broker)>) {
+    fn ready(&mut self, lane: Option<(Recipient<Publish>, BrokerInfo)>) {
         if self.desired != DesiredState::Running {
             return;
         }

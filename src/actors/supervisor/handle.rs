@@ -15,7 +15,7 @@ use tokio::{sync::watch, task::AbortHandle};
 use super::{ChildId, Supervisor};
 use crate::{
     actors::{Drain, Ping, Publish, Supervised, slot::Slot},
-    transport::Broker,
+    transport::BrokerInfo,
 };
 
 /// How an actor ended.
@@ -124,7 +124,7 @@ impl SupervisorHandle {
     }
 
     /// The actor does its work from now on. A lane says where it takes records.
-    pub fn ready(&self, lane: Option<(Recipient<Publish>, Broker)>) {
+    pub fn ready(&self, lane: Option<(Recipient<Publish>, BrokerInfo)>) {
         self.tell(Event::Ready(lane));
     }
 
@@ -163,7 +163,7 @@ pub(super) struct ActorEvent {
 pub(super) enum Event {
     Started(Running),
     /// It does its work, a lane with this.
-    Ready(Option<(Recipient<Publish>, Broker)>),
+    Ready(Option<(Recipient<Publish>, BrokerInfo)>),
     Exited(Exit),
 }
 

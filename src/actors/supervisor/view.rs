@@ -5,7 +5,7 @@ use std::fmt;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
-use crate::{lane_id::LaneId, transport::Broker};
+use crate::{lane_id::LaneId, transport::BrokerInfo};
 
 /// The name of a supervised actor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,7 +62,7 @@ pub struct View {
     pub since: Instant,
     pub restarts: u64,
     pub last_error: Option<String>,
-    pub broker: Broker,
+    pub broker: BrokerInfo,
 }
 
 impl View {
@@ -73,7 +73,7 @@ impl View {
             since: Instant::now(),
             restarts: 0,
             last_error: None,
-            broker: Broker::default(),
+            broker: BrokerInfo::default(),
         }
     }
 

@@ -16,9 +16,10 @@ use tracing::warn;
 
 use crate::{
     breaker::Breaker,
-    delivery::{Delivery, Verdict},
+    delivery::Verdict,
     record::Record,
     spool::{Entry, EntryKey, Queue, Spool},
+    transport::{Incoming, Message},
 };
 
 /// Capacity in memory, in units of [`UNIT`] bytes: at most 1024 records or 64 MiB. A record takes
@@ -317,7 +318,7 @@ pub(super) fn new(spool: Spool, breaker: Arc<Breaker>) -> (BufferIn, BufferOut) 
 
 impl BufferOut {
     /// The next record that is due. Dropping the future loses nothing.
-    pub(super) async fn next(&self) -> Delivery {
+    pub(super) async fn next(&self) -> Incoming {
         let mut inbox = self.0.lock().await;
         let Inbox { queued, delayed } = &mut *inbox;
         loop {
@@ -337,7 +338,7 @@ impl BufferOut {
 
     /// The next record in the channel that needs no delay, if there is one. Delayed records come
     /// out of [`Self::next`].
-    pub(super) fn try_next(&self) -> Option<Delivery> {
+    pub(super) fn try_next(&self) -> Option<Incoming> {
         let mut inbox = self.0.try_lock().ok()?;
         loop {
             let next = inbox.queued.try_recv().ok()?;
@@ -348,14 +349,14 @@ impl BufferOut {
         }
     }
 
-    fn deliver(queued: Queued) -> Delivery {
+    fn deliver(queued: Queued) -> Incoming {
         let Queued {
             buffered,
             redelivered,
             ..
         } = queued;
-        let record = buffered.record.clone();
-        Delivery::new(record, redelivered, move |verdict| {
+        let message = Message::from(&buffered.record);
+        Incoming::new(message, redelivered, move |verdict| {
             let delay = match verdict {
                 Verdict::Ack | Verdict::Reject => return buffered.settle(),
                 Verdict::RetryAfter(delay) => delay.min(DELAY_MAX),

@@ -20,7 +20,10 @@ use super::{
     peer_stream::{PeerStream, ReceiptSender, WINDOW},
     reached,
 };
-use crate::{backoff::Backoff, record::Record, transport::TransportError};
+use crate::{
+    backoff::Backoff,
+    transport::{Message, TransportError},
+};
 
 /// For how many places of a window a batch waits at a time.
 const ROOM_MAX: usize = WINDOW / 8;
@@ -85,11 +88,11 @@ impl Peers {
             .map_err(|_| self.why_none())
     }
 
-    /// Sends `records` to peers with room in their windows. `settled` gets the index of a record
+    /// Sends `messages` to peers with room in their windows. `settled` gets the index of a message
     /// when its receipt is here or cannot come.
-    pub(super) async fn publish_all(
+    pub(super) async fn publish(
         &self,
-        records: &[impl AsRef<Record>],
+        messages: &[Message],
         mut settled: impl FnMut(usize, Result<(), TransportError>),
     ) {
         let batch = self
@@ -103,18 +106,18 @@ impl Peers {
         };
         // It moves `sender`, so that the outcomes end with the last `ReceiptSender`.
         let sending = async move {
-            let receipts = (0..records.len()).map(|at| ReceiptSender {
+            let receipts = (0..messages.len()).map(|at| ReceiptSender {
                 at,
                 settled: sender.clone(),
             });
-            let mut left = records.iter().map(AsRef::as_ref).zip(receipts);
+            let mut left = messages.iter().zip(receipts);
             while left.len() > 0 {
                 match self.room(left.len()).await {
                     Ok((stream, mut permits)) => {
                         while let Some(permit) = permits.split(1)
-                            && let Some((record, receipt)) = left.next()
+                            && let Some((message, receipt)) = left.next()
                         {
-                            stream.send(record, batch, permit, receipt);
+                            stream.send(message, batch, permit, receipt);
                         }
                     }
                     Err(why) => left

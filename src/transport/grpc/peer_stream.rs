@@ -14,8 +14,7 @@ use tonic::{Streaming, transport::Endpoint};
 use super::{MAX_MESSAGE, Phase, reached};
 use crate::{
     proto::{self, Outcome, Receipt, waypost_client::WaypostClient},
-    record::Record,
-    transport::TransportError,
+    transport::{Message, TransportError},
 };
 
 /// Records under way to one peer.
@@ -78,21 +77,21 @@ impl PeerStream {
         }
     }
 
-    /// Sends a record that holds a `permit` of the window.
+    /// Sends the record of a message that holds a `permit` of the window.
     pub(super) fn send(
         &self,
-        record: &Record,
+        message: &Message,
         batch: u64,
         permit: OwnedSemaphorePermit,
         receipt: ReceiptSender,
     ) {
-        let message = proto::Record::from(record);
-        if message.encoded_len() > MAX_MESSAGE {
+        let record = proto::Record::from(message);
+        if record.encoded_len() > MAX_MESSAGE {
             let why = format!("the record is larger than {MAX_MESSAGE} bytes");
             return receipt.send(Err(TransportError::Publish(why)));
         }
         let outbox = self.outbox.borrow();
-        match outbox.as_ref().map(|outbox| outbox.try_send(message)) {
+        match outbox.as_ref().map(|outbox| outbox.try_send(record)) {
             Some(Ok(())) => {}
             // Records that were given up fill the outbox: the peer does not read.
             Some(Err(mpsc::error::TrySendError::Full(_))) => {
@@ -110,7 +109,7 @@ impl PeerStream {
         };
         self.pending
             .borrow_mut()
-            .entry(Arc::clone(&record.id))
+            .entry(Arc::clone(&message.headers.id))
             .or_default()
             .push_back(pending);
     }
@@ -208,6 +207,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
+    use crate::record::Record;
 
     struct Sent {
         stream: PeerStream,
@@ -246,7 +246,8 @@ mod tests {
                 .unwrap();
             let settled = self.settled.clone();
             let receipt = ReceiptSender { at, settled };
-            self.stream.send(&record, at as u64, permit, receipt);
+            self.stream
+                .send(&Message::from(&record), at as u64, permit, receipt);
         }
 
         fn receive(&self, id: &str, outcome: Outcome) {

@@ -2,7 +2,7 @@
 //!
 //! The client crate's own message stream reads ahead unseen. With a slow API, messages in its
 //! buffer exceed their ack wait, and they cannot be given back when the lane closes. Here each
-//! message becomes a [`Delivery`] as soon as it arrives, so the settler extends its ack wait. The
+//! message becomes an [`Incoming`] as soon as it arrives, so the settler extends its ack wait. The
 //! server ends each pull, so no message is on its way after that.
 
 use std::time::Duration;
@@ -23,13 +23,12 @@ use tokio::{
 use tracing::debug;
 
 use super::{
-    super::{bundle::Kind, lost::Lost},
+    super::{Incoming, lost::Lost},
     PULL_EXPIRES, PULL_MAX,
     consumer_check::{Skew, check},
-    record,
+    message,
     settle::Settler,
 };
-use crate::delivery::Delivery;
 
 /// Without any answer for this long, a pull is lost.
 const SILENCE: Duration = Duration::from_secs(3);
@@ -52,7 +51,7 @@ pub struct Puller {
     pub stream: Stream,
     pub subject: String,
     pub consumer: PullConsumer,
-    pub ready: mpsc::Sender<(Delivery, Kind)>,
+    pub ready: mpsc::Sender<Incoming>,
     pub settler: Settler,
     pub lost: Lost,
 }
@@ -126,7 +125,7 @@ impl Puller {
     async fn one_pull(
         &self,
         messages: &mut Subscriber,
-        room: &mut mpsc::PermitIterator<'_, (Delivery, Kind)>,
+        room: &mut mpsc::PermitIterator<'_, Incoming>,
     ) -> PullEnd {
         for permit in room {
             let message = match timeout(SILENCE, messages.next()).await {
@@ -146,17 +145,16 @@ impl Puller {
         PullEnd::Done
     }
 
-    fn deliver(&self, message: Message) -> (Delivery, Kind) {
+    fn deliver(&self, message: Message) -> Incoming {
         let context = self.context.clone();
-        let message = jetstream::Message { message, context };
-        let redelivered = message.info().is_ok_and(|info| info.delivered > 1);
-        let (record, kind) = record(&message);
-        let delivery = match message.message.reply {
-            Some(reply) => Delivery::new(record, redelivered, self.settler.track(reply)),
+        let stored = jetstream::Message { message, context };
+        let redelivered = stored.info().is_ok_and(|info| info.delivered > 1);
+        let message = self::message(&stored);
+        match stored.message.reply {
+            Some(reply) => Incoming::new(message, redelivered, self.settler.track(reply)),
             // JetStream always asks for an ack. A message that asks for none needs none.
-            None => Delivery::new(record, redelivered, |_| {}),
-        };
-        (delivery, kind)
+            None => Incoming::new(message, redelivered, |_| {}),
+        }
     }
 
     /// `None` if the connection is lost first.

@@ -1,0 +1,110 @@
+//! Pulling: hands the records that come out of the transport to the forwarder, no faster than it POSTs.
+
+use std::{cell::RefCell, sync::Arc, time::Duration};
+
+use tokio::sync::OwnedSemaphorePermit;
+use tracing::debug;
+
+use super::{LaneParams, bundle::Unbundler};
+use crate::{
+    actors::Forward,
+    delivery::Delivery,
+    transport::{Transport, TransportError},
+};
+
+/// How long a restart of the forwarder may keep a delivery waiting.
+const FORWARDER_PATIENCE: Duration = Duration::from_secs(5);
+/// The most deliveries that go to the forwarder in one message.
+const FORWARD_MAX: usize = 256;
+
+/// Pulls until the connection is lost, and returns why it was.
+pub async fn pull<T: Transport>(
+    transport: &T,
+    params: &LaneParams,
+    unbundler: &RefCell<Unbundler>,
+) -> TransportError {
+    let mut messages = Vec::new();
+    loop {
+        // An API that is away must not hide a connection that is lost.
+        let permit = tokio::select! {
+            biased;
+            permit = Arc::clone(&params.deliveries).acquire_owned() => permit,
+            lost = transport.lost() => return lost,
+        };
+        let Ok(mut permits) = permit else {
+            return TransportError::Lost("the node is stopping".into());
+        };
+        // A message whose records are all settled brings none.
+        let first = loop {
+            if let Some(first) = unbundler.borrow_mut().next() {
+                break first;
+            }
+            let room = 1 + params.deliveries.available_permits();
+            let received = transport.receive(&mut messages, room.min(FORWARD_MAX));
+            if let Err(lost) = received.await {
+                return lost;
+            }
+            unbundler.borrow_mut().add(&mut messages);
+        };
+        let mut deliveries = vec![first];
+        take_ready(params, unbundler, &mut deliveries, &mut permits);
+        fail::fail_point!("pull");
+        let Some(forwarder) = params.forwarder.wait(FORWARDER_PATIENCE).await else {
+            return TransportError::Lost("there is no forwarder".into());
+        };
+        // A forwarder that has just died drops the deliveries, and so gives them back.
+        let forward = Forward {
+            deliveries,
+            permits,
+        };
+        if forwarder.try_send(forward).is_err() {
+            debug!(lane = %params.lane, "forwarder did not take deliveries");
+        }
+    }
+}
+
+/// Adds the deliveries that are ready as well, as far as there are permits.
+fn take_ready(
+    params: &LaneParams,
+    unbundler: &RefCell<Unbundler>,
+    deliveries: &mut Vec<Delivery>,
+    permits: &mut OwnedSemaphorePermit,
+) {
+    let room = params.deliveries.available_permits().min(FORWARD_MAX - 1);
+    let room = u32::try_from(room).unwrap_or(0);
+    let Ok(mut more) = Arc::clone(&params.deliveries).try_acquire_many_owned(room) else {
+        return;
+    };
+    let mut unbundler = unbundler.borrow_mut();
+    let ready = std::iter::from_fn(|| unbundler.next());
+    deliveries.extend(ready.take(more.num_permits()));
+    if let Some(taken) = more.split(deliveries.len() - 1) {
+        permits.merge(taken);
+    }
+}
+
+/// Waits until the open bundles are settled: a message that is given back brings all of its records
+/// again. Messages of which no record is out go back at once.
+pub async fn settle_open(params: &LaneParams, unbundler: &RefCell<Unbundler>) {
+    unbundler.borrow_mut().give_back_unopened();
+    loop {
+        let Some(delivery) = unbundler.borrow_mut().next() else {
+            break;
+        };
+        let Ok(permits) = Arc::clone(&params.deliveries).acquire_owned().await else {
+            return;
+        };
+        let Some(forwarder) = params.forwarder.get() else {
+            return;
+        };
+        let forward = Forward {
+            deliveries: vec![delivery],
+            permits,
+        };
+        if forwarder.try_send(forward).is_err() {
+            return debug!(lane = %params.lane, "forwarder did not take deliveries");
+        }
+    }
+    // Each delivery that is out has a permit.
+    drop(params.deliveries.acquire_many(params.deliveries_max).await);
+}
