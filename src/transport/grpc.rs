@@ -231,7 +231,7 @@ async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     loop {
         match TcpListener::bind(address).await {
             Err(e) if e.kind() == io::ErrorKind::AddrInUse && Instant::now() < deadline => {
-                sleep(BIND_RETRY).await
+                sleep(BIND_RETRY).await;
             }
             bound => return bound,
         }

@@ -209,17 +209,15 @@ impl Memory {
 
     async fn store(&self, message: &Message) -> Result<(), TransportError> {
         self.check()?;
-        let mut state = self.broker.state();
-        let faults = state.faults;
+        let faults = self.broker.state().faults;
         if faults.fail_publishes {
             return Err(TransportError::Publish("refused".into()));
         }
-        state.waiting.push_back(Waiting {
+        self.broker.state().waiting.push_back(Waiting {
             message: message.clone(),
             redelivered: false,
             due: Instant::now(),
         });
-        drop(state);
         self.broker.0.changed.notify_waiters();
         if faults.swallow_confirms {
             // No confirm comes before the connection breaks.

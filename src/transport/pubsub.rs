@@ -348,7 +348,7 @@ impl Outstanding {
             };
             match verdict {
                 Verdict::Ack | Verdict::Reject => {
-                    outstanding.acknowledge_soon((handler, permit), &runtime)
+                    outstanding.acknowledge_soon((handler, permit), &runtime);
                 }
                 Verdict::Unsettled => handler.nack(),
                 // The service has no delayed nack: its hold is kept until the delay is over.

@@ -229,7 +229,7 @@ fn are_all(settled: &SettledFlags) -> bool {
     settled.iter().all(|is_settled| is_settled.load(Relaxed))
 }
 
-/// Makes deliveries of messages, in their order.
+/// Makes deliveries of messages, in their order. It ends where no message is left, and goes on once one is added.
 pub struct Unbundler {
     settled: SettledRecords,
     messages: VecDeque<Incoming>,
@@ -250,20 +250,6 @@ impl Unbundler {
     /// Adds messages, and leaves `messages` empty.
     pub fn add(&mut self, messages: &mut Vec<Incoming>) {
         self.messages.extend(messages.drain(..));
-    }
-
-    /// The next record.
-    pub fn next(&mut self) -> Option<Delivery> {
-        loop {
-            if let Some(delivery) = self.open.next() {
-                return Some(delivery);
-            }
-            let message = self.messages.pop_front()?;
-            match unpack(&message.message) {
-                Some(records) => self.open = self.open(message, records).into_iter(),
-                None => return Some(single(message)),
-            }
-        }
     }
 
     /// Gives back the messages of which no record has come out.
@@ -314,6 +300,23 @@ impl Unbundler {
             }
         });
         deliveries.collect()
+    }
+}
+
+impl Iterator for Unbundler {
+    type Item = Delivery;
+
+    fn next(&mut self) -> Option<Delivery> {
+        loop {
+            if let Some(delivery) = self.open.next() {
+                return Some(delivery);
+            }
+            let message = self.messages.pop_front()?;
+            match unpack(&message.message) {
+                Some(records) => self.open = self.open(message, records).into_iter(),
+                None => return Some(single(message)),
+            }
+        }
     }
 }
 
@@ -492,7 +495,7 @@ mod tests {
     fn open(settled: &SettledRecords, incoming: Incoming) -> Vec<Delivery> {
         let mut unbundler = Unbundler::new(settled.clone());
         unbundler.add(&mut vec![incoming]);
-        let mut all: Vec<_> = std::iter::from_fn(|| unbundler.next()).collect();
+        let mut all: Vec<_> = unbundler.collect();
         all.reverse();
         all
     }

@@ -75,9 +75,7 @@ fn take_ready(
     let Ok(mut more) = Arc::clone(&params.deliveries).try_acquire_many_owned(room) else {
         return;
     };
-    let mut unbundler = unbundler.borrow_mut();
-    let ready = std::iter::from_fn(|| unbundler.next());
-    deliveries.extend(ready.take(more.num_permits()));
+    deliveries.extend(unbundler.borrow_mut().by_ref().take(more.num_permits()));
     if let Some(taken) = more.split(deliveries.len() - 1) {
         permits.merge(taken);
     }
