@@ -33,7 +33,7 @@ use tokio::{
 
 use self::{
     access::Access,
-    declare::{Admin, Probe},
+    declare::{Probe, PubsubAdmin},
     stream::{LEASED_MAX, Leased, SharedStream},
 };
 use super::{
@@ -99,7 +99,7 @@ impl Transport for Pubsub {
     async fn connect(settings: &Settings) -> Result<Self, TransportError> {
         let Settings { config, stream } = settings;
         let access = Access::new(config).await?;
-        let (admin, declared) = Admin::declare(&access, config).await?;
+        let (admin, declared) = PubsubAdmin::declare(&access, config).await?;
         if declared.created {
             stream.distrust();
         }
@@ -248,7 +248,7 @@ struct State {
 }
 
 /// Looks the subscription up while the lane is quiet, or when something failed. Ends once it has found the connection lost.
-async fn probe(admin: Admin, state: Arc<State>, stream: Arc<SharedStream>) {
+async fn probe(admin: PubsubAdmin, state: Arc<State>, stream: Arc<SharedStream>) {
     loop {
         tokio::select! {
             () = sleep(PROBE_PERIOD) => if state.heard.swap(false, Ordering::Relaxed) { continue },

@@ -35,7 +35,7 @@ pub(super) struct InboundStream {
     broken: Option<Status>,
     /// A record that was read while the buffer had no room.
     waiting: Option<Record>,
-    unconfirmed: Slab<Unconfirmed>,
+    unconfirmed: Slab<UnconfirmedRecord>,
     outcome_sender: OutcomeSender,
     outcomes: mpsc::UnboundedReceiver<OutcomeEvent>,
     /// When to look for records that should go to disk, if `is_timer_set`.
@@ -48,7 +48,7 @@ pub(super) struct InboundStream {
 }
 
 /// A record that was read and is not known to be safe.
-struct Unconfirmed {
+struct UnconfirmedRecord {
     id: Arc<str>,
     /// `None` if it went to disk directly.
     buffered: Option<Arc<BufferedRecord>>,
@@ -160,7 +160,7 @@ impl InboundStream {
     fn track(&mut self, id: Arc<str>, buffered: Option<Arc<BufferedRecord>>) {
         let since = Instant::now();
         self.progress = since;
-        self.unconfirmed.insert(Unconfirmed {
+        self.unconfirmed.insert(UnconfirmedRecord {
             id,
             buffered,
             since,

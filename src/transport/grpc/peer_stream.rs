@@ -21,13 +21,13 @@ use crate::{
 pub(super) const WINDOW: usize = 512;
 
 /// The outcome of one record: its place in its batch, and its result.
-pub(super) type Settled = (usize, Result<(), TransportError>);
+pub(super) type SettledRecord = (usize, Result<(), TransportError>);
 
 /// Reports the outcome of one record of a batch.
 pub(super) struct ReceiptSender {
     pub at: usize,
     /// Bounded by the batch: each record sends one outcome.
-    pub settled: mpsc::UnboundedSender<Settled>,
+    pub settled: mpsc::UnboundedSender<SettledRecord>,
 }
 
 impl ReceiptSender {
@@ -211,8 +211,8 @@ mod tests {
 
     struct Sent {
         stream: PeerStream,
-        settled: mpsc::UnboundedSender<Settled>,
-        outcomes: mpsc::UnboundedReceiver<Settled>,
+        settled: mpsc::UnboundedSender<SettledRecord>,
+        outcomes: mpsc::UnboundedReceiver<SettledRecord>,
         _outbox: mpsc::Receiver<proto::Record>,
     }
 
@@ -258,7 +258,7 @@ mod tests {
             });
         }
 
-        fn outcomes(&mut self) -> Vec<Settled> {
+        fn outcomes(&mut self) -> Vec<SettledRecord> {
             std::iter::from_fn(|| self.outcomes.try_recv().ok()).collect()
         }
     }

@@ -1,4 +1,4 @@
-//! The four calls of the service, as seen from the node that receives them.
+//! The service's four calls, on the node that receives them.
 
 use std::{sync::Arc, time::Duration};
 
@@ -31,8 +31,8 @@ pub(super) const CLOSING: &str = "closing";
 const SUMMARY_MAX: usize = 1000;
 /// The longest id: an `Idempotency-Key` of 255 characters, its place in a batch, and a lane.
 const ID_MAX: usize = 300;
-/// The longest trace context that is carried along. Version 00 has 55 characters; later ones may
-/// have more.
+/// The longest trace context that is accepted. Version 00 has 55 characters; later ones may have
+/// more.
 const TRACEPARENT_MAX: usize = 256;
 
 pub(super) struct Service {

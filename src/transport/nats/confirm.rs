@@ -403,7 +403,7 @@ mod tests {
         let ended = |task: ConfirmTask| {
             run(stream::empty(), task)
                 .now_or_never()
-                .expect("the client has ended")
+                .expect("the client has ended");
         };
         for end in [&never_polled as &dyn Fn(ConfirmTask), &ended] {
             let (confirms, lost) = (confirms(), Lost::default());

@@ -25,7 +25,7 @@ const SETTLING: Duration = Duration::from_secs(1);
 /// does not say when it is done; a small stream takes less than this.
 const REMOVAL: Duration = Duration::from_secs(1);
 
-pub struct Declared {
+pub struct DeclaredStream {
     pub stream: Stream,
     pub consumer: PullConsumer,
     /// Settings that weaken the guarantee.
@@ -37,7 +37,7 @@ pub struct Declared {
 pub async fn declare(
     context: &Context,
     settings: &config::Nats,
-) -> Result<Declared, TransportError> {
+) -> Result<DeclaredStream, TransportError> {
     let stream = &settings.stream;
     let durable = &settings.durable;
     let cannot_have = |what: String, why: String| cannot(format!("{what}: {why}"));
@@ -78,7 +78,7 @@ pub async fn declare(
     let consumer = without_skew(&found, consumer, settings)
         .await
         .map_err(|why| cannot_have(format!("consumer {durable}"), why))?;
-    Ok(Declared {
+    Ok(DeclaredStream {
         stream: found,
         consumer,
         warnings,

@@ -45,7 +45,7 @@ enum PullEnd {
     Failed(String),
 }
 
-/// What a pull needs.
+/// The pulling task of one connection.
 pub struct Puller {
     pub context: Context,
     pub stream: Stream,

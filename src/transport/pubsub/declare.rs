@@ -1,4 +1,4 @@
-//! The topic and the subscription: created when absent, checked when there.
+//! Creates the topic and the subscription if they are missing, and checks them if they exist.
 
 use std::{fmt::Display, time::Duration};
 
@@ -13,22 +13,21 @@ use tokio::time::timeout;
 use super::{Access, TransportError};
 use crate::config;
 
-/// The shortest that the service allows. It is the time after which what a dead node held comes
-/// again.
+/// The shortest that the service allows. A dead node's messages are redelivered after it.
 const ACK_DEADLINE_S: i32 = 10;
 /// How long an unacked message is kept.
 const RETENTION: Duration = Duration::from_hours(7 * 24);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// One topic and one subscription, for administration.
-pub(super) struct Admin {
+/// Administers one topic and one subscription.
+pub(super) struct PubsubAdmin {
     subscriptions: SubscriptionAdmin,
     topic: String,
     subscription: String,
 }
 
-pub(super) struct Declared {
-    /// Something was absent: streams of before are of another topic or subscription.
+pub(super) struct DeclaredSubscription {
+    /// The topic or the subscription is new, so an earlier stream belongs to another one.
     pub created: bool,
     pub warnings: Vec<String>,
 }
@@ -42,7 +41,7 @@ pub(super) enum Probe {
     Silent,
 }
 
-impl Admin {
+impl PubsubAdmin {
     pub fn topic(&self) -> &str {
         &self.topic
     }
@@ -51,15 +50,16 @@ impl Admin {
         &self.subscription
     }
 
-    /// Both are there when it returns: what is published to a topic without a subscription is lost.
+    /// Creates what is missing. The subscription must exist before the first publish: a topic
+    /// without one loses messages.
     ///
     /// # Errors
-    /// When the service does not answer, or the subscription is one that would not bring every
-    /// record here.
+    /// If the service does not answer, or the subscription would not bring every record to this
+    /// node.
     pub async fn declare(
         access: &Access,
         config: &config::Pubsub,
-    ) -> Result<(Self, Declared), TransportError> {
+    ) -> Result<(Self, DeclaredSubscription), TransportError> {
         let topic = format!("projects/{}/topics/{}", config.project, config.topic);
         let created_topic = declare_topic(access, &topic).await?;
         let subscriptions = SubscriptionAdmin::builder()
@@ -84,14 +84,14 @@ impl Admin {
         let warnings = check(&found, &admin.topic).map_err(failed)?;
         Ok((
             admin,
-            Declared {
+            DeclaredSubscription {
                 created: created_topic || created_subscription,
                 warnings,
             },
         ))
     }
 
-    /// The subscription as it is, and whether it was created for that.
+    /// The subscription, and whether it is new.
     async fn subscribe(&self) -> Result<(Subscription, bool), Error> {
         let found = self
             .subscriptions
@@ -117,7 +117,7 @@ impl Admin {
             .send()
             .await
         {
-            // Another node was quicker.
+            // Another node has created it meanwhile.
             Err(e) if is(&e, Code::AlreadyExists) => {
                 let found = self
                     .subscriptions
@@ -145,8 +145,8 @@ impl Admin {
     }
 }
 
-/// Whether it was absent. The client for topics ends here: each client has a copy of all roots of
-/// trust.
+/// Returns whether the topic is new. The client for topics is dropped here, because each client has
+/// a copy of all roots of trust.
 async fn declare_topic(access: &Access, topic: &str) -> Result<bool, TransportError> {
     let failed = |e: Error| TransportError::Connect(format!("topic {topic}: {}", describe(&e)));
     let topics = TopicAdmin::builder()
@@ -175,8 +175,7 @@ fn is(e: &Error, code: Code) -> bool {
     e.status().is_some_and(|status| status.code == code)
 }
 
-/// What the service said, or the innermost cause: that names the trouble of the socket, without the
-/// URL.
+/// The service's answer, or the innermost cause, which names the socket's failure without the URL.
 fn describe(e: &Error) -> String {
     if let Some(status) = e.status() {
         return format!("{}: {}", status.code, status.message);
@@ -188,10 +187,10 @@ fn describe(e: &Error) -> String {
     innermost.to_string()
 }
 
-/// What weakens the guarantee, as warnings.
+/// Warnings about settings that weaken the guarantee.
 ///
 /// # Errors
-/// Names the setting by which records would never come here.
+/// If a setting keeps records from this node. The error names it.
 fn check(found: &Subscription, topic: &str) -> Result<Vec<String>, String> {
     if found.topic != topic {
         return Err(format!("is on topic {}, not on {topic}", found.topic));

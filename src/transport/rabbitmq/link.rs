@@ -233,10 +233,10 @@ impl Watch {
 /// for the broker without a deadline. If the broker is silent, only the end of the socket frees
 /// that thread.
 #[derive(Default)]
-struct Socket(Arc<Mutex<Slot>>);
+struct Socket(Arc<Mutex<SocketState>>);
 
 #[derive(Default)]
-enum Slot {
+enum SocketState {
     #[default]
     Unopened,
     Open(TcpStream),
@@ -245,8 +245,8 @@ enum Slot {
 
 impl Socket {
     fn cut(&self) {
-        let slot = std::mem::replace(&mut *self.0.lock(), Slot::Cut);
-        if let Slot::Open(socket) = slot {
+        let slot = std::mem::replace(&mut *self.0.lock(), SocketState::Cut);
+        if let SocketState::Open(socket) = slot {
             // This fails if the peer has closed the socket already.
             socket.shutdown(Shutdown::Both).ok();
         }
@@ -260,12 +260,12 @@ impl Drop for Socket {
 }
 
 /// Puts the socket into its slot. Fails if the connection was given up.
-fn keep(slot: &Mutex<Slot>, socket: TcpStream) -> io::Result<()> {
+fn keep(slot: &Mutex<SocketState>, socket: TcpStream) -> io::Result<()> {
     let mut slot = slot.lock();
-    if matches!(*slot, Slot::Cut) {
+    if matches!(*slot, SocketState::Cut) {
         return Err(io::ErrorKind::ConnectionAborted.into());
     }
-    *slot = Slot::Open(socket);
+    *slot = SocketState::Open(socket);
     Ok(())
 }
 

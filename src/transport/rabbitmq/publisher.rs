@@ -18,7 +18,7 @@ const UNCONFIRMED_MAX: usize = 4096;
 /// Confirms or publishes handled in one turn, so that other tasks of this thread wait no longer.
 const TURN_MAX: usize = 64;
 
-type Outcome = Result<(), TransportError>;
+type PublishResult = Result<(), TransportError>;
 
 /// A message to publish.
 pub(super) struct PublishRequest {
@@ -26,13 +26,13 @@ pub(super) struct PublishRequest {
     pub(super) body: Bytes,
     /// Answered once the message is durable, or is known not to be. Dropped if the connection is
     /// lost first.
-    pub(super) done: oneshot::Sender<Outcome>,
+    pub(super) done: oneshot::Sender<PublishResult>,
 }
 
 /// The next step of the publishes under way.
 enum Step {
     /// The broker has answered the publish of that number.
-    Answer(u64, Outcome),
+    Answer(u64, PublishResult),
     /// All answers before this one have been seen.
     Barrier,
 }
@@ -52,7 +52,7 @@ pub(super) async fn publish_and_confirm(
     lost: Lost,
 ) {
     let mut steps = FuturesUnordered::new();
-    let mut unconfirmed = Unconfirmed::default();
+    let mut unconfirmed = UnconfirmedPublishes::default();
     let mut requests = Vec::new();
     let is_lost = lost.wait();
     tokio::pin!(is_lost);
@@ -102,9 +102,9 @@ pub(super) async fn publish_and_confirm(
 
 /// The publishes that wait for their outcome, by number.
 #[derive(Default)]
-struct Unconfirmed {
+struct UnconfirmedPublishes {
     last_number: u64,
-    by_number: HashMap<u64, oneshot::Sender<Outcome>>,
+    by_number: HashMap<u64, oneshot::Sender<PublishResult>>,
     /// Publishes with a good confirm since the latest barrier was set.
     confirmed: Vec<u64>,
     /// Publishes with a good confirm that wait for that barrier.
@@ -113,9 +113,9 @@ struct Unconfirmed {
     blocked: Option<TransportError>,
 }
 
-impl Unconfirmed {
+impl UnconfirmedPublishes {
     /// The number of a new publish. `None` if it has failed because the broker blocks publishers.
-    fn insert(&mut self, done: oneshot::Sender<Outcome>) -> Option<u64> {
+    fn insert(&mut self, done: oneshot::Sender<PublishResult>) -> Option<u64> {
         if let Some(why) = &self.blocked {
             // This fails if the caller has given up waiting, here and below.
             done.send(Err(why.clone())).ok();
@@ -159,7 +159,7 @@ impl Unconfirmed {
         true
     }
 
-    fn answer(&mut self, number: u64, outcome: Outcome) {
+    fn answer(&mut self, number: u64, outcome: PublishResult) {
         if let Some(done) = self.by_number.remove(&number) {
             done.send(outcome).ok();
         }
@@ -185,7 +185,7 @@ async fn send(
 }
 
 /// Reads the answer to one publish. `Lost` if it casts doubt on other publishes too.
-fn is_durable(answer: lapin::Result<Confirmation>) -> Outcome {
+fn is_durable(answer: lapin::Result<Confirmation>) -> PublishResult {
     match answer {
         Ok(Confirmation::Ack(None)) => Ok(()),
         Ok(Confirmation::Nack(None)) => {
@@ -246,7 +246,7 @@ mod tests {
         }
     }
 
-    /// What the barrier stands on: see [`publish_and_confirm`].
+    /// The barrier of [`publish_and_confirm`] relies on this.
     #[tokio::test]
     async fn a_set_of_futures_yields_in_the_order_of_resolving() {
         let mut set: FuturesUnordered<Pin<Box<dyn Future<Output = usize>>>> =
