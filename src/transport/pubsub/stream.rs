@@ -103,7 +103,7 @@ impl SharedStream {
     ) -> Result<Handle, TransportError> {
         let failed = |why: String| TransportError::Connect(format!("subscriber: {why}"));
         let ended = || failed("its thread has ended".into());
-        let (done, attached) = oneshot::channel();
+        let (done, reply) = oneshot::channel();
         let attach = Attach {
             access: access.clone(),
             subscription: subscription.into(),
@@ -114,7 +114,7 @@ impl SharedStream {
         };
         let attaches = self.thread().map_err(|why| failed(why.to_string()))?;
         attaches.send(attach).await.map_err(|_| ended())?;
-        attached.await.map_err(|_| ended())?.map_err(failed)
+        reply.await.map_err(|_| ended())?.map_err(failed)
     }
 
     /// The way to the thread, which is started if there is none.
