@@ -1,14 +1,14 @@
 //! Google Cloud Pub/Sub, or its emulator.
 //!
-//! A publisher, its probe and the deliveries belong to one connection. The stream of messages belongs to the settings
-//! (`stream::SharedStream`), and serves the latest connection.
+//! A publisher, its probe and the deliveries belong to one connection. The stream of messages
+//! belongs to the settings (`stream::SharedStream`), and serves the latest connection.
 
 mod access;
 mod declare;
 mod stream;
+mod unacked;
 
 use std::{
-    collections::HashMap,
     pin::Pin,
     sync::{
         Arc,
@@ -22,7 +22,7 @@ use futures_util::FutureExt as _;
 use google_cloud_gax::{error::rpc::Code, retry_policy::RetryPolicyExt as _};
 use google_cloud_pubsub::{
     client::Publisher, error::PublishError, model, publisher::PublishFuture,
-    retry_policy::RetryableErrors, subscriber::handler::Handler,
+    retry_policy::RetryableErrors,
 };
 use tokio::{
     runtime::Handle,
@@ -35,34 +35,37 @@ use self::{
     access::Access,
     declare::{Probe, PubsubAdmin},
     stream::{LEASED_MAX, Leased, SharedStream},
+    unacked::UnackedHandlers,
 };
 use super::{
     BrokerInfo, Headers, Incoming, Message, Transport, TransportError, lost::Lost, publish_each,
 };
-use crate::{config, delivery::Verdict};
+use crate::config;
 
-/// A batch leaves when it has so many messages, or after so long.
+/// A batch is sent when it has this many messages, or after this delay.
 const BATCH_MESSAGES: u32 = 200;
 const BATCH_DELAY: Duration = Duration::from_millis(2);
-/// The client sends a batch again and again for so long.
+/// How long the client retries a batch.
 const RETRY_LIMIT: Duration = Duration::from_secs(5);
 /// The last attempt may begin just before [`RETRY_LIMIT`].
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(7);
-/// What the publisher may hold, in KiB: 32 MiB, and by [`CHARGE_MIN_KIB`] no more than 4096 messages. Its own queue has no bound.
+/// Limit of the messages in the publisher, in KiB: 32 MiB, and at most 4096 messages by
+/// [`CHARGE_MIN_KIB`]. The client's own queue has no limit.
 const PUBLISHING_KIB: u32 = 32 << 10;
 const CHARGE_MIN_KIB: u32 = 8;
 /// The most bytes of a message that the service takes.
 const MESSAGE_MAX: usize = 10_000_000;
-/// How long an ack waits for others, so that together they wake the client's thread once. The client sends acks every 100 ms.
-const LINGER: Duration = Duration::from_millis(10);
-/// The client sends acks every 100 ms and does not say when they have arrived: one period and a slow round trip.
+/// The client sends acks every 100 ms and does not say when they have arrived: one period and a
+/// slow round trip.
 const FLUSH: Duration = Duration::from_millis(400);
-/// While nothing comes in, the subscription is looked up so often: an outage is otherwise hidden by the client's own retries.
+/// How often the subscription is looked up while no message comes. The client's own retries would
+/// hide an outage.
 const PROBE_PERIOD: Duration = Duration::from_millis(2500);
-/// Two probes that fail, so far apart, are an outage.
+/// Two failed probes this far apart are an outage.
 const PROBE_GAP: Duration = Duration::from_millis(300);
 
-/// The configuration, and the stream of messages, which outlives connections. Clones share both.
+/// The configuration, and the stream of messages, which outlives connections. Clones share the
+/// stream.
 #[derive(Clone)]
 pub struct Settings {
     config: Arc<config::Pubsub>,
@@ -84,7 +87,7 @@ pub struct Pubsub {
     publisher: Publisher,
     publishing: Arc<Semaphore>,
     ready: AsyncMutex<mpsc::Receiver<Leased>>,
-    outstanding: Arc<Outstanding>,
+    unacked: Arc<UnackedHandlers>,
     state: Arc<State>,
     /// Of the stream's thread. Delayed nacks run there because they must outlive the connection.
     runtime: Handle,
@@ -131,7 +134,7 @@ impl Transport for Pubsub {
             publisher,
             publishing: Arc::new(Semaphore::new(PUBLISHING_KIB as usize)),
             ready: AsyncMutex::new(ready),
-            outstanding: Arc::default(),
+            unacked: Arc::default(),
             state,
             runtime,
             probe,
@@ -165,7 +168,7 @@ impl Transport for Pubsub {
         let others = std::iter::from_fn(|| ready.try_recv().ok());
         let all = std::iter::once(first).chain(others).take(max);
         let received = into.len();
-        into.extend(all.map_while(|leased| self.outstanding.deliver(leased, &self.runtime)));
+        into.extend(all.map_while(|leased| self.unacked.deliver(leased, &self.runtime)));
         // After `close` the messages go back.
         if into.len() > received {
             Ok(())
@@ -180,13 +183,13 @@ impl Transport for Pubsub {
 
     async fn close(&self) {
         self.probe.abort();
-        // A `receive` that waits ends here, and makes way.
+        // This ends a waiting `receive`, which holds the lock.
         self.state.lost.set("closed");
         let mut ready = self.ready.lock().await;
         ready.close();
-        // A handle that is dropped gives its message back.
+        // Dropping a message nacks it.
         while ready.try_recv().is_ok() {}
-        self.outstanding.give_back();
+        self.unacked.give_back();
         sleep(FLUSH).await;
     }
 
@@ -237,17 +240,18 @@ impl Drop for Pubsub {
     }
 }
 
-/// What one connection knows of its health.
+/// The health of one connection.
 #[derive(Default)]
 struct State {
     lost: Lost,
-    /// A message came in since the last probe.
+    /// A message has come since the last probe.
     heard: AtomicBool,
-    /// Something failed that may be an outage.
+    /// A failure may be an outage: probe now.
     suspicion: Notify,
 }
 
-/// Looks the subscription up while the lane is quiet, or when something failed. Ends once it has found the connection lost.
+/// Looks the subscription up while the lane is quiet, and after a failure. Ends when it has found
+/// the connection lost.
 async fn probe(admin: PubsubAdmin, state: Arc<State>, stream: Arc<SharedStream>) {
     loop {
         tokio::select! {
@@ -261,7 +265,7 @@ async fn probe(admin: PubsubAdmin, state: Arc<State>, stream: Arc<SharedStream>)
         }
         match answer {
             Probe::Well => sleep(PROBE_GAP).await,
-            // A system that stalls may go on later with the stream that it has.
+            // A system that stalls may continue its stream later.
             Probe::Silent => return state.lost.set("no answer to a probe"),
             Probe::Gone => {
                 stream.distrust();
@@ -275,8 +279,8 @@ async fn probe(admin: PubsubAdmin, state: Arc<State>, stream: Arc<SharedStream>)
     }
 }
 
-/// A message that the publisher has. Dropped before its confirm, it leaves the message there, and its permit is held until the confirm
-/// comes.
+/// A message in the publisher. If it is dropped before its confirm, the message stays there, and
+/// its permit is held until the confirm comes.
 struct Publishing<'a> {
     underway: Option<(PublishFuture, Result<OwnedSemaphorePermit, AcquireError>)>,
     runtime: &'a Handle,
@@ -286,7 +290,7 @@ impl Future for Publishing<'_> {
     type Output = Result<(), PublishError>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        // Only a poll after its end, which nobody should make, finds nothing.
+        // `None` means that it was polled after its end.
         let Some((confirm, _)) = &mut self.underway else {
             return Poll::Ready(Err(PublishError::Shutdown));
         };
@@ -304,105 +308,7 @@ impl Drop for Publishing<'_> {
     }
 }
 
-/// The handles of the deliveries that are not settled.
-#[derive(Default)]
-struct Outstanding {
-    inner: parking_lot::Mutex<Handles>,
-}
-
-#[derive(Default)]
-struct Handles {
-    closed: bool,
-    next_key: u64,
-    by_key: HashMap<u64, Handler>,
-    /// To be acknowledged together, each with its share of what may be leased.
-    acked: Vec<(Handler, OwnedSemaphorePermit)>,
-}
-
-impl Outstanding {
-    /// Nothing once it has given all back.
-    fn deliver(self: &Arc<Self>, leased: Leased, runtime: &Handle) -> Option<Incoming> {
-        let Leased {
-            message,
-            handler,
-            permit,
-        } = leased;
-        let redelivered = handler
-            .delivery_attempt()
-            .is_some_and(|attempt| attempt > 1);
-        let key = {
-            let mut handles = self.inner.lock();
-            if handles.closed {
-                return None;
-            }
-            let key = handles.next_key;
-            handles.next_key += 1;
-            handles.by_key.insert(key, handler);
-            key
-        };
-        let (outstanding, runtime) = (Arc::clone(self), runtime.clone());
-        let settle = move |verdict| {
-            // It is not there if `close` has given it back.
-            let Some(handler) = outstanding.inner.lock().by_key.remove(&key) else {
-                return;
-            };
-            match verdict {
-                Verdict::Ack | Verdict::Reject => {
-                    outstanding.acknowledge_soon((handler, permit), &runtime);
-                }
-                Verdict::Unsettled => handler.nack(),
-                // The service has no delayed nack: its hold is kept until the delay is over.
-                Verdict::RetryAfter(delay) => {
-                    runtime.spawn(async move {
-                        sleep(delay).await;
-                        handler.nack();
-                        drop(permit);
-                    });
-                }
-            }
-        };
-        Some(Incoming::new(from_service(message), redelivered, settle))
-    }
-
-    /// The first of those that gather sets the time for all. If the stream's thread has ended, so has the stream, and they are redelivered.
-    fn acknowledge_soon(
-        self: &Arc<Self>,
-        acked: (Handler, OwnedSemaphorePermit),
-        runtime: &Handle,
-    ) {
-        let is_first = {
-            let mut handles = self.inner.lock();
-            handles.acked.push(acked);
-            handles.acked.len() == 1
-        };
-        if is_first {
-            let outstanding = Arc::clone(self);
-            runtime.spawn(async move {
-                sleep(LINGER).await;
-                let acked = std::mem::take(&mut outstanding.inner.lock().acked);
-                for (handler, _) in acked {
-                    handler.ack();
-                }
-            });
-        }
-    }
-
-    /// Gives back all that is not settled. From now on nothing is delivered.
-    fn give_back(&self) {
-        let mut handles = self.inner.lock();
-        handles.closed = true;
-        handles
-            .acked
-            .drain(..)
-            .for_each(|(handler, _)| handler.ack());
-        handles
-            .by_key
-            .drain()
-            .for_each(|(_, handler)| handler.nack());
-    }
-}
-
-/// What `bytes` cost of a budget of `max_kib`: never more than all of it.
+/// The charge for `bytes` against a budget of `max_kib`, at most all of it.
 fn charge(bytes: usize, min_kib: u32, max_kib: u32) -> u32 {
     u32::try_from(bytes.div_ceil(1024))
         .unwrap_or(u32::MAX)
@@ -421,7 +327,7 @@ fn to_service(Message { headers, body }: &Message) -> model::Message {
         .set_attributes(attributes)
 }
 
-/// A message of another publisher takes the service's id, which stays the same when it comes again.
+/// A message of another publisher gets the service's id, which is the same at each redelivery.
 fn from_service(message: model::Message) -> Message {
     let attribute = |name: &str| message.attributes.get(name).map(String::as_str);
     Message {
