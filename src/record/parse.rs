@@ -452,7 +452,7 @@ mod tests {
         ] {
             match any(text) {
                 Err(Invalid::Malformed { line, column, .. }) => {
-                    assert_eq!((line, column), at, "{text:?}")
+                    assert_eq!((line, column), at, "{text:?}");
                 }
                 other => panic!("{text:?}: {other:?}"),
             }
@@ -484,7 +484,7 @@ mod tests {
         ] {
             match case(&CASE.replacen(from, to, 1)) {
                 Err(Invalid::Schema { field: found, .. }) => {
-                    assert_eq!(found, field, "{from} -> {to}")
+                    assert_eq!(found, field, "{from} -> {to}");
                 }
                 other => panic!("{from} -> {to}: {other:?}"),
             }
