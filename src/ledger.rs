@@ -26,8 +26,8 @@ pub use self::{
     latency::{Latency, Quantiles},
 };
 use self::{
-    memory::{Flags, Memory},
-    rules::{CountedAs, Event, count},
+    memory::{FlagMemory, Flags},
+    rules::{CountedAs, Transition, count},
 };
 use crate::{
     clock::unix_us,
@@ -53,7 +53,7 @@ pub struct Ledger {
     refused_too_late: AtomicU64,
     /// Dead letters that an operator has removed.
     dropped: AtomicU64,
-    memory: Mutex<Memory>,
+    memory: Mutex<FlagMemory>,
     /// From a request's head to its answer, by the answer's status.
     requests: Mutex<BTreeMap<u16, Latency>>,
     /// The last result of [`audit`].
@@ -129,7 +129,7 @@ impl Ledger {
         let mut memory = self.memory.lock();
         for record in records {
             let (flags, key) = memory.look_up(record);
-            match count(Event::Delivered, flags, self.is_own(record)) {
+            match count(Transition::Delivered, flags, self.is_own(record)) {
                 CountedAs::Redelivered => {
                     redelivered += 1;
                     continue;
@@ -159,7 +159,7 @@ impl Ledger {
     /// The dead letter of a record that came out of `lane` is on disk.
     pub fn dead(&self, lane: LaneId, record: &Record) {
         let is_recovered =
-            self.end(Event::Dead, Flags::DEAD, record) == CountedAs::DeadAndRecovered;
+            self.end(Transition::Dead, Flags::DEAD, record) == CountedAs::DeadAndRecovered;
         let lane = self.lane(lane);
         lane.recovered.fetch_add(is_recovered.into(), Relaxed);
         lane.dead.fetch_add(1, Relaxed);
@@ -172,7 +172,7 @@ impl Ledger {
 
     /// No lane and no spool has confirmed the record, and its client was told so.
     pub fn refused(&self, record: &Record) {
-        if self.end(Event::Refused, Flags::REFUSED, record) == CountedAs::RefusedTooLate {
+        if self.end(Transition::Refused, Flags::REFUSED, record) == CountedAs::RefusedTooLate {
             self.refused_too_late.fetch_add(1, Relaxed);
         }
     }
@@ -192,7 +192,7 @@ impl Ledger {
         let mut memory = self.memory.lock();
         let (flags, key) = memory.look_up(&found);
         // The run was changed: the record is not this run's own.
-        if count(Event::Adopted, flags, false) == CountedAs::DoubleCounted {
+        if count(Transition::Adopted, flags, false) == CountedAs::DoubleCounted {
             self.double_counted.fetch_add(1, Relaxed);
             return None;
         }
@@ -226,7 +226,7 @@ impl Ledger {
     }
 
     /// Counts an event that gives `record` the flag `flag`, unless it comes too late.
-    fn end(&self, event: Event, flag: Flags, record: &Record) -> CountedAs {
+    fn end(&self, event: Transition, flag: Flags, record: &Record) -> CountedAs {
         let mut memory = self.memory.lock();
         let (flags, key) = memory.look_up(record);
         let counted = count(event, flags, self.is_own(record));

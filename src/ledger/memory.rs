@@ -52,7 +52,7 @@ impl BitOr for Flags {
 /// A record is recognised by its id and the time at which it was taken in, since a run may adopt the records of another. A
 /// record without an origin has no flags.
 #[derive(Default)]
-pub(super) struct Memory {
+pub(super) struct FlagMemory {
     hasher: Hasher128,
     /// The delivered records of each lane apart: a message that a broker sends again after a while is recognised however many
     /// records went by other lanes meanwhile.
@@ -62,7 +62,7 @@ pub(super) struct Memory {
     rare: [Recent<bool>; Flags::RARE.len()],
 }
 
-impl Memory {
+impl FlagMemory {
     /// The flags of `record`, and its fingerprint, unless it has no origin.
     pub fn look_up(&self, record: &Record) -> (Flags, Option<Fingerprint>) {
         let fingerprint = self.fingerprint(record);
@@ -150,18 +150,18 @@ mod tests {
         }
     }
 
-    fn flags(memory: &Memory, number: usize) -> Flags {
+    fn flags(memory: &FlagMemory, number: usize) -> Flags {
         memory.look_up(&numbered(number)).0
     }
 
-    fn deliver(memory: &mut Memory, lane: LaneId, numbers: impl IntoIterator<Item = usize>) {
+    fn deliver(memory: &mut FlagMemory, lane: LaneId, numbers: impl IntoIterator<Item = usize>) {
         for number in numbers {
             let key = memory.fingerprint(&numbered(number)).unwrap();
             memory.add_delivered(lane, key);
         }
     }
 
-    fn add(memory: &mut Memory, flag: Flags, number: usize) {
+    fn add(memory: &mut FlagMemory, flag: Flags, number: usize) {
         let (flags, key) = memory.look_up(&numbered(number));
         memory.add(flag, key.unwrap(), flags);
     }
@@ -169,7 +169,7 @@ mod tests {
     #[test]
     fn the_last_records_are_known_and_memory_is_bounded() {
         for flag in Flags::RARE {
-            let mut memory = Memory::default();
+            let mut memory = FlagMemory::default();
             for number in 0..3 * KNOWN_MIN {
                 assert_eq!(flags(&memory, number), Flags::default());
                 add(&mut memory, flag, number);
@@ -189,7 +189,7 @@ mod tests {
 
     #[test]
     fn what_a_lane_has_delivered_is_known_however_much_others_deliver() {
-        let mut memory = Memory::default();
+        let mut memory = FlagMemory::default();
         deliver(&mut memory, LaneId::Nats, [0]);
         deliver(&mut memory, LaneId::Grpc, 1..3 * KNOWN_MIN);
         assert_eq!(flags(&memory, 0), Flags::DELIVERED);
@@ -198,7 +198,7 @@ mod tests {
 
     #[test]
     fn what_a_lane_may_have_is_known_once_another_has_delivered_it() {
-        let mut memory = Memory::default();
+        let mut memory = FlagMemory::default();
         add(&mut memory, Flags::MAYBE_PUBLISHED, 0);
         assert_eq!(flags(&memory, 0), Flags::MAYBE_PUBLISHED);
         // It had come out before its lane was given up.
@@ -217,6 +217,6 @@ mod tests {
             origin: None,
             ..numbered(0)
         };
-        assert!(Memory::default().look_up(&record).1.is_none());
+        assert!(FlagMemory::default().look_up(&record).1.is_none());
     }
 }

@@ -18,7 +18,7 @@
 use super::memory::Flags;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Event {
+pub(super) enum Transition {
     Delivered,
     Dead,
     Refused,
@@ -39,19 +39,21 @@ pub(super) enum CountedAs {
 }
 
 /// `is_own`: this run took the record in.
-pub(super) fn count(event: Event, flags: Flags, is_own: bool) -> CountedAs {
+pub(super) fn count(event: Transition, flags: Flags, is_own: bool) -> CountedAs {
     let is_ours = is_own || flags.has(Flags::ADOPTED);
     let is_ended = flags.has(Flags::DELIVERED | Flags::DEAD | Flags::REFUSED);
     match event {
-        Event::Delivered if flags.has(Flags::DELIVERED) => CountedAs::Redelivered,
-        Event::Delivered if is_ours && !is_ended => CountedAs::Delivered,
-        Event::Delivered => CountedAs::DeliveredAndRecovered,
-        Event::Dead if is_ours && !is_ended => CountedAs::Dead,
-        Event::Dead => CountedAs::DeadAndRecovered,
-        Event::Refused if flags.has(Flags::DELIVERED | Flags::DEAD) => CountedAs::RefusedTooLate,
-        Event::Adopted if flags.has(Flags::ADOPTED) => CountedAs::Nothing,
-        Event::Adopted if flags.has(Flags::DELIVERED) => CountedAs::DoubleCounted,
-        Event::Refused | Event::Adopted => CountedAs::Nothing,
+        Transition::Delivered if flags.has(Flags::DELIVERED) => CountedAs::Redelivered,
+        Transition::Delivered if is_ours && !is_ended => CountedAs::Delivered,
+        Transition::Delivered => CountedAs::DeliveredAndRecovered,
+        Transition::Dead if is_ours && !is_ended => CountedAs::Dead,
+        Transition::Dead => CountedAs::DeadAndRecovered,
+        Transition::Refused if flags.has(Flags::DELIVERED | Flags::DEAD) => {
+            CountedAs::RefusedTooLate
+        }
+        Transition::Adopted if flags.has(Flags::ADOPTED) => CountedAs::Nothing,
+        Transition::Adopted if flags.has(Flags::DELIVERED) => CountedAs::DoubleCounted,
+        Transition::Refused | Transition::Adopted => CountedAs::Nothing,
     }
 }
 
@@ -65,80 +67,95 @@ mod tests {
         const OWN: bool = true;
         for (event, flags, is_own, expected) in [
             (
-                Event::Delivered,
+                Transition::Delivered,
                 Flags::DELIVERED,
                 OWN,
                 CountedAs::Redelivered,
             ),
-            (Event::Delivered, NONE, OWN, CountedAs::Delivered),
+            (Transition::Delivered, NONE, OWN, CountedAs::Delivered),
             (
-                Event::Delivered,
+                Transition::Delivered,
                 Flags::MAYBE_PUBLISHED,
                 OWN,
                 CountedAs::Delivered,
             ),
-            (Event::Delivered, Flags::ADOPTED, !OWN, CountedAs::Delivered),
             (
-                Event::Delivered,
+                Transition::Delivered,
+                Flags::ADOPTED,
+                !OWN,
+                CountedAs::Delivered,
+            ),
+            (
+                Transition::Delivered,
                 Flags::DEAD,
                 OWN,
                 CountedAs::DeliveredAndRecovered,
             ),
             (
-                Event::Delivered,
+                Transition::Delivered,
                 Flags::REFUSED,
                 OWN,
                 CountedAs::DeliveredAndRecovered,
             ),
             (
-                Event::Delivered,
+                Transition::Delivered,
                 NONE,
                 !OWN,
                 CountedAs::DeliveredAndRecovered,
             ),
-            (Event::Dead, NONE, OWN, CountedAs::Dead),
-            (Event::Dead, Flags::ADOPTED, !OWN, CountedAs::Dead),
-            (Event::Dead, Flags::DEAD, OWN, CountedAs::DeadAndRecovered),
+            (Transition::Dead, NONE, OWN, CountedAs::Dead),
+            (Transition::Dead, Flags::ADOPTED, !OWN, CountedAs::Dead),
             (
-                Event::Dead,
+                Transition::Dead,
+                Flags::DEAD,
+                OWN,
+                CountedAs::DeadAndRecovered,
+            ),
+            (
+                Transition::Dead,
                 Flags::DELIVERED,
                 OWN,
                 CountedAs::DeadAndRecovered,
             ),
             (
-                Event::Dead,
+                Transition::Dead,
                 Flags::REFUSED,
                 OWN,
                 CountedAs::DeadAndRecovered,
             ),
-            (Event::Dead, NONE, !OWN, CountedAs::DeadAndRecovered),
+            (Transition::Dead, NONE, !OWN, CountedAs::DeadAndRecovered),
             (
-                Event::Refused,
+                Transition::Refused,
                 Flags::DELIVERED,
                 OWN,
                 CountedAs::RefusedTooLate,
             ),
-            (Event::Refused, Flags::DEAD, OWN, CountedAs::RefusedTooLate),
             (
-                Event::Refused,
+                Transition::Refused,
+                Flags::DEAD,
+                OWN,
+                CountedAs::RefusedTooLate,
+            ),
+            (
+                Transition::Refused,
                 Flags::MAYBE_PUBLISHED,
                 OWN,
                 CountedAs::Nothing,
             ),
             (
-                Event::Adopted,
+                Transition::Adopted,
                 Flags::ADOPTED | Flags::DELIVERED,
                 !OWN,
                 CountedAs::Nothing,
             ),
             (
-                Event::Adopted,
+                Transition::Adopted,
                 Flags::DELIVERED,
                 !OWN,
                 CountedAs::DoubleCounted,
             ),
-            (Event::Adopted, Flags::DEAD, !OWN, CountedAs::Nothing),
-            (Event::Adopted, NONE, !OWN, CountedAs::Nothing),
+            (Transition::Adopted, Flags::DEAD, !OWN, CountedAs::Nothing),
+            (Transition::Adopted, NONE, !OWN, CountedAs::Nothing),
         ] {
             let counted = count(event, flags, is_own);
             assert_eq!(counted, expected, "{event:?}, {flags:?}, own: {is_own}");

@@ -19,7 +19,7 @@ pub(super) struct Cursor {
 }
 
 /// What one step of the reading has found.
-enum Step {
+enum ReadStep {
     Entry(u32, Vec<u8>),
     /// Damage, or an entry that is settled or held.
     Nothing,
@@ -42,7 +42,7 @@ impl Log {
                 },
             };
             match item {
-                Ok(Step::Entry(ordinal, payload)) => {
+                Ok(ReadStep::Entry(ordinal, payload)) => {
                     self.failures = 0;
                     return Some((
                         Position {
@@ -52,9 +52,9 @@ impl Log {
                         payload,
                     ));
                 }
-                Ok(Step::Nothing) => {}
-                Ok(Step::UpToDate) => return None,
-                Ok(Step::End) => self.passed = Some(number),
+                Ok(ReadStep::Nothing) => {}
+                Ok(ReadStep::UpToDate) => return None,
+                Ok(ReadStep::End) => self.passed = Some(number),
                 Err(why) if self.failures < READ_TRIES => {
                     self.failures += 1;
                     tracing::warn!(file = %self.path(number, "log").display(), %why, "cannot read the spool at present");
@@ -78,11 +78,11 @@ impl Log {
     }
 
     /// Reads one item at `cursor`, and moves on unless the segment ends there.
-    fn read(&mut self, mut cursor: Cursor) -> (u32, io::Result<Step>) {
+    fn read(&mut self, mut cursor: Cursor) -> (u32, io::Result<ReadStep>) {
         let number = cursor.segment;
         // A segment whose entries are all settled is gone.
         let Some(segment) = self.segments.get(&number) else {
-            return (number, Ok(Step::End));
+            return (number, Ok(ReadStep::End));
         };
         let read = match cursor.scanner.next(segment.size) {
             Ok(Some(Item::Frame { ordinal, payload })) if ordinal < segment.count => {
@@ -94,15 +94,15 @@ impl Log {
                 self.miss(&mut cursor, ordinal);
                 cursor.expected = ordinal + 1;
                 if is_live {
-                    Step::Entry(ordinal, payload)
+                    ReadStep::Entry(ordinal, payload)
                 } else {
-                    Step::Nothing
+                    ReadStep::Nothing
                 }
             }
-            Ok(Some(Item::Frame { .. })) => Step::Nothing,
+            Ok(Some(Item::Frame { .. })) => ReadStep::Nothing,
             Ok(Some(Item::Damage { at, size })) => {
                 cursor.damage = Some((at, size));
-                Step::Nothing
+                ReadStep::Nothing
             }
             Ok(None)
                 if self
@@ -110,12 +110,12 @@ impl Log {
                     .as_ref()
                     .is_some_and(|active| active.number == number) =>
             {
-                Step::UpToDate
+                ReadStep::UpToDate
             }
             Ok(None) => {
                 let end = segment.count;
                 self.miss(&mut cursor, end);
-                return (number, Ok(Step::End));
+                return (number, Ok(ReadStep::End));
             }
             Err(why) => return (number, Err(why)),
         };
