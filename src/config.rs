@@ -30,18 +30,18 @@ pub const BUNDLE_MAX: usize = 128;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Config {
-    pub ingest: Ingest,
-    pub api: Api,
-    pub router: Router,
-    pub spool: Spool,
-    pub admin: Admin,
+    pub ingest: IngestConfig,
+    pub api: ApiConfig,
+    pub router: RouterConfig,
+    pub spool: SpoolConfig,
+    pub admin: AdminConfig,
     pub lanes: Lanes,
 }
 
 /// `[ingest]`: the HTTP side that clients post to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Ingest {
+pub struct IngestConfig {
     #[serde(deserialize_with = "value::address")]
     pub listen: SocketAddr,
     /// Bytes of a whole request.
@@ -65,7 +65,7 @@ pub struct Ingest {
 /// `[api]`: where records go.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Api {
+pub struct ApiConfig {
     pub url: SecretUrl,
     #[serde(with = "value::wait")]
     pub timeout: Duration,
@@ -87,7 +87,7 @@ pub struct Api {
 /// `[router]`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Router {
+pub struct RouterConfig {
     #[serde(deserialize_with = "value::name")]
     pub policy: Policy,
     /// How long the lanes may take to confirm a record; then it goes to the spool.
@@ -127,10 +127,10 @@ impl Policy {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct Lanes {
-    pub grpc: Option<Grpc>,
-    pub nats: Option<Nats>,
-    pub rabbitmq: Option<Rabbitmq>,
-    pub pubsub: Option<Pubsub>,
+    pub grpc: Option<GrpcConfig>,
+    pub nats: Option<NatsConfig>,
+    pub rabbitmq: Option<RabbitmqConfig>,
+    pub pubsub: Option<PubsubConfig>,
     /// The lanes in the order in which the sources name them.
     #[serde(skip)]
     pub order: Vec<LaneId>,
@@ -138,7 +138,7 @@ pub struct Lanes {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Grpc {
+pub struct GrpcConfig {
     #[serde(deserialize_with = "value::text")]
     pub tag: String,
     #[serde(deserialize_with = "value::address")]
@@ -156,7 +156,7 @@ pub struct Grpc {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Nats {
+pub struct NatsConfig {
     #[serde(deserialize_with = "value::text")]
     pub tag: String,
     /// One or more servers, separated by commas; `tls://` asks for TLS; credentials may be in it.
@@ -187,7 +187,7 @@ pub struct Nats {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Rabbitmq {
+pub struct RabbitmqConfig {
     #[serde(deserialize_with = "value::text")]
     pub tag: String,
     /// `amqp://` or `amqps://`.
@@ -204,7 +204,7 @@ pub struct Rabbitmq {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Pubsub {
+pub struct PubsubConfig {
     #[serde(deserialize_with = "value::text")]
     pub tag: String,
     #[serde(deserialize_with = "value::text")]
@@ -226,7 +226,7 @@ pub struct Pubsub {
 /// `[spool]`: the durable folder of this node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Spool {
+pub struct SpoolConfig {
     #[serde(deserialize_with = "value::text")]
     pub dir: PathBuf,
     /// Bytes.
@@ -240,7 +240,7 @@ pub struct Spool {
 /// `[admin]`
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Admin {
+pub struct AdminConfig {
     #[serde(deserialize_with = "value::address")]
     pub listen: SocketAddr,
 }
@@ -296,7 +296,7 @@ impl Serialize for Lanes {
     }
 }
 
-impl Default for Ingest {
+impl Default for IngestConfig {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([0, 0, 0, 0], 8000)),
@@ -308,7 +308,7 @@ impl Default for Ingest {
     }
 }
 
-impl Default for Api {
+impl Default for ApiConfig {
     fn default() -> Self {
         Self {
             url: "http://127.0.0.1:5000/".into(),
@@ -322,7 +322,7 @@ impl Default for Api {
     }
 }
 
-impl Default for Router {
+impl Default for RouterConfig {
     fn default() -> Self {
         Self {
             policy: Policy::RoundRobin,
@@ -331,7 +331,7 @@ impl Default for Router {
     }
 }
 
-impl Default for Grpc {
+impl Default for GrpcConfig {
     fn default() -> Self {
         Self {
             tag: "GRPC".into(),
@@ -344,7 +344,7 @@ impl Default for Grpc {
     }
 }
 
-impl Default for Nats {
+impl Default for NatsConfig {
     fn default() -> Self {
         Self {
             tag: "NATS".into(),
@@ -364,7 +364,7 @@ impl Default for Nats {
     }
 }
 
-impl Default for Rabbitmq {
+impl Default for RabbitmqConfig {
     fn default() -> Self {
         Self {
             tag: "RabbitMQ".into(),
@@ -377,7 +377,7 @@ impl Default for Rabbitmq {
     }
 }
 
-impl Default for Pubsub {
+impl Default for PubsubConfig {
     fn default() -> Self {
         Self {
             tag: "PubSub".into(),
@@ -391,7 +391,7 @@ impl Default for Pubsub {
     }
 }
 
-impl Default for Spool {
+impl Default for SpoolConfig {
     fn default() -> Self {
         Self {
             dir: "data".into(),
@@ -400,7 +400,7 @@ impl Default for Spool {
     }
 }
 
-impl Default for Admin {
+impl Default for AdminConfig {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 8001)),

@@ -30,11 +30,11 @@ const TIMEOUT: Duration = Duration::from_millis(500);
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn client(api: &Api) -> Client {
-    let config = config::Api {
+    let config = config::ApiConfig {
         url: api.url().into(),
         timeout: TIMEOUT,
         concurrency: 4,
-        ..config::Api::default()
+        ..config::ApiConfig::default()
     };
     Client::new(&Settings::read(&config).unwrap())
 }
@@ -68,10 +68,10 @@ async fn a_token_from_a_file_is_sent_as_bearer() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("token");
     std::fs::write(&file, "secret\n").unwrap();
-    let config = config::Api {
+    let config = config::ApiConfig {
         url: api.url().into(),
         token_file: Some(file.into()),
-        ..config::Api::default()
+        ..config::ApiConfig::default()
     };
     post(&Client::new(&Settings::read(&config).unwrap())).await;
     assert_eq!(
@@ -235,11 +235,11 @@ fn by_hand(serve: impl Fn(usize, TcpStream) + Send + Sync + 'static) -> (String,
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
 
 fn client_of(url: String, concurrency: usize) -> Client {
-    let config = config::Api {
+    let config = config::ApiConfig {
         url: url.into(),
         timeout: TIMEOUT,
         concurrency,
-        ..config::Api::default()
+        ..config::ApiConfig::default()
     };
     Client::new(&Settings::read(&config).unwrap())
 }
@@ -439,45 +439,45 @@ fn files_that_cannot_be_used_are_named() {
     let empty = folder.path().join("empty");
     fs::write(&garbage, "two\nlines").unwrap();
     fs::write(&empty, "\n").unwrap();
-    let api = config::Api::default;
+    let api = config::ApiConfig::default;
     for (config, name) in [
         (
-            config::Api {
+            config::ApiConfig {
                 token_file: Some(missing.clone().into()),
                 ..api()
             },
             "missing",
         ),
         (
-            config::Api {
+            config::ApiConfig {
                 token_file: Some(garbage.clone().into()),
                 ..api()
             },
             "garbage",
         ),
         (
-            config::Api {
+            config::ApiConfig {
                 token_file: Some(empty.into()),
                 ..api()
             },
             "empty",
         ),
         (
-            config::Api {
+            config::ApiConfig {
                 ca_file: Some(missing.into()),
                 ..api()
             },
             "missing",
         ),
         (
-            config::Api {
+            config::ApiConfig {
                 ca_file: Some(garbage.into()),
                 ..api()
             },
             "garbage",
         ),
         (
-            config::Api {
+            config::ApiConfig {
                 url: "http://a b/".into(),
                 ..api()
             },
@@ -515,11 +515,11 @@ async fn https_is_spoken_with_apis_whose_certificate_is_trusted_and_with_no_othe
     ] {
         let url = format!("https://{host}:{port}/");
         let timeout = Duration::from_secs(5);
-        let config = config::Api {
+        let config = config::ApiConfig {
             url: url.clone().into(),
             ca_file: ca_file.map(Into::into),
             timeout,
-            ..config::Api::default()
+            ..config::ApiConfig::default()
         };
         let answer = post(&Client::new(&Settings::read(&config).unwrap())).await;
         assert_eq!(

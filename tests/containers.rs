@@ -561,7 +561,7 @@ fn the_dockerfile_agrees_with_the_program() {
     let defaults = Config::default();
     let config = configuration(&Service::default());
     let sink = &stacks()["compose.all.yaml"].services["sink"];
-    let grpc = waypost::config::Grpc::default().listen.port();
+    let grpc = waypost::config::GrpcConfig::default().listen.port();
     let ports: BTreeSet<_> = [
         defaults.ingest.listen.port(),
         config.admin.listen.port(),

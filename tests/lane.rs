@@ -137,10 +137,10 @@ fn graph<T: Transport>(
     let posts = limits.posts;
     let ledger = Arc::new(Ledger::new(Arc::from("run")));
     let (router, forwarder) = (Slot::new(), Slot::new());
-    let api = config::Api {
+    let api = config::ApiConfig {
         url: api.into(),
         concurrency: posts.max(1),
-        ..config::Api::default()
+        ..config::ApiConfig::default()
     };
     let api = api::Settings::read(&api).unwrap();
     let wiring = LaneParams {

@@ -43,7 +43,7 @@ fn record(id: &str) -> Record {
     }
 }
 
-async fn connect(settings: &config::Nats) -> Nats {
+async fn connect(settings: &config::NatsConfig) -> Nats {
     Nats::connect(settings).await.expect("a connection")
 }
 
@@ -60,7 +60,7 @@ async fn take(nats: &Nats) -> Delivery {
         .expect("a connection")
 }
 
-async fn refused(settings: &config::Nats) -> String {
+async fn refused(settings: &config::NatsConfig) -> String {
     match Nats::connect(settings).await.map(|_| ()) {
         Err(TransportError::Connect(why)) => why,
         other => panic!("{other:?}"),
@@ -75,7 +75,7 @@ async fn lost(nats: &Nats) -> String {
 }
 
 /// An operator's connection to the server.
-async fn operator(settings: &config::Nats) -> jetstream::Context {
+async fn operator(settings: &config::NatsConfig) -> jetstream::Context {
     jetstream::new(
         async_nats::connect(&*settings.url)
             .await
@@ -83,7 +83,7 @@ async fn operator(settings: &config::Nats) -> jetstream::Context {
     )
 }
 
-fn work_queue(settings: &config::Nats) -> stream::Config {
+fn work_queue(settings: &config::NatsConfig) -> stream::Config {
     stream::Config {
         name: settings.stream.clone(),
         subjects: vec![settings.subject.clone()],
@@ -94,7 +94,7 @@ fn work_queue(settings: &config::Nats) -> stream::Config {
 }
 
 /// The stream, with a consumer whose ack wait is `SHORT_WAIT`.
-async fn declare_with_a_short_wait(settings: &config::Nats) {
+async fn declare_with_a_short_wait(settings: &config::NatsConfig) {
     let stream = operator(settings)
         .await
         .create_stream(work_queue(settings))
@@ -108,7 +108,7 @@ async fn declare_with_a_short_wait(settings: &config::Nats) {
     stream.create_consumer(consumer).await.unwrap();
 }
 
-async fn stored(operator: &jetstream::Context, settings: &config::Nats) -> u64 {
+async fn stored(operator: &jetstream::Context, settings: &config::NatsConfig) -> u64 {
     operator
         .get_stream(&settings.stream)
         .await
@@ -405,7 +405,7 @@ async fn credentials_in_the_url_and_in_a_file_are_used() {
         return;
     };
     let (address, settings) = (server.address(), server.config());
-    let with = |url: String| config::Nats {
+    let with = |url: String| config::NatsConfig {
         url: url.into(),
         ..settings.clone()
     };
@@ -413,7 +413,7 @@ async fn credentials_in_the_url_and_in_a_file_are_used() {
         .await
         .close()
         .await;
-    let from_file = config::Nats {
+    let from_file = config::NatsConfig {
         password_file: Some(secret.path().into()),
         ..with(format!("nats://waypost@{address}"))
     };
@@ -429,7 +429,7 @@ async fn credentials_in_the_url_and_in_a_file_are_used() {
         return;
     };
     let url = format!("nats://s3cret@{}", server.address());
-    connect(&config::Nats {
+    connect(&config::NatsConfig {
         url: url.into(),
         ..server.config()
     })
@@ -450,13 +450,13 @@ async fn over_tls_only_a_server_that_is_trusted_gets_records() {
         return;
     };
     let url = format!("tls://{}", server.address());
-    let strange = config::Nats {
+    let strange = config::NatsConfig {
         url: url.into(),
         ..server.config()
     };
     let why = refused(&strange).await;
     assert!(why.to_lowercase().contains("certificate"), "{why}");
-    let trusted = config::Nats {
+    let trusted = config::NatsConfig {
         ca_file: Some(cert.clone().into()),
         ..strange
     };
@@ -468,7 +468,7 @@ async fn over_tls_only_a_server_that_is_trusted_gets_records() {
     let Some(plain) = Server::start().await else {
         return;
     };
-    let settings = config::Nats {
+    let settings = config::NatsConfig {
         ca_file: Some(cert.into()),
         ..plain.config()
     };
@@ -489,7 +489,7 @@ async fn one_of_several_servers_is_enough() {
         .join(",")
         + ", "
         + &server.address();
-    let settings = config::Nats {
+    let settings = config::NatsConfig {
         url: url.into(),
         ..server.config()
     };
@@ -627,7 +627,7 @@ async fn a_dropped_connection_leaves_nothing_behind() {
 
 /// Ends the server after `settled` records were settled, and makes it number messages from 1 again.
 /// A killed server may do that by itself.
-async fn count_again(server: &mut Server, settings: &config::Nats, settled: usize) {
+async fn count_again(server: &mut Server, settings: &config::NatsConfig, settled: usize) {
     let nats = connect(settings).await;
     publish(
         &nats,

@@ -41,11 +41,11 @@ async fn publish_all(transport: &RabbitMq, count: usize) -> Vec<Record> {
     records
 }
 
-async fn try_connect(settings: &config::Rabbitmq) -> Result<RabbitMq, TransportError> {
+async fn try_connect(settings: &config::RabbitmqConfig) -> Result<RabbitMq, TransportError> {
     RabbitMq::connect(settings).await
 }
 
-async fn connect(settings: &config::Rabbitmq) -> RabbitMq {
+async fn connect(settings: &config::RabbitmqConfig) -> RabbitMq {
     try_connect(settings).await.expect("the server answers")
 }
 
@@ -418,7 +418,7 @@ async fn over_tls_only_a_server_that_is_trusted_gets_records() {
     };
     let password = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(password.path(), "guest\n").unwrap();
-    let trusting = config::Rabbitmq {
+    let trusting = config::RabbitmqConfig {
         url: format!("amqps://guest@127.0.0.1:{port}/%2f").into(),
         password_file: Some(password.path().into()),
         ca_file: Some(certificate.into()),
@@ -429,12 +429,12 @@ async fn over_tls_only_a_server_that_is_trusted_gets_records() {
     transport.next().await.unwrap().ack();
     transport.close().await;
 
-    let refused = async |settings: &config::Rabbitmq| match try_connect(settings).await.map(|_| ())
-    {
-        Err(TransportError::Connect(why)) => why,
-        other => panic!("{other:?}"),
-    };
-    let why = refused(&config::Rabbitmq {
+    let refused =
+        async |settings: &config::RabbitmqConfig| match try_connect(settings).await.map(|_| ()) {
+            Err(TransportError::Connect(why)) => why,
+            other => panic!("{other:?}"),
+        };
+    let why = refused(&config::RabbitmqConfig {
         ca_file: None,
         ..trusting.clone()
     })

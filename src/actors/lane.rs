@@ -67,7 +67,7 @@ pub struct Lane<T: Transport> {
     params: Rc<LaneParams>,
     supervisor: SupervisorHandle,
     /// There while the lane is up.
-    connection: Option<Connection<T>>,
+    connection: Option<Connected<T>>,
     pull: Option<Task>,
     unbundler: Rc<RefCell<Unbundler>>,
     publishing: InFlight,
@@ -78,7 +78,7 @@ pub struct Lane<T: Transport> {
     confirmed: Rc<Cell<Option<Instant>>>,
 }
 
-struct Connection<T> {
+struct Connected<T> {
     transport: Rc<T>,
     bundle: BundleSize,
 }
@@ -114,7 +114,7 @@ impl<T: Transport> Lane<T> {
     fn connected(&mut self, transport: T, ctx: &mut Context<Self>) {
         let info = transport.info();
         let transport = Rc::new(transport);
-        self.connection = Some(Connection {
+        self.connection = Some(Connected {
             transport: Rc::clone(&transport),
             bundle: BundleSize::new(self.params.bundle, info.largest_message),
         });
@@ -280,7 +280,7 @@ impl<T: Transport> Handler<Drain> for Lane<T> {
 }
 
 async fn drain<T: Transport>(
-    connection: Option<Connection<T>>,
+    connection: Option<Connected<T>>,
     params: Rc<LaneParams>,
     unbundler: Rc<RefCell<Unbundler>>,
 ) {

@@ -50,7 +50,7 @@ pub enum ApiError {
 impl Settings {
     /// # Errors
     /// When the URL or a file that is named cannot be used.
-    pub fn read(config: &config::Api) -> Result<Self, ApiError> {
+    pub fn read(config: &config::ApiConfig) -> Result<Self, ApiError> {
         let tls = Arc::new(tls(config.ca_file.as_deref())?);
         let authorization = config.token_file.as_deref().map(bearer).transpose()?;
         let endpoint = Endpoint::parse(&config.url, || tls).map_err(ApiError::Url)?;

@@ -92,7 +92,7 @@ async fn connect<T: Transport>(settings: T::Settings) -> Result<String, String> 
 }
 
 /// With a spool of its own, since a node that runs has the real one open.
-async fn connect_grpc(lane: config::Grpc, config: &Config) -> Result<String, String> {
+async fn connect_grpc(lane: config::GrpcConfig, config: &Config) -> Result<String, String> {
     let folder = tempfile::tempdir().map_err(|why| why.to_string())?;
     let settings = grpc::Settings {
         config: lane,

@@ -208,9 +208,9 @@ async fn replay(
     progress: &Progress,
 ) -> Result<Vec<String>, api::ApiError> {
     // Ingest takes records as an API does.
-    let ingest = Api::new(&api::Settings::read(&config::Api {
+    let ingest = Api::new(&api::Settings::read(&config::ApiConfig {
         url: format!("http://{}/", node.ingest).into(),
-        ..config::Api::default()
+        ..config::ApiConfig::default()
     })?);
     let left = RefCell::new((1..).zip(records));
     let refused = RefCell::new(Vec::new());

@@ -4,7 +4,9 @@ use std::net::SocketAddr;
 
 use awc::http::Uri;
 
-use super::{Api, Config, Grpc, Ingest, Nats, Pubsub, Rabbitmq, url};
+use super::{
+    ApiConfig, Config, GrpcConfig, IngestConfig, NatsConfig, PubsubConfig, RabbitmqConfig, url,
+};
 
 const HTTP: &[&str] = &["http", "https"];
 const PLAIN: &str = "has a character that is not allowed; allowed are letters, digits, - and _";
@@ -47,7 +49,7 @@ impl Rules {
         }
     }
 
-    fn ingest(&mut self, ingest: &Ingest) {
+    fn ingest(&mut self, ingest: &IngestConfig) {
         if ingest.max_record > ingest.max_body {
             self.violations.push(vec![
                 violation(
@@ -62,7 +64,7 @@ impl Rules {
         }
     }
 
-    fn api(&mut self, api: &Api) {
+    fn api(&mut self, api: &ApiConfig) {
         const KEY: &str = "api.url";
         let url = url::of_server(&api.url, HTTP);
         // The HTTP client's own parser takes less than the `url` crate.
@@ -78,7 +80,7 @@ impl Rules {
         );
     }
 
-    fn grpc(&mut self, lane: &Grpc) {
+    fn grpc(&mut self, lane: &GrpcConfig) {
         for peer in &lane.peers {
             let usable = url::of_server(peer, HTTP).is_some_and(|url| !url::has_login(&url));
             let peer = url::masked(peer);
@@ -94,7 +96,7 @@ impl Rules {
         );
     }
 
-    fn nats(&mut self, lane: &Nats) {
+    fn nats(&mut self, lane: &NatsConfig) {
         let servers = lane.url.split(',').map(str::trim);
         let servers: Option<Vec<_>> = servers
             .map(|server| url::of_server(server, &["nats", "tls"]))
@@ -139,7 +141,7 @@ impl Rules {
         }
     }
 
-    fn rabbitmq(&mut self, lane: &Rabbitmq) {
+    fn rabbitmq(&mut self, lane: &RabbitmqConfig) {
         self.check(
             url::of_server(&lane.url, &["amqp", "amqps"]).is_some(),
             "lanes.rabbitmq.url",
@@ -152,7 +154,7 @@ impl Rules {
         );
     }
 
-    fn pubsub(&mut self, lane: &Pubsub) {
+    fn pubsub(&mut self, lane: &PubsubConfig) {
         self.check(is_pubsub_id(&lane.topic), "lanes.pubsub.topic", ID);
         self.check(
             is_pubsub_id(&lane.subscription),

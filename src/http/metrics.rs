@@ -77,16 +77,17 @@ struct Exposition<'p> {
 impl Exposition<'_> {
     fn counters(&self) -> Vec<MetricFamily> {
         let count = |pick: fn(&Counts) -> u64| {
-            self.by_path(|lane| Sample::Count(pick(&self.ledger.counts(lane))))
+            self.by_path(|lane| MetricSample::Count(pick(&self.ledger.counts(lane))))
         };
         let mut accepted = count(|counts| counts.accepted);
         accepted.push(metric(
             &[("path", SPOOL)],
-            Sample::Count(self.ledger.receipts_of_spool()),
+            MetricSample::Count(self.ledger.receipts_of_spool()),
         ));
-        let restarts = self.by_lane(|lane| Sample::Count(self.state(lane).1));
+        let restarts = self.by_lane(|lane| MetricSample::Count(self.state(lane).1));
         let counter = |name, help, metrics| family(MetricType::COUNTER, name, help, metrics);
-        let one = |name, help, count| counter(name, help, vec![metric(&[], Sample::Count(count))]);
+        let one =
+            |name, help, count| counter(name, help, vec![metric(&[], MetricSample::Count(count))]);
         let held = self.scrape.held;
         vec![
             counter(
@@ -142,13 +143,14 @@ impl Exposition<'_> {
         let since = |at_us: u64| seconds(unix_us().saturating_sub(at_us));
         let deliveries = lanes.iter().filter_map(|(lane, _)| {
             let at_us = self.ledger.last_delivery_us(*lane);
-            (at_us > 0).then(|| metric(&[("lane", lane.name())], Sample::Gauge(since(at_us))))
+            (at_us > 0).then(|| metric(&[("lane", lane.name())], MetricSample::Gauge(since(at_us))))
         });
-        let up = self.by_lane(|lane| Sample::Gauge(flag(self.state(lane).0)));
+        let up = self.by_lane(|lane| MetricSample::Gauge(flag(self.state(lane).0)));
         let in_flight =
-            self.by_lane(|lane| Sample::Gauge(float(self.ledger.in_flight(lane, held))));
+            self.by_lane(|lane| MetricSample::Gauge(float(self.ledger.in_flight(lane, held))));
         let gauge = |name, help, metrics| family(MetricType::GAUGE, name, help, metrics);
-        let one = |name, help, value| gauge(name, help, vec![metric(&[], Sample::Gauge(value))]);
+        let one =
+            |name, help, value| gauge(name, help, vec![metric(&[], MetricSample::Gauge(value))]);
         vec![
             gauge("waypost_lane_up", "1 while the lane takes records.", up),
             gauge(
@@ -219,7 +221,7 @@ impl Exposition<'_> {
         ]
     }
 
-    fn by_lane(&self, value: impl Fn(LaneId) -> Sample) -> Vec<Metric> {
+    fn by_lane(&self, value: impl Fn(LaneId) -> MetricSample) -> Vec<Metric> {
         self.scrape
             .lanes
             .iter()
@@ -227,7 +229,7 @@ impl Exposition<'_> {
             .collect()
     }
 
-    fn by_path(&self, value: impl Fn(LaneId) -> Sample) -> Vec<Metric> {
+    fn by_path(&self, value: impl Fn(LaneId) -> MetricSample) -> Vec<Metric> {
         self.scrape
             .lanes
             .iter()
@@ -240,13 +242,13 @@ impl Exposition<'_> {
     }
 }
 
-enum Sample {
+enum MetricSample {
     Count(u64),
     Gauge(f64),
     Times(Histogram),
 }
 
-impl From<&Latency> for Sample {
+impl From<&Latency> for MetricSample {
     fn from(times: &Latency) -> Self {
         times.read(|times, sum_us| {
             let buckets = BOUNDS_US.map(|bound| {
@@ -265,7 +267,7 @@ impl From<&Latency> for Sample {
     }
 }
 
-fn metric(labels: &[(&str, &str)], value: Sample) -> Metric {
+fn metric(labels: &[(&str, &str)], value: MetricSample) -> Metric {
     let label = |(name, value): &(&str, &str)| {
         let mut label = LabelPair::default();
         label.set_name((*name).to_owned());
@@ -274,17 +276,17 @@ fn metric(labels: &[(&str, &str)], value: Sample) -> Metric {
     };
     let mut metric = Metric::from_label(labels.iter().map(label).collect());
     match value {
-        Sample::Count(count) => {
+        MetricSample::Count(count) => {
             let mut counter = Counter::default();
             counter.set_value(float(count));
             metric.set_counter(counter);
         }
-        Sample::Gauge(value) => {
+        MetricSample::Gauge(value) => {
             let mut gauge = Gauge::default();
             gauge.set_value(value);
             metric.set_gauge(gauge);
         }
-        Sample::Times(histogram) => metric.set_histogram(histogram),
+        MetricSample::Times(histogram) => metric.set_histogram(histogram),
     }
     metric
 }

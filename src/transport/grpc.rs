@@ -51,7 +51,7 @@ const GRACE: Duration = CLOSE_TIMEOUT.saturating_sub(Duration::from_millis(500))
 /// What a connection needs.
 #[derive(Clone)]
 pub struct Settings {
-    pub config: config::Grpc,
+    pub config: config::GrpcConfig,
     /// What the call `Watch` shows.
     pub tap: Tap,
     /// What a record that comes from a client, not from a node, must look like.

@@ -79,9 +79,9 @@ fn cannot(why: impl ToString) -> TransportError {
 }
 
 impl Transport for Nats {
-    type Settings = config::Nats;
+    type Settings = config::NatsConfig;
 
-    async fn connect(settings: &config::Nats) -> Result<Self, TransportError> {
+    async fn connect(settings: &config::NatsConfig) -> Result<Self, TransportError> {
         let lost = Lost::default();
         let client = open(settings, lost.clone()).await?;
         let context = ContextBuilder::new()

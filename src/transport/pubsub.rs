@@ -68,13 +68,13 @@ const PROBE_GAP: Duration = Duration::from_millis(300);
 /// stream.
 #[derive(Clone)]
 pub struct Settings {
-    config: Arc<config::Pubsub>,
+    config: Arc<config::PubsubConfig>,
     stream: Arc<SharedStream>,
 }
 
 impl Settings {
     #[must_use]
-    pub fn new(config: config::Pubsub) -> Self {
+    pub fn new(config: config::PubsubConfig) -> Self {
         Self {
             config: Arc::new(config),
             stream: Arc::default(),

@@ -70,7 +70,7 @@ pub struct RabbitMq {
 }
 
 impl Transport for RabbitMq {
-    type Settings = config::Rabbitmq;
+    type Settings = config::RabbitmqConfig;
 
     async fn connect(settings: &Self::Settings) -> Result<Self, TransportError> {
         let target = Target::read(settings).await?;
@@ -145,7 +145,7 @@ impl Drop for RabbitMq {
 }
 
 impl RabbitMq {
-    async fn open(target: &Target, settings: &config::Rabbitmq) -> Result<Self, String> {
+    async fn open(target: &Target, settings: &config::RabbitmqConfig) -> Result<Self, String> {
         let queue = &*settings.queue;
         let name = ShortString::try_new(queue)
             .map_err(|_| "a queue's name has at most 255 bytes".to_owned())?;

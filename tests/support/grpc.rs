@@ -54,9 +54,9 @@ pub fn settings() -> Settings {
 }
 
 pub fn settings_at(port: u16) -> Settings {
-    let config = config::Grpc {
+    let config = config::GrpcConfig {
         listen: SocketAddr::from(([127, 0, 0, 1], port)),
-        ..config::Grpc::default()
+        ..config::GrpcConfig::default()
     };
     let (spool, _) = spool();
     Settings {

@@ -100,13 +100,13 @@ impl Nats {
     }
 
     /// A new stream for each caller.
-    pub fn config(&self) -> config::Nats {
+    pub fn config(&self) -> config::NatsConfig {
         let name = Record::new_id();
-        config::Nats {
+        config::NatsConfig {
             url: format!("nats://{}", self.address()).into(),
             stream: format!("RECORDS-{name}"),
             subject: format!("records.{name}"),
-            ..config::Nats::default()
+            ..config::NatsConfig::default()
         }
     }
 
@@ -148,7 +148,7 @@ impl Rig for Nats {
         Self::with(&[]).await
     }
 
-    fn settings(&mut self) -> config::Nats {
+    fn settings(&mut self) -> config::NatsConfig {
         self.config()
     }
 

@@ -94,14 +94,14 @@ impl Rig for Pubsub {
 
 impl Pubsub {
     /// A new topic and subscription for each caller.
-    pub fn config(&mut self) -> config::Pubsub {
+    pub fn config(&mut self) -> config::PubsubConfig {
         let unused = format!("records-{}", Record::new_id());
-        config::Pubsub {
+        config::PubsubConfig {
             project: PROJECT.into(),
             topic: unused.clone(),
             subscription: unused,
             endpoint: Some(format!("127.0.0.1:{}", self.emulator().port)),
-            ..config::Pubsub::default()
+            ..config::PubsubConfig::default()
         }
     }
 

@@ -51,7 +51,7 @@ impl Rig for Rabbit {
         Some(Self { server })
     }
 
-    fn settings(&mut self) -> config::Rabbitmq {
+    fn settings(&mut self) -> config::RabbitmqConfig {
         self.config()
     }
 
@@ -81,12 +81,12 @@ impl Drop for Rabbit {
 
 impl Rabbit {
     /// A new queue for each caller.
-    pub fn config(&mut self) -> config::Rabbitmq {
+    pub fn config(&mut self) -> config::RabbitmqConfig {
         let url = self.server().place.url();
-        config::Rabbitmq {
+        config::RabbitmqConfig {
             url: url.into(),
             queue: format!("records-{}", Record::new_id()),
-            ..config::Rabbitmq::default()
+            ..config::RabbitmqConfig::default()
         }
     }
 

@@ -67,7 +67,7 @@ pub(super) fn serve(
     let connections = TcpIncoming::from(listener)
         .with_nodelay(Some(true))
         .map(move |tcp| {
-            tcp.map(|tcp| Connection {
+            tcp.map(|tcp| ServerConnection {
                 tcp,
                 cut: reached(cut.clone(), Phase::Cut).boxed(),
             })
@@ -92,12 +92,12 @@ pub(super) fn serve(
 
 /// A connection that ends at [`Phase::Cut`] even if its calls are open. A graceful shutdown waits
 /// for calls, which a client may keep open for ever.
-struct Connection {
+struct ServerConnection {
     tcp: TcpStream,
     cut: BoxFuture<'static, ()>,
 }
 
-impl AsyncRead for Connection {
+impl AsyncRead for ServerConnection {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -112,7 +112,7 @@ impl AsyncRead for Connection {
     }
 }
 
-impl AsyncWrite for Connection {
+impl AsyncWrite for ServerConnection {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -142,7 +142,7 @@ impl AsyncWrite for Connection {
     }
 }
 
-impl Connected for Connection {
+impl Connected for ServerConnection {
     type ConnectInfo = TcpConnectInfo;
 
     fn connect_info(&self) -> TcpConnectInfo {

@@ -12,7 +12,7 @@ use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity, ServerT
 
 use super::{CONNECTION_WINDOW, KEEP_ALIVE_INTERVAL, KEEP_ALIVE_TIMEOUT, STREAM_WINDOW};
 use crate::{
-    config::Grpc,
+    config::GrpcConfig,
     transport::{TransportError, secret::read_secret},
 };
 
@@ -27,7 +27,7 @@ pub(super) struct Tls {
 }
 
 impl Tls {
-    pub(super) async fn read(config: &Grpc) -> Result<Self, TransportError> {
+    pub(super) async fn read(config: &GrpcConfig) -> Result<Self, TransportError> {
         let server = match (&config.cert_file, &config.key_file) {
             (Some(cert), Some(key)) => Some((read_secret(cert).await?, read_secret(key).await?)),
             (None, None) => None,

@@ -36,7 +36,7 @@ pub struct DeclaredStream {
 /// changed.
 pub async fn declare(
     context: &Context,
-    settings: &config::Nats,
+    settings: &config::NatsConfig,
 ) -> Result<DeclaredStream, TransportError> {
     let stream = &settings.stream;
     let durable = &settings.durable;
@@ -89,7 +89,7 @@ pub async fn declare(
 async fn without_skew(
     stream: &Stream,
     consumer: PullConsumer,
-    settings: &config::Nats,
+    settings: &config::NatsConfig,
 ) -> Result<PullConsumer, String> {
     let check = || consumer_check::check(stream, &consumer, &settings.subject);
     let skew = match check().await {
@@ -123,7 +123,7 @@ async fn without_skew(
     }
 }
 
-fn stream_wanted(settings: &config::Nats) -> Config {
+fn stream_wanted(settings: &config::NatsConfig) -> Config {
     Config {
         name: settings.stream.clone(),
         subjects: vec![settings.subject.clone()],
@@ -136,7 +136,7 @@ fn stream_wanted(settings: &config::Nats) -> Config {
     }
 }
 
-fn consumer_wanted(settings: &config::Nats) -> pull::Config {
+fn consumer_wanted(settings: &config::NatsConfig) -> pull::Config {
     pull::Config {
         durable_name: Some(settings.durable.clone()),
         ack_policy: AckPolicy::Explicit,
@@ -149,7 +149,7 @@ fn consumer_wanted(settings: &config::Nats) -> pull::Config {
 }
 
 /// The setting of an existing stream that could lose records, or is weaker than the configuration.
-fn stream_difference(found: &Config, settings: &config::Nats) -> Option<String> {
+fn stream_difference(found: &Config, settings: &config::NatsConfig) -> Option<String> {
     let subject = &settings.subject;
     if found.retention != RetentionPolicy::WorkQueue {
         Some(format!(
@@ -185,7 +185,7 @@ fn stream_difference(found: &Config, settings: &config::Nats) -> Option<String> 
 }
 
 /// The setting of an existing consumer that could lose records or leave them undelivered.
-fn consumer_difference(found: &Consumer, settings: &config::Nats) -> Option<String> {
+fn consumer_difference(found: &Consumer, settings: &config::NatsConfig) -> Option<String> {
     let filters = || {
         [&found.filter_subject]
             .into_iter()
@@ -273,10 +273,10 @@ mod tests {
 
     #[test]
     fn a_stream_that_would_lose_records_is_told_apart() {
-        let settings = config::Nats {
+        let settings = config::NatsConfig {
             subject: "b".into(),
             replicas: 3,
-            ..config::Nats::default()
+            ..config::NatsConfig::default()
         };
         let good = Config {
             subjects: vec!["a".into(), "b".into()],
@@ -356,9 +356,9 @@ mod tests {
 
     #[test]
     fn a_consumer_that_would_lose_records_is_told_apart() {
-        let settings = config::Nats {
+        let settings = config::NatsConfig {
             subject: "b".into(),
-            ..config::Nats::default()
+            ..config::NatsConfig::default()
         };
         let good = Consumer {
             max_deliver: -1,

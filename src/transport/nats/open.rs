@@ -17,7 +17,7 @@ const SERVER_TIMEOUT: Duration = Duration::from_secs(3);
 const PING: Duration = Duration::from_secs(3);
 
 /// Connects to one of the servers. Sets `lost` when the connection ends later.
-pub async fn open(settings: &config::Nats, lost: Lost) -> Result<Client, TransportError> {
+pub async fn open(settings: &config::NatsConfig, lost: Lost) -> Result<Client, TransportError> {
     let servers = servers(&settings.url)?;
     let mut options = ConnectOptions::new()
         .name("waypost")
@@ -75,7 +75,7 @@ enum Credentials {
 
 /// Credentials from files, else from the URL, whose user the client ignores.
 async fn credentials(
-    settings: &config::Nats,
+    settings: &config::NatsConfig,
     servers: &[ServerAddr],
 ) -> Result<Credentials, TransportError> {
     let user = servers
@@ -114,11 +114,11 @@ mod tests {
 
     async fn of(
         url: &str,
-        change: impl FnOnce(&mut config::Nats),
+        change: impl FnOnce(&mut config::NatsConfig),
     ) -> Result<Credentials, TransportError> {
-        let mut settings = config::Nats {
+        let mut settings = config::NatsConfig {
             url: url.into(),
-            ..config::Nats::default()
+            ..config::NatsConfig::default()
         };
         change(&mut settings);
         credentials(&settings, &servers(url)?).await

@@ -17,7 +17,7 @@ pub(super) struct Access {
 impl Access {
     /// # Errors
     /// If there are no credentials, or they cannot be read.
-    pub async fn new(config: &config::Pubsub) -> Result<Self, TransportError> {
+    pub async fn new(config: &config::PubsubConfig) -> Result<Self, TransportError> {
         let endpoint = endpoint(config.endpoint.as_deref());
         // The service itself speaks TLS only.
         let is_emulator = endpoint.starts_with("http://");
@@ -74,9 +74,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_credentials_file_that_is_not_there_is_named() {
-        let config = config::Pubsub {
+        let config = config::PubsubConfig {
             credentials_file: Some("/nowhere/key.json".into()),
-            ..config::Pubsub::default()
+            ..config::PubsubConfig::default()
         };
         let Err(TransportError::Connect(why)) = Access::new(&config).await else {
             panic!("it read a file that is not there")

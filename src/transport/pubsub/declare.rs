@@ -58,7 +58,7 @@ impl PubsubAdmin {
     /// node.
     pub async fn declare(
         access: &Access,
-        config: &config::Pubsub,
+        config: &config::PubsubConfig,
     ) -> Result<(Self, DeclaredSubscription), TransportError> {
         let topic = format!("projects/{}/topics/{}", config.project, config.topic);
         let created_topic = declare_topic(access, &topic).await?;

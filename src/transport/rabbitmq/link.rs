@@ -49,7 +49,7 @@ pub(super) struct Target {
 
 impl Target {
     /// Reads the URL and the files of `settings`.
-    pub(super) async fn read(settings: &config::Rabbitmq) -> Result<Self, TransportError> {
+    pub(super) async fn read(settings: &config::RabbitmqConfig) -> Result<Self, TransportError> {
         let mut uri = parse(&settings.url)
             .map_err(|why| TransportError::Connect(format!("the URL: {why}")))?;
         uri.query.heartbeat.get_or_insert(HEARTBEAT);

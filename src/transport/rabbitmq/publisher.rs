@@ -30,7 +30,7 @@ pub(super) struct PublishRequest {
 }
 
 /// The next step of the publishes under way.
-enum Step {
+enum PublishStep {
     /// The broker has answered the publish of that number.
     Answer(u64, PublishResult),
     /// All answers before this one have been seen.
@@ -89,13 +89,13 @@ pub(super) async fn publish_and_confirm(
                     let channel = &channel;
                     steps.push(Either::Left(async move {
                         let answer = send(channel, queue, &body, properties).await;
-                        Step::Answer(number, is_durable(answer))
+                        PublishStep::Answer(number, is_durable(answer))
                     }));
                 }
             }
         }
         if unconfirmed.needs_barrier() {
-            steps.push(Either::Right(ready(Step::Barrier)));
+            steps.push(Either::Right(ready(PublishStep::Barrier)));
         }
     }
 }
@@ -137,12 +137,12 @@ impl UnconfirmedPublishes {
     }
 
     /// An error is the reason why the connection is lost.
-    fn advance(&mut self, step: Step) -> Result<(), String> {
+    fn advance(&mut self, step: PublishStep) -> Result<(), String> {
         match step {
-            Step::Answer(number, Ok(())) => self.confirmed.push(number),
-            Step::Answer(_, Err(TransportError::Lost(why))) => return Err(why),
-            Step::Answer(number, Err(why)) => self.answer(number, Err(why)),
-            Step::Barrier => {
+            PublishStep::Answer(number, Ok(())) => self.confirmed.push(number),
+            PublishStep::Answer(_, Err(TransportError::Lost(why))) => return Err(why),
+            PublishStep::Answer(number, Err(why)) => self.answer(number, Err(why)),
+            PublishStep::Barrier => {
                 for number in std::mem::take(&mut self.before_barrier) {
                     self.answer(number, Ok(()));
                 }
