@@ -16,6 +16,7 @@ mod lane;
 mod load;
 mod model;
 mod nats;
+mod plain;
 mod pubsub;
 mod rabbitmq;
 mod readme;
