@@ -278,7 +278,7 @@ async fn a_paused_lane_rests_until_it_is_resumed_and_a_restart_is_at_once() {
                 })
                 .await
                 .unwrap()
-        )
+        );
     };
     sleep(Duration::from_secs(1)).await;
     order(Action::Pause).await;

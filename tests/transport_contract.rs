@@ -191,9 +191,9 @@ pub async fn what_is_published_together_is_settled_one_by_one<R: Rig>() {
         } else {
             settled.insert(id);
             if number % 2 == 0 {
-                delivery.ack()
+                delivery.ack();
             } else {
-                delivery.reject()
+                delivery.reject();
             }
         }
         if settled.len() == records.len() {
@@ -230,9 +230,9 @@ pub async fn what_was_settled_of_a_message_does_not_come_again_by_another_connec
         }
         settled.insert(Arc::clone(&delivery.record.id));
         if at % 2 == 0 {
-            delivery.ack()
+            delivery.ack();
         } else {
-            delivery.reject()
+            delivery.reject();
         }
     }
     drop(bundles);
@@ -278,7 +278,7 @@ pub async fn a_bundle_keeps_its_headers_and_its_bytes<R: Rig>() {
     let mut confirms = Vec::new();
     transport
         .publish(&[sent.clone()], |index, outcome| {
-            confirms.push((index, outcome))
+            confirms.push((index, outcome));
         })
         .await;
     assert_eq!(confirms, [(0, Ok(()))]);
@@ -350,9 +350,9 @@ pub async fn acked_and_rejected_do_not_come_again<R: Rig>() {
     for at in 0..10 {
         let delivery = take(&*transport).await;
         if at % 2 == 0 {
-            delivery.ack()
+            delivery.ack();
         } else {
-            delivery.reject()
+            delivery.reject();
         }
     }
     timeout(PATIENCE, confirms)

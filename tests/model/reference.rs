@@ -245,7 +245,7 @@ impl Model {
         let (mut left, doubt) = (self.dead.clone(), self.doubt.take());
         match &doubt {
             Some(Doubt::Buried(number)) if count(&found, *number) > count(&left, *number) => {
-                left.push(*number)
+                left.push(*number);
             }
             Some(Doubt::Replayed(numbers) | Doubt::Dropped(numbers)) => {
                 let mut gone = numbers.clone();
