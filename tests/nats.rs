@@ -17,7 +17,7 @@ use waypost::{
     config,
     delivery::Delivery,
     record::{Origin, Record},
-    transport::{CLOSE_TIMEOUT, Transport, TransportError, nats::Nats},
+    transport::{self, CLOSE_TIMEOUT, Transport, TransportError, nats::Nats},
 };
 
 use crate::support::{
@@ -44,7 +44,7 @@ fn record(id: &str) -> Record {
 }
 
 async fn connect(settings: &config::NatsConfig) -> Nats {
-    Nats::connect(settings).await.expect("a connection")
+    transport::connect(settings).await.expect("a connection")
 }
 
 async fn publish(nats: &Nats, records: impl IntoIterator<Item = Record>) {
@@ -61,7 +61,7 @@ async fn take(nats: &Nats) -> Delivery {
 }
 
 async fn refused(settings: &config::NatsConfig) -> String {
-    match Nats::connect(settings).await.map(|_| ()) {
+    match transport::connect::<Nats>(settings).await.map(|_| ()) {
         Err(TransportError::Connect(why)) => why,
         other => panic!("{other:?}"),
     }
@@ -473,7 +473,7 @@ async fn over_tls_only_a_server_that_is_trusted_gets_records() {
         ..plain.config()
     };
     assert!(
-        Nats::connect(&settings).await.is_err(),
+        transport::connect::<Nats>(&settings).await.is_err(),
         "talked down to plain text"
     );
 }

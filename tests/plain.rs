@@ -8,7 +8,7 @@ use bytes::Bytes;
 use futures_util::{StreamExt as _, future::join_all};
 use google_cloud_auth::credentials::anonymous;
 use google_cloud_pubsub::{
-    client::{Publisher, Subscriber},
+    client::{Publisher, Subscriber, SubscriptionAdmin},
     model,
 };
 use lapin::{
@@ -38,11 +38,16 @@ fn variable<'v>(variables: &'v [(String, String)], name: &str) -> &'v str {
     &found.expect("the lane has it").1
 }
 
-/// Leaves all of `traffic.json` in the broker, by a node that has ended.
-async fn leave_traffic<L: Lane>(variables: &[(String, String)]) -> Vec<Bytes> {
+/// Leaves all of `traffic.json` in the broker, by a node that has ended. `prepare` runs once the lane is
+/// up, and before the first record is published.
+async fn leave_traffic<L: Lane>(
+    variables: &[(String, String)],
+    prepare: impl AsyncFnOnce(),
+) -> Vec<Bytes> {
     let records = traffic();
     let mut node = Node::start(NO_API, variables).await;
     node.lane_is(L::NAME, "up", PATIENCE).await;
+    prepare().await;
     let posts = records.iter().enumerate().map(|(at, record)| {
         let node = &node;
         async move {
@@ -110,7 +115,7 @@ async fn a_nats_consumer_reads_plain_records() {
         return;
     };
     let variables = system.variables();
-    let records = leave_traffic::<Nats>(&variables).await;
+    let records = leave_traffic::<Nats>(&variables, async || {}).await;
     let context = jetstream(&variables).await;
     let stream = context
         .get_stream(variable(&variables, "STREAM"))
@@ -134,7 +139,7 @@ async fn a_rabbitmq_consumer_reads_plain_records() {
         return;
     };
     let variables = system.variables();
-    let records = leave_traffic::<Rabbitmq>(&variables).await;
+    let records = leave_traffic::<Rabbitmq>(&variables, async || {}).await;
     let connection = system.client().await;
     let channel = connection.create_channel().await.unwrap();
     let queue = variable(&variables, "QUEUE");
@@ -160,16 +165,29 @@ async fn a_pubsub_pull_reads_plain_records() {
         return;
     };
     let variables = system.variables();
-    let records = leave_traffic::<Pubsub>(&variables).await;
-    let project = variable(&variables, "PROJECT");
-    let subscription = variable(&variables, "SUBSCRIPTION");
+    let endpoint = format!("http://{}", variable(&variables, "ENDPOINT"));
+    let project = format!("projects/{}", variable(&variables, "PROJECT"));
+    let topic = format!("{project}/topics/{}", variable(&variables, "TOPIC"));
+    // One of its own: the emulator goes on leasing messages to the node's stream after its end.
+    let subscription = format!("{project}/subscriptions/plain");
+    let records = leave_traffic::<Pubsub>(&variables, async || {
+        let admin = SubscriptionAdmin::builder()
+            .with_endpoint(&*endpoint)
+            .with_credentials(anonymous::Builder::new().build())
+            .build()
+            .await
+            .unwrap();
+        let create = admin.create_subscription();
+        let create = create.set_name(&*subscription).set_topic(&*topic);
+        create.send().await.unwrap();
+    })
+    .await;
     let subscriber = Subscriber::builder()
-        .with_endpoint(format!("http://{}", variable(&variables, "ENDPOINT")))
+        .with_endpoint(&*endpoint)
         .with_credentials(anonymous::Builder::new().build())
         .build()
         .await
         .unwrap();
-    let subscription = format!("projects/{project}/subscriptions/{subscription}");
     let mut messages = subscriber.subscribe(subscription).build();
     are_all(&records, async || {
         let (message, handler) = messages.next().await.unwrap().unwrap();

@@ -8,7 +8,7 @@ use waypost::{
     delivery::Delivery,
     record::Record,
     transport::{
-        Transport, TransportError,
+        self, Transport, TransportError,
         pubsub::{Pubsub, Settings},
     },
 };
@@ -32,7 +32,7 @@ fn record(id: String) -> Record {
 }
 
 async fn connect(settings: &Settings) -> Pubsub {
-    Pubsub::connect(settings)
+    transport::connect(settings)
         .await
         .expect("the emulator answers")
 }
@@ -208,7 +208,7 @@ async fn after_a_kill_the_loss_is_noticed_and_a_new_connection_creates_all_anew(
         assert!(transport.send(&record("lost".into())).await.is_err());
         transport.close().await;
         assert!(matches!(
-            Pubsub::connect(&settings).await,
+            transport::connect::<Pubsub>(&settings).await,
             Err(TransportError::Connect(_))
         ));
         emulator.revive().await;
@@ -271,7 +271,7 @@ async fn a_topic_that_is_deleted_ends_the_connection_at_the_next_publish() {
     );
     transport.close().await;
     // The subscription is left without a topic.
-    let Err(TransportError::Connect(why)) = Pubsub::connect(&settings).await else {
+    let Err(TransportError::Connect(why)) = transport::connect::<Pubsub>(&settings).await else {
         panic!("it took the subscription")
     };
     assert!(why.contains(&subscription), "{why}");
@@ -319,7 +319,8 @@ async fn a_subscription_on_another_topic_is_named_and_left_alone() {
     connect(&Settings::new(theirs.clone())).await.close().await;
     let mut ours = emulator.config();
     ours.subscription.clone_from(&theirs.subscription);
-    let Err(TransportError::Connect(why)) = Pubsub::connect(&Settings::new(ours.clone())).await
+    let Err(TransportError::Connect(why)) =
+        transport::connect::<Pubsub>(&Settings::new(ours.clone())).await
     else {
         panic!("it took the subscription")
     };

@@ -12,7 +12,7 @@ use tokio::time::{Instant, timeout};
 use waypost::{
     config,
     record::Record,
-    transport::{Transport, TransportError, rabbitmq::RabbitMq},
+    transport::{self, Transport, TransportError, rabbitmq::RabbitMq},
 };
 
 use crate::support::{
@@ -42,7 +42,7 @@ async fn publish_all(transport: &RabbitMq, count: usize) -> Vec<Record> {
 }
 
 async fn try_connect(settings: &config::RabbitmqConfig) -> Result<RabbitMq, TransportError> {
-    RabbitMq::connect(settings).await
+    transport::connect(settings).await
 }
 
 async fn connect(settings: &config::RabbitmqConfig) -> RabbitMq {
