@@ -13,7 +13,6 @@ pub struct Backoff {
 
 impl Backoff {
     /// The first delay is at most `first`; none is longer than `cap`.
-    #[must_use]
     pub const fn new(first: Duration, cap: Duration) -> Self {
         Self {
             first,
@@ -23,7 +22,6 @@ impl Backoff {
     }
 
     /// The longest that the next delay can be.
-    #[must_use]
     pub fn ceiling(&self) -> Duration {
         self.first
             .saturating_mul(2u32.saturating_pow(self.failures))

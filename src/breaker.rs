@@ -94,7 +94,6 @@ impl Breaker {
     }
 
     /// The API is taken for away.
-    #[must_use]
     pub fn is_open(&self) -> bool {
         matches!(*self.lock(), State::Open { .. })
     }

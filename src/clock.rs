@@ -3,7 +3,6 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Microseconds since the Unix epoch; 0 on a clock before it.
-#[must_use]
 pub fn unix_us() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
@@ -13,7 +12,6 @@ pub fn unix_us() -> u64 {
 }
 
 /// The time since `at_us`, in microseconds since the Unix epoch; zero if that is still to come.
-#[must_use]
 pub fn age(at_us: u64) -> Duration {
     Duration::from_micros(unix_us().saturating_sub(at_us))
 }

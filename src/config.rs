@@ -114,7 +114,6 @@ pub enum Policy {
 
 impl Policy {
     /// The name in the configuration.
-    #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::RoundRobin => "round-robin",
@@ -247,7 +246,6 @@ pub struct AdminConfig {
 
 impl Lanes {
     /// The most records of one message on `lane`. The gRPC lane carries records one by one.
-    #[must_use]
     pub fn bundle(&self, lane: LaneId) -> usize {
         let bundle = match lane {
             LaneId::Grpc => None,
@@ -259,7 +257,6 @@ impl Lanes {
     }
 
     /// The lanes that are on, in the order of the configuration, with their tags.
-    #[must_use]
     pub fn in_order(&self) -> Vec<(LaneId, String)> {
         let unordered = LaneId::ALL
             .into_iter()

@@ -34,7 +34,6 @@ pub struct Acker(Option<Box<dyn FnOnce(Verdict) + Send>>);
 impl Acker {
     /// `settle` is called exactly once. It must not block; the transport's `close` waits for the acks
     /// that it has to send.
-    #[must_use]
     pub fn new(settle: impl FnOnce(Verdict) + Send + 'static) -> Self {
         Self(Some(Box::new(settle)))
     }
@@ -68,7 +67,6 @@ pub struct Delivery {
 
 impl Delivery {
     /// See [`Acker::new`] for `settle`.
-    #[must_use]
     pub fn new(
         record: Record,
         redelivered: bool,

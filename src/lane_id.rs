@@ -15,7 +15,6 @@ impl LaneId {
     pub const ALL: [Self; 4] = [Self::Grpc, Self::Nats, Self::Rabbitmq, Self::Pubsub];
 
     /// The name in the configuration, in URLs and in metrics.
-    #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::Grpc => "grpc",
@@ -26,7 +25,6 @@ impl LaneId {
     }
 
     /// The tag that the lane writes unless it is configured otherwise.
-    #[must_use]
     pub const fn default_tag(self) -> &'static str {
         match self {
             Self::Grpc => "GRPC",
@@ -37,7 +35,6 @@ impl LaneId {
     }
 
     /// The lane of that name.
-    #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|lane| lane.name() == name)
     }

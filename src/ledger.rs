@@ -76,7 +76,6 @@ struct LaneCounters {
 }
 
 impl Ledger {
-    #[must_use]
     pub fn new(run: Arc<str>) -> Self {
         Self {
             run,
@@ -179,7 +178,6 @@ impl Ledger {
 
     /// Adopts a record that was found on disk: this run answers for it from now on. `None` if the API has it: an earlier run
     /// published it, and was killed before it had deleted the entry.
-    #[must_use]
     pub fn adopt(&self, mut found: Record) -> Option<Record> {
         let Some(origin) = found
             .origin
@@ -213,14 +211,12 @@ impl Ledger {
     }
 
     /// Whether a lane may have the record without having confirmed it, in this run or in an earlier one.
-    #[must_use]
     pub fn is_maybe_published(&self, record: &Record) -> bool {
         self.memory.lock().is_maybe_published(record)
     }
 
     /// Whether the API is known to have the record. The same id, taken in again, is another record. A dead letter is not delivered:
     /// a copy that comes later may be its replay.
-    #[must_use]
     pub fn is_delivered(&self, record: &Record) -> bool {
         self.memory.lock().look_up(record).0.has(Flags::DELIVERED)
     }
@@ -266,7 +262,6 @@ impl Ledger {
     }
 
     /// The counts of one lane.
-    #[must_use]
     pub fn counts(&self, lane: LaneId) -> Counts {
         let lane = self.lane(lane);
         // Ends first: a record that ends between the reads is accepted by the last.
@@ -283,7 +278,6 @@ impl Ledger {
     }
 
     /// The counts of all lanes together.
-    #[must_use]
     pub fn totals(&self) -> Counts {
         let too_late = Counts {
             recovered: self.refused_too_late.load(Relaxed),
@@ -303,7 +297,6 @@ impl Ledger {
     }
 
     /// The counts of the node, its disk included.
-    #[must_use]
     pub fn balance(&self, stats: &SpoolStats) -> Balance {
         // Read first: the records that it takes away were counted before.
         let double_counted = self.double_counted.load(Relaxed);
@@ -323,13 +316,11 @@ impl Ledger {
     }
 
     /// Whether the counts did not add up when they last stood still: see [`audit`].
-    #[must_use]
     pub fn is_imbalanced(&self) -> bool {
         self.imbalanced.load(Relaxed)
     }
 
     /// Records that `lane` has and the API has not.
-    #[must_use]
     pub fn in_flight(&self, lane: LaneId, stats: &SpoolStats) -> u64 {
         self.counts(lane).in_flight()
             + if lane == LaneId::Grpc {
@@ -340,31 +331,26 @@ impl Ledger {
     }
 
     /// Records answered with a receipt of the spool.
-    #[must_use]
     pub fn receipts_of_spool(&self) -> u64 {
         self.spooled.load(Relaxed)
     }
 
     /// The time of the last delivery, in µs since the Unix epoch; 0 for none.
-    #[must_use]
     pub fn last_delivery_us(&self, lane: LaneId) -> u64 {
         self.lane(lane).last_delivery_us.load(Relaxed)
     }
 
     /// From handing a record to the lane to its confirm.
-    #[must_use]
     pub const fn publish_times(&self, lane: LaneId) -> &Latency {
         &self.lane(lane).publish
     }
 
     /// From a POST to its answer or failure.
-    #[must_use]
     pub const fn post_times(&self, lane: LaneId) -> &Latency {
         &self.lane(lane).post
     }
 
     /// From accepted to delivered.
-    #[must_use]
     pub const fn delivery_times(&self, lane: LaneId) -> &Latency {
         &self.lane(lane).delivery
     }

@@ -83,7 +83,6 @@ struct Turn {
 }
 
 impl Load {
-    #[must_use]
     pub fn new(endpoint: Endpoint, plan: Plan) -> Self {
         Self {
             client: HttpClient::new(endpoint, plan.users, TIMEOUT),
@@ -96,12 +95,10 @@ impl Load {
     }
 
     /// How many records are POSTed if nothing stops the load.
-    #[must_use]
     pub fn total(&self) -> usize {
         self.plan.records.len() * self.plan.passes
     }
 
-    #[must_use]
     pub fn tally(&self) -> Ref<'_, Tally> {
         self.tally.borrow()
     }

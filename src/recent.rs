@@ -25,7 +25,6 @@ pub struct Recent<V> {
 }
 
 impl<V> Recent<V> {
-    #[must_use]
     pub fn get(&self, key: &Fingerprint) -> Option<&V> {
         self.young.get(key).or_else(|| self.old.get(key))
     }
@@ -53,13 +52,11 @@ impl<V> Recent<V> {
     }
 
     /// Values in the younger generation.
-    #[must_use]
     pub fn young_len(&self) -> usize {
         self.young.len()
     }
 
     /// Values in both generations, those that are hidden included.
-    #[must_use]
     pub fn len(&self) -> usize {
         self.young.len() + self.old.len()
     }
@@ -69,7 +66,6 @@ impl<V> Recent<V> {
         self.old.capacity()
     }
 
-    #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

@@ -39,7 +39,6 @@ impl AsRef<Self> for Record {
 
 impl Record {
     /// A new id: a UUID version 7 (RFC 9562), unique without coordination and in order of time.
-    #[must_use]
     pub fn new_id() -> Arc<str> {
         to_id(Uuid::now_v7())
     }
@@ -66,7 +65,6 @@ pub struct Origin {
 
 impl Origin {
     /// The origin of a record that run `run` takes in now.
-    #[must_use]
     pub fn now(run: Arc<str>) -> Self {
         Self {
             run,
@@ -75,13 +73,11 @@ impl Origin {
     }
 
     /// As it crosses a broker.
-    #[must_use]
     pub fn to_text(&self) -> String {
         [&*self.run, "/", &self.at_us.to_string()].concat()
     }
 
     /// Reads what [`Origin::to_text`] wrote; `None` if it is something else.
-    #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let (run, at_us) = text.rsplit_once('/')?;
         Some(Self {
@@ -93,7 +89,6 @@ impl Origin {
 
 /// Whether `text` is one or more visible ASCII characters. Ids and trace contexts are: they pass through the headers of every hop
 /// unchanged.
-#[must_use]
 pub fn is_visible_ascii(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic())
 }

@@ -89,12 +89,10 @@ impl Sink {
     }
 
     /// The address that it serves.
-    #[must_use]
     pub const fn address(&self) -> SocketAddr {
         self.address
     }
 
-    #[must_use]
     pub fn stats(&self) -> Stats {
         self.state.stats.lock().clone()
     }

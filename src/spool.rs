@@ -111,13 +111,11 @@ pub struct SpoolStats {
 }
 
 impl SpoolStats {
-    #[must_use]
     pub const fn records(&self, queue: Queue) -> u64 {
         self.records[queue.at()]
     }
 
     /// What waits for a lane.
-    #[must_use]
     pub fn waiting(&self) -> u64 {
         let pinned: u64 = LaneId::ALL
             .map(|lane| self.records(Queue::Pinned(lane)))
@@ -283,7 +281,6 @@ impl Spool {
     }
 
     /// Reads the unsettled entries of `queue`, oldest first, each with a permit of `window`.
-    #[must_use]
     pub fn tail(&self, queue: Queue, window: Arc<Semaphore>) -> Tail {
         Tail::new(self.clone(), queue, window)
     }
@@ -329,7 +326,6 @@ impl Spool {
     }
 
     /// What lies on disk. A copy: whoever kept the lock behind it while asking again could wait for ever.
-    #[must_use]
     pub fn stats(&self) -> SpoolStats {
         // Without its thread it takes nothing more.
         let has_ended = self.held.has_changed().is_err();
@@ -341,7 +337,6 @@ impl Spool {
     }
 
     /// What lies on disk, as it changes.
-    #[must_use]
     pub fn watch_stats(&self) -> watch::Receiver<SpoolStats> {
         self.held.clone()
     }

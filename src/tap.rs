@@ -32,7 +32,6 @@ pub struct Tap {
 
 impl Tap {
     /// What passes from now on.
-    #[must_use]
     pub fn watch(&self) -> broadcast::Receiver<Passage> {
         self.passages
             .get_or_init(|| broadcast::Sender::new(TAP_LAG))

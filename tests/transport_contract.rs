@@ -277,7 +277,7 @@ pub async fn a_bundle_keeps_its_headers_and_its_bytes<R: Rig>() {
     };
     let mut confirms = Vec::new();
     transport
-        .publish(&[sent.clone()], |index, outcome| {
+        .publish(std::slice::from_ref(&sent), |index, outcome| {
             confirms.push((index, outcome));
         })
         .await;

@@ -48,7 +48,6 @@ pub struct Admission {
 
 impl Admission {
     /// Admits the records of clients.
-    #[must_use]
     pub fn new(
         router: Slot<Router>,
         publish_timeout: Duration,

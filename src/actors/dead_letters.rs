@@ -6,6 +6,7 @@ use tokio::time::Instant;
 use tracing::{error, warn};
 
 use crate::{
+    api::answer::Answer,
     clock::{age, unix_us},
     record::Record,
     spool::{DeathReason, Entry, NotSafe, Queue, Spool},
@@ -21,7 +22,6 @@ pub struct DeadLetters {
 
 impl DeadLetters {
     /// When `record` is to be given up, if ever.
-    #[must_use]
     pub fn give_up_at(&self, record: &Record) -> Option<Instant> {
         let patience = self.give_up_after?;
         let age = record
@@ -31,7 +31,6 @@ impl DeadLetters {
         Instant::now().checked_add(patience.saturating_sub(age))
     }
 
-    #[must_use]
     pub fn is_overdue(&self, record: &Record) -> bool {
         self.give_up_at(record)
             .is_some_and(|at| at <= Instant::now())
@@ -65,4 +64,15 @@ impl DeadLetters {
             }
         }
     }
+}
+
+/// Counts one more attempt to deliver a record, and keeps its answer.
+pub fn add_attempt(reason: &mut DeathReason, answer: &Answer) {
+    reason.attempts += 1;
+    (reason.status, reason.answer) = match answer {
+        Answer::Status {
+            status, excerpt, ..
+        } => (u32::from(*status), excerpt.clone()),
+        Answer::NoAnswer(why) => (0, why.clone()),
+    };
 }

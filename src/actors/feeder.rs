@@ -51,7 +51,6 @@ pub struct Feeder {
 }
 
 impl Feeder {
-    #[must_use]
     pub fn new(params: FeederParams, supervisor: SupervisorHandle) -> Self {
         Self {
             params,

@@ -18,7 +18,9 @@ use tracing::debug;
 
 use self::batch::{Batches, QueuedDelivery};
 use super::{
-    Drain, Forward, Ping, Supervised, dead_letters::DeadLetters, supervisor::SupervisorHandle,
+    Drain, Forward, Ping, Supervised,
+    dead_letters::{DeadLetters, add_attempt},
+    supervisor::SupervisorHandle,
     tasks::InFlight,
 };
 use crate::{
@@ -81,7 +83,6 @@ pub struct Limits {
 
 impl Limits {
     /// Deliveries that the lane may hand over.
-    #[must_use]
     pub fn deliveries(self) -> usize {
         self.posts
             .max(self.posts.saturating_mul(self.batch).min(BATCHED_MAX))
@@ -128,7 +129,6 @@ enum PostEnd {
 }
 
 impl Forwarder {
-    #[must_use]
     pub fn new(
         lane: LaneId,
         tag: &str,
@@ -230,7 +230,7 @@ impl Poster {
                 _ = drain.changed() => return PostEnd::Drained,
             };
             let answer = self.post(&payload).await;
-            reason.add_attempt(&answer);
+            add_attempt(&mut reason, &answer);
             match (answer.outcome(), &answer) {
                 (Outcome::Delivered, &Answer::Status { status, .. }) => {
                     pass.succeeded();

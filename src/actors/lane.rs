@@ -94,7 +94,6 @@ struct Flush;
 struct Broken(Exit);
 
 impl<T: Transport> Lane<T> {
-    #[must_use]
     pub fn new(settings: T::Settings, params: LaneParams, supervisor: SupervisorHandle) -> Self {
         let unbundler = Unbundler::new(params.settled.clone());
         Self {

@@ -109,7 +109,6 @@ impl LaneSet {
         self.0 |= 1 << lane as u8;
     }
 
-    #[must_use]
     pub const fn contains(self, lane: LaneId) -> bool {
         self.0 & (1 << lane as u8) != 0
     }

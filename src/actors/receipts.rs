@@ -103,7 +103,6 @@ impl Drop for PendingRecord {
 
 impl Replies {
     /// `count` slots without a reply.
-    #[must_use]
     pub fn new(count: usize) -> Self {
         let slots = ReplySlots::default();
         slots.state.lock().replies.resize(count, None);
@@ -112,7 +111,6 @@ impl Replies {
 
     /// Those of the request's `records` that have no reply, to be sent. Those of an earlier call must
     /// be gone: see [`Replies::wait`].
-    #[must_use]
     pub fn unanswered(&self, records: &[Record]) -> Vec<PendingRecord> {
         let state = self.0.state.lock();
         let missing = state.replies.iter().filter(|reply| reply.is_none());
@@ -149,7 +147,6 @@ impl Replies {
     }
 
     /// The replies so far, in the order of the records. Later ones are not heard.
-    #[must_use]
     pub fn close(&self) -> Vec<Option<Reply>> {
         let mut state = self.0.state.lock();
         state.client_is_gone = true;

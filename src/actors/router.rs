@@ -34,7 +34,6 @@ pub struct Router {
 }
 
 impl Router {
-    #[must_use]
     pub fn new(params: RouterParams, supervisor: SupervisorHandle) -> Self {
         Self {
             params,
@@ -95,7 +94,6 @@ impl Router {
 }
 
 /// The index of the lane to take out of `count`, among those that may take the record. Pure.
-#[must_use]
 pub fn choose(
     policy: Policy,
     count: usize,

@@ -10,13 +10,11 @@ use tokio::sync::watch;
 pub struct Slot<A: Actor>(Arc<watch::Sender<Option<Addr<A>>>>);
 
 impl<A: Actor> Slot<A> {
-    #[must_use]
     pub fn new() -> Self {
         Self(Arc::new(watch::Sender::new(None)))
     }
 
     /// The current address, if the actor is alive.
-    #[must_use]
     pub fn get(&self) -> Option<Addr<A>> {
         self.0
             .borrow()

@@ -18,7 +18,6 @@ struct InFlightState {
 pub struct Underway(InFlight);
 
 impl InFlight {
-    #[must_use]
     pub fn begin(&self) -> Underway {
         self.0.count.set(self.0.count.get() + 1);
         Underway(self.clone())
@@ -52,7 +51,6 @@ impl Task {
     }
 
     /// It has finished or panicked.
-    #[must_use]
     pub fn has_ended(&self) -> bool {
         self.0.is_finished()
     }

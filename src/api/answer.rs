@@ -32,7 +32,6 @@ pub const RETRY_AFTER_MAX: Duration = Duration::from_mins(5);
 
 impl Answer {
     /// A 2xx is delivered. 408, 425, 429, 5xx and no answer are retried. All else is refused.
-    #[must_use]
     pub fn outcome(&self) -> Outcome {
         match *self {
             Self::Status {

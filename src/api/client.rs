@@ -4,7 +4,7 @@
 //! - A pool has a limit, and a request beyond it waits. The limit is the number of requests that
 //!   may be in flight.
 //! - Servers close a connection that is idle for five seconds or more. Ours is not used again after
-//!   [`IDLE_MAX`].
+//!   `IDLE_MAX`.
 //! - A server may close a connection while a request is on its way. A POST that has an
 //!   `Idempotency-Key` is sent once more, over a new connection.
 //! - A body that is cut short ends like a whole one. [`read`] compares its length with
@@ -227,7 +227,6 @@ pub struct HttpClient {
 
 impl HttpClient {
     /// A client that opens at most `connections`; a request beyond them waits.
-    #[must_use]
     pub fn new(endpoint: Endpoint, connections: usize, connect_timeout: Duration) -> Self {
         let post = RefCell::new(endpoint.frozen_post(connections, connect_timeout));
         Self {

@@ -107,7 +107,6 @@ pub struct Api {
 }
 
 impl Api {
-    #[must_use]
     pub fn new(settings: &Settings) -> Self {
         let Settings {
             endpoint,

@@ -68,7 +68,6 @@ impl Default for Command {
 
 impl Cli {
     /// Runs the command that was asked for.
-    #[must_use]
     pub fn execute(self) -> ExitCode {
         self.log();
         actix_rt::System::new().block_on(async {

@@ -78,7 +78,6 @@ impl Config {
 
     /// The effective configuration as TOML. It loads to the same configuration, but for the
     /// passwords in URLs, which are masked.
-    #[must_use]
     #[expect(clippy::missing_panics_doc, reason = "it never panics")]
     pub fn to_toml(&self) -> String {
         toml::to_string(self).expect("sections of texts, numbers and lists of texts are TOML")
@@ -88,7 +87,6 @@ impl Config {
     ///
     /// # Panics
     /// Never: the defaults are valid and JSON can hold them.
-    #[must_use]
     pub fn keys() -> Vec<String> {
         let mut all_on = Table::new();
         for lane in LaneId::ALL {
@@ -124,7 +122,6 @@ fn collect_keys(path: &str, value: &serde_json::Value, keys: &mut Vec<String>) {
 }
 
 /// The environment variable of a key.
-#[must_use]
 pub fn variable(key: &str) -> String {
     format!("{PREFIX}{}", key.replace('.', "__").to_ascii_uppercase())
 }

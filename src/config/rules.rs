@@ -22,7 +22,6 @@ pub struct Violation {
 
 /// Every rule that `config` violates. A rule about several keys has a violation for each; the first
 /// key that a source sets is reported, never a default.
-#[must_use]
 pub fn violations(config: &Config) -> Vec<Vec<Violation>> {
     let mut rules = Rules::default();
     let lanes = &config.lanes;

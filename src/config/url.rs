@@ -66,7 +66,6 @@ impl<'de> Deserialize<'de> for SecretUrl {
 }
 
 /// The URL with `***` for its password, or for its login if that has no password.
-#[must_use]
 pub fn masked(text: &str) -> String {
     let Ok(mut url) = Url::parse(text) else {
         return "***".into();
@@ -84,7 +83,6 @@ pub fn masked(text: &str) -> String {
 }
 
 /// The URL in `text` if it has one of the `schemes`, a host, and no port 0.
-#[must_use]
 pub fn of_server(text: &str, schemes: &[&str]) -> Option<Url> {
     // The crate would drop white space and the slashes of a missing host.
     if text.contains(|c: char| c.is_whitespace() || c.is_control()) || text.contains(":///") {
@@ -97,14 +95,12 @@ pub fn of_server(text: &str, schemes: &[&str]) -> Option<Url> {
 }
 
 /// Whether `text` is `host` or `host:port`.
-#[must_use]
 pub fn is_host_and_port(text: &str) -> bool {
     !text.contains(['/', '?', '#', '@'])
         && of_server(&format!("http://{text}"), &["http"]).is_some()
 }
 
 /// Whether the URL carries a user, a password or a token.
-#[must_use]
 pub fn has_login(url: &Url) -> bool {
     !url.username().is_empty() || url.password().is_some()
 }

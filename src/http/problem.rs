@@ -21,7 +21,6 @@ pub struct Problem {
 
 impl Problem {
     /// `detail` tells the client how to correct this request.
-    #[must_use]
     pub fn new(status: StatusCode, kind: &'static str, detail: impl Into<String>) -> Self {
         Self {
             status,
@@ -33,25 +32,21 @@ impl Problem {
     }
 
     /// The request is wrong.
-    #[must_use]
     pub fn bad_request(kind: &'static str, detail: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, kind, detail)
     }
 
     /// The body has a type or an encoding that is not supported.
-    #[must_use]
     pub fn unsupported(kind: &'static str, detail: impl Into<String>) -> Self {
         Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, kind, detail)
     }
 
     /// The same request may succeed in a second.
-    #[must_use]
     pub fn unavailable(kind: &'static str, detail: impl Into<String>) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, kind, detail).retry_after(1)
     }
 
     /// There is nothing at `path`.
-    #[must_use]
     pub fn not_found(path: &str) -> Self {
         Self::new(
             StatusCode::NOT_FOUND,
@@ -61,7 +56,6 @@ impl Problem {
     }
 
     /// The path does not take this method. `allowed` becomes the header `Allow`.
-    #[must_use]
     pub fn method_not_allowed(allowed: &str) -> Self {
         let problem = Self::new(
             StatusCode::METHOD_NOT_ALLOWED,

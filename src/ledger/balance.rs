@@ -31,7 +31,6 @@ pub struct Balance {
 
 impl Balance {
     /// Holds at every moment at rest.
-    #[must_use]
     pub const fn holds(&self) -> bool {
         self.accepted + self.recovered
             == self.delivered + self.dead + self.dropped + self.spooled + self.in_flight
@@ -49,7 +48,16 @@ pub async fn audit(ledger: Arc<Ledger>, stats: watch::Receiver<SpoolStats>) {
         if before.replace(balance) == Some(balance) {
             let imbalanced = !balance.holds();
             if ledger.imbalanced.swap(imbalanced, Relaxed) != imbalanced && imbalanced {
-                error!(?balance, "the ledger does not balance");
+                error!(
+                    accepted = balance.accepted,
+                    recovered = balance.recovered,
+                    delivered = balance.delivered,
+                    dead = balance.dead,
+                    dropped = balance.dropped,
+                    spooled = balance.spooled,
+                    in_flight = balance.in_flight,
+                    "the ledger does not balance"
+                );
             }
         }
     }

@@ -21,7 +21,6 @@ pub struct Counts {
 
 impl Counts {
     /// Safe and not yet delivered.
-    #[must_use]
     pub const fn in_flight(&self) -> u64 {
         // A record may be delivered a moment before its confirm has come back.
         (self.accepted + self.resent + self.recovered).saturating_sub(self.delivered + self.dead)
@@ -42,7 +41,6 @@ impl ApiGauge {
         Posting(self)
     }
 
-    #[must_use]
     pub fn in_flight(&self) -> u64 {
         self.0.load(Relaxed)
     }

@@ -17,7 +17,6 @@ const POINTS_MAX: usize = 400;
 type ChartLine = (&'static str, &'static str, fn(&Sample) -> f64);
 
 /// The report of a load on `host`.
-#[must_use]
 pub fn html(tally: &Tally, host: &str) -> String {
     let mut rows = String::new();
     let mut row = |name: &str, value: String| {

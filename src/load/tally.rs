@@ -132,7 +132,6 @@ impl Tally {
         (*since, *failures, *users) = (at, 0, self.users);
     }
 
-    #[must_use]
     #[expect(clippy::cast_precision_loss, reason = "nobody posts 2^52 records")]
     pub fn per_second(&self) -> f64 {
         if self.elapsed.is_zero() {
@@ -143,18 +142,15 @@ impl Tally {
     }
 
     /// The latency in ms that so large a part of the requests did not exceed.
-    #[must_use]
     pub fn latency_ms(&self, quantile: f64) -> f64 {
         ms(self.latency.value_at_quantile(quantile))
     }
 
-    #[must_use]
     pub fn latency_max_ms(&self) -> f64 {
         ms(self.latency.max())
     }
 
     /// For machines.
-    #[must_use]
     pub fn json(&self) -> Value {
         json!({
             "requests": self.requests,

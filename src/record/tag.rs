@@ -13,7 +13,6 @@ pub struct Tag {
 
 impl Tag {
     /// `name` may be any text. It is escaped as JSON requires.
-    #[must_use]
     pub fn new(name: &str) -> Self {
         Self {
             ending: format!("\"path\":{}}}", serde_json::Value::from(name))
@@ -24,14 +23,12 @@ impl Tag {
 
     /// `body` with the tag as its last member. `None` if `body` does not look like a JSON object: another publisher may have put any
     /// message into the broker.
-    #[must_use]
     pub fn splice(&self, body: &[u8]) -> Option<Bytes> {
         let mut tagged = BytesMut::with_capacity(body.len() + self.ending.len() + 1);
         self.splice_onto(body, &mut tagged).then(|| tagged.freeze())
     }
 
     /// Appends the same to `tagged`. False if `body` cannot be tagged: then nothing is written.
-    #[must_use]
     pub fn splice_onto(&self, body: &[u8], tagged: &mut BytesMut) -> bool {
         let Some(open) = body
             .strip_suffix(b"}")

@@ -1,12 +1,9 @@
-//! What an entry holds, as it lies on disk: a protobuf message, so that later versions may add to it.
+//! An entry on disk: a protobuf message, so that later versions may add fields.
 
 use bytes::Bytes;
 use prost::Message;
 
-use crate::{
-    api::answer::Answer,
-    record::{Origin, Record},
-};
+use crate::record::{Origin, Record};
 
 /// A record on disk, in a queue; in the dead letters with the reason.
 #[derive(Clone, PartialEq, Message)]
@@ -46,21 +43,7 @@ pub struct DeathReason {
     pub given_up: bool,
 }
 
-impl DeathReason {
-    /// Counts one more attempt, and keeps its answer.
-    pub fn add_attempt(&mut self, answer: &Answer) {
-        self.attempts += 1;
-        (self.status, self.answer) = match answer {
-            Answer::Status {
-                status, excerpt, ..
-            } => (u32::from(*status), excerpt.clone()),
-            Answer::NoAnswer(why) => (0, why.clone()),
-        };
-    }
-}
-
 impl Entry {
-    #[must_use]
     pub fn new(record: &Record, letter: Option<DeathReason>) -> Self {
         Self {
             id: record.id.as_ref().into(),
@@ -71,7 +54,6 @@ impl Entry {
         }
     }
 
-    #[must_use]
     pub fn record(&self) -> Record {
         Record {
             id: self.id.as_str().into(),

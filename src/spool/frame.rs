@@ -46,7 +46,6 @@ pub enum Read<'b> {
 }
 
 /// Reads on from the beginning of `bytes`.
-#[must_use]
 pub fn read(bytes: &[u8], salt: u32) -> Read<'_> {
     if bytes.is_empty() {
         return Read::End;
@@ -93,7 +92,6 @@ fn whole(bytes: &[u8], salt: u32) -> Result<Read<'_>, Option<usize>> {
 }
 
 /// Where the next mark, or what may be the beginning of one, lies after the first byte: how much to skip.
-#[must_use]
 pub fn resume(bytes: &[u8]) -> usize {
     let from = 1.min(bytes.len());
     if let Some(at) = memmem::find(&bytes[from..], &MARK) {

@@ -279,7 +279,9 @@ impl Store {
                     },
                     entry,
                 )),
-                Err(why) => error!(?queue, %why, "an entry of a later version stays on disk"),
+                Err(why) => {
+                    error!(queue = queue.name(), %why, "an entry of a later version stays on disk");
+                }
             }
         }
         taken
@@ -322,7 +324,10 @@ impl Store {
             held.bytes += log.bytes();
             for damage in log.damages() {
                 error!(
-                    ?damage,
+                    file = %damage.file.display(),
+                    at = damage.at,
+                    size = damage.size,
+                    kept = damage.kept.as_ref().map(|file| file.display().to_string()),
                     "damage in the spool: these bytes are not a whole entry any more"
                 );
             }

@@ -99,7 +99,6 @@ impl Drop for Grpc {
 
 impl Grpc {
     /// Where the node serves, the real port included.
-    #[must_use]
     pub const fn address(&self) -> SocketAddr {
         self.address
     }

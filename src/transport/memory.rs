@@ -73,20 +73,17 @@ impl Broker {
     }
 
     /// Messages that are in the system, delivered or not, until they are acked or rejected.
-    #[must_use]
     pub fn stored(&self) -> usize {
         let state = self.state();
         state.waiting.len() + state.held
     }
 
     /// How often someone tried to connect.
-    #[must_use]
     pub fn connects(&self) -> usize {
         self.state().connects
     }
 
     /// How often a message was given back.
-    #[must_use]
     pub fn redelivered(&self) -> usize {
         self.state().redelivered
     }

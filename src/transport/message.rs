@@ -114,7 +114,6 @@ pub struct Incoming {
 
 impl Incoming {
     /// See [`Acker::new`] for `settle`.
-    #[must_use]
     pub fn new(
         message: Message,
         redelivered: bool,

@@ -24,7 +24,7 @@
 //! configuration and one line in the contract suite:
 //!
 //! 1. `transport/NAME.rs` implements [`Transport`]. Headers are [`Headers::pairs`] and
-//!    [`Headers::read`]; [`publish_each`] turns one publish into many.
+//!    [`Headers::read`]; `publish_each` turns one publish into many.
 //! 2. The compiler then names each `match` that needs the variant: the lane's name, its default tag, its
 //!    section, and the line of `node.rs` that starts it.
 //! 3. `contract! { NAME: … }` in `tests/transport_contract.rs`, with a rig that starts the system.

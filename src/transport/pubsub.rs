@@ -73,7 +73,6 @@ pub struct Settings {
 }
 
 impl Settings {
-    #[must_use]
     pub fn new(config: config::PubsubConfig) -> Self {
         Self {
             config: Arc::new(config),

@@ -49,7 +49,6 @@ pub struct BundleSize {
 impl BundleSize {
     /// At most `records`, where the system takes messages of `largest_message` bytes. Half of that is
     /// left for headers, which count as well.
-    #[must_use]
     pub fn new(records: usize, largest_message: usize) -> Self {
         Self {
             records,
@@ -68,7 +67,6 @@ pub struct Packed {
 
 impl Packed {
     /// Packs `records` into as few messages as `size` allows.
-    #[must_use]
     pub fn new(records: &[impl AsRef<Record>], size: BundleSize) -> Self {
         let is_single = size.records <= 1 || records.len() == 1;
         let mut packed = Self {
@@ -92,7 +90,6 @@ impl Packed {
     }
 
     /// The indices of the records in message `index`.
-    #[must_use]
     pub fn records(&self, index: usize) -> Range<usize> {
         match self.firsts.get(index) {
             Some(&first) => first..*self.firsts.get(index + 1).unwrap_or(&self.records),
@@ -238,7 +235,6 @@ pub struct Unbundler {
 }
 
 impl Unbundler {
-    #[must_use]
     pub fn new(settled: SettledRecords) -> Self {
         Self {
             settled,

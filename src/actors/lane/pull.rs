@@ -2,6 +2,7 @@
 
 use std::{cell::RefCell, sync::Arc, time::Duration};
 
+use futures_util::FutureExt as _;
 use tokio::sync::OwnedSemaphorePermit;
 use tracing::debug;
 
@@ -34,9 +35,16 @@ pub async fn pull<T: Transport>(
         let Ok(mut permits) = permit else {
             return TransportError::Lost("the node is stopping".into());
         };
+        let mut ready = unbundler.borrow_mut().next();
+        // Nor may records that came before it was lost: they come again, perhaps to another node.
+        if ready.is_some()
+            && let Some(lost) = transport.lost().now_or_never()
+        {
+            return lost;
+        }
         // A message whose records are all settled brings none.
         let first = loop {
-            if let Some(first) = unbundler.borrow_mut().next() {
+            if let Some(first) = ready {
                 break first;
             }
             let room = 1 + params.deliveries.available_permits();
@@ -45,6 +53,7 @@ pub async fn pull<T: Transport>(
                 return lost;
             }
             unbundler.borrow_mut().add(&mut messages);
+            ready = unbundler.borrow_mut().next();
         };
         let mut deliveries = vec![first];
         take_ready(params, unbundler, &mut deliveries, &mut permits);

@@ -42,7 +42,6 @@ pub enum Thread {
 
 impl Thread {
     /// A new thread.
-    #[must_use]
     pub fn spawn() -> Self {
         Self::Arbiter(Arc::new(Arbiter::new()))
     }

@@ -76,7 +76,6 @@ pub struct Supervisor {
 
 impl Supervisor {
     /// The supervisor starts the children in the order of the list.
-    #[must_use]
     pub fn new(live_lanes: &LiveLanes, children: Vec<(ChildId, Thread, Factory)>) -> Self {
         let children = children
             .into_iter()

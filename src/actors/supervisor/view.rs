@@ -42,7 +42,6 @@ pub enum State {
 
 impl State {
     /// The name in `/api/status`.
-    #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::Connecting => "connecting",

@@ -269,7 +269,10 @@ async fn stay_connected(peer: Rc<Peer>, phase: watch::Receiver<Phase>) {
         if started.elapsed() > RECONNECT_CAP {
             backoff.reset();
         }
-        tracing::warn!(peer = %peer.endpoint.uri(), %why, "not connected to the peer");
+        let is_known = matches!(&*peer.state.borrow(), State::Down(known) if *known == why);
+        if !is_known {
+            tracing::warn!(peer = %peer.endpoint.uri(), %why, "not connected to the peer");
+        }
         peer.state.send_replace(State::Down(why));
         tokio::select! {
             () = sleep(backoff.next_delay()) => {}

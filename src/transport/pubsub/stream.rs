@@ -69,7 +69,7 @@ pub(super) type OnEnd = Box<dyn FnOnce(String) + Send>;
 #[derive(Default)]
 pub(super) struct SharedStream {
     attaches: Mutex<Option<mpsc::Sender<Attach>>>,
-    is_distrusted: AtomicBool,
+    is_distrusted: Arc<AtomicBool>,
 }
 
 /// Asks the thread to serve a new connection.
@@ -125,15 +125,16 @@ impl SharedStream {
         }
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let (sender, receiver) = mpsc::channel(1);
+        let is_distrusted = Arc::clone(&self.is_distrusted);
         thread::Builder::new()
             .name("pubsub-stream".into())
-            .spawn(move || runtime.block_on(run(receiver)))?;
+            .spawn(move || runtime.block_on(run(receiver, &is_distrusted)))?;
         Ok(attaches.insert(sender).clone())
     }
 }
 
 /// Serves one connection after the other.
-async fn run(mut attaches: mpsc::Receiver<Attach>) {
+async fn run(mut attaches: mpsc::Receiver<Attach>, is_distrusted: &AtomicBool) {
     let budget = Arc::new(Semaphore::new(LEASED_KIB as usize));
     let mut kept: Option<MessageStream> = None;
     let mut next = attaches.recv().await;
@@ -149,7 +150,11 @@ async fn run(mut attaches: mpsc::Receiver<Attach>) {
             }
             (ServeEnd::Detached, Some(mut stream)) => {
                 stream.give_back();
-                if let Ok(next) = timeout(GRACE, attaches.recv()).await {
+                // The client would resume a stream of no more use on a subscription that is created
+                // meanwhile, and take its first messages.
+                let is_of_use = !is_distrusted.load(Ordering::Relaxed);
+                let grace = if is_of_use { GRACE } else { Duration::ZERO };
+                if let Ok(next) = timeout(grace, attaches.recv()).await {
                     kept = Some(stream);
                     next
                 } else {

@@ -29,7 +29,7 @@ use crate::config;
 const HEARTBEAT: u16 = 3;
 /// The longest heartbeat that keeps to the ten seconds.
 const HEARTBEAT_MAX: u16 = 4;
-/// The longest frames, in bytes, unless the URL says otherwise. The client allocates 32 frames in
+/// The longest frames, in bytes, unless the URL asks for longer ones. The client allocates 32 frames in
 /// each direction at connect. Bodies are split into frames, but the properties of a message must
 /// fit into one.
 ///
@@ -56,7 +56,7 @@ impl Target {
         if let Some(path) = &settings.password_file {
             let password = read_secret(path).await?;
             password
-                .trim_end_matches(['\r', '\n'])
+                .trim()
                 .clone_into(&mut uri.authority.userinfo.password);
         }
         let mut tls = OwnedTLSConfig::default();
@@ -113,7 +113,8 @@ impl Link {
         frame_max: u32,
     ) -> lapin::Result<Self> {
         let mut uri = target.uri.clone();
-        uri.query.frame_max.get_or_insert(frame_max);
+        let asked = uri.query.frame_max.unwrap_or_default();
+        uri.query.frame_max = Some(asked.max(frame_max));
         let socket = Socket::default();
         let slot = Arc::clone(&socket.0);
         let tls = target.tls.clone();
