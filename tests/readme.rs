@@ -196,7 +196,7 @@ impl Session {
             .stdin(Stdio::null());
     }
 
-    /// Puts the session's ports in the place of those of the docs.
+    /// Puts free ports in the place of those of the docs.
     fn rewrite(&self, command: &str) -> String {
         let mut command = by_name(command);
         for (port, free) in &self.ports {

@@ -30,7 +30,7 @@ const RETRY_FIRST: Duration = Duration::from_millis(50);
 /// No retry waits longer, so that a lane that is up again is used soon.
 const RETRY_CAP: Duration = Duration::from_secs(1);
 
-/// What the feeder works with.
+/// The parts of the feeder.
 #[derive(Clone)]
 pub struct FeederParams {
     pub spool: Spool,

@@ -62,7 +62,7 @@ pub struct Forwarder {
     batches: Option<Batches>,
 }
 
-/// What a forwarder works with, the same for each of its lives.
+/// The parts of a forwarder; each restart uses the same ones.
 #[derive(Clone)]
 pub struct ForwarderParams {
     pub ledger: Arc<Ledger>,
@@ -97,7 +97,7 @@ struct Poster {
     params: ForwarderParams,
 }
 
-/// What a POST sends.
+/// The content of a POST.
 struct Payload<'a> {
     body: Bytes,
     key: &'a str,

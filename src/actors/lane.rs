@@ -44,7 +44,7 @@ use crate::{
 /// How long a drain waits for open bundles to be settled, before it gives them back.
 const SETTLE_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// What a lane needs beside its transport's settings; the same after each restart.
+/// The parts of a lane beside its transport's settings; each restart uses the same ones.
 #[derive(Clone)]
 pub struct LaneParams {
     pub lane: LaneId,

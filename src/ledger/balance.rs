@@ -12,7 +12,7 @@ use crate::spool::SpoolStats;
 /// How long the counts must not have changed to be compared.
 pub(super) const REST: Duration = Duration::from_secs(2);
 
-/// Where every record is.
+/// The number of records in each state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Balance {
     pub accepted: u64,

@@ -11,7 +11,7 @@ use crate::{
 /// How many of the last records are known of each flag, at least: the load factor of a table of 2^17 slots.
 const KNOWN_MIN: usize = (1 << 17) / 8 * 7;
 
-/// What has happened to a record.
+/// Events that a record has had.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Flags(u8);
 
