@@ -38,16 +38,13 @@ use waypost::{
     record::{Origin, Record},
     spool::{NotSafe, Queue, Spool},
     tap::Tap,
-    transport::{
-        Transport,
-        memory::{Broker, Faults, Memory},
-        nats,
-    },
+    transport::{Transport, nats},
 };
 
 use crate::support::{
     api::{Api, Conduct},
     closed_spool, eventually,
+    memory::{Broker, Faults, Memory},
     nats::Nats,
     rig::Rig as _,
     spool, submit_one,

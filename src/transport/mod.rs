@@ -2,7 +2,7 @@
 //! and records of messages (`actors/lane`). Each file here is the only one that knows its client crate.
 //!
 //! # The contract
-//! The suite `tests/transport_contract.rs` holds every transport, `memory` included, to it:
+//! The suite `tests/transport_contract.rs` holds every transport to it:
 //!
 //! - [`Transport::publish`] reports `Ok` for a message only when it is durable in the system: a broker
 //!   killed right after still has it. An error or a dropped future says nothing: the message may come
@@ -31,7 +31,6 @@
 
 pub mod grpc;
 mod lost;
-pub mod memory;
 mod message;
 pub mod nats;
 pub mod pubsub;
@@ -133,7 +132,7 @@ pub async fn connect<T: Transport>(settings: &T::Settings) -> Result<T, Transpor
 }
 
 /// Implements [`Transport::publish`] by one call of `publish` for each message, all at once.
-async fn publish_each(
+pub async fn publish_each(
     messages: &[Message],
     mut settled: impl FnMut(usize, Result<(), TransportError>),
     publish: impl AsyncFn(&Message) -> Result<(), TransportError>,
