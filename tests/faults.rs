@@ -279,7 +279,7 @@ async fn a_node_whose_api_hangs_is_terminated_in_time() {
     api.behave(|_, _| Conduct::Answer(200));
     node.start_again().await;
     load.is_met(&api, PATIENCE).await;
-    node.at_rest(PATIENCE).await;
+    node.all_ended(load.accepted(), PATIENCE).await;
 }
 
 /// A panic in an actor's handler: only that actor restarts, and each record with a receipt arrives.

@@ -96,7 +96,7 @@ async fn reaches_the_api<L: Lane>(
     let expected = format!("{{\"place\": \"Cobán\",\"path\":\"{}\"}}", L::TAG);
     assert_eq!(post.body, expected.as_bytes());
     assert_eq!(post.content_type.as_deref(), Some("application/json"));
-    let ledger = node.at_rest(PATIENCE).await;
+    let ledger = node.all_ended(1, PATIENCE).await;
     assert_eq!(
         (&ledger["delivered"], &ledger["dead"]),
         (&1.into(), &0.into())

@@ -74,7 +74,7 @@ async fn with_ack_on_disk_a_record_is_there_before_its_receipt_leaves() {
     api.start_again();
     node.start_again().await;
     api.wait_for(RECORDS, PATIENCE).await;
-    let ledger = node.at_rest(PATIENCE).await;
+    let ledger = node.all_ended(RECORDS, PATIENCE).await;
     assert_eq!(
         (&ledger["accepted"], &ledger["delivered"]),
         (&json!(0), &ledger["recovered"]),
@@ -82,7 +82,7 @@ async fn with_ack_on_disk_a_record_is_there_before_its_receipt_leaves() {
     );
     assert_eq!(post_all(&node, "b", RECORDS).await.len(), RECORDS);
     api.wait_for(2 * RECORDS, PATIENCE).await;
-    node.at_rest(PATIENCE).await;
+    node.all_ended(2 * RECORDS, PATIENCE).await;
     assert_eq!(api.taken().len(), 2 * RECORDS);
 }
 
@@ -116,7 +116,7 @@ async fn what_the_grpc_lane_carries_survives_a_kill() {
     }
     api.start_again();
     api.wait_for(RECORDS, PATIENCE).await;
-    let ledger = node.at_rest(PATIENCE).await;
+    let ledger = node.all_ended(RECORDS, PATIENCE).await;
     assert_eq!(
         (&ledger["recovered"], &ledger["delivered"]),
         (&json!(RECORDS), &json!(RECORDS)),
@@ -201,7 +201,7 @@ async fn a_dead_letter_says_why_survives_a_kill_and_can_be_replayed_or_dropped()
 
     kill(&mut node).await;
     node.start_again().await;
-    let ledger = node.at_rest(PATIENCE).await;
+    let ledger = node.all_ended(3, PATIENCE).await;
     assert_eq!(
         (&ledger["recovered"], &ledger["dead"]),
         (&json!(3), &json!(3)),
@@ -489,7 +489,7 @@ async fn a_record_whose_dead_letter_cannot_be_written_goes_on_waiting() {
         (node.dead().await.len() == 1).then_some(())
     })
     .await;
-    node.at_rest(PATIENCE).await;
+    node.all_ended(1, PATIENCE).await;
 }
 
 #[actix_rt::test]
@@ -553,6 +553,6 @@ async fn what_is_no_record_in_a_broker_becomes_a_dead_letter() {
         node.get("/api/dead").await.unwrap().1["dead"][0]["record"],
         "hello"
     );
-    node.at_rest(PATIENCE).await;
+    node.all_ended(1, PATIENCE).await;
     assert_eq!(api.count(), 0);
 }

@@ -321,7 +321,8 @@ async fn records_wait_on_disk_for_a_broker_that_comes_after_a_kill() {
         memory.iter().all(|bytes| *bytes < MEMORY_MAX),
         "{memory:?} bytes of memory"
     );
-    node.at_rest(REDELIVERY).await;
+    let waiting = usize::try_from(records).expect("a count");
+    node.all_ended(waiting, REDELIVERY).await;
     eventually("its disk space is given back", PATIENCE, async || {
         (node.spool_bytes() < 1 << 20).then_some(())
     })
