@@ -180,7 +180,7 @@ fn graph<T: Transport>(
         move |supervisor| {
             Forwarder::new(
                 LaneId::Nats,
-                LaneId::Nats.default_tag(),
+                "NATS",
                 api::Api::new(&api),
                 wiring.clone(),
                 supervisor,
