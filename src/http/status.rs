@@ -67,15 +67,9 @@ pub struct LaneStatus {
     dead: u64,
     in_flight: u64,
     redelivered: u64,
-    publish_ms: QuantilesMs,
-    delivery_ms: QuantilesMs,
+    publish_ms: Quantiles,
+    delivery_ms: Quantiles,
     broker: BrokerStatus,
-}
-
-#[derive(Debug, Serialize)]
-struct QuantilesMs {
-    p50: f64,
-    p99: f64,
 }
 
 #[derive(Debug, Serialize)]
@@ -90,12 +84,6 @@ struct ApiStatus {
     state: &'static str,
     in_flight: u64,
     limit: usize,
-}
-
-impl From<Quantiles> for QuantilesMs {
-    fn from(Quantiles { p50, p99 }: Quantiles) -> Self {
-        Self { p50, p99 }
-    }
 }
 
 pub fn no_supervisor() -> Problem {
@@ -172,8 +160,8 @@ impl AdminState {
             dead: counts.dead,
             in_flight: self.ledger.in_flight(lane, &self.spool.stats()),
             redelivered: counts.redelivered,
-            publish_ms: self.ledger.publish_times(lane).quantiles_ms().into(),
-            delivery_ms: self.ledger.delivery_times(lane).quantiles_ms().into(),
+            publish_ms: self.ledger.publish_times(lane).quantiles_ms(),
+            delivery_ms: self.ledger.delivery_times(lane).quantiles_ms(),
             broker: BrokerStatus {
                 version: view.broker.version.clone(),
                 warnings: view.broker.warnings.clone(),

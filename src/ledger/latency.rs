@@ -4,9 +4,10 @@ use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 use parking_lot::Mutex;
+use serde::Serialize;
 
 /// Median and 99th percentile, in milliseconds; zero before the first time.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Quantiles {
     pub p50: f64,
     pub p99: f64,
