@@ -1,5 +1,5 @@
-//! Every setting with its default. A key is a field: its name, its default in `Default`, its range
-//! in the attribute.
+//! Every setting with its default. A key is a field of its section: its name, type and default, and
+//! the reader in [`value`] that knows its range.
 //!
 //! `load` reads the sources key by key, `value` the values, `url` the URLs; `rules` checks keys
 //! against each other.
@@ -26,6 +26,47 @@ pub const CONCURRENCY_MAX: usize = 4096;
 /// The most records that a lane may be configured to put into one message.
 pub const BUNDLE_MAX: usize = 128;
 
+/// Declares a section: each key with its type, its default, and the attribute by which serde reads
+/// and shows it.
+macro_rules! section {
+    (
+        $(#[$about:meta])*
+        $section:ident {
+            $($(#[$effect:meta])* $key:ident: $type:ty = $default:expr $(, $how:ident = $reader:literal)?;)+
+        }
+    ) => {
+        $(#[$about])*
+        #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+        #[serde(default)]
+        pub struct $section {
+            $($(#[$effect])* $(#[serde($how = $reader)])? pub $key: $type,)+
+        }
+
+        impl $section {
+            const KEYS: &[&str] = &[$(stringify!($key)),+];
+        }
+
+        impl Default for $section {
+            fn default() -> Self {
+                Self { $($key: $default,)+ }
+            }
+        }
+    };
+}
+
+/// Each section with its keys.
+const SECTIONS: &[(&str, &[&str])] = &[
+    ("admin", AdminConfig::KEYS),
+    ("api", ApiConfig::KEYS),
+    ("ingest", IngestConfig::KEYS),
+    ("lanes.grpc", GrpcConfig::KEYS),
+    ("lanes.nats", NatsConfig::KEYS),
+    ("lanes.pubsub", PubsubConfig::KEYS),
+    ("lanes.rabbitmq", RabbitmqConfig::KEYS),
+    ("router", RouterConfig::KEYS),
+    ("spool", SpoolConfig::KEYS),
+];
+
 /// The whole configuration of a node.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -38,64 +79,150 @@ pub struct Config {
     pub lanes: Lanes,
 }
 
-/// `[ingest]`: the HTTP side that clients post to.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// `[lanes.*]`: a lane is on when its section, or one of its variables, is there; the gRPC lane
+/// also when no lane is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
-pub struct IngestConfig {
-    #[serde(deserialize_with = "value::address")]
-    pub listen: SocketAddr,
-    /// Bytes of a whole request.
-    #[serde(
-        serialize_with = "value::show_size",
-        deserialize_with = "value::size::<1, GIB, _, _>"
-    )]
-    pub max_body: usize,
-    /// Bytes of one record.
-    #[serde(
-        serialize_with = "value::show_size",
-        deserialize_with = "value::size::<1, GIB, _, _>"
-    )]
-    pub max_record: usize,
-    #[serde(deserialize_with = "value::name")]
-    pub schema: Schema,
-    #[serde(deserialize_with = "value::name")]
-    pub ack: Ack,
+pub struct Lanes {
+    pub grpc: Option<GrpcConfig>,
+    pub nats: Option<NatsConfig>,
+    pub rabbitmq: Option<RabbitmqConfig>,
+    pub pubsub: Option<PubsubConfig>,
+    /// The lanes in the order in which the sources name them.
+    #[serde(skip)]
+    pub order: Vec<LaneId>,
 }
 
-/// `[api]`: where records go.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct ApiConfig {
-    pub url: SecretUrl,
-    #[serde(with = "value::wait")]
-    pub timeout: Duration,
-    /// POSTs in flight per lane.
-    #[serde(deserialize_with = "value::whole::<1, CONCURRENCY_MAX, _>")]
-    pub concurrency: usize,
-    /// Records of a POST at most; with more than one, its body is a JSON array.
-    #[serde(deserialize_with = "value::whole::<1, 1000, _>")]
-    pub batch: usize,
-    /// A record that the API has not taken by then is given up; `None` for never.
-    #[serde(with = "value::patience")]
-    pub give_up_after: Option<Duration>,
-    /// A file with a bearer token.
-    pub token_file: Option<ReadableFile>,
-    /// PEM certificates that the API's certificate may be signed by, beside the public ones.
-    pub ca_file: Option<ReadableFile>,
+section! {
+    /// `[ingest]`: the HTTP side that clients post to.
+    IngestConfig {
+        listen: SocketAddr = SocketAddr::from(([0, 0, 0, 0], 8000)), deserialize_with = "value::address";
+        /// Bytes of a whole request.
+        max_body: usize = 1 << 20, with = "value::Size::<1, GIB>";
+        /// Bytes of one record.
+        max_record: usize = 256 << 10, with = "value::Size::<1, GIB>";
+        schema: Schema = Schema::Case, deserialize_with = "value::name";
+        ack: Ack = Ack::Lane, deserialize_with = "value::name";
+    }
 }
 
-/// `[router]`
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct RouterConfig {
-    #[serde(deserialize_with = "value::name")]
-    pub policy: Policy,
-    /// How long the lanes may take to confirm a record; then it goes to the spool.
-    #[serde(with = "value::wait")]
-    pub publish_timeout: Duration,
+section! {
+    /// `[api]`: the API that records are posted to.
+    ApiConfig {
+        url: SecretUrl = "http://127.0.0.1:5000/".into();
+        timeout: Duration = Duration::from_secs(10), with = "value::wait";
+        /// POSTs in flight per lane.
+        concurrency: usize = 64, deserialize_with = "value::whole::<1, CONCURRENCY_MAX, _>";
+        /// Records of a POST at most; with more than one, its body is a JSON array.
+        batch: usize = 1, deserialize_with = "value::whole::<1, 1000, _>";
+        /// A record that the API has not taken by then is given up; `None` for never.
+        give_up_after: Option<Duration> = Some(Duration::from_hours(24)), with = "value::patience";
+        /// A file with a bearer token.
+        token_file: Option<ReadableFile> = None;
+        /// PEM certificates that the API's certificate may be signed by, beside the public ones.
+        ca_file: Option<ReadableFile> = None;
+    }
 }
 
-/// What a 2xx stands for.
+section! {
+    /// `[router]`: the choice of a lane.
+    RouterConfig {
+        policy: Policy = Policy::RoundRobin, deserialize_with = "value::name";
+        /// How long the lanes may take to confirm a record; then it goes to the spool.
+        publish_timeout: Duration = Duration::from_secs(2), with = "value::wait";
+    }
+}
+
+section! {
+    /// `[spool]`: the durable folder of this node.
+    SpoolConfig {
+        dir: PathBuf = "data".into(), deserialize_with = "value::text";
+        /// Bytes.
+        max: u64 = 4 << 30, with = "value::Size::<MIB, { u64::MAX }>";
+    }
+}
+
+section! {
+    /// `[admin]`: health, status and metrics.
+    AdminConfig {
+        listen: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 8001)), deserialize_with = "value::address";
+    }
+}
+
+section! {
+    /// `[lanes.grpc]`
+    GrpcConfig {
+        tag: String = "GRPC".into(), deserialize_with = "value::text";
+        listen: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 3000)), deserialize_with = "value::address";
+        /// Nodes to carry records to; empty means this node itself.
+        peers: Vec<String> = Vec::new(), deserialize_with = "value::list";
+        /// PEM certificate chain and key of this node's server; the server speaks TLS when both are
+        /// given.
+        cert_file: Option<ReadableFile> = None;
+        key_file: Option<ReadableFile> = None;
+        /// PEM certificates that peers' certificates may be signed by, beside the public ones.
+        ca_file: Option<ReadableFile> = None;
+    }
+}
+
+section! {
+    /// `[lanes.nats]`
+    NatsConfig {
+        tag: String = "NATS".into(), deserialize_with = "value::text";
+        /// One or more servers, separated by commas; `tls://` asks for TLS; credentials may be in it.
+        url: SecretUrl = "nats://127.0.0.1:4222".into();
+        stream: String = "WAYPOST".into(), deserialize_with = "value::text";
+        subject: String = "waypost.records".into(), deserialize_with = "value::text";
+        durable: String = "waypost".into(), deserialize_with = "value::text";
+        /// The most records of one message.
+        bundle: usize = 1, deserialize_with = "value::whole::<1, BUNDLE_MAX, _>";
+        /// Copies of the stream when Waypost creates it.
+        replicas: usize = 1, deserialize_with = "value::replicas";
+        ca_file: Option<ReadableFile> = None;
+        /// Client certificate and key, PEM.
+        cert_file: Option<ReadableFile> = None;
+        key_file: Option<ReadableFile> = None;
+        /// A NATS `.creds` file (JWT and nkey seed).
+        creds_file: Option<ReadableFile> = None;
+        /// A file with a token.
+        token_file: Option<ReadableFile> = None;
+        /// A file with the password of the URL's user.
+        password_file: Option<ReadableFile> = None;
+    }
+}
+
+section! {
+    /// `[lanes.rabbitmq]`
+    RabbitmqConfig {
+        tag: String = "RabbitMQ".into(), deserialize_with = "value::text";
+        /// `amqp://` or `amqps://`.
+        url: SecretUrl = "amqp://guest:guest@127.0.0.1:5672/%2f".into();
+        queue: String = "waypost".into(), deserialize_with = "value::text";
+        /// The most records of one message.
+        bundle: usize = 1, deserialize_with = "value::whole::<1, BUNDLE_MAX, _>";
+        ca_file: Option<ReadableFile> = None;
+        /// A file with the password of the URL's user.
+        password_file: Option<ReadableFile> = None;
+    }
+}
+
+section! {
+    /// `[lanes.pubsub]`
+    PubsubConfig {
+        tag: String = "PubSub".into(), deserialize_with = "value::text";
+        project: String = "waypost".into(), deserialize_with = "value::text";
+        topic: String = "waypost-records".into(), deserialize_with = "value::text";
+        subscription: String = "waypost-records".into(), deserialize_with = "value::text";
+        /// The most records of one message.
+        bundle: usize = 1, deserialize_with = "value::whole::<1, BUNDLE_MAX, _>";
+        /// The emulator's address; absent means the real service.
+        endpoint: Option<String> = None, deserialize_with = "value::text";
+        /// A service account's key (JSON); absent means the default credentials.
+        credentials_file: Option<ReadableFile> = None;
+    }
+}
+
+/// The proof of safety that a 2xx stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Ack {
@@ -119,129 +246,6 @@ impl Policy {
             Self::RoundRobin => "round-robin",
         }
     }
-}
-
-/// `[lanes.*]`: a lane is on when its section, or one of its variables, is there; the gRPC lane
-/// also when no lane is.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(default)]
-pub struct Lanes {
-    pub grpc: Option<GrpcConfig>,
-    pub nats: Option<NatsConfig>,
-    pub rabbitmq: Option<RabbitmqConfig>,
-    pub pubsub: Option<PubsubConfig>,
-    /// The lanes in the order in which the sources name them.
-    #[serde(skip)]
-    pub order: Vec<LaneId>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct GrpcConfig {
-    #[serde(deserialize_with = "value::text")]
-    pub tag: String,
-    #[serde(deserialize_with = "value::address")]
-    pub listen: SocketAddr,
-    /// Nodes to carry records to; empty means this node itself.
-    #[serde(deserialize_with = "value::list")]
-    pub peers: Vec<String>,
-    /// PEM certificate chain and key of this node's server; the server speaks TLS when both are
-    /// given.
-    pub cert_file: Option<ReadableFile>,
-    pub key_file: Option<ReadableFile>,
-    /// PEM certificates that peers' certificates may be signed by, beside the public ones.
-    pub ca_file: Option<ReadableFile>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct NatsConfig {
-    #[serde(deserialize_with = "value::text")]
-    pub tag: String,
-    /// One or more servers, separated by commas; `tls://` asks for TLS; credentials may be in it.
-    pub url: SecretUrl,
-    #[serde(deserialize_with = "value::text")]
-    pub stream: String,
-    #[serde(deserialize_with = "value::text")]
-    pub subject: String,
-    #[serde(deserialize_with = "value::text")]
-    pub durable: String,
-    /// The most records of one message.
-    #[serde(deserialize_with = "value::whole::<1, BUNDLE_MAX, _>")]
-    pub bundle: usize,
-    /// Copies of the stream when Waypost creates it.
-    #[serde(deserialize_with = "value::replicas")]
-    pub replicas: usize,
-    pub ca_file: Option<ReadableFile>,
-    /// Client certificate and key, PEM.
-    pub cert_file: Option<ReadableFile>,
-    pub key_file: Option<ReadableFile>,
-    /// A NATS `.creds` file (JWT and nkey seed).
-    pub creds_file: Option<ReadableFile>,
-    /// A file with a token.
-    pub token_file: Option<ReadableFile>,
-    /// A file with the password of the URL's user.
-    pub password_file: Option<ReadableFile>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct RabbitmqConfig {
-    #[serde(deserialize_with = "value::text")]
-    pub tag: String,
-    /// `amqp://` or `amqps://`.
-    pub url: SecretUrl,
-    #[serde(deserialize_with = "value::text")]
-    pub queue: String,
-    /// The most records of one message.
-    #[serde(deserialize_with = "value::whole::<1, BUNDLE_MAX, _>")]
-    pub bundle: usize,
-    pub ca_file: Option<ReadableFile>,
-    /// A file with the password of the URL's user.
-    pub password_file: Option<ReadableFile>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct PubsubConfig {
-    #[serde(deserialize_with = "value::text")]
-    pub tag: String,
-    #[serde(deserialize_with = "value::text")]
-    pub project: String,
-    #[serde(deserialize_with = "value::text")]
-    pub topic: String,
-    #[serde(deserialize_with = "value::text")]
-    pub subscription: String,
-    /// The most records of one message.
-    #[serde(deserialize_with = "value::whole::<1, BUNDLE_MAX, _>")]
-    pub bundle: usize,
-    /// The emulator's address; absent means the real service.
-    #[serde(deserialize_with = "value::text")]
-    pub endpoint: Option<String>,
-    /// A service account's key (JSON); absent means the default credentials.
-    pub credentials_file: Option<ReadableFile>,
-}
-
-/// `[spool]`: the durable folder of this node.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct SpoolConfig {
-    #[serde(deserialize_with = "value::text")]
-    pub dir: PathBuf,
-    /// Bytes.
-    #[serde(
-        serialize_with = "value::show_size",
-        deserialize_with = "value::size::<MIB, { u64::MAX }, _, _>"
-    )]
-    pub max: u64,
-}
-
-/// `[admin]`
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct AdminConfig {
-    #[serde(deserialize_with = "value::address")]
-    pub listen: SocketAddr,
 }
 
 impl Lanes {
@@ -290,117 +294,5 @@ impl Serialize for Lanes {
             }
         }
         sections.end()
-    }
-}
-
-impl Default for IngestConfig {
-    fn default() -> Self {
-        Self {
-            listen: SocketAddr::from(([0, 0, 0, 0], 8000)),
-            max_body: 1 << 20,
-            max_record: 256 << 10,
-            schema: Schema::Case,
-            ack: Ack::Lane,
-        }
-    }
-}
-
-impl Default for ApiConfig {
-    fn default() -> Self {
-        Self {
-            url: "http://127.0.0.1:5000/".into(),
-            timeout: Duration::from_secs(10),
-            concurrency: 64,
-            batch: 1,
-            give_up_after: Some(Duration::from_hours(24)),
-            token_file: None,
-            ca_file: None,
-        }
-    }
-}
-
-impl Default for RouterConfig {
-    fn default() -> Self {
-        Self {
-            policy: Policy::RoundRobin,
-            publish_timeout: Duration::from_secs(2),
-        }
-    }
-}
-
-impl Default for GrpcConfig {
-    fn default() -> Self {
-        Self {
-            tag: "GRPC".into(),
-            listen: SocketAddr::from(([127, 0, 0, 1], 3000)),
-            peers: Vec::new(),
-            cert_file: None,
-            key_file: None,
-            ca_file: None,
-        }
-    }
-}
-
-impl Default for NatsConfig {
-    fn default() -> Self {
-        Self {
-            tag: "NATS".into(),
-            url: "nats://127.0.0.1:4222".into(),
-            stream: "WAYPOST".into(),
-            subject: "waypost.records".into(),
-            durable: "waypost".into(),
-            bundle: 1,
-            replicas: 1,
-            ca_file: None,
-            cert_file: None,
-            key_file: None,
-            creds_file: None,
-            token_file: None,
-            password_file: None,
-        }
-    }
-}
-
-impl Default for RabbitmqConfig {
-    fn default() -> Self {
-        Self {
-            tag: "RabbitMQ".into(),
-            url: "amqp://guest:guest@127.0.0.1:5672/%2f".into(),
-            queue: "waypost".into(),
-            bundle: 1,
-            ca_file: None,
-            password_file: None,
-        }
-    }
-}
-
-impl Default for PubsubConfig {
-    fn default() -> Self {
-        Self {
-            tag: "PubSub".into(),
-            project: "waypost".into(),
-            topic: "waypost-records".into(),
-            subscription: "waypost-records".into(),
-            bundle: 1,
-            endpoint: None,
-            credentials_file: None,
-        }
-    }
-}
-
-impl Default for SpoolConfig {
-    fn default() -> Self {
-        Self {
-            dir: "data".into(),
-            max: 4 << 30,
-        }
-    }
-}
-
-impl Default for AdminConfig {
-    fn default() -> Self {
-        Self {
-            listen: SocketAddr::from(([127, 0, 0, 1], 8001)),
-        }
     }
 }

@@ -130,6 +130,23 @@ fn a_mistake_in_a_variable_or_a_flag_is_named_by_it() {
 }
 
 #[test]
+fn a_start_and_a_check_refuse_https_to_an_ipv6_address_in_the_same_words() {
+    let url = "https://[::1]/";
+    let expected = [
+        "--api: api.url: is HTTPS to an IPv6 address, which is not supported; allowed is a host name",
+    ];
+    assert_eq!(mistakes(&["--api", url], &[]), expected);
+    let started = Command::new(env!("CARGO_BIN_EXE_waypost"))
+        .args(["run", "--api", url])
+        .env_clear()
+        .output()
+        .expect("the program runs");
+    assert_eq!(started.status.code(), Some(2), "{started:?}");
+    let told = String::from_utf8(started.stderr).expect("text");
+    assert_eq!(told.lines().collect::<Vec<_>>(), expected);
+}
+
+#[test]
 fn toml_that_does_not_parse_is_named_by_its_line() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("broken.toml");
@@ -305,7 +322,7 @@ fn defaults() -> BTreeMap<String, String> {
         let value = names.try_fold(section, |table, name| table.get(name));
         value.map_or_else(|| "none".into(), |value| format!("`{value}`"))
     };
-    let keys = Config::keys().into_iter();
+    let keys = Config::keys();
     keys.map(|key| (key.clone(), default(&key))).collect()
 }
 

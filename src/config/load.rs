@@ -15,7 +15,7 @@ use toml::{
     de::{DeTable, DeValue, ValueDeserializer},
 };
 
-use super::{Config, rules};
+use super::{Config, SECTIONS, rules};
 use crate::lane_id::LaneId;
 
 /// The beginning of our variables' names.
@@ -65,7 +65,7 @@ impl Config {
         environment: &BTreeMap<String, String>,
         flags: &[Flag],
     ) -> Result<Self, Vec<ConfigError>> {
-        let mut loader = Loader::new();
+        let mut loader = Loader::default();
         if let Some(file) = file {
             loader.file(file);
         }
@@ -84,40 +84,10 @@ impl Config {
     }
 
     /// Every key, as `section.key`.
-    ///
-    /// # Panics
-    /// Never: the defaults are valid and JSON can hold them.
-    pub fn keys() -> Vec<String> {
-        let mut all_on = Table::new();
-        for lane in LaneId::ALL {
-            insert(
-                &mut all_on,
-                &format!("lanes.{lane}"),
-                Value::Table(Table::new()),
-            );
-        }
-        let config = Self::deserialize(all_on).expect("each key has a valid default");
-        // JSON has the keys that are not set, too.
-        let json = serde_json::to_value(config).expect("sections of keys are JSON");
-        let mut keys = Vec::new();
-        collect_keys("", &json, &mut keys);
-        keys
-    }
-}
-
-fn collect_keys(path: &str, value: &serde_json::Value, keys: &mut Vec<String>) {
-    match value {
-        serde_json::Value::Object(members) if path.is_empty() => {
-            for (name, member) in members {
-                collect_keys(name, member, keys);
-            }
-        }
-        serde_json::Value::Object(members) => {
-            for (name, member) in members {
-                collect_keys(&format!("{path}.{name}"), member, keys);
-            }
-        }
-        _ => keys.push(path.to_owned()),
+    pub fn keys() -> impl Iterator<Item = String> {
+        SECTIONS
+            .iter()
+            .flat_map(|(section, names)| names.iter().map(move |name| format!("{section}.{name}")))
     }
 }
 
@@ -126,69 +96,51 @@ pub fn variable(key: &str) -> String {
     format!("{PREFIX}{}", key.replace('.', "__").to_ascii_uppercase())
 }
 
+#[derive(Default)]
 struct Loader {
-    known: Vec<String>,
     /// The values of all sources, without those that are wrong.
     values: Table,
-    lanes: Vec<LaneId>,
     errors: Vec<ConfigError>,
+    /// Lines with a syntax error. The rest of such a line is guesswork, so it has no other error.
+    torn: HashSet<String>,
     /// The place of each key that a source sets.
     places: HashMap<String, String>,
 }
 
 impl Loader {
-    fn new() -> Self {
-        Self {
-            known: Config::keys(),
-            values: Table::new(),
-            lanes: Vec::new(),
-            errors: Vec::new(),
-            places: HashMap::new(),
+    fn error(&mut self, place: impl Into<String>, key: impl Into<String>, what: impl Into<String>) {
+        let place = place.into();
+        if !self.torn.contains(&place) {
+            self.errors.push(ConfigError {
+                place,
+                key: key.into(),
+                what: what.into(),
+            });
         }
     }
 
-    fn error(&mut self, place: impl Into<String>, key: impl Into<String>, what: impl Into<String>) {
-        self.errors.push(ConfigError {
-            place: place.into(),
-            key: key.into(),
-            what: what.into(),
-        });
-    }
-
     fn set(&mut self, key: &str, place: String, value: Value) {
-        let section = key.rsplit_once('.').map_or("", |(section, _)| section);
-        if !self.known.iter().any(|known| known == key) {
-            let names = self
-                .known
-                .iter()
-                .filter_map(|key| key.strip_prefix(section)?.strip_prefix('.'));
-            let names: Vec<_> = names.collect();
-            let meant = nearest(&key[section.len() + 1..], names.iter().copied()).map_or_else(
-                || format!("allowed are {}", names.join(", ")),
+        let (section, name) = key.rsplit_once('.').unwrap_or_default();
+        let known = SECTIONS.iter().find(|(known, _)| *known == section);
+        let names = known.map_or(&[][..], |(_, names)| names);
+        if !names.contains(&name) {
+            let meant = nearest(name, names).map_or_else(
+                || format!("allowed are {}", sorted(names)),
                 |near| format!("did you mean {section}.{near}?"),
             );
             return self.error(place, key, format!("there is no such key; {meant}"));
         }
-        self.turn_on(section);
         let mut alone = Table::new();
-        insert(&mut alone, key, value.clone());
+        insert(&mut alone, section, Some((name, value.clone())));
         match Config::deserialize(alone) {
             Ok(_) => {
-                insert(&mut self.values, key, value);
+                insert(&mut self.values, section, Some((name, value)));
                 self.places.insert(key.to_owned(), place);
             }
-            Err(error) => self.error(place, key, error.message()),
-        }
-    }
-
-    /// Turns the lane on if the section is a lane's.
-    fn turn_on(&mut self, section: &str) {
-        let lane = section.strip_prefix("lanes.").and_then(LaneId::from_name);
-        if let Some(lane) = lane
-            && !self.lanes.contains(&lane)
-        {
-            self.lanes.push(lane);
-            insert(&mut self.values, section, Value::Table(Table::new()));
+            Err(error) => {
+                insert(&mut self.values, section, None);
+                self.error(place, key, error.message());
+            }
         }
     }
 
@@ -203,30 +155,27 @@ impl Loader {
             format!("{shown}:{line}")
         };
         let (table, syntax_errors) = DeTable::parse_recoverable(&text);
-        let mut torn = HashSet::new();
         for error in syntax_errors {
             let place = place(error.span().map_or(0, |span| span.start));
-            // The rest of a line after an error is guesswork.
-            if torn.insert(place.clone()) {
-                self.error(place, "", format!("not TOML: {}", error.message()));
-            }
+            self.error(place.as_str(), "", format!("not TOML: {}", error.message()));
+            self.torn.insert(place);
         }
-        let syntax = self.errors.len();
-        for (section, at, value) in in_order(table.get_ref()) {
+        for (section, value) in table.get_ref() {
             match value.get_ref() {
-                DeValue::Table(lanes) if section == "lanes" => {
-                    for (lane, at, keys) in in_order(lanes) {
-                        self.section(&format!("lanes.{lane}"), place(at), keys, &place);
+                DeValue::Table(lanes) if section.get_ref() == "lanes" => {
+                    for (lane, keys) in lanes {
+                        let section = format!("lanes.{}", lane.get_ref());
+                        self.section(&section, place(lane.span().start), keys, &place);
                     }
                 }
-                _ => self.section(section, place(at), value, &place),
+                _ => self.section(
+                    section.get_ref(),
+                    place(section.span().start),
+                    value,
+                    &place,
+                ),
             }
         }
-        let meaning = self.errors.split_off(syntax);
-        let whole = meaning
-            .into_iter()
-            .filter(|error| !torn.contains(&error.place));
-        self.errors.extend(whole);
     }
 
     fn section(
@@ -236,36 +185,30 @@ impl Loader {
         value: &Spanned<DeValue<'_>>,
         place: &impl Fn(usize) -> String,
     ) {
-        let mut sections: Vec<_> = self
-            .known
-            .iter()
-            .filter_map(|key| key.rsplit_once('.'))
-            .collect();
-        sections.dedup_by_key(|(section, _)| *section);
-        let sections: Vec<_> = sections.into_iter().map(|(section, _)| section).collect();
+        let sections: Vec<_> = SECTIONS.iter().map(|(section, _)| *section).collect();
         if !sections.contains(&section) {
             let what = format!(
                 "there is no such section; allowed are {}",
-                sections.join(", ")
+                sorted(&sections)
             );
             return self.error(at, section, what);
         }
         let DeValue::Table(keys) = value.get_ref() else {
             return self.error(at, section, format!("is a section, written as [{section}]"));
         };
-        self.turn_on(section);
-        for (name, at, value) in in_order(keys) {
-            let key = format!("{section}.{name}");
+        insert(&mut self.values, section, None);
+        for (name, value) in keys {
+            let at = place(name.span().start);
+            let key = format!("{section}.{}", name.get_ref());
             match Value::deserialize(ValueDeserializer::from(value.clone())) {
-                Ok(value) => self.set(&key, place(at), value),
-                Err(error) => self.error(place(at), key, error.message()),
+                Ok(value) => self.set(&key, at, value),
+                Err(error) => self.error(at, key, error.message()),
             }
         }
     }
 
     fn environment(&mut self, environment: &BTreeMap<String, String>) {
-        let variables = self.known.iter().map(|key| (variable(key), key.clone()));
-        let keys: BTreeMap<_, _> = variables.collect();
+        let keys: BTreeMap<_, _> = Config::keys().map(|key| (variable(&key), key)).collect();
         // A name without `__` is another program's, such as one that Kubernetes makes for a
         // Service.
         let ours = |name: &str| {
@@ -273,28 +216,34 @@ impl Loader {
                 .is_some_and(|rest| rest.contains("__"))
         };
         for (name, text) in environment.iter().filter(|(name, _)| ours(name)) {
-            match keys.get(name) {
-                Some(key) => self.set(key, name.clone(), text.as_str().into()),
-                None => {
-                    let meant = nearest(name, keys.keys()).map_or_else(
-                        || "allowed is WAYPOST_SECTION__KEY for a key of the file".into(),
-                        |near| format!("did you mean {near}?"),
-                    );
-                    self.error(name, "", format!("there is no such variable; {meant}"));
-                }
+            if let Some(key) = keys.get(name) {
+                self.set(key, name.clone(), text.as_str().into());
+                continue;
             }
+            let meant = nearest(name, keys.keys()).map_or_else(
+                || "allowed is WAYPOST_SECTION__KEY for a key of the file".into(),
+                |near| format!("did you mean {near}?"),
+            );
+            self.error(name, "", format!("there is no such variable; {meant}"));
         }
         if let Some(host) = environment.get(EMULATOR).filter(|host| !host.is_empty())
-            && self.lanes.contains(&LaneId::Pubsub)
+            && self.lanes().contains(&LaneId::Pubsub)
             && !self.places.contains_key(ENDPOINT)
         {
             self.set(ENDPOINT, EMULATOR.into(), host.as_str().into());
         }
     }
 
+    /// The lanes that a source names, in its order.
+    fn lanes(&self) -> Vec<LaneId> {
+        let lanes = self.values.get("lanes").and_then(Value::as_table);
+        let names = lanes.into_iter().flat_map(Table::keys);
+        names.filter_map(|name| LaneId::from_name(name)).collect()
+    }
+
     fn finish(mut self) -> Result<Config, Vec<ConfigError>> {
-        if self.lanes.is_empty() {
-            self.turn_on("lanes.grpc");
+        if self.lanes().is_empty() {
+            insert(&mut self.values, "lanes.grpc", None);
         }
         let mut config = match Config::deserialize(self.values.clone()) {
             Ok(config) => config,
@@ -304,23 +253,18 @@ impl Loader {
                 return Err(self.errors);
             }
         };
-        config.lanes.order = std::mem::take(&mut self.lanes);
+        config.lanes.order = self.lanes();
         // A key that has its error already needs no second one.
         let wrong: HashSet<_> = self.errors.iter().map(|error| error.key.clone()).collect();
         for violations in rules::violations(&config) {
-            if violations
-                .iter()
-                .any(|violation| wrong.contains(&violation.key))
+            let is_wrong = |violation: &rules::Violation| wrong.contains(&violation.key);
+            let is_set = |violation: &&rules::Violation| self.places.contains_key(&violation.key);
+            let found = violations.iter().find(is_set).or(violations.first());
+            if let Some(rules::Violation { key, what }) = found
+                && !violations.iter().any(is_wrong)
             {
-                continue;
-            }
-            let set = violations
-                .iter()
-                .position(|violation| self.places.contains_key(&violation.key));
-            if let Some(violation) = violations.into_iter().nth(set.unwrap_or(0)) {
-                let place = self.places.get(&violation.key).cloned();
-                let place = place.unwrap_or_else(|| "default".into());
-                self.error(place, violation.key, violation.what);
+                let place = self.places.get(key).map_or("default", String::as_str);
+                self.error(place.to_owned(), key, what);
             }
         }
         if self.errors.is_empty() {
@@ -331,44 +275,28 @@ impl Loader {
     }
 }
 
-/// Sets `a.b.c` in a table of tables.
-fn insert(table: &mut Table, key: &str, value: Value) {
-    match key.split_once('.') {
-        None => {
-            table.insert(key.to_owned(), value);
-        }
-        Some((section, rest)) => {
-            let section = table
-                .entry(section)
-                .or_insert_with(|| Value::Table(Table::new()));
-            if let Value::Table(section) = section {
-                insert(section, rest, value);
-            }
-        }
+/// Sets a key of a section, and makes the section if it is missing.
+fn insert(table: &mut Table, section: &str, key: Option<(&str, Value)>) {
+    let section = section.split('.').try_fold(table, |table, name| {
+        let section = table.entry(name).or_insert_with(|| Table::new().into());
+        section.as_table_mut()
+    });
+    if let (Some(section), Some((name, value))) = (section, key) {
+        section.insert(name.to_owned(), value);
     }
 }
 
-/// A table's entries as they stand in the file, with the offset of each.
-fn in_order<'t>(table: &'t DeTable<'_>) -> Vec<(&'t str, usize, &'t Spanned<DeValue<'t>>)> {
-    let entry = |(key, value): (&'t Spanned<_>, &'t Spanned<DeValue<'t>>)| {
-        let key: &'t Spanned<std::borrow::Cow<'t, str>> = key;
-        (key.get_ref().as_ref(), key.span().start, value)
-    };
-    let mut entries: Vec<_> = table.iter().map(entry).collect();
-    entries.sort_by_key(|(_, at, _)| *at);
-    entries
+fn sorted(names: &[&str]) -> String {
+    let mut names = names.to_vec();
+    names.sort_unstable();
+    names.join(", ")
 }
 
 /// The known name that is a slip or two away.
 fn nearest(given: &str, known: impl IntoIterator<Item = impl AsRef<str>>) -> Option<String> {
-    let (distance, known) = known
-        .into_iter()
-        .map(|known| {
-            (
-                strsim::levenshtein(given, known.as_ref()),
-                known.as_ref().to_owned(),
-            )
-        })
+    let known = known.into_iter().map(|known| known.as_ref().to_owned());
+    let (distance, nearest) = known
+        .map(|known| (strsim::levenshtein(given, &known), known))
         .min()?;
-    (distance <= (given.len() / 3).clamp(1, 3)).then_some(known)
+    (distance <= (given.len() / 3).clamp(1, 3)).then_some(nearest)
 }

@@ -2,15 +2,18 @@
 
 use std::net::SocketAddr;
 
+use ::url::Host;
 use awc::http::Uri;
 
 use super::{
-    ApiConfig, Config, GrpcConfig, IngestConfig, NatsConfig, PubsubConfig, RabbitmqConfig, url,
+    ApiConfig, Config, GrpcConfig, IngestConfig, NatsConfig, PubsubConfig, RabbitmqConfig,
+    ReadableFile, url,
 };
 
 const HTTP: &[&str] = &["http", "https"];
 const PLAIN: &str = "has a character that is not allowed; allowed are letters, digits, - and _";
-const ID: &str = "is no Pub/Sub name; allowed are 3 to 255 letters, digits and -_.~+%, beginning with a letter but not with goog";
+const PUBSUB_ID: &str = "is no Pub/Sub name; allowed are 3 to 255 letters, digits and -_.~+%, \
+                         beginning with a letter but not with goog";
 
 /// A key that breaks a rule.
 pub struct Violation {
@@ -44,38 +47,47 @@ struct Rules {
 impl Rules {
     fn check(&mut self, holds: bool, key: &str, what: impl Into<String>) {
         if !holds {
-            self.violations.push(vec![violation(key, what)]);
+            self.violated([(key.to_owned(), what.into())]);
         }
+    }
+
+    /// A rule about these keys is violated.
+    fn violated<const KEYS: usize>(&mut self, keys: [(String, String); KEYS]) {
+        let violations = keys.map(|(key, what)| Violation { key, what });
+        self.violations.push(violations.into());
     }
 
     fn ingest(&mut self, ingest: &IngestConfig) {
         if ingest.max_record > ingest.max_body {
-            self.violations.push(vec![
-                violation(
-                    "ingest.max_record",
-                    "is over ingest.max_body; a record must fit into a request",
-                ),
-                violation(
-                    "ingest.max_body",
-                    "is under ingest.max_record; a record must fit into a request",
-                ),
+            let seen = |from: &str, how: &str, other: &str| {
+                let what = format!("is {how} ingest.{other}; a record must fit into a request");
+                (format!("ingest.{from}"), what)
+            };
+            self.violated([
+                seen("max_record", "over", "max_body"),
+                seen("max_body", "under", "max_record"),
             ]);
         }
     }
 
     fn api(&mut self, api: &ApiConfig) {
-        const KEY: &str = "api.url";
         let url = url::of_server(&api.url, HTTP);
         // The HTTP client's own parser takes less than the `url` crate.
         self.check(
             url.is_some() && api.url.parse::<Uri>().is_ok(),
-            KEY,
+            "api.url",
             "is not a URL that can be posted to; allowed is http:// or https:// with a host",
         );
+        let Some(url) = url else { return };
         self.check(
-            !url.is_some_and(|url| url::has_login(&url)),
-            KEY,
+            !url::has_login(&url),
+            "api.url",
             "has a login, which is never sent; allowed is a token, in token_file",
+        );
+        self.check(
+            url.scheme() == "http" || !matches!(url.host(), Some(Host::Ipv6(_))),
+            "api.url",
+            "is HTTPS to an IPv6 address, which is not supported; allowed is a host name",
         );
     }
 
@@ -84,15 +96,12 @@ impl Rules {
             let usable = url::of_server(peer, HTTP).is_some_and(|url| !url::has_login(&url));
             let peer = url::masked(peer);
             let what = format!(
-                "{peer:?} is no node; allowed is http:// or https:// with a host and without a login"
+                "{peer:?} is no node; allowed is http:// or https:// with a host and without a \
+                 login"
             );
             self.check(usable, "lanes.grpc.peers", what);
         }
-        self.pair(
-            "lanes.grpc",
-            lane.cert_file.is_some(),
-            lane.key_file.is_some(),
-        );
+        self.pair("lanes.grpc", &lane.cert_file, &lane.key_file);
     }
 
     fn nats(&mut self, lane: &NatsConfig) {
@@ -103,7 +112,8 @@ impl Rules {
         self.check(
             servers.is_some(),
             "lanes.nats.url",
-            "is not a list of servers; allowed is nats:// or tls:// with a host, separated by commas",
+            "is not a list of servers; allowed is nats:// or tls:// with a host, separated by \
+             commas",
         );
         self.check(is_plain(&lane.stream, ""), "lanes.nats.stream", PLAIN);
         self.check(is_plain(&lane.durable, ""), "lanes.nats.durable", PLAIN);
@@ -113,11 +123,7 @@ impl Rules {
             "lanes.nats.subject",
             "is no subject; allowed are letters, digits, - and _, joined by dots",
         );
-        self.pair(
-            "lanes.nats",
-            lane.cert_file.is_some(),
-            lane.key_file.is_some(),
-        );
+        self.pair("lanes.nats", &lane.cert_file, &lane.key_file);
         let names_a_user =
             servers.is_none_or(|urls| urls.iter().any(|url| !url.username().is_empty()));
         self.check(
@@ -154,12 +160,13 @@ impl Rules {
     }
 
     fn pubsub(&mut self, lane: &PubsubConfig) {
-        self.check(is_pubsub_id(&lane.topic), "lanes.pubsub.topic", ID);
-        self.check(
-            is_pubsub_id(&lane.subscription),
-            "lanes.pubsub.subscription",
-            ID,
-        );
+        let ids = [
+            ("lanes.pubsub.topic", &lane.topic),
+            ("lanes.pubsub.subscription", &lane.subscription),
+        ];
+        for (key, id) in ids {
+            self.check(is_pubsub_id(id), key, PUBSUB_ID);
+        }
         self.check(
             is_plain(&lane.project, ".:"),
             "lanes.pubsub.project",
@@ -176,14 +183,20 @@ impl Rules {
         );
     }
 
-    fn pair(&mut self, section: &str, certificate: bool, key: bool) {
-        let (given, missing) = if certificate {
-            ("cert_file", "key_file")
-        } else {
-            ("key_file", "cert_file")
+    #[expect(clippy::ref_option, reason = "the fields of a section")]
+    fn pair(
+        &mut self,
+        section: &str,
+        certificate: &Option<ReadableFile>,
+        key: &Option<ReadableFile>,
+    ) {
+        let (given, missing) = match (certificate, key) {
+            (Some(_), None) => ("cert_file", "key_file"),
+            (None, Some(_)) => ("key_file", "cert_file"),
+            _ => return,
         };
         self.check(
-            certificate == key,
+            false,
             &format!("{section}.{given}"),
             format!("needs {missing} beside it; allowed are both or none"),
         );
@@ -191,17 +204,12 @@ impl Rules {
 
     fn tags(&mut self, config: &Config) {
         let lanes = config.lanes.in_order();
-        for (i, (lane, tag)) in lanes.iter().enumerate() {
-            if let Some((other, _)) = lanes[..i].iter().find(|(_, other)| other == tag) {
-                let taken = |lane, other| {
-                    violation(
-                        &format!("lanes.{lane}.tag"),
-                        format!("is the tag of lanes.{other} too; allowed is one of its own"),
-                    )
-                };
-                self.violations
-                    .push(vec![taken(lane, other), taken(other, lane)]);
-            }
+        for ((lane, _), (other, _)) in clashes(&lanes, |(_, tag), (_, other)| tag == other) {
+            let taken = |lane, other| {
+                let what = format!("is the tag of lanes.{other} too; allowed is one of its own");
+                (format!("lanes.{lane}.tag"), what)
+            };
+            self.violated([taken(lane, other), taken(other, lane)]);
         }
     }
 
@@ -213,33 +221,23 @@ impl Rules {
             grpc.map(|lane| ("lanes.grpc.listen", lane.listen)),
         ];
         let listeners: Vec<_> = listeners.into_iter().flatten().collect();
-        for (i, (key, address)) in listeners.iter().enumerate() {
-            let before = &listeners[..i];
-            if let Some((other, taken_at)) =
-                before.iter().find(|(_, other)| overlap(*address, *other))
-            {
-                let taken = |key, other, address| {
-                    violation(
-                        key,
-                        format!(
-                            "is taken by {other}, {address}; allowed is an address and port of its own"
-                        ),
-                    )
-                };
-                self.violations.push(vec![
-                    taken(key, other, taken_at),
-                    taken(other, key, address),
-                ]);
-            }
+        for (one, other) in clashes(&listeners, |(_, one), (_, other)| overlap(*one, *other)) {
+            let taken = |(key, _): &(&str, _), (other, at): &(&str, SocketAddr)| {
+                let what =
+                    format!("is taken by {other}, {at}; allowed is an address and port of its own");
+                ((*key).to_owned(), what)
+            };
+            self.violated([taken(one, other), taken(other, one)]);
         }
     }
 }
 
-fn violation(key: &str, what: impl Into<String>) -> Violation {
-    Violation {
-        key: key.to_owned(),
-        what: what.into(),
-    }
+/// Each item that clashes with an earlier one, with the first such.
+fn clashes<T>(items: &[T], clash: impl Fn(&T, &T) -> bool) -> impl Iterator<Item = (&T, &T)> {
+    items.iter().enumerate().filter_map(move |(at, item)| {
+        let earlier = items[..at].iter().find(|earlier| clash(item, earlier))?;
+        Some((item, earlier))
+    })
 }
 
 /// Whether two sockets cannot listen at these addresses at once. Port 0 is a free port each time.

@@ -148,30 +148,33 @@ pub fn replicas<'de, D: Deserializer<'de>>(input: D) -> Result<usize, D::Error> 
 }
 
 /// Bytes in a range, as in `"256KiB"`.
-pub fn size<'de, const MIN: u64, const MAX: u64, D: Deserializer<'de>, T: TryFrom<u64>>(
-    input: D,
-) -> Result<T, D::Error> {
-    let most = if MAX == u64::MAX {
-        String::new()
-    } else {
-        format!(" to \"{}\"", in_largest_unit(MAX))
-    };
-    let least = in_largest_unit(MIN);
-    let allowed = format!("a size from \"{least}\"{most}, as in \"256MiB\"");
-    parse(input, &allowed, |text| {
-        let ByteSize(bytes) = text.parse().ok()?;
-        let fits = (MIN..=MAX).contains(&bytes);
-        fits.then(|| bytes.try_into().ok()).flatten()
-    })
-}
+pub struct Size<const MIN: u64, const MAX: u64>;
 
-pub fn show_size<S: Serializer, T: TryInto<u64> + Copy>(
-    bytes: &T,
-    output: S,
-) -> Result<S::Ok, S::Error> {
-    // Sizes are never over 64 bits.
-    let bytes = (*bytes).try_into().unwrap_or(u64::MAX);
-    output.serialize_str(&in_largest_unit(bytes))
+impl<const MIN: u64, const MAX: u64> Size<MIN, MAX> {
+    pub fn deserialize<'de, D: Deserializer<'de>, T: TryFrom<u64>>(
+        input: D,
+    ) -> Result<T, D::Error> {
+        let most = match MAX {
+            u64::MAX => String::new(),
+            _ => format!(" to \"{}\"", in_largest_unit(MAX)),
+        };
+        let least = in_largest_unit(MIN);
+        let allowed = format!("a size from \"{least}\"{most}, as in \"256MiB\"");
+        parse(input, &allowed, |text| {
+            let ByteSize(bytes) = text.parse().ok()?;
+            let fits = (MIN..=MAX).contains(&bytes);
+            fits.then(|| bytes.try_into().ok()).flatten()
+        })
+    }
+
+    pub fn serialize<S: Serializer, T: TryInto<u64> + Copy>(
+        bytes: &T,
+        output: S,
+    ) -> Result<S::Ok, S::Error> {
+        // Sizes are never over 64 bits.
+        let bytes = (*bytes).try_into().unwrap_or(u64::MAX);
+        output.serialize_str(&in_largest_unit(bytes))
+    }
 }
 
 /// `bytes` in the largest unit that divides it.
