@@ -1,12 +1,14 @@
-//! gRPC: the node serves the service, and carries its records to peer nodes, or to itself where it has none.
+//! gRPC: the node serves the service, and sends its records to peer nodes, or to itself if it has
+//! none.
 //!
-//! There is no broker between the two ends. A record is in the sender's hands until the receiver's API has it, or the receiver's
-//! disk; only then does the receipt come and [`Transport::publish`] resolve. So a receiver that dies loses nothing.
+//! There is no broker between the two ends. The sender keeps a record until the receiver's API or
+//! the receiver's disk has it. Only then does the receipt come and [`Transport::publish`] resolve.
+//! So a receiver that dies loses nothing.
 
 mod buffer;
-mod client;
 mod inbound;
-mod peer_stream;
+mod peer;
+mod peers;
 mod server;
 mod service;
 mod tls;
@@ -21,18 +23,17 @@ use std::{
 use tokio::{
     net::TcpListener,
     sync::watch,
-    task::AbortHandle,
     time::{Instant, sleep, timeout},
 };
 
-use self::{buffer::BufferOut, client::Peers, service::Service, tls::Tls};
+use self::{buffer::BufferOut, inbound::Intake, peers::Peers, service::Service, tls::Tls};
 use super::{BrokerInfo, CLOSE_TIMEOUT, Incoming, Message, Transport, TransportError};
 use crate::{breaker::Breaker, config, record::Schema, spool::Spool, tap::Tap};
 
 /// Pings on a connection, so that a peer that falls silent is noticed within their sum.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(3);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(3);
-/// HTTP/2 flow control: what may be under way unread, in bytes.
+/// HTTP/2 flow control: the most bytes in flight.
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 4 << 20;
 /// The largest message, in bytes.
@@ -40,8 +41,8 @@ const MAX_MESSAGE: usize = 4 << 20;
 /// How long `connect` waits for a predecessor on the same address to be gone.
 const BIND_PATIENCE: Duration = Duration::from_secs(1);
 const BIND_RETRY: Duration = Duration::from_millis(20);
-/// How long `connect` waits for the first stream to a peer. A peer that is away does not keep this node from serving: two nodes
-/// that are each other's peers must both be able to start.
+/// How long `connect` waits for the first stream to a peer. A peer that is away does not keep this
+/// node from serving: two nodes that are each other's peers must both be able to start.
 const FIRST_STREAM: Duration = Duration::from_secs(1);
 /// The same for the stream to itself, without which the lane is of no use.
 const OWN_STREAM: Duration = Duration::from_secs(5);
@@ -54,13 +55,13 @@ pub struct Settings {
     pub config: config::GrpcConfig,
     /// What the call `Watch` shows.
     pub tap: Tap,
-    /// What a record that comes from a client, not from a node, must look like.
+    /// Checks a record that comes from a client, not from a node.
     pub schema: Schema,
-    /// This run of the node: what it took in itself it has read.
+    /// This run of the node. It has checked the records that it took in itself.
     pub run: Arc<str>,
     /// Where the node keeps what the API does not take soon.
     pub spool: Spool,
-    /// Of the API that the node's forwarders POST to: while it is open, what comes in goes to disk at once.
+    /// Of the API that the node's forwarders POST to. While it is open, records go to disk at once.
     pub breaker: Arc<Breaker>,
 }
 
@@ -68,18 +69,18 @@ pub struct Settings {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Phase {
     Serving,
-    /// Nothing new is taken in; what is unsettled goes back to its senders; streams end.
+    /// No record is taken in, unsettled records go back to their senders, and streams end.
     Closing,
-    /// Connections are broken off.
+    /// Connections are cut.
     Cut,
 }
 
-/// Resolves at `phase` or later; that no one is left to announce phases counts as the last.
+/// Resolves at `phase` or later, and when the sender of phases is dropped.
 async fn reached(mut phases: watch::Receiver<Phase>, phase: Phase) {
     drop(phases.wait_for(|now| *now >= phase).await);
 }
 
-/// One life of the node's gRPC server, and of its streams to the peers. Dropping it ends both.
+/// The node's gRPC server, and its streams to the peers. Dropping it ends both.
 pub struct Grpc {
     address: SocketAddr,
     buffer: BufferOut,
@@ -87,14 +88,6 @@ pub struct Grpc {
     phase: watch::Sender<Phase>,
     /// Closed when the server has ended.
     server: watch::Sender<()>,
-    /// The task that reloads records from disk.
-    reloading: AbortHandle,
-}
-
-impl Drop for Grpc {
-    fn drop(&mut self) {
-        self.reloading.abort();
-    }
 }
 
 impl Grpc {
@@ -110,40 +103,29 @@ impl Transport for Grpc {
     const CONFIRMS_ALONE: bool = false;
 
     async fn connect(settings: &Settings) -> Result<Self, TransportError> {
-        let Settings {
-            config,
-            tap,
-            schema,
-            run,
-            spool,
-            breaker,
-        } = settings;
+        let config = &settings.config;
         let tls = Tls::read(config).await?;
-        let listener = bind(config.listen)
-            .await
-            .map_err(|e| connect_error(config.listen, &e))?;
-        let address = listener
-            .local_addr()
-            .map_err(|e| connect_error(config.listen, &e))?;
-        let endpoints = if config.peers.is_empty() {
-            vec![tls.own(reachable(address))?]
-        } else {
-            config
-                .peers
-                .iter()
-                .map(|uri| tls.peer(uri))
-                .collect::<Result<_, _>>()?
+        let listener = bind(config.listen).await;
+        let bound = listener.and_then(|listener| Ok((listener.local_addr()?, listener)));
+        let (address, listener) =
+            bound.map_err(|why| TransportError::Connect(format!("{}: {why}", config.listen)))?;
+        let endpoints: Result<Vec<_>, _> = match &config.peers[..] {
+            [] => tls.own(reachable(address)).map(|own| vec![own]),
+            peers => peers.iter().map(|uri| tls.peer(uri)).collect(),
         };
+        let endpoints = endpoints?;
 
         let (phase, phases) = watch::channel(Phase::Serving);
-        let (buffer_in, buffer) = buffer::new(spool.clone(), Arc::clone(breaker));
-        let service = Service {
+        let (buffer_in, buffer) =
+            buffer::new(settings.spool.clone(), Arc::clone(&settings.breaker));
+        let intake = Intake {
             buffer: buffer_in.clone(),
-            schema: *schema,
-            run: Arc::clone(run),
-            tap: tap.clone(),
+            schema: settings.schema,
+            run: Arc::clone(&settings.run),
             phase: phases.clone(),
         };
+        let tap = settings.tap.clone();
+        let service = Service { intake, tap };
         let serving = server::serve(listener, tls.server(), service, phases.clone())?;
         let (server, alive) = watch::channel(());
         tokio::spawn(async move {
@@ -153,21 +135,23 @@ impl Transport for Grpc {
 
         let peers = Peers::start(endpoints, &phases);
         if config.peers.is_empty() {
-            peers
-                .first(OWN_STREAM)
-                .await
-                .map_err(TransportError::Connect)?;
-        } else if let Err(why) = peers.first(FIRST_STREAM).await {
-            tracing::warn!(%why, "serving without a peer to carry records to");
+            peers.first(OWN_STREAM).await?;
+        } else {
+            // Each peer that is away is logged by its own task.
+            peers.first(FIRST_STREAM).await.ok();
         }
-        let reloading = tokio::spawn(buffer_in.reload()).abort_handle();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = buffer_in.reload() => {}
+                () = reached(phases, Phase::Closing) => {}
+            }
+        });
         Ok(Self {
             address,
             buffer,
             peers,
             phase,
             server,
-            reloading,
         })
     }
 
@@ -180,19 +164,18 @@ impl Transport for Grpc {
     }
 
     async fn receive(&self, into: &mut Vec<Incoming>, max: usize) -> Result<(), TransportError> {
-        let first = tokio::select! {
+        let before = into.len();
+        tokio::select! {
             biased;
             lost = self.lost() => return Err(lost),
-            first = self.buffer.next() => first,
-        };
-        // Once the node is closing, the senders have their records back.
-        let serving = *self.phase.borrow() == Phase::Serving;
-        if !serving {
-            return Err(TransportError::Lost("closed".into()));
+            () = self.buffer.receive(into, max) => {}
         }
-        let others = std::iter::from_fn(|| self.buffer.try_next());
-        into.extend(std::iter::once(first).chain(others).take(max));
-        Ok(())
+        if *self.phase.borrow() == Phase::Serving {
+            return Ok(());
+        }
+        // The node is closing: the senders have their records back.
+        into.truncate(before);
+        Err(TransportError::Lost("closed".into()))
     }
 
     async fn lost(&self) -> TransportError {
@@ -201,7 +184,6 @@ impl Transport for Grpc {
     }
 
     async fn close(&self) {
-        self.reloading.abort();
         self.phase.send_replace(Phase::Closing);
         let ended = async { timeout(GRACE, self.server.closed()).await };
         let (ended, ()) = tokio::join!(ended, self.peers.close(GRACE));
@@ -245,8 +227,4 @@ fn reachable(address: SocketAddr) -> SocketAddr {
         ip => ip,
     };
     SocketAddr::new(ip, address.port())
-}
-
-fn connect_error(address: SocketAddr, error: &io::Error) -> TransportError {
-    TransportError::Connect(format!("{address}: {error}"))
 }

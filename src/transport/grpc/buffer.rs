@@ -8,6 +8,7 @@
 use std::{mem, pin::Pin, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
+use parking_lot::Mutex;
 use tokio::{
     sync::{Mutex as AsyncMutex, OwnedSemaphorePermit, Semaphore, mpsc},
     time::{Instant, sleep_until},
@@ -34,6 +35,7 @@ const UNSETTLED_DELAY: Duration = Duration::from_millis(100);
 const DELAY_MAX: Duration = Duration::from_hours(24);
 
 /// The outcome of one record of a stream.
+#[derive(Clone, Copy)]
 pub(super) struct OutcomeEvent {
     /// The record's number within its stream.
     pub number: usize,
@@ -45,54 +47,50 @@ pub(super) struct OutcomeEvent {
 /// buffer bounds the channel.
 pub(super) type OutcomeSender = mpsc::UnboundedSender<OutcomeEvent>;
 
-/// Reports one record's outcome to its stream. Dropped unused, it reports that the record was given
-/// up.
-struct Reporter {
-    number: usize,
-    outcomes: Option<OutcomeSender>,
+/// Reports one record's outcome to its stream when it is dropped: given up, unless it was marked
+/// safe.
+pub(super) struct Reporter {
+    event: OutcomeEvent,
+    outcomes: OutcomeSender,
 }
 
 impl Reporter {
-    fn new(number: usize, outcomes: &OutcomeSender) -> Self {
+    pub(super) fn new(number: usize, outcomes: &OutcomeSender) -> Self {
         Self {
-            number,
-            outcomes: Some(outcomes.clone()),
+            event: OutcomeEvent {
+                number,
+                is_safe: false,
+            },
+            outcomes: outcomes.clone(),
         }
     }
 
     fn report_safe(mut self) {
-        self.report(true);
-    }
-
-    fn report(&mut self, is_safe: bool) {
-        if let Some(outcomes) = self.outcomes.take() {
-            let number = self.number;
-            // This fails when the stream has ended. The record is safe all the same.
-            outcomes.send(OutcomeEvent { number, is_safe }).ok();
-        }
+        self.event.is_safe = true;
     }
 }
 
 impl Drop for Reporter {
     fn drop(&mut self) {
-        self.report(false);
+        // This fails when the stream has ended. A safe record is safe all the same.
+        self.outcomes.send(self.event).ok();
     }
 }
 
 /// A record in memory. The task that settles it and the task that writes it to disk share it.
 pub(super) struct BufferedRecord {
     record: Record,
-    state: parking_lot::Mutex<State>,
-    /// `None` once the outcome is reported, or for a record reloaded from disk.
-    reporter: parking_lot::Mutex<Option<Reporter>>,
+    state: Mutex<State>,
     buffer: BufferIn,
     _capacity: OwnedSemaphorePermit,
 }
 
 enum State {
-    Memory,
-    /// The write to disk has begun.
-    Writing,
+    Memory {
+        reporter: Reporter,
+        /// The write to disk has begun.
+        is_writing: bool,
+    },
     Disk(EntryKey),
     Settled,
 }
@@ -102,49 +100,41 @@ impl BufferedRecord {
     /// both cases.
     pub(super) async fn write_to_disk(&self) {
         match &mut *self.state.lock() {
-            state @ State::Memory => *state = State::Writing,
-            State::Writing | State::Disk(_) | State::Settled => return,
+            State::Memory { is_writing, .. } if !*is_writing => *is_writing = true,
+            _ => return,
         }
-        let put = self
-            .buffer
-            .0
-            .spool
-            .put_held(Queue::Carried, &Entry::new(&self.record, None))
-            .await;
+        let spool = &self.buffer.0.spool;
+        let entry = Entry::new(&self.record, None);
+        let put = spool.put_held(Queue::Carried, &entry).await;
         let mut state = self.state.lock();
-        match (put, mem::replace(&mut *state, State::Memory)) {
-            (Ok(key), State::Settled) => {
-                *state = State::Settled;
-                self.buffer.0.spool.settle(key);
-            }
+        match (put, &mut *state) {
+            // It was settled during the write.
+            (Ok(key), State::Settled) => spool.settle(key),
             (Ok(key), _) => {
-                *state = State::Disk(key);
-                drop(state);
-                self.report_safe();
+                if let State::Memory { reporter, .. } = mem::replace(&mut *state, State::Disk(key))
+                {
+                    reporter.report_safe();
+                }
             }
-            (Err(_), State::Settled) => *state = State::Settled,
-            (Err(why), _) => {
+            (Err(why), State::Memory { is_writing, .. }) => {
+                *is_writing = false;
                 warn!(id = &*self.record.id, %why, "a record stays in memory, unconfirmed");
             }
+            (Err(_), _) => {}
         }
     }
 
     fn settle(&self) {
-        if let State::Disk(key) = mem::replace(&mut *self.state.lock(), State::Settled) {
-            self.buffer.0.spool.settle(key);
-        }
-        self.report_safe();
-    }
-
-    fn report_safe(&self) {
-        let reporter = self.reporter.lock().take();
-        if let Some(reporter) = reporter {
-            reporter.report_safe();
+        let state = mem::replace(&mut *self.state.lock(), State::Settled);
+        match state {
+            State::Memory { reporter, .. } => reporter.report_safe(),
+            State::Disk(key) => self.buffer.0.spool.settle(key),
+            State::Settled => {}
         }
     }
 }
 
-/// A buffered record on its way to [`BufferOut::next`].
+/// A buffered record on its way to [`BufferOut::receive`].
 struct Queued {
     buffered: Arc<BufferedRecord>,
     redelivered: bool,
@@ -165,76 +155,62 @@ struct BufferShared {
 }
 
 impl BufferIn {
-    /// Buffers `record` in memory if there is room and the API is not known to be down. The outcome
-    /// goes to `outcomes`.
+    /// Buffers `record` in memory. Gives it back if memory has no room, or the API is known to be
+    /// down.
     pub(super) fn try_admit(
         &self,
-        record: &Record,
-        number: usize,
-        outcomes: &OutcomeSender,
-    ) -> Option<Arc<BufferedRecord>> {
+        record: Record,
+        reporter: impl FnOnce() -> Reporter,
+    ) -> Result<Arc<BufferedRecord>, Record> {
         if self.0.breaker.is_open() {
-            return None;
+            return Err(record);
         }
-        let capacity = Arc::clone(&self.0.capacity)
-            .try_acquire_many_owned(units(record))
-            .ok()?;
-        let reporter = Reporter::new(number, outcomes);
-        Some(self.insert(record.clone(), State::Memory, Some(reporter), capacity))
+        let capacity = Arc::clone(&self.0.capacity).try_acquire_many_owned(units(&record));
+        match capacity {
+            Ok(capacity) => Ok(self.insert(record, State::memory(reporter()), capacity)),
+            Err(_) => Err(record),
+        }
     }
 
-    /// Buffers `record` in memory, or on disk if memory is full or the API is down. If the disk
-    /// fails too, the record enters memory once there is room. Waits while too many records are on
-    /// their way to the disk.
-    ///
-    /// Dropping the future before it resolves leaves the record out, without an outcome.
-    pub(super) async fn admit(
+    /// Waits while too many records are on their way to the disk. `None` never happens, because
+    /// nobody closes the semaphore.
+    pub(super) async fn overflow_room(&self, record: &Record) -> Option<OwnedSemaphorePermit> {
+        let overflow = Arc::clone(&self.0.overflow);
+        let permit = overflow.acquire_many_owned(units(record).min(OVERFLOW));
+        permit.await.ok()
+    }
+
+    /// Buffers `record` on disk. If the disk fails, the record enters memory once there is room.
+    pub(super) fn overflow(
         &self,
-        record: &Record,
-        number: usize,
-        outcomes: &OutcomeSender,
-    ) -> Option<Arc<BufferedRecord>> {
-        if let Some(buffered) = self.try_admit(record, number, outcomes) {
-            return Some(buffered);
-        }
-        let permit = Arc::clone(&self.0.overflow)
-            .acquire_many_owned(units(record).min(OVERFLOW))
-            .await;
-        let reporter = Reporter::new(number, outcomes);
-        // Nobody closes the semaphore. If it were closed, the dropped reporter would give the
-        // record up.
-        let permit = permit.ok()?;
+        record: Record,
+        reporter: Reporter,
+        permit: OwnedSemaphorePermit,
+    ) {
         let buffer = self.clone();
-        let record = record.clone();
         tokio::spawn(async move {
-            buffer.overflow(record, reporter).await;
+            let entry = Entry::new(&record, None);
+            if buffer.0.spool.put(Queue::Carried, &entry).await.is_ok() {
+                reporter.report_safe();
+            } else {
+                let capacity = Arc::clone(&buffer.0.capacity);
+                if let Ok(capacity) = capacity.acquire_many_owned(units(&record)).await {
+                    buffer.insert(record, State::memory(reporter), capacity);
+                }
+            }
             drop(permit);
         });
-        None
-    }
-
-    async fn overflow(&self, record: Record, reporter: Reporter) {
-        let entry = Entry::new(&record, None);
-        if self.0.spool.put(Queue::Carried, &entry).await.is_ok() {
-            return reporter.report_safe();
-        }
-        let capacity = Arc::clone(&self.0.capacity).acquire_many_owned(units(&record));
-        if let Ok(capacity) = capacity.await {
-            self.insert(record, State::Memory, Some(reporter), capacity);
-        }
     }
 
     fn insert(
         &self,
         record: Record,
         state: State,
-        reporter: Option<Reporter>,
         capacity: OwnedSemaphorePermit,
     ) -> Arc<BufferedRecord> {
         let buffered = Arc::new(BufferedRecord {
             record,
-            state: parking_lot::Mutex::new(state),
-            reporter: parking_lot::Mutex::new(reporter),
+            state: Mutex::new(state),
             buffer: self.clone(),
             _capacity: capacity,
         });
@@ -254,15 +230,11 @@ impl BufferIn {
         while let Some((key, entry, mut own)) = tail.next().await {
             let record = entry.record();
             // A large record needs more than its one unit.
-            let missing = units(&record).saturating_sub(1);
-            if missing > 0 {
-                match Arc::clone(capacity).acquire_many_owned(missing).await {
-                    Ok(more) => own.merge(more),
-                    // Nobody closes the semaphore.
-                    Err(_) => return,
-                }
-            }
-            self.insert(record, State::Disk(key), None, own);
+            let missing = Arc::clone(capacity).acquire_many_owned(units(&record) - 1);
+            // Nobody closes the semaphore.
+            let Ok(missing) = missing.await else { return };
+            own.merge(missing);
+            self.insert(record, State::Disk(key), own);
         }
     }
 
@@ -279,14 +251,19 @@ impl BufferIn {
     }
 }
 
+impl State {
+    const fn memory(reporter: Reporter) -> Self {
+        Self::Memory {
+            reporter,
+            is_writing: false,
+        }
+    }
+}
+
+/// At least 1.
 fn units(record: &Record) -> u32 {
     let units = record.body.len().div_ceil(UNIT).clamp(1, CAPACITY);
     u32::try_from(units).unwrap_or(u32::MAX)
-}
-
-async fn after(due: Instant, queued: Queued) -> Queued {
-    sleep_until(due).await;
-    queued
 }
 
 /// The receiving half.
@@ -294,6 +271,8 @@ pub(super) struct BufferOut(AsyncMutex<Inbox>);
 
 struct Inbox {
     queued: mpsc::Receiver<Queued>,
+    /// Received and not handed out. Empty between two calls, but keeps its memory.
+    received: Vec<Queued>,
     delayed: FuturesUnordered<Pin<Box<dyn Future<Output = Queued> + Send>>>,
 }
 
@@ -308,6 +287,7 @@ pub(super) fn new(spool: Spool, breaker: Arc<Breaker>) -> (BufferIn, BufferOut) 
     };
     let inbox = Inbox {
         queued: inbox,
+        received: Vec::new(),
         delayed: FuturesUnordered::new(),
     };
     (
@@ -317,56 +297,55 @@ pub(super) fn new(spool: Spool, breaker: Arc<Breaker>) -> (BufferIn, BufferOut) 
 }
 
 impl BufferOut {
-    /// The next record that is due. Dropping the future loses nothing.
-    pub(super) async fn next(&self) -> Incoming {
+    /// Waits for records that are due and appends them to `into`, `max` at most. Dropping the
+    /// future loses nothing.
+    pub(super) async fn receive(&self, into: &mut Vec<Incoming>, max: usize) {
         let mut inbox = self.0.lock().await;
-        let Inbox { queued, delayed } = &mut *inbox;
-        loop {
-            let next = tokio::select! {
+        let Inbox {
+            queued,
+            received,
+            delayed,
+        } = &mut *inbox;
+        let before = into.len();
+        while into.len() == before {
+            tokio::select! {
                 biased;
-                Some(next) = delayed.next(), if !delayed.is_empty() => Queued { due: None, ..next },
-                Some(next) = queued.recv() => next,
+                Some(due) = delayed.next(), if !delayed.is_empty() => into.push(deliver(due)),
+                1.. = queued.recv_many(received, max) => {
+                    for next in received.drain(..) {
+                        match next.due {
+                            None => into.push(deliver(next)),
+                            Some(due) => delayed.push(Box::pin(async move {
+                                sleep_until(due).await;
+                                next
+                            })),
+                        }
+                    }
+                }
                 // No sender is left.
                 else => std::future::pending().await,
-            };
-            match next.due {
-                None => return Self::deliver(next),
-                Some(due) => delayed.push(Box::pin(after(due, next))),
             }
         }
     }
+}
 
-    /// The next record in the channel that needs no delay, if there is one. Delayed records come
-    /// out of [`Self::next`].
-    pub(super) fn try_next(&self) -> Option<Incoming> {
-        let mut inbox = self.0.try_lock().ok()?;
-        loop {
-            let next = inbox.queued.try_recv().ok()?;
-            match next.due {
-                None => return Some(Self::deliver(next)),
-                Some(due) => inbox.delayed.push(Box::pin(after(due, next))),
-            }
-        }
-    }
-
-    fn deliver(queued: Queued) -> Incoming {
-        let Queued {
-            buffered,
-            redelivered,
-            ..
-        } = queued;
-        let message = Message::from(&buffered.record);
-        Incoming::new(message, redelivered, move |verdict| {
-            let delay = match verdict {
-                Verdict::Ack | Verdict::Reject => return buffered.settle(),
-                Verdict::RetryAfter(delay) => delay.min(DELAY_MAX),
-                Verdict::Unsettled => UNSETTLED_DELAY,
-            };
-            buffered.buffer.enqueue(Queued {
-                buffered: Arc::clone(&buffered),
-                redelivered: true,
-                due: Some(Instant::now() + delay),
-            });
-        })
-    }
+fn deliver(queued: Queued) -> Incoming {
+    let Queued {
+        buffered,
+        redelivered,
+        ..
+    } = queued;
+    let message = Message::from(&buffered.record);
+    Incoming::new(message, redelivered, move |verdict| {
+        let delay = match verdict {
+            Verdict::Ack | Verdict::Reject => return buffered.settle(),
+            Verdict::RetryAfter(delay) => delay.min(DELAY_MAX),
+            Verdict::Unsettled => UNSETTLED_DELAY,
+        };
+        buffered.buffer.enqueue(Queued {
+            buffered: Arc::clone(&buffered),
+            redelivered: true,
+            due: Some(Instant::now() + delay),
+        });
+    })
 }

@@ -1,47 +1,136 @@
-//! One stream of records from a client or a node, and the receipts that go back on it.
+//! Records that come in from a client or a node, and the receipts that go back.
 
-use std::{mem, pin::Pin, sync::Arc, time::Duration};
+use std::{mem, sync::Arc, time::Duration};
 
-use futures_util::{StreamExt as _, future::BoxFuture};
+use futures_util::{FutureExt as _, Stream, StreamExt as _, future::BoxFuture};
 use slab::Slab;
 use tokio::{
-    sync::mpsc,
-    time::{Instant, Sleep, sleep, sleep_until},
+    sync::{mpsc, watch},
+    time::{Instant, Interval, MissedTickBehavior, interval, sleep_until},
 };
-use tonic::{Status, Streaming};
+use tonic::Status;
 
 use super::{
-    buffer::{BufferIn, BufferedRecord, OutcomeEvent, OutcomeSender},
-    service::{CLOSING, DISK_AFTER, NOT_SAFE, PATIENCE, Sender, accept, receipt},
+    Phase,
+    buffer::{BufferIn, BufferedRecord, OutcomeEvent, OutcomeSender, Reporter},
+    reached,
 };
 use crate::{
-    proto::{self, Receipt},
-    record::{Record, Schema},
+    proto,
+    record::{self, Origin, Record, Schema, is_visible_ascii},
 };
 
+/// A record that the API has not taken after this goes to disk, which makes it safe.
+const DISK_AFTER: Duration = Duration::from_millis(500);
+/// After this without progress, a client is told to send its unsettled records again.
+const PATIENCE: Duration = Duration::from_secs(30);
+const NOT_SAFE: &str = "not safe within 30 s";
+pub(super) const CLOSING: &str = "closing";
 /// Outcomes handled in one turn, so that other tasks of this thread wait no longer.
 const OUTCOMES_MAX: usize = 256;
+/// The longest id: an `Idempotency-Key` of 255 characters, its place in a batch, and a lane.
+const ID_MAX: usize = 300;
+/// The longest trace context that is accepted. Version 00 has 55 characters; later ones may have
+/// more.
+const TRACEPARENT_MAX: usize = 256;
+/// The origin's run of a client's record, so that the ledger counts it for none of this node's
+/// runs.
+const CLIENT: &str = "client";
 
-/// Polled by the task that wants the next receipt. It reads nothing from the wire while a record
-/// waits for room, so a full buffer slows the sender down.
-pub(super) struct InboundStream {
-    buffer: BufferIn,
-    schema: Schema,
-    run: Arc<str>,
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sender {
+    /// It may leave the id to this node. It waits for [`PATIENCE`].
+    Client,
+    /// It has a time-out of its own, and ends the stream when that has passed.
+    Node,
+}
+
+/// Takes records in. Clones share the buffer.
+#[derive(Clone)]
+pub(super) struct Intake {
+    pub(super) buffer: BufferIn,
+    /// Checks a record that no node has checked.
+    pub(super) schema: Schema,
+    /// This run of the node.
+    pub(super) run: Arc<str>,
+    pub(super) phase: watch::Receiver<Phase>,
+}
+
+impl Intake {
+    pub(super) fn closing(&self) -> BoxFuture<'static, ()> {
+        reached(self.phase.clone(), Phase::Closing).boxed()
+    }
+
+    /// The record, or the receipt that refuses it. Its id and trace context become headers of the
+    /// POST.
+    fn accept(&self, sent: proto::Record, sender: Sender) -> Result<Record, proto::Receipt> {
+        let proto::Record {
+            mut id,
+            body,
+            traceparent,
+            origin,
+        } = sent;
+        if id.is_empty() && sender == Sender::Client {
+            id = Record::new_id().to_string();
+        }
+        let origin = match sender {
+            Sender::Node => Origin::parse(&origin),
+            // A client cannot set an origin. The time in it limits retries; run and time recognise
+            // a duplicate.
+            Sender::Client => Some(Origin::now(CLIENT.into())),
+        };
+        let body = match (sender, &origin) {
+            _ if id.len() > ID_MAX || !is_visible_ascii(&id) => Err(format!(
+                "the id must be 1 to {ID_MAX} visible ASCII characters"
+            )),
+            // This node has checked the record. Only nodes that it sent records to know the name
+            // of its run.
+            (Sender::Node, Some(origin)) if origin.run == self.run => Ok(body),
+            // Another node has checked the record against its own schema.
+            (Sender::Node, Some(_)) => {
+                record::parse(&body, Schema::Any).map_err(|why| why.to_string())
+            }
+            _ => record::parse(&body, self.schema).map_err(|why| why.to_string()),
+        };
+        match body {
+            Ok(body) => Ok(Record {
+                id: id.into(),
+                body,
+                traceparent: (traceparent.len() <= TRACEPARENT_MAX
+                    && is_visible_ascii(&traceparent))
+                .then(|| traceparent.into()),
+                origin,
+            }),
+            Err(detail) => Err(receipt(id, proto::Outcome::Refused, &detail)),
+        }
+    }
+}
+
+fn receipt(id: impl Into<String>, outcome: proto::Outcome, detail: &str) -> proto::Receipt {
+    proto::Receipt {
+        id: id.into(),
+        outcome: outcome.into(),
+        detail: detail.to_owned(),
+    }
+}
+
+/// One call. Polled by the task that wants the next receipt. It reads nothing from the wire while
+/// a record waits for room, so a full buffer slows the sender down.
+pub(super) struct InboundStream<S> {
+    intake: Intake,
     sender: Sender,
     /// `None` once the sender has ended the stream.
-    records: Option<Streaming<proto::Record>>,
+    records: Option<S>,
     /// The failure that ended the stream, if the sender did not.
     broken: Option<Status>,
-    /// A record that was read while the buffer had no room.
+    /// A record that was read while memory had no room.
     waiting: Option<Record>,
     unconfirmed: Slab<UnconfirmedRecord>,
     outcome_sender: OutcomeSender,
     outcomes: mpsc::UnboundedReceiver<OutcomeEvent>,
-    /// When to look for records that should go to disk, if `is_timer_set`.
-    disk_timer: Pin<Box<Sleep>>,
-    is_timer_set: bool,
-    receipts: Vec<Receipt>,
+    /// When to look for records that should go to disk.
+    disk_timer: Interval,
+    receipts: Vec<proto::Receipt>,
     /// When a record was last buffered or settled.
     progress: Instant,
     closing: BoxFuture<'static, ()>,
@@ -55,18 +144,14 @@ struct UnconfirmedRecord {
     since: Instant,
 }
 
-impl InboundStream {
-    pub(super) fn new(
-        records: Streaming<proto::Record>,
-        sender: Sender,
-        (buffer, schema, run): (BufferIn, Schema, Arc<str>),
-        closing: BoxFuture<'static, ()>,
-    ) -> Self {
+impl<S: Stream<Item = Result<proto::Record, Status>> + Unpin> InboundStream<S> {
+    pub(super) fn new(intake: Intake, records: S, sender: Sender) -> Self {
         let (outcome_sender, outcomes) = mpsc::unbounded_channel();
+        let mut disk_timer = interval(DISK_AFTER / 4);
+        disk_timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
-            buffer,
-            schema,
-            run,
+            closing: intake.closing(),
+            intake,
             sender,
             records: Some(records),
             broken: None,
@@ -74,31 +159,29 @@ impl InboundStream {
             unconfirmed: Slab::new(),
             outcome_sender,
             outcomes,
-            disk_timer: Box::pin(sleep(Duration::ZERO)),
-            is_timer_set: false,
+            disk_timer,
             receipts: Vec::new(),
             progress: Instant::now(),
-            closing,
         }
-    }
-
-    /// The failure that ended the stream, if there was one.
-    pub(super) const fn take_failure(&mut self) -> Option<Status> {
-        self.broken.take()
     }
 
     /// The receipts that are due, at least one. `None` once no record will come and each has its
     /// receipt.
-    pub(super) async fn next_receipts(&mut self) -> Option<Vec<Receipt>> {
+    ///
+    /// # Errors
+    /// The failure that ended the stream, after the last receipt.
+    pub(super) async fn next_receipts(&mut self) -> Result<Option<Vec<proto::Receipt>>, Status> {
         let mut events = Vec::new();
         while self.receipts.is_empty() {
+            // Memory may have room by now.
+            if let Some(record) = self.waiting.take() {
+                self.admit(record);
+            }
             let idle = self.waiting.is_none() && self.unconfirmed.is_empty();
             if idle && self.records.is_none() {
-                return None;
+                return self.broken.take().map_or(Ok(None), Err);
             }
             let patience = self.progress + PATIENCE;
-            let number = self.unconfirmed.vacant_key();
-            let waiting = self.waiting.as_ref();
             tokio::select! {
                 biased;
                 () = &mut self.closing => {
@@ -113,20 +196,30 @@ impl InboundStream {
                         self.confirm(event, CLOSING);
                     }
                 }
-                Some(buffered) = admit(&self.buffer, waiting, number, &self.outcome_sender) => {
+                Some(permit) = async {
+                    self.intake.buffer.overflow_room(self.waiting.as_ref()?).await
+                } => {
                     if let Some(record) = self.waiting.take() {
-                        self.track(record.id, buffered);
+                        let id = Arc::clone(&record.id);
+                        let reporter = self.reporter();
+                        self.intake.buffer.overflow(record, reporter, permit);
+                        self.track(id, None);
                     }
                 }
-                () = &mut self.disk_timer, if self.is_timer_set => self.write_late_to_disk(),
-                message = read(self.records.as_mut()),
+                _ = self.disk_timer.tick(), if !self.unconfirmed.is_empty() => {
+                    self.write_late_to_disk();
+                }
+                message = async { self.records.as_mut()?.next().await },
                     if self.waiting.is_none() && self.records.is_some() => match message
                 {
                     Some(Ok(record)) => {
                         if idle {
                             self.progress = Instant::now();
                         }
-                        self.take(record);
+                        match self.intake.accept(record, self.sender) {
+                            Ok(record) => self.admit(record),
+                            Err(refused) => self.receipts.push(refused),
+                        }
                     }
                     Some(Err(status)) => {
                         self.broken = Some(status);
@@ -142,18 +235,20 @@ impl InboundStream {
                 }
             }
         }
-        Some(mem::take(&mut self.receipts))
+        Ok(Some(mem::take(&mut self.receipts)))
     }
 
-    fn take(&mut self, sent: proto::Record) {
-        let record = match accept(sent, self.sender, self.schema, &self.run) {
-            Ok(record) => record,
-            Err(refused) => return self.receipts.push(refused),
-        };
-        let number = self.unconfirmed.vacant_key();
-        match self.buffer.try_admit(&record, number, &self.outcome_sender) {
-            Some(buffered) => self.track(record.id, Some(buffered)),
-            None => self.waiting = Some(record),
+    /// Reports the outcome of the record that is tracked next.
+    fn reporter(&self) -> Reporter {
+        Reporter::new(self.unconfirmed.vacant_key(), &self.outcome_sender)
+    }
+
+    /// Buffers the record in memory, or lets it wait.
+    fn admit(&mut self, record: Record) {
+        let id = Arc::clone(&record.id);
+        match self.intake.buffer.try_admit(record, || self.reporter()) {
+            Ok(buffered) => self.track(id, Some(buffered)),
+            Err(record) => self.waiting = Some(record),
         }
     }
 
@@ -165,28 +260,27 @@ impl InboundStream {
             buffered,
             since,
         });
-        if !self.is_timer_set {
-            self.is_timer_set = true;
-            self.disk_timer.as_mut().reset(since + DISK_AFTER);
-        }
     }
 
     /// Starts to write to disk what the API has not taken within [`DISK_AFTER`].
-    fn write_late_to_disk(&mut self) {
+    fn write_late_to_disk(&self) {
         let now = Instant::now();
         let records = self.unconfirmed.iter();
         let late = records.filter(|(_, record)| now - record.since >= DISK_AFTER);
         for buffered in late.filter_map(|(_, record)| record.buffered.clone()) {
+            // A task, because the write must end even if this call does not: it yields the key
+            // that settles the entry.
             tokio::spawn(async move { buffered.write_to_disk().await });
         }
-        self.is_timer_set = !self.unconfirmed.is_empty();
-        self.disk_timer.as_mut().reset(now + DISK_AFTER / 2);
     }
 
     fn confirm(&mut self, event: OutcomeEvent, failure: &str) {
-        let record = self.unconfirmed.remove(event.number);
-        let failure = (!event.is_safe).then_some(failure);
-        self.receipts.push(receipt(&record.id, failure));
+        let id = &*self.unconfirmed.remove(event.number).id;
+        self.receipts.push(if event.is_safe {
+            receipt(id, proto::Outcome::Safe, "")
+        } else {
+            receipt(id, proto::Outcome::Retry, failure)
+        });
     }
 
     /// Answers every record that was read: SAFE if its outcome is here, else RETRY with the reason.
@@ -197,25 +291,8 @@ impl InboundStream {
         // Late outcomes must not reach the records that take these numbers next.
         (self.outcome_sender, self.outcomes) = mpsc::unbounded_channel();
         let unconfirmed = self.unconfirmed.drain().map(|record| record.id);
-        let waiting = self.waiting.take().map(|record| record.id);
-        let given_up = unconfirmed.chain(waiting);
+        let given_up = unconfirmed.chain(self.waiting.take().map(|record| record.id));
         self.receipts
-            .extend(given_up.map(|id| receipt(&id, Some(why))));
+            .extend(given_up.map(|id| receipt(&*id, proto::Outcome::Retry, why)));
     }
-}
-
-/// Buffers the record that waits, in memory or on disk. `None` if no record waits.
-async fn admit(
-    buffer: &BufferIn,
-    waiting: Option<&Record>,
-    number: usize,
-    outcomes: &OutcomeSender,
-) -> Option<Option<Arc<BufferedRecord>>> {
-    Some(buffer.admit(waiting?, number, outcomes).await)
-}
-
-async fn read(
-    records: Option<&mut Streaming<proto::Record>>,
-) -> Option<Result<proto::Record, Status>> {
-    records?.next().await
 }
