@@ -141,8 +141,12 @@ pub fn traffic() -> String {
     let mut text = String::from("[\n");
     for at in 0..RECORDS {
         let mut one_of = |list: &[&'static str]| list[random.usize(..list.len())];
-        let (given, family, second) = (one_of(&GIVEN), one_of(&FAMILY), one_of(&FAMILY));
-        let (place, kind, state) = (one_of(&PLACES), one_of(&TYPES), one_of(&STATES));
+        let given = one_of(&GIVEN);
+        let family = one_of(&FAMILY);
+        let second = one_of(&FAMILY);
+        let place = one_of(&PLACES);
+        let kind = one_of(&TYPES);
+        let state = one_of(&STATES);
         let age = random.u8(0..=99);
         let comma = if at + 1 < RECORDS { "," } else { "" };
         writeln!(

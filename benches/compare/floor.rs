@@ -47,9 +47,9 @@ use waypost::proto::{
 const POSTS: usize = 64;
 const PREFETCH: u16 = 256;
 
-/// The way to the message system, for the handler.
+/// Publishes to the message system, for the handler.
 #[derive(Clone)]
-enum Way {
+enum LanePublisher {
     None(mpsc::Sender<Bytes>),
     Grpc(Calls),
     Nats(jetstream::Context, String),
@@ -57,7 +57,7 @@ enum Way {
     Pubsub(Publisher),
 }
 
-impl Way {
+impl LanePublisher {
     /// Whether the message system has confirmed the record.
     async fn publish(&self, body: Bytes) -> bool {
         match self {
@@ -89,9 +89,9 @@ impl Way {
     }
 }
 
-/// Runs the floor of `lane` for ever.
+/// Runs the floor of `lane` until the process ends.
 pub async fn run(lane: &str, listen: SocketAddr) {
-    let way = match lane {
+    let publisher = match lane {
         "none" => none(),
         "grpc" => grpc().await,
         "nats" => nats().await,
@@ -101,19 +101,21 @@ pub async fn run(lane: &str, listen: SocketAddr) {
     };
     let socket = TcpListener::bind(listen).expect("the address is free");
     let server = HttpServer::new(move || {
-        App::new().app_data(web::Data::new(way.clone())).service(
-            web::resource("/")
-                .route(web::get().to(HttpResponse::Ok))
-                .route(
-                    web::post().to(async |way: web::Data<Way>, body: web::Bytes| {
-                        if way.publish(body).await {
-                            HttpResponse::Accepted().finish()
-                        } else {
-                            HttpResponse::ServiceUnavailable().finish()
-                        }
-                    }),
-                ),
-        )
+        App::new()
+            .app_data(web::Data::new(publisher.clone()))
+            .service(
+                web::resource("/")
+                    .route(web::get().to(HttpResponse::Ok))
+                    .route(web::post().to(
+                        async |publisher: web::Data<LanePublisher>, body: web::Bytes| {
+                            if publisher.publish(body).await {
+                                HttpResponse::Accepted().finish()
+                            } else {
+                                HttpResponse::ServiceUnavailable().finish()
+                            }
+                        },
+                    )),
+            )
     });
     server
         .workers(1)
@@ -157,7 +159,7 @@ impl Poster {
     }
 }
 
-fn none() -> Way {
+fn none() -> LanePublisher {
     let (sender, records) = mpsc::channel(1024);
     let poster = Poster::new();
     actix_rt::spawn(
@@ -168,10 +170,10 @@ fn none() -> Way {
             }
         }),
     );
-    Way::None(sender)
+    LanePublisher::None(sender)
 }
 
-async fn nats() -> Way {
+async fn nats() -> LanePublisher {
     let client = async_nats::connect(variable("LANES__NATS__URL"))
         .await
         .expect("NATS answers");
@@ -213,10 +215,10 @@ async fn nats() -> Way {
             }
         }
     }));
-    Way::Nats(context, subject)
+    LanePublisher::Nats(context, subject)
 }
 
-async fn rabbitmq() -> Way {
+async fn rabbitmq() -> LanePublisher {
     let url = variable("LANES__RABBITMQ__URL");
     let connection = Connection::connect(&url, ConnectionProperties::default())
         .await
@@ -271,10 +273,30 @@ async fn rabbitmq() -> Way {
         });
         each.await;
     });
-    Way::Rabbitmq(publishing, queue)
+    LanePublisher::Rabbitmq(publishing, queue)
 }
 
-async fn pubsub() -> Way {
+async fn create_topic_and_subscription(endpoint: &str, topic: &str, subscription: &str) {
+    let topics = TopicAdmin::builder()
+        .with_endpoint(endpoint)
+        .with_credentials(anonymous::Builder::new().build())
+        .build();
+    let create = topics.await.expect("a client").create_topic();
+    create.set_name(topic).send().await.expect("a topic");
+    let subscriptions = SubscriptionAdmin::builder()
+        .with_endpoint(endpoint)
+        .with_credentials(anonymous::Builder::new().build())
+        .build();
+    let create = subscriptions.await.expect("a client").create_subscription();
+    create
+        .set_name(subscription)
+        .set_topic(topic)
+        .send()
+        .await
+        .expect("a subscription");
+}
+
+async fn pubsub() -> LanePublisher {
     let endpoint = variable("LANES__PUBSUB__ENDPOINT");
     // A bare `host:port` is an emulator.
     let endpoint = if endpoint.contains("://") {
@@ -291,39 +313,16 @@ async fn pubsub() -> Way {
         "projects/{project}/subscriptions/{}",
         variable("LANES__PUBSUB__SUBSCRIPTION")
     );
-    let anonymous = || anonymous::Builder::new().build();
-    let topics = TopicAdmin::builder()
-        .with_endpoint(&*endpoint)
-        .with_credentials(anonymous())
-        .build();
-    topics
-        .await
-        .expect("a client")
-        .create_topic()
-        .set_name(&*topic)
-        .send()
-        .await
-        .expect("a topic");
-    let subscriptions = SubscriptionAdmin::builder()
-        .with_endpoint(&*endpoint)
-        .with_credentials(anonymous())
-        .build();
-    let create = subscriptions.await.expect("a client").create_subscription();
-    create
-        .set_name(&*subscription)
-        .set_topic(&*topic)
-        .send()
-        .await
-        .expect("a subscription");
+    create_topic_and_subscription(&endpoint, &topic, &subscription).await;
     let publisher = Publisher::builder(&*topic)
         .with_endpoint(&*endpoint)
-        .with_credentials(anonymous())
+        .with_credentials(anonymous::Builder::new().build())
         .set_message_count_threshold(200)
         .set_delay_threshold(Duration::from_millis(2));
     let publisher = publisher.build().await.expect("a publisher");
     let subscriber = Subscriber::builder()
         .with_endpoint(&*endpoint)
-        .with_credentials(anonymous())
+        .with_credentials(anonymous::Builder::new().build())
         .build();
     let messages = subscriber
         .await
@@ -345,7 +344,7 @@ async fn pubsub() -> Way {
             }
         }
     }));
-    Way::Pubsub(publisher)
+    LanePublisher::Pubsub(publisher)
 }
 
 /// Records under way on the stream to the server in the same process.
@@ -380,12 +379,11 @@ impl Calls {
     }
 }
 
-async fn grpc() -> Way {
-    let socket = tokio::net::TcpListener::bind("127.0.0.1:0")
-        .await
-        .expect("a free port");
-    let address = socket.local_addr().expect("a bound socket");
-    let (posts, incoming) = mpsc::channel::<(Record, mpsc::Sender<Result<Receipt, Status>>)>(1024);
+/// A record, and the stream that its receipt goes to.
+type Carried = (Record, mpsc::Sender<Result<Receipt, Status>>);
+
+/// POSTs each record and sends its receipt.
+fn post_carried(incoming: mpsc::Receiver<Carried>) {
     let poster = Poster::new();
     actix_rt::spawn(ReceiverStream::new(incoming).for_each_concurrent(
         POSTS,
@@ -406,6 +404,15 @@ async fn grpc() -> Way {
             }
         },
     ));
+}
+
+async fn grpc() -> LanePublisher {
+    let socket = tokio::net::TcpListener::bind("127.0.0.1:0")
+        .await
+        .expect("a free port");
+    let address = socket.local_addr().expect("a bound socket");
+    let (posts, incoming) = mpsc::channel(1024);
+    post_carried(incoming);
     let service = WaypostServer::new(Server { posts });
     actix_rt::spawn(async move {
         let server = tonic::transport::Server::builder().add_service(service);
@@ -439,11 +446,11 @@ async fn grpc() -> Way {
             done.expect("it waits").send(()).ok();
         }
     });
-    Way::Grpc(calls)
+    LanePublisher::Grpc(calls)
 }
 
 struct Server {
-    posts: mpsc::Sender<(Record, mpsc::Sender<Result<Receipt, Status>>)>,
+    posts: mpsc::Sender<Carried>,
 }
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -470,7 +477,8 @@ impl Waypost for Server {
         records: Request<Streaming<Record>>,
     ) -> Result<Response<Self::CarryStream>, Status> {
         let (receipts, answers) = mpsc::channel(1024);
-        let (posts, mut records) = (self.posts.clone(), records.into_inner());
+        let posts = self.posts.clone();
+        let mut records = records.into_inner();
         tokio::spawn(async move {
             while let Ok(Some(record)) = records.message().await {
                 posts

@@ -19,10 +19,10 @@ use super::api::{NUMBER, now_us};
 
 /// Options of the load.
 #[derive(Args)]
-pub struct Order {
+pub struct Options {
     host: String,
-    /// File that receives, for each record, when it was due or its request began, in µs since the
-    /// Unix epoch.
+    /// This file receives a time for each record: when it was due, or when its request began, in µs
+    /// since the Unix epoch.
     times: PathBuf,
     users: usize,
     /// Records per request.
@@ -36,7 +36,7 @@ pub struct Order {
 
 /// Posts, and prints the result as JSON.
 #[expect(clippy::cast_precision_loss, reason = "a small batch")]
-pub async fn run(order: &Order) {
+pub async fn run(options: &Options) {
     let traffic = records(include_str!("../../traffic.json")).expect("traffic.json holds records");
     let numbered = |number: usize| {
         let rest = traffic[number % traffic.len()]
@@ -44,26 +44,30 @@ pub async fn run(order: &Order) {
             .expect("an object");
         [NUMBER, format!("{number},").as_bytes(), rest].concat()
     };
-    let numbers: Vec<_> = (order.first..order.first + order.count).collect();
-    let requests = numbers.chunks(order.batch).map(|numbers| match *numbers {
+    let numbers: Vec<_> = (options.first..options.first + options.count).collect();
+    let requests = numbers.chunks(options.batch).map(|numbers| match *numbers {
         [number] => numbered(number).into(),
         _ => {
             let all: Vec<_> = numbers.iter().map(|number| numbered(*number)).collect();
             Bytes::from([b"[", &*all.join(&b','), b"]"].concat())
         }
     });
-    let (now, at_us) = (Instant::now(), now_us());
-    let since = Rc::new(RefCell::new(vec![0u64; order.count.div_ceil(order.batch)]));
+    let now = Instant::now();
+    let at_us = now_us();
+    let since = Rc::new(RefCell::new(vec![
+        0u64;
+        options.count.div_ceil(options.batch)
+    ]));
     let watched = Rc::clone(&since);
     let load = Load::new(
-        Endpoint::with_public_roots(&order.host).expect("a URL"),
+        Endpoint::with_public_roots(&options.host).expect("a URL"),
         Plan {
             records: requests.collect(),
             passes: 1,
-            users: order.users,
+            users: options.users,
             spawn_rate: f64::INFINITY,
             wait: Duration::ZERO..Duration::ZERO,
-            rate: order.rate.map(|rate| rate / order.batch as f64),
+            rate: options.rate.map(|rate| rate / options.batch as f64),
             keyed: false,
             watch: Some(Box::new(move |number, from: Instant| {
                 let after = u64::try_from((from.saturating_duration_since(now)).as_micros())
@@ -74,9 +78,9 @@ pub async fn run(order: &Order) {
     );
     load.run(|_| ()).await;
     let since = since.borrow();
-    let bytes: Vec<u8> = (0..order.count)
-        .flat_map(|at| since[at / order.batch].to_le_bytes())
+    let bytes: Vec<u8> = (0..options.count)
+        .flat_map(|at| since[at / options.batch].to_le_bytes())
         .collect();
-    fs::write(&order.times, bytes).expect("the folder is ours");
+    fs::write(&options.times, bytes).expect("the folder is ours");
     println!("{}", load.tally().json());
 }

@@ -12,7 +12,7 @@ mod load;
 mod page;
 mod soak;
 mod stage;
-#[allow(dead_code, unused_imports, reason = "what the tests need besides")]
+#[allow(dead_code, unused_imports, reason = "the tests need the rest")]
 #[path = "../../tests/support/mod.rs"]
 mod support;
 mod table;
@@ -179,7 +179,7 @@ enum Role {
     #[command(hide = true)]
     Api { listen: SocketAddr },
     #[command(hide = true)]
-    Load(load::Order),
+    Load(load::Options),
 }
 
 /// The measurements of both sides of a case in one round.
@@ -189,6 +189,34 @@ pub struct Round {
     rate: f64,
     base: Measured,
     other: Measured,
+}
+
+impl Round {
+    /// Measures both sides, at `rate` or at half the peak of `base`.
+    async fn measure(
+        base: &Side,
+        other: &Side,
+        is_base_first: bool,
+        rate: Option<f64>,
+        mut measure: impl AsyncFnMut(&Side, Option<f64>) -> Measured,
+    ) -> Self {
+        let early = if is_base_first {
+            Some(measure(base, rate).await)
+        } else {
+            None
+        };
+        let rate = rate.or_else(|| Some(early.as_ref()?.end_to_end_per_s / 2.0));
+        let other = measure(other, rate).await;
+        let base = match early {
+            Some(base) => base,
+            None => measure(base, rate).await,
+        };
+        Self {
+            rate: rate.unwrap_or_default(),
+            base,
+            other,
+        }
+    }
 }
 
 /// All rounds of a case on a lane.
@@ -217,7 +245,7 @@ fn main() {
         Some(Role::Idle(plan)) => on_actors(idle(plan)),
         Some(Role::Floor { lane, listen }) => on_actors(floor::run(lane, *listen)),
         Some(Role::Api { listen }) => on_actors(api::run(*listen)),
-        Some(Role::Load(order)) => on_actors(load::run(order)),
+        Some(Role::Load(options)) => on_actors(load::run(options)),
         None => on_actors(compare(&cli)),
     }
 }
@@ -228,7 +256,8 @@ fn on_actors(work: impl Future<Output = ()>) {
 
 const MISSING: &str = "the broker can be had";
 
-/// Starts the broker of a lane, and hands on what names the lane of a node, anew each time.
+/// Starts the broker of a lane. Each call of the argument of `work` returns the variables of a new
+/// stream, queue or subscription.
 async fn on_broker(lane: &str, work: impl AsyncFnOnce(&mut dyn FnMut() -> Vec<(String, String)>)) {
     match lane {
         "grpc" => work(&mut grpc_variables).await,
@@ -326,27 +355,13 @@ async fn on_lane(
         for number in 0..cli.rounds {
             // The first base sets the rate of all sides.
             let rate = contest.rounds.first().map(|round| round.rate);
-            let mut measure = async |side: &Side, rate| {
+            let measure = async |side: &Side, rate| {
                 side.measure(lane, &variables(), records, cli.users, rate)
                     .await
             };
-            let is_first = number % 2 == 0;
-            let early = if is_first {
-                Some(measure(&base, rate).await)
-            } else {
-                None
-            };
-            let rate = rate.or_else(|| Some(early.as_ref()?.end_to_end_per_s / 2.0));
-            let other = measure(&other, rate).await;
-            let base = match early {
-                Some(base) => base,
-                None => measure(&base, rate).await,
-            };
-            contest.rounds.push(Round {
-                rate: rate.unwrap_or_default(),
-                base,
-                other,
-            });
+            let is_base_first = number % 2 == 0;
+            let round = Round::measure(&base, &other, is_base_first, rate, measure).await;
+            contest.rounds.push(round);
             eprintln!(
                 "{lane}, {} against {}: round {} of {}",
                 contest.other,

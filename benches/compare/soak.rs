@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 use hdrhistogram::Histogram;
-use serde_json::json;
+use serde_json::{Map, Value, json};
 use tokio::time::sleep;
 
 use super::{
@@ -87,14 +87,14 @@ fn slope_mib_per_hour(footprints: &[Footprint]) -> f64 {
     together / alone
 }
 
-/// How long the deliveries of a minute took.
+/// The delivery latencies of a minute.
 struct Minute {
     all: Latencies,
     /// p99 of each second, in ms.
     seconds_p99: Vec<f64>,
 }
 
-/// A node, and what came of its minutes.
+/// A node and its measurements.
 struct Node {
     stage: Stage,
     minutes: Vec<Minute>,
@@ -201,6 +201,19 @@ fn figures(minutes: &[Minute]) -> [f64; 3] {
     [ms(&all, 0.5), ms(&all, 0.99), table::median(seconds)]
 }
 
+/// The result: figures of the first and the last minutes of the old node, and of the new node.
+struct Report {
+    rate: f64,
+    /// Length of the compared parts, in minutes.
+    end: usize,
+    compared: [(&'static str, [f64; 3]); FIGURES.len()],
+    memory_mib_per_hour: f64,
+    /// The least and the most.
+    descriptors: [usize; 2],
+    lost: u64,
+    duplicated: u64,
+}
+
 /// Loads the old node alone, then in turns with a new one. Each has its own stream, queue or
 /// subscription from `variables`, so neither gets the other's records.
 pub async fn run(plan: &Plan, mut variables: impl FnMut() -> Vec<(String, String)>) {
@@ -223,61 +236,80 @@ pub async fn run(plan: &Plan, mut variables: impl FnMut() -> Vec<(String, String
         minute(&mut [&mut old, &mut new], rate).await;
         eprintln!("minute {at}: {}\n  a new node: {}", old.told(), new.told());
     }
-
-    let [mut lost, mut duplicated] = [0; 2];
-    for node in [&old, &new] {
-        let [missing, again] = node.stage.lost_and_duplicated().await;
-        lost += missing;
-        duplicated += again;
-    }
-    let ends = [
-        &old.minutes[..end],
-        &old.minutes[minutes - end..],
-        &new.minutes,
-    ]
-    .map(figures);
-    let slope = slope_mib_per_hour(&old.footprints);
-    let descriptors = old.footprints.iter().map(|footprint| footprint.descriptors);
-    let descriptors = [descriptors.clone().min(), descriptors.max()].map(Option::unwrap_or_default);
-    let compared = FIGURES
-        .iter()
-        .enumerate()
-        .map(|(at, figure)| (*figure, ends.map(|end| end[at])));
+    let report = Report::new(rate, end, &old, &new).await;
     if plan.json {
+        println!("{}", report.json(plan));
+    } else {
+        report.print();
+    }
+}
+
+impl Report {
+    async fn new(rate: f64, end: usize, old: &Node, new: &Node) -> Self {
+        let mut lost = 0;
+        let mut duplicated = 0;
+        for node in [old, new] {
+            let [missing, again] = node.stage.lost_and_duplicated().await;
+            lost += missing;
+            duplicated += again;
+        }
+        let last = old.minutes.len() - end;
+        let parts = [&old.minutes[..end], &old.minutes[last..], &new.minutes].map(figures);
+        let descriptors = old.footprints.iter().map(|footprint| footprint.descriptors);
+        let descriptors = [descriptors.clone().min(), descriptors.max()];
+        Self {
+            rate,
+            end,
+            compared: std::array::from_fn(|at| (FIGURES[at], parts.map(|part| part[at]))),
+            memory_mib_per_hour: slope_mib_per_hour(&old.footprints),
+            descriptors: descriptors.map(Option::unwrap_or_default),
+            lost,
+            duplicated,
+        }
+    }
+
+    fn json(&self, plan: &Plan) -> Value {
         let named = |(figure, [first, last, new]): (&str, [f64; 3])| {
             (
                 figure.to_owned(),
                 json!({"first": first, "last": last, "new": new}),
             )
         };
-        println!(
-            "{}",
-            json!({
-                "lane": plan.lane, "rate": rate, "minutes": plan.minutes, "memory_mib_per_hour": slope, "descriptors": descriptors,
-                "delivery_ms": compared.map(named).collect::<serde_json::Map<_, _>>(), "lost": lost, "duplicated": duplicated,
-            })
-        );
-        return;
+        json!({
+            "lane": plan.lane,
+            "rate": self.rate,
+            "minutes": plan.minutes,
+            "memory_mib_per_hour": self.memory_mib_per_hour,
+            "descriptors": self.descriptors,
+            "delivery_ms": self.compared.into_iter().map(named).collect::<Map<_, _>>(),
+            "lost": self.lost,
+            "duplicated": self.duplicated,
+        })
     }
-    let head = format!("delivery in ms, {end} minutes");
-    println!(
-        "\n{head:<30} {:>12} {:>12} {:>8} {:>12} {:>8}",
-        "first", "last", "ratio", "a new node", "last/new"
-    );
-    for (figure, [first, last, new]) in compared {
+
+    fn print(&self) {
+        let head = format!("delivery in ms, {} minutes", self.end);
         println!(
-            "{figure:<30} {first:>12.2} {last:>12.2} {:>8.2} {new:>12.2} {:>8.2}",
-            last / first,
-            last / new
+            "\n{head:<30} {:>12} {:>12} {:>8} {:>12} {:>8}",
+            "first", "last", "ratio", "a new node", "last/new"
         );
+        for (figure, [first, last, new]) in self.compared {
+            println!(
+                "{figure:<30} {first:>12.2} {last:>12.2} {:>8.2} {new:>12.2} {:>8.2}",
+                last / first,
+                last / new
+            );
+        }
+        println!(
+            "{:<30} {:>12.2}",
+            "memory MiB/hour", self.memory_mib_per_hour
+        );
+        let [least, most] = self.descriptors;
+        println!(
+            "{:<30} {least:>12} {most:>12}",
+            "descriptors, least and most"
+        );
+        println!("{:<30} {:>12}", "lost", self.lost);
+        println!("{:<30} {:>12}", "duplicated", self.duplicated);
     }
-    println!("{:<30} {slope:>12.2}", "memory MiB/hour");
-    println!(
-        "{:<30} {:>12} {:>12}",
-        "descriptors, least and most", descriptors[0], descriptors[1]
-    );
-    println!(
-        "{:<30} {lost:>12}\n{:<30} {duplicated:>12}",
-        "lost", "duplicated"
-    );
 }

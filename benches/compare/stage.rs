@@ -23,7 +23,7 @@ use super::{
 };
 
 const PATIENCE: Duration = Duration::from_mins(2);
-/// When no record came for so long, none will.
+/// After this long without a record, none is expected any more.
 const QUIET: Duration = Duration::from_secs(20);
 /// Records that no figure counts.
 pub const WARM_UP: usize = 2000;
@@ -83,7 +83,7 @@ pub struct Stage {
     batch: usize,
     /// Records posted so far.
     posted: usize,
-    /// How many of the first records the API only counts.
+    /// The API only counts this many of the first records.
     forgotten: usize,
 }
 
@@ -144,7 +144,7 @@ async fn ready(url: &str, start: impl FnOnce() -> Child) -> (Child, Duration) {
     (program, began.elapsed())
 }
 
-/// Sends what has no body, and takes nothing but success.
+/// Sends a request without a body. Panics unless the answer is a success.
 async fn send(method: Method, url: String) {
     let answer = awc::Client::default()
         .request(method, url)
@@ -162,41 +162,25 @@ impl Stage {
         users: usize,
     ) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let [api_port, port, admin] = [(); 3].map(|()| free_port());
-        let (listen, api_listen) = (format!("127.0.0.1:{port}"), format!("127.0.0.1:{api_port}"));
+        let [api_listen, listen, admin] = [(); 3].map(|()| format!("127.0.0.1:{}", free_port()));
         let api = own(&["api", &api_listen], |_| {});
-        let (api_url, host) = (format!("http://{api_listen}/"), format!("http://{listen}/"));
-        let mut environment = vec![
-            ("INGEST__LISTEN".to_owned(), listen.clone()),
-            ("ADMIN__LISTEN".to_owned(), format!("127.0.0.1:{admin}")),
-            ("API__URL".to_owned(), api_url.clone()),
-            (
-                "SPOOL__DIR".to_owned(),
-                folder.path().join("data").display().to_string(),
-            ),
+        let api_url = format!("http://{api_listen}/");
+        let host = format!("http://{listen}/");
+        let data = folder.path().join("data").display().to_string();
+        let places = [
+            ("INGEST__LISTEN", &listen),
+            ("ADMIN__LISTEN", &admin),
+            ("API__URL", &api_url),
+            ("SPOOL__DIR", &data),
         ];
-        environment.extend_from_slice(variables);
-        environment.extend(
-            side.variables
-                .iter()
-                .map(|&(key, value)| (key.to_owned(), value.to_owned())),
-        );
-        let is_node = side.program != Program::Floor;
-        if is_node && variables.is_empty() {
-            environment.extend(grpc_variables());
-        }
-        if let Some(bundle) = side.bundle
-            && matches!(lane, "nats" | "rabbitmq" | "pubsub")
-        {
-            let key = format!("LANES__{}__BUNDLE", lane.to_uppercase());
-            environment.push((key, bundle.to_string()));
-        }
-        let environment: Vec<_> = environment
+        let mut environment: Vec<_> = places
             .into_iter()
-            .map(|(key, value)| (format!("WAYPOST_{key}"), value))
+            .map(|(key, value)| (format!("WAYPOST_{key}"), value.clone()))
             .collect();
+        environment.extend(side.environment(lane, variables));
+        let is_node = side.program != Program::Floor;
         get(&api_url).await;
-        let admin = is_node.then(|| format!("http://127.0.0.1:{admin}/"));
+        let admin = is_node.then(|| format!("http://{admin}/"));
         let start_node = || node(&side.program, &environment);
         let (program, ready_after) = match &admin {
             Some(admin) => ready(&format!("{admin}readyz"), start_node).await,
@@ -415,7 +399,7 @@ impl Stage {
     }
 }
 
-/// Looks at the program under test from outside.
+/// Observes the program under test from outside.
 #[derive(Clone, Copy)]
 pub struct Watch {
     process: u32,
@@ -525,7 +509,27 @@ impl Side {
         }
     }
 
-    /// At its peak, then at `rate`, or at half that peak.
+    /// The variables of this side on a lane that `variables` configure.
+    fn environment(&self, lane: &str, variables: &[(String, String)]) -> Vec<(String, String)> {
+        let mut environment = variables.to_vec();
+        let own = self.variables.iter();
+        environment.extend(own.map(|&(key, value)| (key.to_owned(), value.to_owned())));
+        if self.program != Program::Floor && variables.is_empty() {
+            environment.extend(grpc_variables());
+        }
+        if let Some(bundle) = self.bundle
+            && matches!(lane, "nats" | "rabbitmq" | "pubsub")
+        {
+            let key = format!("LANES__{}__BUNDLE", lane.to_uppercase());
+            environment.push((key, bundle.to_string()));
+        }
+        for (key, _) in &mut environment {
+            key.insert_str(0, "WAYPOST_");
+        }
+        environment
+    }
+
+    /// Measures at the peak, then at `rate`, or at half that peak.
     #[expect(
         clippy::cast_precision_loss,
         reason = "times and counts of a short run"
@@ -548,7 +552,8 @@ impl Side {
         let before = stage.syncs().await;
         let peak = stage.post(records, None).await;
         let after = stage.syncs().await;
-        let (commits, committed) = (after[0] - before[0], after[1] - before[1]);
+        let commits = after[0] - before[0];
+        let committed = after[1] - before[1];
         let records_per_sync = (commits > 0.0).then(|| committed / commits);
         let end_to_end_per_s = peak.end_to_end_per_s();
         // As long as the other side took at its peak.
