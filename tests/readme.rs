@@ -364,6 +364,12 @@ fn check(page: &str, block: &Block<'_>) {
             let is_read = Path::new(script).extension() == Some("yaml".as_ref());
             assert!(is_read || mode & 0o100 != 0, "{page}: {script}");
         }
+        if let ["tests/run", filter, ..] = *words
+            && filter != "#"
+        {
+            let found = test_names().lines().any(|name| name.contains(filter));
+            assert!(found, "{page}: {filter} is in no test's name");
+        }
         let benches = words.windows(2).filter(|two| two[0] == "--bench");
         for bench in benches.map(|two| two[1]) {
             let named = format!("name = \"{bench}\"");
@@ -373,6 +379,13 @@ fn check(page: &str, block: &Block<'_>) {
             );
         }
     }
+}
+
+/// The names of all tests, each with its kind.
+fn test_names() -> String {
+    let this = env::current_exe().expect("a path");
+    let list = Command::new(this).arg("--list").output();
+    String::from_utf8(list.expect("this binary runs again").stdout).expect("names")
 }
 
 /// A file of the repository that the command runs or reads.
