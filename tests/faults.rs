@@ -43,15 +43,11 @@ async fn broker_is_killed_under_load<L: Lane>() {
     load.take(200).await;
     system.kill().await;
     node.lane_is_away(L::NAME, PATIENCE).await;
-    let (taken, by_grpc) = (
-        load.accepted(),
-        node.lane("grpc").await["accepted"].as_u64().unwrap(),
-    );
+    let taken = load.accepted();
+    let by_grpc = node.lane("grpc").await["accepted"].as_u64().unwrap();
     load.take(200).await;
-    let (taken_since, by_grpc_since) = (
-        load.accepted() - taken,
-        node.lane("grpc").await["accepted"].as_u64().unwrap() - by_grpc,
-    );
+    let taken_since = load.accepted() - taken;
+    let by_grpc_since = node.lane("grpc").await["accepted"].as_u64().unwrap() - by_grpc;
     assert!(
         by_grpc_since + CLIENTS as u64 >= taken_since as u64,
         "{by_grpc_since} of {taken_since} by the other lane"

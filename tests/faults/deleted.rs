@@ -86,10 +86,8 @@ async fn a_consumer_is_deleted_in_use() {
     let client = async_nats::connect(nats.address())
         .await
         .expect("the server answers");
-    let (stream, durable) = (
-        value(&variables, "LANES__NATS__STREAM"),
-        value(&variables, "LANES__NATS__DURABLE"),
-    );
+    let stream = value(&variables, "LANES__NATS__STREAM");
+    let durable = value(&variables, "LANES__NATS__DURABLE");
     deleted("nats", &variables, async |_| {
         let stream = jetstream::new(client)
             .get_stream(stream)

@@ -53,7 +53,8 @@ async fn node_is_killed_under(
     let mut node = Node::start(&api.url(), variables).await;
     node.lane_is(lane, "up", PATIENCE).await;
     let mut load = Load::start_with_batches(&node, together);
-    let (mut ready, mut in_flight) = (Vec::new(), 0);
+    let mut ready = Vec::new();
+    let mut in_flight = 0;
     for _ in 0..times {
         load.take(20).await;
         tokio::time::sleep(random_ms(500)).await;
@@ -205,7 +206,8 @@ async fn the_only_broker_is_killed<L: Lane>() {
     let Some(mut system) = L::start().await else {
         return;
     };
-    let (times, down) = (wanted("FAULTS_TIMES", 2), wanted("FAULTS_DOWN_MS", 1500));
+    let times = wanted("FAULTS_TIMES", 2);
+    let down = wanted("FAULTS_DOWN_MS", 1500);
     let api = Api::start();
     api.keep_keys_only();
     let soon = ("ROUTER__PUBLISH_TIMEOUT".to_owned(), "2s".to_owned());
@@ -258,9 +260,11 @@ async fn the_only_rabbitmq_is_killed_again_and_again() {
 
 /// Posts `records` records. Returns how long that took.
 async fn posted(node: &Node, prefix: &str, records: u64) -> Duration {
-    let (began, all) = (Instant::now(), traffic());
+    let began = Instant::now();
+    let all = traffic();
     let posts = stream::iter(0..records).map(|number| {
-        let (client, record) = (node.client(), all[0].clone());
+        let client = node.client();
+        let record = all[0].clone();
         async move {
             client
                 .post("/", &format!("{prefix}-{number}"), record)

@@ -10,17 +10,17 @@ use crate::support::{
     lanes::{Lane, Nats, Pubsub, Rabbitmq, grpc_variables, through_proxy},
     load::Load,
     node::{Node, PATIENCE},
-    proxy::{Network, Way},
+    proxy::{Flow, Network},
     wanted,
 };
 
 const BOTH_WAYS: Network = Network::BLACK_HOLE;
-const THERE: Network = Network {
-    there: Way::Swallows,
+const TO_SERVER: Network = Network {
+    to_server: Flow::Swallows,
     ..Network::WELL
 };
-const BACK: Network = Network {
-    back: Way::Swallows,
+const TO_CLIENT: Network = Network {
+    to_client: Flow::Swallows,
     ..Network::WELL
 };
 /// How soon the node notices a silent connection.
@@ -42,7 +42,7 @@ async fn black_hole<L: Lane>() {
     .await;
     node.lane_is("grpc", "up", PATIENCE).await;
     let mut load = Load::start(&node);
-    for network in [BOTH_WAYS, THERE, BACK] {
+    for network in [BOTH_WAYS, TO_SERVER, TO_CLIENT] {
         node.lane_is(L::NAME, "up", PATIENCE).await;
         load.take(100).await;
         proxy.set(network);

@@ -12,7 +12,7 @@ use crate::support::{
     lanes::{Lane, Nats, Pubsub, Rabbitmq, grpc_variables, through_proxy},
     load::Load,
     node::{Node, PATIENCE},
-    proxy::{Network, Proxy, Way},
+    proxy::{Flow, Network, Proxy},
     rig::Rig as _,
     wanted,
 };
@@ -102,17 +102,16 @@ impl fmt::Display for Strike {
 fn schedule(seed: u64, time: Duration) -> Vec<Strike> {
     let mut rng = Rng::with_seed(seed);
     let mut free = VICTIMS.map(|_| Duration::ZERO);
-    let (mut strikes, mut at) = (Vec::new(), Duration::ZERO);
+    let mut strikes = Vec::new();
+    let mut at = Duration::ZERO;
     loop {
         at += Duration::from_millis(rng.u64(50..GAP_MS));
         if at >= time {
             return strikes;
         }
         let number = rng.usize(..VICTIMS.len());
-        let (victim, lasts) = (
-            VICTIMS[number],
-            Duration::from_millis(rng.u64(100..LAST_MS)),
-        );
+        let victim = VICTIMS[number];
+        let lasts = Duration::from_millis(rng.u64(100..LAST_MS));
         let fault = fault(victim, &mut rng);
         if free[number] > at {
             continue;
@@ -130,10 +129,10 @@ fn schedule(seed: u64, time: Duration) -> Vec<Strike> {
 
 fn fault(victim: Victim, rng: &mut Rng) -> Fault {
     let of = |all: &[Fault], rng: &mut Rng| all[rng.usize(..all.len())];
-    let broken = |there, back| {
+    let broken = |to_server, to_client| {
         Fault::Network(Network {
-            there,
-            back,
+            to_server,
+            to_client,
             refuses: false,
         })
     };
@@ -164,14 +163,14 @@ fn fault(victim: Victim, rng: &mut Rng) -> Fault {
             &[
                 Fault::Cut,
                 Fault::Reset,
-                broken(Way::Swallows, Way::Swallows),
-                broken(Way::Swallows, Way::Passes),
-                broken(Way::Passes, Way::Swallows),
+                broken(Flow::Swallows, Flow::Swallows),
+                broken(Flow::Swallows, Flow::Passes),
+                broken(Flow::Passes, Flow::Swallows),
                 broken(
-                    Way::Delays(Duration::from_millis(300)),
-                    Way::Delays(Duration::from_millis(300)),
+                    Flow::Delays(Duration::from_millis(300)),
+                    Flow::Delays(Duration::from_millis(300)),
                 ),
-                broken(Way::Trickles(4096), Way::Passes),
+                broken(Flow::Trickles(4096), Flow::Passes),
                 Fault::Network(Network {
                     refuses: true,
                     ..Network::WELL
@@ -199,7 +198,8 @@ impl Arena {
     /// `None` if a broker is missing. The Pub/Sub emulator leases messages to the stream of a
     /// killed node and so keeps records for minutes; only the long run uses it.
     async fn new(with_pubsub: bool) -> Option<Self> {
-        let (mut nats, mut rabbitmq) = (Nats::start().await?, Rabbitmq::start().await?);
+        let mut nats = Nats::start().await?;
+        let mut rabbitmq = Rabbitmq::start().await?;
         let mut pubsub = if with_pubsub {
             Some(Pubsub::start().await?)
         } else {

@@ -29,18 +29,18 @@ pub fn free_port() -> u16 {
     }
 }
 
-type Order = (Command, mpsc::Sender<std::io::Result<Child>>);
+type SpawnRequest = (Command, mpsc::Sender<std::io::Result<Child>>);
 
 /// The kernel ends a child when the *thread* that started it ends. Test threads end with their
 /// test, so one thread that lives as long as the binary starts all children.
-static STARTER: LazyLock<Mutex<mpsc::Sender<Order>>> = LazyLock::new(|| {
-    let (orders, inbox) = mpsc::channel::<Order>();
+static STARTER: LazyLock<Mutex<mpsc::Sender<SpawnRequest>>> = LazyLock::new(|| {
+    let (requests, inbox) = mpsc::channel::<SpawnRequest>();
     thread::spawn(move || {
         for (mut command, started) in inbox {
             started.send(command.spawn()).ok();
         }
     });
-    Mutex::new(orders)
+    Mutex::new(requests)
 });
 
 /// Starts `program` in its own process group. It is killed when the test binary ends. `set_up`

@@ -17,9 +17,9 @@ use tokio::{
 
 /// How one direction treats bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
+pub enum Flow {
     Passes,
-    /// A black hole: nothing arrives, without an error. The bytes under way arrive when it passes
+    /// A black hole: nothing arrives, without an error. The bytes under flow arrive when it passes
     /// again, as after a retransmission.
     Swallows,
     Delays(Duration),
@@ -31,29 +31,29 @@ pub enum Way {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Network {
     /// From the client to the server.
-    pub there: Way,
+    pub to_server: Flow,
     /// From the server to the client.
-    pub back: Way,
+    pub to_client: Flow,
     /// Whether new connections are refused.
     pub refuses: bool,
 }
 
 impl Network {
     pub const WELL: Self = Self {
-        there: Way::Passes,
-        back: Way::Passes,
+        to_server: Flow::Passes,
+        to_client: Flow::Passes,
         refuses: false,
     };
     pub const BLACK_HOLE: Self = Self {
-        there: Way::Swallows,
-        back: Way::Swallows,
+        to_server: Flow::Swallows,
+        to_client: Flow::Swallows,
         refuses: false,
     };
 }
 
 /// How the proxy ends a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum End {
+enum Disconnect {
     /// FIN to both sides.
     Cut,
     /// RST to both sides.
@@ -64,8 +64,8 @@ enum End {
 pub struct Proxy {
     address: SocketAddr,
     network: watch::Sender<Network>,
-    /// The number of ordered ends, and the latest one.
-    ends: watch::Sender<(u64, End)>,
+    /// The number of disconnects so far, and the latest one.
+    ends: watch::Sender<(u64, Disconnect)>,
     stop: Arc<Mutex<Option<tokio::sync::oneshot::Sender<()>>>>,
 }
 
@@ -74,12 +74,11 @@ impl Proxy {
     pub fn before(server: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("a bound socket");
-        let (network, ends) = (
-            watch::Sender::new(Network::WELL),
-            watch::Sender::new((0, End::Cut)),
-        );
+        let network = watch::Sender::new(Network::WELL);
+        let ends = watch::Sender::new((0, Disconnect::Cut));
         let (stop, stopped) = tokio::sync::oneshot::channel();
-        let (shown, ordered) = (network.clone(), ends.clone());
+        let served_network = network.clone();
+        let served_ends = ends.clone();
         thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
@@ -87,7 +86,7 @@ impl Proxy {
                 .expect("a runtime");
             runtime.block_on(async {
                 tokio::select! {
-                    () = serve(listener, server, shown, ordered) => {}
+                    () = serve(listener, server, served_network, served_ends) => {}
                     _ = stopped => {}
                 }
             });
@@ -111,13 +110,13 @@ impl Proxy {
     /// Closes all connections.
     pub fn cut(&self) {
         self.ends
-            .send_modify(|(count, end)| (*count, *end) = (*count + 1, End::Cut));
+            .send_modify(|(count, end)| (*count, *end) = (*count + 1, Disconnect::Cut));
     }
 
     /// Resets all connections.
     pub fn reset(&self) {
         self.ends
-            .send_modify(|(count, end)| (*count, *end) = (*count + 1, End::Reset));
+            .send_modify(|(count, end)| (*count, *end) = (*count + 1, Disconnect::Reset));
     }
 }
 
@@ -131,7 +130,7 @@ async fn serve(
     listener: TcpListener,
     server: SocketAddr,
     network: watch::Sender<Network>,
-    ends: watch::Sender<(u64, End)>,
+    ends: watch::Sender<(u64, Disconnect)>,
 ) {
     listener.set_nonblocking(true).expect("a socket");
     let listener = tokio::net::TcpListener::from_std(listener).expect("a listener");
@@ -143,8 +142,12 @@ async fn serve(
             reset(client);
             continue;
         }
-        let (network, ends) = (network.subscribe(), ends.subscribe());
-        tokio::spawn(connection(client, server, network, ends));
+        tokio::spawn(connection(
+            client,
+            server,
+            network.subscribe(),
+            ends.subscribe(),
+        ));
     }
 }
 
@@ -152,11 +155,13 @@ async fn connection(
     mut client: TcpStream,
     server: SocketAddr,
     mut network: watch::Receiver<Network>,
-    mut ends: watch::Receiver<(u64, End)>,
+    mut ends: watch::Receiver<(u64, Disconnect)>,
 ) {
     // A black hole takes no connections.
     if network
-        .wait_for(|network| network.there != Way::Swallows && network.back != Way::Swallows)
+        .wait_for(|network| {
+            network.to_server != Flow::Swallows && network.to_client != Flow::Swallows
+        })
         .await
         .is_err()
     {
@@ -174,12 +179,12 @@ async fn connection(
         let (from_client, to_client) = client.split();
         let (from_server, to_server) = upstream.split();
         tokio::select! {
-            () = carry(from_client, to_server, network.clone(), |network| network.there) => None,
-            () = carry(from_server, to_client, network, |network| network.back) => None,
+            () = carry(from_client, to_server, network.clone(), |network| network.to_server) => None,
+            () = carry(from_server, to_client, network, |network| network.to_client) => None,
             _ = ends.changed() => Some(ends.borrow().1),
         }
     };
-    if ended == Some(End::Reset) {
+    if ended == Some(Disconnect::Reset) {
         reset(client);
         reset(upstream);
     }
@@ -195,27 +200,27 @@ async fn carry(
     mut from: tokio::net::tcp::ReadHalf<'_>,
     mut to: tokio::net::tcp::WriteHalf<'_>,
     mut network: watch::Receiver<Network>,
-    way: impl Fn(&Network) -> Way,
+    flow: impl Fn(&Network) -> Flow,
 ) {
     let mut buffer = vec![0; 64 << 10];
     loop {
         let read = from.read(&mut buffer).await.unwrap_or(0);
         if network
-            .wait_for(|network| way(network) != Way::Swallows)
+            .wait_for(|network| flow(network) != Flow::Swallows)
             .await
             .is_err()
             || read == 0
         {
             return;
         }
-        let now = way(&network.borrow());
+        let now = flow(&network.borrow());
         let written = match now {
-            Way::Delays(delay) => {
+            Flow::Delays(delay) => {
                 sleep(delay).await;
                 to.write_all(&buffer[..read]).await
             }
-            Way::Trickles(rate) => trickle(&mut to, &buffer[..read], rate).await,
-            Way::Passes | Way::Swallows => to.write_all(&buffer[..read]).await,
+            Flow::Trickles(rate) => trickle(&mut to, &buffer[..read], rate).await,
+            Flow::Passes | Flow::Swallows => to.write_all(&buffer[..read]).await,
         };
         if written.is_err() {
             return;

@@ -63,7 +63,7 @@ impl Rig for Rabbit {
 
     async fn revive(&mut self) {
         let server = self.server();
-        server.child = server.place.spawn();
+        server.child = server.files.spawn();
         server.answers().await;
     }
 }
@@ -82,7 +82,7 @@ impl Drop for Rabbit {
 impl Rabbit {
     /// A new queue for each caller.
     pub fn config(&mut self) -> config::RabbitmqConfig {
-        let url = self.server().place.url();
+        let url = self.server().files.url();
         config::RabbitmqConfig {
             url: url.into(),
             queue: format!("records-{}", Record::new_id()),
@@ -101,11 +101,11 @@ impl Rabbit {
 
     /// Runs an administrator's command.
     pub fn ctl(&mut self, args: &[&str]) {
-        let place = &self.server().place;
+        let files = &self.server().files;
         let mut command = Command::new(CTL);
-        place.set_environment(&mut command);
+        files.set_environment(&mut command);
         let output = command
-            .args(["--node", &place.node()])
+            .args(["--node", &files.node()])
             .args(args)
             .output()
             .expect("rabbitmqctl runs");
@@ -118,13 +118,13 @@ impl Rabbit {
 
     /// The TLS port, and the server's certificate.
     pub fn tls(&mut self) -> Option<(u16, PathBuf)> {
-        self.server().place.tls.clone()
+        self.server().files.tls.clone()
     }
 
     /// Connects another client.
     pub async fn client(&mut self) -> Connection {
         self.server()
-            .place
+            .files
             .connect()
             .await
             .expect("the server answers")
@@ -132,7 +132,7 @@ impl Rabbit {
 }
 
 struct Server {
-    place: Place,
+    files: ServerFiles,
     child: Child,
     /// The port mapper, started here so that it ends with the tests. One started by the server
     /// would outlive them.
@@ -156,10 +156,10 @@ impl Server {
     }
 
     fn begin() -> Self {
-        let place = Place::new();
+        let files = ServerFiles::new();
         let sweeper = Command::new("sh")
             .args(["-c", r#"cat; sleep 1; rm -rf -- "$0""#])
-            .arg(&place.dir)
+            .arg(&files.dir)
             .stdin(Stdio::piped())
             .process_group(0)
             .spawn()
@@ -169,7 +169,7 @@ impl Server {
                 "-address",
                 "127.0.0.1",
                 "-port",
-                &place.epmd_port.to_string(),
+                &files.epmd_port.to_string(),
             ]);
             command
                 .stdin(Stdio::null())
@@ -178,8 +178,8 @@ impl Server {
         })
         .expect("epmd starts");
         Self {
-            child: place.spawn(),
-            place,
+            child: files.spawn(),
+            files,
             _epmd: epmd,
             _sweeper: sweeper,
         }
@@ -190,7 +190,7 @@ impl Server {
         if self.is_running() {
             process::signal(&self.child, "CONT");
         } else {
-            self.child = self.place.spawn();
+            self.child = self.files.spawn();
         }
         self.answers().await;
     }
@@ -203,20 +203,21 @@ impl Server {
         assert!(
             self.comes_up().await,
             "RabbitMQ ended; see {}",
-            self.place.dir.join("log").display()
+            self.files.dir.join("log").display()
         );
     }
 
     /// Waits until it answers. False if it has ended instead.
     async fn comes_up(&mut self) -> bool {
-        let (child, place) = (&mut self.child, &self.place);
+        let child = &mut self.child;
+        let files = &self.files;
         eventually("RabbitMQ answers", START_TIMEOUT, || {
             let has_ended = child.try_wait().expect("the child is ours").is_some();
             async move {
                 if has_ended {
                     Some(false)
                 } else {
-                    place.connect().await.map(|_| true)
+                    files.connect().await.map(|_| true)
                 }
             }
         })
@@ -225,7 +226,7 @@ impl Server {
 }
 
 /// The part of a server that survives restarts.
-struct Place {
+struct ServerFiles {
     dir: PathBuf,
     port: u16,
     /// The TLS port and certificate. `None` if no certificate can be made.
@@ -234,7 +235,7 @@ struct Place {
     epmd_port: u16,
 }
 
-impl Place {
+impl ServerFiles {
     fn new() -> Self {
         let dir = tempfile::Builder::new()
             .prefix("waypost-rabbitmq-")
@@ -247,7 +248,8 @@ impl Place {
         std::fs::write(dir.join("plugins"), "[].").expect("the folder is ours");
         let tls = certificate(&dir, "IP:127.0.0.1").map(|(cert, key)| {
             let port = process::free_port();
-            let (cert_file, key_file) = (cert.display(), key.display());
+            let cert_file = cert.display();
+            let key_file = key.display();
             let settings = format!(
                 "listeners.ssl.1 = 127.0.0.1:{port}\nssl_options.certfile = {cert_file}\nssl_options.keyfile = {key_file}\n"
             );
