@@ -363,6 +363,30 @@ fn every_image_is_pinned_in_the_env_file_and_nowhere_else() {
     );
 }
 
+/// The services that a node's API and brokers are.
+fn needs<'c>(config: &'c Config, stack: &Stack) -> BTreeSet<&'c str> {
+    let lanes = &config.lanes;
+    let urls = [
+        Some(&*config.api.url),
+        lanes.nats.as_ref().map(|nats| &*nats.url),
+        lanes.rabbitmq.as_ref().map(|rabbitmq| &*rabbitmq.url),
+        lanes
+            .pubsub
+            .as_ref()
+            .and_then(|pubsub| pubsub.endpoint.as_deref()),
+    ];
+    urls.into_iter()
+        .flatten()
+        .map(|url| leads_to(stack, url))
+        .collect()
+}
+
+/// The services that a node's gRPC peers are.
+fn peers<'c>(config: &'c Config, stack: &Stack) -> Vec<&'c str> {
+    let urls = config.lanes.grpc.iter().flat_map(|grpc| &grpc.peers);
+    urls.map(|url| leads_to(stack, url)).collect()
+}
+
 #[test]
 fn nodes_are_configured_validly_for_the_lanes_of_their_file_and_reach_what_they_name() {
     for (file, stack) in &stacks() {
@@ -385,37 +409,19 @@ fn nodes_are_configured_validly_for_the_lanes_of_their_file_and_reach_what_they_
                 "{file}: {node}"
             );
 
-            let lanes = &config.lanes;
-            let urls = [
-                Some(&*config.api.url),
-                lanes.nats.as_ref().map(|nats| &*nats.url),
-                lanes.rabbitmq.as_ref().map(|rabbitmq| &*rabbitmq.url),
-                lanes
-                    .pubsub
-                    .as_ref()
-                    .and_then(|pubsub| pubsub.endpoint.as_deref()),
-            ];
-            let peers = lanes
-                .grpc
-                .iter()
-                .flat_map(|grpc| &grpc.peers)
-                .map(|url| leads_to(stack, url));
             assert!(
-                peers.into_iter().all(|peer| NODES.contains(&peer)),
+                peers(&config, stack)
+                    .iter()
+                    .all(|peer| NODES.contains(peer)),
                 "{file}: {node}"
             );
-            let needs: BTreeSet<_> = urls
-                .into_iter()
-                .flatten()
-                .map(|url| leads_to(stack, url))
-                .collect();
             assert_eq!(
                 service
                     .depends_on
                     .keys()
                     .map(String::as_str)
                     .collect::<BTreeSet<_>>(),
-                needs,
+                needs(&config, stack),
                 "{file}: {node}"
             );
             assert!(

@@ -31,7 +31,7 @@ fn tagged(record: &Bytes, tag: &str) -> Vec<u8> {
     [open, format!(",\"path\":\"{tag}\"}}").as_bytes()].concat()
 }
 
-/// Posts all of `traffic.json`, each under its own key, and holds what the API got against what was sent.
+/// Posts each record of `traffic.json` under its own key, and compares the POSTs that the API got.
 async fn carries_all(lane: &str, tag: &str, variables: &[(String, String)]) {
     let api = Api::start();
     let node = Node::start(&api.url(), variables).await;

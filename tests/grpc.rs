@@ -205,22 +205,25 @@ async fn watch_shows_what_passes_on_one_lane_and_ends_when_the_node_closes() {
     assert!(soon("the end", passages.message()).await.unwrap().is_none());
 }
 
-#[actix_rt::test]
-async fn carry_gives_a_receipt_per_record_in_the_order_in_which_they_are_settled() {
-    let node = connect(&settings()).await;
+/// A `Carry` call: the way in for records, and their receipts.
+async fn carry(node: &Grpc) -> (mpsc::Sender<proto::Record>, tonic::Streaming<Receipt>) {
     let (records, outbox) = mpsc::channel(8);
-    let mut receipts = client(&node)
-        .await
-        .carry(ReceiverStream::new(outbox))
-        .await
-        .unwrap()
-        .into_inner();
+    let call = client(node).await.carry(ReceiverStream::new(outbox)).await;
+    (records, call.unwrap().into_inner())
+}
+
+async fn next_receipt(receipts: &mut tonic::Streaming<Receipt>) -> Receipt {
+    let receipt = soon("a receipt", receipts.message()).await;
+    receipt.unwrap().unwrap()
+}
+
+#[actix_rt::test]
+async fn carry_refuses_a_record_without_an_id_or_whose_body_is_no_object() {
+    let node = connect(&settings()).await;
+    let (records, mut receipts) = carry(&node).await;
     for (id, body) in [("", "{}"), ("k", "1")] {
         records.send(message(id, body)).await.unwrap();
-        let receipt = soon("a refusal", receipts.message())
-            .await
-            .unwrap()
-            .unwrap();
+        let receipt = next_receipt(&mut receipts).await;
         assert_eq!(
             (receipt.outcome(), receipt.id.as_str()),
             (Outcome::Refused, id)
@@ -234,11 +237,16 @@ async fn carry_gives_a_receipt_per_record_in_the_order_in_which_they_are_settled
         })
         .await
         .unwrap();
-    let receipt = soon("a refusal", receipts.message())
-        .await
-        .unwrap()
-        .unwrap();
+    let receipt = next_receipt(&mut receipts).await;
     assert_eq!(receipt.outcome(), Outcome::Refused);
+    drop(records);
+    assert!(soon("the end", receipts.message()).await.unwrap().is_none());
+}
+
+#[actix_rt::test]
+async fn carry_gives_a_receipt_per_record_in_the_order_in_which_they_are_settled() {
+    let node = connect(&settings()).await;
+    let (records, mut receipts) = carry(&node).await;
     for id in ["1", "2", "3"] {
         records.send(message(id, "{}")).await.unwrap();
     }
@@ -251,12 +259,8 @@ async fn carry_gives_a_receipt_per_record_in_the_order_in_which_they_are_settled
         let delivery = deliveries.remove(at);
         let id = delivery.record.id.to_string();
         delivery.ack();
-        let receipt = soon("a receipt", receipts.message())
-            .await
-            .unwrap()
-            .unwrap();
         assert_eq!(
-            receipt,
+            next_receipt(&mut receipts).await,
             Receipt {
                 id,
                 outcome: Outcome::Safe.into(),
@@ -296,10 +300,12 @@ async fn a_record_comes_out_as_it_went_in_and_again_until_it_is_settled() {
 #[actix_rt::test]
 async fn a_delivery_can_be_settled_on_another_thread() {
     let node = connect(&settings()).await;
-    let (record, again) = (record("k"), record("again"));
+    let again = record("again");
+    let record = record("k");
     let both = async { tokio::join!(node.send(&record), node.send(&again)) };
     let (published, ()) = tokio::join!(both, async {
-        let (one, other) = (next(&node).await, next(&node).await);
+        let one = next(&node).await;
+        let other = next(&node).await;
         std::thread::spawn(|| (one.ack(), drop(other)))
             .join()
             .unwrap();
@@ -534,10 +540,12 @@ async fn health_and_reflection_are_served() {
 
 #[actix_rt::test]
 async fn two_nodes_carry_records_to_each_other() {
-    let (mut a, mut b) = (settings(), settings());
+    let mut a = settings();
+    let mut b = settings();
     a.config.peers = vec![uri(&b)];
     b.config.peers = vec![uri(&a)];
-    let (a, b) = (connect(&a).await, connect(&b).await);
+    let a = connect(&a).await;
+    let b = connect(&b).await;
     for (from, to) in [(&a, &b), (&b, &a)] {
         eventually("the peers find each other", PATIENCE, || async {
             let record = record("k");
@@ -554,7 +562,8 @@ async fn two_nodes_carry_records_to_each_other() {
 
 #[actix_rt::test]
 async fn while_a_peer_is_away_the_others_carry_and_it_is_used_again_once_it_is_back() {
-    let (near, mut far) = (settings(), settings());
+    let near = settings();
+    let mut far = settings();
     let mut sender = settings();
     sender.config.peers = vec![uri(&near), uri(&far)];
     let mut gone = connect(&far).await;
@@ -563,7 +572,8 @@ async fn while_a_peer_is_away_the_others_carry_and_it_is_used_again_once_it_is_b
     let sender = connect(&sender).await;
 
     // One record per peer: the one that the far peer holds fails as soon as that peer is gone.
-    let (one, other) = (record("1"), record("2"));
+    let one = record("1");
+    let other = record("2");
     let mut both = pin!(async { tokio::join!(sender.send(&one), sender.send(&other)) });
     let delivery = tokio::select! { delivery = next(&gone) => delivery, _ = &mut both => panic!("confirmed early") };
     drop(gone);
@@ -610,14 +620,16 @@ async fn without_a_peer_that_can_be_reached_a_publish_fails_at_once_and_the_node
         began.elapsed() < Duration::from_secs(2),
         "before any time-out"
     );
-    let (mut client, message) = (client(&node).await, message("k", "{}"));
+    let mut client = client(&node).await;
+    let message = message("k", "{}");
     let (receipt, ()) = tokio::join!(client.send(message), async { next(&node).await.ack() });
     assert_eq!(receipt.unwrap().into_inner().outcome(), Outcome::Safe);
 }
 
 #[actix_rt::test]
 async fn a_peer_that_falls_silent_is_noticed_within_ten_seconds() {
-    let (peer, mut sender) = (settings(), settings());
+    let peer = settings();
+    let mut sender = settings();
     let peer = connect(&peer).await;
     let wire = Wire::to(peer.address());
     sender.config.peers = vec![format!("http://{}", wire.address)];

@@ -74,13 +74,12 @@ impl Request {
     }
 }
 
-#[actix_rt::test]
-async fn each_request_gets_the_answer_that_the_contract_names() {
-    let api = Api::start();
-    let node = Node::start(&api.url(), &grpc_variables()).await;
-    node.lane_is("grpc", "up", PATIENCE).await;
+/// Name, request, expected status, and a member of the expected answer.
+type Case = (&'static str, Request, u16, (&'static str, Value));
 
-    for (name, request, status, member) in [
+/// Requests with a 2xx.
+fn accepted() -> Vec<Case> {
+    vec![
         ("a record", post(RECORD), 202, ("path", json!("GRPC"))),
         (
             "pinned to a lane",
@@ -112,6 +111,13 @@ async fn each_request_gets_the_answer_that_the_contract_names() {
             200,
             ("message", json!("ok")),
         ),
+        ("an empty batch", post("[]"), 202, ("accepted", json!(0))),
+    ]
+}
+
+/// Requests whose JSON or header is malformed.
+fn malformed() -> Vec<Case> {
+    vec![
         ("cut JSON", post("{\"name\":\n"), 400, ("line", json!(2))),
         ("no JSON", post(""), 400, ("line", json!(1))),
         (
@@ -145,6 +151,18 @@ async fn each_request_gets_the_answer_that_the_contract_names() {
             ("status", json!(400)),
         ),
         (
+            "a bad line in a batch",
+            lines(&format!("{RECORD}\n\n{{]")),
+            400,
+            ("line", json!(3)),
+        ),
+    ]
+}
+
+/// Requests to another route, by another method or of another type.
+fn misdirected() -> Vec<Case> {
+    vec![
+        (
             "an unknown lane",
             post(RECORD).to("/pigeon"),
             404,
@@ -175,6 +193,24 @@ async fn each_request_gets_the_answer_that_the_contract_names() {
             ("status", json!(405)),
         ),
         (
+            "another type",
+            post(RECORD).with("Content-Type", "text/plain"),
+            415,
+            ("status", json!(415)),
+        ),
+        (
+            "an encoded body",
+            post(RECORD).with("Content-Encoding", "br"),
+            415,
+            ("status", json!(415)),
+        ),
+    ]
+}
+
+/// Requests beyond a limit.
+fn too_large() -> Vec<Case> {
+    vec![
+        (
             "a large record",
             post(RECORD.replace("Cobán", &"x".repeat(256 << 10))),
             413,
@@ -187,35 +223,22 @@ async fn each_request_gets_the_answer_that_the_contract_names() {
             ("status", json!(413)),
         ),
         (
-            "another type",
-            post(RECORD).with("Content-Type", "text/plain"),
-            415,
-            ("status", json!(415)),
+            "a large batch",
+            post(format!("[{}]", vec![RECORD; 1025].join(","))),
+            413,
+            ("status", json!(413)),
         ),
-        (
-            "an encoded body",
-            post(RECORD).with("Content-Encoding", "br"),
-            415,
-            ("status", json!(415)),
-        ),
-        ("an empty batch", post("[]"), 202, ("accepted", json!(0))),
+    ]
+}
+
+/// Records that the schema does not allow.
+fn invalid() -> Vec<Case> {
+    vec![
         (
             "a bad record in a batch",
             post(format!("[{RECORD},{{}}]")),
             422,
             ("index", json!(1)),
-        ),
-        (
-            "a bad line in a batch",
-            lines(&format!("{RECORD}\n\n{{]")),
-            400,
-            ("line", json!(3)),
-        ),
-        (
-            "a large batch",
-            post(format!("[{}]", vec![RECORD; 1025].join(","))),
-            413,
-            ("status", json!(413)),
         ),
         (
             "an old patient",
@@ -229,7 +252,22 @@ async fn each_request_gets_the_answer_that_the_contract_names() {
             422,
             ("field", json!("location")),
         ),
-    ] {
+    ]
+}
+
+#[actix_rt::test]
+async fn each_request_gets_the_answer_that_the_contract_names() {
+    let api = Api::start();
+    let node = Node::start(&api.url(), &grpc_variables()).await;
+    node.lane_is("grpc", "up", PATIENCE).await;
+    let cases = [
+        accepted(),
+        malformed(),
+        misdirected(),
+        too_large(),
+        invalid(),
+    ];
+    for (name, request, status, member) in cases.into_iter().flatten() {
         let (got, content_type, body) = request.send(&node).await;
         assert_eq!(got.as_u16(), status, "{name}: {body}");
         assert_eq!(body[member.0], member.1, "{name}: {body}");
@@ -241,10 +279,26 @@ async fn each_request_gets_the_answer_that_the_contract_names() {
         }
     }
 
-    // What got an error was not taken; what got a 2xx was, once.
+    // A refused record was not taken; an accepted one was delivered once.
     let ledger = node.at_rest(PATIENCE).await;
     assert_eq!(ledger["accepted"], 5);
     assert_eq!(api.count(), 5);
+}
+
+#[actix_rt::test]
+async fn the_422_of_a_missing_field_names_the_schema_and_the_key_that_accepts_any_object() {
+    let node = Node::start("http://127.0.0.1:9/", &grpc_variables()).await;
+    let without_location = RECORD.replace("location", "place");
+    let (status, _, body) = post(without_location).send(&node).await;
+    assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "{body}");
+    let detail = body["detail"].as_str().expect("a text");
+    for part in [
+        "location",
+        "schema is `case`",
+        "`[ingest].schema = \"any\"`",
+    ] {
+        assert!(detail.contains(part), "no {part} in {detail}");
+    }
 }
 
 #[actix_rt::test]
@@ -292,7 +346,8 @@ async fn no_lane_up_is_a_receipt_of_the_spool() {
     );
 }
 
-/// A full disk, and one that fails at the sync: both ways no 2xx, and the node takes records again once the disk does.
+/// A disk is full or fails at the sync: no 2xx, and the node takes records again once the disk
+/// works.
 async fn a_disk_that_fails(fault: &str) {
     let mut node = Node::start_with_fault("http://127.0.0.1:9/", &nobody(), fault).await;
     assert_eq!(

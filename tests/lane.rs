@@ -1,4 +1,5 @@
-//! A lane with its forwarder, driven through their messages: over the message system in memory, with a real API.
+//! A lane with its forwarder, driven through their messages: over the message system in memory,
+//! with a real API.
 
 use std::{
     collections::HashSet,
@@ -19,15 +20,15 @@ use waypost::{
         admission::Admission,
         dead_letters::DeadLetters,
         fallback::DiskFallback,
-        forwarder::{self, Forwarder, Limits},
+        forwarder::{Forwarder, ForwarderParams, Limits},
         lane::{Lane, LaneParams, bundle::SettledRecords},
         live_lanes::LiveLanes,
         receipts::Refused,
         router::{Router, RouterParams},
         slot::Slot,
         supervisor::{
-            Action, ChildId, DrainAll, LaneCommand, Snapshot, State, Supervisor, Thread, View,
-            factory,
+            Action, ChildId, DrainAll, Factory, LaneCommand, Snapshot, State, Supervisor, Thread,
+            View, factory,
         },
     },
     api,
@@ -131,16 +132,11 @@ fn graph<T: Transport>(
     give_up_after: Option<Duration>,
     bundle: usize,
 ) -> (Arc<Ledger>, Admission, Addr<Supervisor>) {
-    let posts = limits.posts;
     let ledger = Arc::new(Ledger::new(Arc::from("run")));
-    let (router, forwarder) = (Slot::new(), Slot::new());
-    let api = config::ApiConfig {
-        url: api.into(),
-        concurrency: posts.max(1),
-        ..config::ApiConfig::default()
-    };
-    let api = api::Settings::read(&api).unwrap();
-    let wiring = LaneParams {
+    let router = Slot::new();
+    let forwarder = Slot::new();
+    let live_lanes = LiveLanes::default();
+    let lane = LaneParams {
         lane: LaneId::Nats,
         router: router.clone(),
         forwarder: forwarder.clone(),
@@ -151,61 +147,64 @@ fn graph<T: Transport>(
         bundle,
         settled: SettledRecords::default(),
     };
-    let fallback = DiskFallback {
-        spool: spool.clone(),
-        ledger: Arc::clone(&ledger),
-    };
-    let live_lanes = LiveLanes::default();
     let routing = RouterParams {
         policy: Policy::RoundRobin,
         lanes: [LaneId::Nats].into(),
         live_lanes: live_lanes.clone(),
-        fallback,
+        fallback: DiskFallback {
+            spool: spool.clone(),
+            ledger: Arc::clone(&ledger),
+        },
         publish_timeout: PUBLISH_TIMEOUT,
+    };
+    let forwarding = ForwarderParams {
+        ledger: Arc::clone(&ledger),
+        breaker: Arc::default(),
+        dead_letters: DeadLetters {
+            spool,
+            give_up_after,
+        },
+        tap: Tap::default(),
+        limits,
     };
     let start_router = factory(router.clone(), move |supervisor| {
         Router::new(routing.clone(), supervisor)
     });
-    let start_forwarder = factory(forwarder, {
-        let wiring = forwarder::ForwarderParams {
-            ledger: Arc::clone(&ledger),
-            breaker: Arc::default(),
-            dead_letters: DeadLetters {
-                spool,
-                give_up_after,
-            },
-            tap: Tap::default(),
-            limits,
-        };
-        move |supervisor| {
-            Forwarder::new(
-                LaneId::Nats,
-                "NATS",
-                api::Api::new(&api),
-                wiring.clone(),
-                supervisor,
-            )
-        }
-    });
-    let settings = settings.clone();
-    let start_lane = factory(Slot::new(), move |supervisor| {
-        Lane::<T>::new(settings.clone(), wiring.clone(), supervisor)
-    });
+    let forwarder_id = ChildId::Forwarder(LaneId::Nats);
+    let start_forwarder = start_forwarder(forwarder, api, forwarding);
     let children = vec![
         (ChildId::Router, Thread::Current, start_router),
-        (
-            ChildId::Forwarder(LaneId::Nats),
-            Thread::Current,
-            start_forwarder,
-        ),
-        (ChildId::Lane(LaneId::Nats), Thread::Current, start_lane),
+        (forwarder_id, Thread::Current, start_forwarder),
+        (LANE, Thread::Current, start_lane::<T>(settings, lane)),
     ];
     let ingest = Admission::new(router, PUBLISH_TIMEOUT, Arc::clone(&ledger), None);
-    (
-        ledger,
-        ingest,
-        Supervisor::new(&live_lanes, children).start(),
-    )
+    let supervisor = Supervisor::new(&live_lanes, children).start();
+    (ledger, ingest, supervisor)
+}
+
+fn start_lane<T: Transport>(settings: &T::Settings, params: LaneParams) -> Factory {
+    let settings = settings.clone();
+    factory(Slot::new(), move |supervisor| {
+        Lane::<T>::new(settings.clone(), params.clone(), supervisor)
+    })
+}
+
+fn start_forwarder(slot: Slot<Forwarder>, api: &str, params: ForwarderParams) -> Factory {
+    let api = config::ApiConfig {
+        url: api.into(),
+        concurrency: params.limits.posts.max(1),
+        ..config::ApiConfig::default()
+    };
+    let api = api::Settings::read(&api).unwrap();
+    factory(slot, move |supervisor| {
+        Forwarder::new(
+            LaneId::Nats,
+            "NATS",
+            api::Api::new(&api),
+            params.clone(),
+            supervisor,
+        )
+    })
 }
 
 fn record() -> Record {
@@ -218,7 +217,7 @@ fn record() -> Record {
     }
 }
 
-/// Where nothing is posted.
+/// No server is there.
 const NO_API: &str = "http://127.0.0.1:9/";
 
 #[actix_rt::test]
@@ -253,7 +252,7 @@ async fn a_lane_that_is_lost_in_the_middle_of_a_publish_gives_the_record_back_an
     );
 }
 
-/// A lane that is away for long may bring what it never confirmed after any number of other records.
+/// A lane that was away may redeliver a record that it never confirmed, after any number of others.
 #[actix_rt::test]
 async fn a_record_that_a_lane_may_have_is_known_however_many_came_after_it() {
     let house = House::new(NO_API, 0).await;
@@ -269,10 +268,13 @@ async fn a_record_that_a_lane_may_have_is_known_however_many_came_after_it() {
         .await;
         house.broker.drop_connection();
     };
-    let doubtful = record();
-    let (answer, ()) = tokio::join!(submit_one(&house.ingest, doubtful.clone(), None), lose);
+    let maybe_published = record();
+    let (answer, ()) = tokio::join!(
+        submit_one(&house.ingest, maybe_published.clone(), None),
+        lose
+    );
     assert!(answer.is_err(), "{answer:?}");
-    house.ledger.delivered(LaneId::Grpc, [&doubtful]);
+    house.ledger.delivered(LaneId::Grpc, [&maybe_published]);
     let first = record();
     house.ledger.delivered(LaneId::Grpc, [&first]);
     for _ in 0..300_000 {
@@ -282,10 +284,11 @@ async fn a_record_that_a_lane_may_have_is_known_however_many_came_after_it() {
         !house.ledger.is_delivered(&first),
         "so many that others are forgotten"
     );
-    assert!(house.ledger.is_delivered(&doubtful));
+    assert!(house.ledger.is_delivered(&maybe_published));
 }
 
-/// What is unknown may be delivered all the same; the ledger then says where it came from.
+/// A record with an unknown outcome may be delivered all the same. The ledger counts it as
+/// recovered.
 #[actix_rt::test]
 async fn a_record_that_is_delivered_though_its_client_was_refused_balances() {
     let api = Api::start();
@@ -688,7 +691,8 @@ async fn a_drain_gives_back_batches_under_way_and_those_that_wait_for_their_turn
 #[actix_rt::test]
 async fn a_batch_is_given_up_record_by_record() {
     let api = Api::start();
-    let (limits, hour) = (Limits { posts: 1, batch: 2 }, Duration::from_hours(1));
+    let limits = Limits { posts: 1, batch: 2 };
+    let hour = Duration::from_hours(1);
     let (spool, _folder) = spool();
     api.behave(|number, _| match number {
         0 => Conduct::AnswerWith {
@@ -700,7 +704,8 @@ async fn a_batch_is_given_up_record_by_record() {
     });
     let house = House::that_gives_up(&api.url(), limits, spool.clone(), Some(hour));
     house.up().await;
-    let (young, mut old) = (record(), record());
+    let young = record();
+    let mut old = record();
     // It is given up in a moment, before the API takes anything.
     let origin = old.origin.as_mut().unwrap();
     origin.at_us -=
@@ -776,7 +781,8 @@ async fn a_record_that_the_api_does_not_take_is_given_back_before_its_broker_min
 
 #[actix_rt::test]
 async fn a_retry_waits_for_as_long_as_the_api_asks() {
-    let (api, times) = (Api::start(), Arc::new(Mutex::new(Vec::new())));
+    let api = Api::start();
+    let times = Arc::new(Mutex::new(Vec::new()));
     let seen = Arc::clone(&times);
     api.behave(move |number, _| {
         seen.lock().unwrap().push(Instant::now());
@@ -804,72 +810,95 @@ async fn a_retry_waits_for_as_long_as_the_api_asks() {
     );
 }
 
-#[actix_rt::test]
-async fn records_of_requests_that_are_here_together_travel_together_but_for_what_a_lane_may_have() {
-    const RECORDS: usize = 100;
-    let Some(server) = Nats::start().await else {
-        return;
-    };
-    let (api, settings) = (Api::start(), server.config());
-    let limits = Limits {
-        posts: 64,
-        batch: 1,
-    };
-    let (ledger, ingest, _supervisor) = graph::<nats::Nats>(
-        &settings,
-        &api.url(),
-        limits,
-        closed_spool().await,
-        None,
-        16,
-    );
-    // The first waits in the router until the lane is up.
-    eventually("the lane is up", PATIENCE, async || {
-        submit_one(&ingest, record(), None).await.ok()
-    })
-    .await;
-    let server = async_nats::jetstream::new(async_nats::connect(&*settings.url).await.unwrap());
-    let messages = async || {
-        let mut stream = server.get_stream(&settings.stream).await.unwrap();
-        stream.info().await.unwrap().state.last_sequence
-    };
-    let own = || (0..RECORDS).map(|_| record()).collect::<Vec<_>>();
-    // How many messages they make.
-    let submit = async |door: &Admission, records: Vec<Record>| {
-        let before = messages().await;
-        let receipts = join_all(
-            records
-                .into_iter()
-                .map(|record| submit_one(door, record, None)),
-        )
+/// A lane of a real NATS server whose messages hold up to sixteen records.
+struct BundlingLane {
+    _server: Nats,
+    /// Stops the lane when it is dropped.
+    _supervisor: Addr<Supervisor>,
+    ledger: Arc<Ledger>,
+    ingest: Admission,
+    jetstream: async_nats::jetstream::Context,
+    stream: String,
+}
+
+impl BundlingLane {
+    async fn start(api: &Api) -> Option<Self> {
+        let server = Nats::start().await?;
+        let settings = server.config();
+        let limits = Limits {
+            posts: 64,
+            batch: 1,
+        };
+        let spool = closed_spool().await;
+        let (ledger, ingest, supervisor) =
+            graph::<nats::Nats>(&settings, &api.url(), limits, spool, None, 16);
+        // The first waits in the router until the lane is up.
+        eventually("the lane is up", PATIENCE, async || {
+            submit_one(&ingest, record(), None).await.ok()
+        })
         .await;
+        let client = async_nats::connect(&*settings.url).await.unwrap();
+        Some(Self {
+            _server: server,
+            _supervisor: supervisor,
+            ledger,
+            ingest,
+            jetstream: async_nats::jetstream::new(client),
+            stream: settings.stream,
+        })
+    }
+
+    /// How many messages the stream has had.
+    async fn messages(&self) -> u64 {
+        let mut stream = self.jetstream.get_stream(&self.stream).await.unwrap();
+        stream.info().await.unwrap().state.last_sequence
+    }
+
+    /// Submits each record as a request of its own, all at once, and returns how many messages they
+    /// made.
+    async fn submit(&self, admission: &Admission, records: Vec<Record>) -> u64 {
+        let before = self.messages().await;
+        let requests = records.into_iter();
+        let receipts = join_all(requests.map(|record| submit_one(admission, record, None))).await;
         assert!(
             receipts
                 .iter()
                 .all(|receipt| *receipt == Ok(Receipt::Lane(LaneId::Nats))),
             "{receipts:?}"
         );
-        messages().await - before
+        self.messages().await - before
+    }
+}
+
+#[actix_rt::test]
+async fn records_of_requests_that_are_here_together_travel_together_but_for_what_a_lane_may_have() {
+    const RECORDS: usize = 100;
+    let api = Api::start();
+    let Some(lane) = BundlingLane::start(&api).await else {
+        return;
     };
+    let own = || (0..RECORDS).map(|_| record()).collect::<Vec<_>>();
+    let ingest = &lane.ingest;
     let from_disk = ingest.from_disk(RECORDS);
-    assert_eq!(submit(&ingest, own()).await, 7, "sixteen a message");
-    assert_eq!(submit(&from_disk, own()).await, 7);
+    assert_eq!(lane.submit(ingest, own()).await, 7, "sixteen a message");
+    assert_eq!(lane.submit(&from_disk, own()).await, 7);
     // An earlier run may have sent what it has left on disk.
     let found = own().into_iter().map(|record| {
         let origin = Some(Origin::now(Arc::from("an earlier run")));
-        ledger
+        lane.ledger
             .adopt(Record { origin, ..record })
             .expect("nobody has delivered it")
     });
-    assert_eq!(submit(&from_disk, found.collect()).await, RECORDS as u64);
-    let doubted = own();
-    for record in &doubted {
-        ledger.maybe_published(record);
+    let found = found.collect();
+    assert_eq!(lane.submit(&from_disk, found).await, RECORDS as u64);
+    let maybe_published = own();
+    for record in &maybe_published {
+        lane.ledger.maybe_published(record);
     }
-    assert_eq!(submit(&ingest, doubted).await, RECORDS as u64);
+    assert_eq!(lane.submit(ingest, maybe_published).await, RECORDS as u64);
 
     let all = 1 + 4 * RECORDS;
-    let delivered = async || (ledger.totals().delivered == all as u64).then_some(());
+    let delivered = async || (lane.ledger.totals().delivered == all as u64).then_some(());
     eventually("all are delivered", PATIENCE, delivered).await;
     let keys: HashSet<_> = api.posts().into_iter().map(|post| post.key).collect();
     assert_eq!((keys.len(), api.count()), (all, all), "each once");

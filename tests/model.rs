@@ -1,9 +1,10 @@
 //! Random sequences of what can happen to a node, against a model of what it owes.
 //!
-//! The doors, the router, the lanes, the supervisor, the feeder and the spool are the real ones, and so are the spool's
-//! files; brokers and clients are played here, on a clock that stands still. After each step the node must be where the
-//! model says, and when all is drained, each record that got a receipt must have been delivered, or lie in the dead
-//! letters, or have been dropped by the operator.
+//! Admission, the router, the lanes, the supervisor, the feeder and the spool are the real ones,
+//! and so are the spool's files; the test plays brokers and clients, on a paused clock. After each
+//! step the node must be where the model says, and when all is drained, each record that got a
+//! receipt must have been delivered, or lie in the dead letters, or have been dropped by the
+//! operator.
 //!
 //! `MODEL_SEQUENCES` says how many sequences. Each has a seed of its own, which a failure names:
 //! `MODEL_SEED=SEED MODEL_SEQUENCES=1` runs that one again, the threads' timing aside.
@@ -38,7 +39,7 @@ use self::{
 };
 use crate::support::process;
 
-/// What happens. A number picks one of those that are there, if there are any.
+/// An event. A number picks one of the records or publishes that are there, if there are any.
 #[derive(Clone, Copy, Debug)]
 enum Step {
     Ingest {
@@ -58,7 +59,7 @@ enum Step {
         lane: usize,
         up: bool,
     },
-    /// The API takes a record, and the broker hears of it or does not.
+    /// The API takes a record, and its ack reaches the broker or does not.
     Deliver {
         at: usize,
         acked: bool,
@@ -226,7 +227,7 @@ impl Run {
         }
     }
 
-    fn hear(&mut self) -> Check {
+    fn check_answers(&mut self) -> Check {
         let excuse = self.excuse();
         for (number, answer) in self.node().answers() {
             self.model.answered(number, &answer, excuse)?;
@@ -234,12 +235,12 @@ impl Run {
         Ok(())
     }
 
-    /// Lets everybody do what can be done, and checks where that has led.
+    /// Lets all actors and the disk work until they rest, and compares the node with the model.
     fn settle(&mut self) -> Check {
         let mut turns = 0;
         loop {
             self.node().work();
-            self.hear()?;
+            self.check_answers()?;
             if KILLED.load(SeqCst) {
                 self.restart(true, Node::crash)?;
                 turns = 0;
@@ -247,7 +248,7 @@ impl Run {
             }
             turns += 1;
             match self.model.agrees(self.node(), &self.brokers) {
-                // What the disk answered may have led to more for it to do.
+                // An answer of the disk may have led to more work for it.
                 Ok(()) if turns > 1 => break,
                 Err(why) if turns > TURNS_MAX => return Err(why),
                 _ => {}
@@ -268,15 +269,16 @@ impl Run {
         self.model.crashed(&self.brokers, is_midst);
         self.start();
         let node = self.node();
-        let (held, dead) = (node.found, dead(node));
-        self.model.restarted(&held, dead)
+        let found = node.found;
+        let dead = dead(node);
+        self.model.restarted(&found, dead)
     }
 
     fn publish(&self, at: usize) -> Option<usize> {
         pick(at, self.brokers.publishing().len())
     }
 
-    /// Where a record lies that a broker may hand out.
+    /// The lane and place of a record that a broker may hand out.
     fn stored(&self, at: usize) -> Option<(usize, usize)> {
         let lanes = (0..LANES.len()).filter(|&lane| self.brokers.is_up(lane));
         let all: Vec<_> = lanes
@@ -291,7 +293,31 @@ impl Run {
         publish.confirm();
     }
 
-    /// What a forwarder does with a 2xx.
+    /// The broker says that it has not the record of a publish, whether it has it or not.
+    fn deny(&mut self, at: usize, is_stored: bool) {
+        let Some(at) = self.publish(at) else {
+            return;
+        };
+        let publish = self.brokers.end(at, is_stored);
+        if is_stored {
+            self.model.lost(number(&publish.record));
+        }
+        publish.refuse();
+    }
+
+    /// Stops the node and starts another, once each client has its answer.
+    fn stop(&mut self) -> Check {
+        for _ in 0..TURNS_MAX {
+            self.node().pass(PUBLISH_TIMEOUT + RETRY);
+            self.settle()?;
+            if !self.model.owes_an_answer() {
+                break;
+            }
+        }
+        self.restart(false, Node::stop)
+    }
+
+    /// Does what a forwarder does after a 2xx.
     fn deliver(&mut self, lane: usize, at: usize, acked: bool) -> Check {
         let record = self.brokers.records(lane)[at].clone();
         if self.node().ledger.is_delivered(&record) {
@@ -306,7 +332,7 @@ impl Run {
         Ok(())
     }
 
-    /// What a forwarder does with a record that the API will never take.
+    /// Does what a forwarder does with a record that the API will never take.
     fn refuse(&mut self, lane: usize, at: usize) -> Check {
         let record = self.brokers.records(lane)[at].clone();
         let node = self.node();
@@ -323,15 +349,15 @@ impl Run {
             Ok(_) => {
                 node.ledger.dead(LANES[lane], &record);
                 self.brokers.records(lane).remove(at);
-                self.model.buried(number(&record));
+                self.model.dead_letter(number(&record));
             }
-            Err(_) if KILLED.load(SeqCst) => self.model.doubts(Doubt::Buried(number(&record))),
+            Err(_) if KILLED.load(SeqCst) => self.model.doubts(Doubt::DeadLetter(number(&record))),
             Err(_) => {}
         }
         Ok(())
     }
 
-    /// What an operator does with all dead letters, or with those of one record.
+    /// Replays or drops all dead letters, or those of one record, as an operator does.
     fn empty(&mut self, at: Option<usize>, replay: bool) -> Check {
         let dead = self.model.dead();
         let only = at.and_then(|at| pick(at, dead.len())).map(|at| dead[at]);
@@ -377,7 +403,22 @@ impl Run {
         }
     }
 
+    /// Whether there is nothing that the step could act on.
+    fn is_vacuous(&self, step: Step) -> bool {
+        match step {
+            Step::Confirm(_) | Step::Lose(_) | Step::Silence(_) | Step::GiveBack(_) => {
+                self.brokers.publishing().is_empty()
+            }
+            Step::Lane { lane, up } => self.brokers.is_up(lane) == up,
+            Step::Deliver { .. } | Step::Refuse(_) => self.stored(0).is_none(),
+            _ => false,
+        }
+    }
+
     fn apply(&mut self, step: Step) -> Check {
+        if self.is_vacuous(step) {
+            return Ok(());
+        }
         match step {
             Step::Ingest {
                 count,
@@ -390,45 +431,31 @@ impl Run {
                     self.model.ingest(record, pinned);
                 }
             }
-            Step::Confirm(at) => match self.publish(at) {
-                Some(at) => self.confirm(at),
-                None => return Ok(()),
-            },
-            Step::Lose(at) | Step::GiveBack(at) => {
-                let Some(at) = self.publish(at) else {
-                    return Ok(());
-                };
-                let is_stored = matches!(step, Step::Lose(_));
-                let publish = self.brokers.end(at, is_stored);
-                if is_stored {
-                    self.model.lost(number(&publish.record));
+            Step::Confirm(at) => {
+                if let Some(at) = self.publish(at) {
+                    self.confirm(at);
                 }
-                publish.refuse();
             }
+            Step::Lose(at) => self.deny(at, true),
+            Step::GiveBack(at) => self.deny(at, false),
             Step::Silence(at) => {
-                let Some(at) = self.publish(at) else {
-                    return Ok(());
-                };
-                self.model.lost(number(&self.brokers.store(at)));
+                if let Some(at) = self.publish(at) {
+                    self.model.lost(number(&self.brokers.store(at)));
+                }
             }
             Step::Lane { lane, up } => {
-                if self.brokers.is_up(lane) == up {
-                    return Ok(());
-                }
                 self.brokers.switch(lane, up);
                 self.node().pass(RETRY);
             }
             Step::Deliver { at, acked } => {
-                let Some((lane, at)) = self.stored(at) else {
-                    return Ok(());
-                };
-                self.deliver(lane, at, acked)?;
+                if let Some((lane, at)) = self.stored(at) {
+                    self.deliver(lane, at, acked)?;
+                }
             }
             Step::Refuse(at) => {
-                let Some((lane, at)) = self.stored(at) else {
-                    return Ok(());
-                };
-                self.refuse(lane, at)?;
+                if let Some((lane, at)) = self.stored(at) {
+                    self.refuse(lane, at)?;
+                }
             }
             Step::Replay(at) => self.empty(at, true)?,
             Step::Drop(at) => self.empty(at, false)?,
@@ -440,17 +467,7 @@ impl Run {
             Step::Disk(disk) => self.set_disk(disk),
             Step::Pass(time) => self.node().pass(time),
             Step::Crash => self.restart(false, Node::crash)?,
-            Step::Stop => {
-                // Its clients have their answers first.
-                for _ in 0..TURNS_MAX {
-                    self.node().pass(PUBLISH_TIMEOUT + RETRY);
-                    self.settle()?;
-                    if !self.model.owes_an_answer() {
-                        break;
-                    }
-                }
-                self.restart(false, Node::stop)?;
-            }
+            Step::Stop => self.stop()?,
         }
         self.settle()
     }
@@ -471,14 +488,15 @@ impl Run {
             while let Some((lane, at)) = self.stored(0) {
                 self.deliver(lane, at, true)?;
             }
-            if self.model.ends(&self.node().held()).is_ok() && self.brokers.publishing().is_empty()
+            if self.model.ends(&self.node().spool_stats()).is_ok()
+                && self.brokers.publishing().is_empty()
             {
                 break;
             }
             self.node().pass(RETRY);
         }
         self.settle()?;
-        self.model.ends(&self.node().held())
+        self.model.ends(&self.node().spool_stats())
     }
 }
 
@@ -509,7 +527,8 @@ fn run(first: u64, sequences: u64) {
         }
     })
     .expect("a name");
-    let (clock, steps) = (node::clock(), (room(), vec(step(), 1..=30)));
+    let clock = node::clock();
+    let steps = (room(), vec(step(), 1..=30));
     for seed in first..first + sequences {
         let rng_seed = RngSeed::Fixed(seed);
         let config = Config {
@@ -541,7 +560,8 @@ fn number_of(variable: &str) -> Option<u64> {
         .map(|number| number.parse().expect("a number"))
 }
 
-/// The spool's thread and this one only ever wait for each other: on one core they wake each other for less.
+/// The spool's thread and this one only ever wait for each other: on one core they wake each other
+/// for less.
 fn stay_on_one_core(nth: usize) {
     let allowed = sched_getaffinity(None).expect("Linux");
     let cores: Vec<_> = (0..CpuSet::MAX_CPU)
@@ -552,7 +572,8 @@ fn stay_on_one_core(nth: usize) {
     sched_setaffinity(None, &one).expect("a core of those that are allowed");
 }
 
-/// The points at which disk and router fail are global to a process, so each core has one of its own, with this test alone.
+/// The points at which disk and router fail are global to a process, so each core has one of its
+/// own, with this test alone.
 #[test]
 fn every_receipt_is_kept_whatever_is_lost_refused_or_killed() {
     let sequences = number_of("MODEL_SEQUENCES").unwrap_or(2000);
@@ -566,7 +587,8 @@ fn every_receipt_is_kept_whatever_is_lost_refused_or_killed() {
         .min(sequences);
     let children: Vec<_> = (0..processes)
         .map(|at| {
-            let (from, to) = (sequences * at / processes, sequences * (at + 1) / processes);
+            let from = sequences * at / processes;
+            let to = sequences * (at + 1) / processes;
             let test = thread::current()
                 .name()
                 .expect("tests have names")

@@ -139,7 +139,8 @@ async fn a_record_sent_again_after_it_was_settled_is_stored_again() {
         return;
     };
     let settings = server.config();
-    let (nats, operator) = (connect(&settings).await, operator(&settings).await);
+    let nats = connect(&settings).await;
+    let operator = operator(&settings).await;
     publish(&nats, [record("a")]).await;
     take(&nats).await.reject();
     eventually("the message is gone", PATIENCE, async || {
@@ -252,7 +253,8 @@ async fn a_message_that_no_node_published_keeps_one_id() {
             .await
             .unwrap();
     }
-    let (first, second) = (take(&nats).await, take(&nats).await);
+    let first = take(&nats).await;
+    let second = take(&nats).await;
     assert_ne!(first.record.id, second.record.id);
     let id = Arc::clone(&first.record.id);
     drop(first);
@@ -290,7 +292,8 @@ async fn records_that_are_published_together_again_are_stored_once_until_they_ar
         return;
     };
     let settings = server.config();
-    let (nats, operator) = (connect(&settings).await, operator(&settings).await);
+    let nats = connect(&settings).await;
+    let operator = operator(&settings).await;
     let records = together();
     let bundles = Bundles::new(&nats, 128, &SettledRecords::default());
     assert_eq!(publish_all(&bundles, &records).await, 100);
@@ -404,7 +407,8 @@ async fn credentials_in_the_url_and_in_a_file_are_used() {
     let Some(server) = Server::with(&["--user", "waypost", "--pass", "p:ñ@ss"]).await else {
         return;
     };
-    let (address, settings) = (server.address(), server.config());
+    let address = server.address();
+    let settings = server.config();
     let with = |url: String| config::NatsConfig {
         url: url.into(),
         ..settings.clone()
@@ -444,7 +448,8 @@ async fn over_tls_only_a_server_that_is_trusted_gets_records() {
     let Some((cert, key)) = certificate(folder.path(), "IP:127.0.0.1") else {
         return;
     };
-    let (cert_file, key_file) = (cert.to_str().unwrap(), key.to_str().unwrap());
+    let cert_file = cert.to_str().unwrap();
+    let key_file = key.to_str().unwrap();
     let Some(server) = Server::with(&["--tls", "--tlscert", cert_file, "--tlskey", key_file]).await
     else {
         return;

@@ -1,5 +1,5 @@
-//! Other clients of the brokers: their client crates alone, without Waypost's code, read its records and
-//! publish plain JSON.
+//! Other clients of the brokers: their client crates alone, without Waypost's code, read its
+//! records and publish plain JSON.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -29,7 +29,7 @@ use crate::support::{
 const PATIENCE: Duration = Duration::from_mins(1);
 /// An API that takes nothing.
 const NO_API: &str = "http://127.0.0.1:9/";
-/// What another publisher may send: with white space, and with a `path` of its own.
+/// A record of another publisher, with white space and a `path` of its own.
 const PLAIN: &str = "\n{\"place\": \"Cobán\", \"path\": \"theirs\"}\n";
 
 /// The value of a variable of a lane.
@@ -38,8 +38,8 @@ fn variable<'v>(variables: &'v [(String, String)], name: &str) -> &'v str {
     &found.expect("the lane has it").1
 }
 
-/// Leaves all of `traffic.json` in the broker, by a node that has ended. `prepare` runs once the lane is
-/// up, and before the first record is published.
+/// Leaves all of `traffic.json` in the broker, by a node that has ended. `prepare` runs once the
+/// lane is up, and before the first record is published.
 async fn leave_traffic<L: Lane>(
     variables: &[(String, String)],
     prepare: impl AsyncFnOnce(),
@@ -65,8 +65,8 @@ async fn leave_traffic<L: Lane>(
     records
 }
 
-/// Takes messages until each of `records` has come, byte for byte. A message is its id and its body; the
-/// broker may send one twice.
+/// Takes messages until each of `records` has come, byte for byte. A message is its id and its
+/// body; the broker may send one twice.
 async fn are_all(records: &[Bytes], mut next: impl AsyncFnMut() -> (String, Bytes)) {
     let mut missing: HashSet<_> = (0..records.len()).collect();
     let reading = async {

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use futures_util::future::{join_all, try_join_all};
 use lapin::{
     BasicProperties,
@@ -207,10 +208,8 @@ async fn a_record_given_back_for_later_comes_later_and_one_given_up_comes_soon()
     };
     let transport = connect(&rabbit.config()).await;
     publish_all(&transport, 2).await;
-    let (later, soon) = (
-        transport.next().await.unwrap(),
-        transport.next().await.unwrap(),
-    );
+    let later = transport.next().await.unwrap();
+    let soon = transport.next().await.unwrap();
     let ids = [Arc::clone(&soon.record.id), Arc::clone(&later.record.id)];
     let start = Instant::now();
     later.retry_after(LATER);
@@ -448,16 +447,31 @@ async fn over_tls_only_a_server_that_is_trusted_gets_records() {
     );
 }
 
+/// The body of the next delivery, which is acked.
+async fn next_body(transport: &RabbitMq) -> Bytes {
+    let delivery = timeout(PATIENCE, transport.next())
+        .await
+        .expect("a delivery")
+        .unwrap();
+    let body = delivery.record.body.clone();
+    delivery.ack();
+    body
+}
+
+/// Longer than a frame of the connection.
+fn long_text() -> String {
+    "x".repeat(100 << 10)
+}
+
 #[tokio::test]
-async fn a_message_with_long_properties_comes_out_and_an_id_that_is_too_long_harms_no_other() {
+async fn a_message_with_long_properties_comes_out() {
     let Some(mut rabbit) = Rabbit::start().await else {
         return;
     };
     let config = rabbit.config();
     let transport = connect(&config).await;
-    let long = "x".repeat(100 << 10);
     let mut headers = FieldTable::default();
-    headers.insert("note".into(), AMQPValue::LongString(long.as_str().into()));
+    headers.insert("note".into(), AMQPValue::LongString(long_text().into()));
     let properties = BasicProperties::default().with_headers(headers);
     let channel = rabbit.client().await.create_channel().await.unwrap();
     let publish = async |body: &str| {
@@ -474,20 +488,25 @@ async fn a_message_with_long_properties_comes_out_and_an_id_that_is_too_long_har
             .await
             .unwrap();
     };
-    let receive = async |transport: &RabbitMq| {
-        let delivery = timeout(PATIENCE, transport.next())
-            .await
-            .expect("a delivery")
-            .unwrap();
-        let body = delivery.record.body.clone();
-        delivery.ack();
-        body
-    };
     publish("{}").await;
-    assert_eq!(receive(&transport).await, "{}");
+    assert_eq!(next_body(&transport).await, "{}");
+    transport.close().await;
 
+    // This one waits already when the connection opens.
+    publish("[]").await;
+    let transport = connect(&config).await;
+    assert_eq!(next_body(&transport).await, "[]");
+    transport.close().await;
+}
+
+#[tokio::test]
+async fn an_id_that_is_too_long_harms_no_other_record() {
+    let Some(mut rabbit) = Rabbit::start().await else {
+        return;
+    };
+    let transport = connect(&rabbit.config()).await;
     let wordy = Record {
-        id: long.into(),
+        id: long_text().into(),
         ..record(0)
     };
     assert!(
@@ -504,12 +523,6 @@ async fn a_message_with_long_properties_comes_out_and_an_id_that_is_too_long_har
         ..record(1)
     };
     transport.send(&large).await.expect("many frames");
-    assert_eq!(receive(&transport).await, large.body);
-    transport.close().await;
-
-    // This one waits already when the connection opens.
-    publish("[]").await;
-    let transport = connect(&config).await;
-    assert_eq!(receive(&transport).await, "[]");
+    assert_eq!(next_body(&transport).await, large.body);
     transport.close().await;
 }

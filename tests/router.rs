@@ -1,4 +1,5 @@
-//! The router, driven through its messages: fair turns, records that come back, records whose actor died, admission.
+//! The router, driven through its messages: fair turns, records that come back, records whose actor
+//! died, admission.
 
 use std::{
     collections::BTreeMap,
@@ -40,7 +41,7 @@ const PUBLISH_TIMEOUT: Duration = Duration::from_secs(2);
 /// No lane, and no spool.
 const NOT_SAFE: Result<Receipt, Refused> = Err(Refused::NotSafe(NotSafe::Closed));
 
-/// What a lane does with a record.
+/// The reaction of a lane to a record.
 #[derive(Clone, Copy)]
 enum Conduct {
     Confirms,

@@ -1,4 +1,5 @@
-//! What a node keeps on its disk, seen from outside: records that wait, that the gRPC lane carries, and dead letters.
+//! The disk of a node, seen from outside: records that wait, records that the gRPC lane carries,
+//! and dead letters.
 
 use std::{process::Command, time::Duration};
 
@@ -28,7 +29,8 @@ fn with(variables: &[(String, String)], more: &[(&str, &str)]) -> Vec<(String, S
 async fn post_all(node: &Node, prefix: &str, records: usize) -> Vec<Value> {
     let all = traffic();
     let posts = (0..records).map(|number| {
-        let (client, record) = (node.client(), all[number].clone());
+        let client = node.client();
+        let record = all[number].clone();
         async move {
             client
                 .post("/", &format!("{prefix}-{number}"), record)
@@ -228,6 +230,11 @@ async fn a_dead_letter_says_why_survives_a_kill_and_can_be_replayed_or_dropped()
         (status["ledger"] == expected && status["balanced"] == true).then_some(())
     })
     .await;
+}
+
+#[actix_rt::test]
+async fn a_drop_names_ids_or_all_dead_letters() {
+    let (_api, node) = refusing().await;
     for body in [
         json!({}),
         json!({"all": false}),
@@ -240,9 +247,11 @@ async fn a_dead_letter_says_why_survives_a_kill_and_can_be_replayed_or_dropped()
             "{body}"
         );
     }
+    assert_eq!(node.dead().await.len(), 3, "nothing was dropped");
 }
 
-/// The node is killed in the middle of a replay: after the letters wait for a lane, before they are struck out.
+/// The node is killed in the middle of a replay: after the records wait for a lane, before their
+/// dead letters are deleted.
 #[actix_rt::test]
 async fn a_replay_that_is_cut_short_loses_nothing() {
     let (api, mut node) = refusing().await;

@@ -1,4 +1,5 @@
-//! Supervision where time is the subject: the clock is simulated, and jumps to the next timer whenever all actors wait.
+//! Supervision where time is the subject: the clock is simulated, and jumps to the next timer
+//! whenever all actors wait.
 
 use std::{
     sync::{Arc, Mutex},
@@ -21,7 +22,7 @@ use waypost::{
     lane_id::LaneId,
 };
 
-/// What one life of a [`Probe`] does.
+/// The behaviour of one run of a [`Probe`].
 #[derive(Clone, Copy)]
 enum Conduct {
     FailAtOnce,
@@ -95,7 +96,8 @@ const NEIGHBOUR: ChildId = ChildId::Lane(LaneId::Grpc);
 /// The times at which a child was started.
 type Starts = Arc<Mutex<Vec<Instant>>>;
 
-/// A supervisor over one probe, whose n-th life behaves as `conduct(n)` says, and a healthy neighbour.
+/// A supervisor over one probe, whose n-th life behaves as `conduct(n)` says, and a healthy
+/// neighbour.
 fn supervise(
     conduct: impl Fn(usize) -> Conduct + Send + Sync + 'static,
 ) -> (Addr<Supervisor>, Starts) {

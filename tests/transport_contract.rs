@@ -54,7 +54,8 @@ async fn connect<R: Rig>(settings: &<R::T as Transport>::Settings) -> Rc<R::T> {
     }
 }
 
-/// Publishes until it is confirmed, as a router would. Where the confirm waits for the settlement, it goes on in the background.
+/// Publishes until the record is confirmed, as a router would. If the confirm waits for the
+/// settlement, the publish goes on in the background.
 async fn publish<R: Rig>(transport: &Rc<R::T>, records: Vec<Record>) -> JoinHandle<()> {
     let transport = Rc::clone(transport);
     let publishing = actix_rt::spawn(async move {
@@ -177,7 +178,8 @@ pub async fn what_is_published_together_is_settled_one_by_one<R: Rig>() {
         })
     };
     let bundles = Bundles::new(&*transport, most, &SettledRecords::default());
-    let (mut given_back, mut settled) = (HashSet::new(), HashSet::new());
+    let mut given_back = HashSet::new();
+    let mut settled = HashSet::new();
     for number in 0.. {
         let delivery = bundled(&bundles).await;
         let id = Arc::clone(&delivery.record.id);

@@ -1,5 +1,5 @@
-//! A node without its HTTP ends: the real doors, router, lanes, supervisor, feeder and spool. Its brokers are lists of
-//! records, and a step of the model says what comes of each publish.
+//! A node without its HTTP ends: the real admission, router, lanes, supervisor, feeder and spool.
+//! Its brokers are lists of records, and a step of the model decides the outcome of each publish.
 
 use std::{
     cell::RefCell,
@@ -111,7 +111,7 @@ impl Brokers {
         self.0[lane].records.lock().unwrap()
     }
 
-    /// What is being published: lane and record.
+    /// The records that are being published, each with its lane.
     pub fn publishing(&self) -> Vec<(usize, Record)> {
         let of = |lane| {
             self.publishes(lane)
@@ -122,7 +122,8 @@ impl Brokers {
         (0..LANES.len()).flat_map(of).collect()
     }
 
-    /// Takes out the publish that is `at` in the order of [`Brokers::publishing`], and stores its record if it `is_stored`.
+    /// Takes out the publish that is `at` in the order of [`Brokers::publishing`], and stores its
+    /// record if it `is_stored`.
     pub fn end(&self, mut at: usize, is_stored: bool) -> Publish {
         for lane in 0..LANES.len() {
             let mut publishes = self.publishes(lane);
@@ -177,7 +178,7 @@ impl<const LANE: usize> Transport for Link<LANE> {
         }
     }
 
-    /// What comes out goes to the model, as if a forwarder had it.
+    /// Never returns a message: the model takes records out of the broker, as a forwarder would.
     async fn receive(&self, _: &mut Vec<Incoming>, _: usize) -> Result<(), TransportError> {
         Err(self.lost().await)
     }
@@ -216,7 +217,7 @@ impl<const LANE: usize> Link<LANE> {
     }
 }
 
-/// What an operator's or a client's request came to.
+/// The outcomes of clients' requests.
 type Answers = Rc<RefCell<Vec<(usize, Result<Receipt, Refused>)>>>;
 
 /// One run of the node.
@@ -228,7 +229,7 @@ pub struct Node {
     tasks: LocalSet,
     pub spool: Spool,
     pub ledger: Arc<Ledger>,
-    /// What lay on disk at the start.
+    /// The records on disk at the start.
     pub found: SpoolStats,
     admission: Admission,
     disk_admission: Admission,
@@ -265,61 +266,29 @@ impl Node {
         let ledger = Arc::new(Ledger::new(Arc::from(format!("run{run}"))));
         let found = spool.stats();
         ledger.recovered_from_disk(found.waiting() + found.records(Queue::Dead));
-        let (router, feeder) = (Slot::new(), Slot::new());
+        let router = Slot::new();
+        let feeder = Slot::new();
         let fallback = DiskFallback {
             spool: spool.clone(),
             ledger: Arc::clone(&ledger),
         };
         let admission = |disk_first| {
-            Admission::new(
-                router.clone(),
-                PUBLISH_TIMEOUT,
-                Arc::clone(&ledger),
-                disk_first,
-            )
+            let ledger = Arc::clone(&ledger);
+            Admission::new(router.clone(), PUBLISH_TIMEOUT, ledger, disk_first)
         };
-        let (disk_admission, admission) = (admission(Some(fallback.clone())), admission(None));
+        let disk_admission = admission(Some(fallback.clone()));
+        let admission = admission(None);
         let live_lanes = LiveLanes::default();
-        let routing = RouterParams {
-            policy: Policy::RoundRobin,
-            lanes: LANES.into(),
-            live_lanes: live_lanes.clone(),
-            fallback,
-            publish_timeout: PUBLISH_TIMEOUT,
-        };
-        let feeding = feeder::FeederParams {
-            spool: spool.clone(),
-            admission: admission.clone(),
-            ledger: Arc::clone(&ledger),
-            lanes: LANES.into(),
-            dead_letters: DeadLetters {
-                spool: spool.clone(),
-                give_up_after: None,
-            },
-        };
         let graph = vec![
-            (
-                ChildId::Router,
-                Thread::Current,
-                factory(router.clone(), move |supervisor| {
-                    Router::new(routing.clone(), supervisor)
-                }),
-            ),
-            (
-                ChildId::Feeder,
-                Thread::Current,
-                factory(feeder.clone(), move |supervisor| {
-                    Feeder::new(feeding.clone(), supervisor)
-                }),
-            ),
-            lane::<0>(&router, &ledger, brokers),
-            lane::<1>(&router, &ledger, brokers),
-            lane::<2>(&router, &ledger, brokers),
+            start_router(&router, &live_lanes, fallback),
+            start_feeder(&feeder, &spool, &admission, &ledger),
+            start_lane::<0>(&router, &ledger, brokers),
+            start_lane::<1>(&router, &ledger, brokers),
+            start_lane::<2>(&router, &ledger, brokers),
         ];
         let tasks = LocalSet::new();
         let supervisor =
             clock.block_on(tasks.run_until(async { Supervisor::new(&live_lanes, graph).start() }));
-        let answers = Rc::default();
         Self {
             clock,
             apart,
@@ -332,7 +301,7 @@ impl Node {
             router,
             feeder,
             supervisor,
-            answers,
+            answers: Rc::default(),
         }
     }
 
@@ -354,7 +323,8 @@ impl Node {
         } else {
             &self.admission
         };
-        let (admission, answers) = (admission.clone(), Rc::clone(&self.answers));
+        let admission = admission.clone();
+        let answers = Rc::clone(&self.answers);
         self.tasks.spawn_local(async move {
             let number = number(&record);
             let answer = admission
@@ -391,7 +361,7 @@ impl Node {
         self.apart.block_on(answer)
     }
 
-    pub fn held(&self) -> SpoolStats {
+    pub fn spool_stats(&self) -> SpoolStats {
         self.spool.stats()
     }
 
@@ -415,19 +385,58 @@ impl Node {
         self.crash();
     }
 
-    /// The process is killed. What the disk was asked to do, it may still have done.
+    /// The process is killed. The disk may still do its pending work.
     pub fn crash(self) {
         let _entered = self.clock.enter();
         drop(self.tasks);
     }
 }
 
-fn lane<const LANE: usize>(
+/// A child of the supervisor.
+type Child = (ChildId, Thread, Factory);
+
+fn start_router(slot: &Slot<Router>, live_lanes: &LiveLanes, fallback: DiskFallback) -> Child {
+    let params = RouterParams {
+        policy: Policy::RoundRobin,
+        lanes: LANES.into(),
+        live_lanes: live_lanes.clone(),
+        fallback,
+        publish_timeout: PUBLISH_TIMEOUT,
+    };
+    let start = factory(slot.clone(), move |supervisor| {
+        Router::new(params.clone(), supervisor)
+    });
+    (ChildId::Router, Thread::Current, start)
+}
+
+fn start_feeder(
+    slot: &Slot<Feeder>,
+    spool: &Spool,
+    admission: &Admission,
+    ledger: &Arc<Ledger>,
+) -> Child {
+    let params = feeder::FeederParams {
+        spool: spool.clone(),
+        admission: admission.clone(),
+        ledger: Arc::clone(ledger),
+        lanes: LANES.into(),
+        dead_letters: DeadLetters {
+            spool: spool.clone(),
+            give_up_after: None,
+        },
+    };
+    let start = factory(slot.clone(), move |supervisor| {
+        Feeder::new(params.clone(), supervisor)
+    });
+    (ChildId::Feeder, Thread::Current, start)
+}
+
+fn start_lane<const LANE: usize>(
     router: &Slot<Router>,
     ledger: &Arc<Ledger>,
     brokers: &Brokers,
-) -> (ChildId, Thread, Factory) {
-    let wiring = lane::LaneParams {
+) -> Child {
+    let params = lane::LaneParams {
         lane: LANES[LANE],
         router: router.clone(),
         forwarder: Slot::new(),
@@ -440,7 +449,7 @@ fn lane<const LANE: usize>(
     };
     let brokers = brokers.clone();
     let start = factory(Slot::new(), move |supervisor| {
-        Lane::<Link<LANE>>::new(brokers.clone(), wiring.clone(), supervisor)
+        Lane::<Link<LANE>>::new(brokers.clone(), params.clone(), supervisor)
     });
     (ChildId::Lane(LANES[LANE]), Thread::Current, start)
 }

@@ -1,4 +1,5 @@
-//! What must hold of each record, kept apart from the node: where its copies can be, and what was promised for it.
+//! The model: where the copies of each record can be, and what its client was promised. It shares
+//! no state with the node.
 
 use waypost::{
     actors::receipts::Refused,
@@ -9,7 +10,7 @@ use waypost::{
 
 use super::node::{Brokers, LANES, Node, body, number};
 
-/// What is wrong, in words.
+/// The violated rule, in words.
 pub type Check = Result<(), String>;
 
 macro_rules! ensure {
@@ -56,10 +57,10 @@ impl Case {
     }
 }
 
-/// What the disk was doing when the process was killed.
+/// The work of the disk when the process was killed: it may be done or not.
 #[derive(Debug)]
 pub enum Doubt {
-    Buried(usize),
+    DeadLetter(usize),
     Replayed(Vec<usize>),
     Dropped(Vec<usize>),
 }
@@ -72,7 +73,7 @@ pub struct Excuse {
     pub is_killed: bool,
 }
 
-/// What is owed.
+/// All records, and the dead letters on disk.
 #[derive(Default)]
 pub struct Model {
     cases: Vec<Case>,
@@ -147,7 +148,8 @@ impl Model {
     pub fn confirmed(&mut self, lane: usize, record: &Record) {
         let number = number(record);
         let case = &mut self.cases[number];
-        // A dead letter that was let go is another record to the ledger: its client may still wait for the first.
+        // A dead letter that was let go is another record to the ledger: its client may still wait
+        // for the first.
         if case.client == Client::Waits && case.record.origin == record.origin {
             case.confirmed = Some(lane);
         } else {
@@ -165,15 +167,16 @@ impl Model {
         let case = &mut self.cases[number];
         case.delivered += 1;
         case.is_settled = true;
-        let (delivered, excuses) = (case.delivered, case.excuses);
         ensure!(
-            delivered <= 1 + excuses,
-            "r{number} is delivered {delivered} times, {excuses} excused"
+            case.delivered <= 1 + case.excuses,
+            "r{number} is delivered {} times, {} excused",
+            case.delivered,
+            case.excuses
         );
         Ok(())
     }
 
-    pub fn buried(&mut self, number: usize) {
+    pub fn dead_letter(&mut self, number: usize) {
         self.cases[number].is_settled = true;
         self.dead.push(number);
         self.dead.sort_unstable();
@@ -231,20 +234,21 @@ impl Model {
             case.is_settled = false;
             case.excuses += case.waiting.1;
         }
-        // What the ledger knew of them is gone.
+        // The new process has an empty ledger.
         for record in stored {
             self.cases[number(&record)].excuses += 1;
         }
     }
 
     /// A new process has found this on disk.
-    pub fn restarted(&mut self, held: &SpoolStats, mut found: Vec<usize>) -> Check {
+    pub fn restarted(&mut self, stats: &SpoolStats, mut found: Vec<usize>) -> Check {
         found.sort_unstable();
         let count =
             |numbers: &[usize], number| numbers.iter().filter(|&&other| other == number).count();
-        let (mut left, doubt) = (self.dead.clone(), self.doubt.take());
+        let mut left = self.dead.clone();
+        let doubt = self.doubt.take();
         match &doubt {
-            Some(Doubt::Buried(number)) if count(&found, *number) > count(&left, *number) => {
+            Some(Doubt::DeadLetter(number)) if count(&found, *number) > count(&left, *number) => {
                 left.push(*number);
             }
             Some(Doubt::Replayed(numbers) | Doubt::Dropped(numbers)) => {
@@ -280,20 +284,20 @@ impl Model {
         left.sort_unstable();
         ensure!(left == found, "dead letters found: {found:?}, not {left:?}");
         self.dead = found;
-        self.waits(held)
+        self.waits(stats)
     }
 
-    fn waits(&self, held: &SpoolStats) -> Check {
+    fn waits(&self, stats: &SpoolStats) -> Check {
         let (least, most) = self.cases.iter().fold((0, 0), |sum, case| {
             (sum.0 + case.waiting.0, sum.1 + case.waiting.1)
         });
-        let waiting = usize::try_from(held.waiting()).expect("few");
+        let waiting = usize::try_from(stats.waiting()).expect("few");
         ensure!(
             (least..=most).contains(&waiting),
             "{waiting} records wait on disk, not {least} to {most}"
         );
         for (lane, id) in LANES.into_iter().enumerate() {
-            let pinned = usize::try_from(held.records(Queue::Pinned(id))).expect("few");
+            let pinned = usize::try_from(stats.records(Queue::Pinned(id))).expect("few");
             let most: usize = self
                 .cases
                 .iter()
@@ -305,15 +309,15 @@ impl Model {
                 "{pinned} records wait on disk for {id}, more than {most}"
             );
         }
-        ensure!(held.records(Queue::Carried) == 0, "something is carried");
+        ensure!(stats.records(Queue::Carried) == 0, "something is carried");
         Ok(())
     }
 
     /// Whether the node, at rest, is where the model says.
     pub fn agrees(&self, node: &Node, brokers: &Brokers) -> Check {
-        let held = node.held();
-        self.waits(&held)?;
-        let dead = usize::try_from(held.records(Queue::Dead)).expect("few");
+        let stats = node.spool_stats();
+        self.waits(&stats)?;
+        let dead = usize::try_from(stats.records(Queue::Dead)).expect("few");
         ensure!(
             dead == self.dead.len(),
             "{dead} dead letters are counted, not {:?}",
@@ -349,12 +353,13 @@ impl Model {
                 "nobody works for r{number}, and its client waits"
             );
         }
-        self.balances(node, &held)
+        self.balances(node, &stats)
     }
 
-    fn balances(&self, node: &Node, held: &SpoolStats) -> Check {
-        let (balance, lanes) = (node.ledger.balance(held), node.ledger.totals());
-        // A record may be delivered before its confirm is heard of, or though it never is.
+    fn balances(&self, node: &Node, stats: &SpoolStats) -> Check {
+        let balance = node.ledger.balance(stats);
+        let lanes = node.ledger.totals();
+        // A record may be delivered before its confirm arrives, or without one.
         if lanes.accepted + lanes.resent + lanes.recovered < lanes.delivered + lanes.dead {
             let is_early = |case: &Case| case.is_settled && case.carriers() > 0;
             ensure!(
@@ -379,7 +384,7 @@ impl Model {
     }
 
     /// Everything has come to its end: each promise must be kept.
-    pub fn ends(&self, held: &SpoolStats) -> Check {
+    pub fn ends(&self, stats: &SpoolStats) -> Check {
         for (number, case) in self.cases.iter().enumerate() {
             ensure!(
                 case.client != Client::Waits,
@@ -392,9 +397,9 @@ impl Model {
             );
         }
         ensure!(
-            held.waiting() == 0,
+            stats.waiting() == 0,
             "{} records still wait on disk",
-            held.waiting()
+            stats.waiting()
         );
         Ok(())
     }

@@ -9,7 +9,8 @@ use std::{
 };
 
 use actix_web::{
-    App, HttpRequest, HttpResponse, HttpServer, dev::ServerHandle, http::StatusCode, web,
+    App, HttpRequest, HttpResponse, HttpResponseBuilder, HttpServer, dev::ServerHandle,
+    http::StatusCode, web,
 };
 use futures_util::stream;
 
@@ -91,9 +92,7 @@ impl Api {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state
-            .lock()
-            .expect("no test panics while it holds the state")
+        lock(&self.state)
     }
 
     /// From now on, `judge` decides by the number of the POST, from 0, and the POST.
@@ -197,72 +196,83 @@ struct PostInFlight(Arc<Mutex<State>>);
 
 impl Drop for PostInFlight {
     fn drop(&mut self) {
-        self.0
-            .lock()
-            .expect("no test panics while it holds the state")
-            .in_flight -= 1;
+        lock(&self.0).in_flight -= 1;
+    }
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state
+        .lock()
+        .expect("no test panics while it holds the state")
+}
+
+impl Post {
+    fn new(request: &HttpRequest, body: web::Bytes) -> Self {
+        let header = |name: &str| {
+            let value = request.headers().get(name)?;
+            Some(value.to_str().expect("visible ASCII").to_owned())
+        };
+        Self {
+            key: header("Idempotency-Key"),
+            content_type: header("Content-Type"),
+            traceparent: header("traceparent"),
+            authorization: header("Authorization"),
+            body,
+            peer: request.peer_addr(),
+        }
+    }
+}
+
+impl State {
+    /// Counts a POST and decides its answer.
+    fn judge(&mut self, post: Post) -> Conduct {
+        let conduct = (self.judge)(self.count, &post);
+        self.count += 1;
+        let is_taken = match &conduct {
+            Conduct::Answer(status) | Conduct::AnswerWith { status, .. } => {
+                (200..300).contains(status)
+            }
+            Conduct::Hang | Conduct::CutAnswer => false,
+        };
+        if let Some(key) = post.key.clone().filter(|_| is_taken) {
+            *self.taken.entry(key).or_default() += 1;
+        }
+        if self.keeps_posts {
+            self.posts.push(post);
+        }
+        conduct
+    }
+}
+
+impl PostInFlight {
+    fn begin(state: Arc<Mutex<State>>) -> Self {
+        {
+            let mut counts = lock(&state);
+            counts.in_flight += 1;
+            counts.most = counts.most.max(counts.in_flight);
+        }
+        Self(state)
     }
 }
 
 async fn answer(state: Arc<Mutex<State>>, request: HttpRequest, body: web::Bytes) -> HttpResponse {
-    let _in_flight = {
-        let mut counts = state
-            .lock()
-            .expect("no test panics while it holds the state");
-        counts.in_flight += 1;
-        counts.most = counts.most.max(counts.in_flight);
-        PostInFlight(Arc::clone(&state))
-    };
-    let header = |name: &str| {
-        Some(
-            request
-                .headers()
-                .get(name)?
-                .to_str()
-                .expect("visible ASCII")
-                .to_owned(),
-        )
-    };
-    let post = Post {
-        key: header("Idempotency-Key"),
-        content_type: header("Content-Type"),
-        traceparent: header("traceparent"),
-        authorization: header("Authorization"),
-        body,
-        peer: request.peer_addr(),
-    };
+    let in_flight = PostInFlight::begin(state);
+    let post = Post::new(&request, body);
     let (conduct, delay) = {
-        let mut state = state
-            .lock()
-            .expect("no test panics while it holds the state");
-        let conduct = (state.judge)(state.count, &post);
-        state.count += 1;
-        let refused = match &conduct {
-            Conduct::Answer(code) | Conduct::AnswerWith { status: code, .. } => {
-                !(200..300).contains(code)
-            }
-            Conduct::Hang | Conduct::CutAnswer => true,
-        };
-        if let Some(key) = post.key.clone().filter(|_| !refused) {
-            *state.taken.entry(key).or_default() += 1;
-        }
-        if state.keeps_posts {
-            state.posts.push(post);
-        }
-        (conduct, state.delay)
+        let mut state = lock(&in_flight.0);
+        (state.judge(post), state.delay)
     };
     if !delay.is_zero() {
         tokio::time::sleep(delay).await;
     }
-    let status = |status| StatusCode::from_u16(status).expect("a status");
     match conduct {
-        Conduct::Answer(code) => HttpResponse::new(status(code)),
+        Conduct::Answer(status) => response(status).finish(),
         Conduct::AnswerWith {
-            status: code,
+            status,
             headers,
             body,
         } => {
-            let mut response = HttpResponse::build(status(code));
+            let mut response = response(status);
             for header in headers {
                 response.append_header(header);
             }
@@ -277,4 +287,8 @@ async fn answer(state: Arc<Mutex<State>>, request: HttpRequest, body: web::Bytes
             HttpResponse::Ok().no_chunking(8).streaming(half)
         }
     }
+}
+
+fn response(status: u16) -> HttpResponseBuilder {
+    HttpResponse::build(StatusCode::from_u16(status).expect("a status"))
 }

@@ -136,7 +136,8 @@ impl Wire {
                 let (Ok(near_back), Ok(far_back)) = (near.try_clone(), far.try_clone()) else {
                     continue;
                 };
-                let (there, back) = (Arc::clone(&flag), Arc::clone(&flag));
+                let there = Arc::clone(&flag);
+                let back = Arc::clone(&flag);
                 thread::spawn(move || pass(near, far, &there));
                 thread::spawn(move || pass(far_back, near_back, &back));
             }

@@ -8,7 +8,8 @@ pub trait Lane: Rig {
     const NAME: &'static str;
     const TAG: &'static str;
 
-    /// Names and values of variables, without their `WAYPOST_`, for a stream, queue or subscription of its own.
+    /// Names and values of variables, without their `WAYPOST_`, for a stream, queue or subscription
+    /// of its own.
     fn variables(&mut self) -> Vec<(String, String)>;
 }
 

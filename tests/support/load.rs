@@ -111,7 +111,8 @@ impl Load {
 
     /// Continues another load: no key comes twice.
     pub fn start_after(node: &Node, other: &Self) -> Self {
-        let (attempted, together) = (other.account.attempted.clone(), other.account.together);
+        let attempted = other.account.attempted.clone();
+        let together = other.account.together;
         let account = Account {
             together,
             attempted,

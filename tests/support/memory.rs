@@ -1,5 +1,5 @@
-//! The transport contract in memory, with faults to switch, and its rig. Tests of a lane use it where a
-//! broker of its own would hide the subject.
+//! The transport contract in memory, with faults to switch, and its rig. Tests of a lane use it
+//! where a broker of its own would hide the subject.
 
 use std::{
     collections::VecDeque,

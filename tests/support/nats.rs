@@ -43,10 +43,8 @@ impl Nats {
             .iter()
             .map(ToString::to_string)
             .collect::<Vec<_>>();
-        let (port, data) = (
-            process::free_port(),
-            tempfile::tempdir().expect("a temporary folder"),
-        );
+        let port = process::free_port();
+        let data = tempfile::tempdir().expect("a temporary folder");
         let server = Self::spawn(&program, &arguments, port, &data);
         let mut nats = Self {
             program,
@@ -75,7 +73,8 @@ impl Nats {
 
     /// The server greets first. Returns the version in its greeting.
     async fn answers(&mut self) -> String {
-        let (server, port) = (&mut self.server, self.port);
+        let server = &mut self.server;
+        let port = self.port;
         eventually("NATS answers", PATIENCE, async || {
             assert!(
                 server.try_wait().expect("a child's status").is_none(),

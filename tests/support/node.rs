@@ -31,18 +31,36 @@ pub struct Node {
     http: awc::Client,
     data: tempfile::TempDir,
     log: NamedTempFile,
+    log_format: &'static str,
     memory_limit: Option<MemoryLimit>,
 }
 
 impl Node {
-    /// Starts a node with `variables` (without their `WAYPOST_`) and waits until it answers. Its lanes may still connect.
+    /// Starts a node with `variables` (without their `WAYPOST_`) and waits until it answers. Its
+    /// lanes may still connect.
     pub async fn start(api: &str, variables: &[(String, String)]) -> Self {
-        Self::start_with_fault(api, variables, "").await
+        Self::begin(api, variables, "", "text").await
     }
 
-    /// The same, with a fault planted at a named point of the program: see the `fail` crate for the language.
+    /// The same, with its log in JSON.
+    pub async fn start_with_json_log(api: &str, variables: &[(String, String)]) -> Self {
+        Self::begin(api, variables, "", "json").await
+    }
+
+    /// The same, with a fault planted at a named point of the program: see the `fail` crate for the
+    /// language.
     pub async fn start_with_fault(api: &str, variables: &[(String, String)], fault: &str) -> Self {
-        let (ingest, admin) = (process::free_port(), process::free_port());
+        Self::begin(api, variables, fault, "text").await
+    }
+
+    async fn begin(
+        api: &str,
+        variables: &[(String, String)],
+        fault: &str,
+        log_format: &'static str,
+    ) -> Self {
+        let ingest = process::free_port();
+        let admin = process::free_port();
         let data = tempfile::tempdir().expect("a temporary folder");
         let log = NamedTempFile::new().expect("a temporary file");
         let mut environment = vec![
@@ -69,13 +87,14 @@ impl Node {
             .timeout(Duration::from_secs(20))
             .finish();
         let mut node = Self {
-            child: launch(&environment, log.path()),
+            child: launch(&environment, log.path(), log_format),
             ingest,
             admin,
             environment,
             http,
             data,
             log,
+            log_format,
             memory_limit: None,
         };
         node.answers().await;
@@ -90,7 +109,7 @@ impl Node {
 
     /// Starts it again on the same ports, with the same data and lanes.
     pub async fn start_again(&mut self) {
-        self.child = launch(&self.environment, self.log.path());
+        self.child = launch(&self.environment, self.log.path(), self.log_format);
         if let Some(limit) = &self.memory_limit {
             limit.add(&self.child);
         }
@@ -125,7 +144,8 @@ impl Node {
         began.elapsed()
     }
 
-    /// The kernel ends it from now on, in this run and those to come, if it takes more memory. Says so if the machine allows no limit.
+    /// From now on, the kernel kills the node if it takes more memory, also after a restart. Prints
+    /// a note if the machine allows no limit.
     pub fn limit_memory(&mut self, bytes: u64) {
         self.memory_limit = MemoryLimit::new(bytes);
         match &self.memory_limit {
@@ -205,7 +225,7 @@ impl Node {
         self.get("/api/status").await.expect("the node answers").1
     }
 
-    /// What `/api/status` says of one lane.
+    /// One lane of `/api/status`.
     pub async fn lane(&self, lane: &str) -> Value {
         let status = self.status().await;
         let lanes = status["lanes"].as_array().expect("a list of lanes");
@@ -223,7 +243,8 @@ impl Node {
         .await;
     }
 
-    /// Back-off is short at first: who looks may find it connecting again.
+    /// Waits until the lane is in any state but "up". Its back-off is short at first, so it may be
+    /// "connecting" again.
     pub async fn lane_is_away(&self, lane: &str, patience: Duration) {
         eventually(&format!("lane {lane} is away"), patience, async || {
             (self.lane(lane).await["state"] != "up").then_some(())
@@ -295,6 +316,11 @@ impl Node {
         )
     }
 
+    /// The log so far, of all runs.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.log.path()).expect("the log is UTF-8")
+    }
+
     pub fn data(&self) -> &Path {
         self.data.path()
     }
@@ -360,13 +386,13 @@ impl Client {
 }
 
 /// `NODE_UNDER_TEST` names another build of the program, such as an optimized one.
-fn launch(environment: &[(String, String)], log: &Path) -> Child {
+fn launch(environment: &[(String, String)], log: &Path, log_format: &str) -> Child {
     let log = File::options().append(true).open(log).expect("the log");
     let program =
         env::var("NODE_UNDER_TEST").unwrap_or_else(|_| env!("CARGO_BIN_EXE_waypost").into());
     process::start(&program, |command| {
         command
-            .arg("run")
+            .args(["run", "--log-format", log_format])
             .env_remove("PUBSUB_EMULATOR_HOST")
             .stdin(Stdio::null())
             .stderr(log);

@@ -1,4 +1,4 @@
-//! What the contract suite needs of a message system.
+//! The interface of a message system under test.
 
 use std::cell::RefCell;
 
@@ -14,12 +14,14 @@ pub trait Rig: Sized {
     type T: Transport;
     /// A confirmed message outlives a SIGKILL of the system.
     const SURVIVES_KILL: bool;
-    /// `publish` resolves only when the delivery is acked or rejected: there is no broker in between.
+    /// `publish` resolves only when the delivery is acked or rejected: there is no broker in
+    /// between.
     const CONFIRMS_ON_SETTLE: bool = false;
     /// A message may be a bundle.
     const CARRIES_BUNDLES: bool = true;
 
-    /// A running system; `None`, after saying loudly why, if it cannot be had on this machine. Panics instead with `CI=true`.
+    /// A running system. `None`, after a line that names the missing program, if this machine lacks
+    /// it. Panics instead with `CI=true`.
     async fn start() -> Option<Self>;
 
     /// Settings that name a stream, queue, subscription … that nobody has used yet.

@@ -14,7 +14,8 @@ use rustls::{
 /// Makes a self-signed certificate for `name` (as `DNS:localhost`, `IP:127.0.0.1`) and its key in
 /// `folder`. `None` if `openssl` is not installed, which is a failure in CI.
 pub fn certificate(folder: &Path, name: &str) -> Option<(PathBuf, PathBuf)> {
-    let (cert, key) = (folder.join("cert.pem"), folder.join("key.pem"));
+    let cert = folder.join("cert.pem");
+    let key = folder.join("key.pem");
     let made = Command::new("openssl")
         .args([
             "req",
