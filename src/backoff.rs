@@ -1,9 +1,10 @@
-//! Capped exponential back-off with full jitter: a delay is drawn evenly from zero to the present ceiling, and the ceiling
-//! doubles with each failure up to the cap (M. Brooker, "Exponential Backoff And Jitter", 2015). Pure but for the draw.
+//! Capped exponential back-off with full jitter: a delay is drawn evenly from zero to the present
+//! ceiling, and the ceiling doubles with each failure up to the cap (M. Brooker, "Exponential
+//! Backoff And Jitter", 2015). Pure but for the draw.
 
 use std::time::Duration;
 
-/// The delays of one thing that is tried again and again.
+/// The delays between the tries of one thing.
 #[derive(Clone, Debug)]
 pub struct Backoff {
     first: Duration,

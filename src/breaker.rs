@@ -1,12 +1,12 @@
-//! The circuit breaker before the API. After a few failures in a row it opens: nobody POSTs but a single probe at a time, with
-//! back-off between probes, until one succeeds.
+//! The circuit breaker before the API. After a few failures in a row it opens: there are no POSTs
+//! but a single probe at a time, with back-off between probes, until one succeeds.
 
 use std::time::Duration;
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use tokio::{
-    sync::watch,
-    time::{Instant, sleep_until},
+    sync::Notify,
+    time::{Instant, timeout_at},
 };
 
 use crate::backoff::Backoff;
@@ -19,10 +19,11 @@ const PROBE_FIRST: Duration = Duration::from_millis(100);
 const PROBE_CAP: Duration = Duration::from_secs(1);
 
 /// One per API, shared by all forwarders of a node.
+#[derive(Default)]
 pub struct Breaker {
     state: Mutex<State>,
-    /// Changes whenever somebody who waits should look again.
-    changes: watch::Sender<()>,
+    /// Tells those who wait that a pass may be free.
+    changes: Notify,
 }
 
 enum State {
@@ -31,116 +32,82 @@ enum State {
     },
     Open {
         backoff: Backoff,
-        probe_at: Instant,
-        probing: bool,
+        /// `None` while a probe is in flight.
+        probe_at: Option<Instant>,
     },
 }
 
-/// One POST that may be made. Dropped without a word, it says nothing of the API.
+/// One POST that may be made. Dropped without a result, it says nothing about the API.
 pub struct Pass<'b> {
     breaker: &'b Breaker,
     is_probe: bool,
 }
 
-impl Default for Breaker {
+impl Default for State {
     fn default() -> Self {
-        Self {
-            state: Mutex::new(State::Closed { failures: 0 }),
-            changes: watch::Sender::new(()),
-        }
+        Self::Closed { failures: 0 }
     }
 }
 
 impl Breaker {
     /// Resolves when a POST may be made.
     pub async fn pass(&self) -> Pass<'_> {
-        if !self.is_open() {
-            return Pass {
-                breaker: self,
-                is_probe: false,
-            };
-        }
-        let mut changes = self.changes.subscribe();
+        let pass = |is_probe| Pass {
+            breaker: self,
+            is_probe,
+        };
         loop {
-            changes.borrow_and_update();
-            let probe_at = match &mut *self.lock() {
-                State::Closed { .. } => {
-                    return Pass {
-                        breaker: self,
-                        is_probe: false,
-                    };
+            // It hears of each change after this line.
+            let change = self.changes.notified();
+            let probe_at = match &mut *self.state.lock() {
+                State::Closed { .. } => return pass(false),
+                State::Open { probe_at, .. } => {
+                    if probe_at.is_some_and(|at| at <= Instant::now()) {
+                        *probe_at = None;
+                        return pass(true);
+                    }
+                    *probe_at
                 }
-                State::Open { probing: true, .. } => None,
-                State::Open {
-                    probe_at, probing, ..
-                } if *probe_at <= Instant::now() => {
-                    *probing = true;
-                    return Pass {
-                        breaker: self,
-                        is_probe: true,
-                    };
-                }
-                State::Open { probe_at, .. } => Some(*probe_at),
             };
-            // The sender is `self`, so a change is never an error.
             match probe_at {
-                Some(at) => tokio::select! {
-                    _ = changes.changed() => {}
-                    () = sleep_until(at) => {}
-                },
-                None => drop(changes.changed().await),
+                // It is over either way.
+                Some(at) => drop(timeout_at(at, change).await),
+                None => change.await,
             }
         }
     }
 
-    /// The API is taken for away.
+    /// The API counts as unavailable.
     pub fn is_open(&self) -> bool {
-        matches!(*self.lock(), State::Open { .. })
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock()
+        matches!(*self.state.lock(), State::Open { .. })
     }
 }
 
 impl Pass<'_> {
-    /// The API answered, and not that it is unable.
+    /// The API answered, and did not ask for a retry.
     pub fn succeeded(self) {
-        let mut state = self.breaker.lock();
-        let was_open = matches!(*state, State::Open { .. });
-        // What set out before it opened says nothing of the API as it is now.
-        if !was_open || self.is_probe {
-            *state = State::Closed { failures: 0 };
-        }
-        drop(state);
-        if was_open {
-            self.breaker.changes.send_replace(());
+        let mut state = self.breaker.state.lock();
+        // A POST that began before the breaker opened says nothing about the API now.
+        if self.is_probe || matches!(*state, State::Closed { .. }) {
+            *state = State::default();
         }
     }
 
-    /// No answer, or one that asks for another try, not before `at_least` if the API says so.
+    /// No answer, or one that asks for a retry, not before `at_least` if the API says so.
     pub fn failed(self, at_least: Option<Duration>) {
-        let is_probe = self.is_probe;
-        let mut state = self.breaker.lock();
-        match &mut *state {
-            State::Closed { failures } if *failures + 1 < FAILURES_MAX => *failures += 1,
-            State::Closed { .. } => {
-                let mut backoff = Backoff::new(PROBE_FIRST, PROBE_CAP);
-                let probe_at =
-                    Instant::now() + backoff.next_delay().max(at_least.unwrap_or_default());
-                *state = State::Open {
-                    backoff,
-                    probe_at,
-                    probing: false,
-                };
+        let mut state = self.breaker.state.lock();
+        let mut backoff = match &mut *state {
+            State::Closed { failures } if *failures + 1 < FAILURES_MAX => {
+                *failures += 1;
+                return;
             }
-            State::Open {
-                backoff, probe_at, ..
-            } if is_probe => {
-                *probe_at = Instant::now() + backoff.next_delay().max(at_least.unwrap_or_default());
-            }
-            State::Open { .. } => {}
-        }
+            State::Closed { .. } => Backoff::new(PROBE_FIRST, PROBE_CAP),
+            State::Open { backoff, .. } if self.is_probe => backoff.clone(),
+            State::Open { .. } => return,
+        };
+        let delay = backoff.next_delay().max(at_least.unwrap_or_default());
+        let probe_at = Some(Instant::now() + delay);
+        *state = State::Open { backoff, probe_at };
     }
 }
 
@@ -149,10 +116,11 @@ impl Drop for Pass<'_> {
         if !self.is_probe {
             return;
         }
-        if let State::Open { probing, .. } = &mut *self.breaker.lock() {
-            *probing = false;
+        // A probe without a result is followed by another at once.
+        if let State::Open { probe_at, .. } = &mut *self.breaker.state.lock() {
+            probe_at.get_or_insert_with(Instant::now);
         }
-        self.breaker.changes.send_replace(());
+        self.breaker.changes.notify_waiters();
     }
 }
 

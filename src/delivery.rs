@@ -1,4 +1,5 @@
-//! Both ends of a lane: the [`Receipt`] that proves that a record is safe, and the [`Delivery`] that must be settled.
+//! Both ends of a lane: the [`Receipt`] that proves that a record is safe, and the [`Delivery`]
+//! that must be settled.
 
 use std::{fmt, time::Duration};
 
@@ -32,8 +33,8 @@ pub enum Verdict {
 pub struct Acker(Option<Box<dyn FnOnce(Verdict) + Send>>);
 
 impl Acker {
-    /// `settle` is called exactly once. It must not block; the transport's `close` waits for the acks
-    /// that it has to send.
+    /// `settle` is called exactly once. It must not block; the transport's `close` waits for the
+    /// acks that it has to send.
     pub fn new(settle: impl FnOnce(Verdict) + Send + 'static) -> Self {
         Self(Some(Box::new(settle)))
     }
@@ -53,9 +54,9 @@ impl Drop for Acker {
     }
 }
 
-/// A record that came out of a transport, which holds its message until it is settled. Dropped, it is
-/// *not delivered*. While it lives the transport keeps the broker's hold on the message, however long
-/// that takes.
+/// A record that came out of a transport, which holds its message until it is settled. Dropped, it
+/// is *not delivered*. While it lives the transport keeps the broker's hold on the message, however
+/// long that takes.
 pub struct Delivery {
     pub record: Record,
     /// The broker says that it has sent this message before.

@@ -1,5 +1,5 @@
-//! Recognises what was seen lately without storing it: values by 128-bit keyed hash, in two generations, so that memory is
-//! bounded.
+//! Recognises recent things without storing them: values by 128-bit keyed hash, in two generations,
+//! so that memory is bounded.
 
 use std::{
     collections::HashMap,
@@ -8,17 +8,20 @@ use std::{
 
 use siphasher::sip128::{Hasher128 as _, SipHasher13};
 
-/// A 128-bit hash (SipHash-1-3) under a key of this process: two things never share one, and no client can make them.
+/// A 128-bit hash (SipHash-1-3) under a key of this process: two things never share one, and no
+/// client can make them.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Fingerprint(u64, u64);
 
-/// Takes fingerprints. Two hashers have different keys, and so different fingerprints of the same thing.
+/// Takes fingerprints. Two hashers have different keys, and so different fingerprints of the same
+/// thing.
 pub struct Hasher128(SipHasher13);
 
 /// A map by fingerprint.
 pub type FingerprintMap<V> = HashMap<Fingerprint, V, BuildHasherDefault<IdentityHasher>>;
 
-/// Two generations of values. [`Recent::rotate`] makes the younger one the older, and forgets what was older.
+/// Two generations of values. [`Recent::rotate`] makes the younger one the older, and forgets the
+/// older one.
 pub struct Recent<V> {
     young: FingerprintMap<V>,
     old: FingerprintMap<V>,

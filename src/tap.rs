@@ -1,4 +1,4 @@
-//! The tap: records as the API takes them, for those who watch.
+//! The tap: shows records to watchers as the API takes them.
 
 use std::sync::{Arc, OnceLock};
 
@@ -7,7 +7,7 @@ use tokio::sync::broadcast;
 
 use crate::lane_id::LaneId;
 
-/// A record as the API took it: what `tap` and the gRPC call `Watch` show.
+/// A record as the API took it, for `waypost tap` and the gRPC call `Watch`.
 #[derive(Clone, Debug)]
 pub struct Passage {
     pub lane: LaneId,
@@ -22,28 +22,28 @@ pub struct Passage {
 /// How many passages a slow watcher may lag behind before it misses some.
 const TAP_LAG: usize = 1024;
 
-/// Where passages are announced. A watcher that is slow misses some; the records themselves do not wait for it. Clones are
+/// Shows passages to watchers. A slow watcher misses some, and no record waits for it. Clones are
 /// one tap.
 #[derive(Clone, Default)]
 pub struct Tap {
-    /// Absent until somebody watches: it has room for [`TAP_LAG`] passages from its beginning.
+    /// Absent until somebody watches: it allocates room for [`TAP_LAG`] passages.
     passages: Arc<OnceLock<broadcast::Sender<Passage>>>,
 }
 
 impl Tap {
-    /// What passes from now on.
+    /// The passages from now on.
     pub fn watch(&self) -> broadcast::Receiver<Passage> {
         self.passages
             .get_or_init(|| broadcast::Sender::new(TAP_LAG))
             .subscribe()
     }
 
-    /// Shows a passage to those who watch. It is made only if there are any.
+    /// Shows a passage to the watchers. Without any, `passage` is not called.
     pub fn show(&self, passage: impl FnOnce() -> Passage) {
         if let Some(passages) = self.passages.get()
             && passages.receiver_count() > 0
         {
-            // The last watcher may have left since; passages are for watching only.
+            // An error means that the last watcher has just left.
             passages.send(passage()).ok();
         }
     }
@@ -56,15 +56,12 @@ mod tests {
     #[test]
     fn a_passage_is_made_for_those_who_watch_and_for_nobody_else() {
         let tap = Tap::default();
-        let passage = || {
-            let (id, body) = (Arc::from("1"), Bytes::from_static(b"{}"));
-            Passage {
-                lane: LaneId::Nats,
-                id,
-                body,
-                status: 201,
-                at_ms: 5,
-            }
+        let passage = || Passage {
+            lane: LaneId::Nats,
+            id: Arc::from("1"),
+            body: Bytes::from_static(b"{}"),
+            status: 201,
+            at_ms: 5,
         };
         let nobody = || unreachable!("nobody watches");
         tap.show(nobody);
