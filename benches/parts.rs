@@ -2,7 +2,6 @@
 
 use std::{hint::black_box, sync::Arc, time::Duration};
 
-use actix::Actor as _;
 use bytes::Bytes;
 use divan::{Bencher, counter::ItemsCount};
 use futures_util::future::join_all;
@@ -93,7 +92,7 @@ fn spool_append_commit_and_settle(bencher: Bencher, count: usize) {
 fn actor_hop(bencher: Bencher, crosses_threads: bool) {
     let (_folder, spool) = spool();
     let system = actix_rt::System::new();
-    let router = Slot::new();
+    let router = Slot::default();
     let address = system.block_on(async {
         let thread = if crosses_threads {
             Thread::spawn()
@@ -115,7 +114,7 @@ fn actor_hop(bencher: Bencher, crosses_threads: bool) {
         let start = factory(router.clone(), move |supervisor| {
             Router::new(params.clone(), supervisor)
         });
-        Supervisor::new(&live_lanes, vec![(ChildId::Router, thread, start)]).start();
+        Supervisor::start(&live_lanes, vec![(ChildId::Router, thread, start)]);
         router
             .wait(Duration::from_secs(5))
             .await

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use actix::{Actor as _, Addr};
+use actix::Addr;
 use actix_web::{dev::ServerHandle, web};
 use tokio::sync::Semaphore;
 use tracing::{error, info, warn};
@@ -174,8 +174,8 @@ impl<'a> Graph<'a> {
             breaker: Arc::default(),
             lanes: lanes.into(),
             live_lanes: LiveLanes::default(),
-            router: Slot::new(),
-            feeder: Slot::new(),
+            router: Slot::default(),
+            feeder: Slot::default(),
             threads: (0..threads).map(|_| Thread::spawn()).collect(),
             children: Vec::new(),
         })
@@ -304,7 +304,7 @@ impl<'a> Graph<'a> {
             tap: self.tap.clone(),
             limits,
         };
-        let forwarder = Slot::new();
+        let forwarder = Slot::default();
         let start = factory(forwarder.clone(), move |supervisor| {
             Forwarder::new(lane, &tag, api::Api::new(&api), params.clone(), supervisor)
         });
@@ -322,7 +322,7 @@ impl<'a> Graph<'a> {
             bundle: self.config.lanes.bundle(lane),
             settled: SettledRecords::default(),
         };
-        let start = factory(Slot::new(), move |supervisor| {
+        let start = factory(Slot::default(), move |supervisor| {
             Lane::<T>::new(settings.clone(), params.clone(), supervisor)
         });
         self.children.push((ChildId::Lane(lane), thread, start));
@@ -337,7 +337,7 @@ impl<'a> Graph<'a> {
         admin_socket: TcpListener,
     ) -> Result<Node, StartError> {
         let config = self.config;
-        let supervisor = Supervisor::new(&self.live_lanes, self.children).start();
+        let supervisor = Supervisor::start(&self.live_lanes, self.children);
         let draining = Arc::new(AtomicBool::new(false));
         let admin_state = AdminState {
             supervisor: supervisor.clone(),

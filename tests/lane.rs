@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use actix::{Actor, Addr};
+use actix::Addr;
 use bytes::Bytes;
 use futures_util::future::join_all;
 use serde_json::value::RawValue;
@@ -133,8 +133,8 @@ fn graph<T: Transport>(
     bundle: usize,
 ) -> (Arc<Ledger>, Admission, Addr<Supervisor>) {
     let ledger = Arc::new(Ledger::new(Arc::from("run")));
-    let router = Slot::new();
-    let forwarder = Slot::new();
+    let router = Slot::default();
+    let forwarder = Slot::default();
     let live_lanes = LiveLanes::default();
     let lane = LaneParams {
         lane: LaneId::Nats,
@@ -178,13 +178,13 @@ fn graph<T: Transport>(
         (LANE, Thread::Current, start_lane::<T>(settings, lane)),
     ];
     let ingest = Admission::new(router, PUBLISH_TIMEOUT, Arc::clone(&ledger), None);
-    let supervisor = Supervisor::new(&live_lanes, children).start();
+    let supervisor = Supervisor::start(&live_lanes, children);
     (ledger, ingest, supervisor)
 }
 
 fn start_lane<T: Transport>(settings: &T::Settings, params: LaneParams) -> Factory {
     let settings = settings.clone();
-    factory(Slot::new(), move |supervisor| {
+    factory(Slot::default(), move |supervisor| {
         Lane::<T>::new(settings.clone(), params.clone(), supervisor)
     })
 }

@@ -142,7 +142,7 @@ impl House {
     }
 
     async fn without_lanes(failures: usize) -> Self {
-        let router = Slot::new();
+        let router = Slot::default();
         let ledger = Arc::new(Ledger::new(Arc::from("run")));
         let fallback = DiskFallback {
             spool: closed_spool().await,
@@ -162,7 +162,7 @@ impl House {
             Router::new(params.clone(), supervisor)
         });
         let children = vec![(ChildId::Router, Thread::Current, start)];
-        Supervisor::new(&live_lanes, children).start();
+        Supervisor::start(&live_lanes, children);
         let ingest = Admission::new(router.clone(), PUBLISH_TIMEOUT, ledger, None);
         Self {
             ingest,

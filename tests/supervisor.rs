@@ -103,7 +103,7 @@ fn supervise(
 ) -> (Addr<Supervisor>, Starts) {
     let starts = Starts::default();
     let kept = Arc::clone(&starts);
-    let probe = factory(Slot::new(), move |supervisor| {
+    let probe = factory(Slot::default(), move |supervisor| {
         let mut starts = kept.lock().unwrap();
         starts.push(Instant::now());
         Probe {
@@ -111,7 +111,7 @@ fn supervise(
             supervisor,
         }
     });
-    let neighbour = factory(Slot::new(), |supervisor| Probe {
+    let neighbour = factory(Slot::default(), |supervisor| Probe {
         conduct: Conduct::LivesOn,
         supervisor,
     });
@@ -119,10 +119,7 @@ fn supervise(
         (PROBE, Thread::Current, probe),
         (NEIGHBOUR, Thread::Current, neighbour),
     ];
-    (
-        Supervisor::new(&LiveLanes::default(), children).start(),
-        starts,
-    )
+    (Supervisor::start(&LiveLanes::default(), children), starts)
 }
 
 async fn view(supervisor: &Addr<Supervisor>, child: ChildId) -> View {

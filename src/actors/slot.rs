@@ -3,17 +3,13 @@
 use std::{sync::Arc, time::Duration};
 
 use actix::{Actor, Addr};
-use tokio::sync::watch;
+use tokio::{sync::watch, time::timeout};
 
-/// The address of an actor that may be restarted. It outlives the actor; only the supervisor changes
-/// it.
+/// The address of an actor that may be restarted. It outlives the actor; only the supervisor
+/// changes it.
 pub struct Slot<A: Actor>(Arc<watch::Sender<Option<Addr<A>>>>);
 
 impl<A: Actor> Slot<A> {
-    pub fn new() -> Self {
-        Self(Arc::new(watch::Sender::new(None)))
-    }
-
     /// The current address, if the actor is alive.
     pub fn get(&self) -> Option<Addr<A>> {
         self.0
@@ -29,16 +25,13 @@ impl<A: Actor> Slot<A> {
             return Some(address);
         }
         let mut changes = self.0.subscribe();
-        let lives = |address: &Option<Addr<A>>| address.as_ref().is_some_and(Addr::connected);
-        let address = tokio::time::timeout(patience, changes.wait_for(lives))
-            .await
-            .ok()?
-            .ok()?;
-        address.clone()
+        let alive = |address: &Option<Addr<A>>| address.as_ref().is_some_and(Addr::connected);
+        let address = timeout(patience, changes.wait_for(alive)).await.ok()?;
+        address.ok()?.clone()
     }
 
-    pub(super) fn set(&self, address: Option<Addr<A>>) {
-        self.0.send_replace(address);
+    pub(super) fn set(&self, address: Addr<A>) {
+        self.0.send_replace(Some(address));
     }
 }
 
@@ -50,6 +43,6 @@ impl<A: Actor> Clone for Slot<A> {
 
 impl<A: Actor> Default for Slot<A> {
     fn default() -> Self {
-        Self::new()
+        Self(Arc::default())
     }
 }

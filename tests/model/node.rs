@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use actix::{Actor as _, Addr};
+use actix::Addr;
 use bytes::Bytes;
 use tokio::{
     runtime::{Builder, Runtime},
@@ -266,8 +266,8 @@ impl Node {
         let ledger = Arc::new(Ledger::new(Arc::from(format!("run{run}"))));
         let found = spool.stats();
         ledger.recovered_from_disk(found.waiting() + found.records(Queue::Dead));
-        let router = Slot::new();
-        let feeder = Slot::new();
+        let router = Slot::default();
+        let feeder = Slot::default();
         let fallback = DiskFallback {
             spool: spool.clone(),
             ledger: Arc::clone(&ledger),
@@ -288,7 +288,7 @@ impl Node {
         ];
         let tasks = LocalSet::new();
         let supervisor =
-            clock.block_on(tasks.run_until(async { Supervisor::new(&live_lanes, graph).start() }));
+            clock.block_on(tasks.run_until(async { Supervisor::start(&live_lanes, graph) }));
         Self {
             clock,
             apart,
@@ -439,7 +439,7 @@ fn start_lane<const LANE: usize>(
     let params = lane::LaneParams {
         lane: LANES[LANE],
         router: router.clone(),
-        forwarder: Slot::new(),
+        forwarder: Slot::default(),
         deliveries: Arc::new(tokio::sync::Semaphore::new(1)),
         deliveries_max: 1,
         ledger: Arc::clone(ledger),
@@ -448,7 +448,7 @@ fn start_lane<const LANE: usize>(
         settled: SettledRecords::default(),
     };
     let brokers = brokers.clone();
-    let start = factory(Slot::new(), move |supervisor| {
+    let start = factory(Slot::default(), move |supervisor| {
         Lane::<Link<LANE>>::new(brokers.clone(), params.clone(), supervisor)
     });
     (ChildId::Lane(LANES[LANE]), Thread::Current, start)

@@ -2,15 +2,14 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
-use actix::{AsyncContext as _, Context, MailboxError, Recipient, SpawnHandle};
+use actix::Recipient;
 use tokio::{sync::watch, time::Instant};
 use tracing::warn;
 
 use super::{
-    Action, Supervisor,
-    handle::{Event, Exit, Factory, Running, SupervisorHandle, Thread},
+    handle::{ActorEvent, Event, Factory, Running, SupervisorHandle, Thread},
     restart::{
-        BACKOFF_CAP, BACKOFF_FIRST, DRAIN_MAX, DesiredState, HEALTHY, HEARTBEAT, MISSES_MAX,
+        BACKOFF_CAP, BACKOFF_FIRST, DRAIN_MAX, DesiredState, Exit, HEALTHY, HEARTBEAT, MISSES_MAX,
         RestartDecision,
     },
     view::{ChildId, State, View},
@@ -21,11 +20,19 @@ use crate::{
     transport::BrokerInfo,
 };
 
+/// The commands of an operator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    Pause,
+    Resume,
+    Restart,
+}
+
 /// A supervised actor, over all of its starts.
 pub(super) struct Child {
     pub(super) view: View,
-    /// Changes with each start and each end: a message of another generation is ignored.
-    pub(super) generation: u64,
+    /// Each start and each end brings the next one, so that no event of an earlier start counts.
+    pub(super) handle: SupervisorHandle,
     factory: Factory,
     thread: Thread,
     live_lanes: LiveLanes,
@@ -34,52 +41,58 @@ pub(super) struct Child {
     backoff: Backoff,
     /// Panics and stalls of the last healthy minute.
     crashes: VecDeque<Instant>,
-    /// The start after a back-off.
-    timer: Option<SpawnHandle>,
 }
 
 impl Child {
-    pub(super) fn new(id: ChildId, thread: Thread, factory: Factory, lanes: LiveLanes) -> Self {
+    pub(super) fn new(
+        id: ChildId,
+        thread: Thread,
+        factory: Factory,
+        live_lanes: LiveLanes,
+        supervisor: Recipient<ActorEvent>,
+    ) -> Self {
         Self {
             view: View::new(id),
-            generation: 0,
+            handle: SupervisorHandle::new(id, supervisor),
             factory,
             thread,
-            live_lanes: lanes,
+            live_lanes,
             desired: DesiredState::Running,
             running: None,
             backoff: Backoff::new(BACKOFF_FIRST, BACKOFF_CAP),
             crashes: VecDeque::new(),
-            timer: None,
         }
     }
 
     /// Starts a new actor, now.
-    pub(super) fn start(&mut self, ctx: &mut Context<Supervisor>) {
-        self.generation += 1;
+    pub(super) fn start(&mut self) {
+        self.handle = self.handle.next();
         self.desired = DesiredState::Running;
-        self.cancel_timer(ctx);
-        let handle = SupervisorHandle::new(self.view.child, self.generation, ctx.address());
+        let handle = self.handle.clone();
         match &self.thread {
             Thread::Current => (self.factory)(handle),
             Thread::Arbiter(arbiter) => {
                 let factory = Arc::clone(&self.factory);
-                let starting = handle.clone();
-                if !arbiter.spawn_fn(move || factory(starting)) {
+                if !arbiter.spawn_fn(move || factory(handle)) {
                     self.thread = Thread::spawn();
-                    handle.exited(Exit::Failed("its thread has ended".into()));
+                    let exit = Exit::Failed("its thread has ended".into());
+                    self.handle.send(Event::Exited(exit));
                 }
             }
         }
         self.set_state(State::Connecting);
     }
 
-    /// Takes in what the actor says of itself.
-    pub(super) fn handle(&mut self, event: Event, ctx: &mut Context<Supervisor>) {
+    pub(super) fn handle(&mut self, event: Event) {
         match event {
             Event::Started(running) => self.running = Some(running),
             Event::Ready(lane) => self.ready(lane),
-            Event::Exited(exit) => self.exited(exit, ctx),
+            Event::Pinged(Ok(Ok(()))) => self.answered(),
+            Event::Pinged(Ok(Err(why))) => self.kill(Exit::Stalled(why)),
+            Event::Pinged(Err(_)) => self.missed_heartbeat(),
+            Event::DrainTimedOut => self.kill(Exit::Stalled("did not finish in time".into())),
+            Event::Exited(exit) => self.exited(exit),
+            Event::BackoffEnded => self.start(),
         }
     }
 
@@ -98,43 +111,36 @@ impl Child {
     }
 
     /// Asks the actor to finish, and kills it if it takes longer than [`DRAIN_MAX`].
-    pub(super) fn stop(&mut self, desired: DesiredState, ctx: &mut Context<Supervisor>) {
+    pub(super) fn stop(&mut self, desired: DesiredState) {
         self.desired = desired;
         self.set_state(match desired {
             DesiredState::Paused => State::Paused,
             DesiredState::Running | DesiredState::Restarted => State::Connecting,
         });
-        let Some(running) = &self.running else {
-            self.cancel_timer(ctx);
-            // Invalidates a start that is under way on another thread.
-            self.generation += 1;
-            if desired != DesiredState::Paused {
-                self.start(ctx);
-            }
+        if let Some(running) = &self.running {
+            running.drain.do_send(Drain);
+            self.handle.send_later(DRAIN_MAX, Event::DrainTimedOut);
             return;
-        };
-        running.drain.do_send(Drain);
-        let child = self.view.child;
-        let generation = self.generation;
-        ctx.run_later(DRAIN_MAX, move |supervisor, ctx| {
-            if let Some(child) = supervisor.current(child, generation) {
-                child.kill(Exit::Stalled("did not finish in time".into()), ctx);
-            }
-        });
+        }
+        // Invalidates a back-off, and a start that is under way on another thread.
+        self.handle = self.handle.next();
+        if desired != DesiredState::Paused {
+            self.start();
+        }
     }
 
     /// Ends the actor at once.
-    fn kill(&mut self, exit: Exit, ctx: &mut Context<Supervisor>) {
+    fn kill(&mut self, exit: Exit) {
         if let Some(running) = &self.running {
-            running.task.abort();
+            running.abort.abort();
         }
-        self.exited(exit, ctx);
+        self.exited(exit);
     }
 
     /// The actor has ended: decides what follows.
-    fn exited(&mut self, exit: Exit, ctx: &mut Context<Supervisor>) {
+    fn exited(&mut self, exit: Exit) {
         let now = Instant::now();
-        self.generation += 1;
+        self.handle = self.handle.next();
         self.running = None;
         if self.view.state == State::Up && now - self.view.since >= HEALTHY {
             self.backoff.reset();
@@ -155,79 +161,59 @@ impl Child {
             self.view.last_error = Some(why);
         }
         match decision {
-            RestartDecision::StartNow => self.start(ctx),
-            RestartDecision::BackOff => self.start_later(now, ctx),
+            RestartDecision::StartNow => self.start(),
+            RestartDecision::BackOff => {
+                self.view.restarts += 1;
+                let delay = self.backoff.next_delay();
+                self.handle.send_later(delay, Event::BackoffEnded);
+                self.set_state(State::Backoff { until: now + delay });
+            }
             RestartDecision::Pause => self.set_state(State::Paused),
             RestartDecision::GiveUp => self.set_state(State::Down),
         }
     }
 
-    fn start_later(&mut self, now: Instant, ctx: &mut Context<Supervisor>) {
-        self.view.restarts += 1;
-        let delay = self.backoff.next_delay();
-        let child = self.view.child;
-        let generation = self.generation;
-        self.timer = Some(ctx.run_later(delay, move |supervisor, ctx| {
-            if let Some(child) = supervisor.current(child, generation) {
-                child.timer = None;
-                child.start(ctx);
-            }
-        }));
-        self.set_state(State::Backoff { until: now + delay });
-    }
-
-    fn cancel_timer(&mut self, ctx: &mut Context<Supervisor>) {
-        if let Some(timer) = self.timer.take() {
-            ctx.cancel_future(timer);
-        }
-    }
-
-    /// Does what an operator asks of a lane.
-    pub(super) fn obey(&mut self, action: Action, ctx: &mut Context<Supervisor>) {
+    pub(super) fn command(&mut self, action: Action) {
         match (action, self.view.state) {
             (Action::Pause, State::Paused) | (Action::Resume, State::Connecting | State::Up) => {}
-            (Action::Pause, _) => self.stop(DesiredState::Paused, ctx),
+            (Action::Pause, _) => self.stop(DesiredState::Paused),
             // It still finishes after a pause, and starts again when it has.
             (Action::Resume, State::Paused) if self.running.is_some() => {
                 self.desired = DesiredState::Restarted;
             }
             (Action::Resume, _) => {
                 self.crashes.clear();
-                self.start(ctx);
+                self.start();
             }
             (Action::Restart, _) => {
                 self.crashes.clear();
                 self.view.restarts += 1;
-                self.stop(DesiredState::Restarted, ctx);
+                self.stop(DesiredState::Restarted);
             }
         }
     }
 
     /// Sends a heartbeat, if the actor runs.
-    pub(super) fn ping(
-        &self,
-    ) -> Option<impl Future<Output = Result<Result<(), String>, MailboxError>> + use<>> {
-        Some(self.running.as_ref()?.ping.send(Ping).timeout(HEARTBEAT))
+    pub(super) fn ping(&self) {
+        if let Some(running) = &self.running {
+            let answer = running.ping.send(Ping).timeout(HEARTBEAT);
+            let handle = self.handle.clone();
+            actix_rt::spawn(async move { handle.send(Event::Pinged(answer.await)) });
+        }
     }
 
-    /// The answer to a heartbeat, or none in time.
-    pub(super) fn pinged(
-        &mut self,
-        answer: Result<Result<(), String>, MailboxError>,
-        ctx: &mut Context<Supervisor>,
-    ) {
-        let Some(running) = &mut self.running else {
-            return;
-        };
-        match answer {
-            Ok(Ok(())) => running.misses = 0,
-            Ok(Err(why)) => self.kill(Exit::Stalled(why), ctx),
-            Err(_) => {
-                running.misses += 1;
-                if running.misses >= MISSES_MAX {
-                    let why = format!("missed {MISSES_MAX} heartbeats of {HEARTBEAT:?}");
-                    self.kill(Exit::Stalled(why), ctx);
-                }
+    fn answered(&mut self) {
+        if let Some(running) = &mut self.running {
+            running.misses = 0;
+        }
+    }
+
+    fn missed_heartbeat(&mut self) {
+        if let Some(running) = &mut self.running {
+            running.misses += 1;
+            if running.misses >= MISSES_MAX {
+                let why = format!("missed {MISSES_MAX} heartbeats of {HEARTBEAT:?}");
+                self.kill(Exit::Stalled(why));
             }
         }
     }

@@ -1,35 +1,21 @@
-//! A supervised actor's side: its start from a factory, its handle to the supervisor, and its exit.
+//! A supervised actor's side: its start from a factory, and its handle to the supervisor.
 
-use std::{
-    any::Any,
-    panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
-};
+use std::{any::Any, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
-use actix::{Addr, AsyncContext as _, Context, Message, Recipient};
+use actix::{AsyncContext as _, Context, MailboxError, Message, Recipient};
 use actix_rt::Arbiter;
-use futures_util::FutureExt as _;
+use futures_util::{
+    FutureExt as _,
+    future::{AbortHandle, abortable},
+};
 use parking_lot::Mutex;
-use tokio::{sync::watch, task::AbortHandle};
+use tokio::{sync::watch, time::sleep};
 
-use super::{ChildId, Supervisor};
+use super::{restart::Exit, view::ChildId};
 use crate::{
     actors::{Drain, Ping, Publish, Supervised, slot::Slot},
     transport::BrokerInfo,
 };
-
-/// How an actor ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Exit {
-    /// As it was asked to.
-    Stopped,
-    /// Something that it depends on failed, such as its broker.
-    Failed(String),
-    /// Its own code panicked.
-    Panicked(String),
-    /// It was alive and made no progress.
-    Stalled(String),
-}
 
 /// The thread that an actor runs on.
 #[derive(Clone)]
@@ -51,46 +37,39 @@ impl Thread {
 pub type Factory = Arc<dyn Fn(SupervisorHandle) + Send + Sync>;
 
 /// Builds a new actor with `make` at each start, and puts its address into `slot`.
-pub fn factory<A>(
+pub fn factory<A: Supervised>(
     slot: Slot<A>,
     make: impl Fn(SupervisorHandle) -> A + Send + Sync + 'static,
-) -> Factory
-where
-    A: Supervised,
-{
+) -> Factory {
+    let make = Arc::new(make);
     Arc::new(move |handle| {
-        let actor = match catch_unwind(AssertUnwindSafe(|| make(handle.clone()))) {
-            Ok(actor) => actor,
-            Err(panic) => return handle.exited(Exit::Panicked(panic_text(&*panic))),
+        let slot = slot.clone();
+        let make = Arc::clone(&make);
+        let starting = handle.clone();
+        let run = async move {
+            let actor = make(starting.clone());
+            let mut context = Context::new();
+            context.set_mailbox_capacity(A::MAILBOX);
+            let address = context.address();
+            let (body, abort) = abortable(context.into_future(actor));
+            slot.set(address.clone());
+            starting.send(Event::Started(Running {
+                ping: address.clone().recipient(),
+                drain: address.recipient(),
+                abort,
+                misses: 0,
+                ended: watch::Sender::new(()),
+            }));
+            // The supervisor ignores the exit of an actor that it has aborted.
+            body.await.ok();
         };
-        let mut context = Context::new();
-        context.set_mailbox_capacity(A::MAILBOX);
-        let address = context.address();
-        let body = context.into_future(actor);
-        let watched = {
-            let slot = slot.clone();
-            let handle = handle.clone();
-            async move {
-                let exit = match AssertUnwindSafe(body).catch_unwind().await {
-                    Ok(()) => handle.exit(),
-                    Err(panic) => Exit::Panicked(panic_text(&*panic)),
-                };
-                // If this one was killed, the slot may hold its successor already.
-                if slot.get().is_none() {
-                    slot.set(None);
-                }
-                handle.exited(exit);
-            }
-        };
-        let task = actix_rt::spawn(watched).abort_handle();
-        slot.set(Some(address.clone()));
-        handle.tell(Event::Started(Running {
-            ping: address.clone().recipient(),
-            drain: address.recipient(),
-            task,
-            misses: 0,
-            ended: watch::Sender::new(()),
-        }));
+        actix_rt::spawn(async move {
+            let exit = match AssertUnwindSafe(run).catch_unwind().await {
+                Ok(()) => handle.exit(),
+                Err(panic) => Exit::Panicked(panic_text(&*panic)),
+            };
+            handle.send(Event::Exited(exit));
+        });
     })
 }
 
@@ -102,29 +81,41 @@ fn panic_text(panic: &(dyn Any + Send)) -> String {
     format!("panicked: {}", text.unwrap_or("no message"))
 }
 
-/// An actor tells its supervisor through this that it is ready, and why it exits.
+/// Carries an actor's events to its supervisor: it is ready, it exits.
 #[derive(Clone)]
 pub struct SupervisorHandle {
     child: ChildId,
-    /// The start of the child that this belongs to. The supervisor ignores messages of earlier ones.
+    /// Counts the starts and the ends of the child.
     generation: u64,
-    supervisor: Addr<Supervisor>,
+    supervisor: Recipient<ActorEvent>,
     exit: Arc<Mutex<Option<Exit>>>,
 }
 
 impl SupervisorHandle {
-    pub(super) fn new(child: ChildId, generation: u64, supervisor: Addr<Supervisor>) -> Self {
+    pub(super) fn new(child: ChildId, supervisor: Recipient<ActorEvent>) -> Self {
         Self {
             child,
-            generation,
+            generation: 0,
             supervisor,
             exit: Arc::default(),
         }
     }
 
-    /// The actor does its work from now on. A lane says where it takes records.
+    /// The handle of the next generation. The supervisor ignores the events of this one.
+    pub(super) fn next(&self) -> Self {
+        Self {
+            generation: self.generation + 1,
+            ..Self::new(self.child, self.supervisor.clone())
+        }
+    }
+
+    pub(super) fn sent(&self, event: &ActorEvent) -> bool {
+        (self.child, self.generation) == (event.child, event.generation)
+    }
+
+    /// The actor is ready for work. A lane also says who takes its records.
     pub fn ready(&self, lane: Option<(Recipient<Publish>, BrokerInfo)>) {
-        self.tell(Event::Ready(lane));
+        self.send(Event::Ready(lane));
     }
 
     /// Sets the reason for an exit, before the actor stops itself. The first reason counts.
@@ -137,15 +128,19 @@ impl SupervisorHandle {
         exit.unwrap_or_else(|| Exit::Failed("stopped without a reason".into()))
     }
 
-    pub(super) fn exited(&self, exit: Exit) {
-        self.tell(Event::Exited(exit));
-    }
-
-    fn tell(&self, event: Event) {
+    pub(super) fn send(&self, event: Event) {
         self.supervisor.do_send(ActorEvent {
             child: self.child,
             generation: self.generation,
             event,
+        });
+    }
+
+    pub(super) fn send_later(&self, delay: Duration, event: Event) {
+        let handle = self.clone();
+        actix_rt::spawn(async move {
+            sleep(delay).await;
+            handle.send(event);
         });
     }
 }
@@ -154,23 +149,28 @@ impl SupervisorHandle {
 #[derive(Message)]
 #[rtype(result = "()")]
 pub(super) struct ActorEvent {
-    pub(super) child: ChildId,
-    pub(super) generation: u64,
+    child: ChildId,
+    generation: u64,
     pub(super) event: Event,
 }
 
 pub(super) enum Event {
     Started(Running),
-    /// It does its work, a lane with this.
+    /// It is ready for work, a lane with this.
     Ready(Option<(Recipient<Publish>, BrokerInfo)>),
+    /// The answer to a heartbeat, or none in time.
+    Pinged(Result<Result<(), String>, MailboxError>),
+    /// It has not finished in time.
+    DrainTimedOut,
     Exited(Exit),
+    BackoffEnded,
 }
 
 /// The supervisor's side of a running actor.
 pub(super) struct Running {
     pub(super) ping: Recipient<Ping>,
     pub(super) drain: Recipient<Drain>,
-    pub(super) task: AbortHandle,
+    pub(super) abort: AbortHandle,
     /// Heartbeats missed in a row.
     pub(super) misses: u8,
     /// Its receivers see it closed when the actor has ended.

@@ -21,32 +21,23 @@ mod handle;
 mod restart;
 mod view;
 
-use actix::{
-    Actor, ActorFutureExt as _, AsyncContext as _, Context, Handler, Message, ResponseFuture,
-    WrapFuture as _,
-};
-use futures_util::future::{FutureExt as _, join_all};
+use actix::{Actor, Addr, AsyncContext as _, Context, Handler, Message, ResponseFuture};
 
+pub use self::{
+    child::Action,
+    handle::{Factory, SupervisorHandle, Thread, factory},
+    restart::{
+        BACKOFF_CAP, BACKOFF_FIRST, CRASHES_MAX, DRAIN_MAX, Exit, HEALTHY, HEARTBEAT, MISSES_MAX,
+    },
+    view::{ChildId, State, View},
+};
 use self::{
     child::Child,
     handle::{ActorEvent, Event},
     restart::DesiredState,
 };
-pub use self::{
-    handle::{Exit, Factory, SupervisorHandle, Thread, factory},
-    restart::{BACKOFF_CAP, BACKOFF_FIRST, CRASHES_MAX, DRAIN_MAX, HEALTHY, HEARTBEAT, MISSES_MAX},
-    view::{ChildId, State, View},
-};
 use super::live_lanes::LiveLanes;
 use crate::lane_id::LaneId;
-
-/// The commands of an operator.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Action {
-    Pause,
-    Resume,
-    Restart,
-}
 
 /// An operator's command; without effect during a drain. The answer says whether the lane exists.
 #[derive(Clone, Copy, Debug, Message)]
@@ -75,38 +66,18 @@ pub struct Supervisor {
 }
 
 impl Supervisor {
-    /// The supervisor starts the children in the order of the list.
-    pub fn new(live_lanes: &LiveLanes, children: Vec<(ChildId, Thread, Factory)>) -> Self {
-        let children = children
-            .into_iter()
-            .map(|(id, thread, factory)| Child::new(id, thread, factory, live_lanes.clone()));
-        Self {
-            children: children.collect(),
-            draining: false,
-        }
-    }
-
-    /// The child, unless `generation` is an earlier one.
-    fn current(&mut self, id: ChildId, generation: u64) -> Option<&mut Child> {
-        self.children
-            .iter_mut()
-            .find(|child| child.view.child == id && child.generation == generation)
-    }
-
-    fn heartbeat(&mut self, ctx: &mut Context<Self>) {
-        let pings = self.children.iter().filter_map(|child| {
-            let id = child.view.child;
-            let generation = child.generation;
-            Some(child.ping()?.map(move |answer| (id, generation, answer)))
-        });
-        let answers = join_all(pings.collect::<Vec<_>>()).into_actor(self);
-        ctx.spawn(answers.map(|answers, supervisor, ctx| {
-            for (id, generation, answer) in answers {
-                if let Some(child) = supervisor.current(id, generation) {
-                    child.pinged(answer, ctx);
-                }
+    /// Starts a supervisor, and it starts the children in the order of the list.
+    pub fn start(live_lanes: &LiveLanes, children: Vec<(ChildId, Thread, Factory)>) -> Addr<Self> {
+        Self::create(|ctx| {
+            let child = |(id, thread, factory)| {
+                let supervisor = ctx.address().recipient();
+                Child::new(id, thread, factory, live_lanes.clone(), supervisor)
+            };
+            Self {
+                children: children.into_iter().map(child).collect(),
+                draining: false,
             }
-        }));
+        })
     }
 }
 
@@ -114,23 +85,24 @@ impl Actor for Supervisor {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        for child in &mut self.children {
-            child.start(ctx);
-        }
-        ctx.run_interval(HEARTBEAT, Self::heartbeat);
+        self.children.iter_mut().for_each(Child::start);
+        ctx.run_interval(HEARTBEAT, |supervisor, _| {
+            supervisor.children.iter().for_each(Child::ping);
+        });
     }
 }
 
 impl Handler<ActorEvent> for Supervisor {
     type Result = ();
 
-    fn handle(&mut self, message: ActorEvent, ctx: &mut Self::Context) {
-        match self.current(message.child, message.generation) {
-            Some(child) => child.handle(message.event, ctx),
+    fn handle(&mut self, message: ActorEvent, _: &mut Self::Context) {
+        let mut children = self.children.iter_mut();
+        match children.find(|child| child.handle.sent(&message)) {
+            Some(child) => child.handle(message.event),
             None => {
                 // An actor that was stopped while it started.
                 if let Event::Started(running) = message.event {
-                    running.task.abort();
+                    running.abort.abort();
                 }
             }
         }
@@ -140,17 +112,14 @@ impl Handler<ActorEvent> for Supervisor {
 impl Handler<LaneCommand> for Supervisor {
     type Result = bool;
 
-    fn handle(&mut self, command: LaneCommand, ctx: &mut Self::Context) -> bool {
+    fn handle(&mut self, command: LaneCommand, _: &mut Self::Context) -> bool {
         let id = ChildId::Lane(command.lane);
-        let Some(lane) = self
-            .children
-            .iter_mut()
-            .find(|child| child.view.child == id)
-        else {
+        let mut children = self.children.iter_mut();
+        let Some(lane) = children.find(|child| child.view.child == id) else {
             return false;
         };
         if !self.draining {
-            lane.obey(command.action, ctx);
+            lane.command(command.action);
         }
         true
     }
@@ -168,16 +137,14 @@ impl Handler<Snapshot> for Supervisor {
 impl Handler<DrainAll> for Supervisor {
     type Result = ResponseFuture<()>;
 
-    fn handle(&mut self, _: DrainAll, ctx: &mut Self::Context) -> Self::Result {
+    fn handle(&mut self, _: DrainAll, _: &mut Self::Context) -> Self::Result {
         self.draining = true;
         let mut ended = Vec::new();
-        for lane in self
-            .children
-            .iter_mut()
-            .filter(|child| matches!(child.view.child, ChildId::Lane(_)))
-        {
-            lane.stop(DesiredState::Paused, ctx);
-            ended.extend(lane.ended());
+        for child in &mut self.children {
+            if let ChildId::Lane(_) = child.view.child {
+                child.stop(DesiredState::Paused);
+                ended.extend(child.ended());
+            }
         }
         Box::pin(async move {
             // Each lane is killed after DRAIN_MAX, so each of these closes.

@@ -1,8 +1,6 @@
-//! The decision that follows the end of an actor. Pure.
+//! The ends of an actor, and the decision that follows each. Pure.
 
 use std::time::Duration;
-
-use super::Exit;
 
 /// The first back-off is at most this.
 pub const BACKOFF_FIRST: Duration = Duration::from_millis(50);
@@ -18,6 +16,19 @@ pub const HEARTBEAT: Duration = Duration::from_secs(3);
 pub const MISSES_MAX: u8 = 2;
 /// An actor that was asked to finish is killed after this time.
 pub const DRAIN_MAX: Duration = Duration::from_secs(4);
+
+/// How an actor ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// As it was asked to.
+    Stopped,
+    /// Something that it depends on failed, such as its broker.
+    Failed(String),
+    /// Its own code panicked.
+    Panicked(String),
+    /// It was alive and made no progress.
+    Stalled(String),
+}
 
 /// The state last asked of an actor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,7 +48,8 @@ pub(super) enum RestartDecision {
 }
 
 impl RestartDecision {
-    /// The table of the supervisor's documentation. `crashes` counts the last minute's, with this one.
+    /// The table of the supervisor's documentation. `crashes` counts the last minute's, with this
+    /// one.
     pub(super) fn after(exit: &Exit, desired: DesiredState, crashes: usize) -> Self {
         match (desired, exit) {
             (DesiredState::Paused, _) => Self::Pause,
