@@ -16,7 +16,7 @@ use futures_util::future::join_all;
 use tokio::time::{Instant, sleep};
 use waypost::{
     actors::{
-        Job, Publish, RECORDS_MAX, Returned,
+        Job, Publish, RECORDS_MAX, Route,
         admission::Admission,
         fallback::DiskFallback,
         live_lanes::LiveLanes,
@@ -95,10 +95,7 @@ impl Handler<Publish> for FakeLane {
                 self.router
                     .get()
                     .unwrap()
-                    .try_send(Returned {
-                        job,
-                        lane: self.lane,
-                    })
+                    .try_send(Route(job))
                     .map_err(|_| "refused")
                     .unwrap();
             }
@@ -106,10 +103,7 @@ impl Handler<Publish> for FakeLane {
                 self.router
                     .get()
                     .unwrap()
-                    .try_send(Returned {
-                        job,
-                        lane: self.lane,
-                    })
+                    .try_send(Route(job))
                     .map_err(|_| "refused")
                     .unwrap();
             }

@@ -1,18 +1,18 @@
 //! The actor system: the actors, and their messages.
 //!
 //! ```text
-//! ingest ──Route──▶ Router ──Publish──▶ Lane ──▶ transport ══▶ broker ══▶ Lane's pull ──Forward──▶ Forwarder ──▶ API
-//!                     ▲                  │
-//!                     └─────Returned─────┘   a lane that cannot confirm a record gives it back
+//! ingest ──Route──▶ Router ──Publish──▶ Lane ══▶ broker ══▶ Lane's pull ──Forward──▶ Forwarder ──▶ API
+//!                     ▲                   │
+//!                     └───────Route───────┘   a lane that cannot confirm a record gives it back
 //!
-//! spool ──▶ Feeder ──Route──▶ Router ──▶ spool   a record that no lane confirms in time waits on disk, and comes again
+//! spool ──▶ Feeder ──Route──▶ Router ──▶ spool   a record that no lane confirms in time waits on disk
 //! ```
 //!
 //! | message | from | to | means |
 //! | --- | --- | --- | --- |
 //! | [`Route`] | admission | router | make the records of this [`Job`] safe, and reply for each |
+//! | [`Route`] | lane | router | this lane has not confirmed these records: try another |
 //! | [`Publish`] | router | lane | confirm these records |
-//! | [`Returned`] | lane | router | this lane has not confirmed these records: try another |
 //! | [`Forward`] | lane | forwarder | POST these deliveries and settle each |
 //! | [`Drain`] | supervisor, lane, node | lane, forwarder, feeder | finish what is in flight |
 //! | [`Ping`] | supervisor | all | report progress |
@@ -21,11 +21,11 @@
 //! | [`supervisor::Snapshot`] | admin | supervisor | send a view of each actor |
 //! | [`supervisor::DrainAll`] | node | supervisor | stop all lanes |
 //!
-//! The supervisor tells the routers of a lane's rise and fall by one shared table,
+//! The supervisor tells the routers of a lane's start and end in one shared table,
 //! [`live_lanes::LiveLanes`], not by messages.
 //!
-//! Records are sent with `try_send` only, and each carries the permit that admitted it, so no mailbox
-//! holds more records than were admitted. Control messages are few and use `do_send`.
+//! Records are sent with `try_send` only, and each carries the permit that admitted it, so no
+//! mailbox holds more records than were admitted. Control messages are few and use `do_send`.
 
 pub mod admission;
 pub mod dead_letters;
@@ -56,8 +56,8 @@ pub const FEEDER_WINDOW: usize = 256;
 /// Records of all spool queues that are on their way from the disk to a lane.
 pub const FED_MAX: usize = FEEDER_WINDOW * (1 + LaneId::ALL.len());
 
-/// Records on their way to their receipts. The records of one request go together, by one lane, until
-/// some are confirmed and others are not.
+/// Records on their way to their receipts. The records of one request go together, by one lane,
+/// until some are confirmed and others are not.
 ///
 /// One actor owns a job at a time. If it drops records without a reply (a panic, a stopped actor),
 /// admission sends them again.
@@ -65,7 +65,7 @@ pub struct Job {
     pub records: Vec<PendingRecord>,
     /// The only lane that they may take, if the client named one.
     pub pinned: Option<LaneId>,
-    /// Lanes that have failed to confirm them.
+    /// Lanes that have had them.
     pub tried: LaneSet,
     /// They are in the spool already, and stay there if no lane confirms them.
     pub on_disk: bool,
@@ -122,13 +122,6 @@ pub struct Route(pub Job);
 #[rtype(result = "()")]
 pub struct Publish(pub Job);
 
-#[derive(Message)]
-#[rtype(result = "()")]
-pub struct Returned {
-    pub job: Job,
-    pub lane: LaneId,
-}
-
 /// One permit for each delivery: the forwarder holds no more deliveries than there are permits.
 #[derive(Message)]
 #[rtype(result = "()")]
@@ -148,7 +141,7 @@ pub struct Ping;
 
 /// An actor that the supervisor can start and watch.
 pub trait Supervised: Actor<Context = Context<Self>> + Handler<Ping> + Handler<Drain> {
-    /// The most messages that may wait: at least one for each permit of the records that are sent to
-    /// the actor, so that an admitted record is never turned away.
+    /// The most messages that may wait: at least one for each permit of the records that are sent
+    /// to the actor, so that an admitted record is never turned away.
     const MAILBOX: usize;
 }

@@ -5,11 +5,10 @@
 use std::{sync::Arc, time::Duration};
 
 use actix::{Actor, Context, Handler, dev::SendError};
-use tracing::debug;
 
 use super::{
-    Drain, FED_MAX, Job, Ping, Publish, RECORDS_MAX, Returned, Route, Supervised,
-    fallback::DiskFallback, live_lanes::LiveLanes, receipts::Refused, supervisor::SupervisorHandle,
+    Drain, FED_MAX, Job, Ping, Publish, RECORDS_MAX, Route, Supervised, fallback::DiskFallback,
+    live_lanes::LiveLanes, receipts::Refused, supervisor::SupervisorHandle,
 };
 use crate::{config::Policy, lane_id::LaneId};
 
@@ -116,7 +115,8 @@ impl Actor for Router {
 }
 
 impl Supervised for Router {
-    /// Each admitted record may be here twice (coming in, and coming back), beside control messages.
+    /// Each admitted record may be here twice (coming in, and coming back), beside control
+    /// messages.
     const MAILBOX: usize = 2 * (RECORDS_MAX + FED_MAX) + 64;
 }
 
@@ -125,16 +125,6 @@ impl Handler<Route> for Router {
 
     fn handle(&mut self, Route(job): Route, _: &mut Self::Context) {
         fail::fail_point!("router");
-        self.route(job);
-    }
-}
-
-impl Handler<Returned> for Router {
-    type Result = ();
-
-    fn handle(&mut self, Returned { mut job, lane }: Returned, _: &mut Self::Context) {
-        debug!(records = job.records.len(), %lane, "records came back");
-        job.tried.insert(lane);
         self.route(job);
     }
 }

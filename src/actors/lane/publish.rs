@@ -13,7 +13,7 @@ use super::{
     bundle::{BundleSize, Packed},
 };
 use crate::{
-    actors::{Job, Returned, receipts::PendingRecord, supervisor::Exit},
+    actors::{Job, Route, receipts::PendingRecord, supervisor::Exit},
     delivery::Receipt,
     record::Record,
     transport::{Transport, TransportError},
@@ -122,10 +122,9 @@ fn return_unconfirmed(jobs: Vec<Job>, failure: &TransportError, params: &LanePar
 
 /// Hands a job back to the router. A router that has just died drops it, and admission sends it again.
 pub fn give_back(job: Job, params: &LaneParams) {
-    let lane = params.lane;
     if let Some(router) = params.router.get()
-        && router.try_send(Returned { job, lane }).is_err()
+        && router.try_send(Route(job)).is_err()
     {
-        debug!(%lane, "router did not take records back");
+        debug!(lane = %params.lane, "router did not take records back");
     }
 }
