@@ -37,7 +37,7 @@ use crate::{
     idempotency::IdempotencyStore,
     lane_id::LaneId,
     ledger::{self, Ledger},
-    record::Record,
+    record::{Record, Tag},
     spool::{OpenError, Queue, Spool, SpoolStats},
     tap::Tap,
     transport::{
@@ -84,8 +84,8 @@ pub enum StartError {
 }
 
 impl Node {
-    /// Starts all actors and servers of a node on the current actix system. Its lanes connect in their
-    /// own time.
+    /// Starts all actors and servers of a node on the current actix system. Its lanes connect in
+    /// their own time.
     ///
     /// # Errors
     /// If an address is taken, or a file that `config` names cannot be used.
@@ -98,13 +98,13 @@ impl Node {
         let mut graph = Graph::new(config)?;
         let ingest_state = graph.ingest()?;
         graph.feeder(&ingest_state.admission);
-        graph.lanes()?;
+        graph.lanes();
         graph.serve(ingest_state, ingest_socket, admin_socket)
     }
 
     /// Ends the node in the order in which data flows, so that nothing in flight is cut off: not
-    /// ready, no new connection, requests answered, lanes drained, brokers closed, spool closed. The
-    /// records that are left are in the brokers and in the spool.
+    /// ready, no new connection, requests answered, lanes drained, brokers closed, spool closed.
+    /// The records that are left are in the brokers and in the spool.
     pub async fn drain(self) {
         info!("draining");
         self.draining.store(true, Relaxed);
@@ -137,15 +137,17 @@ struct Graph<'a> {
     config: &'a Config,
     ledger: Arc<Ledger>,
     spool: Spool,
+    dead_letters: DeadLetters,
     tap: Tap,
     breaker: Arc<Breaker>,
+    api: api::Settings,
     /// In the order of the configuration, with their tags.
     lanes: Arc<[(LaneId, String)]>,
     live_lanes: LiveLanes,
     router: Slot<Router>,
     feeder: Slot<Feeder>,
-    /// Half of the cores carry lanes, the other half HTTP: a record that stays on one thread wakes no
-    /// other. The router shares the first lane's thread.
+    /// Half of the cores carry lanes, the other half HTTP: a record that stays on one thread wakes
+    /// no other. The router shares the first lane's thread.
     threads: Vec<Thread>,
     children: Vec<(ChildId, Thread, Factory)>,
 }
@@ -169,9 +171,14 @@ impl<'a> Graph<'a> {
         Ok(Self {
             config,
             ledger,
+            dead_letters: DeadLetters {
+                spool: spool.clone(),
+                give_up_after: config.api.give_up_after,
+            },
             spool,
             tap: Tap::default(),
             breaker: Arc::default(),
+            api: api::Settings::read(&config.api)?,
             lanes: lanes.into(),
             live_lanes: LiveLanes::default(),
             router: Slot::default(),
@@ -223,13 +230,6 @@ impl<'a> Graph<'a> {
         })
     }
 
-    fn dead_letters(&self) -> DeadLetters {
-        DeadLetters {
-            spool: self.spool.clone(),
-            give_up_after: self.config.api.give_up_after,
-        }
-    }
-
     /// Spool → feeder → router.
     fn feeder(&mut self, admission: &Admission) {
         let params = FeederParams {
@@ -237,7 +237,7 @@ impl<'a> Graph<'a> {
             admission: admission.clone(),
             ledger: Arc::clone(&self.ledger),
             lanes: self.lane_ids(),
-            dead_letters: self.dead_letters(),
+            dead_letters: self.dead_letters.clone(),
         };
         let start = factory(self.feeder.clone(), move |supervisor| {
             Feeder::new(params.clone(), supervisor)
@@ -247,11 +247,10 @@ impl<'a> Graph<'a> {
     }
 
     /// Router → lane → transport ══▶ lane → forwarder → API, once per lane.
-    fn lanes(&mut self) -> Result<(), StartError> {
+    fn lanes(&mut self) {
         let config = &self.config.lanes;
-        for (index, lane) in Arc::clone(&self.lanes).iter().enumerate() {
-            let thread = self.threads[index % self.threads.len()].clone();
-            match lane.0 {
+        for index in 0..self.lanes.len() {
+            match self.lanes[index].0 {
                 LaneId::Grpc => {
                     let settings = config.grpc.clone().map(|config| grpc::Settings {
                         config,
@@ -261,52 +260,44 @@ impl<'a> Graph<'a> {
                         spool: self.spool.clone(),
                         breaker: Arc::clone(&self.breaker),
                     });
-                    self.add_lane::<Grpc>(lane, settings, thread)?;
+                    self.add_lane::<Grpc>(index, settings);
                 }
-                LaneId::Nats => {
-                    let settings = config.nats.clone();
-                    self.add_lane::<Nats>(lane, settings, thread)?;
-                }
-                LaneId::Rabbitmq => {
-                    let settings = config.rabbitmq.clone();
-                    self.add_lane::<RabbitMq>(lane, settings, thread)?;
-                }
+                LaneId::Nats => self.add_lane::<Nats>(index, config.nats.clone()),
+                LaneId::Rabbitmq => self.add_lane::<RabbitMq>(index, config.rabbitmq.clone()),
                 LaneId::Pubsub => {
                     let settings = config.pubsub.clone().map(pubsub::Settings::new);
-                    self.add_lane::<Pubsub>(lane, settings, thread)?;
+                    self.add_lane::<Pubsub>(index, settings);
                 }
             }
         }
-        Ok(())
     }
 
-    /// Adds a lane and its forwarder, on one thread: a delivery does not cross threads between them.
-    fn add_lane<T: Transport>(
-        &mut self,
-        (lane, tag): &(LaneId, String),
-        settings: Option<T::Settings>,
-        thread: Thread,
-    ) -> Result<(), StartError> {
+    /// Adds the lane at `index` and its forwarder, on one thread: a delivery does not cross threads
+    /// between them.
+    fn add_lane<T: Transport>(&mut self, index: usize, settings: Option<T::Settings>) {
         let Some(settings) = settings else {
-            return Ok(());
+            return;
         };
+        let (lane, tag) = &self.lanes[index];
         let lane = *lane;
-        let tag = tag.clone();
-        let api = api::Settings::read(&self.config.api)?;
+        let thread = self.threads[index % self.threads.len()].clone();
         let limits = Limits {
             posts: self.config.api.concurrency,
             batch: self.config.api.batch,
         };
         let params = ForwarderParams {
+            lane,
+            tag: Tag::new(tag),
+            api: self.api.clone(),
             ledger: Arc::clone(&self.ledger),
             breaker: Arc::clone(&self.breaker),
-            dead_letters: self.dead_letters(),
+            dead_letters: self.dead_letters.clone(),
             tap: self.tap.clone(),
             limits,
         };
         let forwarder = Slot::default();
         let start = factory(forwarder.clone(), move |supervisor| {
-            Forwarder::new(lane, &tag, api::Api::new(&api), params.clone(), supervisor)
+            Forwarder::new(params.clone(), supervisor)
         });
         self.children
             .push((ChildId::Forwarder(lane), thread.clone(), start));
@@ -326,7 +317,6 @@ impl<'a> Graph<'a> {
             Lane::<T>::new(settings.clone(), params.clone(), supervisor)
         });
         self.children.push((ChildId::Lane(lane), thread, start));
-        Ok(())
     }
 
     /// Starts the actors, then HTTP.

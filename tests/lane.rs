@@ -36,7 +36,7 @@ use waypost::{
     delivery::Receipt,
     lane_id::LaneId,
     ledger::Ledger,
-    record::{Origin, Record},
+    record::{Origin, Record, Tag},
     spool::{NotSafe, Queue, Spool},
     tap::Tap,
     transport::{Transport, nats},
@@ -157,7 +157,15 @@ fn graph<T: Transport>(
         },
         publish_timeout: PUBLISH_TIMEOUT,
     };
+    let api = config::ApiConfig {
+        url: api.into(),
+        concurrency: limits.posts.max(1),
+        ..config::ApiConfig::default()
+    };
     let forwarding = ForwarderParams {
+        lane: LaneId::Nats,
+        tag: Tag::new("NATS"),
+        api: api::Settings::read(&api).unwrap(),
         ledger: Arc::clone(&ledger),
         breaker: Arc::default(),
         dead_letters: DeadLetters {
@@ -171,7 +179,9 @@ fn graph<T: Transport>(
         Router::new(routing.clone(), supervisor)
     });
     let forwarder_id = ChildId::Forwarder(LaneId::Nats);
-    let start_forwarder = start_forwarder(forwarder, api, forwarding);
+    let start_forwarder = factory(forwarder, move |supervisor| {
+        Forwarder::new(forwarding.clone(), supervisor)
+    });
     let children = vec![
         (ChildId::Router, Thread::Current, start_router),
         (forwarder_id, Thread::Current, start_forwarder),
@@ -186,24 +196,6 @@ fn start_lane<T: Transport>(settings: &T::Settings, params: LaneParams) -> Facto
     let settings = settings.clone();
     factory(Slot::default(), move |supervisor| {
         Lane::<T>::new(settings.clone(), params.clone(), supervisor)
-    })
-}
-
-fn start_forwarder(slot: Slot<Forwarder>, api: &str, params: ForwarderParams) -> Factory {
-    let api = config::ApiConfig {
-        url: api.into(),
-        concurrency: params.limits.posts.max(1),
-        ..config::ApiConfig::default()
-    };
-    let api = api::Settings::read(&api).unwrap();
-    factory(slot, move |supervisor| {
-        Forwarder::new(
-            LaneId::Nats,
-            "NATS",
-            api::Api::new(&api),
-            params.clone(),
-            supervisor,
-        )
     })
 }
 

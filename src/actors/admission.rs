@@ -1,8 +1,8 @@
 //! Admission: takes a request's records in by permit, hands them to the router, and waits for their
 //! receipts.
 //!
-//! The permit bounds the records that this node has in hand, by count and by bytes, and travels with
-//! them. A request that gets no permit is refused at once; nobody waits unseen.
+//! The permit bounds the records that this node has in hand, by count and by bytes, and travels
+//! with them. A request that gets no permit is refused at once; nobody waits unseen.
 
 use std::{sync::Arc, time::Duration};
 
@@ -65,7 +65,8 @@ impl Admission {
         }
     }
 
-    /// Admits records of the spool, `records` at a time. A record that no lane confirms stays there.
+    /// Admits records of the spool, `records` at a time. A record that no lane confirms stays
+    /// there.
     #[must_use]
     pub fn from_disk(&self, records: usize) -> Self {
         Self {
@@ -77,11 +78,11 @@ impl Admission {
         }
     }
 
-    /// Makes `records` safe, only by lane `pinned` if there is one. Returns a reply for each record,
-    /// in their order. Either all records are admitted, or none.
+    /// Makes `records` safe, only by lane `pinned` if there is one. Returns a reply for each
+    /// record, in their order. Either all records are admitted, or none.
     ///
-    /// An error means that nobody has confirmed the record; a later confirm finds that its client has
-    /// gone. Dropping the future means the same for all records.
+    /// An error means that nobody has confirmed the record; a later confirm finds that its client
+    /// has gone. Dropping the future means the same for all records.
     pub async fn submit(&self, records: &[Record], pinned: Option<LaneId>) -> Vec<Reply> {
         let Some(permit) = self.admit(records) else {
             return vec![Err(Refused::Overloaded); records.len()];
@@ -161,7 +162,8 @@ impl Admission {
     }
 }
 
-/// A request whose client waits. Dropped early, its client has no receipts for those without a reply.
+/// A request whose client waits. Dropped early, the client has no receipt for a record without a
+/// reply.
 struct PendingRequest<'a> {
     records: &'a [Record],
     replies: Replies,

@@ -36,17 +36,20 @@ impl DeadLetters {
             .is_some_and(|at| at <= Instant::now())
     }
 
-    /// Resolves when the dead letter of `record` is on disk. Sets the time of `reason`.
+    /// Resolves when the dead letter of `record` is on disk. Completes `reason` with the lane and
+    /// the time.
     ///
     /// # Errors
     /// If it cannot be written. The record must stay where it is.
-    pub async fn write(&self, record: &Record, reason: DeathReason) -> Result<(), NotSafe> {
-        let reason = DeathReason {
-            at_us: unix_us(),
-            ..reason
-        };
+    pub async fn write(
+        &self,
+        lane: &str,
+        record: &Record,
+        mut reason: DeathReason,
+    ) -> Result<(), NotSafe> {
+        reason.lane = lane.to_owned();
+        reason.at_us = unix_us();
         let entry = Entry::new(record, Some(reason.clone()));
-        let lane = reason.lane;
         match self.spool.put(Queue::Dead, &entry).await {
             Ok(_) => {
                 warn!(
@@ -63,6 +66,14 @@ impl DeadLetters {
                 Err(why)
             }
         }
+    }
+}
+
+/// The reason for the death of a record that was never POSTed.
+pub fn not_posted(why: &str) -> DeathReason {
+    DeathReason {
+        answer: format!("not POSTed: {why}"),
+        ..DeathReason::default()
     }
 }
 

@@ -30,8 +30,8 @@ impl DiskFallback {
         });
     }
 
-    /// Replies for each of `records` once it is on disk, for lane `pinned` or for any, or cannot be.
-    /// A record whose client no longer waits is removed again: it has no receipt.
+    /// Replies for each of `records` once it is on disk, for lane `pinned` or for any, or cannot
+    /// be. A record whose client no longer waits is removed again: it has no receipt.
     pub async fn store(&self, records: &[PendingRecord], pinned: Option<LaneId>) {
         let queue = pinned.map_or(Queue::Waiting, Queue::Pinned);
         let store = async |pending: &PendingRecord| match self

@@ -1,22 +1,23 @@
 //! The feeder: gives the records that wait in the spool back to the router, oldest first.
 //!
-//! It is admitted apart from clients, for few records at a time, so that the backlog does not crowd out new records. A record
-//! that no lane confirms stays on disk, and is tried again after a back-off.
+//! It is admitted apart from clients, for few records at a time, so that the backlog does not crowd
+//! out new records. A record that no lane confirms stays on disk, and is tried again after a
+//! back-off.
 
-use std::{sync::Arc, time::Duration};
+use std::{rc::Rc, slice, sync::Arc, time::Duration};
 
 use actix::{Actor, Context, Handler, ResponseFuture};
 use tokio::{
     sync::{Semaphore, watch},
     time::sleep,
 };
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use super::{
     Drain, FEEDER_WINDOW, Ping, Supervised,
     admission::Admission,
-    dead_letters::DeadLetters,
+    dead_letters::{DeadLetters, not_posted},
     supervisor::SupervisorHandle,
-    tasks::{InFlight, Task},
 };
 use crate::{
     backoff::Backoff,
@@ -44,10 +45,19 @@ pub struct FeederParams {
 pub struct Feeder {
     params: FeederParams,
     supervisor: SupervisorHandle,
-    queues: Vec<Task>,
-    in_flight: InFlight,
-    /// Changes once, when it drains.
-    stop: watch::Sender<bool>,
+    queues: Vec<AbortOnDropHandle<()>>,
+    in_flight: TaskTracker,
+    /// Changes when it drains.
+    drains: watch::Sender<()>,
+}
+
+/// Feeds the records of one queue.
+struct QueueFeeder {
+    params: FeederParams,
+    admission: Admission,
+    /// The only lane that they may take, if the client named one.
+    pinned: Option<LaneId>,
+    drain: watch::Receiver<()>,
 }
 
 impl Feeder {
@@ -56,82 +66,72 @@ impl Feeder {
             params,
             supervisor,
             queues: Vec::new(),
-            in_flight: InFlight::default(),
-            stop: watch::Sender::new(false),
+            in_flight: TaskTracker::new(),
+            drains: watch::Sender::new(()),
         }
     }
 
-    /// Resends the entries of `queue`, up to the window at a time, until the spool ends.
-    fn feed(&self, queue: Queue, pinned: Option<LaneId>) -> impl Future<Output = ()> + use<> {
-        let params = self.params.clone();
+    /// Resends the entries of a queue, up to the window at a time, until the spool ends.
+    fn feed(&self, pinned: Option<LaneId>) -> AbortOnDropHandle<()> {
+        let feeder = Rc::new(QueueFeeder {
+            params: self.params.clone(),
+            admission: self.params.admission.from_disk(FEEDER_WINDOW),
+            pinned,
+            drain: self.drains.subscribe(),
+        });
         let in_flight = self.in_flight.clone();
-        let stop = self.stop.subscribe();
-        let admission = params.admission.from_disk(FEEDER_WINDOW);
-        async move {
+        AbortOnDropHandle::new(actix_rt::spawn(async move {
+            let queue = pinned.map_or(Queue::Waiting, Queue::Pinned);
             let window = Arc::new(Semaphore::new(FEEDER_WINDOW));
-            let mut tail = params.spool.tail(queue, window);
+            let mut tail = feeder.params.spool.tail(queue, window);
             while let Some((key, entry, permit)) = tail.next().await {
                 fail::fail_point!("feed");
-                let resend = Resend {
-                    params: params.clone(),
-                    admission: admission.clone(),
-                    pinned,
-                };
-                let underway = in_flight.begin();
-                let stop = stop.clone();
-                actix_rt::spawn(async move {
-                    resend.run(key, &entry, stop).await;
-                    drop((permit, underway));
+                let feeder = Rc::clone(&feeder);
+                in_flight.spawn_local(async move {
+                    feeder.resend(key, &entry).await;
+                    drop(permit);
                 });
             }
-        }
+        }))
     }
 }
 
-/// Gives one entry back to the router.
-struct Resend {
-    params: FeederParams,
-    admission: Admission,
-    pinned: Option<LaneId>,
-}
-
-impl Resend {
-    /// Ends when a lane has the record or it is given up. Also ends when the node drains: then the record stays on disk.
-    async fn run(&self, key: EntryKey, entry: &Entry, mut stop: watch::Receiver<bool>) {
+impl QueueFeeder {
+    /// Ends when a lane has the record or it is given up. Also ends when the node drains: then the
+    /// record stays on disk.
+    async fn resend(&self, key: EntryKey, entry: &Entry) {
+        let spool = &self.params.spool;
         // The ledger counted the record when this run took it in or found it.
         let Some(record) = self.params.ledger.adopt(entry.record()) else {
-            return self.params.spool.settle(key);
+            return spool.settle(key);
         };
-        let dead_letters = &self.params.dead_letters;
+        let mut drain = self.drain.clone();
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_CAP);
-        while self
-            .admission
-            .submit(std::slice::from_ref(&record), self.pinned)
-            .await
-            .iter()
-            .any(Result::is_err)
-        {
-            if dead_letters.is_overdue(&record)
-                && dead_letters.write(&record, self.reason()).await.is_ok()
-            {
+        loop {
+            let records = slice::from_ref(&record);
+            let receipts = self.admission.submit(records, self.pinned).await;
+            if receipts.iter().all(Result::is_ok) {
                 break;
+            }
+            let dead_letters = &self.params.dead_letters;
+            if dead_letters.is_overdue(&record) {
+                let lane = self.pinned.map_or("spool", LaneId::name);
+                let reason = DeathReason {
+                    given_up: true,
+                    ..not_posted("no lane has taken it")
+                };
+                if dead_letters.write(lane, &record, reason).await.is_ok() {
+                    break;
+                }
             }
             tokio::select! {
                 () = sleep(backoff.next_delay()) => {}
-                // An error means that the feeder is gone. The next one begins with this entry again.
-                _ = stop.wait_for(|stop| *stop) => return,
+                // An error means that the feeder is gone. The next one begins with this entry
+                // again.
+                _ = drain.changed() => return,
             }
         }
-        self.params.spool.settle(key);
-    }
-
-    fn reason(&self) -> DeathReason {
-        DeathReason {
-            lane: self.pinned.map_or("spool", LaneId::name).to_owned(),
-            answer: "not POSTed: no lane has taken it".to_owned(),
-            given_up: true,
-            ..DeathReason::default()
-        }
+        spool.settle(key);
     }
 }
 
@@ -139,15 +139,9 @@ impl Actor for Feeder {
     type Context = Context<Self>;
 
     fn started(&mut self, _: &mut Self::Context) {
-        let pinned = self
-            .params
-            .lanes
-            .iter()
-            .map(|&lane| (Queue::Pinned(lane), Some(lane)));
-        let queues = pinned.chain([(Queue::Waiting, None)]);
-        self.queues = queues
-            .map(|(queue, lane)| Task::spawn(self.feed(queue, lane)))
-            .collect();
+        let pinned = self.params.lanes.iter().copied().map(Some);
+        let queues = pinned.chain([None]).map(|pinned| self.feed(pinned));
+        self.queues = queues.collect();
         self.supervisor.ready(None);
     }
 }
@@ -163,9 +157,10 @@ impl Handler<Drain> for Feeder {
     /// Reads nothing more from the disk. Records on their way arrive, or stay on disk.
     fn handle(&mut self, _: Drain, _: &mut Self::Context) -> Self::Result {
         self.queues.clear();
-        self.stop.send_replace(true);
+        self.drains.send_replace(());
         let in_flight = self.in_flight.clone();
-        Box::pin(async move { in_flight.idle().await })
+        in_flight.close();
+        Box::pin(async move { in_flight.wait().await })
     }
 }
 
@@ -174,7 +169,7 @@ impl Handler<Ping> for Feeder {
 
     /// Fails if a queue is no longer fed: its records would wait for ever.
     fn handle(&mut self, _: Ping, _: &mut Self::Context) -> Self::Result {
-        if self.queues.iter().any(Task::has_ended) {
+        if self.queues.iter().any(AbortOnDropHandle::is_finished) {
             Err("a queue is not fed any more".into())
         } else {
             Ok(())

@@ -20,6 +20,7 @@ use actix::{
 };
 use futures_util::FutureExt as _;
 use tokio::{sync::Semaphore, time::timeout};
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use tracing::{debug, warn};
 
 use self::{
@@ -33,7 +34,6 @@ use super::{
     router::Router,
     slot::Slot,
     supervisor::{Exit, SupervisorHandle},
-    tasks::{InFlight, Task},
 };
 use crate::{
     lane_id::LaneId,
@@ -68,9 +68,9 @@ pub struct Lane<T: Transport> {
     supervisor: SupervisorHandle,
     /// There while the lane is up.
     connection: Option<Connected<T>>,
-    pull: Option<Task>,
+    pull: Option<AbortOnDropHandle<()>>,
     unbundler: Rc<RefCell<Unbundler>>,
-    publishing: InFlight,
+    publishing: TaskTracker,
     /// Jobs whose records share messages, until the next [`Flush`].
     batch: Vec<Job>,
     draining: bool,
@@ -103,7 +103,7 @@ impl<T: Transport> Lane<T> {
             connection: None,
             pull: None,
             unbundler: Rc::new(RefCell::new(unbundler)),
-            publishing: InFlight::default(),
+            publishing: TaskTracker::new(),
             batch: Vec::new(),
             draining: false,
             confirmed: Rc::default(),
@@ -120,14 +120,14 @@ impl<T: Transport> Lane<T> {
         let params = Rc::clone(&self.params);
         let unbundler = Rc::clone(&self.unbundler);
         let lane = ctx.address();
-        self.pull = Some(Task::spawn(async move {
+        self.pull = Some(AbortOnDropHandle::new(actix_rt::spawn(async move {
             let pulling = AssertUnwindSafe(pull(&*transport, &params, &unbundler));
             let exit = match pulling.catch_unwind().await {
                 Ok(lost) => Exit::Failed(lost.to_string()),
                 Err(_) => Exit::Panicked("panicked while pulling".into()),
             };
             lane.do_send(Broken(exit));
-        }));
+        })));
         self.supervisor
             .ready(Some((ctx.address().recipient(), info)));
     }
@@ -143,13 +143,11 @@ impl<T: Transport> Lane<T> {
         let bundle = connection.bundle;
         let params = Rc::clone(&self.params);
         let confirmed = Rc::clone(&self.confirmed);
-        let underway = self.publishing.begin();
         let lane = ctx.address();
-        actix_rt::spawn(async move {
+        self.publishing.spawn_local(async move {
             if let Some(exit) = publish(&*transport, jobs, bundle, &params, &confirmed).await {
                 lane.do_send(Broken(exit));
             }
-            drop(underway);
         });
     }
 
@@ -264,7 +262,8 @@ impl<T: Transport> Handler<Drain> for Lane<T> {
         self.flush(ctx);
         self.draining = true;
         let publishing = self.publishing.clone();
-        let finish = async move { publishing.idle().await }
+        publishing.close();
+        let finish = async move { publishing.wait().await }
             .into_actor(self)
             .then(|(), lane, _| {
                 lane.pull = None;

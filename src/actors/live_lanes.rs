@@ -11,7 +11,8 @@ use crate::lane_id::LaneId;
 /// One entry per lane, by `LaneId as usize`; filled while the lane is up.
 pub type LaneTable = [Option<Recipient<Publish>>; LaneId::ALL.len()];
 
-/// Clones share one table. It outlives every router, so a restarted router knows which lanes are up.
+/// Clones share one table. It outlives every router, so a restarted router knows which lanes are
+/// up.
 #[derive(Clone, Default)]
 pub struct LiveLanes(Arc<RwLock<LaneTable>>);
 

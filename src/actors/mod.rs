@@ -38,7 +38,6 @@ pub mod receipts;
 pub mod router;
 pub mod slot;
 pub mod supervisor;
-pub mod tasks;
 
 use std::sync::Arc;
 

@@ -30,8 +30,8 @@ pub enum Refused {
     Overloaded,
 }
 
-/// A record whose client waits for a reply. If it is dropped without one, nobody holds the record any
-/// more, and admission sends it again.
+/// A record whose client waits for a reply. If it is dropped without one, nobody holds the record
+/// any more, and admission sends it again.
 pub struct PendingRecord {
     pub record: Record,
     /// Its index in the request.
@@ -58,7 +58,8 @@ struct State {
 }
 
 impl PendingRecord {
-    /// Replies once. Returns whether the client hears it: if it does not, the client has no receipt.
+    /// Replies once. Returns whether the client hears it: if it does not, the client has no
+    /// receipt.
     pub fn reply(&self, reply: Reply) -> bool {
         let Some(slots) = self.slots.take() else {
             return false;
@@ -109,8 +110,8 @@ impl Replies {
         Self(Arc::new(slots))
     }
 
-    /// Those of the request's `records` that have no reply, to be sent. Those of an earlier call must
-    /// be gone: see [`Replies::wait`].
+    /// The request's `records` without a reply, to be sent. The ones that an earlier call returned
+    /// must be gone: see [`Replies::wait`].
     pub fn unanswered(&self, records: &[Record]) -> Vec<PendingRecord> {
         let state = self.0.state.lock();
         let missing = state.replies.iter().filter(|reply| reply.is_none());

@@ -1,25 +1,36 @@
-//! Many records in one POST: a JSON array, with the records' ids in their order as its `Idempotency-Key`.
+//! Many records in one POST: a JSON array, with the records' ids in their order as its
+//! `Idempotency-Key`.
 //!
-//! A batch has the deliveries that are there when a POST may begin, and those of the next two milliseconds: an idle lane hardly
-//! waits, a busy one fills its batches. It is settled record by record. If the API refuses a batch, or fails at it again and
-//! again, each half is POSTed by itself, until the record that the API refuses is alone and becomes a dead letter.
+//! A batch has the deliveries that are there when a POST may begin, and those of the next two
+//! milliseconds: an idle lane hardly waits, a busy one fills its batches. It is settled record by
+//! record. If the API refuses a batch, or fails at it again and again, each half is POSTed by
+//! itself, until the record that the API refuses is alone and becomes a dead letter.
 
-use std::{collections::HashSet, ops::Range, rc::Rc, sync::Arc, time::Duration};
+use std::{
+    borrow::Cow,
+    collections::{HashSet, VecDeque},
+    mem,
+    ops::Range,
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
-use futures_util::future::{LocalBoxFuture, join_all};
-use percent_encoding::{AsciiSet, CONTROLS, PercentEncode, utf8_percent_encode};
+use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
     time::{Instant, timeout_at},
 };
-use tracing::debug;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use super::{HOLD_MAX, HOLD_REST, Limits, Payload, PostEnd, Poster, RetryLimits};
+use super::post::{
+    HOLD_MAX, HOLD_REST, Limits, Payload, PostEnd, Poster, RetryLimits, not_an_object,
+};
 use crate::{
-    actors::tasks::{Task, Underway},
     config::CONCURRENCY_MAX,
     delivery::Delivery,
+    record::{Record, Tag},
     spool::DeathReason,
 };
 
@@ -27,9 +38,11 @@ use crate::{
 const LINGER: Duration = Duration::from_millis(2);
 /// Bytes of the ids in one header: many servers take no line over 8 KiB.
 const IDS_MAX: usize = 6 << 10;
-/// Bytes of the records in one POST, unless one alone has more: many servers take no body over 1 MiB.
+/// Bytes of the records in one POST, unless one alone has more: many servers take no body over
+/// 1 MiB.
 const BODY_MAX: usize = 1 << 20;
-/// A batch that has failed so often is halved: the API may fail at one of its records, or at so many together.
+/// A batch is halved after this many failures: the API may fail at one of its records, or at so
+/// many together.
 const FAILURES_MAX: u32 = 5;
 /// Characters of an id that are escaped in a list of ids.
 const IN_LIST: &AsciiSet = &CONTROLS.add(b',').add(b'%');
@@ -38,51 +51,12 @@ const IN_LIST: &AsciiSet = &CONTROLS.add(b',').add(b'%');
 pub struct QueuedDelivery {
     pub delivery: Delivery,
     pub permit: OwnedSemaphorePermit,
-    pub underway: Underway,
-}
-
-/// The batches of a forwarder.
-pub struct Batches {
-    incoming: mpsc::Sender<QueuedDelivery>,
-    batcher: Task,
-}
-
-impl Batches {
-    /// Deliveries that wait for their POST when `drain` changes are given back.
-    pub fn new(
-        poster: Rc<Poster>,
-        Limits { posts, batch }: Limits,
-        drain: watch::Receiver<u64>,
-    ) -> Self {
-        // Each delivery holds a permit of the lane, and the lane has no more of them.
-        let (incoming, inbox) = mpsc::channel(CONCURRENCY_MAX);
-        let batcher = Batcher {
-            inbox,
-            waiting: Vec::new(),
-            slots: Arc::new(Semaphore::new(posts)),
-            batch,
-        };
-        Self {
-            incoming,
-            batcher: Task::spawn(batcher.run(poster, drain)),
-        }
-    }
-
-    /// Adds a delivery to the next batch. If the batcher has ended, it is dropped, and so given back.
-    pub fn add(&self, delivery: QueuedDelivery) {
-        if self.incoming.try_send(delivery).is_err() {
-            debug!("batches are not POSTed any more; a delivery goes back to the broker");
-        }
-    }
-
-    /// The batcher has panicked.
-    pub fn have_ended(&self) -> bool {
-        self.batcher.has_ended()
-    }
+    pub _in_flight: TaskTrackerToken,
 }
 
 /// The state of the task that makes batches of deliveries.
 struct Batcher {
+    poster: Rc<Poster>,
     inbox: mpsc::Receiver<QueuedDelivery>,
     /// Deliveries for the next batch, those that did not fit into the last one included.
     waiting: Vec<QueuedDelivery>,
@@ -91,46 +65,61 @@ struct Batcher {
     batch: usize,
 }
 
+/// Starts a batcher, which ends with the forwarder. When `drain` changes, it gives back the
+/// deliveries that wait for their POST.
+pub fn start(
+    poster: Rc<Poster>,
+    limits: Limits,
+    drain: watch::Receiver<()>,
+) -> mpsc::Sender<QueuedDelivery> {
+    // Each delivery holds a permit of the lane, and the lane has no more of them.
+    let (deliveries, inbox) = mpsc::channel(CONCURRENCY_MAX);
+    let batcher = Batcher {
+        poster,
+        inbox,
+        waiting: Vec::new(),
+        slots: Arc::new(Semaphore::new(limits.posts)),
+        batch: limits.batch,
+    };
+    actix_rt::spawn(batcher.run(drain));
+    deliveries
+}
+
 impl Batcher {
-    async fn run(mut self, poster: Rc<Poster>, mut drain: watch::Receiver<u64>) {
+    async fn run(mut self, mut drain: watch::Receiver<()>) {
         loop {
             let slot = tokio::select! {
                 biased;
-                drains = drain.changed() => match drains {
-                    Ok(()) => {
-                        self.waiting.clear();
-                        while self.inbox.try_recv().is_ok() {}
-                        continue;
+                drained = drain.changed() => {
+                    if drained.is_err() {
+                        // The forwarder is gone.
+                        return;
                     }
-                    // The forwarder is gone.
-                    Err(_) => return,
-                },
+                    self.waiting.clear();
+                    while self.inbox.try_recv().is_ok() {}
+                    continue;
+                }
                 slot = self.fill() => slot,
             };
             let Some(slot) = slot else { return };
             let rest = self.waiting.split_off(fitting(&self.waiting));
-            let batch = std::mem::replace(&mut self.waiting, rest);
-            let poster = Rc::clone(&poster);
-            let slots = PostSlots {
-                all: Arc::clone(&self.slots),
-                own: slot,
-            };
+            let batch = mem::replace(&mut self.waiting, rest);
+            let poster = Rc::clone(&self.poster);
             let drain = drain.clone();
             actix_rt::spawn(async move {
-                poster
-                    .deliver_all(batch, DeathReason::default(), slots, drain)
-                    .await;
+                poster.deliver_all(batch, drain).await;
+                drop(slot);
             });
         }
     }
 
-    /// Waits for a batch and a slot for its POST. `None` if there will be no more. Dropping the future loses nothing.
+    /// Waits for a batch and a slot for its POST. `None` if there will be no more. Dropping the
+    /// future loses nothing.
     async fn fill(&mut self) -> Option<OwnedSemaphorePermit> {
         if self.waiting.is_empty() && self.inbox.recv_many(&mut self.waiting, self.batch).await == 0
         {
             return None;
         }
-        // Only now: halves of batches wait for slots too.
         let slot = Arc::clone(&self.slots).acquire_owned().await.ok()?;
         let until = Instant::now() + LINGER;
         while self.waiting.len() < self.batch {
@@ -147,114 +136,87 @@ impl Batcher {
 
 /// How many of the first deliveries fit into one POST.
 fn fitting(waiting: &[QueuedDelivery]) -> usize {
-    let (mut ids, mut bytes) = (0, 0);
+    let mut ids = 0;
+    let mut bytes = 0;
     let fit = waiting.iter().take_while(|queued| {
-        let id = &queued.delivery.record.id;
-        ids += if is_plain(id) {
-            id.len()
-        } else {
-            listed(id).map(str::len).sum()
-        } + 1;
-        bytes += queued.delivery.record.body.len() + 1;
+        let record = &queued.delivery.record;
+        ids += listed(&record.id).len() + 1;
+        bytes += record.body.len() + 1;
         ids <= IDS_MAX && bytes <= BODY_MAX
     });
     fit.count().max(1)
 }
 
-/// Whether an id needs no escape in a list. An id has visible characters only.
-fn is_plain(id: &str) -> bool {
-    memchr::memchr2(b',', b'%', id.as_bytes()).is_none()
-}
-
-/// An id as an element of a list.
-fn listed(id: &str) -> PercentEncode<'_> {
-    utf8_percent_encode(id, IN_LIST)
-}
-
-/// The body and the key of a POST of many records.
-struct JsonArray {
-    body: BytesMut,
-    /// Where each record lies in the body.
-    records: Vec<Range<usize>>,
-    key: String,
-}
-
-/// The slot of a POST, and where its halves get theirs.
-struct PostSlots {
-    all: Arc<Semaphore>,
-    own: OwnedSemaphorePermit,
+/// An id as an element of a list. An id has visible characters only, and few need an escape.
+fn listed(id: &str) -> Cow<'_, str> {
+    match memchr::memchr2(b',', b'%', id.as_bytes()) {
+        None => id.into(),
+        Some(_) => utf8_percent_encode(id, IN_LIST).into(),
+    }
 }
 
 impl Poster {
-    /// Settles each delivery of `batch`, or gives it back. `reason` tells of earlier POSTs of the same records.
-    fn deliver_all(
-        &self,
-        batch: Vec<QueuedDelivery>,
-        reason: DeathReason,
-        slots: PostSlots,
-        mut drain: watch::Receiver<u64>,
-    ) -> LocalBoxFuture<'_, ()> {
-        Box::pin(async move {
-            let (mut batch, array) = self.array(batch).await;
-            let Some(limits) = self.limits(&batch) else {
+    /// Settles each delivery of `batch`, or gives it back. If the batch cannot be delivered as a
+    /// whole, its halves are POSTed one after the other.
+    async fn deliver_all(&self, batch: Vec<QueuedDelivery>, drain: watch::Receiver<()>) {
+        let mut parts = VecDeque::from([(batch, DeathReason::default())]);
+        while let Some((part, reason)) = parts.pop_front() {
+            // A drain gives the parts that wait back.
+            if drain.has_changed().unwrap_or(true) {
                 return;
-            };
-            let (body, places, key) = array.end();
-            let payload = Payload {
-                body: body.clone(),
-                key: &key,
-                traceparent: common_traceparent(&batch),
-            };
-            let end = self.post_with_retries(payload, limits, reason, &mut drain);
-            let reason = match end.await {
-                PostEnd::Delivered { status } => {
-                    return self.delivered(batch, &body, &places, status);
-                }
-                PostEnd::HeldTooLong => {
-                    return batch
-                        .into_iter()
-                        .for_each(|queued| queued.delivery.retry_after(HOLD_REST));
-                }
-                PostEnd::Drained => return,
-                PostEnd::Dead(reason) if batch.len() == 1 || reason.given_up => {
-                    let dead_letters = &self.params.dead_letters;
-                    for queued in batch.extract_if(.., |queued| {
-                        !reason.given_up || dead_letters.is_overdue(&queued.delivery.record)
-                    }) {
-                        self.dead_letter(queued.delivery, reason.clone()).await;
-                    }
-                    DeathReason {
-                        given_up: false,
-                        ..reason
-                    }
-                }
-                PostEnd::Dead(reason) | PostEnd::Failed(reason) => reason,
-            };
-            drop(slots.own);
-            let later = batch.split_off(batch.len() / 2);
-            let halves = [batch, later].map(|half| {
-                self.deliver_in_turn(half, reason.clone(), Arc::clone(&slots.all), drain.clone())
-            });
-            join_all(halves).await;
-        })
+            }
+            let left = self.deliver_part(part, reason, drain.clone()).await;
+            if let Some((mut first, reason)) = left {
+                let second = first.split_off(first.len() / 2);
+                parts.extend([(first, reason.clone()), (second, reason)]);
+            }
+        }
     }
 
-    /// Delivers `batch` once there is a slot for its POST.
-    async fn deliver_in_turn(
+    /// Settles the deliveries, or gives them back. Returns those that must be POSTed in smaller
+    /// parts, and the last answer. `reason` has the earlier attempts for the same records.
+    async fn deliver_part(
         &self,
-        batch: Vec<QueuedDelivery>,
+        deliveries: Vec<QueuedDelivery>,
         reason: DeathReason,
-        all: Arc<Semaphore>,
-        mut drain: watch::Receiver<u64>,
-    ) {
-        let slot = tokio::select! {
-            biased;
-            _ = drain.changed() => return,
-            slot = Arc::clone(&all).acquire_owned() => slot,
+        mut drain: watch::Receiver<()>,
+    ) -> Option<(Vec<QueuedDelivery>, DeathReason)> {
+        let (mut batch, array) = self.array(deliveries).await;
+        let (body, places, key) = array.end();
+        let payload = Payload {
+            body,
+            key: &key,
+            traceparent: common_traceparent(&batch),
         };
-        if let (Ok(own), false) = (slot, batch.is_empty()) {
-            self.deliver_all(batch, reason, PostSlots { all, own }, drain)
-                .await;
+        let limits = self.limits(&batch)?;
+        let end = self
+            .post_with_retries(&payload, limits, reason, &mut drain)
+            .await;
+        let body = payload.body;
+        match end {
+            PostEnd::Delivered { status } => {
+                self.delivered(batch, &body, &places, status);
+                None
+            }
+            PostEnd::HeldTooLong => {
+                for queued in batch {
+                    queued.delivery.retry_after(HOLD_REST);
+                }
+                None
+            }
+            PostEnd::Drained => None,
+            PostEnd::Failed(reason) => Some((batch, reason)),
+            PostEnd::Dead(reason) if batch.len() > 1 && !reason.given_up => Some((batch, reason)),
+            PostEnd::Dead(mut reason) => {
+                let dead_letters = &self.params.dead_letters;
+                for queued in batch.extract_if(.., |queued| {
+                    !reason.given_up || dead_letters.is_overdue(&queued.delivery.record)
+                }) {
+                    self.dead_letter(queued.delivery, reason.clone()).await;
+                }
+                reason.given_up = false;
+                Some((batch, reason))
+            }
         }
     }
 
@@ -264,11 +226,10 @@ impl Poster {
         let dead_letters = &self.params.dead_letters;
         let give_up_at = batch
             .iter()
-            .filter_map(|queued| dead_letters.give_up_at(&queued.delivery.record))
-            .min();
+            .filter_map(|queued| dead_letters.give_up_at(&queued.delivery.record));
         Some(RetryLimits {
             held_until: oldest + HOLD_MAX,
-            give_up_at,
+            give_up_at: give_up_at.min(),
             failures: (batch.len() > 1).then_some(FAILURES_MAX),
         })
     }
@@ -282,18 +243,16 @@ impl Poster {
         status: u16,
     ) {
         let records = batch.iter().map(|queued| &queued.delivery.record);
-        self.params.ledger.delivered(self.lane, records);
+        self.params.ledger.delivered(self.params.lane, records);
         let mut permits: Option<OwnedSemaphorePermit> = None;
         for (queued, place) in batch.into_iter().zip(places) {
-            let QueuedDelivery {
-                delivery, permit, ..
-            } = queued;
-            self.show(&delivery.record, || body.slice(place.clone()), status);
-            delivery.ack();
+            let record = &queued.delivery.record;
+            self.show(record, || body.slice(place.clone()), status);
+            queued.delivery.ack();
             // One release for all: each would wake the lane.
             match &mut permits {
-                Some(permits) => permits.merge(permit),
-                None => permits = Some(permit),
+                Some(permits) => permits.merge(queued.permit),
+                None => permits = Some(queued.permit),
             }
         }
     }
@@ -301,29 +260,20 @@ impl Poster {
     /// Puts the deliveries that can be POSTed into one array. The others are settled.
     async fn array(&self, deliveries: Vec<QueuedDelivery>) -> (Vec<QueuedDelivery>, JsonArray) {
         let mut batch = Vec::with_capacity(deliveries.len());
-        let mut array = JsonArray::new();
+        let mut array = JsonArray::default();
         let mut ids = HashSet::new();
-        for queued in deliveries {
-            let QueuedDelivery {
-                delivery,
-                permit,
-                underway,
-            } = queued;
-            let Some(delivery) = self.skip_if_delivered(delivery) else {
+        for mut queued in deliveries {
+            let Some(delivery) = self.skip_if_delivered(queued.delivery) else {
                 continue;
             };
-            let record = &delivery.record;
-            if !ids.insert(Arc::clone(&record.id)) {
+            if !ids.insert(Arc::clone(&delivery.record.id)) {
                 // An array has each id once. The other copy is in this one.
                 delivery.retry_after(HOLD_REST);
-            } else if array.add(|body| self.tag.splice_onto(&record.body, body), &record.id) {
-                batch.push(QueuedDelivery {
-                    delivery,
-                    permit,
-                    underway,
-                });
+            } else if array.add(&delivery.record, &self.params.tag) {
+                queued.delivery = delivery;
+                batch.push(queued);
             } else {
-                self.dead_letter_foreign(delivery).await;
+                self.dead_letter(delivery, not_an_object()).await;
             }
         }
         (batch, array)
@@ -339,41 +289,37 @@ fn common_traceparent(batch: &[QueuedDelivery]) -> Option<&str> {
     all.all(|other| other == Some(first)).then_some(first)
 }
 
-impl JsonArray {
-    fn new() -> Self {
-        Self {
-            body: BytesMut::from(&b"["[..]),
-            records: Vec::new(),
-            key: String::new(),
-        }
-    }
+/// The body and the key of a POST of many records.
+#[derive(Default)]
+struct JsonArray {
+    body: BytesMut,
+    /// The place of each record in the body.
+    places: Vec<Range<usize>>,
+    key: String,
+}
 
-    /// Adds the record that `write` writes, unless it cannot.
-    fn add(&mut self, write: impl FnOnce(&mut BytesMut) -> bool, id: &str) -> bool {
+impl JsonArray {
+    /// Adds `record` with its tag. False if it is no JSON object: then nothing is added.
+    fn add(&mut self, record: &Record, tag: &Tag) -> bool {
+        let is_first = self.places.is_empty();
         let before = self.body.len();
-        if before > 1 {
-            self.body.put_u8(b',');
+        self.body.put_u8(if is_first { b'[' } else { b',' });
+        if !tag.splice_onto(&record.body, &mut self.body) {
+            self.body.truncate(before);
+            return false;
+        }
+        self.places.push(before + 1..self.body.len());
+        if !is_first {
             self.key.push(',');
         }
-        let from = self.body.len();
-        let is_written = write(&mut self.body);
-        if is_written {
-            self.records.push(from..self.body.len());
-            if is_plain(id) {
-                self.key.push_str(id);
-            } else {
-                self.key.extend(listed(id));
-            }
-        } else {
-            self.body.truncate(before);
-            self.key.truncate(self.key.len() - usize::from(before > 1));
-        }
-        is_written
+        self.key.push_str(&listed(&record.id));
+        true
     }
 
+    /// The body, the place of each record in it, and the key.
     fn end(mut self) -> (Bytes, Vec<Range<usize>>, String) {
         self.body.put_u8(b']');
-        (self.body.freeze(), self.records, self.key)
+        (self.body.freeze(), self.places, self.key)
     }
 }
 
@@ -383,25 +329,24 @@ mod tests {
 
     #[test]
     fn an_array_has_its_records_and_their_ids_in_order_and_leaves_out_what_cannot_be_written() {
-        let mut array = JsonArray::new();
-        let write = |text: &'static str| {
-            move |body: &mut BytesMut| {
-                body.put_slice(text.as_bytes());
-                true
-            }
+        let mut array = JsonArray::default();
+        let mut add = |id: &str, body: &'static str| {
+            let record = Record {
+                id: id.into(),
+                body: Bytes::from_static(body.as_bytes()),
+                traceparent: None,
+                origin: None,
+            };
+            array.add(&record, &Tag::new("T"))
         };
-        assert!(!array.add(|_| false, "x"));
-        assert!(array.add(write("{\"a\":1}"), "a,1"));
-        assert!(!array.add(|_| false, "y"));
-        assert!(array.add(write("{}"), "50%"));
+        assert!(!add("x", "null"));
+        assert!(add("a,1", r#"{"a":1}"#));
+        assert!(!add("y", "[]"));
+        assert!(add("50%", "{}"));
         let (body, places, key) = array.end();
-        assert_eq!((&*body, &*key), (&b"[{\"a\":1},{}]"[..], "a%2C1,50%25"));
-        assert_eq!(
-            places
-                .into_iter()
-                .map(|at| body.slice(at))
-                .collect::<Vec<_>>(),
-            ["{\"a\":1}", "{}"]
-        );
+        assert_eq!(body, r#"[{"a":1,"path":"T"},{"path":"T"}]"#);
+        assert_eq!(key, "a%2C1,50%25");
+        let records: Vec<_> = places.into_iter().map(|at| body.slice(at)).collect();
+        assert_eq!(records, [r#"{"a":1,"path":"T"}"#, r#"{"path":"T"}"#]);
     }
 }
