@@ -67,20 +67,6 @@ pub struct Delivery {
 }
 
 impl Delivery {
-    /// See [`Acker::new`] for `settle`.
-    pub fn new(
-        record: Record,
-        redelivered: bool,
-        settle: impl FnOnce(Verdict) + Send + 'static,
-    ) -> Self {
-        Self {
-            record,
-            redelivered,
-            since: Instant::now(),
-            acker: Acker::new(settle),
-        }
-    }
-
     /// Settles it: the API's 2xx is here.
     pub fn ack(self) {
         self.acker.settle(Verdict::Ack);
@@ -124,9 +110,12 @@ mod tests {
             origin: None,
         };
         (
-            Delivery::new(record, false, move |verdict| {
-                kept.lock().unwrap().push(verdict);
-            }),
+            Delivery {
+                record,
+                redelivered: false,
+                since: Instant::now(),
+                acker: Acker::new(move |verdict| kept.lock().unwrap().push(verdict)),
+            },
             verdicts,
         )
     }

@@ -351,8 +351,9 @@ async fn a_record_whose_client_has_gone_does_not_stay_on_disk() {
         spool: spool.clone(),
         ledger: Arc::new(Ledger::new(Arc::from("run"))),
     };
-    let replies = Replies::new(1);
-    let pending = replies.unanswered(&[record()]);
+    let records = [record()];
+    let replies = Replies::new(&records, None);
+    let pending = replies.unanswered();
     drop(replies);
     disk.store(&pending, None).await;
     let came_and_went = || (spool.stats().committed, spool.stats().waiting()) == (1, 0);

@@ -87,11 +87,7 @@ impl Admission {
         let Some(permit) = self.admit(records) else {
             return vec![Err(Refused::Overloaded); records.len()];
         };
-        let request = PendingRequest {
-            replies: Replies::new(records.len()),
-            records,
-            ledger: (!self.on_disk).then_some(&self.ledger),
-        };
+        let request = Replies::new(records, (!self.on_disk).then_some(&*self.ledger));
         self.confirm(&request, pinned, &permit).await;
         let replies = request.close().into_iter();
         replies
@@ -100,14 +96,9 @@ impl Admission {
     }
 
     /// Waits until each record has a reply, or no reply can come any more.
-    async fn confirm(
-        &self,
-        request: &PendingRequest<'_>,
-        pinned: Option<LaneId>,
-        permit: &Arc<Permit>,
-    ) {
+    async fn confirm(&self, request: &Replies<'_>, pinned: Option<LaneId>, permit: &Arc<Permit>) {
         for _ in 0..ATTEMPTS {
-            let records = request.replies.unanswered(request.records);
+            let records = request.unanswered();
             if records.is_empty() {
                 return;
             }
@@ -137,11 +128,11 @@ impl Admission {
                 }
             };
             let deadline = began + patience;
-            if timeout_at(deadline, request.replies.wait()).await.is_err() {
+            if timeout_at(deadline, request.wait()).await.is_err() {
                 return;
             }
             // The holders of these are gone. They may be safe, so they go again under the same ids.
-            for pending in request.replies.unanswered(request.records) {
+            for pending in request.unanswered() {
                 self.ledger.maybe_published(&pending.record);
             }
         }
@@ -159,35 +150,5 @@ impl Admission {
                 records.iter().map(|record| record.body.len()).sum(),
             )?,
         }))
-    }
-}
-
-/// A request whose client waits. Dropped early, the client has no receipt for a record without a
-/// reply.
-struct PendingRequest<'a> {
-    records: &'a [Record],
-    replies: Replies,
-    /// Told of records that are not safe; `None` if they are on disk.
-    ledger: Option<&'a Ledger>,
-}
-
-impl PendingRequest<'_> {
-    /// The replies. Later ones are not heard, and a second call has none.
-    fn close(&self) -> Vec<Option<Reply>> {
-        let replies = self.replies.close();
-        if let Some(ledger) = self.ledger {
-            for (record, reply) in self.records.iter().zip(&replies) {
-                if !matches!(reply, Some(Ok(_))) {
-                    ledger.refused(record);
-                }
-            }
-        }
-        replies
-    }
-}
-
-impl Drop for PendingRequest<'_> {
-    fn drop(&mut self) {
-        self.close();
     }
 }

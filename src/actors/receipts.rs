@@ -14,7 +14,7 @@ use std::{
 use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
 
-use crate::{delivery::Receipt, record::Record, spool::NotSafe};
+use crate::{delivery::Receipt, ledger::Ledger, record::Record, spool::NotSafe};
 
 /// A receipt, or the reason why there is none.
 pub type Reply = Result<Receipt, Refused>;
@@ -40,8 +40,14 @@ pub struct PendingRecord {
     slots: Cell<Option<Arc<ReplySlots>>>,
 }
 
-/// The client's end: one slot for each record of a request. Once it is dropped, no reply is heard.
-pub struct Replies(Arc<ReplySlots>);
+/// The client's end of a request: one slot for each of its records. Once it is dropped, no reply is
+/// heard, and a record without one is refused.
+pub struct Replies<'a> {
+    slots: Arc<ReplySlots>,
+    records: &'a [Record],
+    /// Counts the records that are refused; `None` if they are on disk.
+    ledger: Option<&'a Ledger>,
+}
 
 #[derive(Default)]
 struct ReplySlots {
@@ -102,41 +108,47 @@ impl Drop for PendingRecord {
     }
 }
 
-impl Replies {
-    /// `count` slots without a reply.
-    pub fn new(count: usize) -> Self {
-        let slots = ReplySlots::default();
-        slots.state.lock().replies.resize(count, None);
-        Self(Arc::new(slots))
+impl<'a> Replies<'a> {
+    /// The slots of `records`, without a reply.
+    pub fn new(records: &'a [Record], ledger: Option<&'a Ledger>) -> Self {
+        let slots = Arc::<ReplySlots>::default();
+        slots.state.lock().replies.resize(records.len(), None);
+        Self {
+            slots,
+            records,
+            ledger,
+        }
     }
 
-    /// The request's `records` without a reply, to be sent. The ones that an earlier call returned
-    /// must be gone: see [`Replies::wait`].
-    pub fn unanswered(&self, records: &[Record]) -> Vec<PendingRecord> {
-        let state = self.0.state.lock();
+    /// The records without a reply, to be sent. The ones that an earlier call returned must be gone:
+    /// see [`Replies::wait`].
+    pub fn unanswered(&self) -> Vec<PendingRecord> {
+        let state = self.slots.state.lock();
         let missing = state.replies.iter().filter(|reply| reply.is_none());
         let mut pending = Vec::with_capacity(missing.count());
-        for (index, (record, reply)) in records.iter().zip(&state.replies).enumerate() {
+        for (index, (record, reply)) in self.records.iter().zip(&state.replies).enumerate() {
             if reply.is_none() {
                 pending.push(PendingRecord {
                     record: record.clone(),
                     index,
-                    slots: Cell::new(Some(Arc::clone(&self.0))),
+                    slots: Cell::new(Some(Arc::clone(&self.slots))),
                 });
             }
         }
-        self.0.unanswered.store(pending.len(), Ordering::Release);
+        self.slots
+            .unanswered
+            .store(pending.len(), Ordering::Release);
         pending
     }
 
     /// Resolves when no further reply can come.
     pub async fn wait(&self) {
-        let is_complete = || self.0.unanswered.load(Ordering::Acquire) == 0;
+        let is_complete = || self.slots.unanswered.load(Ordering::Acquire) == 0;
         let complete = poll_fn(|context| {
             if is_complete() {
                 return Poll::Ready(());
             }
-            self.0.client.register(context.waker());
+            self.slots.client.register(context.waker());
             // The last reply may have come before the waker was registered.
             if is_complete() {
                 Poll::Ready(())
@@ -147,17 +159,27 @@ impl Replies {
         complete.await;
     }
 
-    /// The replies so far, in the order of the records. Later ones are not heard.
+    /// The replies so far, in the order of the records. Later ones are not heard, and a second call
+    /// returns none.
     pub fn close(&self) -> Vec<Option<Reply>> {
-        let mut state = self.0.state.lock();
+        let mut state = self.slots.state.lock();
         state.client_is_gone = true;
-        std::mem::take(&mut state.replies)
+        let replies = std::mem::take(&mut state.replies);
+        drop(state);
+        if let Some(ledger) = self.ledger {
+            for (record, reply) in self.records.iter().zip(&replies) {
+                if !matches!(reply, Some(Ok(_))) {
+                    ledger.refused(record);
+                }
+            }
+        }
+        replies
     }
 }
 
-impl Drop for Replies {
+impl Drop for Replies<'_> {
     fn drop(&mut self) {
-        self.0.state.lock().client_is_gone = true;
+        self.close();
     }
 }
 
@@ -176,20 +198,24 @@ mod tests {
 
     use super::*;
 
-    fn three() -> (Vec<PendingRecord>, Replies) {
-        let records = ["a", "b", "c"].map(|id| Record {
+    fn three() -> [Record; 3] {
+        ["a", "b", "c"].map(|id| Record {
             id: id.into(),
             body: Bytes::from_static(b"{}"),
             traceparent: None,
             origin: None,
-        });
-        let replies = Replies::new(records.len());
-        (replies.unanswered(&records), replies)
+        })
+    }
+
+    fn request(records: &[Record]) -> (Vec<PendingRecord>, Replies<'_>) {
+        let replies = Replies::new(records, None);
+        (replies.unanswered(), replies)
     }
 
     #[test]
     fn the_client_is_woken_once_the_last_record_is_answered_or_dropped() {
-        let (mut pending, replies) = three();
+        let records = three();
+        let (mut pending, replies) = request(&records);
         assert!(pending[2].reply(Ok(Receipt::Spool)));
         assert!(!pending[2].reply(Err(Refused::NoLane)), "one reply each");
         let dropped = pending.remove(0);
@@ -209,12 +235,13 @@ mod tests {
 
     #[test]
     fn a_reply_after_the_client_has_gone_is_not_heard() {
-        let (mut pending, replies) = three();
+        let records = three();
+        let (mut pending, replies) = request(&records);
         assert!(pending[1].reply(Ok(Receipt::Spool)) && pending[0].client_waits());
         assert_eq!(replies.close()[..], [None, Some(Ok(Receipt::Spool)), None]);
         assert!(!pending[0].reply(Ok(Receipt::Spool)));
         assert!(pending[2].is_unanswered() && !pending[2].client_waits());
-        let (pending, replies) = three();
+        let (pending, replies) = request(&records);
         drop(replies);
         assert!(!pending[0].reply(Ok(Receipt::Spool)));
     }
