@@ -14,6 +14,7 @@ mod grpc;
 mod ingest;
 mod lane;
 mod load;
+mod log;
 mod model;
 mod nats;
 mod plain;
