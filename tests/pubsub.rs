@@ -21,6 +21,9 @@ use crate::support::{
 /// Longer than a lease that is not extended.
 const LEASE_LAPSED: Duration = Duration::from_secs(13);
 const SOON: Duration = Duration::from_secs(5);
+/// Within this, each stream of the emulator looks its subscription up, by its name. One that we have
+/// ended goes on until then, and takes messages of a new subscription with that name.
+const LOOKED_UP: Duration = Duration::from_millis(250);
 
 fn record(id: String) -> Record {
     Record {
@@ -281,6 +284,7 @@ async fn a_topic_that_is_deleted_ends_the_connection_at_the_next_publish() {
         .send()
         .await
         .unwrap();
+    sleep(LOOKED_UP).await;
     let transport = connect(&settings).await;
     publish(&transport, "r", 10).await;
     take(&transport, 10, SOON).await;

@@ -34,6 +34,18 @@ impl Lost {
         let why = why.ok().and_then(|why| why.clone());
         TransportError::Lost(why.as_deref().unwrap_or("closed").to_owned())
     }
+
+    /// The output of `work`. Fails with the reason if the connection is lost first.
+    pub(super) async fn guard<F: Future>(&self, work: F) -> Result<F::Output, TransportError> {
+        if self.is_set() {
+            return Err(self.wait().await);
+        }
+        tokio::select! {
+            biased;
+            output = work => Ok(output),
+            lost = self.wait() => Err(lost),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -44,9 +56,12 @@ mod tests {
     async fn the_first_reason_of_a_loss_stays() {
         let lost = Lost::default();
         assert!(!lost.is_set());
+        assert_eq!(lost.guard(async { 1 }).await, Ok(1));
         lost.clone().set("refused");
         lost.set("closed");
         assert!(lost.is_set());
-        assert_eq!(lost.wait().await, TransportError::Lost("refused".into()));
+        let refused = TransportError::Lost("refused".into());
+        assert_eq!(lost.wait().await, refused);
+        assert_eq!(lost.guard(async { 1 }).await, Err(refused));
     }
 }

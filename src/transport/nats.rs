@@ -1,8 +1,8 @@
 //! NATS JetStream: a file-backed work-queue stream and a durable pull consumer with explicit acks.
 //!
-//! Each connection has a client of its own, which does not reconnect: the lane takes back the records under way, instead of
-//! the client's buffers hiding them. Three tasks serve a connection: `confirm` matches confirms with publishes, `pull` pulls
-//! messages, and `settle` sends acks.
+//! Each connection has a client of its own, which does not reconnect: the lane publishes the records
+//! in flight again, instead of leaving them in the client's buffers. Three tasks serve a connection:
+//! `confirm` matches confirms with publishes, `pull` pulls messages, and `settle` sends acks and naks.
 
 mod confirm;
 mod consumer_check;
@@ -51,13 +51,15 @@ use crate::{
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// A record that is published again within this, under its id, is stored once.
 const DUPLICATE_WINDOW: Duration = Duration::from_mins(2);
-/// The server takes a message for lost when it was not settled for so long; while a delivery lives it is told otherwise.
+/// The server redelivers a message that is not settled within this. [`settle`] extends it while the
+/// delivery lives.
 const ACK_WAIT: Duration = Duration::from_secs(30);
-/// Messages that may be unsettled, over all nodes: those that wait for a later try count too.
+/// Messages that may be unsettled, over all nodes, those that wait for a retry included.
 const ACK_PENDING_MAX: i64 = 16_384;
-/// Messages that one pull asks for: while these are on their way, as many lie ready.
+/// Messages of one pull. While these are in flight, as many are ready.
 const PULL_MAX: usize = PREFETCH as usize / 2;
-/// The server answers every pull within this. It is short, since a pull cannot be taken back, and `close` waits for its end.
+/// The server answers a pull within this. It is short, because a pull cannot be cancelled and `close`
+/// waits for its end.
 const PULL_EXPIRES: Duration = Duration::from_secs(1);
 
 /// One connection.
@@ -135,7 +137,7 @@ impl Transport for Nats {
 
     async fn receive(&self, into: &mut Vec<Incoming>, max: usize) -> Result<(), TransportError> {
         let mut ready = self.ready.lock().await;
-        match self.unless_lost(ready.recv_many(into, max)).await? {
+        match self.lost.guard(ready.recv_many(into, max)).await? {
             0 => Err(TransportError::Lost("the pulling task has ended".into())),
             _ => Ok(()),
         }
@@ -146,7 +148,7 @@ impl Transport for Nats {
     }
 
     async fn close(&self) {
-        // Ends a `receive` that waits, which holds the lock, and the pulling with the pull under way.
+        // This ends a waiting `receive`, which holds the lock. The pulling ends with the pull in flight.
         self.lost.set("closed");
         let close = async {
             let mut ready = self.ready.lock().await;
@@ -154,13 +156,14 @@ impl Transport for Nats {
                 drop(message);
             }
             self.settler.give_back_all().await;
-            // The server works a connection's lines off in their order: once it answers, it has the acknowledgements.
+            // The server handles the requests of a connection in their order: once it answers, it has
+            // the acks.
             self.stream.get_info().await.is_ok()
         };
         if self.client.connection_state() == State::Connected
             && timeout(CLOSE_TIMEOUT, close).await != Ok(true)
         {
-            warn!("NATS did not take the last acknowledgements in time; their messages come again");
+            warn!("NATS did not take the last acks in time: their messages are redelivered");
         }
         self.end_tasks();
     }
@@ -175,10 +178,10 @@ impl Nats {
     async fn store(&self, message: &Message) -> Result<(), TransportError> {
         let headers = headers(&message.headers, &message.headers.id)?;
         let stored = self.send(message.body.clone(), headers).await?;
-        // Rare, and not to make the future of every publish larger.
-        if stored.duplicate && Box::pin(self.unless_lost(self.is_gone(stored.sequence))).await?? {
-            // The message was settled meanwhile and is sent again on purpose, as a dead letter is: it
-            // must not pass for stored.
+        // Rare, and boxed to keep the future of every publish small.
+        if stored.duplicate && Box::pin(self.lost.guard(self.is_gone(stored.sequence))).await?? {
+            // The message was settled meanwhile and is published again on purpose, as a replayed dead
+            // letter is. The stream must store it again.
             let headers = self::headers(&message.headers, &Record::new_id())?;
             Box::pin(self.send(message.body.clone(), headers)).await?;
         }
@@ -186,12 +189,12 @@ impl Nats {
     }
 
     async fn send(&self, body: Bytes, headers: HeaderMap) -> Result<Stored, TransportError> {
-        let (reply, confirm) = self.unless_lost(self.confirms.expect()).await?;
+        let (reply, confirm) = self.lost.guard(self.confirms.expect()).await?;
         let subject = self.subject.clone();
         let publish =
             self.client
                 .publish_with_reply_and_headers(subject, reply.clone(), headers, body);
-        if let Err(why) = self.unless_lost(publish).await? {
+        if let Err(why) = self.lost.guard(publish).await? {
             self.confirms.forget(&reply);
             return Err(match why.kind() {
                 PublishErrorKind::Send => TransportError::Lost(why.to_string()),
@@ -215,17 +218,6 @@ impl Nats {
         }
     }
 
-    async fn unless_lost<F: Future>(&self, work: F) -> Result<F::Output, TransportError> {
-        if self.lost.is_set() {
-            return Err(self.lost().await);
-        }
-        tokio::select! {
-            biased;
-            output = work => Ok(output),
-            lost = self.lost() => Err(lost),
-        }
-    }
-
     fn end_tasks(&self) {
         self.tasks.iter().for_each(JoinHandle::abort);
     }
@@ -237,14 +229,13 @@ impl Drop for Nats {
     }
 }
 
-/// The most bytes of a message where the server takes `server`, and the stream `stream` unless that is
-/// not positive.
+/// The most bytes of a message. `server` is the server's limit, and `stream` the stream's, if positive.
 fn largest_message(server: usize, stream: i32) -> usize {
     let stream = usize::try_from(stream).ok().filter(|most| *most > 0);
     server.min(stream.unwrap_or(usize::MAX))
 }
 
-/// The headers of a message, which the stream tells from others by `message_id`.
+/// The headers of a message that is published under `message_id`.
 fn headers(headers: &Headers, message_id: &str) -> Result<HeaderMap, TransportError> {
     let value = |text: String| {
         if is_visible_ascii(&text) {
@@ -266,14 +257,14 @@ fn headers(headers: &Headers, message_id: &str) -> Result<HeaderMap, TransportEr
     Ok(map)
 }
 
-/// The message in one of the stream, whoever has published it.
+/// The message in a message of the stream, also if another publisher sent it.
 fn message(stored: &jetstream::Message) -> Message {
     let header = |name: HeaderName| Some(stored.headers.as_ref()?.get(name)?.as_str());
     let other_id = || {
         if let Some(id) = header(NATS_MESSAGE_ID).filter(|id| is_visible_ascii(id)) {
             return id.into();
         }
-        // The stream's name, sequence and time are the same at each delivery, and of one message only.
+        // Name, sequence and time are the same at each delivery, and differ between messages.
         stored.info().map_or_else(
             |_| Record::new_id(),
             |info| {

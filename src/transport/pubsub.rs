@@ -1,18 +1,18 @@
 //! Google Cloud Pub/Sub, or its emulator.
 //!
-//! A publisher, its probe and the deliveries belong to one connection. The stream of messages
-//! belongs to the settings (`stream::SharedStream`), and serves the latest connection.
+//! The publisher, the probe and the deliveries belong to one connection. The stream of messages goes
+//! from one connection to the next (`stream::KeptStream`).
 
 mod access;
 mod declare;
 mod stream;
-mod unacked;
 
 use std::{
+    fmt::Display,
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::{Context, Poll, ready},
     time::Duration,
@@ -24,18 +24,18 @@ use google_cloud_pubsub::{
     client::Publisher, error::PublishError, model, publisher::PublishFuture,
     retry_policy::RetryableErrors,
 };
+use parking_lot::Mutex;
 use tokio::{
     runtime::Handle,
     sync::{AcquireError, Mutex as AsyncMutex, Notify, OwnedSemaphorePermit, Semaphore, mpsc},
     task::AbortHandle,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 use self::{
     access::Access,
-    declare::{Probe, PubsubAdmin},
-    stream::{LEASED_MAX, Leased, SharedStream},
-    unacked::UnackedHandlers,
+    declare::{DeclaredSubscription, describe},
+    stream::{KeptStream, LEASED_MAX, Leased, MessageStream, UnackedHandlers},
 };
 use super::{
     BrokerInfo, Headers, Incoming, Message, Transport, TransportError, lost::Lost, publish_each,
@@ -61,22 +61,25 @@ const FLUSH: Duration = Duration::from_millis(400);
 /// How often the subscription is looked up while no message comes. The client's own retries would
 /// hide an outage.
 const PROBE_PERIOD: Duration = Duration::from_millis(2500);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Two failed probes this far apart are an outage.
 const PROBE_GAP: Duration = Duration::from_millis(300);
+/// A stream that brought nothing to a connection of this age is not kept: it may be dead.
+const QUIET: Duration = Duration::from_secs(30);
 
 /// The configuration, and the stream of messages, which outlives connections. Clones share the
 /// stream.
 #[derive(Clone)]
 pub struct Settings {
     config: Arc<config::PubsubConfig>,
-    stream: Arc<SharedStream>,
+    kept: KeptStream,
 }
 
 impl Settings {
     pub fn new(config: config::PubsubConfig) -> Self {
         Self {
             config: Arc::new(config),
-            stream: Arc::default(),
+            kept: KeptStream::default(),
         }
     }
 }
@@ -88,24 +91,29 @@ pub struct Pubsub {
     ready: AsyncMutex<mpsc::Receiver<Leased>>,
     unacked: Arc<UnackedHandlers>,
     state: Arc<State>,
-    /// Of the stream's thread. Delayed nacks run there because they must outlive the connection.
+    /// Of the thread that connected. Delayed nacks run there because they outlive the connection.
     runtime: Handle,
-    probe: AbortHandle,
+    /// The tasks that read the stream and probe the subscription.
+    tasks: [AbortHandle; 2],
     info: BrokerInfo,
-    stream: Arc<SharedStream>,
+    /// `None` once the connection has left it.
+    stream: Mutex<Option<Arc<MessageStream>>>,
+    kept: KeptStream,
 }
 
 impl Transport for Pubsub {
     type Settings = Settings;
 
     async fn connect(settings: &Settings) -> Result<Self, TransportError> {
-        let Settings { config, stream } = settings;
+        let Settings { config, kept } = settings;
         let access = Access::new(config).await?;
-        let (admin, declared) = PubsubAdmin::declare(&access, config).await?;
-        if declared.created {
-            stream.distrust();
+        let mut declared = DeclaredSubscription::declare(&access, config).await?;
+        let mut warnings = std::mem::take(&mut declared.warnings);
+        if access.is_emulator {
+            warnings
+                .push("an emulator keeps messages in memory: it loses them when it ends".into());
         }
-        let publisher = Publisher::builder(admin.topic())
+        let publisher = Publisher::builder(&declared.topic)
             .with_endpoint(&*access.endpoint)
             .with_credentials(access.credentials.clone())
             .set_message_count_threshold(BATCH_MESSAGES)
@@ -115,34 +123,36 @@ impl Transport for Pubsub {
             .await
             .map_err(|e| TransportError::Connect(format!("publisher: {e}")))?;
 
+        let stream = match kept.take() {
+            Some(stream) if !declared.is_new => stream,
+            _ => Arc::new(MessageStream::open(&access, &declared.name).await?),
+        };
         let state = Arc::<State>::default();
         let (out, ready) = mpsc::channel(LEASED_MAX as usize);
-        let on_end = Arc::clone(&state);
-        let on_end = Box::new(move |why| on_end.lost.set(why));
-        let runtime = stream
-            .attach(&access, admin.subscription(), out, on_end)
-            .await?;
-        let mut warnings = declared.warnings;
-        if access.is_emulator {
-            warnings
-                .push("an emulator keeps messages in memory: it loses them when it ends".into());
-        }
-        let probe =
-            tokio::spawn(probe(admin, Arc::clone(&state), Arc::clone(stream))).abort_handle();
+        let read = {
+            let state = Arc::clone(&state);
+            let stream = Arc::clone(&stream);
+            async move { state.fail(stream.read(out).await) }
+        };
+        let tasks = [
+            tokio::spawn(read).abort_handle(),
+            tokio::spawn(probe(declared, Arc::clone(&state))).abort_handle(),
+        ];
         Ok(Self {
             publisher,
             publishing: Arc::new(Semaphore::new(PUBLISHING_KIB as usize)),
             ready: AsyncMutex::new(ready),
             unacked: Arc::default(),
             state,
-            runtime,
-            probe,
+            runtime: Handle::current(),
+            tasks,
             info: BrokerInfo {
                 version: None,
                 warnings,
                 largest_message: MESSAGE_MAX,
             },
-            stream: Arc::clone(stream),
+            stream: Mutex::new(Some(stream)),
+            kept: kept.clone(),
         })
     }
 
@@ -156,24 +166,15 @@ impl Transport for Pubsub {
 
     async fn receive(&self, into: &mut Vec<Incoming>, max: usize) -> Result<(), TransportError> {
         let mut ready = self.ready.lock().await;
-        let first = tokio::select! {
-            biased;
-            lost = self.lost() => return Err(lost),
-            first = ready.recv() => first,
-        };
-        let ended = || TransportError::Lost("the stream has ended".into());
-        let first = first.ok_or_else(ended)?;
-        self.state.heard.store(true, Ordering::Relaxed);
+        let first = self.state.lost.guard(ready.recv()).await?;
+        let first = first.ok_or_else(|| TransportError::Lost("the stream has ended".into()))?;
         let others = std::iter::from_fn(|| ready.try_recv().ok());
         let all = std::iter::once(first).chain(others).take(max);
-        let received = into.len();
-        into.extend(all.map_while(|leased| self.unacked.deliver(leased, &self.runtime)));
-        // After `close` the messages go back.
-        if into.len() > received {
-            Ok(())
-        } else {
-            Err(ended())
-        }
+        let before = into.len();
+        into.extend(all.map(|leased| leased.deliver(&self.unacked, &self.runtime)));
+        let received = into.len() - before;
+        self.state.received.fetch_add(received, Ordering::Relaxed);
+        Ok(())
     }
 
     async fn lost(&self) -> TransportError {
@@ -181,7 +182,6 @@ impl Transport for Pubsub {
     }
 
     async fn close(&self) {
-        self.probe.abort();
         // This ends a waiting `receive`, which holds the lock.
         self.state.lost.set("closed");
         let mut ready = self.ready.lock().await;
@@ -189,6 +189,10 @@ impl Transport for Pubsub {
         // Dropping a message nacks it.
         while ready.try_recv().is_ok() {}
         self.unacked.give_back();
+        if let Some(stream) = self.leave_stream() {
+            stream.give_back().await;
+            self.kept.put(stream, &self.runtime);
+        }
         sleep(FLUSH).await;
     }
 
@@ -223,57 +227,94 @@ impl Pubsub {
             }
         };
         if is_not_found(&failure) {
-            let why = "the topic is gone".to_owned();
-            self.stream.distrust();
-            self.state.lost.set(why.clone());
-            return Err(TransportError::Lost(why));
+            self.state.fail("the topic is gone");
+            return Err(self.lost().await);
         }
         self.state.suspicion.notify_one();
         Err(TransportError::Publish(failure.to_string()))
     }
 }
 
+impl Pubsub {
+    /// Ends the tasks of the connection. Returns the stream the first time, if the next connection
+    /// may have it.
+    fn leave_stream(&self) -> Option<Arc<MessageStream>> {
+        self.tasks.iter().for_each(AbortHandle::abort);
+        let stream = self.stream.lock().take()?;
+        self.state.stream_is_good().then_some(stream)
+    }
+}
+
 impl Drop for Pubsub {
     fn drop(&mut self) {
-        self.probe.abort();
+        if let Some(stream) = self.leave_stream() {
+            self.kept.put(stream, &self.runtime);
+        }
     }
 }
 
 /// The health of one connection.
-#[derive(Default)]
 struct State {
     lost: Lost,
-    /// A message has come since the last probe.
-    heard: AtomicBool,
+    /// The stream may belong to a service or a subscription that is gone.
+    stream_failed: AtomicBool,
+    since: Instant,
+    /// The number of messages.
+    received: AtomicUsize,
     /// A failure may be an outage: probe now.
     suspicion: Notify,
 }
 
+impl Default for State {
+    fn default() -> Self {
+        Self {
+            lost: Lost::default(),
+            stream_failed: AtomicBool::default(),
+            since: Instant::now(),
+            received: AtomicUsize::default(),
+            suspicion: Notify::default(),
+        }
+    }
+}
+
+impl State {
+    /// The connection is lost, and its stream with it.
+    fn fail(&self, why: impl Display) {
+        self.stream_failed.store(true, Ordering::Relaxed);
+        self.lost.set(why);
+    }
+
+    fn stream_is_good(&self) -> bool {
+        let heard = self.received.load(Ordering::Relaxed) > 0;
+        !self.stream_failed.load(Ordering::Relaxed) && (heard || self.since.elapsed() < QUIET)
+    }
+}
+
 /// Looks the subscription up while the lane is quiet, and after a failure. Ends when it has found
 /// the connection lost.
-async fn probe(admin: PubsubAdmin, state: Arc<State>, stream: Arc<SharedStream>) {
+async fn probe(subscription: DeclaredSubscription, state: Arc<State>) {
+    let mut seen = 0;
     loop {
         tokio::select! {
-            () = sleep(PROBE_PERIOD) => if state.heard.swap(false, Ordering::Relaxed) { continue },
+            () = sleep(PROBE_PERIOD) => {
+                let received = state.received.load(Ordering::Relaxed);
+                if std::mem::replace(&mut seen, received) != received {
+                    continue;
+                }
+            }
             () = state.suspicion.notified() => {}
         }
-        let mut answer = admin.probe().await;
-        if matches!(answer, Probe::Failed(_) | Probe::Silent) {
+        let mut answer = timeout(PROBE_TIMEOUT, subscription.find()).await;
+        if !matches!(answer, Ok(Ok(_))) {
             sleep(PROBE_GAP).await;
-            answer = admin.probe().await;
+            answer = timeout(PROBE_TIMEOUT, subscription.find()).await;
         }
         match answer {
-            Probe::Well => sleep(PROBE_GAP).await,
+            Ok(Ok(Some(_))) => sleep(PROBE_GAP).await,
+            Ok(Ok(None)) => return state.fail("the subscription is gone"),
+            Ok(Err(why)) => return state.fail(describe(&why)),
             // A system that stalls may continue its stream later.
-            Probe::Silent => return state.lost.set("no answer to a probe"),
-            Probe::Gone => {
-                stream.distrust();
-                return state.lost.set("the subscription is gone");
-            }
-            Probe::Failed(why) => {
-                stream.distrust();
-                return state.lost.set(why);
-            }
+            Err(_) => return state.lost.set("no answer to a probe"),
         }
     }
 }

@@ -79,7 +79,7 @@ impl Puller {
         loop {
             if checked.elapsed() >= CHECK_PERIOD {
                 checked = Instant::now();
-                let Some(found) = self.unless_lost(self.check()).await else {
+                let Ok(found) = self.lost.guard(self.check()).await else {
                     return Ok(());
                 };
                 match found {
@@ -91,8 +91,8 @@ impl Puller {
                     Err(why) => debug!(why, "the consumer cannot be compared with its stream"),
                 }
             }
-            let room = self.unless_lost(self.ready.reserve_many(PULL_MAX)).await;
-            let Some(Ok(mut room)) = room else {
+            let room = self.lost.guard(self.ready.reserve_many(PULL_MAX)).await;
+            let Ok(Ok(mut room)) = room else {
                 return Ok(());
             };
             let batch = BatchConfig {
@@ -154,15 +154,6 @@ impl Puller {
             Some(reply) => Incoming::new(message, redelivered, self.settler.track(reply)),
             // JetStream always asks for an ack. A message that asks for none needs none.
             None => Incoming::new(message, redelivered, |_| {}),
-        }
-    }
-
-    /// `None` if the connection is lost first.
-    async fn unless_lost<F: Future>(&self, work: F) -> Option<F::Output> {
-        tokio::select! {
-            biased;
-            _ = self.lost.wait() => None,
-            output = work => Some(output),
         }
     }
 }

@@ -2,54 +2,32 @@
 
 use std::{fmt::Display, time::Duration};
 
+use super::{Access, TransportError};
+use crate::config;
 use google_cloud_gax::{error::rpc::Code, retry_policy::NeverRetry};
 use google_cloud_pubsub::{
     Error,
     client::{SubscriptionAdmin, TopicAdmin},
     model::{ExpirationPolicy, Subscription},
 };
-use tokio::time::timeout;
-
-use super::{Access, TransportError};
-use crate::config;
 
 /// The shortest that the service allows. A dead node's messages are redelivered after it.
 const ACK_DEADLINE_S: i32 = 10;
 /// How long an unacked message is kept.
 const RETENTION: Duration = Duration::from_hours(7 * 24);
-const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Administers one topic and one subscription.
-pub(super) struct PubsubAdmin {
-    subscriptions: SubscriptionAdmin,
-    topic: String,
-    subscription: String,
-}
-
+/// One topic and one subscription of it, which both exist.
 pub(super) struct DeclaredSubscription {
+    subscriptions: SubscriptionAdmin,
+    pub topic: String,
+    pub name: String,
     /// The topic or the subscription is new, so an earlier stream belongs to another one.
-    pub created: bool,
+    pub is_new: bool,
+    /// Settings that weaken the guarantee.
     pub warnings: Vec<String>,
 }
 
-pub(super) enum Probe {
-    Well,
-    /// There is no such subscription.
-    Gone,
-    Failed(String),
-    /// No answer in time.
-    Silent,
-}
-
-impl PubsubAdmin {
-    pub fn topic(&self) -> &str {
-        &self.topic
-    }
-
-    pub fn subscription(&self) -> &str {
-        &self.subscription
-    }
-
+impl DeclaredSubscription {
     /// Creates what is missing. The subscription must exist before the first publish: a topic
     /// without one loses messages.
     ///
@@ -59,88 +37,59 @@ impl PubsubAdmin {
     pub async fn declare(
         access: &Access,
         config: &config::PubsubConfig,
-    ) -> Result<(Self, DeclaredSubscription), TransportError> {
-        let topic = format!("projects/{}/topics/{}", config.project, config.topic);
-        let created_topic = declare_topic(access, &topic).await?;
+    ) -> Result<Self, TransportError> {
+        let project = &config.project;
+        let topic = format!("projects/{project}/topics/{}", config.topic);
+        let topic_is_new = declare_topic(access, &topic).await?;
         let subscriptions = SubscriptionAdmin::builder()
             .with_endpoint(&*access.endpoint)
             .with_credentials(access.credentials.clone())
             .with_retry_policy(NeverRetry)
             .build();
-        let subscription = format!(
-            "projects/{}/subscriptions/{}",
-            config.project, config.subscription
-        );
-        let admin = Self {
+        let name = format!("projects/{project}/subscriptions/{}", config.subscription);
+        let mut declared = Self {
             subscriptions: subscriptions.await.map_err(client_failed)?,
             topic,
-            subscription,
+            name,
+            is_new: topic_is_new,
+            warnings: Vec::new(),
         };
-        let failed = |why: String| {
-            TransportError::Connect(format!("subscription {}: {why}", admin.subscription))
-        };
-        let (found, created_subscription) =
-            admin.subscribe().await.map_err(|e| failed(describe(&e)))?;
-        let warnings = check(&found, &admin.topic).map_err(failed)?;
-        Ok((
-            admin,
-            DeclaredSubscription {
-                created: created_topic || created_subscription,
-                warnings,
-            },
-        ))
+        let failed =
+            |why: String| TransportError::Connect(format!("subscription {}: {why}", declared.name));
+        let subscribed = declared.subscribe().await;
+        let (found, is_new) = subscribed.map_err(|e| failed(describe(&e)))?;
+        let warnings = check(&found, &declared.topic).map_err(failed)?;
+        declared.is_new |= is_new;
+        declared.warnings = warnings;
+        Ok(declared)
     }
 
     /// The subscription, and whether it is new.
     async fn subscribe(&self) -> Result<(Subscription, bool), Error> {
-        let found = self
-            .subscriptions
-            .get_subscription()
-            .set_subscription(&*self.subscription)
-            .send()
-            .await;
-        match found {
-            Err(e) if is(&e, Code::NotFound) => {}
-            found => return Ok((found?, false)),
+        if let Some(found) = self.find().await? {
+            return Ok((found, false));
         }
         let mut wanted = Subscription::new()
-            .set_name(&*self.subscription)
+            .set_name(&*self.name)
             .set_topic(&*self.topic)
             .set_ack_deadline_seconds(ACK_DEADLINE_S)
             // A policy without a time is "never".
             .set_expiration_policy(ExpirationPolicy::new());
         wanted.message_retention_duration = RETENTION.try_into().ok();
-        match self
-            .subscriptions
-            .create_subscription()
-            .with_request(wanted)
-            .send()
-            .await
-        {
+        let create = self.subscriptions.create_subscription();
+        match create.with_request(wanted).send().await {
             // Another node has created it meanwhile.
-            Err(e) if is(&e, Code::AlreadyExists) => {
-                let found = self
-                    .subscriptions
-                    .get_subscription()
-                    .set_subscription(&*self.subscription)
-                    .send()
-                    .await;
-                Ok((found?, false))
-            }
+            Err(e) if is(&e, Code::AlreadyExists) => Ok((self.find().await?.ok_or(e)?, false)),
             created => Ok((created?, true)),
         }
     }
 
-    pub async fn probe(&self) -> Probe {
-        let request = self
-            .subscriptions
-            .get_subscription()
-            .set_subscription(&*self.subscription);
-        match timeout(PROBE_TIMEOUT, request.send()).await {
-            Ok(Ok(_)) => Probe::Well,
-            Ok(Err(e)) if is(&e, Code::NotFound) => Probe::Gone,
-            Ok(Err(e)) => Probe::Failed(describe(&e)),
-            Err(_) => Probe::Silent,
+    /// Looks the subscription up. `None` if there is none.
+    pub async fn find(&self) -> Result<Option<Subscription>, Error> {
+        let request = self.subscriptions.get_subscription();
+        match request.set_subscription(&*self.name).send().await {
+            Err(e) if is(&e, Code::NotFound) => Ok(None),
+            found => found.map(Some),
         }
     }
 }
@@ -176,7 +125,7 @@ fn is(e: &Error, code: Code) -> bool {
 }
 
 /// The service's answer, or the innermost cause, which names the socket's failure without the URL.
-fn describe(e: &Error) -> String {
+pub(super) fn describe(e: &Error) -> String {
     if let Some(status) = e.status() {
         return format!("{}: {}", status.code, status.message);
     }

@@ -1,37 +1,32 @@
 //! The stream of messages, kept open from one connection of a lane to the next.
 //!
-//! The emulator leases messages to a stream that was closed, until each lease lapses. Measured with
-//! a stream per connection, closed with nack: after a reconnect the first record took 10 to 25 s,
-//! against 0.1 s on the first connection. So one stream serves all connections, on a thread of its
-//! own because each connection lives on the thread of its lane. A new stream is opened after a
-//! failure, after the topic or subscription was created, and when the old one may be dead.
+//! The emulator ends a stream only when the client half-closes it. The client crate resets it, so the
+//! emulator goes on leasing messages to the ended stream, for ten seconds each time. Measured with a
+//! stream per connection: after a reconnect the first record took 10 to 30 s, against 0.1 s on the
+//! first connection.
 
-use std::{
-    pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    thread,
-    time::Duration,
-};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use futures_util::{FutureExt as _, Stream, StreamExt as _, stream};
 use google_cloud_pubsub::{
     Result as PubsubResult,
     client::Subscriber,
-    model::Message,
-    subscriber::{ShutdownBehavior, ShutdownToken, handler::Handler},
+    model,
+    subscriber::{ShutdownBehavior, handler::Handler},
 };
 use parking_lot::Mutex;
+use slab::Slab;
 use tokio::{
-    runtime::{Builder, Handle},
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
-    time::{Instant, timeout},
+    runtime::Handle,
+    sync::{Mutex as AsyncMutex, OwnedSemaphorePermit, Semaphore, mpsc},
+    time::{Instant, sleep},
 };
 
-use super::{Access, TransportError, charge};
-use crate::transport::PREFETCH;
+use super::{Access, charge, from_service};
+use crate::{
+    delivery::Verdict,
+    transport::{Incoming, PREFETCH, TransportError},
+};
 
 /// Limit of the messages that are ready, delivered or delayed, in KiB: 16 MiB, and so at most
 /// [`LEASED_MAX`] messages. The service is asked to send far less. The emulator ignores that, and
@@ -42,207 +37,28 @@ pub(super) const LEASED_MAX: u32 = LEASED_KIB / CHARGE_MIN_KIB;
 /// Messages that the service may send before they are settled, those that wait for a retry
 /// included.
 const OUTSTANDING_MAX: u32 = 4 * PREFETCH as u32;
-
-/// How long a stream waits for the next connection. Then it is closed, and other nodes get its
-/// messages.
+/// How long a stream waits for the next connection. Then it ends, and other nodes get its messages.
 const GRACE: Duration = Duration::from_secs(15);
-/// A stream that brought nothing to a connection of this age is not given to the next one.
-const QUIET: Duration = Duration::from_secs(30);
-/// How long the last acks of a stream may take.
-const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 /// The shortest that the service allows. Messages sent to a dead stream are redelivered after it.
 const LEASE: Duration = Duration::from_secs(10);
 
-/// A message that is leased to this node. Dropped, it is nacked.
-pub(super) struct Leased {
-    pub message: Message,
-    pub handler: Handler,
-    /// Its share of [`LEASED_KIB`].
-    pub permit: OwnedSemaphorePermit,
-}
+type Messages = Pin<Box<dyn Stream<Item = PubsubResult<(model::Message, Handler)>> + Send>>;
 
-/// Called with the reason when the stream has failed.
-pub(super) type OnEnd = Box<dyn FnOnce(String) + Send>;
-
-/// Handle to the thread that owns the stream. The thread starts with the first connection and ends
-/// with this value.
-#[derive(Default)]
-pub(super) struct SharedStream {
-    attaches: Mutex<Option<mpsc::Sender<Attach>>>,
-    is_distrusted: Arc<AtomicBool>,
-}
-
-/// Asks the thread to serve a new connection.
-struct Attach {
-    access: Access,
-    subscription: String,
-    /// Open a new stream even if there is one.
-    anew: bool,
-    out: mpsc::Sender<Leased>,
-    on_end: OnEnd,
-    done: oneshot::Sender<Result<Handle, String>>,
-}
-
-impl SharedStream {
-    /// The next connection opens a new stream: this one may belong to a system that is gone.
-    pub fn distrust(&self) {
-        self.is_distrusted.store(true, Ordering::Relaxed);
-    }
-
-    /// Sends messages to `out` only, until its receiver is closed or the next connection attaches.
-    /// Returns the runtime of the stream's thread.
-    ///
-    /// # Errors
-    /// If the thread cannot start or the client cannot be built.
-    pub async fn attach(
-        &self,
-        access: &Access,
-        subscription: &str,
-        out: mpsc::Sender<Leased>,
-        on_end: OnEnd,
-    ) -> Result<Handle, TransportError> {
-        let failed = |why: String| TransportError::Connect(format!("subscriber: {why}"));
-        let ended = || failed("its thread has ended".into());
-        let (done, reply) = oneshot::channel();
-        let attach = Attach {
-            access: access.clone(),
-            subscription: subscription.into(),
-            anew: self.is_distrusted.swap(false, Ordering::Relaxed),
-            out,
-            on_end,
-            done,
-        };
-        let attaches = self.thread().map_err(|why| failed(why.to_string()))?;
-        attaches.send(attach).await.map_err(|_| ended())?;
-        reply.await.map_err(|_| ended())?.map_err(failed)
-    }
-
-    /// The way to the thread, which is started if there is none.
-    fn thread(&self) -> std::io::Result<mpsc::Sender<Attach>> {
-        let mut attaches = self.attaches.lock();
-        if let Some(attaches) = attaches.as_ref().filter(|sender| !sender.is_closed()) {
-            return Ok(attaches.clone());
-        }
-        let runtime = Builder::new_current_thread().enable_all().build()?;
-        let (sender, receiver) = mpsc::channel(1);
-        let is_distrusted = Arc::clone(&self.is_distrusted);
-        thread::Builder::new()
-            .name("pubsub-stream".into())
-            .spawn(move || runtime.block_on(run(receiver, &is_distrusted)))?;
-        Ok(attaches.insert(sender).clone())
-    }
-}
-
-/// Serves one connection after the other.
-async fn run(mut attaches: mpsc::Receiver<Attach>, is_distrusted: &AtomicBool) {
-    let budget = Arc::new(Semaphore::new(LEASED_KIB as usize));
-    let mut kept: Option<MessageStream> = None;
-    let mut next = attaches.recv().await;
-    while let Some(attach) = next {
-        let inherited = kept
-            .take()
-            .filter(|stream| !attach.anew && stream.is_trusted());
-        let (stream, end) = serve(attach, inherited, &mut attaches, &budget).await;
-        next = match (end, stream) {
-            (ServeEnd::Replaced(next), stream) => {
-                kept = stream;
-                next
-            }
-            (ServeEnd::Detached, Some(mut stream)) => {
-                stream.give_back();
-                // The client would resume a stream of no more use on a subscription that is created
-                // meanwhile, and take its first messages.
-                let is_of_use = !is_distrusted.load(Ordering::Relaxed);
-                let grace = if is_of_use { GRACE } else { Duration::ZERO };
-                if let Ok(next) = timeout(grace, attaches.recv()).await {
-                    kept = Some(stream);
-                    next
-                } else {
-                    stream.shut_down().await;
-                    attaches.recv().await
-                }
-            }
-            (ServeEnd::Detached | ServeEnd::Failed, _) => attaches.recv().await,
-        };
-    }
-    if let Some(stream) = kept {
-        stream.shut_down().await;
-    }
-}
-
-/// Serves one connection from the stream of the last one, or from a new one. Returns a stream that
-/// is still of use.
-async fn serve(
-    attach: Attach,
-    inherited: Option<MessageStream>,
-    attaches: &mut mpsc::Receiver<Attach>,
-    budget: &Arc<Semaphore>,
-) -> (Option<MessageStream>, ServeEnd) {
-    let open = || MessageStream::open(&attach.access, &attach.subscription);
-    let is_inherited = inherited.is_some();
-    let opened = match inherited {
-        Some(stream) => Ok(stream),
-        None => open().await,
-    };
-    let mut stream = match opened {
-        Ok(stream) => stream,
-        Err(why) => {
-            // This fails if the connection was given up meanwhile.
-            attach.done.send(Err(why)).ok();
-            return (None, ServeEnd::Failed);
-        }
-    };
-    attach.done.send(Ok(Handle::current())).ok();
-
-    let mut end = stream.serve(attaches, &attach.out, budget).await;
-    if is_inherited && end.is_err() {
-        // The stream broke between two connections. That is no failure of this one.
-        end = match open().await {
-            Ok(opened) => {
-                stream = opened;
-                stream.serve(attaches, &attach.out, budget).await
-            }
-            Err(why) => Err(why),
-        };
-    }
-    match end {
-        Ok(end) => (Some(stream), end),
-        Err(why) => {
-            (attach.on_end)(why);
-            (None, ServeEnd::Failed)
-        }
-    }
-}
-
-/// Why a connection is no longer served.
-enum ServeEnd {
-    /// The next connection attached, or, with `None`, no other will.
-    Replaced(Option<Attach>),
-    /// The connection was closed.
-    Detached,
-    Failed,
-}
-
-type Messages = Pin<Box<dyn Stream<Item = PubsubResult<(Message, Handler)>> + Send>>;
-
-/// One stream of messages.
-struct MessageStream {
-    messages: Messages,
-    shutdown: ShutdownToken,
-    /// When the latest connection began.
-    since: Instant,
-    /// Whether it brought that connection anything.
-    heard: bool,
+/// One stream of messages. When it is dropped, its messages are nacked.
+pub(super) struct MessageStream {
+    messages: AsyncMutex<Messages>,
+    /// Room for leased messages, in KiB.
+    room: Arc<Semaphore>,
 }
 
 impl MessageStream {
-    async fn open(access: &Access, subscription: &str) -> Result<Self, String> {
+    pub(super) async fn open(access: &Access, subscription: &str) -> Result<Self, TransportError> {
         let subscriber = Subscriber::builder()
             .with_endpoint(&*access.endpoint)
             .with_credentials(access.credentials.clone())
             .build()
             .await
-            .map_err(|why| why.to_string())?;
+            .map_err(|why| TransportError::Connect(format!("subscriber: {why}")))?;
         let messages = subscriber
             .subscribe(subscription)
             .set_max_lease_extension(LEASE)
@@ -254,7 +70,6 @@ impl MessageStream {
             // their ids to other messages.
             .set_shutdown_behavior(ShutdownBehavior::NackImmediately)
             .build();
-        let shutdown = messages.shutdown_token();
         // `unfold` keeps a pending call of `next` when its waiter is dropped. On a quiet
         // subscription that call is still opening the stream, and dropping it would leave a dead
         // stream behind.
@@ -263,67 +78,122 @@ impl MessageStream {
             Some((next, messages))
         });
         Ok(Self {
-            messages: Box::pin(messages),
-            shutdown,
-            since: Instant::now(),
-            heard: false,
+            messages: AsyncMutex::new(Box::pin(messages)),
+            room: Arc::new(Semaphore::new(LEASED_KIB as usize)),
         })
     }
 
-    fn is_trusted(&self) -> bool {
-        self.heard || self.since.elapsed() < QUIET
-    }
-
-    /// Sends messages to `out`. An error is the reason why the stream failed.
-    async fn serve(
-        &mut self,
-        attaches: &mut mpsc::Receiver<Attach>,
-        out: &mpsc::Sender<Leased>,
-        budget: &Arc<Semaphore>,
-    ) -> Result<ServeEnd, String> {
-        self.since = Instant::now();
-        self.heard = false;
-        loop {
-            let next = tokio::select! {
-                biased;
-                next = attaches.recv() => return Ok(ServeEnd::Replaced(next)),
-                () = out.closed() => return Ok(ServeEnd::Detached),
-                next = self.messages.next() => next,
+    /// Sends messages to `out` until it is closed or the stream fails. Returns the reason.
+    pub(super) async fn read(&self, out: mpsc::Sender<Leased>) -> String {
+        let mut messages = self.messages.lock().await;
+        while let Some(next) = messages.next().await {
+            let (message, handler) = match next {
+                Ok(next) => next,
+                Err(why) => return why.to_string(),
             };
-            let next = next.ok_or("the stream has ended")?;
-            let (message, handler) = next.map_err(|why| why.to_string())?;
-            self.heard = true;
             let cost = charge(message.data.len(), CHARGE_MIN_KIB, LEASED_KIB);
-            let room = async {
-                let permit = Arc::clone(budget).acquire_many_owned(cost).await.ok()?;
-                Some((permit, out.reserve().await.ok()?))
+            // Nobody closes the semaphore.
+            let Ok(permit) = Arc::clone(&self.room).acquire_many_owned(cost).await else {
+                break;
             };
-            tokio::select! {
-                biased;
-                next = attaches.recv() => return Ok(ServeEnd::Replaced(next)),
-                () = out.closed() => return Ok(ServeEnd::Detached),
-                room = room => match room {
-                    Some((permit, slot)) => slot.send(Leased { message, handler, permit }),
-                    None => return Ok(ServeEnd::Detached),
-                },
+            let leased = Leased {
+                message,
+                handler,
+                permit,
+            };
+            if out.send(leased).await.is_err() {
+                break;
             }
         }
+        "the stream has ended".into()
     }
 
-    /// Nacks the messages that have come in and were not handed out.
-    fn give_back(&mut self) {
+    /// Nacks the messages that have come in and were not read. Waits for the end of [`Self::read`].
+    pub(super) async fn give_back(&self) {
+        let mut messages = self.messages.lock().await;
         for _ in 0..LEASED_MAX {
-            if !matches!(self.messages.next().now_or_never(), Some(Some(Ok(_)))) {
+            if !matches!(messages.next().now_or_never(), Some(Some(Ok(_)))) {
                 break;
             }
         }
     }
+}
 
-    /// Waits until acks have arrived and all other messages are nacked.
-    async fn shut_down(self) {
-        // A time-out means that the system is away: its messages are redelivered after their lease.
-        timeout(SHUTDOWN_TIMEOUT, self.shutdown.shutdown())
-            .await
-            .ok();
+/// The stream of the last connection, until the next one takes it. Clones share it.
+#[derive(Clone, Default)]
+pub(super) struct KeptStream(Arc<Mutex<Option<(Arc<MessageStream>, Instant)>>>);
+
+impl KeptStream {
+    pub(super) fn take(&self) -> Option<Arc<MessageStream>> {
+        let (stream, _) = self.0.lock().take()?;
+        Some(stream)
+    }
+
+    /// Keeps `stream` for [`GRACE`]. Its end is timed on `runtime`.
+    pub(super) fn put(&self, stream: Arc<MessageStream>, runtime: &Handle) {
+        let end = Instant::now() + GRACE;
+        *self.0.lock() = Some((stream, end));
+        let kept = self.clone();
+        runtime.spawn(async move {
+            sleep(GRACE).await;
+            // The stream may have been taken, and kept again later.
+            kept.0.lock().take_if(|(_, end)| *end <= Instant::now());
+        });
+    }
+}
+
+/// The deliveries of one connection that have no verdict.
+#[derive(Default)]
+pub(super) struct UnackedHandlers(Mutex<Slab<Handler>>);
+
+impl UnackedHandlers {
+    pub(super) fn give_back(&self) {
+        for handler in self.0.lock().drain() {
+            handler.nack();
+        }
+    }
+}
+
+/// A message that is leased to this node. Dropped, it is nacked.
+pub(super) struct Leased {
+    message: model::Message,
+    handler: Handler,
+    /// Its share of [`LEASED_KIB`].
+    permit: OwnedSemaphorePermit,
+}
+
+impl Leased {
+    /// Delays run on `runtime`.
+    pub(super) fn deliver(self, unacked: &Arc<UnackedHandlers>, runtime: &Handle) -> Incoming {
+        let Self {
+            message,
+            handler,
+            permit,
+        } = self;
+        let attempt = handler.delivery_attempt();
+        let redelivered = attempt.is_some_and(|attempt| attempt > 1);
+        let key = unacked.0.lock().insert(handler);
+        let unacked = Arc::clone(unacked);
+        let runtime = runtime.clone();
+        let settle = move |verdict| {
+            // It is absent if `close` has given it back.
+            let Some(handler) = unacked.0.lock().try_remove(key) else {
+                return;
+            };
+            match verdict {
+                Verdict::Ack | Verdict::Reject => handler.ack(),
+                Verdict::Unsettled => handler.nack(),
+                // The service has no delayed nack, so the lease is extended until the delay is
+                // over.
+                Verdict::RetryAfter(delay) => {
+                    runtime.spawn(async move {
+                        sleep(delay).await;
+                        handler.nack();
+                        drop(permit);
+                    });
+                }
+            }
+        };
+        Incoming::new(from_service(message), redelivered, settle)
     }
 }
