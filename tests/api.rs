@@ -281,6 +281,51 @@ async fn an_api_that_always_closes_is_asked_twice_and_no_more() {
 }
 
 #[actix_rt::test]
+async fn an_api_that_refuses_a_body_before_it_has_read_it_is_understood() {
+    const REFUSAL: &[u8] = b"HTTP/1.1 413 Too Large\r\ncontent-length: 3\r\n\r\nbig";
+    let (url, _) = by_hand(|_, mut stream| {
+        let mut start = [0; 512];
+        assert!(stream.read(&mut start).unwrap() > 0);
+        stream.write_all(REFUSAL).unwrap();
+        // The drop closes the connection with bytes that were not read, which resets it.
+    });
+    let client = client_of(url, 1);
+    let refused = Answer::Status {
+        status: 413,
+        retry_after: None,
+        excerpt: "big".into(),
+    };
+    for size in [1 << 10, 64 << 10, 256 << 10, 16 << 20] {
+        let body = Bytes::from(vec![b' '; size]);
+        let answer = client.post(body, "key-1", None).await;
+        assert_eq!(answer, refused, "{size} bytes");
+    }
+}
+
+#[actix_rt::test]
+async fn a_large_body_that_lost_its_connection_is_sent_once_the_api_asks_for_it() {
+    const SIZE: usize = 16 << 20;
+    let (url, _) = by_hand(|number, mut stream| {
+        if number == 0 {
+            // Dropped with bytes that were not read.
+            assert!(stream.read(&mut [0; 512]).unwrap() > 0);
+            return;
+        }
+        let mut head = vec![0; 512];
+        let length = stream.read(&mut head).unwrap();
+        let head = String::from_utf8_lossy(&head[..length]).to_ascii_lowercase();
+        assert!(head.contains("expect: 100-continue\r\n"), "{head}");
+        assert!(head.contains("idempotency-key: key-1\r\n"), "{head}");
+        stream.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").unwrap();
+        stream.read_exact(&mut vec![0; SIZE]).unwrap();
+        stream.write_all(OK).unwrap();
+    });
+    let body = Bytes::from(vec![b' '; SIZE]);
+    let answer = client_of(url, 1).post(body, "key-1", None).await;
+    assert_eq!(answer.outcome(), Outcome::Delivered, "{answer:?}");
+}
+
+#[actix_rt::test]
 async fn an_answer_whose_body_does_not_end_counts_by_its_status() {
     let (url, _) = by_hand(|number, mut stream| {
         read_request(&mut stream);

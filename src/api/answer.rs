@@ -55,10 +55,10 @@ impl fmt::Display for Answer {
         match self {
             Self::Status {
                 status, excerpt, ..
-            } if excerpt.is_empty() => write!(f, "status {status}"),
-            Self::Status {
-                status, excerpt, ..
-            } => write!(f, "status {status}: {excerpt}"),
+            } => {
+                let colon = if excerpt.is_empty() { "" } else { ": " };
+                write!(f, "status {status}{colon}{excerpt}")
+            }
             Self::NoAnswer(why) => f.write_str(why),
         }
     }

@@ -7,11 +7,14 @@
 //!   `IDLE_MAX`.
 //! - A server may close a connection while a request is on its way. A POST that has an
 //!   `Idempotency-Key` is sent once more, over a new connection.
+//! - A server may refuse a large request before it has read the body, and close. awc fails to write
+//!   the rest of the body and drops the answer. The second try asks for permission before it sends
+//!   the body (`Expect: 100-continue`), and so gets the answer.
 //! - A body that is cut short ends like a whole one. [`read`] compares its length with
 //!   `Content-Length`.
 //! - awc returns an interim answer (1xx), or a head without a length, as a whole answer and keeps
 //!   the connection. The rest would be read as the answer to the next request, so all kept
-//!   connections are closed.
+//!   connections are closed. An interim answer is an error: what follows it cannot be read.
 //! - awc follows redirects, and its time-out ends with the head. Both are off; the caller has one
 //!   time-out for the exchange.
 
@@ -24,17 +27,20 @@ use awc::{
     http::{
         Method, StatusCode, Uri, Version,
         header::{self, HeaderMap, HeaderName, HeaderValue, InvalidHeaderValue},
-        uri::{PathAndQuery, Scheme},
     },
 };
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use rustls::{ClientConfig, RootCertStore};
+use url::{Host, Position, Url};
 
 /// A connection that was idle for longer is not used again.
 const IDLE_MAX: Duration = Duration::from_secs(4);
 /// A connection is replaced after this time, so that a new address of the server is noticed.
 const LIFETIME_MAX: Duration = Duration::from_mins(5);
+
+/// An answer to a body of this size can always be read: a socket's buffer holds the whole request.
+const SMALL_BODY: usize = 64 << 10;
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
@@ -69,40 +75,27 @@ impl Endpoint {
     ///
     /// # Errors
     /// When `url` is no usable `http://` or `https://` URL.
-    pub fn parse(url: &str, tls: impl FnOnce() -> Arc<ClientConfig>) -> Result<Self, String> {
-        let uri: Uri = url
-            .parse()
-            .map_err(|why| format!("{url} is not a URL: {why}"))?;
-        let mut parts = uri.into_parts();
-        let is_tls = match parts.scheme.as_ref().map(Scheme::as_str) {
-            Some("http") => false,
-            Some("https") => true,
-            _ => return Err(format!("{url} is not an http:// or https:// URL")),
-        };
-        let authority = parts
-            .authority
-            .ok_or_else(|| format!("{url} names no host"))?;
-        if is_tls && authority.host().starts_with('[') {
+    pub fn parse(text: &str, tls: impl FnOnce() -> Arc<ClientConfig>) -> Result<Self, String> {
+        let mut url = Url::parse(text).map_err(|why| format!("{text} is not a URL: {why}"))?;
+        let is_tls = url.scheme() == "https";
+        if !is_tls && url.scheme() != "http" {
+            return Err(format!("{text} is not an http:// or https:// URL"));
+        }
+        if is_tls && matches!(url.host(), Some(Host::Ipv6(_))) {
             return Err(format!(
-                "{url}: HTTPS to an IPv6 address is not supported; use a host name"
+                "{text}: HTTPS to an IPv6 address is not supported; use a host name"
             ));
         }
-        // A login is no part of `Host` (RFC 9110, 7.2).
-        let host = authority.as_str().rsplit('@').next().unwrap_or_default();
-        parts.authority = Some(host.parse().map_err(|why| format!("{url}: {why}"))?);
-        let host = HeaderValue::from_str(host).map_err(|why| format!("{url}: {why}"))?;
-        // A query may follow the host at once; the path of a request begins with `/`.
-        let path = parts
-            .path_and_query
-            .as_ref()
-            .map_or("/", PathAndQuery::as_str);
-        if !path.starts_with('/') {
-            let path = format!("/{path}").parse();
-            parts.path_and_query = Some(path.map_err(|why| format!("{url}: {why}"))?);
-        }
+        // A login is no part of `Host` (RFC 9110, 7.2). Every HTTP URL can do without.
+        url.set_username("").ok();
+        url.set_password(None).ok();
+        let host = &url[Position::BeforeHost..Position::AfterPort];
         Ok(Self {
-            uri: Uri::from_parts(parts).map_err(|why| format!("{url}: {why}"))?,
-            host,
+            host: HeaderValue::from_str(host).map_err(|why| format!("{text}: {why}"))?,
+            uri: url
+                .as_str()
+                .parse()
+                .map_err(|why| format!("{text}: {why}"))?,
             authorization: None,
             tls: is_tls.then(tls),
         })
@@ -250,15 +243,16 @@ impl HttpClient {
         traceparent: Option<&str>,
         mut finish: impl AsyncFnMut(ClientResponse) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
-        let mut may_retry = key.is_some();
+        let mut is_second_try = false;
         loop {
-            let ended = match self.send(body, key, traceparent).await {
+            let asks_first = is_second_try && body.len() > SMALL_BODY;
+            let ended = match self.send(body, key, traceparent, asks_first).await {
                 Ok(response) => finish(response).await,
                 Err(failure) => Err(failure),
             };
             match ended {
-                Err(Failure::Closed(_)) if may_retry => {
-                    may_retry = false;
+                Err(Failure::Closed(_)) if key.is_some() && !is_second_try => {
+                    is_second_try = true;
                     // A server that has closed one kept connection has most often closed all.
                     self.close_kept();
                 }
@@ -272,6 +266,7 @@ impl HttpClient {
         body: &Bytes,
         key: Option<&str>,
         traceparent: Option<&str>,
+        asks_first: bool,
     ) -> Result<ClientResponse, Failure> {
         let mut headers = HeaderMap::with_capacity(2);
         if let Some(key) = key {
@@ -281,17 +276,27 @@ impl HttpClient {
         if let Some(traceparent) = traceparent.and_then(|text| HeaderValue::from_str(text).ok()) {
             headers.insert(TRACEPARENT, traceparent);
         }
-        let sending = self
-            .post
-            .borrow()
-            .extra_headers(headers)
-            .send_body(body.clone());
+        let sending = if asks_first {
+            let client = self.endpoint.client(1, self.connect_timeout);
+            let mut post = self.endpoint.post(&client);
+            for header in headers {
+                post = post.insert_header(header);
+            }
+            post.insert_header((header::EXPECT, "100-continue"))
+                .send_body(body.clone())
+        } else {
+            self.post
+                .borrow()
+                .extra_headers(headers)
+                .send_body(body.clone())
+        };
         let response = sending.await?;
         if has_more_to_come(&response) {
             self.close_kept();
             let status = response.status();
             if status.is_informational() && status != StatusCode::SWITCHING_PROTOCOLS {
-                return Err(Failure::Unusable(format!("it begins with {status}")));
+                let why = format!("it begins with {status}, and the client reads no further");
+                return Err(Failure::Unusable(why));
             }
         }
         Ok(response)

@@ -4,7 +4,7 @@ pub mod answer;
 pub mod client;
 
 use std::{
-    fs,
+    fmt, fs,
     path::Path,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -18,7 +18,10 @@ use awc::{
     },
 };
 use bytes::Bytes;
-use rustls::{ClientConfig, pki_types::CertificateDer, pki_types::pem::PemObject as _};
+use rustls::{
+    ClientConfig,
+    pki_types::{CertificateDer, pem::PemObject as _},
+};
 use tokio::time::timeout;
 
 use self::client::{Endpoint, HttpClient, public_roots, read};
@@ -38,14 +41,10 @@ pub struct Settings {
     concurrency: usize,
 }
 
-/// The configuration of the API cannot be used.
+/// The configuration of the API cannot be used. The text names the URL or the file.
 #[derive(Debug, thiserror::Error)]
-pub enum ApiError {
-    #[error("{0}")]
-    Url(String),
-    #[error("{file}: {why}")]
-    File { file: String, why: String },
-}
+#[error("{0}")]
+pub struct ApiError(String);
 
 impl Settings {
     /// # Errors
@@ -53,7 +52,7 @@ impl Settings {
     pub fn read(config: &config::ApiConfig) -> Result<Self, ApiError> {
         let tls = Arc::new(tls(config.ca_file.as_deref())?);
         let authorization = config.token_file.as_deref().map(bearer).transpose()?;
-        let endpoint = Endpoint::parse(&config.url, || tls).map_err(ApiError::Url)?;
+        let endpoint = Endpoint::parse(&config.url, || tls).map_err(ApiError)?;
         Ok(Self {
             endpoint: endpoint.with_authorization(authorization),
             timeout: config.timeout,
@@ -62,11 +61,8 @@ impl Settings {
     }
 }
 
-fn unusable(file: &Path, why: impl ToString) -> ApiError {
-    ApiError::File {
-        file: file.display().to_string(),
-        why: why.to_string(),
-    }
+fn unusable(file: &Path, why: impl fmt::Display) -> ApiError {
+    ApiError(format!("{}: {why}", file.display()))
 }
 
 fn bearer(file: &Path) -> Result<HeaderValue, ApiError> {
@@ -108,15 +104,9 @@ pub struct Api {
 
 impl Api {
     pub fn new(settings: &Settings) -> Self {
-        let Settings {
-            endpoint,
-            timeout,
-            concurrency,
-        } = settings.clone();
-        Self {
-            client: HttpClient::new(endpoint, concurrency, timeout),
-            timeout,
-        }
+        let timeout = settings.timeout;
+        let client = HttpClient::new(settings.endpoint.clone(), settings.concurrency, timeout);
+        Self { client, timeout }
     }
 
     /// POSTs `body` under `id`. The time-out of the configuration covers connecting, sending and
