@@ -1,5 +1,5 @@
-//! Compiles the gRPC service from `proto/` with a pure Rust compiler, so that no `protoc` is needed,
-//! and keeps the descriptors that server reflection serves.
+//! Compiles the gRPC service from `proto/` with a pure Rust compiler, so that no `protoc` is
+//! needed, and keeps the descriptors that server reflection serves.
 
 use std::{env, error::Error, fs, path::PathBuf};
 

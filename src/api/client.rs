@@ -39,8 +39,9 @@ const IDLE_MAX: Duration = Duration::from_secs(4);
 /// A connection is replaced after this time, so that a new address of the server is noticed.
 const LIFETIME_MAX: Duration = Duration::from_mins(5);
 
-/// An answer to a body of this size can always be read: a socket's buffer holds the whole request.
-const SMALL_BODY: usize = 64 << 10;
+/// A socket takes a body of this size at once (it is the default send buffer of Linux), so the answer
+/// is read even if the server closes the connection.
+const SMALL_BODY: usize = 16 << 10;
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");

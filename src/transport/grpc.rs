@@ -126,7 +126,8 @@ impl Transport for Grpc {
         };
         let tap = settings.tap.clone();
         let service = Service { intake, tap };
-        let serving = server::serve(listener, tls.server(), service, phases.clone())?;
+        let serving = server::serve(listener, tls.server(), service, phases.clone())
+            .map_err(|why| TransportError::Connect(why.to_string()))?;
         let (server, alive) = watch::channel(());
         tokio::spawn(async move {
             serving.await;

@@ -1,5 +1,5 @@
-//! Messages, and the one codec of their headers. A transport maps [`Headers::pairs`] to the headers or
-//! attributes of its system, and [`Headers::read`] back.
+//! Messages, and the one codec of their headers. A transport maps [`Headers::pairs`] to the headers
+//! or attributes of its system, and [`Headers::read`] back.
 
 use std::{borrow::Cow, fmt, sync::Arc};
 
@@ -57,10 +57,10 @@ impl Headers {
         std::iter::once((header::ID, Cow::from(&*self.id))).chain(optional)
     }
 
-    /// Reads headers; `header` looks one up by its name. `other_id` is the id of a message that another
-    /// publisher sent without [`header::ID`]: it must not change when the system sends the message again.
-    /// The id and the trace context become headers of the POST, so a value that is not visible ASCII
-    /// counts as absent.
+    /// Reads headers; `header` looks one up by its name. `other_id` is the id of a message that
+    /// another publisher sent without [`header::ID`]: it must not change when the system sends the
+    /// message again. The id and the trace context become headers of the POST, so a value that is
+    /// not visible ASCII counts as absent.
     pub fn read<'v>(
         header: impl Fn(&str) -> Option<&'v str>,
         other_id: impl FnOnce() -> Arc<str>,
@@ -101,8 +101,8 @@ impl From<Message> for Record {
     }
 }
 
-/// A message that came out of a system, which holds it until it is settled. Dropped, it is *not
-/// delivered*: the system sends it again.
+/// A message that came out of a system and is in flight until it is settled. Dropped, it is *not
+/// delivered*: the system redelivers it.
 pub struct Incoming {
     pub message: Message,
     /// The system says that it has sent this message before.

@@ -1,23 +1,24 @@
-//! What a message system must offer to be a lane: it moves messages. The lane makes messages of records
-//! and records of messages (`actors/lane`). Each file here is the only one that knows its client crate.
+//! The contract of a message system that is a lane: it moves messages. The lane makes messages of
+//! records and records of messages (`actors/lane`). Each file here is the only one that knows its
+//! client crate.
 //!
 //! # The contract
 //! The suite `tests/transport_contract.rs` holds every transport to it:
 //!
-//! - [`Transport::publish`] reports `Ok` for a message only when it is durable in the system: a broker
-//!   killed right after still has it. An error or a dropped future says nothing: the message may come
-//!   out or not.
+//! - [`Transport::publish`] reports `Ok` for a message only when it is durable in the system: a
+//!   broker killed right after still has it. An error or a dropped future says nothing: the message
+//!   may come out or not.
 //! - A message comes out with the headers and the bytes it went in with. A system without a broker
 //!   (`grpc`) carries records only, and no bundles.
-//! - A message that is acked or rejected does not come again. One whose [`Incoming`] is dropped comes
-//!   again soon. One that is given back for later comes again, not before its delay has passed. While an
+//! - A message that is acked or rejected is not redelivered. A message whose [`Incoming`] is
+//!   dropped is redelivered soon, and one with a retry delay after that delay. While an
 //!   [`Incoming`] lives, the system does not send its message to anyone else.
-//! - [`Transport::close`] flushes the acks and gives back the messages that are not settled, those in
+//! - [`Transport::close`] flushes the acks and naks the messages that are not settled, those in
 //!   client buffers included. Dropping a transport without `close` may skip that, but frees its
 //!   connections, tasks and sockets.
 //! - Every wait inside has a deadline, and `receive` fails within ten seconds of a peer's silence.
-//! - A message that another publisher sent without our headers comes out as well. Its id does not change
-//!   when the system sends it again, as far as the system itself identifies messages.
+//! - A message that another publisher sent without our headers comes out as well. Its id does not
+//!   change when the system sends it again, as far as the system itself identifies messages.
 //!
 //! # A fifth system
 //! It is one file here, one variant of [`LaneId`](crate::lane_id::LaneId), one section of the
@@ -25,8 +26,8 @@
 //!
 //! 1. `transport/NAME.rs` implements [`Transport`]. Headers are [`Headers::pairs`] and
 //!    [`Headers::read`]; `publish_each` turns one publish into many.
-//! 2. The compiler then names each `match` that needs the variant: the lane's name, its default tag, its
-//!    section, and the line of `node.rs` that starts it.
+//! 2. The compiler then names each `match` that needs the variant: the lane's name, its default
+//!    tag, its section, and the line of `node.rs` that starts it.
 //! 3. `contract! { NAME: … }` in `tests/transport_contract.rs`, with a rig that starts the system.
 
 pub mod grpc;
@@ -52,33 +53,34 @@ pub const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How many messages a transport holds ready ahead of the forwarder.
 pub const PREFETCH: u16 = 256;
 
-/// One connection to one message system, for both directions. It lives on one thread; its methods run
-/// there at the same time. After [`TransportError::Lost`] the lane closes it and connects anew.
+/// One connection to one message system, for both directions. It lives on one thread, and its
+/// methods run there concurrently. After [`TransportError::Lost`] the lane closes it and connects
+/// again.
 pub trait Transport: Sized + 'static {
     /// What `connect` needs. It outlives connections.
     type Settings: Clone + Send + Sync + Unpin + 'static;
-    /// Whether a confirm depends on the message system alone. Then a publish that times out while no
-    /// other is confirmed means that the connection is dead.
+    /// Whether a confirm depends on the message system alone. Then a publish that times out while
+    /// no other is confirmed means that the connection is dead.
     const CONFIRMS_ALONE: bool = true;
 
     /// Connects, declares what is missing and checks what is there. [`connect`] sets the deadline.
     ///
     /// # Errors
-    /// When the system cannot be reached, or has something of the same name with other settings, which
-    /// is never changed.
+    /// When the system cannot be reached, or has something of the same name with other settings,
+    /// which is never changed.
     fn connect(settings: &Self::Settings) -> impl Future<Output = Result<Self, TransportError>>;
 
-    /// Publishes each of `messages`. `settled` gets the index of a message when it is durable in the
-    /// system, or when it fails. A message that was not reported when the future is dropped may or may
-    /// not be in the system; so may one that failed. Called for many at once.
+    /// Publishes each of `messages`. `settled` gets the index of a message when it is durable in
+    /// the system, or when it fails. A message that failed may be in the system, and so may one
+    /// that was not reported when the future is dropped. Several calls run concurrently.
     fn publish(
         &self,
         messages: &[Message],
         settled: impl FnMut(usize, Result<(), TransportError>),
     ) -> impl Future<Output = ()>;
 
-    /// Waits for a message and appends it to `into`, with those that are ready behind it, `max` in all.
-    /// Called by one task at a time. Dropping the future loses nothing.
+    /// Waits for a message and appends it to `into`, with those that are ready behind it, `max` in
+    /// all. Called by one task at a time. Dropping the future loses nothing.
     ///
     /// # Errors
     /// When the connection is lost, however quiet the lane is.
@@ -88,11 +90,11 @@ pub trait Transport: Sized + 'static {
         max: usize,
     ) -> impl Future<Output = Result<(), TransportError>>;
 
-    /// Resolves once the connection is lost, however quiet the lane is and whether or not a task waits
-    /// in `receive`.
+    /// Resolves once the connection is lost, however quiet the lane is and whether or not a task
+    /// waits in `receive`.
     fn lost(&self) -> impl Future<Output = TransportError>;
 
-    /// Flushes, gives back, disconnects, within [`CLOSE_TIMEOUT`].
+    /// Flushes the acks, naks the unsettled messages and disconnects, within [`CLOSE_TIMEOUT`].
     fn close(&self) -> impl Future<Output = ()>;
 
     /// What the system said of itself at `connect`.
@@ -150,19 +152,13 @@ pub async fn publish_each(
 
 impl From<&Message> for proto::Record {
     fn from(Message { headers, body }: &Message) -> Self {
+        let traceparent = headers.traceparent.as_deref().unwrap_or_default();
+        let origin = headers.origin.as_ref().map(Origin::to_text);
         Self {
             id: headers.id.to_string(),
             body: body.clone(),
-            traceparent: headers
-                .traceparent
-                .as_deref()
-                .unwrap_or_default()
-                .to_owned(),
-            origin: headers
-                .origin
-                .as_ref()
-                .map(Origin::to_text)
-                .unwrap_or_default(),
+            traceparent: traceparent.to_owned(),
+            origin: origin.unwrap_or_default(),
         }
     }
 }
@@ -173,7 +169,7 @@ pub enum TransportError {
     /// It cannot be reached, refuses our credentials, or its settings do not fit.
     #[error("cannot connect: {0}")]
     Connect(String),
-    /// This message is not confirmed. The connection may be well.
+    /// This message is not confirmed. The connection may still work.
     #[error("not confirmed: {0}")]
     Publish(String),
     /// The connection is gone, or the system has fallen silent.

@@ -210,23 +210,13 @@ impl<S: Stream<Item = Result<proto::Record, Status>> + Unpin> InboundStream<S> {
                     self.write_late_to_disk();
                 }
                 message = async { self.records.as_mut()?.next().await },
-                    if self.waiting.is_none() && self.records.is_some() => match message
+                    if self.waiting.is_none() && self.records.is_some() =>
                 {
-                    Some(Ok(record)) => {
-                        if idle {
-                            self.progress = Instant::now();
-                        }
-                        match self.intake.accept(record, self.sender) {
-                            Ok(record) => self.admit(record),
-                            Err(refused) => self.receipts.push(refused),
-                        }
+                    if idle {
+                        self.progress = Instant::now();
                     }
-                    Some(Err(status)) => {
-                        self.broken = Some(status);
-                        self.records = None;
-                    }
-                    None => self.records = None,
-                },
+                    self.take(message);
+                }
                 () = async { sleep_until(patience).await },
                     if self.sender == Sender::Client && !idle =>
                 {
@@ -236,6 +226,20 @@ impl<S: Stream<Item = Result<proto::Record, Status>> + Unpin> InboundStream<S> {
             }
         }
         Ok(Some(mem::take(&mut self.receipts)))
+    }
+
+    /// Takes in what was read from the stream. `None` is its end.
+    fn take(&mut self, message: Option<Result<proto::Record, Status>>) {
+        match message.transpose() {
+            Ok(Some(record)) => match self.intake.accept(record, self.sender) {
+                Ok(record) => self.admit(record),
+                Err(refused) => self.receipts.push(refused),
+            },
+            ended => {
+                self.broken = ended.err();
+                self.records = None;
+            }
+        }
     }
 
     /// Reports the outcome of the record that is tracked next.

@@ -2,6 +2,7 @@
 //! be cut.
 
 use std::{
+    error::Error,
     io,
     pin::Pin,
     task::{Context, Poll},
@@ -22,10 +23,7 @@ use super::{
     CONNECTION_WINDOW, KEEP_ALIVE_INTERVAL, KEEP_ALIVE_TIMEOUT, MAX_MESSAGE, Phase, STREAM_WINDOW,
     reached, service::Service,
 };
-use crate::{
-    proto::{self, waypost_server::WaypostServer},
-    transport::TransportError,
-};
+use crate::proto::{self, waypost_server::WaypostServer};
 
 /// Returns a future that serves until [`Phase::Closing`], and then until the open calls have ended
 /// or [`Phase::Cut`] is reached. It stops listening when it stops serving.
@@ -37,15 +35,14 @@ pub(super) fn serve(
     tls: Option<ServerTlsConfig>,
     service: Service,
     phase: watch::Receiver<Phase>,
-) -> Result<impl Future<Output = ()> + Send, TransportError> {
-    let connect_error = |e: &dyn std::error::Error| TransportError::Connect(e.to_string());
+) -> Result<impl Future<Output = ()> + Send, Box<dyn Error>> {
     let mut server = Server::builder()
         .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW);
     if let Some(tls) = tls {
-        server = server.tls_config(tls).map_err(|e| connect_error(&e))?;
+        server = server.tls_config(tls)?;
     }
     let descriptors = || {
         tonic_reflection::server::Builder::configure()
@@ -55,13 +52,9 @@ pub(super) fn serve(
     let router = server
         .add_service(WaypostServer::new(service).max_decoding_message_size(MAX_MESSAGE))
         .add_service(health_service)
-        .add_service(descriptors().build_v1().map_err(|e| connect_error(&e))?)
+        .add_service(descriptors().build_v1()?)
         // Older tools ask for the alpha version.
-        .add_service(
-            descriptors()
-                .build_v1alpha()
-                .map_err(|e| connect_error(&e))?,
-        );
+        .add_service(descriptors().build_v1alpha()?);
 
     let cut = phase.clone();
     let connections = TcpIncoming::from(listener)

@@ -28,22 +28,18 @@ pub(super) struct Tls {
 
 impl Tls {
     pub(super) async fn read(config: &GrpcConfig) -> Result<Self, TransportError> {
-        let server = match (&config.cert_file, &config.key_file) {
-            (Some(cert), Some(key)) => Some((read_secret(cert).await?, read_secret(key).await?)),
-            (None, None) => None,
-            _ => {
-                return Err(TransportError::Connect(
-                    "cert_file and key_file go together".into(),
-                ));
-            }
-        };
-        let authorities = match &config.ca_file {
-            Some(file) => Some(read_secret(file).await?),
-            None => None,
-        };
+        if config.cert_file.is_some() != config.key_file.is_some() {
+            let why = "cert_file and key_file go together";
+            return Err(TransportError::Connect(why.into()));
+        }
+        let files = [&config.cert_file, &config.key_file, &config.ca_file];
+        let [cert, key, authorities] = files.map(async |file| match file {
+            Some(file) => read_secret(file).await.map(Some),
+            None => Ok(None),
+        });
         Ok(Self {
-            server,
-            authorities,
+            server: cert.await?.zip(key.await?),
+            authorities: authorities.await?,
         })
     }
 
