@@ -27,9 +27,9 @@ use tokio::{
     time::{interval_at, sleep_until, timeout},
 };
 
-pub use self::tally::{Sample, Tally};
+pub use self::tally::{Refusal, Sample, Tally};
 use crate::{
-    api::client::{Endpoint, Failure, HttpClient, read},
+    api::client::{Endpoint, HttpClient, read},
     record::Record,
 };
 
@@ -43,6 +43,8 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(1);
 /// The longest answer that is read: it names each record of a batch.
 const ANSWER_MAX: usize = 16 << 20;
+/// Room for the reason of a refusal.
+const REASON_MAX: usize = 4 << 10;
 const SAMPLE_PERIOD: Duration = Duration::from_secs(1);
 
 /// The records to POST, the number of users, and their speed.
@@ -60,9 +62,27 @@ pub struct Plan {
     /// Each record has an `Idempotency-Key` of its own, so it is POSTed again when its connection
     /// breaks.
     pub keyed: bool,
-    /// Called with the number of each record that was answered, from 0, and the time from which its
-    /// latency counts.
-    pub watch: Option<Box<dyn Fn(usize, Instant)>>,
+    /// Called with each record that was answered.
+    pub watch: Option<Box<OnAnswer>>,
+}
+
+/// Gets the number of a record, from 0, the time from which its latency counts, and its answer.
+pub type OnAnswer = dyn Fn(usize, Instant, &Result<StatusCode, Refusal>);
+
+impl Plan {
+    /// Each record once, by `users` that begin at once and do not wait.
+    pub fn new(records: Vec<Bytes>, users: usize) -> Self {
+        Self {
+            records,
+            passes: 1,
+            users,
+            spawn_rate: f64::INFINITY,
+            wait: Duration::ZERO..Duration::ZERO,
+            rate: None,
+            keyed: true,
+            watch: None,
+        }
+    }
 }
 
 /// A load, and its counts while it runs and after it has ended.
@@ -143,22 +163,18 @@ impl Load {
             let now = Instant::now();
             let from = due.filter(|due| *due + TIMER_GRAIN <= now).unwrap_or(now);
             let answer = timeout(TIMEOUT, self.post(number)).await;
-            let answer = match answer {
-                Ok(answer) => answer.map_err(|failure| failure.to_string()),
-                Err(_) => Err(format!("no answer within {TIMEOUT:?}")),
-            };
+            let answer = answer.unwrap_or_else(|_| {
+                let why = format!("no answer within {TIMEOUT:?}");
+                Err(Refusal { status: None, why })
+            });
             if let Some(watch) = &self.plan.watch {
-                watch(number, from);
+                watch(number, from, &answer);
             }
             let Range { start, end } = self.plan.wait;
             let wait = start + end.saturating_sub(start).mul_f64(fastrand::f64());
+            let got_none = answer.as_ref().is_err_and(|why| why.status.is_none());
             let answered = Instant::now();
-            free_at = answered
-                + if answer.is_err() {
-                    wait.max(PAUSE)
-                } else {
-                    wait
-                };
+            free_at = answered + if got_none { wait.max(PAUSE) } else { wait };
             self.tally.borrow_mut().count(answered - from, answer);
         }
         self.tally.borrow_mut().end_user();
@@ -192,15 +208,28 @@ impl Load {
     }
 
     /// POSTs a record and reads the whole answer.
-    async fn post(&self, number: usize) -> Result<StatusCode, Failure> {
+    async fn post(&self, number: usize) -> Result<StatusCode, Refusal> {
         let record = &self.plan.records[number % self.plan.records.len()];
         let key = self.plan.keyed.then(|| format!("{}-{number}", self.run));
+        let mut reason = Vec::new();
         let finish = async |response: ClientResponse| {
             let status = response.status();
-            read(response, ANSWER_MAX, |_| {}).await?;
+            reason.clear();
+            let keep = if status.is_success() { 0 } else { REASON_MAX };
+            read(response, ANSWER_MAX, |piece| {
+                reason.extend_from_slice(&piece[..piece.len().min(keep - reason.len())]);
+            })
+            .await?;
             Ok(status)
         };
-        self.client.post(record, key.as_deref(), None, finish).await
+        match self.client.post(record, key.as_deref(), None, finish).await {
+            Ok(status) if status.is_success() => Ok(status),
+            Ok(status) => Err(Refusal::answered(status, &reason)),
+            Err(failure) => Err(Refusal {
+                status: None,
+                why: failure.to_string(),
+            }),
+        }
     }
 }
 
@@ -260,25 +289,15 @@ mod tests {
         }
     }
 
-    /// Without waits.
-    fn plan(users: usize) -> Plan {
-        Plan {
-            records: vec![Bytes::from_static(b"{}")],
-            passes: 10,
-            users,
-            spawn_rate: f64::INFINITY,
-            wait: Duration::ZERO..Duration::ZERO,
-            rate: None,
-            keyed: true,
-            watch: None,
-        }
-    }
-
     #[actix_rt::test]
     async fn users_that_cannot_connect_let_others_try() {
         // A connection to this address fails at once.
         let endpoint = Endpoint::with_public_roots("http://255.255.255.255:9/").unwrap();
-        let load = Load::new(endpoint, plan(2));
+        let plan = Plan {
+            passes: 10,
+            ..Plan::new(vec![Bytes::from_static(b"{}")], 2)
+        };
+        let load = Load::new(endpoint, plan);
         load.run(|_| ()).await;
         let tally = load.tally();
         assert_eq!((tally.failures, tally.samples[0].users), (10, 2));

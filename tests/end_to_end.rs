@@ -214,7 +214,7 @@ async fn the_demo_says_why_a_record_was_refused() {
     let told = String::from_utf8(output.stderr).unwrap();
     let why = told
         .lines()
-        .find(|line| line.starts_with("waypost: record 2: status 422: "));
+        .find(|line| line.starts_with("waypost: record 2: answered 422 "));
     assert!(why.is_some_and(|why| why.contains("location")), "{told}");
     assert!(
         told.contains("waypost: 1 of 2 records were refused"),

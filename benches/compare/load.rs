@@ -69,7 +69,7 @@ pub async fn run(options: &Options) {
             wait: Duration::ZERO..Duration::ZERO,
             rate: options.rate.map(|rate| rate / options.batch as f64),
             keyed: false,
-            watch: Some(Box::new(move |number, from: Instant| {
+            watch: Some(Box::new(move |number, from: Instant, _| {
                 let after = u64::try_from((from.saturating_duration_since(now)).as_micros())
                     .expect("a short load");
                 watched.borrow_mut()[number] = at_us + after;

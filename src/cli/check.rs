@@ -2,18 +2,19 @@
 
 use std::{process::ExitCode, sync::Arc, time::Duration};
 
-use awc::http::Uri;
 use tokio::{net::TcpStream, time::timeout};
+use url::Url;
 
 use super::NodeArgs;
 use crate::{
-    config::{self, Config},
+    config::{Config, GrpcConfig},
     lane_id::LaneId,
     record::Record,
     spool::Spool,
     tap::Tap,
     transport::{
-        self, Transport, grpc,
+        self, Transport,
+        grpc::{self, Grpc},
         nats::Nats,
         pubsub::{self, Pubsub},
         rabbitmq::RabbitMq,
@@ -33,22 +34,17 @@ pub struct Args {
 }
 
 /// Prints the effective configuration, or each mistake in a line of its own.
-pub async fn check(args: Args) -> ExitCode {
-    let config = match args.node.load() {
-        Ok(config) => config,
-        Err(status) => return status,
-    };
+pub async fn check(args: Args) -> Result<(), ExitCode> {
+    let config = args.node.load()?;
     print!("{}", config.to_toml());
     if !args.connect {
-        return ExitCode::SUCCESS;
+        return Ok(());
     }
     let mut all_well = true;
-    let mut report = |what: &str, result: Result<String, String>| match result {
-        Ok(detail) => eprintln!("{what}: ok{detail}"),
-        Err(why) => {
-            all_well = false;
-            eprintln!("{what}: {why}");
-        }
+    let mut report = |name: &str, result: Result<String, String>| {
+        all_well &= result.is_ok();
+        let (Ok(line) | Err(line)) = result;
+        eprintln!("{name}: {line}");
     };
     for lane in LaneId::ALL {
         if let Some(result) = connect_lane(lane, &config).await {
@@ -56,11 +52,7 @@ pub async fn check(args: Args) -> ExitCode {
         }
     }
     report("api", reach_api(&config).await);
-    if all_well {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    }
+    all_well.then_some(()).ok_or(ExitCode::FAILURE)
 }
 
 /// `None` if the lane is not configured.
@@ -81,18 +73,17 @@ async fn connect<T: Transport>(settings: T::Settings) -> Result<String, String> 
         .map_err(|failure| failure.to_string())?;
     let broker = transport.info();
     transport.close().await;
-    let version = broker
-        .version
-        .map(|version| format!(", version {version}"))
-        .unwrap_or_default();
-    Ok(broker
+    let version = broker.version.map(|version| format!(", version {version}"));
+    let warnings = broker
         .warnings
         .iter()
-        .fold(version, |told, warning| told + "; warning: " + warning))
+        .map(|warning| format!("; warning: {warning}"));
+    let details: String = version.into_iter().chain(warnings).collect();
+    Ok(format!("ok{details}"))
 }
 
 /// With a spool of its own, since a node that runs has the real one open.
-async fn connect_grpc(lane: config::GrpcConfig, config: &Config) -> Result<String, String> {
+async fn connect_grpc(lane: GrpcConfig, config: &Config) -> Result<String, String> {
     let folder = tempfile::tempdir().map_err(|why| why.to_string())?;
     let settings = grpc::Settings {
         config: lane,
@@ -102,29 +93,17 @@ async fn connect_grpc(lane: config::GrpcConfig, config: &Config) -> Result<Strin
         spool: Spool::open(folder.path(), config.spool.max).map_err(|why| why.to_string())?,
         breaker: Arc::default(),
     };
-    connect::<grpc::Grpc>(settings).await
+    connect::<Grpc>(settings).await
 }
 
 async fn reach_api(config: &Config) -> Result<String, String> {
-    let url: Uri = config.api.url.parse().map_err(|why| format!("{why}"))?;
-    let port = url
-        .port_u16()
-        .unwrap_or(if url.scheme_str() == Some("https") {
-            443
-        } else {
-            80
-        });
-    let host = url
-        .host()
-        .unwrap_or_default()
-        .trim_matches(['[', ']'])
-        .to_owned();
-    match timeout(API_PATIENCE, TcpStream::connect((host, port))).await {
-        Ok(Ok(_)) => Ok(String::new()),
-        Ok(Err(why)) => Err(format!("cannot connect to {}: {why}", config.api.url)),
-        Err(_) => Err(format!(
-            "cannot connect to {}: no answer within {API_PATIENCE:?}",
-            config.api.url
-        )),
-    }
+    let url = Url::parse(&config.api.url).map_err(|why| why.to_string())?;
+    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+    let port = url.port_or_known_default().unwrap_or_default();
+    let why = match timeout(API_PATIENCE, TcpStream::connect((host, port))).await {
+        Ok(Ok(_)) => return Ok("ok".into()),
+        Ok(Err(why)) => why.to_string(),
+        Err(_) => format!("no answer within {API_PATIENCE:?}"),
+    };
+    Err(format!("cannot connect to {}: {why}", config.api.url))
 }

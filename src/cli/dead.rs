@@ -3,9 +3,9 @@
 use std::{process::ExitCode, time::Duration};
 
 use clap::Subcommand;
-use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::failed;
 use crate::api::client::Endpoint;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -64,29 +64,26 @@ impl DeadSelection {
 }
 
 /// Lists, replays or drops.
-pub async fn dead(args: Args) -> ExitCode {
-    let answer = match &args.action {
-        DeadAction::List { limit } => ask(&args.admin, &format!("?limit={limit}"), None).await,
-        DeadAction::Replay(selection) => ask(&args.admin, "/replay", Some(selection.body())).await,
-        DeadAction::Drop(selection) => ask(&args.admin, "/drop", Some(selection.body())).await,
+pub async fn dead(args: Args) -> Result<(), ExitCode> {
+    let asked = match &args.action {
+        DeadAction::List { limit } => ask(&args.admin, format!("?limit={limit}"), None),
+        DeadAction::Replay(selection) => ask(&args.admin, "/replay".into(), Some(selection.body())),
+        DeadAction::Drop(selection) => ask(&args.admin, "/drop".into(), Some(selection.body())),
     };
-    match answer {
-        Ok(answer) if args.json => println!("{answer}"),
-        Ok(answer) => match args.action {
-            DeadAction::List { .. } => show(&answer),
-            DeadAction::Replay(_) => println!("{} replayed", answer["replayed"]),
-            DeadAction::Drop(_) => println!("{} dropped", answer["dropped"]),
-        },
-        Err(why) => {
-            eprintln!("{}: {why}", args.admin);
-            return ExitCode::FAILURE;
-        }
+    let answer = asked
+        .await
+        .map_err(|why| failed(format!("{}: {why}", args.admin)))?;
+    match args.action {
+        _ if args.json => println!("{answer}"),
+        DeadAction::List { .. } => show(&answer),
+        DeadAction::Replay(_) => println!("{} replayed", answer["replayed"]),
+        DeadAction::Drop(_) => println!("{} dropped", answer["dropped"]),
     }
-    ExitCode::SUCCESS
+    Ok(())
 }
 
 /// The node's answer to a POST of `body`, or to a GET.
-async fn ask(admin: &str, path: &str, body: Option<Value>) -> Result<Value, String> {
+async fn ask(admin: &str, path: String, body: Option<Value>) -> Result<Value, String> {
     let url = format!("{}/api/dead{path}", admin.trim_end_matches('/'));
     let body = body.map(|body| body.to_string().into());
     // A long replay takes its time.
@@ -100,46 +97,31 @@ async fn ask(admin: &str, path: &str, body: Option<Value>) -> Result<Value, Stri
     }
     // A proxy before the node may refuse in another form.
     let detail = answer
-        .as_ref()
         .ok()
-        .and_then(|answer| answer["detail"].as_str());
-    Err(detail.map_or_else(|| format!("status {status}"), ToOwned::to_owned))
+        .and_then(|answer| answer["detail"].as_str().map(str::to_owned));
+    Err(detail.unwrap_or_else(|| format!("status {status}")))
 }
 
 fn show(answer: &Value) {
-    #[derive(Deserialize)]
-    struct Letter {
-        id: String,
-        lane: String,
-        status: Option<u32>,
-        answer: String,
-        attempts: u32,
-    }
     println!(
         "{:<36}  {:<8}  {:>6}  {:>5}  answer",
         "id", "lane", "status", "tries"
     );
     for letter in answer["dead"].as_array().into_iter().flatten() {
-        let Ok(Letter {
-            id,
-            lane,
-            status,
-            answer,
-            attempts,
-        }) = Letter::deserialize(letter)
-        else {
-            continue;
+        let text = |name: &str| letter[name].as_str().unwrap_or_default();
+        let status = match &letter["status"] {
+            Value::Null => "none".to_owned(),
+            status => status.to_string(),
         };
-        let status = status.map_or_else(|| "none".to_owned(), |status| status.to_string());
         // Control characters in the API's answer must not reach the terminal.
-        let line: String = answer
-            .lines()
-            .next()
-            .unwrap_or_default()
-            .chars()
-            .filter(|c| !c.is_control())
-            .collect();
-        println!("{id:<36}  {lane:<8}  {status:>6}  {attempts:>5}  {line}");
+        let first_line = text("answer").lines().next().unwrap_or_default();
+        let first_line: String = first_line.chars().filter(|c| !c.is_control()).collect();
+        println!(
+            "{:<36}  {:<8}  {status:>6}  {:>5}  {first_line}",
+            text("id"),
+            text("lane"),
+            letter["attempts"].to_string()
+        );
     }
     println!("{} dead letters", answer["total"]);
 }

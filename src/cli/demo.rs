@@ -2,38 +2,33 @@
 
 use std::{
     cell::RefCell,
-    fs,
+    collections::BTreeMap,
     net::{Ipv4Addr, SocketAddr, TcpListener},
     path::PathBuf,
     process::ExitCode,
+    rc::Rc,
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
-use futures_util::future::join_all;
 use serde::Serialize;
-use serde_json::{Map, Value, json};
 
-use super::{NodeArgs, USAGE, progress::Progress, run::stop_signal};
+use super::{NodeArgs, failed, progress::Progress, read_records, run::stop_signal};
 use crate::{
     actors::supervisor::{ChildId, Snapshot, State},
-    api::answer::Answer,
-    api::{self, Api},
-    config::{self, Config},
-    ledger::Balance,
-    load,
+    api::client::Endpoint,
+    config::Config,
+    ledger::{Balance, Ledger, Quantiles},
+    load::{Load, Plan},
     node::Node,
-    record::Record,
     sink::{Sink, Stats, StoredRecord},
 };
 
-/// The built-in records.
-pub(super) const TRAFFIC: &str = include_str!("../../traffic.json");
-/// Clients of the replay.
+/// Clients of the load.
 const USERS: usize = 32;
 /// How long the lanes may take to come up.
 const LANES_PATIENCE: Duration = Duration::from_secs(30);
-/// How long the ledger may take to balance once the replay has begun.
+/// How long the ledger may take to balance after the load.
 const BALANCE_PATIENCE: Duration = Duration::from_secs(30);
 /// The most refused records that are reported one by one.
 const REASONS_MAX: usize = 5;
@@ -63,8 +58,9 @@ pub struct Args {
     json: bool,
 }
 
-/// Runs the demo. Without `--once` the node stays up until Ctrl-C.
-pub async fn demo(args: Args) -> ExitCode {
+/// Runs the demo. Without `--once` the node stays up until Ctrl-C. Fails if a record was not
+/// delivered.
+pub async fn demo(args: Args) -> Result<(), ExitCode> {
     let node = NodeArgs {
         config: args.config.clone(),
         api: None,
@@ -72,54 +68,33 @@ pub async fn demo(args: Args) -> ExitCode {
         admin: args.admin.clone(),
         data: args.data.clone(),
     };
-    let config = match node.load() {
-        Ok(config) => config,
-        Err(status) => return status,
-    };
-    let records = match read_records(args.records.as_ref()) {
-        Ok(records) => records,
-        Err(why) => {
-            eprintln!("waypost: --records: {why}");
-            return ExitCode::from(USAGE);
-        }
-    };
-    match play(config, records, &args).await {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(failure) => {
-            eprintln!("waypost: {failure}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn read_records(file: Option<&PathBuf>) -> Result<Vec<Bytes>, String> {
-    let Some(file) = file else {
-        return load::records(TRAFFIC);
-    };
-    let text = fs::read_to_string(file).map_err(|why| format!("{}: {why}", file.display()))?;
-    load::records(&text)
-}
-
-/// Whether every record was delivered.
-async fn play(
-    mut config: Config,
-    records: Vec<Bytes>,
-    args: &Args,
-) -> Result<bool, Box<dyn std::error::Error>> {
-    let total = records.len() as u64;
+    let mut config = node.load()?;
+    let records = read_records(args.records.as_deref())?;
     // The folder is removed when the demo ends.
-    let scratch = args.data.is_none().then(tempfile::tempdir).transpose()?;
+    let scratch = args.data.is_none().then(tempfile::tempdir).transpose();
+    let scratch = scratch.map_err(failed)?;
     if let Some(scratch) = &scratch {
         scratch.path().clone_into(&mut config.spool.dir);
     }
-    let listener = TcpListener::bind("127.0.0.1:0")?;
-    config.api.url = format!("http://{}/", listener.local_addr()?).into();
-    let sink = Sink::start(listener, None)?;
-    choose_addresses(&mut config, args);
+    let sink = TcpListener::bind("127.0.0.1:0").and_then(|listener| Sink::start(listener, None));
+    let sink = sink.map_err(failed)?;
+    config.api.url = format!("http://{}/", sink.address()).into();
+    choose_addresses(&mut config, &args);
+    let outcome = play(&config, &sink, records, &args).await;
+    sink.stop().await;
+    outcome
+}
 
-    let node = Node::start(&config)?;
-    if !lanes_up(&node).await {
+/// Runs the node against `sink`, and posts the records to it.
+async fn play(
+    config: &Config,
+    sink: &Sink,
+    records: Vec<Bytes>,
+    args: &Args,
+) -> Result<(), ExitCode> {
+    let total = records.len() as u64;
+    let node = Node::start(config).map_err(failed)?;
+    if !within(LANES_PATIENCE, async || lanes_are_up(&node).await).await {
         eprintln!(
             "waypost: not every lane is up after {LANES_PATIENCE:?}; see http://{}/api/status",
             node.admin
@@ -127,36 +102,47 @@ async fn play(
     }
     let progress = Progress::new(total, "records taken");
     let began = Instant::now();
-    let refused = replay(&node, records, &progress).await?;
-    let delivered = refused.is_empty() && settled(&node, &sink, total, &progress).await;
+    let refused = post(&node, records, &progress).await?;
+    let is_delivered = refused.is_empty()
+        && within(BALANCE_PATIENCE, async || is_settled(&node, sink, total)).await;
     let elapsed = began.elapsed();
     progress.end();
 
-    let record = sink.records(1).await.map_err(|why| why.to_string())?.pop();
-    let report = Report::new(&node, &config, sink.stats(), record, elapsed);
+    let newest = sink.records(1).await.map_err(failed)?.pop();
+    let report = Report {
+        paths: paths(&node.ledger, config),
+        ledger: node.ledger.balance(&node.spool.stats()),
+        api: sink.stats(),
+        record: newest,
+        elapsed_s: elapsed.as_secs_f64(),
+    };
     if args.json {
-        println!("{}", serde_json::to_string(&report)?);
+        println!("{}", serde_json::to_string(&report).map_err(failed)?);
     } else {
         report.print();
     }
     for why in refused.iter().take(REASONS_MAX) {
         eprintln!("waypost: {why}");
     }
-    if !refused.is_empty() {
-        eprintln!("waypost: {} of {total} records were refused", refused.len());
-    } else if !delivered {
-        eprintln!("waypost: not all is delivered, or the ledger does not balance");
-    }
+    let outcome = if !refused.is_empty() {
+        let count = refused.len();
+        Err(failed(format!("{count} of {total} records were refused")))
+    } else if is_delivered {
+        Ok(())
+    } else {
+        let why = "not all is delivered, or the ledger does not balance";
+        Err(failed(why))
+    };
     if !args.once {
         eprintln!(
-            "The node stays up: post to http://{}/, status at http://{}/api/status, Ctrl-C ends it.",
+            "The node stays up: post to http://{}/, status at http://{}/api/status, Ctrl-C ends \
+             it.",
             node.ingest, node.admin
         );
         stop_signal().await?;
     }
     node.drain().await;
-    sink.stop().await;
-    Ok(delivered)
+    outcome
 }
 
 /// A flag's address is used as it is. Any other becomes a free port if it is taken, and is not
@@ -184,140 +170,99 @@ fn free_or_any(address: SocketAddr) -> SocketAddr {
     }
 }
 
-/// Whether all lanes come up in time.
-async fn lanes_up(node: &Node) -> bool {
-    let deadline = Instant::now() + LANES_PATIENCE;
+/// Whether `holds` becomes true within `patience`.
+async fn within(patience: Duration, mut holds: impl AsyncFnMut() -> bool) -> bool {
+    let deadline = Instant::now() + patience;
     while Instant::now() < deadline {
-        let views = node.supervisor.send(Snapshot).await.unwrap_or_default();
-        let mut lanes = views
-            .iter()
-            .filter(|view| matches!(view.child, ChildId::Lane(_)));
-        if !views.is_empty() && lanes.all(|view| view.state == State::Up) {
+        if holds().await {
             return true;
         }
-        tokio::time::sleep(Duration::from_millis(10)).await;
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
     false
 }
 
-/// Posts each record once, and again where the node asks for it. Returns the reason of each record
-/// that was refused.
-async fn replay(
+async fn lanes_are_up(node: &Node) -> bool {
+    let views = node.supervisor.send(Snapshot).await.unwrap_or_default();
+    let mut lanes = views
+        .iter()
+        .filter(|view| matches!(view.child, ChildId::Lane(_)));
+    !views.is_empty() && lanes.all(|view| view.state == State::Up)
+}
+
+/// Whether each record is at the sink, and the ledger balances.
+fn is_settled(node: &Node, sink: &Sink, total: u64) -> bool {
+    let balance = node.ledger.balance(&node.spool.stats());
+    let is_at_rest = balance.in_flight == 0 && balance.spooled == 0;
+    let has_all = balance.accepted == total && sink.stats().records >= total;
+    is_at_rest && has_all && balance.holds()
+}
+
+/// Posts each record once. Returns why records were refused.
+async fn post(
     node: &Node,
     records: Vec<Bytes>,
     progress: &Progress,
-) -> Result<Vec<String>, api::ApiError> {
-    // Ingest takes records as an API does.
-    let ingest = Api::new(&api::Settings::read(&config::ApiConfig {
-        url: format!("http://{}/", node.ingest).into(),
-        ..config::ApiConfig::default()
-    })?);
-    let left = RefCell::new((1..).zip(records));
-    let refused = RefCell::new(Vec::new());
-    let users = (0..USERS).map(|_| async {
-        loop {
-            let Some((number, record)) = left.borrow_mut().next() else {
-                return;
-            };
-            if let Err(why) = post(&ingest, record).await {
-                refused.borrow_mut().push(format!("record {number}: {why}"));
+) -> Result<Vec<String>, ExitCode> {
+    let ingest =
+        Endpoint::with_public_roots(&format!("http://{}/", node.ingest)).map_err(failed)?;
+    let refused = Rc::new(RefCell::new(Vec::new()));
+    let watched = Rc::clone(&refused);
+    let plan = Plan {
+        watch: Some(Box::new(move |at, _, answer| {
+            if let Err(refusal) = answer {
+                watched
+                    .borrow_mut()
+                    .push(format!("record {}: {}", at + 1, refusal.why));
             }
-            progress.one_more();
-        }
-    });
-    join_all(users).await;
-    Ok(refused.into_inner())
-}
-
-/// Posts a record until it is accepted or refused. All tries have one id, so that the API stores
-/// the record once.
-async fn post(ingest: &Api, record: Bytes) -> Result<(), String> {
-    let id = Record::new_id();
-    let deadline = Instant::now() + BALANCE_PATIENCE;
-    loop {
-        match ingest.post(record.clone(), &id, None).await {
-            Answer::Status { status: 202, .. } => return Ok(()),
-            Answer::Status { status: 503, .. } | Answer::NoAnswer(_)
-                if Instant::now() < deadline => {}
-            answer => return Err(reason(&answer)),
-        }
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
-}
-
-/// The problem's detail where the answer has one (RFC 9457).
-fn reason(answer: &Answer) -> String {
-    if let Answer::Status {
-        status, excerpt, ..
-    } = answer
-        && let Ok(problem) = serde_json::from_str::<Value>(excerpt)
-        && let Some(detail) = problem["detail"].as_str()
-    {
-        return format!("status {status}: {detail}");
-    }
-    answer.to_string()
-}
-
-/// Whether every record reaches the sink in time, and the ledger balances.
-async fn settled(node: &Node, sink: &Sink, total: u64, progress: &Progress) -> bool {
-    let deadline = Instant::now() + BALANCE_PATIENCE;
-    loop {
-        let balance = node.ledger.balance(&node.spool.stats());
-        progress.note(format!("{} delivered", balance.delivered));
-        let is_at_rest = balance.in_flight == 0 && balance.spooled == 0;
-        let has_all = balance.accepted == total && sink.stats().records >= total;
-        if is_at_rest && has_all && balance.holds() {
-            return true;
-        }
-        if Instant::now() > deadline {
-            return false;
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+        })),
+        ..Plan::new(records, USERS)
+    };
+    let load = Load::new(ingest, plan);
+    load.run(|tally| progress.reached(tally.requests)).await;
+    progress.reached(load.tally().requests);
+    Ok(refused.take())
 }
 
 /// The result of a demo, with the words of `GET /api/status`.
 #[derive(Serialize)]
 struct Report {
     ledger: Balance,
-    /// The counts of each lane, by its tag.
-    paths: Map<String, Value>,
+    /// By the tag of the lane.
+    paths: BTreeMap<String, PathReport>,
     api: Stats,
     /// The newest record of the API.
     record: Option<StoredRecord>,
     elapsed_s: f64,
 }
 
-impl Report {
-    fn new(
-        node: &Node,
-        config: &Config,
-        api: Stats,
-        record: Option<StoredRecord>,
-        elapsed: Duration,
-    ) -> Self {
-        let lanes = config.lanes.in_order().into_iter();
-        let paths = lanes.map(|(lane, tag)| {
-            let counts = node.ledger.counts(lane);
-            let times = node.ledger.delivery_times(lane).quantiles_ms();
-            let path = json!({
-                "accepted": counts.accepted,
-                "delivered": counts.delivered,
-                "dead": counts.dead,
-                "in_flight": counts.in_flight(),
-                "delivery_ms": {"p50": times.p50, "p99": times.p99},
-            });
-            (tag, path)
-        });
-        Self {
-            paths: paths.collect(),
-            ledger: node.ledger.balance(&node.spool.stats()),
-            api,
-            record,
-            elapsed_s: elapsed.as_secs_f64(),
-        }
-    }
+/// The counts of a lane.
+#[derive(Serialize)]
+struct PathReport {
+    accepted: u64,
+    delivered: u64,
+    dead: u64,
+    in_flight: u64,
+    delivery_ms: Quantiles,
+}
 
+fn paths(ledger: &Ledger, config: &Config) -> BTreeMap<String, PathReport> {
+    let lanes = config.lanes.in_order().into_iter();
+    let path = |(lane, tag)| {
+        let counts = ledger.counts(lane);
+        let path = PathReport {
+            accepted: counts.accepted,
+            delivered: counts.delivered,
+            dead: counts.dead,
+            in_flight: counts.in_flight(),
+            delivery_ms: ledger.delivery_times(lane).quantiles_ms(),
+        };
+        (tag, path)
+    };
+    lanes.map(path).collect()
+}
+
+impl Report {
     fn print(&self) {
         if let Some(StoredRecord { id, record, .. }) = &self.record {
             println!("A record as the API received it, Idempotency-Key {id}:");
@@ -328,33 +273,28 @@ impl Report {
             "path", "accepted", "delivered", "dead", "in_flight", "p50 / p99 ms"
         );
         for (tag, path) in &self.paths {
-            let count = |name: &str| path[name].as_u64().unwrap_or_default();
-            let ms = |name: &str| path["delivery_ms"][name].as_f64().unwrap_or_default();
+            let Quantiles { p50, p99 } = path.delivery_ms;
             println!(
                 "{tag:<10} {:>9} {:>9} {:>9} {:>9} {:>18}",
-                count("accepted"),
-                count("delivered"),
-                count("dead"),
-                count("in_flight"),
-                format!("{:.1} / {:.1}", ms("p50"), ms("p99")),
+                path.accepted,
+                path.delivered,
+                path.dead,
+                path.in_flight,
+                format!("{p50:.1} / {p99:.1}"),
             );
         }
-        let Balance {
-            accepted,
-            recovered,
-            delivered,
-            dead,
-            dropped,
-            spooled,
-            in_flight,
-            redelivered,
-        } = self.ledger;
+        let ledger = &self.ledger;
         println!(
-            "\nledger: {accepted} accepted + {recovered} recovered\n\
-             \x20     = {delivered} delivered + {dead} dead + {dropped} dropped \
-             + {spooled} spooled + {in_flight} in_flight\n\
-             {} records at the API after {:.2} s; {redelivered} redelivered by a broker.",
-            self.api.records, self.elapsed_s
+            "\nledger: {} accepted + {} recovered",
+            ledger.accepted, ledger.recovered
+        );
+        println!(
+            "      = {} delivered + {} dead + {} dropped + {} spooled + {} in_flight",
+            ledger.delivered, ledger.dead, ledger.dropped, ledger.spooled, ledger.in_flight
+        );
+        println!(
+            "{} records at the API after {:.2} s; {} redelivered by a broker.",
+            self.api.records, self.elapsed_s, ledger.redelivered
         );
     }
 }

@@ -1,11 +1,11 @@
 //! `waypost load`: users POST the records of a file, and the command prints how they were answered.
 
-use std::{fs, io, ops::Range, path::PathBuf, pin::pin, process::ExitCode, time::Duration};
+use std::{fs, ops::Range, path::PathBuf, pin::pin, process::ExitCode, time::Duration};
 
-use super::{USAGE, demo::TRAFFIC, progress::Progress, run::stop_signal};
+use super::{failed, misused, progress::Progress, read_records, run::stop_signal};
 use crate::{
     api::client::Endpoint,
-    load::{Load, Plan, Tally, records, report},
+    load::{Load, Plan, Tally, report},
 };
 
 /// A longer wait is a mistake in the unit, and a far longer one overflows the clock.
@@ -75,13 +75,14 @@ fn wait(text: &str) -> Result<Range<Duration>, String> {
 
 /// POSTs each record once per pass. Ctrl-C ends it early and prints the answers so far. Fails if a
 /// record was refused or not POSTed.
-pub async fn load(args: Args) -> ExitCode {
-    let (endpoint, plan) = match plan(&args) {
-        Ok(plan) => plan,
-        Err(why) => {
-            eprintln!("waypost: {why}");
-            return ExitCode::from(USAGE);
-        }
+pub async fn load(args: Args) -> Result<(), ExitCode> {
+    let endpoint = Endpoint::with_public_roots(&args.host).map_err(misused)?;
+    let plan = Plan {
+        passes: args.repeat as usize,
+        spawn_rate: args.spawn_rate.unwrap_or(f64::INFINITY),
+        wait: args.wait.unwrap_or_default(),
+        rate: args.rate,
+        ..Plan::new(read_records(args.file.as_deref())?, args.users as usize)
     };
     let load = Load::new(endpoint, plan);
     let total = load.total() as u64;
@@ -94,10 +95,7 @@ pub async fn load(args: Args) -> ExitCode {
         ));
         progress.reached(tally.requests);
     };
-    if let Err(why) = run(&load, show).await {
-        eprintln!("waypost: {why}");
-        return ExitCode::FAILURE;
-    }
+    run(&load, show).await?;
     let tally = load.tally();
     show(&tally);
     progress.end();
@@ -105,29 +103,25 @@ pub async fn load(args: Args) -> ExitCode {
     if args.json {
         println!("{}", tally.json());
     } else {
-        print(&tally);
+        for (name, value) in tally.rows() {
+            println!("{value:>9} {name}");
+        }
     }
-    if let Some(file) = &args.report
-        && let Err(why) = fs::write(file, report::html(&tally, &args.host))
-    {
-        eprintln!("waypost: {}: {why}", file.display());
-        return ExitCode::FAILURE;
+    if let Some(file) = &args.report {
+        fs::write(file, report::html(&tally, &args.host))
+            .map_err(|why| failed(format!("{}: {why}", file.display())))?;
     }
     if tally.requests < total {
-        eprintln!(
-            "waypost: stopped: {} of {total} records were posted",
+        return Err(failed(format!(
+            "stopped: {} of {total} records were posted",
             tally.requests
-        );
+        )));
     }
-    if tally.failures == 0 && tally.requests == total {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    }
+    (tally.failures == 0).then_some(()).ok_or(ExitCode::FAILURE)
 }
 
 /// Runs `load` to its end, or until SIGINT or SIGTERM stops it.
-async fn run(load: &Load, show: impl FnMut(&Tally)) -> io::Result<()> {
+async fn run(load: &Load, show: impl FnMut(&Tally)) -> Result<(), ExitCode> {
     let mut running = pin!(load.run(show));
     tokio::select! {
         () = &mut running => return Ok(()),
@@ -136,49 +130,4 @@ async fn run(load: &Load, show: impl FnMut(&Tally)) -> io::Result<()> {
     load.stop();
     running.await;
     Ok(())
-}
-
-fn plan(args: &Args) -> Result<(Endpoint, Plan), String> {
-    let text = match &args.file {
-        Some(file) => {
-            fs::read_to_string(file).map_err(|why| format!("{}: {why}", file.display()))?
-        }
-        None => TRAFFIC.to_owned(),
-    };
-    let name = args
-        .file
-        .as_ref()
-        .map_or_else(|| "records".into(), |file| file.display().to_string());
-    let plan = Plan {
-        records: records(&text).map_err(|why| format!("{name}: {why}"))?,
-        passes: args.repeat as usize,
-        users: args.users as usize,
-        spawn_rate: args.spawn_rate.unwrap_or(f64::INFINITY),
-        wait: args.wait.clone().unwrap_or_default(),
-        rate: args.rate,
-        keyed: true,
-        watch: None,
-    };
-    Ok((Endpoint::with_public_roots(&args.host)?, plan))
-}
-
-fn print(tally: &Tally) {
-    println!(
-        "{:>9} {:>8} {:>11} {:>8} {:>8} {:>8} {:>8} {:>8}",
-        "requests", "failures", "requests/s", "p50 ms", "p90 ms", "p99 ms", "p99.9 ms", "max ms"
-    );
-    println!(
-        "{:>9} {:>8} {:>11.1} {:>8.2} {:>8.2} {:>8.2} {:>8.2} {:>8.2}",
-        tally.requests,
-        tally.failures,
-        tally.per_second(),
-        tally.latency_ms(0.5),
-        tally.latency_ms(0.9),
-        tally.latency_ms(0.99),
-        tally.latency_ms(0.999),
-        tally.latency_max_ms()
-    );
-    for (kind, count) in &tally.kinds {
-        println!("{count:>9} {kind}");
-    }
 }

@@ -8,8 +8,15 @@ mod progress;
 pub mod run;
 pub mod sink;
 
-use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode};
+use std::{
+    fmt::Display,
+    fs,
+    io::IsTerminal as _,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
+use bytes::Bytes;
 use clap::{Parser, Subcommand, ValueEnum};
 use tracing_subscriber::{
     Layer as _,
@@ -19,7 +26,15 @@ use tracing_subscriber::{
     util::SubscriberInitExt as _,
 };
 
-use crate::config::{Config, Flag};
+use crate::{
+    config::{Config, Flag},
+    load::records,
+};
+
+/// The built-in records.
+const TRAFFIC: &str = include_str!("../../traffic.json");
+/// Exit status for bad usage or bad configuration.
+const USAGE: u8 = 2;
 
 /// Routes JSON records from HTTP through brokers or gRPC to an API, and loses none
 #[derive(Debug, Parser)]
@@ -29,7 +44,14 @@ pub struct Cli {
     #[arg(short, long, global = true, display_order = 900, action = clap::ArgAction::Count)]
     pub verbose: u8,
     /// Log less: -q for warnings, -qq for errors
-    #[arg(short, long, global = true, display_order = 901, action = clap::ArgAction::Count, conflicts_with = "verbose")]
+    #[arg(
+        short,
+        long,
+        global = true,
+        display_order = 901,
+        action = clap::ArgAction::Count,
+        conflicts_with = "verbose"
+    )]
     pub quiet: u8,
     /// The format of the log
     #[arg(long, global = true, display_order = 902, value_enum, default_value_t = LogFormat::Text)]
@@ -47,7 +69,7 @@ pub enum LogFormat {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run a node; `waypost` without a command does the same
-    Run(run::Args),
+    Run(NodeArgs),
     /// Show it at work: a node, an API and 1,000 records in one process
     Demo(demo::Args),
     /// Validate the configuration and print the effective one
@@ -62,7 +84,7 @@ pub enum Command {
 
 impl Default for Command {
     fn default() -> Self {
-        Self::Run(run::Args::default())
+        Self::Run(NodeArgs::default())
     }
 }
 
@@ -70,7 +92,7 @@ impl Cli {
     /// Runs the command that was asked for.
     pub fn execute(self) -> ExitCode {
         self.log();
-        actix_rt::System::new().block_on(async {
+        let ended = actix_rt::System::new().block_on(async {
             match self.command.unwrap_or_default() {
                 Command::Run(args) => run::run(args).await,
                 Command::Demo(args) => demo::demo(args).await,
@@ -79,7 +101,8 @@ impl Cli {
                 Command::Load(args) => load::load(args).await,
                 Command::Dead(args) => dead::dead(args).await,
             }
-        })
+        });
+        ended.err().unwrap_or(ExitCode::SUCCESS)
     }
 
     /// Logs to the standard error. `RUST_LOG` overrides the flags.
@@ -144,8 +167,27 @@ fn parse_filter(directives: &str) -> Option<Targets> {
     parts.join(",").parse().ok()
 }
 
-/// Exit status for bad usage or bad configuration.
-pub const USAGE: u8 = 2;
+/// Prints why a command fails. Returns its exit status.
+fn failed(why: impl Display) -> ExitCode {
+    eprintln!("waypost: {why}");
+    ExitCode::FAILURE
+}
+
+/// Prints the mistake in a command line. Returns the exit status.
+fn misused(why: impl Display) -> ExitCode {
+    eprintln!("waypost: {why}");
+    ExitCode::from(USAGE)
+}
+
+/// The records of `file`, or the built-in ones.
+fn read_records(file: Option<&Path>) -> Result<Vec<Bytes>, ExitCode> {
+    let Some(file) = file else {
+        return records(TRAFFIC).map_err(failed);
+    };
+    let text = fs::read_to_string(file).map_err(|why| why.to_string());
+    text.and_then(|text| records(&text))
+        .map_err(|why| misused(format!("{}: {why}", file.display())))
+}
 
 /// The sources of a node's configuration. Flags override the environment, and the environment
 /// overrides the file.
@@ -170,7 +212,7 @@ pub struct NodeArgs {
 
 impl NodeArgs {
     /// The configuration, or the exit status after each mistake is on the standard error.
-    pub fn load(&self) -> Result<Config, ExitCode> {
+    fn load(&self) -> Result<Config, ExitCode> {
         let flag = |flag, key, value: &Option<String>| {
             let value = value.clone()?;
             Some(Flag { flag, key, value })

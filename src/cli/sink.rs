@@ -9,7 +9,7 @@ use std::{
 use tracing::{error, info};
 
 use super::run::stop_signal;
-use crate::sink::{Sink, Stats};
+use crate::sink::Sink;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -22,31 +22,26 @@ pub struct Args {
 }
 
 /// Serves until SIGTERM or SIGINT.
-pub async fn sink(args: Args) -> ExitCode {
+pub async fn sink(args: Args) -> Result<(), ExitCode> {
     let db = args
         .db
         .as_ref()
         .map_or_else(|| "memory".into(), |file| file.display().to_string());
-    let started =
-        TcpListener::bind(args.listen).and_then(|listener| Sink::start(listener, args.db));
-    let sink = match started {
-        Ok(sink) => sink,
-        Err(failure) => {
+    let listener = TcpListener::bind(args.listen);
+    let sink = listener
+        .and_then(|listener| Sink::start(listener, args.db))
+        .map_err(|failure| {
             error!(address = %args.listen, %db, %failure, "sink does not start");
-            return ExitCode::FAILURE;
-        }
-    };
+            ExitCode::FAILURE
+        })?;
     info!(address = %sink.address(), %db, "sink is up");
-    if let Err(failure) = stop_signal().await {
-        error!(%failure, "cannot wait for signals");
-        return ExitCode::FAILURE;
-    }
-    let Stats {
-        records,
-        redeliveries,
-        ..
-    } = sink.stats();
-    info!(records, redeliveries, "sink ends");
+    stop_signal().await?;
+    let stats = sink.stats();
+    info!(
+        records = stats.records,
+        redeliveries = stats.redeliveries,
+        "sink ends"
+    );
     sink.stop().await;
-    ExitCode::SUCCESS
+    Ok(())
 }

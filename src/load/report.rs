@@ -1,16 +1,8 @@
 //! The report of a load: one HTML file that contains its charts and needs no other file.
 
-use std::fmt::Write as _;
-
 use super::{Sample, Tally};
 
-const WIDTH: f64 = 860.0;
-const HEIGHT: f64 = 220.0;
-/// Room for the numbers at the left.
-const LEFT: f64 = 64.0;
-/// Room for the numbers below.
-const BELOW: f64 = 24.0;
-/// A chart draws no more points than this; of those that share one, it shows the highest.
+/// A line has no more points than this; of the samples that share a point, the highest is drawn.
 const POINTS_MAX: usize = 400;
 
 /// A line of a chart: its name, its CSS class, and the value that it draws of a sample.
@@ -18,29 +10,8 @@ type ChartLine = (&'static str, &'static str, fn(&Sample) -> f64);
 
 /// The report of a load on `host`.
 pub fn html(tally: &Tally, host: &str) -> String {
-    let mut rows = String::new();
-    let mut row = |name: &str, value: String| {
-        writeln!(rows, "<tr><th>{name}<td>{value}").expect("a string takes all");
-    };
-    row("requests", tally.requests.to_string());
-    row("failures", tally.failures.to_string());
-    row("seconds", format!("{:.1}", tally.elapsed.as_secs_f64()));
-    row("requests/s", format!("{:.1}", tally.per_second()));
-    for (name, quantile) in [
-        ("p50 ms", 0.5),
-        ("p90 ms", 0.9),
-        ("p99 ms", 0.99),
-        ("p99.9 ms", 0.999),
-    ] {
-        row(name, format!("{:.2}", tally.latency_ms(quantile)));
-    }
-    row("max ms", format!("{:.2}", tally.latency_max_ms()));
-    for (status, count) in &tally.statuses {
-        row(&format!("status {status}"), count.to_string());
-    }
-    for (kind, count) in &tally.kinds {
-        row(&escaped(kind), count.to_string());
-    }
+    let row = |(name, value): (String, String)| format!("<tr><th>{}<td>{value}\n", escaped(&name));
+    let rows: String = tally.rows().into_iter().map(row).collect();
     let rate: [ChartLine; 2] = [
         ("requests/s", "a", |sample| sample.per_second),
         ("failures/s", "b", |sample| sample.failures_per_second),
@@ -62,63 +33,32 @@ pub fn html(tally: &Tally, host: &str) -> String {
 /// Draws lines over time, from 0 up.
 fn chart(samples: &[Sample], lines: &[ChartLine]) -> String {
     let end = samples.last().map_or(1.0, |sample| sample.at.as_secs_f64());
-    let top = samples
+    let values = samples
         .iter()
-        .flat_map(|sample| lines.iter().map(|(_, _, value)| value(sample)))
-        .fold(1.0, f64::max);
-    let x = |seconds: f64| LEFT + seconds / end * (WIDTH - LEFT);
-    let y = |value: f64| (1.0 - value / top) * (HEIGHT - BELOW - 8.0) + 8.0;
-    let mut svg = format!("<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\">");
-    for quarter in [0.0, 0.5, 1.0] {
-        let value = top * quarter;
-        let level = y(value);
-        write!(
-            svg,
-            "<line class=\"grid\" x1=\"{LEFT}\" x2=\"{WIDTH}\" y1=\"{level:.1}\" y2=\"{level:.1}\"/>\
-             <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{value:.1}</text>",
-            LEFT - 6.0,
-            level + 4.0
-        )
-        .expect("a string takes all");
-    }
-    let foot = HEIGHT - 4.0;
-    write!(
-        svg,
-        "<text x=\"{LEFT}\" y=\"{foot}\">0 s</text><text x=\"{WIDTH}\" y=\"{foot}\" text-anchor=\"end\">{end:.0} s</text>"
-    )
-    .expect("a string takes all");
+        .flat_map(|sample| lines.iter().map(|(_, _, value)| value(sample)));
+    let top = values.fold(1.0, f64::max);
     let together = samples.len().div_ceil(POINTS_MAX).max(1);
-    for (name, class, value) in lines {
-        let points: Vec<_> = samples
-            .chunks(together)
-            .map(|chunk| {
-                let highest = chunk.iter().map(value).fold(0.0, f64::max);
-                // A line needs two points.
-                let from = if samples.len() == 1 {
-                    format!("{LEFT:.1},{:.1} ", y(highest))
-                } else {
-                    String::new()
-                };
-                format!(
-                    "{from}{:.1},{:.1}",
-                    x(chunk[chunk.len() - 1].at.as_secs_f64()),
-                    y(highest)
-                )
-            })
+    let polyline = |(_, class, value): &ChartLine| {
+        let points = samples.chunks(together).map(|chunk| {
+            let at = chunk[chunk.len() - 1].at.as_secs_f64();
+            (at, chunk.iter().map(value).fold(0.0, f64::max))
+        });
+        // A line begins at the left edge, so one sample makes a line too.
+        let first = samples.first().map(|sample| (0.0, value(sample)));
+        let points = first.into_iter().chain(points);
+        let points: Vec<_> = points
+            .map(|(at, value)| format!("{:.4},{:.4}", at / end, 1.0 - value / top))
             .collect();
-        write!(
-            svg,
-            "<polyline class=\"{class}\" points=\"{}\"><title>{name}</title></polyline>",
-            points.join(" ")
-        )
-        .expect("a string takes all");
-    }
-    svg.push_str("</svg><p class=\"legend\">");
-    for (name, class, _) in lines {
-        write!(svg, "<span class=\"{class}\">{name}</span> ").expect("a string takes all");
-    }
-    svg.push_str("</p>");
-    svg
+        let points = points.join(" ");
+        format!("<polyline class=\"{class}\" points=\"{points}\"/>\n")
+    };
+    let name = |(name, class, _): &ChartLine| format!("<span class=\"{class}\">{name}</span> ");
+    include_str!("chart.html")
+        .replace("{{top}}", &format!("{top:.1}"))
+        .replace("{{middle}}", &format!("{:.1}", top / 2.0))
+        .replace("{{end}}", &format!("{end:.0}"))
+        .replace("{{lines}}", &lines.iter().map(polyline).collect::<String>())
+        .replace("{{legend}}", &lines.iter().map(name).collect::<String>())
 }
 
 fn escaped(text: &str) -> String {
@@ -132,7 +72,7 @@ fn escaped(text: &str) -> String {
 mod tests {
     use std::time::Duration;
 
-    use super::*;
+    use super::{super::Refusal, *};
 
     #[test]
     fn a_report_needs_no_other_file_and_shows_the_counts() {
@@ -143,7 +83,11 @@ mod tests {
                 Ok(awc::http::StatusCode::ACCEPTED),
             );
         }
-        tally.count(Duration::from_millis(9), Err("<refused>".into()));
+        let refusal = Refusal {
+            status: None,
+            why: "<refused>".into(),
+        };
+        tally.count(Duration::from_millis(9), Err(refusal));
         tally.sample(Duration::from_secs(1));
         let page = html(&tally, "http://node/?a&b");
         for wanted in [

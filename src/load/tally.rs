@@ -10,6 +10,35 @@ use serde_json::{Value, json};
 const KINDS_MAX: usize = 20;
 /// Latencies are kept in µs up to an hour, to three digits.
 const LATENCY_MAX_US: u64 = 3_600_000_000;
+/// The quantiles of the latency that are shown.
+const QUANTILES: [(&str, f64); 5] = [
+    ("p50", 0.5),
+    ("p90", 0.9),
+    ("p99", 0.99),
+    ("p99.9", 0.999),
+    ("max", 1.0),
+];
+
+/// Why a record was not taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// `None` if no answer came.
+    pub status: Option<StatusCode>,
+    pub why: String,
+}
+
+impl Refusal {
+    /// The server answered with `status`. If `body` is a problem (RFC 9457), its detail is the reason.
+    pub(super) fn answered(status: StatusCode, body: &[u8]) -> Self {
+        let problem = serde_json::from_slice::<Value>(body).unwrap_or_default();
+        let detail = problem["detail"].as_str();
+        let why = detail.map_or_else(String::new, |detail| format!(": {detail}"));
+        Self {
+            status: Some(status),
+            why: format!("answered {status}{why}"),
+        }
+    }
+}
 
 /// One second of the load. Latencies in ms.
 #[derive(Clone, Copy, Debug, Default)]
@@ -78,7 +107,7 @@ impl Tally {
         self.users -= 1;
     }
 
-    pub(super) fn count(&mut self, latency: Duration, answer: Result<StatusCode, String>) {
+    pub(super) fn count(&mut self, latency: Duration, answer: Result<StatusCode, Refusal>) {
         let us =
             u64::try_from(latency.as_micros()).map_or(LATENCY_MAX_US, |us| us.min(LATENCY_MAX_US));
         for histogram in [&mut self.latency, &mut self.window.latency] {
@@ -87,20 +116,19 @@ impl Tally {
                 .expect("a histogram that grows takes an hour");
         }
         self.requests += 1;
-        let failure = match answer {
-            Ok(status) => {
-                *self.statuses.entry(status.as_u16()).or_default() += 1;
-                if status.is_success() {
-                    return;
-                }
-                format!("answered {status}")
-            }
-            Err(why) => why,
+        let status = answer
+            .as_ref()
+            .map_or_else(|refusal| refusal.status, |status| Some(*status));
+        if let Some(status) = status {
+            *self.statuses.entry(status.as_u16()).or_default() += 1;
+        }
+        let Err(Refusal { why, .. }) = answer else {
+            return;
         };
         self.failures += 1;
         self.window.failures += 1;
-        let kind = if self.kinds.len() < KINDS_MAX || self.kinds.contains_key(&failure) {
-            failure
+        let kind = if self.kinds.len() < KINDS_MAX || self.kinds.contains_key(&why) {
+            why
         } else {
             "others".into()
         };
@@ -141,13 +169,38 @@ impl Tally {
         }
     }
 
-    /// The latency in ms that so large a part of the requests did not exceed.
-    pub fn latency_ms(&self, quantile: f64) -> f64 {
-        ms(self.latency.value_at_quantile(quantile))
+    /// The quantiles of the latency in ms, each with its name.
+    fn latencies(&self) -> impl Iterator<Item = (&'static str, f64)> {
+        QUANTILES
+            .map(|(name, quantile)| (name, ms(self.latency.value_at_quantile(quantile))))
+            .into_iter()
     }
 
-    pub fn latency_max_ms(&self) -> f64 {
-        ms(self.latency.max())
+    /// For people: each count with its name.
+    pub fn rows(&self) -> Vec<(String, String)> {
+        let mut rows = vec![
+            ("requests".into(), self.requests.to_string()),
+            ("failures".into(), self.failures.to_string()),
+            (
+                "seconds".into(),
+                format!("{:.1}", self.elapsed.as_secs_f64()),
+            ),
+            ("requests/s".into(), format!("{:.1}", self.per_second())),
+        ];
+        rows.extend(
+            self.latencies()
+                .map(|(name, ms)| (format!("{name} ms"), format!("{ms:.2}"))),
+        );
+        let statuses = self.statuses.iter();
+        rows.extend(
+            statuses.map(|(status, count)| (format!("status {status}"), count.to_string())),
+        );
+        rows.extend(
+            self.kinds
+                .iter()
+                .map(|(kind, count)| (kind.clone(), count.to_string())),
+        );
+        rows
     }
 
     /// For machines.
@@ -157,13 +210,7 @@ impl Tally {
             "failures": self.failures,
             "elapsed_s": self.elapsed.as_secs_f64(),
             "requests_per_s": self.per_second(),
-            "latency_ms": {
-                "p50": self.latency_ms(0.5),
-                "p90": self.latency_ms(0.9),
-                "p99": self.latency_ms(0.99),
-                "p99.9": self.latency_ms(0.999),
-                "max": self.latency_max_ms(),
-            },
+            "latency_ms": self.latencies().collect::<BTreeMap<_, _>>(),
             "statuses": self.statuses,
             "kinds_of_failure": self.kinds,
         })
@@ -182,10 +229,10 @@ mod tests {
     #[test]
     fn kinds_of_failure_are_bounded() {
         let mut tally = Tally::new();
-        for number in 0..100 {
-            tally.count(Duration::from_millis(1), Err(format!("failure {number}")));
+        for number in (0..100).chain([3]) {
+            let why = format!("failure {number}");
+            tally.count(Duration::from_millis(1), Err(Refusal { status: None, why }));
         }
-        tally.count(Duration::from_millis(1), Err("failure 3".into()));
         assert_eq!(
             (tally.requests, tally.failures, tally.kinds.len()),
             (101, 101, KINDS_MAX + 1)
