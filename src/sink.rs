@@ -11,22 +11,22 @@ use std::{
     path::PathBuf,
     sync::{Arc, mpsc},
     thread,
+    time::Duration,
 };
 
-use actix_web::{
-    App, HttpRequest, HttpResponse, HttpServer, dev::ServerHandle, http::StatusCode, web,
-};
+use actix_web::{HttpRequest, HttpResponse, dev::ServerHandle, http::StatusCode, web};
 use parking_lot::Mutex;
 use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 use serde_json::{json, value::RawValue};
 use tokio::sync::oneshot;
-use tracing::error;
 
 use self::store::{NewRecord, SinkAnswer, SinkRequest};
 pub use self::store::{Stats, StoredRecord};
-use crate::http::problem::Problem;
+use crate::http::{self, problem::Problem};
 
+/// How long requests in flight may take when the sink stops.
+const DRAIN: Duration = Duration::from_secs(1);
 /// The most bytes of one request.
 const BODY_MAX: usize = 16 << 20;
 /// Requests that may wait for the database; further ones are answered 503.
@@ -51,40 +51,26 @@ impl Sink {
     pub fn start(listener: TcpListener, db: Option<PathBuf>) -> io::Result<Self> {
         let address = listener.local_addr()?;
         let database = store::open(db).map_err(io::Error::other)?;
-        let counts = Arc::new(Mutex::new(
-            store::read_stats(&database).map_err(io::Error::other)?,
-        ));
+        let counts = store::read_stats(&database).map_err(io::Error::other)?;
+        let counts = Arc::new(Mutex::new(counts));
         let (requests, inbox) = mpsc::sync_channel(QUEUE);
-        let shared = web::Data::new(SinkState {
+        let state = web::Data::new(SinkState {
             requests,
             stats: Arc::clone(&counts),
         });
         thread::Builder::new()
             .name("sink-db".into())
             .spawn(move || store::serve(database, &inbox, &counts))?;
-        let state = shared.clone();
-        let server = HttpServer::new(move || {
-            App::new()
-                .app_data(state.clone())
+        let shared = state.clone();
+        let server = http::serve(listener, 1, DRAIN, move |app| {
+            app.app_data(shared.clone())
                 .app_data(web::PayloadConfig::new(BODY_MAX))
-                .configure(routes)
-        });
-        let server = server
-            .workers(1)
-            .shutdown_timeout(1)
-            .disable_signals()
-            .listen(listener)?
-            .run();
-        let handle = server.handle();
-        actix_rt::spawn(async move {
-            if let Err(failure) = server.await {
-                error!(%failure, "sink ended");
-            }
-        });
+                .configure(routes);
+        })?;
         Ok(Self {
             address,
-            server: handle,
-            state: shared,
+            server,
+            state,
         })
     }
 
@@ -126,7 +112,7 @@ fn routes(app: &mut web::ServiceConfig) {
         let not_allowed =
             web::to(async move || Err::<HttpResponse, _>(Problem::method_not_allowed(allowed)));
         web::resource(path)
-            .route(web::post().to(take))
+            .route(web::post().to(receive))
             .default_service(not_allowed)
     };
     app.service(
@@ -138,30 +124,24 @@ fn routes(app: &mut web::ServiceConfig) {
     .service(records("/{any:.*}", "POST"));
 }
 
-async fn take(
+async fn receive(
     state: web::Data<SinkState>,
     request: HttpRequest,
     body: Result<web::Bytes, actix_web::Error>,
 ) -> Result<HttpResponse, Problem> {
-    let bad = |kind, detail: &str| Problem::new(StatusCode::BAD_REQUEST, kind, detail);
     let body = body.map_err(|why| {
-        Problem::new(
-            why.as_response_error().status_code(),
-            "body",
-            why.to_string(),
-        )
+        let status = why.as_response_error().status_code();
+        Problem::new(status, "body", why.to_string())
     })?;
-    let key = request
-        .headers()
-        .get("Idempotency-Key")
-        .and_then(|key| key.to_str().ok());
-    let key = key.filter(|key| !key.is_empty()).ok_or_else(|| {
-        bad(
-            "idempotency-key",
-            "A record needs an Idempotency-Key of visible ASCII characters",
-        )
+    let key = request.headers().get("Idempotency-Key");
+    let key = key
+        .and_then(|key| key.to_str().ok())
+        .filter(|key| !key.is_empty());
+    let key = key.ok_or_else(|| {
+        let detail = "A record needs an Idempotency-Key of visible ASCII characters";
+        Problem::bad_request("idempotency-key", detail)
     })?;
-    let records = records(key, &body).map_err(|why| bad("json", &why))?;
+    let records = records(key, &body).map_err(|why| Problem::bad_request("json", why))?;
     let count = records.len();
     let new = state
         .ask(|answer| SinkRequest::Store(records, answer))
@@ -182,8 +162,7 @@ async fn list(
     state: web::Data<SinkState>,
     query: Result<web::Query<Limit>, actix_web::Error>,
 ) -> Result<HttpResponse, Problem> {
-    let query =
-        query.map_err(|why| Problem::new(StatusCode::BAD_REQUEST, "query", why.to_string()))?;
+    let query = query.map_err(|why| Problem::bad_request("query", why.to_string()))?;
     let limit = query.limit.unwrap_or(LIST_DEFAULT).min(LIST_MAX);
     let records = state.ask(|answer| SinkRequest::List(limit, answer)).await?;
     Ok(HttpResponse::Ok().json(records))
@@ -200,9 +179,7 @@ impl SinkState {
         &self,
         request: impl FnOnce(SinkAnswer<T>) -> SinkRequest,
     ) -> Result<T, Problem> {
-        let unavailable = |why: &str| {
-            Problem::new(StatusCode::SERVICE_UNAVAILABLE, "database", why).retry_after(1)
-        };
+        let unavailable = |why: &str| Problem::unavailable("database", why);
         let (answer, answered) = oneshot::channel();
         self.requests
             .try_send(request(answer))
@@ -245,16 +222,11 @@ fn records(key: &str, body: &[u8]) -> Result<Vec<NewRecord>, String> {
         .map(|key| percent_decode_str(key.trim()).decode_utf8_lossy())
         .collect();
     let has_own = keys.len() == records.len();
-    let id = |at: usize| {
-        if has_own {
-            keys[at].to_string()
-        } else {
-            format!("{key}/{at}")
-        }
-    };
+    let records = records.into_iter().enumerate();
     records
-        .into_iter()
-        .enumerate()
-        .map(|(at, record)| read(id(at), record))
+        .map(|(at, record)| {
+            let own = has_own.then(|| keys[at].to_string());
+            read(own.unwrap_or_else(|| format!("{key}/{at}")), record)
+        })
         .collect()
 }

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, path::PathBuf, sync::mpsc, time::Duration};
 
 use parking_lot::Mutex;
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, params, types::FromSqlError};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use tokio::sync::oneshot;
@@ -75,11 +75,10 @@ pub fn read_stats(database: &Connection) -> rusqlite::Result<Stats> {
         database.prepare("SELECT path, COUNT(*), SUM(redeliveries) FROM records GROUP BY path")?;
     let mut rows = rows.query([])?;
     while let Some(row) = rows.next()? {
-        let (path, records, redeliveries): (String, u64, u64) =
-            (row.get(0)?, row.get(1)?, row.get(2)?);
+        let records: u64 = row.get(1)?;
         stats.records += records;
-        stats.redeliveries += redeliveries;
-        stats.paths.insert(path, records);
+        stats.redeliveries += row.get::<_, u64>(2)?;
+        stats.paths.insert(row.get(0)?, records);
     }
     Ok(stats)
 }
@@ -104,54 +103,49 @@ pub fn serve(mut database: Connection, inbox: &mpsc::Receiver<SinkRequest>, stat
             }
             next = (size < COMMIT_MAX).then(|| inbox.try_recv().ok()).flatten();
         }
-        let committed = commit(&mut database, &batch).map_err(|why| why.to_string());
-        if let Ok(news) = &committed {
-            let records = batch.iter().flat_map(|(records, _)| records);
-            let mut stats = stats.lock();
-            for (record, is_new) in records.zip(news.iter().flatten()) {
-                if *is_new {
-                    stats.records += 1;
-                    *stats.paths.entry(record.path.clone()).or_default() += 1;
-                } else {
-                    stats.redeliveries += 1;
-                }
-            }
+        // The counts change with the commit, or not at all.
+        let mut counted = stats.lock().clone();
+        let committed = commit(&mut database, &batch, &mut counted);
+        let committed = committed.map_err(|why| why.to_string());
+        if committed.is_ok() {
+            *stats.lock() = counted;
         }
         for (at, (_, answer)) in batch.into_iter().enumerate() {
-            let count = |news: &Vec<Vec<bool>>| news[at].iter().filter(|is_new| **is_new).count();
-            drop(answer.send(committed.as_ref().map(count).map_err(Clone::clone)));
+            drop(answer.send(committed.as_ref().map(|new| new[at]).map_err(Clone::clone)));
         }
     }
 }
 
-/// Stores the records of a batch of requests. Tells of each record of each request whether it is
-/// new.
+/// Stores the records of a batch of requests, and counts them. Returns how many records of each
+/// request are new.
 fn commit<A>(
     database: &mut Connection,
     batch: &[(Vec<NewRecord>, A)],
-) -> rusqlite::Result<Vec<Vec<bool>>> {
+    stats: &mut Stats,
+) -> rusqlite::Result<Vec<usize>> {
     let transaction = database.transaction()?;
-    let mut news = Vec::with_capacity(batch.len());
-    {
-        let mut insert = transaction.prepare_cached(
-            "INSERT OR IGNORE INTO records (id, path, record, at_ms) VALUES (?1, ?2, ?3, ?4)",
-        )?;
-        let mut again = transaction
-            .prepare_cached("UPDATE records SET redeliveries = redeliveries + 1 WHERE id = ?1")?;
-        let now = i64::try_from(unix_us() / 1000).unwrap_or(i64::MAX);
-        for (records, _) in batch {
-            let mut new = Vec::with_capacity(records.len());
-            for NewRecord { id, path, record } in records {
-                new.push(insert.execute(params![id, path, record, now])? == 1);
-                if new.last() == Some(&false) {
-                    again.execute(params![id])?;
-                }
+    let mut store = transaction.prepare_cached(
+        "INSERT INTO records (id, path, record, at_ms) VALUES (?1, ?2, ?3, ?4)
+         ON CONFLICT (id) DO UPDATE SET redeliveries = redeliveries + 1 RETURNING redeliveries",
+    )?;
+    let now = i64::try_from(unix_us() / 1000).unwrap_or(i64::MAX);
+    let mut new = vec![0; batch.len()];
+    for ((records, _), new) in batch.iter().zip(&mut new) {
+        for NewRecord { id, path, record } in records {
+            let redeliveries: u64 =
+                store.query_row(params![id, path, record, now], |row| row.get(0))?;
+            if redeliveries == 0 {
+                *new += 1;
+                stats.records += 1;
+                *stats.paths.entry(path.clone()).or_default() += 1;
+            } else {
+                stats.redeliveries += 1;
             }
-            news.push(new);
         }
     }
+    drop(store);
     transaction.commit()?;
-    Ok(news)
+    Ok(new)
 }
 
 /// The newest records, newest first.
@@ -161,13 +155,10 @@ fn newest(database: &Connection, limit: usize) -> rusqlite::Result<Vec<StoredRec
     )?;
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     let records = rows.query_map([limit], |row| {
-        let record: String = row.get(1)?;
-        let record = RawValue::from_string(record).map_err(|why| {
-            rusqlite::Error::FromSqlConversionFailure(1, rusqlite::types::Type::Text, Box::new(why))
-        })?;
+        let record = RawValue::from_string(row.get(1)?);
         Ok(StoredRecord {
             id: row.get(0)?,
-            record,
+            record: record.map_err(FromSqlError::other)?,
             redeliveries: row.get(2)?,
             at_ms: row.get(3)?,
         })
