@@ -1,5 +1,6 @@
-//! Waypost: an actor-based message router. One process per node takes JSON records over HTTP, carries
-//! each over one of several lanes, tags it with the path that it took, and POSTs it to an API.
+//! Waypost: an actor-based message router. One process per node takes JSON records over HTTP,
+//! carries each over one of several lanes, tags it with the path that it took, and POSTs it to an
+//! API.
 //!
 //! ```text
 //!              HTTP                                                                          HTTP
@@ -13,7 +14,7 @@
 //!
 //! # The walk of a record
 //!
-//! A record's way is one reading and goes down only: [`cli::run`] → [`node`] → [`http::ingest`] →
+//! A record passes these modules in this order: [`cli::run`] → [`node`] → [`http::ingest`] →
 //! [`actors::admission`] → [`actors::router`] → [`actors::lane`] → [`transport`] →
 //! [`actors::forwarder`] → [`api`]. The table in [`actors`] lists the messages between actors; the
 //! table in [`actors::supervisor`] says what follows the end of an actor.
@@ -21,49 +22,50 @@
 //! # Words
 //!
 //! - **Record**: a JSON object with its id and its trace context ([`record::Record`]).
-//! - **Lane**: one way from ingest to the API: a transport, its pull and its forwarder, with one state
-//!   and one set of counts ([`actors::lane`]).
-//! - **Message**: what a transport moves: headers and a body. By default one message is one record, and
-//!   its body is the client's JSON ([`transport::Message`]).
+//! - **Lane**: one way from ingest to the API: a transport, its pull and its forwarder, with one
+//!   state and one set of counts ([`actors::lane`]).
+//! - **Message**: what a transport moves: headers and a body. By default one message is one record,
+//!   and its body is the client's JSON ([`transport::Message`]).
 //! - **Transport**: a message system behind six methods: `connect`, `publish`, `receive`, `lost`,
 //!   `close`, `info` ([`transport::Transport`]).
 //! - **Delivery**: a record that came out of a transport, settled exactly once
 //!   ([`delivery::Delivery`]).
 //! - **Receipt**: the proof that a record is safe ([`delivery::Receipt`]).
-//! - **Spool**: the node's disk ([`spool::Spool`]): records that wait for a lane, records that the gRPC
-//!   lane carries, and dead letters. One sync serves all records that wait for one.
+//! - **Spool**: the node's disk ([`spool::Spool`]): records that wait for a lane, records that the
+//!   gRPC lane carries, and dead letters. One sync serves all records that wait for one.
 //! - **Ledger**: one count per transition of a record ([`ledger::Ledger`]).
 //!
 //! # Invariants, and the places that keep them
 //!
-//! 1. A 2xx leaves only after a receipt, and a receipt exists only after the broker's confirm or a sync
-//!    of the spool. [`http::ingest`] waits for [`actors::admission::Admission::submit`]. A lane makes a
-//!    receipt after [`transport::Transport::publish`], [`actors::fallback::DiskFallback`] after
-//!    [`spool::Spool::put`].
-//! 2. A message is acked to its broker only after the API's 2xx or the sync of its dead letter: only
-//!    [`actors::forwarder`] acks.
+//! 1. A 2xx leaves only after a receipt, and a receipt exists only after the broker's confirm or a
+//!    sync of the spool. [`http::ingest`] waits for [`actors::admission::Admission::submit`]. A
+//!    lane makes a receipt after [`transport::Transport::publish`],
+//!    [`actors::fallback::DiskFallback`] after [`spool::Spool::put`].
+//! 2. A message is acked to its broker only after the API's 2xx or the sync of its dead letter:
+//!    only [`actors::forwarder`] acks.
 //! 3. A record keeps one id on every hop, retry and lane: [`transport::Headers`].
-//! 4. Unknown means not delivered. A [`delivery::Delivery`] that is dropped unsettled goes back to its
-//!    broker; an [`actors::receipts::PendingRecord`] that is dropped without a reply is sent again.
+//! 4. Unknown means not delivered. A [`delivery::Delivery`] that is dropped unsettled goes back to
+//!    its broker; an [`actors::receipts::PendingRecord`] that is dropped without a reply is sent
+//!    again.
 //! 5. Every queue is bounded. Records are admitted by permit ([`actors::admission`]) and pulled by
-//!    permit ([`actors::lane`]). A record that no lane takes in time goes to the spool; if the spool
-//!    takes none, the client gets 503.
+//!    permit ([`actors::lane`]). A record that no lane takes in time goes to the spool; if the
+//!    spool takes none, the client gets 503.
 //! 6. Nothing blocks an event loop: the spool and the idempotency keys have their own threads.
 //! 7. Only the supervisor starts, restarts and stops actors, each time from a factory:
 //!    [`actors::supervisor`].
-//! 8. Alive means progress: a missed heartbeat, a missing confirm or a silent connection ends an actor
-//!    like any failure, and the lane's `last_error` has the reason.
+//! 8. Alive means progress: a missed heartbeat, a missing confirm or a silent connection ends an
+//!    actor like any failure, and the lane's `last_error` has the reason.
 //! 9. At rest the ledger balances: [`ledger::audit`] checks it.
 //! 10. Shutdown is a sequence: [`node::Node::drain`].
 //!
 //! # The store
 //!
-//! The spool is files of checksummed frames and not an embedded database, because it must promise what
-//! such databases leave open. A flipped bit costs the entry that holds it, and is reported; in a
-//! database it costs a whole page or block, or the store does not open. Disk space is freed when a
-//! segment is settled, without compaction. A start reads the end of a sealed segment, not all of it.
-//! After a failed write or sync the file is abandoned, so an unconfirmed entry cannot come back.
-//! [`spool`] has the details, and its tests flip every bit.
+//! The spool is files of checksummed frames and not an embedded database, because it must promise
+//! what such databases leave open. A flipped bit costs the entry that holds it, and is reported; in
+//! a database it costs a whole page or block, or the store does not open. Disk space is freed when
+//! a segment is settled, without compaction. A start reads the end of a sealed segment, not all of
+//! it. After a failed write or sync the file is abandoned, so an unconfirmed entry cannot come
+//! back. [`spool`] has the details, and its tests flip every bit.
 
 pub mod actors;
 pub mod api;
