@@ -1,7 +1,7 @@
 //! A record: its id, its bytes and its trace context. Everything here is pure, but for new ids and times.
 //!
-//! [`parse`] reads a body once, at ingest, for validation. After that its bytes travel untouched. At the end [`Tag::splice`]
-//! writes the tag into them without building a JSON tree.
+//! [`parse`] reads a body once, at ingest, for validation. After that its bytes travel untouched. At
+//! the end [`Tag::splice`] writes the tag into them without building a JSON tree.
 
 pub mod batch;
 mod parse;
@@ -27,7 +27,8 @@ pub struct Record {
     pub body: Bytes,
     /// W3C Trace Context, unchanged.
     pub traceparent: Option<Arc<str>>,
-    /// The run that took the record in, and when. `None` for a message that no Waypost node published.
+    /// The run that accepted the record, and the time. `None` for a message that no Waypost node
+    /// published.
     pub origin: Option<Origin>,
 }
 
@@ -54,7 +55,7 @@ fn to_id(uuid: Uuid) -> Arc<str> {
     Arc::from(uuid.hyphenated().encode_lower(&mut Uuid::encode_buffer()) as &str)
 }
 
-/// The run of a node that took a record in, and the time. It crosses a broker as one string.
+/// The run of a node that accepted a record, and the time. It crosses a broker as one string.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Origin {
     /// Unique per start of a node.
@@ -64,7 +65,7 @@ pub struct Origin {
 }
 
 impl Origin {
-    /// The origin of a record that run `run` takes in now.
+    /// The origin of a record that `run` accepts now.
     pub fn now(run: Arc<str>) -> Self {
         Self {
             run,
@@ -72,7 +73,7 @@ impl Origin {
         }
     }
 
-    /// As it crosses a broker.
+    /// The string that crosses a broker.
     pub fn to_text(&self) -> String {
         [&*self.run, "/", &self.at_us.to_string()].concat()
     }
@@ -87,8 +88,8 @@ impl Origin {
     }
 }
 
-/// Whether `text` is one or more visible ASCII characters. Ids and trace contexts are: they pass through the headers of every hop
-/// unchanged.
+/// Whether `text` is one or more visible ASCII characters. Ids and trace contexts are: they pass
+/// through the headers of every hop unchanged.
 pub fn is_visible_ascii(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic())
 }

@@ -2,12 +2,12 @@
 
 use bytes::Bytes;
 
-use super::parse::{Invalid, Schema, invalid_utf8, parse, parse_first, place, skip_space};
+use super::parse::{Invalid, Schema, as_text, parse, parse_first, skip_space};
 
-/// Records of one request at most; a power of two.
+/// The most records of one request; a power of two.
 pub const MAX: usize = 1024;
 
-/// How a body holds more than one record.
+/// The form of a body with more than one record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
     Array,
@@ -19,88 +19,79 @@ pub enum Form {
 pub enum InvalidBatch {
     /// The body as a whole is malformed.
     #[error("{0}")]
-    Body(Invalid),
+    Body(#[from] Invalid),
     /// One of its records is invalid. `index` counts from 0.
     #[error("record {index}: {why}")]
     Record { index: usize, why: Invalid },
 }
 
-/// The records of `body` in their order, each checked and trimmed as [`parse`] does. Lines and columns in errors count from the
-/// start of the body.
+/// The records of `body` in their order, each checked and trimmed as [`parse`] does. Lines and
+/// columns in errors count from the start of the body.
 ///
 /// # Errors
-/// [`InvalidBatch`] says what is wrong with the first record that is bad, or with the whole.
+/// [`InvalidBatch`] names the first mistake.
 pub fn parse_all(body: &Bytes, form: Form, schema: Schema) -> Result<Vec<Bytes>, InvalidBatch> {
-    let text = std::str::from_utf8(body)
-        .map_err(|e| InvalidBatch::Body(invalid_utf8(body, e.valid_up_to())))?;
+    let text = as_text(body)?;
     match form {
-        Form::Array => {
-            let mut records = Vec::new();
-            let mut at =
-                after(text, 0, "[").ok_or_else(|| unexpected(text, 0, "expected an array"))?;
-            if let Some(end) = after(text, at, "]") {
-                at = end;
-            } else {
-                loop {
-                    let (record, end) =
-                        parse_first(body, &text[at..], schema).map_err(|why| match why {
-                            // Malformed JSON spoils the whole body.
-                            Invalid::Malformed { .. } => {
-                                InvalidBatch::Body(why.further_on(text, at))
-                            }
-                            Invalid::Schema { .. } => InvalidBatch::Record {
-                                index: records.len(),
-                                why,
-                            },
-                        })?;
-                    records.push(record);
-                    if let Some(next) = after(text, at + end, ",") {
-                        at = next;
-                    } else {
-                        at = after(text, at + end, "]")
-                            .ok_or_else(|| unexpected(text, at + end, "expected `,` or `]`"))?;
-                        break;
-                    }
-                }
-            }
-            if skip_space(&text[at..]).is_empty() {
-                Ok(records)
-            } else {
-                Err(unexpected(text, at, "trailing characters"))
-            }
-        }
-        Form::Lines => {
-            let lines = text
-                .lines()
-                .enumerate()
-                .filter(|(_, line)| !line.trim_ascii().is_empty());
-            let records = lines.enumerate().map(|(index, (before, line))| {
-                let part = body.slice_ref(line.as_bytes());
-                parse(&part, schema).map_err(|why| InvalidBatch::Record {
-                    index,
-                    why: why.further_down(before),
-                })
-            });
-            records.collect()
-        }
+        Form::Array => parse_array(body, text, schema),
+        Form::Lines => parse_lines(body, text, schema),
     }
 }
 
-/// Where `what` ends, if only white space is between `at` and it.
-fn after(text: &str, at: usize, what: &str) -> Option<usize> {
-    let rest = skip_space(&text[at..]).strip_prefix(what)?;
+fn parse_array(body: &Bytes, text: &str, schema: Schema) -> Result<Vec<Bytes>, InvalidBatch> {
+    let mut records = Vec::new();
+    let mut at = after(text, 0, "[").ok_or_else(|| unexpected(text, 0, "expected an array"))?;
+    let end = loop {
+        if records.is_empty()
+            && let Some(end) = after(text, at, "]")
+        {
+            break end;
+        }
+        let (record, length) = parse_first(body, &text[at..], schema).map_err(|why| match why {
+            // Malformed JSON spoils the whole body.
+            Invalid::Malformed { .. } => InvalidBatch::Body(why.further_on(text, at)),
+            Invalid::Schema { .. } => InvalidBatch::Record {
+                index: records.len(),
+                why,
+            },
+        })?;
+        records.push(record);
+        at += length;
+        if let Some(end) = after(text, at, "]") {
+            break end;
+        }
+        at = after(text, at, ",").ok_or_else(|| unexpected(text, at, "expected `,` or `]`"))?;
+    };
+    if skip_space(&text[end..]).is_empty() {
+        Ok(records)
+    } else {
+        Err(unexpected(text, end, "trailing characters").into())
+    }
+}
+
+fn parse_lines(body: &Bytes, text: &str, schema: Schema) -> Result<Vec<Bytes>, InvalidBatch> {
+    let lines = text.lines().map(str::as_bytes);
+    let lines = lines.filter(|line| !line.trim_ascii().is_empty());
+    let records = lines.enumerate().map(|(index, line)| {
+        parse(&body.slice_ref(line), schema).map_err(|why| {
+            let at = line.as_ptr() as usize - text.as_ptr() as usize;
+            let why = why.further_on(text, at);
+            InvalidBatch::Record { index, why }
+        })
+    });
+    records.collect()
+}
+
+/// The end of `token`, if only white space is between `at` and it.
+fn after(text: &str, at: usize, token: &str) -> Option<usize> {
+    let rest = skip_space(&text[at..]).strip_prefix(token)?;
     Some(text.len() - rest.len())
 }
 
 /// The error for the first character after `at` that is no white space.
-fn unexpected(text: &str, at: usize, detail: &str) -> InvalidBatch {
+fn unexpected(text: &str, at: usize, detail: &str) -> Invalid {
     let at = text.len() - skip_space(&text[at..]).len();
-    let (line, column) = place(text.as_bytes(), at);
-    InvalidBatch::Body(Invalid::Malformed {
-        line,
-        column,
-        detail: detail.into(),
-    })
+    Invalid::malformed(text.as_bytes(), at, detail)
 }
 
 #[cfg(test)]

@@ -1,23 +1,20 @@
 //! Validates the JSON of a record without building a tree.
 
-use std::{
-    cell::{Cell, RefCell},
-    fmt,
-    ops::Range,
-};
+use std::{fmt, ops::Range};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use serde::{
     Deserialize, Serialize,
-    de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, Unexpected, Visitor},
+    de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, Unexpected, Visitor},
 };
 use serde_json::value::RawValue;
 
-/// What a record must look like to be taken in.
+/// The schema that every accepted record has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Schema {
-    /// `name`, `location` (non-empty strings), `age` (integer 0 to 150), `infectedtype`, `state` (strings), and any other member.
+    /// `name`, `location` (non-empty strings), `age` (integer 0 to 150), `infectedtype`, `state`
+    /// (strings), and any other member.
     Case,
     /// Any JSON object.
     Any,
@@ -33,7 +30,7 @@ pub enum Invalid {
         column: usize,
         detail: String,
     },
-    /// JSON, but not what the schema asks for.
+    /// JSON that the schema does not allow.
     #[error("{}{detail}", field.map(|f| format!("field `{f}`: ")).unwrap_or_default())]
     Schema {
         field: Option<&'static str>,
@@ -42,109 +39,78 @@ pub enum Invalid {
 }
 
 impl Invalid {
-    /// serde's message without line and column, which stand in fields of their own.
-    fn detail_of(e: &serde_json::Error) -> String {
-        let full = e.to_string();
-        full.rsplit_once(" at line ")
-            .map_or(full.as_str(), |(text, _)| text)
-            .to_owned()
-    }
-
-    /// The same error if the text that was read begins at `at` of `text`.
-    pub(super) fn further_on(self, text: &str, at: usize) -> Self {
-        let (lines, columns) = place(text.as_bytes(), at);
-        match self {
-            Self::Malformed {
-                line: 1,
-                column,
-                detail,
-            } => Self::Malformed {
-                line: lines,
-                column: column + columns - 1,
-                detail,
-            },
-            other => other.further_down(lines - 1),
+    /// Malformed JSON at byte `at` of `text`.
+    pub(super) fn malformed(text: &[u8], at: usize, detail: &str) -> Self {
+        let (line, column) = place(text, at);
+        Self::Malformed {
+            line,
+            column,
+            detail: detail.into(),
         }
     }
 
-    /// The same error, `lines` lines further down.
-    #[must_use]
-    pub(super) fn further_down(mut self, lines: usize) -> Self {
-        if let Self::Malformed { line, .. } = &mut self {
-            *line += lines;
+    /// The same error for a text of which only the part from byte `at` on was read.
+    pub(super) fn further_on(mut self, text: &str, at: usize) -> Self {
+        if let Self::Malformed { line, column, .. } = &mut self {
+            let (first_line, first_column) = place(text.as_bytes(), at);
+            if *line == 1 {
+                *column += first_column - 1;
+            }
+            *line += first_line - 1;
         }
         self
     }
 }
 
-/// The error for a body that is UTF-8 up to `valid_up_to` only.
-pub(super) fn invalid_utf8(body: &[u8], valid_up_to: usize) -> Invalid {
-    let (line, column) = place(body, valid_up_to);
-    Invalid::Malformed {
-        line,
-        column,
-        detail: "not UTF-8".into(),
-    }
+/// `body` as text, if it is UTF-8.
+pub(super) fn as_text(body: &[u8]) -> Result<&str, Invalid> {
+    std::str::from_utf8(body)
+        .map_err(|why| Invalid::malformed(body, why.valid_up_to(), "not UTF-8"))
 }
 
-/// Checks `body` against `schema` and returns the bytes that travel: without surrounding white space and without top-level
-/// `path` members, else byte for byte as they came.
+/// Checks `body` against `schema`. Returns the bytes that travel: `body` without surrounding white
+/// space and without top-level `path` members. Every other byte stays as it came.
 ///
 /// # Errors
-/// [`Invalid`] says what is wrong and where.
+/// [`Invalid`] names the mistake and its place.
 pub fn parse(body: &Bytes, schema: Schema) -> Result<Bytes, Invalid> {
-    let text = std::str::from_utf8(body).map_err(|e| invalid_utf8(body, e.valid_up_to()))?;
+    let text = as_text(body)?;
     let (record, end) = parse_first(body, text, schema)?;
     match skip_space(&text[end..]) {
         "" => Ok(record),
-        rest => Err(trailing(text, text.len() - rest.len())),
+        rest => {
+            let at = text.len() - rest.len();
+            Err(Invalid::malformed(body, at, "trailing characters"))
+        }
     }
 }
 
-/// The same for the first value of `text`, which is `body` or a part of it. Also returns where it ends in `text`.
+/// The same for the first value of `text`, which is `body` or a part of it. Also returns the end of
+/// the value in `text`.
 pub(super) fn parse_first(
     body: &Bytes,
     text: &str,
     schema: Schema,
 ) -> Result<(Bytes, usize), Invalid> {
     let start = text.len() - skip_space(text).len();
-    let (paths, end) = match schema {
-        Schema::Case => first::<true>(text),
-        Schema::Any => first::<false>(text),
-    }
-    // Only a bad record is read again, to find out which field is wrong.
-    .ok_or_else(|| explain(text, schema))?;
+    let mut reader = Reader {
+        schema,
+        field: None,
+        paths: Vec::new(),
+    };
+    let mut json = serde_json::Deserializer::from_str(text);
+    json.deserialize_map(&mut reader)
+        .map_err(|why| reader.invalid(&why))?;
+    let end = json.into_iter::<IgnoredAny>().byte_offset();
     let record = &text[start..end];
-    if paths.is_empty() {
+    if reader.paths.is_empty() {
         return Ok((body.slice_ref(record.as_bytes()), end));
     }
-    let within = |value: &str| {
+    let paths = reader.paths.iter().map(|value| {
         let from = value.as_ptr() as usize - record.as_ptr() as usize;
         from..from + value.len()
-    };
-    Ok((
-        without(
-            record.as_bytes(),
-            &paths.into_iter().map(within).collect::<Vec<_>>(),
-        ),
-        end,
-    ))
-}
-
-/// The values of the `path` members of the first object in `text`, and where it ends; `None` if there is no valid one.
-fn first<const CASE: bool>(text: &str) -> Option<(Vec<&str>, usize)> {
-    let mut values = serde_json::Deserializer::from_str(text).into_iter::<Checked<'_, CASE>>();
-    let Checked(paths) = values.next()?.ok()?;
-    Some((paths, values.byte_offset()))
-}
-
-/// Why the first value of `text` is not a record.
-fn explain(text: &str, schema: Schema) -> Invalid {
-    let reader = Reader::new(schema);
-    match (&reader).deserialize(&mut serde_json::Deserializer::from_str(text)) {
-        Err(e) => reader.explain(&e),
-        Ok(()) => trailing(text, text.len()),
-    }
+    });
+    Ok((without(record.as_bytes(), paths), end))
 }
 
 /// `text` without the JSON white space at its start.
@@ -152,28 +118,16 @@ pub(super) fn skip_space(text: &str) -> &str {
     text.trim_start_matches([' ', '\t', '\n', '\r'])
 }
 
-/// The error for characters at `at`, after the end of the record.
-fn trailing(text: &str, at: usize) -> Invalid {
-    let (line, column) = place(text.as_bytes(), at);
-    Invalid::Malformed {
-        line,
-        column,
-        detail: "trailing characters".into(),
-    }
-}
-
-/// Line and column of `at` in `text`, counted from 1.
-pub(super) fn place(text: &[u8], at: usize) -> (usize, usize) {
+/// Line and column of byte `at` in `text`, counted from 1.
+fn place(text: &[u8], at: usize) -> (usize, usize) {
     let before = &text[..at];
     let line_start = memchr::memrchr(b'\n', before).map_or(0, |newline| newline + 1);
-    (
-        memchr::memchr_iter(b'\n', before).count() + 1,
-        at - line_start + 1,
-    )
+    let line = memchr::memchr_iter(b'\n', before).count() + 1;
+    (line, at - line_start + 1)
 }
 
 /// `body` without the members whose values lie at `values`.
-fn without(body: &[u8], values: &[Range<usize>]) -> Bytes {
+fn without(body: &[u8], values: impl Iterator<Item = Range<usize>>) -> Bytes {
     let skip_space = |mut at: usize| {
         while body[at].is_ascii_whitespace() {
             at += 1;
@@ -183,21 +137,13 @@ fn without(body: &[u8], values: &[Range<usize>]) -> Bytes {
     let mut kept = BytesMut::with_capacity(body.len());
     let mut from = 0;
     for value in values {
-        // The key reads "path" and so contains no quote: it begins at the second quote back from the colon.
-        let colon = body[..value.start]
-            .iter()
-            .rposition(|&b| b == b':')
-            .unwrap_or(from);
-        let close = body[..colon]
-            .iter()
-            .rposition(|&b| b == b'"')
-            .unwrap_or(from);
-        let open = body[..close]
-            .iter()
-            .rposition(|&b| b == b'"')
-            .unwrap_or(from);
+        let last = |byte, end: usize| memchr::memrchr(byte, &body[..end]).unwrap_or(from);
+        // The key reads "path" and so contains no quote: it begins at the second quote before the
+        // colon.
+        let colon = last(b':', value.start);
+        let key = last(b'"', last(b'"', colon));
         let after = skip_space(value.end);
-        kept.put_slice(&body[from..open]);
+        kept.put_slice(&body[from..key]);
         if body[after] == b',' {
             from = skip_space(after + 1);
         } else {
@@ -212,87 +158,60 @@ fn without(body: &[u8], values: &[Range<usize>]) -> Bytes {
     kept.put_slice(&body[from..]);
     kept.freeze()
 }
+
 /// Reads one record. Keeps the current field, for errors, and the values of `path` members.
 struct Reader<'t> {
     schema: Schema,
-    field: Cell<Option<&'static str>>,
-    paths: RefCell<Vec<&'t str>>,
-}
-
-/// The values of the `path` members of a record that fits schema `case`, or any.
-struct Checked<'t, const CASE: bool>(Vec<&'t str>);
-
-impl<'de, const CASE: bool> serde::Deserialize<'de> for Checked<'de, CASE> {
-    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        let reader = Reader::new(if CASE { Schema::Case } else { Schema::Any });
-        (&reader).deserialize(d)?;
-        Ok(Self(reader.paths.into_inner()))
-    }
+    field: Option<&'static str>,
+    paths: Vec<&'t str>,
 }
 
 impl Reader<'_> {
-    fn new(schema: Schema) -> Self {
-        Self {
-            schema,
-            field: Cell::new(None),
-            paths: RefCell::default(),
-        }
-    }
-
-    fn explain(&self, e: &serde_json::Error) -> Invalid {
-        let detail = Invalid::detail_of(e);
-        if e.is_data() {
+    fn invalid(&self, why: &serde_json::Error) -> Invalid {
+        // Line and column have fields of their own.
+        let text = why.to_string();
+        let detail = text
+            .rsplit_once(" at line ")
+            .map_or(&*text, |(text, _)| text);
+        let detail = detail.to_owned();
+        if why.is_data() {
             Invalid::Schema {
-                field: self.field.get(),
+                field: self.field,
                 detail,
             }
         } else {
             Invalid::Malformed {
-                line: e.line(),
-                column: e.column(),
+                line: why.line(),
+                column: why.column(),
                 detail,
             }
         }
     }
 }
 
-const FIELDS: [&str; 5] = ["name", "location", "age", "infectedtype", "state"];
+/// The fields of schema `case`, in the order of [`MemberKey`].
+const FIELDS: [(&str, FieldCheck); 5] = [
+    ("name", FieldCheck::NonEmptyText),
+    ("location", FieldCheck::NonEmptyText),
+    ("age", FieldCheck::Age),
+    ("infectedtype", FieldCheck::Text),
+    ("state", FieldCheck::Text),
+];
 
-/// A member's key: one of [`FIELDS`], by its index, `path`, or any other.
+#[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(field_identifier, rename_all = "lowercase")]
 enum MemberKey {
-    Field(usize),
+    Name,
+    Location,
+    Age,
+    InfectedType,
+    State,
     Path,
+    #[serde(other)]
     Other,
 }
 
-impl<'de> serde::Deserialize<'de> for MemberKey {
-    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        struct KeyVisitor;
-        impl Visitor<'_> for KeyVisitor {
-            type Value = MemberKey;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a key")
-            }
-            fn visit_str<E>(self, key: &str) -> Result<MemberKey, E> {
-                Ok(match FIELDS.iter().position(|&f| f == key) {
-                    Some(at) => MemberKey::Field(at),
-                    None if key == "path" => MemberKey::Path,
-                    None => MemberKey::Other,
-                })
-            }
-        }
-        d.deserialize_str(KeyVisitor)
-    }
-}
-
-impl<'de> DeserializeSeed<'de> for &Reader<'de> {
-    type Value = ();
-    fn deserialize<D: Deserializer<'de>>(self, d: D) -> Result<(), D::Error> {
-        d.deserialize_map(self)
-    }
-}
-
-impl<'de> Visitor<'de> for &Reader<'de> {
+impl<'de> Visitor<'de> for &mut Reader<'de> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -300,92 +219,76 @@ impl<'de> Visitor<'de> for &Reader<'de> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        let fields = match self.schema {
+            Schema::Case => &FIELDS[..],
+            Schema::Any => &[],
+        };
         let mut seen = [false; FIELDS.len()];
         while let Some(key) = map.next_key::<MemberKey>()? {
-            match key {
-                MemberKey::Field(at) if self.schema == Schema::Case => {
-                    self.field.set(Some(FIELDS[at]));
-                    if std::mem::replace(&mut seen[at], true) {
-                        return Err(A::Error::custom("given twice"));
-                    }
-                    match FIELDS[at] {
-                        "age" => map.next_value_seed(Age)?,
-                        "name" | "location" => map.next_value_seed(Text {
-                            may_be_empty: false,
-                        })?,
-                        _ => map.next_value_seed(Text { may_be_empty: true })?,
-                    }
-                    self.field.set(None);
+            if let Some((name, check)) = fields.get(key as usize) {
+                self.field = Some(name);
+                if std::mem::replace(&mut seen[key as usize], true) {
+                    return Err(A::Error::custom("given twice"));
                 }
-                MemberKey::Path => {
-                    self.paths
-                        .borrow_mut()
-                        .push(map.next_value::<&'de RawValue>()?.get());
-                }
-                MemberKey::Field(_) | MemberKey::Other => {
-                    map.next_value::<IgnoredAny>()?;
-                }
+                map.next_value_seed(*check)?;
+                self.field = None;
+            } else if key == MemberKey::Path {
+                self.paths.push(map.next_value::<&'de RawValue>()?.get());
+            } else {
+                map.next_value::<IgnoredAny>()?;
             }
         }
-        if self.schema == Schema::Case
-            && let Some(missing) = seen.iter().position(|seen| !seen)
-        {
-            self.field.set(Some(FIELDS[missing]));
+        if let Some(((name, _), _)) = fields.iter().zip(seen).find(|(_, seen)| !seen) {
+            self.field = Some(name);
             return Err(A::Error::custom("missing"));
         }
         Ok(())
     }
 }
 
-/// Checks a string without copying it.
-struct Text {
-    may_be_empty: bool,
+/// Checks the value of a field without copying it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum FieldCheck {
+    Text,
+    NonEmptyText,
+    /// An integer from 0 to 150.
+    Age,
 }
 
-impl<'de> DeserializeSeed<'de> for Text {
+impl<'de> DeserializeSeed<'de> for FieldCheck {
     type Value = ();
-    fn deserialize<D: Deserializer<'de>>(self, d: D) -> Result<(), D::Error> {
-        d.deserialize_str(self)
+
+    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<(), D::Error> {
+        json.deserialize_any(self)
     }
 }
 
-impl Visitor<'_> for Text {
+impl Visitor<'_> for FieldCheck {
     type Value = ();
+
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.may_be_empty {
-            "a string"
-        } else {
-            "a non-empty string"
+        f.write_str(match self {
+            Self::Text => "a string",
+            Self::NonEmptyText => "a non-empty string",
+            Self::Age => "an integer from 0 to 150",
         })
     }
-    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<(), E> {
-        if text.is_empty() && !self.may_be_empty {
-            return Err(E::invalid_value(Unexpected::Str(text), &self));
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<(), E> {
+        match self {
+            Self::Text => Ok(()),
+            Self::NonEmptyText if !text.is_empty() => Ok(()),
+            Self::NonEmptyText => Err(E::invalid_value(Unexpected::Str(text), &self)),
+            Self::Age => Err(E::invalid_type(Unexpected::Str(text), &self)),
         }
-        Ok(())
     }
-}
 
-/// Checks an integer from 0 to 150.
-struct Age;
-
-impl<'de> DeserializeSeed<'de> for Age {
-    type Value = ();
-    fn deserialize<D: Deserializer<'de>>(self, d: D) -> Result<(), D::Error> {
-        d.deserialize_u64(self)
-    }
-}
-
-impl Visitor<'_> for Age {
-    type Value = ();
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an integer from 0 to 150")
-    }
-    fn visit_u64<E: serde::de::Error>(self, age: u64) -> Result<(), E> {
-        if age > 150 {
-            return Err(E::invalid_value(Unexpected::Unsigned(age), &self));
+    fn visit_u64<E: Error>(self, number: u64) -> Result<(), E> {
+        match self {
+            Self::Age if number <= 150 => Ok(()),
+            Self::Age => Err(E::invalid_value(Unexpected::Unsigned(number), &self)),
+            _ => Err(E::invalid_type(Unexpected::Unsigned(number), &self)),
         }
-        Ok(())
     }
 }
 

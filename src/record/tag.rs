@@ -14,15 +14,14 @@ pub struct Tag {
 impl Tag {
     /// `name` may be any text. It is escaped as JSON requires.
     pub fn new(name: &str) -> Self {
+        let ending = format!("\"path\":{}}}", serde_json::Value::from(name));
         Self {
-            ending: format!("\"path\":{}}}", serde_json::Value::from(name))
-                .into_bytes()
-                .into(),
+            ending: ending.into_bytes().into(),
         }
     }
 
-    /// `body` with the tag as its last member. `None` if `body` does not look like a JSON object: another publisher may have put any
-    /// message into the broker.
+    /// `body` with the tag as its last member. `None` if `body` does not look like a JSON object:
+    /// another publisher may have put any message into the broker.
     pub fn splice(&self, body: &[u8]) -> Option<Bytes> {
         let mut tagged = BytesMut::with_capacity(body.len() + self.ending.len() + 1);
         self.splice_onto(body, &mut tagged).then(|| tagged.freeze())
@@ -30,10 +29,8 @@ impl Tag {
 
     /// Appends the same to `tagged`. False if `body` cannot be tagged: then nothing is written.
     pub fn splice_onto(&self, body: &[u8], tagged: &mut BytesMut) -> bool {
-        let Some(open) = body
-            .strip_suffix(b"}")
-            .filter(|rest| rest.starts_with(b"{"))
-        else {
+        let open = body.strip_suffix(b"}");
+        let Some(open) = open.filter(|open| open.starts_with(b"{")) else {
             return false;
         };
         tagged.put_slice(open);
