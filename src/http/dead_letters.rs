@@ -1,13 +1,13 @@
 //! The dead letters: list, replay, drop.
 
-use std::{collections::HashSet, sync::Arc};
+use std::collections::HashSet;
 
 use actix_web::{HttpResponse, web};
-use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde::Deserialize;
+use serde_json::{Value, json};
 
 use super::{problem::Problem, status::AdminState};
-use crate::spool::{DeathReason, Entry, NotSafe, Queue, Which};
+use crate::spool::{Entry, NotSafe, Queue, Which};
 
 /// Dead letters in a list, unless the request asks for another number.
 const LIMIT_DEFAULT: usize = 100;
@@ -18,51 +18,26 @@ const LIMIT_MAX: usize = 10_000;
 pub fn routes(app: &mut web::ServiceConfig) {
     app.route("/api/dead", web::get().to(list))
         .route("/api/dead/replay", web::post().to(replay))
-        .route("/api/dead/drop", web::post().to(forget));
+        .route("/api/dead/drop", web::post().to(drop_dead));
 }
 
-/// A dead letter, as `GET /api/dead` lists it.
-#[derive(Debug, Serialize)]
-struct DeadLetter {
-    id: String,
-    lane: String,
-    /// The API's last answer; `null` if there was none.
-    status: Option<u32>,
-    answer: String,
-    attempts: u32,
-    /// Given up, rather than refused.
-    given_up: bool,
-    /// Milliseconds since the Unix epoch: taken in, and dead.
-    accepted_ms: Option<u64>,
-    dead_ms: u64,
-    record: String,
-}
-
-impl From<Entry> for DeadLetter {
-    fn from(entry: Entry) -> Self {
-        let record = String::from_utf8_lossy(&entry.body).into_owned();
-        let accepted_ms = entry.record().origin.map(|origin| origin.at_us / 1000);
-        let DeathReason {
-            lane,
-            status,
-            answer,
-            attempts,
-            at_us,
-            given_up,
-        } = entry.letter.unwrap_or_default();
-        let status = Some(status).filter(|status| *status > 0);
-        Self {
-            id: entry.id,
-            lane,
-            status,
-            answer,
-            attempts,
-            given_up,
-            accepted_ms,
-            dead_ms: at_us / 1000,
-            record,
-        }
-    }
+/// A dead letter, as `GET /api/dead` lists it. Times are in milliseconds since the Unix epoch.
+fn dead_letter(entry: Entry) -> Value {
+    let reason = entry.letter.as_ref();
+    let reason = reason.cloned().unwrap_or_default();
+    json!({
+        "id": entry.id,
+        "lane": reason.lane,
+        // The API's last answer.
+        "status": Some(reason.status).filter(|status| *status > 0),
+        "answer": reason.answer,
+        "attempts": reason.attempts,
+        // Given up, rather than refused.
+        "given_up": reason.given_up,
+        "accepted_ms": entry.record().origin.map(|origin| origin.at_us / 1000),
+        "dead_ms": reason.at_us / 1000,
+        "record": String::from_utf8_lossy(&entry.body),
+    })
 }
 
 #[derive(Deserialize)]
@@ -74,14 +49,11 @@ async fn list(
     state: web::Data<AdminState>,
     query: web::Query<ListQuery>,
 ) -> Result<HttpResponse, Problem> {
-    let letters = state
-        .spool
-        .dead(query.limit.unwrap_or(LIMIT_DEFAULT).min(LIMIT_MAX))
-        .await
-        .map_err(spool_fails)?;
-    let letters: Vec<_> = letters.into_iter().map(DeadLetter::from).collect();
-    Ok(HttpResponse::Ok()
-        .json(json!({"total": state.spool.stats().records(Queue::Dead), "dead": letters})))
+    let limit = query.limit.unwrap_or(LIMIT_DEFAULT).min(LIMIT_MAX);
+    let entries = state.spool.dead(limit).await.map_err(spool_fails)?;
+    let dead: Vec<_> = entries.into_iter().map(dead_letter).collect();
+    let total = state.spool.stats().records(Queue::Dead);
+    Ok(HttpResponse::Ok().json(json!({"total": total, "dead": dead})))
 }
 
 /// Which dead letters: `{"ids":[…]}` or `{"all":true}`.
@@ -110,31 +82,23 @@ async fn replay(
     state: web::Data<AdminState>,
     selection: web::Json<Selection>,
 ) -> Result<HttpResponse, Problem> {
-    let replayed = state
-        .spool
-        .replay(selection.into_inner().which()?)
-        .await
-        .map_err(spool_fails)?;
+    let which = selection.into_inner().which()?;
+    let replayed = state.spool.replay(which).await.map_err(spool_fails)?;
     Ok(HttpResponse::Ok().json(json!({"replayed": replayed})))
 }
 
-async fn forget(
+async fn drop_dead(
     state: web::Data<AdminState>,
     selection: web::Json<Selection>,
 ) -> Result<HttpResponse, Problem> {
     let which = selection.into_inner().which()?;
-    let (spool, ledger) = (state.spool.clone(), Arc::clone(&state.ledger));
     // Counted though the operator has hung up.
     let counted = actix_rt::spawn(async move {
-        spool
-            .forget(which)
-            .await
-            .inspect(|&dropped| ledger.dropped(dropped))
+        let dropped = state.spool.forget(which).await;
+        dropped.inspect(|&dropped| state.ledger.dropped(dropped))
     });
-    let dropped = counted
-        .await
-        .unwrap_or(Err(NotSafe::Closed))
-        .map_err(spool_fails)?;
+    let dropped = counted.await.unwrap_or(Err(NotSafe::Closed));
+    let dropped = dropped.map_err(spool_fails)?;
     Ok(HttpResponse::Ok().json(json!({"dropped": dropped})))
 }
 
