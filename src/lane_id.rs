@@ -2,13 +2,18 @@
 
 use std::fmt;
 
+use serde::Serialize;
+
 /// Declares the lanes, each with its name in the configuration, in URLs and in metrics.
 macro_rules! lanes {
     ($($lane:ident = $name:literal,)+) => {
         /// One way from ingest to the API.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
         pub enum LaneId {
-            $($lane,)+
+            $(
+                #[serde(rename = $name)]
+                $lane,
+            )+
         }
 
         impl LaneId {

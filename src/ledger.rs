@@ -13,16 +13,16 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 pub use self::{
     balance::{Balance, audit},
-    counts::{ApiGauge, Counts, Posting},
+    counts::{ApiGauge, Counts, NodeCounts, Posting},
     latency::{Latency, Quantiles},
 };
 use self::{
@@ -42,17 +42,8 @@ pub struct Ledger {
     pub run: Arc<str>,
     pub started: Instant,
     pub api: ApiGauge,
-    lanes: [LaneCounters; LaneId::ALL.len()],
-    /// Answered with a receipt of the spool.
-    spooled: AtomicU64,
-    /// Left by an earlier run, and found in the spool at the start.
-    recovered_from_disk: AtomicU64,
-    /// Recovered from disk, and before from a lane: counted in both places.
-    double_counted: AtomicU64,
-    /// Ended before their clients were refused.
-    refused_too_late: AtomicU64,
-    /// Dead letters that an operator has removed.
-    dropped: AtomicU64,
+    lanes: [Mutex<LaneLedger>; LaneId::ALL.len()],
+    node: Mutex<NodeCounts>,
     memory: Mutex<FlagMemory>,
     /// From a request's head to its answer, by the answer's status.
     requests: Mutex<BTreeMap<u16, Latency>>,
@@ -60,19 +51,18 @@ pub struct Ledger {
     imbalanced: AtomicBool,
 }
 
+/// The counts and times of one lane.
 #[derive(Default)]
-struct LaneCounters {
-    accepted: AtomicU64,
-    resent: AtomicU64,
-    recovered: AtomicU64,
-    delivered: AtomicU64,
-    dead: AtomicU64,
-    redelivered: AtomicU64,
-    publish: Latency,
-    post: Latency,
-    delivery: Latency,
-    /// When the API took a record last, in microseconds since the Unix epoch; 0 for never.
-    last_delivery_us: AtomicU64,
+pub struct LaneLedger {
+    pub counts: Counts,
+    /// From handing a record to the lane to its confirm.
+    pub publish: Latency,
+    /// From a POST to its answer or failure.
+    pub post: Latency,
+    /// From accepted to delivered.
+    pub delivery: Latency,
+    /// The time of the last delivery, in microseconds since the Unix epoch; 0 for never.
+    pub last_delivery_us: u64,
 }
 
 impl Ledger {
@@ -82,11 +72,7 @@ impl Ledger {
             started: Instant::now(),
             api: ApiGauge::default(),
             lanes: Default::default(),
-            spooled: AtomicU64::new(0),
-            recovered_from_disk: AtomicU64::new(0),
-            double_counted: AtomicU64::new(0),
-            refused_too_late: AtomicU64::new(0),
-            dropped: AtomicU64::new(0),
+            node: Mutex::default(),
             memory: Mutex::default(),
             requests: Mutex::default(),
             imbalanced: AtomicBool::new(false),
@@ -95,89 +81,78 @@ impl Ledger {
 
     /// `lane` has confirmed a record, and its client has a receipt. The confirm took `after`.
     pub fn accepted(&self, lane: LaneId, after: Duration) {
-        let lane = self.lane(lane);
-        lane.accepted.fetch_add(1, Relaxed);
+        let mut lane = self.lane(lane);
+        lane.counts.accepted += 1;
         lane.publish.record(after);
     }
 
     /// `lane` has confirmed a record from the spool. The confirm took `after`.
     pub fn resent(&self, lane: LaneId, after: Duration) {
-        let lane = self.lane(lane);
-        lane.resent.fetch_add(1, Relaxed);
+        let mut lane = self.lane(lane);
+        lane.counts.resent += 1;
         lane.publish.record(after);
     }
 
     /// A client has the spool's receipt.
     pub fn spooled(&self) {
-        self.spooled.fetch_add(1, Relaxed);
+        self.node.lock().spooled += 1;
     }
 
     /// An earlier run has left `records` in the spool, dead letters included.
     pub fn recovered_from_disk(&self, records: u64) {
-        self.recovered_from_disk.fetch_add(records, Relaxed);
+        self.node.lock().recovered_from_disk += records;
     }
 
     /// The API has the records, which came out of `lane`.
     pub fn delivered<'r>(&self, lane: LaneId, records: impl IntoIterator<Item = &'r Record>) {
-        let counters = self.lane(lane);
         let now_us = unix_us();
-        let mut delivered = 0;
-        let mut recovered = 0;
-        let mut redelivered = 0;
         // Locked once, however many records.
+        let mut ledger = self.lane(lane);
         let mut memory = self.memory.lock();
         for record in records {
             let (flags, key) = memory.look_up(record);
             match count(Transition::Delivered, flags, self.is_own(record)) {
                 CountedAs::Redelivered => {
-                    redelivered += 1;
+                    ledger.counts.redelivered += 1;
                     continue;
                 }
                 CountedAs::Delivered => {
                     if let Some(origin) = &record.origin {
                         let us = now_us.saturating_sub(origin.at_us);
-                        counters.delivery.record(Duration::from_micros(us));
+                        ledger.delivery.record(Duration::from_micros(us));
                     }
                 }
-                _ => recovered += 1,
+                _ => ledger.counts.recovered += 1,
             }
-            delivered += 1;
+            ledger.counts.delivered += 1;
+            ledger.last_delivery_us = now_us;
             if let Some(key) = key {
                 memory.add_delivered(lane, key);
             }
-        }
-        drop(memory);
-        counters.recovered.fetch_add(recovered, Relaxed);
-        counters.delivered.fetch_add(delivered, Relaxed);
-        counters.redelivered.fetch_add(redelivered, Relaxed);
-        if delivered > 0 {
-            counters.last_delivery_us.store(now_us, Relaxed);
         }
     }
 
     /// The dead letter of a record that came out of `lane` is on disk.
     pub fn dead(&self, lane: LaneId, record: &Record) {
-        let is_recovered =
-            self.end(Transition::Dead, Flags::DEAD, record) == CountedAs::DeadAndRecovered;
-        let lane = self.lane(lane);
-        lane.recovered.fetch_add(is_recovered.into(), Relaxed);
-        lane.dead.fetch_add(1, Relaxed);
+        let counted = self.count_once(Transition::Dead, Flags::DEAD, record);
+        let mut lane = self.lane(lane);
+        lane.counts.recovered += u64::from(counted == CountedAs::DeadAndRecovered);
+        lane.counts.dead += 1;
     }
 
     /// An operator has removed `records` dead letters.
     pub fn dropped(&self, records: u64) {
-        self.dropped.fetch_add(records, Relaxed);
+        self.node.lock().dropped += records;
     }
 
     /// No lane and no spool has confirmed the record, and its client was told so.
     pub fn refused(&self, record: &Record) {
-        if self.end(Transition::Refused, Flags::REFUSED, record) == CountedAs::RefusedTooLate {
-            self.refused_too_late.fetch_add(1, Relaxed);
-        }
+        let counted = self.count_once(Transition::Refused, Flags::REFUSED, record);
+        self.node.lock().refused_too_late += u64::from(counted == CountedAs::RefusedTooLate);
     }
 
-    /// Adopts a record that was found on disk: this run answers for it from now on. `None` if the API has it: an earlier run
-    /// published it, and was killed before it had deleted the entry.
+    /// Adopts a record that was found on disk: from now on it counts as a record of this run. `None` if the API has it: an
+    /// earlier run published it, and was killed before it had deleted the entry.
     pub fn adopt(&self, mut found: Record) -> Option<Record> {
         let Some(origin) = found
             .origin
@@ -191,7 +166,7 @@ impl Ledger {
         let (flags, key) = memory.look_up(&found);
         // The run was changed: the record is not this run's own.
         if count(Transition::Adopted, flags, false) == CountedAs::DoubleCounted {
-            self.double_counted.fetch_add(1, Relaxed);
+            self.node.lock().double_counted += 1;
             return None;
         }
         if let Some(key) = key {
@@ -200,8 +175,8 @@ impl Ledger {
         Some(found)
     }
 
-    /// A lane that was given the record has not confirmed it, and may have it all the same. The record goes on by another way: if
-    /// both deliver it, it is one record.
+    /// A lane that was given the record has not confirmed it, and may have it all the same. The
+    /// record goes on by another way. If both deliver it, it counts as one record.
     pub fn maybe_published(&self, record: &Record) {
         let mut memory = self.memory.lock();
         let (flags, key) = memory.look_up(record);
@@ -215,14 +190,14 @@ impl Ledger {
         self.memory.lock().is_maybe_published(record)
     }
 
-    /// Whether the API is known to have the record. The same id, taken in again, is another record. A dead letter is not delivered:
-    /// a copy that comes later may be its replay.
+    /// Whether the API is known to have the record. The same id, accepted again, is another record.
+    /// A dead letter is not delivered: a copy that comes later may be its replay.
     pub fn is_delivered(&self, record: &Record) -> bool {
         self.memory.lock().look_up(record).0.has(Flags::DELIVERED)
     }
 
-    /// Counts an event that gives `record` the flag `flag`, unless it comes too late.
-    fn end(&self, event: Transition, flag: Flags, record: &Record) -> CountedAs {
+    /// Counts `event`, and gives `record` the flag `flag` unless the event comes too late.
+    fn count_once(&self, event: Transition, flag: Flags, record: &Record) -> CountedAs {
         let mut memory = self.memory.lock();
         let (flags, key) = memory.look_up(record);
         let counted = count(event, flags, self.is_own(record));
@@ -244,48 +219,44 @@ impl Ledger {
 
     /// A POST of `lane` that began at `began` has ended.
     pub fn posted(&self, lane: LaneId, began: Instant) {
-        self.lane(lane).post.record_since(began);
+        self.lane(lane).post.record(began.elapsed());
     }
 
     /// A request that came at `began` was answered with `code`.
     pub fn answered(&self, code: u16, began: Instant) {
-        self.requests
-            .lock()
-            .entry(code)
-            .or_default()
-            .record_since(began);
+        let mut requests = self.requests.lock();
+        requests.entry(code).or_default().record(began.elapsed());
     }
 
     /// A record came out of `lane` that the API has already.
     pub fn redelivered(&self, lane: LaneId) {
-        self.lane(lane).redelivered.fetch_add(1, Relaxed);
+        self.lane(lane).counts.redelivered += 1;
     }
 
-    /// The counts of one lane.
-    pub fn counts(&self, lane: LaneId) -> Counts {
-        let lane = self.lane(lane);
-        // Ends first: a record that ends between the reads is accepted by the last.
-        let delivered = lane.delivered.load(Relaxed);
-        let dead = lane.dead.load(Relaxed);
-        Counts {
-            accepted: lane.accepted.load(Relaxed),
-            resent: lane.resent.load(Relaxed),
-            recovered: lane.recovered.load(Relaxed),
-            delivered,
-            dead,
-            redelivered: lane.redelivered.load(Relaxed),
-        }
+    /// Locks the counts and times of one lane. Nothing else of this lane is counted meanwhile.
+    pub fn lane(&self, lane: LaneId) -> MutexGuard<'_, LaneLedger> {
+        self.lanes[lane as usize].lock()
+    }
+
+    /// The counts that belong to no lane.
+    pub fn node(&self) -> NodeCounts {
+        *self.node.lock()
+    }
+
+    /// Locks the times of requests, by the status of their answers.
+    pub fn requests(&self) -> MutexGuard<'_, BTreeMap<u16, Latency>> {
+        self.requests.lock()
     }
 
     /// The counts of all lanes together.
     pub fn totals(&self) -> Counts {
         let too_late = Counts {
-            recovered: self.refused_too_late.load(Relaxed),
+            recovered: self.node().refused_too_late,
             ..Counts::default()
         };
         LaneId::ALL
             .into_iter()
-            .map(|lane| self.counts(lane))
+            .map(|lane| self.lane(lane).counts)
             .fold(too_late, |sum, lane| Counts {
                 accepted: sum.accepted + lane.accepted,
                 resent: sum.resent + lane.resent,
@@ -298,17 +269,18 @@ impl Ledger {
 
     /// The counts of the node, its disk included.
     pub fn balance(&self, stats: &SpoolStats) -> Balance {
-        // Read first: the records that it takes away were counted before.
-        let double_counted = self.double_counted.load(Relaxed);
-        let from_disk = self.recovered_from_disk.load(Relaxed);
+        // Read first: the records that are counted twice were counted by their lanes before.
+        let node = self.node();
         let lanes = self.totals();
         Balance {
-            accepted: lanes.accepted + self.spooled.load(Relaxed),
-            // Records of an earlier run in the gRPC lane are counted when they end, since two copies of a record are one.
-            recovered: lanes.recovered + from_disk + stats.found_carried - double_counted,
+            accepted: lanes.accepted + node.spooled,
+            // Records of an earlier run in the gRPC lane are counted when they end, since two
+            // copies of a record are one.
+            recovered: lanes.recovered + node.recovered_from_disk + stats.found_carried
+                - node.double_counted,
             delivered: lanes.delivered,
             dead: stats.records(Queue::Dead),
-            dropped: self.dropped.load(Relaxed),
+            dropped: node.dropped,
             spooled: stats.waiting(),
             in_flight: lanes.in_flight() + stats.found_carried,
             redelivered: lanes.redelivered,
@@ -322,48 +294,11 @@ impl Ledger {
 
     /// Records that `lane` has and the API has not.
     pub fn in_flight(&self, lane: LaneId, stats: &SpoolStats) -> u64 {
-        self.counts(lane).in_flight()
-            + if lane == LaneId::Grpc {
-                stats.found_carried
-            } else {
-                0
-            }
-    }
-
-    /// Records answered with a receipt of the spool.
-    pub fn receipts_of_spool(&self) -> u64 {
-        self.spooled.load(Relaxed)
-    }
-
-    /// The time of the last delivery, in µs since the Unix epoch; 0 for none.
-    pub fn last_delivery_us(&self, lane: LaneId) -> u64 {
-        self.lane(lane).last_delivery_us.load(Relaxed)
-    }
-
-    /// From handing a record to the lane to its confirm.
-    pub const fn publish_times(&self, lane: LaneId) -> &Latency {
-        &self.lane(lane).publish
-    }
-
-    /// From a POST to its answer or failure.
-    pub const fn post_times(&self, lane: LaneId) -> &Latency {
-        &self.lane(lane).post
-    }
-
-    /// From accepted to delivered.
-    pub const fn delivery_times(&self, lane: LaneId) -> &Latency {
-        &self.lane(lane).delivery
-    }
-
-    /// Calls `read` with each status of ingest and the times of its answers.
-    pub fn for_each_status(&self, mut read: impl FnMut(u16, &Latency)) {
-        for (code, times) in &*self.requests.lock() {
-            read(*code, times);
-        }
-    }
-
-    const fn lane(&self, lane: LaneId) -> &LaneCounters {
-        &self.lanes[lane as usize]
+        let found = match lane {
+            LaneId::Grpc => stats.found_carried,
+            _ => 0,
+        };
+        self.lane(lane).counts.in_flight() + found
     }
 }
 
@@ -426,7 +361,7 @@ mod tests {
             redelivered: 1,
             ..Counts::default()
         };
-        assert_eq!(ledger.counts(LaneId::Grpc), expected);
+        assert_eq!(ledger.lane(LaneId::Grpc).counts, expected);
     }
 
     #[test]
@@ -472,7 +407,7 @@ mod tests {
         foreign.origin = None;
         ledger.delivered(LaneId::Nats, [&foreign]);
         assert!(!ledger.is_delivered(&foreign));
-        let counts = ledger.counts(LaneId::Nats);
+        let counts = ledger.lane(LaneId::Nats).counts;
         assert_eq!(
             counts,
             Counts {

@@ -249,13 +249,13 @@ struct PathReport {
 fn paths(ledger: &Ledger, config: &Config) -> BTreeMap<String, PathReport> {
     let lanes = config.lanes.in_order().into_iter();
     let path = |(lane, tag)| {
-        let counts = ledger.counts(lane);
+        let ledger = ledger.lane(lane);
         let path = PathReport {
-            accepted: counts.accepted,
-            delivered: counts.delivered,
-            dead: counts.dead,
-            in_flight: counts.in_flight(),
-            delivery_ms: ledger.delivery_times(lane).quantiles_ms(),
+            accepted: ledger.counts.accepted,
+            delivered: ledger.counts.delivered,
+            dead: ledger.counts.dead,
+            in_flight: ledger.counts.in_flight(),
+            delivery_ms: ledger.delivery.quantiles_ms(),
         };
         (tag, path)
     };

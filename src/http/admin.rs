@@ -3,15 +3,16 @@
 use std::sync::atomic::Ordering::Relaxed;
 
 use actix_web::{HttpRequest, HttpResponse, http::StatusCode, web};
+use prometheus_client::encoding::prometheus_text;
 
 use super::{
     dead_letters,
-    metrics::{self, Scrape},
+    metrics::Scrape,
     problem::Problem,
     status::{AdminState, no_supervisor},
 };
 use crate::{
-    actors::supervisor::{Action, ChildId, LaneCommand, State, View},
+    actors::supervisor::{Action, ChildId, LaneCommand, State},
     config::Ack,
     lane_id::LaneId,
 };
@@ -37,21 +38,15 @@ pub fn routes(app: &mut web::ServiceConfig) {
 }
 
 async fn ready(state: web::Data<AdminState>) -> Result<HttpResponse, Problem> {
-    let unready = |why: &str| Problem::new(StatusCode::SERVICE_UNAVAILABLE, "unready", why);
     if state.draining.load(Relaxed) {
         return Err(unready("The node is stopping"));
     }
     let views = state.views().await?;
-    let is_up = |view: &View| view.state == State::Up;
-    if !views
-        .iter()
-        .any(|view| view.child == ChildId::Router && is_up(view))
-    {
+    let mut up = views.iter().filter(|view| view.state == State::Up);
+    if !up.clone().any(|view| view.child == ChildId::Router) {
         return Err(unready("The router is being restarted"));
     }
-    let a_lane_is_up = views
-        .iter()
-        .any(|view| matches!(view.child, ChildId::Lane(_)) && is_up(view));
+    let a_lane_is_up = up.any(|view| matches!(view.child, ChildId::Lane(_)));
     let refuses = state.spool.stats().refuses;
     if refuses && (state.ack == Ack::Disk || !a_lane_is_up) {
         return Err(unready(
@@ -61,6 +56,10 @@ async fn ready(state: web::Data<AdminState>) -> Result<HttpResponse, Problem> {
     Ok(HttpResponse::Ok().body("ready\n"))
 }
 
+fn unready(why: &str) -> Problem {
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "unready", why)
+}
+
 async fn status(state: web::Data<AdminState>) -> Result<HttpResponse, Problem> {
     let views = state.views().await?;
     Ok(HttpResponse::Ok().json(state.status(&views)))
@@ -68,26 +67,19 @@ async fn status(state: web::Data<AdminState>) -> Result<HttpResponse, Problem> {
 
 async fn scrape(state: web::Data<AdminState>) -> Result<HttpResponse, Problem> {
     let views = state.views().await?;
-    let states = state.lanes.iter().filter_map(|&(lane, _)| {
-        let status = state.lane_status(lane, &views)?;
-        Some((lane, (status.state == State::Up.name(), status.restarts)))
-    });
     let oldest = state.spool.oldest().await;
     let scrape = Scrape {
-        lanes: &state.lanes,
-        states: states.collect(),
-        held: state.spool.stats(),
+        ledger: &state.ledger,
+        lanes: state.lane_statuses(&views).collect(),
+        stats: state.spool.stats(),
         oldest_us: oldest.and_then(|entry| Some(entry.record().origin?.at_us)),
     };
-    let text = metrics::text(&state.ledger, &scrape).map_err(|why| {
-        Problem::new(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            "metrics",
-            format!("The metrics cannot be encoded: {why}"),
-        )
+    let text = scrape.text().map_err(|why| {
+        let detail = format!("The metrics cannot be encoded: {why}");
+        Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "metrics", detail)
     })?;
     Ok(HttpResponse::Ok()
-        .content_type(prometheus::TEXT_FORMAT)
+        .content_type(prometheus_text::CONTENT_TYPE)
         .body(text))
 }
 
@@ -103,22 +95,15 @@ async fn command(
         _ => return Err(Problem::not_found(&action)),
     };
     if state.draining.load(Relaxed) {
-        return Err(Problem::new(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "stopping",
-            "The node is stopping",
-        ));
+        return Err(unready("The node is stopping"));
     }
     let unknown = || Problem::not_found(&lane);
     let lane = LaneId::from_name(&lane).ok_or_else(unknown)?;
-    if !state
-        .supervisor
-        .send(LaneCommand { lane, action })
-        .await
-        .map_err(|_| no_supervisor())?
-    {
+    let sent = state.supervisor.send(LaneCommand { lane, action }).await;
+    if !sent.map_err(|_| no_supervisor())? {
         return Err(unknown());
     }
     let views = state.views().await?;
-    Ok(HttpResponse::Accepted().json(state.lane_status(lane, &views)))
+    let mut statuses = state.lane_statuses(&views);
+    Ok(HttpResponse::Accepted().json(statuses.find(|status| status.lane == lane)))
 }

@@ -1,317 +1,275 @@
 //! The ledger in the text format of Prometheus, version 0.0.4.
 //!
-//! Each scrape reads the same counts as `GET /api/status`.
+//! Each scrape reads the same counts as `GET /api/status`. The encoder ends each help with a full
+//! stop, and the name of each counter with `_total`.
 
-use std::collections::HashMap;
+use std::{fmt, time::Duration};
 
-use prometheus::{
-    TextEncoder,
-    proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType},
+use prometheus_client::{
+    encoding::{EncodeMetric, MetricEncoder, NoLabelSet, prometheus_text},
+    metrics::{MetricType, TypedMetric, counter::ConstCounter, gauge::ConstGauge},
+    registry::Registry,
 };
 
+use super::status::LaneStatus;
 use crate::{
+    actors::supervisor::State,
     clock::unix_us,
-    lane_id::LaneId,
-    ledger::{Counts, Latency, Ledger},
+    ledger::{Counts, LaneLedger, Latency, Ledger},
     spool::{Queue, SpoolStats},
 };
 
-/// Upper bounds of all histograms, in µs: from a confirm in memory to a record that waited for an hour.
-const BOUNDS_US: [u64; 20] = [
-    250,
-    500,
-    1_000,
-    2_500,
-    5_000,
-    10_000,
-    25_000,
-    50_000,
-    100_000,
-    250_000,
-    500_000,
-    1_000_000,
-    2_500_000,
-    5_000_000,
-    10_000_000,
-    30_000_000,
-    60_000_000,
-    300_000_000,
-    900_000_000,
-    3_600_000_000,
+/// Upper bounds of all histograms, in seconds: from a confirm in memory to a record that waited for
+/// an hour.
+const BOUNDS_S: [f64; 20] = [
+    0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
+    10.0, 30.0, 60.0, 300.0, 900.0, 3600.0,
 ];
-/// The path of a record that no lane has confirmed.
-const SPOOL: &str = "spool";
 
-/// The values of one scrape, beside the ledger's own counts.
+/// The values of one scrape.
 pub struct Scrape<'s> {
-    /// The lanes of the node, with their tags.
-    pub lanes: &'s [(LaneId, String)],
-    /// Whether each lane is up, and how often it was restarted.
-    pub states: HashMap<LaneId, (bool, u64)>,
-    pub held: SpoolStats,
+    pub ledger: &'s Ledger,
+    pub lanes: Vec<LaneStatus<'s>>,
+    pub stats: SpoolStats,
     /// The time at which the oldest record in the spool was accepted, in µs since the Unix epoch.
     pub oldest_us: Option<u64>,
 }
 
-/// The whole answer to a scrape.
-///
-/// # Errors
-/// If the encoder refuses a family. It does not: none is empty or without a name.
-pub fn text(ledger: &Ledger, scrape: &Scrape<'_>) -> prometheus::Result<String> {
-    let exposition = Exposition { ledger, scrape };
-    let mut families = [
-        exposition.counters(),
-        exposition.gauges(),
-        exposition.times(),
-    ]
-    .concat();
-    families.retain(|family| !family.get_metric().is_empty());
-    TextEncoder::new().encode_to_string(&families)
-}
+impl Scrape<'_> {
+    /// The whole answer to a scrape.
+    ///
+    /// # Errors
+    /// None: a string takes all that is written.
+    pub fn text(&self) -> Result<String, fmt::Error> {
+        let mut registry = Registry::default();
+        self.register_counters(&mut registry);
+        self.register_gauges(&mut registry);
+        self.register_histograms(&mut registry);
+        let mut text = String::new();
+        prometheus_text::encode(&mut text, &registry)?;
+        Ok(text)
+    }
 
-struct Exposition<'p> {
-    ledger: &'p Ledger,
-    scrape: &'p Scrape<'p>,
-}
-
-impl Exposition<'_> {
-    fn counters(&self) -> Vec<MetricFamily> {
-        let count = |pick: fn(&Counts) -> u64| {
-            self.by_path(|lane| MetricSample::Count(pick(&self.ledger.counts(lane))))
-        };
-        let mut accepted = count(|counts| counts.accepted);
-        accepted.push(metric(
-            &[("path", SPOOL)],
-            MetricSample::Count(self.ledger.receipts_of_spool()),
-        ));
-        let restarts = self.by_lane(|lane| MetricSample::Count(self.state(lane).1));
-        let counter = |name, help, metrics| family(MetricType::COUNTER, name, help, metrics);
-        let one =
-            |name, help, count| counter(name, help, vec![metric(&[], MetricSample::Count(count))]);
-        let held = self.scrape.held;
-        vec![
-            counter(
-                "waypost_records_accepted_total",
-                "Records answered with a 2xx, by the path of the receipt.",
+    fn register_counters(&self, registry: &mut Registry) {
+        let by_path =
+            |pick: fn(&Counts) -> u64| self.by_path(|lane| ConstCounter::new(pick(&lane.counts)));
+        let spooled = ConstCounter::new(self.ledger.node().spooled);
+        let mut accepted = by_path(|counts| counts.accepted);
+        accepted.0.push((("path", "spool".into()), spooled));
+        for (name, help, samples) in [
+            (
+                "waypost_records_accepted",
+                "Records answered with a 2xx, by the path of the receipt",
                 accepted,
             ),
-            counter(
-                "waypost_records_recovered_total",
-                "Records of an earlier run that came out of a lane.",
-                count(|counts| counts.recovered),
+            (
+                "waypost_records_recovered",
+                "Records that came out of a lane, and that this run had not accepted",
+                by_path(|counts| counts.recovered),
             ),
-            counter(
-                "waypost_records_delivered_total",
-                "Records that the API has taken.",
-                count(|counts| counts.delivered),
+            (
+                "waypost_records_delivered",
+                "Records that the API has taken",
+                by_path(|counts| counts.delivered),
             ),
-            counter(
-                "waypost_records_dead_total",
-                "Records that became dead letters.",
-                count(|counts| counts.dead),
+            (
+                "waypost_records_dead",
+                "Records that became dead letters",
+                by_path(|counts| counts.dead),
             ),
-            counter(
-                "waypost_redeliveries_total",
-                "Records that came out of a lane again though the API had them, and were not sent again.",
-                count(|counts| counts.redelivered),
+            (
+                "waypost_redeliveries",
+                "Records that a lane delivered again after the API's 2xx. They were not POSTed again",
+                by_path(|counts| counts.redelivered),
             ),
-            counter(
-                "waypost_lane_restarts_total",
-                "Restarts of the lane's actors.",
-                restarts,
+            (
+                "waypost_lane_restarts",
+                "Restarts of the lane's actors",
+                self.by_lane(|lane, _| ConstCounter::new(lane.restarts)),
             ),
-            one(
-                "waypost_spool_commits_total",
-                "Syncs of the disk that made records safe.",
-                held.commits,
-            ),
-            one(
-                "waypost_spool_committed_records_total",
-                "Records that these syncs made safe; how many share one, with the count of syncs.",
-                held.committed,
-            ),
-        ]
+        ] {
+            registry.register(name, help, samples);
+        }
+        registry.register(
+            "waypost_spool_commits",
+            "Syncs of the disk that made records safe",
+            ConstCounter::new(self.stats.commits),
+        );
+        registry.register(
+            "waypost_spool_committed_records",
+            "Records that these syncs made safe",
+            ConstCounter::new(self.stats.committed),
+        );
     }
 
-    fn gauges(&self) -> Vec<MetricFamily> {
-        let Scrape {
-            lanes,
-            held,
-            oldest_us,
-            ..
-        } = self.scrape;
-        let since = |at_us: u64| seconds(unix_us().saturating_sub(at_us));
-        let deliveries = lanes.iter().filter_map(|(lane, _)| {
-            let at_us = self.ledger.last_delivery_us(*lane);
-            (at_us > 0).then(|| metric(&[("lane", lane.name())], MetricSample::Gauge(since(at_us))))
-        });
-        let up = self.by_lane(|lane| MetricSample::Gauge(flag(self.state(lane).0)));
-        let in_flight =
-            self.by_lane(|lane| MetricSample::Gauge(float(self.ledger.in_flight(lane, held))));
-        let gauge = |name, help, metrics| family(MetricType::GAUGE, name, help, metrics);
-        let one =
-            |name, help, value| gauge(name, help, vec![metric(&[], MetricSample::Gauge(value))]);
-        vec![
-            gauge("waypost_lane_up", "1 while the lane takes records.", up),
-            gauge(
-                "waypost_in_flight",
-                "Records that a lane has confirmed and the API has not taken.",
-                in_flight,
-            ),
-            gauge(
-                "waypost_last_delivery_seconds",
-                "Since the API took a record of the lane.",
-                deliveries.collect(),
-            ),
-            one(
+    fn register_gauges(&self, registry: &mut Registry) {
+        let since = |at_us: u64| ConstGauge::new(seconds(unix_us().saturating_sub(at_us)));
+        registry.register(
+            "waypost_lane_up",
+            "1 while the lane takes records",
+            self.by_lane(|lane, _| ConstGauge::new(u64::from(lane.state == State::Up.name()))),
+        );
+        registry.register(
+            "waypost_in_flight",
+            "Records that a lane has confirmed and the API has not taken",
+            self.by_lane(|lane, _| ConstGauge::new(lane.in_flight)),
+        );
+        registry.register(
+            "waypost_last_delivery_seconds",
+            "Time since the API took a record of the lane",
+            self.by_lane::<ConstGauge<f64>, _>(|_, lane| {
+                let at_us = Some(lane.last_delivery_us);
+                at_us.filter(|at_us| *at_us > 0).map(since)
+            }),
+        );
+        registry.register(
+            "waypost_oldest_waiting_seconds",
+            "Age of the oldest record in the spool; 0 if none waits",
+            self.oldest_us.map_or(ConstGauge::new(0.0), since),
+        );
+        for (name, help, value) in [
+            (
                 "waypost_spool_records",
-                "Records in the spool that wait for a lane.",
-                float(held.waiting()),
+                "Records in the spool that wait for a lane",
+                self.stats.waiting(),
             ),
-            one(
+            (
                 "waypost_spool_bytes",
-                "Size of the spool on disk.",
-                float(held.bytes),
+                "Size of the spool on disk",
+                self.stats.bytes,
             ),
-            one(
+            (
                 "waypost_dead_letters",
-                "Dead letters on disk.",
-                float(held.records(Queue::Dead)),
+                "Dead letters on disk",
+                self.stats.records(Queue::Dead),
             ),
-            one(
-                "waypost_oldest_waiting_seconds",
-                "Age of the oldest record in the spool; 0 if none waits.",
-                oldest_us.map_or(0.0, since),
-            ),
-            one(
+            (
                 "waypost_ledger_imbalanced",
-                "1 if the ledger did not balance when nothing moved: an error of this program.",
-                flag(self.ledger.is_imbalanced()),
+                "1 if the ledger did not balance when nothing moved: an error of this program",
+                self.ledger.is_imbalanced().into(),
             ),
-        ]
+        ] {
+            registry.register(name, help, ConstGauge::new(value));
+        }
     }
 
-    fn times(&self) -> Vec<MetricFamily> {
-        let mut requests = Vec::new();
-        self.ledger.for_each_status(|code, times| {
-            requests.push(metric(&[("code", &code.to_string())], times.into()));
+    fn register_histograms(&self, registry: &mut Registry) {
+        let requests = self.ledger.requests();
+        let requests = requests.iter().map(|(code, times)| {
+            let label = ("code", code.to_string());
+            (label, Histogram::from(times))
         });
-        let histogram = |name, help, metrics| family(MetricType::HISTOGRAM, name, help, metrics);
-        vec![
-            histogram(
+        for (name, help, samples) in [
+            (
                 "waypost_ingest_seconds",
-                "From a request's head to its answer.",
-                requests,
+                "From a request's head to its answer",
+                Samples(requests.collect()),
             ),
-            histogram(
+            (
                 "waypost_publish_seconds",
-                "From handing a record to the lane to its confirm.",
-                self.by_lane(|lane| self.ledger.publish_times(lane).into()),
+                "From handing a record to the lane to its confirm",
+                self.by_lane(|_, lane| Histogram::from(&lane.publish)),
             ),
-            histogram(
+            (
                 "waypost_post_seconds",
-                "From a POST to the API's answer or its failure.",
-                self.by_lane(|lane| self.ledger.post_times(lane).into()),
+                "From a POST to the API's answer or its failure",
+                self.by_lane(|_, lane| Histogram::from(&lane.post)),
             ),
-            histogram(
+            (
                 "waypost_delivery_seconds",
-                "From accepted to delivered.",
-                self.by_path(|lane| self.ledger.delivery_times(lane).into()),
+                "From accepted to delivered",
+                self.by_path(|lane| Histogram::from(&lane.delivery)),
             ),
-        ]
-    }
-
-    fn by_lane(&self, value: impl Fn(LaneId) -> MetricSample) -> Vec<Metric> {
-        self.scrape
-            .lanes
-            .iter()
-            .map(|(lane, _)| metric(&[("lane", lane.name())], value(*lane)))
-            .collect()
-    }
-
-    fn by_path(&self, value: impl Fn(LaneId) -> MetricSample) -> Vec<Metric> {
-        self.scrape
-            .lanes
-            .iter()
-            .map(|(lane, tag)| metric(&[("path", tag)], value(*lane)))
-            .collect()
-    }
-
-    fn state(&self, lane: LaneId) -> (bool, u64) {
-        self.scrape.states.get(&lane).copied().unwrap_or_default()
-    }
-}
-
-enum MetricSample {
-    Count(u64),
-    Gauge(f64),
-    Times(Histogram),
-}
-
-impl From<&Latency> for MetricSample {
-    fn from(times: &Latency) -> Self {
-        times.read(|times, sum_us| {
-            let buckets = BOUNDS_US.map(|bound| {
-                let mut bucket = Bucket::default();
-                bucket.set_upper_bound(seconds(bound));
-                // To two significant digits: a time just above a bound may be counted below it.
-                bucket.set_cumulative_count(times.count_between(0, bound));
-                bucket
-            });
-            let mut histogram = Histogram::default();
-            histogram.set_sample_count(times.len());
-            histogram.set_sample_sum(seconds(sum_us));
-            histogram.set_bucket(buckets.into());
-            Self::Times(histogram)
-        })
-    }
-}
-
-fn metric(labels: &[(&str, &str)], value: MetricSample) -> Metric {
-    let label = |(name, value): &(&str, &str)| {
-        let mut label = LabelPair::default();
-        label.set_name((*name).to_owned());
-        label.set_value((*value).to_owned());
-        label
-    };
-    let mut metric = Metric::from_label(labels.iter().map(label).collect());
-    match value {
-        MetricSample::Count(count) => {
-            let mut counter = Counter::default();
-            counter.set_value(float(count));
-            metric.set_counter(counter);
+        ] {
+            registry.register(name, help, samples);
         }
-        MetricSample::Gauge(value) => {
-            let mut gauge = Gauge::default();
-            gauge.set_value(value);
-            metric.set_gauge(gauge);
-        }
-        MetricSample::Times(histogram) => metric.set_histogram(histogram),
     }
-    metric
+
+    fn by_lane<M, O: Into<Option<M>>>(
+        &self,
+        sample: impl Fn(&LaneStatus<'_>, &LaneLedger) -> O,
+    ) -> Samples<M> {
+        let samples = self.lanes.iter().filter_map(|lane| {
+            let sample = sample(lane, &self.ledger.lane(lane.lane)).into()?;
+            Some((("lane", lane.lane.to_string()), sample))
+        });
+        Samples(samples.collect())
+    }
+
+    fn by_path<M>(&self, sample: impl Fn(&LaneLedger) -> M) -> Samples<M> {
+        let samples = self.lanes.iter().map(|lane| {
+            let label = ("path", lane.tag.to_owned());
+            (label, sample(&self.ledger.lane(lane.lane)))
+        });
+        Samples(samples.collect())
+    }
 }
 
-fn family(kind: MetricType, name: &str, help: &str, metrics: Vec<Metric>) -> MetricFamily {
-    let mut family = MetricFamily::default();
-    family.set_name(name.to_owned());
-    family.set_help(help.to_owned());
-    family.set_field_type(kind);
-    family.set_metric(metrics);
-    family
+/// The samples of a metric, each with its label.
+#[derive(Debug)]
+struct Samples<M>(Vec<((&'static str, String), M)>);
+
+impl<M: EncodeMetric + TypedMetric> EncodeMetric for Samples<M> {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
+        for (label, sample) in &self.0 {
+            sample.encode(encoder.encode_family(&[label.clone()])?)?;
+        }
+        Ok(())
+    }
+
+    fn metric_type(&self) -> MetricType {
+        M::TYPE
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
 }
 
-fn flag(is_so: bool) -> f64 {
-    f64::from(u8::from(is_so))
+/// A copy of the times at the scrape.
+#[derive(Debug)]
+struct Histogram {
+    sum_s: f64,
+    count: u64,
+    /// Upper bounds in seconds, each with the count of the times between the bound before and it.
+    buckets: [(f64, u64); BOUNDS_S.len()],
+}
+
+impl From<&Latency> for Histogram {
+    fn from(latency: &Latency) -> Self {
+        let mut below = 0;
+        let buckets = BOUNDS_S.map(|bound| {
+            let bound_us = Duration::from_secs_f64(bound).as_micros();
+            // To two significant digits: a time just above a bound may be counted below it.
+            let up_to = latency
+                .times
+                .count_between(0, u64::try_from(bound_us).unwrap_or(u64::MAX));
+            let count = up_to - below;
+            below = up_to;
+            (bound, count)
+        });
+        Self {
+            sum_s: seconds(latency.sum_us),
+            count: latency.times.len(),
+            buckets,
+        }
+    }
+}
+
+impl TypedMetric for Histogram {
+    const TYPE: MetricType = MetricType::Histogram;
+}
+
+impl EncodeMetric for Histogram {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
+        encoder.encode_histogram::<NoLabelSet>(self.sum_s, self.count, &self.buckets, None)
+    }
+
+    fn metric_type(&self) -> MetricType {
+        Self::TYPE
+    }
 }
 
 fn seconds(us: u64) -> f64 {
-    float(us) / 1e6
-}
-
-#[expect(
-    clippy::cast_precision_loss,
-    reason = "a count beyond 2^53 may be off by one"
-)]
-const fn float(count: u64) -> f64 {
-    count as f64
+    Duration::from_micros(us).as_secs_f64()
 }

@@ -18,6 +18,7 @@ use crate::{
     lane_id::LaneId,
     ledger::{Balance, Ledger, Quantiles},
     spool::Spool,
+    transport::BrokerInfo,
 };
 
 /// Shared by all HTTP workers of the admin side.
@@ -39,51 +40,50 @@ pub struct AdminState {
 
 /// `GET /api/status`, as the contract fixes it.
 #[derive(Debug, Serialize)]
-pub struct Status {
+pub struct Status<'s> {
     version: &'static str,
-    node: String,
+    node: &'s str,
     uptime_s: f64,
     draining: bool,
     ledger: Balance,
     /// The ledger balanced the last time that nothing moved.
     balanced: bool,
-    lanes: Vec<LaneStatus>,
-    api: ApiStatus,
+    lanes: Vec<LaneStatus<'s>>,
+    api: ApiStatus<'s>,
     /// Restarts of the router, which is of no lane.
     router_restarts: u64,
 }
 
 #[derive(Debug, Serialize)]
-pub struct LaneStatus {
-    lane: &'static str,
-    tag: String,
+pub struct LaneStatus<'s> {
+    pub lane: LaneId,
+    pub tag: &'s str,
     pub state: &'static str,
     since_s: f64,
     pub restarts: u64,
-    last_error: Option<String>,
+    last_error: Option<&'s str>,
     retry_in_s: Option<f64>,
     accepted: u64,
     delivered: u64,
     dead: u64,
-    in_flight: u64,
+    pub in_flight: u64,
     redelivered: u64,
     publish_ms: Quantiles,
     delivery_ms: Quantiles,
-    broker: BrokerStatus,
+    broker: &'s BrokerInfo,
 }
 
 #[derive(Debug, Serialize)]
-struct BrokerStatus {
-    version: Option<String>,
-    warnings: Vec<String>,
-}
-
-#[derive(Debug, Serialize)]
-struct ApiStatus {
-    url: String,
+struct ApiStatus<'s> {
+    url: &'s str,
     state: &'static str,
     in_flight: u64,
     limit: usize,
+}
+
+/// The view of one actor.
+pub fn view_of(views: &[View], child: ChildId) -> Option<&View> {
+    views.iter().find(|view| view.child == child)
 }
 
 pub fn no_supervisor() -> Problem {
@@ -96,76 +96,67 @@ pub fn no_supervisor() -> Problem {
 
 impl AdminState {
     pub async fn views(&self) -> Result<Vec<View>, Problem> {
-        self.supervisor
-            .send(Snapshot)
-            .await
-            .map_err(|_| no_supervisor())
+        let views = self.supervisor.send(Snapshot).await;
+        views.map_err(|_| no_supervisor())
     }
 
-    pub fn status(&self, views: &[View]) -> Status {
+    pub fn status<'s>(&'s self, views: &'s [View]) -> Status<'s> {
         Status {
             version: env!("CARGO_PKG_VERSION"),
-            node: self.node.to_string(),
+            node: &self.node,
             uptime_s: self.ledger.started.elapsed().as_secs_f64(),
             draining: self.draining.load(Relaxed),
             ledger: self.ledger.balance(&self.spool.stats()),
             balanced: !self.ledger.is_imbalanced(),
-            lanes: self
-                .lanes
-                .iter()
-                .filter_map(|&(lane, _)| self.lane_status(lane, views))
-                .collect(),
+            lanes: self.lane_statuses(views).collect(),
             api: ApiStatus {
-                url: self.api_url.to_string(),
+                url: &self.api_url,
                 state: if self.breaker.is_open() { "down" } else { "up" },
                 in_flight: self.ledger.api.in_flight(),
                 limit: self.api_limit * self.lanes.len(),
             },
-            router_restarts: views
-                .iter()
-                .find(|view| view.child == ChildId::Router)
-                .map_or(0, |view| view.restarts),
+            router_restarts: view_of(views, ChildId::Router).map_or(0, |router| router.restarts),
         }
     }
 
-    pub fn lane_status(&self, lane: LaneId, views: &[View]) -> Option<LaneStatus> {
-        let (_, tag) = self.lanes.iter().find(|(known, _)| *known == lane)?;
-        let view = views
-            .iter()
-            .find(|view| view.child == ChildId::Lane(lane))?;
-        let forwarder = views
-            .iter()
-            .find(|view| view.child == ChildId::Forwarder(lane));
-        let counts = self.ledger.counts(lane);
+    /// The lanes that are supervised, in the order of the configuration.
+    pub fn lane_statuses<'s>(&'s self, views: &'s [View]) -> impl Iterator<Item = LaneStatus<'s>> {
+        let lanes = self.lanes.iter();
+        lanes.filter_map(|(lane, tag)| self.lane_status(*lane, tag, views))
+    }
+
+    fn lane_status<'s>(
+        &self,
+        lane: LaneId,
+        tag: &'s str,
+        views: &'s [View],
+    ) -> Option<LaneStatus<'s>> {
+        let view = view_of(views, ChildId::Lane(lane))?;
+        let forwarder = view_of(views, ChildId::Forwarder(lane));
+        let retry_in = match view.state {
+            State::Backoff { until } => Some(until.saturating_duration_since(Instant::now())),
+            _ => None,
+        };
+        let last_error = view.last_error.as_deref();
+        // Before the lane is locked.
+        let in_flight = self.ledger.in_flight(lane, &self.spool.stats());
+        let ledger = self.ledger.lane(lane);
         Some(LaneStatus {
-            lane: lane.name(),
-            tag: tag.clone(),
+            lane,
+            tag,
             state: view.state.name(),
             since_s: view.since.elapsed().as_secs_f64(),
             restarts: view.restarts + forwarder.map_or(0, |forwarder| forwarder.restarts),
-            last_error: view
-                .last_error
-                .clone()
-                .or_else(|| forwarder?.last_error.clone()),
-            retry_in_s: match view.state {
-                State::Backoff { until } => Some(
-                    until
-                        .saturating_duration_since(Instant::now())
-                        .as_secs_f64(),
-                ),
-                _ => None,
-            },
-            accepted: counts.accepted,
-            delivered: counts.delivered,
-            dead: counts.dead,
-            in_flight: self.ledger.in_flight(lane, &self.spool.stats()),
-            redelivered: counts.redelivered,
-            publish_ms: self.ledger.publish_times(lane).quantiles_ms(),
-            delivery_ms: self.ledger.delivery_times(lane).quantiles_ms(),
-            broker: BrokerStatus {
-                version: view.broker.version.clone(),
-                warnings: view.broker.warnings.clone(),
-            },
+            last_error: last_error.or_else(|| forwarder?.last_error.as_deref()),
+            retry_in_s: retry_in.map(|time| time.as_secs_f64()),
+            accepted: ledger.counts.accepted,
+            delivered: ledger.counts.delivered,
+            dead: ledger.counts.dead,
+            in_flight,
+            redelivered: ledger.counts.redelivered,
+            publish_ms: ledger.publish.quantiles_ms(),
+            delivery_ms: ledger.delivery.quantiles_ms(),
+            broker: &view.broker,
         })
     }
 }

@@ -37,8 +37,8 @@ impl Balance {
     }
 }
 
-/// Compares the counts whenever nothing has changed for a while, until the spool has ended. An imbalance is an error of this
-/// program, and is logged as one.
+/// Compares the counts whenever nothing has changed for a while, until the spool has ended. An
+/// imbalance is an error of this program, and is logged as one.
 pub async fn audit(ledger: Arc<Ledger>, stats: watch::Receiver<SpoolStats>) {
     let mut before = None;
     while stats.has_changed().is_ok() {

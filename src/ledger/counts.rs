@@ -1,4 +1,4 @@
-//! The counts of a lane, and of POSTs in flight.
+//! The counts of a lane, of the node, and of POSTs in flight.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -25,6 +25,21 @@ impl Counts {
         // A record may be delivered a moment before its confirm has come back.
         (self.accepted + self.resent + self.recovered).saturating_sub(self.delivered + self.dead)
     }
+}
+
+/// The counts of the node that belong to no lane.
+#[derive(Clone, Copy, Default)]
+pub struct NodeCounts {
+    /// Answered with a receipt of the spool.
+    pub spooled: u64,
+    /// Left by an earlier run, and found in the spool at the start.
+    pub recovered_from_disk: u64,
+    /// Recovered from disk, and before from a lane: counted in both places.
+    pub double_counted: u64,
+    /// Ended before their clients were refused.
+    pub refused_too_late: u64,
+    /// Dead letters that an operator has removed.
+    pub dropped: u64,
 }
 
 /// The number of POSTs in flight.

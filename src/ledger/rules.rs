@@ -1,19 +1,21 @@
 //! How an event is counted, by the flags of its record. Pure.
 //!
+//! A record is *ours* if this run accepted or adopted it: then it is counted already.
+//!
 //! | event | the record | is counted as |
 //! | --- | --- | --- |
 //! | delivered | was delivered before | redelivered |
-//! | delivered | is ours; neither dead nor refused | delivered |
+//! | delivered | is ours, and has no end yet | delivered |
 //! | delivered | any other | delivered and recovered |
-//! | dead | is ours; neither delivered, dead nor refused | dead |
+//! | dead | is ours, and has no end yet | dead |
 //! | dead | any other | dead and recovered |
-//! | refused | was delivered, or is dead | refused too late, which adds to recovered |
+//! | refused | was delivered, or is dead | refused too late: adds one to recovered |
 //! | refused | any other | nothing |
 //! | adopted | was adopted before | nothing |
-//! | adopted | was delivered | double counted, which takes from recovered |
+//! | adopted | was delivered | double counted: takes one from recovered |
 //! | adopted | any other | nothing: it was counted at the start, as recovered from disk |
 //!
-//! A record is *ours* if this run took it in or has adopted it. Then it was counted before its end.
+//! The ends of a record are delivered, dead and refused.
 
 use super::memory::Flags;
 

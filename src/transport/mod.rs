@@ -41,6 +41,7 @@ mod secret;
 use std::time::Duration;
 
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
+use serde::Serialize;
 use tokio::time::timeout;
 
 pub use self::message::{Headers, Incoming, Message, header};
@@ -102,12 +103,13 @@ pub trait Transport: Sized + 'static {
 }
 
 /// The system behind a lane.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct BrokerInfo {
     pub version: Option<String>,
     /// Where its settings weaken the guarantee.
     pub warnings: Vec<String>,
     /// The most bytes of a message, headers included.
+    #[serde(skip)]
     pub largest_message: usize,
 }
 
