@@ -1,13 +1,14 @@
-//! The table of `Idempotency-Key`s: a key that comes again within ten minutes gets its first receipt, also after the process
-//! was killed.
+//! The table of `Idempotency-Key`s: a key that comes again within ten minutes gets its first
+//! receipt, also after the process was killed.
 //!
-//! The table is in memory, in two generations: it rotates when the younger one is ten minutes old or full. Its own thread writes
-//! each entry to a file before the receipt leaves. The file is not synced: a power cut may cost keys, and the API still
-//! recognises the record by its id.
+//! The table is in memory, in two generations: it rotates when the younger one is ten minutes old
+//! or full. Its own thread writes each entry to a file before the receipt leaves. The file is not
+//! synced: a power cut may cost keys, and the API still recognises the record by its id.
 
 use std::{
     fs::{self, File},
     io::{self, Write as _},
+    mem,
     path::{Path, PathBuf},
     sync::Arc,
     thread,
@@ -20,7 +21,7 @@ use tokio::{
     sync::{mpsc, oneshot, watch},
     time::timeout,
 };
-use tracing::{error, warn};
+use tracing::{error, info, warn};
 
 use crate::{
     clock::{age, unix_us},
@@ -30,12 +31,13 @@ use crate::{
     spool::frames::{Item, Scanner, write_frame},
 };
 
-/// How long a key is known at least, unless more than [`KEYS_MAX`] come meanwhile.
+/// A key is known for at least this time, unless more than [`KEYS_MAX`] come meanwhile.
 pub const KNOWN_FOR: Duration = Duration::from_mins(10);
-/// Keys of one generation: the load factor of a table of 2^19 slots, less the keys that may come before the rotation. If more come
-/// within ten minutes, the oldest are forgotten early; the API still keeps such a record once, by its id.
+/// Keys of one generation: the load factor of a table of 2^19 slots, less the keys that may come
+/// before the rotation. If more come within ten minutes, the oldest are forgotten early. The API
+/// still keeps such a record once, by its id.
 pub const KEYS_MAX: usize = (1 << 19) / 8 * 7 - (1 << 14);
-/// How long a receipt waits for its key to be written.
+/// A receipt waits for its key to be written for at most this time.
 const WRITE_PATIENCE: Duration = Duration::from_secs(1);
 /// Entries that may wait to be written. Keys beyond them do not outlive the process.
 const UNWRITTEN_MAX: usize = 1 << 16;
@@ -66,18 +68,14 @@ enum State {
     },
 }
 
-impl State {
-    const fn is_pending(&self) -> bool {
-        matches!(self, Self::Pending(_))
-    }
-}
-
 #[derive(Default)]
 struct KeyTable {
     hasher: Hasher128,
     keys: Recent<State>,
-    /// When the younger generation began, in microseconds since the Unix epoch.
+    /// The begin of the younger generation, in microseconds since the Unix epoch.
     began_us: u64,
+    /// The last entry was not written in time.
+    is_failing: bool,
 }
 
 impl KeyTable {
@@ -103,12 +101,24 @@ impl KeyTable {
             }
         })
     }
+
+    /// Logs the first failure to write an entry, and the first success after it.
+    fn report(&mut self, failure: Option<String>) {
+        let was_failing = mem::replace(&mut self.is_failing, failure.is_some());
+        match failure {
+            Some(why) if !was_failing => {
+                error!(%why, "cannot write the key table: after a restart its newest keys count as new");
+            }
+            None if was_failing => info!("the key table is written again"),
+            _ => {}
+        }
+    }
 }
 
-/// Asks the thread to write an entry.
+/// Asks the thread to write an entry. The answer is the failure, if there is one.
 struct KeyWrite {
     line: KeyLine,
-    written: oneshot::Sender<()>,
+    answer: oneshot::Sender<Option<String>>,
 }
 
 /// The table. Clones share it.
@@ -118,7 +128,7 @@ pub struct IdempotencyStore {
     writes: mpsc::Sender<KeyWrite>,
 }
 
-/// How a request with a key goes on.
+/// The answer to a request with a key.
 pub enum Claim {
     /// A request with this key got this receipt.
     Duplicate(Receipt),
@@ -126,7 +136,8 @@ pub enum Claim {
     New(Reservation),
 }
 
-/// Reserves a key for its first request. If it is dropped without a receipt, the next request with the key is the first.
+/// Reserves a key for its first request. If it is dropped without a receipt, the next request with
+/// the key is the first.
 pub struct Reservation {
     store: IdempotencyStore,
     key: Box<str>,
@@ -135,18 +146,16 @@ pub struct Reservation {
 }
 
 impl IdempotencyStore {
-    /// Opens the table with the entries that an earlier run has left in `folder`. A disk that fails or is full costs keys, which is
-    /// logged, but not the start.
+    /// Opens the table with the entries that an earlier run has left in `folder`. A disk that fails
+    /// or is full costs keys, which is logged, but not the start.
     ///
     /// # Errors
     /// If the thread cannot be started.
     pub fn open(folder: &Path) -> io::Result<Self> {
-        let files = KeyFiles {
-            young: folder.join("keys.young"),
-            old: folder.join("keys.old"),
-        };
+        let young = folder.join("keys.young");
+        let old = folder.join("keys.old");
         let mut table = KeyTable::default();
-        for file in [&files.old, &files.young] {
+        for file in [&old, &young] {
             table.keys.rotate();
             if let Err(why) = table.load(file) {
                 error!(file = %file.display(), %why, "cannot read the key table: its keys count as new");
@@ -154,14 +163,14 @@ impl IdempotencyStore {
         }
         let (writes, inbox) = mpsc::channel(UNWRITTEN_MAX);
         let table = Arc::new(Mutex::new(table));
-        let thread_state = KeyWriter {
-            files,
+        let writer = KeyWriter {
+            young,
+            old,
             file: None,
             table: Arc::clone(&table),
         };
-        thread::Builder::new()
-            .name("keys".into())
-            .spawn(move || thread_state.run(inbox))?;
+        let thread = thread::Builder::new().name("keys".into());
+        thread.spawn(move || writer.run(inbox))?;
         Ok(Self { table, writes })
     }
 
@@ -199,22 +208,28 @@ impl IdempotencyStore {
 }
 
 impl Reservation {
-    /// Remembers the receipt. Resolves when it survives the end of the process.
+    /// Remembers the receipt. Resolves when it survives the end of the process, or cannot in time.
     pub async fn complete(self, receipt: Receipt) {
         let line = KeyLine::new(&self.key, receipt);
         let at_us = line.at_us;
-        let (written, done) = oneshot::channel();
-        let write = KeyWrite { line, written };
-        // The record is safe whatever becomes of its key, so its receipt may leave.
-        if self.store.writes.try_send(write).is_err()
-            || timeout(WRITE_PATIENCE, done).await.is_err()
+        let (answer, answered) = oneshot::channel();
+        // The record is safe whatever becomes of its key, so its receipt leaves even so.
+        let failure = if self
+            .store
+            .writes
+            .try_send(KeyWrite { line, answer })
+            .is_ok()
+            && let Ok(Ok(failure)) = timeout(WRITE_PATIENCE, answered).await
         {
-            warn!(
-                "the key table's disk hangs, or the node stops: after a restart this key counts as new"
-            );
-        }
+            failure
+        } else {
+            Some("its disk hangs, or the node stops".into())
+        };
+        let mut table = self.store.table.lock();
         let done = State::Done { receipt, at_us };
-        self.store.table.lock().keys.insert(self.fingerprint, done);
+        table.keys.insert(self.fingerprint, done);
+        table.report(failure);
+        drop(table);
         self.outcome.send_replace(Some(receipt));
     }
 }
@@ -222,7 +237,8 @@ impl Reservation {
 impl Drop for Reservation {
     fn drop(&mut self) {
         let mut table = self.store.table.lock();
-        table.keys.remove_if(&self.fingerprint, State::is_pending);
+        let is_pending = |state: &State| matches!(state, State::Pending(_));
+        table.keys.remove_if(&self.fingerprint, is_pending);
     }
 }
 
@@ -252,11 +268,6 @@ fn append(bytes: &mut Vec<u8>, line: &KeyLine) {
     write_frame(bytes, SALT, 0, &line.encode_to_vec());
 }
 
-struct KeyFiles {
-    young: PathBuf,
-    old: PathBuf,
-}
-
 fn read(path: &Path, mut each: impl FnMut(KeyLine)) -> io::Result<()> {
     let file = match File::open(path) {
         Ok(file) => file,
@@ -281,7 +292,8 @@ fn read(path: &Path, mut each: impl FnMut(KeyLine)) -> io::Result<()> {
 
 /// The state of the thread.
 struct KeyWriter {
-    files: KeyFiles,
+    young: PathBuf,
+    old: PathBuf,
     /// `None` until it can be opened.
     file: Option<File>,
     table: Arc<Mutex<KeyTable>>,
@@ -300,38 +312,33 @@ impl KeyWriter {
             for write in &writes {
                 append(&mut bytes, &write.line);
             }
-            if let Err(why) = self.write(&bytes) {
-                error!(%why, "cannot write the key table: after a restart these keys count as new");
-            }
+            let failure = self.write(&bytes).err().map(|why| why.to_string());
             for write in writes.drain(..) {
                 // The request may be gone.
-                write.written.send(()).ok();
+                write.answer.send(failure.clone()).ok();
             }
         }
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        // Appends: the entries of an earlier run stay.
+        let mut options = File::options();
+        let options = options.append(true).create(true);
         let file = match &mut self.file {
             Some(file) => file,
-            // Appends: the entries of an earlier run stay.
-            none => none.insert(
-                File::options()
-                    .append(true)
-                    .create(true)
-                    .open(&self.files.young)?,
-            ),
+            none => none.insert(options.open(&self.young)?),
         };
         file.write_all(bytes)
     }
 
     /// Makes the younger file the older one.
     fn rotate(&mut self) {
-        let renamed = match fs::rename(&self.files.young, &self.files.old) {
+        let renamed = match fs::rename(&self.young, &self.old) {
             // Nothing was written yet.
             Err(why) if why.kind() == io::ErrorKind::NotFound => Ok(()),
             renamed => renamed,
         };
-        match renamed.and_then(|()| File::create(&self.files.young)) {
+        match renamed.and_then(|()| File::create(&self.young)) {
             Ok(file) => self.file = Some(file),
             Err(why) => error!(%why, "cannot rotate the key table's file: it grows"),
         }
@@ -481,7 +488,8 @@ mod tests {
         );
         first(&store, "b").await;
 
-        // The last entry was half written when the process was killed; the next run goes on behind it.
+        // The last entry was half written when the process was killed; the next run goes on behind
+        // it.
         let bytes = fs::read(&file).unwrap();
         fs::write(&file, &bytes[..bytes.len() - 3]).unwrap();
         first(&IdempotencyStore::open(folder.path()).unwrap(), "d")
