@@ -15,7 +15,7 @@
 use std::{sync::Arc, time::Instant};
 
 use actix_web::{
-    HttpRequest, HttpResponse, ResponseError as _,
+    HttpMessage as _, HttpRequest, HttpResponse, ResponseError as _,
     http::{
         StatusCode,
         header::{self, HeaderMap},
@@ -87,11 +87,9 @@ pub fn routes(app: &mut web::ServiceConfig) {
         web::resource("/{lane}")
             .route(web::post().to(post))
             .default_service(web::to(
-                async |state: web::Data<IngestState>, request: HttpRequest| match state
-                    .pinned_lane(&request)
-                {
-                    Ok(_) => Problem::method_not_allowed("POST"),
-                    Err(problem) => problem,
+                async |state: web::Data<IngestState>, request: HttpRequest| {
+                    let lane = state.pinned_lane(&request);
+                    lane.map_or_else(|unknown| unknown, |_| Problem::method_not_allowed("POST"))
                 },
             )),
     )
@@ -145,10 +143,8 @@ impl IngestState {
         };
         let mut lanes = self.lanes.iter().map(|(lane, _)| *lane);
         let lane = lanes.find(|lane| lane.name() == name);
-        match lane {
-            Some(_) => Ok(lane),
-            None => Err(Problem::not_found(request.path())),
-        }
+        let unknown = || Problem::not_found(request.path());
+        lane.ok_or_else(unknown).map(Some)
     }
 
     async fn read_request(
@@ -157,7 +153,7 @@ impl IngestState {
         body: web::Payload,
     ) -> Result<Request, Problem> {
         let headers = request.headers();
-        let is_ndjson = check_type(headers.get(header::CONTENT_TYPE))?;
+        let is_ndjson = check_type(request)?;
         check_encoding(headers)?;
         let key = idempotency_key(headers)?;
         // An invalid trace context is not carried; the record is taken (W3C Trace Context, 3.2).
@@ -174,40 +170,29 @@ impl IngestState {
         // The new ids of a batch differ in their last bits only.
         let batch_ids = (key.is_none() && form.is_some()).then(Record::new_ids);
         let mut batch_ids = batch_ids.into_iter().flatten();
-        let mut records = Vec::with_capacity(bodies.len());
-        for (index, body) in bodies.into_iter().enumerate() {
-            let id = match (&key, form) {
+        let records = bodies.into_iter().enumerate().map(|(index, body)| Record {
+            id: match (&key, form) {
                 (Some(key), None) => Arc::clone(key),
                 (Some(key), Some(_)) => format!("{key}/{index}").into(),
                 (None, _) => batch_ids.next().unwrap_or_else(Record::new_id),
-            };
-            records.push(Record {
-                id,
-                body,
-                traceparent: traceparent.clone(),
-                origin: origin.clone(),
-            });
-        }
-        let is_keyed = key.is_some();
+            },
+            body,
+            traceparent: traceparent.clone(),
+            origin: origin.clone(),
+        });
         Ok(Request {
-            records,
+            records: records.collect(),
             form,
-            is_keyed,
+            is_keyed: key.is_some(),
         })
     }
 
     async fn read_body(&self, body: web::Payload) -> Result<Bytes, Problem> {
-        match body.to_bytes_limited(self.max_body).await {
-            Ok(Ok(body)) => Ok(body),
-            Ok(Err(cut)) => Err(Problem::bad_request(
-                "body",
-                format!("The body did not arrive: {cut}"),
-            )),
-            Err(_) => Err(too_large(format!(
-                "The request is larger than {} bytes",
-                self.max_body
-            ))),
-        }
+        let max = self.max_body;
+        let body = body.to_bytes_limited(max).await;
+        let body =
+            body.map_err(|_| too_large(format!("The request is larger than {max} bytes")))?;
+        body.map_err(|why| Problem::bad_request("body", format!("The body did not arrive: {why}")))
     }
 
     /// The records of `body`, each checked against the schema and the limits.
@@ -228,9 +213,11 @@ impl IngestState {
         };
         let detail = format!("The record is larger than {} bytes", self.max_record);
         let problem = too_large(detail);
-        Err(match form {
-            None => problem,
-            Some(_) => problem.with("index", index),
+        let is_single = form.is_none();
+        Err(if is_single {
+            problem
+        } else {
+            problem.with("index", index)
         })
     }
 
@@ -269,32 +256,31 @@ impl IngestState {
     /// The name of the lane, or of the spool, that holds the record.
     fn path(&self, receipt: Receipt) -> &str {
         match receipt {
-            Receipt::Lane(lane) => self
-                .lanes
-                .iter()
-                .find(|(known, _)| *known == lane)
-                .map_or("", |(_, tag)| tag),
+            Receipt::Lane(lane) => {
+                let mut lanes = self.lanes.iter();
+                let lane = lanes.find(|(known, _)| *known == lane);
+                lane.map_or("", |(_, tag)| tag)
+            }
             Receipt::Spool => "spool",
         }
     }
 
     fn invalid(&self, why: &Invalid) -> Problem {
-        let (field, detail) = match why {
-            Invalid::Malformed { line, column, .. } => {
-                return Problem::bad_request("json", why.to_string())
-                    .with("line", *line)
-                    .with("column", *column);
-            }
-            Invalid::Schema { field, .. } => (*field, why.to_string()),
-        };
         let unprocessable =
             |detail| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "schema", detail);
-        match (self.schema, field) {
-            (Schema::Case, Some(field)) => unprocessable(format!(
-                "{detail}; the schema is `case`, and `[ingest].schema = \"any\"` takes any JSON object"
+        match why {
+            Invalid::Malformed { line, column, .. } => {
+                Problem::bad_request("json", why.to_string())
+                    .with("line", *line)
+                    .with("column", *column)
+            }
+            Invalid::Schema {
+                field: Some(field), ..
+            } if self.schema == Schema::Case => unprocessable(format!(
+                "{why}; the schema is `case`, and `[ingest].schema = \"any\"` takes any JSON object"
             ))
-            .with("field", field),
-            _ => unprocessable(detail),
+            .with("field", *field),
+            Invalid::Schema { .. } => unprocessable(why.to_string()),
         }
     }
 }
@@ -344,33 +330,25 @@ fn check_encoding(headers: &HeaderMap) -> Result<(), Problem> {
 }
 
 fn idempotency_key(headers: &HeaderMap) -> Result<Option<Arc<str>>, Problem> {
-    let Some(key) = headers.get("Idempotency-Key") else {
-        return Ok(None);
-    };
+    let key = headers.get("Idempotency-Key");
     let invalid = || {
         Problem::bad_request(
             "idempotency-key",
             "An Idempotency-Key is 1 to 255 visible ASCII characters",
         )
     };
-    Ok(Some(visible(key).map(Arc::from).ok_or_else(invalid)?))
+    key.map(|key| visible(key).map(Arc::from).ok_or_else(invalid))
+        .transpose()
 }
 
-/// Returns whether the body is NDJSON; else it is `application/json`, `application/*+json`, or has no
-/// type.
-fn check_type(content_type: Option<&header::HeaderValue>) -> Result<bool, Problem> {
-    let Some(content_type) = content_type else {
-        return Ok(false);
-    };
-    let content_type = content_type.to_str().unwrap_or_default();
-    let essence = content_type.split(';').next().unwrap_or_default().trim();
-    let subtype = essence
-        .split_once('/')
-        .filter(|(class, _)| class.eq_ignore_ascii_case("application"))
-        .map(|(_, sub)| sub);
-    match subtype.map(str::to_ascii_lowercase) {
+/// Returns whether the body is NDJSON. If not, it is `application/json`, `application/*+json`, or
+/// has no type.
+fn check_type(request: &HttpRequest) -> Result<bool, Problem> {
+    let essence = request.content_type().to_ascii_lowercase();
+    match essence.strip_prefix("application/") {
+        Some("x-ndjson") => Ok(true),
         Some(subtype) if subtype == "json" || subtype.ends_with("+json") => Ok(false),
-        Some(subtype) if subtype == "x-ndjson" => Ok(true),
+        None if !request.headers().contains_key(header::CONTENT_TYPE) => Ok(false),
         _ => Err(Problem::unsupported(
             "media-type",
             format!(

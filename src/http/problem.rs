@@ -5,7 +5,7 @@ use actix_web::{
     body::BoxBody,
     http::{StatusCode, header},
 };
-use serde_json::{Map, Value};
+use serde_json::{Value, json};
 
 /// A problem that ends a request. Its `type` is `urn:waypost:problem:<kind>`, its `title` the
 /// reason phrase of the status.
@@ -15,18 +15,19 @@ pub struct Problem {
     status: StatusCode,
     kind: &'static str,
     detail: String,
-    members: Map<String, Value>,
+    /// More members of the body.
+    members: Vec<(&'static str, Value)>,
     header: Option<(header::HeaderName, String)>,
 }
 
 impl Problem {
-    /// `detail` tells the client how to correct this request.
+    /// `detail` says how to correct this request.
     pub fn new(status: StatusCode, kind: &'static str, detail: impl Into<String>) -> Self {
         Self {
             status,
             kind,
             detail: detail.into(),
-            members: Map::new(),
+            members: Vec::new(),
             header: None,
         }
     }
@@ -48,30 +49,22 @@ impl Problem {
 
     /// There is nothing at `path`.
     pub fn not_found(path: &str) -> Self {
-        Self::new(
-            StatusCode::NOT_FOUND,
-            "not-found",
-            format!("There is nothing at {path}"),
-        )
+        let detail = format!("There is nothing at {path}");
+        Self::new(StatusCode::NOT_FOUND, "not-found", detail)
     }
 
     /// The path does not take this method. `allowed` becomes the header `Allow`.
     pub fn method_not_allowed(allowed: &str) -> Self {
-        let problem = Self::new(
-            StatusCode::METHOD_NOT_ALLOWED,
-            "method",
-            format!("Allowed here: {allowed}"),
-        );
-        Self {
-            header: Some((header::ALLOW, allowed.to_owned())),
-            ..problem
-        }
+        let detail = format!("Allowed here: {allowed}");
+        let mut problem = Self::new(StatusCode::METHOD_NOT_ALLOWED, "method", detail);
+        problem.header = Some((header::ALLOW, allowed.to_owned()));
+        problem
     }
 
     /// Adds a member, for programs to read.
     #[must_use]
-    pub fn with(mut self, name: &str, value: impl Into<Value>) -> Self {
-        self.members.insert(name.to_owned(), value.into());
+    pub fn with(mut self, name: &'static str, value: impl Into<Value>) -> Self {
+        self.members.push((name, value.into()));
         self
     }
 
@@ -89,24 +82,22 @@ impl ResponseError for Problem {
     }
 
     fn error_response(&self) -> HttpResponse {
-        let mut body = self.members.clone();
-        body.insert(
-            "type".into(),
-            format!("urn:waypost:problem:{}", self.kind).into(),
-        );
-        body.insert(
-            "title".into(),
-            self.status.canonical_reason().unwrap_or_default().into(),
-        );
-        body.insert("status".into(), self.status.as_u16().into());
-        body.insert("detail".into(), self.detail.as_str().into());
+        let mut body = json!({
+            "type": format!("urn:waypost:problem:{}", self.kind),
+            "title": self.status.canonical_reason().unwrap_or_default(),
+            "status": self.status.as_u16(),
+            "detail": self.detail,
+        });
+        for (name, value) in &self.members {
+            body[*name] = value.clone();
+        }
         let mut response = HttpResponse::build(self.status);
         if let Some((name, value)) = &self.header {
             response.insert_header((name.clone(), value.as_str()));
         }
         response
             .content_type("application/problem+json")
-            .body(Value::Object(body).to_string())
+            .body(body.to_string())
     }
 }
 
