@@ -1,7 +1,7 @@
 //! The ledger: one count per transition of a record, made at the one place where it happens.
 //!
-//! On a node that has its lanes to itself, at rest,
-//! `accepted + recovered = delivered + dead + dropped + spooled + in_flight`: see [`Balance::holds`].
+//! On a node that has its lanes to itself, at rest, `accepted + recovered = delivered + dead +
+//! dropped + spooled + in_flight`: see [`Balance::holds`].
 
 mod balance;
 mod counts;
@@ -151,8 +151,9 @@ impl Ledger {
         self.node.lock().refused_too_late += u64::from(counted == CountedAs::RefusedTooLate);
     }
 
-    /// Adopts a record that was found on disk: from now on it counts as a record of this run. `None` if the API has it: an
-    /// earlier run published it, and was killed before it had deleted the entry.
+    /// Adopts a record that was found on disk: from now on it counts as a record of this run.
+    /// `None` if the API has it: an earlier run published it, and was killed before it had deleted
+    /// the entry.
     pub fn adopt(&self, mut found: Record) -> Option<Record> {
         let Some(origin) = found
             .origin
@@ -185,7 +186,8 @@ impl Ledger {
         }
     }
 
-    /// Whether a lane may have the record without having confirmed it, in this run or in an earlier one.
+    /// Whether a lane may have the record without having confirmed it, in this run or in an earlier
+    /// one.
     pub fn is_maybe_published(&self, record: &Record) -> bool {
         self.memory.lock().is_maybe_published(record)
     }
@@ -209,7 +211,7 @@ impl Ledger {
         counted
     }
 
-    /// Whether this run took the record in.
+    /// Whether this run accepted the record.
     fn is_own(&self, record: &Record) -> bool {
         record
             .origin
@@ -461,7 +463,7 @@ mod tests {
         assert_eq!(ledger.adopt(found), None);
         assert_eq!(balance(), (3, 3, 0, 1));
 
-        // What this run has put there, and what no node took in, goes as it is.
+        // A record that this run accepted, or that no node accepted, stays unchanged.
         for own in [
             record("d", "run"),
             Record {

@@ -1,7 +1,8 @@
-//! A record: its id, its bytes and its trace context. Everything here is pure, but for new ids and times.
+//! A record: its id, its bytes and its trace context. Everything here is pure, but for new ids and
+//! times.
 //!
-//! [`parse`] reads a body once, at ingest, for validation. After that its bytes travel untouched. At
-//! the end [`Tag::splice`] writes the tag into them without building a JSON tree.
+//! [`parse`] reads a body once, at ingest, for validation. After that its bytes travel untouched.
+//! At the end [`Tag::splice`] writes the tag into them without building a JSON tree.
 
 pub mod batch;
 mod parse;
@@ -44,7 +45,8 @@ impl Record {
         to_id(Uuid::now_v7())
     }
 
-    /// Up to [`batch::MAX`] new ids for one batch: they differ in their last bits, in ascending order.
+    /// Up to [`batch::MAX`] new ids for one batch: they differ in their last bits, in ascending
+    /// order.
     pub fn new_ids() -> impl Iterator<Item = Arc<str>> {
         let first = Uuid::now_v7().as_u128() & !(batch::MAX as u128 - 1);
         (0..batch::MAX as u128).map(move |at| to_id(Uuid::from_u128(first | at)))

@@ -134,7 +134,7 @@ const METRICS: [&str; 19] = [
     "waypost_lane_restarts_total{lane=\"grpc\"} 0",
     "waypost_spool_records 0",
     "waypost_in_flight{lane=\"grpc\"} 0",
-    "waypost_oldest_waiting_seconds 0",
+    "waypost_oldest_waiting_seconds 0.0",
     "waypost_ledger_imbalanced 0",
     "# TYPE waypost_ingest_seconds histogram",
     "waypost_ingest_seconds_count{code=\"202\"} 3",

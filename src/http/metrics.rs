@@ -155,10 +155,8 @@ impl Scrape<'_> {
 
     fn register_histograms(&self, registry: &mut Registry) {
         let requests = self.ledger.requests();
-        let requests = requests.iter().map(|(code, times)| {
-            let label = ("code", code.to_string());
-            (label, Histogram::from(times))
-        });
+        let requests = requests.iter();
+        let requests = requests.map(|(code, times)| (("code", code.to_string()), times.clone()));
         for (name, help, samples) in [
             (
                 "waypost_ingest_seconds",
@@ -168,17 +166,17 @@ impl Scrape<'_> {
             (
                 "waypost_publish_seconds",
                 "From handing a record to the lane to its confirm",
-                self.by_lane(|_, lane| Histogram::from(&lane.publish)),
+                self.by_lane(|_, lane| lane.publish.clone()),
             ),
             (
                 "waypost_post_seconds",
                 "From a POST to the API's answer or its failure",
-                self.by_lane(|_, lane| Histogram::from(&lane.post)),
+                self.by_lane(|_, lane| lane.post.clone()),
             ),
             (
                 "waypost_delivery_seconds",
                 "From accepted to delivered",
-                self.by_path(|lane| Histogram::from(&lane.delivery)),
+                self.by_path(|lane| lane.delivery.clone()),
             ),
         ] {
             registry.register(name, help, samples);
@@ -226,43 +224,24 @@ impl<M: EncodeMetric + TypedMetric> EncodeMetric for Samples<M> {
     }
 }
 
-/// A copy of the times at the scrape.
-#[derive(Debug)]
-struct Histogram {
-    sum_s: f64,
-    count: u64,
-    /// Upper bounds in seconds, each with the count of the times between the bound before and it.
-    buckets: [(f64, u64); BOUNDS_S.len()],
+impl TypedMetric for Latency {
+    const TYPE: MetricType = MetricType::Histogram;
 }
 
-impl From<&Latency> for Histogram {
-    fn from(latency: &Latency) -> Self {
+impl EncodeMetric for Latency {
+    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
         let mut below = 0;
         let buckets = BOUNDS_S.map(|bound| {
             let bound_us = Duration::from_secs_f64(bound).as_micros();
+            let bound_us = u64::try_from(bound_us).unwrap_or(u64::MAX);
             // To two significant digits: a time just above a bound may be counted below it.
-            let up_to = latency
-                .times
-                .count_between(0, u64::try_from(bound_us).unwrap_or(u64::MAX));
+            let up_to = self.times.count_between(0, bound_us);
             let count = up_to - below;
             below = up_to;
             (bound, count)
         });
-        Self {
-            sum_s: seconds(latency.sum_us),
-            count: latency.times.len(),
-            buckets,
-        }
-    }
-}
-
-impl TypedMetric for Histogram {
-    const TYPE: MetricType = MetricType::Histogram;
-}
-
-impl EncodeMetric for Histogram {
-    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
-        encoder.encode_histogram::<NoLabelSet>(self.sum_s, self.count, &self.buckets, None)
+        let sum_s = seconds(self.sum_us);
+        encoder.encode_histogram::<NoLabelSet>(sum_s, self.times.len(), &buckets, None)
     }
 
     fn metric_type(&self) -> MetricType {

@@ -9,7 +9,7 @@ use tracing::error;
 use super::Ledger;
 use crate::spool::SpoolStats;
 
-/// How long the counts must not have changed to be compared.
+/// The counts are compared once they have not changed for this time.
 pub(super) const REST: Duration = Duration::from_secs(2);
 
 /// The number of records in each state.

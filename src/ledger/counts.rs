@@ -9,7 +9,8 @@ pub struct Counts {
     pub accepted: u64,
     /// Resent from the spool, where they were counted before.
     pub resent: u64,
-    /// Found without a receipt of this run: of an earlier run, of another node, or never confirmed to its client.
+    /// Found without a receipt of this run: of an earlier run, of another node, or never confirmed
+    /// to its client.
     pub recovered: u64,
     /// The API's 2xx.
     pub delivered: u64,

@@ -13,6 +13,7 @@ pub struct Quantiles {
 }
 
 /// Times in microseconds, to two significant digits, and their sum.
+#[derive(Clone, Debug)]
 pub struct Latency {
     pub times: Histogram<u32>,
     pub sum_us: u64,

@@ -8,7 +8,8 @@ use crate::{
     record::Record,
 };
 
-/// How many of the last records are known of each flag, at least: the load factor of a table of 2^17 slots.
+/// At least this many of the last records are known of each flag: the load factor of a table of 2^17
+/// slots.
 const KNOWN_MIN: usize = (1 << 17) / 8 * 7;
 
 /// Events that a record has had.
@@ -49,16 +50,16 @@ impl BitOr for Flags {
     }
 }
 
-/// A record is recognised by its id and the time at which it was taken in, since a run may adopt the records of another. A
-/// record without an origin has no flags.
+/// A record is recognised by its id and the time at which it was taken in, since a run may adopt
+/// the records of another. A record without an origin has no flags.
 #[derive(Default)]
 pub(super) struct FlagMemory {
     hasher: Hasher128,
-    /// The delivered records of each lane apart: a message that a broker sends again after a while is recognised however many
-    /// records went by other lanes meanwhile.
+    /// The delivered records of each lane apart: a message that a broker sends again after a while
+    /// is recognised however many records went by other lanes meanwhile.
     delivered: [Recent<()>; LaneId::ALL.len()],
-    /// The records of each rare flag apart, in the order of [`Flags::RARE`]: a flood of refusals makes no other record forgotten. The
-    /// value says whether the record was delivered, too.
+    /// The records of each rare flag apart, in the order of [`Flags::RARE`]: a flood of refusals
+    /// makes no other record forgotten. The value says whether the record was delivered, too.
     rare: [Recent<bool>; Flags::RARE.len()],
 }
 
@@ -70,7 +71,8 @@ impl FlagMemory {
         (flags, fingerprint)
     }
 
-    /// Whether `record` may lie in a lane that has not confirmed it, in the name of this run or of an earlier one.
+    /// Whether `record` may lie in a lane that has not confirmed it, in the name of this run or of
+    /// an earlier one.
     pub fn is_maybe_published(&self, record: &Record) -> bool {
         // Usually there are no such records, and nothing is hashed.
         let is_empty = |flag| self.rare[at(flag)].is_empty();
