@@ -1,11 +1,13 @@
-//! The node's disk: what waits for a lane, what the gRPC lane carries, and the dead letters.
+//! The node's disk: records that wait for a lane, records that the gRPC lane carries, and the dead
+//! letters.
 //!
-//! One thread owns the files. It takes all orders that have come while it synced the last ones, and one sync per queue makes
-//! all of them durable (group commit): the more load, the more records share a sync. Where fewer have come than shared the last one, it
-//! waits a moment for more. Nobody else blocks.
+//! One thread owns the files, and nobody else blocks. The thread takes all requests that came
+//! during the last sync, and one sync per queue makes them durable (group commit): the higher the
+//! load, the more records share a sync. If fewer requests have come than shared the last sync, the
+//! thread waits a moment for more.
 //!
-//! A record that lies here survives the end of the process and a power cut. A damaged entry is set aside and named, and costs
-//! no other. While the disk fails, [`Spool::put`] fails, and works again when the disk does.
+//! An entry survives the end of the process and a power cut. A damaged entry is set aside and
+//! logged, and costs no other. While the disk fails, [`Spool::put`] fails.
 
 mod entry;
 mod frame;
@@ -38,7 +40,7 @@ use self::{
 };
 use crate::lane_id::LaneId;
 
-/// Files of frames, for what else is kept beside the queues.
+/// Files of frames, for other tables beside the queues.
 pub(crate) mod frames {
     pub use super::{
         frame::write as write_frame,
@@ -49,11 +51,11 @@ pub(crate) mod frames {
 /// One of the queues on disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Queue {
-    /// For whichever lane is up.
+    /// For any lane that is up.
     Waiting,
     /// For the lane that the client has named.
     Pinned(LaneId),
-    /// Taken from the gRPC lane, not yet taken by the API.
+    /// Confirmed by the gRPC lane, and not delivered yet.
     Carried,
     /// Dead letters.
     Dead,
@@ -87,18 +89,18 @@ impl Queue {
     }
 }
 
-/// Where an entry lies.
+/// The place of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct EntryKey {
     queue: usize,
     position: Position,
 }
 
-/// What lies on disk.
+/// The contents of the disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SpoolStats {
     records: [u64; Queue::COUNT],
-    /// What an earlier run has left to the gRPC lane, and is still there.
+    /// Records of the gRPC lane that an earlier run has left, and that are still there.
     pub found_carried: u64,
     /// All files together.
     pub bytes: u64,
@@ -115,13 +117,10 @@ impl SpoolStats {
         self.records[queue.at()]
     }
 
-    /// What waits for a lane.
+    /// Records that wait for a lane.
     pub fn waiting(&self) -> u64 {
-        let pinned: u64 = LaneId::ALL
-            .map(|lane| self.records(Queue::Pinned(lane)))
-            .iter()
-            .sum();
-        self.records(Queue::Waiting) + pinned
+        let pinned = LaneId::ALL.map(|lane| self.records(Queue::Pinned(lane)));
+        self.records(Queue::Waiting) + pinned.iter().sum::<u64>()
     }
 }
 
@@ -145,7 +144,7 @@ pub enum OpenError {
     Folder { folder: PathBuf, source: io::Error },
 }
 
-/// Which dead letters.
+/// A choice of dead letters.
 #[derive(Clone, Debug)]
 pub enum Which {
     All,
@@ -161,6 +160,7 @@ impl Which {
     }
 }
 
+/// A request to the thread.
 enum SpoolRequest {
     Put {
         queue: Queue,
@@ -169,43 +169,28 @@ enum SpoolRequest {
         answer: oneshot::Sender<Result<EntryKey, NotSafe>>,
     },
     Settle(EntryKey),
-    Take {
-        queue: Queue,
-        max: usize,
-        answer: oneshot::Sender<Vec<(EntryKey, Entry)>>,
-    },
     Rewind(Queue),
-    Oldest(oneshot::Sender<Option<Entry>>),
-    List {
-        max: usize,
-        answer: oneshot::Sender<Vec<Entry>>,
-    },
-    Replay {
-        which: Which,
-        answer: oneshot::Sender<Result<u64, NotSafe>>,
-    },
-    Forget {
-        which: Which,
-        answer: oneshot::Sender<Result<u64, NotSafe>>,
-    },
-    /// Answered when all that came before is written down.
+    /// Runs once everything that was put before is durable.
+    Run(Box<dyn FnOnce(&mut Store) + Send>),
+    /// Answered when everything that came before is written.
     Close(oneshot::Sender<()>),
 }
 
-/// The way to the thread. Clones lead to the same one; it ends when it is closed, or when the last of them is dropped.
+/// The sender of requests to the thread. Clones share the thread. It ends when it is closed, or
+/// when the last clone is dropped.
 #[derive(Clone)]
 pub struct Spool {
-    /// Bounded by what it is about: each put belongs to a record that holds its permit or its place until the answer, each settled key
-    /// to a put, and who takes waits for what was taken before.
+    /// Bounded by its senders: each put belongs to a record that holds its permit or its place
+    /// until the answer, each settled key to a put, and a reader waits for its last answer.
     requests: mpsc::UnboundedSender<SpoolRequest>,
-    held: watch::Receiver<SpoolStats>,
-    /// Closed when the thread has ended, however that came.
-    lives: watch::Receiver<()>,
+    stats: watch::Receiver<SpoolStats>,
+    /// Closed when the thread has ended, whatever the cause.
+    running: watch::Receiver<()>,
 }
 
 impl Spool {
-    /// Opens the spool in `folder`, which is made if it is absent, with what an earlier run has left there. It never takes more
-    /// than about `max` bytes.
+    /// Opens the spool in `folder` with the entries of an earlier run. Makes the folder if it is
+    /// absent. The spool never takes more than about `max` bytes.
     pub fn open(folder: &Path, max: u64) -> Result<Self, OpenError> {
         let failed = |source| OpenError::Folder {
             folder: folder.to_owned(),
@@ -213,10 +198,8 @@ impl Spool {
         };
         fs::create_dir_all(folder).map_err(failed)?;
         // The folder is as durable as its name in the one above.
-        let above = folder
-            .parent()
-            .filter(|above| !above.as_os_str().is_empty())
-            .unwrap_or(Path::new("."));
+        let above = folder.parent().filter(|above| *above != Path::new(""));
+        let above = above.unwrap_or(Path::new("."));
         if let Err(why) = File::open(above).and_then(|above| above.sync_all()) {
             warn!(folder = %folder.display(), %why, "the folder's name cannot be synced");
         }
@@ -226,30 +209,25 @@ impl Spool {
             Err(TryLockError::WouldBlock) => return Err(OpenError::InUse(folder.to_owned())),
             Err(TryLockError::Error(source)) => return Err(failed(source)),
         }
-        let mut logs = Vec::with_capacity(Queue::COUNT);
-        for queue in Queue::all() {
-            // A record that stays long keeps its segment: no more than a small part of the room.
-            logs.push(
-                Log::open(folder, &queue.name(), (max / 16).min(SEGMENT_MAX)).map_err(failed)?,
-            );
-        }
+        // A record that stays long keeps its segment: no more than a small part of the room.
+        let segment_max = (max / 16).min(SEGMENT_MAX);
+        let logs = Queue::all().map(|queue| Log::open(folder, &queue.name(), segment_max));
+        let logs = logs.collect::<Result<_, _>>().map_err(failed)?;
         let (requests, inbox) = mpsc::unbounded_channel();
         let folder = folder.to_owned();
         let store = Store::new(folder, logs, max, lock);
-        let held = store.watch_stats();
-        let (alive, lives) = watch::channel(());
+        let stats = store.watch_stats();
+        let (is_running, running) = watch::channel(());
         let run = move || {
-            let _alive = alive;
+            let _is_running = is_running;
             store.run(inbox);
         };
-        thread::Builder::new()
-            .name("spool".into())
-            .spawn(run)
-            .map_err(failed)?;
+        let thread = thread::Builder::new().name("spool".into());
+        thread.spawn(run).map_err(failed)?;
         Ok(Self {
             requests,
-            held,
-            lives,
+            stats,
+            running,
         })
     }
 
@@ -258,7 +236,8 @@ impl Spool {
         self.append(queue, entry, false).await
     }
 
-    /// The same, but the entry does not come out of a [`Tail`] that is reading the queue: the caller has it in memory.
+    /// The same, but a [`Tail`] that is reading the queue skips the entry: the caller has it in
+    /// memory.
     pub async fn put_held(&self, queue: Queue, entry: &Entry) -> Result<EntryKey, NotSafe> {
         self.append(queue, entry, true).await
     }
@@ -274,7 +253,7 @@ impl Spool {
         .await?
     }
 
-    /// Strikes out an entry. After a power cut it may come again.
+    /// Removes an entry. After a power cut it may come again.
     pub fn settle(&self, key: EntryKey) {
         // The thread has ended with the node; the entry comes again at the next start.
         self.requests.send(SpoolRequest::Settle(key)).ok();
@@ -285,76 +264,89 @@ impl Spool {
         Tail::new(self.clone(), queue, window)
     }
 
-    /// Up to `max` entries that were not taken since the last rewind, oldest first.
+    /// Up to `max` entries that were not read since the last rewind, oldest first.
     async fn take(&self, queue: Queue, max: usize) -> Vec<(EntryKey, Entry)> {
-        self.ask(|answer| SpoolRequest::Take { queue, max, answer })
-            .await
-            .unwrap_or_default()
+        let taken = self
+            .ask(|answer| SpoolRequest::Run(Box::new(move |store| store.take(queue, max, answer))));
+        taken.await.unwrap_or_default()
     }
 
-    /// Lets everything in `queue` that is not settled be taken again.
+    /// Lets all unsettled entries of `queue` be read again.
     fn rewind(&self, queue: Queue) {
         self.requests.send(SpoolRequest::Rewind(queue)).ok();
     }
 
-    /// The record that was taken in first of those that are for a lane, or that the gRPC lane carries.
+    /// The record that was accepted first of those that wait for a lane, or that the gRPC lane
+    /// carries.
     pub async fn oldest(&self) -> Option<Entry> {
-        self.ask(SpoolRequest::Oldest).await.ok().flatten()
+        self.run(Store::oldest).await.ok().flatten()
     }
 
     /// The oldest dead letters.
     pub async fn dead(&self, max: usize) -> Result<Vec<Entry>, NotSafe> {
-        self.ask(|answer| SpoolRequest::List { max, answer }).await
+        self.run(move |store| store.list(max)).await
     }
 
-    /// Lets dead letters wait for a lane again; how many. Cut short by a crash, some may be in both places.
+    /// Lets dead letters wait for a lane again. Returns their number. After a crash some may be in
+    /// both places.
     pub async fn replay(&self, which: Which) -> Result<u64, NotSafe> {
-        self.ask(|answer| SpoolRequest::Replay { which, answer })
-            .await?
+        self.run(move |store| store.replay(&which)).await?
     }
 
-    /// Removes dead letters for good; how many.
+    /// Removes dead letters for good. Returns their number.
     pub async fn forget(&self, which: Which) -> Result<u64, NotSafe> {
-        self.ask(|answer| SpoolRequest::Forget { which, answer })
-            .await?
+        self.run(move |store| store.forget(&which)).await
     }
 
-    /// Writes everything down and ends the thread: what comes later is refused with [`NotSafe::Closed`].
+    /// Writes everything and ends the thread. Later requests are refused with [`NotSafe::Closed`].
     pub async fn close(&self) {
         // An error says that it has ended already.
         self.ask(SpoolRequest::Close).await.ok();
     }
 
-    /// What lies on disk. A copy: whoever kept the lock behind it while asking again could wait for ever.
+    /// The contents of the disk. A copy: a caller that kept the lock behind it and asked again
+    /// could wait for ever.
     pub fn stats(&self) -> SpoolStats {
         // Without its thread it takes nothing more.
-        let has_ended = self.held.has_changed().is_err();
-        let held = *self.held.borrow();
+        let has_ended = self.stats.has_changed().is_err();
+        let stats = *self.stats.borrow();
         SpoolStats {
-            refuses: held.refuses || has_ended,
-            ..held
+            refuses: stats.refuses || has_ended,
+            ..stats
         }
     }
 
-    /// What lies on disk, as it changes.
+    /// The contents of the disk, as they change.
     pub fn watch_stats(&self) -> watch::Receiver<SpoolStats> {
-        self.held.clone()
+        self.stats.clone()
+    }
+
+    /// Runs `job` on the thread.
+    async fn run<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&mut Store) -> T + Send + 'static,
+    ) -> Result<T, NotSafe> {
+        self.ask(|answer| {
+            // The caller may be gone.
+            SpoolRequest::Run(Box::new(move |store| drop(answer.send(job(store)))))
+        })
+        .await
     }
 
     async fn ask<T>(
         &self,
-        order: impl FnOnce(oneshot::Sender<T>) -> SpoolRequest,
+        request: impl FnOnce(oneshot::Sender<T>) -> SpoolRequest,
     ) -> Result<T, NotSafe> {
         let (answer, mut answered) = oneshot::channel();
-        self.requests
-            .send(order(answer))
-            .map_err(|_| NotSafe::Closed)?;
-        let mut lives = self.lives.clone();
+        let sent = self.requests.send(request(answer));
+        sent.map_err(|_| NotSafe::Closed)?;
+        let mut running = self.running.clone();
         tokio::select! {
             biased;
             answer = &mut answered => answer.map_err(|_| NotSafe::Closed),
-            // An order that is sent just when the thread ends may stay in the channel for as long as anybody can send.
-            _ = lives.changed() => answered.try_recv().map_err(|_| NotSafe::Closed),
+            // A request that is sent just when the thread ends may stay in the channel for as long
+            // as anybody can send.
+            _ = running.changed() => answered.try_recv().map_err(|_| NotSafe::Closed),
         }
     }
 }

@@ -618,9 +618,9 @@ async fn a_batch_that_the_api_refuses_costs_only_the_records_that_it_refuses() {
     let dead = spool.dead(10).await.unwrap();
     assert!(
         dead.iter().all(|entry| entry
-            .letter
+            .reason
             .as_ref()
-            .is_some_and(|letter| letter.status == 422)),
+            .is_some_and(|reason| reason.status == 422)),
         "two letters"
     );
 }

@@ -23,7 +23,7 @@ pub fn routes(app: &mut web::ServiceConfig) {
 
 /// A dead letter, as `GET /api/dead` lists it. Times are in milliseconds since the Unix epoch.
 fn dead_letter(entry: Entry) -> Value {
-    let reason = entry.letter.as_ref();
+    let reason = entry.reason.as_ref();
     let reason = reason.cloned().unwrap_or_default();
     json!({
         "id": entry.id,
@@ -56,7 +56,7 @@ async fn list(
     Ok(HttpResponse::Ok().json(json!({"total": total, "dead": dead})))
 }
 
-/// Which dead letters: `{"ids":[…]}` or `{"all":true}`.
+/// The dead letters of a request: `{"ids":[…]}` or `{"all":true}`.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Selection {

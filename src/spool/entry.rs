@@ -5,7 +5,7 @@ use prost::Message;
 
 use crate::record::{Origin, Record};
 
-/// A record on disk, in a queue; in the dead letters with the reason.
+/// A record on disk.
 #[derive(Clone, PartialEq, Message)]
 pub struct Entry {
     #[prost(string, tag = "1")]
@@ -16,8 +16,9 @@ pub struct Entry {
     pub traceparent: Option<String>,
     #[prost(string, optional, tag = "4")]
     pub origin: Option<String>,
+    /// Set for dead letters only.
     #[prost(message, optional, tag = "5")]
-    pub letter: Option<DeathReason>,
+    pub reason: Option<DeathReason>,
 }
 
 /// Why a record is dead.
@@ -26,16 +27,16 @@ pub struct DeathReason {
     /// The lane that it came out of.
     #[prost(string, tag = "1")]
     pub lane: String,
-    /// The API's last answer; none came where this is 0.
+    /// The status of the API's last answer; 0 if none came.
     #[prost(uint32, tag = "2")]
     pub status: u32,
     /// The first 1 KiB of that answer, or what went wrong.
     #[prost(string, tag = "3")]
     pub answer: String,
-    /// How often it was POSTed by this node, the last time that it came.
+    /// The number of POSTs since it came out of the lane last.
     #[prost(uint32, tag = "4")]
     pub attempts: u32,
-    /// When, in microseconds since the Unix epoch.
+    /// The time of death, in microseconds since the Unix epoch.
     #[prost(uint64, tag = "5")]
     pub at_us: u64,
     /// It was given up though a later try might have succeeded.
@@ -44,13 +45,13 @@ pub struct DeathReason {
 }
 
 impl Entry {
-    pub fn new(record: &Record, letter: Option<DeathReason>) -> Self {
+    pub fn new(record: &Record, reason: Option<DeathReason>) -> Self {
         Self {
             id: record.id.as_ref().into(),
             body: record.body.clone(),
             traceparent: record.traceparent.as_deref().map(Into::into),
             origin: record.origin.as_ref().map(Origin::to_text),
-            letter,
+            reason,
         }
     }
 

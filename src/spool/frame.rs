@@ -1,11 +1,13 @@
-//! How entries lie in a file: each in a frame that proves by itself that it is whole. Everything here is pure.
+//! The format of entries in a file: each lies in a frame that proves by itself that it is whole.
+//! Everything here is pure.
 //!
 //! ```text
 //! mark (4) │ length (4) │ ordinal (4) │ CRC-32 (4) │ payload (length)
 //! ```
 //!
-//! Numbers are little-endian. The checksum covers length, ordinal, payload and the salt of the file, which no client knows: bytes
-//! that a client has sent never pass for a frame. After damage, the next mark whose frame is whole is where reading goes on.
+//! Numbers are little-endian. The checksum covers length, ordinal, payload and the salt of the
+//! file. No client knows the salt, so bytes that a client has sent never pass for a frame. After
+//! damage, reading goes on at the next mark whose frame is whole.
 
 use memchr::memmem;
 
@@ -25,7 +27,7 @@ pub fn write(file: &mut Vec<u8>, salt: u32, ordinal: u32, payload: &[u8]) {
     file.extend_from_slice(payload);
 }
 
-/// What lies at the beginning of some bytes of a file.
+/// The beginning of some bytes of a file.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Read<'b> {
     /// A whole frame of `size` bytes.
@@ -34,64 +36,50 @@ pub enum Read<'b> {
         payload: &'b [u8],
         size: usize,
     },
-    /// Too few bytes to tell; a frame would end after `needed` of them.
+    /// Too few bytes. The frame would end after `needed` of them.
     Short {
         needed: usize,
     },
-    /// This many bytes are damaged. What follows may be a frame, or the end.
+    /// This many bytes are damaged. Then comes a frame, or the end.
     Damage {
         size: usize,
     },
     End,
 }
 
-/// Reads on from the beginning of `bytes`.
+/// Reads the beginning of `bytes`.
 pub fn read(bytes: &[u8], salt: u32) -> Read<'_> {
     if bytes.is_empty() {
         return Read::End;
     }
-    match whole(bytes, salt) {
-        Ok(frame) => frame,
-        Err(Some(needed)) => Read::Short { needed },
-        Err(None) => Read::Damage {
-            size: resume(bytes),
-        },
-    }
-}
-
-/// `Err` holds the bytes that a frame would need, if more of them could make one.
-fn whole(bytes: &[u8], salt: u32) -> Result<Read<'_>, Option<usize>> {
+    let damage = || Read::Damage {
+        size: resume(bytes),
+    };
     let known = bytes.len().min(MARK.len());
     if bytes[..known] != MARK[..known] {
-        return Err(None);
+        return damage();
     }
     let Some(head) = bytes.first_chunk::<HEAD>() else {
-        return Err(Some(HEAD));
+        return Read::Short { needed: HEAD };
     };
-    let word = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
-    let (length, ordinal, crc) = (word(4), word(8), word(12));
-    let Some(size) = usize::try_from(length)
-        .ok()
-        .filter(|&length| length <= PAYLOAD_MAX)
-        .map(|length| HEAD + length)
-    else {
-        return Err(None);
-    };
-    let Some(payload) = bytes.get(HEAD..size) else {
-        return Err(Some(size));
-    };
-    if checksum(salt, length, ordinal, payload) == crc {
-        Ok(Read::Frame {
+    let [_, length, ordinal, crc] = words(head);
+    if length as usize > PAYLOAD_MAX {
+        return damage();
+    }
+    let size = HEAD + length as usize;
+    match bytes.get(HEAD..size) {
+        None => Read::Short { needed: size },
+        Some(payload) if checksum(salt, length, ordinal, payload) == crc => Read::Frame {
             ordinal,
             payload,
             size,
-        })
-    } else {
-        Err(None)
+        },
+        Some(_) => damage(),
     }
 }
 
-/// Where the next mark, or what may be the beginning of one, lies after the first byte: how much to skip.
+/// The number of bytes to skip: up to the next mark after the first byte, or up to bytes at the end
+/// that may be the beginning of one.
 pub fn resume(bytes: &[u8]) -> usize {
     let from = 1.min(bytes.len());
     if let Some(at) = memmem::find(&bytes[from..], &MARK) {
@@ -103,10 +91,17 @@ pub fn resume(bytes: &[u8]) -> usize {
     bytes.len() - tail.unwrap_or(0)
 }
 
-fn checksum(salt: u32, length: u32, ordinal: u32, payload: &[u8]) -> u32 {
+/// Little-endian numbers. `N` is a quarter of the bytes.
+pub fn words<const N: usize>(bytes: &[u8]) -> [u32; N] {
+    let words = bytes.as_chunks().0;
+    std::array::from_fn(|at| words.get(at).copied().map_or(0, u32::from_le_bytes))
+}
+
+/// The CRC-32 of two numbers and a payload, under the salt of their file.
+pub fn checksum(salt: u32, first: u32, second: u32, payload: &[u8]) -> u32 {
     let mut hasher = crc32fast::Hasher::new_with_initial(salt);
-    hasher.update(&length.to_le_bytes());
-    hasher.update(&ordinal.to_le_bytes());
+    hasher.update(&first.to_le_bytes());
+    hasher.update(&second.to_le_bytes());
     hasher.update(payload);
     hasher.finalize()
 }
@@ -127,7 +122,8 @@ mod tests {
 
     /// The ordinals that are whole, and the bytes that are not.
     fn scan(mut bytes: &[u8]) -> (Vec<u32>, usize) {
-        let (mut ordinals, mut damaged) = (Vec::new(), 0);
+        let mut ordinals = Vec::new();
+        let mut damaged = 0;
         loop {
             let step = match read(bytes, SALT) {
                 Read::Frame { ordinal, size, .. } => {

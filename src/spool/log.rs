@@ -1,9 +1,9 @@
-//! One queue on disk: entries in the order in which they came, in segments of a bounded size. A segment is deleted when all of
-//! its entries are settled.
+//! One queue on disk: entries in the order in which they came, in segments of a bounded size. A
+//! segment is deleted when all of its entries are settled.
 //!
-//! `NAME-NUMBER-SALT.log` holds entries as [`frame`]s, the last one of a full segment a seal with their count, so that a
-//! start need not read what lies before the last segment. `NAME-NUMBER-SALT.done` holds runs of settled ordinals, each with its
-//! own checksum. Everything here blocks.
+//! `NAME-NUMBER-SALT.log` holds entries as [`frame`]s. The last frame of a full segment is a seal
+//! with their count, so that a start reads the last segment only. `NAME-NUMBER-SALT.done` holds
+//! runs of settled ordinals, each with its own checksum. Everything here blocks.
 
 mod files;
 mod reader;
@@ -17,8 +17,8 @@ use std::{
 };
 
 use self::{
-    files::{file_name, sync, write},
-    reader::Cursor,
+    files::{sync, write},
+    reader::Reading,
 };
 use super::{
     frame,
@@ -31,14 +31,14 @@ pub use self::files::is_failing;
 pub const SEGMENT_MAX: u64 = 16 << 20;
 /// The disk space that the active segment may keep though all of its entries are settled.
 const SETTLED_KEPT: u64 = 1 << 20;
-/// How often a file that cannot be read is tried: a flood of connections may have taken all descriptors for a while.
+/// The tries to read a file: a flood of connections may have taken all descriptors for a while.
 const READ_TRIES: u32 = 10;
 /// The ordinal of a seal.
 const SEAL: u32 = u32::MAX;
 /// A seal's frame: the count of entries.
 const SEAL_SIZE: usize = frame::HEAD + 4;
 
-/// Where an entry lies. Keys of one queue are in the order of their entries.
+/// The place of an entry in its queue. Places are in the order of their entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Position {
     segment: u32,
@@ -55,7 +55,10 @@ pub struct Damage {
     pub kept: Option<PathBuf>,
 }
 
+#[derive(Default)]
 struct Segment {
+    /// The path of its files without their endings.
+    base: PathBuf,
     salt: u32,
     /// Entries have the ordinals below this.
     count: u32,
@@ -67,14 +70,8 @@ struct Segment {
 }
 
 impl Segment {
-    fn new(salt: u32) -> Self {
-        Self {
-            salt,
-            count: 0,
-            size: 0,
-            settled: SettledSet::default(),
-            stays: false,
-        }
+    fn file(&self, ending: &str) -> PathBuf {
+        self.base.with_added_extension(ending)
     }
 
     fn len(&self) -> u64 {
@@ -91,7 +88,8 @@ struct Active {
     buffered: u32,
 }
 
-/// One queue. Dropping it closes its files; what was not committed is not there.
+/// One queue. Dropping it closes its files. Entries that were not committed are lost.
+#[derive(Default)]
 pub struct Log {
     folder: PathBuf,
     name: String,
@@ -100,54 +98,39 @@ pub struct Log {
     /// The number of the first segment of this run.
     first_own: u32,
     active: Option<Active>,
-    cursor: Option<Cursor>,
-    /// The last segment that [`Log::next`] has read to its end, if any.
-    passed: Option<u32>,
-    /// How often in a row the next entry could not be read.
-    failures: u32,
-    segment_max: u64,
+    reading: Reading,
     /// Entries that [`Log::next`] skips.
     held: HashSet<Position>,
+    /// Tries in a row that could not read the next entry.
+    failures: u32,
+    segment_max: u64,
     damages: Vec<Damage>,
 }
 
 impl Log {
-    /// Opens the queue `name` in `folder` with the entries of an earlier run, in segments of about `segment_max` bytes. Damage is not
-    /// an error: see [`Log::damages`].
+    /// Opens the queue `name` in `folder` with the entries of an earlier run, in segments of about
+    /// `segment_max` bytes. Damage is not an error: see [`Log::damages`].
     pub fn open(folder: &Path, name: &str, segment_max: u64) -> io::Result<Self> {
         let mut log = Self {
             folder: folder.to_owned(),
             name: name.to_owned(),
-            segments: BTreeMap::new(),
-            next_number: 0,
-            first_own: 0,
-            active: None,
-            cursor: None,
-            passed: None,
-            failures: 0,
             segment_max: segment_max.min(SEGMENT_MAX),
-            held: HashSet::new(),
-            damages: Vec::new(),
+            ..Self::default()
         };
         for entry in fs::read_dir(folder)? {
-            let name = entry?.file_name();
-            let Some((number, salt)) = name.to_str().and_then(|name| log.parse(name)) else {
+            let file = entry?.file_name();
+            let Some((number, salt)) = file.to_str().and_then(|file| log.parse(file)) else {
                 continue;
             };
-            log.segments.insert(number, Segment::new(salt));
-        }
-        log.next_number = log
-            .segments
-            .last_key_value()
-            .map_or(0, |(number, _)| number + 1);
-        log.first_own = log.next_number;
-        for number in log.segments.keys().copied().collect::<Vec<_>>() {
-            if let Err(why) = log.find(number) {
-                log.leave_out(number, &why);
-                log.segments.remove(&number);
+            log.next_number = log.next_number.max(number + 1);
+            let mut segment = log.new_segment(number, salt);
+            match log.load(&mut segment) {
+                Ok(()) => drop(log.segments.insert(number, segment)),
+                Err(why) => segment.log_unreadable(&why),
             }
         }
-        log.give_back()?;
+        log.first_own = log.next_number;
+        log.delete_settled()?;
         Ok(log)
     }
 
@@ -178,8 +161,8 @@ impl Log {
         std::mem::take(&mut self.damages)
     }
 
-    /// Adds an entry, which is durable after the next [`Log::commit`]. [`Log::next`] skips an entry that is `held` until
-    /// [`Log::rewind`].
+    /// Adds an entry, which is durable after the next [`Log::commit`]. Until [`Log::rewind`],
+    /// [`Log::next`] skips an entry that is `held`.
     pub fn append(&mut self, payload: &[u8], held: bool) -> io::Result<Position> {
         if self.active.is_none() {
             self.active = Some(self.begin_segment()?);
@@ -200,11 +183,11 @@ impl Log {
         Ok(key)
     }
 
-    /// Makes what was appended durable.
+    /// Makes the appended entries durable.
     ///
     /// # Errors
-    /// Nothing that was appended since the last commit is there, nor will be. The next entry begins another file: after a failed
-    /// sync, the content of this one's pages is unknown.
+    /// None of the entries appended since the last commit is there, nor will be. The next entry
+    /// begins another file: after a failed sync, the content of this one's pages is unknown.
     pub fn commit(&mut self) -> io::Result<()> {
         let Some(active) = self.active.as_mut().filter(|active| active.buffered > 0) else {
             return Ok(());
@@ -214,38 +197,31 @@ impl Log {
         };
         let written =
             write(&active.file, &active.buffer, segment.size).and_then(|()| sync(&active.file));
-        let (count, bytes) = (active.buffered, active.buffer.len() as u64);
+        let count = std::mem::take(&mut active.buffered);
+        let bytes = active.buffer.len() as u64;
         active.buffer.clear();
-        active.buffered = 0;
-        match written {
-            Ok(()) => {
-                segment.count += count;
-                segment.size += bytes;
-                if segment.size >= self.segment_max {
-                    self.seal();
-                }
-                Ok(())
+        if let Err(why) = written {
+            // These entries were refused, so no later start may find them.
+            let refused = segment.count..segment.count + count;
+            let cut = active.file.set_len(segment.size);
+            if cut.and_then(|()| active.file.sync_data()).is_err() {
+                segment.settle_on_disk(refused.clone());
             }
-            Err(why) => {
-                let void = segment.count..segment.count + count;
-                let number = active.number;
-                // These entries were refused, so no later start may find them.
-                let cut = active
-                    .file
-                    .set_len(segment.size)
-                    .and_then(|()| active.file.sync_data());
-                self.active = None;
-                self.held
-                    .retain(|key| key.segment != number || !void.contains(&key.ordinal));
-                if cut.is_err() {
-                    self.disown(number, void);
-                }
-                Err(why)
-            }
+            let number = active.number;
+            self.active = None;
+            self.held
+                .retain(|key| key.segment != number || !refused.contains(&key.ordinal));
+            return Err(why);
         }
+        segment.count += count;
+        segment.size += bytes;
+        if segment.size >= self.segment_max {
+            self.seal();
+        }
+        Ok(())
     }
 
-    /// Marks an entry as settled: it is not read any more. The next [`Log::flush`] writes that down.
+    /// Marks an entry as settled: it is not read any more. The next [`Log::flush`] writes that.
     pub fn settle(&mut self, key: Position) {
         self.held.remove(&key);
         let Some(segment) = self.segments.get_mut(&key.segment) else {
@@ -256,20 +232,17 @@ impl Log {
         }
     }
 
-    /// Writes down which entries are settled, and deletes segments that are wholly settled. Only if `durable` this outlives a power
-    /// cut; else the entries settled last may come again after one.
+    /// Writes which entries are settled, and deletes segments that are wholly settled. If it is not
+    /// `durable`, the entries settled last may come again after a power cut.
     pub fn flush(&mut self, durable: bool) -> io::Result<()> {
-        self.give_back()?;
-        for (number, segment) in &mut self.segments {
+        self.delete_settled()?;
+        for segment in self.segments.values_mut() {
             if segment.settled.fresh.is_empty() {
                 continue;
             }
             segment.settled.fresh.sort_unstable();
             let runs = runs(&segment.settled.fresh, segment.salt);
-            let path = self
-                .folder
-                .join(file_name(&self.name, *number, segment.salt, "done"));
-            let file = append_runs(&path, &runs)?;
+            let file = append_runs(&segment.file("done"), &runs)?;
             if durable {
                 sync(&file)?;
             }
@@ -286,7 +259,7 @@ impl Log {
     /// Reads again from the oldest unsettled entry on. Nothing is held any more.
     pub fn rewind(&mut self) {
         self.held.clear();
-        (self.cursor, self.passed) = (None, None);
+        self.reading = Reading::default();
     }
 
     fn parse(&self, file: &str) -> Option<(u32, u32)> {
@@ -298,20 +271,27 @@ impl Log {
         Some((number.parse().ok()?, u32::from_str_radix(salt, 16).ok()?))
     }
 
-    fn path(&self, number: u32, ending: &str) -> PathBuf {
-        let salt = self.segments.get(&number).map_or(0, |segment| segment.salt);
-        self.folder
-            .join(file_name(&self.name, number, salt, ending))
+    fn new_segment(&self, number: u32, salt: u32) -> Segment {
+        let name = format!("{}-{number:010}-{salt:08x}", self.name);
+        Segment {
+            base: self.folder.join(name),
+            salt,
+            ..Segment::default()
+        }
     }
 
     fn begin_segment(&mut self) -> io::Result<Active> {
         let number = self.next_number;
         #[expect(clippy::cast_possible_truncation, reason = "any 32 bits will do")]
         let salt = RandomState::new().hash_one(number) as u32;
-        let path = self.folder.join(file_name(&self.name, number, salt, "log"));
-        let file = OpenOptions::new().create_new(true).write(true).open(path)?;
+        let segment = self.new_segment(number, salt);
+        let mut options = OpenOptions::new();
+        let file = options
+            .create_new(true)
+            .write(true)
+            .open(segment.file("log"))?;
         self.next_number += 1;
-        self.segments.insert(number, Segment::new(salt));
+        self.segments.insert(number, segment);
         sync(&File::open(&self.folder)?)?;
         Ok(Active {
             number,
@@ -321,7 +301,8 @@ impl Log {
         })
     }
 
-    /// Ends the active segment. If the seal cannot be written, the next start reads the whole segment.
+    /// Ends the active segment. If the seal cannot be written, the next start reads the whole
+    /// segment.
     fn seal(&mut self) {
         let Some(active) = self.active.take() else {
             return;
@@ -334,12 +315,6 @@ impl Log {
         if write(&active.file, &seal, segment.size).is_ok() {
             segment.size += seal.len() as u64;
         }
-    }
-
-    /// Logs a segment that cannot be read.
-    fn leave_out(&self, number: u32, why: &io::Error) {
-        let file = self.path(number, "log");
-        tracing::error!(file = %file.display(), %why, "cannot read a file of the spool: its entries wait there");
     }
 }
 

@@ -4,21 +4,21 @@ use std::{fs::File, io, os::unix::fs::FileExt as _};
 
 use super::frame::{self, Read};
 
-/// How much is read at once; a longer frame is read whole.
+/// The bytes that are read at once; a longer frame is read whole.
 const PIECE: usize = 256 << 10;
 
-/// One file, and how far it is read.
+/// A file of which a part is read.
 pub struct Scanner {
     file: File,
     salt: u32,
-    /// Where in the file the piece begins.
+    /// The offset of the piece in the file.
     base: u64,
     piece: Vec<u8>,
-    /// How much of the piece is read.
+    /// The bytes of the piece that are read.
     used: usize,
 }
 
-/// What lies next in the file.
+/// The next part of the file.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Item {
     Frame {
@@ -64,20 +64,20 @@ impl Scanner {
                 Read::End if is_last => break,
                 Read::Damage { size } => size,
                 // A frame that would end after the file does is none.
-                Read::Short { .. } if is_last => frame::resume(rest),
-                Read::Short { needed } if at + needed as u64 > end => frame::resume(rest),
-                Read::End => {
-                    self.refill(at, PIECE, end)?;
-                    continue;
+                Read::Short { needed } if is_last || at + needed as u64 > end => {
+                    frame::resume(rest)
                 }
                 Read::Short { needed } => {
                     self.refill(at, needed.max(PIECE), end)?;
                     continue;
                 }
+                Read::End => {
+                    self.refill(at, PIECE, end)?;
+                    continue;
+                }
             };
-            damage = Some(damage.map_or((at, broken as u64), |(from, size)| {
-                (from, size + broken as u64)
-            }));
+            let (from, size) = damage.unwrap_or((at, 0));
+            damage = Some((from, size + broken as u64));
             self.used += broken;
         }
         Ok(damage.map(|(at, size)| Item::Damage { at, size }))
@@ -93,7 +93,8 @@ impl Scanner {
     fn refill(&mut self, at: u64, wanted: usize, end: u64) -> io::Result<()> {
         let size = usize::try_from(end - at).unwrap_or(usize::MAX).min(wanted);
         self.piece.resize(size, 0);
-        (self.base, self.used) = (at, 0);
+        self.base = at;
+        self.used = 0;
         if let Err(why) = self.file.read_exact_at(&mut self.piece, at) {
             self.piece.clear();
             return Err(why);

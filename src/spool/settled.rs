@@ -1,4 +1,5 @@
-//! Which entries of a segment are settled, in memory and on disk: runs of ordinals, each with its own checksum.
+//! The settled entries of a segment, in memory and on disk: runs of ordinals, each with its own
+//! checksum.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -6,7 +7,9 @@ use std::{
     path::Path,
 };
 
-/// A run of settled ordinals: first, length, checksum.
+use super::frame::{checksum, words};
+
+/// The bytes of a run of settled ordinals: first, length, checksum.
 pub const RUN: usize = 12;
 
 /// The settled ordinals of a segment, a bit each.
@@ -25,7 +28,7 @@ impl SettledSet {
             .is_some_and(|word| word & (1 << (ordinal % 64)) != 0)
     }
 
-    /// Whether it was not in it.
+    /// Returns whether `ordinal` is new.
     pub fn insert(&mut self, ordinal: u32) -> bool {
         let at = ordinal as usize / 64;
         if self.bits.len() <= at {
@@ -38,7 +41,8 @@ impl SettledSet {
         new
     }
 
-    /// Adds what `file` says of a segment of `count` entries. Where there is no such file, nothing is settled.
+    /// Adds the runs of `file`, which belongs to a segment of `count` entries. Without a file
+    /// nothing is settled.
     pub fn read(&mut self, file: &Path, salt: u32, count: u32) -> io::Result<()> {
         let runs = match fs::read(file) {
             Ok(runs) => runs,
@@ -46,9 +50,12 @@ impl SettledSet {
             Err(why) => return Err(why),
         };
         for run in runs.as_chunks::<RUN>().0 {
-            let (first, length) = read_run(*run, salt).unwrap_or_default();
-            for ordinal in first..first.saturating_add(length).min(count) {
-                self.insert(ordinal);
+            let [first, length, crc] = words(run);
+            // The entries of a damaged run come again.
+            if checksum(salt, first, length, &[]) == crc {
+                for ordinal in first..first.saturating_add(length).min(count) {
+                    self.insert(ordinal);
+                }
             }
         }
         Ok(())
@@ -59,15 +66,16 @@ impl SettledSet {
 pub fn runs(ordinals: &[u32], salt: u32) -> Vec<u8> {
     let mut bytes = Vec::new();
     for run in ordinals.chunk_by(|before, after| before + 1 == *after) {
-        let (first, length) = (run[0], u32::try_from(run.len()).unwrap_or(u32::MAX));
-        for word in [first, length, checksum(first, length, salt)] {
+        let first = run[0];
+        let length = u32::try_from(run.len()).unwrap_or(u32::MAX);
+        for word in [first, length, checksum(salt, first, length, &[])] {
             bytes.extend_from_slice(&word.to_le_bytes());
         }
     }
     bytes
 }
 
-/// Whole runs only: half of one, as a full disk leaves, would shift all that come after it.
+/// Appends whole runs only: half of one, as a full disk leaves it, would shift all later ones.
 pub fn append_runs(path: &Path, runs: &[u8]) -> io::Result<File> {
     let mut file = OpenOptions::new().create(true).append(true).open(path)?;
     let size = file.metadata()?.len();
@@ -77,18 +85,4 @@ pub fn append_runs(path: &Path, runs: &[u8]) -> io::Result<File> {
     }
     file.write_all(runs)?;
     Ok(file)
-}
-
-/// `None` if it is damaged: its entries come again.
-fn read_run(run: [u8; RUN], salt: u32) -> Option<(u32, u32)> {
-    let word = |at: usize| u32::from_le_bytes([run[at], run[at + 1], run[at + 2], run[at + 3]]);
-    let (first, length) = (word(0), word(4));
-    (checksum(first, length, salt) == word(8)).then_some((first, length))
-}
-
-fn checksum(first: u32, length: u32, salt: u32) -> u32 {
-    let mut hasher = crc32fast::Hasher::new_with_initial(salt);
-    hasher.update(&first.to_le_bytes());
-    hasher.update(&length.to_le_bytes());
-    hasher.finalize()
 }

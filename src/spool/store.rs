@@ -1,4 +1,4 @@
-//! What the spool's thread does: it takes requests, commits what they put, and answers.
+//! The spool's thread: it takes requests, commits the entries that they put, and answers.
 
 mod dead;
 
@@ -27,11 +27,12 @@ const BATCH: usize = 8192;
 const RESERVE: u64 = 16;
 /// With less than this part of its size left, the spool is about to refuse.
 const NEARLY_FULL: u64 = 256;
-/// Group commit: a sync waits until as many puts have come as shared the last one, for at most the time of this many syncs, and at
-/// most [`GROUP_WAIT_MAX`]. Clients that were just answered are about to send again.
+/// Group commit: a sync waits until as many puts have come as shared the last one. It waits for at
+/// most the time of this many syncs, and at most [`GROUP_WAIT_MAX`]. Clients that were just
+/// answered are about to send again.
 const GROUP_SYNCS: u32 = 4;
 const GROUP_WAIT_MAX: Duration = Duration::from_millis(1);
-/// The step of that wait. A sync that takes less is not worth a wait.
+/// The step of that wait. A faster sync is not worth a wait.
 const GROUP_STEP: Duration = Duration::from_micros(50);
 /// The time between probes of a disk that has failed.
 const PROBE: Duration = Duration::from_secs(1);
@@ -50,15 +51,12 @@ pub(super) struct Store {
     /// See [`SpoolStats`].
     commits: u64,
     committed: u64,
-    held: watch::Sender<SpoolStats>,
+    stats: watch::Sender<SpoolStats>,
     _lock: File,
 }
 
-/// A put that waits for its commit.
-struct Pending {
-    key: EntryKey,
-    answer: oneshot::Sender<Result<EntryKey, NotSafe>>,
-}
+/// The sender of a put's answer.
+type PutAnswer = oneshot::Sender<Result<EntryKey, NotSafe>>;
 
 impl Store {
     pub fn new(folder: PathBuf, logs: Vec<Log>, max: u64, lock: File) -> Self {
@@ -71,19 +69,19 @@ impl Store {
             sync_took: Duration::ZERO,
             commits: 0,
             committed: 0,
-            held: watch::Sender::new(SpoolStats::default()),
+            stats: watch::Sender::new(SpoolStats::default()),
             _lock: lock,
         };
-        store.tell();
+        store.report();
         store
     }
 
-    /// What lies on disk, as it changes.
+    /// The contents of the disk, as they change.
     pub fn watch_stats(&self) -> watch::Receiver<SpoolStats> {
-        self.held.subscribe()
+        self.stats.subscribe()
     }
 
-    /// Serves requests until one says close, or all senders are gone.
+    /// Serves requests until one closes the spool, or all senders are gone.
     pub fn run(mut self, mut inbox: mpsc::UnboundedReceiver<SpoolRequest>) {
         let Ok(runtime) = tokio::runtime::Builder::new_current_thread()
             .enable_time()
@@ -144,7 +142,8 @@ impl Store {
         }
     }
 
-    /// Finds out whether the disk works again. A node that is not ready gets no records, and so no other sign.
+    /// Finds out whether the disk works again. A node that is not ready gets no records, and so no
+    /// other sign.
     fn probe(&mut self) {
         let path = self.folder.join("probe");
         let probe = fs::write(&path, [0; 4096]).and_then(|()| File::open(&path)?.sync_all());
@@ -152,13 +151,15 @@ impl Store {
         fs::remove_file(&path).ok();
     }
 
-    /// Returns the answer to a request to close, if there is one.
+    /// Returns the sender of the answer to a request to close, if there is one.
     fn serve(
         &mut self,
         requests: impl Iterator<Item = SpoolRequest>,
     ) -> Option<oneshot::Sender<()>> {
         let mut room = self.room();
-        let (mut puts, mut readers, mut close) = (Vec::new(), Vec::new(), None);
+        let mut puts = Vec::new();
+        let mut jobs = Vec::new();
+        let mut close = None;
         for request in requests {
             match request {
                 SpoolRequest::Put {
@@ -167,21 +168,21 @@ impl Store {
                     held,
                     answer,
                 } => match self.append(queue, &payload, held, &mut room) {
-                    Ok(key) => puts.push(Pending { key, answer }),
+                    Ok(key) => puts.push((key, answer)),
                     Err(why) => refuse(answer, why),
                 },
                 SpoolRequest::Settle(key) => self.logs[key.queue].settle(key.position),
                 SpoolRequest::Rewind(queue) => self.logs[queue.at()].rewind(),
+                SpoolRequest::Run(job) => jobs.push(job),
                 SpoolRequest::Close(answer) => close = Some(answer),
-                reader => readers.push(reader),
             }
         }
         self.commit(puts);
-        for request in readers {
-            self.read(request);
+        for job in jobs {
+            job(self);
         }
         self.flush(false);
-        self.tell();
+        self.report();
         close
     }
 
@@ -198,7 +199,7 @@ impl Store {
         room: &mut u64,
     ) -> Result<EntryKey, NotSafe> {
         let size = (frame::HEAD + payload.len()) as u64;
-        // A full spool of records must not keep those that the API refuses from leaving it.
+        // A dead letter makes room: its record leaves the spool.
         let reserve = if queue == Queue::Dead {
             self.max / RESERVE
         } else {
@@ -217,77 +218,58 @@ impl Store {
         })
     }
 
-    fn commit(&mut self, puts: Vec<Pending>) {
+    fn commit(&mut self, puts: Vec<(EntryKey, PutAnswer)>) {
         let began = Instant::now();
         let failures: Vec<_> = self.logs.iter_mut().map(|log| log.commit().err()).collect();
         if !puts.is_empty() {
             self.failing = failures.iter().any(Option::is_some);
-            (self.last_group, self.sync_took) = (puts.len(), began.elapsed());
+            self.last_group = puts.len();
+            self.sync_took = began.elapsed();
         }
         let mut safe = [0; Queue::COUNT];
-        for Pending { key, answer } in puts {
+        for (key, answer) in puts {
             match &failures[key.queue] {
                 None => {
                     safe[key.queue] += 1;
-                    // The caller may be gone: then the entry waits to be taken like any other.
-                    drop(answer.send(Ok(key)));
+                    // The caller may be gone: then the entry waits to be read like any other.
+                    answer.send(Ok(key)).ok();
                 }
                 Some(why) => refuse(answer, NotSafe::Disk(why.to_string())),
             }
         }
-        self.commits += safe
-            .iter()
-            .map(|records| u64::from(*records > 0))
-            .sum::<u64>();
-        self.committed += safe.iter().sum::<u64>();
-    }
-
-    /// Serves a request that reads. It sees the entries that were put before it.
-    fn read(&mut self, request: SpoolRequest) {
-        match request {
-            SpoolRequest::Take { queue, max, answer } => {
-                let taken = self.take(queue, max);
-                if let Err(taken) = answer.send(taken)
-                    && !taken.is_empty()
-                {
-                    // The caller is gone.
-                    self.logs[queue.at()].rewind();
-                }
-            }
-            SpoolRequest::Oldest(answer) => drop(answer.send(self.oldest())),
-            SpoolRequest::List { max, answer } => drop(answer.send(self.list(max))),
-            SpoolRequest::Replay { which, answer } => drop(answer.send(self.replay(&which))),
-            SpoolRequest::Forget { which, answer } => drop(answer.send(Ok(self.forget(&which)))),
-            SpoolRequest::Put { .. }
-            | SpoolRequest::Settle(_)
-            | SpoolRequest::Rewind(_)
-            | SpoolRequest::Close(_) => {}
+        for records in safe.into_iter().filter(|records| *records > 0) {
+            self.commits += 1;
+            self.committed += records;
         }
     }
 
-    fn take(&mut self, queue: Queue, max: usize) -> Vec<(EntryKey, Entry)> {
+    /// Reads up to `max` entries of `queue`. If the caller is gone, they are read again.
+    pub fn take(
+        &mut self,
+        queue: Queue,
+        max: usize,
+        answer: oneshot::Sender<Vec<(EntryKey, Entry)>>,
+    ) {
+        let name = queue.name();
+        let queue = queue.at();
+        let log = &mut self.logs[queue];
         let mut taken = Vec::new();
-        while taken.len() < max {
-            let Some((position, payload)) = self.logs[queue.at()].next() else {
-                break;
-            };
+        while taken.len() < max
+            && let Some((position, payload)) = log.next()
+        {
             match Entry::decode(&*payload) {
-                Ok(entry) => taken.push((
-                    EntryKey {
-                        queue: queue.at(),
-                        position,
-                    },
-                    entry,
-                )),
+                Ok(entry) => taken.push((EntryKey { queue, position }, entry)),
                 Err(why) => {
-                    error!(queue = queue.name(), %why, "an entry of a later version stays on disk");
+                    error!(queue = name, %why, "an entry of a later version stays on disk");
                 }
             }
         }
-        taken
+        if answer.send(taken).is_err_and(|taken| !taken.is_empty()) {
+            log.rewind();
+        }
     }
 
-    fn oldest(&mut self) -> Option<Entry> {
+    pub fn oldest(&mut self) -> Option<Entry> {
         let queues = Queue::all().filter(|queue| *queue != Queue::Dead);
         let firsts = queues.filter_map(|queue| {
             let mut first = None;
@@ -308,20 +290,22 @@ impl Store {
     fn flush(&mut self, durable: bool) {
         for log in &mut self.logs {
             if let Err(why) = log.flush(durable) {
-                warn!(%why, "cannot write down settled entries: they may come again");
+                warn!(%why, "cannot write which entries are settled: they may come again");
             }
         }
     }
 
-    fn tell(&mut self) {
-        let mut held = SpoolStats {
+    /// Updates the stats, and logs damage that was found.
+    fn report(&mut self) {
+        let mut stats = SpoolStats {
+            found_carried: self.logs[Queue::Carried.at()].found(),
             commits: self.commits,
             committed: self.committed,
             ..SpoolStats::default()
         };
-        for (log, records) in self.logs.iter_mut().zip(&mut held.records) {
+        for (log, records) in self.logs.iter_mut().zip(&mut stats.records) {
             *records = log.len();
-            held.bytes += log.bytes();
+            stats.bytes += log.bytes();
             for damage in log.damages() {
                 error!(
                     file = %damage.file.display(),
@@ -332,15 +316,14 @@ impl Store {
                 );
             }
         }
-        held.found_carried = self.logs[Queue::Carried.at()].found();
-        held.refuses =
-            self.failing || self.max.saturating_sub(held.bytes) <= self.max / NEARLY_FULL;
-        self.held
-            .send_if_modified(|told| std::mem::replace(told, held) != held);
+        stats.refuses =
+            self.failing || self.max.saturating_sub(stats.bytes) <= self.max / NEARLY_FULL;
+        self.stats
+            .send_if_modified(|before| std::mem::replace(before, stats) != stats);
     }
 }
 
-fn refuse(answer: oneshot::Sender<Result<EntryKey, NotSafe>>, why: NotSafe) {
+fn refuse(answer: PutAnswer, why: NotSafe) {
     // The caller may be gone; nothing was promised.
     answer.send(Err(why)).ok();
 }

@@ -9,13 +9,13 @@ use tokio::{
 
 use super::{Entry, EntryKey, Queue, Spool, SpoolStats};
 
-/// How many entries are read from the disk at once.
+/// The entries that are read from the disk at once.
 const BATCH: u32 = 64;
 /// A queue that is not empty is read again after this, though nothing has changed.
 const REREAD: Duration = Duration::from_secs(1);
 
-/// The unsettled entries of one queue, oldest first, each once, and each with a permit of the window. A queue has one tail at a
-/// time: a new one begins with the oldest entry.
+/// The unsettled entries of one queue, oldest first, each once, and each with a permit of the
+/// window. A queue has one tail at a time: a new one begins with the oldest entry.
 pub struct Tail {
     spool: Spool,
     queue: Queue,
@@ -40,8 +40,9 @@ impl Tail {
         }
     }
 
-    /// The next entry, once there is one and the window has room for a batch. `None` once the spool has ended, or the window is
-    /// closed. If the future is dropped early, entries that were yielded may come again.
+    /// The next entry, once there is one and the window has room for a batch. `None` once the spool
+    /// has ended, or the window is closed. If the future is dropped early, entries that were
+    /// yielded may come again.
     pub async fn next(&mut self) -> Option<(EntryKey, Entry, OwnedSemaphorePermit)> {
         loop {
             if let Some((key, entry)) = self.read.next() {

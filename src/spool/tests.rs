@@ -21,7 +21,7 @@ fn entry(id: &str) -> Entry {
 }
 
 fn dead(id: &str) -> Entry {
-    let letter = DeathReason {
+    let reason = DeathReason {
         lane: "nats".into(),
         status: 422,
         answer: "no".into(),
@@ -29,7 +29,7 @@ fn dead(id: &str) -> Entry {
         ..DeathReason::default()
     };
     Entry {
-        letter: Some(letter),
+        reason: Some(reason),
         ..entry(id)
     }
 }
@@ -148,16 +148,16 @@ async fn a_full_spool_refuses_and_takes_again_when_there_is_room() {
     };
     assert_eq!(why, NotSafe::Full);
     assert!(keys.len() >= 9, "{}", keys.len());
-    // What the API refuses still has room to leave.
-    let letter = Entry {
+    // A record that the API refuses still has room to leave.
+    let dead_letter = Entry {
         body: Bytes::from(vec![b'x'; 100 << 10]),
         ..dead("letter")
     };
-    spool.put(Queue::Dead, &letter).await.unwrap();
+    spool.put(Queue::Dead, &dead_letter).await.unwrap();
     for key in keys {
         spool.settle(key);
     }
-    // Answered after what was settled is struck out.
+    // Answered after the settled entries are removed.
     assert_eq!(spool.take(Queue::Carried, 1).await, []);
     spool.put(Queue::Waiting, &big).await.unwrap();
 }
@@ -205,7 +205,7 @@ async fn dead_letters_are_listed_replayed_and_dropped_by_their_ids() {
     assert_eq!((held.records(Queue::Dead), held.waiting()), (2, 1));
     let (_, replayed) = spool.take(Queue::Waiting, 10).await.remove(0);
     assert_eq!(
-        (replayed.id.as_str(), &replayed.body, &replayed.letter),
+        (replayed.id.as_str(), &replayed.body, &replayed.reason),
         ("b", &entry("b").body, &None)
     );
     assert_ne!(
@@ -222,18 +222,18 @@ async fn dead_letters_are_listed_replayed_and_dropped_by_their_ids() {
     assert_eq!(take(&spool, Queue::Waiting).await, ["b", "a", "d"]);
 }
 
-/// An order that is sent just when the thread ends may stay in the channel, unanswered.
+/// A request that is sent just when the thread ends may stay in the channel, unanswered.
 #[tokio::test]
 async fn nobody_waits_for_a_thread_that_has_ended() {
     let (requests, _unread) = mpsc::unbounded_channel();
-    let (_told, held) = watch::channel(SpoolStats::default());
-    let (alive, lives) = watch::channel(());
+    let (_store, stats) = watch::channel(SpoolStats::default());
+    let (thread, running) = watch::channel(());
     let spool = Spool {
         requests,
-        held,
-        lives,
+        stats,
+        running,
     };
-    drop(alive);
+    drop(thread);
     let answer = timeout(Duration::from_secs(20), spool.dead(1)).await;
     assert_eq!(answer.expect("an answer"), Err(NotSafe::Closed));
 }

@@ -1,13 +1,14 @@
-//! The files of a queue: their names, their seals, and what a start finds in them.
+//! The files of a queue: their seals, their ends, and the entries that a start finds in them.
 
 use std::{
     fs::{self, File},
     io,
     ops::Range,
     os::unix::fs::FileExt as _,
+    path::Path,
 };
 
-use super::{Log, SEAL, SEAL_SIZE, SETTLED_KEPT, Segment};
+use super::{Damage, Log, SEAL, SEAL_SIZE, SETTLED_KEPT, Segment};
 use crate::spool::{
     frame,
     scan::{Item, Scanner},
@@ -15,56 +16,46 @@ use crate::spool::{
 };
 
 impl Log {
-    /// Reads what an earlier run has left of a segment: from its seal, or else the whole file.
-    pub(super) fn find(&mut self, number: u32) -> io::Result<()> {
-        let file = File::open(self.path(number, "log"))?;
-        let size = file.metadata()?.len();
-        let Some(segment) = self.segments.get_mut(&number) else {
-            return Ok(());
-        };
-        let salt = segment.salt;
-        segment.size = size;
-        if let Some(count) = read_seal(&file, size, salt) {
-            segment.count = count;
-        } else {
-            let mut scanner = Scanner::new(file, salt);
-            let (mut count, mut missing, mut damages) = (0, Vec::new(), Vec::new());
-            while let Some(item) = scanner.next(size)? {
-                match item {
-                    Item::Frame { ordinal: SEAL, .. } => {}
-                    Item::Frame { ordinal, .. } => {
-                        missing.push(count..ordinal);
-                        count = ordinal + 1;
-                    }
-                    Item::Damage { at, size } => damages.push((at, size)),
+    /// Loads a segment of an earlier run: by its seal, or else by reading the whole file.
+    pub(super) fn load(&mut self, segment: &mut Segment) -> io::Result<()> {
+        let file = File::open(segment.file("log"))?;
+        segment.size = file.metadata()?.len();
+        match read_seal(&file, segment) {
+            Some(count) => segment.count = count,
+            None => self.scan(segment, file)?,
+        }
+        let settled = segment.file("done");
+        segment.settled.read(&settled, segment.salt, segment.count)
+    }
+
+    fn scan(&mut self, segment: &mut Segment, file: File) -> io::Result<()> {
+        let mut scanner = Scanner::new(file, segment.salt);
+        let mut missing = Vec::new();
+        while let Some(item) = scanner.next(segment.size)? {
+            match item {
+                Item::Frame { ordinal: SEAL, .. } => {}
+                Item::Frame { ordinal, .. } => {
+                    missing.push(segment.count..ordinal);
+                    segment.count = ordinal + 1;
+                }
+                Item::Damage { at, size } => {
+                    self.damages.push(segment.set_aside(at, size, &scanner));
                 }
             }
-            segment.count = count;
-            let mut is_kept = true;
-            for (at, size) in damages {
-                is_kept &= self.set_aside(number, at, size, &scanner);
-            }
-            let Some(segment) = self.segments.get_mut(&number) else {
-                return Ok(());
-            };
-            // Without a copy, missing entries stay counted.
-            for ordinal in missing.into_iter().flatten().filter(|_| is_kept) {
+        }
+        // Without a copy, missing entries stay counted.
+        if !segment.stays {
+            for ordinal in missing.into_iter().flatten() {
                 segment.settled.insert(ordinal);
             }
         }
-        let runs = self.path(number, "done");
-        let Some(segment) = self.segments.get_mut(&number) else {
-            return Ok(());
-        };
-        segment.settled.read(&runs, salt, segment.count)
+        Ok(())
     }
 
-    /// Removes the segments whose entries are all settled.
-    pub(super) fn give_back(&mut self) -> io::Result<()> {
-        let active = self
-            .active
-            .as_ref()
-            .map(|active| (active.number, active.buffered));
+    /// Deletes the segments whose entries are all settled.
+    pub(super) fn delete_settled(&mut self) -> io::Result<()> {
+        let active = self.active.as_ref();
+        let active = active.map(|active| (active.number, active.buffered));
         let is_over = |number: u32, segment: &Segment| {
             segment.settled.count == segment.count
                 && !segment.stays
@@ -72,18 +63,14 @@ impl Log {
                     active != number || buffered == 0 && segment.size > SETTLED_KEPT
                 })
         };
-        let over: Vec<_> = self
-            .segments
-            .iter()
-            .filter(|(number, segment)| is_over(**number, segment))
-            .map(|(&n, _)| n)
-            .collect();
-        for number in over {
-            if active.is_some_and(|(active, _)| active == number) {
+        let over = self.segments.iter();
+        let over = over.filter(|(number, segment)| is_over(**number, segment));
+        for number in over.map(|(number, _)| *number).collect::<Vec<_>>() {
+            if self.is_active(number) {
                 self.active = None;
             }
             for ending in ["log", "done"] {
-                match fs::remove_file(self.path(number, ending)) {
+                match fs::remove_file(self.segments[&number].file(ending)) {
                     Err(why) if why.kind() != io::ErrorKind::NotFound => return Err(why),
                     _ => {}
                 }
@@ -93,21 +80,40 @@ impl Log {
         Ok(())
     }
 
-    /// Settles entries on disk that could not be cut off. If this fails too, the next start may find them: then they are sent though
-    /// their clients were refused, which the guarantee allows.
-    pub(super) fn disown(&mut self, number: u32, ordinals: Range<u32>) {
-        let Some(segment) = self.segments.get(&number) else {
-            return;
-        };
-        let runs = runs(&ordinals.collect::<Vec<_>>(), segment.salt);
-        if let Err(why) = append_runs(&self.path(number, "done"), &runs) {
-            tracing::warn!(%why, "cannot strike out entries whose clients were refused");
-        }
+    pub(super) fn is_active(&self, number: u32) -> bool {
+        let active = self.active.as_ref();
+        active.is_some_and(|active| active.number == number)
     }
 }
 
-pub(super) fn file_name(name: &str, number: u32, salt: u32, ending: &str) -> String {
-    format!("{name}-{number:010}-{salt:08x}.{ending}")
+impl Segment {
+    /// Settles entries on disk that could not be cut off. If this fails too, the next start may
+    /// find them. Then they are sent though their clients were refused, which the guarantee allows.
+    pub(super) fn settle_on_disk(&self, ordinals: Range<u32>) {
+        let runs = runs(&ordinals.collect::<Vec<_>>(), self.salt);
+        if let Err(why) = append_runs(&self.file("done"), &runs) {
+            tracing::warn!(%why, "cannot remove entries whose clients were refused");
+        }
+    }
+
+    /// Copies damaged bytes to a file of their own. If that fails, the segment stays.
+    pub(super) fn set_aside(&mut self, at: u64, size: u64, scanner: &Scanner) -> Damage {
+        let copy = self.file(&format!("{at}.damaged"));
+        let bytes = scanner.bytes(at, size);
+        let kept = bytes.and_then(|bytes| write_durably(&copy, &bytes));
+        self.stays |= kept.is_err();
+        Damage {
+            file: self.file("log"),
+            at,
+            size,
+            kept: kept.is_ok().then_some(copy),
+        }
+    }
+
+    pub(super) fn log_unreadable(&self, why: &io::Error) {
+        let file = self.file("log");
+        tracing::error!(file = %file.display(), %why, "cannot read a file of the spool: its entries wait there");
+    }
 }
 
 /// Writes `bytes` at `at`. A test may make the disk fail here.
@@ -127,12 +133,18 @@ pub(super) fn sync(file: &File) -> io::Result<()> {
     file.sync_data()
 }
 
+fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    fs::write(path, bytes)?;
+    sync(&File::open(path)?)?;
+    sync(&File::open(path.parent().unwrap_or(path))?)
+}
+
 /// The count of entries, if the file ends with a seal.
-pub(super) fn read_seal(file: &File, size: u64, salt: u32) -> Option<u32> {
+fn read_seal(file: &File, segment: &Segment) -> Option<u32> {
     let mut end = [0; SEAL_SIZE];
-    file.read_exact_at(&mut end, size.checked_sub(SEAL_SIZE as u64)?)
-        .ok()?;
-    match frame::read(&end, salt) {
+    let at = segment.size.checked_sub(SEAL_SIZE as u64)?;
+    file.read_exact_at(&mut end, at).ok()?;
+    match frame::read(&end, segment.salt) {
         frame::Read::Frame {
             ordinal: SEAL,
             payload,

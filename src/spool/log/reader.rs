@@ -1,15 +1,19 @@
-//! Reading a queue: one entry at a time from where the last reading ended, with its damage set aside.
+//! Reading a queue: one entry at a time from the end of the last reading. Damage is set aside.
 
-use std::{
-    fs::{self, File},
-    io,
-    path::Path,
-};
+use std::{fs::File, io};
 
-use super::{Damage, Log, Position, READ_TRIES, files::sync};
+use super::{Log, Position, READ_TRIES};
 use crate::spool::scan::{Item, Scanner};
 
-pub(super) struct Cursor {
+/// The progress of [`Log::next`].
+#[derive(Default)]
+pub(super) struct Reading {
+    cursor: Option<Cursor>,
+    /// The last segment that was read to its end, if any.
+    passed: Option<u32>,
+}
+
+struct Cursor {
     segment: u32,
     scanner: Scanner,
     /// The ordinal that comes next if nothing is damaged.
@@ -18,9 +22,9 @@ pub(super) struct Cursor {
     damage: Option<(u64, u64)>,
 }
 
-/// What one step of the reading has found.
+/// The result of one step.
 enum ReadStep {
-    Entry(u32, Vec<u8>),
+    Entry(Position, Vec<u8>),
     /// Damage, or an entry that is settled or held.
     Nothing,
     /// The end of the active segment. More may follow.
@@ -30,175 +34,123 @@ enum ReadStep {
 }
 
 impl Log {
-    /// The oldest entry that was neither read, nor settled, nor held. A segment that cannot be read, call after call, is logged and
-    /// left out until the next [`Log::rewind`].
+    /// The oldest entry that was neither read, nor settled, nor held. A segment that cannot be
+    /// read, call after call, is logged and left out until the next [`Log::rewind`].
     pub fn next(&mut self) -> Option<(Position, Vec<u8>)> {
         loop {
-            let (number, item) = match self.cursor.take() {
-                Some(cursor) => self.read(cursor),
-                None => match self.cursor_after_passed()? {
-                    (_, Ok(cursor)) => self.read(cursor),
-                    (number, Err(why)) => (number, Err(why)),
-                },
+            let number = match &self.reading.cursor {
+                Some(cursor) => cursor.segment,
+                None => {
+                    let from = self.reading.passed.map_or(0, |number| number + 1);
+                    *self.segments.range(from..).next()?.0
+                }
             };
-            match item {
-                Ok(ReadStep::Entry(ordinal, payload)) => {
+            match self.read(number) {
+                Ok(ReadStep::Entry(position, payload)) => {
                     self.failures = 0;
-                    return Some((
-                        Position {
-                            segment: number,
-                            ordinal,
-                        },
-                        payload,
-                    ));
+                    return Some((position, payload));
                 }
                 Ok(ReadStep::Nothing) => {}
                 Ok(ReadStep::UpToDate) => return None,
-                Ok(ReadStep::End) => self.passed = Some(number),
+                Ok(ReadStep::End) => self.reading.passed = Some(number),
                 Err(why) if self.failures < READ_TRIES => {
                     self.failures += 1;
-                    tracing::warn!(file = %self.path(number, "log").display(), %why, "cannot read the spool at present");
+                    let file = self.segments[&number].file("log");
+                    tracing::warn!(file = %file.display(), %why, "cannot read the spool at present");
                     return None;
                 }
                 Err(why) => {
-                    self.leave_out(number, &why);
-                    self.passed = Some(number);
+                    self.segments[&number].log_unreadable(&why);
+                    self.reading.passed = Some(number);
                     self.failures = 0;
-                    if self
-                        .active
-                        .as_ref()
-                        .is_some_and(|active| active.number == number && active.buffered == 0)
-                    {
-                        // Later entries go to a file that can be read.
-                        self.active = None;
-                    }
+                    // Later entries go to a file that can be read.
+                    self.active
+                        .take_if(|it| it.number == number && it.buffered == 0);
                 }
             }
         }
     }
 
-    /// Reads one item at `cursor`, and moves on unless the segment ends there.
-    fn read(&mut self, mut cursor: Cursor) -> (u32, io::Result<ReadStep>) {
-        let number = cursor.segment;
+    /// Reads one item of segment `number`. Moves the cursor on unless the segment ends there.
+    fn read(&mut self, number: u32) -> io::Result<ReadStep> {
+        let cursor = self.reading.cursor.take();
         // A segment whose entries are all settled is gone.
         let Some(segment) = self.segments.get(&number) else {
-            return (number, Ok(ReadStep::End));
+            return Ok(ReadStep::End);
         };
-        let read = match cursor.scanner.next(segment.size) {
-            Ok(Some(Item::Frame { ordinal, payload })) if ordinal < segment.count => {
-                let key = Position {
+        let mut cursor = match cursor {
+            Some(cursor) => cursor,
+            None => Cursor {
+                segment: number,
+                scanner: Scanner::new(File::open(segment.file("log"))?, segment.salt),
+                expected: 0,
+                damage: None,
+            },
+        };
+        let step = match cursor.scanner.next(segment.size)? {
+            Some(Item::Frame { ordinal, payload }) if ordinal < segment.count => {
+                let position = Position {
                     segment: number,
                     ordinal,
                 };
-                let is_live = !segment.settled.contains(ordinal) && !self.held.contains(&key);
+                let is_live = !segment.settled.contains(ordinal) && !self.held.contains(&position);
                 self.miss(&mut cursor, ordinal);
                 cursor.expected = ordinal + 1;
                 if is_live {
-                    ReadStep::Entry(ordinal, payload)
+                    ReadStep::Entry(position, payload)
                 } else {
                     ReadStep::Nothing
                 }
             }
-            Ok(Some(Item::Frame { .. })) => ReadStep::Nothing,
-            Ok(Some(Item::Damage { at, size })) => {
+            Some(Item::Frame { .. }) => ReadStep::Nothing,
+            Some(Item::Damage { at, size }) => {
                 cursor.damage = Some((at, size));
                 ReadStep::Nothing
             }
-            Ok(None)
-                if self
-                    .active
-                    .as_ref()
-                    .is_some_and(|active| active.number == number) =>
-            {
-                ReadStep::UpToDate
-            }
-            Ok(None) => {
+            None if self.is_active(number) => ReadStep::UpToDate,
+            None => {
                 let end = segment.count;
                 self.miss(&mut cursor, end);
-                return (number, Ok(ReadStep::End));
+                return Ok(ReadStep::End);
             }
-            Err(why) => return (number, Err(why)),
         };
-        self.cursor = Some(cursor);
-        (number, Ok(read))
+        self.reading.cursor = Some(cursor);
+        Ok(step)
     }
 
     /// Every unsettled entry, oldest first, for as long as `visit` returns true.
     pub fn visit(&mut self, mut visit: impl FnMut(Position, Vec<u8>) -> bool) {
-        let place = (self.cursor.take(), self.passed.take());
+        let reading = std::mem::take(&mut self.reading);
         let held = std::mem::take(&mut self.held);
-        while let Some((key, payload)) = self.next()
-            && visit(key, payload)
+        while let Some((position, payload)) = self.next()
+            && visit(position, payload)
         {}
-        (self.cursor, self.passed) = place;
+        self.reading = reading;
         self.held = held;
     }
 
-    /// The first segment that was not read to its end, and a cursor at its beginning.
-    fn cursor_after_passed(&self) -> Option<(u32, io::Result<Cursor>)> {
-        let from = self.passed.map_or(0, |number| number + 1);
-        let (&number, segment) = self.segments.range(from..).next()?;
-        let file = File::open(self.path(number, "log"));
-        let cursor = |file| Cursor {
-            segment: number,
-            scanner: Scanner::new(file, segment.salt),
-            expected: 0,
-            damage: None,
-        };
-        Some((number, file.map(cursor)))
-    }
-
-    /// The cursor has come to entry `found`: the unsettled entries that it should have met before are damaged. They are set aside,
-    /// and count no longer.
+    /// The cursor has come to entry `found`. The unsettled entries that it should have met before
+    /// are damaged: they are set aside, and count no longer.
     fn miss(&mut self, cursor: &mut Cursor, found: u32) {
-        let (number, damage) = (cursor.segment, cursor.damage.take());
-        let Some(segment) = self.segments.get(&number) else {
+        let damage = cursor.damage.take();
+        let Some(segment) = self.segments.get_mut(&cursor.segment) else {
             return;
         };
-        let missed: Vec<_> = (cursor.expected..found)
-            .filter(|&ordinal| !segment.settled.contains(ordinal))
-            .collect();
+        let missed = cursor.expected..found;
+        let missed = missed.filter(|ordinal| !segment.settled.contains(*ordinal));
+        let missed: Vec<_> = missed.collect();
         if missed.is_empty() {
             return;
         }
         let (at, size) = damage.unwrap_or_default();
-        if !self.set_aside(number, at, size, &cursor.scanner) {
-            return;
-        }
-        for ordinal in missed {
+        let damage = segment.set_aside(at, size, &cursor.scanner);
+        let is_kept = damage.kept.is_some();
+        self.damages.push(damage);
+        for ordinal in missed.into_iter().filter(|_| is_kept) {
             self.settle(Position {
-                segment: number,
+                segment: cursor.segment,
                 ordinal,
             });
         }
-    }
-
-    /// Copies damaged bytes to a file of their own. Whether that was possible.
-    pub(super) fn set_aside(&mut self, number: u32, at: u64, size: u64, scanner: &Scanner) -> bool {
-        let file = self.path(number, "log");
-        let copy = self.path(number, &format!("{at}.damaged"));
-        let kept = scanner
-            .bytes(at, size)
-            .and_then(|bytes| self.keep(&copy, &bytes))
-            .is_ok()
-            .then_some(copy);
-        let is_kept = kept.is_some();
-        if let Some(segment) = self.segments.get_mut(&number) {
-            segment.stays |= !is_kept;
-        }
-        self.damages.push(Damage {
-            file,
-            at,
-            size,
-            kept,
-        });
-        is_kept
-    }
-
-    /// Writes the copy so that it outlives a power cut: the segment may go then.
-    fn keep(&self, copy: &Path, bytes: &[u8]) -> io::Result<()> {
-        fs::write(copy, bytes)?;
-        sync(&File::open(copy)?)?;
-        sync(&File::open(&self.folder)?)
     }
 }

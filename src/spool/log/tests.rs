@@ -182,7 +182,8 @@ fn folder_in_memory() -> TempDir {
     .unwrap()
 }
 
-/// Each bit of a segment in turn: no entry but the one that it lies in is lost, the damage is named, and a copy of it is kept.
+/// Each bit of a segment in turn: no entry but the one that it lies in is lost, the damage is
+/// named, and a copy of it is kept.
 #[test]
 fn a_flipped_bit_costs_one_entry_and_is_named() {
     for sealed in [false, true] {
@@ -319,7 +320,7 @@ fn a_file_that_is_cut_anywhere_keeps_what_is_whole() {
 fn a_copy_of_a_frame_inside_an_entry_never_passes_for_an_entry() {
     let folder = TempDir::new().unwrap();
     let mut log = open(&folder);
-    // What a client would have to guess is the salt.
+    // A client would have to guess the salt.
     let mut forged = Vec::new();
     frame::write(&mut forged, 0, 1, b"forged");
     log.append(&forged, false).unwrap();

@@ -1,4 +1,4 @@
-//! What the spool's thread does with dead letters.
+//! Dead letters: the work of the spool's thread.
 
 use std::io;
 
@@ -13,7 +13,7 @@ use crate::{
 };
 
 impl Store {
-    /// The dead letters that `which` names, with their keys.
+    /// Up to `max` of the dead letters that `which` names.
     fn find(&mut self, which: &Which, max: usize) -> Vec<(Position, Entry)> {
         let mut found = Vec::new();
         self.logs[Queue::Dead.at()].visit(|key, payload| {
@@ -27,12 +27,12 @@ impl Store {
         found
     }
 
-    pub(super) fn list(&mut self, max: usize) -> Vec<Entry> {
+    pub fn list(&mut self, max: usize) -> Vec<Entry> {
         let found = self.find(&Which::All, max);
         found.into_iter().map(|(_, entry)| entry).collect()
     }
 
-    pub(super) fn replay(&mut self, which: &Which) -> Result<u64, NotSafe> {
+    pub fn replay(&mut self, which: &Which) -> Result<u64, NotSafe> {
         let disk = |why: io::Error| NotSafe::Disk(why.to_string());
         let mut replayed = 0;
         loop {
@@ -48,7 +48,7 @@ impl Store {
                     at_us: unix_us(),
                 };
                 let entry = Entry {
-                    letter: None,
+                    reason: None,
                     origin: Some(origin.to_text()),
                     ..entry.clone()
                 };
@@ -60,22 +60,24 @@ impl Store {
             self.commits += 1;
             self.committed += found.len() as u64;
             fail::fail_point!("spool-replay");
-            replayed += self.strike_out(found);
+            replayed += self.remove(found);
         }
     }
 
-    pub(super) fn forget(&mut self, which: &Which) -> u64 {
+    pub fn forget(&mut self, which: &Which) -> u64 {
         let mut forgotten = 0;
         loop {
-            match self.find(which, BATCH) {
-                found if found.is_empty() => return forgotten,
-                found => forgotten += self.strike_out(found),
+            let found = self.find(which, BATCH);
+            if found.is_empty() {
+                return forgotten;
             }
+            forgotten += self.remove(found);
         }
     }
 
-    /// Settles dead letters. They count as gone, though a disk that fails may bring them back at a later start.
-    fn strike_out(&mut self, found: Vec<(Position, Entry)>) -> u64 {
+    /// Settles dead letters. They count as gone, though a disk that fails may bring them back at a
+    /// later start.
+    fn remove(&mut self, found: Vec<(Position, Entry)>) -> u64 {
         let dead = &mut self.logs[Queue::Dead.at()];
         let count = found.len() as u64;
         for (key, _) in found {
@@ -84,6 +86,8 @@ impl Store {
         if let Err(why) = dead.flush(true) {
             warn!(%why, "dead letters that were removed may come again");
         }
+        // The caller may read the stats as soon as it has its answer.
+        self.report();
         count
     }
 }
