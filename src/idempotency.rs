@@ -163,14 +163,14 @@ impl IdempotencyStore {
         }
         let (writes, inbox) = mpsc::channel(UNWRITTEN_MAX);
         let table = Arc::new(Mutex::new(table));
-        let writer = KeyWriter {
+        let key_writer = KeyWriter {
             young,
             old,
             file: None,
             table: Arc::clone(&table),
         };
         let thread = thread::Builder::new().name("keys".into());
-        thread.spawn(move || writer.run(inbox))?;
+        thread.spawn(move || key_writer.run(inbox))?;
         Ok(Self { table, writes })
     }
 

@@ -3,7 +3,7 @@
 //! Each scrape reads the same counts as `GET /api/status`. The encoder ends each help with a full
 //! stop, and the name of each counter with `_total`.
 
-use std::{fmt, time::Duration};
+use std::{fmt, slice, time::Duration};
 
 use prometheus_client::{
     encoding::{EncodeMetric, MetricEncoder, NoLabelSet, prometheus_text},
@@ -210,7 +210,7 @@ struct Samples<M>(Vec<((&'static str, String), M)>);
 impl<M: EncodeMetric + TypedMetric> EncodeMetric for Samples<M> {
     fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
         for (label, sample) in &self.0 {
-            sample.encode(encoder.encode_family(&[label.clone()])?)?;
+            sample.encode(encoder.encode_family(&slice::from_ref(label))?)?;
         }
         Ok(())
     }
