@@ -301,13 +301,12 @@ impl<'a> Graph<'a> {
         });
         self.children
             .push((ChildId::Forwarder(lane), thread.clone(), start));
-        let deliveries = limits.deliveries();
         let params = LaneParams {
             lane,
             router: self.router.clone(),
             forwarder,
-            deliveries: Arc::new(Semaphore::new(deliveries)),
-            deliveries_max: u32::try_from(deliveries).unwrap_or(u32::MAX),
+            deliveries: Arc::new(Semaphore::new(limits.deliveries())),
+            limits,
             ledger: Arc::clone(&self.ledger),
             publish_timeout: self.config.router.publish_timeout,
             bundle: self.config.lanes.bundle(lane),

@@ -141,7 +141,7 @@ fn graph<T: Transport>(
         router: router.clone(),
         forwarder: forwarder.clone(),
         deliveries: Arc::new(Semaphore::new(limits.deliveries())),
-        deliveries_max: u32::try_from(limits.deliveries()).unwrap(),
+        limits,
         ledger: Arc::clone(&ledger),
         publish_timeout: PUBLISH_TIMEOUT,
         bundle,

@@ -1,5 +1,6 @@
-//! A lane: connects, publishes what the router hands over, and pulls what comes out, until the connection
-//! breaks or the supervisor asks for the end. Back-off, pause and restart are the supervisor's.
+//! A lane: connects, publishes what the router hands over, and pulls what comes out, until the
+//! connection breaks or the supervisor asks for the end. Back-off, pause and restart are the
+//! supervisor's.
 
 pub mod bundle;
 mod publish;
@@ -25,12 +26,12 @@ use tracing::{debug, warn};
 
 use self::{
     bundle::{BundleSize, SettledRecords, Unbundler},
-    publish::{give_back, publish},
+    publish::{return_job, publish},
     pull::{pull, settle_open},
 };
 use super::{
     Drain, FED_MAX, Job, Ping, Publish, RECORDS_MAX, Supervised,
-    forwarder::Forwarder,
+    forwarder::{Forwarder, Limits},
     router::Router,
     slot::Slot,
     supervisor::{Exit, SupervisorHandle},
@@ -41,7 +42,7 @@ use crate::{
     transport::{self, CLOSE_TIMEOUT, Transport},
 };
 
-/// How long a drain waits for open bundles to be settled, before it gives them back.
+/// How long a drain waits for open bundles to be settled, before it nacks them.
 const SETTLE_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// The parts of a lane beside its transport's settings; each restart uses the same ones.
@@ -52,8 +53,8 @@ pub struct LaneParams {
     pub forwarder: Slot<Forwarder>,
     /// One permit per delivery that the forwarder may have: the lane pulls no more than that.
     pub deliveries: Arc<Semaphore>,
-    /// The number of permits.
-    pub deliveries_max: u32,
+    /// How much the forwarder sends to the API at a time.
+    pub limits: Limits,
     pub ledger: Arc<Ledger>,
     pub publish_timeout: Duration,
     /// The most records of one message.
@@ -132,12 +133,12 @@ impl<T: Transport> Lane<T> {
             .ready(Some((ctx.address().recipient(), info)));
     }
 
-    /// Publishes the records of `jobs`, or gives them back where there is no connection.
+    /// Publishes the records of `jobs`, or returns them to the router if there is no connection.
     fn publish(&self, jobs: Vec<Job>, ctx: &Context<Self>) {
         let Some(connection) = &self.connection else {
             return jobs
                 .into_iter()
-                .for_each(|job| give_back(job, &self.params));
+                .for_each(|job| return_job(job, &self.params));
         };
         let transport = Rc::clone(&connection.transport);
         let bundle = connection.bundle;
@@ -151,8 +152,9 @@ impl<T: Transport> Lane<T> {
         });
     }
 
-    /// Whether this record may share a message. A record that may already be published goes alone, so
-    /// that the broker can drop a duplicate by its id. One past half its time-out goes alone too.
+    /// Whether this record may share a message. A record that may already be published goes alone,
+    /// so that the broker can drop a duplicate by its id. One past half its time-out goes alone
+    /// too.
     fn may_batch(&self, job: &Job) -> bool {
         let [pending] = &*job.records else {
             return false;
@@ -203,7 +205,7 @@ impl<T: Transport> Actor for Lane<T> {
 
     fn stopped(&mut self, ctx: &mut Self::Context) {
         self.pull = None;
-        self.unbundler.borrow_mut().give_back();
+        self.unbundler.borrow_mut().nack_all();
         let connection = self.connection.take();
         self.flush(ctx);
         if let Some(connection) = connection {
@@ -224,7 +226,7 @@ impl<T: Transport> Handler<Publish> for Lane<T> {
     fn handle(&mut self, Publish(job): Publish, ctx: &mut Self::Context) {
         fail::fail_point!("lane");
         if self.draining {
-            return give_back(job, &self.params);
+            return return_job(job, &self.params);
         }
         if self.connection.is_none() || !self.may_batch(&job) {
             return self.publish(vec![job], ctx);
@@ -256,8 +258,8 @@ impl<T: Transport> Handler<Broken> for Lane<T> {
 impl<T: Transport> Handler<Drain> for Lane<T> {
     type Result = ResponseActFuture<Self, ()>;
 
-    /// Confirms the records being published, stops pulling, waits until open bundles are settled and the
-    /// forwarder has ended its POSTs, disconnects, stops.
+    /// Confirms the records being published, stops pulling, waits until open bundles are settled
+    /// and the forwarder has ended its POSTs, disconnects, stops.
     fn handle(&mut self, _: Drain, ctx: &mut Self::Context) -> Self::Result {
         self.flush(ctx);
         self.draining = true;
@@ -286,9 +288,9 @@ async fn drain<T: Transport>(
     if connection.is_some() {
         let settling = timeout(SETTLE_TIMEOUT, settle_open(&params, &unbundler));
         if settling.await.is_err() {
-            debug!(%lane, "deliveries are given back: they were not settled in time");
+            debug!(%lane, "deliveries are nacked: they were not settled in time");
         }
-        unbundler.borrow_mut().give_back();
+        unbundler.borrow_mut().nack_all();
     }
     if let Some(forwarder) = params.forwarder.get()
         && forwarder.send(Drain).await.is_err()

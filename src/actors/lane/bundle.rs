@@ -1,10 +1,10 @@
-//! Messages of records, and records of messages. By default each message is one record. A bundle carries
-//! several, where a system charges by the message: `docs/delivery.md` describes its format.
+//! Messages of records, and records of messages. By default each message is one record. A bundle
+//! carries several, where a system charges by the message: `docs/delivery.md` describes its format.
 //!
-//! Each record of a bundle is a delivery of its own, and the message is settled once all of them are. A
-//! message that is given back because of some of its records comes again with all of them. This process
-//! remembers which are settled, and those do not come out again; another process delivers them once
-//! more, under the ids that they have.
+//! Each record of a bundle is a delivery of its own, and the message is settled once all of them
+//! are. A message that is nacked because of some of its records comes again with all of them.
+//! This process remembers which are settled, and those do not come out again; another process
+//! delivers them once more, under the ids that they have.
 
 use std::{
     collections::VecDeque,
@@ -47,8 +47,8 @@ pub struct BundleSize {
 }
 
 impl BundleSize {
-    /// At most `records`, where the system takes messages of `largest_message` bytes. Half of that is
-    /// left for headers, which count as well.
+    /// At most `records`, where the system takes messages of `largest_message` bytes. Half of that
+    /// is left for headers, which count as well.
     pub fn new(records: usize, largest_message: usize) -> Self {
         Self {
             records,
@@ -110,16 +110,16 @@ fn groups(records: &[impl AsRef<Record>], max: BundleSize) -> impl Iterator<Item
                 bytes += size(record.as_ref());
                 bytes <= max.bytes && record.as_ref().origin.is_some()
             });
-        // A record that is too large goes alone, and so does one without an origin: it could not be told
-        // from another of its id.
+        // A record that is too large goes alone, and so does one without an origin: it could not be
+        // told from another of its id.
         let until = (from + fit.count().max(1)).min(records.len());
         let group = mem::replace(&mut from, until)..until;
         (!group.is_empty()).then_some(group)
     })
 }
 
-/// Bytes that `record` adds to a bundle. They do not depend on the node that took it in, so that the same
-/// records make the same bundles on each node.
+/// Bytes that `record` adds to a bundle. They do not depend on the node that took it in, so that
+/// the same records make the same bundles on each node.
 fn size(record: &Record) -> usize {
     record.id.len()
         + record.body.len()
@@ -127,9 +127,9 @@ fn size(record: &Record) -> usize {
         + OVERHEAD
 }
 
-/// A message of `records`. Its id says which records it has, whatever node packed them, so that a system
-/// that drops duplicates by id recognises it. The id is a cryptographic hash: clients cannot choose ids
-/// that make one bundle pass for another.
+/// A message of `records`. Its id says which records it has, whatever node packed them, so that a
+/// system that drops duplicates by id recognises it. The id is a cryptographic hash: clients cannot
+/// choose ids that make one bundle pass for another.
 fn bundle(records: &[impl AsRef<Record>]) -> Message {
     let mut ids = Context::new(&SHA256);
     for record in records {
@@ -189,9 +189,9 @@ type Bundles = FingerprintMap<SettledFlags>;
 type SettledFlags = Arc<[AtomicBool]>;
 
 impl SettledRecords {
-    /// The flags of the bundle in `message`. Its records identify it: each by its id, and by the time at
-    /// which a node took it in, since the id may have been used before. A bundle of another publisher is
-    /// identified by its id and its bytes.
+    /// The flags of the bundle in `message`. Its records identify it: each by its id, and by the
+    /// time at which a node took it in, since the id may have been used before. A bundle of another
+    /// publisher is identified by its id and its bytes.
     fn of(&self, message: &Message, records: &[Record]) -> SettledFlags {
         let (hasher, _) = &*self.0;
         let of_each = records.iter().map(|record| {
@@ -226,7 +226,8 @@ fn are_all(settled: &SettledFlags) -> bool {
     settled.iter().all(|is_settled| is_settled.load(Relaxed))
 }
 
-/// Makes deliveries of messages, in their order. It ends where no message is left, and goes on once one is added.
+/// Makes deliveries of messages, in their order. It ends where no message is left, and goes on once
+/// one is added.
 pub struct Unbundler {
     settled: SettledRecords,
     messages: VecDeque<Incoming>,
@@ -248,19 +249,19 @@ impl Unbundler {
         self.messages.extend(messages.drain(..));
     }
 
-    /// Gives back the messages of which no record has come out.
-    pub fn give_back_unopened(&mut self) {
+    /// Nacks the messages of which no record has come out.
+    pub fn nack_unopened(&mut self) {
         self.messages.clear();
     }
 
-    /// Gives back everything that has not come out.
-    pub fn give_back(&mut self) {
+    /// Nacks everything that has not come out.
+    pub fn nack_all(&mut self) {
         self.messages.clear();
         self.open = Vec::new().into_iter();
     }
 
-    /// A delivery for each record of the bundle in `incoming` that is not settled. If all are, their ack
-    /// was lost, and the message is acked.
+    /// A delivery for each record of the bundle in `incoming` that is not settled. If all are,
+    /// their ack was lost, and the message is acked.
     fn open(&self, incoming: Incoming, records: Vec<Record>) -> Vec<Delivery> {
         let settled = self.settled.of(&incoming.message, &records);
         // A record that another connection settles from here on comes out all the same.
@@ -316,9 +317,9 @@ impl Iterator for Unbundler {
     }
 }
 
-/// The delivery of a message that is one record. A body of another publisher is read as ingest reads one:
-/// without surrounding white space and without `path`. One that is no JSON object stays as it is and
-/// becomes a dead letter.
+/// The delivery of a message that is one record. A body of another publisher is read as ingest
+/// reads one: without surrounding white space and without `path`. A body that is no JSON object
+/// stays as it is and becomes a dead letter.
 fn single(incoming: Incoming) -> Delivery {
     let is_ours = incoming.message.headers.origin.is_some();
     let mut delivery = Delivery::from(incoming);
@@ -349,7 +350,8 @@ fn settle(open: &Mutex<Option<OpenBundle>>, index: usize, verdict: Verdict) {
         && let Some(bundle) = slot.take()
     {
         drop(slot);
-        // Another connection that had the same message may have settled the records that came back here.
+        // Another connection that had the same message may have settled the records that came back
+        // here.
         let verdict = if are_all(&bundle.settled) {
             Verdict::Ack
         } else {
@@ -359,8 +361,8 @@ fn settle(open: &Mutex<Option<OpenBundle>>, index: usize, verdict: Verdict) {
     }
 }
 
-/// The verdict on a message with records of verdicts `one` and `other`: the longest delay wins, then
-/// *not delivered*. A record that became a dead letter counts as delivered.
+/// The verdict on a message with records of verdicts `one` and `other`: the longest delay wins,
+/// then *not delivered*. A record that became a dead letter counts as delivered.
 fn combine(one: Verdict, other: Verdict) -> Verdict {
     match (one, other) {
         (Verdict::RetryAfter(one), Verdict::RetryAfter(other)) => {
@@ -487,7 +489,7 @@ mod tests {
         Incoming::new(message, false, move |verdict| verdicts.lock().push(verdict))
     }
 
-    /// What comes out, the last first.
+    /// The deliveries, the last first.
     fn open(settled: &SettledRecords, incoming: Incoming) -> Vec<Delivery> {
         let mut unbundler = Unbundler::new(settled.clone());
         unbundler.add(&mut vec![incoming]);

@@ -1,4 +1,5 @@
-//! Publishing: packs the records of jobs into messages, and replies to each record that is confirmed.
+//! Publishing: packs the records of jobs into messages, and replies to each record that is
+//! confirmed.
 
 use std::{
     cell::Cell,
@@ -42,15 +43,17 @@ impl Unconfirmed<'_> {
         match (is_heard, self.on_disk) {
             (true, false) => ledger.accepted(params.lane, took),
             (true, true) => ledger.resent(params.lane, took),
-            // The client has no receipt. If the record comes out of the lane, the ledger counts it there.
+            // The client has no receipt. If the record comes out of the lane, the ledger counts it
+            // there.
             (false, false) => {}
             (false, true) => ledger.maybe_published(&self.pending.record),
         }
     }
 }
 
-/// Publishes the records of `jobs`, and gives those that are not confirmed back to the router. Returns why
-/// the lane cannot go on, if it cannot. `confirmed` is the time of the lane's last confirm.
+/// Publishes the records of `jobs`, and returns those that are not confirmed to the router.
+/// Returns why the lane cannot go on, if it cannot. `confirmed` is the time of the lane's last
+/// confirm.
 pub async fn publish<T: Transport>(
     transport: &T,
     jobs: Vec<Job>,
@@ -116,12 +119,13 @@ fn return_unconfirmed(jobs: Vec<Job>, failure: &TransportError, params: &LanePar
         for pending in &job.records {
             params.ledger.maybe_published(&pending.record);
         }
-        give_back(job, params);
+        return_job(job, params);
     }
 }
 
-/// Hands a job back to the router. A router that has just died drops it, and admission sends it again.
-pub fn give_back(job: Job, params: &LaneParams) {
+/// Hands a job back to the router. A router that has just died drops it, and admission sends it
+/// again.
+pub fn return_job(job: Job, params: &LaneParams) {
     if let Some(router) = params.router.get()
         && router.try_send(Route(job)).is_err()
     {

@@ -1,9 +1,10 @@
-//! Pulling: hands the records that come out of the transport to the forwarder, no faster than it POSTs.
+//! Pulling: hands the records that come out of the transport to the forwarder, no faster than it
+//! POSTs.
 
 use std::{cell::RefCell, sync::Arc, time::Duration};
 
 use futures_util::FutureExt as _;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::{sync::OwnedSemaphorePermit, time::sleep};
 use tracing::debug;
 
 use super::{LaneParams, bundle::Unbundler};
@@ -15,6 +16,9 @@ use crate::{
 
 /// How long a restart of the forwarder may keep a delivery waiting.
 const FORWARDER_PATIENCE: Duration = Duration::from_secs(5);
+/// The pause between two receives if a POST has many records. Messages that come meanwhile wake the
+/// lane once, and a batch that has begun waits longer for them.
+const BATCH_PAUSE: Duration = Duration::from_millis(1);
 /// The most deliveries that go to the forwarder in one message.
 const FORWARD_MAX: usize = 256;
 
@@ -61,13 +65,16 @@ pub async fn pull<T: Transport>(
         let Some(forwarder) = params.forwarder.wait(FORWARDER_PATIENCE).await else {
             return TransportError::Lost("there is no forwarder".into());
         };
-        // A forwarder that has just died drops the deliveries, and so gives them back.
+        // A forwarder that has just died drops the deliveries, which nacks them.
         let forward = Forward {
             deliveries,
             permits,
         };
         if forwarder.try_send(forward).is_err() {
             debug!(lane = %params.lane, "forwarder did not take deliveries");
+        }
+        if params.limits.batch > 1 {
+            sleep(BATCH_PAUSE).await;
         }
     }
 }
@@ -90,10 +97,10 @@ fn take_ready(
     }
 }
 
-/// Waits until the open bundles are settled: a message that is given back brings all of its records
+/// Waits until the open bundles are settled: a message that is nacked brings all of its records
 /// again. Messages of which no record is out go back at once.
 pub async fn settle_open(params: &LaneParams, unbundler: &RefCell<Unbundler>) {
-    unbundler.borrow_mut().give_back_unopened();
+    unbundler.borrow_mut().nack_unopened();
     loop {
         let Some(delivery) = unbundler.borrow_mut().next() else {
             break;
@@ -113,5 +120,6 @@ pub async fn settle_open(params: &LaneParams, unbundler: &RefCell<Unbundler>) {
         }
     }
     // Each delivery that is out has a permit.
-    drop(params.deliveries.acquire_many(params.deliveries_max).await);
+    let all = u32::try_from(params.limits.deliveries()).unwrap_or(u32::MAX);
+    drop(params.deliveries.acquire_many(all).await);
 }
