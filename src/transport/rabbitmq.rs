@@ -1,58 +1,60 @@
 //! `RabbitMQ` (AMQP 0-9-1): a durable quorum queue behind the default exchange.
 //!
-//! A transport has two connections, one to publish and one to consume: a broker that blocks publishers blocks their whole
-//! connection, acks included. Nothing is recovered. The first fault of either connection ends both (`Lost`), and the lane
-//! connects again.
+//! A transport has two connections, one to publish and one to consume: a broker that blocks
+//! publishers blocks their whole connection, acks included. Nothing is recovered. The first fault
+//! of either connection ends both (`Lost`), and the lane connects again.
 
 mod link;
+mod message;
 mod publisher;
 mod settler;
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use bytes::Bytes;
-use futures_util::{FutureExt as _, Stream, StreamExt as _, future::join};
+use futures_util::{FutureExt as _, Stream, StreamExt as _, future::join, stream::select};
 use lapin::{
-    BasicProperties, Consumer, Event,
+    Consumer, Event,
+    message::Delivery,
     options::{BasicConsumeOptions, BasicQosOptions, ConfirmSelectOptions, QueueDeclareOptions},
     types::{AMQPValue, FieldTable, ShortString},
 };
 use parking_lot::Mutex;
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{mpsc, oneshot, watch},
     time::{interval, sleep, timeout},
 };
+use tracing::warn;
 
 use self::{
     link::{CONSUME_FRAME_MAX, Link, PUBLISH_FRAME_MAX, Target},
+    message::from_properties,
     publisher::{PublishRequest, publish_and_confirm},
     settler::{Settlement, settle},
 };
 use super::{
-    BrokerInfo, CLOSE_TIMEOUT, Headers, Incoming, Message, PREFETCH, Transport, TransportError,
-    lost::Lost, publish_each,
+    BrokerInfo, CLOSE_TIMEOUT, Incoming, Message, PREFETCH, Transport, TransportError, lost::Lost,
 };
-use crate::{
-    config,
-    lane_id::LaneId,
-    record::{Record, is_visible_ascii},
-};
+use crate::{config, lane_id::LaneId, record::Record};
 
-/// Without a confirm for so long, a publish fails; callers that cannot wait so long give up earlier.
+/// Without a confirm for so long, a publish fails. Callers that cannot wait so long give up
+/// earlier.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(10);
-/// The broker writes the name of a new quorum queue to disk only when its list of names has been still for two times
-/// 500 ms. Killed before, it forgets the queue with all that it has confirmed there.
+/// The broker writes the name of a new quorum queue to disk only when its list of names has been
+/// still for two times 500 ms. Killed before, it forgets the queue with all that it has confirmed
+/// there.
 const NAME_ON_DISK: Duration = Duration::from_millis(1500);
-/// How often the connections' states are looked at: not every way of ending them is announced to an idle client.
+/// How often the connections' states are looked at: not every end is announced to an idle client.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
-/// Publishes that wait for their turn on the connection.
+/// Requests to publish that wait for their turn on the connection.
 const PUBLISH_QUEUE: usize = 256;
 
-/// How often the broker may send one message before it drops it: in effect, no limit. Version 4 has one of 20 unless told
-/// otherwise, and takes -1 for "none"; version 3 takes -1 too, but drops a message the first time it is given back.
+/// How often the broker may send one message before it drops it: in effect, no limit. Version 4
+/// has a limit of 20 by default, and takes -1 for "none". Version 3 takes -1 too, but drops a
+/// message the first time that it is nacked.
 const DELIVERY_LIMIT: i64 = i32::MAX as i64;
 
-/// What the properties of a message need beside the texts in them, in bytes.
+/// The bytes that the properties of a message need beside its id, its trace context and the name of
+/// its run.
 const PROPERTIES_ROOM: usize = 1024;
 
 /// See the module's documentation.
@@ -60,10 +62,12 @@ pub struct RabbitMq {
     publish: Link,
     consume: Link,
     publisher: mpsc::Sender<PublishRequest>,
-    /// Without a bound of its own: each is one of at most [`PREFETCH`] messages being settled once.
+    /// Why the broker blocks publishers, while it does.
+    blocked: watch::Receiver<Option<TransportError>>,
+    /// Bounded by [`PREFETCH`]: each message is settled once.
     settler: mpsc::UnboundedSender<Settlement>,
-    /// Deliveries that were handed out and are not settled, by delivery tag.
-    outstanding: Arc<Mutex<BTreeSet<u64>>>,
+    /// Delivery tags of the messages that were handed out and are not settled.
+    unsettled: Arc<Mutex<BTreeSet<u64>>>,
     consumer: tokio::sync::Mutex<Consumer>,
     lost: Lost,
     info: BrokerInfo,
@@ -81,27 +85,70 @@ impl Transport for RabbitMq {
     async fn publish(
         &self,
         messages: &[Message],
-        settled: impl FnMut(usize, Result<(), TransportError>),
+        mut settled: impl FnMut(usize, Result<(), TransportError>),
     ) {
-        publish_each(messages, settled, async |message| self.store(message).await).await;
+        let (outcomes, mut reported) = mpsc::unbounded_channel();
+        let mut request = PublishRequest {
+            messages: Vec::with_capacity(messages.len()),
+            outcomes,
+        };
+        for (index, message) in messages.iter().enumerate() {
+            if self.fits(message) {
+                request.messages.push((index, message.clone()));
+            } else {
+                let why = "its id and trace context are too long for the broker";
+                let failure = TransportError::Publish(why.into());
+                // The receiver is above.
+                request.outcomes.send((index, Err(failure))).ok();
+            }
+        }
+        let mut is_settled = vec![false; messages.len()];
+        let all_reported = timeout(CONFIRM_TIMEOUT, async {
+            // This fails if the connection is lost.
+            self.publisher.send(request).await.ok();
+            while let Some((index, outcome)) = reported.recv().await {
+                is_settled[index] = true;
+                settled(index, outcome);
+            }
+        });
+        let failure = tokio::select! {
+            biased;
+            blocked = self.blocked() => blocked,
+            all_reported = all_reported => match all_reported {
+                Ok(()) if is_settled.iter().all(|&is_settled| is_settled) => return,
+                Ok(()) => self.lost.wait().await,
+                Err(_) => TransportError::Publish(format!("no confirm within {CONFIRM_TIMEOUT:?}")),
+            },
+        };
+        for index in (0..messages.len()).filter(|&index| !is_settled[index]) {
+            settled(index, Err(failure.clone()));
+        }
     }
 
     async fn receive(&self, into: &mut Vec<Incoming>, max: usize) -> Result<(), TransportError> {
         let mut consumer = self.consumer.lock().await;
         let before = into.len();
-        tokio::select! {
+        let mut next = tokio::select! {
             biased;
             lost = self.lost.wait() => return Err(lost),
-            first = consumer.next() => self.accept(first, into),
-        }
-        while into.len() < before + max
-            && let Some(next) = consumer.next().now_or_never()
-        {
-            let is_delivery = matches!(next, Some(Ok(_)));
-            self.accept(next, into);
-            if !is_delivery {
-                break;
-            }
+            first = consumer.next() => Some(first),
+        };
+        while let Some(received) = next {
+            next = match received {
+                Some(Ok(delivery)) => {
+                    into.push(self.incoming(delivery));
+                    let has_room = into.len() < before + max;
+                    has_room.then(|| consumer.next().now_or_never()).flatten()
+                }
+                Some(Err(why)) => {
+                    self.lost.set(why);
+                    None
+                }
+                None => {
+                    self.lost.set("the broker cancelled the consumer");
+                    None
+                }
+            };
         }
         if into.len() > before {
             Ok(())
@@ -118,14 +165,15 @@ impl Transport for RabbitMq {
         let flushed_and_closed = timeout(CLOSE_TIMEOUT, async {
             let (done, flushed) = oneshot::channel();
             if self.settler.send(Settlement::Flush(done)).is_ok() {
-                // An error means that the generation has ended: there is nobody to flush to.
+                // An error means that the connection is lost.
                 flushed.await.ok();
             }
-            // Closing the channel gives back what is not settled, what lies in the client's buffer included.
+            // The broker redelivers the messages of a closed channel that are not settled, those in
+            // the client's buffer included.
             join(self.consume.close(), self.publish.close()).await;
         });
         if flushed_and_closed.await.is_err() {
-            tracing::warn!(lane = %LaneId::Rabbitmq, "the broker did not answer the close within {CLOSE_TIMEOUT:?}");
+            warn!(lane = %LaneId::Rabbitmq, "no answer to the close within {CLOSE_TIMEOUT:?}");
         }
         self.lost.set("closed");
         self.consume.cut();
@@ -146,8 +194,7 @@ impl Drop for RabbitMq {
 
 impl RabbitMq {
     async fn open(target: &Target, settings: &config::RabbitmqConfig) -> Result<Self, String> {
-        let queue = &*settings.queue;
-        let name = ShortString::try_new(queue)
+        let queue = ShortString::try_new(&*settings.queue)
             .map_err(|_| "a queue's name has at most 255 bytes".to_owned())?;
         let publish = Link::open(target, "waypost publisher", PUBLISH_FRAME_MAX)
             .await
@@ -157,43 +204,29 @@ impl RabbitMq {
             .confirm_select(ConfirmSelectOptions::default())
             .await
             .map_err(failed("ask for confirms"))?;
-        declare(&publish, &name)
-            .await
-            .map_err(failed("declare the queue"))
-            .map_err(|why| {
-                let exists = why.contains("PRECONDITION_FAILED");
-                if exists {
-                    format!("queue `{name}` exists with other settings: {why}")
-                } else {
-                    why
-                }
-            })?;
+        declare(&publish, &queue).await?;
         let (consume, consumer, events) =
-            subscribe(target, &name).await.map_err(failed("consume"))?;
+            subscribe(target, &queue).await.map_err(failed("consume"))?;
 
         let lost = Lost::default();
-        let (publisher, queued) = mpsc::channel(PUBLISH_QUEUE);
-        tokio::spawn(publish_and_confirm(
-            publish.channel.clone(),
-            name,
-            publish.events(),
-            queued,
-            lost.clone(),
-        ));
+        let (publisher, requests) = mpsc::channel(PUBLISH_QUEUE);
+        let channel = publish.channel.clone();
+        tokio::spawn(publish_and_confirm(channel, queue, requests, lost.clone()));
         let (settler, settlements) = mpsc::unbounded_channel();
-        let outstanding = Arc::default();
+        let unsettled = Arc::default();
+        let channel = consume.channel.clone();
         tokio::spawn(settle(
-            consume.channel.clone(),
+            channel,
             settlements,
-            Arc::clone(&outstanding),
+            Arc::clone(&unsettled),
             lost.clone(),
         ));
+        let (is_blocked, blocked) = watch::channel(None);
         let links = [publish.watch(), consume.watch()];
-        tokio::spawn(watch_over(links, events, lost.clone()));
+        let events = select(publish.events(), events);
+        tokio::spawn(watch_over(links, events, is_blocked, lost.clone()));
 
         let info = BrokerInfo {
-            // The client keeps the version to itself.
-            version: None,
             warnings: publish.warnings(),
             ..BrokerInfo::default()
         };
@@ -201,91 +234,75 @@ impl RabbitMq {
             publish,
             consume,
             publisher,
+            blocked,
             settler,
-            outstanding,
+            unsettled,
             consumer: tokio::sync::Mutex::new(consumer),
             lost,
             info,
         })
     }
 
-    /// Resolves when the broker has confirmed the message.
-    async fn store(&self, message: &Message) -> Result<(), TransportError> {
-        // The broker would end the connection, and with it every publish under way.
-        let room_for_texts = self.publish.frame_max().saturating_sub(PROPERTIES_ROOM);
-        let length: usize = message.headers.pairs().map(|(_, value)| value.len()).sum();
-        if length > room_for_texts {
-            return Err(TransportError::Publish(
-                "its id and trace context are too long for the broker".into(),
-            ));
-        }
-        let (done, answer) = oneshot::channel();
-        let publish = PublishRequest {
-            properties: properties(&message.headers),
-            body: message.body.clone(),
-            done,
-        };
-        let confirmed = timeout(CONFIRM_TIMEOUT, async {
-            // Both fail only once the publisher's task has ended, which happens when this generation has.
-            self.publisher.send(publish).await.ok()?;
-            answer.await.ok()
-        });
-        match confirmed.await {
-            Ok(Some(answer)) => answer,
-            Ok(None) => Err(self.lost.wait().await),
-            Err(_) => Err(TransportError::Publish(format!(
-                "no confirm within {CONFIRM_TIMEOUT:?}"
-            ))),
+    /// Whether its properties fit into a frame. If not, the broker would end the connection and
+    /// every publish on it.
+    fn fits(&self, message: &Message) -> bool {
+        let headers = &message.headers;
+        let origin = headers.origin.as_ref().map_or(0, |origin| origin.run.len());
+        let traceparent = headers.traceparent.as_ref().map_or(0, |text| text.len());
+        let length = headers.id.len() + origin + traceparent;
+        length + PROPERTIES_ROOM <= self.publish.frame_max()
+    }
+
+    /// Resolves with the reason while the broker blocks publishers.
+    async fn blocked(&self) -> TransportError {
+        let mut blocked = self.blocked.clone();
+        let reason = blocked.wait_for(Option::is_some).await;
+        match reason.ok().and_then(|reason| reason.clone()) {
+            Some(reason) => reason,
+            // Its sender is gone.
+            None => self.lost.wait().await,
         }
     }
 
-    /// Appends what the consumer yields to `into`. Its end, or an error, ends this generation.
-    fn accept(
-        &self,
-        next: Option<lapin::Result<lapin::message::Delivery>>,
-        into: &mut Vec<Incoming>,
-    ) {
-        let delivery = match next {
-            Some(Ok(delivery)) => delivery,
-            Some(Err(why)) => return self.lost.set(why),
-            None => return self.lost.set("the broker cancelled the consumer"),
-        };
+    fn incoming(&self, delivery: Delivery) -> Incoming {
         let tag = delivery.delivery_tag;
-        self.outstanding.lock().insert(tag);
+        self.unsettled.lock().insert(tag);
         let settler = self.settler.clone();
-        let message = message(&delivery.properties, delivery.data.into());
-        into.push(Incoming::new(
-            message,
-            delivery.redelivered,
-            move |verdict| {
-                // Where nobody listens the generation has ended, and the broker sends the message again.
-                settler.send(Settlement::Of(tag, verdict)).ok();
-            },
-        ));
+        let message = from_properties(&delivery.properties, delivery.data.into());
+        Incoming::new(message, delivery.redelivered, move |verdict| {
+            // An error means that the connection is lost. The broker redelivers the message.
+            settler.send(Settlement::Of(tag, verdict)).ok();
+        })
     }
 }
 
-/// Declares the transport lost when a connection or a channel is closed. `events` are those of the consuming connection.
+/// Declares the transport lost when a connection or a channel is closed, and keeps `blocked`.
 async fn watch_over(
     links: [link::Watch; 2],
     mut events: impl Stream<Item = Event> + Unpin,
+    blocked: watch::Sender<Option<TransportError>>,
     lost: Lost,
 ) {
     let mut ticks = interval(WATCH_INTERVAL);
     loop {
         tokio::select! {
             biased;
-            Some(event) = events.next() => if let Event::Error(why) = event {
-                return lost.set(why);
+            Some(event) = events.next() => match event {
+                Event::Error(why) => return lost.set(why),
+                Event::ConnectionBlocked(reason) => {
+                    warn!(lane = %LaneId::Rabbitmq, reason, "the broker blocks publishers");
+                    let why = format!("the broker blocks publishers: {reason}");
+                    blocked.send_replace(Some(TransportError::Publish(why)));
+                }
+                Event::ConnectionUnblocked => drop(blocked.send_replace(None)),
+                _ => {}
             },
             _ = lost.wait() => return,
             _ = ticks.tick() => {}
         }
         if let Some(down) = links.iter().find(|link| !link.is_up()) {
-            return lost.set(format_args!(
-                "the connection of the {} was closed",
-                down.name
-            ));
+            let why = format_args!("the connection of the {} was closed", down.name);
+            return lost.set(why);
         }
     }
 }
@@ -295,27 +312,32 @@ fn failed(step: &str) -> impl FnOnce(lapin::Error) -> String {
     move |why| format!("{step}: {why}")
 }
 
-/// Declares the queue: durable, replicated, and never dropping a message because it was given back often.
-async fn declare(link: &Link, queue: &ShortString) -> lapin::Result<()> {
+/// Declares the queue: durable, replicated, and without a limit of redeliveries.
+async fn declare(link: &Link, queue: &ShortString) -> Result<(), String> {
     let existed = link.has_queue(queue).await;
     let options = QueueDeclareOptions {
         durable: true,
         ..QueueDeclareOptions::default()
     };
     let mut arguments = FieldTable::default();
-    arguments.insert(
-        "x-queue-type".into(),
-        AMQPValue::LongString("quorum".into()),
-    );
-    arguments.insert(
-        "x-delivery-limit".into(),
-        AMQPValue::LongLongInt(DELIVERY_LIMIT),
-    );
-    let queue = link
+    let quorum = AMQPValue::LongString("quorum".into());
+    arguments.insert("x-queue-type".into(), quorum);
+    let limit = AMQPValue::LongLongInt(DELIVERY_LIMIT);
+    arguments.insert("x-delivery-limit".into(), limit);
+    let declared = link
         .channel
         .queue_declare(queue.clone(), options, arguments)
-        .await?;
-    let may_be_new = queue.message_count() == 0 && queue.consumer_count() == 0;
+        .await;
+    let declared = declared
+        .map_err(failed("declare the queue"))
+        .map_err(|why| {
+            if why.contains("PRECONDITION_FAILED") {
+                format!("queue `{queue}` exists with other settings: {why}")
+            } else {
+                why
+            }
+        })?;
+    let may_be_new = declared.message_count() == 0 && declared.consumer_count() == 0;
     if may_be_new && !existed {
         sleep(NAME_ON_DISK).await;
     }
@@ -340,85 +362,4 @@ async fn subscribe(
         .basic_consume(queue.clone(), tag, options, FieldTable::default())
         .await?;
     Ok((link, consumer, events))
-}
-
-/// How a message crosses the broker. Its id is a header too, because a `message_id` has at most 255
-/// bytes.
-fn properties(headers: &Headers) -> BasicProperties {
-    const PERSISTENT: u8 = 2;
-    let mut table = FieldTable::default();
-    for (name, value) in headers.pairs() {
-        table.insert(name.into(), AMQPValue::LongString((*value).into()));
-    }
-    let content_type = match headers.bundle {
-        None => "application/json",
-        Some(_) => "application/x-protobuf",
-    };
-    let properties = BasicProperties::default()
-        .with_delivery_mode(PERSISTENT)
-        .with_content_type(content_type.into())
-        .with_headers(table);
-    match ShortString::try_new(&*headers.id) {
-        Ok(id) => properties.with_message_id(id),
-        Err(_) => properties,
-    }
-}
-
-/// The message that the broker sent, whoever has published it.
-fn message(properties: &BasicProperties, body: Bytes) -> Message {
-    let table = properties.headers().as_ref();
-    let header = |name: &str| match table?.inner().get(name)? {
-        AMQPValue::LongString(text) => std::str::from_utf8(text.as_bytes()).ok(),
-        AMQPValue::ShortString(text) => Some(text.as_str()),
-        _ => None,
-    };
-    // AMQP identifies a message by nothing else: without it, each delivery gets an id of its own. A hash
-    // of the body would make one record of two that are equal.
-    let other_id = || {
-        let id = properties.message_id().as_ref().map(ShortString::as_str);
-        id.filter(|id| is_visible_ascii(id))
-            .map_or_else(Record::new_id, Arc::from)
-    };
-    Message {
-        headers: Headers::read(header, other_id),
-        body,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_message_comes_out_as_it_went_in_even_with_an_id_too_long_for_message_id() {
-        for (id, bundle) in [
-            ("id-1".to_owned(), None),
-            ("k".repeat(255) + "/12", Some(2)),
-        ] {
-            let sent = Message {
-                headers: Headers {
-                    id: id.as_str().into(),
-                    origin: None,
-                    traceparent: Some("00-1-2-01".into()),
-                    bundle,
-                },
-                body: Bytes::from_static(br#"{"a":1}"#),
-            };
-            let properties = properties(&sent.headers);
-            assert_eq!(properties.message_id().is_some(), id.len() <= 255);
-            assert_eq!(*properties.delivery_mode(), Some(2), "persistent");
-            assert_eq!(message(&properties, sent.body.clone()), sent);
-        }
-    }
-
-    #[test]
-    fn a_foreign_message_keeps_its_message_id_if_it_can_be_a_header_else_gets_a_new_id() {
-        let id = |properties: BasicProperties| message(&properties, Bytes::new()).headers.id;
-        let foreign = |id: &str| BasicProperties::default().with_message_id(id.into());
-        assert_eq!(&*id(foreign("theirs")), "theirs");
-        for unusable in ["", "a\nb", "naïve"] {
-            assert_eq!(id(foreign(unusable)).len(), 36, "{unusable:?}");
-        }
-        assert_eq!(id(BasicProperties::default()).len(), 36);
-    }
 }

@@ -19,6 +19,7 @@ use lapin::{
 };
 use parking_lot::Mutex;
 use tokio::time::timeout;
+use url::{Host, Url};
 
 use super::super::{CONNECT_TIMEOUT, TransportError, secret::read_secret};
 use crate::config;
@@ -29,9 +30,9 @@ use crate::config;
 const HEARTBEAT: u16 = 3;
 /// The longest heartbeat that keeps to the ten seconds.
 const HEARTBEAT_MAX: u16 = 4;
-/// The longest frames, in bytes, unless the URL asks for longer ones. The client allocates 32 frames in
-/// each direction at connect. Bodies are split into frames, but the properties of a message must
-/// fit into one.
+/// The longest frames, in bytes, unless the URL asks for longer ones. The client allocates 32
+/// frames in each direction at connect. Bodies are split into frames, but the properties of a
+/// message must fit into one.
 ///
 /// Our own properties are short, so the shortest limit that version 4 allows is enough to publish.
 pub(super) const PUBLISH_FRAME_MAX: u32 = 8 << 10;
@@ -62,7 +63,7 @@ impl Target {
         let mut tls = OwnedTLSConfig::default();
         if let Some(path) = &settings.ca_file {
             let pem = read_secret(path).await?;
-            // The client skips what it cannot parse, and would ignore a file of another kind.
+            // The client ignores everything that it cannot parse, even a file of another kind.
             if !pem.contains("-----BEGIN CERTIFICATE-----") {
                 return Err(TransportError::Connect(format!(
                     "{}: holds no PEM certificate",
@@ -83,15 +84,9 @@ impl Target {
 /// Parses an AMQP URL.
 fn parse(url: &str) -> Result<AMQPUri, String> {
     let mut uri: AMQPUri = url.parse()?;
-    // The parser does not know IPv6 addresses and reads them as "localhost".
-    let authority = url.split_once("://").map_or("", |(_, rest)| {
-        rest.split(['/', '?']).next().unwrap_or_default()
-    });
-    let host = authority
-        .rsplit_once('@')
-        .map_or(authority, |(_, host)| host);
-    if let Some((address, _)) = host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
-        address.clone_into(&mut uri.authority.host);
+    // The client's parser does not know IPv6 addresses and reads them as "localhost".
+    if let Ok(Some(Host::Ipv6(address))) = Url::parse(url).as_ref().map(Url::host) {
+        uri.authority.host = address.to_string();
     }
     Ok(uri)
 }
@@ -101,7 +96,7 @@ pub(super) struct Link {
     name: &'static str,
     connection: Connection,
     pub(super) channel: Channel,
-    socket: Socket,
+    socket: Arc<Socket>,
 }
 
 impl Link {
@@ -115,8 +110,9 @@ impl Link {
         let mut uri = target.uri.clone();
         let asked = uri.query.frame_max.unwrap_or_default();
         uri.query.frame_max = Some(asked.max(frame_max));
-        let socket = Socket::default();
-        let slot = Arc::clone(&socket.0);
+        let socket = Arc::<Socket>::default();
+        // The link that is given up meanwhile takes the socket with it.
+        let slot = Arc::downgrade(&socket);
         let tls = target.tls.clone();
         let properties = ConnectionProperties::default().with_connection_name(name.into());
         let connection = Connection::connector(
@@ -128,7 +124,9 @@ impl Link {
                     let stream =
                         AsyncTcpStream::connect(&runtime, runtime.to_socket_addrs(address)).await?;
                     if let AsyncTcpStream::Plain(plain) = &stream {
-                        keep(&slot, plain.get_ref().as_fd().try_clone_to_owned()?.into())?;
+                        let handle = plain.get_ref().as_fd().try_clone_to_owned()?;
+                        let slot = slot.upgrade().ok_or(io::ErrorKind::ConnectionAborted)?;
+                        slot.0.lock().replace(handle.into());
                     }
                     match uri.scheme {
                         AMQPScheme::AMQP => Ok(stream),
@@ -193,14 +191,12 @@ impl Link {
 
     /// The agreed settings that weaken the guarantee.
     pub(super) fn warnings(&self) -> Vec<String> {
-        match self.connection.configuration().heartbeat() {
-            0 => vec!["heartbeats are off: a broker that falls silent is not noticed".to_owned()],
-            s if s > HEARTBEAT_MAX => vec![format!(
-                "a heartbeat of {s} s: a broker that falls silent is noticed after {} s only",
-                2 * u32::from(s)
-            )],
-            _ => Vec::new(),
-        }
+        let warning = match self.connection.configuration().heartbeat() {
+            0 => "heartbeats are off: a broker that falls silent is not noticed".to_owned(),
+            1..=HEARTBEAT_MAX => return Vec::new(),
+            s => format!("a heartbeat of {s} s: a silent broker is noticed after twice as long"),
+        };
+        vec![warning]
     }
 
     /// Closes the channel, then the connection. The close of a channel stays behind the acks before
@@ -230,24 +226,15 @@ impl Watch {
     }
 }
 
-/// A second handle to a connection's socket. When the client's thread connects and closes, it waits
-/// for the broker without a deadline. If the broker is silent, only the end of the socket frees
-/// that thread.
+/// A second handle to a connection's socket, once there is one. Dropping it ends the socket. When
+/// the client's thread connects and closes, it waits for the broker without a deadline. If the
+/// broker is silent, only the end of the socket frees that thread.
 #[derive(Default)]
-struct Socket(Arc<Mutex<SocketState>>);
-
-#[derive(Default)]
-enum SocketState {
-    #[default]
-    Unopened,
-    Open(TcpStream),
-    Cut,
-}
+struct Socket(Mutex<Option<TcpStream>>);
 
 impl Socket {
     fn cut(&self) {
-        let slot = std::mem::replace(&mut *self.0.lock(), SocketState::Cut);
-        if let SocketState::Open(socket) = slot {
+        if let Some(socket) = self.0.lock().take() {
             // This fails if the peer has closed the socket already.
             socket.shutdown(Shutdown::Both).ok();
         }
@@ -258,16 +245,6 @@ impl Drop for Socket {
     fn drop(&mut self) {
         self.cut();
     }
-}
-
-/// Puts the socket into its slot. Fails if the connection was given up.
-fn keep(slot: &Mutex<SocketState>, socket: TcpStream) -> io::Result<()> {
-    let mut slot = slot.lock();
-    if matches!(*slot, SocketState::Cut) {
-        return Err(io::ErrorKind::ConnectionAborted.into());
-    }
-    *slot = SocketState::Open(socket);
-    Ok(())
 }
 
 #[cfg(test)]

@@ -1,43 +1,63 @@
 //! Publishes messages and matches the broker's confirms with them.
 
-use std::{collections::HashMap, future::ready};
+use std::{collections::VecDeque, future::ready, pin::Pin};
 
-use bytes::Bytes;
 use futures_util::{
-    FutureExt as _, Stream, StreamExt as _, future::Either, stream::FuturesUnordered,
+    FutureExt as _, StreamExt as _,
+    future::{Either, MaybeDone, maybe_done},
+    stream::FuturesUnordered,
 };
 use lapin::{
-    BasicProperties, Channel, Confirmation, Event, options::BasicPublishOptions, types::ShortString,
+    Channel, Confirmation, PublisherConfirm, options::BasicPublishOptions, types::ShortString,
 };
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
-use super::super::{TransportError, lost::Lost};
+use super::{
+    super::{Message, TransportError, lost::Lost},
+    message::to_properties,
+};
 
-/// Publishes without a confirm, those whose caller has given up included.
-const UNCONFIRMED_MAX: usize = 4096;
-/// Confirms or publishes handled in one turn, so that other tasks of this thread wait no longer.
+/// At so many publishes without a confirm, those whose caller has given up included, no request is
+/// taken. With more of them the rate is the same, and they fall out of the processor's caches.
+const UNCONFIRMED_MAX: usize = 1024;
+/// Confirms handled in one turn, so that other tasks of this thread wait no longer.
 const TURN_MAX: usize = 64;
 
 type PublishResult = Result<(), TransportError>;
 
-/// A message to publish.
+/// Messages to publish, each with its index.
 pub(super) struct PublishRequest {
-    pub(super) properties: BasicProperties,
-    pub(super) body: Bytes,
-    /// Answered once the message is durable, or is known not to be. Dropped if the connection is
-    /// lost first.
-    pub(super) done: oneshot::Sender<PublishResult>,
+    pub(super) messages: Vec<(usize, Message)>,
+    /// Gets the index and the outcome of each message: it is durable, or is known not to be. Closed
+    /// if the connection is lost first.
+    pub(super) outcomes: mpsc::UnboundedSender<(usize, PublishResult)>,
+}
+
+/// The receiver of the outcome of one message.
+struct Caller {
+    index: usize,
+    outcomes: mpsc::UnboundedSender<(usize, PublishResult)>,
+}
+
+impl Caller {
+    fn settle(self, outcome: PublishResult) {
+        // This fails if the caller has given up waiting.
+        self.outcomes.send((self.index, outcome)).ok();
+    }
 }
 
 /// The next step of the publishes under way.
 enum PublishStep {
-    /// The broker has answered the publish of that number.
-    Answer(u64, PublishResult),
+    /// The broker has answered a publish.
+    Answer(Caller, PublishResult),
     /// All answers before this one have been seen.
     Barrier,
 }
 
-/// Publishes the messages of `queued` until the connection is lost.
+/// Messages that are being written to the socket, in the order of their writing.
+type Writes<F> = VecDeque<(Caller, Pin<Box<MaybeDone<F>>>)>;
+
+/// Publishes the messages of `requests` until the connection is lost.
 ///
 /// A good confirm alone proves nothing: the client pairs a returned message with the next confirm
 /// that it handles, which may belong to another message. It does so before it resolves the confirm
@@ -47,140 +67,106 @@ enum PublishStep {
 pub(super) async fn publish_and_confirm(
     channel: Channel,
     queue: ShortString,
-    mut events: impl Stream<Item = Event> + Unpin,
-    mut queued: mpsc::Receiver<PublishRequest>,
+    mut requests: mpsc::Receiver<PublishRequest>,
     lost: Lost,
 ) {
+    let mut writes = Writes::new();
     let mut steps = FuturesUnordered::new();
-    let mut unconfirmed = UnconfirmedPublishes::default();
-    let mut requests = Vec::new();
+    // Publishes with a good confirm since the latest barrier was set, and those before it.
+    let mut confirmed = Vec::new();
+    let mut before_barrier: Vec<Caller> = Vec::new();
     let is_lost = lost.wait();
     tokio::pin!(is_lost);
     loop {
-        let room = UNCONFIRMED_MAX.saturating_sub(steps.len());
+        let has_room = writes.len() + steps.len() < UNCONFIRMED_MAX;
         tokio::select! {
             biased;
             _ = &mut is_lost => return,
-            Some(event) = events.next() => match event {
-                Event::ConnectionBlocked(reason) => unconfirmed.block(&reason),
-                Event::ConnectionUnblocked => unconfirmed.blocked = None,
-                Event::Error(why) => return lost.set(why),
-                _ => {}
-            },
             Some(first) = steps.next() => {
                 // If the set is pending here, the `select!` polls it again and leaves it a waker.
                 let others = std::iter::from_fn(|| steps.next().now_or_never().flatten());
                 for step in std::iter::once(first).chain(others).take(TURN_MAX) {
-                    if let Err(why) = unconfirmed.advance(step) {
-                        return lost.set(why);
+                    match step {
+                        PublishStep::Answer(caller, Ok(())) => confirmed.push(caller),
+                        PublishStep::Answer(_, Err(TransportError::Lost(why))) => {
+                            return lost.set(why);
+                        }
+                        PublishStep::Answer(caller, failure) => caller.settle(failure),
+                        PublishStep::Barrier => {
+                            before_barrier.drain(..).for_each(|caller| caller.settle(Ok(())));
+                        }
                     }
                 }
             }
-            taken = queued.recv_many(&mut requests, room.min(TURN_MAX)), if room > 0 => {
-                if taken == 0 {
+            Some(()) = all_written(&mut writes) => {}
+            request = requests.recv(), if has_room => {
+                let Some(PublishRequest { messages, outcomes }) = request else {
                     // The transport is gone.
                     return lost.set("dropped");
-                }
-                for PublishRequest { properties, body, done } in requests.drain(..) {
-                    let Some(number) = unconfirmed.insert(done) else {
-                        continue;
-                    };
-                    let queue = queue.clone();
-                    let channel = &channel;
-                    steps.push(Either::Left(async move {
-                        let answer = send(channel, queue, &body, properties).await;
-                        PublishStep::Answer(number, is_durable(answer))
-                    }));
+                };
+                for (index, message) in messages {
+                    let write = write(&channel, queue.clone(), message);
+                    let mut write = Box::pin(maybe_done(write));
+                    // This queues the message. A result is kept.
+                    write.as_mut().now_or_never();
+                    let outcomes = outcomes.clone();
+                    writes.push_back((Caller { index, outcomes }, write));
                 }
             }
         }
-        if unconfirmed.needs_barrier() {
+        // A message is written before it is confirmed. So each confirm that was resolved before one
+        // of `confirmed` is in the set before the barrier is.
+        while let Some((caller, written)) = next_written(&mut writes) {
+            match written {
+                Ok(confirm) => {
+                    steps.push(Either::Left(confirm.map(move |answer| {
+                        PublishStep::Answer(caller, is_durable(answer))
+                    })))
+                }
+                Err(why) => return lost.set(why),
+            }
+        }
+        if before_barrier.is_empty() && !confirmed.is_empty() {
+            std::mem::swap(&mut before_barrier, &mut confirmed);
             steps.push(Either::Right(ready(PublishStep::Barrier)));
         }
     }
 }
 
-/// The publishes that wait for their outcome, by number.
-#[derive(Default)]
-struct UnconfirmedPublishes {
-    last_number: u64,
-    by_number: HashMap<u64, oneshot::Sender<PublishResult>>,
-    /// Publishes with a good confirm since the latest barrier was set.
-    confirmed: Vec<u64>,
-    /// Publishes with a good confirm that wait for that barrier.
-    before_barrier: Vec<u64>,
-    /// Why publishes fail while the broker blocks publishers.
-    blocked: Option<TransportError>,
+/// Waits until the latest message is written, and so all are. `None` if there is none.
+async fn all_written<F: Future>(writes: &mut Writes<F>) -> Option<()> {
+    let (_, latest) = writes.back_mut()?;
+    latest.as_mut().await;
+    Some(())
 }
 
-impl UnconfirmedPublishes {
-    /// The number of a new publish. `None` if it has failed because the broker blocks publishers.
-    fn insert(&mut self, done: oneshot::Sender<PublishResult>) -> Option<u64> {
-        if let Some(why) = &self.blocked {
-            // This fails if the caller has given up waiting, here and below.
-            done.send(Err(why.clone())).ok();
-            return None;
-        }
-        self.last_number += 1;
-        self.by_number.insert(self.last_number, done);
-        Some(self.last_number)
-    }
-
-    /// Fails all publishes, and later ones until the broker unblocks publishers.
-    fn block(&mut self, reason: &str) {
-        tracing::warn!(lane = "rabbitmq", reason, "the broker blocks publishers");
-        let why = TransportError::Publish(format!("the broker blocks publishers: {reason}"));
-        for (_, done) in self.by_number.drain() {
-            done.send(Err(why.clone())).ok();
-        }
-        self.blocked = Some(why);
-    }
-
-    /// An error is the reason why the connection is lost.
-    fn advance(&mut self, step: PublishStep) -> Result<(), String> {
-        match step {
-            PublishStep::Answer(number, Ok(())) => self.confirmed.push(number),
-            PublishStep::Answer(_, Err(TransportError::Lost(why))) => return Err(why),
-            PublishStep::Answer(number, Err(why)) => self.answer(number, Err(why)),
-            PublishStep::Barrier => {
-                for number in std::mem::take(&mut self.before_barrier) {
-                    self.answer(number, Ok(()));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn needs_barrier(&mut self) -> bool {
-        if !self.before_barrier.is_empty() || self.confirmed.is_empty() {
-            return false;
-        }
-        std::mem::swap(&mut self.before_barrier, &mut self.confirmed);
-        true
-    }
-
-    fn answer(&mut self, number: u64, outcome: PublishResult) {
-        if let Some(done) = self.by_number.remove(&number) {
-            done.send(outcome).ok();
-        }
-    }
+/// Removes the oldest message if it is written.
+fn next_written<F: Future>(writes: &mut Writes<F>) -> Option<(Caller, F::Output)> {
+    let (_, oldest) = writes.front_mut()?;
+    oldest.as_mut().now_or_never()?;
+    let (caller, mut oldest) = writes.pop_front()?;
+    Some((caller, oldest.as_mut().take_output()?))
 }
 
-/// Resolves with the broker's confirm.
-async fn send(
+/// Resolves when the message is written. Its confirm comes later.
+async fn write(
     channel: &Channel,
     queue: ShortString,
-    body: &[u8],
-    properties: BasicProperties,
-) -> lapin::Result<Confirmation> {
+    message: Message,
+) -> lapin::Result<PublisherConfirm> {
     // The broker confirms and drops a message without a queue unless it is `mandatory`.
     let options = BasicPublishOptions {
         mandatory: true,
         ..BasicPublishOptions::default()
     };
     channel
-        .basic_publish(ShortString::default(), queue, options, body, properties)
-        .await?
+        .basic_publish(
+            ShortString::default(),
+            queue,
+            options,
+            &message.body,
+            to_properties(&message.headers),
+        )
         .await
 }
 
@@ -209,6 +195,7 @@ mod tests {
     use std::pin::Pin;
 
     use lapin::message::{BasicReturnMessage, Delivery};
+    use tokio::sync::oneshot;
 
     use super::*;
 

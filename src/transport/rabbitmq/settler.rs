@@ -1,11 +1,6 @@
 //! Sends acks and nacks.
 
-use std::{
-    cmp::Reverse,
-    collections::{BTreeSet, BinaryHeap},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use futures_util::future::{try_join, try_join_all};
 use lapin::{
@@ -45,9 +40,10 @@ pub(super) async fn settle(
     lost: Lost,
 ) {
     let mut batch = Vec::new();
-    let mut delayed = DelayedNacks::default();
+    // Tags to nack later, by due time.
+    let mut delayed = BTreeSet::new();
     loop {
-        let due = delayed.next_due();
+        let due = delayed.first().map(|&(due, _)| due);
         tokio::select! {
             _ = lost.wait() => return,
             n = settlements.recv_many(&mut batch, PREFETCH.into()) => {
@@ -68,16 +64,25 @@ pub(super) async fn settle(
         for settlement in batch.drain(..) {
             match settlement {
                 Settlement::Of(tag, Verdict::Ack | Verdict::Reject) => acks.push(tag),
-                Settlement::Of(tag, Verdict::RetryAfter(delay)) => delayed.push(now + delay, tag),
-                Settlement::Of(tag, Verdict::Unsettled) => delayed.push(now + NACK_DELAY, tag),
+                Settlement::Of(tag, Verdict::RetryAfter(delay)) => {
+                    delayed.insert((now + delay, tag));
+                }
+                Settlement::Of(tag, Verdict::Unsettled) => {
+                    delayed.insert((now + NACK_DELAY, tag));
+                }
                 Settlement::Flush(done) => flushes.push(done),
             }
         }
-        let mut nacks = delayed.take_due(now);
+        let later = delayed.split_off(&(now, u64::MAX));
+        let due = std::mem::replace(&mut delayed, later);
+        let nacks: Vec<_> = due.into_iter().map(|(_, tag)| tag).collect();
         let acks = {
             let mut unsettled = unsettled.lock();
+            // Before the nacked tags are removed, so that no ack covers them.
             let acks = Acks::plan(acks, &mut unsettled);
-            nacks.retain(|tag| unsettled.remove(tag));
+            for tag in &nacks {
+                unsettled.remove(tag);
+            }
             acks
         };
         match timeout(WRITE_TIMEOUT, write(&channel, acks, nacks)).await {
@@ -89,28 +94,6 @@ pub(super) async fn settle(
             // This fails if the caller has given up waiting.
             done.send(()).ok();
         }
-    }
-}
-
-/// Tags to nack later, by due time.
-#[derive(Default)]
-struct DelayedNacks(BinaryHeap<Reverse<(Instant, u64)>>);
-
-impl DelayedNacks {
-    fn push(&mut self, due: Instant, tag: u64) {
-        self.0.push(Reverse((due, tag)));
-    }
-
-    fn next_due(&self) -> Option<Instant> {
-        self.0.peek().map(|&Reverse((due, _))| due)
-    }
-
-    fn take_due(&mut self, now: Instant) -> Vec<u64> {
-        let mut tags = Vec::new();
-        while self.next_due().is_some_and(|due| due <= now) {
-            tags.extend(self.0.pop().map(|Reverse((_, tag))| tag));
-        }
-        tags
     }
 }
 
