@@ -26,7 +26,7 @@ use tracing::{debug, warn};
 
 use self::{
     bundle::{BundleSize, SettledRecords, Unbundler},
-    publish::{return_job, publish},
+    publish::{publish, return_job},
     pull::{pull, settle_open},
 };
 use super::{
