@@ -18,7 +18,7 @@ use super::{
 };
 
 /// At so many publishes without a confirm, those whose caller has given up included, no request is
-/// taken. With more of them the rate is the same, and they fall out of the processor's caches.
+/// taken: the client's queue has no limit.
 const UNCONFIRMED_MAX: usize = 1024;
 /// Confirms handled in one turn, so that other tasks of this thread wait no longer.
 const TURN_MAX: usize = 64;
@@ -72,9 +72,7 @@ pub(super) async fn publish_and_confirm(
 ) {
     let mut writes = Writes::new();
     let mut steps = FuturesUnordered::new();
-    // Publishes with a good confirm since the latest barrier was set, and those before it.
-    let mut confirmed = Vec::new();
-    let mut before_barrier: Vec<Caller> = Vec::new();
+    let mut confirmed = ConfirmedPublishes::default();
     let is_lost = lost.wait();
     tokio::pin!(is_lost);
     loop {
@@ -86,15 +84,8 @@ pub(super) async fn publish_and_confirm(
                 // If the set is pending here, the `select!` polls it again and leaves it a waker.
                 let others = std::iter::from_fn(|| steps.next().now_or_never().flatten());
                 for step in std::iter::once(first).chain(others).take(TURN_MAX) {
-                    match step {
-                        PublishStep::Answer(caller, Ok(())) => confirmed.push(caller),
-                        PublishStep::Answer(_, Err(TransportError::Lost(why))) => {
-                            return lost.set(why);
-                        }
-                        PublishStep::Answer(caller, failure) => caller.settle(failure),
-                        PublishStep::Barrier => {
-                            before_barrier.drain(..).for_each(|caller| caller.settle(Ok(())));
-                        }
+                    if let Err(why) = confirmed.advance(step) {
+                        return lost.set(why);
                     }
                 }
             }
@@ -126,10 +117,42 @@ pub(super) async fn publish_and_confirm(
                 Err(why) => return lost.set(why),
             }
         }
-        if before_barrier.is_empty() && !confirmed.is_empty() {
-            std::mem::swap(&mut before_barrier, &mut confirmed);
+        if confirmed.needs_barrier() {
             steps.push(Either::Right(ready(PublishStep::Barrier)));
         }
+    }
+}
+
+/// Publishes with a good confirm that may not count yet.
+#[derive(Default)]
+struct ConfirmedPublishes {
+    /// Since the latest barrier was set.
+    latest: Vec<Caller>,
+    /// Before that barrier.
+    before_barrier: Vec<Caller>,
+}
+
+impl ConfirmedPublishes {
+    /// An error is the reason why the connection is lost.
+    fn advance(&mut self, step: PublishStep) -> Result<(), String> {
+        match step {
+            PublishStep::Answer(caller, Ok(())) => self.latest.push(caller),
+            PublishStep::Answer(_, Err(TransportError::Lost(why))) => return Err(why),
+            PublishStep::Answer(caller, failure) => caller.settle(failure),
+            PublishStep::Barrier => {
+                let proven = self.before_barrier.drain(..);
+                proven.for_each(|caller| caller.settle(Ok(())));
+            }
+        }
+        Ok(())
+    }
+
+    fn needs_barrier(&mut self) -> bool {
+        if !self.before_barrier.is_empty() || self.latest.is_empty() {
+            return false;
+        }
+        std::mem::swap(&mut self.before_barrier, &mut self.latest);
+        true
     }
 }
 

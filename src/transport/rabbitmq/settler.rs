@@ -76,15 +76,11 @@ pub(super) async fn settle(
         let later = delayed.split_off(&(now, u64::MAX));
         let due = std::mem::replace(&mut delayed, later);
         let nacks: Vec<_> = due.into_iter().map(|(_, tag)| tag).collect();
-        let acks = {
-            let mut unsettled = unsettled.lock();
-            // Before the nacked tags are removed, so that no ack covers them.
-            let acks = Acks::plan(acks, &mut unsettled);
-            for tag in &nacks {
-                unsettled.remove(tag);
-            }
-            acks
-        };
+        // Before the nacked tags are removed, so that no ack covers them.
+        let acks = Acks::plan(acks, &mut unsettled.lock());
+        for tag in &nacks {
+            unsettled.lock().remove(tag);
+        }
         match timeout(WRITE_TIMEOUT, write(&channel, acks, nacks)).await {
             Ok(Ok(())) => {}
             Ok(Err(why)) => return lost.set(why),
