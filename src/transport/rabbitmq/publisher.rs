@@ -112,7 +112,7 @@ pub(super) async fn publish_and_confirm(
                 Ok(confirm) => {
                     steps.push(Either::Left(confirm.map(move |answer| {
                         PublishStep::Answer(caller, is_durable(answer))
-                    })))
+                    })));
                 }
                 Err(why) => return lost.set(why),
             }
