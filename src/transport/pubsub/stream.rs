@@ -121,7 +121,10 @@ impl MessageStream {
 
 /// The stream of the last connection, until the next one takes it. Clones share it.
 #[derive(Clone, Default)]
-pub(super) struct KeptStream(Arc<Mutex<Option<(Arc<MessageStream>, Instant)>>>);
+pub(super) struct KeptStream(Arc<Mutex<Option<Kept>>>);
+
+/// A stream, and when it ends unless it is taken.
+type Kept = (Arc<MessageStream>, Instant);
 
 impl KeptStream {
     pub(super) fn take(&self) -> Option<Arc<MessageStream>> {
