@@ -253,8 +253,8 @@ impl Report {
             lost += missing;
             duplicated += again;
         }
-        let last = old.minutes.len() - end;
-        let parts = [&old.minutes[..end], &old.minutes[last..], &new.minutes].map(figures);
+        let end_began = old.minutes.len() - end;
+        let parts = [&old.minutes[..end], &old.minutes[end_began..], &new.minutes].map(figures);
         let descriptors = old.footprints.iter().map(|footprint| footprint.descriptors);
         let descriptors = [descriptors.clone().min(), descriptors.max()];
         Self {
