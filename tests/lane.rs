@@ -147,15 +147,9 @@ fn graph<T: Transport>(
         bundle,
         settled: SettledRecords::default(),
     };
-    let routing = RouterParams {
-        policy: Policy::RoundRobin,
-        lanes: [LaneId::Nats].into(),
-        live_lanes: live_lanes.clone(),
-        fallback: DiskFallback {
-            spool: spool.clone(),
-            ledger: Arc::clone(&ledger),
-        },
-        publish_timeout: PUBLISH_TIMEOUT,
+    let fallback = DiskFallback {
+        spool: spool.clone(),
+        ledger: Arc::clone(&ledger),
     };
     let api = config::ApiConfig {
         url: api.into(),
@@ -175,9 +169,7 @@ fn graph<T: Transport>(
         tap: Tap::default(),
         limits,
     };
-    let start_router = factory(router.clone(), move |supervisor| {
-        Router::new(routing.clone(), supervisor)
-    });
+    let start_router = start_router(router.clone(), &live_lanes, fallback);
     let forwarder_id = ChildId::Forwarder(LaneId::Nats);
     let start_forwarder = factory(forwarder, move |supervisor| {
         Forwarder::new(forwarding.clone(), supervisor)
@@ -190,6 +182,19 @@ fn graph<T: Transport>(
     let ingest = Admission::new(router, PUBLISH_TIMEOUT, Arc::clone(&ledger), None);
     let supervisor = Supervisor::start(&live_lanes, children);
     (ledger, ingest, supervisor)
+}
+
+fn start_router(slot: Slot<Router>, live_lanes: &LiveLanes, fallback: DiskFallback) -> Factory {
+    let params = RouterParams {
+        policy: Policy::RoundRobin,
+        lanes: [LaneId::Nats].into(),
+        live_lanes: live_lanes.clone(),
+        fallback,
+        publish_timeout: PUBLISH_TIMEOUT,
+    };
+    factory(slot, move |supervisor| {
+        Router::new(params.clone(), supervisor)
+    })
 }
 
 fn start_lane<T: Transport>(settings: &T::Settings, params: LaneParams) -> Factory {

@@ -174,12 +174,8 @@ async fn a_dead_letter_says_why_survives_a_kill_and_can_be_replayed_or_dropped()
     let (api, mut node) = refusing().await;
     let (_, list) = node.get("/api/dead").await.expect("an answer");
     assert_eq!(list["total"], 3);
-    let letter = list["dead"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .find(|letter| letter["id"] == "a-1")
-        .unwrap();
+    let mut letters = list["dead"].as_array().unwrap().iter();
+    let letter = letters.find(|letter| letter["id"] == "a-1").unwrap();
     for (member, value) in [
         ("lane", json!("grpc")),
         ("status", json!(422)),
