@@ -22,7 +22,7 @@ const PROBE_CAP: Duration = Duration::from_secs(1);
 #[derive(Default)]
 pub struct Breaker {
     state: Mutex<State>,
-    /// Tells those who wait that a pass may be free.
+    /// Wakes the callers that wait for a pass.
     changes: Notify,
 }
 
@@ -57,7 +57,7 @@ impl Breaker {
             is_probe,
         };
         loop {
-            // It hears of each change after this line.
+            // It is notified of each change after this line.
             let change = self.changes.notified();
             let probe_at = match &mut *self.state.lock() {
                 State::Closed { .. } => return pass(false),

@@ -169,7 +169,8 @@ section! {
     /// `[lanes.nats]`
     NatsConfig {
         tag: String = "NATS".into(), deserialize_with = "value::text";
-        /// One or more servers, separated by commas; `tls://` asks for TLS; credentials may be in it.
+        /// One or more servers, separated by commas; `tls://` asks for TLS; credentials may be in
+        /// it.
         url: SecretUrl = "nats://127.0.0.1:4222".into();
         stream: String = "WAYPOST".into(), deserialize_with = "value::text";
         subject: String = "waypost.records".into(), deserialize_with = "value::text";

@@ -145,7 +145,7 @@ impl Ledger {
         self.node.lock().dropped += records;
     }
 
-    /// No lane and no spool has confirmed the record, and its client was told so.
+    /// No lane and no spool has confirmed the record, and its client got an error.
     pub fn refused(&self, record: &Record) {
         let counted = self.count_once(Transition::Refused, Flags::REFUSED, record);
         self.node.lock().refused_too_late += u64::from(counted == CountedAs::RefusedTooLate);

@@ -141,7 +141,7 @@ struct Graph<'a> {
     tap: Tap,
     breaker: Arc<Breaker>,
     api: api::Settings,
-    /// In the order of the configuration, with their tags.
+    /// The lanes in configuration order, with their tags.
     lanes: Arc<[(LaneId, String)]>,
     live_lanes: LiveLanes,
     router: Slot<Router>,

@@ -273,6 +273,7 @@ impl Spool {
 
     /// Lets all unsettled entries of `queue` be read again.
     fn rewind(&self, queue: Queue) {
+        // The thread has ended with the node.
         self.requests.send(SpoolRequest::Rewind(queue)).ok();
     }
 

@@ -632,6 +632,13 @@ async fn a_batch_that_the_api_refuses_costs_only_the_records_that_it_refuses() {
 
 #[actix_rt::test]
 async fn a_record_that_the_api_fails_at_does_not_keep_its_batch_from_arriving() {
+    for position in [0, 3, 7] {
+        a_batch_arrives_but_for(position).await;
+    }
+}
+
+/// The API fails at one record of a batch of eight.
+async fn a_batch_arrives_but_for(position: usize) {
     let api = Api::start();
     api.behave(|_, post| {
         Conduct::Answer(if memchr::memmem::find(&post.body, b"\"bad\"").is_some() {
@@ -643,7 +650,7 @@ async fn a_record_that_the_api_fails_at_does_not_keep_its_batch_from_arriving() 
     let house = House::in_batches(&api.url(), 2, 8).await;
     house.up().await;
     let records = (0..8).map(|number| {
-        let body = if number == 3 {
+        let body = if number == position {
             "{\"bad\":1}"
         } else {
             "{\"a\":1}"

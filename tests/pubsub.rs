@@ -21,7 +21,7 @@ use crate::support::{
 /// Longer than a lease that is not extended.
 const LEASE_LAPSED: Duration = Duration::from_secs(13);
 const SOON: Duration = Duration::from_secs(5);
-/// Within this, each stream of the emulator looks its subscription up, by its name. One that we have
+/// Each stream of the emulator looks up its subscription by name this often. A stream that we have
 /// ended goes on until then, and takes messages of a new subscription with that name.
 const LOOKED_UP: Duration = Duration::from_millis(250);
 

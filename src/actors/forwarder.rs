@@ -68,7 +68,7 @@ impl Handler<Forward> for Forwarder {
     fn handle(&mut self, mut forward: Forward, _: &mut Self::Context) {
         fail::fail_point!("forwarder");
         for delivery in forward.deliveries {
-            // There is one for each. Without one, the delivery is dropped and so given back.
+            // There is one for each. A delivery without one is dropped, which naks it.
             let Some(permit) = forward.permits.split(1) else {
                 return;
             };
@@ -79,7 +79,7 @@ impl Handler<Forward> for Forwarder {
                     _in_flight: self.in_flight.token(),
                 };
                 if batcher.try_send(queued).is_err() {
-                    debug!("there is no batcher: a delivery goes back to the broker");
+                    debug!("there is no batcher: a delivery is nakked");
                 }
                 continue;
             }

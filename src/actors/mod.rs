@@ -21,7 +21,7 @@
 //! | [`supervisor::Snapshot`] | admin | supervisor | send a view of each actor |
 //! | [`supervisor::DrainAll`] | node | supervisor | stop all lanes |
 //!
-//! The supervisor tells the routers of a lane's start and end in one shared table,
+//! The supervisor publishes the start and the end of each lane in one shared table,
 //! [`live_lanes::LiveLanes`], not by messages.
 //!
 //! Records are sent with `try_send` only, and each carries the permit that admitted it, so no

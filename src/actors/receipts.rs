@@ -40,8 +40,8 @@ pub struct PendingRecord {
     slots: Cell<Option<Arc<ReplySlots>>>,
 }
 
-/// The client's end of a request: one slot for each of its records. Once it is dropped, no reply is
-/// heard, and a record without one is refused.
+/// The client's end of a request: one slot for each of its records. Once it is dropped, replies
+/// are discarded, and a record without one is refused.
 pub struct Replies<'a> {
     slots: Arc<ReplySlots>,
     records: &'a [Record],
@@ -64,8 +64,7 @@ struct State {
 }
 
 impl PendingRecord {
-    /// Replies once. Returns whether the client hears it: if it does not, the client has no
-    /// receipt.
+    /// Replies once. Returns whether the client receives it.
     pub fn reply(&self, reply: Reply) -> bool {
         let Some(slots) = self.slots.take() else {
             return false;
@@ -120,8 +119,8 @@ impl<'a> Replies<'a> {
         }
     }
 
-    /// The records without a reply, to be sent. The ones that an earlier call returned must be gone:
-    /// see [`Replies::wait`].
+    /// The records without a reply, to be sent. The ones that an earlier call returned must be
+    /// gone: see [`Replies::wait`].
     pub fn unanswered(&self) -> Vec<PendingRecord> {
         let state = self.slots.state.lock();
         let missing = state.replies.iter().filter(|reply| reply.is_none());
@@ -159,7 +158,7 @@ impl<'a> Replies<'a> {
         complete.await;
     }
 
-    /// The replies so far, in the order of the records. Later ones are not heard, and a second call
+    /// The replies so far, in the order of the records. Later ones are discarded, and a second call
     /// returns none.
     pub fn close(&self) -> Vec<Option<Reply>> {
         let mut state = self.slots.state.lock();

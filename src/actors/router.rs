@@ -16,7 +16,7 @@ use crate::{config::Policy, lane_id::LaneId};
 #[derive(Clone)]
 pub struct RouterParams {
     pub policy: Policy,
-    /// In the order of the configuration.
+    /// The lanes, in configuration order.
     pub lanes: Arc<[LaneId]>,
     pub live_lanes: LiveLanes,
     pub fallback: DiskFallback,
@@ -82,7 +82,7 @@ impl Router {
             };
             match publisher.try_send(Publish(job)) {
                 Ok(()) => return Ok(()),
-                // A lane that has just died leaves the table when the supervisor hears of it.
+                // A lane that has just died is in the table until the supervisor is notified.
                 Err(SendError::Full(Publish(back)) | SendError::Closed(Publish(back))) => {
                     job = back;
                 }

@@ -39,8 +39,8 @@ const IDLE_MAX: Duration = Duration::from_secs(4);
 /// A connection is replaced after this time, so that a new address of the server is noticed.
 const LIFETIME_MAX: Duration = Duration::from_mins(5);
 
-/// A socket takes a body of this size at once (it is the default send buffer of Linux), so the answer
-/// is read even if the server closes the connection.
+/// A socket takes a body of this size at once (it is the default send buffer of Linux), so the
+/// answer is read even if the server closes the connection.
 const SMALL_BODY: usize = 16 << 10;
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");

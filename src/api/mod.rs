@@ -27,7 +27,7 @@ use tokio::time::timeout;
 use self::client::{Endpoint, HttpClient, public_roots, read};
 use crate::{api::answer::Answer, config};
 
-/// A dead letter keeps so many bytes of the answer's body.
+/// The most bytes of an answer's body that a dead letter keeps.
 const EXCERPT_MAX: usize = 1024;
 /// An answer is read to its end, so that its connection can serve again, but no further than this.
 const ANSWER_MAX: usize = 64 << 10;

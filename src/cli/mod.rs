@@ -133,7 +133,7 @@ impl Cli {
             LevelFilter::TRACE,
         ];
         let usual = match self.command {
-            // The output of these commands tells what they do.
+            // These commands print their results, so they log warnings only.
             Some(Command::Demo(_) | Command::Check(_) | Command::Load(_) | Command::Dead(_)) => 1,
             _ => 2,
         };

@@ -20,7 +20,8 @@ impl Progress {
         Self { bar, unit, total }
     }
 
-    /// Shows that `count` are done. Without a terminal, prints a line for each quarter of the total.
+    /// Shows that `count` are done. Without a terminal, prints a line for each quarter of the
+    /// total.
     pub fn reached(&self, count: u64) {
         let quarter = |count: u64| (4 * count).checked_div(self.total);
         let before = self.bar.position();

@@ -10,7 +10,7 @@
 //! | a body or a record over its limit | 413 |
 //! | another type or encoding | 415 |
 //! | a record that breaks the schema | 422 |
-//! | no lane and no spool could make it safe, or too many records in hand | 503 with `Retry-After` |
+//! | no lane and no spool could make it safe, or too many records in hand | 503, `Retry-After` |
 
 use std::{sync::Arc, time::Instant};
 

@@ -8,8 +8,8 @@ use crate::{
     record::Record,
 };
 
-/// At least this many of the last records are known of each flag: the load factor of a table of 2^17
-/// slots.
+/// At least this many of the last records are known of each flag: the load factor of a table of
+/// 2^17 slots.
 const KNOWN_MIN: usize = (1 << 17) / 8 * 7;
 
 /// Events that a record has had.
@@ -21,7 +21,7 @@ impl Flags {
     pub const NONE: Self = Self(0);
     pub const DELIVERED: Self = Self(1);
     pub const DEAD: Self = Self(1 << 1);
-    /// Its client was told that it is not safe.
+    /// Its client got an error.
     pub const REFUSED: Self = Self(1 << 2);
     /// A lane may have it without having confirmed it.
     pub const MAYBE_PUBLISHED: Self = Self(1 << 3);

@@ -63,6 +63,7 @@ pub(super) fn count(event: Transition, flags: Flags, is_own: bool) -> CountedAs 
 mod tests {
     use super::*;
 
+    // One row per case, so it is long.
     #[test]
     fn each_row_of_the_table() {
         const NONE: Flags = Flags::NONE;

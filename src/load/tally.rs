@@ -6,7 +6,7 @@ use awc::http::StatusCode;
 use hdrhistogram::Histogram;
 use serde_json::{Value, json};
 
-/// How many kinds of failure are told apart; the others are counted as one kind.
+/// The most kinds of failure that are counted apart; the others count as one kind.
 const KINDS_MAX: usize = 20;
 /// Latencies are kept in µs up to an hour, to three digits.
 const LATENCY_MAX_US: u64 = 3_600_000_000;
@@ -28,7 +28,8 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    /// The server answered with `status`. If `body` is a problem (RFC 9457), its detail is the reason.
+    /// The server answered with `status`. If `body` is a problem (RFC 9457), its detail is the
+    /// reason.
     pub(super) fn answered(status: StatusCode, body: &[u8]) -> Self {
         let problem = serde_json::from_slice::<Value>(body).unwrap_or_default();
         let detail = problem["detail"].as_str();
@@ -157,7 +158,9 @@ impl Tally {
             users: *users,
         });
         latency.reset();
-        (*since, *failures, *users) = (at, 0, self.users);
+        *since = at;
+        *failures = 0;
+        *users = self.users;
     }
 
     #[expect(clippy::cast_precision_loss, reason = "nobody posts 2^52 records")]

@@ -27,7 +27,7 @@ use super::{
 
 pub use self::files::is_failing;
 
-/// A segment that has grown past this is sealed, unless [`Log::open`] is told a lesser size.
+/// A segment that has grown past this is sealed, unless [`Log::open`] gets a smaller size.
 pub const SEGMENT_MAX: u64 = 16 << 20;
 /// The disk space that the active segment may keep though all of its entries are settled.
 const SETTLED_KEPT: u64 = 1 << 20;

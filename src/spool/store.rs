@@ -148,6 +148,7 @@ impl Store {
         let path = self.folder.join("probe");
         let probe = fs::write(&path, [0; 4096]).and_then(|()| File::open(&path)?.sync_all());
         self.failing = probe.is_err() || log::is_failing();
+        // The next probe overwrites a file that stays.
         fs::remove_file(&path).ok();
     }
 

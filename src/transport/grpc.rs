@@ -49,19 +49,19 @@ const OWN_STREAM: Duration = Duration::from_secs(5);
 /// How long `close` waits for open calls to end by themselves.
 const GRACE: Duration = CLOSE_TIMEOUT.saturating_sub(Duration::from_millis(500));
 
-/// What a connection needs.
+/// The settings of a connection.
 #[derive(Clone)]
 pub struct Settings {
     pub config: config::GrpcConfig,
-    /// What the call `Watch` shows.
+    /// The source of the call `Watch`.
     pub tap: Tap,
     /// Checks a record that comes from a client, not from a node.
     pub schema: Schema,
     /// This run of the node. It has checked the records that it took in itself.
     pub run: Arc<str>,
-    /// Where the node keeps what the API does not take soon.
+    /// Keeps the records that the API does not take soon.
     pub spool: Spool,
-    /// Of the API that the node's forwarders POST to. While it is open, records go to disk at once.
+    /// The breaker of the API. While it is open, records go to disk at once.
     pub breaker: Arc<Breaker>,
 }
 
@@ -91,7 +91,7 @@ pub struct Grpc {
 }
 
 impl Grpc {
-    /// Where the node serves, the real port included.
+    /// The address that the node serves, with its real port.
     pub const fn address(&self) -> SocketAddr {
         self.address
     }
@@ -220,7 +220,7 @@ async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     }
 }
 
-/// Where a listener on `address` can be called from its own machine.
+/// The address by which this machine reaches a listener on `address`.
 fn reachable(address: SocketAddr) -> SocketAddr {
     let ip = match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),

@@ -128,7 +128,7 @@ impl Incoming {
     }
 }
 
-/// Of a message whose body is one record.
+/// The message has one record as its body.
 impl From<Incoming> for Delivery {
     fn from(incoming: Incoming) -> Self {
         Self {

@@ -25,7 +25,7 @@
 //! configuration and one line in the contract suite:
 //!
 //! 1. `transport/NAME.rs` implements [`Transport`]. Headers are [`Headers::pairs`] and
-//!    [`Headers::read`]; `publish_each` turns one publish into many.
+//!    [`Headers::read`]; `publish_each` implements `publish` by one call per message.
 //! 2. The compiler then names each `match` that needs the variant: the lane's name, its default
 //!    tag, its section, and the line of `node.rs` that starts it.
 //! 3. `contract! { NAME: … }` in `tests/transport_contract.rs`, with a rig that starts the system.
@@ -58,7 +58,7 @@ pub const PREFETCH: u16 = 256;
 /// methods run there concurrently. After [`TransportError::Lost`] the lane closes it and connects
 /// again.
 pub trait Transport: Sized + 'static {
-    /// What `connect` needs. It outlives connections.
+    /// The parameters of `connect`. They outlive connections.
     type Settings: Clone + Send + Sync + Unpin + 'static;
     /// Whether a confirm depends on the message system alone. Then a publish that times out while
     /// no other is confirmed means that the connection is dead.
@@ -98,7 +98,7 @@ pub trait Transport: Sized + 'static {
     /// Flushes the acks, naks the unsettled messages and disconnects, within [`CLOSE_TIMEOUT`].
     fn close(&self) -> impl Future<Output = ()>;
 
-    /// What the system said of itself at `connect`.
+    /// The system's version, warnings and limit, as of `connect`.
     fn info(&self) -> BrokerInfo;
 }
 
@@ -106,7 +106,7 @@ pub trait Transport: Sized + 'static {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct BrokerInfo {
     pub version: Option<String>,
-    /// Where its settings weaken the guarantee.
+    /// Settings that weaken the guarantee.
     pub warnings: Vec<String>,
     /// The most bytes of a message, headers included.
     #[serde(skip)]

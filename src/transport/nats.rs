@@ -1,8 +1,9 @@
 //! NATS JetStream: a file-backed work-queue stream and a durable pull consumer with explicit acks.
 //!
-//! Each connection has a client of its own, which does not reconnect: the lane publishes the records
-//! in flight again, instead of leaving them in the client's buffers. Three tasks serve a connection:
-//! `confirm` matches confirms with publishes, `pull` pulls messages, and `settle` sends acks and naks.
+//! Each connection has a client of its own, which does not reconnect: the lane publishes the
+//! records in flight again, instead of leaving them in the client's buffers. Three tasks serve a
+//! connection: `confirm` matches confirms with publishes, `pull` pulls messages, and `settle` sends
+//! acks and naks.
 
 mod confirm;
 mod consumer_check;
@@ -56,10 +57,10 @@ const DUPLICATE_WINDOW: Duration = Duration::from_mins(2);
 const ACK_WAIT: Duration = Duration::from_secs(30);
 /// Messages that may be unsettled, over all nodes, those that wait for a retry included.
 const ACK_PENDING_MAX: i64 = 16_384;
-/// Messages of one pull. While these are in flight, as many are ready.
+/// The most messages of one pull. The same number is ready while a pull is in flight.
 const PULL_MAX: usize = PREFETCH as usize / 2;
-/// The server answers a pull within this. It is short, because a pull cannot be cancelled and `close`
-/// waits for its end.
+/// The server answers a pull within this. It is short, because a pull cannot be cancelled and
+/// `close` waits for its end.
 const PULL_EXPIRES: Duration = Duration::from_secs(1);
 
 /// One connection.
@@ -148,16 +149,17 @@ impl Transport for Nats {
     }
 
     async fn close(&self) {
-        // This ends a waiting `receive`, which holds the lock. The pulling ends with the pull in flight.
+        // This ends a waiting `receive`, which holds the lock. The pulling ends with the pull in
+        // flight.
         self.lost.set("closed");
         let close = async {
             let mut ready = self.ready.lock().await;
             while let Some(message) = ready.recv().await {
                 drop(message);
             }
-            self.settler.give_back_all().await;
-            // The server handles the requests of a connection in their order: once it answers, it has
-            // the acks.
+            self.settler.nak_all().await;
+            // The server handles the requests of a connection in their order: once it answers, it
+            // has the acks.
             self.stream.get_info().await.is_ok()
         };
         if self.client.connection_state() == State::Connected
@@ -180,8 +182,8 @@ impl Nats {
         let stored = self.send(message.body.clone(), headers).await?;
         // Rare, and boxed to keep the future of every publish small.
         if stored.duplicate && Box::pin(self.lost.guard(self.is_gone(stored.sequence))).await?? {
-            // The message was settled meanwhile and is published again on purpose, as a replayed dead
-            // letter is. The stream must store it again.
+            // The message was settled meanwhile and is published again on purpose, as a replayed
+            // dead letter is. The stream must store it again.
             let headers = self::headers(&message.headers, &Record::new_id())?;
             Box::pin(self.send(message.body.clone(), headers)).await?;
         }
@@ -229,7 +231,8 @@ impl Drop for Nats {
     }
 }
 
-/// The most bytes of a message. `server` is the server's limit, and `stream` the stream's, if positive.
+/// The most bytes of a message. `server` is the server's limit, and `stream` the stream's, if
+/// positive.
 fn largest_message(server: usize, stream: i32) -> usize {
     let stream = usize::try_from(stream).ok().filter(|most| *most > 0);
     server.min(stream.unwrap_or(usize::MAX))

@@ -1,7 +1,7 @@
 //! Google Cloud Pub/Sub, or its emulator.
 //!
-//! The publisher, the probe and the deliveries belong to one connection. The stream of messages goes
-//! from one connection to the next (`stream::KeptStream`).
+//! The publisher, the probe and the deliveries belong to one connection. The stream of messages
+//! goes from one connection to the next (`stream::KeptStream`).
 
 mod access;
 mod declare;
@@ -91,7 +91,7 @@ pub struct Pubsub {
     ready: AsyncMutex<mpsc::Receiver<Leased>>,
     unacked: Arc<UnackedHandlers>,
     state: Arc<State>,
-    /// Of the thread that connected. Delayed nacks run there because they outlive the connection.
+    /// The runtime of the thread that connected. Delayed nacks outlive the connection.
     runtime: Handle,
     /// The tasks that read the stream and probe the subscription.
     tasks: [AbortHandle; 2],
@@ -99,6 +99,8 @@ pub struct Pubsub {
     /// `None` once the connection has left it.
     stream: Mutex<Option<Arc<MessageStream>>>,
     kept: KeptStream,
+    /// Its number among those that shared `kept`.
+    connection: u64,
 }
 
 impl Transport for Pubsub {
@@ -123,7 +125,8 @@ impl Transport for Pubsub {
             .await
             .map_err(|e| TransportError::Connect(format!("publisher: {e}")))?;
 
-        let stream = match kept.take() {
+        let (connection, kept_stream) = kept.take();
+        let stream = match kept_stream {
             Some(stream) if !declared.is_new => stream,
             _ => Arc::new(MessageStream::open(&access, &declared.name).await?),
         };
@@ -153,6 +156,7 @@ impl Transport for Pubsub {
             },
             stream: Mutex::new(Some(stream)),
             kept: kept.clone(),
+            connection,
         })
     }
 
@@ -188,10 +192,11 @@ impl Transport for Pubsub {
         ready.close();
         // Dropping a message nacks it.
         while ready.try_recv().is_ok() {}
-        self.unacked.give_back();
-        if let Some(stream) = self.leave_stream() {
-            stream.give_back().await;
-            self.kept.put(stream, &self.runtime);
+        self.unacked.nack_all();
+        if let Some(stream) = self.leave_stream()
+            && stream.nack_unread().await
+        {
+            self.kept.put(self.connection, stream, &self.runtime);
         }
         sleep(FLUSH).await;
     }
@@ -233,9 +238,7 @@ impl Pubsub {
         self.state.suspicion.notify_one();
         Err(TransportError::Publish(failure.to_string()))
     }
-}
 
-impl Pubsub {
     /// Ends the tasks of the connection. Returns the stream the first time, if the next connection
     /// may have it.
     fn leave_stream(&self) -> Option<Arc<MessageStream>> {
@@ -248,7 +251,7 @@ impl Pubsub {
 impl Drop for Pubsub {
     fn drop(&mut self) {
         if let Some(stream) = self.leave_stream() {
-            self.kept.put(stream, &self.runtime);
+            self.kept.put(self.connection, stream, &self.runtime);
         }
     }
 }

@@ -36,8 +36,7 @@ use super::{
 };
 use crate::{config, lane_id::LaneId, record::Record};
 
-/// Without a confirm for so long, a publish fails. Callers that cannot wait so long give up
-/// earlier.
+/// A publish without a confirm fails after this. Callers with a shorter time-out fail earlier.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(10);
 /// The broker writes the name of a new quorum queue to disk only when its list of names has been
 /// still for two times 500 ms. Killed before, it forgets the queue with all that it has confirmed

@@ -6,17 +6,10 @@
 //! record. If the API refuses a batch, or fails at it again and again, each half is POSTed by
 //! itself, until the record that the API refuses is alone and becomes a dead letter.
 
-use std::{
-    borrow::Cow,
-    collections::{HashSet, VecDeque},
-    mem,
-    ops::Range,
-    rc::Rc,
-    sync::Arc,
-    time::Duration,
-};
+use std::{borrow::Cow, collections::HashSet, mem, ops::Range, rc::Rc, sync::Arc, time::Duration};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
@@ -65,7 +58,7 @@ struct Batcher {
     batch: usize,
 }
 
-/// Starts a batcher, which ends with the forwarder. When `drain` changes, it gives back the
+/// Starts a batcher, which ends with the forwarder. When `drain` changes, it naks the
 /// deliveries that wait for their POST.
 pub fn start(
     poster: Rc<Poster>,
@@ -105,10 +98,10 @@ impl Batcher {
             let rest = self.waiting.split_off(fitting(&self.waiting));
             let batch = mem::replace(&mut self.waiting, rest);
             let poster = Rc::clone(&self.poster);
+            let slots = Arc::clone(&self.slots);
             let drain = drain.clone();
             actix_rt::spawn(async move {
-                poster.deliver_all(batch, drain).await;
-                drop(slot);
+                poster.deliver_all(batch, slot, slots, drain).await;
             });
         }
     }
@@ -157,18 +150,39 @@ fn listed(id: &str) -> Cow<'_, str> {
 
 impl Poster {
     /// Settles each delivery of `batch`, or gives it back. If the batch cannot be delivered as a
-    /// whole, its halves are POSTed one after the other.
-    async fn deliver_all(&self, batch: Vec<QueuedDelivery>, drain: watch::Receiver<()>) {
-        let mut parts = VecDeque::from([(batch, DeathReason::default())]);
-        while let Some((part, reason)) = parts.pop_front() {
-            // A drain gives the parts that wait back.
-            if drain.has_changed().unwrap_or(true) {
-                return;
-            }
-            let left = self.deliver_part(part, reason, drain.clone()).await;
+    /// whole, each half is POSTed by itself, in a slot of its own: none waits for another's
+    /// retries.
+    async fn deliver_all(
+        &self,
+        batch: Vec<QueuedDelivery>,
+        slot: OwnedSemaphorePermit,
+        slots: Arc<Semaphore>,
+        drain: watch::Receiver<()>,
+    ) {
+        let deliver_half = async |half, reason| {
+            let mut drained = drain.clone();
+            let _slot = tokio::select! {
+                biased;
+                // An error means that the forwarder is gone, which gives the half back too.
+                _ = drained.changed() => return None,
+                slot = Arc::clone(&slots).acquire_owned() => slot.ok()?,
+            };
+            self.deliver_part(half, reason, drain.clone()).await
+        };
+        let whole = self.deliver_part(batch, DeathReason::default(), drain.clone());
+        let mut left = whole.await;
+        drop(slot);
+        let mut halves = FuturesUnordered::new();
+        loop {
             if let Some((mut first, reason)) = left {
                 let second = first.split_off(first.len() / 2);
-                parts.extend([(first, reason.clone()), (second, reason)]);
+                for half in [first, second].into_iter().filter(|half| !half.is_empty()) {
+                    halves.push(deliver_half(half, reason.clone()));
+                }
+            }
+            match halves.next().await {
+                Some(of_half) => left = of_half,
+                None => return,
             }
         }
     }

@@ -34,7 +34,7 @@ const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_CAP: Duration = Duration::from_secs(3);
 /// How long a record rests if its dead letter could not be written.
 const UNWRITTEN_REST: Duration = Duration::from_secs(30);
-/// A delivery is given back after this time and comes again: brokers end a consumer that holds a
+/// A delivery is nakked after this time and redelivered: brokers end a consumer that holds a
 /// message for much longer.
 pub const HOLD_MAX: Duration = Duration::from_mins(10);
 /// How long it then rests.
@@ -203,7 +203,8 @@ impl Poster {
                     }
                     let delay = backoff.next_delay().max(at_least.unwrap_or_default());
                     let lane = self.params.lane;
-                    debug!(%lane, key = payload.key, %answer, ?delay, "POST failed");
+                    let delay_ms = delay.as_millis();
+                    debug!(%lane, key = payload.key, %answer, delay_ms, "POST failed");
                     tokio::select! {
                         () = sleep(delay) => {}
                         _ = drain.changed() => return PostEnd::Drained,

@@ -111,7 +111,7 @@ fn groups(records: &[impl AsRef<Record>], max: BundleSize) -> impl Iterator<Item
                 bytes <= max.bytes && record.as_ref().origin.is_some()
             });
         // A record that is too large goes alone, and so does one without an origin: it could not be
-        // told from another of its id.
+        // distinguished from another record with its id.
         let until = (from + fit.count().max(1)).min(records.len());
         let group = mem::replace(&mut from, until)..until;
         (!group.is_empty()).then_some(group)

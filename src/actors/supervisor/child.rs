@@ -101,7 +101,9 @@ impl Child {
             return;
         }
         if let (ChildId::Lane(id), Some((publisher, broker))) = (self.view.child, lane) {
-            for warning in &broker.warnings {
+            let known = &self.view.broker.warnings;
+            let new = broker.warnings.iter();
+            for warning in new.filter(|warning| !known.contains(warning)) {
                 warn!(lane = %id, warning, "the broker's settings weaken the guarantee");
             }
             self.view.broker = broker;
@@ -151,10 +153,10 @@ impl Child {
                 self.crashes.push_back(now);
                 self.crashes.retain(|&at| now - at < HEALTHY);
             }
-            // The old thread may be blocked.
-            if let (Exit::Stalled(_), Thread::Arbiter(_)) = (&exit, &self.thread) {
-                self.thread = Thread::spawn();
-            }
+        }
+        // The old thread may be blocked.
+        if let (Exit::Stalled(_), Thread::Arbiter(_)) = (&exit, &self.thread) {
+            self.thread = Thread::spawn();
         }
         let decision = RestartDecision::after(&exit, self.desired, self.crashes.len());
         if let Exit::Failed(why) | Exit::Panicked(why) | Exit::Stalled(why) = exit {
@@ -175,7 +177,9 @@ impl Child {
 
     pub(super) fn command(&mut self, action: Action) {
         match (action, self.view.state) {
-            (Action::Pause, State::Paused) | (Action::Resume, State::Connecting | State::Up) => {}
+            (Action::Resume, State::Connecting | State::Up) => {}
+            // It may have been resumed while it finished.
+            (Action::Pause, State::Paused) => self.desired = DesiredState::Paused,
             (Action::Pause, _) => self.stop(DesiredState::Paused),
             // It still finishes after a pause, and starts again when it has.
             (Action::Resume, State::Paused) if self.running.is_some() => {

@@ -22,7 +22,7 @@ use crate::{
 pub enum Thread {
     /// The supervisor's own.
     Current,
-    /// One that it may share with other actors.
+    /// A thread that it may share with other actors.
     Arbiter(Arc<Arbiter>),
 }
 

@@ -22,7 +22,7 @@ use crate::{
 
 /// A record that the API has not taken after this goes to disk, which makes it safe.
 const DISK_AFTER: Duration = Duration::from_millis(500);
-/// After this without progress, a client is told to send its unsettled records again.
+/// After this without progress, the receipts of a client's unsettled records say RETRY.
 const PATIENCE: Duration = Duration::from_secs(30);
 const NOT_SAFE: &str = "not safe within 30 s";
 pub(super) const CLOSING: &str = "closing";

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::transport::{Message, TransportError};
 
-/// For how many places of a window a batch waits at a time.
+/// The most places in a window that a batch waits for at a time.
 const ROOM_MAX: usize = WINDOW / 8;
 /// How long a record waits for room in a window before it goes back to the router.
 const ROOM_PATIENCE: Duration = Duration::from_secs(5);

@@ -243,7 +243,7 @@ fn warnings(stream: &Info, consumer: &Consumer) -> Vec<String> {
             "stream {name} is in memory: what was confirmed is gone when the server ends"
         ));
     } else {
-        // The server does not tell its clients.
+        // The server does not report it to its clients.
         warnings.push(
             "sync_interval is unknown: unless the server's is `always`, a power cut may take what was confirmed last"
                 .into(),
@@ -271,8 +271,9 @@ fn warnings(stream: &Info, consumer: &Consumer) -> Vec<String> {
 mod tests {
     use super::*;
 
+    // One row per case, so it is long.
     #[test]
-    fn a_stream_that_would_lose_records_is_told_apart() {
+    fn a_stream_that_would_lose_records_is_detected() {
         let settings = config::NatsConfig {
             subject: "b".into(),
             replicas: 3,
@@ -354,8 +355,9 @@ mod tests {
         }
     }
 
+    // One row per case, so it is long.
     #[test]
-    fn a_consumer_that_would_lose_records_is_told_apart() {
+    fn a_consumer_that_would_lose_records_is_detected() {
         let settings = config::NatsConfig {
             subject: "b".into(),
             ..config::NatsConfig::default()

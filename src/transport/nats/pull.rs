@@ -1,7 +1,7 @@
 //! Pulls messages.
 //!
 //! The client crate's own message stream reads ahead unseen. With a slow API, messages in its
-//! buffer exceed their ack wait, and they cannot be given back when the lane closes. Here each
+//! buffer exceed their ack wait, and they cannot be nakked when the lane closes. Here each
 //! message becomes an [`Incoming`] as soon as it arrives, so the settler extends its ack wait. The
 //! server ends each pull, so no message is on its way after that.
 
@@ -58,7 +58,7 @@ pub struct Puller {
 
 impl Puller {
     /// Pulls into `ready` as it empties, until the connection is lost or closed. A pull under way
-    /// is not interrupted: `close` gives back the messages that it brings.
+    /// is not interrupted: `close` naks the messages that it brings.
     pub async fn run(self) {
         if let Err(why) = self.pull_all().await {
             self.lost.set(why);

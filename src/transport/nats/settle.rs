@@ -87,7 +87,7 @@ impl Settler {
     }
 
     /// Naks all unacked messages. Returns when the client has these naks and all earlier acks.
-    pub async fn give_back_all(&self) {
+    pub async fn nak_all(&self) {
         let unacked = std::mem::take(&mut self.unacked.lock().messages);
         let (done, flushed) = oneshot::channel();
         let naks = unacked

@@ -1,9 +1,9 @@
 //! The stream of messages, kept open from one connection of a lane to the next.
 //!
-//! The emulator ends a stream only when the client half-closes it. The client crate resets it, so the
-//! emulator goes on leasing messages to the ended stream, for ten seconds each time. Measured with a
-//! stream per connection: after a reconnect the first record took 10 to 30 s, against 0.1 s on the
-//! first connection.
+//! The emulator ends a stream only when the client half-closes it. The client crate resets it, so
+//! the emulator goes on leasing messages to the ended stream, for ten seconds each time. Measured
+//! with a stream per connection: after a reconnect the first record took 10 to 30 s, against 0.1 s
+//! on the first connection.
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
@@ -108,39 +108,57 @@ impl MessageStream {
         "the stream has ended".into()
     }
 
-    /// Nacks the messages that have come in and were not read. Waits for the end of [`Self::read`].
-    pub(super) async fn give_back(&self) {
+    /// Nacks the messages that have come in and were not read, after the end of [`Self::read`].
+    /// Returns whether more may come.
+    pub(super) async fn nack_unread(&self) -> bool {
         let mut messages = self.messages.lock().await;
         for _ in 0..LEASED_MAX {
-            if !matches!(messages.next().now_or_never(), Some(Some(Ok(_)))) {
-                break;
+            match messages.next().now_or_never() {
+                // Dropping a message nacks it.
+                Some(Some(Ok(_))) => {}
+                end => return end.is_none(),
             }
         }
+        true
     }
 }
 
 /// The stream of the last connection, until the next one takes it. Clones share it.
 #[derive(Clone, Default)]
-pub(super) struct KeptStream(Arc<Mutex<Option<Kept>>>);
+pub(super) struct KeptStream(Arc<Mutex<Kept>>);
 
-/// A stream, and when it ends unless it is taken.
-type Kept = (Arc<MessageStream>, Instant);
+#[derive(Default)]
+struct Kept {
+    /// The number of connections so far.
+    connections: u64,
+    /// The stream, and when it ends unless it is taken.
+    stream: Option<(Arc<MessageStream>, Instant)>,
+}
 
 impl KeptStream {
-    pub(super) fn take(&self) -> Option<Arc<MessageStream>> {
-        let (stream, _) = self.0.lock().take()?;
-        Some(stream)
+    /// Returns the number of the new connection, and the stream of the last one if it was kept.
+    pub(super) fn take(&self) -> (u64, Option<Arc<MessageStream>>) {
+        let mut kept = self.0.lock();
+        kept.connections += 1;
+        let stream = kept.stream.take();
+        (kept.connections, stream.map(|(stream, _)| stream))
     }
 
-    /// Keeps `stream` for [`GRACE`]. Its end is timed on `runtime`.
-    pub(super) fn put(&self, stream: Arc<MessageStream>, runtime: &Handle) {
-        let end = Instant::now() + GRACE;
-        *self.0.lock() = Some((stream, end));
+    /// Keeps the `stream` of `connection` for [`GRACE`], unless there is a later connection. Its end
+    /// is timed on `runtime`.
+    pub(super) fn put(&self, connection: u64, stream: Arc<MessageStream>, runtime: &Handle) {
+        let mut kept = self.0.lock();
+        if kept.connections != connection {
+            return;
+        }
+        kept.stream = Some((stream, Instant::now() + GRACE));
+        drop(kept);
         let kept = self.clone();
         runtime.spawn(async move {
             sleep(GRACE).await;
+            let mut kept = kept.0.lock();
             // The stream may have been taken, and kept again later.
-            kept.0.lock().take_if(|(_, end)| *end <= Instant::now());
+            kept.stream.take_if(|(_, end)| *end <= Instant::now());
         });
     }
 }
@@ -150,7 +168,8 @@ impl KeptStream {
 pub(super) struct UnackedHandlers(Mutex<Slab<Handler>>);
 
 impl UnackedHandlers {
-    pub(super) fn give_back(&self) {
+    /// Nacks them. No delivery may come afterwards: its key could be one of theirs.
+    pub(super) fn nack_all(&self) {
         for handler in self.0.lock().drain() {
             handler.nack();
         }
@@ -179,7 +198,7 @@ impl Leased {
         let unacked = Arc::clone(unacked);
         let runtime = runtime.clone();
         let settle = move |verdict| {
-            // It is absent if `close` has given it back.
+            // It is absent if `close` has nacked it.
             let Some(handler) = unacked.0.lock().try_remove(key) else {
                 return;
             };

@@ -15,6 +15,7 @@ use crate::record::{Record, is_visible_ascii};
 /// bytes of a `message_id`.
 pub(super) fn to_properties(headers: &Headers) -> BasicProperties {
     const PERSISTENT: u8 = 2;
+    // `None` if it is longer than 255 bytes: then it is a header.
     let message_id = ShortString::try_new(&*headers.id).ok();
     let mut table = FieldTable::default();
     for (name, value) in headers.pairs() {

@@ -17,8 +17,8 @@ use super::{
     message::to_properties,
 };
 
-/// At so many publishes without a confirm, those whose caller has given up included, no request is
-/// taken: the client's queue has no limit.
+/// The most publishes without a confirm, abandoned ones included. No request is taken beyond it,
+/// because the client's queue has no limit.
 const UNCONFIRMED_MAX: usize = 1024;
 /// Confirms handled in one turn, so that other tasks of this thread wait no longer.
 const TURN_MAX: usize = 64;
