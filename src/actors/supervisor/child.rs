@@ -148,11 +148,11 @@ impl Child {
             self.backoff.reset();
         }
         // An actor that was asked to end and took too long has not crashed.
-        if self.desired == DesiredState::Running {
-            if let Exit::Panicked(_) | Exit::Stalled(_) = exit {
-                self.crashes.push_back(now);
-                self.crashes.retain(|&at| now - at < HEALTHY);
-            }
+        if self.desired == DesiredState::Running
+            && let Exit::Panicked(_) | Exit::Stalled(_) = exit
+        {
+            self.crashes.push_back(now);
+            self.crashes.retain(|&at| now - at < HEALTHY);
         }
         // The old thread may be blocked.
         if let (Exit::Stalled(_), Thread::Arbiter(_)) = (&exit, &self.thread) {
