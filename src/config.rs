@@ -1,5 +1,5 @@
 //! Every setting with its default. A key is a field of its section: its name, type and default, and
-//! the reader in [`value`] that knows its range.
+//! the reader in `value` that knows its range.
 //!
 //! `load` reads the sources key by key, `value` the values, `url` the URLs; `rules` checks keys
 //! against each other.
