@@ -86,6 +86,7 @@ impl Transport for RabbitMq {
         messages: &[Message],
         mut settled: impl FnMut(usize, Result<(), TransportError>),
     ) {
+        // One outcome per message at most.
         let (outcomes, mut reported) = mpsc::unbounded_channel();
         let mut request = PublishRequest {
             messages: Vec::with_capacity(messages.len()),

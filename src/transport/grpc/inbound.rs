@@ -127,6 +127,7 @@ pub(super) struct InboundStream<S> {
     waiting: Option<Record>,
     unconfirmed: Slab<UnconfirmedRecord>,
     outcome_sender: OutcomeSender,
+    /// Bounded by the unconfirmed records: each has one outcome.
     outcomes: mpsc::UnboundedReceiver<OutcomeEvent>,
     /// When to look for records that should go to disk.
     disk_timer: Interval,

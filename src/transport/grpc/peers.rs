@@ -65,6 +65,7 @@ impl Peers {
         messages: &[Message],
         mut settled: impl FnMut(usize, Result<(), TransportError>),
     ) {
+        // One outcome per message at most.
         let (sender, receiver) = mpsc::unbounded_channel();
         let mut outcomes = BatchOutcomes {
             peers: self,
