@@ -1,18 +1,26 @@
 //! The circuit breaker before the API. After a few failures in a row it opens: there are no POSTs
 //! but a single probe at a time, with back-off between probes, until one succeeds.
+//!
+//! It also opens when the API denies every POST (401, 403 or 404): that is a wrong token or a wrong
+//! path, and says nothing about the records.
 
-use std::time::Duration;
+use std::{mem, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use tokio::{
-    sync::Notify,
-    time::{Instant, timeout_at},
+    sync::{Notify, watch},
+    time::{Instant, timeout, timeout_at},
 };
+use tracing::{info, warn};
 
 use crate::backoff::Backoff;
 
 /// Failures in a row that open it.
 const FAILURES_MAX: u32 = 5;
+/// Denials in a row that open it.
+const DENIALS_MAX: u32 = 50;
+/// A record that is denied waits this long for the next POST to show whose fault it is.
+const VERDICT_WAIT: Duration = Duration::from_secs(2);
 /// The first probe waits at most this.
 const PROBE_FIRST: Duration = Duration::from_millis(100);
 /// No probe waits longer, unless the API asks for it.
@@ -21,12 +29,24 @@ const PROBE_CAP: Duration = Duration::from_secs(1);
 /// One per API, shared by all forwarders of a node.
 #[derive(Default)]
 pub struct Breaker {
+    /// The API's address, for the log.
+    api: Arc<str>,
     state: Mutex<State>,
     /// Wakes the callers that wait for a pass.
     changes: Notify,
 }
 
-enum State {
+struct State {
+    phase: Phase,
+    /// When the breaker last opened or closed.
+    since: Instant,
+    /// The last failure while it was open.
+    last_error: Option<String>,
+    /// `None` if the last POST was not denied.
+    denials: Option<Denials>,
+}
+
+enum Phase {
     Closed {
         failures: u32,
     },
@@ -37,6 +57,36 @@ enum State {
     },
 }
 
+/// Denials in a row.
+#[derive(Default)]
+struct Denials {
+    count: u32,
+    /// Changes with each denial, to whether the API denies everything. Dropped when a POST
+    /// succeeds.
+    everything: watch::Sender<bool>,
+}
+
+/// What the API denies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Denied {
+    /// This record: it takes others, or there are none.
+    TheRecord,
+    /// All records: the breaker is open.
+    Everything,
+}
+
+/// The API as the breaker judges it.
+#[derive(Clone, Debug)]
+pub struct ApiHealth {
+    pub is_up: bool,
+    /// The time of the last change.
+    pub since: Instant,
+    /// The reason of the outage, or of the last one.
+    pub last_error: Option<String>,
+    /// The time until the next probe.
+    pub retry_in: Option<Duration>,
+}
+
 /// One POST that may be made. Dropped without a result, it says nothing about the API.
 pub struct Pass<'b> {
     breaker: &'b Breaker,
@@ -45,11 +95,24 @@ pub struct Pass<'b> {
 
 impl Default for State {
     fn default() -> Self {
-        Self::Closed { failures: 0 }
+        Self {
+            phase: Phase::Closed { failures: 0 },
+            since: Instant::now(),
+            last_error: None,
+            denials: None,
+        }
     }
 }
 
 impl Breaker {
+    /// A closed breaker of the API at `api`.
+    pub fn new(api: Arc<str>) -> Self {
+        Self {
+            api,
+            ..Self::default()
+        }
+    }
+
     /// Resolves when a POST may be made.
     pub async fn pass(&self) -> Pass<'_> {
         let pass = |is_probe| Pass {
@@ -59,9 +122,9 @@ impl Breaker {
         loop {
             // It is notified of each change after this line.
             let change = self.changes.notified();
-            let probe_at = match &mut *self.state.lock() {
-                State::Closed { .. } => return pass(false),
-                State::Open { probe_at, .. } => {
+            let probe_at = match &mut self.state.lock().phase {
+                Phase::Closed { .. } => return pass(false),
+                Phase::Open { probe_at, .. } => {
                     if probe_at.is_some_and(|at| at <= Instant::now()) {
                         *probe_at = None;
                         return pass(true);
@@ -79,35 +142,122 @@ impl Breaker {
 
     /// The API counts as unavailable.
     pub fn is_open(&self) -> bool {
-        matches!(*self.state.lock(), State::Open { .. })
+        self.state.lock().is_open()
+    }
+
+    pub fn health(&self) -> ApiHealth {
+        let state = self.state.lock();
+        let probe_at = match state.phase {
+            Phase::Closed { .. } => None,
+            Phase::Open { probe_at, .. } => probe_at,
+        };
+        ApiHealth {
+            is_up: !state.is_open(),
+            since: state.since,
+            last_error: state.last_error.clone(),
+            retry_in: probe_at.map(|at| at.saturating_duration_since(Instant::now())),
+        }
+    }
+
+    /// Opens, and logs why; or counts one more failed probe.
+    fn open(&self, state: &mut State, why: String, at_least: Option<Duration>) {
+        let closed = Phase::Closed { failures: 0 };
+        let (was_open, mut backoff) = match mem::replace(&mut state.phase, closed) {
+            Phase::Closed { .. } => (false, Backoff::new(PROBE_FIRST, PROBE_CAP)),
+            Phase::Open { backoff, .. } => (true, backoff),
+        };
+        let now = Instant::now();
+        let delay = backoff.next_delay().max(at_least.unwrap_or_default());
+        let probe_at = Some(now + delay);
+        state.phase = Phase::Open { backoff, probe_at };
+        if !was_open {
+            state.since = now;
+            let (api, reason) = (&*self.api, &*why);
+            let retry_in_ms = delay.as_millis();
+            warn!(api, reason, retry_in_ms, "API is down: records wait");
+        }
+        state.last_error = Some(why);
+        if let Some(denials) = state.denials.take() {
+            denials.everything.send_replace(true);
+        }
+    }
+}
+
+impl State {
+    const fn is_open(&self) -> bool {
+        matches!(self.phase, Phase::Open { .. })
     }
 }
 
 impl Pass<'_> {
-    /// The API answered, and did not ask for a retry.
-    pub fn succeeded(self) {
+    /// The API answered, and neither asked for a retry nor denied the POST. `waiting` counts the
+    /// records that an outage has kept waiting.
+    pub fn succeeded(self, waiting: impl FnOnce() -> u64) {
         let mut state = self.breaker.state.lock();
-        // A POST that began before the breaker opened says nothing about the API now.
-        if self.is_probe || matches!(*state, State::Closed { .. }) {
-            *state = State::default();
+        match &mut state.phase {
+            Phase::Closed { failures } => *failures = 0,
+            // A POST that began before the breaker opened says nothing about the API now.
+            Phase::Open { .. } if !self.is_probe => return,
+            Phase::Open { .. } => {
+                state.phase = Phase::Closed { failures: 0 };
+                let down = mem::replace(&mut state.since, Instant::now()).elapsed();
+                let down_s = down.as_secs_f64();
+                info!(
+                    api = &*self.breaker.api,
+                    down_s,
+                    waited = waiting(),
+                    "API is up again"
+                );
+            }
         }
+        state.denials = None;
     }
 
     /// No answer, or one that asks for a retry, not before `at_least` if the API says so.
-    pub fn failed(self, at_least: Option<Duration>) {
+    pub fn failed(self, why: impl ToString, at_least: Option<Duration>) {
         let mut state = self.breaker.state.lock();
-        let mut backoff = match &mut *state {
-            State::Closed { failures } if *failures + 1 < FAILURES_MAX => {
-                *failures += 1;
-                return;
+        match &mut state.phase {
+            Phase::Closed { failures } if *failures + 1 < FAILURES_MAX => *failures += 1,
+            Phase::Open { .. } if !self.is_probe => {}
+            _ => self.breaker.open(&mut state, why.to_string(), at_least),
+        }
+    }
+
+    /// The API denied the POST with a status that a wrong token or a wrong path causes, too.
+    /// Resolves when it is known whether it denies everything: when the breaker is open, when a
+    /// POST succeeds, or when no other was denied for [`VERDICT_WAIT`].
+    pub async fn denied(self, why: impl ToString) -> Denied {
+        let mut verdict = {
+            let mut state = self.breaker.state.lock();
+            if state.is_open() {
+                if self.is_probe {
+                    self.breaker.open(&mut state, why.to_string(), None);
+                }
+                return Denied::Everything;
             }
-            State::Closed { .. } => Backoff::new(PROBE_FIRST, PROBE_CAP),
-            State::Open { backoff, .. } if self.is_probe => backoff.clone(),
-            State::Open { .. } => return,
+            let denials = state.denials.get_or_insert_default();
+            denials.count += 1;
+            if denials.count >= DENIALS_MAX {
+                let why = format!(
+                    "{DENIALS_MAX} POSTs in a row were denied, the last with {}; check `url` and \
+                     `token_file` of [api]",
+                    why.to_string()
+                );
+                self.breaker.open(&mut state, why, None);
+                return Denied::Everything;
+            }
+            denials.everything.send_replace(false);
+            denials.everything.subscribe()
         };
-        let delay = backoff.next_delay().max(at_least.unwrap_or_default());
-        let probe_at = Some(Instant::now() + delay);
-        *state = State::Open { backoff, probe_at };
+        loop {
+            match timeout(VERDICT_WAIT, verdict.changed()).await {
+                Ok(Ok(())) if *verdict.borrow() => return Denied::Everything,
+                // One more was denied.
+                Ok(Ok(())) => {}
+                // A POST has succeeded, or no other is made.
+                Ok(Err(_)) | Err(_) => return Denied::TheRecord,
+            }
+        }
     }
 }
 
@@ -117,7 +267,7 @@ impl Drop for Pass<'_> {
             return;
         }
         // A probe without a result is followed by another at once.
-        if let State::Open { probe_at, .. } = &mut *self.breaker.state.lock() {
+        if let Phase::Open { probe_at, .. } = &mut self.breaker.state.lock().phase {
             probe_at.get_or_insert_with(Instant::now);
         }
         self.breaker.changes.notify_waiters();
@@ -132,7 +282,7 @@ mod tests {
 
     async fn fail(breaker: &Breaker, times: u32) {
         for _ in 0..times {
-            breaker.pass().await.failed(None);
+            breaker.pass().await.failed("500", None);
         }
     }
 
@@ -140,10 +290,10 @@ mod tests {
     async fn it_opens_after_failures_in_a_row_and_lets_one_probe_through_at_a_time() {
         let breaker = Breaker::default();
         fail(&breaker, FAILURES_MAX - 1).await;
-        breaker.pass().await.succeeded();
+        breaker.pass().await.succeeded(|| 0);
         fail(&breaker, FAILURES_MAX - 1).await;
         assert!(!breaker.is_open(), "a success in between counts");
-        breaker.pass().await.failed(None);
+        breaker.pass().await.failed("500", None);
         assert!(breaker.is_open());
         assert!(breaker.pass().now_or_never().is_none());
 
@@ -156,7 +306,7 @@ mod tests {
                 .is_err(),
             "a second probe"
         );
-        probe.succeeded();
+        probe.succeeded(|| 0);
         assert!(!breaker.is_open());
         assert!(breaker.pass().now_or_never().is_some());
     }
@@ -167,14 +317,14 @@ mod tests {
         fail(&breaker, FAILURES_MAX).await;
         for _ in 0..10 {
             let began = Instant::now();
-            breaker.pass().await.failed(None);
+            breaker.pass().await.failed("500", None);
             assert!(began.elapsed() <= PROBE_CAP);
         }
         drop(breaker.pass().await);
         let asked = Duration::from_secs(30);
-        breaker.pass().await.failed(Some(asked));
+        breaker.pass().await.failed("503", Some(asked));
         let began = Instant::now();
-        breaker.pass().await.succeeded();
+        breaker.pass().await.succeeded(|| 0);
         assert!(began.elapsed() >= asked, "Retry-After is honoured");
         assert!(!breaker.is_open());
     }
@@ -189,7 +339,7 @@ mod tests {
                 .await
                 .len()
         };
-        let (waited, ()) = tokio::join!(wait, async { probe.succeeded() });
+        let (waited, ()) = tokio::join!(wait, async { probe.succeeded(|| 0) });
         assert_eq!(waited, 100);
     }
 
@@ -198,7 +348,82 @@ mod tests {
         let breaker = Breaker::default();
         let old = breaker.pass().await;
         fail(&breaker, FAILURES_MAX).await;
-        old.succeeded();
+        old.succeeded(|| 0);
         assert!(breaker.is_open());
+    }
+
+    /// `times` denials at once: what each of their records is told.
+    async fn deny(breaker: &Breaker, times: u32) -> Vec<Denied> {
+        let denied = (0..times).map(async |_| breaker.pass().await.denied("status 401").await);
+        futures_util::future::join_all(denied).await
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_api_that_denies_everything_counts_as_down_and_condemns_no_record() {
+        let breaker = Breaker::default();
+        let told = deny(&breaker, DENIALS_MAX).await;
+        assert!(
+            told.iter().all(|told| *told == Denied::Everything),
+            "{told:?}"
+        );
+        let health = breaker.health();
+        let reason = health.last_error.unwrap();
+        assert!(!health.is_up && health.retry_in.is_some());
+        assert!(
+            reason.contains("401") && reason.contains("token_file"),
+            "{reason}"
+        );
+        // A probe is denied, too, and condemns no record either.
+        assert_eq!(deny(&breaker, 3).await, [Denied::Everything; 3]);
+        breaker.pass().await.succeeded(|| 0);
+        assert!(breaker.health().is_up);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_record_that_is_denied_while_the_api_takes_another_is_to_blame() {
+        let breaker = Breaker::default();
+        let began = Instant::now();
+        let another = async { breaker.pass().await.succeeded(|| 0) };
+        let (told, ()) = tokio::join!(deny(&breaker, DENIALS_MAX - 1), another);
+        assert!(
+            told.iter().all(|told| *told == Denied::TheRecord),
+            "{told:?}"
+        );
+        assert!(began.elapsed() < VERDICT_WAIT, "the success is the verdict");
+        assert_eq!(deny(&breaker, 1).await, [Denied::TheRecord]);
+        assert!(began.elapsed() >= VERDICT_WAIT, "nothing else is POSTed");
+        assert!(breaker.health().is_up);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_stream_of_denials_condemns_no_record() {
+        let breaker = Breaker::default();
+        let told = (1..=DENIALS_MAX).map(async |at| {
+            tokio::time::sleep(at * VERDICT_WAIT / 2).await;
+            breaker.pass().await.denied("status 403").await
+        });
+        let told = futures_util::future::join_all(told).await;
+        assert!(
+            told.iter().all(|told| *told == Denied::Everything),
+            "{told:?}"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_outage_has_one_beginning_and_its_last_reason() {
+        let breaker = Breaker::default();
+        breaker.pass().await.failed("one record's fault", None);
+        assert_eq!(breaker.health().last_error, None, "it is no outage");
+        fail(&breaker, FAILURES_MAX).await;
+        let began = breaker.health().since;
+        for _ in 0..5 {
+            breaker.pass().await.failed("refused", None);
+        }
+        let health = breaker.health();
+        assert_eq!(health.since, began);
+        assert_eq!(health.last_error.as_deref(), Some("refused"));
+        assert!(health.retry_in.is_some_and(|time| time <= PROBE_CAP));
+        breaker.pass().await.succeeded(|| 0);
+        assert!(breaker.health().is_up && breaker.health().since > began);
     }
 }

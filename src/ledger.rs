@@ -22,7 +22,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 pub use self::{
     balance::{Balance, audit},
-    counts::{ApiGauge, Counts, NodeCounts, Posting},
+    counts::{ApiCounts, Counts, NodeCounts, Posting},
     latency::{Latency, Quantiles},
 };
 use self::{
@@ -41,7 +41,7 @@ pub struct Ledger {
     /// This run of the node. A record with another origin is of an earlier run, or of another node.
     pub run: Arc<str>,
     pub started: Instant,
-    pub api: ApiGauge,
+    pub api: ApiCounts,
     lanes: [Mutex<LaneLedger>; LaneId::ALL.len()],
     node: Mutex<NodeCounts>,
     memory: Mutex<FlagMemory>,
@@ -70,7 +70,7 @@ impl Ledger {
         Self {
             run,
             started: Instant::now(),
-            api: ApiGauge::default(),
+            api: ApiCounts::default(),
             lanes: Default::default(),
             node: Mutex::default(),
             memory: Mutex::default(),

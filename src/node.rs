@@ -177,7 +177,7 @@ impl<'a> Graph<'a> {
             },
             spool,
             tap: Tap::default(),
-            breaker: Arc::default(),
+            breaker: Arc::new(Breaker::new(config.api.url.to_string().into())),
             api: api::Settings::read(&config.api)?,
             lanes: lanes.into(),
             live_lanes: LiveLanes::default(),

@@ -138,7 +138,7 @@ async fn an_api_that_hangs_is_given_up_after_the_time_out_and_asked_again() {
     let client = client(&api);
     let answer = post(&client).await;
     assert!(
-        matches!(&answer, Answer::NoAnswer(why) if why.contains("500ms")),
+        matches!(&answer, Answer::NoAnswer { why, .. } if why.contains("500ms")),
         "{answer:?}"
     );
     assert_eq!(answer.outcome(), Outcome::Retry { at_least: None });
@@ -167,7 +167,7 @@ async fn an_api_that_is_away_is_no_answer_and_is_found_again() {
     assert_eq!(post(&client).await.outcome(), Outcome::Delivered);
     api.stop().await;
     // A worker that is stopping may answer once more.
-    let away = async || matches!(post(&client).await, Answer::NoAnswer(_)).then_some(());
+    let away = async || matches!(post(&client).await, Answer::NoAnswer { .. }).then_some(());
     eventually("the API is away", PATIENCE, away).await;
     api.start_again();
     assert_eq!(post(&client).await.outcome(), Outcome::Delivered);
@@ -275,7 +275,7 @@ async fn an_api_that_always_closes_is_asked_twice_and_no_more() {
     });
     assert!(matches!(
         post(&client_of(url, 1)).await,
-        Answer::NoAnswer(_)
+        Answer::NoAnswer { .. }
     ));
     assert_eq!(connections.try_iter().collect::<Vec<_>>(), [0, 1]);
 }
@@ -392,7 +392,7 @@ async fn a_server_that_takes_connections_and_says_nothing_is_given_up() {
     });
     let answer = post(&client_of(url, 1)).await;
     assert!(
-        matches!(&answer, Answer::NoAnswer(why) if why.contains("500ms")),
+        matches!(&answer, Answer::NoAnswer { why, .. } if why.contains("500ms")),
         "{answer:?}"
     );
 }
@@ -420,7 +420,7 @@ async fn two_answers(first: &'static [u8], late: &'static [u8]) -> [Answer; 2] {
 async fn an_interim_answer_is_no_answer_and_its_rest_answers_no_other_post() {
     let [first, second] = two_answers(b"HTTP/1.1 103 Early Hints\r\n\r\n", OK).await;
     assert!(
-        matches!(&first, Answer::NoAnswer(why) if why.contains("103")),
+        matches!(&first, Answer::NoAnswer { why, .. } if why.contains("103")),
         "{first:?}"
     );
     assert!(
@@ -449,7 +449,7 @@ async fn an_answer_that_cannot_be_read_is_no_answer() {
         });
         let answer = post(&client_of(url, 1)).await;
         assert!(
-            matches!(&answer, Answer::NoAnswer(why) if why.starts_with("the answer cannot be used: ")),
+            matches!(&answer, Answer::NoAnswer { why, .. } if why.starts_with("the answer cannot be used: ")),
             "{answer:?}"
         );
     }
@@ -573,7 +573,7 @@ async fn https_is_spoken_with_apis_whose_certificate_is_trusted_and_with_no_othe
             "{url}: {answer:?}"
         );
         assert!(
-            trusted || matches!(&answer, Answer::NoAnswer(_)),
+            trusted || matches!(&answer, Answer::NoAnswer { .. }),
             "{url}: {answer:?}"
         );
     }

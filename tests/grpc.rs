@@ -431,7 +431,7 @@ async fn while_the_api_is_away_a_record_is_safe_on_disk_at_once_and_comes_from_t
         ..settings()
     };
     while !settings.breaker.is_open() {
-        settings.breaker.pass().await.failed(None);
+        settings.breaker.pass().await.failed("500", None);
     }
     let node = connect(&settings).await;
     let mut client = client(&node).await;
@@ -465,7 +465,7 @@ async fn while_neither_api_nor_disk_takes_a_record_it_is_not_safe() {
         ..settings()
     };
     while !settings.breaker.is_open() {
-        settings.breaker.pass().await.failed(None);
+        settings.breaker.pass().await.failed("500", None);
     }
     let node = connect(&settings).await;
     let mut client = client(&node).await;

@@ -28,3 +28,4 @@ mod supervisor;
 mod support;
 mod traffic;
 mod transport_contract;
+mod trouble;

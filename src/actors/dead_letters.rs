@@ -84,6 +84,6 @@ pub fn add_attempt(reason: &mut DeathReason, answer: &Answer) {
         Answer::Status {
             status, excerpt, ..
         } => (u32::from(*status), excerpt.clone()),
-        Answer::NoAnswer(why) => (0, why.clone()),
+        Answer::NoAnswer { why, .. } => (0, why.clone()),
     };
 }

@@ -12,7 +12,26 @@ pub enum Answer {
         excerpt: String,
     },
     /// No connection, a broken one, or a time-out. The API may have the record.
-    NoAnswer(String),
+    NoAnswer { class: FailureClass, why: String },
+}
+
+/// The class of a POST that the API has not taken, as the metrics count it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FailureClass {
+    Connect,
+    /// The connection was closed before the whole answer.
+    Closed,
+    Timeout,
+    /// The answer's head cannot be read: a malformed line, or more than 96 headers.
+    Unusable,
+    /// 408, 425, 429 or 503: the API asks for patience.
+    Overload,
+    /// Any other 5xx.
+    ServerError,
+    /// 401, 403 or 404.
+    Denied,
+    /// Any other status.
+    Refused,
 }
 
 /// The consequence of an [`Answer`] for the record.
@@ -25,13 +44,57 @@ pub enum Outcome {
     },
     /// The API will never take this record.
     Refused,
+    /// The same, unless the API denies everything: a wrong token or path.
+    Denied,
 }
 
 /// The longest pause that an API can ask for with `Retry-After`.
 pub const RETRY_AFTER_MAX: Duration = Duration::from_mins(5);
 
+impl FailureClass {
+    pub const ALL: [Self; 8] = [
+        Self::Connect,
+        Self::Closed,
+        Self::Timeout,
+        Self::Unusable,
+        Self::Overload,
+        Self::ServerError,
+        Self::Denied,
+        Self::Refused,
+    ];
+
+    /// The label in the metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Connect => "connect",
+            Self::Closed => "closed",
+            Self::Timeout => "timeout",
+            Self::Unusable => "unusable",
+            Self::Overload => "overload",
+            Self::ServerError => "5xx",
+            Self::Denied => "denied",
+            Self::Refused => "refused",
+        }
+    }
+}
+
 impl Answer {
-    /// A 2xx is delivered. 408, 425, 429, 5xx and no answer are retried. All else is refused.
+    /// The class of a failure; `None` for a 2xx.
+    pub const fn failure(&self) -> Option<FailureClass> {
+        Some(match *self {
+            Self::NoAnswer { class, .. } => class,
+            Self::Status { status, .. } => match status {
+                200..=299 => return None,
+                408 | 425 | 429 | 503 => FailureClass::Overload,
+                500..=599 => FailureClass::ServerError,
+                401 | 403 | 404 => FailureClass::Denied,
+                _ => FailureClass::Refused,
+            },
+        })
+    }
+
+    /// A 2xx is delivered. 408, 425, 429, 5xx and no answer are retried. 401, 403 and 404
+    /// are denied. All else is refused.
     pub fn outcome(&self) -> Outcome {
         match *self {
             Self::Status {
@@ -44,8 +107,12 @@ impl Answer {
             } => Outcome::Retry {
                 at_least: retry_after.map(|d| d.min(RETRY_AFTER_MAX)),
             },
+            Self::Status {
+                status: 401 | 403 | 404,
+                ..
+            } => Outcome::Denied,
             Self::Status { .. } => Outcome::Refused,
-            Self::NoAnswer(_) => Outcome::Retry { at_least: None },
+            Self::NoAnswer { .. } => Outcome::Retry { at_least: None },
         }
     }
 }
@@ -59,7 +126,7 @@ impl fmt::Display for Answer {
                 let colon = if excerpt.is_empty() { "" } else { ": " };
                 write!(f, "status {status}{colon}{excerpt}")
             }
-            Self::NoAnswer(why) => f.write_str(why),
+            Self::NoAnswer { why, .. } => f.write_str(why),
         }
     }
 }
@@ -94,10 +161,18 @@ mod tests {
             (status(301, None), Outcome::Refused),
             (status(307, second), Outcome::Refused),
             (status(400, None), Outcome::Refused),
-            (status(404, None), Outcome::Refused),
+            (status(401, None), Outcome::Denied),
+            (status(403, None), Outcome::Denied),
+            (status(404, None), Outcome::Denied),
             (status(413, None), Outcome::Refused),
             (status(101, None), Outcome::Refused),
-            (Answer::NoAnswer("refused".into()), retry(None)),
+            (
+                Answer::NoAnswer {
+                    class: FailureClass::Connect,
+                    why: "refused".into(),
+                },
+                retry(None),
+            ),
         ] {
             assert_eq!(answer.outcome(), outcome, "{answer:?}");
         }

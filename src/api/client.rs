@@ -34,6 +34,8 @@ use futures_util::StreamExt as _;
 use rustls::{ClientConfig, RootCertStore};
 use url::{Host, Position, Url};
 
+use super::answer::FailureClass;
+
 /// A connection that was idle for longer is not used again.
 const IDLE_MAX: Duration = Duration::from_secs(4);
 /// A connection is replaced after this time, so that a new address of the server is noticed.
@@ -192,6 +194,17 @@ pub enum Failure {
     Closed(String),
     #[error("the answer cannot be used: {0}")]
     Unusable(String),
+}
+
+impl Failure {
+    pub(super) const fn class(&self) -> FailureClass {
+        match self {
+            Self::Connect(ConnectError::Timeout) => FailureClass::Timeout,
+            Self::Connect(_) => FailureClass::Connect,
+            Self::Closed(_) => FailureClass::Closed,
+            Self::Header(_) | Self::Unusable(_) => FailureClass::Unusable,
+        }
+    }
 }
 
 impl From<SendRequestError> for Failure {

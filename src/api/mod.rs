@@ -25,7 +25,10 @@ use rustls::{
 use tokio::time::timeout;
 
 use self::client::{Endpoint, HttpClient, public_roots, read};
-use crate::{api::answer::Answer, config};
+use crate::{
+    api::answer::{Answer, FailureClass},
+    config,
+};
 
 /// The most bytes of an answer's body that a dead letter keeps.
 const EXCERPT_MAX: usize = 1024;
@@ -134,8 +137,14 @@ impl Api {
                 retry_after,
                 excerpt: String::from_utf8_lossy(&excerpt).into_owned(),
             },
-            (None, Ok(Err(failure))) => Answer::NoAnswer(failure.to_string()),
-            (None, _) => Answer::NoAnswer(format!("no answer within {:?}", self.timeout)),
+            (None, Ok(Err(failure))) => Answer::NoAnswer {
+                class: failure.class(),
+                why: failure.to_string(),
+            },
+            (None, _) => Answer::NoAnswer {
+                class: FailureClass::Timeout,
+                why: format!("no answer within {:?}", self.timeout),
+            },
         }
     }
 }

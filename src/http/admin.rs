@@ -72,6 +72,7 @@ async fn scrape(state: web::Data<AdminState>) -> Result<HttpResponse, Problem> {
         ledger: &state.ledger,
         lanes: state.lane_statuses(&views).collect(),
         stats: state.spool.stats(),
+        api_is_up: !state.breaker.is_open(),
         oldest_us: oldest.and_then(|entry| Some(entry.record().origin?.at_us)),
     };
     let text = scrape.text().map_err(|why| {

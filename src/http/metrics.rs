@@ -14,6 +14,7 @@ use prometheus_client::{
 use super::status::LaneStatus;
 use crate::{
     actors::supervisor::State,
+    api::answer::FailureClass,
     clock::unix_us,
     ledger::{Counts, LaneLedger, Latency, Ledger},
     spool::{Queue, SpoolStats},
@@ -31,6 +32,7 @@ pub struct Scrape<'s> {
     pub ledger: &'s Ledger,
     pub lanes: Vec<LaneStatus<'s>>,
     pub stats: SpoolStats,
+    pub api_is_up: bool,
     /// The time at which the oldest record in the spool was accepted, in µs since the Unix epoch.
     pub oldest_us: Option<u64>,
 }
@@ -90,6 +92,15 @@ impl Scrape<'_> {
         ] {
             registry.register(name, help, samples);
         }
+        let failures = FailureClass::ALL.map(|class| {
+            let count = ConstCounter::new(self.ledger.api.failures(class));
+            (("class", class.name().to_owned()), count)
+        });
+        registry.register(
+            "waypost_api_failures",
+            "POSTs that the API has not taken",
+            Samples(failures.into()),
+        );
         registry.register(
             "waypost_spool_commits",
             "Syncs of the disk that made records safe",
@@ -147,6 +158,11 @@ impl Scrape<'_> {
                 "waypost_ledger_imbalanced",
                 "1 if the ledger did not balance when nothing moved: an error of this program",
                 self.ledger.is_imbalanced().into(),
+            ),
+            (
+                "waypost_api_up",
+                "0 while records wait because the API fails or denies every POST",
+                self.api_is_up.into(),
             ),
         ] {
             registry.register(name, help, ConstGauge::new(value));

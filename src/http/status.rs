@@ -77,6 +77,9 @@ pub struct LaneStatus<'s> {
 struct ApiStatus<'s> {
     url: &'s str,
     state: &'static str,
+    since_s: f64,
+    last_error: Option<String>,
+    retry_in_s: Option<f64>,
     in_flight: u64,
     limit: usize,
 }
@@ -109,13 +112,21 @@ impl AdminState {
             ledger: self.ledger.balance(&self.spool.stats()),
             balanced: !self.ledger.is_imbalanced(),
             lanes: self.lane_statuses(views).collect(),
-            api: ApiStatus {
-                url: &self.api_url,
-                state: if self.breaker.is_open() { "down" } else { "up" },
-                in_flight: self.ledger.api.in_flight(),
-                limit: self.api_limit * self.lanes.len(),
-            },
+            api: self.api_status(),
             router_restarts: view_of(views, ChildId::Router).map_or(0, |router| router.restarts),
+        }
+    }
+
+    fn api_status(&self) -> ApiStatus<'_> {
+        let health = self.breaker.health();
+        ApiStatus {
+            url: &self.api_url,
+            state: if health.is_up { "up" } else { "down" },
+            since_s: health.since.elapsed().as_secs_f64(),
+            last_error: health.last_error,
+            retry_in_s: health.retry_in.map(|time| time.as_secs_f64()),
+            in_flight: self.ledger.api.in_flight(),
+            limit: self.api_limit * self.lanes.len(),
         }
     }
 

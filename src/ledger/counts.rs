@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use crate::api::answer::FailureClass;
+
 /// The counts of one lane, or of all.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
@@ -43,27 +45,40 @@ pub struct NodeCounts {
     pub dropped: u64,
 }
 
-/// The number of POSTs in flight.
+/// POSTs in flight, and those that have failed.
 #[derive(Default)]
-pub struct ApiGauge(AtomicU64);
+pub struct ApiCounts {
+    in_flight: AtomicU64,
+    failures: [AtomicU64; FailureClass::ALL.len()],
+}
 
 /// One POST in flight.
-pub struct Posting<'a>(&'a ApiGauge);
+pub struct Posting<'a>(&'a ApiCounts);
 
-impl ApiGauge {
+impl ApiCounts {
     /// A POST begins. It ends when the returned value is dropped.
     pub fn begin(&self) -> Posting<'_> {
-        self.0.fetch_add(1, Relaxed);
+        self.in_flight.fetch_add(1, Relaxed);
         Posting(self)
     }
 
     pub fn in_flight(&self) -> u64 {
-        self.0.load(Relaxed)
+        self.in_flight.load(Relaxed)
+    }
+
+    /// A POST has failed.
+    pub fn failed(&self, class: FailureClass) {
+        self.failures[class as usize].fetch_add(1, Relaxed);
+    }
+
+    /// The POSTs that have failed in this way.
+    pub fn failures(&self, class: FailureClass) -> u64 {
+        self.failures[class as usize].load(Relaxed)
     }
 }
 
 impl Drop for Posting<'_> {
     fn drop(&mut self) {
-        self.0.0.fetch_sub(1, Relaxed);
+        self.0.in_flight.fetch_sub(1, Relaxed);
     }
 }

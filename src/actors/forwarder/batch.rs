@@ -212,7 +212,7 @@ impl Poster {
                 self.delivered(batch, &body, &places, status);
                 None
             }
-            PostEnd::HeldTooLong => {
+            PostEnd::HeldTooLong | PostEnd::Denied => {
                 for queued in batch {
                     queued.delivery.retry_after(HOLD_REST);
                 }

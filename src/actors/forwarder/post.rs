@@ -1,8 +1,9 @@
 //! One POST with its retries, and the settlement of its delivery.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use tokio::{
     sync::watch,
     time::{Instant, sleep, sleep_until},
@@ -16,7 +17,7 @@ use crate::{
         answer::{Answer, Outcome},
     },
     backoff::Backoff,
-    breaker::Breaker,
+    breaker::{Breaker, Denied, Pass},
     clock::unix_us,
     delivery::Delivery,
     lane_id::LaneId,
@@ -102,6 +103,8 @@ pub enum PostEnd {
     /// It has failed as often as it may.
     Failed(DeathReason),
     HeldTooLong,
+    /// The API denies everything: the record is not to blame.
+    Denied,
     /// The node drains.
     Drained,
 }
@@ -144,7 +147,10 @@ impl Poster {
                 delivery.ack();
             }
             PostEnd::Dead(reason) => Box::pin(self.dead_letter(delivery, reason)).await,
-            PostEnd::HeldTooLong | PostEnd::Failed(_) => delivery.retry_after(HOLD_REST),
+            // Another record is the next to probe the API.
+            PostEnd::HeldTooLong | PostEnd::Failed(_) | PostEnd::Denied => {
+                delivery.retry_after(HOLD_REST);
+            }
             PostEnd::Drained => {}
         }
     }
@@ -192,11 +198,11 @@ impl Poster {
             add_attempt(&mut reason, &answer);
             match (answer.outcome(), &answer) {
                 (Outcome::Delivered, &Answer::Status { status, .. }) => {
-                    pass.succeeded();
+                    pass.succeeded(|| self.waiting());
                     return PostEnd::Delivered { status };
                 }
                 (Outcome::Retry { at_least }, _) => {
-                    pass.failed(at_least);
+                    pass.failed(&answer, at_least);
                     failed += u32::from(!is_overload(&answer));
                     if limits.failures.is_some_and(|most| failed >= most) {
                         return PostEnd::Failed(reason);
@@ -211,8 +217,14 @@ impl Poster {
                     }
                 }
                 (Outcome::Delivered | Outcome::Refused, _) => {
-                    pass.succeeded();
+                    pass.succeeded(|| self.waiting());
                     return PostEnd::Dead(reason);
+                }
+                (Outcome::Denied, _) => {
+                    let is_batch = limits.failures.is_some();
+                    // Boxed, because it is rare: the future of every record stays small.
+                    let denied = Box::pin(denied(pass, &answer, is_batch, drain)).await;
+                    return denied.unwrap_or(PostEnd::Dead(reason));
                 }
             }
         }
@@ -225,7 +237,15 @@ impl Poster {
         let body = payload.body.clone();
         let answer = self.api.post(body, payload.key, payload.traceparent).await;
         ledger.posted(self.params.lane, began);
+        if let Some(class) = answer.failure() {
+            ledger.api.failed(class);
+        }
         answer
+    }
+
+    /// Records in the lanes that the API has not taken yet.
+    fn waiting(&self) -> u64 {
+        self.params.ledger.totals().in_flight()
     }
 
     /// Makes a dead letter of `delivery`. The broker may forget the message once that is on disk.
@@ -265,6 +285,26 @@ impl PostEnd {
         reason.given_up = true;
         Self::Dead(reason)
     }
+}
+
+/// The end of POSTs whose last was denied, unless it is the record that the API denies. A batch
+/// waits for no verdict: its halves are POSTed.
+async fn denied(
+    pass: Pass<'_>,
+    answer: &Answer,
+    is_batch: bool,
+    drain: &mut watch::Receiver<()>,
+) -> Option<PostEnd> {
+    let mut denied = pin!(pass.denied(answer));
+    let denied = if is_batch {
+        denied.now_or_never()
+    } else {
+        tokio::select! {
+            denied = &mut denied => Some(denied),
+            _ = drain.changed() => return Some(PostEnd::Drained),
+        }
+    };
+    (denied == Some(Denied::Everything)).then_some(PostEnd::Denied)
 }
 
 /// The reason for a dead letter of a message that another publisher has put into the broker.
