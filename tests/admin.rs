@@ -44,6 +44,7 @@ async fn the_status_has_every_member_that_the_contract_names() {
         ("tag", json!("GRPC")),
         ("state", json!("up")),
         ("restarts", json!(0)),
+        ("attempts", json!(1)),
         ("last_error", Value::Null),
         ("retry_in_s", Value::Null),
         ("accepted", json!(1)),
@@ -123,7 +124,7 @@ async fn a_lane_can_be_paused_resumed_and_restarted_while_the_other_takes_the_tr
 }
 
 /// Lines of `/metrics` after three records and one that the schema refused.
-const METRICS: [&str; 19] = [
+const METRICS: [&str; 21] = [
     "# TYPE waypost_records_accepted_total counter",
     "waypost_records_accepted_total{path=\"GRPC\"} 3",
     "waypost_records_accepted_total{path=\"spool\"} 0",
@@ -132,6 +133,8 @@ const METRICS: [&str; 19] = [
     "waypost_redeliveries_total{path=\"GRPC\"} 0",
     "waypost_lane_up{lane=\"grpc\"} 1",
     "waypost_lane_restarts_total{lane=\"grpc\"} 0",
+    "waypost_lane_attempts_total{lane=\"grpc\"} 1",
+    "waypost_api_up 1",
     "waypost_spool_records 0",
     "waypost_in_flight{lane=\"grpc\"} 0",
     "waypost_oldest_waiting_seconds 0.0",

@@ -167,7 +167,108 @@ async fn a_failing_actor_is_tried_for_ever_with_a_growing_capped_and_jittered_ba
     );
     let view = view(&supervisor, PROBE).await;
     assert_eq!(view.last_error.as_deref(), Some("broker away"));
-    assert!(view.restarts >= 300);
+    assert!(view.attempts >= 300, "{} attempts", view.attempts);
+    assert_eq!(view.restarts, 0, "it was never up");
+}
+
+/// The lines that are logged on this thread, while the guard lives.
+fn captured() -> (Arc<Mutex<Vec<u8>>>, tracing::subscriber::DefaultGuard) {
+    let log = Arc::<Mutex<Vec<u8>>>::default();
+    let kept = Arc::clone(&log);
+    let lines = tracing_subscriber::fmt()
+        .with_writer(move || Lines(Arc::clone(&kept)))
+        .with_ansi(false)
+        .without_time()
+        .finish();
+    (log, tracing::subscriber::set_default(lines))
+}
+
+struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+fn told(log: &Mutex<Vec<u8>>) -> Vec<String> {
+    let text = String::from_utf8(log.lock().unwrap().clone()).unwrap();
+    let lines = text.lines().filter(|line| line.contains("lane=nats"));
+    lines.map(str::to_owned).collect()
+}
+
+#[actix_rt::test]
+async fn an_outage_is_told_once_then_each_minute_and_counts_from_its_beginning() {
+    tokio::time::pause();
+    let (log, _guard) = captured();
+    let away_until = Instant::now() + Duration::from_secs(30 + 190);
+    let (supervisor, _starts) = supervise(move |life| match life {
+        0 => Conduct::LiveFor(Duration::from_secs(30)),
+        _ if Instant::now() < away_until => Conduct::FailAtOnce,
+        _ => Conduct::LivesOn,
+    });
+    sleep(Duration::from_secs(30 + 180)).await;
+    let away = view(&supervisor, PROBE).await;
+    assert!(
+        away.since.elapsed() >= Duration::from_secs(179),
+        "{:?}",
+        away.since.elapsed()
+    );
+    assert_eq!(away.restarts, 1, "the one that was up");
+    assert!(away.attempts > 100, "{} attempts", away.attempts);
+    sleep(Duration::from_secs(20)).await;
+    let up = view(&supervisor, PROBE).await;
+    assert!(
+        up.state == State::Up && up.since.elapsed() <= Duration::from_secs(10),
+        "{up:?}"
+    );
+    let told = told(&log);
+    let of = |text: &str| told.iter().filter(|line| line.contains(text)).count();
+    assert_eq!(
+        (of("lane is away"), of("lane is still away")),
+        (1, 3),
+        "{told:#?}"
+    );
+    assert_eq!((of("lane is up again"), told.len()), (1, 6), "{told:#?}");
+    assert!(
+        told[1].contains("WARN") && told[1].contains("connection lost"),
+        "{told:#?}"
+    );
+    assert!(
+        told[2].contains("away_s=60.") && told[2].contains("broker away"),
+        "{told:#?}"
+    );
+    assert!(
+        told[5].contains("INFO") && told[5].contains("away_s=19"),
+        "{told:#?}"
+    );
+}
+
+#[actix_rt::test]
+async fn a_lane_that_comes_and_goes_is_told_once_a_minute() {
+    tokio::time::pause();
+    let (log, _guard) = captured();
+    let (supervisor, starts) = supervise(|_| Conduct::LiveFor(Duration::from_millis(10)));
+    sleep(Duration::from_secs(150)).await;
+    let flaps = starts.lock().unwrap().len();
+    let told = told(&log);
+    assert!(flaps > 100 && told.len() <= 7, "{flaps}: {told:#?}");
+    assert!(view(&supervisor, PROBE).await.restarts >= flaps as u64 - 1);
+}
+
+#[actix_rt::test]
+async fn each_outage_of_a_lane_that_was_settled_is_told() {
+    tokio::time::pause();
+    let (log, _guard) = captured();
+    let (_supervisor, _starts) = supervise(|_| Conduct::LiveFor(Duration::from_secs(15)));
+    sleep(Duration::from_secs(55)).await;
+    let told = told(&log);
+    let away = told.iter().filter(|line| line.contains("lane is away"));
+    assert_eq!(away.count(), 3, "{told:#?}");
 }
 
 #[actix_rt::test]

@@ -86,8 +86,13 @@ impl Scrape<'_> {
             ),
             (
                 "waypost_lane_restarts",
-                "Restarts of the lane's actors",
+                "Restarts of the lane's actors, failed attempts to connect apart",
                 self.by_lane(|lane, _| ConstCounter::new(lane.restarts)),
+            ),
+            (
+                "waypost_lane_attempts",
+                "Attempts of the lane to connect",
+                self.by_lane(|lane, _| ConstCounter::new(lane.attempts)),
             ),
         ] {
             registry.register(name, help, samples);

@@ -61,6 +61,8 @@ pub struct LaneStatus<'s> {
     pub state: &'static str,
     since_s: f64,
     pub restarts: u64,
+    /// Attempts to connect.
+    pub attempts: u64,
     last_error: Option<&'s str>,
     retry_in_s: Option<f64>,
     accepted: u64,
@@ -158,6 +160,7 @@ impl AdminState {
             state: view.state.name(),
             since_s: view.since.elapsed().as_secs_f64(),
             restarts: view.restarts + forwarder.map_or(0, |forwarder| forwarder.restarts),
+            attempts: view.attempts,
             last_error: last_error.or_else(|| forwarder?.last_error.as_deref()),
             retry_in_s: retry_in.map(|time| time.as_secs_f64()),
             accepted: ledger.counts.accepted,

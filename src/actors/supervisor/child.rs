@@ -8,6 +8,7 @@ use tracing::warn;
 
 use super::{
     handle::{ActorEvent, Event, Factory, Running, SupervisorHandle, Thread},
+    outage::OutageLog,
     restart::{
         BACKOFF_CAP, BACKOFF_FIRST, DRAIN_MAX, DesiredState, Exit, HEALTHY, HEARTBEAT, MISSES_MAX,
         RestartDecision,
@@ -41,6 +42,7 @@ pub(super) struct Child {
     backoff: Backoff,
     /// Panics and stalls of the last healthy minute.
     crashes: VecDeque<Instant>,
+    outages: OutageLog,
 }
 
 impl Child {
@@ -61,6 +63,7 @@ impl Child {
             running: None,
             backoff: Backoff::new(BACKOFF_FIRST, BACKOFF_CAP),
             crashes: VecDeque::new(),
+            outages: OutageLog::default(),
         }
     }
 
@@ -68,6 +71,7 @@ impl Child {
     pub(super) fn start(&mut self) {
         self.handle = self.handle.next();
         self.desired = DesiredState::Running;
+        self.view.attempts += 1;
         let handle = self.handle.clone();
         match &self.thread {
             Thread::Current => (self.factory)(handle),
@@ -108,6 +112,9 @@ impl Child {
             }
             self.view.broker = broker;
             self.live_lanes.insert(id, publisher);
+        }
+        if let ChildId::Lane(lane) = self.view.child {
+            self.outages.up(lane, self.view.since.elapsed());
         }
         self.set_state(State::Up);
     }
@@ -158,6 +165,8 @@ impl Child {
         if let (Exit::Stalled(_), Thread::Arbiter(_)) = (&exit, &self.thread) {
             self.thread = Thread::spawn();
         }
+        let was_up = self.view.state == State::Up;
+        let has_crashed = matches!(exit, Exit::Panicked(_) | Exit::Stalled(_));
         let decision = RestartDecision::after(&exit, self.desired, self.crashes.len());
         if let Exit::Failed(why) | Exit::Panicked(why) | Exit::Stalled(why) = exit {
             self.view.last_error = Some(why);
@@ -165,10 +174,16 @@ impl Child {
         match decision {
             RestartDecision::StartNow => self.start(),
             RestartDecision::BackOff => {
-                self.view.restarts += 1;
+                // Any other failure is an attempt to connect.
+                self.view.restarts += u64::from(was_up || has_crashed);
                 let delay = self.backoff.next_delay();
                 self.handle.send_later(delay, Event::BackoffEnded);
                 self.set_state(State::Backoff { until: now + delay });
+                if let ChildId::Lane(lane) = self.view.child {
+                    let reason = self.view.last_error.as_deref().unwrap_or_default();
+                    self.outages
+                        .failed(lane, reason, self.view.since.elapsed(), delay);
+                }
             }
             RestartDecision::Pause => self.set_state(State::Paused),
             RestartDecision::GiveUp => self.set_state(State::Down),
@@ -230,8 +245,10 @@ impl Child {
     /// The one place where a state changes.
     fn set_state(&mut self, state: State) {
         let is_new = self.view.state != state;
+        if !(self.view.state.is_away() && state.is_away()) {
+            self.view.since = Instant::now();
+        }
         self.view.state = state;
-        self.view.since = Instant::now();
         if let ChildId::Lane(lane) = self.view.child
             && state != State::Up
         {

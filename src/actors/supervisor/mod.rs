@@ -15,9 +15,11 @@
 //! started on a thread of its own, because its old thread may be blocked.
 //!
 //! `Child::set_state` makes each change of state: it updates the table of live lanes and the log.
+//! `outage` tells of a lane that is away.
 
 mod child;
 mod handle;
+mod outage;
 mod restart;
 mod view;
 

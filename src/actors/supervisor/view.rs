@@ -3,7 +3,7 @@
 use std::fmt;
 
 use tokio::time::Instant;
-use tracing::{error, info, warn};
+use tracing::{error, info};
 
 use crate::{lane_id::LaneId, transport::BrokerInfo};
 
@@ -41,6 +41,11 @@ pub enum State {
 }
 
 impl State {
+    /// It is away from its broker, and tries to connect.
+    pub(super) const fn is_away(self) -> bool {
+        matches!(self, Self::Connecting | Self::Backoff { .. })
+    }
+
     /// The name in `/api/status`.
     pub const fn name(self) -> &'static str {
         match self {
@@ -58,8 +63,12 @@ impl State {
 pub struct View {
     pub child: ChildId,
     pub state: State,
+    /// When the state began. An outage is one state, however many attempts to connect it has.
     pub since: Instant,
+    /// Restarts of an actor that was up, that crashed, or that an operator restarted.
     pub restarts: u64,
+    /// Starts. A lane connects at each.
+    pub attempts: u64,
     pub last_error: Option<String>,
     pub broker: BrokerInfo,
 }
@@ -71,24 +80,21 @@ impl View {
             state: State::Connecting,
             since: Instant::now(),
             restarts: 0,
+            attempts: 0,
             last_error: None,
             broker: BrokerInfo::default(),
         }
     }
 
-    /// Logs the state, just after it has changed.
+    /// Logs the state, just after it has changed. `Child` tells of a lane's outages.
     pub(super) fn log(&self) {
         let reason = self.last_error.as_deref().unwrap_or_default();
         match (self.child, self.state) {
-            (ChildId::Lane(lane), State::Up) => info!(%lane, "lane is up"),
-            (ChildId::Lane(lane), State::Backoff { until }) => {
-                let retry_in_ms = (until - self.since).as_millis();
-                warn!(%lane, reason, retry_in_ms, "lane is away");
-            }
             (ChildId::Lane(lane), State::Paused) => info!(%lane, "lane is paused"),
             (ChildId::Lane(lane), State::Down) => {
                 error!(%lane, reason, "lane is given up after repeated crashes");
             }
+            (ChildId::Lane(_), State::Backoff { .. }) => {}
             (actor, State::Backoff { .. } | State::Down) => {
                 error!(%actor, reason, state = self.state.name(), "actor ended");
             }
