@@ -18,6 +18,7 @@ mod log;
 mod model;
 mod nats;
 mod plain;
+mod power_cuts;
 mod pubsub;
 mod rabbitmq;
 mod readme;

@@ -7,6 +7,7 @@ pub mod load;
 pub mod memory;
 pub mod nats;
 pub mod node;
+pub mod power;
 pub mod process;
 pub mod proxy;
 pub mod pubsub;
@@ -37,11 +38,16 @@ pub fn missing(what: &str) {
         env::var_os("CI").is_none_or(|ci| ci != "true"),
         "{what} is missing"
     );
+    did_not_run(&format!("{what} is missing"));
+}
+
+/// Prints, past the capture of its output, that this test did not run.
+pub fn did_not_run(why: &str) {
     let test = thread::current();
     // Without a standard error, nobody can be told.
     writeln!(
         io::stderr(),
-        "DID NOT RUN: {}: {what} is missing",
+        "DID NOT RUN: {}: {why}",
         test.name().unwrap_or("a test")
     )
     .ok();

@@ -46,7 +46,7 @@ impl Rig for Rabbit {
         match &mut *server {
             // The test before may have panicked and left it stopped or dead.
             Some(server) => server.mend().await,
-            None => *server = Some(Server::start().await),
+            None => *server = Some(Server::start(None).await),
         }
         Some(Self { server })
     }
@@ -80,6 +80,17 @@ impl Drop for Rabbit {
 }
 
 impl Rabbit {
+    /// A server of its own, with its data in `folder`.
+    pub async fn on(folder: &str) -> Option<Self> {
+        if !Path::new(SERVER).exists() {
+            super::missing(SERVER);
+            return None;
+        }
+        let server = Server::start(Some(folder)).await;
+        let server = Arc::new(Mutex::new(Some(server))).lock_owned().await;
+        Some(Self { server })
+    }
+
     /// A new queue for each caller.
     pub fn config(&mut self) -> config::RabbitmqConfig {
         let url = self.server().files.url();
@@ -142,21 +153,21 @@ struct Server {
 }
 
 impl Server {
-    async fn start() -> Self {
-        let mut server = Self::begin();
+    async fn start(data: Option<&str>) -> Self {
+        let mut server = Self::begin(data);
         // A port that was free may have been taken since.
         for _ in 0..2 {
             if server.comes_up().await {
                 return server;
             }
-            server = Self::begin();
+            server = Self::begin(data);
         }
         server.answers().await;
         server
     }
 
-    fn begin() -> Self {
-        let files = ServerFiles::new();
+    fn begin(data: Option<&str>) -> Self {
+        let files = ServerFiles::new(data);
         let sweeper = Command::new("sh")
             .args(["-c", r#"cat; sleep 1; rm -rf -- "$0""#])
             .arg(&files.dir)
@@ -228,6 +239,7 @@ impl Server {
 /// The part of a server that survives restarts.
 struct ServerFiles {
     dir: PathBuf,
+    data: PathBuf,
     port: u16,
     /// The TLS port and certificate. `None` if no certificate can be made.
     tls: Option<(u16, PathBuf)>,
@@ -236,7 +248,7 @@ struct ServerFiles {
 }
 
 impl ServerFiles {
-    fn new() -> Self {
+    fn new(data: Option<&str>) -> Self {
         let dir = tempfile::Builder::new()
             .prefix("waypost-rabbitmq-")
             .tempdir()
@@ -257,6 +269,7 @@ impl ServerFiles {
             (port, cert)
         });
         Self {
+            data: data.map_or_else(|| dir.join("data"), PathBuf::from),
             dir,
             port: process::free_port(),
             tls,
@@ -280,7 +293,7 @@ impl ServerFiles {
             .env("RABBITMQ_NODE_IP_ADDRESS", "127.0.0.1")
             .env("RABBITMQ_NODE_PORT", self.port.to_string())
             .env("RABBITMQ_DIST_PORT", self.dist_port.to_string())
-            .env("RABBITMQ_MNESIA_BASE", self.dir.join("data"))
+            .env("RABBITMQ_MNESIA_BASE", &self.data)
             .env("RABBITMQ_LOG_BASE", self.dir.join("log"))
             .env("RABBITMQ_ENABLED_PLUGINS_FILE", self.dir.join("plugins"))
             .env("RABBITMQ_CONFIG_FILE", self.dir.join("rabbitmq"))

@@ -1,0 +1,131 @@
+//! Power cuts of node and broker together, under load: each record that got a 2xx arrives.
+//!
+//! `POWER_CUTS` is the number of cuts of each test.
+
+use std::time::Duration;
+
+use crate::support::{
+    api::{Api, Conduct},
+    lanes::{Lane, Nats, Rabbitmq, grpc_variables},
+    load::Load,
+    node::{Node, PATIENCE},
+    power::Disk,
+    process::free_port,
+    wanted,
+};
+
+/// How long a broker may take to send again the messages that the node had at the cut.
+const REDELIVERY: Duration = Duration::from_mins(3);
+/// Records that are taken before a cut, at least.
+const TAKEN_MIN: usize = 50;
+/// The time under load before a cut, beyond that.
+const LOAD_MAX_MS: u64 = 300;
+
+/// The API while the load runs. It is well after the last cut.
+#[derive(Clone, Copy, Debug)]
+enum ApiState {
+    Well,
+    Slow,
+    Hanging,
+}
+
+impl ApiState {
+    const ALL: [Self; 3] = [Self::Well, Self::Slow, Self::Hanging];
+
+    fn apply(self, api: &Api) {
+        let delay = if matches!(self, Self::Slow) { 50 } else { 0 };
+        api.delay(Duration::from_millis(delay));
+        let hangs = matches!(self, Self::Hanging);
+        api.behave(move |_, _| {
+            if hangs {
+                Conduct::Hang
+            } else {
+                Conduct::Answer(200)
+            }
+        });
+    }
+}
+
+/// Cuts the power of the disk with the node's data, and of `broker` if it is on that disk too.
+async fn no_2xx_is_lost<L: Lane>(
+    disk: &Disk,
+    mut broker: Option<L>,
+    variables: &[(String, String)],
+) {
+    let api = Api::start();
+    api.keep_keys_only();
+    let data = [("SPOOL__DIR".to_owned(), disk.folder("node"))];
+    let variables = [variables, &data].concat();
+    let mut node = Node::start(&api.url(), &variables).await;
+    let mut cut = 0;
+    let mut loads = Vec::<Load>::new();
+    for number in 0..wanted("POWER_CUTS", 3) {
+        let state = ApiState::ALL[number as usize % ApiState::ALL.len()];
+        state.apply(&api);
+        if broker.is_some() {
+            node.lane_is(L::NAME, "up", PATIENCE).await;
+        }
+        let mut load = match loads.last() {
+            Some(last) => Load::start_after(&node, last),
+            None => Load::start(&node),
+        };
+        load.take(TAKEN_MIN).await;
+        tokio::time::sleep(Duration::from_millis(fastrand::u64(0..=LOAD_MAX_MS))).await;
+        disk.cut();
+        node.signal("KILL");
+        if let Some(broker) = &mut broker {
+            broker.kill().await;
+        }
+        node.ended(PATIENCE).await;
+        load.end().await;
+        cut += load.accepted();
+        loads.push(load);
+        disk.restore().await;
+        if let Some(broker) = &mut broker {
+            broker.revive().await;
+        }
+        ApiState::Well.apply(&api);
+        node.start_again().await;
+    }
+    for load in &loads {
+        load.is_met(&api, REDELIVERY).await;
+    }
+    println!("{} cuts, {cut} records with a 2xx, 0 lost", loads.len());
+}
+
+/// No lane is up: each record waits on the node's disk.
+#[actix_rt::test]
+async fn of_a_node_whose_lane_is_down() {
+    let Some(disk) = Disk::new() else { return };
+    let nowhere = format!("nats://127.0.0.1:{}", free_port());
+    let down = [("LANES__NATS__URL".to_owned(), nowhere)];
+    let variables = [&grpc_variables()[..], &down].concat();
+    no_2xx_is_lost::<Nats>(&disk, None, &variables).await;
+}
+
+#[actix_rt::test]
+async fn of_a_node_on_grpc() {
+    let Some(disk) = Disk::new() else { return };
+    no_2xx_is_lost::<Nats>(&disk, None, &grpc_variables()).await;
+}
+
+#[actix_rt::test]
+async fn of_node_and_nats() {
+    let Some(disk) = Disk::new() else { return };
+    let folder = disk.folder("nats");
+    let Some(mut nats) = Nats::with(&["-sd", &folder]).await else {
+        return;
+    };
+    let variables = nats.variables();
+    no_2xx_is_lost(&disk, Some(nats), &variables).await;
+}
+
+#[actix_rt::test]
+async fn of_node_and_rabbitmq() {
+    let Some(disk) = Disk::new() else { return };
+    let Some(mut rabbitmq) = Rabbitmq::on(&disk.folder("rabbitmq")).await else {
+        return;
+    };
+    let variables = rabbitmq.variables();
+    no_2xx_is_lost(&disk, Some(rabbitmq), &variables).await;
+}
