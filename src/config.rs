@@ -102,7 +102,7 @@ section! {
         /// Bytes of one record.
         max_record: usize = 256 << 10, with = "value::Size::<1, GIB>";
         schema: Schema = Schema::Case, deserialize_with = "value::name";
-        ack: Ack = Ack::Lane, deserialize_with = "value::name";
+        ack: Ack = Ack::Durable, deserialize_with = "value::name";
     }
 }
 
@@ -179,6 +179,10 @@ section! {
         bundle: usize = 1, deserialize_with = "value::whole::<1, BUNDLE_MAX, _>";
         /// Copies of the stream when Waypost creates it.
         replicas: usize = 1, deserialize_with = "value::replicas";
+        /// The server's monitoring address, which tells whether it syncs before it confirms.
+        monitor: Option<String> = None, deserialize_with = "value::text";
+        /// The operator's word that a confirm survives a power cut.
+        sync: Option<NatsSync> = None, deserialize_with = "value::some_name";
         ca_file: Option<ReadableFile> = None;
         /// Client certificate and key, PEM.
         cert_file: Option<ReadableFile> = None;
@@ -227,10 +231,23 @@ section! {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Ack {
+    /// The record survives a power cut of node and broker together: by the lane's confirm if that
+    /// survives it, else by a copy on this node's disk.
+    Durable,
     /// A lane has confirmed the record; the spool, if none can.
     Lane,
-    /// The record is on this node's disk.
+    /// The record is on this node's disk, and a lane has confirmed it if one can.
     Disk,
+}
+
+/// Why a confirm of NATS survives a power cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NatsSync {
+    /// The server has `sync_interval: always`.
+    Always,
+    /// The stream has three replicas or more, and no power cut takes most of them.
+    Replicated,
 }
 
 /// How the router chooses among the lanes that are up.

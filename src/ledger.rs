@@ -87,9 +87,12 @@ impl Ledger {
     }
 
     /// `lane` has confirmed a record from the spool. The confirm took `after`.
-    pub fn resent(&self, lane: LaneId, after: Duration) {
+    pub fn resent(&self, lane: LaneId, record: &Record, after: Duration) {
+        let counted = self.count_once(Transition::Resent, Flags::RESENT, record);
+        let is_first = counted == CountedAs::Resent;
+        self.node.lock().double_counted += u64::from(!is_first);
         let mut lane = self.lane(lane);
-        lane.counts.resent += 1;
+        lane.counts.resent += u64::from(is_first);
         lane.publish.record(after);
     }
 
@@ -198,6 +201,12 @@ impl Ledger {
         self.memory.lock().look_up(record).0.has(Flags::DELIVERED)
     }
 
+    /// Whether the API is known to have the record, or it is a dead letter.
+    pub fn has_ended(&self, record: &Record) -> bool {
+        let flags = self.memory.lock().look_up(record).0;
+        flags.has(Flags::DELIVERED | Flags::DEAD)
+    }
+
     /// Counts `event`, and gives `record` the flag `flag` unless the event comes too late.
     fn count_once(&self, event: Transition, flag: Flags, record: &Record) -> CountedAs {
         let mut memory = self.memory.lock();
@@ -212,7 +221,7 @@ impl Ledger {
     }
 
     /// Whether this run accepted the record.
-    fn is_own(&self, record: &Record) -> bool {
+    pub fn is_own(&self, record: &Record) -> bool {
         record
             .origin
             .as_ref()
@@ -426,7 +435,8 @@ mod tests {
     #[test]
     fn a_record_that_was_found_on_disk_and_lies_in_a_lane_too_is_one() {
         let ledger = Ledger::new(Arc::from("run"));
-        ledger.recovered_from_disk(3);
+        // The first twice.
+        ledger.recovered_from_disk(4);
         let balance = || {
             let Balance {
                 recovered,
@@ -441,18 +451,19 @@ mod tests {
         let found = record("a", "earlier");
         let given = ledger.adopt(found.clone()).unwrap();
         assert_eq!(given, record("a", "run"));
-        ledger.resent(LaneId::Nats, Duration::ZERO);
+        ledger.resent(LaneId::Nats, &given, Duration::ZERO);
         assert!(!ledger.is_delivered(&found));
         ledger.delivered(LaneId::Nats, [&found]);
         assert!(ledger.is_delivered(&found) && ledger.is_delivered(&given));
+        assert_eq!(balance(), (4, 1, 0, 0));
+        // A power cut has left a second entry of it.
+        assert_eq!(ledger.adopt(found), None);
         assert_eq!(balance(), (3, 1, 0, 0));
-        // Given to the lane once more, as the feeder's next life does.
-        assert_eq!(ledger.adopt(found), Some(given));
 
         // Both come out, the one in the name of a third run.
         let found = record("b", "replay");
         let given = ledger.adopt(found.clone()).unwrap();
-        ledger.resent(LaneId::Nats, Duration::ZERO);
+        ledger.resent(LaneId::Nats, &given, Duration::ZERO);
         ledger.delivered(LaneId::Nats, [&given]);
         ledger.delivered(LaneId::Nats, [&record("b", "earlier")]);
         assert_eq!(balance(), (3, 2, 0, 1));
@@ -473,6 +484,20 @@ mod tests {
         ] {
             assert_eq!(ledger.adopt(own.clone()), Some(own));
         }
+    }
+
+    #[test]
+    fn two_entries_of_a_record_that_are_resent_at_once_are_one_record() {
+        let ledger = Ledger::new(Arc::from("run"));
+        ledger.recovered_from_disk(2);
+        let given = [0, 1].map(|_| ledger.adopt(record("a", "earlier")).unwrap());
+        for given in &given {
+            ledger.resent(LaneId::Nats, given, Duration::ZERO);
+        }
+        ledger.delivered(LaneId::Nats, [&given[0]]);
+        let balance = ledger.balance(&SpoolStats::default());
+        assert_eq!((balance.recovered, balance.in_flight), (1, 0));
+        assert!(balance.holds());
     }
 
     #[test]

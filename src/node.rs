@@ -20,6 +20,7 @@ use crate::{
     actors::{
         Drain,
         admission::Admission,
+        copies::Copies,
         dead_letters::DeadLetters,
         fallback::DiskFallback,
         feeder::{Feeder, FeederParams},
@@ -32,7 +33,7 @@ use crate::{
     },
     api,
     breaker::Breaker,
-    config::{Ack, Config},
+    config::Config,
     http::{self, admin, ingest, status::AdminState},
     idempotency::IdempotencyStore,
     lane_id::LaneId,
@@ -200,7 +201,6 @@ impl<'a> Graph<'a> {
             spool: self.spool.clone(),
             ledger: Arc::clone(&self.ledger),
         };
-        let disk_first = (config.ack == Ack::Disk).then(|| fallback.clone());
         let params = RouterParams {
             policy: self.config.router.policy,
             lanes: self.lane_ids(),
@@ -218,7 +218,6 @@ impl<'a> Graph<'a> {
                 self.router.clone(),
                 publish_timeout,
                 Arc::clone(&self.ledger),
-                disk_first,
             ),
             lanes: Arc::clone(&self.lanes),
             schema: config.schema,
@@ -285,6 +284,7 @@ impl<'a> Graph<'a> {
             posts: self.config.api.concurrency,
             batch: self.config.api.batch,
         };
+        let copies = Copies::new(lane, self.spool.clone());
         let params = ForwarderParams {
             lane,
             tag: Tag::new(tag),
@@ -292,6 +292,7 @@ impl<'a> Graph<'a> {
             ledger: Arc::clone(&self.ledger),
             breaker: Arc::clone(&self.breaker),
             dead_letters: self.dead_letters.clone(),
+            copies: copies.clone(),
             tap: self.tap.clone(),
             limits,
         };
@@ -311,6 +312,8 @@ impl<'a> Graph<'a> {
             publish_timeout: self.config.router.publish_timeout,
             bundle: self.config.lanes.bundle(lane),
             settled: SettledRecords::default(),
+            copies,
+            ack: self.config.ingest.ack,
         };
         let start = factory(Slot::default(), move |supervisor| {
             Lane::<T>::new(settings.clone(), params.clone(), supervisor)

@@ -13,6 +13,13 @@ use siphasher::sip128::{Hasher128 as _, SipHasher13};
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Fingerprint(u64, u64);
 
+impl Fingerprint {
+    /// Half of its bits.
+    pub const fn half(self) -> u64 {
+        self.0
+    }
+}
+
 /// Takes fingerprints. Two hashers have different keys, and so different fingerprints of the same
 /// thing.
 pub struct Hasher128(SipHasher13);

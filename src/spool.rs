@@ -32,10 +32,11 @@ use tracing::warn;
 
 pub use self::{
     entry::{DeathReason, Entry},
+    log::Position,
     tail::Tail,
 };
 use self::{
-    log::{Log, Position, SEGMENT_MAX},
+    log::{Log, SEGMENT_MAX},
     store::Store,
 };
 use crate::lane_id::LaneId;
@@ -57,17 +58,21 @@ pub enum Queue {
     Pinned(LaneId),
     /// Confirmed by the gRPC lane, and not delivered yet.
     Carried,
+    /// Copies of records that this lane has confirmed, while a power cut of its broker could take
+    /// them.
+    Kept(LaneId),
     /// Dead letters.
     Dead,
 }
 
 impl Queue {
-    const COUNT: usize = 3 + LaneId::ALL.len();
+    const COUNT: usize = 3 + 2 * LaneId::ALL.len();
 
     fn all() -> impl Iterator<Item = Self> {
         [Self::Waiting, Self::Carried, Self::Dead]
             .into_iter()
             .chain(LaneId::ALL.map(Self::Pinned))
+            .chain(LaneId::ALL.map(Self::Kept))
     }
 
     const fn at(self) -> usize {
@@ -76,6 +81,7 @@ impl Queue {
             Self::Carried => 1,
             Self::Dead => 2,
             Self::Pinned(lane) => 3 + lane as usize,
+            Self::Kept(lane) => 3 + LaneId::ALL.len() + lane as usize,
         }
     }
 
@@ -84,6 +90,7 @@ impl Queue {
             Self::Waiting => "waiting".into(),
             Self::Pinned(lane) => format!("waiting_{lane}"),
             Self::Carried => "carried".into(),
+            Self::Kept(lane) => format!("kept_{lane}"),
             Self::Dead => "dead".into(),
         }
     }
@@ -96,12 +103,29 @@ pub struct EntryKey {
     position: Position,
 }
 
+impl EntryKey {
+    pub const fn new(queue: Queue, position: Position) -> Self {
+        Self {
+            queue: queue.at(),
+            position,
+        }
+    }
+
+    pub const fn position(self) -> Position {
+        self.position
+    }
+}
+
 /// The contents of the disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SpoolStats {
+    /// Of the copies, those that are to be published again.
     records: [u64; Queue::COUNT],
     /// Records of the gRPC lane that an earlier run has left, and that are still there.
     pub found_carried: u64,
+    /// Copies that an earlier run has kept, and that no lane has confirmed since.
+    pub found_kept: u64,
+    kept: [u64; LaneId::ALL.len()],
     /// All files together.
     pub bytes: u64,
     /// Syncs since the start that made records safe, each of one queue.
@@ -117,10 +141,15 @@ impl SpoolStats {
         self.records[queue.at()]
     }
 
+    /// Copies of records that `lane` has confirmed.
+    pub const fn kept(&self, lane: LaneId) -> u64 {
+        self.kept[lane as usize]
+    }
+
     /// Records that wait for a lane.
     pub fn waiting(&self) -> u64 {
         let pinned = LaneId::ALL.map(|lane| self.records(Queue::Pinned(lane)));
-        self.records(Queue::Waiting) + pinned.iter().sum::<u64>()
+        self.records(Queue::Waiting) + pinned.iter().sum::<u64>() + self.found_kept
     }
 }
 
@@ -211,7 +240,14 @@ impl Spool {
         }
         // A record that stays long keeps its segment: no more than a small part of the room.
         let segment_max = (max / 16).min(SEGMENT_MAX);
-        let logs = Queue::all().map(|queue| Log::open(folder, &queue.name(), segment_max));
+        let open = |queue: Queue| {
+            let mut log = Log::open(folder, &queue.name(), segment_max)?;
+            if let Queue::Kept(_) = queue {
+                log.read_present();
+            }
+            Ok(log)
+        };
+        let logs = Queue::all().map(open);
         let logs = logs.collect::<Result<_, _>>().map_err(failed)?;
         let (requests, inbox) = mpsc::unbounded_channel();
         let folder = folder.to_owned();
@@ -257,6 +293,21 @@ impl Spool {
     pub fn settle(&self, key: EntryKey) {
         // The thread has ended with the node; the entry comes again at the next start.
         self.requests.send(SpoolRequest::Settle(key)).ok();
+    }
+
+    /// Removes the entries of `queue` up to this one. Copies that are to be published again stay.
+    pub fn settle_through(&self, queue: Queue, last: Position) {
+        let settle = move |store: &mut Store| store.settle_through(queue, last);
+        // The thread has ended with the node.
+        self.requests.send(SpoolRequest::Run(Box::new(settle))).ok();
+    }
+
+    /// Lets the copies of `lane` that are on disk come out of their [`Tail`]. Otherwise only those
+    /// of an earlier run do.
+    pub fn read_kept(&self, lane: LaneId) {
+        let read = move |store: &mut Store| store.read_present(Queue::Kept(lane));
+        // The thread has ended with the node.
+        self.requests.send(SpoolRequest::Run(Box::new(read))).ok();
     }
 
     /// Reads the unsettled entries of `queue`, oldest first, each with a permit of `window`.

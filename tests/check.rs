@@ -61,7 +61,7 @@ fn lanes_unknown_keys_and_keys_at_odds_are_named_too_and_no_secret_is() {
         r#"lanes.toml:12: api.token_file: "absent" cannot be read: {why}; allowed is the path of a file that can be read"#
     );
     let expected = [
-        r#"lanes.toml:6: ingest.ack: "broker" does not fit; allowed is "lane" or "disk""#,
+        r#"lanes.toml:6: ingest.ack: "broker" does not fit; allowed is "durable" or "lane" or "disk""#,
         "lanes.toml:7: ingest.tokens_file: there is no such key; allowed are ack, listen, max_body, max_record, schema",
         "lanes.toml:8: ingest.bind: there is no such key; allowed are ack, listen, max_body, max_record, schema",
         absent.as_str(),

@@ -18,6 +18,7 @@ use tokio::{
 use waypost::{
     actors::{
         admission::Admission,
+        copies::Copies,
         dead_letters::DeadLetters,
         fallback::DiskFallback,
         forwarder::{Forwarder, ForwarderParams, Limits},
@@ -32,7 +33,7 @@ use waypost::{
         },
     },
     api,
-    config::{self, Policy},
+    config::{self, Ack, Policy},
     delivery::Receipt,
     lane_id::LaneId,
     ledger::Ledger,
@@ -136,6 +137,7 @@ fn graph<T: Transport>(
     let router = Slot::default();
     let forwarder = Slot::default();
     let live_lanes = LiveLanes::default();
+    let copies = Copies::new(LaneId::Nats, spool.clone());
     let lane = LaneParams {
         lane: LaneId::Nats,
         router: router.clone(),
@@ -146,6 +148,8 @@ fn graph<T: Transport>(
         publish_timeout: PUBLISH_TIMEOUT,
         bundle,
         settled: SettledRecords::default(),
+        copies: copies.clone(),
+        ack: Ack::Lane,
     };
     let fallback = DiskFallback {
         spool: spool.clone(),
@@ -166,6 +170,7 @@ fn graph<T: Transport>(
             spool,
             give_up_after,
         },
+        copies,
         tap: Tap::default(),
         limits,
     };
@@ -179,7 +184,7 @@ fn graph<T: Transport>(
         (forwarder_id, Thread::Current, start_forwarder),
         (LANE, Thread::Current, start_lane::<T>(settings, lane)),
     ];
-    let ingest = Admission::new(router, PUBLISH_TIMEOUT, Arc::clone(&ledger), None);
+    let ingest = Admission::new(router, PUBLISH_TIMEOUT, Arc::clone(&ledger));
     let supervisor = Supervisor::start(&live_lanes, children);
     (ledger, ingest, supervisor)
 }

@@ -8,6 +8,7 @@ mod admin;
 mod api;
 mod check;
 mod containers;
+mod durable;
 mod end_to_end;
 mod faults;
 mod grpc;

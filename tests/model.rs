@@ -45,7 +45,6 @@ enum Step {
     Ingest {
         count: usize,
         pinned: Option<usize>,
-        disk_first: bool,
     },
     /// The broker has the record and says so.
     Confirm(usize),
@@ -99,8 +98,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (0usize..5).prop_map(Disk::Kills),
     ];
     prop_oneof![
-        12 => (1usize..4, pinned, prop_oneof![2 => Just(false), 1 => Just(true)])
-            .prop_map(|(count, pinned, disk_first)| Step::Ingest { count, pinned, disk_first }),
+        12 => (1usize..4, pinned).prop_map(|(count, pinned)| Step::Ingest { count, pinned }),
         8 => one().prop_map(Step::Confirm),
         2 => one().prop_map(Step::Lose),
         2 => one().prop_map(Step::Silence),
@@ -420,14 +418,10 @@ impl Run {
             return Ok(());
         }
         match step {
-            Step::Ingest {
-                count,
-                pinned,
-                disk_first,
-            } => {
+            Step::Ingest { count, pinned } => {
                 for _ in 0..count {
                     let record = self.node().record(self.model.posted());
-                    self.node().ingest(record.clone(), pinned, disk_first);
+                    self.node().ingest(record.clone(), pinned);
                     self.model.ingest(record, pinned);
                 }
             }

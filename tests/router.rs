@@ -157,7 +157,7 @@ impl House {
         });
         let children = vec![(ChildId::Router, Thread::Current, start)];
         Supervisor::start(&live_lanes, children);
-        let ingest = Admission::new(router.clone(), PUBLISH_TIMEOUT, ledger, None);
+        let ingest = Admission::new(router.clone(), PUBLISH_TIMEOUT, ledger);
         Self {
             ingest,
             router,

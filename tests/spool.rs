@@ -70,7 +70,7 @@ async fn with_ack_on_disk_a_record_is_there_before_its_receipt_leaves() {
         post_all(&node, "a", RECORDS)
             .await
             .iter()
-            .all(|path| path == "spool")
+            .all(|path| path == "GRPC")
     );
     kill(&mut node).await;
     api.start_again();

@@ -13,8 +13,7 @@ use tokio::{
 };
 
 use super::{
-    Job, LaneSet, Permit, RECORDS_MAX, Route,
-    fallback::DiskFallback,
+    Job, LaneSet, Permit, RECORDS_MAX, Route, Source,
     receipts::{Refused, Replies, Reply},
     router::Router,
     slot::Slot,
@@ -40,28 +39,19 @@ pub struct Admission {
     ledger: Arc<Ledger>,
     /// The longest wait for the router, the lanes and the spool together.
     patience: Duration,
-    /// Its records are in the spool already.
-    on_disk: bool,
-    /// Its records go to the spool first, and their receipts are the spool's.
-    disk_first: Option<DiskFallback>,
+    source: Source,
 }
 
 impl Admission {
     /// Admits the records of clients.
-    pub fn new(
-        router: Slot<Router>,
-        publish_timeout: Duration,
-        ledger: Arc<Ledger>,
-        disk_first: Option<DiskFallback>,
-    ) -> Self {
+    pub fn new(router: Slot<Router>, publish_timeout: Duration, ledger: Arc<Ledger>) -> Self {
         Self {
             router,
             records: Arc::new(Semaphore::new(RECORDS_MAX)),
             bytes: Arc::new(Semaphore::new(BYTES_MAX)),
             ledger,
             patience: publish_timeout + SPOOL_PATIENCE,
-            on_disk: false,
-            disk_first,
+            source: Source::Client,
         }
     }
 
@@ -72,8 +62,16 @@ impl Admission {
         Self {
             records: Arc::new(Semaphore::new(records)),
             bytes: Arc::new(Semaphore::new(BYTES_MAX)),
-            on_disk: true,
-            disk_first: None,
+            source: Source::Spool,
+            ..self.clone()
+        }
+    }
+
+    /// Admits records of `source`, within the same bound.
+    #[must_use]
+    pub fn of(&self, source: Source) -> Self {
+        Self {
+            source,
             ..self.clone()
         }
     }
@@ -87,7 +85,10 @@ impl Admission {
         let Some(permit) = self.admit(records) else {
             return vec![Err(Refused::Overloaded); records.len()];
         };
-        let request = Replies::new(records, (!self.on_disk).then_some(&*self.ledger));
+        let request = Replies::new(
+            records,
+            (self.source == Source::Client).then_some(&*self.ledger),
+        );
         self.confirm(&request, pinned, &permit).await;
         let replies = request.close().into_iter();
         replies
@@ -107,27 +108,22 @@ impl Admission {
                 records,
                 pinned,
                 tried: LaneSet::default(),
-                on_disk: self.on_disk,
+                source: self.source,
                 began,
                 permit: Arc::clone(permit),
             };
-            let patience = if let Some(disk) = &self.disk_first {
-                disk.store_job(job);
-                SPOOL_PATIENCE
-            } else {
-                let Some(router) = self.router.wait(ROUTER_PATIENCE).await else {
-                    return;
-                };
-                match router.try_send(Route(job)) {
-                    Ok(()) => self.patience,
-                    Err(SendError::Full(Route(job))) => {
-                        job.refuse(&Refused::Overloaded);
-                        return;
-                    }
-                    Err(SendError::Closed(_)) => continue,
-                }
+            let Some(router) = self.router.wait(ROUTER_PATIENCE).await else {
+                return;
             };
-            let deadline = began + patience;
+            match router.try_send(Route(job)) {
+                Ok(()) => {}
+                Err(SendError::Full(Route(job))) => {
+                    job.refuse(&Refused::Overloaded);
+                    return;
+                }
+                Err(SendError::Closed(_)) => continue,
+            }
+            let deadline = began + self.patience;
             if timeout_at(deadline, request.wait()).await.is_err() {
                 return;
             }

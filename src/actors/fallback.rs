@@ -1,4 +1,4 @@
-//! The disk: takes the records that no lane takes, and with `ack = "disk"` every record.
+//! The disk: takes the records that no lane takes.
 
 use std::sync::Arc;
 

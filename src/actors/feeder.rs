@@ -14,7 +14,7 @@ use tokio::{
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use super::{
-    Drain, FEEDER_WINDOW, Ping, Supervised,
+    Drain, FEEDER_WINDOW, Ping, Source, Supervised,
     admission::Admission,
     dead_letters::{DeadLetters, not_posted},
     supervisor::SupervisorHandle,
@@ -55,7 +55,8 @@ pub struct Feeder {
 struct QueueFeeder {
     params: FeederParams,
     admission: Admission,
-    /// The only lane that they may take, if the client named one.
+    queue: Queue,
+    /// The only lane that they may take, if there is one.
     pinned: Option<LaneId>,
     drain: watch::Receiver<()>,
 }
@@ -72,16 +73,22 @@ impl Feeder {
     }
 
     /// Resends the entries of a queue, up to the window at a time, until the spool ends.
-    fn feed(&self, pinned: Option<LaneId>) -> AbortOnDropHandle<()> {
+    fn feed(&self, queue: Queue) -> AbortOnDropHandle<()> {
+        let pinned = match queue {
+            Queue::Pinned(lane) => Some(lane),
+            // Copies go to the lane that has confirmed them, so that its broker knows them again.
+            Queue::Kept(lane) => self.params.lanes.contains(&lane).then_some(lane),
+            _ => None,
+        };
         let feeder = Rc::new(QueueFeeder {
             params: self.params.clone(),
             admission: self.params.admission.from_disk(FEEDER_WINDOW),
+            queue,
             pinned,
             drain: self.drains.subscribe(),
         });
         let in_flight = self.in_flight.clone();
         AbortOnDropHandle::new(actix_rt::spawn(async move {
-            let queue = pinned.map_or(Queue::Waiting, Queue::Pinned);
             let window = Arc::new(Semaphore::new(FEEDER_WINDOW));
             let mut tail = feeder.params.spool.tail(queue, window);
             while let Some((key, entry, permit)) = tail.next().await {
@@ -101,26 +108,43 @@ impl QueueFeeder {
     /// record stays on disk.
     async fn resend(&self, key: EntryKey, entry: &Entry) {
         let spool = &self.params.spool;
-        // The ledger counted the record when this run took it in or found it.
-        let Some(record) = self.params.ledger.adopt(entry.record()) else {
+        let ledger = &self.params.ledger;
+        let record = entry.record();
+        // The lane that has confirmed it counts a copy that this run has made.
+        let lane = match self.queue {
+            Queue::Kept(lane) if ledger.is_own(&record) => Some(lane),
+            _ => None,
+        };
+        if lane.is_some() && ledger.has_ended(&record) {
             return spool.settle(key);
+        }
+        // The ledger counted any other record when this run took it in or found it.
+        let Some(record) = ledger.adopt(record) else {
+            return spool.settle(key);
+        };
+        let admission = match lane {
+            Some(_) => &self.admission.of(Source::Copies),
+            None => &self.admission,
         };
         let mut drain = self.drain.clone();
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_CAP);
         loop {
             let records = slice::from_ref(&record);
-            let receipts = self.admission.submit(records, self.pinned).await;
+            let receipts = admission.submit(records, self.pinned).await;
             if receipts.iter().all(Result::is_ok) {
                 break;
             }
             let dead_letters = &self.params.dead_letters;
             if dead_letters.is_overdue(&record) {
-                let lane = self.pinned.map_or("spool", LaneId::name);
+                let path = self.pinned.map_or("spool", LaneId::name);
                 let reason = DeathReason {
                     given_up: true,
                     ..not_posted("no lane has taken it")
                 };
-                if dead_letters.write(lane, &record, reason).await.is_ok() {
+                if dead_letters.write(path, &record, reason).await.is_ok() {
+                    if let Some(lane) = lane {
+                        ledger.dead(lane, &record);
+                    }
                     break;
                 }
             }
@@ -139,9 +163,11 @@ impl Actor for Feeder {
     type Context = Context<Self>;
 
     fn started(&mut self, _: &mut Self::Context) {
-        let pinned = self.params.lanes.iter().copied().map(Some);
-        let queues = pinned.chain([None]).map(|pinned| self.feed(pinned));
-        self.queues = queues.collect();
+        let pinned = self.params.lanes.iter().copied().map(Queue::Pinned);
+        // An earlier run may have kept copies of a lane that is not configured any more.
+        let kept = LaneId::ALL.map(Queue::Kept);
+        let queues = pinned.chain(kept).chain([Queue::Waiting]);
+        self.queues = queues.map(|queue| self.feed(queue)).collect();
         self.supervisor.ready(None);
     }
 }

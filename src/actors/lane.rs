@@ -31,19 +31,23 @@ use self::{
 };
 use super::{
     Drain, FED_MAX, Job, Ping, Publish, RECORDS_MAX, Supervised,
+    copies::{self, Copies},
     forwarder::{Forwarder, Limits},
     router::Router,
     slot::Slot,
     supervisor::{Exit, SupervisorHandle},
 };
 use crate::{
+    config::Ack,
     lane_id::LaneId,
     ledger::Ledger,
-    transport::{self, CLOSE_TIMEOUT, Transport},
+    transport::{self, CLOSE_TIMEOUT, Durability, Transport},
 };
 
 /// How long a drain waits for open bundles to be settled, before it nacks them.
 const SETTLE_TIMEOUT: Duration = Duration::from_millis(500);
+/// The shortest time between two looks for copies that are not needed any more.
+const EXPIRE_MIN: Duration = Duration::from_millis(100);
 
 /// The parts of a lane beside its transport's settings; each restart uses the same ones.
 #[derive(Clone)]
@@ -60,6 +64,8 @@ pub struct LaneParams {
     /// The most records of one message.
     pub bundle: usize,
     pub settled: SettledRecords,
+    pub copies: Copies,
+    pub ack: Ack,
 }
 
 /// The lane of transport `T`.
@@ -82,6 +88,8 @@ pub struct Lane<T: Transport> {
 struct Connected<T> {
     transport: Rc<T>,
     bundle: BundleSize,
+    /// Each record needs a copy on disk before its reply.
+    needs_copies: bool,
 }
 
 /// Publish the batch.
@@ -114,10 +122,24 @@ impl<T: Transport> Lane<T> {
     fn connected(&mut self, transport: T, ctx: &mut Context<Self>) {
         let info = transport.info();
         let transport = Rc::new(transport);
+        let durability = info.outlives_power_cut;
+        let needs_copies = match self.params.ack {
+            Ack::Lane => false,
+            Ack::Durable => durability != Durability::Yes,
+            Ack::Disk => true,
+        };
         self.connection = Some(Connected {
             transport: Rc::clone(&transport),
             bundle: BundleSize::new(self.params.bundle, info.largest_message),
+            needs_copies,
         });
+        self.params.copies.connected(&info);
+        if needs_copies && durability.after() < Duration::MAX {
+            let step = (durability.after() / copies::PARTS).max(EXPIRE_MIN);
+            ctx.run_interval(step, |lane, _| {
+                lane.params.copies.expire(lane.params.publish_timeout);
+            });
+        }
         let params = Rc::clone(&self.params);
         let unbundler = Rc::clone(&self.unbundler);
         let lane = ctx.address();
@@ -142,11 +164,13 @@ impl<T: Transport> Lane<T> {
         };
         let transport = Rc::clone(&connection.transport);
         let bundle = connection.bundle;
+        let needs_copies = connection.needs_copies;
         let params = Rc::clone(&self.params);
         let confirmed = Rc::clone(&self.confirmed);
         let lane = ctx.address();
         self.publishing.spawn_local(async move {
-            if let Some(exit) = publish(&*transport, jobs, bundle, &params, &confirmed).await {
+            let publishing = publish(&*transport, jobs, bundle, &params, needs_copies, &confirmed);
+            if let Some(exit) = publishing.await {
                 lane.do_send(Broken(exit));
             }
         });

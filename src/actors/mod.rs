@@ -28,6 +28,7 @@
 //! mailbox holds more records than were admitted. Control messages are few and use `do_send`.
 
 pub mod admission;
+pub mod copies;
 pub mod dead_letters;
 pub mod fallback;
 pub mod feeder;
@@ -53,7 +54,7 @@ pub const RECORDS_MAX: usize = 8192;
 /// Records of one spool queue that are on their way from the disk to a lane.
 pub const FEEDER_WINDOW: usize = 256;
 /// Records of all spool queues that are on their way from the disk to a lane.
-pub const FED_MAX: usize = FEEDER_WINDOW * (1 + LaneId::ALL.len());
+pub const FED_MAX: usize = FEEDER_WINDOW * (1 + 2 * LaneId::ALL.len());
 
 /// Records on their way to their receipts. The records of one request go together, by one lane,
 /// until some are confirmed and others are not.
@@ -66,11 +67,22 @@ pub struct Job {
     pub pinned: Option<LaneId>,
     /// Lanes that have had them.
     pub tried: LaneSet,
-    /// They are in the spool already, and stay there if no lane confirms them.
-    pub on_disk: bool,
+    pub source: Source,
     /// When admission sent them.
     pub began: Instant,
     pub permit: Arc<Permit>,
+}
+
+/// Where records come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// A client waits for them.
+    Client,
+    /// They are in the spool, and stay there if no lane confirms them.
+    Spool,
+    /// The same. A lane has confirmed them before, and may have lost them since: they are counted
+    /// there.
+    Copies,
 }
 
 /// The records' place among those that this node may have in hand, by count and by bytes.

@@ -7,8 +7,8 @@ use std::{sync::Arc, time::Duration};
 use actix::{Actor, Context, Handler, dev::SendError};
 
 use super::{
-    Drain, FED_MAX, Job, Ping, Publish, RECORDS_MAX, Route, Supervised, fallback::DiskFallback,
-    live_lanes::LiveLanes, receipts::Refused, supervisor::SupervisorHandle,
+    Drain, FED_MAX, Job, Ping, Publish, RECORDS_MAX, Route, Source, Supervised,
+    fallback::DiskFallback, live_lanes::LiveLanes, receipts::Refused, supervisor::SupervisorHandle,
 };
 use crate::{config::Policy, lane_id::LaneId};
 
@@ -50,7 +50,7 @@ impl Router {
         let Err(job) = self.send_to_lane(job) else {
             return;
         };
-        if job.on_disk {
+        if job.source != Source::Client {
             return job.refuse(&Refused::NoLane);
         }
         self.params.fallback.store_job(job);

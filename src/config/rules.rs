@@ -115,6 +115,12 @@ impl Rules {
             "is not a list of servers; allowed is nats:// or tls:// with a host, separated by \
              commas",
         );
+        let monitor = lane.monitor.as_deref();
+        self.check(
+            monitor.is_none_or(|text| url::of_server(text, HTTP).is_some()),
+            "lanes.nats.monitor",
+            "is no monitoring address; allowed is http:// or https:// with a host",
+        );
         self.check(is_plain(&lane.stream, ""), "lanes.nats.stream", PLAIN);
         self.check(is_plain(&lane.durable, ""), "lanes.nats.durable", PLAIN);
         let has_empty_token = lane.subject.split('.').any(str::is_empty);

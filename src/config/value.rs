@@ -88,6 +88,13 @@ pub fn name<'de, D: Deserializer<'de>, T: DeserializeOwned>(input: D) -> Result<
     })
 }
 
+/// The same for a key that may be absent.
+pub fn some_name<'de, D: Deserializer<'de>, T: DeserializeOwned>(
+    input: D,
+) -> Result<Option<T>, D::Error> {
+    name(input).map(Some)
+}
+
 /// The error of an enum: the names of its variants.
 #[derive(Debug)]
 struct Variants(&'static [&'static str]);

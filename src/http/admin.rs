@@ -12,9 +12,10 @@ use super::{
     status::{AdminState, no_supervisor},
 };
 use crate::{
-    actors::supervisor::{Action, ChildId, LaneCommand, State},
+    actors::supervisor::{Action, ChildId, LaneCommand, State, View},
     config::Ack,
     lane_id::LaneId,
+    transport::Durability,
 };
 
 /// Adds the routes of `[admin].listen`.
@@ -46,9 +47,14 @@ async fn ready(state: web::Data<AdminState>) -> Result<HttpResponse, Problem> {
     if !up.clone().any(|view| view.child == ChildId::Router) {
         return Err(unready("The router is being restarted"));
     }
-    let a_lane_is_up = up.any(|view| matches!(view.child, ChildId::Lane(_)));
-    let refuses = state.spool.stats().refuses;
-    if refuses && (state.ack == Ack::Disk || !a_lane_is_up) {
+    // Such a lane needs no disk.
+    let confirms = |view: &View| match state.ack {
+        Ack::Durable => view.broker.outlives_power_cut == Durability::Yes,
+        Ack::Lane => true,
+        Ack::Disk => false,
+    };
+    let a_lane_confirms = up.any(|view| matches!(view.child, ChildId::Lane(_)) && confirms(view));
+    if state.spool.stats().refuses && !a_lane_confirms {
         return Err(unready(
             "The spool takes no records, and no lane may or can take them instead",
         ));

@@ -18,6 +18,7 @@ use crate::{
     clock::unix_us,
     ledger::{Counts, LaneLedger, Latency, Ledger},
     spool::{Queue, SpoolStats},
+    transport::Durability,
 };
 
 /// Upper bounds of all histograms, in seconds: from a confirm in memory to a record that waited for
@@ -129,6 +130,19 @@ impl Scrape<'_> {
             "waypost_in_flight",
             "Records that a lane has confirmed and the API has not taken",
             self.by_lane(|lane, _| ConstGauge::new(lane.in_flight)),
+        );
+        registry.register(
+            "waypost_kept_copies",
+            "Copies on this disk of records whose confirm a power cut could take",
+            self.by_lane(|lane, _| ConstGauge::new(lane.kept)),
+        );
+        registry.register(
+            "waypost_lane_outlives_power_cut",
+            "1 if a confirm of the lane survives a power cut of its broker; 0 if not, or unknown",
+            self.by_lane(|lane, _| {
+                let is_durable = lane.broker.outlives_power_cut == Durability::Yes;
+                ConstGauge::new(u64::from(is_durable))
+            }),
         );
         registry.register(
             "waypost_last_delivery_seconds",

@@ -70,9 +70,11 @@ pub struct LaneStatus<'s> {
     dead: u64,
     pub in_flight: u64,
     redelivered: u64,
+    /// Copies on this node's disk of records that the lane has confirmed.
+    pub kept: u64,
     publish_ms: Quantiles,
     delivery_ms: Quantiles,
-    broker: &'s BrokerInfo,
+    pub broker: &'s BrokerInfo,
 }
 
 #[derive(Debug, Serialize)]
@@ -152,7 +154,8 @@ impl AdminState {
         };
         let last_error = view.last_error.as_deref();
         // Before the lane is locked.
-        let in_flight = self.ledger.in_flight(lane, &self.spool.stats());
+        let stats = self.spool.stats();
+        let in_flight = self.ledger.in_flight(lane, &stats);
         let ledger = self.ledger.lane(lane);
         Some(LaneStatus {
             lane,
@@ -168,6 +171,7 @@ impl AdminState {
             dead: ledger.counts.dead,
             in_flight,
             redelivered: ledger.counts.redelivered,
+            kept: stats.kept(lane),
             publish_ms: ledger.publish.quantiles_ms(),
             delivery_ms: ledger.delivery.quantiles_ms(),
             broker: &view.broker,

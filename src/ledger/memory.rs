@@ -27,13 +27,16 @@ impl Flags {
     pub const MAYBE_PUBLISHED: Self = Self(1 << 3);
     /// An earlier run left it on disk, and this run has taken it over.
     pub const ADOPTED: Self = Self(1 << 4);
+    /// A lane has confirmed it from the spool.
+    pub const RESENT: Self = Self(1 << 5);
 
     /// All flags but `DELIVERED`.
-    const RARE: [Self; 4] = [
+    const RARE: [Self; 5] = [
         Self::DEAD,
         Self::REFUSED,
         Self::MAYBE_PUBLISHED,
         Self::ADOPTED,
+        Self::RESENT,
     ];
 
     /// Whether it has one of `flags`.

@@ -11,9 +11,14 @@
 //! | dead | any other | dead and recovered |
 //! | refused | was delivered, or is dead | refused too late: adds one to recovered |
 //! | refused | any other | nothing |
+//! | adopted | was resent before | double counted: takes one from recovered |
 //! | adopted | was adopted before | nothing |
 //! | adopted | was delivered | double counted: takes one from recovered |
 //! | adopted | any other | nothing: it was counted at the start, as recovered from disk |
+//! | resent | was resent before | double counted: takes one from recovered |
+//! | resent | any other | resent |
+//!
+//! A power cut may leave two entries of one record on disk.
 //!
 //! The ends of a record are delivered, dead and refused.
 
@@ -25,6 +30,7 @@ pub(super) enum Transition {
     Dead,
     Refused,
     Adopted,
+    Resent,
 }
 
 /// The last column of the table.
@@ -38,6 +44,7 @@ pub(super) enum CountedAs {
     DeadAndRecovered,
     RefusedTooLate,
     DoubleCounted,
+    Resent,
 }
 
 /// `is_own`: this run took the record in.
@@ -53,6 +60,10 @@ pub(super) fn count(event: Transition, flags: Flags, is_own: bool) -> CountedAs 
         Transition::Refused if flags.has(Flags::DELIVERED | Flags::DEAD) => {
             CountedAs::RefusedTooLate
         }
+        Transition::Adopted | Transition::Resent if flags.has(Flags::RESENT) => {
+            CountedAs::DoubleCounted
+        }
+        Transition::Resent => CountedAs::Resent,
         Transition::Adopted if flags.has(Flags::ADOPTED) => CountedAs::Nothing,
         Transition::Adopted if flags.has(Flags::DELIVERED) => CountedAs::DoubleCounted,
         Transition::Refused | Transition::Adopted => CountedAs::Nothing,
@@ -155,6 +166,21 @@ mod tests {
                 Transition::Adopted,
                 Flags::DELIVERED,
                 !OWN,
+                CountedAs::DoubleCounted,
+            ),
+            (
+                Transition::Adopted,
+                Flags::ADOPTED | Flags::RESENT,
+                !OWN,
+                CountedAs::DoubleCounted,
+            ),
+            (Transition::Resent, NONE, OWN, CountedAs::Resent),
+            (Transition::Resent, Flags::ADOPTED, OWN, CountedAs::Resent),
+            (Transition::Resent, Flags::DELIVERED, OWN, CountedAs::Resent),
+            (
+                Transition::Resent,
+                Flags::RESENT,
+                OWN,
                 CountedAs::DoubleCounted,
             ),
             (Transition::Adopted, Flags::DEAD, !OWN, CountedAs::Nothing),

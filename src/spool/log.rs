@@ -104,6 +104,8 @@ pub struct Log {
     /// Tries in a row that could not read the next entry.
     failures: u32,
     segment_max: u64,
+    /// [`Log::next`] ends before this segment, if there is one.
+    read_end: Option<u32>,
     damages: Vec<Damage>,
 }
 
@@ -137,6 +139,21 @@ impl Log {
     /// Unsettled entries on disk.
     pub fn len(&self) -> u64 {
         self.segments.values().map(Segment::len).sum()
+    }
+
+    /// Unsettled entries that [`Log::next`] returns, once all before them are read.
+    pub fn readable(&self) -> u64 {
+        let end = self.read_end.unwrap_or(u32::MAX);
+        let readable = self.segments.range(..end);
+        readable.map(|(_, segment)| segment.len()).sum()
+    }
+
+    /// Lets [`Log::next`] return the entries that are there, from the oldest on, and none that
+    /// comes later.
+    pub fn read_present(&mut self) {
+        self.seal();
+        self.read_end = Some(self.next_number);
+        self.rewind();
     }
 
     /// Unsettled entries that were there when the queue was opened.
@@ -229,6 +246,24 @@ impl Log {
         };
         if key.ordinal < segment.count && segment.settled.insert(key.ordinal) {
             segment.settled.fresh.push(key.ordinal);
+        }
+    }
+
+    /// Marks the entries up to `last` as settled, except those that [`Log::read_present`] has let
+    /// out.
+    pub fn settle_through(&mut self, last: Position) {
+        let first = self.read_end.unwrap_or(0).min(last.segment);
+        for (number, segment) in self.segments.range_mut(first..=last.segment) {
+            let end = if *number == last.segment {
+                segment.count.min(last.ordinal + 1)
+            } else {
+                segment.count
+            };
+            for ordinal in 0..end {
+                if segment.settled.insert(ordinal) {
+                    segment.settled.fresh.push(ordinal);
+                }
+            }
         }
     }
 

@@ -20,6 +20,7 @@ use super::{
     Entry, EntryKey, NotSafe, Queue, SpoolRequest, SpoolStats, frame,
     log::{self, Log},
 };
+use crate::lane_id::LaneId;
 
 /// The most requests that share a commit.
 const BATCH: usize = 8192;
@@ -270,6 +271,14 @@ impl Store {
         }
     }
 
+    pub fn settle_through(&mut self, queue: Queue, last: log::Position) {
+        self.logs[queue.at()].settle_through(last);
+    }
+
+    pub fn read_present(&mut self, queue: Queue) {
+        self.logs[queue.at()].read_present();
+    }
+
     pub fn oldest(&mut self) -> Option<Entry> {
         let queues = Queue::all().filter(|queue| *queue != Queue::Dead);
         let firsts = queues.filter_map(|queue| {
@@ -296,16 +305,23 @@ impl Store {
         }
     }
 
+    /// The copies of `lane`.
+    fn kept(&self, lane: LaneId) -> &Log {
+        &self.logs[Queue::Kept(lane).at()]
+    }
+
     /// Updates the stats, and logs damage that was found.
     fn report(&mut self) {
         let mut stats = SpoolStats {
             found_carried: self.logs[Queue::Carried.at()].found(),
+            found_kept: LaneId::ALL.map(|lane| self.kept(lane).found()).iter().sum(),
+            kept: LaneId::ALL.map(|lane| self.kept(lane).len()),
             commits: self.commits,
             committed: self.committed,
             ..SpoolStats::default()
         };
         for (log, records) in self.logs.iter_mut().zip(&mut stats.records) {
-            *records = log.len();
+            *records = log.readable();
             stats.bytes += log.bytes();
             for damage in log.damages() {
                 error!(

@@ -27,7 +27,7 @@ use tokio::{
 };
 
 use self::{buffer::BufferOut, inbound::Intake, peers::Peers, service::Service, tls::Tls};
-use super::{BrokerInfo, CLOSE_TIMEOUT, Incoming, Message, Transport, TransportError};
+use super::{BrokerInfo, CLOSE_TIMEOUT, Durability, Incoming, Message, Transport, TransportError};
 use crate::{breaker::Breaker, config, record::Schema, spool::Spool, tap::Tap};
 
 /// Pings on a connection, so that a peer that falls silent is noticed within their sum.
@@ -202,6 +202,8 @@ impl Transport for Grpc {
         BrokerInfo {
             version: Some(env!("CARGO_PKG_VERSION").into()),
             largest_message: MAX_MESSAGE,
+            // The peer confirms once the API has the record, or its disk.
+            outlives_power_cut: Durability::Yes,
             ..BrokerInfo::default()
         }
     }

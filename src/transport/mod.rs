@@ -41,7 +41,7 @@ mod secret;
 use std::time::Duration;
 
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use tokio::time::timeout;
 
 pub use self::message::{Headers, Incoming, Message, header};
@@ -111,6 +111,50 @@ pub struct BrokerInfo {
     /// The most bytes of a message, headers included.
     #[serde(skip)]
     pub largest_message: usize,
+    /// Whether a confirm survives a power cut of the system.
+    pub outlives_power_cut: Durability,
+    /// Changes when the system may have lost what it has confirmed.
+    #[serde(skip)]
+    pub incarnation: String,
+}
+
+/// Whether a confirm survives a power cut of the system that gave it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    Yes,
+    /// It does after this time; never for the longest duration.
+    No {
+        after: Duration,
+    },
+    /// The system does not tell. It is taken to do so after this time.
+    Unknown {
+        after: Duration,
+    },
+}
+
+impl Durability {
+    /// The name in `/api/status`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Yes => "yes",
+            Self::No { .. } => "no",
+            Self::Unknown { .. } => "unknown",
+        }
+    }
+
+    /// How long after a confirm a power cut may still take the message.
+    pub const fn after(self) -> Duration {
+        match self {
+            Self::Yes => Duration::ZERO,
+            Self::No { after } | Self::Unknown { after } => after,
+        }
+    }
+}
+
+impl Serialize for Durability {
+    fn serialize<S: Serializer>(&self, output: S) -> Result<S::Ok, S::Error> {
+        output.serialize_str(self.name())
+    }
 }
 
 impl Default for BrokerInfo {
@@ -119,6 +163,10 @@ impl Default for BrokerInfo {
             version: None,
             warnings: Vec::new(),
             largest_message: usize::MAX,
+            outlives_power_cut: Durability::Unknown {
+                after: Duration::MAX,
+            },
+            incarnation: String::new(),
         }
     }
 }

@@ -8,6 +8,7 @@
 mod confirm;
 mod consumer_check;
 mod declare;
+mod durability;
 mod open;
 mod pull;
 mod settle;
@@ -93,10 +94,15 @@ impl Transport for Nats {
         let declared = declare(&context, settings).await?;
         let server = client.server_info();
         let stream_max = declared.stream.cached_info().config.max_message_size;
+        let stream_info = declared.stream.cached_info();
+        let (durability, warning) = durability::judge(&client, settings, stream_info).await;
         let info = BrokerInfo {
             version: Some(server.version),
-            warnings: declared.warnings,
+            warnings: declared.warnings.into_iter().chain(warning).collect(),
             largest_message: largest_message(server.max_payload, stream_max),
+            outlives_power_cut: durability,
+            // A server that starts anew may have lost files that it had not synced.
+            incarnation: format!("{} {}", server.server_id, stream_info.created),
         };
         let ack_wait = declared.consumer.cached_info().config.ack_wait;
         let (settler, settling) = settle::new(client.clone(), ack_wait);

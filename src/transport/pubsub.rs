@@ -38,7 +38,8 @@ use self::{
     stream::{KeptStream, LEASED_MAX, Leased, MessageStream, UnackedHandlers},
 };
 use super::{
-    BrokerInfo, Headers, Incoming, Message, Transport, TransportError, lost::Lost, publish_each,
+    BrokerInfo, Durability, Headers, Incoming, Message, Transport, TransportError, lost::Lost,
+    publish_each,
 };
 use crate::config;
 
@@ -153,6 +154,14 @@ impl Transport for Pubsub {
                 version: None,
                 warnings,
                 largest_message: MESSAGE_MAX,
+                outlives_power_cut: if access.is_emulator {
+                    Durability::No {
+                        after: Duration::MAX,
+                    }
+                } else {
+                    Durability::Yes
+                },
+                incarnation: String::new(),
             },
             stream: Mutex::new(Some(stream)),
             kept: kept.clone(),

@@ -32,7 +32,8 @@ use self::{
     settler::{Settlement, settle},
 };
 use super::{
-    BrokerInfo, CLOSE_TIMEOUT, Incoming, Message, PREFETCH, Transport, TransportError, lost::Lost,
+    BrokerInfo, CLOSE_TIMEOUT, Durability, Incoming, Message, PREFETCH, Transport, TransportError,
+    lost::Lost,
 };
 use crate::{config, lane_id::LaneId, record::Record};
 
@@ -228,6 +229,8 @@ impl RabbitMq {
 
         let info = BrokerInfo {
             warnings: publish.warnings(),
+            // A quorum queue syncs before it confirms.
+            outlives_power_cut: Durability::Yes,
             ..BrokerInfo::default()
         };
         Ok(Self {

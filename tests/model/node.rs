@@ -22,6 +22,7 @@ use waypost::{
     actors::{
         Drain,
         admission::Admission,
+        copies::Copies,
         dead_letters::DeadLetters,
         fallback::DiskFallback,
         feeder::{self, Feeder},
@@ -33,13 +34,13 @@ use waypost::{
         slot::Slot,
         supervisor::{ChildId, DrainAll, Factory, Supervisor, Thread, factory},
     },
-    config::Policy,
+    config::{Ack, Policy},
     delivery::Receipt,
     lane_id::LaneId,
     ledger::Ledger,
     record::{Origin, Record},
     spool::{NotSafe, OpenError, Queue, Spool, SpoolStats},
-    transport::{BrokerInfo, Incoming, Message, Transport, TransportError},
+    transport::{BrokerInfo, Durability, Incoming, Message, Transport, TransportError},
 };
 
 pub const LANES: [LaneId; 3] = [LaneId::Nats, LaneId::Rabbitmq, LaneId::Pubsub];
@@ -197,7 +198,10 @@ impl<const LANE: usize> Transport for Link<LANE> {
     async fn close(&self) {}
 
     fn info(&self) -> BrokerInfo {
-        BrokerInfo::default()
+        BrokerInfo {
+            outlives_power_cut: Durability::Yes,
+            ..BrokerInfo::default()
+        }
     }
 }
 
@@ -233,7 +237,6 @@ pub struct Node {
     /// The records on disk at the start.
     pub found: SpoolStats,
     admission: Admission,
-    disk_admission: Admission,
     router: Slot<Router>,
     feeder: Slot<Feeder>,
     supervisor: Addr<Supervisor>,
@@ -273,19 +276,14 @@ impl Node {
             spool: spool.clone(),
             ledger: Arc::clone(&ledger),
         };
-        let admission = |disk_first| {
-            let ledger = Arc::clone(&ledger);
-            Admission::new(router.clone(), PUBLISH_TIMEOUT, ledger, disk_first)
-        };
-        let disk_admission = admission(Some(fallback.clone()));
-        let admission = admission(None);
+        let admission = Admission::new(router.clone(), PUBLISH_TIMEOUT, Arc::clone(&ledger));
         let live_lanes = LiveLanes::default();
         let graph = vec![
             start_router(&router, &live_lanes, fallback),
             start_feeder(&feeder, &spool, &admission, &ledger),
-            start_lane::<0>(&router, &ledger, brokers),
-            start_lane::<1>(&router, &ledger, brokers),
-            start_lane::<2>(&router, &ledger, brokers),
+            start_lane::<0>(&router, &ledger, &spool, brokers),
+            start_lane::<1>(&router, &ledger, &spool, brokers),
+            start_lane::<2>(&router, &ledger, &spool, brokers),
         ];
         let tasks = LocalSet::new();
         let supervisor =
@@ -298,7 +296,6 @@ impl Node {
             ledger,
             found,
             admission,
-            disk_admission,
             router,
             feeder,
             supervisor,
@@ -318,13 +315,8 @@ impl Node {
     }
 
     /// A client posts a record.
-    pub fn ingest(&self, record: Record, pinned: Option<usize>, disk_first: bool) {
-        let admission = if disk_first {
-            &self.disk_admission
-        } else {
-            &self.admission
-        };
-        let admission = admission.clone();
+    pub fn ingest(&self, record: Record, pinned: Option<usize>) {
+        let admission = self.admission.clone();
         let answers = Rc::clone(&self.answers);
         self.tasks.spawn_local(async move {
             let number = number(&record);
@@ -435,6 +427,7 @@ fn start_feeder(
 fn start_lane<const LANE: usize>(
     router: &Slot<Router>,
     ledger: &Arc<Ledger>,
+    spool: &Spool,
     brokers: &Brokers,
 ) -> Child {
     let params = lane::LaneParams {
@@ -447,6 +440,8 @@ fn start_lane<const LANE: usize>(
         publish_timeout: PUBLISH_TIMEOUT,
         bundle: 1,
         settled: SettledRecords::default(),
+        copies: Copies::new(LANES[LANE], spool.clone()),
+        ack: Ack::Durable,
     };
     let brokers = brokers.clone();
     let start = factory(Slot::default(), move |supervisor| {

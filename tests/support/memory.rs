@@ -13,7 +13,9 @@ use tokio::{
 };
 use waypost::{
     delivery::Verdict,
-    transport::{BrokerInfo, Incoming, Message, Transport, TransportError, publish_each},
+    transport::{
+        BrokerInfo, Durability, Incoming, Message, Transport, TransportError, publish_each,
+    },
 };
 
 use super::rig::Rig;
@@ -195,6 +197,7 @@ impl Transport for Memory {
         BrokerInfo {
             version: Some("in memory".into()),
             warnings: vec!["nothing outlives the process".into()],
+            outlives_power_cut: Durability::Yes,
             ..BrokerInfo::default()
         }
     }

@@ -17,6 +17,10 @@ use waypost::{config, record::Record, transport::nats};
 use super::{eventually, process, rig::Rig};
 
 const PATIENCE: Duration = Duration::from_secs(20);
+const CURRENT: &str = concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/target/nats-server/bin/nats-server"
+);
 
 /// A server with its own folder.
 pub struct Nats {
@@ -32,10 +36,20 @@ impl Nats {
     pub async fn with(arguments: &[&str]) -> Option<Self> {
         let path = std::env::var_os("PATH").unwrap_or_default();
         let folders = std::env::split_paths(&path).chain([PathBuf::from("/usr/sbin")]);
-        let Some(program) = folders
+        let program = folders
             .map(|folder| folder.join("nats-server"))
-            .find(|file| file.exists())
-        else {
+            .find(|file| file.exists());
+        Self::of(program, arguments).await
+    }
+
+    /// The same with a current server, which `tests/run` installs beside the system's.
+    pub async fn current(arguments: &[&str]) -> Option<Self> {
+        let program = PathBuf::from(CURRENT);
+        Self::of(program.exists().then_some(program), arguments).await
+    }
+
+    async fn of(program: Option<PathBuf>, arguments: &[&str]) -> Option<Self> {
+        let Some(program) = program else {
             super::missing("nats-server");
             return None;
         };
@@ -117,6 +131,11 @@ impl Nats {
             server.try_wait().expect("a child's status")
         })
         .await;
+    }
+
+    /// Deletes everything from a stopped server.
+    pub fn forget_all(&self) {
+        fs::remove_dir_all(self.data.path().join("jetstream")).expect("the folder is ours");
     }
 
     /// Deletes the messages of `stream` from a stopped server, and keeps its consumers.

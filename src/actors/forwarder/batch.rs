@@ -261,6 +261,7 @@ impl Poster {
         let mut permits: Option<OwnedSemaphorePermit> = None;
         for (queued, place) in batch.into_iter().zip(places) {
             let record = &queued.delivery.record;
+            self.params.copies.release(record);
             self.show(record, || body.slice(place.clone()), status);
             queued.delivery.ack();
             // One release for all: each would wake the lane.

@@ -11,7 +11,10 @@ use tokio::{
 use tracing::debug;
 
 use crate::{
-    actors::dead_letters::{DeadLetters, add_attempt, not_posted},
+    actors::{
+        copies::Copies,
+        dead_letters::{DeadLetters, add_attempt, not_posted},
+    },
     api::{
         Api, Settings,
         answer::{Answer, Outcome},
@@ -50,6 +53,7 @@ pub struct ForwarderParams {
     pub ledger: Arc<Ledger>,
     pub breaker: Arc<Breaker>,
     pub dead_letters: DeadLetters,
+    pub copies: Copies,
     pub tap: Tap,
     pub limits: Limits,
 }
@@ -143,6 +147,7 @@ impl Poster {
         {
             PostEnd::Delivered { status } => {
                 self.params.ledger.delivered(self.params.lane, [record]);
+                self.params.copies.release(record);
                 self.show(record, || payload.body, status);
                 delivery.ack();
             }
@@ -259,6 +264,7 @@ impl Poster {
             .is_ok()
         {
             self.params.ledger.dead(lane, record);
+            self.params.copies.release(record);
             delivery.reject();
         } else {
             delivery.retry_after(UNWRITTEN_REST);

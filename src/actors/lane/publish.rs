@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::future::{join, join_all};
 use tokio::time::timeout;
 use tracing::debug;
 
@@ -14,20 +15,29 @@ use super::{
     bundle::{BundleSize, Packed},
 };
 use crate::{
-    actors::{Job, Route, receipts::PendingRecord, supervisor::Exit},
+    actors::{Job, Route, Source, copies::Copy, receipts::PendingRecord, supervisor::Exit},
     delivery::Receipt,
     record::Record,
+    spool::NotSafe,
     transport::{Transport, TransportError},
 };
 
 /// The least time that a lane has for a publish.
 const PUBLISH_MIN: Duration = Duration::from_millis(100);
 
-/// A record that the transport has to confirm.
-#[derive(Clone, Copy)]
+/// A record that the transport has to confirm, and that may need a copy on disk before its reply.
 struct Unconfirmed<'a> {
     pending: &'a PendingRecord,
-    on_disk: bool,
+    source: Source,
+    copy: Cell<CopyState>,
+    /// The time that the confirm took, once it has come.
+    confirmed: Cell<Option<Duration>>,
+}
+
+enum CopyState {
+    NotNeeded,
+    Missing,
+    Written(Copy),
 }
 
 impl AsRef<Record> for Unconfirmed<'_> {
@@ -37,16 +47,35 @@ impl AsRef<Record> for Unconfirmed<'_> {
 }
 
 impl Unconfirmed<'_> {
-    fn confirm(&self, params: &LaneParams, took: Duration) {
+    /// Replies once the lane has confirmed the record and the copy that it needs is on disk.
+    fn reply_if_safe(&self, params: &LaneParams) {
+        let Some(took) = self.confirmed.get() else {
+            return;
+        };
+        let copy = match self.copy.replace(CopyState::Missing) {
+            CopyState::Missing => return,
+            CopyState::NotNeeded => None,
+            CopyState::Written(copy) => Some(copy),
+        };
+        let lane = params.lane;
         let ledger = &params.ledger;
-        let is_heard = self.pending.reply(Ok(Receipt::Lane(params.lane)));
-        match (is_heard, self.on_disk) {
-            (true, false) => ledger.accepted(params.lane, took),
-            (true, true) => ledger.resent(params.lane, took),
+        let record = &self.pending.record;
+        let is_heard = self.pending.reply(Ok(Receipt::Lane(lane)));
+        match (is_heard, self.source) {
+            (true, Source::Client) => ledger.accepted(lane, took),
+            (true, Source::Spool) => ledger.resent(lane, record, took),
+            (true, Source::Copies) => {}
             // The client has no receipt. If the record comes out of the lane, the ledger counts it
             // there.
-            (false, false) => {}
-            (false, true) => ledger.maybe_published(&self.pending.record),
+            (false, Source::Client) => return,
+            (false, Source::Spool | Source::Copies) => return ledger.maybe_published(record),
+        }
+        if let Some(copy) = copy {
+            params.copies.keep(record, copy);
+            // It may have ended before its copy was kept.
+            if ledger.has_ended(record) {
+                params.copies.release(record);
+            }
         }
     }
 }
@@ -59,6 +88,7 @@ pub async fn publish<T: Transport>(
     jobs: Vec<Job>,
     size: BundleSize,
     params: &LaneParams,
+    needs_copies: bool,
     confirmed: &Cell<Option<Instant>>,
 ) -> Option<Exit> {
     let began = Instant::now();
@@ -66,26 +96,45 @@ pub async fn publish<T: Transport>(
     let records = jobs.iter().flat_map(|job| {
         job.records.iter().map(|pending| Unconfirmed {
             pending,
-            on_disk: job.on_disk,
+            source: job.source,
+            copy: Cell::new(if needs_copies {
+                CopyState::Missing
+            } else {
+                CopyState::NotNeeded
+            }),
+            confirmed: Cell::new(None),
         })
     });
     let records: Vec<_> = records.collect();
     let packed = Packed::new(&records, size);
+    let copying = async {
+        if needs_copies {
+            write_copies(&records, params).await
+        } else {
+            Ok(())
+        }
+    };
     let mut failure = None;
     let publishing = transport.publish(&packed.messages, |index, outcome| match outcome {
         Ok(()) => {
             let now = Instant::now();
             confirmed.set(Some(now));
             for record in &records[packed.records(index)] {
-                record.confirm(params, now - began);
+                record.confirmed.set(Some(now - began));
+                record.reply_if_safe(params);
             }
         }
         // A lost connection matters more than the failure of one message.
         Err(why) if !matches!(failure, Some(TransportError::Lost(_))) => failure = Some(why),
         Err(_) => {}
     });
-    let is_late = timeout(patience, publishing).await.is_err();
-    if is_late && !matches!(failure, Some(TransportError::Lost(_))) {
+    let ended = timeout(patience, join(publishing, copying)).await;
+    if let Ok(((), Err(why))) = &ended
+        && failure.is_none()
+    {
+        failure = Some(TransportError::Publish(format!("no copy on disk: {why}")));
+    }
+    if ended.is_err() && !matches!(failure, Some(TransportError::Lost(_))) {
         let silent = T::CONFIRMS_ALONE && confirmed.get().is_none_or(|at| at < began);
         let why = format!("no confirm within {:?}", params.publish_timeout);
         failure = Some(if silent && patience >= params.publish_timeout / 2 {
@@ -98,6 +147,18 @@ pub async fn publish<T: Transport>(
     drop(records);
     return_unconfirmed(jobs, &failure, params);
     matches!(failure, TransportError::Lost(_)).then(|| Exit::Failed(failure.to_string()))
+}
+
+/// Writes a copy of each record, and returns the first failure.
+async fn write_copies(records: &[Unconfirmed<'_>], params: &LaneParams) -> Result<(), NotSafe> {
+    let write = async |record: &Unconfirmed<'_>| {
+        let copy = params.copies.write(&record.pending.record).await?;
+        record.copy.set(CopyState::Written(copy));
+        record.reply_if_safe(params);
+        Ok(())
+    };
+    let written = join_all(records.iter().map(write)).await;
+    written.into_iter().collect()
 }
 
 /// The time for a publish of `jobs`: lanes that tried them before have used up a part of it.

@@ -42,7 +42,8 @@ impl Log {
                 Some(cursor) => cursor.segment,
                 None => {
                     let from = self.reading.passed.map_or(0, |number| number + 1);
-                    *self.segments.range(from..).next()?.0
+                    let end = self.read_end.unwrap_or(u32::MAX).max(from);
+                    *self.segments.range(from..end).next()?.0
                 }
             };
             match self.read(number) {

@@ -242,12 +242,6 @@ fn warnings(stream: &Info, consumer: &Consumer) -> Vec<String> {
         warnings.push(format!(
             "stream {name} is in memory: what was confirmed is gone when the server ends"
         ));
-    } else {
-        // The server does not report it to its clients.
-        warnings.push(
-            "sync_interval is unknown: unless the server's is `always`, a power cut may take what was confirmed last"
-                .into(),
-        );
     }
     if stream.cluster.is_some() && config.num_replicas < 2 {
         warnings.push(format!(

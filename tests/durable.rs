@@ -1,0 +1,280 @@
+//! `ack = "durable"`: where a lane's confirm would not survive a power cut, a copy on the node's
+//! disk does.
+
+use std::{fs, time::Duration};
+
+use awc::http::StatusCode;
+use serde_json::{Value, json};
+
+use crate::support::{
+    api::Api,
+    eventually,
+    lanes::{Lane as _, Nats, grpc_variables},
+    node::{Node, PATIENCE},
+    process::free_port,
+    rig::Rig as _,
+    traffic,
+};
+
+const RECORDS: usize = 40;
+
+/// Posts [`RECORDS`] records, whose keys begin with `prefix`, and expects them on `path`.
+async fn post_all(node: &Node, prefix: &str, path: &str) {
+    for (number, record) in traffic().iter().take(RECORDS).enumerate() {
+        let key = format!("{prefix}-{number}");
+        let answer = node.post("/", &key, record.clone()).await;
+        let (status, body) = answer.expect("an answer");
+        assert_eq!(
+            (status, &body["path"]),
+            (StatusCode::ACCEPTED, &json!(path)),
+            "{body}"
+        );
+    }
+}
+
+/// Waits until the lane has so many copies.
+async fn kept(node: &Node, copies: usize) {
+    let what = format!("{copies} copies are kept");
+    eventually(&what, PATIENCE, async || {
+        (node.lane("nats").await["kept"] == json!(copies)).then_some(())
+    })
+    .await;
+}
+
+/// Waits until `records` have ended, and expects that the API has had each, none more often than
+/// twice, and that no copy is left.
+async fn all_arrive(node: &Node, api: &Api, records: usize) -> Value {
+    api.wait_for(records, PATIENCE).await;
+    let ledger = node.all_ended(records, PATIENCE).await;
+    assert_eq!(api.taken().len(), records);
+    kept(node, 0).await;
+    ledger
+}
+
+#[actix_rt::test]
+async fn a_copy_stays_until_its_record_is_delivered() {
+    let Some(mut nats) = Nats::with(&[]).await else {
+        return;
+    };
+    let mut api = Api::start();
+    api.stop().await;
+    let node = Node::start(&api.url(), &nats.variables()).await;
+    node.lane_is("nats", "up", PATIENCE).await;
+    post_all(&node, "a", "NATS").await;
+    kept(&node, RECORDS).await;
+    let (_, metrics) = node.text("/metrics").await;
+    let line = format!("waypost_kept_copies{{lane=\"nats\"}} {RECORDS}");
+    assert!(metrics.contains(&line), "{metrics}");
+    let ledger = node.status().await["ledger"].clone();
+    assert_eq!(
+        (&ledger["in_flight"], &ledger["spooled"]),
+        (&json!(RECORDS), &json!(0)),
+        "{ledger}"
+    );
+    api.start_again();
+    all_arrive(&node, &api, RECORDS).await;
+    assert_eq!(api.count(), RECORDS, "each once");
+}
+
+#[actix_rt::test]
+async fn a_copy_goes_when_its_record_becomes_a_dead_letter() {
+    let Some(mut nats) = Nats::with(&[]).await else {
+        return;
+    };
+    let api = Api::start();
+    api.behave(|_, _| crate::support::api::Conduct::Answer(422));
+    let node = Node::start(&api.url(), &nats.variables()).await;
+    node.lane_is("nats", "up", PATIENCE).await;
+    post_all(&node, "a", "NATS").await;
+    eventually("all are dead letters", PATIENCE, async || {
+        (node.dead().await.len() == RECORDS).then_some(())
+    })
+    .await;
+    kept(&node, 0).await;
+}
+
+#[actix_rt::test]
+async fn records_that_a_broker_has_forgotten_are_published_again() {
+    let Some(mut nats) = Nats::with(&[]).await else {
+        return;
+    };
+    let mut api = Api::start();
+    api.stop().await;
+    let node = Node::start(&api.url(), &nats.variables()).await;
+    node.lane_is("nats", "up", PATIENCE).await;
+    post_all(&node, "a", "NATS").await;
+    nats.kill().await;
+    nats.forget_all();
+    nats.revive().await;
+    node.lane_is("nats", "up", PATIENCE).await;
+    post_all(&node, "b", "NATS").await;
+    api.start_again();
+    let ledger = all_arrive(&node, &api, 2 * RECORDS).await;
+    assert_eq!(ledger["recovered"], json!(0), "{ledger}");
+    assert!(node.log().contains("they are published again"));
+}
+
+#[actix_rt::test]
+async fn records_that_a_broker_has_forgotten_while_the_node_was_dead_are_published_again() {
+    let Some(mut nats) = Nats::with(&[]).await else {
+        return;
+    };
+    let mut api = Api::start();
+    api.stop().await;
+    let mut node = Node::start(&api.url(), &nats.variables()).await;
+    node.lane_is("nats", "up", PATIENCE).await;
+    post_all(&node, "a", "NATS").await;
+    node.signal("KILL");
+    node.ended(PATIENCE).await;
+    nats.kill().await;
+    nats.forget_all();
+    nats.revive().await;
+    node.start_again().await;
+    api.start_again();
+    let ledger = all_arrive(&node, &api, RECORDS).await;
+    assert_eq!(ledger["recovered"], json!(RECORDS), "{ledger}");
+}
+
+#[actix_rt::test]
+async fn the_copies_of_a_killed_node_arrive_once_if_the_broker_has_the_records() {
+    let Some(mut nats) = Nats::with(&[]).await else {
+        return;
+    };
+    let mut api = Api::start();
+    api.stop().await;
+    let mut node = Node::start(&api.url(), &nats.variables()).await;
+    node.lane_is("nats", "up", PATIENCE).await;
+    post_all(&node, "a", "NATS").await;
+    for _ in 0..2 {
+        node.signal("KILL");
+        node.ended(PATIENCE).await;
+        node.start_again().await;
+        node.lane_is("nats", "up", PATIENCE).await;
+    }
+    api.start_again();
+    all_arrive(&node, &api, RECORDS).await;
+    assert_eq!(api.count(), RECORDS, "each once");
+}
+
+#[actix_rt::test]
+async fn a_copy_of_a_lane_that_is_gone_goes_by_another() {
+    let Some(mut nats) = Nats::with(&[]).await else {
+        return;
+    };
+    let mut api = Api::start();
+    api.stop().await;
+    let mut node = Node::start(&api.url(), &nats.variables()).await;
+    node.lane_is("nats", "up", PATIENCE).await;
+    post_all(&node, "a", "NATS").await;
+    node.signal("KILL");
+    node.ended(PATIENCE).await;
+    api.start_again();
+    let folder = node.data().to_str().expect("a plain path").to_owned();
+    let variables = [grpc_variables(), vec![("SPOOL__DIR".to_owned(), folder)]].concat();
+    let other = Node::start(&api.url(), &variables).await;
+    api.wait_for(RECORDS, PATIENCE).await;
+    other.all_ended(RECORDS, PATIENCE).await;
+    assert_eq!(api.count(), RECORDS, "each once");
+}
+
+#[actix_rt::test]
+async fn a_full_disk_refuses_what_a_power_cut_could_take() {
+    let Some(mut nats) = Nats::with(&[]).await else {
+        return;
+    };
+    let api = Api::start();
+    let mut node = Node::start(&api.url(), &nats.variables()).await;
+    node.lane_is("nats", "up", PATIENCE).await;
+    node.plant("spool-write=return");
+    node.signal("KILL");
+    node.ended(PATIENCE).await;
+    node.start_again().await;
+    node.lane_is("nats", "up", PATIENCE).await;
+    let answer = node.post("/", "a", traffic()[0].clone()).await;
+    let (status, body) = answer.expect("an answer");
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "{body}");
+    let (status, _) = node.get("/readyz").await.expect("an answer");
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+}
+
+/// The lane's verdict on its broker, with its warnings.
+async fn verdict(nats: &mut Nats, more: &[(&str, &str)]) -> (String, String) {
+    let api = Api::start();
+    let mut variables = nats.variables();
+    let more = more
+        .iter()
+        .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+    variables.extend(more);
+    let node = Node::start(&api.url(), &variables).await;
+    node.lane_is("nats", "up", PATIENCE).await;
+    let broker = node.lane("nats").await["broker"].clone();
+    let verdict = broker["outlives_power_cut"].as_str().expect("a verdict");
+    (verdict.to_owned(), broker["warnings"].to_string())
+}
+
+#[actix_rt::test]
+async fn a_lane_knows_what_a_confirm_of_its_server_is_worth() {
+    const MONITOR: &str = "LANES__NATS__MONITOR";
+    const SYNC: &str = "LANES__NATS__SYNC";
+    let port = free_port().to_string();
+    let monitor = format!("http://127.0.0.1:{port}");
+    let Some(mut old) = Nats::with(&["-m", &port]).await else {
+        return;
+    };
+    let (verdict_of, why) = verdict(&mut old, &[]).await;
+    assert_eq!(verdict_of, "unknown");
+    assert!(why.contains("no monitor is named"), "{why}");
+    let (verdict_of, why) = verdict(&mut old, &[(MONITOR, &monitor)]).await;
+    assert_eq!(verdict_of, "no", "{why}");
+    assert!(why.contains("syncs its files every 120s"), "{why}");
+    let (verdict_of, why) = verdict(&mut old, &[(SYNC, "always")]).await;
+    assert_eq!((verdict_of.as_str(), why.as_str()), ("yes", "[]"));
+    let (verdict_of, why) = verdict(&mut old, &[(SYNC, "replicated")]).await;
+    assert_eq!(verdict_of, "unknown");
+    assert!(why.contains("3 replicas, and the stream has 1"), "{why}");
+
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let file = folder.path().join("nats.conf");
+    fs::write(&file, "jetstream { sync_interval: always }").expect("the folder is ours");
+    let port = free_port().to_string();
+    let arguments = ["-m", &port, "-c", file.to_str().expect("a plain path")];
+    let Some(mut current) = Nats::current(&arguments).await else {
+        return;
+    };
+    let monitor_of_current = format!("http://127.0.0.1:{port}");
+    let answer = verdict(&mut current, &[(MONITOR, &monitor_of_current)]).await;
+    assert_eq!(answer, ("yes".to_owned(), "[]".to_owned()));
+    let (verdict_of, why) = verdict(&mut current, &[(MONITOR, &monitor)]).await;
+    assert_eq!(verdict_of, "unknown");
+    assert!(why.contains("of another server"), "{why}");
+}
+
+#[actix_rt::test]
+async fn a_copy_goes_once_its_server_has_synced() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let file = folder.path().join("nats.conf");
+    fs::write(&file, "jetstream { sync_interval: \"1s\" }").expect("the folder is ours");
+    let port = free_port().to_string();
+    let arguments = ["-m", &port, "-c", file.to_str().expect("a plain path")];
+    let Some(mut nats) = Nats::current(&arguments).await else {
+        return;
+    };
+    let mut api = Api::start();
+    api.stop().await;
+    let mut variables = nats.variables();
+    variables.push((
+        "LANES__NATS__MONITOR".to_owned(),
+        format!("http://127.0.0.1:{port}"),
+    ));
+    let node = Node::start(&api.url(), &variables).await;
+    node.lane_is("nats", "up", PATIENCE).await;
+    post_all(&node, "a", "NATS").await;
+    assert_eq!(node.lane("nats").await["kept"], json!(RECORDS));
+    eventually("the copies are gone", Duration::from_mins(1), async || {
+        (node.lane("nats").await["kept"] == json!(0)).then_some(())
+    })
+    .await;
+    assert_eq!(node.status().await["ledger"]["in_flight"], json!(RECORDS));
+    api.start_again();
+    all_arrive(&node, &api, RECORDS).await;
+}
