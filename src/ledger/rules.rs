@@ -74,8 +74,8 @@ pub(super) fn count(event: Transition, flags: Flags, is_own: bool) -> CountedAs 
 mod tests {
     use super::*;
 
-    // One row per case, so it is long.
     #[test]
+    #[expect(clippy::too_many_lines, reason = "one row per case")]
     fn each_row_of_the_table() {
         const NONE: Flags = Flags::NONE;
         const OWN: bool = true;

@@ -95,7 +95,9 @@ impl Transport for Nats {
         let server = client.server_info();
         let stream_max = declared.stream.cached_info().config.max_message_size;
         let stream_info = declared.stream.cached_info();
-        let (durability, warning) = durability::judge(&client, settings, stream_info).await;
+        // Boxed: an HTTP exchange would make the future of each connect large.
+        let judging = Box::pin(durability::judge(&client, settings, stream_info));
+        let (durability, warning) = judging.await;
         let info = BrokerInfo {
             version: Some(server.version),
             warnings: declared.warnings.into_iter().chain(warning).collect(),
