@@ -96,9 +96,71 @@ pub fn is_visible_ascii(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
+/// Whether `text` is a `traceparent` of W3C Trace Context (3.2.2): version, trace id, parent id and
+/// flags. A later version than ours may have more behind them (4.3).
+pub fn is_traceparent(text: &str) -> bool {
+    const MAX: usize = 255;
+    let is_hex = |field: &str, digits| {
+        field.len() == digits
+            && field
+                .bytes()
+                .all(|at| matches!(at, b'0'..=b'9' | b'a'..=b'f'))
+    };
+    let is_id = |field, digits| is_hex(field, digits) && field.bytes().any(|digit| digit != b'0');
+    let fields: Vec<_> = text.splitn(5, '-').collect();
+    let [version, trace, parent, flags, ref more @ ..] = fields[..] else {
+        return false;
+    };
+    let is_later = version != "00";
+    is_hex(version, 2)
+        && version != "ff"
+        && is_id(trace, 32)
+        && is_id(parent, 16)
+        && is_hex(flags, 2)
+        && (more.is_empty() || is_later && text.len() <= MAX && is_visible_ascii(text))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_traceparent_is_as_w3c_trace_context_says() {
+        const GOOD: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let with = |from: &str, to: &str| GOOD.replacen(from, to, 1);
+        for good in [
+            GOOD.to_owned(),
+            with("-01", "-ff"),
+            with("00-", "01-"),
+            with("00-", "cc-") + "-more-of_it",
+        ] {
+            assert!(is_traceparent(&good), "{good}");
+        }
+        for bad in [
+            String::new(),
+            "00-1-2-01".into(),
+            "nonsense".into(),
+            format!(" {GOOD}"),
+            format!("{GOOD} "),
+            format!("{GOOD}-more"),
+            format!("{GOOD}-"),
+            with("00-", "ff-"),
+            with("00-", "0-"),
+            with("00-", "0g-"),
+            with("4bf9", "4BF9"),
+            with("4bf9", "4bf"),
+            with("4bf92f3577b34da6a3ce929d0e0e4736", &"0".repeat(32)),
+            with("00f067aa0ba902b7", &"0".repeat(16)),
+            with("00f067aa0ba902b7", "00f067aa0ba902b"),
+            with("-01", ""),
+            with("-01", "-1"),
+            with("-01", "-0é"),
+            with("00-", "01-") + "-a b",
+            with("00-", "01-") + "-" + &"a".repeat(255),
+        ] {
+            assert!(!is_traceparent(&bad), "{bad}");
+        }
+    }
 
     #[test]
     fn ids_of_a_batch_are_as_new_as_any_and_in_their_order() {

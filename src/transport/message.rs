@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use crate::{
     delivery::{Acker, Delivery, Verdict},
-    record::{Origin, Record, is_visible_ascii},
+    record::{Origin, Record, is_traceparent, is_visible_ascii},
 };
 
 /// Names of the headers.
@@ -59,8 +59,8 @@ impl Headers {
 
     /// Reads headers; `header` looks one up by its name. `other_id` is the id of a message that
     /// another publisher sent without [`header::ID`]: it must not change when the system sends the
-    /// message again. The id and the trace context become headers of the POST, so a value that is
-    /// not visible ASCII counts as absent.
+    /// message again. The id and the trace context become headers of the POST, so a malformed one
+    /// counts as absent.
     pub fn read<'v>(
         header: impl Fn(&str) -> Option<&'v str>,
         other_id: impl FnOnce() -> Arc<str>,
@@ -69,7 +69,9 @@ impl Headers {
         Self {
             id: visible(header::ID).map_or_else(other_id, Arc::from),
             origin: visible(header::ORIGIN).and_then(Origin::parse),
-            traceparent: visible(header::TRACEPARENT).map(Arc::from),
+            traceparent: header(header::TRACEPARENT)
+                .filter(|text| is_traceparent(text))
+                .map(Arc::from),
             bundle: visible(header::BUNDLE).and_then(|count| count.parse().ok()),
         }
     }
@@ -193,7 +195,7 @@ mod tests {
         for unusable in ["", "a\nb", "naïve"] {
             let headers = read(&[
                 (header::ID, unusable),
-                (header::TRACEPARENT, unusable),
+                (header::TRACEPARENT, "00-1-2-01"),
                 (header::ORIGIN, "nonsense"),
                 (header::BUNDLE, "many"),
             ]);

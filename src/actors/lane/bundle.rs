@@ -26,7 +26,7 @@ use crate::{
     delivery::{Acker, Delivery, Verdict},
     proto,
     recent::{FingerprintMap, Hasher128},
-    record::{self, Origin, Record, Schema, is_visible_ascii},
+    record::{self, Origin, Record, Schema, is_traceparent, is_visible_ascii},
     transport::{Headers, Incoming, Message},
 };
 
@@ -174,7 +174,7 @@ fn unpack_record(packed: proto::Record) -> Option<Record> {
         id: packed.id.into(),
         body: packed.body,
         traceparent: Some(packed.traceparent)
-            .filter(|text| is_visible_ascii(text))
+            .filter(|text| is_traceparent(text))
             .map(Into::into),
         origin: Origin::parse(&packed.origin),
     })
@@ -376,6 +376,8 @@ fn combine(one: Verdict, other: Verdict) -> Verdict {
 
 #[cfg(test)]
 mod tests {
+    const TRACE: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+
     use std::time::Duration;
 
     use super::*;
@@ -384,7 +386,7 @@ mod tests {
         Record {
             id: format!("id/{at}").into(),
             body: vec![b'x'; body].into(),
-            traceparent: at.is_multiple_of(2).then(|| "00-1-2-01".into()),
+            traceparent: at.is_multiple_of(2).then(|| TRACE.into()),
             origin: Some(Origin {
                 run: "node/1".into(),
                 at_us: 7,

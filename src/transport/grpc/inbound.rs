@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     proto,
-    record::{self, Origin, Record, Schema, is_visible_ascii},
+    record::{self, Origin, Record, Schema, is_traceparent, is_visible_ascii},
 };
 
 /// A record that the API has not taken after this goes to disk, which makes it safe.
@@ -30,9 +30,6 @@ pub(super) const CLOSING: &str = "closing";
 const OUTCOMES_MAX: usize = 256;
 /// The longest id: an `Idempotency-Key` of 255 characters, its place in a batch, and a lane.
 const ID_MAX: usize = 300;
-/// The longest trace context that is accepted. Version 00 has 55 characters; later ones may have
-/// more.
-const TRACEPARENT_MAX: usize = 256;
 /// The origin's run of a client's record, so that the ledger counts it for none of this node's
 /// runs.
 const CLIENT: &str = "client";
@@ -96,9 +93,7 @@ impl Intake {
             Ok(body) => Ok(Record {
                 id: id.into(),
                 body,
-                traceparent: (traceparent.len() <= TRACEPARENT_MAX
-                    && is_visible_ascii(&traceparent))
-                .then(|| traceparent.into()),
+                traceparent: is_traceparent(&traceparent).then(|| traceparent.into()),
                 origin,
             }),
             Err(detail) => Err(receipt(id, proto::Outcome::Refused, &detail)),

@@ -73,7 +73,9 @@ mod tests {
                 headers: Headers {
                     id: id.as_str().into(),
                     origin: None,
-                    traceparent: Some("00-1-2-01".into()),
+                    traceparent: Some(
+                        "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".into(),
+                    ),
                     bundle,
                 },
                 body: Bytes::from_static(br#"{"a":1}"#),
