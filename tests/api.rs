@@ -99,6 +99,21 @@ async fn each_answer_is_told_with_its_start() {
             headers: vec![("Location", "/elsewhere".into())],
             body: vec![],
         },
+        3 => Conduct::AnswerWith {
+            status: 301,
+            headers: vec![("Location", "/".repeat(2000))],
+            body: b"moved".to_vec(),
+        },
+        4 => Conduct::AnswerWith {
+            status: 302,
+            headers: vec![("Location", "/login".into())],
+            body: vec![b'x'; 3000],
+        },
+        5 => Conduct::AnswerWith {
+            status: 308,
+            headers: vec![],
+            body: b"somewhere".to_vec(),
+        },
         _ => Conduct::AnswerWith {
             status: 201,
             headers: vec![],
@@ -118,11 +133,19 @@ async fn each_answer_is_told_with_its_start() {
     );
     assert_eq!(
         post(&client).await,
-        status(307, None, String::new()),
+        status(307, None, "Location: /elsewhere".into()),
         "a redirect is not followed"
     );
+    let cut = |text: &str| text[..1024].to_owned();
+    for (redirect, excerpt) in [
+        (301, cut(&format!("Location: {}", "/".repeat(2000)))),
+        (302, cut(&format!("Location: /login\n{}", "x".repeat(3000)))),
+        (308, "somewhere".into()),
+    ] {
+        assert_eq!(post(&client).await, status(redirect, None, excerpt));
+    }
     assert_eq!(post(&client).await, status(201, None, String::new()));
-    assert_eq!(api.count(), 4);
+    assert_eq!(api.count(), 7);
 }
 
 #[actix_rt::test]

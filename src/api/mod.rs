@@ -121,6 +121,15 @@ impl Api {
             let status = response.status();
             head = Some((status, retry_after(status, response.headers())));
             let keep = if status.is_success() { 0 } else { EXCERPT_MAX };
+            // An operator can correct the URL by it. The redirect is not followed.
+            if status.is_redirection()
+                && let Some(location) = response.headers().get(header::LOCATION)
+            {
+                excerpt.extend_from_slice(b"Location: ");
+                excerpt.extend_from_slice(location.as_bytes());
+                excerpt.push(b'\n');
+                excerpt.truncate(keep);
+            }
             let body = read(response, ANSWER_MAX, |piece| {
                 excerpt.extend_from_slice(&piece[..piece.len().min(keep - excerpt.len())]);
             });
@@ -135,7 +144,7 @@ impl Api {
             (Some((status, retry_after)), _) => Answer::Status {
                 status: status.as_u16(),
                 retry_after,
-                excerpt: String::from_utf8_lossy(&excerpt).into_owned(),
+                excerpt: String::from_utf8_lossy(excerpt.trim_ascii_end()).into_owned(),
             },
             (None, Ok(Err(failure))) => Answer::NoAnswer {
                 class: failure.class(),
@@ -149,18 +158,43 @@ impl Api {
     }
 }
 
-/// `Retry-After` as seconds or as a date (RFC 9110, 10.2.3), of an answer that is not a success.
+/// `Retry-After` of an answer that is not a success: seconds or a date (RFC 9110, 10.2.3).
+///
+/// The header has one value. A server and a proxy before it may each add one; the longest pause
+/// suits both.
 fn retry_after(status: StatusCode, headers: &HeaderMap) -> Option<Duration> {
     if status.is_success() {
         return None;
     }
-    let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
-    if let Ok(seconds) = text.parse() {
-        return Some(Duration::from_secs(seconds));
+    let lines = headers.get_all(header::RETRY_AFTER);
+    let pauses = lines.filter_map(|line| pause(line.to_str().ok()?.trim()));
+    pauses.max()
+}
+
+/// The longest pause that `text` asks for.
+fn pause(text: &str) -> Option<Duration> {
+    match httpdate::parse_http_date(text) {
+        // A date that has passed asks for no pause.
+        Ok(date) => Some(date.duration_since(SystemTime::now()).unwrap_or_default()),
+        Err(_) => text
+            .split(',')
+            .filter_map(|part| seconds(part.trim()))
+            .max(),
     }
-    let date = httpdate::parse_http_date(text).ok()?;
-    // A date that has passed asks for no pause.
-    Some(date.duration_since(SystemTime::now()).unwrap_or_default())
+}
+
+/// The digits of `text` as seconds. A number without end is a pause without end. A fraction is not
+/// valid, but what it asks for is clear; it is rounded up.
+fn seconds(text: &str) -> Option<Duration> {
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|at| at.is_ascii_digit());
+    if !is_number(whole) || !is_number(fraction) {
+        return None;
+    }
+    // The only failure of digits is a number over 64 bits.
+    let whole = whole.parse().unwrap_or(u64::MAX);
+    let rest = u64::from(fraction.bytes().any(|digit| digit != b'0'));
+    Some(Duration::from_secs(whole.saturating_add(rest)))
 }
 
 #[cfg(test)]
@@ -169,23 +203,45 @@ mod tests {
 
     #[test]
     fn retry_after_is_read_as_seconds_or_date() {
-        let read = |status: u16, text: &str| {
+        let read = |status: u16, lines: &[&str]| {
             let mut headers = HeaderMap::new();
-            headers.insert(header::RETRY_AFTER, HeaderValue::from_str(text).unwrap());
+            for line in lines {
+                headers.append(header::RETRY_AFTER, HeaderValue::from_str(line).unwrap());
+            }
             retry_after(StatusCode::from_u16(status).unwrap(), &headers)
         };
-        assert_eq!(read(503, "7"), Some(Duration::from_secs(7)));
-        assert_eq!(read(429, " 0 "), Some(Duration::ZERO));
-        assert_eq!(
-            read(503, "Sun, 06 Nov 1994 08:49:37 GMT"),
-            Some(Duration::ZERO)
-        );
-        let soon = httpdate::fmt_http_date(SystemTime::now() + Duration::from_mins(1));
-        let pause = read(503, &soon).unwrap();
-        assert!((58..=60).contains(&pause.as_secs()), "{pause:?}");
-        for text in ["soon", "-1", "1.5", ""] {
-            assert_eq!(read(503, text), None, "{text}");
+        let digits = "9".repeat(100);
+        for (lines, seconds) in [
+            (&["7"][..], 7),
+            (&[" 0 "], 0),
+            (&["007"], 7),
+            (&["18446744073709551615"], u64::MAX),
+            (&["18446744073709551616"], u64::MAX),
+            (&["18446744073709551615.5"], u64::MAX),
+            (&[&digits], u64::MAX),
+            (&["1.0"], 1),
+            (&["1.5"], 2),
+            (&["0.001"], 1),
+            (&["5, 120"], 120),
+            (&["120,soon, 5"], 120),
+            (&["5", "120", "7"], 120),
+            (&["soon", "5"], 5),
+            (&["Sun, 06 Nov 1994 08:49:37 GMT"], 0),
+            (&["Sunday, 06-Nov-94 08:49:37 GMT"], 0),
+            (&["Sun Nov  6 08:49:37 1994"], 0),
+            (&["Sun, 06 Nov 1994 08:49:37 GMT", "5"], 5),
+        ] {
+            let pause = Some(Duration::from_secs(seconds));
+            assert_eq!(read(503, lines), pause, "{lines:?}");
         }
-        assert_eq!(read(200, "7"), None);
+        let soon = httpdate::fmt_http_date(SystemTime::now() + Duration::from_mins(1));
+        let pause = read(429, &[&soon]).unwrap();
+        assert!((58..=60).contains(&pause.as_secs()), "{pause:?}");
+        for nothing in [
+            "soon", "-1", "+1", "1.", ".5", "1.5.2", "1e3", "1 2", "", ",",
+        ] {
+            assert_eq!(read(503, &[nothing]), None, "{nothing}");
+        }
+        assert_eq!(read(200, &["7"]), None);
     }
 }
