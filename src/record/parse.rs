@@ -174,7 +174,8 @@ impl Reader<'_> {
             .rsplit_once(" at line ")
             .map_or(&*text, |(text, _)| text);
         let detail = detail.to_owned();
-        if why.is_data() {
+        // `1e400` is JSON (RFC 8259, 6) and no value of a field.
+        if why.is_data() || self.field.is_some() && detail == OUT_OF_RANGE {
             Invalid::Schema {
                 field: self.field,
                 detail,
@@ -188,6 +189,11 @@ impl Reader<'_> {
         }
     }
 }
+
+/// What the parser says of a number that no float can hold. It counts it as malformed.
+const OUT_OF_RANGE: &str = "number out of range";
+/// The highest age.
+const AGE_MAX: u8 = 150;
 
 /// The fields of schema `case`, in the order of [`MemberKey`].
 const FIELDS: [(&str, FieldCheck); 5] = [
@@ -259,7 +265,21 @@ impl<'de> DeserializeSeed<'de> for FieldCheck {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<(), D::Error> {
-        json.deserialize_any(self)
+        if self != Self::Age {
+            return json.deserialize_any(self);
+        }
+        // The digits as they came: read as a number, `-0` and `-1e-400` would be the same float.
+        let value = <&RawValue>::deserialize(json)?.get();
+        if value == "-0" || value.parse().is_ok_and(|age: u8| age <= AGE_MAX) {
+            return Ok(());
+        }
+        let shown = match value.as_bytes()[0] {
+            b'{' => Unexpected::Map,
+            b'[' => Unexpected::Seq,
+            b'"' => Unexpected::Other("a string"),
+            _ => Unexpected::Other(value),
+        };
+        Err(D::Error::invalid_value(shown, &self))
     }
 }
 
@@ -280,14 +300,6 @@ impl Visitor<'_> for FieldCheck {
             Self::NonEmptyText if !text.is_empty() => Ok(()),
             Self::NonEmptyText => Err(E::invalid_value(Unexpected::Str(text), &self)),
             Self::Age => Err(E::invalid_type(Unexpected::Str(text), &self)),
-        }
-    }
-
-    fn visit_u64<E: Error>(self, number: u64) -> Result<(), E> {
-        match self {
-            Self::Age if number <= 150 => Ok(()),
-            Self::Age => Err(E::invalid_value(Unexpected::Unsigned(number), &self)),
-            _ => Err(E::invalid_type(Unexpected::Unsigned(number), &self)),
         }
     }
 }
@@ -378,6 +390,19 @@ mod tests {
             ("42", "-1", Some("age")),
             ("42", "4.5", Some("age")),
             ("42", "\"42\"", Some("age")),
+            ("42", "256", Some("age")),
+            ("42", "42.0", Some("age")),
+            ("42", "-0.0", Some("age")),
+            ("42", "-1e-400", Some("age")),
+            ("42", "1e400", Some("age")),
+            ("42", "-1e400", Some("age")),
+            ("42", "99999999999999999999", Some("age")),
+            ("42", "null", Some("age")),
+            ("42", "true", Some("age")),
+            ("42", "{}", Some("age")),
+            ("42", "[42]", Some("age")),
+            ("\"Ñusta\"", "1e400", Some("name")),
+            ("\"symptomatic\"", "-1E+999", Some("state")),
             ("\"Ñusta\"", "\"\"", Some("name")),
             ("\"Ñusta\"", "null", Some("name")),
             ("\"San Marcos\"", "\"\"", Some("location")),
@@ -398,9 +423,22 @@ mod tests {
                 "{text}"
             );
         }
-        assert!(
-            case(&CASE.replace("imported", "")).is_ok(),
-            "infectedtype may be empty"
-        );
+        for (from, to) in [
+            ("imported", ""),
+            ("42", "0"),
+            ("42", "-0"),
+            ("42", "150"),
+            ("42", "42,\"mass\":1e400"),
+        ] {
+            let text = CASE.replacen(from, to, 1);
+            assert_eq!(case(&text).unwrap(), text, "{from} -> {to}");
+        }
+        for malformed in ["01", "+1", "1e", "- 0", "--0"] {
+            let refused = case(&CASE.replacen("42", malformed, 1));
+            assert!(
+                matches!(refused, Err(Invalid::Malformed { .. })),
+                "{malformed}: {refused:?}"
+            );
+        }
     }
 }
