@@ -222,6 +222,22 @@ fn what_is_printed_loads_to_the_same_configuration_with_its_lanes_in_order() {
 }
 
 #[test]
+fn a_url_may_have_its_scheme_in_upper_case_and_a_path_that_is_not_ascii() {
+    for toml in [
+        "[api]\nurl = \"HTTP://api.test/in\"",
+        "[api]\nurl = \"HTTPS://api.test/in\"",
+        "[api]\nurl = \"http://api.test/Año/ü?q=ñ\"",
+        "[api]\nurl = \"http://bücher.test/\"",
+        "[lanes.grpc]\npeers = [\"HTTP://b:3000\"]",
+        "[lanes.nats]\nurl = \"NATS://n1, TLS://n2\"",
+        "[lanes.rabbitmq]\nurl = \"AMQP://rabbit\"",
+        "[lanes.pubsub]\nendpoint = \"HTTP://localhost:8085\"",
+    ] {
+        assert!(load(toml, &[], &[]).is_ok(), "{toml}");
+    }
+}
+
+#[test]
 fn no_password_of_any_server_is_printed_or_logged() {
     let toml = r#"
         [lanes.nats]

@@ -385,6 +385,16 @@ mod tests {
             ),
             ("http://[::1]/a?b=c", "http://[::1]/a?b=c", "[::1]"),
             (
+                "HTTP://Node.Example/Año nuevo?b=ñ",
+                "http://node.example/A%C3%B1o%20nuevo?b=%C3%B1",
+                "node.example",
+            ),
+            (
+                "http://bücher.example/%C3%B1",
+                "http://xn--bcher-kva.example/%C3%B1",
+                "xn--bcher-kva.example",
+            ),
+            (
                 "http://node.example?b=c",
                 "http://node.example/?b=c",
                 "node.example",

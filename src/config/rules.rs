@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use ::url::Host;
+use ::url::{Host, Url};
 use awc::http::Uri;
 
 use super::{
@@ -72,9 +72,10 @@ impl Rules {
 
     fn api(&mut self, api: &ApiConfig) {
         let url = url::of_server(&api.url, HTTP);
-        // The HTTP client's own parser takes less than the `url` crate.
+        // The HTTP client gets the URL as the `url` crate writes it, and takes less.
+        let is_usable = |url: &Url| url.as_str().parse::<Uri>().is_ok();
         self.check(
-            url.is_some() && api.url.parse::<Uri>().is_ok(),
+            url.as_ref().is_some_and(is_usable),
             "api.url",
             "is not a URL that can be posted to; allowed is http:// or https:// with a host",
         );

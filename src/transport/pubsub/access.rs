@@ -20,7 +20,7 @@ impl Access {
     pub async fn new(config: &config::PubsubConfig) -> Result<Self, TransportError> {
         let endpoint = endpoint(config.endpoint.as_deref());
         // The service itself speaks TLS only.
-        let is_emulator = endpoint.starts_with("http://");
+        let is_emulator = !is_tls(&endpoint);
         let credentials = if is_emulator {
             anonymous::Builder::new().build()
         } else if let Some(path) = &config.credentials_file {
@@ -53,9 +53,27 @@ fn endpoint(configured: Option<&str>) -> String {
     }
 }
 
+/// A scheme may be in upper case (RFC 3986, 3.1).
+fn is_tls(endpoint: &str) -> bool {
+    let scheme = endpoint.split_once("://").map(|(scheme, _)| scheme);
+    scheme.is_some_and(|scheme| scheme.eq_ignore_ascii_case("https"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn https_is_tls_in_any_case_and_nothing_else_is() {
+        for (endpoint, expected) in [
+            (SERVICE, true),
+            ("HTTPS://pubsub.googleapis.com", true),
+            ("http://localhost:8085", false),
+            ("HTTP://localhost:8085", false),
+        ] {
+            assert_eq!(is_tls(endpoint), expected, "{endpoint}");
+        }
+    }
 
     #[test]
     fn an_endpoint_may_leave_out_its_scheme() {
