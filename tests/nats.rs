@@ -374,6 +374,25 @@ async fn what_exists_with_other_settings_is_named_and_left_alone() {
 }
 
 #[actix_rt::test]
+async fn a_server_or_an_account_without_jetstream_is_named_as_that() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let account = "accounts { A { users: [{user: a, password: b}] } }";
+    std::fs::write(file.path(), account).unwrap();
+    let file = file.path().to_str().expect("a plain path");
+    for (arguments, login) in [(&["-js=false"][..], ""), (&["-c", file], "a:b@")] {
+        let Some(server) = Server::with(arguments).await else {
+            return;
+        };
+        let settings = config::NatsConfig {
+            url: format!("nats://{login}{}", server.address()).into(),
+            ..server.config()
+        };
+        let why = refused(&settings).await;
+        assert!(why.starts_with("JetStream is not enabled"), "{why}");
+    }
+}
+
+#[actix_rt::test]
 async fn a_stream_in_memory_is_warned_of() {
     let Some(server) = Server::start().await else {
         return;

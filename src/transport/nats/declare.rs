@@ -1,12 +1,12 @@
 //! Creates the stream and its consumer if they are missing, and checks their settings if they
 //! exist.
 
-use std::time::Duration;
+use std::{error::Error as _, time::Duration};
 
 use async_nats::jetstream::{
     Context, ErrorCode,
     consumer::{AckPolicy, Config as Consumer, DeliverPolicy, PullConsumer, pull},
-    context::GetStreamErrorKind,
+    context::{GetStreamError, GetStreamErrorKind, RequestError, RequestErrorKind},
     stream::{Config, DiscardPolicy, Info, PersistenceMode, RetentionPolicy, StorageType, Stream},
 };
 use tokio::time::sleep;
@@ -17,6 +17,8 @@ use super::{
 };
 use crate::{config, transport::TransportError};
 
+const JETSTREAM_OFF: &str = "JetStream is not enabled: start the server with `-js`, or enable \
+                             JetStream for the account";
 /// A settled message has left the stream after this, in a cluster too.
 const SETTLING: Duration = Duration::from_secs(1);
 
@@ -53,6 +55,7 @@ pub async fn declare(
                 .await
                 .map_err(|why| why.to_string())
         }
+        Err(why) if is_off(&why) => return Err(cannot(JETSTREAM_OFF)),
         found => found.map_err(|why| why.to_string()),
     };
     let found = found.map_err(|why| cannot_have(format!("stream {stream}"), why))?;
@@ -83,6 +86,23 @@ pub async fn declare(
         consumer,
         warnings,
     })
+}
+
+/// Whether the server says that it, or the account, has no `JetStream`. A server that has none says
+/// so by having nobody to ask.
+fn is_off(why: &GetStreamError) -> bool {
+    match why.kind() {
+        GetStreamErrorKind::JetStream(why) => [
+            ErrorCode::JETSTREAM_NOT_ENABLED,
+            ErrorCode::JETSTREAM_NOT_ENABLED_FOR_ACCOUNT,
+        ]
+        .contains(&why.error_code()),
+        GetStreamErrorKind::Request => why
+            .source()
+            .and_then(|source| source.downcast_ref::<RequestError>())
+            .is_some_and(|why| why.kind() == RequestErrorKind::NoResponders),
+        _ => false,
+    }
 }
 
 /// `consumer`, or a new one if it would skip records of the stream.
