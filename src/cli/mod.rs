@@ -148,6 +148,8 @@ fn default_filter(level: LevelFilter) -> Targets {
     Targets::new()
         .with_default(LevelFilter::WARN.min(level))
         .with_target("waypost", level)
+        // Its errors are bad requests, which `http` logs with the client's address.
+        .with_target("actix_http::h1", LevelFilter::OFF)
         .with_target("async_nats", LevelFilter::OFF)
         .with_target("google_cloud", LevelFilter::OFF)
         .with_target("lapin", LevelFilter::OFF)
@@ -278,6 +280,7 @@ mod tests {
     fn broker_clients_are_silent_unless_rust_log_asks_for_them() {
         let filter = default_filter(LevelFilter::TRACE);
         for target in [
+            "actix_http::h1::dispatcher",
             "lapin::channels",
             "async_nats",
             "google_cloud_pubsub::client",

@@ -2,23 +2,36 @@
 
 pub mod admin;
 mod dead_letters;
+mod early_problem;
 pub mod ingest;
 mod metrics;
 pub mod problem;
 pub mod status;
 
 use std::{
-    io,
+    fmt, io,
     net::{SocketAddr, TcpListener},
     time::Duration,
 };
 
-use actix_web::{App, HttpServer, dev::ServerHandle, web};
-use tokio::net::TcpSocket;
-use tracing::error;
+use actix_http::{HttpService, Protocol, error::DispatchError};
+use actix_server::ServerBuilder;
+use actix_service::{IntoServiceFactory as _, ServiceFactoryExt as _, fn_service, map_config};
+use actix_web::{
+    App,
+    dev::{AppConfig, ServerHandle, Service as _, ServiceResponse},
+    web,
+};
+use tokio::net::{TcpSocket, TcpStream};
+use tracing::{debug, error};
+
+use self::early_problem::EarlyProblemStream;
 
 /// The most connections that wait to be accepted.
 const BACKLOG: u32 = 1024;
+
+/// A connection that ends before its request was read may take this long to hear the answer.
+const LINGER: Duration = Duration::from_secs(1);
 
 /// Binds a socket for a server.
 ///
@@ -45,11 +58,41 @@ pub fn serve(
     drain: Duration,
     routes: impl Fn(&mut web::ServiceConfig) + Clone + Send + 'static,
 ) -> io::Result<ServerHandle> {
-    let server = HttpServer::new(move || App::new().configure(routes.clone()))
+    let builder = ServerBuilder::new();
+    let stopping = builder.graceful_shutdown_signal();
+    // What `HttpServer` does, but over our own stream.
+    let service = move || {
+        let app = App::new()
+            .configure(routes.clone())
+            .wrap_fn(|request, service| {
+                let answering = service.call(request);
+                async {
+                    let answer = answering.await?;
+                    report(&answer);
+                    Ok(answer)
+                }
+            });
+        let app = map_config(app.into_factory(), |()| AppConfig::default());
+        let stopping = stopping.clone();
+        let http = HttpService::build()
+            .client_disconnect_timeout(LINGER)
+            .graceful_shutdown_signal(move || {
+                let stopping = stopping.clone();
+                async move { stopping.notified().await }
+            })
+            .finish(app);
+        let connected = async |stream: TcpStream| {
+            let client = stream.peer_addr().ok();
+            let stream = EarlyProblemStream::new(stream, client);
+            Ok::<_, DispatchError>((stream, Protocol::Http1, client))
+        };
+        fn_service(connected).and_then(http)
+    };
+    let server = builder
         .workers(workers)
         .shutdown_timeout(drain.as_secs())
         .disable_signals()
-        .listen(socket)?
+        .listen("http", socket, service)?
         .run();
     let handle = server.handle();
     actix_rt::spawn(async move {
@@ -58,4 +101,17 @@ pub fn serve(
         }
     });
     Ok(handle)
+}
+
+fn report<B>(answer: &ServiceResponse<B>) {
+    if answer.status().is_client_error()
+        && let Some(why) = answer.response().error()
+    {
+        log_bad_request(answer.request().peer_addr(), why);
+    }
+}
+
+/// The client's mistake, which is no event of the node.
+fn log_bad_request(client: Option<SocketAddr>, why: &dyn fmt::Display) {
+    debug!(client = client.map(tracing::field::display), %why, "bad request");
 }

@@ -7,6 +7,8 @@ use actix_web::{
 };
 use serde_json::{Value, json};
 
+pub const MEDIA_TYPE: &str = "application/problem+json";
+
 /// A problem that ends a request. Its `type` is `urn:waypost:problem:<kind>`, its `title` the
 /// reason phrase of the status.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +70,20 @@ impl Problem {
         self
     }
 
+    /// The JSON of its body.
+    pub fn body(&self) -> String {
+        let mut body = json!({
+            "type": format!("urn:waypost:problem:{}", self.kind),
+            "title": self.status.canonical_reason().unwrap_or_default(),
+            "status": self.status.as_u16(),
+            "detail": self.detail,
+        });
+        for (name, value) in &self.members {
+            body[*name] = value.clone();
+        }
+        body.to_string()
+    }
+
     /// Asks the client to try again after `seconds`.
     #[must_use]
     pub fn retry_after(mut self, seconds: u64) -> Self {
@@ -82,22 +98,11 @@ impl ResponseError for Problem {
     }
 
     fn error_response(&self) -> HttpResponse {
-        let mut body = json!({
-            "type": format!("urn:waypost:problem:{}", self.kind),
-            "title": self.status.canonical_reason().unwrap_or_default(),
-            "status": self.status.as_u16(),
-            "detail": self.detail,
-        });
-        for (name, value) in &self.members {
-            body[*name] = value.clone();
-        }
         let mut response = HttpResponse::build(self.status);
         if let Some((name, value)) = &self.header {
             response.insert_header((name.clone(), value.as_str()));
         }
-        response
-            .content_type("application/problem+json")
-            .body(body.to_string())
+        response.content_type(MEDIA_TYPE).body(self.body())
     }
 }
 
@@ -105,6 +110,6 @@ impl Responder for Problem {
     type Body = BoxBody;
 
     fn respond_to(self, _: &HttpRequest) -> HttpResponse {
-        self.error_response()
+        HttpResponse::from_error(self)
     }
 }

@@ -31,7 +31,7 @@ pub struct Node {
     http: awc::Client,
     data: tempfile::TempDir,
     log: NamedTempFile,
-    log_format: &'static str,
+    arguments: Vec<&'static str>,
     memory_limit: Option<MemoryLimit>,
 }
 
@@ -86,15 +86,16 @@ impl Node {
         let http = awc::Client::builder()
             .timeout(Duration::from_secs(20))
             .finish();
+        let arguments = vec!["run", "--log-format", log_format];
         let mut node = Self {
-            child: launch(&environment, log.path(), log_format),
+            child: launch(&environment, log.path(), &arguments),
             ingest,
             admin,
             environment,
             http,
             data,
             log,
-            log_format,
+            arguments,
             memory_limit: None,
         };
         node.answers().await;
@@ -107,9 +108,14 @@ impl Node {
         self.environment.push(("FAILPOINTS".into(), fault.into()));
     }
 
+    /// From the next start on, it logs at debug level too.
+    pub fn log_more(&mut self) {
+        self.arguments.push("-v");
+    }
+
     /// Starts it again on the same ports, with the same data and lanes.
     pub async fn start_again(&mut self) {
-        self.child = launch(&self.environment, self.log.path(), self.log_format);
+        self.child = launch(&self.environment, self.log.path(), &self.arguments);
         if let Some(limit) = &self.memory_limit {
             limit.add(&self.child);
         }
@@ -386,13 +392,13 @@ impl Client {
 }
 
 /// `NODE_UNDER_TEST` names another build of the program, such as an optimized one.
-fn launch(environment: &[(String, String)], log: &Path, log_format: &str) -> Child {
+fn launch(environment: &[(String, String)], log: &Path, arguments: &[&str]) -> Child {
     let log = File::options().append(true).open(log).expect("the log");
     let program =
         env::var("NODE_UNDER_TEST").unwrap_or_else(|_| env!("CARGO_BIN_EXE_waypost").into());
     process::start(&program, |command| {
         command
-            .args(["run", "--log-format", log_format])
+            .args(arguments)
             .env_remove("PUBSUB_EMULATOR_HOST")
             .stdin(Stdio::null())
             .stderr(log);
