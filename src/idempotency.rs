@@ -1,5 +1,9 @@
-//! The table of `Idempotency-Key`s: a key that comes again within ten minutes gets its first
-//! receipt, also after the process was killed.
+//! The table of `Idempotency-Key`s: a key that comes again within ten minutes with the same record
+//! gets its first receipt, also after the process was killed. With another record it gets none.
+//!
+//! The same record means the same bytes at the API ([`Record::body`]): white space around a record
+//! and its top-level `path` members do not count, and neither do the lane that was asked for, the
+//! trace context and the form of the request.
 //!
 //! The table is in memory, in two generations: it rotates when the younger one is ten minutes old
 //! or full. Its own thread writes each entry to a file before the receipt leaves. The file is not
@@ -17,6 +21,7 @@ use std::{
 
 use parking_lot::Mutex;
 use prost::Message;
+use ring::digest::{SHA256, digest};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::timeout,
@@ -27,7 +32,8 @@ use crate::{
     clock::{age, unix_us},
     delivery::Receipt,
     lane_id::LaneId,
-    recent::{Fingerprint, Hasher128, Recent},
+    recent::{Fingerprint, FingerprintMap, Hasher128, Recent},
+    record::Record,
     spool::frames::{Item, Scanner, write_frame},
 };
 
@@ -46,7 +52,8 @@ const BATCH: usize = 4096;
 /// The files have no salt: a client that forges an entry forges its own keys only.
 const SALT: u32 = 0;
 
-/// An entry of the file.
+/// An entry of the file. An older version wrote no digest: a key without one counts as new, and the
+/// API still recognises its record by the id.
 #[derive(Clone, PartialEq, Message)]
 struct KeyLine {
     #[prost(string, tag = "1")]
@@ -56,22 +63,35 @@ struct KeyLine {
     lane: String,
     #[prost(uint64, tag = "3")]
     at_us: u64,
+    #[prost(bytes = "vec", tag = "4")]
+    digest: Vec<u8>,
 }
 
-/// The state of a key.
-enum State {
-    /// Its first request is under way. Others with the same key wait for the end of that one.
-    Pending(watch::Receiver<Option<Receipt>>),
-    Done {
-        receipt: Receipt,
-        at_us: u64,
-    },
+/// Half of the SHA-256 of a record's body. It needs no secret that would have to outlive the
+/// process, and no client can make two records of one digest.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct RecordDigest([u8; 16]);
+
+/// The first request of a key is under way. Others with the same record wait for its end.
+struct PendingKey {
+    digest: RecordDigest,
+    outcome: watch::Receiver<Option<Receipt>>,
+}
+
+/// A key with a receipt. There may be a million of them, so it is small.
+#[derive(Clone, Copy)]
+struct CompletedKey {
+    digest: RecordDigest,
+    /// In seconds since the Unix epoch, rounded up.
+    at_s: u32,
+    receipt: Receipt,
 }
 
 #[derive(Default)]
 struct KeyTable {
     hasher: Hasher128,
-    keys: Recent<State>,
+    pending: FingerprintMap<PendingKey>,
+    completed: Recent<CompletedKey>,
     /// The begin of the younger generation, in microseconds since the Unix epoch.
     began_us: u64,
     /// The last entry was not written in time.
@@ -80,9 +100,9 @@ struct KeyTable {
 
 impl KeyTable {
     fn rotate_if_due(&mut self) -> bool {
-        let is_due = age(self.began_us) >= KNOWN_FOR || self.keys.young_len() >= KEYS_MAX;
+        let is_due = age(self.began_us) >= KNOWN_FOR || self.completed.young_len() >= KEYS_MAX;
         if is_due {
-            self.keys.rotate();
+            self.completed.rotate();
             self.began_us = unix_us();
         }
         is_due
@@ -93,11 +113,10 @@ impl KeyTable {
         read(file, |line| {
             self.began_us = self.began_us.min(line.at_us);
             if age(line.at_us) < KNOWN_FOR
-                && let Some(receipt) = line.receipt()
+                && let Some(completed) = line.completed()
             {
-                let at_us = line.at_us;
                 let key = self.hasher.fingerprint(&*line.key);
-                self.keys.insert(key, State::Done { receipt, at_us });
+                self.completed.insert(key, completed);
             }
         })
     }
@@ -128,10 +147,12 @@ pub struct IdempotencyStore {
     writes: mpsc::Sender<KeyWrite>,
 }
 
-/// The answer to a request with a key.
+/// The answer to a record with a key.
 pub enum Claim {
-    /// A request with this key got this receipt.
+    /// The record got this receipt under this key.
     Duplicate(Receipt),
+    /// Another record has this key, or waits for its receipt under it.
+    Reused,
     /// The key is new: the request goes on, and reports its receipt.
     New(Reservation),
 }
@@ -142,6 +163,7 @@ pub struct Reservation {
     store: IdempotencyStore,
     key: Box<str>,
     fingerprint: Fingerprint,
+    digest: RecordDigest,
     outcome: watch::Sender<Option<Receipt>>,
 }
 
@@ -156,7 +178,7 @@ impl IdempotencyStore {
         let old = folder.join("keys.old");
         let mut table = KeyTable::default();
         for file in [&old, &young] {
-            table.keys.rotate();
+            table.completed.rotate();
             if let Err(why) = table.load(file) {
                 error!(file = %file.display(), %why, "cannot read the key table: its keys count as new");
             }
@@ -174,31 +196,41 @@ impl IdempotencyStore {
         Ok(Self { table, writes })
     }
 
-    /// Reserves `key`, or waits for the end of the request that has reserved it.
-    pub async fn claim(&self, key: &str) -> Claim {
+    /// Reserves the id of `record` as its key, or waits for the end of the request that has
+    /// reserved it for the same record.
+    pub async fn claim(&self, record: &Record) -> Claim {
+        let digest = RecordDigest::of(&record.body);
         loop {
-            let mut pending = {
+            let mut outcome = {
                 let mut table = self.table.lock();
-                let fingerprint = table.hasher.fingerprint(key);
-                match table.keys.get(&fingerprint) {
-                    Some(State::Done { receipt, at_us }) if age(*at_us) < KNOWN_FOR => {
-                        return Claim::Duplicate(*receipt);
-                    }
-                    Some(State::Pending(outcome)) => outcome.clone(),
-                    Some(State::Done { .. }) | None => {
-                        let (outcome, pending) = watch::channel(None);
-                        table.keys.insert(fingerprint, State::Pending(pending));
+                let fingerprint = table.hasher.fingerprint(&*record.id);
+                let completed = table.completed.get(&fingerprint);
+                if let Some(completed) = completed.filter(|key| key.is_known()) {
+                    return if completed.digest == digest {
+                        Claim::Duplicate(completed.receipt)
+                    } else {
+                        Claim::Reused
+                    };
+                }
+                match table.pending.get(&fingerprint) {
+                    Some(pending) if pending.digest != digest => return Claim::Reused,
+                    Some(pending) => pending.outcome.clone(),
+                    None => {
+                        let (sender, outcome) = watch::channel(None);
+                        let pending = PendingKey { digest, outcome };
+                        table.pending.insert(fingerprint, pending);
                         return Claim::New(Reservation {
                             store: self.clone(),
-                            key: key.into(),
+                            key: record.id.as_ref().into(),
                             fingerprint,
-                            outcome,
+                            digest,
+                            outcome: sender,
                         });
                     }
                 }
             };
             // An error means that the other request was refused. This one may be the first now.
-            if let Ok(outcome) = pending.wait_for(Option::is_some).await
+            if let Ok(outcome) = outcome.wait_for(Option::is_some).await
                 && let Some(receipt) = *outcome
             {
                 return Claim::Duplicate(receipt);
@@ -210,8 +242,8 @@ impl IdempotencyStore {
 impl Reservation {
     /// Remembers the receipt. Resolves when it survives the end of the process, or cannot in time.
     pub async fn complete(self, receipt: Receipt) {
-        let line = KeyLine::new(&self.key, receipt);
-        let at_us = line.at_us;
+        let line = KeyLine::new(&self.key, self.digest, receipt);
+        let completed = CompletedKey::new(self.digest, receipt, line.at_us);
         let (answer, answered) = oneshot::channel();
         // The record is safe whatever becomes of its key, so its receipt leaves even so.
         let failure = if self
@@ -226,8 +258,7 @@ impl Reservation {
             Some("its disk hangs, or the node stops".into())
         };
         let mut table = self.store.table.lock();
-        let done = State::Done { receipt, at_us };
-        table.keys.insert(self.fingerprint, done);
+        table.completed.insert(self.fingerprint, completed);
         table.report(failure);
         drop(table);
         self.outcome.send_replace(Some(receipt));
@@ -236,14 +267,36 @@ impl Reservation {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        let mut table = self.store.table.lock();
-        let is_pending = |state: &State| matches!(state, State::Pending(_));
-        table.keys.remove_if(&self.fingerprint, is_pending);
+        self.store.table.lock().pending.remove(&self.fingerprint);
+    }
+}
+
+impl RecordDigest {
+    fn of(body: &[u8]) -> Self {
+        let mut half = [0; 16];
+        half.copy_from_slice(&digest(&SHA256, body).as_ref()[..16]);
+        Self(half)
+    }
+}
+
+impl CompletedKey {
+    fn new(digest: RecordDigest, receipt: Receipt, at_us: u64) -> Self {
+        let at_s = at_us.div_ceil(1_000_000);
+        Self {
+            digest,
+            at_s: u32::try_from(at_s).unwrap_or(u32::MAX),
+            receipt,
+        }
+    }
+
+    /// It may be older than its generation.
+    fn is_known(&self) -> bool {
+        age(u64::from(self.at_s) * 1_000_000) < KNOWN_FOR
     }
 }
 
 impl KeyLine {
-    fn new(key: &str, receipt: Receipt) -> Self {
+    fn new(key: &str, digest: RecordDigest, receipt: Receipt) -> Self {
         let lane = match receipt {
             Receipt::Lane(lane) => lane.name(),
             Receipt::Spool => "",
@@ -252,15 +305,19 @@ impl KeyLine {
             key: key.into(),
             lane: lane.into(),
             at_us: unix_us(),
+            digest: digest.0.into(),
         }
     }
 
-    fn receipt(&self) -> Option<Receipt> {
-        if self.lane.is_empty() {
-            Some(Receipt::Spool)
+    /// `None` if it has no digest, or another version knows its lane.
+    fn completed(&self) -> Option<CompletedKey> {
+        let digest = RecordDigest(self.digest.as_slice().try_into().ok()?);
+        let receipt = if self.lane.is_empty() {
+            Receipt::Spool
         } else {
-            LaneId::from_name(&self.lane).map(Receipt::Lane)
-        }
+            Receipt::Lane(LaneId::from_name(&self.lane)?)
+        };
+        Some(CompletedKey::new(digest, receipt, self.at_us))
     }
 }
 
@@ -354,18 +411,34 @@ mod tests {
 
     const NATS: Receipt = Receipt::Lane(LaneId::Nats);
 
+    fn record(key: &str, body: &'static str) -> Record {
+        Record {
+            id: key.into(),
+            body: body.into(),
+            traceparent: None,
+            origin: None,
+        }
+    }
+
     async fn first(store: &IdempotencyStore, key: &str) -> Reservation {
-        match store.claim(key).await {
+        match store.claim(&record(key, "{}")).await {
             Claim::New(reservation) => reservation,
             Claim::Duplicate(receipt) => panic!("duplicate: {receipt:?}"),
+            Claim::Reused => panic!("reused"),
         }
     }
 
     async fn duplicate(store: &IdempotencyStore, key: &str) -> Receipt {
-        match store.claim(key).await {
+        match store.claim(&record(key, "{}")).await {
             Claim::New(_) => panic!("new"),
             Claim::Duplicate(receipt) => receipt,
+            Claim::Reused => panic!("reused"),
         }
+    }
+
+    async fn is_reused(store: &IdempotencyStore, key: &str) -> bool {
+        let other = record(key, r#"{"other":1}"#);
+        matches!(store.claim(&other).await, Claim::Reused)
     }
 
     #[tokio::test]
@@ -386,11 +459,51 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_key_of_another_record_is_reused_under_way_and_later_and_after_a_restart() {
+        let folder = TempDir::new().unwrap();
+        let store = IdempotencyStore::open(folder.path()).unwrap();
+        let one = first(&store, "a").await;
+        // At once: the answer does not depend on the end of the other request.
+        assert_eq!(is_reused(&store, "a").now_or_never(), Some(true));
+        one.complete(NATS).await;
+        assert!(is_reused(&store, "a").await);
+        let store = IdempotencyStore::open(folder.path()).unwrap();
+        assert!(is_reused(&store, "a").await);
+        assert_eq!(duplicate(&store, "a").await, NATS);
+    }
+
+    #[tokio::test]
+    async fn a_key_that_was_not_taken_is_free_for_another_record() {
+        let folder = TempDir::new().unwrap();
+        let store = IdempotencyStore::open(folder.path()).unwrap();
+        drop(first(&store, "a").await);
+        assert!(!is_reused(&store, "a").await);
+    }
+
+    #[tokio::test]
+    async fn a_key_that_an_older_version_wrote_counts_as_new() {
+        let folder = TempDir::new().unwrap();
+        let mut bytes = Vec::new();
+        let mut line = KeyLine::new("a", RecordDigest::of(b"{}"), NATS);
+        line.digest.clear();
+        append(&mut bytes, &line);
+        fs::write(folder.path().join("keys.young"), &bytes).unwrap();
+        let store = IdempotencyStore::open(folder.path()).unwrap();
+        first(&store, "a").await.complete(NATS).await;
+        assert!(is_reused(&store, "a").await);
+    }
+
+    #[test]
+    fn a_key_with_its_receipt_takes_no_more_than_forty_bytes() {
+        assert_eq!(size_of::<(Fingerprint, CompletedKey)>(), 40);
+    }
+
+    #[tokio::test]
     async fn a_key_whose_request_is_under_way_waits_for_its_end() {
         let folder = TempDir::new().unwrap();
         let store = IdempotencyStore::open(folder.path()).unwrap();
         let one = first(&store, "a").await;
-        assert!(store.claim("a").now_or_never().is_none());
+        assert!(store.claim(&record("a", "{}")).now_or_never().is_none());
         let (again, ()) = tokio::join!(duplicate(&store, "a"), one.complete(NATS));
         assert_eq!(again, NATS);
     }
@@ -419,7 +532,7 @@ mod tests {
         }
         let known = {
             let table = store.table.lock();
-            table.keys.len()
+            table.completed.len()
         };
         assert!(known <= 2 * KEYS_MAX + BATCH, "{known}");
         for known in [all.len() - 1, all.len() - KEYS_MAX] {
@@ -457,7 +570,7 @@ mod tests {
             &mut bytes,
             &KeyLine {
                 at_us: 1,
-                ..KeyLine::new("old", NATS)
+                ..KeyLine::new("old", RecordDigest::of(b"{}"), NATS)
             },
         );
         fs::write(&file, &bytes).unwrap();

@@ -48,15 +48,6 @@ impl<V> Recent<V> {
         self.young.insert(key, value);
     }
 
-    /// Removes the values of `key` that `is_over` picks, in both generations.
-    pub fn remove_if(&mut self, key: &Fingerprint, is_over: impl Fn(&V) -> bool) {
-        for generation in [&mut self.young, &mut self.old] {
-            if generation.get(key).is_some_and(&is_over) {
-                generation.remove(key);
-            }
-        }
-    }
-
     pub fn rotate(&mut self) {
         self.old = std::mem::take(&mut self.young);
     }
@@ -165,10 +156,8 @@ mod tests {
         );
         recent.insert(keys[0], 'c');
         assert_eq!((recent.get(&keys[0]), recent.young_len()), (Some(&'c'), 2));
-        recent.remove_if(&keys[0], |value| *value == 'c');
-        assert_eq!(recent.get(&keys[0]), Some(&'a'));
         recent.rotate();
-        assert_eq!(recent.get(&keys[0]), None);
+        assert_eq!(recent.get(&keys[0]), Some(&'c'));
         recent.rotate();
         assert!(recent.is_empty());
     }

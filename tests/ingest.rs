@@ -2,7 +2,10 @@
 
 use std::collections::HashSet;
 
-use awc::http::{Method, StatusCode, header};
+use awc::http::{
+    Method, StatusCode,
+    header::{self, HeaderMap},
+};
 use serde_json::{Value, json};
 
 use crate::support::{
@@ -13,16 +16,16 @@ use crate::support::{
     traffic,
 };
 
-const RECORD: &str = r#"{"name":"Ñusta","location":"Cobán","age":42,"infectedtype":"imported","state":"symptomatic"}"#;
+pub const RECORD: &str = r#"{"name":"Ñusta","location":"Cobán","age":42,"infectedtype":"imported","state":"symptomatic"}"#;
 
-struct Request {
+pub struct Request {
     method: Method,
     path: &'static str,
     headers: Vec<(&'static str, String)>,
     body: Vec<u8>,
 }
 
-fn post(body: impl Into<Vec<u8>>) -> Request {
+pub fn post(body: impl Into<Vec<u8>>) -> Request {
     Request {
         method: Method::POST,
         path: "/",
@@ -31,17 +34,17 @@ fn post(body: impl Into<Vec<u8>>) -> Request {
     }
 }
 
-fn lines(body: &str) -> Request {
+pub fn lines(body: &str) -> Request {
     post(body).with("Content-Type", "application/x-ndjson")
 }
 
 impl Request {
-    fn to(mut self, path: &'static str) -> Self {
+    pub fn to(mut self, path: &'static str) -> Self {
         self.path = path;
         self
     }
 
-    fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
+    pub fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
         self.headers.push((name, value.into()));
         self
     }
@@ -52,23 +55,27 @@ impl Request {
     }
 
     /// Status, content type and body of the answer.
-    async fn send(self, node: &Node) -> (StatusCode, String, Value) {
+    pub async fn send(self, node: &Node) -> (StatusCode, String, Value) {
+        let (status, headers, body) = self.send_and_see(node).await;
+        let content_type = headers.get(header::CONTENT_TYPE);
+        let content_type = content_type.map(|value| value.to_str().unwrap().to_owned());
+        (status, content_type.unwrap_or_default(), body)
+    }
+
+    /// Status, headers and body of the answer.
+    pub async fn send_and_see(self, node: &Node) -> (StatusCode, HeaderMap, Value) {
         let mut request = awc::Client::default().request(
             self.method,
             format!("http://127.0.0.1:{}{}", node.ingest, self.path),
         );
         for (name, value) in self.headers {
-            request = request.insert_header((name, value));
+            request = request.append_header((name, value));
         }
         let mut answer = request.send_body(self.body).await.expect("an answer");
         let body = answer.body().await.expect("a body");
-        let content_type = answer
-            .headers()
-            .get(header::CONTENT_TYPE)
-            .map(|value| value.to_str().unwrap().to_owned());
         (
             answer.status(),
-            content_type.unwrap_or_default(),
+            answer.headers().clone(),
             serde_json::from_slice(&body).unwrap_or(Value::Null),
         )
     }
@@ -104,6 +111,36 @@ fn accepted() -> Vec<Case> {
             post(RECORD).with("Idempotency-Key", "k-1"),
             202,
             ("id", json!("k-1")),
+        ),
+        (
+            "with a quoted key",
+            post(RECORD).with("Idempotency-Key", r#""k\\\"2""#),
+            202,
+            ("id", json!(r#"k\"2"#)),
+        ),
+        (
+            "with a long quoted key",
+            post(RECORD).with("Idempotency-Key", format!("\"{}\"", "k".repeat(255))),
+            202,
+            ("id", json!("k".repeat(255))),
+        ),
+        (
+            "with a quote in a bare key",
+            post(RECORD).with("Idempotency-Key", r#"k"3"#),
+            202,
+            ("id", json!(r#"k"3"#)),
+        ),
+        (
+            "without a content coding",
+            post(RECORD).with("Content-Encoding", "Identity, IDENTITY"),
+            202,
+            ("path", json!("GRPC")),
+        ),
+        (
+            "an age of minus zero",
+            post(RECORD.replace("42", "-0")),
+            202,
+            ("path", json!("GRPC")),
         ),
         (
             "health",
@@ -147,6 +184,50 @@ fn malformed() -> Vec<Case> {
         (
             "a long key",
             post(RECORD).with("Idempotency-Key", "k".repeat(256)),
+            400,
+            ("status", json!(400)),
+        ),
+        (
+            "an empty quoted key",
+            post(RECORD).with("Idempotency-Key", "\"\""),
+            400,
+            ("type", json!("urn:waypost:problem:idempotency-key")),
+        ),
+        (
+            "a quoted key without an end",
+            post(RECORD).with("Idempotency-Key", "\"k"),
+            400,
+            ("status", json!(400)),
+        ),
+        (
+            "a quoted key whose end is escaped",
+            post(RECORD).with("Idempotency-Key", r#""k\""#),
+            400,
+            ("status", json!(400)),
+        ),
+        (
+            "a quoted key with an unknown escape",
+            post(RECORD).with("Idempotency-Key", r#""k\n""#),
+            400,
+            ("status", json!(400)),
+        ),
+        (
+            "a quoted key with more behind it",
+            post(RECORD).with("Idempotency-Key", r#""k", "l""#),
+            400,
+            ("status", json!(400)),
+        ),
+        (
+            "a quoted key with a space",
+            post(RECORD).with("Idempotency-Key", r#""a b""#),
+            400,
+            ("status", json!(400)),
+        ),
+        (
+            "two keys",
+            post(RECORD)
+                .with("Idempotency-Key", "a")
+                .with("Idempotency-Key", "a"),
             400,
             ("status", json!(400)),
         ),
@@ -204,6 +285,14 @@ fn misdirected() -> Vec<Case> {
             415,
             ("status", json!(415)),
         ),
+        (
+            "a body that is encoded after all",
+            post(RECORD)
+                .with("Content-Encoding", "identity")
+                .with("Content-Encoding", "GZIP"),
+            415,
+            ("status", json!(415)),
+        ),
     ]
 }
 
@@ -247,6 +336,18 @@ fn invalid() -> Vec<Case> {
             ("field", json!("age")),
         ),
         (
+            "an age that no float can hold",
+            post(RECORD.replace("42", "1e400")),
+            422,
+            ("field", json!("age")),
+        ),
+        (
+            "a name that no float can hold",
+            post(RECORD.replace("\"Ñusta\"", "-1e400")),
+            422,
+            ("field", json!("name")),
+        ),
+        (
             "a missing field",
             post(RECORD.replace("location", "place")),
             422,
@@ -281,8 +382,8 @@ async fn each_request_gets_the_answer_that_the_contract_names() {
 
     // A refused record was not taken; an accepted one was delivered once.
     let ledger = node.at_rest(PATIENCE).await;
-    assert_eq!(ledger["accepted"], 5);
-    assert_eq!(api.count(), 5);
+    assert_eq!(ledger["accepted"], 10);
+    assert_eq!(api.count(), 10);
 }
 
 #[actix_rt::test]
@@ -298,6 +399,34 @@ async fn the_422_of_a_missing_field_names_the_schema_and_the_key_that_accepts_an
         "`[ingest].schema = \"any\"`",
     ] {
         assert!(detail.contains(part), "no {part} in {detail}");
+    }
+}
+
+#[actix_rt::test]
+async fn a_record_with_a_malformed_trace_context_is_taken_and_goes_without_it() {
+    const GOOD: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let api = Api::start();
+    let node = Node::start(&api.url(), &grpc_variables()).await;
+    node.lane_is("grpc", "up", PATIENCE).await;
+    let zero = "0".repeat(32);
+    let cases: [(&[&str], bool); 6] = [
+        (&[GOOD], true),
+        (&["nonsense"], false),
+        (&["00-1-2-01"], false),
+        (&[&format!("00-{zero}-00f067aa0ba902b7-01")], false),
+        (&[&GOOD.to_uppercase()], false),
+        (&[GOOD, GOOD], false),
+    ];
+    for (number, (lines, is_carried)) in cases.into_iter().enumerate() {
+        let mut request = post(RECORD);
+        for line in lines {
+            request = request.with("traceparent", *line);
+        }
+        let (status, _, body) = request.send(&node).await;
+        assert_eq!(status, StatusCode::ACCEPTED, "{lines:?}: {body}");
+        api.wait_for(number + 1, PATIENCE).await;
+        let posted = api.posts()[number].traceparent.clone();
+        assert_eq!(posted.as_deref(), is_carried.then_some(GOOD), "{lines:?}");
     }
 }
 

@@ -13,6 +13,7 @@ mod durable;
 mod end_to_end;
 mod faults;
 mod grpc;
+mod idempotency;
 mod ingest;
 mod lane;
 mod load;

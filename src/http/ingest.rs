@@ -9,16 +9,16 @@
 //! | another method | 405 |
 //! | a body or a record over its limit | 413 |
 //! | another type or encoding | 415 |
-//! | a record that breaks the schema | 422 |
+//! | a record that breaks the schema, or a key that has another record | 422 |
 //! | no lane and no spool could make it safe, or too many records in hand | 503, `Retry-After` |
 
-use std::{sync::Arc, time::Instant};
+use std::{borrow::Cow, sync::Arc, time::Instant};
 
 use actix_web::{
     HttpMessage as _, HttpRequest, HttpResponse, ResponseError as _,
     http::{
         StatusCode,
-        header::{self, HeaderMap},
+        header::{self, HeaderMap, HeaderValue},
     },
     web,
 };
@@ -37,9 +37,12 @@ use crate::{
     record::{
         Invalid, Origin, Record, Schema,
         batch::{self, Form, InvalidBatch, parse_all},
-        is_visible_ascii, parse,
+        is_traceparent, is_visible_ascii, parse,
     },
 };
+
+/// The most characters of an Idempotency-Key.
+const KEY_MAX: usize = 255;
 
 /// Shared by all HTTP workers. Cloned for each request that has a key.
 #[derive(Clone)]
@@ -103,12 +106,15 @@ async fn post(
     state: web::Data<IngestState>,
     request: HttpRequest,
     body: web::Payload,
-) -> HttpResponse {
+) -> Result<HttpResponse, Problem> {
     let began = Instant::now();
     let answer = ingest(&state, &request, body).await;
-    let response = answer.unwrap_or_else(|problem| problem.error_response());
-    state.ledger.answered(response.status().as_u16(), began);
-    response
+    let status = match &answer {
+        Ok(response) => response.status(),
+        Err(problem) => problem.status_code(),
+    };
+    state.ledger.answered(status.as_u16(), began);
+    answer
 }
 
 /// A request that was read: a single record is a batch of one.
@@ -120,6 +126,26 @@ struct Request {
     is_keyed: bool,
 }
 
+/// The receipts of all records of a request.
+struct Submitted {
+    receipts: Vec<Receipt>,
+    /// Earlier requests with the same keys got all of them, and nothing was routed.
+    is_replay: bool,
+}
+
+/// Why no record of a request counts as taken.
+enum NotTaken {
+    Refused(Refused),
+    /// Another record has the key of the record at this index.
+    KeyReused(usize),
+}
+
+impl From<Refused> for NotTaken {
+    fn from(refused: Refused) -> Self {
+        Self::Refused(refused)
+    }
+}
+
 /// Reads the request, makes its records safe, and answers.
 async fn ingest(
     state: &IngestState,
@@ -128,11 +154,14 @@ async fn ingest(
 ) -> Result<HttpResponse, Problem> {
     let pinned = state.pinned_lane(request)?;
     let request = state.read_request(request, body).await?;
-    let receipts = state
-        .submit(&request, pinned)
-        .await
-        .map_err(|refused| Problem::unavailable("unavailable", format!("Not taken: {refused}")))?;
-    Ok(state.respond(&request, receipts))
+    match state.submit(&request, pinned).await {
+        Ok(submitted) => Ok(state.respond(&request, submitted)),
+        Err(NotTaken::Refused(refused)) => {
+            let detail = format!("Not taken: {refused}");
+            Err(Problem::unavailable("unavailable", detail))
+        }
+        Err(NotTaken::KeyReused(index)) => Err(key_reused(&request, index)),
+    }
 }
 
 impl IngestState {
@@ -156,9 +185,7 @@ impl IngestState {
         let is_ndjson = check_type(request)?;
         check_encoding(headers)?;
         let key = idempotency_key(headers)?;
-        // An invalid trace context is not carried; the record is taken (W3C Trace Context, 3.2).
-        let traceparent: Option<Arc<str>> =
-            headers.get("traceparent").and_then(visible).map(Arc::from);
+        let traceparent = traceparent(headers);
         let origin = Some(Origin::now(Arc::clone(&self.run)));
         let body = self.read_body(body).await?;
         let form = match body.trim_ascii_start().first() {
@@ -226,27 +253,34 @@ impl IngestState {
         &self,
         request: &Request,
         pinned: Option<LaneId>,
-    ) -> Result<Vec<Receipt>, Refused> {
+    ) -> Result<Submitted, NotTaken> {
         if !request.is_keyed {
             let replies = self.admission.submit(&request.records, pinned).await;
-            return replies.into_iter().collect();
+            return Ok(Submitted {
+                receipts: replies.into_iter().collect::<Result<_, _>>()?,
+                is_replay: false,
+            });
         }
         // Goes on if the client hangs up, so that its next try finds the receipts of this one.
         let submitting = submit_once(self.clone(), request.records.clone(), pinned);
         actix_rt::spawn(submitting)
             .await
-            .unwrap_or(Err(Refused::NoLane))
+            .unwrap_or(Err(Refused::NoLane.into()))
     }
 
-    fn respond(&self, request: &Request, receipts: Vec<Receipt>) -> HttpResponse {
-        let receipts = request.records.iter().zip(receipts);
+    fn respond(&self, request: &Request, submitted: Submitted) -> HttpResponse {
+        let mut response = HttpResponse::Accepted();
+        if submitted.is_replay {
+            response.insert_header(("Idempotent-Replayed", "true"));
+        }
+        let receipts = request.records.iter().zip(submitted.receipts);
         let mut accepted = receipts.map(|(record, receipt)| Accepted {
             id: &record.id,
             path: self.path(receipt),
         });
         match request.form {
-            None => HttpResponse::Accepted().json(accepted.next()),
-            Some(_) => HttpResponse::Accepted().json(AllAccepted {
+            None => response.json(accepted.next()),
+            Some(_) => response.json(AllAccepted {
                 accepted: request.records.len(),
                 records: accepted.collect(),
             }),
@@ -290,14 +324,15 @@ async fn submit_once(
     state: IngestState,
     records: Vec<Record>,
     pinned: Option<LaneId>,
-) -> Result<Vec<Receipt>, Refused> {
+) -> Result<Submitted, NotTaken> {
     let mut receipts = vec![None; records.len()];
     let mut new = Vec::new();
     let mut reservations = Vec::new();
     // In the order of the records, so that no two batches wait for each other.
     for (index, record) in records.into_iter().enumerate() {
-        match state.keys.claim(&record.id).await {
+        match state.keys.claim(&record).await {
             Claim::Duplicate(receipt) => receipts[index] = Some(receipt),
+            Claim::Reused => return Err(NotTaken::KeyReused(index)),
             Claim::New(reservation) => {
                 new.push(record);
                 reservations.push((index, reservation));
@@ -315,30 +350,100 @@ async fn submit_once(
         let (index, receipt) = completed?;
         receipts[index] = Some(receipt);
     }
-    let receipts = receipts.into_iter().collect::<Option<_>>();
-    receipts.ok_or(Refused::NoLane)
+    let receipts: Option<Vec<_>> = receipts.into_iter().collect();
+    Ok(Submitted {
+        is_replay: new.is_empty() && receipts.as_ref().is_some_and(|all| !all.is_empty()),
+        receipts: receipts.ok_or(Refused::NoLane)?,
+    })
 }
 
-fn check_encoding(headers: &HeaderMap) -> Result<(), Problem> {
-    match headers.get(header::CONTENT_ENCODING) {
-        Some(encoding) if encoding != "identity" => Err(Problem::unsupported(
-            "encoding",
-            "The body must not be encoded",
-        )),
-        _ => Ok(()),
+/// The problem of a request whose record at `index` has the key of another record.
+fn key_reused(request: &Request, index: usize) -> Problem {
+    let id = request.records.get(index).map_or("", |record| &record.id);
+    let detail = format!(
+        "The Idempotency-Key {id} was used for another record; this one needs a key of its own"
+    );
+    let problem = Problem::new(
+        StatusCode::UNPROCESSABLE_ENTITY,
+        "idempotency-key-reused",
+        detail,
+    );
+    match request.form {
+        None => problem,
+        Some(_) => problem.with("index", index),
     }
 }
 
+/// The body must have no content coding but `identity`, which is none (RFC 9110, 8.4.1).
+fn check_encoding(headers: &HeaderMap) -> Result<(), Problem> {
+    let is_identity = |line: &HeaderValue| {
+        line.to_str().is_ok_and(|codings| {
+            codings.split(',').all(|coding| {
+                let coding = coding.trim();
+                coding.is_empty() || coding.eq_ignore_ascii_case("identity")
+            })
+        })
+    };
+    if headers.get_all(header::CONTENT_ENCODING).all(is_identity) {
+        return Ok(());
+    }
+    let detail = "The body must not be encoded";
+    Err(Problem::unsupported("encoding", detail))
+}
+
+/// The client's key: bare, or quoted as a Structured Field String (RFC 9651, 3.3.3). Both are the
+/// same key.
 fn idempotency_key(headers: &HeaderMap) -> Result<Option<Arc<str>>, Problem> {
-    let key = headers.get("Idempotency-Key");
+    let Some(line) = only_line(headers, "Idempotency-Key") else {
+        return Ok(None);
+    };
+    let key = line.and_then(unquoted);
+    let key = key.filter(|key| key.len() <= KEY_MAX && is_visible_ascii(key));
     let invalid = || {
         Problem::bad_request(
             "idempotency-key",
-            "An Idempotency-Key is 1 to 255 visible ASCII characters",
+            "An Idempotency-Key is one of 1 to 255 visible ASCII characters, which may be quoted",
         )
     };
-    key.map(|key| visible(key).map(Arc::from).ok_or_else(invalid))
-        .transpose()
+    key.map(|key| Some(key.into())).ok_or_else(invalid)
+}
+
+/// `text` without its quotes and escapes, if it has any; `None` if they are not complete.
+fn unquoted(text: &str) -> Option<Cow<'_, str>> {
+    let Some(quoted) = text.strip_prefix('"') else {
+        return Some(text.into());
+    };
+    let quoted = quoted.strip_suffix('"')?;
+    let mut key = String::with_capacity(quoted.len());
+    let mut characters = quoted.chars();
+    while let Some(character) = characters.next() {
+        key.push(match character {
+            '"' => return None,
+            '\\' => characters
+                .next()
+                .filter(|escaped| matches!(escaped, '"' | '\\'))?,
+            plain => plain,
+        });
+    }
+    Some(key.into())
+}
+
+/// The trace context. The record is taken without one if it is malformed or given twice (W3C Trace
+/// Context, 3.2.1 and 4.3).
+fn traceparent(headers: &HeaderMap) -> Option<Arc<str>> {
+    let text = only_line(headers, "traceparent")??;
+    is_traceparent(text).then(|| text.into())
+}
+
+/// The text of the header that `name` names, if it has one line and is ASCII. `None` if it is
+/// absent.
+fn only_line<'h>(headers: &'h HeaderMap, name: &str) -> Option<Option<&'h str>> {
+    let mut lines = headers.get_all(name);
+    let first = lines.next()?;
+    Some(match lines.next() {
+        None => first.to_str().ok(),
+        Some(_) => None,
+    })
 }
 
 /// Returns whether the body is NDJSON. If not, it is `application/json`, `application/*+json`, or
@@ -356,11 +461,6 @@ fn check_type(request: &HttpRequest) -> Result<bool, Problem> {
             ),
         )),
     }
-}
-
-fn visible(value: &header::HeaderValue) -> Option<&str> {
-    let text = value.to_str().ok()?;
-    (text.len() <= 255 && is_visible_ascii(text)).then_some(text)
 }
 
 fn too_large(detail: String) -> Problem {
