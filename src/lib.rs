@@ -67,6 +67,8 @@
 //! it. After a failed write or sync the file is abandoned, so an unconfirmed entry cannot come
 //! back. [`spool`] has the details, and its tests flip every bit.
 
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
+
 pub mod actors;
 pub mod api;
 pub mod backoff;

@@ -2,8 +2,7 @@
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
-use waypost::cli::Cli;
+use waypost::cli::{Cli, failed};
 
 /// A record is a dozen small allocations that one thread makes and another frees.
 #[global_allocator]
@@ -15,10 +14,9 @@ fn main() -> ExitCode {
         .install_default()
         .is_err()
     {
-        eprintln!("waypost: a TLS provider was installed before ours");
-        return ExitCode::FAILURE;
+        return failed("a TLS provider was installed before ours");
     }
     #[cfg(feature = "failpoints")]
     let _faults = fail::FailScenario::setup();
-    Cli::parse().execute()
+    Cli::read().map_or_else(|status| status, Cli::execute)
 }

@@ -130,6 +130,59 @@ fn a_mistake_in_a_variable_or_a_flag_is_named_by_it() {
 }
 
 #[test]
+fn a_variable_of_another_program_is_ignored_and_a_near_miss_of_ours_is_told() {
+    for name in [
+        "WAYPOST",
+        "WAYPOST_VERSION",
+        "WAYPOST_PORT",
+        "WAYPOST_SERVICE_HOST",
+        "WAYPOST_SERVICE_PORT",
+        "WAYPOST_SERVICE_PORT_HTTP",
+        "WAYPOST_PORT_8000_TCP",
+        "WAYPOST_PORT_8000_TCP_PROTO",
+        "WAYPOST_PORT_8000_TCP_PORT",
+        "WAYPOST_PORT_8000_TCP_ADDR",
+        "WAYPOST_NATS_PORT_4222_TCP",
+        "WAYPOST_API_SERVICE_HOST",
+        "WAYPOST_API_PORT_80_UDP_ADDR",
+        // A Service's name may have two dashes in a row.
+        "WAYPOST__NATS_SERVICE_HOST",
+        "WAYPOST_API__V1_SERVICE_PORT_HTTP_2",
+        "WAYPOST_API__V1_PORT",
+        "WAYPOST_API__V1_PORT_80_SCTP",
+        "API__URL",
+    ] {
+        let output = check(&[], &[(name, "tcp://10.0.0.1:80")]);
+        assert_eq!(output.status.code(), Some(0), "{name}: {output:?}");
+        assert!(output.stderr.is_empty(), "{name}: {output:?}");
+    }
+    for (name, meant) in [
+        ("WAYPOST_API_URL", "WAYPOST_API__URL"),
+        ("WAYPOST_SPOOL_DIR", "WAYPOST_SPOOL__DIR"),
+        ("WAYPOST_LANES_NATS_URL", "WAYPOST_LANES__NATS__URL"),
+        ("WAYPOST_SPOL_DIR", "WAYPOST_SPOOL__DIR"),
+        ("WAYPOST_PUBLISH_TIMEOUT", ""),
+        ("waypost_api__url", "WAYPOST_API__URL"),
+        ("Waypost_Api_Batch", "WAYPOST_API__BATCH"),
+    ] {
+        let output = check(&[], &[(name, "7")]);
+        assert_eq!(output.status.code(), Some(0), "{name}: {output:?}");
+        let told = String::from_utf8(output.stderr).unwrap();
+        let is_told = told.contains(name) && told.contains(&format!("did you mean {meant}?"));
+        assert_eq!(is_told, !meant.is_empty(), "{name}: {told}");
+    }
+    // One that can only be ours is a mistake, as a key of the file is.
+    for (name, meant) in [
+        ("WAYPOST_LANE__NATS__URL", "WAYPOST_LANES__NATS__URL"),
+        ("WAYPOST_SPOL__DIR", "WAYPOST_SPOOL__DIR"),
+        ("WAYPOST_LANES__NATS_URL", "WAYPOST_LANES__NATS__URL"),
+    ] {
+        let expected = format!("{name}: there is no such variable; did you mean {meant}?");
+        assert_eq!(mistakes(&[], &[(name, "x")]), [expected]);
+    }
+}
+
+#[test]
 fn a_start_and_a_check_refuse_https_to_an_ipv6_address_in_the_same_words() {
     let url = "https://[::1]/";
     let expected = [

@@ -20,6 +20,7 @@ mod load;
 mod log;
 mod model;
 mod nats;
+mod output;
 mod plain;
 mod power_cuts;
 mod pubsub;

@@ -5,7 +5,10 @@ use std::{process::ExitCode, sync::Arc, time::Duration};
 use tokio::{net::TcpStream, time::timeout};
 use url::Url;
 
-use super::NodeArgs;
+use super::{
+    NodeArgs,
+    output::{print, tell},
+};
 use crate::{
     config::{Config, GrpcConfig},
     lane_id::LaneId,
@@ -36,7 +39,7 @@ pub struct Args {
 /// Prints the effective configuration, or each mistake in a line of its own.
 pub async fn check(args: Args) -> Result<(), ExitCode> {
     let config = args.node.load()?;
-    print!("{}", config.to_toml());
+    print(config.to_toml().trim_end())?;
     if !args.connect {
         return Ok(());
     }
@@ -44,7 +47,7 @@ pub async fn check(args: Args) -> Result<(), ExitCode> {
     let mut report = |name: &str, result: Result<String, String>| {
         all_well &= result.is_ok();
         let (Ok(line) | Err(line)) = result;
-        eprintln!("{name}: {line}");
+        tell(format_args!("{name}: {line}"));
     };
     for lane in LaneId::ALL {
         if let Some(result) = connect_lane(lane, &config).await {

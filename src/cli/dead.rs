@@ -1,11 +1,11 @@
 //! `waypost dead`: the dead letters of a running node.
 
-use std::{process::ExitCode, time::Duration};
+use std::{collections::HashSet, process::ExitCode, time::Duration};
 
 use clap::Subcommand;
 use serde_json::{Value, json};
 
-use super::failed;
+use super::output::{failed, print};
 use crate::api::client::Endpoint;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -73,11 +73,24 @@ pub async fn dead(args: Args) -> Result<(), ExitCode> {
     let answer = asked
         .await
         .map_err(|why| failed(format!("{}: {why}", args.admin)))?;
-    match args.action {
-        _ if args.json => println!("{answer}"),
-        DeadAction::List { .. } => show(&answer),
-        DeadAction::Replay(_) => println!("{} replayed", answer["replayed"]),
-        DeadAction::Drop(_) => println!("{} dropped", answer["dropped"]),
+    let (done, selection) = match &args.action {
+        DeadAction::List { .. } if !args.json => return print(listed(&answer)),
+        DeadAction::List { .. } => return print(answer),
+        DeadAction::Replay(selection) => ("replayed", selection),
+        DeadAction::Drop(selection) => ("dropped", selection),
+    };
+    if args.json {
+        print(&answer)?;
+    } else {
+        print(format_args!("{} {done}", answer[done]))?;
+    }
+    let asked = selection.ids.iter().collect::<HashSet<_>>().len() as u64;
+    let found = answer[done].as_u64().unwrap_or_default();
+    if found < asked {
+        let missing = asked - found;
+        return Err(failed(format!(
+            "{missing} of {asked} ids name no dead letter"
+        )));
     }
     Ok(())
 }
@@ -102,11 +115,11 @@ async fn ask(admin: &str, path: String, body: Option<Value>) -> Result<Value, St
     Err(detail.unwrap_or_else(|| format!("status {status}")))
 }
 
-fn show(answer: &Value) {
-    println!(
+fn listed(answer: &Value) -> String {
+    let mut lines = vec![format!(
         "{:<36}  {:<8}  {:>6}  {:>5}  answer",
         "id", "lane", "status", "tries"
-    );
+    )];
     for letter in answer["dead"].as_array().into_iter().flatten() {
         let text = |name: &str| letter[name].as_str().unwrap_or_default();
         let status = match &letter["status"] {
@@ -116,12 +129,13 @@ fn show(answer: &Value) {
         // Control characters in the API's answer must not reach the terminal.
         let first_line = text("answer").lines().next().unwrap_or_default();
         let first_line: String = first_line.chars().filter(|c| !c.is_control()).collect();
-        println!(
+        lines.push(format!(
             "{:<36}  {:<8}  {status:>6}  {:>5}  {first_line}",
             text("id"),
             text("lane"),
             letter["attempts"].to_string()
-        );
+        ));
     }
-    println!("{} dead letters", answer["total"]);
+    lines.push(format!("{} dead letters", answer["total"]));
+    lines.join("\n")
 }

@@ -3,6 +3,7 @@
 use std::{
     cell::RefCell,
     collections::BTreeMap,
+    fmt,
     net::{Ipv4Addr, SocketAddr, TcpListener},
     path::PathBuf,
     process::ExitCode,
@@ -13,7 +14,13 @@ use std::{
 use bytes::Bytes;
 use serde::Serialize;
 
-use super::{NodeArgs, failed, progress::Progress, read_records, run::stop_signal};
+use super::{
+    NodeArgs,
+    output::{failed, print, tell},
+    progress::Progress,
+    read_records,
+    run::stop_signal,
+};
 use crate::{
     actors::supervisor::{ChildId, Snapshot, State},
     api::client::Endpoint,
@@ -95,10 +102,10 @@ async fn play(
     let total = records.len() as u64;
     let node = Node::start(config).map_err(failed)?;
     if !within(LANES_PATIENCE, async || lanes_are_up(&node).await).await {
-        eprintln!(
+        tell(format_args!(
             "waypost: not every lane is up after {LANES_PATIENCE:?}; see http://{}/api/status",
             node.admin
-        );
+        ));
     }
     let progress = Progress::new(total, "records taken");
     let began = Instant::now();
@@ -116,13 +123,13 @@ async fn play(
         record: newest,
         elapsed_s: elapsed.as_secs_f64(),
     };
-    if args.json {
-        println!("{}", serde_json::to_string(&report).map_err(failed)?);
+    let printed = if args.json {
+        print(serde_json::to_string(&report).map_err(failed)?)
     } else {
-        report.print();
-    }
+        print(report)
+    };
     for why in refused.iter().take(REASONS_MAX) {
-        eprintln!("waypost: {why}");
+        tell(format_args!("waypost: {why}"));
     }
     let outcome = if !refused.is_empty() {
         let count = refused.len();
@@ -134,15 +141,15 @@ async fn play(
         Err(failed(why))
     };
     if !args.once {
-        eprintln!(
+        tell(format_args!(
             "The node stays up: post to http://{}/, status at http://{}/api/status, Ctrl-C ends \
              it.",
             node.ingest, node.admin
-        );
+        ));
         stop_signal().await?;
     }
     node.drain().await;
-    outcome
+    printed.and(outcome)
 }
 
 /// A flag's address is used as it is. Any other becomes a free port if it is taken, and is not
@@ -262,39 +269,44 @@ fn paths(ledger: &Ledger, config: &Config) -> BTreeMap<String, PathReport> {
     lanes.map(path).collect()
 }
 
-impl Report {
-    fn print(&self) {
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(StoredRecord { id, record, .. }) = &self.record {
-            println!("A record as the API received it, Idempotency-Key {id}:");
-            println!("{record}\n");
+            writeln!(f, "A record as the API received it, Idempotency-Key {id}:")?;
+            writeln!(f, "{record}\n")?;
         }
-        println!(
+        writeln!(
+            f,
             "{:<10} {:>9} {:>9} {:>9} {:>9} {:>18}",
             "path", "accepted", "delivered", "dead", "in_flight", "p50 / p99 ms"
-        );
+        )?;
         for (tag, path) in &self.paths {
             let Quantiles { p50, p99 } = path.delivery_ms;
-            println!(
+            writeln!(
+                f,
                 "{tag:<10} {:>9} {:>9} {:>9} {:>9} {:>18}",
                 path.accepted,
                 path.delivered,
                 path.dead,
                 path.in_flight,
                 format!("{p50:.1} / {p99:.1}"),
-            );
+            )?;
         }
         let ledger = &self.ledger;
-        println!(
+        writeln!(
+            f,
             "\nledger: {} accepted + {} recovered",
             ledger.accepted, ledger.recovered
-        );
-        println!(
+        )?;
+        writeln!(
+            f,
             "      = {} delivered + {} dead + {} dropped + {} spooled + {} in_flight",
             ledger.delivered, ledger.dead, ledger.dropped, ledger.spooled, ledger.in_flight
-        );
-        println!(
+        )?;
+        write!(
+            f,
             "{} records at the API after {:.2} s; {} redelivered by a broker.",
             self.api.records, self.elapsed_s, ledger.redelivered
-        );
+        )
     }
 }

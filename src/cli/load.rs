@@ -1,8 +1,21 @@
 //! `waypost load`: users POST the records of a file, and the command prints how they were answered.
 
-use std::{fs, ops::Range, path::PathBuf, pin::pin, process::ExitCode, time::Duration};
+use std::{
+    fs::File,
+    io::Write as _,
+    ops::Range,
+    path::{Path, PathBuf},
+    pin::pin,
+    process::ExitCode,
+    time::Duration,
+};
 
-use super::{failed, misused, progress::Progress, read_records, run::stop_signal};
+use super::{
+    output::{failed, misused, print},
+    progress::Progress,
+    read_records,
+    run::stop_signal,
+};
 use crate::{
     api::client::Endpoint,
     load::{Load, Plan, Tally, report},
@@ -77,6 +90,7 @@ fn wait(text: &str) -> Result<Range<Duration>, String> {
 /// record was refused or not POSTed.
 pub async fn load(args: Args) -> Result<(), ExitCode> {
     let endpoint = Endpoint::with_public_roots(&args.host).map_err(misused)?;
+    let report = args.report.as_deref().map(open_report).transpose()?;
     let plan = Plan {
         passes: args.repeat as usize,
         spawn_rate: args.spawn_rate.unwrap_or(f64::INFINITY),
@@ -100,17 +114,20 @@ pub async fn load(args: Args) -> Result<(), ExitCode> {
     show(&tally);
     progress.end();
 
-    if args.json {
-        println!("{}", tally.json());
+    let printed = if args.json {
+        print(tally.json())
     } else {
-        for (name, value) in tally.rows() {
-            println!("{value:>9} {name}");
-        }
+        let rows = tally.rows().into_iter();
+        let rows = rows.map(|(name, value)| format!("{value:>9} {name}"));
+        print(rows.collect::<Vec<_>>().join("\n"))
+    };
+    if let (Some(mut report), Some(path)) = (report, &args.report) {
+        report
+            .set_len(0)
+            .and_then(|()| report.write_all(report::html(&tally, &args.host).as_bytes()))
+            .map_err(|why| failed(format!("{}: {why}", path.display())))?;
     }
-    if let Some(file) = &args.report {
-        fs::write(file, report::html(&tally, &args.host))
-            .map_err(|why| failed(format!("{}: {why}", file.display())))?;
-    }
+    printed?;
     if tally.requests < total {
         return Err(failed(format!(
             "stopped: {} of {total} records were posted",
@@ -118,6 +135,17 @@ pub async fn load(args: Args) -> Result<(), ExitCode> {
         )));
     }
     (tally.failures == 0).then_some(()).ok_or(ExitCode::FAILURE)
+}
+
+/// Opens the file of the report before the load, which may take long. An earlier report stays until
+/// the new one is there.
+fn open_report(path: &Path) -> Result<File, ExitCode> {
+    let file = File::options()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path);
+    file.map_err(|why| misused(format!("{}: {why}", path.display())))
 }
 
 /// Runs `load` to its end, or until SIGINT or SIGTERM stops it.

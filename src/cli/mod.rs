@@ -4,14 +4,14 @@ pub mod check;
 pub mod dead;
 pub mod demo;
 pub mod load;
+mod output;
 mod progress;
 pub mod run;
 pub mod sink;
 
 use std::{
-    fmt::Display,
     fs,
-    io::IsTerminal as _,
+    io::{ErrorKind, IsTerminal as _},
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -26,6 +26,8 @@ use tracing_subscriber::{
     util::SubscriberInitExt as _,
 };
 
+pub use self::output::failed;
+use self::output::{misused, tell};
 use crate::{
     config::{Config, Flag},
     load::records,
@@ -89,6 +91,23 @@ impl Default for Command {
 }
 
 impl Cli {
+    /// Reads the command line.
+    ///
+    /// # Errors
+    /// The exit status, after the mistake, the help or the version is printed.
+    pub fn read() -> Result<Self, ExitCode> {
+        Self::try_parse().map_err(|asked| {
+            let is_mistake = asked.use_stderr();
+            match asked.print() {
+                Err(why) if !is_mistake && why.kind() != ErrorKind::BrokenPipe => {
+                    failed(format!("the help cannot be written: {why}"))
+                }
+                _ if is_mistake => ExitCode::from(USAGE),
+                _ => ExitCode::SUCCESS,
+            }
+        })
+    }
+
     /// Runs the command that was asked for.
     pub fn execute(self) -> ExitCode {
         self.log();
@@ -113,7 +132,11 @@ impl Cli {
             .unwrap_or_else(|| default_filter(self.level()));
         let colour = std::io::stderr().is_terminal()
             && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-        let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(colour);
+        let lines = fmt::layer()
+            .with_writer(std::io::stderr)
+            .with_ansi(colour)
+            // It would tell of a standard error that fails, on the standard error, and panic.
+            .log_internal_errors(false);
         let lines = match self.log_format {
             LogFormat::Text => lines.boxed(),
             LogFormat::Json => lines.json().flatten_event(true).boxed(),
@@ -169,18 +192,6 @@ fn parse_filter(directives: &str) -> Option<Targets> {
     parts.join(",").parse().ok()
 }
 
-/// Prints why a command fails. Returns its exit status.
-fn failed(why: impl Display) -> ExitCode {
-    eprintln!("waypost: {why}");
-    ExitCode::FAILURE
-}
-
-/// Prints the mistake in a command line. Returns the exit status.
-fn misused(why: impl Display) -> ExitCode {
-    eprintln!("waypost: {why}");
-    ExitCode::from(USAGE)
-}
-
 /// The records of `file`, or the built-in ones.
 fn read_records(file: Option<&Path>) -> Result<Vec<Bytes>, ExitCode> {
     let Some(file) = file else {
@@ -232,7 +243,7 @@ impl NodeArgs {
         });
         Config::load(self.config.as_deref(), &environment.collect(), &flags).map_err(|errors| {
             for error in errors {
-                eprintln!("{error}");
+                tell(error);
             }
             ExitCode::from(USAGE)
         })

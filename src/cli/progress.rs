@@ -2,6 +2,8 @@
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::output::tell;
+
 pub(super) struct Progress {
     bar: ProgressBar,
     /// The things that are counted, as "requests".
@@ -27,7 +29,7 @@ impl Progress {
         let before = self.bar.position();
         self.bar.set_position(count);
         if self.bar.is_hidden() && quarter(count) > quarter(before) {
-            eprintln!("{count} of {} {}", self.total, self.unit);
+            tell(format_args!("{count} of {} {}", self.total, self.unit));
         }
     }
 

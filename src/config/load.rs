@@ -14,6 +14,7 @@ use toml::{
     Spanned, Table, Value,
     de::{DeTable, DeValue, ValueDeserializer},
 };
+use tracing::warn;
 
 use super::{Config, SECTIONS, rules};
 use crate::lane_id::LaneId;
@@ -209,15 +210,22 @@ impl Loader {
 
     fn environment(&mut self, environment: &BTreeMap<String, String>) {
         let keys: BTreeMap<_, _> = Config::keys().map(|key| (variable(&key), key)).collect();
-        // A name without `__` is another program's, such as one that Kubernetes makes for a
-        // Service.
-        let ours = |name: &str| {
-            name.strip_prefix(PREFIX)
-                .is_some_and(|rest| rest.contains("__"))
-        };
-        for (name, text) in environment.iter().filter(|(name, _)| ours(name)) {
+        for (name, text) in environment {
             if let Some(key) = keys.get(name) {
                 self.set(key, name.clone(), text.as_str().into());
+                continue;
+            }
+            if !has_prefix(name) || is_service_link(name) {
+                continue;
+            }
+            if !name.starts_with(PREFIX) || !name[PREFIX.len()..].contains("__") {
+                // Another program's, unless it is a slip.
+                if let Some(near) = nearest_without_underscores(name, keys.keys()) {
+                    warn!(
+                        variable = name,
+                        "the variable is ignored: did you mean {near}?"
+                    );
+                }
                 continue;
             }
             let meant = nearest(name, keys.keys()).map_or_else(
@@ -284,6 +292,39 @@ fn insert(table: &mut Table, section: &str, key: Option<(&str, Value)>) {
     if let (Some(section), Some((name, value))) = (section, key) {
         section.insert(name.to_owned(), value);
     }
+}
+
+/// Whether a variable begins as ours do, in capitals or not.
+fn has_prefix(name: &str) -> bool {
+    let beginning = name.get(..PREFIX.len());
+    beginning.is_some_and(|beginning| beginning.eq_ignore_ascii_case(PREFIX))
+}
+
+/// Whether Kubernetes makes such a variable for a Service: `NAME_SERVICE_HOST`,
+/// `NAME_SERVICE_PORT[_PORTNAME]`, `NAME_PORT`, or
+/// `NAME_PORT_NUMBER_PROTOCOL[_PROTO|_PORT|_ADDR]`.
+fn is_service_link(name: &str) -> bool {
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|c| c.is_ascii_digit());
+    let words: Vec<_> = name.split('_').collect();
+    match &words[1..] {
+        [.., "SERVICE", "HOST"] | [.., "PORT"] => true,
+        [.., "PORT", number, "TCP" | "UDP" | "SCTP"]
+        | [.., "PORT", number, "TCP" | "UDP" | "SCTP", "PROTO" | "ADDR"] => is_number(number),
+        words => words.windows(2).any(|pair| pair == ["SERVICE", "PORT"]),
+    }
+}
+
+/// The variable that `name` is meant to be, if underscores are all that it gets wrong, or a slip
+/// more.
+fn nearest_without_underscores<'k>(
+    name: &str,
+    known: impl Iterator<Item = &'k String>,
+) -> Option<&'k String> {
+    let bare = |name: &str| name.replace('_', "").to_ascii_uppercase();
+    let given = bare(name);
+    let known = known.map(|known| (strsim::levenshtein(&given, &bare(known)), known));
+    let (distance, nearest) = known.min()?;
+    (distance <= 2).then_some(nearest)
 }
 
 fn sorted(names: &[&str]) -> String {

@@ -94,11 +94,11 @@ impl View {
             (ChildId::Lane(lane), State::Down) => {
                 error!(%lane, reason, "lane is given up after repeated crashes");
             }
-            (ChildId::Lane(_), State::Backoff { .. }) => {}
+            (ChildId::Lane(_), State::Backoff { .. })
+            | (_, State::Connecting | State::Up | State::Paused) => {}
             (actor, State::Backoff { .. } | State::Down) => {
                 error!(%actor, reason, state = self.state.name(), "actor ended");
             }
-            (_, State::Connecting | State::Up | State::Paused) => {}
         }
     }
 }

@@ -1,0 +1,39 @@
+//! What the commands print. No write panics: the reader of a pipe may have closed it, and the disk
+//! behind a file may be full.
+
+use std::{
+    fmt::Display,
+    io::{self, ErrorKind, Write as _},
+    process::ExitCode,
+};
+
+/// Prints a result to the standard output. A reader that has closed it wants no more, so that is no
+/// failure.
+pub fn print(result: impl Display) -> Result<(), ExitCode> {
+    let mut output = io::stdout().lock();
+    let printed = writeln!(output, "{result}").and_then(|()| output.flush());
+    match printed {
+        Err(why) if why.kind() != ErrorKind::BrokenPipe => {
+            Err(failed(format!("the result cannot be written: {why}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Prints a line for a person to the standard error.
+pub fn tell(line: impl Display) {
+    // Without a standard error, nobody can be told.
+    writeln!(io::stderr(), "{line}").ok();
+}
+
+/// Tells why a command fails. Returns its exit status.
+pub fn failed(why: impl Display) -> ExitCode {
+    tell(format_args!("waypost: {why}"));
+    ExitCode::FAILURE
+}
+
+/// Tells the mistake in a command line. Returns the exit status.
+pub fn misused(why: impl Display) -> ExitCode {
+    tell(format_args!("waypost: {why}"));
+    ExitCode::from(super::USAGE)
+}
