@@ -165,6 +165,9 @@ impl Cli {
     }
 }
 
+/// The broker clients. They log answers that we ask for, such as that a queue is missing, as errors.
+const SILENT: [&str; 3] = ["async_nats", "google_cloud", "lapin"];
+
 /// Waypost's own lines from `level` on, and warnings of libraries. The broker clients are silent:
 /// the lane reports each error that they return.
 fn default_filter(level: LevelFilter) -> Targets {
@@ -173,12 +176,11 @@ fn default_filter(level: LevelFilter) -> Targets {
         .with_target("waypost", level)
         // Its errors are bad requests, which `http` logs with the client's address.
         .with_target("actix_http::h1", LevelFilter::OFF)
-        .with_target("async_nats", LevelFilter::OFF)
-        .with_target("google_cloud", LevelFilter::OFF)
-        .with_target("lapin", LevelFilter::OFF)
+        .with_targets(SILENT.map(|client| (client, LevelFilter::OFF)))
 }
 
-/// The filter of directives such as `warn,waypost=debug`, or `None` if they are not valid.
+/// The filter of directives such as `warn,waypost=debug`, or `None` if they are not valid. A broker
+/// client that no directive names stays silent.
 fn parse_filter(directives: &str) -> Option<Targets> {
     let parts: Vec<_> = directives
         .split(',')
@@ -189,7 +191,12 @@ fn parse_filter(directives: &str) -> Option<Targets> {
     if parts.is_empty() || directives.contains('[') {
         return None;
     }
-    parts.join(",").parse().ok()
+    let asked: Targets = parts.join(",").parse().ok()?;
+    let unnamed = SILENT.into_iter().filter(|client| {
+        let names_it = |part: &&str| part.starts_with(client);
+        !parts.iter().any(names_it)
+    });
+    Some(asked.with_targets(unnamed.map(|client| (client, LevelFilter::OFF))))
 }
 
 /// The records of `file`, or the built-in ones.
@@ -303,7 +310,15 @@ mod tests {
         assert!(!filter.would_enable("h2::client", &Level::INFO));
         let quiet = default_filter(LevelFilter::ERROR);
         assert!(!quiet.would_enable("h2::client", &Level::WARN));
-        let asked = parse_filter("error,lapin=debug").expect("directives");
-        assert!(asked.would_enable("lapin::channels", &Level::DEBUG));
+        for (directives, is_silent) in [
+            ("info", true),
+            ("trace,async_nats=debug", true),
+            ("error,lapin=debug", false),
+            ("error,lapin::channels=debug", false),
+        ] {
+            let asked = parse_filter(directives).expect("directives");
+            let is_heard = asked.would_enable("lapin::channels", &Level::ERROR);
+            assert_eq!(is_heard, !is_silent, "{directives}");
+        }
     }
 }
