@@ -7,6 +7,7 @@ mod balance;
 mod counts;
 mod latency;
 mod memory;
+mod refusals;
 mod rules;
 
 use std::{
@@ -24,6 +25,7 @@ pub use self::{
     balance::{Balance, audit},
     counts::{ApiCounts, Counts, NodeCounts, Posting},
     latency::{Latency, Quantiles},
+    refusals::Refusals,
 };
 use self::{
     memory::{FlagMemory, Flags},
@@ -55,6 +57,7 @@ pub struct Ledger {
 #[derive(Default)]
 pub struct LaneLedger {
     pub counts: Counts,
+    pub refusals: Refusals,
     /// From handing a record to the lane to its confirm.
     pub publish: Latency,
     /// From a POST to its answer or failure.
@@ -81,9 +84,7 @@ impl Ledger {
 
     /// `lane` has confirmed a record, and its client has a receipt. The confirm took `after`.
     pub fn accepted(&self, lane: LaneId, after: Duration) {
-        let mut lane = self.lane(lane);
-        lane.counts.accepted += 1;
-        lane.publish.record(after);
+        self.confirmed(lane, after).counts.accepted += 1;
     }
 
     /// `lane` has confirmed a record from the spool. The confirm took `after`.
@@ -91,9 +92,20 @@ impl Ledger {
         let counted = self.count_once(Transition::Resent, Flags::RESENT, record);
         let is_first = counted == CountedAs::Resent;
         self.node.lock().double_counted += u64::from(!is_first);
-        let mut lane = self.lane(lane);
-        lane.counts.resent += u64::from(is_first);
-        lane.publish.record(after);
+        self.confirmed(lane, after).counts.resent += u64::from(is_first);
+    }
+
+    fn confirmed(&self, lane: LaneId, after: Duration) -> MutexGuard<'_, LaneLedger> {
+        let mut ledger = self.lane(lane);
+        ledger.publish.record(after);
+        ledger.refusals.confirmed(lane, Instant::now);
+        ledger
+    }
+
+    /// The broker of `lane` does not take `records` for now.
+    pub fn refused_by(&self, lane: LaneId, reason: &str, records: u64) {
+        let now = Instant::now();
+        self.lane(lane).refusals.refused(lane, reason, records, now);
     }
 
     /// A client has the spool's receipt.

@@ -236,6 +236,7 @@ impl<'a> Graph<'a> {
             admission: admission.clone(),
             ledger: Arc::clone(&self.ledger),
             lanes: self.lane_ids(),
+            live_lanes: self.live_lanes.clone(),
             dead_letters: self.dead_letters.clone(),
         };
         let start = factory(self.feeder.clone(), move |supervisor| {
@@ -309,6 +310,7 @@ impl<'a> Graph<'a> {
             deliveries: Arc::new(Semaphore::new(limits.deliveries())),
             limits,
             ledger: Arc::clone(&self.ledger),
+            live_lanes: self.live_lanes.clone(),
             publish_timeout: self.config.router.publish_timeout,
             bundle: self.config.lanes.bundle(lane),
             settled: SettledRecords::default(),

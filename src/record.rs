@@ -33,6 +33,10 @@ pub struct Record {
     pub origin: Option<Origin>,
 }
 
+/// The most bytes that the headers of a record's message take in any system, beside their texts:
+/// their names, and the time in the origin.
+const HEADERS: usize = 160;
+
 impl AsRef<Self> for Record {
     fn as_ref(&self) -> &Self {
         self
@@ -40,6 +44,13 @@ impl AsRef<Self> for Record {
 }
 
 impl Record {
+    /// The most bytes of the record as a message of any system, headers included.
+    pub fn message_size(&self) -> usize {
+        let traceparent = self.traceparent.as_ref().map_or(0, |text| text.len());
+        let run = self.origin.as_ref().map_or(0, |origin| origin.run.len());
+        self.body.len() + self.id.len() + traceparent + run + HEADERS
+    }
+
     /// A new id: a UUID version 7 (RFC 9562), unique without coordination and in order of time.
     pub fn new_id() -> Arc<str> {
         to_id(Uuid::now_v7())

@@ -145,6 +145,7 @@ fn graph<T: Transport>(
         deliveries: Arc::new(Semaphore::new(limits.deliveries())),
         limits,
         ledger: Arc::clone(&ledger),
+        live_lanes: live_lanes.clone(),
         publish_timeout: PUBLISH_TIMEOUT,
         bundle,
         settled: SettledRecords::default(),

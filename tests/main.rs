@@ -26,6 +26,7 @@ mod power_cuts;
 mod pubsub;
 mod rabbitmq;
 mod readme;
+mod refusals;
 mod router;
 mod sink;
 mod spool;

@@ -21,9 +21,7 @@ use crate::support::{
 /// Longer than a lease that is not extended.
 const LEASE_LAPSED: Duration = Duration::from_secs(13);
 const SOON: Duration = Duration::from_secs(5);
-/// Each stream of the emulator looks up its subscription by name this often. A stream that we have
-/// ended goes on until then, and takes messages of a new subscription with that name.
-const LOOKED_UP: Duration = Duration::from_millis(250);
+const PATIENCE: Duration = Duration::from_secs(40);
 
 fn record(id: String) -> Record {
     Record {
@@ -81,6 +79,19 @@ async fn fails(transport: &Pubsub, patience: Duration) -> (TransportError, Durat
         outcome.expect_err("the connection is lost"),
         began.elapsed(),
     )
+}
+
+/// The same, with `held` deliveries that nobody settles before.
+async fn fails_after(
+    transport: &Pubsub,
+    held: usize,
+    patience: Duration,
+) -> (TransportError, Duration) {
+    let mut deliveries = Vec::new();
+    for _ in 0..held {
+        deliveries.push(next(transport, patience).await);
+    }
+    fails(transport, patience).await
 }
 
 #[tokio::test]
@@ -248,7 +259,7 @@ async fn a_silent_emulator_is_noticed_and_goes_on_with_the_same_stream() {
 }
 
 #[tokio::test]
-async fn a_topic_that_is_deleted_ends_the_connection_at_the_next_publish() {
+async fn a_topic_that_is_deleted_is_created_anew_once_its_subscription_is_empty() {
     let Some(mut emulator) = Emulator::start().await else {
         return;
     };
@@ -261,6 +272,7 @@ async fn a_topic_that_is_deleted_ends_the_connection_at_the_next_publish() {
         "projects/{}/subscriptions/{}",
         config.project, config.subscription
     );
+    publish(&transport, "before", 20).await;
     topics
         .delete_topic()
         .set_topic(&topic)
@@ -273,22 +285,64 @@ async fn a_topic_that_is_deleted_ends_the_connection_at_the_next_publish() {
         "{failure:?}"
     );
     transport.close().await;
-    // The subscription is left without a topic.
-    let Err(TransportError::Connect(why)) = transport::connect::<Pubsub>(&settings).await else {
-        panic!("it took the subscription")
+
+    // The subscription is left without a topic. It is delivered to its last message.
+    let orphan = connect(&settings).await;
+    let refused = orphan.send(&record("r".into())).await;
+    assert!(
+        matches!(&refused, Err(TransportError::Refused(why)) if why.contains("topic was deleted")),
+        "{refused:?}"
+    );
+    let left = take(&orphan, 20, PATIENCE).await;
+    assert!(left.keys().all(|id| id.starts_with("before")), "{left:?}");
+    let (failure, after) = fails(&orphan, PATIENCE).await;
+    println!("empty: {failure} after {after:?}");
+    assert!(failure.to_string().contains("empty"), "{failure}");
+    let gone = subscriptions.get_subscription();
+    let gone = gone.set_subscription(&subscription).send().await;
+    assert!(gone.is_err(), "{gone:?}");
+    orphan.close().await;
+
+    let transport = connect(&settings).await;
+    publish(&transport, "after", 10).await;
+    take(&transport, 10, PATIENCE).await;
+    transport.close().await;
+}
+
+#[tokio::test]
+async fn what_a_node_still_holds_keeps_the_subscription_of_a_deleted_topic() {
+    let Some(mut emulator) = Emulator::start().await else {
+        return;
     };
-    assert!(why.contains(&subscription), "{why}");
-    subscriptions
-        .delete_subscription()
-        .set_subscription(&subscription)
+    let config = emulator.config();
+    let settings = Settings::new(config.clone());
+    let transport = connect(&settings).await;
+    publish(&transport, "held", 1).await;
+    let (topics, _) = emulator.admin().await;
+    let topic = format!("projects/{}/topics/{}", config.project, config.topic);
+    topics
+        .delete_topic()
+        .set_topic(&topic)
         .send()
         .await
         .unwrap();
-    sleep(LOOKED_UP).await;
-    let transport = connect(&settings).await;
-    publish(&transport, "r", 10).await;
-    take(&transport, 10, SOON).await;
+    // A quiet lane notices too.
+    let (failure, _) = fails_after(&transport, 1, PATIENCE).await;
+    assert!(failure.to_string().contains("topic is gone"), "{failure}");
     transport.close().await;
+    let orphan = connect(&settings).await;
+    let held = next(&orphan, PATIENCE).await;
+    // Longer than it takes to call a subscription empty.
+    assert!(
+        timeout(Duration::from_secs(20), orphan.next())
+            .await
+            .is_err(),
+        "its message came again, or it was deleted"
+    );
+    held.ack();
+    let (failure, _) = fails(&orphan, PATIENCE).await;
+    assert!(failure.to_string().contains("empty"), "{failure}");
+    orphan.close().await;
 }
 
 #[tokio::test]

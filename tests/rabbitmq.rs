@@ -131,6 +131,111 @@ async fn a_queue_with_other_settings_is_named_with_the_difference_and_left_alone
         .expect("the queue is as it was");
 }
 
+/// A user with these rights, and the settings with which it logs in.
+fn with_rights(
+    rabbit: &mut Rabbit,
+    settings: &config::RabbitmqConfig,
+    [configure, write, read]: [&str; 3],
+) -> config::RabbitmqConfig {
+    let user = format!("user-{}", Record::new_id());
+    rabbit.ctl(&["add_user", &user, "pass"]);
+    rabbit.ctl(&["set_permissions", &user, configure, write, read]);
+    let url = settings.url.replace("guest:guest", &format!("{user}:pass"));
+    config::RabbitmqConfig {
+        url: url.into(),
+        ..settings.clone()
+    }
+}
+
+async fn refused(settings: &config::RabbitmqConfig) -> String {
+    match try_connect(settings).await.map(|_| ()) {
+        Err(TransportError::Connect(why)) => why,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_user_that_may_only_write_and_read_works_with_a_queue_that_is_there() {
+    let Some(mut rabbit) = Rabbit::start().await else {
+        return;
+    };
+    let settings = rabbit.config();
+    let theirs = rabbit.config();
+    // Ours, and one with arguments of an operator's own.
+    connect(&settings).await.close().await;
+    let mut arguments = FieldTable::default();
+    arguments.insert(
+        "x-queue-type".into(),
+        AMQPValue::LongString("quorum".into()),
+    );
+    arguments.insert("x-max-length".into(), AMQPValue::LongLongInt(1000));
+    let options = QueueDeclareOptions {
+        durable: true,
+        ..QueueDeclareOptions::default()
+    };
+    let channel = rabbit.client().await.create_channel().await.unwrap();
+    channel
+        .queue_declare(theirs.queue.as_str().into(), options, arguments)
+        .await
+        .unwrap();
+    for settings in [settings, theirs] {
+        let limited = with_rights(&mut rabbit, &settings, ["", ".*", ".*"]);
+        let transport = connect(&limited).await;
+        let warnings = transport.info().warnings;
+        assert!(
+            warnings.len() == 1 && warnings[0].contains("`configure`"),
+            "{warnings:?}"
+        );
+        let sent = publish_all(&transport, 10).await;
+        for record in sent {
+            let delivery = transport.next().await.unwrap();
+            assert_eq!(delivery.record, record);
+            delivery.ack();
+        }
+        transport.close().await;
+    }
+}
+
+#[tokio::test]
+async fn the_right_that_a_user_lacks_is_named() {
+    let Some(mut rabbit) = Rabbit::start().await else {
+        return;
+    };
+    let settings = rabbit.config();
+    let queue = &settings.queue;
+    let limited = with_rights(&mut rabbit, &settings, ["", ".*", ".*"]);
+    let why = refused(&limited).await;
+    assert!(why.contains(&format!("`configure` on `{queue}`")), "{why}");
+
+    connect(&settings).await.close().await;
+    let limited = with_rights(&mut rabbit, &settings, ["", ".*", ""]);
+    let why = refused(&limited).await;
+    assert!(why.contains(&format!("`read` on `{queue}`")), "{why}");
+
+    let limited = with_rights(&mut rabbit, &settings, ["", "", ".*"]);
+    let transport = connect(&limited).await;
+    let Err(TransportError::Lost(why)) = transport.send(&record(0)).await else {
+        panic!("it was published")
+    };
+    assert!(why.contains("`write` on `amq.default`"), "{why}");
+}
+
+#[tokio::test]
+async fn the_virtual_host_that_was_asked_for_is_named() {
+    let Some(mut rabbit) = Rabbit::start().await else {
+        return;
+    };
+    let settings = rabbit.config();
+    for (path, named) in [("/", "`` (the URL ends in `/`"), ("/orders", "`orders`")] {
+        let asked = config::RabbitmqConfig {
+            url: settings.url.replace("/%2f", path).into(),
+            ..settings.clone()
+        };
+        let why = refused(&asked).await;
+        assert!(why.contains(&format!("virtual host {named}")), "{why}");
+    }
+}
+
 #[tokio::test]
 async fn a_wrong_password_is_told_without_the_password() {
     let Some(mut rabbit) = Rabbit::start().await else {
@@ -325,7 +430,7 @@ async fn a_broker_that_blocks_publishers_is_named_and_deliveries_go_on() {
         assert!(Instant::now() < deadline, "the alarm never came");
         match transport.send(&record(3)).await {
             Ok(()) => {}
-            Err(TransportError::Publish(why)) if why.contains("blocks publishers") => break,
+            Err(TransportError::Refused(why)) if why.contains("blocks publishers") => break,
             // A broker in this state may also drop a connection.
             Err(TransportError::Lost(_)) => transport = connect(&settings).await,
             Err(why) => panic!("{why:?}"),

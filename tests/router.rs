@@ -175,7 +175,7 @@ impl House {
             kept: Vec::new(),
         };
         let publisher = fake.start().recipient();
-        self.live_lanes.insert(lane, publisher);
+        self.live_lanes.insert(lane, publisher, None);
     }
 
     async fn submit(&self, pinned: Option<LaneId>) -> Result<Receipt, Refused> {

@@ -17,12 +17,15 @@ use super::{
     Drain, FEEDER_WINDOW, Ping, Source, Supervised,
     admission::Admission,
     dead_letters::{DeadLetters, not_posted},
+    live_lanes::LiveLanes,
+    receipts::Refused,
     supervisor::SupervisorHandle,
 };
 use crate::{
     backoff::Backoff,
     lane_id::LaneId,
     ledger::Ledger,
+    record::Record,
     spool::{DeathReason, Entry, EntryKey, Queue, Spool},
 };
 
@@ -39,6 +42,7 @@ pub struct FeederParams {
     pub admission: Admission,
     pub ledger: Arc<Ledger>,
     pub lanes: Arc<[LaneId]>,
+    pub live_lanes: LiveLanes,
 }
 
 /// One per node.
@@ -131,16 +135,12 @@ impl QueueFeeder {
         loop {
             let records = slice::from_ref(&record);
             let receipts = admission.submit(records, self.pinned).await;
-            if receipts.iter().all(Result::is_ok) {
+            let Some(refused) = receipts.into_iter().find_map(Result::err) else {
                 break;
-            }
+            };
             let dead_letters = &self.params.dead_letters;
-            if dead_letters.is_overdue(&record) {
+            if let Some(reason) = self.death_reason(&record, &refused) {
                 let path = self.pinned.map_or("spool", LaneId::name);
-                let reason = DeathReason {
-                    given_up: true,
-                    ..not_posted("no lane has taken it")
-                };
                 if dead_letters.write(path, &record, reason).await.is_ok() {
                     if let Some(lane) = lane {
                         ledger.dead(lane, &record);
@@ -156,6 +156,26 @@ impl QueueFeeder {
             }
         }
         spool.settle(key);
+    }
+}
+
+impl QueueFeeder {
+    /// Why a record that no lane has taken is dead, if it is.
+    fn death_reason(&self, record: &Record, refused: &Refused) -> Option<DeathReason> {
+        // No lane will ever carry it.
+        let is_final = matches!(refused, Refused::TooLarge(_));
+        if !is_final && !self.params.dead_letters.is_overdue(record) {
+            return None;
+        }
+        let lanes = self
+            .pinned
+            .as_ref()
+            .map_or(&*self.params.lanes, slice::from_ref);
+        let failures = self.params.live_lanes.last_failures(lanes);
+        Some(DeathReason {
+            given_up: !is_final,
+            ..not_posted(&format!("{refused}; last failures: {failures}"))
+        })
     }
 }
 

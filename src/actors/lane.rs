@@ -33,6 +33,7 @@ use super::{
     Drain, FED_MAX, Job, Ping, Publish, RECORDS_MAX, Supervised,
     copies::{self, Copies},
     forwarder::{Forwarder, Limits},
+    live_lanes::LiveLanes,
     router::Router,
     slot::Slot,
     supervisor::{Exit, SupervisorHandle},
@@ -60,6 +61,7 @@ pub struct LaneParams {
     /// How much the forwarder sends to the API at a time.
     pub limits: Limits,
     pub ledger: Arc<Ledger>,
+    pub live_lanes: LiveLanes,
     pub publish_timeout: Duration,
     /// The most records of one message.
     pub bundle: usize,
@@ -81,8 +83,8 @@ pub struct Lane<T: Transport> {
     /// Jobs whose records share messages, until the next [`Flush`].
     batch: Vec<Job>,
     draining: bool,
-    /// The time of the last confirm.
-    confirmed: Rc<Cell<Option<Instant>>>,
+    /// The time of the last answer to a publish.
+    answered: Rc<Cell<Option<Instant>>>,
 }
 
 struct Connected<T> {
@@ -115,7 +117,7 @@ impl<T: Transport> Lane<T> {
             publishing: TaskTracker::new(),
             batch: Vec::new(),
             draining: false,
-            confirmed: Rc::default(),
+            answered: Rc::default(),
         }
     }
 
@@ -130,7 +132,10 @@ impl<T: Transport> Lane<T> {
         };
         self.connection = Some(Connected {
             transport: Rc::clone(&transport),
-            bundle: BundleSize::new(self.params.bundle, info.largest_message),
+            bundle: BundleSize::new(
+                self.params.bundle,
+                info.largest_message.unwrap_or(usize::MAX),
+            ),
             needs_copies,
         });
         self.params.copies.connected(&info);
@@ -166,10 +171,10 @@ impl<T: Transport> Lane<T> {
         let bundle = connection.bundle;
         let needs_copies = connection.needs_copies;
         let params = Rc::clone(&self.params);
-        let confirmed = Rc::clone(&self.confirmed);
+        let answered = Rc::clone(&self.answered);
         let lane = ctx.address();
         self.publishing.spawn_local(async move {
-            let publishing = publish(&*transport, jobs, bundle, &params, needs_copies, &confirmed);
+            let publishing = publish(&*transport, jobs, bundle, &params, needs_copies, &answered);
             if let Some(exit) = publishing.await {
                 lane.do_send(Broken(exit));
             }

@@ -1,15 +1,36 @@
-//! The table of lanes that take records now: the supervisor writes it, each router reads it.
+//! The table of lanes: which take records now, and how large a record each takes. The supervisor and
+//! the lanes write it, each router reads it.
 
 use std::sync::Arc;
 
 use actix::Recipient;
+use bytesize::ByteSize;
 use parking_lot::{RwLock, RwLockReadGuard};
 
-use super::Publish;
-use crate::lane_id::LaneId;
+use super::{Publish, receipts::Refused};
+use crate::{lane_id::LaneId, transport};
 
-/// One entry per lane, by `LaneId as usize`; filled while the lane is up.
-pub type LaneTable = [Option<Recipient<Publish>>; LaneId::ALL.len()];
+/// One entry per lane, by `LaneId as usize`.
+pub type LaneTable = [LaneEntry; LaneId::ALL.len()];
+
+/// What is known of one lane.
+#[derive(Default)]
+pub struct LaneEntry {
+    /// There while the lane is up.
+    publisher: Option<Recipient<Publish>>,
+    /// The most bytes of a message, as the lane was last told. `None` before the first connection.
+    largest_message: Option<usize>,
+    /// Why the lane failed last.
+    last_failure: Option<Arc<str>>,
+}
+
+impl LaneEntry {
+    /// Takes messages of up to `size` bytes, if the lane is up.
+    pub fn publisher(&self, size: usize) -> Option<&Recipient<Publish>> {
+        let fits = self.largest_message.is_none_or(|most| size <= most);
+        self.publisher.as_ref().filter(|_| fits)
+    }
+}
 
 /// Clones share one table. It outlives every router, so a restarted router knows which lanes are
 /// up.
@@ -17,18 +38,148 @@ pub type LaneTable = [Option<Recipient<Publish>>; LaneId::ALL.len()];
 pub struct LiveLanes(Arc<RwLock<LaneTable>>);
 
 impl LiveLanes {
-    /// The lane is up, and `publisher` takes its records.
-    pub fn insert(&self, lane: LaneId, publisher: Recipient<Publish>) {
-        self.0.write()[lane as usize] = Some(publisher);
+    /// The lane is up, and `publisher` takes its records: messages of up to `largest` bytes, or as
+    /// large as before if the system does not tell.
+    pub fn insert(&self, lane: LaneId, publisher: Recipient<Publish>, largest: Option<usize>) {
+        let entry = &mut self.0.write()[lane as usize];
+        entry.publisher = Some(publisher);
+        entry.largest_message = largest.or(entry.largest_message).or(Some(usize::MAX));
     }
 
     /// The lane is no longer up.
     pub fn remove(&self, lane: LaneId) {
-        self.0.write()[lane as usize] = None;
+        self.0.write()[lane as usize].publisher = None;
+    }
+
+    /// The lane has refused a message: it takes up to `most` bytes.
+    pub fn set_largest_message(&self, lane: LaneId, most: usize) {
+        self.0.write()[lane as usize].largest_message = Some(most);
+    }
+
+    /// The lane has failed to connect, or to take a record.
+    pub fn failed(&self, lane: LaneId, why: &str) {
+        let is_known = self.read()[lane as usize].last_failure.as_deref() == Some(why);
+        if !is_known {
+            self.0.write()[lane as usize].last_failure = Some(why.into());
+        }
+    }
+
+    /// The last failure of each of `lanes` that has failed.
+    pub fn last_failures(&self, lanes: &[LaneId]) -> String {
+        let table = self.read();
+        let failures = lanes.iter().filter_map(|&lane| {
+            let why = table[lane as usize].last_failure.as_ref()?;
+            Some(format!("{lane}: {why}"))
+        });
+        failures.collect::<Vec<_>>().join("; ")
+    }
+
+    /// The reason why none of `lanes` will carry a message of `size` bytes, if none will. The limit
+    /// of a lane that is away is the last one known, and before its first connection the default of
+    /// its system.
+    pub fn refusal(&self, size: usize, lanes: impl Iterator<Item = LaneId>) -> Option<Refused> {
+        let table = self.read();
+        let mut limits = Vec::new();
+        let mut all_known = true;
+        for lane in lanes {
+            let known = table[lane as usize].largest_message;
+            let most = known.unwrap_or(transport::default_largest_message(lane));
+            if size <= most {
+                return None;
+            }
+            all_known &= known.is_some();
+            limits.push(format!("{lane} {}", ByteSize(most as u64)));
+        }
+        Some(if all_known {
+            Refused::TooLarge(limits.join(", "))
+        } else {
+            Refused::NoLane
+        })
     }
 
     /// The table as it is now. Hold it for one choice only: the supervisor waits for it.
     pub fn read(&self) -> RwLockReadGuard<'_, LaneTable> {
         self.0.read()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use actix::{Actor, Context, Handler};
+
+    use super::*;
+
+    struct Nobody;
+
+    impl Actor for Nobody {
+        type Context = Context<Self>;
+    }
+
+    impl Handler<Publish> for Nobody {
+        type Result = ();
+
+        fn handle(&mut self, _: Publish, _: &mut Self::Context) {}
+    }
+
+    const NATS: LaneId = LaneId::Nats;
+    const RABBITMQ: LaneId = LaneId::Rabbitmq;
+    const MIB: usize = 1 << 20;
+
+    fn refusal(live: &LiveLanes, size: usize) -> Option<Refused> {
+        live.refusal(size, [NATS, RABBITMQ].into_iter())
+    }
+
+    #[actix_rt::test]
+    async fn a_record_is_too_large_once_each_lane_has_said_so() {
+        let live = LiveLanes::default();
+        let publisher = || Nobody.start().recipient();
+        assert_eq!(refusal(&live, MIB), None, "the systems' defaults");
+        assert_eq!(
+            refusal(&live, 17 * MIB),
+            Some(Refused::NoLane),
+            "they may be raised"
+        );
+
+        live.insert(NATS, publisher(), Some(8 * MIB));
+        assert!(live.read()[NATS as usize].publisher(8 * MIB).is_some());
+        assert!(live.read()[NATS as usize].publisher(8 * MIB + 1).is_none());
+        live.insert(RABBITMQ, publisher(), None);
+        assert_eq!(refusal(&live, usize::MAX), None, "it has not told");
+
+        live.set_largest_message(RABBITMQ, 4 * MIB);
+        live.remove(RABBITMQ);
+        live.remove(NATS);
+        assert_eq!(
+            refusal(&live, 8 * MIB),
+            None,
+            "what a lane has said counts while it is away"
+        );
+        let too_large = Refused::TooLarge("nats 8.0 MiB, rabbitmq 4.0 MiB".into());
+        assert_eq!(refusal(&live, 8 * MIB + 1), Some(too_large));
+        live.insert(RABBITMQ, publisher(), None);
+        assert!(
+            live.read()[RABBITMQ as usize]
+                .publisher(4 * MIB + 1)
+                .is_none(),
+            "it was learnt"
+        );
+        live.insert(NATS, publisher(), Some(9 * MIB));
+        assert_eq!(
+            refusal(&live, 9 * MIB),
+            None,
+            "the server's limit was raised"
+        );
+    }
+
+    #[test]
+    fn the_last_failure_of_each_lane_is_told() {
+        let live = LiveLanes::default();
+        assert_eq!(live.last_failures(&[NATS, RABBITMQ]), "");
+        live.failed(NATS, "away");
+        live.failed(NATS, "full");
+        live.failed(LaneId::Grpc, "not asked for");
+        live.failed(RABBITMQ, "refused");
+        let told = live.last_failures(&[NATS, RABBITMQ]);
+        assert_eq!(told, "nats: full; rabbitmq: refused");
     }
 }

@@ -22,7 +22,7 @@
 //! | [`supervisor::DrainAll`] | node | supervisor | stop all lanes |
 //!
 //! The supervisor publishes the start and the end of each lane in one shared table,
-//! [`live_lanes::LiveLanes`], not by messages.
+//! [`live_lanes::LiveLanes`], not by messages. The limits and the last failures are there too.
 //!
 //! Records are sent with `try_send` only, and each carries the permit that admitted it, so no
 //! mailbox holds more records than were admitted. Control messages are few and use `do_send`.
@@ -92,6 +92,20 @@ pub struct Permit {
 }
 
 impl Job {
+    /// Bytes of the largest record as a message.
+    pub fn largest_message(&self) -> usize {
+        let sizes = self
+            .records
+            .iter()
+            .map(|pending| pending.record.message_size());
+        sizes.max().unwrap_or_default()
+    }
+
+    /// Whether the client allows `lane`.
+    pub fn may_take(&self, lane: LaneId) -> bool {
+        self.pinned.is_none_or(|pinned| pinned == lane)
+    }
+
     /// Replies that nobody has the records.
     pub fn refuse(self, why: &Refused) {
         for pending in self.records {

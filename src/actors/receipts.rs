@@ -28,6 +28,9 @@ pub enum Refused {
     NotSafe(#[from] NotSafe),
     #[error("this node has as many records in hand as it may have")]
     Overloaded,
+    /// Final. The text is the limit of each lane that the record may take.
+    #[error("the record is larger, with its headers, than any lane takes: {0}")]
+    TooLarge(String),
 }
 
 /// A record whose client waits for a reply. If it is dropped without one, nobody holds the record

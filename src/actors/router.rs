@@ -1,6 +1,6 @@
 //! The router: chooses one of the lanes that are up for the records of each request, and the next
-//! one when a lane gives them back. Records that no lane confirms in time go to the spool. The
-//! router never waits for the network.
+//! one when a lane gives them back. Records that no lane confirms in time go to the spool, unless no
+//! lane will ever carry them. The router never waits for the network.
 
 use std::{sync::Arc, time::Duration};
 
@@ -47,17 +47,24 @@ impl Router {
         if job.records.is_empty() {
             return;
         }
-        let Err(job) = self.send_to_lane(job) else {
+        let size = job.largest_message();
+        let Err(job) = self.send_to_lane(job, size) else {
             return;
         };
+        let lanes = self.params.lanes.iter().copied();
+        let allowed = lanes.filter(|&lane| job.may_take(lane));
+        if let Some(why) = self.params.live_lanes.refusal(size, allowed) {
+            return job.refuse(&why);
+        }
         if job.source != Source::Client {
             return job.refuse(&Refused::NoLane);
         }
         self.params.fallback.store_job(job);
     }
 
-    /// Gives `job` back if no lane takes it, or if it is too late for a lane.
-    fn send_to_lane(&mut self, mut job: Job) -> Result<(), Job> {
+    /// Gives `job`, whose largest message has `size` bytes, back if no lane takes it, or if it is too
+    /// late for a lane.
+    fn send_to_lane(&mut self, mut job: Job, size: usize) -> Result<(), Job> {
         if job.began.elapsed() >= self.params.publish_timeout {
             return Err(job);
         }
@@ -65,9 +72,9 @@ impl Router {
         let live = self.params.live_lanes.read();
         let may_take = |at: usize, job: &Job| {
             let lane = lanes[at];
-            live[lane as usize].is_some()
+            live[lane as usize].publisher(size).is_some()
                 && !job.tried.contains(lane)
-                && job.pinned.is_none_or(|pinned| pinned == lane)
+                && job.may_take(lane)
         };
         while let Some(at) = choose(self.params.policy, lanes.len(), self.turn, |at| {
             may_take(at, &job)
@@ -77,7 +84,7 @@ impl Router {
             }
             let lane = lanes[at];
             job.tried.insert(lane);
-            let Some(publisher) = &live[lane as usize] else {
+            let Some(publisher) = live[lane as usize].publisher(size) else {
                 continue;
             };
             match publisher.try_send(Publish(job)) {

@@ -53,7 +53,11 @@ async fn ready(state: web::Data<AdminState>) -> Result<HttpResponse, Problem> {
         Ack::Lane => true,
         Ack::Disk => false,
     };
-    let a_lane_confirms = up.any(|view| matches!(view.child, ChildId::Lane(_)) && confirms(view));
+    let takes = |lane| state.ledger.lane(lane).refusals.reason().is_none();
+    let a_lane_confirms = up.any(|view| match view.child {
+        ChildId::Lane(lane) => confirms(view) && takes(lane),
+        _ => false,
+    });
     if state.spool.stats().refuses && !a_lane_confirms {
         return Err(unready(
             "The spool takes no records, and no lane may or can take them instead",

@@ -7,7 +7,7 @@
 //! | malformed JSON or headers | 400 |
 //! | unknown lane or route | 404 |
 //! | another method | 405 |
-//! | a body or a record over its limit | 413 |
+//! | a body or a record over its limit, or over each lane's | 413 |
 //! | another type or encoding | 415 |
 //! | a record that breaks the schema, or a key that has another record | 422 |
 //! | no lane and no spool could make it safe, or too many records in hand | 503, `Retry-After` |
@@ -156,10 +156,7 @@ async fn ingest(
     let request = state.read_request(request, body).await?;
     match state.submit(&request, pinned).await {
         Ok(submitted) => Ok(state.respond(&request, submitted)),
-        Err(NotTaken::Refused(refused)) => {
-            let detail = format!("Not taken: {refused}");
-            Err(Problem::unavailable("unavailable", detail))
-        }
+        Err(NotTaken::Refused(why)) => Err(refused(&request, &why)),
         Err(NotTaken::KeyReused(index)) => Err(key_reused(&request, index)),
     }
 }
@@ -355,6 +352,20 @@ async fn submit_once(
         is_replay: new.is_empty() && receipts.as_ref().is_some_and(|all| !all.is_empty()),
         receipts: receipts.ok_or(Refused::NoLane)?,
     })
+}
+
+fn refused(request: &Request, why: &Refused) -> Problem {
+    let detail = format!("Not taken: {why}");
+    if !matches!(why, Refused::TooLarge(_)) {
+        return Problem::unavailable("unavailable", detail);
+    }
+    let problem = too_large(detail);
+    let records = request.records.iter().enumerate();
+    let largest = records.max_by_key(|(_, record)| record.message_size());
+    match (request.form, largest) {
+        (Some(_), Some((index, _))) => problem.with("index", index),
+        _ => problem,
+    }
 }
 
 /// The problem of a request whose record at `index` has the key of another record.

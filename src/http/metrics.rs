@@ -86,6 +86,11 @@ impl Scrape<'_> {
                 by_path(|counts| counts.redelivered),
             ),
             (
+                "waypost_lane_refusals",
+                "Records that the lane's broker has refused for a time: it was full, or over a quota",
+                self.by_lane(|_, lane| ConstCounter::new(lane.refusals.records)),
+            ),
+            (
                 "waypost_lane_restarts",
                 "Restarts of the lane's actors, failed attempts to connect apart",
                 self.by_lane(|lane, _| ConstCounter::new(lane.restarts)),

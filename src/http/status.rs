@@ -75,6 +75,8 @@ pub struct LaneStatus<'s> {
     publish_ms: Quantiles,
     delivery_ms: Quantiles,
     pub broker: &'s BrokerInfo,
+    /// Why the broker refuses records, while it does.
+    refusing: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -175,6 +177,11 @@ impl AdminState {
             publish_ms: ledger.publish.quantiles_ms(),
             delivery_ms: ledger.delivery.quantiles_ms(),
             broker: &view.broker,
+            refusing: ledger
+                .refusals
+                .reason()
+                .filter(|_| view.state == State::Up)
+                .map(|reason| reason.to_string()),
         })
     }
 }

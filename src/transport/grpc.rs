@@ -37,7 +37,7 @@ const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(3);
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 4 << 20;
 /// The largest message, in bytes.
-const MAX_MESSAGE: usize = 4 << 20;
+pub(super) const MAX_MESSAGE: usize = 4 << 20;
 /// How long `connect` waits for a predecessor on the same address to be gone.
 const BIND_PATIENCE: Duration = Duration::from_secs(1);
 const BIND_RETRY: Duration = Duration::from_millis(20);
@@ -201,7 +201,7 @@ impl Transport for Grpc {
     fn info(&self) -> BrokerInfo {
         BrokerInfo {
             version: Some(env!("CARGO_PKG_VERSION").into()),
-            largest_message: MAX_MESSAGE,
+            largest_message: Some(MAX_MESSAGE),
             // The peer confirms once the API has the record, or its disk.
             outlives_power_cut: Durability::Yes,
             ..BrokerInfo::default()

@@ -45,7 +45,7 @@ use serde::{Serialize, Serializer};
 use tokio::time::timeout;
 
 pub use self::message::{Headers, Incoming, Message, header};
-use crate::{proto, record::Origin};
+use crate::{lane_id::LaneId, proto, record::Origin};
 
 /// How long [`connect`] may take, declarations included.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -108,9 +108,8 @@ pub struct BrokerInfo {
     pub version: Option<String>,
     /// Settings that weaken the guarantee.
     pub warnings: Vec<String>,
-    /// The most bytes of a message, headers included.
-    #[serde(skip)]
-    pub largest_message: usize,
+    /// The most bytes of a message, headers included; `None` if the system does not tell.
+    pub largest_message: Option<usize>,
     /// Whether a confirm survives a power cut of the system.
     pub outlives_power_cut: Durability,
     /// Changes when the system may have lost what it has confirmed.
@@ -162,12 +161,23 @@ impl Default for BrokerInfo {
         Self {
             version: None,
             warnings: Vec::new(),
-            largest_message: usize::MAX,
+            largest_message: None,
             outlives_power_cut: Durability::Unknown {
                 after: Duration::MAX,
             },
             incarnation: String::new(),
         }
+    }
+}
+
+/// The most bytes of a message on `lane` by the defaults of its system: an estimate, for as long as
+/// the lane has not connected.
+pub const fn default_largest_message(lane: LaneId) -> usize {
+    match lane {
+        LaneId::Grpc => grpc::MAX_MESSAGE,
+        LaneId::Nats => nats::DEFAULT_MAX_PAYLOAD,
+        LaneId::Rabbitmq => rabbitmq::DEFAULT_MAX_MESSAGE,
+        LaneId::Pubsub => pubsub::MAX_MESSAGE,
     }
 }
 
@@ -222,6 +232,13 @@ pub enum TransportError {
     /// This message is not confirmed. The connection may still work.
     #[error("not confirmed: {0}")]
     Publish(String),
+    /// The system works, and does not take this message for now, because it is full or over a quota.
+    #[error("refused: {0}")]
+    Refused(String),
+    /// This message is larger than the system takes. The number is the limit in bytes, if the
+    /// system has told it.
+    #[error("larger than the {} that it takes", .0.map_or_else(|| "size".into(), |most| format!("{most} bytes")))]
+    TooLarge(Option<usize>),
     /// The connection is gone, or the system has fallen silent.
     #[error("connection lost: {0}")]
     Lost(String),

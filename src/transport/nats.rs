@@ -49,6 +49,8 @@ use crate::{
     record::{Record, is_visible_ascii},
 };
 
+/// The most bytes of a message, unless the server's configuration sets another `max_payload`.
+pub(super) const DEFAULT_MAX_PAYLOAD: usize = 1 << 20;
 /// How long the server may take for one request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// A record that is published again within this, under its id, is stored once.
@@ -101,7 +103,7 @@ impl Transport for Nats {
         let info = BrokerInfo {
             version: Some(server.version),
             warnings: declared.warnings.into_iter().chain(warning).collect(),
-            largest_message: largest_message(server.max_payload, stream_max),
+            largest_message: Some(largest_message(server.max_payload, stream_max)),
             outlives_power_cut: durability,
             // A server that starts anew may have lost files that it had not synced.
             incarnation: format!("{} {}", server.server_id, stream_info.created),
@@ -208,6 +210,9 @@ impl Nats {
             self.confirms.forget(&reply);
             return Err(match why.kind() {
                 PublishErrorKind::Send => TransportError::Lost(why.to_string()),
+                PublishErrorKind::MaxPayloadExceeded => {
+                    TransportError::TooLarge(Some(self.client.server_info().max_payload))
+                }
                 _ => TransportError::Publish(why.to_string()),
             });
         }
@@ -303,7 +308,10 @@ fn message(stored: &jetstream::Message) -> Message {
 
 #[cfg(test)]
 mod tests {
+    use prost::Message as _;
+
     use super::*;
+    use crate::{proto, record::Origin};
 
     #[test]
     fn a_message_whose_id_or_trace_context_cannot_be_a_header_is_not_published() {
@@ -334,6 +342,32 @@ mod tests {
                 "{bad:?}"
             );
         }
+    }
+
+    #[test]
+    fn a_message_has_no_more_bytes_than_its_record_says() {
+        let record = Record {
+            id: "k".repeat(300).into(),
+            body: Bytes::from_static(b"{}"),
+            traceparent: Some("t".repeat(255).into()),
+            origin: Some(Origin {
+                run: Record::new_id(),
+                at_us: u64::MAX,
+            }),
+        };
+        let message = Message::from(&record);
+        // Published again, it has both ids.
+        let headers = headers(&message.headers, &Record::new_id()).unwrap();
+        let lines = headers.iter().flat_map(|(name, values)| {
+            let length = |value: &HeaderValue| name.to_string().len() + value.as_str().len();
+            values
+                .iter()
+                .map(move |value| length(value) + ": \r\n".len())
+        });
+        let bytes = "NATS/1.0\r\n\r\n".len() + lines.sum::<usize>() + record.body.len();
+        assert!(bytes <= record.message_size(), "NATS: {bytes}");
+        let bytes = proto::Record::from(&message).encoded_len();
+        assert!(bytes <= record.message_size(), "gRPC: {bytes}");
     }
 
     #[test]

@@ -5,6 +5,8 @@
 
 mod access;
 mod declare;
+mod orphan;
+mod retry;
 mod stream;
 
 use std::{
@@ -22,7 +24,6 @@ use futures_util::FutureExt as _;
 use google_cloud_gax::{error::rpc::Code, retry_policy::RetryPolicyExt as _};
 use google_cloud_pubsub::{
     client::Publisher, error::PublishError, model, publisher::PublishFuture,
-    retry_policy::RetryableErrors,
 };
 use parking_lot::Mutex;
 use tokio::{
@@ -34,7 +35,9 @@ use tokio::{
 
 use self::{
     access::Access,
-    declare::{DeclaredSubscription, describe},
+    declare::{DeclaredSubscription, describe, is_orphan},
+    orphan::drain,
+    retry::{RetryUnlessRefused, is_refusal},
     stream::{KeptStream, LEASED_MAX, Leased, MessageStream, UnackedHandlers},
 };
 use super::{
@@ -54,8 +57,9 @@ const PUBLISH_TIMEOUT: Duration = Duration::from_secs(7);
 /// [`CHARGE_MIN_KIB`]. The client's own queue has no limit.
 const PUBLISHING_KIB: u32 = 32 << 10;
 const CHARGE_MIN_KIB: u32 = 8;
-/// The most bytes of a message that the service takes.
-const MESSAGE_MAX: usize = 10_000_000;
+/// The most bytes of a message. The service takes requests of 10 MB; the rest of the request is the
+/// topic's name.
+pub(super) const MAX_MESSAGE: usize = 10_000_000 - 1024;
 /// The client sends acks every 100 ms and does not say when they have arrived: one period and a
 /// slow round trip.
 const FLUSH: Duration = Duration::from_millis(400);
@@ -65,6 +69,7 @@ const PROBE_PERIOD: Duration = Duration::from_millis(2500);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Two failed probes this far apart are an outage.
 const PROBE_GAP: Duration = Duration::from_millis(300);
+const TOPIC_GONE: &str = "the topic is gone";
 /// A stream that brought nothing to a connection of this age is not kept: it may be dead.
 const QUIET: Duration = Duration::from_secs(30);
 
@@ -102,6 +107,8 @@ pub struct Pubsub {
     kept: KeptStream,
     /// Its number among those that shared `kept`.
     connection: u64,
+    /// See [`orphan`].
+    is_orphaned: bool,
 }
 
 impl Transport for Pubsub {
@@ -111,6 +118,7 @@ impl Transport for Pubsub {
         let Settings { config, kept } = settings;
         let access = Access::new(config).await?;
         let mut declared = DeclaredSubscription::declare(&access, config).await?;
+        let is_orphaned = declared.is_orphaned;
         let mut warnings = std::mem::take(&mut declared.warnings);
         if access.is_emulator {
             warnings
@@ -121,7 +129,7 @@ impl Transport for Pubsub {
             .with_credentials(access.credentials.clone())
             .set_message_count_threshold(BATCH_MESSAGES)
             .set_delay_threshold(BATCH_DELAY)
-            .with_retry_policy(RetryableErrors.with_time_limit(RETRY_LIMIT))
+            .with_retry_policy(RetryUnlessRefused.with_time_limit(RETRY_LIMIT))
             .build()
             .await
             .map_err(|e| TransportError::Connect(format!("publisher: {e}")))?;
@@ -138,9 +146,10 @@ impl Transport for Pubsub {
             let stream = Arc::clone(&stream);
             async move { state.fail(stream.read(out).await) }
         };
+        let watched = watch(declared, Arc::clone(&stream), Arc::clone(&state));
         let tasks = [
             tokio::spawn(read).abort_handle(),
-            tokio::spawn(probe(declared, Arc::clone(&state))).abort_handle(),
+            tokio::spawn(watched).abort_handle(),
         ];
         Ok(Self {
             publisher,
@@ -153,7 +162,7 @@ impl Transport for Pubsub {
             info: BrokerInfo {
                 version: None,
                 warnings,
-                largest_message: MESSAGE_MAX,
+                largest_message: Some(MAX_MESSAGE),
                 outlives_power_cut: if access.is_emulator {
                     Durability::No {
                         after: Duration::MAX,
@@ -166,6 +175,7 @@ impl Transport for Pubsub {
             stream: Mutex::new(Some(stream)),
             kept: kept.clone(),
             connection,
+            is_orphaned,
         })
     }
 
@@ -218,6 +228,9 @@ impl Transport for Pubsub {
 impl Pubsub {
     /// Resolves when the service has given the message an id.
     async fn store(&self, message: &Message) -> Result<(), TransportError> {
+        if self.is_orphaned {
+            return Err(TransportError::Refused(orphan::REASON.into()));
+        }
         let outcome = timeout(PUBLISH_TIMEOUT, async {
             let charge = charge(message.body.len(), CHARGE_MIN_KIB, PUBLISHING_KIB);
             let permit = Arc::clone(&self.publishing)
@@ -241,8 +254,14 @@ impl Pubsub {
             }
         };
         if is_not_found(&failure) {
-            self.state.fail("the topic is gone");
+            // The subscription and its stream go on.
+            self.state.lost.set(TOPIC_GONE);
             return Err(self.lost().await);
+        }
+        if let PublishError::Rpc(e) = &failure
+            && is_refusal(e)
+        {
+            return Err(TransportError::Refused(describe(e)));
         }
         self.state.suspicion.notify_one();
         Err(TransportError::Publish(failure.to_string()))
@@ -302,9 +321,21 @@ impl State {
     }
 }
 
+/// Ends when the connection is lost.
+async fn watch(subscription: DeclaredSubscription, stream: Arc<MessageStream>, state: Arc<State>) {
+    if subscription.is_orphaned {
+        tokio::select! {
+            () = probe(&subscription, &state) => {}
+            () = drain(&subscription, &stream, &state) => {}
+        }
+    } else {
+        probe(&subscription, &state).await;
+    }
+}
+
 /// Looks the subscription up while the lane is quiet, and after a failure. Ends when it has found
 /// the connection lost.
-async fn probe(subscription: DeclaredSubscription, state: Arc<State>) {
+async fn probe(subscription: &DeclaredSubscription, state: &State) {
     let mut seen = 0;
     loop {
         tokio::select! {
@@ -322,6 +353,9 @@ async fn probe(subscription: DeclaredSubscription, state: Arc<State>) {
             answer = timeout(PROBE_TIMEOUT, subscription.find()).await;
         }
         match answer {
+            Ok(Ok(Some(found))) if is_orphan(&found) != subscription.is_orphaned => {
+                return state.lost.set(TOPIC_GONE);
+            }
             Ok(Ok(Some(_))) => sleep(PROBE_GAP).await,
             Ok(Ok(None)) => return state.fail("the subscription is gone"),
             Ok(Err(why)) => return state.fail(describe(&why)),

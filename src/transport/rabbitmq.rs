@@ -4,6 +4,7 @@
 //! publishers blocks their whole connection, acks included. Nothing is recovered. The first fault
 //! of either connection ends both (`Lost`), and the lane connects again.
 
+mod declare;
 mod link;
 mod message;
 mod publisher;
@@ -15,17 +16,18 @@ use futures_util::{FutureExt as _, Stream, StreamExt as _, future::join, stream:
 use lapin::{
     Consumer, Event,
     message::Delivery,
-    options::{BasicConsumeOptions, BasicQosOptions, ConfirmSelectOptions, QueueDeclareOptions},
-    types::{AMQPValue, FieldTable, ShortString},
+    options::{BasicConsumeOptions, BasicQosOptions, ConfirmSelectOptions},
+    types::{FieldTable, ShortString},
 };
 use parking_lot::Mutex;
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    time::{interval, sleep, timeout},
+    time::{interval, timeout},
 };
 use tracing::warn;
 
 use self::{
+    declare::{declare, failed},
     link::{CONSUME_FRAME_MAX, Link, PUBLISH_FRAME_MAX, Target},
     message::from_properties,
     publisher::{PublishRequest, publish_and_confirm},
@@ -39,19 +41,14 @@ use crate::{config, lane_id::LaneId, record::Record};
 
 /// A publish without a confirm fails after this. Callers with a shorter time-out fail earlier.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(10);
-/// The broker writes the name of a new quorum queue to disk only when its list of names has been
-/// still for two times 500 ms. Killed before, it forgets the queue with all that it has confirmed
-/// there.
-const NAME_ON_DISK: Duration = Duration::from_millis(1500);
 /// How often the connections' states are looked at: not every end is announced to an idle client.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 /// Requests to publish that wait for their turn on the connection.
 const PUBLISH_QUEUE: usize = 256;
 
-/// How often the broker may send one message before it drops it: in effect, no limit. Version 4
-/// has a limit of 20 by default, and takes -1 for "none". Version 3 takes -1 too, but drops a
-/// message the first time that it is nacked.
-const DELIVERY_LIMIT: i64 = i32::MAX as i64;
+/// The most bytes of a body in version 4, unless its configuration sets another `max_message_size`.
+/// Earlier versions take more.
+pub(super) const DEFAULT_MAX_MESSAGE: usize = 16 << 20;
 
 /// The bytes that the properties of a message need beside its id, its trace context and the name of
 /// its run.
@@ -121,8 +118,17 @@ impl Transport for RabbitMq {
                 Err(_) => TransportError::Publish(format!("no confirm within {CONFIRM_TIMEOUT:?}")),
             },
         };
+        let most = most_bytes(&failure);
         for index in (0..messages.len()).filter(|&index| !is_settled[index]) {
-            settled(index, Err(failure.clone()));
+            let is_too_large = most.is_some_and(|most| messages[index].body.len() > most);
+            settled(
+                index,
+                Err(if is_too_large {
+                    TransportError::TooLarge(most)
+                } else {
+                    failure.clone()
+                }),
+            );
         }
     }
 
@@ -199,15 +205,15 @@ impl RabbitMq {
             .map_err(|_| "a queue's name has at most 255 bytes".to_owned())?;
         let publish = Link::open(target, "waypost publisher", PUBLISH_FRAME_MAX)
             .await
-            .map_err(failed("connect to publish"))?;
+            .map_err(|why| format!("connect to publish: {why}"))?;
         publish
             .channel
             .confirm_select(ConfirmSelectOptions::default())
             .await
-            .map_err(failed("ask for confirms"))?;
-        declare(&publish, &queue).await?;
-        let (consume, consumer, events) =
-            subscribe(target, &queue).await.map_err(failed("consume"))?;
+            .map_err(|why| format!("ask for confirms: {why}"))?;
+        let unchecked = declare(&publish, &queue).await?;
+        let subscribed = subscribe(target, &queue).await;
+        let (consume, consumer, events) = subscribed.map_err(failed("consume", "read", &queue))?;
 
         let lost = Lost::default();
         let (publisher, requests) = mpsc::channel(PUBLISH_QUEUE);
@@ -227,10 +233,17 @@ impl RabbitMq {
         let events = select(publish.events(), events);
         tokio::spawn(watch_over(links, events, is_blocked, lost.clone()));
 
+        // A quorum queue syncs before it confirms.
+        let outlives_power_cut = if unchecked.is_none() {
+            Durability::Yes
+        } else {
+            Durability::Unknown {
+                after: Duration::MAX,
+            }
+        };
         let info = BrokerInfo {
-            warnings: publish.warnings(),
-            // A quorum queue syncs before it confirms.
-            outlives_power_cut: Durability::Yes,
+            warnings: publish.warnings().into_iter().chain(unchecked).collect(),
+            outlives_power_cut,
             ..BrokerInfo::default()
         };
         Ok(Self {
@@ -279,6 +292,17 @@ impl RabbitMq {
     }
 }
 
+/// The limit of a body, if one was over it. The broker tells its limit in no other way: it closes
+/// the channel with `message size N is larger than configured max size N`.
+fn most_bytes(failure: &TransportError) -> Option<usize> {
+    let TransportError::Lost(why) = failure else {
+        return None;
+    };
+    let (_, limit) = why.split_once("message size")?.1.split_once("max size ")?;
+    let digits = limit.split(|c: char| !c.is_ascii_digit()).next()?;
+    digits.parse().ok()
+}
+
 /// Declares the transport lost when a connection or a channel is closed, and keeps `blocked`.
 async fn watch_over(
     links: [link::Watch; 2],
@@ -295,7 +319,7 @@ async fn watch_over(
                 Event::ConnectionBlocked(reason) => {
                     warn!(lane = %LaneId::Rabbitmq, reason, "the broker blocks publishers");
                     let why = format!("the broker blocks publishers: {reason}");
-                    blocked.send_replace(Some(TransportError::Publish(why)));
+                    blocked.send_replace(Some(TransportError::Refused(why)));
                 }
                 Event::ConnectionUnblocked => drop(blocked.send_replace(None)),
                 _ => {}
@@ -308,43 +332,6 @@ async fn watch_over(
             return lost.set(why);
         }
     }
-}
-
-/// An error that names the step of the connect that failed.
-fn failed(step: &str) -> impl FnOnce(lapin::Error) -> String {
-    move |why| format!("{step}: {why}")
-}
-
-/// Declares the queue: durable, replicated, and without a limit of redeliveries.
-async fn declare(link: &Link, queue: &ShortString) -> Result<(), String> {
-    let existed = link.has_queue(queue).await;
-    let options = QueueDeclareOptions {
-        durable: true,
-        ..QueueDeclareOptions::default()
-    };
-    let mut arguments = FieldTable::default();
-    let quorum = AMQPValue::LongString("quorum".into());
-    arguments.insert("x-queue-type".into(), quorum);
-    let limit = AMQPValue::LongLongInt(DELIVERY_LIMIT);
-    arguments.insert("x-delivery-limit".into(), limit);
-    let declared = link
-        .channel
-        .queue_declare(queue.clone(), options, arguments)
-        .await;
-    let declared = declared
-        .map_err(failed("declare the queue"))
-        .map_err(|why| {
-            if why.contains("PRECONDITION_FAILED") {
-                format!("queue `{queue}` exists with other settings: {why}")
-            } else {
-                why
-            }
-        })?;
-    let may_be_new = declared.message_count() == 0 && declared.consumer_count() == 0;
-    if may_be_new && !existed {
-        sleep(NAME_ON_DISK).await;
-    }
-    Ok(())
 }
 
 /// Opens a connection and consumes from the queue.
@@ -365,4 +352,36 @@ async fn subscribe(
         .basic_consume(queue.clone(), tag, options, FieldTable::default())
         .await?;
     Ok((link, consumer, events))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_limit_of_a_body_is_read_from_the_refusal() {
+        let lost = |why: &str| TransportError::Lost(why.into());
+        for (failure, most) in [
+            (
+                lost(
+                    "PRECONDITION-FAILED: PRECONDITION_FAILED - message size 20 is larger than configured max size 16, x",
+                ),
+                Some(16),
+            ),
+            (
+                lost(
+                    "PRECONDITION_FAILED - message size 536870913 is larger than max size 536870912",
+                ),
+                Some(536_870_912),
+            ),
+            (lost("PRECONDITION_FAILED - unknown delivery tag 3"), None),
+            (lost("message size 20 is larger than max size"), None),
+            (
+                TransportError::Refused("message size 20 is larger than max size 16".into()),
+                None,
+            ),
+        ] {
+            assert_eq!(most_bytes(&failure), most, "{failure}");
+        }
+    }
 }

@@ -280,10 +280,10 @@ impl Node {
         let live_lanes = LiveLanes::default();
         let graph = vec![
             start_router(&router, &live_lanes, fallback),
-            start_feeder(&feeder, &spool, &admission, &ledger),
-            start_lane::<0>(&router, &ledger, &spool, brokers),
-            start_lane::<1>(&router, &ledger, &spool, brokers),
-            start_lane::<2>(&router, &ledger, &spool, brokers),
+            start_feeder(&feeder, &spool, &admission, &ledger, &live_lanes),
+            start_lane::<0>(&router, &ledger, &live_lanes, &spool, brokers),
+            start_lane::<1>(&router, &ledger, &live_lanes, &spool, brokers),
+            start_lane::<2>(&router, &ledger, &live_lanes, &spool, brokers),
         ];
         let tasks = LocalSet::new();
         let supervisor =
@@ -407,12 +407,14 @@ fn start_feeder(
     spool: &Spool,
     admission: &Admission,
     ledger: &Arc<Ledger>,
+    live_lanes: &LiveLanes,
 ) -> Child {
     let params = feeder::FeederParams {
         spool: spool.clone(),
         admission: admission.clone(),
         ledger: Arc::clone(ledger),
         lanes: LANES.into(),
+        live_lanes: live_lanes.clone(),
         dead_letters: DeadLetters {
             spool: spool.clone(),
             give_up_after: None,
@@ -427,6 +429,7 @@ fn start_feeder(
 fn start_lane<const LANE: usize>(
     router: &Slot<Router>,
     ledger: &Arc<Ledger>,
+    live_lanes: &LiveLanes,
     spool: &Spool,
     brokers: &Brokers,
 ) -> Child {
@@ -437,6 +440,7 @@ fn start_lane<const LANE: usize>(
         deliveries: Arc::new(tokio::sync::Semaphore::new(1)),
         limits: Limits { posts: 1, batch: 1 },
         ledger: Arc::clone(ledger),
+        live_lanes: live_lanes.clone(),
         publish_timeout: PUBLISH_TIMEOUT,
         bundle: 1,
         settled: SettledRecords::default(),

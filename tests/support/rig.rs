@@ -71,7 +71,8 @@ impl<'a, T: Transport> Bundles<'a, T> {
 
     /// Publishes each, and tells which were confirmed.
     pub async fn send(&self, records: &[Record]) -> Vec<bool> {
-        let size = BundleSize::new(self.most, self.transport.info().largest_message);
+        let largest = self.transport.info().largest_message;
+        let size = BundleSize::new(self.most, largest.unwrap_or(usize::MAX));
         let packed = Packed::new(records, size);
         let mut confirmed = vec![false; records.len()];
         self.transport

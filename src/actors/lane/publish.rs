@@ -81,15 +81,15 @@ impl Unconfirmed<'_> {
 }
 
 /// Publishes the records of `jobs`, and returns those that are not confirmed to the router.
-/// Returns why the lane cannot go on, if it cannot. `confirmed` is the time of the lane's last
-/// confirm.
+/// Returns why the lane cannot go on, if it cannot. `answered` is the time of the broker's last
+/// answer.
 pub async fn publish<T: Transport>(
     transport: &T,
     jobs: Vec<Job>,
     size: BundleSize,
     params: &LaneParams,
     needs_copies: bool,
-    confirmed: &Cell<Option<Instant>>,
+    answered: &Cell<Option<Instant>>,
 ) -> Option<Exit> {
     let began = Instant::now();
     let patience = patience(&jobs, params);
@@ -115,18 +115,25 @@ pub async fn publish<T: Transport>(
         }
     };
     let mut failure = None;
-    let publishing = transport.publish(&packed.messages, |index, outcome| match outcome {
-        Ok(()) => {
-            let now = Instant::now();
-            confirmed.set(Some(now));
-            for record in &records[packed.records(index)] {
+    let publishing = transport.publish(&packed.messages, |index, outcome| {
+        let now = Instant::now();
+        let records = &records[packed.records(index)];
+        let Err(why) = outcome else {
+            answered.set(Some(now));
+            for record in records {
                 record.confirmed.set(Some(now - began));
                 record.reply_if_safe(params);
             }
+            return;
+        };
+        if let TransportError::Refused(_) | TransportError::TooLarge(_) = why {
+            answered.set(Some(now));
         }
+        refused(records, &why, params);
         // A lost connection matters more than the failure of one message.
-        Err(why) if !matches!(failure, Some(TransportError::Lost(_))) => failure = Some(why),
-        Err(_) => {}
+        if !matches!(failure, Some(TransportError::Lost(_))) {
+            failure = Some(why);
+        }
     });
     let ended = timeout(patience, join(publishing, copying)).await;
     if let Ok(((), Err(why))) = &ended
@@ -135,7 +142,7 @@ pub async fn publish<T: Transport>(
         failure = Some(TransportError::Publish(format!("no copy on disk: {why}")));
     }
     if ended.is_err() && !matches!(failure, Some(TransportError::Lost(_))) {
-        let silent = T::CONFIRMS_ALONE && confirmed.get().is_none_or(|at| at < began);
+        let silent = T::CONFIRMS_ALONE && answered.get().is_none_or(|at| at < began);
         let why = format!("no confirm within {:?}", params.publish_timeout);
         failure = Some(if silent && patience >= params.publish_timeout / 2 {
             TransportError::Lost(why)
@@ -144,6 +151,7 @@ pub async fn publish<T: Transport>(
         });
     }
     let failure = failure?;
+    params.live_lanes.failed(params.lane, &failure.to_string());
     drop(records);
     return_unconfirmed(jobs, &failure, params);
     matches!(failure, TransportError::Lost(_)).then(|| Exit::Failed(failure.to_string()))
@@ -159,6 +167,24 @@ async fn write_copies(records: &[Unconfirmed<'_>], params: &LaneParams) -> Resul
     };
     let written = join_all(records.iter().map(write)).await;
     written.into_iter().collect()
+}
+
+/// Counts a refusal of the message of `records`, or keeps the limit that they are over.
+fn refused(records: &[Unconfirmed<'_>], why: &TransportError, params: &LaneParams) {
+    match why {
+        TransportError::Refused(reason) => {
+            let records = records.len() as u64;
+            params.ledger.refused_by(params.lane, reason, records);
+        }
+        TransportError::TooLarge(most) => {
+            let sizes = records
+                .iter()
+                .map(|record| record.pending.record.message_size());
+            let most = most.unwrap_or_else(|| sizes.sum::<usize>().saturating_sub(1));
+            params.live_lanes.set_largest_message(params.lane, most);
+        }
+        TransportError::Connect(_) | TransportError::Publish(_) | TransportError::Lost(_) => {}
+    }
 }
 
 /// The time for a publish of `jobs`: lanes that tried them before have used up a part of it.

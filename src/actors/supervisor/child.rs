@@ -110,8 +110,9 @@ impl Child {
             for warning in new.filter(|warning| !known.contains(warning)) {
                 warn!(lane = %id, warning, "the broker's settings weaken the guarantee");
             }
+            self.live_lanes
+                .insert(id, publisher, broker.largest_message);
             self.view.broker = broker;
-            self.live_lanes.insert(id, publisher);
         }
         if let ChildId::Lane(lane) = self.view.child {
             self.outages.up(lane, self.view.since.elapsed());
@@ -169,6 +170,9 @@ impl Child {
         let has_crashed = matches!(exit, Exit::Panicked(_) | Exit::Stalled(_));
         let decision = RestartDecision::after(&exit, self.desired, self.crashes.len());
         if let Exit::Failed(why) | Exit::Panicked(why) | Exit::Stalled(why) = exit {
+            if let ChildId::Lane(lane) = self.view.child {
+                self.live_lanes.failed(lane, &why);
+            }
             self.view.last_error = Some(why);
         }
         match decision {

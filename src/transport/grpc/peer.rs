@@ -43,8 +43,7 @@ pub(super) struct PendingReceipt {
 }
 
 impl PendingReceipt {
-    fn settle(self, outcome: Result<(), String>) {
-        let outcome = outcome.map_err(TransportError::Publish);
+    fn settle(self, outcome: Result<(), TransportError>) {
         // This fails if the batch is abandoned.
         self.outcomes.send((self.at, outcome)).ok();
     }
@@ -103,8 +102,7 @@ impl Peer {
     pub(super) fn send(&self, message: &Message, pending: PendingReceipt) {
         let record = proto::Record::from(message);
         if record.encoded_len() > MAX_MESSAGE {
-            let why = format!("the record is larger than {MAX_MESSAGE} bytes");
-            return pending.settle(Err(why));
+            return pending.settle(Err(TransportError::TooLarge(Some(MAX_MESSAGE))));
         }
         let sent = match &*self.outbox.borrow() {
             // It is full if abandoned records fill it, because the peer does not read.
@@ -120,7 +118,7 @@ impl Peer {
                 .entry(Arc::clone(&message.headers.id))
                 .or_default()
                 .push_back(pending),
-            Err(why) => pending.settle(Err(why)),
+            Err(why) => pending.settle(Err(TransportError::Publish(why))),
         }
     }
 
@@ -140,8 +138,10 @@ impl Peer {
         let Some(oldest) = oldest else { return };
         oldest.settle(match receipt.outcome() {
             proto::Outcome::Safe => Ok(()),
-            proto::Outcome::Refused => Err(format!("refused: {}", receipt.detail)),
-            proto::Outcome::Retry | proto::Outcome::Unspecified => Err(receipt.detail),
+            proto::Outcome::Refused => Err(TransportError::Refused(receipt.detail)),
+            proto::Outcome::Retry | proto::Outcome::Unspecified => {
+                Err(TransportError::Publish(receipt.detail))
+            }
         });
     }
 
@@ -157,7 +157,7 @@ impl Peer {
     fn fail(&self, why: &str) {
         self.outbox.send_modify(|now| *now = Err(why.to_owned()));
         for pending in self.pending.take().into_values().flatten() {
-            pending.settle(Err(why.to_owned()));
+            pending.settle(Err(TransportError::Publish(why.to_owned())));
         }
     }
 
@@ -334,7 +334,10 @@ mod tests {
         sent.receive("a", proto::Outcome::Retry);
         assert_eq!(
             sent.outcomes(),
-            [(1, failed("refused: why")), (2, failed("why"))]
+            [
+                (1, Err(TransportError::Refused("why".into()))),
+                (2, failed("why"))
+            ]
         );
         assert_eq!(sent.peer.window.available_permits(), WINDOW);
     }

@@ -6,7 +6,10 @@
 
 use std::{borrow::Cow, collections::HashMap, sync::Arc, time::Duration};
 
-use async_nats::{Client, Message, StatusCode, Subject, jetstream};
+use async_nats::{
+    Client, Message, StatusCode, Subject,
+    jetstream::{self, ErrorCode},
+};
 use futures_util::{FutureExt as _, Stream, StreamExt as _};
 use parking_lot::Mutex;
 use serde::Deserialize;
@@ -214,7 +217,11 @@ fn read(answer: &Message, stream: &str) -> Confirm {
         Err(why) => unclear(why.to_string()),
         Ok(PubAck {
             error: Some(why), ..
-        }) => Err(TransportError::Publish(why.to_string())),
+        }) => Err(match why.error_code() {
+            // The stream's limit is lower than it was at connect.
+            ErrorCode::STREAM_MESSAGE_EXCEEDS_MAXIMUM => TransportError::TooLarge(None),
+            _ => TransportError::Refused(why.to_string()),
+        }),
         Ok(PubAck { seq: 0, .. }) => unclear("it names no message".into()),
         Ok(PubAck { stream: other, .. }) if other.is_empty() => {
             unclear("it names no stream".into())
@@ -300,8 +307,10 @@ mod tests {
         );
         let failure = r#"{"error":{"code":503,"err_code":10077,"description":"maximum bytes exceeded"},"stream":"S","seq":0}"#;
         assert!(
-            matches!(read(failure, None), Err(TransportError::Publish(why)) if why.contains("maximum bytes"))
+            matches!(read(failure, None), Err(TransportError::Refused(why)) if why.contains("maximum bytes"))
         );
+        let too_large = r#"{"error":{"code":400,"err_code":10054,"description":"message size exceeds maximum allowed"},"stream":"S","seq":0}"#;
+        assert_eq!(read(too_large, None), Err(TransportError::TooLarge(None)));
         for unclear in [
             "",
             "{}",

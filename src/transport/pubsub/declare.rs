@@ -2,27 +2,39 @@
 
 use std::{fmt::Display, time::Duration};
 
-use super::{Access, TransportError};
-use crate::config;
 use google_cloud_gax::{error::rpc::Code, retry_policy::NeverRetry};
 use google_cloud_pubsub::{
     Error,
     client::{SubscriptionAdmin, TopicAdmin},
     model::{ExpirationPolicy, Subscription},
 };
+use tokio::time::sleep;
+
+use super::{Access, TransportError};
+use crate::config;
 
 /// The shortest that the service allows. A dead node's messages are redelivered after it.
 const ACK_DEADLINE_S: i32 = 10;
+/// The emulator's streams look their subscription up by name four times a second. A stream of a
+/// subscription that was deleted must not take messages of a new one with its name.
+const FORGOTTEN: Duration = Duration::from_millis(500);
 /// How long an unacked message is kept.
 const RETENTION: Duration = Duration::from_hours(7 * 24);
 
-/// One topic and one subscription of it, which both exist.
+/// The topic of a subscription whose topic was deleted.
+const DELETED_TOPIC: &str = "_deleted-topic_";
+
+/// One topic and one subscription of it, which both exist, or a subscription whose topic is gone.
 pub(super) struct DeclaredSubscription {
     subscriptions: SubscriptionAdmin,
     pub topic: String,
     pub name: String,
     /// The topic or the subscription is new, so an earlier stream belongs to another one.
     pub is_new: bool,
+    /// The topic was deleted: see [`orphan`](super::orphan).
+    pub is_orphaned: bool,
+    /// A message that a node has not settled or extended for this long comes again.
+    pub ack_deadline: Duration,
     /// Settings that weaken the guarantee.
     pub warnings: Vec<String>,
 }
@@ -39,8 +51,6 @@ impl DeclaredSubscription {
         config: &config::PubsubConfig,
     ) -> Result<Self, TransportError> {
         let project = &config.project;
-        let topic = format!("projects/{project}/topics/{}", config.topic);
-        let topic_is_new = declare_topic(access, &topic).await?;
         let subscriptions = SubscriptionAdmin::builder()
             .with_endpoint(&*access.endpoint)
             .with_credentials(access.credentials.clone())
@@ -49,26 +59,46 @@ impl DeclaredSubscription {
         let name = format!("projects/{project}/subscriptions/{}", config.subscription);
         let mut declared = Self {
             subscriptions: subscriptions.await.map_err(client_failed)?,
-            topic,
+            topic: format!("projects/{project}/topics/{}", config.topic),
             name,
-            is_new: topic_is_new,
+            is_new: false,
+            is_orphaned: false,
+            ack_deadline: Duration::ZERO,
             warnings: Vec::new(),
         };
-        let failed =
-            |why: String| TransportError::Connect(format!("subscription {}: {why}", declared.name));
-        let subscribed = declared.subscribe().await;
-        let (found, is_new) = subscribed.map_err(|e| failed(describe(&e)))?;
-        let warnings = check(&found, &declared.topic).map_err(failed)?;
-        declared.is_new |= is_new;
-        declared.warnings = warnings;
+        let name = declared.name.clone();
+        let failed = |why: String| TransportError::Connect(format!("subscription {name}: {why}"));
+        let found = declared.find().await;
+        let found = found.map_err(|e| failed(describe(&e)))?;
+        declared.is_orphaned = found.as_ref().is_some_and(is_orphan);
+        if !declared.is_orphaned {
+            declared.is_new = declare_topic(access, &declared.topic).await?;
+        }
+        let found = match found {
+            Some(found) => found,
+            None => {
+                let (found, is_new) = declared
+                    .subscribe()
+                    .await
+                    .map_err(|e| failed(describe(&e)))?;
+                declared.is_new |= is_new;
+                found
+            }
+        };
+        let topic = if declared.is_orphaned {
+            DELETED_TOPIC
+        } else {
+            &declared.topic
+        };
+        declared.warnings = check(&found, topic).map_err(failed)?;
+        let deadline = u64::try_from(found.ack_deadline_seconds).unwrap_or_default();
+        declared.ack_deadline = Duration::from_secs(deadline);
         Ok(declared)
     }
 
-    /// The subscription, and whether it is new.
+    /// Creates the subscription. Returns it, and whether it is new.
     async fn subscribe(&self) -> Result<(Subscription, bool), Error> {
-        if let Some(found) = self.find().await? {
-            return Ok((found, false));
-        }
+        sleep(FORGOTTEN).await;
         let mut wanted = Subscription::new()
             .set_name(&*self.name)
             .set_topic(&*self.topic)
@@ -81,6 +111,18 @@ impl DeclaredSubscription {
             // Another node has created it meanwhile.
             Err(e) if is(&e, Code::AlreadyExists) => Ok((self.find().await?.ok_or(e)?, false)),
             created => Ok((created?, true)),
+        }
+    }
+
+    /// Deletes the subscription unless another node has done so.
+    pub async fn delete_orphan(&self) -> Result<(), Error> {
+        if !self.find().await?.is_some_and(|found| is_orphan(&found)) {
+            return Ok(());
+        }
+        let request = self.subscriptions.delete_subscription();
+        match request.set_subscription(&*self.name).send().await {
+            Err(e) if is(&e, Code::NotFound) => Ok(()),
+            deleted => deleted,
         }
     }
 
@@ -114,6 +156,11 @@ async fn declare_topic(access: &Access, topic: &str) -> Result<bool, TransportEr
         Err(e) if is(&e, Code::AlreadyExists) => Ok(false),
         Err(e) => Err(failed(e)),
     }
+}
+
+/// Whether the topic of the subscription was deleted.
+pub(super) fn is_orphan(found: &Subscription) -> bool {
+    found.topic == DELETED_TOPIC
 }
 
 fn client_failed(why: impl Display) -> TransportError {
@@ -218,7 +265,7 @@ mod tests {
                 ours().set_topic("projects/p/topics/other"),
                 "projects/p/topics/other",
             ),
-            (ours().set_topic("_deleted-topic_"), "_deleted-topic_"),
+            (ours().set_topic(DELETED_TOPIC), DELETED_TOPIC),
             (ours().set_filter("attributes.a = \"b\""), "attributes.a"),
             (ours().set_detached(true), "detached"),
             (

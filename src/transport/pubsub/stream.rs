@@ -108,6 +108,11 @@ impl MessageStream {
         "the stream has ended".into()
     }
 
+    /// Whether this node holds none of its messages.
+    pub(super) fn is_idle(&self) -> bool {
+        self.room.available_permits() == LEASED_KIB as usize
+    }
+
     /// Nacks the messages that have come in and were not read, after the end of [`Self::read`].
     /// Returns whether more may come.
     pub(super) async fn nack_unread(&self) -> bool {

@@ -12,9 +12,7 @@ use futures_util::Stream;
 use lapin::{
     AsyncTcpStream, Channel, ChannelStatus, Connection, ConnectionProperties, ConnectionStatus,
     Event,
-    options::QueueDeclareOptions,
     tcp::OwnedTLSConfig,
-    types::{FieldTable, ShortString},
     uri::{AMQPScheme, AMQPUri},
 };
 use parking_lot::Mutex;
@@ -40,7 +38,7 @@ pub(super) const PUBLISH_FRAME_MAX: u32 = 8 << 10;
 /// ends the connection, and its message is redelivered to the next one.
 pub(super) const CONSUME_FRAME_MAX: u32 = 128 << 10;
 /// The reply code of a normal close.
-const OK: u16 = 200;
+pub(super) const OK: u16 = 200;
 
 /// The broker's address, credentials and trust.
 pub(super) struct Target {
@@ -75,9 +73,20 @@ impl Target {
         Ok(Self { uri, tls })
     }
 
-    /// Host and port, for messages: never the credentials.
+    /// Host, port and virtual host, for messages: never the credentials.
     pub(super) fn address(&self) -> String {
-        format!("{}:{}", self.uri.authority.host, self.uri.authority.port)
+        let AMQPUri {
+            authority, vhost, ..
+        } = &self.uri;
+        let hint = if vhost.is_empty() {
+            " (the URL ends in `/`; the default virtual host is `/%2f`)"
+        } else {
+            ""
+        };
+        format!(
+            "{}:{}, virtual host `{vhost}`{hint}",
+            authority.host, authority.port
+        )
     }
 }
 
@@ -151,25 +160,9 @@ impl Link {
         })
     }
 
-    /// Whether the queue exists. The check has a channel of its own, which the broker closes if it
-    /// does not.
-    pub(super) async fn has_queue(&self, queue: &ShortString) -> bool {
-        let options = QueueDeclareOptions {
-            passive: true,
-            ..QueueDeclareOptions::default()
-        };
-        let Ok(channel) = self.connection.create_channel().await else {
-            return false;
-        };
-        let found = channel
-            .queue_declare(queue.clone(), options, FieldTable::default())
-            .await
-            .is_ok();
-        if found {
-            // An error means that the channel is closed already.
-            channel.close(OK, "checked".into()).await.ok();
-        }
-        found
+    /// A channel for a question that the broker may answer by closing it.
+    pub(super) async fn new_channel(&self) -> lapin::Result<Channel> {
+        self.connection.create_channel().await
     }
 
     pub(super) fn events(&self) -> Pin<Box<dyn Stream<Item = Event> + Send>> {

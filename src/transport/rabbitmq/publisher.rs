@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 
 use super::{
     super::{Message, TransportError, lost::Lost},
+    declare::failed,
     message::to_properties,
 };
 
@@ -22,6 +23,9 @@ use super::{
 const UNCONFIRMED_MAX: usize = 1024;
 /// Confirms handled in one turn, so that other tasks of this thread wait no longer.
 const TURN_MAX: usize = 64;
+
+/// The broker gives no reason when it rejects a message.
+const REJECTED: &str = "the broker rejects messages: the queue is at its limit (overflow `reject-publish`), or has no leader";
 
 type PublishResult = Result<(), TransportError>;
 
@@ -114,7 +118,7 @@ pub(super) async fn publish_and_confirm(
                         PublishStep::Answer(caller, is_durable(answer))
                     })));
                 }
-                Err(why) => return lost.set(why),
+                Err(why) => return lost.set(refused_write(why)),
             }
         }
         if confirmed.needs_barrier() {
@@ -193,13 +197,16 @@ async fn write(
         .await
 }
 
+/// A message for the default exchange needs the right to write to this name.
+fn refused_write(why: lapin::Error) -> String {
+    failed("publish", "write", "amq.default")(why)
+}
+
 /// Reads the answer to one publish. `Lost` if it casts doubt on other publishes too.
 fn is_durable(answer: lapin::Result<Confirmation>) -> PublishResult {
     match answer {
         Ok(Confirmation::Ack(None)) => Ok(()),
-        Ok(Confirmation::Nack(None)) => {
-            Err(TransportError::Publish("the broker refused it".into()))
-        }
+        Ok(Confirmation::Nack(None)) => Err(TransportError::Refused(REJECTED.into())),
         Ok(Confirmation::Ack(Some(returned)) | Confirmation::Nack(Some(returned))) => {
             Err(TransportError::Lost(format!(
                 "the broker returned a message: {} {}",
@@ -209,7 +216,7 @@ fn is_durable(answer: lapin::Result<Confirmation>) -> PublishResult {
         Ok(Confirmation::NotRequested) => {
             Err(TransportError::Lost("the channel does not confirm".into()))
         }
-        Err(why) => Err(TransportError::Lost(why.to_string())),
+        Err(why) => Err(TransportError::Lost(refused_write(why))),
     }
 }
 
@@ -237,7 +244,7 @@ mod tests {
             (Ok(Confirmation::Ack(returned())), Err(unroutable.clone())),
             (
                 Ok(Confirmation::Nack(None)),
-                Err(TransportError::Publish("the broker refused it".into())),
+                Err(TransportError::Refused(REJECTED.into())),
             ),
             (Ok(Confirmation::Nack(returned())), Err(unroutable)),
             (
@@ -247,7 +254,7 @@ mod tests {
             (
                 Err(lapin::ErrorKind::MissingHeartbeatError.into()),
                 Err(TransportError::Lost(
-                    "no heartbeat received from server for too long".into(),
+                    "publish: no heartbeat received from server for too long".into(),
                 )),
             ),
         ] {

@@ -1,0 +1,94 @@
+//! Refusals of a lane's broker that pass: it is full, over a quota, or has an alarm.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tracing::{info, warn};
+
+use crate::lane_id::LaneId;
+
+/// A confirm ends the refusals if none has come for this long: a queue that is nearly full refuses
+/// and confirms in turns.
+const CALM: Duration = Duration::from_secs(5);
+
+/// The refusals of one lane.
+#[derive(Default)]
+pub struct Refusals {
+    /// Records that were refused since the start.
+    pub records: u64,
+    episode: Option<Episode>,
+}
+
+/// Refusals without a calm between them.
+struct Episode {
+    reason: Arc<str>,
+    began: Instant,
+    last: Instant,
+    records: u64,
+}
+
+impl Refusals {
+    /// The last reason, while the broker refuses records.
+    pub fn reason(&self) -> Option<Arc<str>> {
+        Some(Arc::clone(&self.episode.as_ref()?.reason))
+    }
+
+    /// The broker has refused `records` at `now`. The first refusal is logged.
+    pub(super) fn refused(&mut self, lane: LaneId, reason: &str, records: u64, now: Instant) {
+        self.records += records;
+        let episode = self.episode.get_or_insert_with(|| {
+            warn!(%lane, reason, "the broker refuses records: they go by other lanes, or wait on disk");
+            Episode {
+                reason: reason.into(),
+                began: now,
+                last: now,
+                records: 0,
+            }
+        });
+        episode.last = now;
+        episode.records += records;
+        if *episode.reason != *reason {
+            episode.reason = reason.into();
+        }
+    }
+
+    /// The broker has confirmed a record. The end of the refusals is logged.
+    pub(super) fn confirmed(&mut self, lane: LaneId, now: impl FnOnce() -> Instant) {
+        // The usual case costs one comparison.
+        if self.episode.is_none() {
+            return;
+        }
+        let now = now();
+        let over = |episode: &mut Episode| now - episode.last >= CALM;
+        if let Some(Episode { began, records, .. }) = self.episode.take_if(over) {
+            let seconds = (now - began).as_secs();
+            info!(%lane, seconds, records, "the broker takes records again");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LANE: LaneId = LaneId::Nats;
+
+    #[test]
+    fn refusals_end_with_a_confirm_after_a_calm() {
+        let mut refusals = Refusals::default();
+        let began = Instant::now();
+        refusals.confirmed(LANE, || unreachable!("nothing was refused"));
+        assert_eq!(refusals.reason(), None);
+
+        refusals.refused(LANE, "full", 2, began);
+        refusals.confirmed(LANE, || began + CALM / 2);
+        assert_eq!(refusals.reason().as_deref(), Some("full"), "in turns");
+        refusals.refused(LANE, "over quota", 1, began + CALM / 2);
+        refusals.confirmed(LANE, || began + CALM);
+        assert_eq!(refusals.reason().as_deref(), Some("over quota"));
+        refusals.confirmed(LANE, || began + CALM / 2 + CALM);
+        assert_eq!((refusals.reason(), refusals.records), (None, 3));
+    }
+}
