@@ -26,6 +26,7 @@ use std::{
     thread,
 };
 
+use parking_lot::Mutex;
 use prost::Message as _;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tracing::warn;
@@ -190,6 +191,9 @@ impl Which {
 }
 
 /// A request to the thread.
+/// The entries that are to be settled: at most those that are on disk.
+type SettledKeys = Arc<Mutex<Vec<EntryKey>>>;
+
 enum SpoolRequest {
     Put {
         queue: Queue,
@@ -197,7 +201,8 @@ enum SpoolRequest {
         held: bool,
         answer: oneshot::Sender<Result<EntryKey, NotSafe>>,
     },
-    Settle(EntryKey),
+    /// There are settled entries.
+    Settle,
     Rewind(Queue),
     /// Runs once everything that was put before is durable.
     Run(Box<dyn FnOnce(&mut Store) + Send>),
@@ -212,6 +217,7 @@ pub struct Spool {
     /// Bounded by its senders: each put belongs to a record that holds its permit or its place
     /// until the answer, each settled key to a put, and a reader waits for its last answer.
     requests: mpsc::UnboundedSender<SpoolRequest>,
+    settled: SettledKeys,
     stats: watch::Receiver<SpoolStats>,
     /// Closed when the thread has ended, whatever the cause.
     running: watch::Receiver<()>,
@@ -251,7 +257,8 @@ impl Spool {
         let logs = logs.collect::<Result<_, _>>().map_err(failed)?;
         let (requests, inbox) = mpsc::unbounded_channel();
         let folder = folder.to_owned();
-        let store = Store::new(folder, logs, max, lock);
+        let settled = SettledKeys::default();
+        let store = Store::new(folder, logs, max, Arc::clone(&settled), lock);
         let stats = store.watch_stats();
         let (is_running, running) = watch::channel(());
         let run = move || {
@@ -262,6 +269,7 @@ impl Spool {
         thread.spawn(run).map_err(failed)?;
         Ok(Self {
             requests,
+            settled,
             stats,
             running,
         })
@@ -289,10 +297,15 @@ impl Spool {
         .await?
     }
 
-    /// Removes an entry. After a power cut it may come again.
+    /// Removes an entry. After a power cut within the next moment it may come again.
     pub fn settle(&self, key: EntryKey) {
-        // The thread has ended with the node; the entry comes again at the next start.
-        self.requests.send(SpoolRequest::Settle(key)).ok();
+        let mut settled = self.settled.lock();
+        settled.push(key);
+        // The thread takes all of them at once.
+        if settled.len() == 1 {
+            // The thread has ended with the node; the entry comes again at the next start.
+            self.requests.send(SpoolRequest::Settle).ok();
+        }
     }
 
     /// Removes the entries of `queue` up to this one. Copies that are to be published again stay.

@@ -277,18 +277,29 @@ impl Log {
             }
             segment.settled.fresh.sort_unstable();
             let runs = runs(&segment.settled.fresh, segment.salt);
-            let file = append_runs(&segment.file("done"), &runs)?;
-            if durable {
-                sync(&file)?;
-            }
+            append_runs(&segment.file("done"), &runs)?;
             segment.settled.fresh.clear();
+            segment.settled.unsynced = true;
+        }
+        if durable { self.sync_settled() } else { Ok(()) }
+    }
+
+    /// Whether a power cut would bring settled entries back.
+    pub fn has_unsynced(&self) -> bool {
+        let mut segments = self.segments.values();
+        segments.any(|segment| segment.settled.unsynced)
+    }
+
+    /// Makes what was flushed durable.
+    pub fn sync_settled(&mut self) -> io::Result<()> {
+        for segment in self.segments.values_mut() {
+            if segment.settled.unsynced {
+                sync(&File::open(segment.file("done"))?)?;
+                segment.settled.unsynced = false;
+            }
         }
         // A new file, or the end of one, is as durable as its folder.
-        if durable {
-            sync(&File::open(&self.folder)?)
-        } else {
-            Ok(())
-        }
+        sync(&File::open(&self.folder)?)
     }
 
     /// Reads again from the oldest unsettled entry on. Nothing is held any more.

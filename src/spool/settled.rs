@@ -19,6 +19,8 @@ pub struct SettledSet {
     pub count: u32,
     /// Settled since the last flush.
     pub fresh: Vec<u32>,
+    /// Written by a flush, and not synced yet.
+    pub unsynced: bool,
 }
 
 impl SettledSet {

@@ -17,7 +17,7 @@ use tokio::{
 use tracing::{error, warn};
 
 use super::{
-    Entry, EntryKey, NotSafe, Queue, SpoolRequest, SpoolStats, frame,
+    Entry, EntryKey, NotSafe, Queue, SettledKeys, SpoolRequest, SpoolStats, frame,
     log::{self, Log},
 };
 use crate::lane_id::LaneId;
@@ -35,6 +35,10 @@ const GROUP_SYNCS: u32 = 4;
 const GROUP_WAIT_MAX: Duration = Duration::from_millis(1);
 /// The step of that wait. A faster sync is not worth a wait.
 const GROUP_STEP: Duration = Duration::from_micros(50);
+/// Settled entries wait this long for others before they are written, unless something else is.
+const SETTLE_PAUSE: Duration = Duration::from_millis(5);
+/// How long a power cut may bring settled entries back.
+const SETTLED_SYNC: Duration = Duration::from_millis(250);
 /// The time between probes of a disk that has failed.
 const PROBE: Duration = Duration::from_secs(1);
 
@@ -44,6 +48,12 @@ pub(super) struct Store {
     /// By [`Queue::at`].
     logs: Vec<Log>,
     max: u64,
+    settled: SettledKeys,
+    /// When settled entries are to be written, and when they are to be synced.
+    settle_at: Option<Instant>,
+    sync_settled_at: Option<Instant>,
+    /// The last write of settled entries failed.
+    flush_failed: bool,
     /// The last write failed.
     failing: bool,
     /// Records that shared the last sync, and its duration.
@@ -60,11 +70,21 @@ pub(super) struct Store {
 type PutAnswer = oneshot::Sender<Result<EntryKey, NotSafe>>;
 
 impl Store {
-    pub fn new(folder: PathBuf, logs: Vec<Log>, max: u64, lock: File) -> Self {
+    pub fn new(
+        folder: PathBuf,
+        logs: Vec<Log>,
+        max: u64,
+        settled: SettledKeys,
+        lock: File,
+    ) -> Self {
         let mut store = Self {
             folder,
             logs,
             max,
+            settled,
+            settle_at: None,
+            sync_settled_at: None,
+            flush_failed: false,
             failing: false,
             last_group: 0,
             sync_took: Duration::ZERO,
@@ -93,15 +113,26 @@ impl Store {
         let mut requests = Vec::new();
         let mut probed = Instant::now();
         loop {
-            let patience = if self.failing {
-                PROBE.saturating_sub(probed.elapsed())
-            } else {
-                Duration::MAX
-            };
+            let probe_at = self.failing.then_some(probed + PROBE);
+            let times = [probe_at, self.settle_at, self.sync_settled_at];
+            let patience = times
+                .into_iter()
+                .flatten()
+                .min()
+                .map_or(Duration::MAX, |at| {
+                    at.saturating_duration_since(Instant::now())
+                });
             let received = runtime
                 .block_on(async { timeout(patience, inbox.recv_many(&mut requests, BATCH)).await });
             if received == Ok(0) {
                 break;
+            }
+            let only_settled = !requests.is_empty()
+                && (requests.iter()).all(|request| matches!(request, SpoolRequest::Settle));
+            if only_settled {
+                requests.clear();
+                self.settle_at = Some(Instant::now() + SETTLE_PAUSE);
+                continue;
             }
             if self.failing && probed.elapsed() >= PROBE {
                 self.probe();
@@ -115,6 +146,7 @@ impl Store {
                 return;
             }
         }
+        self.settle();
         self.flush(true);
     }
 
@@ -158,6 +190,7 @@ impl Store {
         &mut self,
         requests: impl Iterator<Item = SpoolRequest>,
     ) -> Option<oneshot::Sender<()>> {
+        self.settle();
         let mut room = self.room();
         let mut puts = Vec::new();
         let mut jobs = Vec::new();
@@ -173,7 +206,7 @@ impl Store {
                     Ok(key) => puts.push((key, answer)),
                     Err(why) => refuse(answer, why),
                 },
-                SpoolRequest::Settle(key) => self.logs[key.queue].settle(key.position),
+                SpoolRequest::Settle => {}
                 SpoolRequest::Rewind(queue) => self.logs[queue.at()].rewind(),
                 SpoolRequest::Run(job) => jobs.push(job),
                 SpoolRequest::Close(answer) => close = Some(answer),
@@ -183,9 +216,17 @@ impl Store {
         for job in jobs {
             job(self);
         }
-        self.flush(false);
+        let sync_settled = self.sync_settled_at.is_some_and(|at| at <= Instant::now());
+        self.flush(sync_settled);
         self.report();
         close
+    }
+
+    fn settle(&mut self) {
+        self.settle_at = None;
+        for key in std::mem::take(&mut *self.settled.lock()) {
+            self.logs[key.queue].settle(key.position);
+        }
     }
 
     fn room(&self) -> u64 {
@@ -298,11 +339,27 @@ impl Store {
     }
 
     fn flush(&mut self, durable: bool) {
-        for log in &mut self.logs {
-            if let Err(why) = log.flush(durable) {
-                warn!(%why, "cannot write which entries are settled: they may come again");
+        let flush = |log: &mut Log| {
+            log.flush(false)?;
+            if durable && log.has_unsynced() {
+                return log.sync_settled();
             }
+            Ok(())
+        };
+        let flushed = self.logs.iter_mut().map(|log| flush(log).err());
+        let failure = flushed.fold(None, Option::or);
+        if let Some(why) = &failure
+            && !self.flush_failed
+        {
+            warn!(%why, "cannot write which entries are settled: they may come again");
         }
+        self.flush_failed = failure.is_some();
+        let is_due = self.logs.iter().any(Log::has_unsynced);
+        self.sync_settled_at = match self.sync_settled_at {
+            _ if !is_due => None,
+            Some(at) if !durable => Some(at),
+            _ => Some(Instant::now() + SETTLED_SYNC),
+        };
     }
 
     /// The copies of `lane`.

@@ -229,6 +229,7 @@ async fn nobody_waits_for_a_thread_that_has_ended() {
     let (_store, stats) = watch::channel(SpoolStats::default());
     let (thread, running) = watch::channel(());
     let spool = Spool {
+        settled: SettledKeys::default(),
         requests,
         stats,
         running,
