@@ -281,7 +281,12 @@ impl Log {
             segment.settled.fresh.clear();
             segment.settled.unsynced = true;
         }
-        if durable { self.sync_settled() } else { Ok(()) }
+        if durable {
+            self.sync_settled()?;
+            // The end of a file is as durable as its folder.
+            sync(&File::open(&self.folder)?)?;
+        }
+        Ok(())
     }
 
     /// Whether a power cut would bring settled entries back.
@@ -292,14 +297,20 @@ impl Log {
 
     /// Makes what was flushed durable.
     pub fn sync_settled(&mut self) -> io::Result<()> {
-        for segment in self.segments.values_mut() {
-            if segment.settled.unsynced {
-                sync(&File::open(segment.file("done"))?)?;
-                segment.settled.unsynced = false;
-            }
+        let mut has_new_file = false;
+        let segments = self.segments.values_mut();
+        for segment in segments.filter(|segment| segment.settled.unsynced) {
+            sync(&File::open(segment.file("done"))?)?;
+            has_new_file |= !segment.settled.is_in_folder;
         }
-        // A new file, or the end of one, is as durable as its folder.
-        sync(&File::open(&self.folder)?)
+        if has_new_file {
+            sync(&File::open(&self.folder)?)?;
+        }
+        for segment in self.segments.values_mut() {
+            segment.settled.is_in_folder |= segment.settled.unsynced;
+            segment.settled.unsynced = false;
+        }
+        Ok(())
     }
 
     /// Reads again from the oldest unsettled entry on. Nothing is held any more.

@@ -21,6 +21,8 @@ pub struct SettledSet {
     pub fresh: Vec<u32>,
     /// Written by a flush, and not synced yet.
     pub unsynced: bool,
+    /// The file's name is durable.
+    pub is_in_folder: bool,
 }
 
 impl SettledSet {

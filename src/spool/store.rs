@@ -37,8 +37,9 @@ const GROUP_WAIT_MAX: Duration = Duration::from_millis(1);
 const GROUP_STEP: Duration = Duration::from_micros(50);
 /// Settled entries wait this long for others before they are written, unless something else is.
 const SETTLE_PAUSE: Duration = Duration::from_millis(5);
-/// How long a power cut may bring settled entries back.
-const SETTLED_SYNC: Duration = Duration::from_millis(250);
+/// A power cut may bring back what was settled in this time, or in the time of so many syncs.
+const SETTLED_SYNC: Duration = Duration::from_millis(10);
+const SETTLED_SYNCS: u32 = 8;
 /// The time between probes of a disk that has failed.
 const PROBE: Duration = Duration::from_secs(1);
 
@@ -358,7 +359,10 @@ impl Store {
         self.sync_settled_at = match self.sync_settled_at {
             _ if !is_due => None,
             Some(at) if !durable => Some(at),
-            _ => Some(Instant::now() + SETTLED_SYNC),
+            _ => {
+                let pause = (SETTLED_SYNCS * self.sync_took).max(SETTLED_SYNC);
+                Some(Instant::now() + pause)
+            }
         };
     }
 
