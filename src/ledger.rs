@@ -1,14 +1,22 @@
 //! The ledger: one count per transition of a record, made at the one place where it happens.
 //!
-//! On a node that has its lanes to itself, at rest, `accepted + recovered = delivered + dead +
-//! dropped + spooled + in_flight`: see [`Balance::holds`].
+//! At rest, `accepted + recovered = delivered + handed_over + dead + dropped + spooled + in_flight +
+//! missing`: see [`Balance::holds`].
+//!
+//! Nodes that share a broker take each other's records. The node that accepted a record counts it
+//! as `handed_over` once the broker has it no more, and the node that delivered it counts it as
+//! `recovered` and as [`taken_over`](LaneLedger::taken_over), by the run that had accepted it. Over
+//! all nodes of a broker, what a run has handed over is what was taken over of it, or records are
+//! missing. `comparison` says how a node finds what is gone, and what is `missing` to itself.
 
 mod balance;
+mod comparison;
 mod counts;
 mod latency;
 mod memory;
 mod refusals;
 mod rules;
+mod taken;
 
 use std::{
     collections::BTreeMap,
@@ -20,16 +28,20 @@ use std::{
 };
 
 use parking_lot::{Mutex, MutexGuard};
+use tokio::time;
 
 pub use self::{
     balance::{Balance, audit},
+    comparison::{Finding, Present},
     counts::{ApiCounts, Counts, NodeCounts, Posting},
     latency::{Latency, Quantiles},
     refusals::Refusals,
 };
 use self::{
+    comparison::Comparison,
     memory::{FlagMemory, Flags},
     rules::{CountedAs, Transition, count},
+    taken::TakenOver,
 };
 use crate::{
     clock::unix_us,
@@ -66,6 +78,9 @@ pub struct LaneLedger {
     pub delivery: Latency,
     /// The time of the last delivery, in microseconds since the Unix epoch; 0 for never.
     pub last_delivery_us: u64,
+    /// Records of other runs that ended here.
+    pub taken_over: TakenOver,
+    comparison: Comparison,
 }
 
 impl Ledger {
@@ -83,16 +98,35 @@ impl Ledger {
     }
 
     /// `lane` has confirmed a record, and its client has a receipt. The confirm took `after`.
-    pub fn accepted(&self, lane: LaneId, after: Duration) {
+    pub fn accepted(&self, lane: LaneId, record: &Record, after: Duration) {
         self.confirmed(lane, after).counts.accepted += 1;
+        let mut memory = self.memory.lock();
+        if memory.is_maybe_published(record)
+            && let (_, Some(key)) = memory.look_up(record)
+        {
+            let ended = memory.confirm(lane, key);
+            drop(memory);
+            self.moved(lane, ended);
+        }
     }
 
     /// `lane` has confirmed a record from the spool. The confirm took `after`.
     pub fn resent(&self, lane: LaneId, record: &Record, after: Duration) {
-        let counted = self.count_once(Transition::Resent, Flags::RESENT, record);
+        let mut memory = self.memory.lock();
+        let (flags, key) = memory.look_up(record);
+        let counted = count(Transition::Resent, flags, self.is_own(record));
         let is_first = counted == CountedAs::Resent;
+        let mut ended = None;
+        if let Some(key) = key {
+            memory.add(Flags::RESENT, key);
+            if is_first {
+                ended = memory.confirm(lane, key);
+            }
+        }
+        drop(memory);
         self.node.lock().double_counted += u64::from(!is_first);
         self.confirmed(lane, after).counts.resent += u64::from(is_first);
+        self.moved(lane, ended);
     }
 
     fn confirmed(&self, lane: LaneId, after: Duration) -> MutexGuard<'_, LaneLedger> {
@@ -108,6 +142,15 @@ impl Ledger {
         self.lane(lane).refusals.refused(lane, reason, records, now);
     }
 
+    /// `lane` has confirmed a record that is counted in lane `to`, which may have it, too, and out
+    /// of which it came.
+    fn moved(&self, lane: LaneId, to: Option<LaneId>) {
+        if let Some(to) = to {
+            self.lane(lane).counts.moved += 1;
+            self.lane(to).counts.resent += 1;
+        }
+    }
+
     /// A client has the spool's receipt.
     pub fn spooled(&self) {
         self.node.lock().spooled += 1;
@@ -121,6 +164,7 @@ impl Ledger {
     /// The API has the records, which came out of `lane`.
     pub fn delivered<'r>(&self, lane: LaneId, records: impl IntoIterator<Item = &'r Record>) {
         let now_us = unix_us();
+        let mut moved = Vec::new();
         // Locked once, however many records.
         let mut ledger = self.lane(lane);
         let mut memory = self.memory.lock();
@@ -136,8 +180,12 @@ impl Ledger {
                         let us = now_us.saturating_sub(origin.at_us);
                         ledger.delivery.record(Duration::from_micros(us));
                     }
+                    moved.extend(memory.confirmed_by_another(lane, flags, key));
                 }
-                _ => ledger.counts.recovered += 1,
+                _ => {
+                    ledger.counts.recovered += 1;
+                    ledger.taken_over.count(record, &self.run);
+                }
             }
             ledger.counts.delivered += 1;
             ledger.last_delivery_us = now_us;
@@ -145,14 +193,33 @@ impl Ledger {
                 memory.add_delivered(lane, key);
             }
         }
+        drop((memory, ledger));
+        for from in moved {
+            self.moved(from, Some(lane));
+        }
     }
 
     /// The dead letter of a record that came out of `lane` is on disk.
     pub fn dead(&self, lane: LaneId, record: &Record) {
-        let counted = self.count_once(Transition::Dead, Flags::DEAD, record);
-        let mut lane = self.lane(lane);
-        lane.counts.recovered += u64::from(counted == CountedAs::DeadAndRecovered);
-        lane.counts.dead += 1;
+        let mut memory = self.memory.lock();
+        let (flags, key) = memory.look_up(record);
+        let counted = count(Transition::Dead, flags, self.is_own(record));
+        let moved = memory.confirmed_by_another(lane, flags, key);
+        if let Some(key) = key {
+            memory.add_dead(lane, key);
+        }
+        drop(memory);
+        {
+            let mut ledger = self.lane(lane);
+            ledger.counts.dead += 1;
+            if counted == CountedAs::DeadAndRecovered {
+                ledger.counts.recovered += 1;
+                ledger.taken_over.count(record, &self.run);
+            }
+        }
+        if let Some(from) = moved.filter(|_| counted == CountedAs::Dead) {
+            self.moved(from, Some(lane));
+        }
     }
 
     /// An operator has removed `records` dead letters.
@@ -162,8 +229,18 @@ impl Ledger {
 
     /// No lane and no spool has confirmed the record, and its client got an error.
     pub fn refused(&self, record: &Record) {
-        let counted = self.count_once(Transition::Refused, Flags::REFUSED, record);
-        self.node.lock().refused_too_late += u64::from(counted == CountedAs::RefusedTooLate);
+        let mut memory = self.memory.lock();
+        let (flags, Some(key)) = memory.look_up(record) else {
+            return;
+        };
+        if count(Transition::Refused, flags, self.is_own(record)) != CountedAs::RefusedTooLate {
+            return memory.add(Flags::REFUSED, key);
+        }
+        let ended = memory.lanes(&key).ended;
+        drop(memory);
+        if let Some(lane) = ended {
+            self.lane(lane).counts.recovered += 1;
+        }
     }
 
     /// Adopts a record that was found on disk: from now on it counts as a record of this run.
@@ -186,7 +263,7 @@ impl Ledger {
             return None;
         }
         if let Some(key) = key {
-            memory.add(Flags::ADOPTED, key, flags);
+            memory.add(Flags::ADOPTED, key);
         }
         Some(found)
     }
@@ -195,9 +272,8 @@ impl Ledger {
     /// record goes on by another way. If both deliver it, it counts as one record.
     pub fn maybe_published(&self, record: &Record) {
         let mut memory = self.memory.lock();
-        let (flags, key) = memory.look_up(record);
-        if let Some(key) = key {
-            memory.add(Flags::MAYBE_PUBLISHED, key, flags);
+        if let (_, Some(key)) = memory.look_up(record) {
+            memory.add(Flags::MAYBE_PUBLISHED, key);
         }
     }
 
@@ -217,19 +293,6 @@ impl Ledger {
     pub fn has_ended(&self, record: &Record) -> bool {
         let flags = self.memory.lock().look_up(record).0;
         flags.has(Flags::DELIVERED | Flags::DEAD)
-    }
-
-    /// Counts `event`, and gives `record` the flag `flag` unless the event comes too late.
-    fn count_once(&self, event: Transition, flag: Flags, record: &Record) -> CountedAs {
-        let mut memory = self.memory.lock();
-        let (flags, key) = memory.look_up(record);
-        let counted = count(event, flags, self.is_own(record));
-        if let Some(key) = key
-            && counted != CountedAs::RefusedTooLate
-        {
-            memory.add(flag, key, flags);
-        }
-        counted
     }
 
     /// Whether this run accepted the record.
@@ -256,6 +319,13 @@ impl Ledger {
         self.lane(lane).counts.redelivered += 1;
     }
 
+    /// Compares the records of `lane` that are in flight with those that are `present`, and counts
+    /// those that are gone. `before` are the lane's counts from before its broker was asked.
+    pub fn compare(&self, lane: LaneId, before: &Counts, present: Present) -> Option<Finding> {
+        self.lane(lane)
+            .compare(before, present, time::Instant::now())
+    }
+
     /// Locks the counts and times of one lane. Nothing else of this lane is counted meanwhile.
     pub fn lane(&self, lane: LaneId) -> MutexGuard<'_, LaneLedger> {
         self.lanes[lane as usize].lock()
@@ -273,20 +343,19 @@ impl Ledger {
 
     /// The counts of all lanes together.
     pub fn totals(&self) -> Counts {
-        let too_late = Counts {
-            recovered: self.node().refused_too_late,
-            ..Counts::default()
-        };
         LaneId::ALL
             .into_iter()
             .map(|lane| self.lane(lane).counts)
-            .fold(too_late, |sum, lane| Counts {
+            .fold(Counts::default(), |sum, lane| Counts {
                 accepted: sum.accepted + lane.accepted,
                 resent: sum.resent + lane.resent,
+                moved: sum.moved + lane.moved,
                 recovered: sum.recovered + lane.recovered,
                 delivered: sum.delivered + lane.delivered,
                 dead: sum.dead + lane.dead,
                 redelivered: sum.redelivered + lane.redelivered,
+                gone_elsewhere: sum.gone_elsewhere + lane.handed_over(),
+                gone_missing: sum.gone_missing + lane.missing(),
             })
     }
 
@@ -302,10 +371,12 @@ impl Ledger {
             recovered: lanes.recovered + node.recovered_from_disk + stats.found_carried
                 - node.double_counted,
             delivered: lanes.delivered,
+            handed_over: lanes.handed_over(),
             dead: stats.records(Queue::Dead),
             dropped: node.dropped,
             spooled: stats.waiting(),
             in_flight: lanes.in_flight() + stats.found_carried,
+            missing: lanes.missing(),
             redelivered: lanes.redelivered,
         }
     }
@@ -350,7 +421,7 @@ mod tests {
     #[test]
     fn each_record_counts_once_however_often_it_comes() {
         let ledger = Ledger::new(Arc::from("run"));
-        ledger.accepted(LaneId::Nats, Duration::ZERO);
+        ledger.accepted(LaneId::Nats, &record("a", "run"), Duration::ZERO);
         assert_eq!(ledger.totals().in_flight(), 1);
         assert!(!ledger.is_delivered(&record("a", "run")));
         ledger.delivered(LaneId::Nats, [&record("a", "run")]);
@@ -403,7 +474,7 @@ mod tests {
     #[test]
     fn a_copy_of_a_dead_letter_is_posted_and_balances() {
         let ledger = Ledger::new(Arc::from("run"));
-        ledger.accepted(LaneId::Nats, Duration::ZERO);
+        ledger.accepted(LaneId::Nats, &record("a", "run"), Duration::ZERO);
         ledger.dead(LaneId::Nats, &record("a", "run"));
         assert!(
             !ledger.is_delivered(&record("a", "run")),
@@ -496,6 +567,52 @@ mod tests {
         ] {
             assert_eq!(ledger.adopt(own.clone()), Some(own));
         }
+    }
+
+    /// One lane may have the record, and the other has confirmed it. Both copies come out.
+    #[test]
+    fn a_record_that_lies_in_two_lanes_is_in_flight_in_none_once_it_has_ended() {
+        let ends: [fn(&Ledger, LaneId, &Record); 2] = [
+            |ledger, lane, record| ledger.delivered(lane, [record]),
+            Ledger::dead,
+        ];
+        let [silent, other] = [LaneId::Nats, LaneId::Rabbitmq];
+        for end in ends {
+            for is_confirmed_first in [true, false] {
+                let ledger = Ledger::new(Arc::from("run"));
+                let record = record("a", "run");
+                ledger.maybe_published(&record);
+                if !is_confirmed_first {
+                    end(&ledger, silent, &record);
+                }
+                ledger.accepted(other, &record, Duration::ZERO);
+                if is_confirmed_first {
+                    assert_eq!(ledger.lane(other).counts.in_flight(), 1);
+                    end(&ledger, silent, &record);
+                }
+                end(&ledger, other, &record);
+                for lane in [silent, other] {
+                    let counts = ledger.lane(lane).counts;
+                    let (came, ended) = counts.moves();
+                    assert_eq!(came, ended, "{lane} {is_confirmed_first}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_record_of_another_run_is_taken_over() {
+        let ledger = Ledger::new(Arc::from("run"));
+        let foreign = Record {
+            origin: None,
+            ..record("c", "run")
+        };
+        ledger.delivered(LaneId::Nats, [&record("a", "other"), &foreign]);
+        ledger.delivered(LaneId::Nats, [&record("a", "other"), &record("d", "run")]);
+        ledger.dead(LaneId::Nats, &record("b", "other"));
+        let lane = ledger.lane(LaneId::Nats);
+        let taken: Vec<_> = lane.taken_over.by_run().collect();
+        assert_eq!(taken, [("other", 2)]);
     }
 
     #[test]

@@ -125,9 +125,11 @@ impl Node {
             accepted = balance.accepted,
             recovered = balance.recovered,
             delivered = balance.delivered,
+            handed_over = balance.handed_over,
             dead = balance.dead,
             spooled = balance.spooled,
             in_flight = balance.in_flight,
+            missing = balance.missing,
             "drained"
         );
     }

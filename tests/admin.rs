@@ -31,7 +31,8 @@ async fn the_status_has_every_member_that_the_contract_names() {
     assert!(status["uptime_s"].as_f64() > Some(0.0), "{status}");
     assert_eq!(status["draining"], false);
     let ledger = json!({
-        "accepted": 1, "recovered": 0, "delivered": 1, "dead": 0, "dropped": 0, "spooled": 0, "in_flight": 0,
+        "accepted": 1, "recovered": 0, "delivered": 1, "handed_over": 0, "dead": 0, "dropped": 0,
+        "spooled": 0, "in_flight": 0, "missing": 0,
         "redelivered": 0
     });
     assert_eq!(
@@ -130,6 +131,8 @@ const METRICS: [&str; 21] = [
     "waypost_records_accepted_total{path=\"spool\"} 0",
     "waypost_records_delivered_total{path=\"GRPC\"} 3",
     "waypost_records_dead_total{path=\"GRPC\"} 0",
+    "waypost_handed_over_total{path=\"GRPC\"} 0",
+    "waypost_missing_records 0",
     "waypost_redeliveries_total{path=\"GRPC\"} 0",
     "waypost_lane_up{lane=\"grpc\"} 1",
     "waypost_lane_restarts_total{lane=\"grpc\"} 0",

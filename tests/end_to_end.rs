@@ -172,7 +172,8 @@ fn demo(variables: &[(String, String)]) -> Value {
 async fn the_demo_delivers_all_with_nothing_installed() {
     let report = demo(&[]);
     let all = json!({
-        "accepted": 1000, "recovered": 0, "delivered": 1000, "dead": 0, "dropped": 0, "spooled": 0, "in_flight": 0,
+        "accepted": 1000, "recovered": 0, "delivered": 1000, "handed_over": 0, "dead": 0, "dropped": 0,
+        "spooled": 0, "in_flight": 0, "missing": 0,
         "redelivered": 0,
     });
     assert_eq!(report["ledger"], all);
@@ -195,6 +196,8 @@ async fn the_demo_shows_a_record_as_the_api_received_it_and_the_ledgers_terms() 
         "0 dropped",
         "0 spooled",
         "0 in_flight",
+        "0 handed_over",
+        "0 missing",
     ] {
         assert!(printed.contains(term), "no {term} in\n{printed}");
     }

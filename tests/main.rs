@@ -12,6 +12,7 @@ mod containers;
 mod durable;
 mod end_to_end;
 mod faults;
+mod fleet;
 mod grpc;
 mod idempotency;
 mod ingest;

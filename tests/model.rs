@@ -34,7 +34,7 @@ use tokio::runtime::Runtime;
 use waypost::spool::{DeathReason, Entry, Queue, Which};
 
 use self::{
-    node::{Brokers, LANES, Node, PUBLISH_TIMEOUT, RETRY, number},
+    node::{Brokers, COMPARED, LANES, Node, PUBLISH_TIMEOUT, RETRY, number},
     reference::{Check, Doubt, Excuse, Model},
 };
 use crate::support::process;
@@ -65,6 +65,12 @@ enum Step {
     },
     /// The API will never take a record.
     Refuse(usize),
+    /// Another node takes a record from its broker.
+    Take(usize),
+    /// An operator purges a broker.
+    Purge(usize),
+    /// The other nodes of a broker leave.
+    Leave(usize),
     Replay(Option<usize>),
     Drop(Option<usize>),
     /// With the next record that it is sent.
@@ -106,6 +112,9 @@ fn step() -> impl Strategy<Value = Step> {
         6 => (lane, any::<bool>()).prop_map(|(lane, up)| Step::Lane { lane, up }),
         6 => (one(), any::<bool>()).prop_map(|(at, acked)| Step::Deliver { at, acked }),
         5 => one().prop_map(Step::Refuse),
+        2 => one().prop_map(Step::Take),
+        1 => (0..LANES.len()).prop_map(Step::Purge),
+        1 => (0..LANES.len()).prop_map(Step::Leave),
         2 => some().prop_map(Step::Replay),
         1 => some().prop_map(Step::Drop),
         2 => Just(Step::RouterDies),
@@ -198,6 +207,9 @@ impl Run {
         ROUTER_DIES.store(false, SeqCst);
         self.runs += 1;
         self.deaths = 0;
+        for lane in 0..LANES.len() {
+            self.brokers.share(lane, false);
+        }
         let clock = Rc::clone(&self.clock);
         self.node = Some(Node::start(
             clock,
@@ -330,6 +342,18 @@ impl Run {
         Ok(())
     }
 
+    fn take(&mut self, lane: usize, at: usize) {
+        self.brokers.share(lane, true);
+        let record = self.brokers.records(lane).remove(at);
+        self.model.gone(number(&record), true);
+    }
+
+    fn purge(&mut self, lane: usize) {
+        for record in self.brokers.records(lane).drain(..) {
+            self.model.gone(number(&record), false);
+        }
+    }
+
     /// Does what a forwarder does with a record that the API will never take.
     fn refuse(&mut self, lane: usize, at: usize) -> Check {
         let record = self.brokers.records(lane)[at].clone();
@@ -408,7 +432,7 @@ impl Run {
                 self.brokers.publishing().is_empty()
             }
             Step::Lane { lane, up } => self.brokers.is_up(lane) == up,
-            Step::Deliver { .. } | Step::Refuse(_) => self.stored(0).is_none(),
+            Step::Deliver { .. } | Step::Refuse(_) | Step::Take(_) => self.stored(0).is_none(),
             _ => false,
         }
     }
@@ -451,6 +475,17 @@ impl Run {
                     self.refuse(lane, at)?;
                 }
             }
+            Step::Take(at) => {
+                if let Some((lane, at)) = self.stored(at) {
+                    self.take(lane, at);
+                }
+            }
+            Step::Purge(lane) => self.purge(lane),
+            // They stay until the lane has seen them.
+            Step::Leave(lane) => {
+                self.node().pass(COMPARED);
+                self.brokers.share(lane, false);
+            }
             Step::Replay(at) => self.empty(at, true)?,
             Step::Drop(at) => self.empty(at, false)?,
             Step::RouterDies => {
@@ -490,7 +525,10 @@ impl Run {
             self.node().pass(RETRY);
         }
         self.settle()?;
-        self.model.ends(&self.node().spool_stats())
+        self.model.ends(&self.node().spool_stats())?;
+        self.node().pass(COMPARED);
+        self.settle()?;
+        self.model.knows_gone(self.node())
     }
 }
 

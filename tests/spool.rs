@@ -220,7 +220,8 @@ async fn a_dead_letter_says_why_survives_a_kill_and_can_be_replayed_or_dropped()
     eventually("the ledger", PATIENCE, async || {
         let status = node.status().await;
         let expected = json!({
-            "accepted": 0, "recovered": 3, "delivered": 1, "dead": 1, "dropped": 1, "spooled": 0, "in_flight": 0,
+            "accepted": 0, "recovered": 3, "delivered": 1, "handed_over": 0, "dead": 1, "dropped": 1,
+        "spooled": 0, "in_flight": 0, "missing": 0,
             "redelivered": 0
         });
         (status["ledger"] == expected && status["balanced"] == true).then_some(())

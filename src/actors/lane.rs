@@ -3,6 +3,7 @@
 //! supervisor's.
 
 pub mod bundle;
+mod compare;
 mod publish;
 mod pull;
 
@@ -26,6 +27,7 @@ use tracing::{debug, warn};
 
 use self::{
     bundle::{BundleSize, SettledRecords, Unbundler},
+    compare::compare,
     publish::{publish, return_job},
     pull::{pull, settle_open},
 };
@@ -78,6 +80,7 @@ pub struct Lane<T: Transport> {
     /// There while the lane is up.
     connection: Option<Connected<T>>,
     pull: Option<AbortOnDropHandle<()>>,
+    compare: Option<AbortOnDropHandle<()>>,
     unbundler: Rc<RefCell<Unbundler>>,
     publishing: TaskTracker,
     /// Jobs whose records share messages, until the next [`Flush`].
@@ -113,6 +116,7 @@ impl<T: Transport> Lane<T> {
             supervisor,
             connection: None,
             pull: None,
+            compare: None,
             unbundler: Rc::new(RefCell::new(unbundler)),
             publishing: TaskTracker::new(),
             batch: Vec::new(),
@@ -145,6 +149,11 @@ impl<T: Transport> Lane<T> {
                 lane.params.copies.expire(lane.params.publish_timeout);
             });
         }
+        let params = Rc::clone(&self.params);
+        let compared = Rc::clone(&transport);
+        self.compare = Some(AbortOnDropHandle::new(actix_rt::spawn(async move {
+            compare(&*compared, &params).await;
+        })));
         let params = Rc::clone(&self.params);
         let unbundler = Rc::clone(&self.unbundler);
         let lane = ctx.address();
@@ -234,6 +243,7 @@ impl<T: Transport> Actor for Lane<T> {
 
     fn stopped(&mut self, ctx: &mut Self::Context) {
         self.pull = None;
+        self.compare = None;
         self.unbundler.borrow_mut().nack_all();
         let connection = self.connection.take();
         self.flush(ctx);
@@ -298,6 +308,7 @@ impl<T: Transport> Handler<Drain> for Lane<T> {
             .into_actor(self)
             .then(|(), lane, _| {
                 lane.pull = None;
+                lane.compare = None;
                 let connection = lane.connection.take();
                 let params = Rc::clone(&lane.params);
                 let unbundler = Rc::clone(&lane.unbundler);

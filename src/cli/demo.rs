@@ -300,8 +300,13 @@ impl fmt::Display for Report {
         )?;
         writeln!(
             f,
-            "      = {} delivered + {} dead + {} dropped + {} spooled + {} in_flight",
-            ledger.delivered, ledger.dead, ledger.dropped, ledger.spooled, ledger.in_flight
+            "      = {} delivered + {} handed_over + {} dead + {} dropped",
+            ledger.delivered, ledger.handed_over, ledger.dead, ledger.dropped
+        )?;
+        writeln!(
+            f,
+            "      + {} spooled + {} in_flight + {} missing",
+            ledger.spooled, ledger.in_flight, ledger.missing
         )?;
         write!(
             f,

@@ -3,7 +3,7 @@
 //! Each scrape reads the same counts as `GET /api/status`. The encoder ends each help with a full
 //! stop, and the name of each counter with `_total`.
 
-use std::{fmt, slice, time::Duration};
+use std::{fmt, time::Duration};
 
 use prometheus_client::{
     encoding::{EncodeMetric, MetricEncoder, NoLabelSet, prometheus_text},
@@ -58,7 +58,7 @@ impl Scrape<'_> {
             |pick: fn(&Counts) -> u64| self.by_path(|lane| ConstCounter::new(pick(&lane.counts)));
         let spooled = ConstCounter::new(self.ledger.node().spooled);
         let mut accepted = by_path(|counts| counts.accepted);
-        accepted.0.push((("path", "spool".into()), spooled));
+        accepted.0.push((vec![("path", "spool".into())], spooled));
         for (name, help, samples) in [
             (
                 "waypost_records_accepted",
@@ -79,6 +79,11 @@ impl Scrape<'_> {
                 "waypost_records_dead",
                 "Records that became dead letters",
                 by_path(|counts| counts.dead),
+            ),
+            (
+                "waypost_handed_over",
+                "Records with a receipt of the lane that another node took from its broker",
+                by_path(Counts::handed_over),
             ),
             (
                 "waypost_redeliveries",
@@ -162,7 +167,30 @@ impl Scrape<'_> {
             "Age of the oldest record in the spool; 0 if none waits",
             self.oldest_us.map_or(ConstGauge::new(0.0), since),
         );
+        for (name, help, samples) in [
+            (
+                "waypost_ledger_handed_over",
+                "Records of this run that another node took from the broker",
+                self.by_run(|lane| vec![(None, lane.counts.handed_over())]),
+            ),
+            (
+                "waypost_ledger_taken_over",
+                "Records of other runs, by run, that ended at this node",
+                self.by_run(|lane| {
+                    let runs = lane.taken_over.by_run();
+                    runs.map(|(run, records)| (Some(run.to_owned()), records))
+                        .collect()
+                }),
+            ),
+        ] {
+            registry.register(name, help, samples);
+        }
         for (name, help, value) in [
+            (
+                "waypost_missing_records",
+                "Records that a broker has lost after its confirm, and that no other node has taken",
+                self.ledger.totals().missing(),
+            ),
             (
                 "waypost_spool_records",
                 "Records in the spool that wait for a lane",
@@ -196,7 +224,8 @@ impl Scrape<'_> {
     fn register_histograms(&self, registry: &mut Registry) {
         let requests = self.ledger.requests();
         let requests = requests.iter();
-        let requests = requests.map(|(code, times)| (("code", code.to_string()), times.clone()));
+        let requests =
+            requests.map(|(code, times)| (vec![("code", code.to_string())], times.clone()));
         for (name, help, samples) in [
             (
                 "waypost_ingest_seconds",
@@ -229,7 +258,7 @@ impl Scrape<'_> {
     ) -> Samples<M> {
         let samples = self.lanes.iter().filter_map(|lane| {
             let sample = sample(lane, &self.ledger.lane(lane.lane)).into()?;
-            Some((("lane", lane.lane.to_string()), sample))
+            Some((vec![("lane", lane.lane.to_string())], sample))
         });
         Samples(samples.collect())
     }
@@ -237,20 +266,36 @@ impl Scrape<'_> {
     fn by_path<M>(&self, sample: impl Fn(&LaneLedger) -> M) -> Samples<M> {
         let samples = self.lanes.iter().map(|lane| {
             let label = ("path", lane.tag.to_owned());
-            (label, sample(&self.ledger.lane(lane.lane)))
+            (vec![label], sample(&self.ledger.lane(lane.lane)))
         });
         Samples(samples.collect())
     }
+
+    /// Counts of records by the run that accepted them; `None` is this run.
+    fn by_run(
+        &self,
+        counts: impl Fn(&LaneLedger) -> Vec<(Option<String>, u64)>,
+    ) -> Samples<ConstGauge<u64>> {
+        let mut samples = Vec::new();
+        for lane in &self.lanes {
+            for (run, records) in counts(&self.ledger.lane(lane.lane)) {
+                let run = run.unwrap_or_else(|| self.ledger.run.to_string());
+                let labels = vec![("path", lane.tag.to_owned()), ("run", run)];
+                samples.push((labels, ConstGauge::new(records)));
+            }
+        }
+        Samples(samples)
+    }
 }
 
-/// The samples of a metric, each with its label.
+/// The samples of a metric, each with its labels.
 #[derive(Debug)]
-struct Samples<M>(Vec<((&'static str, String), M)>);
+struct Samples<M>(Vec<(Vec<(&'static str, String)>, M)>);
 
 impl<M: EncodeMetric + TypedMetric> EncodeMetric for Samples<M> {
     fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
-        for (label, sample) in &self.0 {
-            sample.encode(encoder.encode_family(&slice::from_ref(label))?)?;
+        for (labels, sample) in &self.0 {
+            sample.encode(encoder.encode_family(labels)?)?;
         }
         Ok(())
     }

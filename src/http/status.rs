@@ -46,7 +46,7 @@ pub struct Status<'s> {
     uptime_s: f64,
     draining: bool,
     ledger: Balance,
-    /// The ledger balanced the last time that nothing moved.
+    /// The ledger balanced the last time that nothing moved, and no record is missing.
     balanced: bool,
     lanes: Vec<LaneStatus<'s>>,
     api: ApiStatus<'s>,
@@ -69,6 +69,8 @@ pub struct LaneStatus<'s> {
     delivered: u64,
     dead: u64,
     pub in_flight: u64,
+    handed_over: u64,
+    missing: u64,
     redelivered: u64,
     /// Copies on this node's disk of records that the lane has confirmed.
     pub kept: u64,
@@ -110,13 +112,14 @@ impl AdminState {
     }
 
     pub fn status<'s>(&'s self, views: &'s [View]) -> Status<'s> {
+        let ledger = self.ledger.balance(&self.spool.stats());
         Status {
             version: env!("CARGO_PKG_VERSION"),
             node: &self.node,
             uptime_s: self.ledger.started.elapsed().as_secs_f64(),
             draining: self.draining.load(Relaxed),
-            ledger: self.ledger.balance(&self.spool.stats()),
-            balanced: !self.ledger.is_imbalanced(),
+            balanced: ledger.missing == 0 && !self.ledger.is_imbalanced(),
+            ledger,
             lanes: self.lane_statuses(views).collect(),
             api: self.api_status(),
             router_restarts: view_of(views, ChildId::Router).map_or(0, |router| router.restarts),
@@ -172,6 +175,8 @@ impl AdminState {
             delivered: ledger.counts.delivered,
             dead: ledger.counts.dead,
             in_flight,
+            handed_over: ledger.counts.handed_over(),
+            missing: ledger.counts.missing(),
             redelivered: ledger.counts.redelivered,
             kept: stats.kept(lane),
             publish_ms: ledger.publish.quantiles_ms(),

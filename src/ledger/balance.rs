@@ -18,6 +18,8 @@ pub struct Balance {
     pub accepted: u64,
     pub recovered: u64,
     pub delivered: u64,
+    /// Taken from a broker by another node.
+    pub handed_over: u64,
     /// Dead letters on disk.
     pub dead: u64,
     /// Dead letters that an operator has removed.
@@ -26,14 +28,17 @@ pub struct Balance {
     pub spooled: u64,
     /// In a broker, or on the way from it to the API.
     pub in_flight: u64,
+    /// Confirmed by a broker that does not have them any more, and taken by no node.
+    pub missing: u64,
     pub redelivered: u64,
 }
 
 impl Balance {
     /// Holds at every moment at rest.
     pub const fn holds(&self) -> bool {
-        self.accepted + self.recovered
-            == self.delivered + self.dead + self.dropped + self.spooled + self.in_flight
+        let gone = self.handed_over + self.missing;
+        let ended = self.delivered + self.dead + self.dropped;
+        self.accepted + self.recovered == ended + gone + self.spooled + self.in_flight
     }
 }
 
@@ -52,10 +57,12 @@ pub async fn audit(ledger: Arc<Ledger>, stats: watch::Receiver<SpoolStats>) {
                     accepted = balance.accepted,
                     recovered = balance.recovered,
                     delivered = balance.delivered,
+                    handed_over = balance.handed_over,
                     dead = balance.dead,
                     dropped = balance.dropped,
                     spooled = balance.spooled,
                     in_flight = balance.in_flight,
+                    missing = balance.missing,
                     "the ledger does not balance"
                 );
             }

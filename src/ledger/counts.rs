@@ -11,6 +11,8 @@ pub struct Counts {
     pub accepted: u64,
     /// Resent from the spool, where they were counted before.
     pub resent: u64,
+    /// Confirmed by this lane, and since by another, or delivered by another that had them too.
+    pub moved: u64,
     /// Found without a receipt of this run: of an earlier run, of another node, or never confirmed
     /// to its client.
     pub recovered: u64,
@@ -20,14 +22,50 @@ pub struct Counts {
     pub dead: u64,
     /// Came out of a broker again after the API's 2xx, and was not POSTed again.
     pub redelivered: u64,
+    /// Gone from the broker, at which another node consumes: see [`Counts::handed_over`].
+    pub gone_elsewhere: u64,
+    /// Gone from the broker, at which no other node consumes: see [`Counts::missing`].
+    pub gone_missing: u64,
 }
 
 impl Counts {
+    /// Came into the lane and has not come out of it here.
+    pub const fn outstanding(&self) -> u64 {
+        let (came, ended) = self.moves();
+        // A record may be delivered a moment before its confirm has come back.
+        came.saturating_sub(ended)
+    }
+
+    /// Records that came into the lane, and those that ended or went to another.
+    pub(super) const fn moves(&self) -> (u64, u64) {
+        let came = self.accepted + self.resent + self.recovered;
+        (came, self.ended())
+    }
+
+    pub(super) const fn ended(&self) -> u64 {
+        self.moved + self.delivered + self.dead
+    }
+
+    /// Taken from the broker by another node. A record that was counted here and comes out all the
+    /// same is not any more.
+    pub const fn handed_over(&self) -> u64 {
+        at_most(self.gone_elsewhere, self.outstanding())
+    }
+
+    /// Lost by the broker.
+    pub const fn missing(&self) -> u64 {
+        at_most(self.gone_missing, self.outstanding() - self.handed_over())
+    }
+
     /// Safe and not yet delivered.
     pub const fn in_flight(&self) -> u64 {
-        // A record may be delivered a moment before its confirm has come back.
-        (self.accepted + self.resent + self.recovered).saturating_sub(self.delivered + self.dead)
+        self.outstanding() - self.handed_over() - self.missing()
     }
+}
+
+/// `Ord::min` is not `const`.
+const fn at_most(count: u64, most: u64) -> u64 {
+    if count < most { count } else { most }
 }
 
 /// The counts of the node that belong to no lane.
@@ -39,8 +77,6 @@ pub struct NodeCounts {
     pub recovered_from_disk: u64,
     /// Recovered from disk, and before from a lane: counted in both places.
     pub double_counted: u64,
-    /// Ended before their clients were refused.
-    pub refused_too_late: u64,
     /// Dead letters that an operator has removed.
     pub dropped: u64,
 }

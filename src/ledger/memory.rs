@@ -62,8 +62,18 @@ pub(super) struct FlagMemory {
     /// is recognised however many records went by other lanes meanwhile.
     delivered: [Recent<()>; LaneId::ALL.len()],
     /// The records of each rare flag apart, in the order of [`Flags::RARE`]: a flood of refusals
-    /// makes no other record forgotten. The value says whether the record was delivered, too.
-    rare: [Recent<bool>; Flags::RARE.len()],
+    /// makes no other record forgotten.
+    rare: [Recent<Lanes>; Flags::RARE.len()],
+}
+
+/// The lanes of a record that may lie in several.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Lanes {
+    /// The lane that has confirmed it last.
+    pub confirmed: Option<LaneId>,
+    /// The lane that it came out of at its end.
+    pub ended: Option<LaneId>,
+    is_delivered: bool,
 }
 
 impl FlagMemory {
@@ -87,17 +97,66 @@ impl FlagMemory {
     }
 
     pub fn add_delivered(&mut self, lane: LaneId, key: Fingerprint) {
-        for rare in &mut self.rare {
-            if let Some(is_delivered) = rare.get_mut(&key) {
-                *is_delivered = true;
-            }
-        }
+        self.update(&key, |lanes| {
+            lanes.ended = Some(lane);
+            lanes.is_delivered = true;
+        });
         insert(&mut self.delivered[lane as usize], key, ());
     }
 
-    /// Adds a rare flag to a record that has `flags`.
-    pub fn add(&mut self, flag: Flags, key: Fingerprint, flags: Flags) {
-        insert(&mut self.rare[at(flag)], key, flags.has(Flags::DELIVERED));
+    /// The record has become a dead letter.
+    pub fn add_dead(&mut self, lane: LaneId, key: Fingerprint) {
+        self.add(Flags::DEAD, key);
+        self.update(&key, |lanes| lanes.ended = Some(lane));
+    }
+
+    /// The other lane that has confirmed a record with these flags, if it may lie in several.
+    pub fn confirmed_by_another(
+        &self,
+        lane: LaneId,
+        flags: Flags,
+        key: Option<Fingerprint>,
+    ) -> Option<LaneId> {
+        let may_lie_in_two = Flags::MAYBE_PUBLISHED | Flags::ADOPTED | Flags::RESENT;
+        let key = key.filter(|_| flags.has(may_lie_in_two))?;
+        let confirmed = self.lanes(&key).confirmed;
+        confirmed.filter(|&other| other != lane)
+    }
+
+    /// `lane` has confirmed a record that may lie in another, too. Returns the other if the record
+    /// has ended there.
+    pub fn confirm(&mut self, lane: LaneId, key: Fingerprint) -> Option<LaneId> {
+        self.update(&key, |lanes| lanes.confirmed = Some(lane));
+        self.lanes(&key).ended.filter(|&other| other != lane)
+    }
+
+    /// Adds a rare flag.
+    pub fn add(&mut self, flag: Flags, key: Fingerprint) {
+        let lanes = self.lanes(&key);
+        insert(&mut self.rare[at(flag)], key, lanes);
+    }
+
+    /// The lanes of a record, as far as they are known. Without a rare flag that is the one that
+    /// has delivered it.
+    pub fn lanes(&self, key: &Fingerprint) -> Lanes {
+        if let Some(lanes) = self.rare.iter().find_map(|rare| rare.get(key)) {
+            return *lanes;
+        }
+        let delivered = |lane: &LaneId| self.delivered[*lane as usize].get(key).is_some();
+        let ended = LaneId::ALL.into_iter().find(delivered);
+        Lanes {
+            confirmed: None,
+            ended,
+            is_delivered: ended.is_some(),
+        }
+    }
+
+    fn update(&mut self, key: &Fingerprint, change: impl Fn(&mut Lanes)) {
+        for rare in &mut self.rare {
+            if let Some(lanes) = rare.get_mut(key) {
+                change(lanes);
+            }
+        }
     }
 
     fn fingerprint(&self, record: &Record) -> Option<Fingerprint> {
@@ -112,8 +171,8 @@ impl FlagMemory {
         }
         for (flag, rare) in Flags::RARE.into_iter().zip(&self.rare) {
             match rare.get(key) {
-                Some(true) => flags = flags | flag | Flags::DELIVERED,
-                Some(false) => flags = flags | flag,
+                Some(lanes) if lanes.is_delivered => flags = flags | flag | Flags::DELIVERED,
+                Some(_) => flags = flags | flag,
                 None => {}
             }
         }
@@ -167,8 +226,8 @@ mod tests {
     }
 
     fn add(memory: &mut FlagMemory, flag: Flags, number: usize) {
-        let (flags, key) = memory.look_up(&numbered(number));
-        memory.add(flag, key.unwrap(), flags);
+        let key = memory.fingerprint(&numbered(number)).unwrap();
+        memory.add(flag, key);
     }
 
     #[test]

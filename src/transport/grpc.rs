@@ -26,8 +26,16 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use self::{buffer::BufferOut, inbound::Intake, peers::Peers, service::Service, tls::Tls};
-use super::{BrokerInfo, CLOSE_TIMEOUT, Durability, Incoming, Message, Transport, TransportError};
+use self::{
+    buffer::{BufferIn, BufferOut},
+    inbound::Intake,
+    peers::Peers,
+    service::Service,
+    tls::Tls,
+};
+use super::{
+    Backlog, BrokerInfo, CLOSE_TIMEOUT, Durability, Incoming, Message, Transport, TransportError,
+};
 use crate::{breaker::Breaker, config, record::Schema, spool::Spool, tap::Tap};
 
 /// Pings on a connection, so that a peer that falls silent is noticed within their sum.
@@ -83,8 +91,10 @@ async fn reached(mut phases: watch::Receiver<Phase>, phase: Phase) {
 /// The node's gRPC server, and its streams to the peers. Dropping it ends both.
 pub struct Grpc {
     address: SocketAddr,
+    buffer_in: BufferIn,
     buffer: BufferOut,
     peers: Peers,
+    has_peers: bool,
     phase: watch::Sender<Phase>,
     /// Closed when the server has ended.
     server: watch::Sender<()>,
@@ -141,16 +151,19 @@ impl Transport for Grpc {
             // Each peer that is away is logged by its own task.
             peers.first(FIRST_STREAM).await.ok();
         }
+        let reloading = buffer_in.clone();
         tokio::spawn(async move {
             tokio::select! {
-                () = buffer_in.reload() => {}
+                () = reloading.reload() => {}
                 () = reached(phases, Phase::Closing) => {}
             }
         });
         Ok(Self {
             address,
+            buffer_in,
             buffer,
             peers,
+            has_peers: !config.peers.is_empty(),
             phase,
             server,
         })
@@ -206,6 +219,14 @@ impl Transport for Grpc {
             outlives_power_cut: Durability::Yes,
             ..BrokerInfo::default()
         }
+    }
+
+    /// What a peer has confirmed is with that peer.
+    async fn backlog(&self) -> Result<Backlog, String> {
+        Ok(Backlog {
+            messages: self.buffer_in.records(),
+            is_shared: self.has_peers,
+        })
     }
 }
 

@@ -17,6 +17,8 @@
 //!   client buffers included. Dropping a transport without `close` may skip that, but frees its
 //!   connections, tasks and sockets.
 //! - Every wait inside has a deadline, and `receive` fails within ten seconds of a peer's silence.
+//! - [`Transport::backlog`] counts a message from its confirm until its ack has arrived, and may
+//!   count more.
 //! - A message that another publisher sent without our headers comes out as well. Its id does not
 //!   change when the system sends it again, as far as the system itself identifies messages.
 //!
@@ -38,7 +40,7 @@ pub mod pubsub;
 pub mod rabbitmq;
 mod secret;
 
-use std::time::Duration;
+use std::{future::ready, time::Duration};
 
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use serde::{Serialize, Serializer};
@@ -100,6 +102,24 @@ pub trait Transport: Sized + 'static {
 
     /// The system's version, warnings and limit, as of `connect`.
     fn info(&self) -> BrokerInfo;
+
+    /// How many messages the system has now.
+    ///
+    /// # Errors
+    /// When the system does not answer, or has no such count.
+    fn backlog(&self) -> impl Future<Output = Result<Backlog, String>> {
+        ready(Err("it has no count of its messages".into()))
+    }
+}
+
+/// The messages of a lane that are in its system, or in this node's hands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Backlog {
+    /// The most messages that this node has published there and that are not settled. Those of
+    /// others count as well, where they cannot be distinguished.
+    pub messages: u64,
+    /// Whether another node takes messages, too.
+    pub is_shared: bool,
 }
 
 /// The system behind a lane.

@@ -13,7 +13,13 @@ mod open;
 mod pull;
 mod settle;
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use async_nats::{
     Client, HeaderMap, HeaderName, HeaderValue, PublishErrorKind, Subject,
@@ -21,11 +27,13 @@ use async_nats::{
     header::NATS_MESSAGE_ID,
     jetstream::{
         self,
+        consumer::PullConsumer,
         context::ContextBuilder,
         stream::{RawMessageErrorKind, Stream},
     },
 };
 use bytes::Bytes;
+use futures_util::future::join;
 use tokio::{
     sync::{Mutex, mpsc},
     task::JoinHandle,
@@ -41,8 +49,8 @@ use self::{
     settle::Settler,
 };
 use super::{
-    BrokerInfo, CLOSE_TIMEOUT, Headers, Incoming, Message, PREFETCH, Transport, TransportError,
-    header, lost::Lost, publish_each,
+    Backlog, BrokerInfo, CLOSE_TIMEOUT, Headers, Incoming, Message, PREFETCH, Transport,
+    TransportError, header, lost::Lost, publish_each,
 };
 use crate::{
     config,
@@ -70,6 +78,7 @@ const PULL_EXPIRES: Duration = Duration::from_secs(1);
 pub struct Nats {
     client: Client,
     stream: Stream,
+    consumer: PullConsumer,
     subject: Subject,
     /// Messages that were pulled, in their order.
     ready: Mutex<mpsc::Receiver<Incoming>>,
@@ -78,6 +87,10 @@ pub struct Nats {
     lost: Lost,
     tasks: [JoinHandle<()>; 3],
     info: BrokerInfo,
+    received: Arc<AtomicU64>,
+    /// The consumer's deliveries that this connection has not received, when it last had nothing
+    /// else to deliver.
+    not_received: AtomicU64,
 }
 
 fn cannot(why: impl ToString) -> TransportError {
@@ -112,18 +125,23 @@ impl Transport for Nats {
         let (settler, settling) = settle::new(client.clone(), ack_wait);
         let (confirms, confirming) = confirm::new(&client, &settings.stream, lost.clone()).await?;
         let (inbox, ready) = mpsc::channel(usize::from(PREFETCH));
+        let received = Arc::<AtomicU64>::default();
+        let consumer = declared.consumer.clone();
+        let delivered = consumer.cached_info().delivered.consumer_sequence;
         let puller = Puller {
             context,
             stream: declared.stream.clone(),
             subject: settings.subject.clone(),
             consumer: declared.consumer,
             ready: inbox,
+            received: Arc::clone(&received),
             settler: settler.clone(),
             lost: lost.clone(),
         };
         Ok(Self {
             client,
             stream: declared.stream,
+            consumer,
             subject: settings.subject.as_str().into(),
             ready: Mutex::new(ready),
             settler,
@@ -135,6 +153,8 @@ impl Transport for Nats {
                 tokio::spawn(confirming),
             ],
             info,
+            received,
+            not_received: delivered.into(),
         })
     }
 
@@ -183,9 +203,41 @@ impl Transport for Nats {
     fn info(&self) -> BrokerInfo {
         self.info.clone()
     }
+
+    async fn backlog(&self) -> Result<Backlog, String> {
+        let (consumer, stream) = join(self.consumer.get_info(), self.stream.get_info()).await;
+        let consumer = consumer.map_err(|why| why.to_string())?;
+        let stream = stream.map_err(|why| why.to_string())?;
+        // A purge takes the messages that this node has in hand, too, and it delivers them.
+        let in_hand = self.settler.unsettled().max(consumer.num_ack_pending);
+        let mut messages = consumer.num_pending + in_hand as u64;
+        if stream.config.subjects == [&*self.subject] {
+            // The consumer may be about to skip some: see `consumer_check`.
+            messages = messages.max(stream.state.messages);
+        }
+        let delivered = consumer.delivered.consumer_sequence;
+        Ok(Backlog {
+            messages,
+            // This node has one pull in flight at most.
+            is_shared: consumer.num_waiting > 1 || self.others_received(delivered, messages == 0),
+        })
+    }
 }
 
 impl Nats {
+    /// Whether another connection has received some of the messages that the consumer has
+    /// `delivered`. If it has no others to deliver, none is on its way here.
+    fn others_received(&self, delivered: u64, is_empty: bool) -> bool {
+        let not_received = delivered.wrapping_sub(self.received.load(Relaxed));
+        let since = not_received.wrapping_sub(self.not_received.load(Relaxed));
+        if is_empty {
+            self.not_received.store(not_received, Relaxed);
+        }
+        let on_their_way = if is_empty { 0 } else { PULL_MAX };
+        // Negative if more came here after the server had counted.
+        since.cast_signed() > 0 && since > on_their_way as u64
+    }
+
     /// Resolves when the message is durable in the stream.
     async fn store(&self, message: &Message) -> Result<(), TransportError> {
         let headers = headers(&message.headers, &message.headers.id)?;

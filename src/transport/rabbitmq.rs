@@ -10,7 +10,14 @@ mod message;
 mod publisher;
 mod settler;
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use futures_util::{FutureExt as _, Stream, StreamExt as _, future::join, stream::select};
 use lapin::{
@@ -27,15 +34,15 @@ use tokio::{
 use tracing::warn;
 
 use self::{
-    declare::{declare, failed},
+    declare::{declare, failed, find},
     link::{CONSUME_FRAME_MAX, Link, PUBLISH_FRAME_MAX, Target},
     message::from_properties,
     publisher::{PublishRequest, publish_and_confirm},
     settler::{Settlement, settle},
 };
 use super::{
-    BrokerInfo, CLOSE_TIMEOUT, Durability, Incoming, Message, PREFETCH, Transport, TransportError,
-    lost::Lost,
+    Backlog, BrokerInfo, CLOSE_TIMEOUT, Durability, Incoming, Message, PREFETCH, Transport,
+    TransportError, lost::Lost,
 };
 use crate::{config, lane_id::LaneId, record::Record};
 
@@ -58,6 +65,7 @@ const PROPERTIES_ROOM: usize = 1024;
 pub struct RabbitMq {
     publish: Link,
     consume: Link,
+    queue: ShortString,
     publisher: mpsc::Sender<PublishRequest>,
     /// Why the broker blocks publishers, while it does.
     blocked: watch::Receiver<Option<TransportError>>,
@@ -66,6 +74,8 @@ pub struct RabbitMq {
     /// Delivery tags of the messages that were handed out and are not settled.
     unsettled: Arc<Mutex<BTreeSet<u64>>>,
     consumer: tokio::sync::Mutex<Consumer>,
+    /// A task waits for a message: none is in the client's buffer.
+    is_waiting: AtomicBool,
     lost: Lost,
     info: BrokerInfo,
 }
@@ -135,11 +145,13 @@ impl Transport for RabbitMq {
     async fn receive(&self, into: &mut Vec<Incoming>, max: usize) -> Result<(), TransportError> {
         let mut consumer = self.consumer.lock().await;
         let before = into.len();
+        self.is_waiting.store(true, Relaxed);
         let mut next = tokio::select! {
             biased;
             lost = self.lost.wait() => return Err(lost),
             first = consumer.next() => Some(first),
         };
+        self.is_waiting.store(false, Relaxed);
         while let Some(received) = next {
             next = match received {
                 Some(Ok(delivery)) => {
@@ -190,6 +202,27 @@ impl Transport for RabbitMq {
     fn info(&self) -> BrokerInfo {
         self.info.clone()
     }
+
+    /// What another node has in hand does not count: that node has taken it.
+    async fn backlog(&self) -> Result<Backlog, String> {
+        // Not over the other connection: a broker that blocks publishers does not read it.
+        let queue = async {
+            let channel = self.consume.new_channel().await?;
+            let queue = find(&channel, &self.queue).await?;
+            channel.close(link::OK, "counted".into()).await?;
+            Ok::<_, lapin::Error>(queue)
+        };
+        let queue = queue.await.map_err(|why| why.to_string())?;
+        let in_hand = if self.is_waiting.load(Relaxed) {
+            self.unsettled.lock().len() as u64
+        } else {
+            PREFETCH.into()
+        };
+        Ok(Backlog {
+            messages: u64::from(queue.message_count()) + in_hand,
+            is_shared: queue.consumer_count() > 1,
+        })
+    }
 }
 
 impl Drop for RabbitMq {
@@ -218,7 +251,12 @@ impl RabbitMq {
         let lost = Lost::default();
         let (publisher, requests) = mpsc::channel(PUBLISH_QUEUE);
         let channel = publish.channel.clone();
-        tokio::spawn(publish_and_confirm(channel, queue, requests, lost.clone()));
+        tokio::spawn(publish_and_confirm(
+            channel,
+            queue.clone(),
+            requests,
+            lost.clone(),
+        ));
         let (settler, settlements) = mpsc::unbounded_channel();
         let unsettled = Arc::default();
         let channel = consume.channel.clone();
@@ -249,11 +287,13 @@ impl RabbitMq {
         Ok(Self {
             publish,
             consume,
+            queue,
             publisher,
             blocked,
             settler,
             unsettled,
             consumer: tokio::sync::Mutex::new(consumer),
+            is_waiting: AtomicBool::new(false),
             lost,
             info,
         })

@@ -5,7 +5,10 @@ use std::{
     cell::RefCell,
     path::{Path, PathBuf},
     rc::Rc,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     thread,
     time::Duration,
 };
@@ -40,13 +43,15 @@ use waypost::{
     ledger::Ledger,
     record::{Origin, Record},
     spool::{NotSafe, OpenError, Queue, Spool, SpoolStats},
-    transport::{BrokerInfo, Durability, Incoming, Message, Transport, TransportError},
+    transport::{Backlog, BrokerInfo, Durability, Incoming, Message, Transport, TransportError},
 };
 
 pub const LANES: [LaneId; 3] = [LaneId::Nats, LaneId::Rabbitmq, LaneId::Pubsub];
 pub const PUBLISH_TIMEOUT: Duration = Duration::from_secs(5);
 /// Nothing here rests for longer before it is tried again.
 pub const RETRY: Duration = Duration::from_secs(1);
+/// Each lane has compared its records with its broker's count, twice and more.
+pub const COMPARED: Duration = Duration::from_secs(9);
 
 /// A publish that waits for the broker's word.
 pub struct Publish {
@@ -78,6 +83,8 @@ struct Broker {
     epoch: watch::Sender<u64>,
     publishes: Mutex<Vec<Publish>>,
     records: Mutex<Vec<Record>>,
+    /// Another node consumes, too.
+    is_shared: AtomicBool,
 }
 
 impl Brokers {
@@ -86,6 +93,7 @@ impl Brokers {
             epoch: watch::Sender::new(1),
             publishes: Mutex::default(),
             records: Mutex::default(),
+            is_shared: AtomicBool::default(),
         };
         Self(Arc::new([0, 1, 2].map(broker)))
     }
@@ -111,6 +119,11 @@ impl Brokers {
 
     pub fn records(&self, lane: usize) -> MutexGuard<'_, Vec<Record>> {
         self.0[lane].records.lock().unwrap()
+    }
+
+    /// Whether another node consumes.
+    pub fn share(&self, lane: usize, is_shared: bool) {
+        self.0[lane].is_shared.store(is_shared, Relaxed);
     }
 
     /// The records that are being published, each with its lane.
@@ -202,6 +215,16 @@ impl<const LANE: usize> Transport for Link<LANE> {
             outlives_power_cut: Durability::Yes,
             ..BrokerInfo::default()
         }
+    }
+
+    async fn backlog(&self) -> Result<Backlog, String> {
+        if *self.brokers.0[LANE].epoch.borrow() != self.epoch {
+            return Err("away".into());
+        }
+        Ok(Backlog {
+            messages: self.brokers.records(LANE).len() as u64,
+            is_shared: self.brokers.0[LANE].is_shared.load(Relaxed),
+        })
     }
 }
 

@@ -48,6 +48,10 @@ struct Case {
     excuses: usize,
     /// Delivered or dead in this run.
     is_settled: bool,
+    /// A lane has confirmed it to its client or to the feeder in this run.
+    is_confirmed: bool,
+    /// A broker has lost a copy of it, or given one to another node.
+    is_gone: bool,
 }
 
 impl Case {
@@ -82,6 +86,10 @@ pub struct Model {
     /// Entries that a lane has confirmed since the last rest: the disk may not know it yet.
     unsettled: Vec<usize>,
     doubt: Option<Doubt>,
+    /// The copies that brokers have lost or given to other nodes in this run.
+    gone: Vec<usize>,
+    /// Another node has consumed in this run.
+    is_shared: bool,
 }
 
 impl Model {
@@ -106,6 +114,8 @@ impl Model {
             dropped: 0,
             excuses: 0,
             is_settled: false,
+            is_confirmed: false,
+            is_gone: false,
         });
     }
 
@@ -129,6 +139,7 @@ impl Model {
                     confirmed == Some(*lane),
                     "r{number} has a receipt of {lane}, which did not confirm it"
                 );
+                case.is_confirmed = true;
             }
             Ok(Receipt::Spool) => {
                 ensure!(
@@ -154,6 +165,7 @@ impl Model {
             case.confirmed = Some(lane);
         } else {
             case.waiting = (case.waiting.0.saturating_sub(1), case.waiting.1 - 1);
+            case.is_confirmed = true;
             self.unsettled.push(number);
         }
     }
@@ -161,6 +173,13 @@ impl Model {
     /// A broker has the record, and the confirm did not come.
     pub fn lost(&mut self, number: usize) {
         self.cases[number].excuses += 1;
+    }
+
+    /// A broker has lost a copy of a record, or given it to another node.
+    pub fn gone(&mut self, number: usize, is_taken: bool) {
+        self.cases[number].is_gone = true;
+        self.gone.push(number);
+        self.is_shared |= is_taken;
     }
 
     pub fn delivered(&mut self, number: usize) -> Check {
@@ -232,8 +251,11 @@ impl Model {
                 case.waiting.1 += usize::from(is_midst);
             }
             case.is_settled = false;
+            case.is_confirmed = false;
             case.excuses += case.waiting.1;
         }
+        self.gone.clear();
+        self.is_shared = false;
         // The new process has an empty ledger.
         for record in stored {
             self.cases[number(&record)].excuses += 1;
@@ -359,8 +381,19 @@ impl Model {
     fn balances(&self, node: &Node, stats: &SpoolStats) -> Check {
         let balance = node.ledger.balance(stats);
         let lanes = node.ledger.totals();
+        // Nothing is gone that no broker has lost.
+        ensure!(
+            balance.handed_over + balance.missing <= self.gone.len() as u64,
+            "more is gone than {:?}: {balance:?}",
+            self.gone
+        );
+        ensure!(
+            self.is_shared || balance.handed_over == 0,
+            "nobody took it: {balance:?}"
+        );
         // A record may be delivered before its confirm arrives, or without one.
-        if lanes.accepted + lanes.resent + lanes.recovered < lanes.delivered + lanes.dead {
+        let came = lanes.accepted + lanes.resent + lanes.recovered;
+        if came < lanes.delivered + lanes.dead + lanes.moved {
             let is_early = |case: &Case| case.is_settled && case.carriers() > 0;
             ensure!(
                 self.cases.iter().any(is_early),
@@ -383,6 +416,37 @@ impl Model {
         Ok(())
     }
 
+    /// The brokers are empty, and the lanes have compared: the ledger must know what is gone.
+    pub fn knows_gone(&self, node: &Node) -> Check {
+        for lane in LANES {
+            let counts = node.ledger.lane(lane).counts;
+            ensure!(counts.in_flight() == 0, "{lane} is empty: {counts:?}");
+        }
+        let balance = node.ledger.balance(&node.spool_stats());
+        let gone = usize::try_from(balance.handed_over + balance.missing).expect("few");
+        let mut cases = self.gone.clone();
+        cases.sort_unstable();
+        cases.dedup();
+        cases.retain(|&number| self.cases[number].is_confirmed);
+        // A dead letter that was let go is another record to the ledger.
+        let (replayed, once): (Vec<_>, Vec<_>) = cases
+            .into_iter()
+            .partition(|&number| self.cases[number].replayed);
+        let unsettled = |number: &&usize| !self.cases[**number].is_settled;
+        let least = once.iter().filter(unsettled).count();
+        let most = least
+            + self
+                .gone
+                .iter()
+                .filter(|number| replayed.contains(number))
+                .count();
+        ensure!(
+            (least..=most).contains(&gone),
+            "{gone} records are gone, not {least} to {most}: {balance:?}"
+        );
+        Ok(())
+    }
+
     /// Everything has come to its end: each promise must be kept.
     pub fn ends(&self, stats: &SpoolStats) -> Check {
         for (number, case) in self.cases.iter().enumerate() {
@@ -390,7 +454,10 @@ impl Model {
                 case.client != Client::Waits,
                 "the client of r{number} still waits"
             );
-            let is_kept = case.delivered > 0 || case.dropped > 0 || self.dead.contains(&number);
+            let is_kept = case.delivered > 0
+                || case.dropped > 0
+                || case.is_gone
+                || self.dead.contains(&number);
             ensure!(
                 case.client != Client::HasReceipt || is_kept,
                 "r{number} is lost: {case:?}"

@@ -62,7 +62,7 @@ impl Unconfirmed<'_> {
         let record = &self.pending.record;
         let is_heard = self.pending.reply(Ok(Receipt::Lane(lane)));
         match (is_heard, self.source) {
-            (true, Source::Client) => ledger.accepted(lane, took),
+            (true, Source::Client) => ledger.accepted(lane, record, took),
             (true, Source::Spool) => ledger.resent(lane, record, took),
             (true, Source::Copies) => {}
             // The client has no receipt. If the record comes out of the lane, the ledger counts it

@@ -155,6 +155,13 @@ struct BufferShared {
 }
 
 impl BufferIn {
+    /// The most records that are in memory or on disk.
+    pub(super) fn records(&self) -> u64 {
+        // A record takes one unit of memory at least, and may be on disk, too.
+        let in_memory = CAPACITY - self.0.capacity.available_permits();
+        in_memory as u64 + self.0.spool.stats().records(Queue::Carried)
+    }
+
     /// Buffers `record` in memory. Gives it back if memory has no room, or the API is known to be
     /// down.
     pub(super) fn try_admit(

@@ -5,7 +5,13 @@
 //! message becomes an [`Incoming`] as soon as it arrives, so the settler extends its ack wait. The
 //! server ends each pull, so no message is on its way after that.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use async_nats::{
     Message, StatusCode, Subscriber,
@@ -52,6 +58,8 @@ pub struct Puller {
     pub subject: String,
     pub consumer: PullConsumer,
     pub ready: mpsc::Sender<Incoming>,
+    /// Counts the messages that came, redeliveries included.
+    pub received: Arc<AtomicU64>,
     pub settler: Settler,
     pub lost: Lost,
 }
@@ -146,6 +154,7 @@ impl Puller {
     }
 
     fn deliver(&self, message: Message) -> Incoming {
+        self.received.fetch_add(1, Relaxed);
         let context = self.context.clone();
         let stored = jetstream::Message { message, context };
         let redelivered = stored.info().is_ok_and(|info| info.delivered > 1);

@@ -69,6 +69,11 @@ impl Settler {
         move |verdict| settler.settle(key, verdict)
     }
 
+    /// Messages without a verdict.
+    pub fn unsettled(&self) -> usize {
+        self.unacked.lock().messages.len()
+    }
+
     fn settle(&self, key: u64, verdict: Verdict) {
         // It is absent if `close` has given it back.
         let Some(Unacked { reply, .. }) = self.unacked.lock().messages.remove(&key) else {

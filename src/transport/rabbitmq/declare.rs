@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use lapin::{
-    Channel, Error, ErrorKind,
+    Channel, Error, ErrorKind, Queue,
     options::QueueDeclareOptions,
     protocol::{AMQPErrorKind, AMQPSoftError},
     types::{AMQPValue, FieldTable, ShortString},
@@ -31,18 +31,21 @@ pub(super) async fn declare(link: &Link, queue: &ShortString) -> Result<Option<S
     // The broker closes the channel of a declaration that fails.
     let channel = link.new_channel().await;
     let channel = channel.map_err(|why| format!("open a channel: {why}"))?;
-    let options = QueueDeclareOptions {
-        passive: true,
-        ..QueueDeclareOptions::default()
-    };
-    let found = channel
-        .queue_declare(queue.clone(), options, FieldTable::default())
-        .await;
-    match found {
+    match find(&channel, queue).await {
         Ok(_) => check(&channel, queue).await,
         Err(why) if is(&why, AMQPSoftError::NOTFOUND) => create(link, queue).await,
         Err(why) => Err(failed("look for the queue", "configure", queue)(why)),
     }
+}
+
+/// The counts of the queue. The broker closes the channel if there is none.
+pub(super) async fn find(channel: &Channel, queue: &ShortString) -> lapin::Result<Queue> {
+    let options = QueueDeclareOptions {
+        passive: true,
+        ..QueueDeclareOptions::default()
+    };
+    let declared = channel.queue_declare(queue.clone(), options, FieldTable::default());
+    declared.await
 }
 
 async fn create(link: &Link, queue: &ShortString) -> Result<Option<String>, String> {

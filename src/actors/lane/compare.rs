@@ -1,0 +1,49 @@
+//! Comparing: finds the records in flight that the lane's system does not have any more.
+
+use std::time::Duration;
+
+use tokio::time::{sleep, timeout};
+use tracing::{debug, error, info};
+
+use super::LaneParams;
+use crate::{
+    ledger::{Finding, Present},
+    transport::Transport,
+};
+
+/// The time between two comparisons.
+const PERIOD: Duration = Duration::from_secs(2);
+/// How long the system may take to count.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Compares for as long as the connection lives.
+pub async fn compare<T: Transport>(transport: &T, params: &LaneParams) {
+    let lane = params.lane;
+    loop {
+        sleep(PERIOD).await;
+        let before = params.ledger.lane(lane).counts;
+        let counted = timeout(PATIENCE, transport.backlog()).await;
+        let backlog = match counted.unwrap_or_else(|_| Err(format!("silent for {PATIENCE:?}"))) {
+            Ok(backlog) => backlog,
+            Err(why) => {
+                debug!(%lane, why, "the records in flight cannot be compared");
+                continue;
+            }
+        };
+        let present = Present {
+            // A message of this node has so many records at most.
+            records: backlog.messages.saturating_mul(params.bundle as u64),
+            is_shared: backlog.is_shared,
+        };
+        match params.ledger.compare(lane, &before, present) {
+            Some(Finding::Missing(records)) => error!(
+                %lane,
+                records,
+                "the broker has lost records that it had confirmed, and no other node has taken \
+                 them: look for a purge, a limit or a deleted queue there"
+            ),
+            Some(Finding::NoneMissing) => info!(%lane, "no record is missing any more"),
+            None => {}
+        }
+    }
+}

@@ -1,0 +1,286 @@
+//! Nodes that share a broker: what one has accepted and another has delivered is in flight nowhere,
+//! and what a broker has lost is missing.
+
+use std::{collections::HashMap, time::Duration};
+
+use async_nats::jetstream;
+use lapin::options::QueuePurgeOptions;
+use serde_json::Value;
+
+use crate::support::{
+    api::{Api, Conduct},
+    eventually,
+    lanes::{Lane, Nats, Rabbitmq, grpc_variables},
+    load::{CLIENTS, Load},
+    node::{Node, PATIENCE},
+    process::free_port,
+    rig::Rig as _,
+    traffic,
+};
+
+/// How long a broker may take to send again what a killed node had, and the nodes to compare.
+const REDELIVERY: Duration = Duration::from_mins(2);
+/// Longer than a node takes to notice that records are gone.
+const COMPARED: Duration = Duration::from_secs(8);
+
+fn value(variables: &[(String, String)], key: &str) -> String {
+    let found = variables.iter().find(|(name, _)| name == key);
+    found.expect("it is set").1.clone()
+}
+
+fn count(of: &Value, key: &str) -> u64 {
+    of[key].as_u64().unwrap_or_else(|| panic!("{key} of {of}"))
+}
+
+/// The sum of the two sides of the equation.
+fn balances(ledger: &Value) -> bool {
+    let sum = |keys: &[&str]| keys.iter().map(|key| count(ledger, key)).sum::<u64>();
+    let ends = ["delivered", "handed_over", "dead", "dropped"];
+    sum(&["accepted", "recovered"]) == sum(&ends) + sum(&["spooled", "in_flight", "missing"])
+}
+
+/// Waits until none of the nodes has a record in flight or on disk, and each ledger balances.
+async fn all_at_rest(nodes: &[Node], patience: Duration) {
+    for node in nodes {
+        eventually("a node is at rest", patience, async || {
+            let status = node.status().await;
+            let ledger = &status["ledger"];
+            let lanes = status["lanes"].as_array()?;
+            let rests = count(ledger, "spooled") == 0
+                && count(ledger, "in_flight") == 0
+                && lanes.iter().all(|lane| lane["in_flight"] == 0);
+            (rests && balances(ledger) && status["balanced"] == true).then_some(())
+        })
+        .await;
+        assert_eq!(node.status().await["ledger"]["missing"], 0);
+    }
+}
+
+/// A metric of all nodes, summed by run.
+async fn by_run(nodes: &[Node], metric: &str) -> HashMap<String, u64> {
+    let mut runs = HashMap::new();
+    for node in nodes {
+        let (_, text) = node.text("/metrics").await;
+        for line in text.lines().filter(|line| line.starts_with(metric)) {
+            let run = line.split_once("run=\"").expect("a label").1;
+            let (run, records) = run.split_once("\"} ").expect("a sample");
+            *runs.entry(run.to_owned()).or_default() += records.parse::<u64>().expect("a count");
+        }
+    }
+    runs
+}
+
+/// What `docs/operate.md` asks Prometheus: how many more records each run has handed over than were
+/// taken over of it.
+async fn untaken(nodes: &[Node]) -> Vec<i64> {
+    let handed_over = by_run(nodes, "waypost_ledger_handed_over").await;
+    let taken_over = by_run(nodes, "waypost_ledger_taken_over").await;
+    let of = |(run, records): (&String, &u64)| {
+        let taken = taken_over.get(run).copied().unwrap_or_default();
+        records.checked_signed_diff(taken).expect("small numbers")
+    };
+    handed_over.iter().map(of).collect()
+}
+
+/// Three nodes with the same lanes and the same API.
+async fn three(api: &Api, variables: &[(String, String)]) -> Vec<Node> {
+    let mut nodes = Vec::new();
+    for _ in 0..3 {
+        nodes.push(Node::start(&api.url(), variables).await);
+    }
+    nodes
+}
+
+/// Posts `records` records to the first node, an eighth of them to the second, and none to others.
+async fn load_unevenly(nodes: &[Node], records: usize, name: &str) {
+    let records_of_each = [records, records / 8, 0];
+    let bodies = traffic();
+    for (node, records) in nodes.iter().zip(records_of_each) {
+        for number in 0..records {
+            let key = format!("{name}-{}-{number}", node.ingest);
+            let (status, answer) = node
+                .post("/", &key, bodies[number % bodies.len()].clone())
+                .await
+                .expect("an answer");
+            assert!(status.is_success(), "{answer}");
+        }
+    }
+}
+
+#[actix_rt::test]
+async fn three_nodes_on_two_brokers_hand_over_what_others_deliver_and_miss_nothing() {
+    let (Some(mut nats), Some(mut rabbitmq)) = (Nats::start().await, Rabbitmq::start().await)
+    else {
+        return;
+    };
+    let variables = [nats.variables(), rabbitmq.variables()].concat();
+    let api = Api::start();
+    api.delay(Duration::from_millis(5));
+    let mut nodes = three(&api, &variables).await;
+    for node in &nodes {
+        for lane in ["nats", "rabbitmq"] {
+            node.lane_is(lane, "up", PATIENCE).await;
+        }
+    }
+    load_unevenly(&nodes, 400, "first").await;
+    all_at_rest(&nodes, REDELIVERY).await;
+    let first = nodes[0].status().await["ledger"].clone();
+    assert!(count(&first, "handed_over") > 50, "{first}");
+    assert_eq!(untaken(&nodes).await, [0; 3]);
+
+    // One dies with records in hand, and comes back while the load goes on.
+    let mut load = Load::start_with(&nodes[0], CLIENTS, Duration::ZERO);
+    load.take(300).await;
+    nodes[1].killed_and_started().await;
+    load.take(300).await;
+    load.end().await;
+    load.is_met(&api, REDELIVERY).await;
+    all_at_rest(&nodes, REDELIVERY).await;
+}
+
+/// The API hangs, so all records are in the broker, or in the node's hands. After `purge` those in
+/// its hands arrive, and the others are missing.
+async fn a_purge_is_noticed<L: Lane>(lane: &mut L, purge: impl AsyncFnOnce(&[(String, String)])) {
+    const RECORDS: usize = 1000;
+    let variables = lane.variables();
+    let api = Api::start();
+    api.behave(|_, _| Conduct::Hang);
+    let node = Node::start(&api.url(), &variables).await;
+    node.lane_is(L::NAME, "up", PATIENCE).await;
+    let bodies = traffic();
+    for number in 0..RECORDS {
+        let body = bodies[number % bodies.len()].clone();
+        let answer = node.post("/", &format!("purged-{number}"), body).await;
+        assert!(answer.is_some_and(|(status, _)| status.is_success()));
+    }
+    tokio::time::sleep(COMPARED).await;
+    let status = node.status().await;
+    assert_eq!(count(&status["ledger"], "in_flight"), RECORDS as u64);
+    assert_eq!(
+        (&status["ledger"]["missing"], &status["balanced"]),
+        (&0.into(), &true.into())
+    );
+
+    purge(&variables).await;
+    eventually("the loss is noticed", PATIENCE, async || {
+        (count(&node.status().await["ledger"], "missing") > 0).then_some(())
+    })
+    .await;
+    api.behave(|_, _| Conduct::Answer(200));
+    let missing = eventually("the others arrive", PATIENCE, async || {
+        let ledger = node.status().await["ledger"].clone();
+        (count(&ledger, "in_flight") == 0).then_some(ledger)
+    })
+    .await;
+    let delivered = api.taken().len();
+    assert_eq!(count(&missing, "missing"), (RECORDS - delivered) as u64);
+    assert!(delivered < RECORDS, "the purge came too late");
+    assert!(balances(&missing), "{missing}");
+    eventually("it is said", PATIENCE, async || {
+        let said = format!("records={}", RECORDS - delivered);
+        node.log().contains(&said).then_some(())
+    })
+    .await;
+    tokio::time::sleep(COMPARED).await;
+    let status = node.status().await;
+    assert_eq!(status["ledger"], missing, "it stays");
+    assert_eq!(status["balanced"], false);
+    let (_, metrics) = node.text("/metrics").await;
+    let metric = format!("waypost_missing_records {}\n", RECORDS - delivered);
+    assert!(metrics.contains(&metric), "{metrics}");
+    let lines = node.log().matches("has lost records").count();
+    assert!(lines <= 2, "no storm: {}", node.log());
+}
+
+#[actix_rt::test]
+async fn what_a_purge_of_a_stream_has_taken_is_missing() {
+    let Some(mut nats) = Nats::start().await else {
+        return;
+    };
+    let client = async_nats::connect(nats.address()).await.expect("it runs");
+    a_purge_is_noticed(&mut nats, async |variables| {
+        let stream = value(variables, "LANES__NATS__STREAM");
+        let stream = jetstream::new(client).get_stream(stream).await;
+        stream
+            .expect("it is there")
+            .purge()
+            .await
+            .expect("it works");
+    })
+    .await;
+}
+
+#[actix_rt::test]
+async fn what_a_purge_of_a_queue_has_taken_is_missing() {
+    let Some(mut rabbitmq) = Rabbitmq::start().await else {
+        return;
+    };
+    let client = rabbitmq.client().await;
+    a_purge_is_noticed(&mut rabbitmq, async |variables| {
+        let queue = value(variables, "LANES__RABBITMQ__QUEUE");
+        let channel = client.create_channel().await.expect("a channel");
+        let purged = channel.queue_purge(queue.as_str().into(), QueuePurgeOptions::default());
+        purged.await.expect("it works");
+    })
+    .await;
+}
+
+/// Each node of a pair is the other's peer: what it sends is with the other.
+#[actix_rt::test]
+async fn records_of_a_peer_are_handed_over() {
+    let ports = [free_port(), free_port()];
+    let api = Api::start();
+    let mut nodes = Vec::new();
+    for (own, other) in [(ports[0], ports[1]), (ports[1], ports[0])] {
+        let variables = [
+            ("LANES__GRPC__LISTEN".to_owned(), format!("127.0.0.1:{own}")),
+            (
+                "LANES__GRPC__PEERS".to_owned(),
+                format!("http://127.0.0.1:{other}"),
+            ),
+        ];
+        nodes.push(Node::start(&api.url(), &variables).await);
+    }
+    for node in &nodes {
+        node.lane_is("grpc", "up", PATIENCE).await;
+    }
+    let bodies = traffic();
+    for number in 0..40 {
+        let answer = nodes[0]
+            .post("/", &format!("peer-{number}"), bodies[number].clone())
+            .await;
+        assert!(answer.is_some_and(|(status, _)| status.is_success()));
+    }
+    all_at_rest(&nodes, PATIENCE).await;
+    let ledgers = [nodes[0].status().await, nodes[1].status().await];
+    assert_eq!(count(&ledgers[0]["ledger"], "handed_over"), 40);
+    assert_eq!(count(&ledgers[1]["ledger"], "recovered"), 40);
+    assert_eq!(untaken(&nodes).await, [0; 2]);
+}
+
+/// A node that is alone on its lanes hands nothing over, however it is disturbed.
+#[actix_rt::test]
+async fn a_node_that_restarts_its_lane_under_load_is_alone_all_the_same() {
+    let Some(mut nats) = Nats::start().await else {
+        return;
+    };
+    let api = Api::start();
+    let variables = [nats.variables(), grpc_variables()].concat();
+    let nodes = [Node::start(&api.url(), &variables).await];
+    let [node] = &nodes;
+    node.lane_is("nats", "up", PATIENCE).await;
+    let mut load = Load::start(node);
+    for _ in 0..3 {
+        load.take(200).await;
+        node.order("nats", "restart").await;
+        nats.kill().await;
+        load.take(200).await;
+        nats.revive().await;
+        node.lane_is("nats", "up", PATIENCE).await;
+    }
+    load.end().await;
+    load.is_met(&api, REDELIVERY).await;
+    all_at_rest(&nodes, REDELIVERY).await;
+    tokio::time::sleep(COMPARED).await;
+    assert_eq!(node.status().await["ledger"]["handed_over"], 0);
+}
