@@ -125,7 +125,7 @@ async fn a_lane_can_be_paused_resumed_and_restarted_while_the_other_takes_the_tr
 }
 
 /// Lines of `/metrics` after three records and one that the schema refused.
-const METRICS: [&str; 21] = [
+const METRICS: [&str; 23] = [
     "# TYPE waypost_records_accepted_total counter",
     "waypost_records_accepted_total{path=\"GRPC\"} 3",
     "waypost_records_accepted_total{path=\"spool\"} 0",

@@ -138,58 +138,81 @@ async fn three_nodes_on_two_brokers_hand_over_what_others_deliver_and_miss_nothi
     all_at_rest(&nodes, REDELIVERY).await;
 }
 
-/// The API hangs, so all records are in the broker, or in the node's hands. After `purge` those in
-/// its hands arrive, and the others are missing.
-async fn a_purge_is_noticed<L: Lane>(lane: &mut L, purge: impl AsyncFnOnce(&[(String, String)])) {
-    const RECORDS: usize = 1000;
-    let variables = lane.variables();
-    let api = Api::start();
+const PURGED: usize = 1000;
+
+/// A node with [`PURGED`] records in flight: its API hangs, so they are in the broker, or in the
+/// node's hands.
+async fn with_records_in_flight(api: &Api, lane: &str, variables: &[(String, String)]) -> Node {
     api.behave(|_, _| Conduct::Hang);
-    let node = Node::start(&api.url(), &variables).await;
-    node.lane_is(L::NAME, "up", PATIENCE).await;
+    let node = Node::start(&api.url(), variables).await;
+    node.lane_is(lane, "up", PATIENCE).await;
     let bodies = traffic();
-    for number in 0..RECORDS {
+    for number in 0..PURGED {
         let body = bodies[number % bodies.len()].clone();
         let answer = node.post("/", &format!("purged-{number}"), body).await;
         assert!(answer.is_some_and(|(status, _)| status.is_success()));
     }
     tokio::time::sleep(COMPARED).await;
     let status = node.status().await;
-    assert_eq!(count(&status["ledger"], "in_flight"), RECORDS as u64);
-    assert_eq!(
-        (&status["ledger"]["missing"], &status["balanced"]),
-        (&0.into(), &true.into())
-    );
+    assert_eq!(count(&status["ledger"], "in_flight"), PURGED as u64);
+    assert_eq!(count(&status["ledger"], "missing"), 0);
+    assert_eq!(status["balanced"], true);
+    node
+}
 
-    purge(&variables).await;
+async fn is_noticed(node: &Node) {
     eventually("the loss is noticed", PATIENCE, async || {
-        (count(&node.status().await["ledger"], "missing") > 0).then_some(())
+        let status = node.status().await;
+        let missing = count(&status["ledger"], "missing");
+        (missing > 0 && status["balanced"] == false).then_some(())
     })
     .await;
+}
+
+/// After `purge` the records in the node's hands arrive, and the others are missing.
+async fn a_purge_is_noticed<L: Lane>(lane: &mut L, purge: impl AsyncFnOnce(&[(String, String)])) {
+    let mut variables = lane.variables();
+    // No copy is kept.
+    variables.push(("INGEST__ACK".into(), "lane".into()));
+    let api = Api::start();
+    let node = with_records_in_flight(&api, L::NAME, &variables).await;
+    purge(&variables).await;
+    is_noticed(&node).await;
     api.behave(|_, _| Conduct::Answer(200));
-    let missing = eventually("the others arrive", PATIENCE, async || {
+    let ledger = eventually("the others arrive", PATIENCE, async || {
         let ledger = node.status().await["ledger"].clone();
         (count(&ledger, "in_flight") == 0).then_some(ledger)
     })
     .await;
     let delivered = api.taken().len();
-    assert_eq!(count(&missing, "missing"), (RECORDS - delivered) as u64);
-    assert!(delivered < RECORDS, "the purge came too late");
-    assert!(balances(&missing), "{missing}");
+    assert!(delivered < PURGED, "the purge came too late");
+    assert_eq!(count(&ledger, "missing"), (PURGED - delivered) as u64);
+    assert!(balances(&ledger), "{ledger}");
     eventually("it is said", PATIENCE, async || {
-        let said = format!("records={}", RECORDS - delivered);
+        let said = format!("records={}", PURGED - delivered);
         node.log().contains(&said).then_some(())
     })
     .await;
     tokio::time::sleep(COMPARED).await;
     let status = node.status().await;
-    assert_eq!(status["ledger"], missing, "it stays");
+    assert_eq!(status["ledger"], ledger, "it stays");
     assert_eq!(status["balanced"], false);
     let (_, metrics) = node.text("/metrics").await;
-    let metric = format!("waypost_missing_records {}\n", RECORDS - delivered);
+    let metric = format!("waypost_missing_records {}\n", PURGED - delivered);
     assert!(metrics.contains(&metric), "{metrics}");
     let lines = node.log().matches("has lost records").count();
     assert!(lines <= 2, "no storm: {}", node.log());
+}
+
+async fn purge_stream(address: &str, variables: &[(String, String)]) {
+    let client = async_nats::connect(address).await.expect("it runs");
+    let stream = value(variables, "LANES__NATS__STREAM");
+    let stream = jetstream::new(client).get_stream(stream).await;
+    stream
+        .expect("it is there")
+        .purge()
+        .await
+        .expect("it works");
 }
 
 #[actix_rt::test]
@@ -197,17 +220,29 @@ async fn what_a_purge_of_a_stream_has_taken_is_missing() {
     let Some(mut nats) = Nats::start().await else {
         return;
     };
-    let client = async_nats::connect(nats.address()).await.expect("it runs");
+    let address = nats.address();
     a_purge_is_noticed(&mut nats, async |variables| {
-        let stream = value(variables, "LANES__NATS__STREAM");
-        let stream = jetstream::new(client).get_stream(stream).await;
-        stream
-            .expect("it is there")
-            .purge()
-            .await
-            .expect("it works");
+        purge_stream(&address, variables).await;
     })
     .await;
+}
+
+#[actix_rt::test]
+async fn records_that_were_missing_are_published_again_if_copies_are_kept() {
+    let Some(mut nats) = Nats::start().await else {
+        return;
+    };
+    let variables = nats.variables();
+    let api = Api::start();
+    let node = with_records_in_flight(&api, "nats", &variables).await;
+    purge_stream(&nats.address(), &variables).await;
+    is_noticed(&node).await;
+    let nodes = [node];
+    api.behave(|_, _| Conduct::Answer(200));
+    all_at_rest(&nodes, PATIENCE).await;
+    let ledger = nodes[0].status().await["ledger"].clone();
+    assert_eq!(count(&ledger, "delivered"), PURGED as u64, "{ledger}");
+    assert_eq!(api.taken().len(), PURGED);
 }
 
 #[actix_rt::test]

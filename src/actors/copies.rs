@@ -116,12 +116,22 @@ impl Copies {
         let mut kept = self.kept.lock();
         let before = kept.broker.replace(broker.clone());
         let is_another = before.is_some_and(|before| before.incarnation != broker.incarnation);
+        drop(kept);
+        if is_another {
+            self.publish_again("the broker has restarted and may have lost records");
+        }
+    }
+
+    /// Publishes all copies again. The broker drops those that it has, as far as it knows their
+    /// ids.
+    pub fn publish_again(&self, why: &str) {
+        let mut kept = self.kept.lock();
         let records: usize = kept.shards.iter().map(HashMap::len).sum();
-        if !is_another || records == 0 {
+        if records == 0 {
             return;
         }
         let lane = self.lane;
-        warn!(%lane, records, "the broker has restarted and may have lost records: they are published again");
+        warn!(%lane, records, "{why}: they are published again");
         kept.shards = Default::default();
         kept.marks.clear();
         self.spool.read_kept(lane);

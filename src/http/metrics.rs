@@ -110,7 +110,7 @@ impl Scrape<'_> {
         }
         let failures = FailureClass::ALL.map(|class| {
             let count = ConstCounter::new(self.ledger.api.failures(class));
-            (("class", class.name().to_owned()), count)
+            (vec![("class", class.name().to_owned())], count)
         });
         registry.register(
             "waypost_api_failures",

@@ -36,12 +36,15 @@ pub async fn compare<T: Transport>(transport: &T, params: &LaneParams) {
             is_shared: backlog.is_shared,
         };
         match params.ledger.compare(lane, &before, present) {
-            Some(Finding::Missing(records)) => error!(
-                %lane,
-                records,
-                "the broker has lost records that it had confirmed, and no other node has taken \
-                 them: look for a purge, a limit or a deleted queue there"
-            ),
+            Some(Finding::Missing(records)) => {
+                error!(
+                    %lane,
+                    records,
+                    "the broker has lost records that it had confirmed, and no other node has \
+                     taken them: look for a purge, a limit or a deleted queue there"
+                );
+                params.copies.publish_again("the broker has lost records");
+            }
             Some(Finding::NoneMissing) => info!(%lane, "no record is missing any more"),
             None => {}
         }
