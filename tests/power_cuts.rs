@@ -2,7 +2,7 @@
 //!
 //! `POWER_CUTS` is the number of cuts of each test.
 
-use std::time::Duration;
+use std::{fs, time::Duration};
 
 use crate::support::{
     api::{Api, Conduct},
@@ -11,6 +11,7 @@ use crate::support::{
     node::{Node, PATIENCE},
     power::Disk,
     process::free_port,
+    rig::Rig as _,
     wanted,
 };
 
@@ -18,6 +19,8 @@ use crate::support::{
 const REDELIVERY: Duration = Duration::from_mins(3);
 /// Records that are taken before a cut, at least.
 const TAKEN_MIN: usize = 50;
+/// The disk may not know of what was delivered in this time before a cut.
+const SETTLED_AFTER: Duration = Duration::from_millis(100);
 /// The time under load before a cut, beyond that.
 const LOAD_MAX_MS: u64 = 300;
 
@@ -46,7 +49,9 @@ impl ApiState {
     }
 }
 
-/// Cuts the power of the disk with the node's data, and of `broker` if it is on that disk too.
+/// Cuts the power of the disk with the node's data, and of `broker` if it is on that disk too, under
+/// load, again and again. Each record with a 2xx arrives. Records come again only if they were in
+/// flight at a cut, or were delivered just before it.
 async fn no_2xx_is_lost<L: Lane>(
     disk: &Disk,
     mut broker: Option<L>,
@@ -57,20 +62,22 @@ async fn no_2xx_is_lost<L: Lane>(
     let data = [("SPOOL__DIR".to_owned(), disk.folder("node"))];
     let variables = [variables, &data].concat();
     let mut node = Node::start(&api.url(), &variables).await;
-    let mut cut = 0;
-    let mut loads = Vec::<Load>::new();
+    let mut figures = Figures::default();
+    let mut last = None;
     for number in 0..wanted("POWER_CUTS", 3) {
         let state = ApiState::ALL[number as usize % ApiState::ALL.len()];
         state.apply(&api);
         if broker.is_some() {
             node.lane_is(L::NAME, "up", PATIENCE).await;
         }
-        let mut load = match loads.last() {
+        let mut load = match &last {
             Some(last) => Load::start_after(&node, last),
             None => Load::start(&node),
         };
         load.take(TAKEN_MIN).await;
         tokio::time::sleep(Duration::from_millis(fastrand::u64(0..=LOAD_MAX_MS))).await;
+        let settled = api.count();
+        tokio::time::sleep(SETTLED_AFTER).await;
         disk.cut();
         node.signal("KILL");
         if let Some(broker) = &mut broker {
@@ -78,19 +85,38 @@ async fn no_2xx_is_lost<L: Lane>(
         }
         node.ended(PATIENCE).await;
         load.end().await;
-        cut += load.accepted();
-        loads.push(load);
+        figures.taken += load.accepted();
+        figures.in_flight += load.in_flight(&api);
+        figures.just_delivered += api.count() - settled;
         disk.restore().await;
         if let Some(broker) = &mut broker {
             broker.revive().await;
         }
         ApiState::Well.apply(&api);
         node.start_again().await;
-    }
-    for load in &loads {
         load.is_met(&api, REDELIVERY).await;
+        node.at_rest(REDELIVERY).await;
+        last = Some(load);
     }
-    println!("{} cuts, {cut} records with a 2xx, 0 lost", loads.len());
+    let taken = api.taken();
+    figures.redelivered = taken.values().map(|times| *times as usize - 1).sum();
+    println!("{}: 0 lost, {figures:?}", L::NAME);
+    assert!(
+        figures.redelivered <= figures.in_flight + figures.just_delivered,
+        "{figures:?}"
+    );
+}
+
+/// Sums over all cuts.
+#[derive(Debug, Default)]
+struct Figures {
+    /// Records with a 2xx.
+    taken: usize,
+    /// Records that the node had at a cut, and the API had not.
+    in_flight: usize,
+    /// POSTs of the last moment before a cut.
+    just_delivered: usize,
+    redelivered: usize,
 }
 
 /// No lane is up: each record waits on the node's disk.
@@ -109,8 +135,9 @@ async fn of_a_node_on_grpc() {
     no_2xx_is_lost::<Nats>(&disk, None, &grpc_variables()).await;
 }
 
+/// The system's server, which syncs every two minutes and cannot sync before it confirms.
 #[actix_rt::test]
-async fn of_node_and_nats() {
+async fn of_node_and_old_nats() {
     let Some(disk) = Disk::new() else { return };
     let folder = disk.folder("nats");
     let Some(mut nats) = Nats::with(&["-sd", &folder]).await else {
@@ -118,6 +145,71 @@ async fn of_node_and_nats() {
     };
     let variables = nats.variables();
     no_2xx_is_lost(&disk, Some(nats), &variables).await;
+}
+
+#[actix_rt::test]
+async fn of_node_and_nats() {
+    let Some(disk) = Disk::new() else { return };
+    let folder = disk.folder("nats");
+    let Some(mut nats) = Nats::current(&["-sd", &folder]).await else {
+        return;
+    };
+    let variables = nats.variables();
+    no_2xx_is_lost(&disk, Some(nats), &variables).await;
+}
+
+/// The node keeps no copies: the server syncs before it confirms.
+#[actix_rt::test]
+async fn of_node_and_nats_that_always_syncs() {
+    let Some(disk) = Disk::new() else { return };
+    let folder = disk.folder("nats");
+    let settings = tempfile::NamedTempFile::new().expect("a temporary file");
+    fs::write(&settings, "jetstream { sync_interval: always }").expect("the file is ours");
+    let settings = settings.path().to_str().expect("a plain path");
+    let monitor = free_port().to_string();
+    let arguments = ["-sd", &folder, "-c", settings, "-m", &monitor];
+    let Some(mut nats) = Nats::current(&arguments).await else {
+        return;
+    };
+    let mut variables = nats.variables();
+    variables.push((
+        "LANES__NATS__MONITOR".to_owned(),
+        format!("http://127.0.0.1:{monitor}"),
+    ));
+    no_2xx_is_lost(&disk, Some(nats), &variables).await;
+}
+
+/// The node and its disk live on: it has copies of what the server forgets.
+#[actix_rt::test]
+async fn of_nats_alone() {
+    let Some(disk) = Disk::new() else { return };
+    let folder = disk.folder("nats");
+    let Some(mut nats) = Nats::current(&["-sd", &folder]).await else {
+        return;
+    };
+    let api = Api::start();
+    api.keep_keys_only();
+    let node = Node::start(&api.url(), &nats.variables()).await;
+    let mut last = None;
+    for number in 0..wanted("POWER_CUTS", 3) {
+        ApiState::ALL[number as usize % ApiState::ALL.len()].apply(&api);
+        node.lane_is("nats", "up", PATIENCE).await;
+        let mut load = match &last {
+            Some(last) => Load::start_after(&node, last),
+            None => Load::start(&node),
+        };
+        load.take(TAKEN_MIN).await;
+        disk.cut();
+        nats.kill().await;
+        disk.restore().await;
+        load.take(TAKEN_MIN).await;
+        nats.revive().await;
+        ApiState::Well.apply(&api);
+        load.end().await;
+        load.is_met(&api, REDELIVERY).await;
+        node.at_rest(REDELIVERY).await;
+        last = Some(load);
+    }
 }
 
 #[actix_rt::test]

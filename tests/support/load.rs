@@ -212,6 +212,13 @@ impl Load {
         }
     }
 
+    /// The number of records that the node may have, and the API has not.
+    pub fn in_flight(&self, api: &Api) -> usize {
+        let obligations = self.account.obligations.borrow();
+        let unanswered = self.account.unanswered.borrow();
+        api.misses(obligations.iter().chain(&*unanswered)).len()
+    }
+
     /// The number of records that the API has though their requests got no answer.
     pub fn cut_off(&self, api: &Api) -> usize {
         let unanswered = self.account.unanswered.borrow();
