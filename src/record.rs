@@ -35,7 +35,7 @@ pub struct Record {
 
 /// The most bytes that the headers of a record's message take in any system, beside their texts:
 /// their names, and the time in the origin.
-const HEADERS: usize = 160;
+pub const HEADERS_MAX: usize = 160;
 
 impl AsRef<Self> for Record {
     fn as_ref(&self) -> &Self {
@@ -48,7 +48,7 @@ impl Record {
     pub fn message_size(&self) -> usize {
         let traceparent = self.traceparent.as_ref().map_or(0, |text| text.len());
         let run = self.origin.as_ref().map_or(0, |origin| origin.run.len());
-        self.body.len() + self.id.len() + traceparent + run + HEADERS
+        self.body.len() + self.id.len() + traceparent + run + HEADERS_MAX
     }
 
     /// A new id: a UUID version 7 (RFC 9562), unique without coordination and in order of time.

@@ -544,6 +544,35 @@ listen = "127.0.0.1:8001"
 }
 
 #[test]
+fn a_max_record_that_no_lane_carries_is_warned_of() {
+    for (max, lane, warned) in [
+        ("4MiB", "GRPC", Some("grpc 4.0 MiB by default")),
+        ("3MiB", "GRPC", None),
+        ("4MiB", "PUBSUB", None),
+        ("10MB", "PUBSUB", Some("pubsub 9.5 MiB by default")),
+        ("1MiB", "NATS", Some("nats 1.0 MiB by default")),
+        ("10MB", "RABBITMQ", None),
+    ] {
+        let tag = format!("WAYPOST_LANES__{lane}__TAG");
+        let environment = [
+            ("WAYPOST_INGEST__MAX_RECORD", max),
+            ("WAYPOST_INGEST__MAX_BODY", "1GiB"),
+            (tag.as_str(), "T"),
+        ];
+        let output = check(&[], &environment);
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        let told = String::from_utf8(output.stderr).unwrap();
+        match warned {
+            Some(limit) => assert!(
+                told.contains("ingest.max_record: warning") && told.contains(limit),
+                "{told}"
+            ),
+            None => assert_eq!(told, "", "{max} {lane}"),
+        }
+    }
+}
+
+#[test]
 fn connect_tries_each_lane_and_the_api() {
     let grpc = format!("127.0.0.1:{}", crate::support::process::free_port());
     let nobody = format!("nats://127.0.0.1:{}", crate::support::process::free_port());

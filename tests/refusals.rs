@@ -1,7 +1,7 @@
 //! Records that a lane's broker refuses: those that are too large for it, and all of them while it
 //! is full.
 
-use std::time::Duration;
+use std::{process::Command, time::Duration};
 
 use async_nats::jetstream::{self, stream};
 use awc::http::StatusCode;
@@ -76,6 +76,17 @@ fn limit_messages(config: &mut stream::Config) {
     config.max_message_size = i32::try_from(STREAM_MAX).expect("small");
 }
 
+/// What `waypost check --connect` tells.
+fn connected(variables: &[(String, String)]) -> String {
+    let variables = variables.iter();
+    let variables = variables.map(|(key, value)| (format!("WAYPOST_{key}"), value));
+    let output = Command::new(env!("CARGO_BIN_EXE_waypost"))
+        .args(["check", "--connect"])
+        .envs(variables)
+        .output();
+    String::from_utf8(output.expect("the program runs").stderr).expect("text")
+}
+
 async fn post(node: &Node, path: &str, key: &str, record: Bytes) -> (StatusCode, Value) {
     node.post(path, key, record).await.expect("an answer")
 }
@@ -133,6 +144,11 @@ async fn a_record_that_is_too_large_for_one_lane_goes_by_another() {
     let status = node.lane("nats").await;
     assert_eq!(status["broker"]["largest_message"], json!(STREAM_MAX));
     api.wait_for(14, PATIENCE).await;
+    let told = connected(&variables);
+    assert!(
+        told.contains("messages up to 3.9 KiB") && told.contains("no lane carries a record of"),
+        "{told}"
+    );
     node.at_rest(PATIENCE).await;
 }
 

@@ -1,7 +1,8 @@
 //! `waypost check`: validates the configuration, and tries what it names.
 
-use std::{process::ExitCode, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, process::ExitCode, sync::Arc, time::Duration};
 
+use bytesize::ByteSize;
 use tokio::{net::TcpStream, time::timeout};
 use url::Url;
 
@@ -12,11 +13,11 @@ use super::{
 use crate::{
     config::{Config, GrpcConfig},
     lane_id::LaneId,
-    record::Record,
+    record::{HEADERS_MAX, Record},
     spool::Spool,
     tap::Tap,
     transport::{
-        self, Transport,
+        self, BrokerInfo, Transport, default_largest_message,
         grpc::{self, Grpc},
         nats::Nats,
         pubsub::{self, Pubsub},
@@ -41,6 +42,7 @@ pub async fn check(args: Args) -> Result<(), ExitCode> {
     let config = args.node.load()?;
     print(config.to_toml().trim_end())?;
     if !args.connect {
+        warn_of_size(&config, &BTreeMap::new());
         return Ok(());
     }
     let mut all_well = true;
@@ -49,17 +51,23 @@ pub async fn check(args: Args) -> Result<(), ExitCode> {
         let (Ok(line) | Err(line)) = result;
         tell(format_args!("{name}: {line}"));
     };
+    let mut limits = BTreeMap::new();
     for lane in LaneId::ALL {
-        if let Some(result) = connect_lane(lane, &config).await {
+        if let Some(connected) = connect_lane(lane, &config).await {
+            if let Ok(broker) = &connected {
+                limits.insert(lane, broker.largest_message.unwrap_or(usize::MAX));
+            }
+            let result = connected.map(|broker| describe(&broker));
             report(&format!("lanes.{lane}"), result);
         }
     }
+    warn_of_size(&config, &limits);
     report("api", reach_api(&config).await);
     all_well.then_some(()).ok_or(ExitCode::FAILURE)
 }
 
 /// `None` if the lane is not configured.
-async fn connect_lane(lane: LaneId, config: &Config) -> Option<Result<String, String>> {
+async fn connect_lane(lane: LaneId, config: &Config) -> Option<Result<BrokerInfo, String>> {
     let lanes = config.lanes.clone();
     Some(match lane {
         LaneId::Grpc => connect_grpc(lanes.grpc?, config).await,
@@ -70,23 +78,54 @@ async fn connect_lane(lane: LaneId, config: &Config) -> Option<Result<String, St
 }
 
 /// Connects as a node would, creating what is missing, and disconnects.
-async fn connect<T: Transport>(settings: T::Settings) -> Result<String, String> {
+async fn connect<T: Transport>(settings: T::Settings) -> Result<BrokerInfo, String> {
     let transport = transport::connect::<T>(&settings)
         .await
         .map_err(|failure| failure.to_string())?;
     let broker = transport.info();
     transport.close().await;
-    let version = broker.version.map(|version| format!(", version {version}"));
+    Ok(broker)
+}
+
+fn describe(broker: &BrokerInfo) -> String {
+    let version = broker.version.iter();
+    let version = version.map(|version| format!(", version {version}"));
+    let size = broker.largest_message.iter();
+    let size = size.map(|most| format!(", messages up to {}", ByteSize(*most as u64)));
     let warnings = broker
         .warnings
         .iter()
         .map(|warning| format!("; warning: {warning}"));
-    let details: String = version.into_iter().chain(warnings).collect();
-    Ok(format!("ok{details}"))
+    let details: String = version.chain(size).chain(warnings).collect();
+    format!("ok{details}")
+}
+
+/// Warns if a record may be larger than any lane takes. `limits` are those that the lanes' systems
+/// have told; the defaults stand for the others.
+fn warn_of_size(config: &Config, limits: &BTreeMap<LaneId, usize>) {
+    let lanes = config.lanes.in_order().into_iter();
+    let lanes = lanes.map(|(lane, _)| match limits.get(&lane) {
+        Some(&most) => (lane, most, ""),
+        None => (lane, default_largest_message(lane), " by default"),
+    });
+    let lanes: Vec<_> = lanes.collect();
+    let max = config.ingest.max_record;
+    if lanes.iter().any(|(_, most, _)| max + HEADERS_MAX <= *most) {
+        return;
+    }
+    let limits = lanes.iter().map(|(lane, most, source)| {
+        let most = ByteSize(*most as u64);
+        format!("{lane} {most}{source}")
+    });
+    let limits = limits.collect::<Vec<_>>().join(", ");
+    let max = ByteSize(max as u64);
+    tell(format_args!(
+        "ingest.max_record: warning: no lane carries a record of {max} with its headers ({limits}), and the client of one gets 413; lower max_record, or raise a lane's limit on its server"
+    ));
 }
 
 /// With a spool of its own, since a node that runs has the real one open.
-async fn connect_grpc(lane: GrpcConfig, config: &Config) -> Result<String, String> {
+async fn connect_grpc(lane: GrpcConfig, config: &Config) -> Result<BrokerInfo, String> {
     let folder = tempfile::tempdir().map_err(|why| why.to_string())?;
     let settings = grpc::Settings {
         config: lane,
