@@ -5,12 +5,13 @@ use async_nats::jetstream;
 use lapin::options::QueueDeleteOptions;
 
 use crate::support::{
-    api::Api,
+    api::{Api, Conduct},
     eventually,
     lanes::{Lane, Nats, Pubsub, Rabbitmq, grpc_variables},
     load::Load,
     node::{Node, PATIENCE},
     rig::Rig as _,
+    traffic,
 };
 
 fn value(variables: &[(String, String)], key: &str) -> String {
@@ -137,4 +138,52 @@ async fn a_subscription_is_deleted_in_use() {
         node.lane_is_away("pubsub", PATIENCE).await;
     })
     .await;
+}
+
+/// Its subscription still has records. They are delivered before both are created anew.
+#[actix_rt::test]
+async fn a_topic_is_deleted_in_use() {
+    let Some(mut pubsub) = Pubsub::start().await else {
+        return;
+    };
+    let variables = pubsub.variables();
+    let (topics, _) = pubsub.admin().await;
+    let [project, topic] =
+        ["PROJECT", "TOPIC"].map(|key| value(&variables, &format!("LANES__PUBSUB__{key}")));
+    let api = Api::start();
+    api.behave(|_, _| Conduct::Answer(500));
+    let node = Node::start(&api.url(), &variables).await;
+    node.lane_is("pubsub", "up", PATIENCE).await;
+    let post = async |key: &str| {
+        let record = traffic()[0].clone();
+        let (_, body) = node.post("/", key, record).await.expect("an answer");
+        body["path"].clone()
+    };
+    for number in 0..20 {
+        assert_eq!(post(&format!("left-{number}")).await, "PubSub");
+    }
+    topics
+        .delete_topic()
+        .set_topic(format!("projects/{project}/topics/{topic}"))
+        .send()
+        .await
+        .expect("it is there");
+    eventually("the loss is told", PATIENCE, async || {
+        post("meanwhile").await;
+        let lane = node.lane("pubsub").await;
+        let refusing = lane["refusing"].as_str()?;
+        (lane["state"] == "up" && refusing.contains("topic was deleted")).then_some(())
+    })
+    .await;
+    assert_eq!(post("waits").await, "spool");
+    api.behave(|_, _| Conduct::Answer(200));
+    api.wait_for(22, 3 * PATIENCE).await;
+    assert!((0..20).all(|number| api.taken().contains_key(&format!("left-{number}"))));
+    let mut number = 0;
+    eventually("both are there again", PATIENCE, async || {
+        number += 1;
+        (post(&format!("after-{number}")).await == "PubSub").then_some(())
+    })
+    .await;
+    node.at_rest(PATIENCE).await;
 }
