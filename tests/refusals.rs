@@ -20,7 +20,7 @@ use crate::support::{
 /// The most bytes of a message of the stream.
 const STREAM_MAX: usize = 4000;
 /// Messages that the broker's queue takes.
-const ROOM: usize = 5;
+const ROOM: i64 = 5;
 
 /// Records until a broker is full. Those that the node holds take no place in a queue of `RabbitMQ`.
 const FULL_MAX: usize = 1000;
@@ -80,11 +80,11 @@ fn limit_messages(config: &mut stream::Config) {
 fn connected(variables: &[(String, String)]) -> String {
     let variables = variables.iter();
     let variables = variables.map(|(key, value)| (format!("WAYPOST_{key}"), value));
-    let output = Command::new(env!("CARGO_BIN_EXE_waypost"))
+    let told = Command::new(env!("CARGO_BIN_EXE_waypost"))
         .args(["check", "--connect"])
         .envs(variables)
         .output();
-    String::from_utf8(output.expect("the program runs").stderr).expect("text")
+    String::from_utf8(told.expect("the program runs").stderr).expect("text")
 }
 
 async fn post(node: &Node, path: &str, key: &str, record: Bytes) -> (StatusCode, Value) {
@@ -111,8 +111,9 @@ async fn is_well(node: &Node, lane: &str) {
 async fn metric(node: &Node, name: &str, lane: &str) -> f64 {
     let (_, text) = node.text("/metrics").await;
     let head = format!("{name}{{lane=\"{lane}\"}} ");
-    let line = text.lines().find_map(|line| line.strip_prefix(&head));
-    line.unwrap_or_else(|| panic!("no {head}"))
+    let sample = text.lines().find_map(|sample| sample.strip_prefix(&head));
+    sample
+        .unwrap_or_else(|| panic!("no {head}"))
         .parse()
         .expect("a number")
 }
@@ -338,7 +339,7 @@ async fn a_full_stream_is_told_and_waited_out() {
         return;
     };
     let variables = nats.variables();
-    declare(&variables, |config| config.max_messages = ROOM as i64).await;
+    declare(&variables, |config| config.max_messages = ROOM).await;
     is_told_and_waited_out("nats", "NATS", "maximum messages exceeded", &variables).await;
 }
 

@@ -53,7 +53,8 @@ pub async fn check(args: Args) -> Result<(), ExitCode> {
     };
     let mut limits = BTreeMap::new();
     for lane in LaneId::ALL {
-        if let Some(connected) = connect_lane(lane, &config).await {
+        // Boxed: it has the futures of all clients.
+        if let Some(connected) = Box::pin(connect_lane(lane, &config)).await {
             if let Ok(broker) = &connected {
                 limits.insert(lane, broker.largest_message.unwrap_or(usize::MAX));
             }

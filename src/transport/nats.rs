@@ -265,7 +265,7 @@ impl Nats {
                 PublishErrorKind::MaxPayloadExceeded => {
                     TransportError::TooLarge(Some(self.client.server_info().max_payload))
                 }
-                _ => TransportError::Publish(why.to_string()),
+                PublishErrorKind::InvalidSubject => TransportError::Publish(why.to_string()),
             });
         }
         match confirm.await {
