@@ -449,7 +449,7 @@ async fn any_json_object_is_a_record_under_schema_any() {
 }
 
 /// The address of a NATS server that is not there.
-fn nobody() -> [(String, String); 1] {
+pub fn nobody() -> [(String, String); 1] {
     [(
         "LANES__NATS__URL".into(),
         format!("nats://127.0.0.1:{}", crate::support::process::free_port()),

@@ -155,7 +155,7 @@ mod tests {
             stream.shutdown().await.unwrap();
         };
         let mut out = String::new();
-        let (_, read) = tokio::join!(write, clients.read_to_string(&mut out));
+        let ((), read) = tokio::join!(write, clients.read_to_string(&mut out));
         read.unwrap();
         out
     }

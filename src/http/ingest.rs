@@ -12,21 +12,17 @@
 //! | a record that breaks the schema, or a key that has another record | 422 |
 //! | no lane and no spool could make it safe, or too many records in hand | 503, `Retry-After` |
 
-use std::{borrow::Cow, sync::Arc, time::Instant};
+mod headers;
 
-use actix_web::{
-    HttpMessage as _, HttpRequest, HttpResponse, ResponseError as _,
-    http::{
-        StatusCode,
-        header::{self, HeaderMap, HeaderValue},
-    },
-    web,
-};
+use std::{sync::Arc, time::Instant};
+
+use actix_web::{HttpRequest, HttpResponse, ResponseError as _, http::StatusCode, web};
 use bytes::Bytes;
 use futures_util::future::join_all;
 use serde::Serialize;
 use serde_json::json;
 
+use self::headers::{check_encoding, check_type, idempotency_key, traceparent};
 use super::problem::Problem;
 use crate::{
     actors::{admission::Admission, receipts::Refused},
@@ -37,12 +33,9 @@ use crate::{
     record::{
         Invalid, Origin, Record, Schema,
         batch::{self, Form, InvalidBatch, parse_all},
-        is_traceparent, is_visible_ascii, parse,
+        parse,
     },
 };
-
-/// The most characters of an Idempotency-Key.
-const KEY_MAX: usize = 255;
 
 /// Shared by all HTTP workers. Cloned for each request that has a key.
 #[derive(Clone)]
@@ -382,95 +375,6 @@ fn key_reused(request: &Request, index: usize) -> Problem {
     match request.form {
         None => problem,
         Some(_) => problem.with("index", index),
-    }
-}
-
-/// The body must have no content coding but `identity`, which is none (RFC 9110, 8.4.1).
-fn check_encoding(headers: &HeaderMap) -> Result<(), Problem> {
-    let is_identity = |line: &HeaderValue| {
-        line.to_str().is_ok_and(|codings| {
-            codings.split(',').all(|coding| {
-                let coding = coding.trim();
-                coding.is_empty() || coding.eq_ignore_ascii_case("identity")
-            })
-        })
-    };
-    if headers.get_all(header::CONTENT_ENCODING).all(is_identity) {
-        return Ok(());
-    }
-    let detail = "The body must not be encoded";
-    Err(Problem::unsupported("encoding", detail))
-}
-
-/// The client's key: bare, or quoted as a Structured Field String (RFC 9651, 3.3.3). Both are the
-/// same key.
-fn idempotency_key(headers: &HeaderMap) -> Result<Option<Arc<str>>, Problem> {
-    let Some(line) = only_line(headers, "Idempotency-Key") else {
-        return Ok(None);
-    };
-    let key = line.and_then(unquoted);
-    let key = key.filter(|key| key.len() <= KEY_MAX && is_visible_ascii(key));
-    let invalid = || {
-        Problem::bad_request(
-            "idempotency-key",
-            "An Idempotency-Key is one of 1 to 255 visible ASCII characters, which may be quoted",
-        )
-    };
-    key.map(|key| Some(key.into())).ok_or_else(invalid)
-}
-
-/// `text` without its quotes and escapes, if it has any; `None` if they are not complete.
-fn unquoted(text: &str) -> Option<Cow<'_, str>> {
-    let Some(quoted) = text.strip_prefix('"') else {
-        return Some(text.into());
-    };
-    let quoted = quoted.strip_suffix('"')?;
-    let mut key = String::with_capacity(quoted.len());
-    let mut characters = quoted.chars();
-    while let Some(character) = characters.next() {
-        key.push(match character {
-            '"' => return None,
-            '\\' => characters
-                .next()
-                .filter(|escaped| matches!(escaped, '"' | '\\'))?,
-            plain => plain,
-        });
-    }
-    Some(key.into())
-}
-
-/// The trace context. The record is taken without one if it is malformed or given twice (W3C Trace
-/// Context, 3.2.1 and 4.3).
-fn traceparent(headers: &HeaderMap) -> Option<Arc<str>> {
-    let text = only_line(headers, "traceparent")??;
-    is_traceparent(text).then(|| text.into())
-}
-
-/// The text of the header that `name` names, if it has one line and is ASCII. `None` if it is
-/// absent.
-fn only_line<'h>(headers: &'h HeaderMap, name: &str) -> Option<Option<&'h str>> {
-    let mut lines = headers.get_all(name);
-    let first = lines.next()?;
-    Some(match lines.next() {
-        None => first.to_str().ok(),
-        Some(_) => None,
-    })
-}
-
-/// Returns whether the body is NDJSON. If not, it is `application/json`, `application/*+json`, or
-/// has no type.
-fn check_type(request: &HttpRequest) -> Result<bool, Problem> {
-    let essence = request.content_type().to_ascii_lowercase();
-    match essence.strip_prefix("application/") {
-        Some("x-ndjson") => Ok(true),
-        Some(subtype) if subtype == "json" || subtype.ends_with("+json") => Ok(false),
-        None if !request.headers().contains_key(header::CONTENT_TYPE) => Ok(false),
-        _ => Err(Problem::unsupported(
-            "media-type",
-            format!(
-                "A record is application/json, and many may be application/x-ndjson; not {essence:?}"
-            ),
-        )),
     }
 }
 

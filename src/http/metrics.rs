@@ -202,6 +202,11 @@ impl Scrape<'_> {
                 self.stats.bytes,
             ),
             (
+                "waypost_spool_refuses",
+                "1 while the spool takes no records: its disk fails or is full, or its folder is gone",
+                self.stats.refuses.into(),
+            ),
+            (
                 "waypost_dead_letters",
                 "Dead letters on disk",
                 self.stats.records(Queue::Dead),

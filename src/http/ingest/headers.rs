@@ -1,0 +1,112 @@
+//! The headers of a request that carries records.
+
+use std::{borrow::Cow, sync::Arc};
+
+use actix_web::{
+    HttpMessage as _, HttpRequest,
+    http::header::{self, HeaderMap, HeaderValue},
+};
+
+use crate::{
+    http::problem::Problem,
+    record::{is_traceparent, is_visible_ascii},
+};
+
+/// The most characters of an Idempotency-Key.
+const KEY_MAX: usize = 255;
+
+/// A header is given more than once, or is not ASCII.
+struct NotOneText;
+
+/// The body must have no content coding but `identity`, which is none (RFC 9110, 8.4.1).
+pub(super) fn check_encoding(headers: &HeaderMap) -> Result<(), Problem> {
+    let is_identity = |line: &HeaderValue| {
+        line.to_str().is_ok_and(|codings| {
+            codings.split(',').all(|coding| {
+                let coding = coding.trim();
+                coding.is_empty() || coding.eq_ignore_ascii_case("identity")
+            })
+        })
+    };
+    if headers.get_all(header::CONTENT_ENCODING).all(is_identity) {
+        return Ok(());
+    }
+    let detail = "The body must not be encoded";
+    Err(Problem::unsupported("encoding", detail))
+}
+
+/// The client's key: bare, or quoted as a Structured Field String (RFC 9651, 3.3.3). Both are the
+/// same key.
+pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<Option<Arc<str>>, Problem> {
+    let invalid = || {
+        Problem::bad_request(
+            "idempotency-key",
+            "An Idempotency-Key is one of 1 to 255 visible ASCII characters, which may be quoted",
+        )
+    };
+    let line = only_line(headers, "Idempotency-Key").map_err(|NotOneText| invalid())?;
+    let Some(line) = line else {
+        return Ok(None);
+    };
+    let key = unquoted(line).filter(|key| key.len() <= KEY_MAX && is_visible_ascii(key));
+    key.map(|key| Some(key.into())).ok_or_else(invalid)
+}
+
+/// `text` without its quotes and escapes, if it has any; `None` if they are not complete.
+fn unquoted(text: &str) -> Option<Cow<'_, str>> {
+    let Some(quoted) = text.strip_prefix('"') else {
+        return Some(text.into());
+    };
+    let quoted = quoted.strip_suffix('"')?;
+    let mut key = String::with_capacity(quoted.len());
+    let mut characters = quoted.chars();
+    while let Some(character) = characters.next() {
+        key.push(match character {
+            '"' => return None,
+            '\\' => characters
+                .next()
+                .filter(|escaped| matches!(escaped, '"' | '\\'))?,
+            plain => plain,
+        });
+    }
+    Some(key.into())
+}
+
+/// The trace context. The record is taken without one if it is malformed or given twice (W3C Trace
+/// Context, 3.2.1 and 4.3).
+pub(super) fn traceparent(headers: &HeaderMap) -> Option<Arc<str>> {
+    let text = only_line(headers, "traceparent").ok()??;
+    is_traceparent(text).then(|| text.into())
+}
+
+/// The text of the header that `name` names, if there is one.
+///
+/// # Errors
+/// If it has several lines, or is not ASCII.
+fn only_line<'h>(headers: &'h HeaderMap, name: &str) -> Result<Option<&'h str>, NotOneText> {
+    let mut lines = headers.get_all(name);
+    let Some(first) = lines.next() else {
+        return Ok(None);
+    };
+    match lines.next() {
+        None => first.to_str().map(Some).map_err(|_| NotOneText),
+        Some(_) => Err(NotOneText),
+    }
+}
+
+/// Returns whether the body is NDJSON. If not, it is `application/json`, `application/*+json`, or
+/// has no type.
+pub(super) fn check_type(request: &HttpRequest) -> Result<bool, Problem> {
+    let essence = request.content_type().to_ascii_lowercase();
+    match essence.strip_prefix("application/") {
+        Some("x-ndjson") => Ok(true),
+        Some(subtype) if subtype == "json" || subtype.ends_with("+json") => Ok(false),
+        None if !request.headers().contains_key(header::CONTENT_TYPE) => Ok(false),
+        _ => Err(Problem::unsupported(
+            "media-type",
+            format!(
+                "A record is application/json, and many may be application/x-ndjson; not {essence:?}"
+            ),
+        )),
+    }
+}
