@@ -34,7 +34,7 @@ use crate::{
     lane_id::LaneId,
     recent::{Fingerprint, FingerprintMap, Hasher128, Recent},
     record::Record,
-    spool::frames::{Item, Scanner, write_frame},
+    spool::frames::{Item, Scanner, check_place, write_frame},
 };
 
 /// A key is known for at least this time, unless more than [`KEYS_MAX`] come meanwhile.
@@ -281,10 +281,10 @@ impl RecordDigest {
 
 impl CompletedKey {
     fn new(digest: RecordDigest, receipt: Receipt, at_us: u64) -> Self {
-        let at_s = at_us.div_ceil(1_000_000);
+        let seconds = at_us.div_ceil(1_000_000);
         Self {
             digest,
-            at_s: u32::try_from(at_s).unwrap_or(u32::MAX),
+            at_s: u32::try_from(seconds).unwrap_or(u32::MAX),
             receipt,
         }
     }
@@ -381,6 +381,9 @@ impl KeyWriter {
         // Appends: the entries of an earlier run stay.
         let mut options = File::options();
         let options = options.append(true).create(true);
+        // A file that was removed is no use to the next start.
+        self.file
+            .take_if(|file| check_place(file, &self.young).is_err());
         let file = match &mut self.file {
             Some(file) => file,
             none => none.insert(options.open(&self.young)?),

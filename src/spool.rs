@@ -7,7 +7,9 @@
 //! thread waits a moment for more.
 //!
 //! An entry survives the end of the process and a power cut. A damaged entry is set aside and
-//! logged, and costs no other. While the disk fails, [`Spool::put`] fails.
+//! logged, and costs no other. While the disk fails, [`Spool::put`] fails. So it does while the
+//! folder or a file that is written is not where the next start would look for it; what is still
+//! open is written again there.
 
 mod entry;
 mod frame;
@@ -19,7 +21,7 @@ mod tail;
 
 use std::{
     collections::HashSet,
-    fs::{self, File, TryLockError},
+    fs::{self, File},
     io,
     path::{Path, PathBuf},
     sync::Arc,
@@ -38,7 +40,7 @@ pub use self::{
 };
 use self::{
     log::{Log, SEGMENT_MAX},
-    store::Store,
+    store::{FolderPlace, Store},
 };
 use crate::lane_id::LaneId;
 
@@ -46,6 +48,7 @@ use crate::lane_id::LaneId;
 pub(crate) mod frames {
     pub use super::{
         frame::write as write_frame,
+        log::check_place,
         scan::{Item, Scanner},
     };
 }
@@ -238,12 +241,7 @@ impl Spool {
         if let Err(why) = File::open(above).and_then(|above| above.sync_all()) {
             warn!(folder = %folder.display(), %why, "the folder's name cannot be synced");
         }
-        let lock = File::create(folder.join("lock")).map_err(failed)?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(OpenError::InUse(folder.to_owned())),
-            Err(TryLockError::Error(source)) => return Err(failed(source)),
-        }
+        let place = FolderPlace::lock(folder)?;
         // A record that stays long keeps its segment: no more than a small part of the room.
         let segment_max = (max / 16).min(SEGMENT_MAX);
         let open = |queue: Queue| {
@@ -258,7 +256,7 @@ impl Spool {
         let (requests, inbox) = mpsc::unbounded_channel();
         let folder = folder.to_owned();
         let settled = SettledKeys::default();
-        let store = Store::new(folder, logs, max, Arc::clone(&settled), lock);
+        let store = Store::new(folder, logs, max, Arc::clone(&settled), place);
         let stats = store.watch_stats();
         let (is_running, running) = watch::channel(());
         let run = move || {

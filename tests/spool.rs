@@ -7,13 +7,16 @@ use awc::http::StatusCode;
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 
-use crate::support::{
-    api::{Api, Conduct},
-    eventually,
-    lanes::{Lane as _, Nats, grpc_variables},
-    node::{Node, PATIENCE},
-    rig::Rig as _,
-    traffic,
+use crate::{
+    ingest,
+    support::{
+        api::{Api, Conduct},
+        eventually,
+        lanes::{Lane as _, Nats, grpc_variables},
+        node::{Node, PATIENCE},
+        rig::Rig as _,
+        traffic,
+    },
 };
 
 const RECORDS: usize = 50;
@@ -561,4 +564,42 @@ async fn what_is_no_record_in_a_broker_becomes_a_dead_letter() {
     );
     node.all_ended(1, PATIENCE).await;
     assert_eq!(api.count(), 0);
+}
+
+#[actix_rt::test]
+async fn a_data_folder_that_is_removed_is_a_503_until_it_is_back_and_loses_nothing() {
+    let mut node = Node::start("http://127.0.0.1:9/", &ingest::nobody()).await;
+    let record = || traffic()[0].clone();
+    let (status, _) = node.post("/", "before", record()).await.unwrap();
+    assert_eq!(status, StatusCode::ACCEPTED);
+    let folder = node.data().to_owned();
+    std::fs::remove_dir_all(&folder).unwrap();
+    let (status, body) = node.post("/", "gone", record()).await.unwrap();
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "{body}");
+    let (status, _) = node.get("/readyz").await.unwrap();
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+    let (_, metrics) = node.text("/metrics").await;
+    assert!(metrics.contains("\nwaypost_spool_refuses 1\n"), "{metrics}");
+    std::fs::create_dir(&folder).unwrap();
+    eventually("the node takes records again", PATIENCE, async || {
+        let (status, _) = node.post("/", "after", record()).await?;
+        (status == StatusCode::ACCEPTED).then_some(())
+    })
+    .await;
+    eventually("the node is ready", PATIENCE, async || {
+        (node.get("/readyz").await?.0 == StatusCode::OK).then_some(())
+    })
+    .await;
+    let log = node.log();
+    let told = |text: &str| log.lines().filter(|line| line.contains(text)).count();
+    assert_eq!(told("the spool takes no records"), 1, "{log}");
+    assert_eq!(told("the spool takes records again"), 1, "{log}");
+    node.killed_and_started().await;
+    assert_eq!(node.status().await["ledger"]["recovered"], 2);
+    // The keys that came after the loss are known too.
+    assert_eq!(
+        node.post("/", "after", record()).await.unwrap().1["path"],
+        "spool"
+    );
+    assert_eq!(node.status().await["ledger"]["accepted"], 0);
 }

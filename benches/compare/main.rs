@@ -28,8 +28,6 @@ use support::{
     rig::Rig as _,
 };
 
-/// No copies on disk, as the floors have none.
-const ACK_LANE: (&str, &str) = ("INGEST__ACK", "lane");
 /// Records per request and per POST of the batch cases.
 const BATCH: usize = 100;
 
@@ -49,7 +47,7 @@ struct Cli {
         long,
         value_enum,
         value_delimiter = ',',
-        default_value = "floor,batch,bundle,durable,disk"
+        default_value = "floor,batch,bundle,disk"
     )]
     cases: Vec<Case>,
     /// Another build of Waypost to compare with, as FILE or BUNDLE:FILE; may be given again
@@ -82,8 +80,6 @@ enum Case {
     Batch,
     /// The same with up to 128 records per message
     Bundle,
-    /// `ack = "durable"` against `ack = "lane"`
-    Durable,
     /// `ack = "disk"` against `ack = "lane"`
     Disk,
 }
@@ -115,7 +111,6 @@ impl Beside {
         let other = Side {
             name: "other build".into(),
             program: Program::OtherWaypost(self.program.clone()),
-            variables: &[ACK_LANE],
             ..Side::waypost()
         };
         let name = match self.bundle {
@@ -125,7 +120,6 @@ impl Beside {
         let waypost = Side {
             name,
             bundle: self.bundle,
-            variables: &[ACK_LANE],
             ..Side::waypost()
         };
         [other, waypost]
@@ -134,17 +128,14 @@ impl Beside {
 
 impl Case {
     fn sides(self) -> [Side; 2] {
-        let waypost = Side {
-            variables: &[ACK_LANE],
-            ..Side::waypost()
-        };
+        let waypost = Side::waypost();
         let named = |name: &str| Side {
             name: name.into(),
-            ..waypost.clone()
+            ..Side::waypost()
         };
         let batches = |name: &str| Side {
             batch: BATCH,
-            variables: &[("API__BATCH", "100"), ACK_LANE],
+            variables: &[("API__BATCH", "100")],
             ..named(name)
         };
         match self {
@@ -153,7 +144,7 @@ impl Case {
                     program: Program::Floor,
                     ..named("floor")
                 };
-                [floor, waypost.clone()]
+                [floor, waypost]
             }
             Self::Batch => [named("single"), batches("batches")],
             Self::Bundle => {
@@ -162,13 +153,6 @@ impl Case {
                     ..batches("bundles")
                 };
                 [named("single"), bundles]
-            }
-            Self::Durable => {
-                let durable = Side {
-                    variables: &[("INGEST__ACK", "durable")],
-                    ..named("ack durable")
-                };
-                [named("ack lane"), durable]
             }
             Self::Disk => {
                 let disk = Side {

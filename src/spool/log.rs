@@ -6,6 +6,7 @@
 //! runs of settled ordinals, each with its own checksum. Everything here blocks.
 
 mod files;
+mod place;
 mod reader;
 
 use std::{
@@ -25,7 +26,7 @@ use super::{
     settled::{RUN, SettledSet, append_runs, runs},
 };
 
-pub use self::files::is_failing;
+pub use self::{files::is_failing, place::check_place};
 
 /// A segment that has grown past this is sealed, unless [`Log::open`] gets a smaller size.
 pub const SEGMENT_MAX: u64 = 16 << 20;
@@ -65,6 +66,8 @@ struct Segment {
     /// Bytes of whole, synced frames.
     size: u64,
     settled: SettledSet,
+    /// Its file, while that is not where the next start would look for it.
+    adrift: Option<File>,
     /// It has damage that could not be copied. It stays until a start that can.
     stays: bool,
 }
@@ -103,6 +106,8 @@ pub struct Log {
     held: HashSet<Position>,
     /// Tries in a row that could not read the next entry.
     failures: u32,
+    /// [`Log::next`] has left out a segment.
+    left_out: bool,
     segment_max: u64,
     /// [`Log::next`] ends before this segment, if there is one.
     read_end: Option<u32>,
@@ -212,8 +217,10 @@ impl Log {
         let Some(segment) = self.segments.get_mut(&active.number) else {
             unreachable!("an active segment is known")
         };
-        let written =
-            write(&active.file, &active.buffer, segment.size).and_then(|()| sync(&active.file));
+        let written = write(&active.file, &active.buffer, segment.size)
+            .and_then(|()| sync(&active.file))
+            // Synced bytes are safe only where the next start looks for them.
+            .and_then(|()| check_place(&active.file, &segment.file("log")));
         let count = std::mem::take(&mut active.buffered);
         let bytes = active.buffer.len() as u64;
         active.buffer.clear();
@@ -225,6 +232,7 @@ impl Log {
                 segment.settle_on_disk(refused.clone());
             }
             let number = active.number;
+            self.take_active_if_adrift();
             self.active = None;
             self.held
                 .retain(|key| key.segment != number || !refused.contains(&key.ordinal));
@@ -345,6 +353,7 @@ impl Log {
         let mut options = OpenOptions::new();
         let file = options
             .create_new(true)
+            .read(true)
             .write(true)
             .open(segment.file("log"))?;
         self.next_number += 1;

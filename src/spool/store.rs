@@ -1,9 +1,9 @@
 //! The spool's thread: it takes requests, commits the entries that they put, and answers.
 
 mod dead;
+mod place;
 
 use std::{
-    fs::{self, File},
     path::PathBuf,
     thread,
     time::{Duration, Instant},
@@ -16,6 +16,7 @@ use tokio::{
 };
 use tracing::{error, warn};
 
+pub use self::place::FolderPlace;
 use super::{
     Entry, EntryKey, NotSafe, Queue, SettledKeys, SpoolRequest, SpoolStats, frame,
     log::{self, Log},
@@ -40,7 +41,7 @@ const SETTLE_PAUSE: Duration = Duration::from_millis(5);
 /// A power cut may bring back what was settled in this time, or in the time of so many syncs.
 const SETTLED_SYNC: Duration = Duration::from_millis(10);
 const SETTLED_SYNCS: u32 = 8;
-/// The time between probes of a disk that has failed.
+/// The time between probes of a disk that has failed, and between looks at one that works.
 const PROBE: Duration = Duration::from_secs(1);
 
 /// The state of the thread.
@@ -64,7 +65,7 @@ pub(super) struct Store {
     commits: u64,
     committed: u64,
     stats: watch::Sender<SpoolStats>,
-    _lock: File,
+    place: FolderPlace,
 }
 
 /// The sender of a put's answer.
@@ -76,7 +77,7 @@ impl Store {
         logs: Vec<Log>,
         max: u64,
         settled: SettledKeys,
-        lock: File,
+        place: FolderPlace,
     ) -> Self {
         let mut store = Self {
             folder,
@@ -92,7 +93,7 @@ impl Store {
             commits: 0,
             committed: 0,
             stats: watch::Sender::new(SpoolStats::default()),
-            _lock: lock,
+            place,
         };
         store.report();
         store
@@ -114,8 +115,7 @@ impl Store {
         let mut requests = Vec::new();
         let mut probed = Instant::now();
         loop {
-            let probe_at = self.failing.then_some(probed + PROBE);
-            let times = [probe_at, self.settle_at, self.sync_settled_at];
+            let times = [Some(probed + PROBE), self.settle_at, self.sync_settled_at];
             let patience = times
                 .into_iter()
                 .flatten()
@@ -135,10 +135,13 @@ impl Store {
                 self.settle_at = Some(Instant::now() + SETTLE_PAUSE);
                 continue;
             }
-            if self.failing && probed.elapsed() >= PROBE {
-                self.probe();
+            if probed.elapsed() >= PROBE {
+                if self.failing {
+                    self.probe();
+                }
                 probed = Instant::now();
             }
+            self.check_place();
             self.commit_group(&mut inbox, &mut requests);
             if let Some(close) = self.serve(requests.drain(..)) {
                 self.flush(true);
@@ -174,16 +177,6 @@ impl Store {
             );
             waiting += puts(&requests[before..]);
         }
-    }
-
-    /// Finds out whether the disk works again. A node that is not ready gets no records, and so no
-    /// other sign.
-    fn probe(&mut self) {
-        let path = self.folder.join("probe");
-        let probe = fs::write(&path, [0; 4096]).and_then(|()| File::open(&path)?.sync_all());
-        self.failing = probe.is_err() || log::is_failing();
-        // The next probe overwrites a file that stays.
-        fs::remove_file(&path).ok();
     }
 
     /// Returns the sender of the answer to a request to close, if there is one.
@@ -242,6 +235,7 @@ impl Store {
         held: bool,
         room: &mut u64,
     ) -> Result<EntryKey, NotSafe> {
+        self.place.check_not_lost()?;
         let size = (frame::HEAD + payload.len()) as u64;
         // A dead letter makes room: its record leaves the spool.
         let reserve = if queue == Queue::Dead {
@@ -253,8 +247,10 @@ impl Store {
             return Err(NotSafe::Full);
         }
         let appended = self.logs[queue.at()].append(payload, held);
-        self.failing |= appended.is_err();
-        let position = appended.map_err(|why| NotSafe::Disk(why.to_string()))?;
+        let position = appended.map_err(|why| {
+            self.fails(&why);
+            NotSafe::Disk(why.to_string())
+        })?;
         *room = room.saturating_sub(size);
         Ok(EntryKey {
             queue: queue.at(),
@@ -266,9 +262,15 @@ impl Store {
         let began = Instant::now();
         let failures: Vec<_> = self.logs.iter_mut().map(|log| log.commit().err()).collect();
         if !puts.is_empty() {
-            self.failing = failures.iter().any(Option::is_some);
+            match failures.iter().flatten().next() {
+                Some(why) => self.fails(why),
+                None => self.works(),
+            }
             self.last_group = puts.len();
             self.sync_took = began.elapsed();
+            if self.failing {
+                self.check_place();
+            }
         }
         let mut safe = [0; Queue::COUNT];
         for (key, answer) in puts {

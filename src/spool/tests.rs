@@ -39,10 +39,10 @@ fn open(folder: &TempDir) -> Spool {
 }
 
 /// The thread before lets go of the folder a moment after its last answer.
-async fn open_again(folder: &TempDir) -> Spool {
+async fn open_again(folder: impl AsRef<Path>) -> Spool {
     let deadline = std::time::Instant::now() + Duration::from_secs(10);
     loop {
-        match Spool::open(folder.path(), 1 << 30) {
+        match Spool::open(folder.as_ref(), 1 << 30) {
             Ok(spool) => return spool,
             Err(why) => assert!(std::time::Instant::now() < deadline, "{why}"),
         }
@@ -302,4 +302,169 @@ async fn a_tail_yields_no_more_than_its_window_and_a_new_one_begins_anew() {
     for expected in &ids[10..] {
         assert_eq!(&id(tail.next().await), expected);
     }
+}
+
+/// Something that happens to the folder or its files, and its repair.
+type Accident = (&'static str, fn(&Path), fn(&Path));
+
+fn files_of(folder: &Path, name: &str) -> Vec<PathBuf> {
+    let files = fs::read_dir(folder).unwrap();
+    let files = files.map(|file| file.unwrap().path());
+    let is_named = |file: &PathBuf| file.file_name().unwrap().to_str().unwrap().contains(name);
+    files.filter(is_named).collect()
+}
+
+fn aside(folder: &Path) -> PathBuf {
+    folder.with_added_extension("aside")
+}
+
+fn make(folder: &Path) {
+    fs::create_dir(folder).unwrap();
+}
+
+const ACCIDENTS: [Accident; 7] = [
+    (
+        "the folder is removed",
+        |at| fs::remove_dir_all(at).unwrap(),
+        make,
+    ),
+    (
+        "the folder is moved away",
+        |at| fs::rename(at, aside(at)).unwrap(),
+        make,
+    ),
+    (
+        "the folder is moved away for a while",
+        |at| fs::rename(at, aside(at)).unwrap(),
+        |at| fs::rename(aside(at), at).unwrap(),
+    ),
+    (
+        "the folder is replaced",
+        |at| {
+            fs::rename(at, aside(at)).unwrap();
+            make(at);
+        },
+        |_| {},
+    ),
+    (
+        "all files are removed",
+        |at| {
+            for file in files_of(at, "") {
+                fs::remove_file(file).unwrap();
+            }
+        },
+        |_| {},
+    ),
+    (
+        "the file is removed",
+        |at| {
+            for file in files_of(at, "waiting-") {
+                fs::remove_file(file).unwrap();
+            }
+        },
+        |_| {},
+    ),
+    (
+        "the file is replaced by a copy",
+        |at| {
+            for file in files_of(at, "waiting-") {
+                fs::copy(&file, at.join("copy")).unwrap();
+                fs::rename(at.join("copy"), file).unwrap();
+            }
+        },
+        |_| {},
+    ),
+];
+
+async fn until(what: &str, spool: &Spool, holds: impl Fn(&SpoolStats) -> bool) {
+    let mut stats = spool.watch_stats();
+    let held = timeout(Duration::from_secs(20), stats.wait_for(holds)).await;
+    assert!(held.is_ok(), "{what}: {:?}", spool.stats());
+}
+
+/// After `accident` nothing is safe until `repair`. Then what was safe is there, also after a
+/// restart, and what was refused is not.
+async fn survives(what: &str, folder: &Path, accident: fn(&Path), repair: fn(&Path)) {
+    let spool = Spool::open(folder, 1 << 30).unwrap();
+    put(&spool, Queue::Waiting, &["settled", "a"]).await;
+    let (first, entry) = spool.take(Queue::Waiting, 1).await.remove(0);
+    assert_eq!(entry.id, "settled", "{what}");
+    spool.settle(first);
+    accident(folder);
+    let refused = spool.put(Queue::Waiting, &self::entry("refused")).await;
+    assert!(
+        matches!(refused, Err(NotSafe::Disk(_))),
+        "{what}: {refused:?}"
+    );
+    until(what, &spool, |stats| stats.refuses).await;
+    repair(folder);
+    until(what, &spool, |stats| !stats.refuses).await;
+    put(&spool, Queue::Waiting, &["b"]).await;
+    spool.close().await;
+    drop(spool);
+    let spool = open_again(folder).await;
+    assert_eq!(spool.stats().records(Queue::Waiting), 2, "{what}");
+    assert_eq!(take(&spool, Queue::Waiting).await, ["a", "b"], "{what}");
+    spool.close().await;
+}
+
+#[tokio::test]
+async fn nothing_is_safe_in_a_folder_that_the_next_start_does_not_find_and_what_is_open_returns() {
+    let each = ACCIDENTS.map(async |(what, accident, repair)| {
+        let above = TempDir::new().unwrap();
+        survives(what, &above.path().join("data"), accident, repair).await;
+    });
+    futures_util::future::join_all(each).await;
+}
+
+#[tokio::test]
+async fn an_idle_spool_notices_that_its_folder_is_gone() {
+    for (what, accident, repair) in ACCIDENTS {
+        let above = TempDir::new().unwrap();
+        let folder = above.path().join("data");
+        let spool = Spool::open(&folder, 1 << 30).unwrap();
+        put(&spool, Queue::Waiting, &["a"]).await;
+        accident(&folder);
+        until(what, &spool, |stats| stats.refuses).await;
+        repair(&folder);
+        until(what, &spool, |stats| !stats.refuses).await;
+    }
+}
+
+fn mount(arguments: &[&str]) -> bool {
+    let mount = std::process::Command::new(arguments[0])
+        .args(&arguments[1..])
+        .output();
+    mount.is_ok_and(|output| output.status.success())
+}
+
+#[tokio::test]
+async fn a_folder_whose_volume_is_unmounted_is_used_again_once_a_volume_is_there() {
+    let above = TempDir::new().unwrap();
+    let folder = above.path().join("data");
+    make(&folder);
+    let at = folder.to_str().unwrap();
+    let volume = ["mount", "-t", "tmpfs", "none", at];
+    if !mount(&volume) {
+        println!("NOT RUN: this test mounts a volume, which this user may not");
+        return;
+    }
+    let spool = Spool::open(&folder, 1 << 30).unwrap();
+    put(&spool, Queue::Waiting, &["a"]).await;
+    assert!(mount(&["umount", "-l", at]));
+    until("unmounted", &spool, |stats| stats.refuses).await;
+    // Some probes later, it has not moved to the disk under the mount point.
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    assert!(spool.stats().refuses);
+    assert_eq!(files_of(&folder, "lock"), [""; 0].map(PathBuf::from));
+    assert!(mount(&volume));
+    until("mounted", &spool, |stats| !stats.refuses).await;
+    put(&spool, Queue::Waiting, &["b"]).await;
+    spool.close().await;
+    drop(spool);
+    let spool = open_again(&folder).await;
+    assert_eq!(take(&spool, Queue::Waiting).await, ["a", "b"]);
+    spool.close().await;
+    drop(spool);
+    assert!(mount(&["umount", "-l", at]));
 }

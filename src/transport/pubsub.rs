@@ -14,7 +14,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::{Context, Poll, ready},
     time::Duration,
@@ -79,8 +79,6 @@ const QUIET: Duration = Duration::from_secs(30);
 pub struct Settings {
     config: Arc<config::PubsubConfig>,
     kept: KeptStream,
-    /// Subscriptions that were created: a new one has nothing that was confirmed before.
-    created: Arc<AtomicU64>,
 }
 
 impl Settings {
@@ -88,7 +86,6 @@ impl Settings {
         Self {
             config: Arc::new(config),
             kept: KeptStream::default(),
-            created: Arc::default(),
         }
     }
 }
@@ -118,16 +115,10 @@ impl Transport for Pubsub {
     type Settings = Settings;
 
     async fn connect(settings: &Settings) -> Result<Self, TransportError> {
-        let Settings {
-            config,
-            kept,
-            created,
-        } = settings;
+        let Settings { config, kept } = settings;
         let access = Access::new(config).await?;
         let mut declared = DeclaredSubscription::declare(&access, config).await?;
         let is_orphaned = declared.is_orphaned;
-        let created_now = u64::from(declared.is_new);
-        let incarnation = created_now + created.fetch_add(created_now, Ordering::Relaxed);
         let mut warnings = std::mem::take(&mut declared.warnings);
         if access.is_emulator {
             warnings
@@ -179,7 +170,7 @@ impl Transport for Pubsub {
                 } else {
                     Durability::Yes
                 },
-                incarnation: incarnation.to_string(),
+                incarnation: String::new(),
             },
             stream: Mutex::new(Some(stream)),
             kept: kept.clone(),

@@ -133,7 +133,7 @@ pub(super) fn sync(file: &File) -> io::Result<()> {
     file.sync_data()
 }
 
-fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
+pub(super) fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
     fs::write(path, bytes)?;
     sync(&File::open(path)?)?;
     sync(&File::open(path.parent().unwrap_or(path))?)

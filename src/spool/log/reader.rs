@@ -63,6 +63,7 @@ impl Log {
                 Err(why) => {
                     self.segments[&number].log_unreadable(&why);
                     self.reading.passed = Some(number);
+                    self.left_out = true;
                     self.failures = 0;
                     // Later entries go to a file that can be read.
                     self.active

@@ -34,6 +34,7 @@ impl Store {
 
     pub fn replay(&mut self, which: &Which) -> Result<u64, NotSafe> {
         let disk = |why: io::Error| NotSafe::Disk(why.to_string());
+        self.place.check_not_lost()?;
         let mut replayed = 0;
         loop {
             let found = self.find(which, BATCH);
