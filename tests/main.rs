@@ -24,6 +24,7 @@ mod nats;
 mod output;
 mod plain;
 mod power_cuts;
+mod promise;
 mod pubsub;
 mod rabbitmq;
 mod readme;

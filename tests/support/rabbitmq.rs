@@ -288,6 +288,8 @@ impl ServerFiles {
 
     fn set_environment(&self, command: &mut Command) {
         command
+            // Erlang leaves the dumps of a crash where it runs.
+            .current_dir(&self.dir)
             .env("HOME", self.dir.join("home"))
             .env("RABBITMQ_NODENAME", self.node())
             .env("RABBITMQ_NODE_IP_ADDRESS", "127.0.0.1")
