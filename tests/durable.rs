@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::support::{
     api::Api,
     eventually,
-    lanes::{Lane as _, Nats, grpc_variables},
+    lanes::{Lane as _, Nats, Pubsub, grpc_variables},
     node::{Node, PATIENCE},
     process::free_port,
     rig::Rig as _,
@@ -112,6 +112,31 @@ async fn records_that_a_broker_has_forgotten_are_published_again() {
     let ledger = all_arrive(&node, &api, 2 * RECORDS).await;
     assert_eq!(ledger["recovered"], json!(0), "{ledger}");
     assert!(node.log().contains("they are published again"));
+}
+
+/// The emulator keeps messages in memory.
+#[actix_rt::test]
+async fn records_that_an_emulator_has_forgotten_are_published_again() {
+    let Some(mut pubsub) = Pubsub::start().await else {
+        return;
+    };
+    let mut api = Api::start();
+    api.stop().await;
+    let node = Node::start(&api.url(), &pubsub.variables()).await;
+    node.lane_is("pubsub", "up", PATIENCE).await;
+    let broker = node.lane("pubsub").await["broker"].clone();
+    assert_eq!(broker["outlives_power_cut"], json!("no"));
+    post_all(&node, "a", "PubSub").await;
+    pubsub.kill().await;
+    pubsub.revive().await;
+    eventually("the copies are published again", PATIENCE, async || {
+        node.log().contains("they are published again").then_some(())
+    })
+    .await;
+    api.start_again();
+    api.wait_for(RECORDS, PATIENCE).await;
+    node.all_ended(RECORDS, PATIENCE).await;
+    assert_eq!(api.taken().len(), RECORDS);
 }
 
 #[actix_rt::test]

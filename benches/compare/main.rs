@@ -28,6 +28,8 @@ use support::{
     rig::Rig as _,
 };
 
+/// No copies on disk, as the floors have none.
+const ACK_LANE: (&str, &str) = ("INGEST__ACK", "lane");
 /// Records per request and per POST of the batch cases.
 const BATCH: usize = 100;
 
@@ -47,7 +49,7 @@ struct Cli {
         long,
         value_enum,
         value_delimiter = ',',
-        default_value = "floor,batch,bundle,disk"
+        default_value = "floor,batch,bundle,durable,disk"
     )]
     cases: Vec<Case>,
     /// Another build of Waypost to compare with, as FILE or BUNDLE:FILE; may be given again
@@ -80,6 +82,8 @@ enum Case {
     Batch,
     /// The same with up to 128 records per message
     Bundle,
+    /// `ack = "durable"` against `ack = "lane"`
+    Durable,
     /// `ack = "disk"` against `ack = "lane"`
     Disk,
 }
@@ -111,6 +115,7 @@ impl Beside {
         let other = Side {
             name: "other build".into(),
             program: Program::OtherWaypost(self.program.clone()),
+            variables: &[ACK_LANE],
             ..Side::waypost()
         };
         let name = match self.bundle {
@@ -120,6 +125,7 @@ impl Beside {
         let waypost = Side {
             name,
             bundle: self.bundle,
+            variables: &[ACK_LANE],
             ..Side::waypost()
         };
         [other, waypost]
@@ -128,14 +134,17 @@ impl Beside {
 
 impl Case {
     fn sides(self) -> [Side; 2] {
-        let waypost = Side::waypost();
+        let waypost = Side {
+            variables: &[ACK_LANE],
+            ..Side::waypost()
+        };
         let named = |name: &str| Side {
             name: name.into(),
-            ..Side::waypost()
+            ..waypost.clone()
         };
         let batches = |name: &str| Side {
             batch: BATCH,
-            variables: &[("API__BATCH", "100")],
+            variables: &[("API__BATCH", "100"), ACK_LANE],
             ..named(name)
         };
         match self {
@@ -144,7 +153,7 @@ impl Case {
                     program: Program::Floor,
                     ..named("floor")
                 };
-                [floor, waypost]
+                [floor, waypost.clone()]
             }
             Self::Batch => [named("single"), batches("batches")],
             Self::Bundle => {
@@ -153,6 +162,13 @@ impl Case {
                     ..batches("bundles")
                 };
                 [named("single"), bundles]
+            }
+            Self::Durable => {
+                let durable = Side {
+                    variables: &[("INGEST__ACK", "durable")],
+                    ..named("ack durable")
+                };
+                [named("ack lane"), durable]
             }
             Self::Disk => {
                 let disk = Side {

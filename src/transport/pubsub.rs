@@ -14,7 +14,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     task::{Context, Poll, ready},
     time::Duration,
@@ -79,6 +79,8 @@ const QUIET: Duration = Duration::from_secs(30);
 pub struct Settings {
     config: Arc<config::PubsubConfig>,
     kept: KeptStream,
+    /// Subscriptions that were created: a new one has nothing that was confirmed before.
+    created: Arc<AtomicU64>,
 }
 
 impl Settings {
@@ -86,6 +88,7 @@ impl Settings {
         Self {
             config: Arc::new(config),
             kept: KeptStream::default(),
+            created: Arc::default(),
         }
     }
 }
@@ -115,10 +118,16 @@ impl Transport for Pubsub {
     type Settings = Settings;
 
     async fn connect(settings: &Settings) -> Result<Self, TransportError> {
-        let Settings { config, kept } = settings;
+        let Settings {
+            config,
+            kept,
+            created,
+        } = settings;
         let access = Access::new(config).await?;
         let mut declared = DeclaredSubscription::declare(&access, config).await?;
         let is_orphaned = declared.is_orphaned;
+        let created_now = u64::from(declared.is_new);
+        let incarnation = created_now + created.fetch_add(created_now, Ordering::Relaxed);
         let mut warnings = std::mem::take(&mut declared.warnings);
         if access.is_emulator {
             warnings
@@ -170,7 +179,7 @@ impl Transport for Pubsub {
                 } else {
                     Durability::Yes
                 },
-                incarnation: String::new(),
+                incarnation: incarnation.to_string(),
             },
             stream: Mutex::new(Some(stream)),
             kept: kept.clone(),
