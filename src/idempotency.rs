@@ -9,6 +9,8 @@
 //! or full. Its own thread writes each entry to a file before the receipt leaves. The file is not
 //! synced: a power cut may cost keys, and the API still recognises the record by its id.
 
+mod file;
+
 use std::{
     fs::{self, File},
     io::{self, Write as _},
@@ -20,21 +22,20 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use prost::Message;
 use ring::digest::{SHA256, digest};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::timeout,
 };
-use tracing::{error, info, warn};
+use tracing::{error, info};
 
+use self::file::{KeyLine, append, read};
 use crate::{
     clock::{age, unix_us},
     delivery::Receipt,
-    lane_id::LaneId,
     recent::{Fingerprint, FingerprintMap, Hasher128, Recent},
     record::Record,
-    spool::frames::{Item, Scanner, check_place, write_frame},
+    spool::frames::check_place,
 };
 
 /// A key is known for at least this time, unless more than [`KEYS_MAX`] come meanwhile.
@@ -49,23 +50,6 @@ const WRITE_PATIENCE: Duration = Duration::from_secs(1);
 const UNWRITTEN_MAX: usize = 1 << 16;
 /// Entries that are written at once.
 const BATCH: usize = 4096;
-/// The files have no salt: a client that forges an entry forges its own keys only.
-const SALT: u32 = 0;
-
-/// An entry of the file. An older version wrote no digest: a key without one counts as new, and the
-/// API still recognises its record by the id.
-#[derive(Clone, PartialEq, Message)]
-struct KeyLine {
-    #[prost(string, tag = "1")]
-    key: String,
-    /// The lane's name; empty for the spool.
-    #[prost(string, tag = "2")]
-    lane: String,
-    #[prost(uint64, tag = "3")]
-    at_us: u64,
-    #[prost(bytes = "vec", tag = "4")]
-    digest: Vec<u8>,
-}
 
 /// Half of the SHA-256 of a record's body. It needs no secret that would have to outlive the
 /// process, and no client can make two records of one digest.
@@ -295,58 +279,6 @@ impl CompletedKey {
     }
 }
 
-impl KeyLine {
-    fn new(key: &str, digest: RecordDigest, receipt: Receipt) -> Self {
-        let lane = match receipt {
-            Receipt::Lane(lane) => lane.name(),
-            Receipt::Spool => "",
-        };
-        Self {
-            key: key.into(),
-            lane: lane.into(),
-            at_us: unix_us(),
-            digest: digest.0.into(),
-        }
-    }
-
-    /// `None` if it has no digest, or another version knows its lane.
-    fn completed(&self) -> Option<CompletedKey> {
-        let digest = RecordDigest(self.digest.as_slice().try_into().ok()?);
-        let receipt = if self.lane.is_empty() {
-            Receipt::Spool
-        } else {
-            Receipt::Lane(LaneId::from_name(&self.lane)?)
-        };
-        Some(CompletedKey::new(digest, receipt, self.at_us))
-    }
-}
-
-fn append(bytes: &mut Vec<u8>, line: &KeyLine) {
-    write_frame(bytes, SALT, 0, &line.encode_to_vec());
-}
-
-fn read(path: &Path, mut each: impl FnMut(KeyLine)) -> io::Result<()> {
-    let file = match File::open(path) {
-        Ok(file) => file,
-        Err(why) if why.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(why) => return Err(why),
-    };
-    let size = file.metadata()?.len();
-    let mut scanner = Scanner::new(file, SALT);
-    while let Some(item) = scanner.next(size)? {
-        match item {
-            Item::Frame { payload, .. } => match KeyLine::decode(&*payload) {
-                Ok(line) => each(line),
-                Err(why) => warn!(%why, "cannot read an entry of the key table"),
-            },
-            Item::Damage { at, size } => {
-                warn!(file = %path.display(), at, size, "damage in the key table");
-            }
-        }
-    }
-    Ok(())
-}
-
 /// The state of the thread.
 struct KeyWriter {
     young: PathBuf,
@@ -411,6 +343,7 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
+    use crate::lane_id::LaneId;
 
     const NATS: Receipt = Receipt::Lane(LaneId::Nats);
 
@@ -569,13 +502,9 @@ mod tests {
         let folder = TempDir::new().unwrap();
         let file = folder.path().join("keys.young");
         let mut bytes = Vec::new();
-        append(
-            &mut bytes,
-            &KeyLine {
-                at_us: 1,
-                ..KeyLine::new("old", RecordDigest::of(b"{}"), NATS)
-            },
-        );
+        let mut line = KeyLine::new("old", RecordDigest::of(b"{}"), NATS);
+        line.at_us = 1;
+        append(&mut bytes, &line);
         fs::write(&file, &bytes).unwrap();
         let store = IdempotencyStore::open(folder.path()).unwrap();
         first(&store, "old").await;

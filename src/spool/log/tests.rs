@@ -381,3 +381,22 @@ fn half_of_what_was_settled_last_spoils_nothing_that_comes_after_it() {
     drop(log);
     assert_eq!(drain(&mut open(&folder)), [1, 2, 3, 4]);
 }
+
+#[test]
+fn a_commit_to_a_file_that_is_gone_fails_and_what_was_safe_is_put_back() {
+    let folder = TempDir::new().unwrap();
+    let mut log = open(&folder);
+    append(&mut log, 0..3);
+    log.append(&payload(3), false).unwrap();
+    // Between the last look and the commit.
+    for file in files(&folder, "log") {
+        fs::remove_file(file).unwrap();
+    }
+    log.commit().unwrap_err();
+    assert!(log.is_adrift());
+    assert_eq!(log.put_back().unwrap(), 3);
+    assert!(!log.is_adrift());
+    append(&mut log, 4..5);
+    drop(log);
+    assert_eq!(drain(&mut open(&folder)), [0, 1, 2, 4]);
+}
