@@ -130,7 +130,9 @@ async fn records_that_an_emulator_has_forgotten_are_published_again() {
     pubsub.kill().await;
     pubsub.revive().await;
     eventually("the copies are published again", PATIENCE, async || {
-        node.log().contains("they are published again").then_some(())
+        node.log()
+            .contains("they are published again")
+            .then_some(())
     })
     .await;
     api.start_again();
