@@ -251,7 +251,7 @@ async fn a_lane_that_is_lost_in_the_middle_of_a_publish_gives_the_record_back_an
     let view = house.view().await;
     assert_eq!(
         (view.restarts, view.last_error.as_deref()),
-        (1, Some("connection lost: dropped"))
+        (1, Some("memory: connection lost: dropped"))
     );
 }
 
@@ -344,7 +344,7 @@ async fn a_lane_whose_confirms_do_not_come_is_restarted_after_the_publish_timeou
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert_eq!(
         house.view().await.last_error.as_deref(),
-        Some("connection lost: no confirm within 2s")
+        Some("memory: connection lost: no confirm within 2s")
     );
     house.submit(1).await;
 }
@@ -366,7 +366,7 @@ async fn a_lane_keeps_trying_to_connect_and_says_why_it_cannot() {
     );
     assert_eq!(
         house.view().await.last_error.as_deref(),
-        Some("cannot connect: refused")
+        Some("cannot connect: memory: refused")
     );
     house.broker.set_faults(Faults::default());
     tokio::time::sleep(Duration::from_secs(2)).await;

@@ -8,6 +8,7 @@ mod admin;
 mod api;
 mod bad_requests;
 mod check;
+mod connect;
 mod containers;
 mod durable;
 mod end_to_end;

@@ -290,6 +290,10 @@ impl<T: Transport> Handler<Broken> for Lane<T> {
     type Result = ();
 
     fn handle(&mut self, Broken(exit): Broken, ctx: &mut Self::Context) {
+        let exit = match exit {
+            Exit::Failed(why) => Exit::Failed(format!("{}: {why}", T::address(&self.settings))),
+            exit => exit,
+        };
         self.end(exit, ctx);
     }
 }

@@ -134,6 +134,16 @@ impl Endpoint {
         Ok((status, body))
     }
 
+    /// The status of the answer to a GET. The rest of the answer is not read.
+    ///
+    /// # Errors
+    /// When no connection is open within `connect_timeout`, or no head of an answer can be read.
+    pub async fn status(&self, connect_timeout: Duration) -> Result<StatusCode, Failure> {
+        let client = self.client(1, connect_timeout);
+        let response = self.request(&client, Method::GET).send().await?;
+        Ok(response.status())
+    }
+
     fn client(&self, connections: usize, connect_timeout: Duration) -> Client {
         let mut connector = Connector::new()
             .limit(connections)

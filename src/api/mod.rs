@@ -64,6 +64,16 @@ impl Settings {
     }
 }
 
+impl Settings {
+    /// The status of the answer to a GET, which may take up to `patience`.
+    ///
+    /// # Errors
+    /// When no connection is open within `patience`, or no answer can be read.
+    pub async fn ask(&self, patience: Duration) -> Result<StatusCode, client::Failure> {
+        self.endpoint.status(patience).await
+    }
+}
+
 fn unusable(file: &Path, why: impl fmt::Display) -> ApiError {
     ApiError(format!("{}: {why}", file.display()))
 }

@@ -3,21 +3,21 @@
 use std::{collections::BTreeMap, process::ExitCode, sync::Arc, time::Duration};
 
 use bytesize::ByteSize;
-use tokio::{net::TcpStream, time::timeout};
-use url::Url;
+use tokio::time::timeout;
 
 use super::{
     NodeArgs,
     output::{print, tell},
 };
 use crate::{
+    api,
     config::{Config, GrpcConfig},
     lane_id::LaneId,
     record::{HEADERS_MAX, Record},
     spool::Spool,
     tap::Tap,
     transport::{
-        self, BrokerInfo, Transport, default_largest_message,
+        self, Look, Transport, default_largest_message,
         grpc::{self, Grpc},
         nats::Nats,
         pubsub::{self, Pubsub},
@@ -25,14 +25,14 @@ use crate::{
     },
 };
 
-/// How long the API may take to accept a connection.
+/// How long the API may take to answer.
 const API_PATIENCE: Duration = Duration::from_secs(5);
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
     node: NodeArgs,
-    /// Also connect to each lane and to the API
+    /// Also connect to each lane and to the API, and say what was tried; nothing is created
     #[arg(long)]
     connect: bool,
 }
@@ -54,11 +54,11 @@ pub async fn check(args: Args) -> Result<(), ExitCode> {
     let mut limits = BTreeMap::new();
     for lane in LaneId::ALL {
         // Boxed: it has the futures of all clients.
-        if let Some(connected) = Box::pin(connect_lane(lane, &config)).await {
-            if let Ok(broker) = &connected {
-                limits.insert(lane, broker.largest_message.unwrap_or(usize::MAX));
+        if let Some(looked) = Box::pin(look_at(lane, &config)).await {
+            if let Ok((_, look)) = &looked {
+                limits.extend(look.info.largest_message.map(|most| (lane, most)));
             }
-            let result = connected.map(|broker| describe(&broker));
+            let result = looked.map(|(address, look)| describe(&address, look));
             report(&format!("lanes.{lane}"), result);
         }
     }
@@ -67,38 +67,39 @@ pub async fn check(args: Args) -> Result<(), ExitCode> {
     all_well.then_some(()).ok_or(ExitCode::FAILURE)
 }
 
-/// `None` if the lane is not configured.
-async fn connect_lane(lane: LaneId, config: &Config) -> Option<Result<BrokerInfo, String>> {
+/// The lane's address and what is there; `None` if the lane is not configured.
+async fn look_at(lane: LaneId, config: &Config) -> Option<Result<(String, Look), String>> {
     let lanes = config.lanes.clone();
     Some(match lane {
-        LaneId::Grpc => connect_grpc(lanes.grpc?, config).await,
-        LaneId::Nats => connect::<Nats>(lanes.nats?).await,
-        LaneId::Rabbitmq => connect::<RabbitMq>(lanes.rabbitmq?).await,
-        LaneId::Pubsub => connect::<Pubsub>(pubsub::Settings::new(lanes.pubsub?)).await,
+        LaneId::Grpc => look_at_grpc(lanes.grpc?, config).await,
+        LaneId::Nats => look::<Nats>(lanes.nats?).await,
+        LaneId::Rabbitmq => look::<RabbitMq>(lanes.rabbitmq?).await,
+        LaneId::Pubsub => look::<Pubsub>(pubsub::Settings::new(lanes.pubsub?)).await,
     })
 }
 
-/// Connects as a node would, creating what is missing, and disconnects.
-async fn connect<T: Transport>(settings: T::Settings) -> Result<BrokerInfo, String> {
-    let transport = transport::connect::<T>(&settings)
-        .await
-        .map_err(|failure| failure.to_string())?;
-    let broker = transport.info();
-    transport.close().await;
-    Ok(broker)
+/// Connects and checks as a node would, and creates nothing.
+async fn look<T: Transport>(settings: T::Settings) -> Result<(String, Look), String> {
+    let looked = transport::look::<T>(&settings).await;
+    let look = looked.map_err(|failure| failure.to_string())?;
+    Ok((T::address(&settings), look))
 }
 
-fn describe(broker: &BrokerInfo) -> String {
-    let version = broker.version.iter();
+fn describe(address: &str, Look { info, found }: Look) -> String {
+    let version = info.version.iter();
     let version = version.map(|version| format!(", version {version}"));
-    let size = broker.largest_message.iter();
+    let size = info.largest_message.iter();
     let size = size.map(|most| format!(", messages up to {}", ByteSize(*most as u64)));
-    let warnings = broker
-        .warnings
-        .iter()
-        .map(|warning| format!("; warning: {warning}"));
-    let details: String = version.chain(size).chain(warnings).collect();
-    format!("ok{details}")
+    let warnings = info.warnings.iter();
+    let warnings = warnings.map(|warning| format!("; warning: {warning}"));
+    format!(
+        "ok{}: {address}: {}; a confirm outlives a power cut: {}; not tried: to publish and to \
+         consume{}",
+        version.chain(size).collect::<String>(),
+        found.join(", "),
+        info.outlives_power_cut.name(),
+        warnings.collect::<String>(),
+    )
 }
 
 /// Warns if a record may be larger than any lane takes. `limits` are those that the lanes' systems
@@ -126,7 +127,7 @@ fn warn_of_size(config: &Config, limits: &BTreeMap<LaneId, usize>) {
 }
 
 /// With a spool of its own, since a node that runs has the real one open.
-async fn connect_grpc(lane: GrpcConfig, config: &Config) -> Result<BrokerInfo, String> {
+async fn look_at_grpc(lane: GrpcConfig, config: &Config) -> Result<(String, Look), String> {
     let folder = tempfile::tempdir().map_err(|why| why.to_string())?;
     let settings = grpc::Settings {
         config: lane,
@@ -136,17 +137,25 @@ async fn connect_grpc(lane: GrpcConfig, config: &Config) -> Result<BrokerInfo, S
         spool: Spool::open(folder.path(), config.spool.max).map_err(|why| why.to_string())?,
         breaker: Arc::default(),
     };
-    connect::<Grpc>(settings).await
+    look::<Grpc>(settings).await
 }
 
+/// Asks the API with a GET, which stores nothing. Any answer shows that it can be reached.
 async fn reach_api(config: &Config) -> Result<String, String> {
-    let url = Url::parse(&config.api.url).map_err(|why| why.to_string())?;
-    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
-    let port = url.port_or_known_default().unwrap_or_default();
-    let why = match timeout(API_PATIENCE, TcpStream::connect((host, port))).await {
-        Ok(Ok(_)) => return Ok("ok".into()),
-        Ok(Err(why)) => why.to_string(),
-        Err(_) => format!("no answer within {API_PATIENCE:?}"),
+    let url = &config.api.url;
+    let settings = api::Settings::read(&config.api).map_err(|why| why.to_string())?;
+    let asked = timeout(API_PATIENCE, settings.ask(API_PATIENCE)).await;
+    let status = match asked {
+        Ok(Ok(status)) => status,
+        Ok(Err(why)) => return Err(format!("{url}: {why}")),
+        Err(_) => return Err(format!("{url}: no answer within {API_PATIENCE:?}")),
     };
-    Err(format!("cannot connect to {}: {why}", config.api.url))
+    let warning = match status.as_u16() {
+        401 | 403 => "; warning: check `token_file`, if it refuses a POST too",
+        404 => "; warning: check the path of `url`, if it refuses a POST too",
+        _ => "",
+    };
+    Ok(format!(
+        "ok: {url}: connected, and a GET is answered with {status}; not tried: a POST{warning}"
+    ))
 }

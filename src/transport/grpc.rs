@@ -25,16 +25,22 @@ use tokio::{
     sync::watch,
     time::{Instant, sleep, timeout},
 };
+use tonic::transport::Endpoint;
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
 
 use self::{
     buffer::{BufferIn, BufferOut},
     inbound::Intake,
+    peer::{describe, with_causes},
     peers::Peers,
     service::Service,
     tls::Tls,
 };
 use super::{
-    Backlog, BrokerInfo, CLOSE_TIMEOUT, Durability, Incoming, Message, Transport, TransportError,
+    Backlog, BrokerInfo, CLOSE_TIMEOUT, Durability, Incoming, Look, Message, Remedy, Transport,
+    TransportError,
 };
 use crate::{breaker::Breaker, config, record::Schema, spool::Spool, tap::Tap};
 
@@ -111,14 +117,21 @@ impl Transport for Grpc {
     type Settings = Settings;
     /// A receipt waits for the receiver's API.
     const CONFIRMS_ALONE: bool = false;
+    const REMEDIES: &'static [Remedy] = &[(
+        "h2 protocol error",
+        "the peer speaks TLS there, or is no node: use https://, or correct its address",
+    )];
+
+    fn address(settings: &Settings) -> String {
+        settings.config.listen.to_string()
+    }
 
     async fn connect(settings: &Settings) -> Result<Self, TransportError> {
         let config = &settings.config;
         let tls = Tls::read(config).await?;
         let listener = bind(config.listen).await;
         let bound = listener.and_then(|listener| Ok((listener.local_addr()?, listener)));
-        let (address, listener) =
-            bound.map_err(|why| TransportError::Connect(format!("{}: {why}", config.listen)))?;
+        let (address, listener) = bound.map_err(|why| TransportError::Connect(why.to_string()))?;
         let endpoints: Result<Vec<_>, _> = match &config.peers[..] {
             [] => tls.own(reachable(address)).map(|own| vec![own]),
             peers => peers.iter().map(|uri| tls.peer(uri)).collect(),
@@ -167,6 +180,48 @@ impl Transport for Grpc {
             phase,
             server,
         })
+    }
+
+    /// Serves and calls itself for a moment, unless a node serves there already. Asks each peer for
+    /// its health.
+    async fn look(settings: &Settings) -> Result<Look, TransportError> {
+        let config = &settings.config;
+        let tls = Tls::read(config).await?;
+        let in_use = match TcpListener::bind(config.listen).await {
+            Err(why) if why.kind() == io::ErrorKind::AddrInUse => Some(why),
+            _ => None,
+        };
+        let mut found = Vec::new();
+        if let Some(why) = in_use {
+            let own = tls.own(reachable(config.listen))?;
+            if ask_health(&own).await.is_err() {
+                return Err(TransportError::Connect(why.to_string()));
+            }
+            found.push("a node serves there".to_owned());
+        } else {
+            let own = Settings {
+                config: config::GrpcConfig {
+                    peers: Vec::new(),
+                    ..config.clone()
+                },
+                ..settings.clone()
+            };
+            Self::connect(&own).await?.close().await;
+            found.push("served, and called itself".to_owned());
+        }
+        for uri in &config.peers {
+            let healthy = ask_health(&tls.peer(uri)?).await;
+            healthy.map_err(|why| TransportError::Connect(format!("peer {uri}: {why}")))?;
+            found.push(format!("peer {uri} is healthy"));
+        }
+        let info = BrokerInfo {
+            version: Some(env!("CARGO_PKG_VERSION").into()),
+            // As `info` has it.
+            largest_message: Some(MAX_MESSAGE),
+            outlives_power_cut: Durability::Yes,
+            ..BrokerInfo::default()
+        };
+        Ok(Look { info, found })
     }
 
     async fn publish(
@@ -228,6 +283,22 @@ impl Transport for Grpc {
             is_shared: self.has_peers,
         })
     }
+}
+
+/// Asks the node at `endpoint` whether it serves.
+async fn ask_health(endpoint: &Endpoint) -> Result<(), String> {
+    let ask = async {
+        let channel = endpoint.connect().await.map_err(|why| with_causes(&why))?;
+        let mut health = HealthClient::new(channel);
+        let answer = health.check(HealthCheckRequest::default()).await;
+        let answer = answer.map_err(|status| describe(&status))?;
+        match answer.into_inner().status() {
+            ServingStatus::Serving => Ok(()),
+            status => Err(format!("its health is {}", status.as_str_name())),
+        }
+    };
+    let answered = timeout(OWN_STREAM, ask).await;
+    answered.unwrap_or_else(|_| Err(format!("no answer within {OWN_STREAM:?}")))
 }
 
 /// A dropped predecessor's listener is closed by its task, which may not have run yet.

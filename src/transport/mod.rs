@@ -38,15 +38,20 @@ mod message;
 pub mod nats;
 pub mod pubsub;
 pub mod rabbitmq;
+mod remedy;
 mod secret;
 
 use std::{future::ready, time::Duration};
 
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use serde::{Serialize, Serializer};
-use tokio::time::timeout;
+use tokio::time::{error::Elapsed, timeout};
 
-pub use self::message::{Headers, Incoming, Message, header};
+use self::remedy::with_remedy;
+pub use self::{
+    message::{Headers, Incoming, Message, header},
+    remedy::Remedy,
+};
 use crate::{lane_id::LaneId, proto, record::Origin};
 
 /// How long [`connect`] may take, declarations included.
@@ -65,6 +70,11 @@ pub trait Transport: Sized + 'static {
     /// Whether a confirm depends on the message system alone. Then a publish that times out while
     /// no other is confirmed means that the connection is dead.
     const CONFIRMS_ALONE: bool = true;
+    /// What to do about errors of `connect`.
+    const REMEDIES: &'static [Remedy] = &[];
+
+    /// Where the system is, for messages: without credentials.
+    fn address(settings: &Self::Settings) -> String;
 
     /// Connects, declares what is missing and checks what is there. [`connect`] sets the deadline.
     ///
@@ -72,6 +82,12 @@ pub trait Transport: Sized + 'static {
     /// When the system cannot be reached, or has something of the same name with other settings,
     /// which is never changed.
     fn connect(settings: &Self::Settings) -> impl Future<Output = Result<Self, TransportError>>;
+
+    /// Connects, and checks what is there as `connect` does. Creates nothing, and takes no message.
+    ///
+    /// # Errors
+    /// As `connect`. What is missing is no error.
+    fn look(settings: &Self::Settings) -> impl Future<Output = Result<Look, TransportError>>;
 
     /// Publishes each of `messages`. `settled` gets the index of a message when it is durable in
     /// the system, or when it fails. A message that failed may be in the system, and so may one
@@ -123,7 +139,7 @@ pub struct Backlog {
 }
 
 /// The system behind a lane.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct BrokerInfo {
     pub version: Option<String>,
     /// Settings that weaken the guarantee.
@@ -135,6 +151,14 @@ pub struct BrokerInfo {
     /// Changes when the system may have lost what it has confirmed.
     #[serde(skip)]
     pub incarnation: String,
+}
+
+/// What a system shows to one that changes nothing.
+#[derive(Clone, Debug, Default)]
+pub struct Look {
+    pub info: BrokerInfo,
+    /// What was tried and found, one after the other.
+    pub found: Vec<String>,
 }
 
 /// Whether a confirm survives a power cut of the system that gave it.
@@ -170,23 +194,17 @@ impl Durability {
     }
 }
 
-impl Serialize for Durability {
-    fn serialize<S: Serializer>(&self, output: S) -> Result<S::Ok, S::Error> {
-        output.serialize_str(self.name())
+impl Default for Durability {
+    fn default() -> Self {
+        Self::Unknown {
+            after: Duration::MAX,
+        }
     }
 }
 
-impl Default for BrokerInfo {
-    fn default() -> Self {
-        Self {
-            version: None,
-            warnings: Vec::new(),
-            largest_message: None,
-            outlives_power_cut: Durability::Unknown {
-                after: Duration::MAX,
-            },
-            incarnation: String::new(),
-        }
+impl Serialize for Durability {
+    fn serialize<S: Serializer>(&self, output: S) -> Result<S::Ok, S::Error> {
+        output.serialize_str(self.name())
     }
 }
 
@@ -204,13 +222,33 @@ pub const fn default_largest_message(lane: LaneId) -> usize {
 /// Connects within [`CONNECT_TIMEOUT`].
 ///
 /// # Errors
-/// As [`Transport::connect`], and when the time is over.
+/// As [`Transport::connect`], and when the time is over. The error names the address, and the
+/// remedy where one is known.
 pub async fn connect<T: Transport>(settings: &T::Settings) -> Result<T, TransportError> {
     let connected = timeout(CONNECT_TIMEOUT, T::connect(settings)).await;
-    connected.unwrap_or_else(|_| {
-        let why = format!("no answer within {CONNECT_TIMEOUT:?}");
-        Err(TransportError::Connect(why))
-    })
+    explained::<T, _>(connected, settings)
+}
+
+/// Looks within [`CONNECT_TIMEOUT`].
+///
+/// # Errors
+/// As [`connect`].
+pub async fn look<T: Transport>(settings: &T::Settings) -> Result<Look, TransportError> {
+    let looked = timeout(CONNECT_TIMEOUT, T::look(settings)).await;
+    explained::<T, _>(looked, settings)
+}
+
+fn explained<T: Transport, O>(
+    tried: Result<Result<O, TransportError>, Elapsed>,
+    settings: &T::Settings,
+) -> Result<O, TransportError> {
+    let why = match tried {
+        Ok(Err(TransportError::Connect(why))) => why,
+        Ok(tried) => return tried,
+        Err(_) => format!("no answer within {CONNECT_TIMEOUT:?}"),
+    };
+    let why = format!("{}: {why}", T::address(settings));
+    Err(TransportError::Connect(with_remedy(why, T::REMEDIES)))
 }
 
 /// Implements [`Transport::publish`] by one call of `publish` for each message, all at once.

@@ -26,7 +26,7 @@ use async_nats::{
     connection::State,
     header::NATS_MESSAGE_ID,
     jetstream::{
-        self,
+        self, Context,
         consumer::PullConsumer,
         context::ContextBuilder,
         stream::{RawMessageErrorKind, Stream},
@@ -49,8 +49,8 @@ use self::{
     settle::Settler,
 };
 use super::{
-    Backlog, BrokerInfo, CLOSE_TIMEOUT, Headers, Incoming, Message, PREFETCH, Transport,
-    TransportError, header, lost::Lost, publish_each,
+    Backlog, BrokerInfo, CLOSE_TIMEOUT, Durability, Headers, Incoming, Look, Message, PREFETCH,
+    Remedy, Transport, TransportError, header, lost::Lost, publish_each,
 };
 use crate::{
     config,
@@ -93,19 +93,31 @@ pub struct Nats {
     not_received: AtomicU64,
 }
 
+fn context(client: &Client) -> Context {
+    let context = ContextBuilder::new().timeout(REQUEST_TIMEOUT);
+    context.build(client.clone())
+}
+
 fn cannot(why: impl ToString) -> TransportError {
     TransportError::Connect(why.to_string())
 }
 
 impl Transport for Nats {
     type Settings = config::NatsConfig;
+    const REMEDIES: &'static [Remedy] = &[(
+        "authorization violation",
+        "correct the user and password of `url`, or set `token_file`, `password_file` or \
+         `creds_file`",
+    )];
+
+    fn address(settings: &config::NatsConfig) -> String {
+        settings.url.to_string()
+    }
 
     async fn connect(settings: &config::NatsConfig) -> Result<Self, TransportError> {
         let lost = Lost::default();
         let client = open(settings, lost.clone()).await?;
-        let context = ContextBuilder::new()
-            .timeout(REQUEST_TIMEOUT)
-            .build(client.clone());
+        let context = context(&client);
         let declared = declare(&context, settings).await?;
         let server = client.server_info();
         let stream_max = declared.stream.cached_info().config.max_message_size;
@@ -155,6 +167,32 @@ impl Transport for Nats {
             info,
             received,
             not_received: delivered.into(),
+        })
+    }
+
+    async fn look(settings: &config::NatsConfig) -> Result<Look, TransportError> {
+        let client = open(settings, Lost::default()).await?;
+        let context = context(&client);
+        let looked = declare::look(&context, settings).await?;
+        let (durability, warning) = match &looked.stream {
+            Some(stream) => Box::pin(durability::judge(&client, settings, stream)).await,
+            None => (Durability::default(), None),
+        };
+        let server = client.server_info();
+        let stream_max = looked
+            .stream
+            .map_or(-1, |stream| stream.config.max_message_size);
+        let info = BrokerInfo {
+            version: Some(server.version),
+            warnings: looked.warnings.into_iter().chain(warning).collect(),
+            outlives_power_cut: durability,
+            largest_message: Some(largest_message(server.max_payload, stream_max)),
+            ..BrokerInfo::default()
+        };
+        let found = ["connected and logged in".into()];
+        Ok(Look {
+            info,
+            found: found.into_iter().chain(looked.found).collect(),
         })
     }
 

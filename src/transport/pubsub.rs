@@ -41,8 +41,8 @@ use self::{
     stream::{KeptStream, LEASED_MAX, Leased, MessageStream, UnackedHandlers},
 };
 use super::{
-    BrokerInfo, Durability, Headers, Incoming, Message, Transport, TransportError, lost::Lost,
-    publish_each,
+    BrokerInfo, Durability, Headers, Incoming, Look, Message, Remedy, Transport, TransportError,
+    lost::Lost, publish_each,
 };
 use crate::config;
 
@@ -116,6 +116,31 @@ pub struct Pubsub {
 
 impl Transport for Pubsub {
     type Settings = Settings;
+    const REMEDIES: &'static [Remedy] = &[
+        (
+            "received unexpected message",
+            "the server speaks no gRPC without TLS there: correct `endpoint`, or use https://",
+        ),
+        (
+            "default credentials",
+            "set `credentials_file`, or GOOGLE_APPLICATION_CREDENTIALS; for an emulator, `endpoint`",
+        ),
+        (
+            "PERMISSION_DENIED",
+            "the account needs roles/pubsub.editor, or one who has it must create what is missing",
+        ),
+    ];
+
+    fn address(settings: &Settings) -> String {
+        access::endpoint(settings.config.endpoint.as_deref())
+    }
+
+    async fn look(settings: &Settings) -> Result<Look, TransportError> {
+        let access = Access::new(&settings.config).await?;
+        let (found, warnings) = DeclaredSubscription::look(&access, &settings.config).await?;
+        let info = info(&access, warnings);
+        Ok(Look { info, found })
+    }
 
     async fn connect(settings: &Settings) -> Result<Self, TransportError> {
         let Settings {
@@ -128,11 +153,10 @@ impl Transport for Pubsub {
         let is_orphaned = declared.is_orphaned;
         let created_now = u64::from(declared.is_new);
         let incarnation = created_now + created.fetch_add(created_now, Ordering::Relaxed);
-        let mut warnings = std::mem::take(&mut declared.warnings);
-        if access.is_emulator {
-            warnings
-                .push("an emulator keeps messages in memory: it loses them when it ends".into());
-        }
+        let info = BrokerInfo {
+            incarnation: incarnation.to_string(),
+            ..info(&access, std::mem::take(&mut declared.warnings))
+        };
         let publisher = Publisher::builder(&declared.topic)
             .with_endpoint(&*access.endpoint)
             .with_credentials(access.credentials.clone())
@@ -168,19 +192,7 @@ impl Transport for Pubsub {
             state,
             runtime: Handle::current(),
             tasks,
-            info: BrokerInfo {
-                version: None,
-                warnings,
-                largest_message: Some(MAX_MESSAGE),
-                outlives_power_cut: if access.is_emulator {
-                    Durability::No {
-                        after: Duration::MAX,
-                    }
-                } else {
-                    Durability::Yes
-                },
-                incarnation: incarnation.to_string(),
-            },
+            info,
             stream: Mutex::new(Some(stream)),
             kept: kept.clone(),
             connection,
@@ -231,6 +243,22 @@ impl Transport for Pubsub {
 
     fn info(&self) -> BrokerInfo {
         self.info.clone()
+    }
+}
+
+fn info(access: &Access, mut warnings: Vec<String>) -> BrokerInfo {
+    let mut outlives_power_cut = Durability::Yes;
+    if access.is_emulator {
+        warnings.push("an emulator keeps messages in memory: it loses them when it ends".into());
+        outlives_power_cut = Durability::No {
+            after: Duration::MAX,
+        };
+    }
+    BrokerInfo {
+        warnings,
+        largest_message: Some(MAX_MESSAGE),
+        outlives_power_cut,
+        ..BrokerInfo::default()
     }
 }
 

@@ -41,8 +41,8 @@ use self::{
     settler::{Settlement, settle},
 };
 use super::{
-    Backlog, BrokerInfo, CLOSE_TIMEOUT, Durability, Incoming, Message, PREFETCH, Transport,
-    TransportError, lost::Lost,
+    Backlog, BrokerInfo, CLOSE_TIMEOUT, Durability, Incoming, Look, Message, PREFETCH, Remedy,
+    Transport, TransportError, lost::Lost,
 };
 use crate::{config, lane_id::LaneId, record::Record};
 
@@ -82,11 +82,48 @@ pub struct RabbitMq {
 
 impl Transport for RabbitMq {
     type Settings = config::RabbitmqConfig;
+    const REMEDIES: &'static [Remedy] = &[
+        (
+            "Login was refused",
+            "correct the user and password of `url`, or the password in `password_file`",
+        ),
+        (
+            "NOT_ALLOWED - vhost",
+            "the path of `url` names the virtual host: `/%2f` is the default one",
+        ),
+        (
+            "failed to parse",
+            "the server speaks no AMQP at this port; if it is its TLS port, use amqps://",
+        ),
+        (
+            "Connection reset",
+            "the server speaks no AMQP at this port; if it is its TLS port, use amqps://",
+        ),
+    ];
+
+    fn address(settings: &Self::Settings) -> String {
+        link::address(&settings.url)
+    }
 
     async fn connect(settings: &Self::Settings) -> Result<Self, TransportError> {
         let target = Target::read(settings).await?;
         let opened = Self::open(&target, settings).await;
-        opened.map_err(|why| TransportError::Connect(format!("{}: {why}", target.address())))
+        opened.map_err(TransportError::Connect)
+    }
+
+    async fn look(settings: &Self::Settings) -> Result<Look, TransportError> {
+        let target = Target::read(settings).await?;
+        let looked = async {
+            let (link, queue) = open_to_publish(&target, settings).await?;
+            let (found, unchecked) = declare::look(&link, &queue).await?;
+            let look = Look {
+                info: info(&link, unchecked),
+                found: vec!["connected and logged in".into(), found],
+            };
+            link.close().await;
+            Ok(look)
+        };
+        looked.await.map_err(TransportError::Connect)
     }
 
     async fn publish(
@@ -234,11 +271,7 @@ impl Drop for RabbitMq {
 
 impl RabbitMq {
     async fn open(target: &Target, settings: &config::RabbitmqConfig) -> Result<Self, String> {
-        let queue = ShortString::try_new(&*settings.queue)
-            .map_err(|_| "a queue's name has at most 255 bytes".to_owned())?;
-        let publish = Link::open(target, "waypost publisher", PUBLISH_FRAME_MAX)
-            .await
-            .map_err(|why| format!("connect to publish: {why}"))?;
+        let (publish, queue) = open_to_publish(target, settings).await?;
         publish
             .channel
             .confirm_select(ConfirmSelectOptions::default())
@@ -271,19 +304,7 @@ impl RabbitMq {
         let events = select(publish.events(), events);
         tokio::spawn(watch_over(links, events, is_blocked, lost.clone()));
 
-        // A quorum queue syncs before it confirms.
-        let outlives_power_cut = if unchecked.is_none() {
-            Durability::Yes
-        } else {
-            Durability::Unknown {
-                after: Duration::MAX,
-            }
-        };
-        let info = BrokerInfo {
-            warnings: publish.warnings().into_iter().chain(unchecked).collect(),
-            outlives_power_cut,
-            ..BrokerInfo::default()
-        };
+        let info = info(&publish, unchecked);
         Ok(Self {
             publish,
             consume,
@@ -371,6 +392,32 @@ async fn watch_over(
             let why = format_args!("the connection of the {} was closed", down.name);
             return lost.set(why);
         }
+    }
+}
+
+/// Opens the connection to publish. Returns it with the queue's name.
+async fn open_to_publish(
+    target: &Target,
+    settings: &config::RabbitmqConfig,
+) -> Result<(Link, ShortString), String> {
+    let queue = ShortString::try_new(&*settings.queue)
+        .map_err(|_| "a queue's name has at most 255 bytes".to_owned())?;
+    let link = Link::open(target, "waypost publisher", PUBLISH_FRAME_MAX).await;
+    let link = link.map_err(|why| format!("connect to publish: {why}"))?;
+    Ok((link, queue))
+}
+
+/// `unchecked` says why the queue's settings are not known.
+fn info(link: &Link, unchecked: Option<String>) -> BrokerInfo {
+    // A quorum queue syncs before it confirms.
+    let outlives_power_cut = match unchecked {
+        None => Durability::Yes,
+        Some(_) => Durability::default(),
+    };
+    BrokerInfo {
+        warnings: link.warnings().into_iter().chain(unchecked).collect(),
+        outlives_power_cut,
+        ..BrokerInfo::default()
     }
 }
 

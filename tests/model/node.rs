@@ -43,7 +43,9 @@ use waypost::{
     ledger::Ledger,
     record::{Origin, Record},
     spool::{NotSafe, OpenError, Queue, Spool, SpoolStats},
-    transport::{Backlog, BrokerInfo, Durability, Incoming, Message, Transport, TransportError},
+    transport::{
+        Backlog, BrokerInfo, Durability, Incoming, Look, Message, Transport, TransportError,
+    },
 };
 
 pub const LANES: [LaneId; 3] = [LaneId::Nats, LaneId::Rabbitmq, LaneId::Pubsub];
@@ -170,6 +172,14 @@ struct Link<const LANE: usize> {
 
 impl<const LANE: usize> Transport for Link<LANE> {
     type Settings = Brokers;
+
+    fn address(_: &Brokers) -> String {
+        LANE.to_string()
+    }
+
+    async fn look(_: &Brokers) -> Result<Look, TransportError> {
+        Ok(Look::default())
+    }
 
     async fn connect(brokers: &Brokers) -> Result<Self, TransportError> {
         let epoch = *brokers.0[LANE].epoch.borrow();

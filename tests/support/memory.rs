@@ -14,7 +14,7 @@ use tokio::{
 use waypost::{
     delivery::Verdict,
     transport::{
-        BrokerInfo, Durability, Incoming, Message, Transport, TransportError, publish_each,
+        BrokerInfo, Durability, Incoming, Look, Message, Transport, TransportError, publish_each,
     },
 };
 
@@ -128,6 +128,14 @@ pub struct Memory {
 
 impl Transport for Memory {
     type Settings = Broker;
+
+    fn address(_: &Broker) -> String {
+        "memory".into()
+    }
+
+    async fn look(_: &Broker) -> Result<Look, TransportError> {
+        Ok(Look::default())
+    }
 
     async fn connect(broker: &Broker) -> Result<Self, TransportError> {
         let mut state = broker.state();

@@ -245,12 +245,12 @@ impl Drop for FailOnDrop<'_> {
     }
 }
 
-fn describe(status: &tonic::Status) -> String {
+pub(super) fn describe(status: &tonic::Status) -> String {
     format!("{}: {}", status.code(), status.message())
 }
 
 /// The error with its causes, which the transport's own text leaves out.
-fn with_causes(error: &dyn std::error::Error) -> String {
+pub(super) fn with_causes(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(Some(error), |e| e.source()).map(ToString::to_string);
     causes.collect::<Vec<_>>().join(": ")
 }

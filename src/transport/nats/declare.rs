@@ -6,7 +6,9 @@ use std::{error::Error as _, time::Duration};
 use async_nats::jetstream::{
     Context, ErrorCode,
     consumer::{AckPolicy, Config as Consumer, DeliverPolicy, PullConsumer, pull},
-    context::{GetStreamError, GetStreamErrorKind, RequestError, RequestErrorKind},
+    context::{
+        ConsumerInfoErrorKind, GetStreamError, GetStreamErrorKind, RequestError, RequestErrorKind,
+    },
     stream::{Config, DiscardPolicy, Info, PersistenceMode, RetentionPolicy, StorageType, Stream},
 };
 use tokio::time::sleep;
@@ -43,12 +45,8 @@ pub async fn declare(
     let stream = &settings.stream;
     let durable = &settings.durable;
     let cannot_have = |what: String, why: String| cannot(format!("{what}: {why}"));
-    let missing = |why: &GetStreamErrorKind| match why {
-        GetStreamErrorKind::JetStream(why) => why.error_code() == ErrorCode::STREAM_NOT_FOUND,
-        _ => false,
-    };
     let found = match context.get_stream(stream).await {
-        Err(why) if missing(&why.kind()) => {
+        Err(why) if is_missing(&why) => {
             sleep(REMOVAL).await;
             context
                 .get_or_create_stream(stream_wanted(settings))
@@ -59,24 +57,14 @@ pub async fn declare(
         found => found.map_err(|why| why.to_string()),
     };
     let found = found.map_err(|why| cannot_have(format!("stream {stream}"), why))?;
-    if let Some(difference) = stream_difference(&found.cached_info().config, settings) {
-        return Err(cannot_have(
-            format!("stream {stream} exists with other settings"),
-            difference,
-        ));
-    }
+    check_stream(found.cached_info(), settings)?;
     let consumer = found
         .get_or_create_consumer(durable, consumer_wanted(settings))
         .await;
     let consumer: PullConsumer =
         consumer.map_err(|why| cannot_have(format!("consumer {durable}"), why.to_string()))?;
     let config = &consumer.cached_info().config;
-    if let Some(difference) = consumer_difference(config, settings) {
-        return Err(cannot_have(
-            format!("consumer {durable} of stream {stream} exists with other settings"),
-            difference,
-        ));
-    }
+    check_consumer(config, settings)?;
     let warnings = warnings(found.cached_info(), config);
     let consumer = without_skew(&found, consumer, settings)
         .await
@@ -86,6 +74,78 @@ pub async fn declare(
         consumer,
         warnings,
     })
+}
+
+/// What a look at the stream and its consumer shows.
+pub struct LookedStream {
+    /// `None` if it is missing.
+    pub stream: Option<Info>,
+    pub found: Vec<String>,
+    pub warnings: Vec<String>,
+}
+
+/// Checks the stream and the consumer as [`declare`] does, and creates nothing.
+pub async fn look(
+    context: &Context,
+    settings: &config::NatsConfig,
+) -> Result<LookedStream, TransportError> {
+    let (stream, durable) = (&settings.stream, &settings.durable);
+    let mut looked = LookedStream {
+        stream: None,
+        found: Vec::new(),
+        warnings: Vec::new(),
+    };
+    let found = match context.get_stream(stream).await {
+        Err(why) if is_missing(&why) => {
+            let missing = format!("stream {stream} is missing: a node creates it");
+            looked.found.push(missing);
+            return Ok(looked);
+        }
+        Err(why) if is_off(&why) => return Err(cannot(JETSTREAM_OFF)),
+        found => found.map_err(|why| cannot(format!("stream {stream}: {why}")))?,
+    };
+    let info = found.cached_info();
+    check_stream(info, settings)?;
+    looked.found.push(format!("stream {stream} fits"));
+    looked.stream = Some(info.clone());
+    match found.consumer_info(durable).await {
+        Err(why) if why.kind() == ConsumerInfoErrorKind::NotFound => {
+            let missing = format!("consumer {durable} is missing: a node creates it");
+            looked.found.push(missing);
+        }
+        consumer => {
+            let consumer = consumer.map_err(|why| cannot(format!("consumer {durable}: {why}")))?;
+            check_consumer(&consumer.config, settings)?;
+            looked.found.push(format!("consumer {durable} fits"));
+            looked.warnings = warnings(info, &consumer.config);
+        }
+    }
+    Ok(looked)
+}
+
+fn check_stream(found: &Info, settings: &config::NatsConfig) -> Result<(), TransportError> {
+    let Some(difference) = stream_difference(&found.config, settings) else {
+        return Ok(());
+    };
+    let stream = &settings.stream;
+    let why = format!("stream {stream} exists with other settings: {difference}");
+    Err(cannot(why))
+}
+
+fn check_consumer(found: &Consumer, settings: &config::NatsConfig) -> Result<(), TransportError> {
+    let Some(difference) = consumer_difference(found, settings) else {
+        return Ok(());
+    };
+    let config::NatsConfig {
+        stream, durable, ..
+    } = settings;
+    let why =
+        format!("consumer {durable} of stream {stream} exists with other settings: {difference}");
+    Err(cannot(why))
+}
+
+fn is_missing(why: &GetStreamError) -> bool {
+    matches!(why.kind(), GetStreamErrorKind::JetStream(why) if why.error_code() == ErrorCode::STREAM_NOT_FOUND)
 }
 
 /// Whether the server says that it, or the account, has no `JetStream`. A server that has none says

@@ -45,7 +45,7 @@ impl Access {
 }
 
 /// A bare `host:port` names an emulator, as `PUBSUB_EMULATOR_HOST` does.
-fn endpoint(configured: Option<&str>) -> String {
+pub(super) fn endpoint(configured: Option<&str>) -> String {
     match configured.map(|endpoint| endpoint.trim_end_matches('/')) {
         None => SERVICE.into(),
         Some(url) if url.contains("://") => url.into(),

@@ -50,22 +50,7 @@ impl DeclaredSubscription {
         access: &Access,
         config: &config::PubsubConfig,
     ) -> Result<Self, TransportError> {
-        let project = &config.project;
-        let subscriptions = SubscriptionAdmin::builder()
-            .with_endpoint(&*access.endpoint)
-            .with_credentials(access.credentials.clone())
-            .with_retry_policy(NeverRetry)
-            .build();
-        let name = format!("projects/{project}/subscriptions/{}", config.subscription);
-        let mut declared = Self {
-            subscriptions: subscriptions.await.map_err(client_failed)?,
-            topic: format!("projects/{project}/topics/{}", config.topic),
-            name,
-            is_new: false,
-            is_orphaned: false,
-            ack_deadline: Duration::ZERO,
-            warnings: Vec::new(),
-        };
+        let mut declared = Self::admin(access, config).await?;
         let name = declared.name.clone();
         let failed = |why: String| TransportError::Connect(format!("subscription {name}: {why}"));
         let found = declared.find().await;
@@ -94,6 +79,61 @@ impl DeclaredSubscription {
         let deadline = u64::try_from(found.ack_deadline_seconds).unwrap_or_default();
         declared.ack_deadline = Duration::from_secs(deadline);
         Ok(declared)
+    }
+
+    /// Checks the topic and the subscription as [`declare`](Self::declare) does, and creates
+    /// nothing. Returns what it found, and the warnings.
+    pub async fn look(
+        access: &Access,
+        config: &config::PubsubConfig,
+    ) -> Result<(Vec<String>, Vec<String>), TransportError> {
+        let admin = Self::admin(access, config).await?;
+        let Self { topic, name, .. } = &admin;
+        let failed = |why: String| TransportError::Connect(format!("subscription {name}: {why}"));
+        let subscription = admin.find().await;
+        let subscription = subscription.map_err(|e| failed(describe(&e)))?;
+        if subscription.as_ref().is_some_and(is_orphan) {
+            let gone = format!(
+                "the topic of subscription {name} is gone: a node drains the subscription and \
+                 creates both"
+            );
+            return Ok((vec![gone], Vec::new()));
+        }
+        let missing =
+            |what: &str, name: &str| format!("{what} {name} is missing: a node creates it");
+        let topics = topic_admin(access).await?;
+        let mut found = vec![if has_topic(&topics, topic).await? {
+            format!("topic {topic} exists")
+        } else {
+            missing("topic", topic)
+        }];
+        let Some(subscription) = subscription else {
+            found.push(missing("subscription", name));
+            return Ok((found, Vec::new()));
+        };
+        let warnings = check(&subscription, topic).map_err(failed)?;
+        found.push(format!("subscription {name} fits"));
+        Ok((found, warnings))
+    }
+
+    /// The client, and the names. Nothing is looked up.
+    async fn admin(access: &Access, config: &config::PubsubConfig) -> Result<Self, TransportError> {
+        let project = &config.project;
+        let subscriptions = SubscriptionAdmin::builder()
+            .with_endpoint(&*access.endpoint)
+            .with_credentials(access.credentials.clone())
+            .with_retry_policy(NeverRetry)
+            .build();
+        let name = format!("projects/{project}/subscriptions/{}", config.subscription);
+        Ok(Self {
+            subscriptions: subscriptions.await.map_err(client_failed)?,
+            topic: format!("projects/{project}/topics/{}", config.topic),
+            name,
+            is_new: false,
+            is_orphaned: false,
+            ack_deadline: Duration::ZERO,
+            warnings: Vec::new(),
+        })
     }
 
     /// Creates the subscription. Returns it, and whether it is new.
@@ -139,23 +179,36 @@ impl DeclaredSubscription {
 /// Returns whether the topic is new. The client for topics is dropped here, because each client has
 /// a copy of all roots of trust.
 async fn declare_topic(access: &Access, topic: &str) -> Result<bool, TransportError> {
-    let failed = |e: Error| TransportError::Connect(format!("topic {topic}: {}", describe(&e)));
+    let topics = topic_admin(access).await?;
+    if has_topic(&topics, topic).await? {
+        return Ok(false);
+    }
+    match topics.create_topic().set_name(topic).send().await {
+        Ok(_) => Ok(true),
+        Err(e) if is(&e, Code::AlreadyExists) => Ok(false),
+        Err(e) => Err(topic_failed(topic, &e)),
+    }
+}
+
+async fn topic_admin(access: &Access) -> Result<TopicAdmin, TransportError> {
     let topics = TopicAdmin::builder()
         .with_endpoint(&*access.endpoint)
         .with_credentials(access.credentials.clone())
         .with_retry_policy(NeverRetry)
         .build();
-    let topics = topics.await.map_err(client_failed)?;
+    topics.await.map_err(client_failed)
+}
+
+async fn has_topic(topics: &TopicAdmin, topic: &str) -> Result<bool, TransportError> {
     match topics.get_topic().set_topic(topic).send().await {
-        Ok(_) => return Ok(false),
-        Err(e) if is(&e, Code::NotFound) => {}
-        Err(e) => return Err(failed(e)),
-    }
-    match topics.create_topic().set_name(topic).send().await {
         Ok(_) => Ok(true),
-        Err(e) if is(&e, Code::AlreadyExists) => Ok(false),
-        Err(e) => Err(failed(e)),
+        Err(e) if is(&e, Code::NotFound) => Ok(false),
+        Err(e) => Err(topic_failed(topic, &e)),
     }
+}
+
+fn topic_failed(topic: &str, e: &Error) -> TransportError {
+    TransportError::Connect(format!("topic {topic}: {}", describe(e)))
 }
 
 /// Whether the topic of the subscription was deleted.

@@ -28,12 +28,39 @@ const DELIVERY_LIMIT: i64 = i32::MAX as i64;
 /// # Errors
 /// If the queue cannot be had, or has other settings. The error names the right that is missing.
 pub(super) async fn declare(link: &Link, queue: &ShortString) -> Result<Option<String>, String> {
+    match looked_for(link, queue).await? {
+        Some(channel) => check(&channel, queue).await,
+        None => create(link, queue).await,
+    }
+}
+
+/// Looks for the queue and checks it as [`declare`] does, and creates nothing. Returns what it
+/// found, and a warning if the settings could not be checked.
+pub(super) async fn look(
+    link: &Link,
+    queue: &ShortString,
+) -> Result<(String, Option<String>), String> {
+    let Some(channel) = looked_for(link, queue).await? else {
+        let missing = format!("queue {queue} is missing: a node creates it");
+        return Ok((missing, None));
+    };
+    let unchecked = check(&channel, queue).await?;
+    let is = if unchecked.is_none() {
+        "fits"
+    } else {
+        "exists"
+    };
+    Ok((format!("queue {queue} {is}"), unchecked))
+}
+
+/// The channel by which the queue was found; `None` if it is missing.
+async fn looked_for(link: &Link, queue: &ShortString) -> Result<Option<Channel>, String> {
     // The broker closes the channel of a declaration that fails.
     let channel = link.new_channel().await;
     let channel = channel.map_err(|why| format!("open a channel: {why}"))?;
     match find(&channel, queue).await {
-        Ok(_) => check(&channel, queue).await,
-        Err(why) if is(&why, AMQPSoftError::NOTFOUND) => create(link, queue).await,
+        Ok(_) => Ok(Some(channel)),
+        Err(why) if is(&why, AMQPSoftError::NOTFOUND) => Ok(None),
         Err(why) => Err(failed("look for the queue", "configure", queue)(why)),
     }
 }

@@ -20,7 +20,7 @@ use tokio::time::timeout;
 use url::{Host, Url};
 
 use super::super::{CONNECT_TIMEOUT, TransportError, secret::read_secret};
-use crate::config;
+use crate::config::{self, SecretUrl};
 
 /// Seconds between heartbeats unless the URL says otherwise. A broker is lost after two silent
 /// ones, and that is noticed half a heartbeat later at most: within the ten seconds of the
@@ -72,22 +72,25 @@ impl Target {
         }
         Ok(Self { uri, tls })
     }
+}
 
-    /// Host, port and virtual host, for messages: never the credentials.
-    pub(super) fn address(&self) -> String {
-        let AMQPUri {
-            authority, vhost, ..
-        } = &self.uri;
-        let hint = if vhost.is_empty() {
-            " (the URL ends in `/`; the default virtual host is `/%2f`)"
-        } else {
-            ""
-        };
-        format!(
-            "{}:{}, virtual host `{vhost}`{hint}",
-            authority.host, authority.port
-        )
-    }
+/// Host, port and virtual host of `url`, for messages: never the credentials.
+pub(super) fn address(url: &SecretUrl) -> String {
+    let Ok(AMQPUri {
+        authority, vhost, ..
+    }) = parse(url)
+    else {
+        return url.to_string();
+    };
+    let hint = if vhost.is_empty() {
+        " (the URL ends in `/`; the default virtual host is `/%2f`)"
+    } else {
+        ""
+    };
+    format!(
+        "{}:{}, virtual host `{vhost}`{hint}",
+        authority.host, authority.port
+    )
 }
 
 /// Parses an AMQP URL.
