@@ -216,6 +216,10 @@ async fn what_waits_and_no_lane_carries_any_more_becomes_a_dead_letter_that_says
     let api = Api::start();
     let node = Node::start(&api.url(), &variables).await;
     node.lane_is("nats", "up", PATIENCE).await;
+    nats.kill().await;
+    node.lane_is_away("nats", PATIENCE).await;
+    nats.revive().await;
+    node.lane_is("nats", "up", PATIENCE).await;
     assert_eq!(node.order("nats", "pause").await, StatusCode::ACCEPTED);
     node.lane_is("nats", "paused", PATIENCE).await;
     assert_eq!(path_of(&node, "/", "large", large()).await, "spool");
@@ -236,7 +240,11 @@ async fn what_waits_and_no_lane_carries_any_more_becomes_a_dead_letter_that_says
     let (_, list) = node.get("/api/dead").await.expect("an answer");
     let letter = &list["dead"][0];
     let answer = letter["answer"].as_str().expect("a reason");
-    assert!(answer.contains("nats 3.9 KiB"), "{answer}");
+    let failure = answer.split("last failures: nats: ").nth(1);
+    assert!(
+        answer.contains("nats 3.9 KiB") && failure.is_some_and(|why| why.contains("connect")),
+        "{answer}"
+    );
     assert_eq!(
         (&letter["id"], &letter["given_up"]),
         (&json!("large"), &json!(false))

@@ -64,12 +64,12 @@ impl LiveLanes {
         }
     }
 
-    /// The last failure of each of `lanes` that has failed.
+    /// The last failure of each of `lanes`.
     pub fn last_failures(&self, lanes: &[LaneId]) -> String {
         let table = self.read();
-        let failures = lanes.iter().filter_map(|&lane| {
-            let why = table[lane as usize].last_failure.as_ref()?;
-            Some(format!("{lane}: {why}"))
+        let failures = lanes.iter().map(|&lane| {
+            let why = table[lane as usize].last_failure.as_deref();
+            format!("{lane}: {}", why.unwrap_or("none"))
         });
         failures.collect::<Vec<_>>().join("; ")
     }
@@ -174,7 +174,7 @@ mod tests {
     #[test]
     fn the_last_failure_of_each_lane_is_told() {
         let live = LiveLanes::default();
-        assert_eq!(live.last_failures(&[NATS, RABBITMQ]), "");
+        assert_eq!(live.last_failures(&[NATS]), "nats: none");
         live.failed(NATS, "away");
         live.failed(NATS, "full");
         live.failed(LaneId::Grpc, "not asked for");
