@@ -46,7 +46,21 @@ impl AsRef<Record> for Unconfirmed<'_> {
     }
 }
 
-impl Unconfirmed<'_> {
+impl<'a> Unconfirmed<'a> {
+    const fn new(pending: &'a PendingRecord, source: Source, needs_copy: bool) -> Self {
+        let copy = if needs_copy {
+            CopyState::Missing
+        } else {
+            CopyState::NotNeeded
+        };
+        Self {
+            pending,
+            source,
+            copy: Cell::new(copy),
+            confirmed: Cell::new(None),
+        }
+    }
+
     /// Replies once the lane has confirmed the record and the copy that it needs is on disk.
     fn reply_if_safe(&self, params: &LaneParams) {
         let Some(took) = self.confirmed.get() else {
@@ -94,16 +108,8 @@ pub async fn publish<T: Transport>(
     let began = Instant::now();
     let patience = patience(&jobs, params);
     let records = jobs.iter().flat_map(|job| {
-        job.records.iter().map(|pending| Unconfirmed {
-            pending,
-            source: job.source,
-            copy: Cell::new(if needs_copies {
-                CopyState::Missing
-            } else {
-                CopyState::NotNeeded
-            }),
-            confirmed: Cell::new(None),
-        })
+        let records = job.records.iter();
+        records.map(|pending| Unconfirmed::new(pending, job.source, needs_copies))
     });
     let records: Vec<_> = records.collect();
     let packed = Packed::new(&records, size);
@@ -136,25 +142,32 @@ pub async fn publish<T: Transport>(
         }
     });
     let ended = timeout(patience, join(publishing, copying)).await;
-    if let Ok(((), Err(why))) = &ended
-        && failure.is_none()
-    {
-        failure = Some(TransportError::Publish(format!("no copy on disk: {why}")));
-    }
-    if ended.is_err() && !matches!(failure, Some(TransportError::Lost(_))) {
-        let silent = T::CONFIRMS_ALONE && answered.get().is_none_or(|at| at < began);
-        let why = format!("no confirm within {:?}", params.publish_timeout);
-        failure = Some(if silent && patience >= params.publish_timeout / 2 {
-            TransportError::Lost(why)
-        } else {
-            TransportError::Publish(why)
-        });
-    }
-    let failure = failure?;
+    let failure = match ended {
+        _ if matches!(failure, Some(TransportError::Lost(_))) => failure,
+        Ok(((), copied)) => failure.or_else(|| copied.err().map(no_copy)),
+        Err(_) => {
+            let is_silent = T::CONFIRMS_ALONE && answered.get().is_none_or(|at| at < began);
+            let had_time = patience >= params.publish_timeout / 2;
+            Some(no_confirm(is_silent && had_time, params))
+        }
+    }?;
     params.live_lanes.failed(params.lane, &failure.to_string());
     drop(records);
     return_unconfirmed(jobs, &failure, params);
     matches!(failure, TransportError::Lost(_)).then(|| Exit::Failed(failure.to_string()))
+}
+
+fn no_copy(why: NotSafe) -> TransportError {
+    TransportError::Publish(format!("no copy on disk: {why}"))
+}
+
+fn no_confirm(is_lost: bool, params: &LaneParams) -> TransportError {
+    let why = format!("no confirm within {:?}", params.publish_timeout);
+    if is_lost {
+        TransportError::Lost(why)
+    } else {
+        TransportError::Publish(why)
+    }
 }
 
 /// Writes a copy of each record, and returns the first failure.
