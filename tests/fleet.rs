@@ -279,11 +279,9 @@ async fn records_of_a_peer_are_handed_over() {
     for node in &nodes {
         node.lane_is("grpc", "up", PATIENCE).await;
     }
-    let bodies = traffic();
-    for number in 0..40 {
-        let answer = nodes[0]
-            .post("/", &format!("peer-{number}"), bodies[number].clone())
-            .await;
+    for (number, body) in traffic().iter().take(40).enumerate() {
+        let key = format!("peer-{number}");
+        let answer = nodes[0].post("/", &key, body.clone()).await;
         assert!(answer.is_some_and(|(status, _)| status.is_success()));
     }
     all_at_rest(&nodes, PATIENCE).await;

@@ -682,7 +682,7 @@ async fn a_server_that_has_forgotten_its_count_does_not_pass_over_new_records() 
         return;
     };
     let settings = server.config();
-    count_again(&mut server, &settings, 20).await;
+    Box::pin(count_again(&mut server, &settings, 20)).await;
     let nats = connect(&settings).await;
     publish(
         &nats,
@@ -698,7 +698,7 @@ async fn records_that_came_before_anyone_saw_that_the_count_was_lost_are_deliver
         return;
     };
     let settings = server.config();
-    count_again(&mut server, &settings, 20).await;
+    Box::pin(count_again(&mut server, &settings, 20)).await;
     let operator = operator(&settings).await;
     for number in 0..30 {
         let confirm = operator

@@ -64,8 +64,7 @@ async fn no_2xx_is_lost<L: Lane>(
     let mut node = Node::start(&api.url(), &variables).await;
     let mut figures = Figures::default();
     let mut last = None;
-    for number in 0..wanted("POWER_CUTS", 3) {
-        let state = ApiState::ALL[number as usize % ApiState::ALL.len()];
+    for (_, state) in (0..wanted("POWER_CUTS", 3)).zip(ApiState::ALL.iter().cycle()) {
         state.apply(&api);
         if broker.is_some() {
             node.lane_is(L::NAME, "up", PATIENCE).await;
@@ -191,8 +190,8 @@ async fn of_nats_alone() {
     api.keep_keys_only();
     let node = Node::start(&api.url(), &nats.variables()).await;
     let mut last = None;
-    for number in 0..wanted("POWER_CUTS", 3) {
-        ApiState::ALL[number as usize % ApiState::ALL.len()].apply(&api);
+    for (_, state) in (0..wanted("POWER_CUTS", 3)).zip(ApiState::ALL.iter().cycle()) {
+        state.apply(&api);
         node.lane_is("nats", "up", PATIENCE).await;
         let mut load = match &last {
             Some(last) => Load::start_after(&node, last),
