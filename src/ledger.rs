@@ -17,6 +17,7 @@ mod memory;
 mod refusals;
 mod rules;
 mod taken;
+mod taken_file;
 
 use std::{
     collections::BTreeMap,
@@ -28,7 +29,7 @@ use std::{
 };
 
 use parking_lot::{Mutex, MutexGuard};
-use tokio::time;
+use tokio::{sync::Notify, time};
 
 pub use self::{
     balance::{Balance, audit},
@@ -36,6 +37,7 @@ pub use self::{
     counts::{ApiCounts, Counts, NodeCounts, Posting},
     latency::{Latency, Quantiles},
     refusals::Refusals,
+    taken_file::TakenFile,
 };
 use self::{
     comparison::Comparison,
@@ -63,6 +65,8 @@ pub struct Ledger {
     requests: Mutex<BTreeMap<u16, Latency>>,
     /// The last result of [`audit`].
     imbalanced: AtomicBool,
+    /// Notified when a record was taken over.
+    taken_over: Notify,
 }
 
 /// The counts and times of one lane.
@@ -94,6 +98,7 @@ impl Ledger {
             memory: Mutex::default(),
             requests: Mutex::default(),
             imbalanced: AtomicBool::new(false),
+            taken_over: Notify::new(),
         }
     }
 
@@ -165,6 +170,7 @@ impl Ledger {
     pub fn delivered<'r>(&self, lane: LaneId, records: impl IntoIterator<Item = &'r Record>) {
         let now_us = unix_us();
         let mut moved = Vec::new();
+        let mut taken = false;
         // Locked once, however many records.
         let mut ledger = self.lane(lane);
         let mut memory = self.memory.lock();
@@ -184,7 +190,7 @@ impl Ledger {
                 }
                 _ => {
                     ledger.counts.recovered += 1;
-                    ledger.taken_over.count(record, &self.run);
+                    taken |= ledger.taken_over.count(record, &self.run);
                 }
             }
             ledger.counts.delivered += 1;
@@ -194,6 +200,9 @@ impl Ledger {
             }
         }
         drop((memory, ledger));
+        if taken {
+            self.taken_over.notify_one();
+        }
         for from in moved {
             self.moved(from, Some(lane));
         }
@@ -214,7 +223,9 @@ impl Ledger {
             ledger.counts.dead += 1;
             if counted == CountedAs::DeadAndRecovered {
                 ledger.counts.recovered += 1;
-                ledger.taken_over.count(record, &self.run);
+                if ledger.taken_over.count(record, &self.run) {
+                    self.taken_over.notify_one();
+                }
             }
         }
         if let Some(from) = moved.filter(|_| counted == CountedAs::Dead) {
@@ -611,7 +622,8 @@ mod tests {
         ledger.delivered(LaneId::Nats, [&record("a", "other"), &record("d", "run")]);
         ledger.dead(LaneId::Nats, &record("b", "other"));
         let lane = ledger.lane(LaneId::Nats);
-        let taken: Vec<_> = lane.taken_over.by_run().collect();
+        let taken = lane.taken_over.by_run();
+        let taken: Vec<_> = taken.map(|(run, taken)| (run, taken.records)).collect();
         assert_eq!(taken, [("other", 2)]);
     }
 

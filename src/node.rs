@@ -37,7 +37,7 @@ use crate::{
     http::{self, admin, ingest, status::AdminState},
     idempotency::IdempotencyStore,
     lane_id::LaneId,
-    ledger::{self, Ledger},
+    ledger::{self, Ledger, TakenFile},
     record::{Record, Tag},
     spool::{OpenError, Queue, Spool, SpoolStats},
     tap::Tap,
@@ -63,6 +63,7 @@ pub struct Node {
     pub supervisor: Addr<Supervisor>,
     pub spool: Spool,
     feeder: Slot<Feeder>,
+    taken_file: TakenFile,
     draining: Arc<AtomicBool>,
     ingest_server: ServerHandle,
     admin_server: ServerHandle,
@@ -118,6 +119,7 @@ impl Node {
         if self.supervisor.send(DrainAll).await.is_err() {
             warn!("the supervisor ended before the drain");
         }
+        self.taken_file.close();
         self.admin_server.stop(false).await;
         self.spool.close().await;
         let balance = self.ledger.balance(&self.spool.stats());
@@ -149,6 +151,7 @@ struct Graph<'a> {
     live_lanes: LiveLanes,
     router: Slot<Router>,
     feeder: Slot<Feeder>,
+    taken_file: TakenFile,
     /// Half of the cores carry lanes, the other half HTTP: a record that stays on one thread wakes
     /// no other. The router shares the first lane's thread.
     threads: Vec<Thread>,
@@ -170,6 +173,8 @@ impl<'a> Graph<'a> {
             }
         }
         actix_rt::spawn(ledger::audit(Arc::clone(&ledger), spool.watch_stats()));
+        let taken_file = TakenFile::open(&config.spool.dir, &ledger);
+        actix_rt::spawn(taken_file.clone().keep());
         let threads = half_the_cores().min(lanes.len().max(1));
         Ok(Self {
             config,
@@ -186,6 +191,7 @@ impl<'a> Graph<'a> {
             live_lanes: LiveLanes::default(),
             router: Slot::default(),
             feeder: Slot::default(),
+            taken_file,
             threads: (0..threads).map(|_| Thread::spawn()).collect(),
             children: Vec::new(),
         })
@@ -368,6 +374,7 @@ impl<'a> Graph<'a> {
             supervisor,
             spool: self.spool,
             feeder: self.feeder,
+            taken_file: self.taken_file,
             draining,
             ingest_server,
             admin_server,

@@ -11,7 +11,7 @@ use crate::support::{
     api::{Api, Conduct},
     eventually,
     lanes::{Lane, Nats, Rabbitmq, grpc_variables},
-    load::{CLIENTS, Load},
+    load::Load,
     node::{Node, PATIENCE},
     process::free_port,
     rig::Rig as _,
@@ -128,14 +128,32 @@ async fn three_nodes_on_two_brokers_hand_over_what_others_deliver_and_miss_nothi
     assert!(count(&first, "handed_over") > 50, "{first}");
     assert_eq!(untaken(&nodes).await, [0; 3]);
 
-    // One dies with records in hand, and comes back while the load goes on.
-    let mut load = Load::start_with(&nodes[0], CLIENTS, Duration::ZERO);
-    load.take(300).await;
+    // One dies with records in hand, its own and others', and forgets nothing that it has taken.
+    api.behave(|_, _| Conduct::Hang);
+    load_unevenly(&nodes, 400, "second").await;
     nodes[1].killed_and_started().await;
+    api.behave(|_, _| Conduct::Answer(200));
+    load_unevenly(&nodes, 400, "third").await;
+    all_at_rest(&nodes, REDELIVERY).await;
+    assert_eq!(untaken(&nodes).await, [0; 3]);
+    assert_eq!(api.taken().len(), 3 * 450);
+
+    // One dies in the midst of its acks: what it had in hand is unsure.
+    let mut load = Load::start(&nodes[0]);
+    load.take(300).await;
+    nodes[2].killed_and_started().await;
     load.take(300).await;
     load.end().await;
     load.is_met(&api, REDELIVERY).await;
     all_at_rest(&nodes, REDELIVERY).await;
+    let unsure = by_run(&nodes, "waypost_ledger_unsure").await;
+    let unsure = unsure.values().max().expect("a node was killed");
+    assert!(
+        untaken(&nodes)
+            .await
+            .iter()
+            .all(|&records| records <= unsure.cast_signed())
+    );
 }
 
 const PURGED: usize = 1000;

@@ -178,7 +178,17 @@ impl Scrape<'_> {
                 "Records of other runs, by run, that ended at this node",
                 self.by_run(|lane| {
                     let runs = lane.taken_over.by_run();
-                    runs.map(|(run, records)| (Some(run.to_owned()), records))
+                    runs.map(|(run, taken)| (Some(run.to_owned()), taken.records))
+                        .collect()
+                }),
+            ),
+            (
+                "waypost_ledger_unsure",
+                "Records of other runs, by run, that may have ended here uncounted: it was killed",
+                self.by_run(|lane| {
+                    let runs = lane.taken_over.by_run();
+                    let runs = runs.filter(|(_, taken)| taken.unsure > 0);
+                    runs.map(|(run, taken)| (Some(run.to_owned()), taken.unsure))
                         .collect()
                 }),
             ),

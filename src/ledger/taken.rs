@@ -15,36 +15,62 @@ pub struct TakenOver {
     records: u64,
 }
 
+#[derive(Default)]
 struct Run {
     records: u64,
+    /// So many more may have been taken over: see [`Taken`].
+    unsure: u64,
     /// All records until then.
     last: u64,
 }
 
+/// The records of one run that ended here.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Taken {
+    pub records: u64,
+    /// The most that were taken over and not counted, because this node was killed.
+    pub unsure: u64,
+}
+
 impl TakenOver {
-    /// Counts a record unless `own` had accepted it, or no run had.
-    pub(super) fn count(&mut self, record: &Record, own: &str) {
-        let Some(origin) = record.origin.as_ref().filter(|origin| *origin.run != *own) else {
-            return;
-        };
-        self.records += 1;
-        let last = self.records;
-        if let Some(run) = self.runs.get_mut(&origin.run) {
-            run.records += 1;
-            run.last = last;
-            return;
+    /// Counts a record unless `own` had accepted it, or no run had. Returns whether it counted.
+    pub(super) fn count(&mut self, record: &Record, own: &str) -> bool {
+        let origin = record.origin.as_ref().filter(|origin| *origin.run != *own);
+        origin.is_some_and(|origin| {
+            let one = Taken {
+                records: 1,
+                unsure: 0,
+            };
+            self.add(&origin.run, one);
+            true
+        })
+    }
+
+    pub(super) fn add(&mut self, run: &Arc<str>, taken: Taken) {
+        self.records += taken.records;
+        if !self.runs.contains_key(run) {
+            if self.runs.len() >= RUNS_MAX {
+                let quiet = self.runs.values().map(|run| run.last).min();
+                self.runs.retain(|_, run| Some(run.last) != quiet);
+            }
+            self.runs.insert(Arc::clone(run), Run::default());
         }
-        if self.runs.len() >= RUNS_MAX {
-            let quiet = self.runs.values().map(|run| run.last).min();
-            self.runs.retain(|_, run| Some(run.last) != quiet);
+        if let Some(known) = self.runs.get_mut(run) {
+            known.records += taken.records;
+            known.unsure += taken.unsure;
+            known.last = self.records;
         }
-        let run = Run { records: 1, last };
-        self.runs.insert(Arc::clone(&origin.run), run);
     }
 
     /// Each run, and how many of its records ended here.
-    pub fn by_run(&self) -> impl Iterator<Item = (&str, u64)> {
-        self.runs.iter().map(|(run, taken)| (&**run, taken.records))
+    pub fn by_run(&self) -> impl Iterator<Item = (&str, Taken)> {
+        let taken = |run: &Run| Taken {
+            records: run.records,
+            unsure: run.unsure,
+        };
+        self.runs
+            .iter()
+            .map(move |(name, run)| (&**name, taken(run)))
     }
 }
 
@@ -73,7 +99,8 @@ mod tests {
         for run in [Some("own"), Some("a"), None, Some("b"), Some("a")] {
             taken.count(&of(run), "own");
         }
-        let mut runs: Vec<_> = taken.by_run().collect();
+        let runs = taken.by_run();
+        let mut runs: Vec<_> = runs.map(|(run, taken)| (run, taken.records)).collect();
         runs.sort_unstable();
         assert_eq!(runs, [("a", 2), ("b", 1)]);
         for run in 0..2 * RUNS_MAX {
@@ -82,6 +109,7 @@ mod tests {
         }
         assert_eq!(taken.by_run().count(), RUNS_MAX);
         let kept = taken.by_run().find(|(run, _)| *run == "b");
-        assert_eq!(kept, Some(("b", 1 + 2 * RUNS_MAX as u64)));
+        let kept = kept.map(|(_, taken)| taken.records);
+        assert_eq!(kept, Some(1 + 2 * RUNS_MAX as u64));
     }
 }
