@@ -84,6 +84,9 @@ pub struct LaneLedger {
     pub last_delivery_us: u64,
     /// Records of other runs that ended here.
     pub taken_over: TakenOver,
+    /// Records of an earlier run that this one has found on disk and sent again. The broker may have
+    /// had them already, and then they come out in the name of that run.
+    pub readopted: u64,
     comparison: Comparison,
 }
 
@@ -130,7 +133,11 @@ impl Ledger {
         }
         drop(memory);
         self.node.lock().double_counted += u64::from(!is_first);
-        self.confirmed(lane, after).counts.resent += u64::from(is_first);
+        {
+            let mut ledger = self.confirmed(lane, after);
+            ledger.counts.resent += u64::from(is_first);
+            ledger.readopted += u64::from(is_first && flags.has(Flags::ADOPTED));
+        }
         self.moved(lane, ended);
     }
 

@@ -184,11 +184,12 @@ impl Scrape<'_> {
             ),
             (
                 "waypost_ledger_unsure",
-                "Records of other runs, by run, that may have ended here uncounted: it was killed",
+                "Records that may have been taken over and not counted as such, by run: a node was killed",
                 self.by_run(|lane| {
                     let runs = lane.taken_over.by_run();
                     let runs = runs.filter(|(_, taken)| taken.unsure > 0);
                     runs.map(|(run, taken)| (Some(run.to_owned()), taken.unsure))
+                        .chain([(None, lane.readopted)])
                         .collect()
                 }),
             ),
