@@ -133,7 +133,7 @@ impl Breaker {
                 }
             };
             match probe_at {
-                // It is over either way.
+                // Time-out or change: look again.
                 Some(at) => drop(timeout_at(at, change).await),
                 None => change.await,
             }

@@ -154,8 +154,7 @@ impl Ledger {
         self.lane(lane).refusals.refused(lane, reason, records, now);
     }
 
-    /// `lane` has confirmed a record that is counted in lane `to`, which may have it, too, and out
-    /// of which it came.
+    /// A record that `lane` has confirmed ended in lane `to`. Its count moves there.
     fn moved(&self, lane: LaneId, to: Option<LaneId>) {
         if let Some(to) = to {
             self.lane(lane).counts.moved += 1;

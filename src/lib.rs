@@ -26,13 +26,14 @@
 //!   state and one set of counts ([`actors::lane`]).
 //! - **Message**: what a transport moves: headers and a body. By default one message is one record,
 //!   and its body is the client's JSON ([`transport::Message`]).
-//! - **Transport**: a message system behind six methods: `connect`, `publish`, `receive`, `lost`,
-//!   `close`, `info` ([`transport::Transport`]).
+//! - **Transport**: a message system behind one small trait: `connect`, `publish`, `receive`, `lost`,
+//!   `close`, `info`, `backlog`; `look` inspects it for `waypost check` ([`transport::Transport`]).
 //! - **Delivery**: a record that came out of a transport, settled exactly once
 //!   ([`delivery::Delivery`]).
 //! - **Receipt**: the proof that a record is safe ([`delivery::Receipt`]).
 //! - **Spool**: the node's disk ([`spool::Spool`]): records that wait for a lane, records that the
-//!   gRPC lane carries, and dead letters. One sync serves all records that wait for one.
+//!   gRPC lane carries, copies of records that a broker's power cut could take, and dead letters.
+//!   One sync serves all records that wait for one.
 //! - **Ledger**: one count per transition of a record ([`ledger::Ledger`]).
 //!
 //! # Invariants, and the places that keep them
@@ -40,7 +41,8 @@
 //! 1. A 2xx leaves only after a receipt, and a receipt exists only after the broker's confirm or a
 //!    sync of the spool. [`http::ingest`] waits for [`actors::admission::Admission::submit`]. A
 //!    lane makes a receipt after [`transport::Transport::publish`],
-//!    [`actors::fallback::DiskFallback`] after [`spool::Spool::put`].
+//!    [`actors::fallback::DiskFallback`] after [`spool::Spool::put`]. With `ack = "durable"`, a
+//!    receipt outlives a power cut of node and broker: [`actors::copies`].
 //! 2. A message is acked to its broker only after the API's 2xx or the sync of its dead letter:
 //!    only [`actors::forwarder`] acks.
 //! 3. A record keeps one id on every hop, retry and lane: [`transport::Headers`].
@@ -55,7 +57,8 @@
 //!    [`actors::supervisor`].
 //! 8. Alive means progress: a missed heartbeat, a missing confirm or a silent connection ends an
 //!    actor like any failure, and the lane's `last_error` has the reason.
-//! 9. At rest the ledger balances: [`ledger::audit`] checks it.
+//! 9. At rest the ledger balances: [`ledger::audit`] checks it. [`ledger::Ledger::compare`] finds
+//!    what a broker does not have any more.
 //! 10. Shutdown is a sequence: [`node::Node::drain`].
 //!
 //! # The store

@@ -80,8 +80,8 @@ pub enum Source {
     Client,
     /// They are in the spool, and stay there if no lane confirms them.
     Spool,
-    /// The same. A lane has confirmed them before, and may have lost them since: they are counted
-    /// there.
+    /// They are copies in the spool of records that a lane has confirmed. The counts of that lane
+    /// include them already.
     Copies,
 }
 

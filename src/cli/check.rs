@@ -122,7 +122,8 @@ fn warn_of_size(config: &Config, limits: &BTreeMap<LaneId, usize>) {
     let limits = limits.collect::<Vec<_>>().join(", ");
     let max = ByteSize(max as u64);
     tell(format_args!(
-        "ingest.max_record: warning: no lane carries a record of {max} with its headers ({limits}), and the client of one gets 413; lower max_record, or raise a lane's limit on its server"
+        "ingest.max_record: warning: no lane carries a record of {max} with its headers ({limits}): \
+         such a record is answered 413; lower max_record, or raise a lane's limit on its server"
     ));
 }
 

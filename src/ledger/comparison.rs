@@ -23,7 +23,7 @@ use super::{Counts, LaneLedger};
 /// the broker is asked.
 const UNSEEN: Duration = Duration::from_secs(10);
 
-/// What is left of a lane's records outside of the ledger's sight.
+/// The records of a lane that the broker and this node still have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Present {
     /// The most records of this node that the broker and this node can have.

@@ -11,7 +11,7 @@ pub struct Counts {
     pub accepted: u64,
     /// Resent from the spool, where they were counted before.
     pub resent: u64,
-    /// Confirmed by this lane, and since by another, or delivered by another that had them too.
+    /// Confirmed by this lane, and counted in another since.
     pub moved: u64,
     /// Found without a receipt of this run: of an earlier run, of another node, or never confirmed
     /// to its client.

@@ -13,6 +13,9 @@ use crate::lane_id::LaneId;
 /// and confirms in turns.
 const CALM: Duration = Duration::from_secs(5);
 
+/// Without traffic no confirm ends the refusals. After this long, the broker may take records again.
+const STALE: Duration = Duration::from_secs(30);
+
 /// The refusals of one lane.
 #[derive(Default)]
 pub struct Refusals {
@@ -32,7 +35,9 @@ struct Episode {
 impl Refusals {
     /// The last reason, while the broker refuses records.
     pub fn reason(&self) -> Option<Arc<str>> {
-        Some(Arc::clone(&self.episode.as_ref()?.reason))
+        let episode = self.episode.as_ref();
+        let episode = episode.filter(|episode| episode.last.elapsed() < STALE)?;
+        Some(Arc::clone(&episode.reason))
     }
 
     /// The broker has refused `records` at `now`. The first refusal is logged.

@@ -18,9 +18,9 @@ pub struct TakenOver {
 #[derive(Default)]
 struct Run {
     records: u64,
-    /// So many more may have been taken over: see [`Taken`].
+    /// The upper bound of those that are not counted: see [`Taken`].
     unsure: u64,
-    /// All records until then.
+    /// [`TakenOver::records`] when this run was seen last.
     last: u64,
 }
 

@@ -127,7 +127,7 @@ impl Transport for Pubsub {
         ),
         (
             "PERMISSION_DENIED",
-            "the account needs roles/pubsub.editor, or one who has it must create what is missing",
+            "the account needs roles/pubsub.editor, or somebody who has that role must create the topic and the subscription",
         ),
     ];
 

@@ -14,7 +14,7 @@ use super::{
     stream::MessageStream,
 };
 
-pub(super) const REASON: &str = "the topic was deleted: what is left in its subscription is delivered before both are created anew";
+pub(super) const REASON: &str = "the topic was deleted: the lane first delivers what its subscription still has, then creates both anew";
 /// Pub/Sub does not tell how many messages a subscription has. It is empty once nothing has come
 /// for its ack deadline and this: a message that another node has held comes again by then.
 const MARGIN: Duration = Duration::from_secs(5);

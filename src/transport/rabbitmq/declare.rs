@@ -26,7 +26,7 @@ const DELIVERY_LIMIT: i64 = i32::MAX as i64;
 /// without a limit of redeliveries. Returns a warning if its settings could not be checked.
 ///
 /// # Errors
-/// If the queue cannot be had, or has other settings. The error names the right that is missing.
+/// If the queue cannot be found or created, or has other settings. The error names the right that is missing.
 pub(super) async fn declare(link: &Link, queue: &ShortString) -> Result<Option<String>, String> {
     match looked_for(link, queue).await? {
         Some(channel) => check(&channel, queue).await,
