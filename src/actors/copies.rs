@@ -43,12 +43,16 @@ struct Kept {
     /// The copy that was the last at each of these times.
     marks: VecDeque<(Instant, Position)>,
     broker: Option<BrokerInfo>,
+    /// Changes when the broker may have lost what it has confirmed.
+    generation: u64,
 }
 
 /// A copy on disk of a record that no lane has confirmed yet. If it is dropped, it leaves the disk.
 pub struct Copy {
     spool: Spool,
     key: Option<EntryKey>,
+    /// The one of [`Kept`] from before its record was published.
+    generation: u64,
 }
 
 impl Copies {
@@ -66,11 +70,13 @@ impl Copies {
     /// # Errors
     /// If it cannot be written.
     pub async fn write(&self, record: &Record) -> Result<Copy, NotSafe> {
+        let generation = self.kept.lock().generation;
         let queue = Queue::Kept(self.lane);
         let key = self.spool.put(queue, &Entry::new(record, None)).await?;
         Ok(Copy {
             spool: self.spool.clone(),
             key: Some(key),
+            generation,
         })
     }
 
@@ -87,11 +93,20 @@ impl Copies {
         let Some(key) = copy.key.take() else { return };
         let position = key.position();
         kept.last = kept.last.max(Some(position));
+        let is_outdated = copy.generation != kept.generation;
         let fingerprint = self.fingerprint(record);
-        let replaced = kept.shard(fingerprint).insert(fingerprint, position);
+        let place = kept.shard(fingerprint).entry(fingerprint);
+        let youngest = place.or_insert(position);
+        // The feeder settles the older of two copies, too, if it has read that one.
+        let older = position.min(*youngest);
+        let is_second = *youngest != position;
+        *youngest = position.max(*youngest);
         drop(kept);
-        if let Some(position) = replaced {
-            self.settle(position);
+        if is_second {
+            self.settle(older);
+        }
+        if is_outdated {
+            self.publish_again("a confirm came from a broker that has restarted since");
         }
     }
 
@@ -116,6 +131,7 @@ impl Copies {
         let mut kept = self.kept.lock();
         let before = kept.broker.replace(broker.clone());
         let is_another = before.is_some_and(|before| before.incarnation != broker.incarnation);
+        kept.generation += u64::from(is_another);
         drop(kept);
         if is_another {
             self.publish_again("the broker has restarted and may have lost records");
@@ -126,6 +142,9 @@ impl Copies {
     /// ids.
     pub fn publish_again(&self, why: &str) {
         let mut kept = self.kept.lock();
+        // They name copies that are about to be read, and that only the feeder may settle.
+        kept.marks.clear();
+        kept.last = None;
         let records: usize = kept.shards.iter().map(HashMap::len).sum();
         if records == 0 {
             return;
@@ -133,7 +152,6 @@ impl Copies {
         let lane = self.lane;
         warn!(%lane, records, "{why}: they are published again");
         kept.shards = Default::default();
-        kept.marks.clear();
         self.spool.read_kept(lane);
     }
 
@@ -193,5 +211,129 @@ impl Drop for Copy {
         if let Some(key) = self.key {
             self.spool.settle(key);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use tempfile::TempDir;
+    use tokio::time::advance;
+
+    use super::*;
+    use crate::record::Origin;
+
+    const LANE: LaneId = LaneId::Nats;
+    const AFTER: Duration = Duration::from_mins(2);
+    const PUBLISH_TIMEOUT: Duration = Duration::from_secs(2);
+
+    fn broker(incarnation: &str) -> BrokerInfo {
+        BrokerInfo {
+            outlives_power_cut: Durability::No { after: AFTER },
+            incarnation: incarnation.into(),
+            ..BrokerInfo::default()
+        }
+    }
+
+    fn record(number: u64) -> Record {
+        Record {
+            id: number.to_string().into(),
+            body: Bytes::from_static(b"{}"),
+            traceparent: None,
+            origin: Some(Origin {
+                run: "run".into(),
+                at_us: number,
+            }),
+        }
+    }
+
+    /// Copies for a broker, and three of them that are kept.
+    async fn three() -> (TempDir, Spool, Copies) {
+        let folder = tempfile::tempdir().unwrap();
+        let spool = Spool::open(folder.path(), 1 << 30).unwrap();
+        let copies = Copies::new(LANE, spool.clone());
+        copies.connected(&broker("first"));
+        for number in 0..3 {
+            let copy = copies.write(&record(number)).await.unwrap();
+            copies.keep(&record(number), copy);
+        }
+        (folder, spool, copies)
+    }
+
+    /// Looks for copies that are not needed any more, for longer than any is.
+    async fn expire(copies: &Copies) {
+        for _ in 0..2 * PARTS {
+            copies.expire(PUBLISH_TIMEOUT);
+            advance(AFTER / PARTS).await;
+        }
+    }
+
+    /// The copies on disk, and those of them that are to be published again.
+    async fn counts(spool: &Spool) -> (u64, u64) {
+        // The thread has done all that it was asked to before.
+        spool.oldest().await;
+        spool.oldest().await;
+        let stats = spool.stats();
+        (stats.kept(LANE), stats.records(Queue::Kept(LANE)))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_copy_goes_once_its_confirm_is_durable() {
+        let (_folder, spool, copies) = three().await;
+        copies.expire(PUBLISH_TIMEOUT);
+        advance(AFTER).await;
+        copies.expire(PUBLISH_TIMEOUT);
+        assert_eq!(
+            counts(&spool).await,
+            (3, 0),
+            "a confirm may have come later"
+        );
+        expire(&copies).await;
+        assert_eq!(counts(&spool).await, (0, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_copy_goes_when_its_record_has_ended() {
+        let (_folder, spool, copies) = three().await;
+        copies.release(&record(1));
+        copies.release(&record(7));
+        assert_eq!(counts(&spool).await, (2, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn copies_that_wait_to_be_published_again_do_not_expire() {
+        let (_folder, spool, copies) = three().await;
+        copies.expire(PUBLISH_TIMEOUT);
+        copies.connected(&broker("first"));
+        assert_eq!(counts(&spool).await, (3, 0));
+        copies.connected(&broker("second"));
+        assert_eq!(counts(&spool).await, (3, 3));
+        expire(&copies).await;
+        assert_eq!(counts(&spool).await, (3, 3));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_confirm_of_the_broker_before_counts_for_nothing() {
+        let (_folder, spool, copies) = three().await;
+        let copy = copies.write(&record(3)).await.unwrap();
+        copies.connected(&broker("second"));
+        copies.keep(&record(3), copy);
+        assert_eq!(counts(&spool).await, (4, 4));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn of_two_copies_of_a_record_the_younger_stays() {
+        let (_folder, spool, copies) = three().await;
+        let [older, younger] = [
+            copies.write(&record(3)).await.unwrap(),
+            copies.write(&record(3)).await.unwrap(),
+        ];
+        let position = younger.key.unwrap().position();
+        copies.keep(&record(3), younger);
+        copies.keep(&record(3), older);
+        assert_eq!(counts(&spool).await, (4, 0));
+        let fingerprint = copies.fingerprint(&record(3));
+        let mut kept = copies.kept.lock();
+        assert_eq!(kept.shard(fingerprint).get(&fingerprint), Some(&position));
     }
 }

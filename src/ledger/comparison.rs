@@ -134,6 +134,8 @@ impl LaneLedger {
             *reported = 0;
             Some(Finding::NoneMissing)
         } else {
+            // A later loss is reported though this one stays.
+            *reported = missing.min(*reported);
             None
         }
     }

@@ -260,7 +260,10 @@ impl Log {
     /// Marks the entries up to `last` as settled, except those that [`Log::read_present`] has let
     /// out.
     pub fn settle_through(&mut self, last: Position) {
-        let first = self.read_end.unwrap_or(0).min(last.segment);
+        let first = self.read_end.unwrap_or(0);
+        if last.segment < first {
+            return;
+        }
         for (number, segment) in self.segments.range_mut(first..=last.segment) {
             let end = if *number == last.segment {
                 segment.count.min(last.ordinal + 1)
@@ -308,7 +311,11 @@ impl Log {
         let mut has_new_file = false;
         let segments = self.segments.values_mut();
         for segment in segments.filter(|segment| segment.settled.unsynced) {
-            sync(&File::open(segment.file("done"))?)?;
+            match File::open(segment.file("done")) {
+                // Somebody has removed it: the entries may come again.
+                Err(why) if why.kind() == io::ErrorKind::NotFound => {}
+                file => sync(&file?)?,
+            }
             has_new_file |= !segment.settled.is_in_folder;
         }
         if has_new_file {

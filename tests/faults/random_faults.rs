@@ -348,6 +348,8 @@ async fn run(seed: u64, time: Duration, with_pubsub: bool) {
     let mut load = Load::start_with(&arena.node, 8, Duration::from_millis(2));
     let mut now = Duration::ZERO;
     for (at, begins, strike) in events {
+        let until = at.as_secs_f64();
+        println!("until {until:.1} s: the load goes on");
         // Time that a restart takes does not count, so that each fault lasts.
         sleep(at.saturating_sub(now)).await;
         now = at;
@@ -355,9 +357,11 @@ async fn run(seed: u64, time: Duration, with_pubsub: bool) {
             println!("{strike}");
             arena.begin(strike).await;
         } else {
+            println!("over: {strike}");
             arena.end(strike).await;
         }
     }
+    println!("the faults are over: waiting for all lanes, then for all records");
     arena.lanes_are_up().await;
     load.take(100).await;
     load.end().await;

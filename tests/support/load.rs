@@ -14,6 +14,7 @@ use bytes::Bytes;
 use tokio::task::JoinHandle;
 
 use super::{
+    Wait,
     api::Api,
     eventually,
     node::{Node, PATIENCE},
@@ -228,12 +229,13 @@ impl Load {
     /// Waits until all accepted records are delivered or dead, or `patience` is over, and until the
     /// node is at rest.
     pub async fn verdict(&self, node: &Node, api: &Api, patience: Duration) -> Verdict {
-        let deadline = Instant::now() + patience;
+        let mut wait = Wait::new(patience);
         loop {
             let verdict = self.verdict_now(node, api).await;
             let ledger = node.status().await["ledger"].clone();
             let rests = ledger["in_flight"] == 0 && ledger["spooled"] == 0;
-            if verdict.lost == 0 && rests || Instant::now() > deadline {
+            let awaited = || format!("all records to end: {verdict}; {ledger}");
+            if verdict.lost == 0 && rests || wait.is_over(awaited) {
                 assert!(rests, "the node does not come to rest: {ledger}");
                 return verdict;
             }

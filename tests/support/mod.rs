@@ -16,7 +16,7 @@ pub mod rig;
 pub mod tls;
 
 use std::{
-    env,
+    env, fmt,
     io::{self, Write as _},
     thread,
     time::{Duration, Instant},
@@ -72,6 +72,9 @@ pub async fn closed_spool() -> Spool {
     spool
 }
 
+/// How often a wait prints what it is for.
+const WAIT_TOLD: Duration = Duration::from_secs(10);
+
 /// The records of `traffic.json`, byte for byte.
 pub fn traffic() -> Vec<Bytes> {
     waypost::load::records(include_str!("../../traffic.json")).expect("traffic.json holds records")
@@ -83,13 +86,41 @@ pub async fn eventually<T>(
     patience: Duration,
     mut condition: impl AsyncFnMut() -> Option<T>,
 ) -> T {
-    let deadline = Instant::now() + patience;
+    let mut wait = Wait::new(patience);
     loop {
         if let Some(value) = condition().await {
             return value;
         }
-        assert!(Instant::now() < deadline, "not within {patience:?}: {what}");
+        assert!(!wait.is_over(|| what), "not within {patience:?}: {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// A wait with a deadline, which prints now and then what it is for.
+pub struct Wait {
+    began: Instant,
+    patience: Duration,
+    told: Duration,
+}
+
+impl Wait {
+    pub fn new(patience: Duration) -> Self {
+        Self {
+            began: Instant::now(),
+            patience,
+            told: Duration::ZERO,
+        }
+    }
+
+    /// Whether the deadline has passed.
+    pub fn is_over<D: fmt::Display>(&mut self, what: impl FnOnce() -> D) -> bool {
+        let waited = self.began.elapsed();
+        if waited - self.told >= WAIT_TOLD {
+            self.told = waited;
+            let patience = self.patience;
+            println!("waiting for {waited:.0?} of {patience:?}: {}", what());
+        }
+        waited > self.patience
     }
 }
 

@@ -52,6 +52,22 @@ fn many(segments: u64) -> u32 {
 }
 
 #[test]
+fn entries_that_are_to_be_read_again_are_not_settled_with_all_before() {
+    let folder = TempDir::new().unwrap();
+    let mut log = open(&folder);
+    log.read_present();
+    let keys = append(&mut log, 0..3);
+    assert_eq!((drain(&mut log), log.readable()), (vec![], 0));
+    log.read_present();
+    log.settle_through(keys[2]);
+    assert_eq!((log.len(), log.readable()), (3, 3));
+    let later = append(&mut log, 3..5);
+    log.settle_through(later[0]);
+    assert_eq!((log.len(), log.readable()), (4, 3));
+    assert_eq!(drain(&mut log), [0, 1, 2]);
+}
+
+#[test]
 fn entries_come_out_once_each_in_their_order_and_again_after_a_restart() {
     let folder = TempDir::new().unwrap();
     let mut log = open(&folder);

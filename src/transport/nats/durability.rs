@@ -16,9 +16,10 @@ use crate::{
     transport::Durability,
 };
 
-/// How often a server syncs its files by default, and how long a sync may take.
+/// How often a server syncs its files by default; how long a sync may take, and the end of a server
+/// may stay unnoticed.
 const SYNC_INTERVAL: Duration = Duration::from_mins(2);
-const SYNC_MARGIN: Duration = Duration::from_secs(10);
+const SYNC_MARGIN: Duration = Duration::from_secs(30);
 /// How long the server may take to report its settings.
 const REPORT_TIMEOUT: Duration = Duration::from_secs(2);
 /// The most bytes of that report.
@@ -69,7 +70,7 @@ pub async fn judge(
         }
         None => String::new(),
     };
-    let (durability, why) = match report(client, settings).await {
+    let (durability, why) = match report(client, settings, stream).await {
         Ok(JszConfig {
             sync_always: true, ..
         }) => return (Durability::Yes, None),
@@ -92,8 +93,17 @@ pub async fn judge(
     (durability, Some(warning))
 }
 
-async fn report(client: &Client, settings: &NatsConfig) -> Result<JszConfig, String> {
-    let server = client.server_info().server_id;
+async fn report(
+    client: &Client,
+    settings: &NatsConfig,
+    stream: &Info,
+) -> Result<JszConfig, String> {
+    let info = client.server_info();
+    let server = info.server_id;
+    let leader = stream.cluster.as_ref().and_then(|it| it.leader.as_ref());
+    if leader.is_some_and(|leader| *leader != info.server_name) {
+        return Err("another server leads the stream".into());
+    }
     let asked = async {
         match &settings.monitor {
             Some(url) => ask_monitor(url).await,
