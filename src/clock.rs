@@ -1,17 +1,57 @@
-//! The wall clock.
+//! The wall clock, without its steps.
+//!
+//! The machine's clock is read once, and goes on with the monotonic clock: if NTP or an operator
+//! sets it while the node runs, no age changes.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    sync::{
+        LazyLock,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
 
-/// Microseconds since the Unix epoch; 0 on a clock before it.
+/// The one reading.
+static START: LazyLock<(Instant, u64)> =
+    LazyLock::new(|| (Instant::now(), since_epoch(system_time())));
+/// How far the machine's clock was behind at the start, in microseconds.
+static BEHIND_US: AtomicU64 = AtomicU64::new(0);
+
+/// Microseconds since the Unix epoch.
 pub fn unix_us() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| {
-            u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
-        })
+    let (began, began_us) = *START;
+    began_us + micros(began.elapsed()) + BEHIND_US.load(Relaxed)
 }
 
 /// The time since `at_us`, in microseconds since the Unix epoch; zero if that is still to come.
 pub fn age(at_us: u64) -> Duration {
     Duration::from_micros(unix_us().saturating_sub(at_us))
+}
+
+/// Moves the clock on to `at` if it is behind: then the machine's clock was set back since `at`.
+pub fn not_before(at: SystemTime) {
+    let behind = since_epoch(at).saturating_sub(unix_us());
+    BEHIND_US.fetch_add(behind, Relaxed);
+}
+
+/// A test may make it step by so many seconds.
+fn system_time() -> SystemTime {
+    let now = SystemTime::now();
+    fail::fail_point!("clock-step", |seconds| {
+        let seconds = seconds
+            .and_then(|text| text.parse::<i64>().ok())
+            .unwrap_or_default();
+        let step = Duration::from_secs(seconds.unsigned_abs());
+        if seconds < 0 { now - step } else { now + step }
+    });
+    now
+}
+
+/// 0 on a clock before the epoch.
+fn since_epoch(at: SystemTime) -> u64 {
+    at.duration_since(UNIX_EPOCH).map_or(0, micros)
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
