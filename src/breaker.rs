@@ -1,8 +1,13 @@
-//! The circuit breaker before the API. After a few failures in a row it opens: there are no POSTs
-//! but a single probe at a time, with back-off between probes, until one succeeds.
+//! The circuit breaker before the API. It opens when the API fails at whatever it gets: there are no
+//! POSTs but a single probe at a time, with back-off between probes, until one succeeds.
+//!
+//! It judges the API and never one record: an API that answers 2xx to other records is up. A
+//! [`Trial`] judges the record.
 //!
 //! It also opens when the API denies every POST (401, 403 or 404): that is a wrong token or a wrong
 //! path, and says nothing about the records.
+
+mod trial;
 
 use std::{mem, sync::Arc, time::Duration};
 
@@ -13,14 +18,20 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use crate::backoff::Backoff;
+pub use self::trial::{Judgement, Trial};
+use crate::{api::answer::Answer, backoff::Backoff};
 
-/// Failures in a row that open it.
+/// Failures in a row that open it if none of them has reached the API.
 const FAILURES_MAX: u32 = 5;
+/// Failures that have reached the API may be the records' fault. As many in a row open it once the
+/// API has taken nothing for this long.
+const REACHED_PATIENCE: Duration = Duration::from_secs(5);
 /// Denials in a row that open it.
 const DENIALS_MAX: u32 = 50;
 /// A record that is denied waits this long for the next POST to show whose fault it is.
 const VERDICT_WAIT: Duration = Duration::from_secs(2);
+/// How long records that have failed leave the probe to others.
+const PRECEDENCE: Duration = Duration::from_millis(20);
 /// The first probe waits at most this.
 const PROBE_FIRST: Duration = Duration::from_millis(100);
 /// No probe waits longer, unless the API asks for it.
@@ -44,17 +55,29 @@ struct State {
     last_error: Option<String>,
     /// `None` if the last POST was not denied.
     denials: Option<Denials>,
+    /// POSTs that have succeeded.
+    succeeded: u64,
+    /// POSTs that have succeeded or failed.
+    ended: u64,
 }
 
 enum Phase {
-    Closed {
-        failures: u32,
-    },
+    Closed(Failures),
     Open {
         backoff: Backoff,
         /// `None` while a probe is in flight.
         probe_at: Option<Instant>,
     },
+}
+
+/// Failures in a row.
+#[derive(Clone, Copy, Default)]
+struct Failures {
+    count: u32,
+    /// Those since the last that has reached the API.
+    unreached: u32,
+    /// The times of the first and of the last.
+    span: Option<(Instant, Instant)>,
 }
 
 /// Denials in a row.
@@ -91,15 +114,19 @@ pub struct ApiHealth {
 pub struct Pass<'b> {
     breaker: &'b Breaker,
     is_probe: bool,
+    /// POSTs that had succeeded when this one began.
+    succeeded: u64,
 }
 
 impl Default for State {
     fn default() -> Self {
         Self {
-            phase: Phase::Closed { failures: 0 },
+            phase: Phase::closed(),
             since: Instant::now(),
             last_error: None,
             denials: None,
+            succeeded: 0,
+            ended: 0,
         }
     }
 }
@@ -115,21 +142,36 @@ impl Breaker {
 
     /// Resolves when a POST may be made.
     pub async fn pass(&self) -> Pass<'_> {
-        let pass = |is_probe| Pass {
-            breaker: self,
-            is_probe,
-        };
+        self.pass_after(Duration::ZERO).await
+    }
+
+    /// The same for a record that has failed before: others are the first to probe the API.
+    pub async fn pass_again(&self) -> Pass<'_> {
+        self.pass_after(PRECEDENCE).await
+    }
+
+    /// `wait` is how long others may probe first.
+    async fn pass_after(&self, wait: Duration) -> Pass<'_> {
         loop {
             // It is notified of each change after this line.
             let change = self.changes.notified();
-            let probe_at = match &mut self.state.lock().phase {
-                Phase::Closed { .. } => return pass(false),
-                Phase::Open { probe_at, .. } => {
-                    if probe_at.is_some_and(|at| at <= Instant::now()) {
-                        *probe_at = None;
-                        return pass(true);
+            let probe_at = {
+                let state = &mut *self.state.lock();
+                let pass = |is_probe| Pass {
+                    breaker: self,
+                    is_probe,
+                    succeeded: state.succeeded,
+                };
+                match &mut state.phase {
+                    Phase::Closed(_) => return pass(false),
+                    Phase::Open { probe_at, .. } => {
+                        let mine = probe_at.map(|at| at + wait);
+                        if mine.is_some_and(|at| at <= Instant::now()) {
+                            *probe_at = None;
+                            return pass(true);
+                        }
+                        mine
                     }
-                    *probe_at
                 }
             };
             match probe_at {
@@ -148,7 +190,7 @@ impl Breaker {
     pub fn health(&self) -> ApiHealth {
         let state = self.state.lock();
         let probe_at = match state.phase {
-            Phase::Closed { .. } => None,
+            Phase::Closed(_) => None,
             Phase::Open { probe_at, .. } => probe_at,
         };
         ApiHealth {
@@ -161,9 +203,8 @@ impl Breaker {
 
     /// Opens, and logs why; or counts one more failed probe.
     fn open(&self, state: &mut State, why: String, at_least: Option<Duration>) {
-        let closed = Phase::Closed { failures: 0 };
-        let (was_open, mut backoff) = match mem::replace(&mut state.phase, closed) {
-            Phase::Closed { .. } => (false, Backoff::new(PROBE_FIRST, PROBE_CAP)),
+        let (was_open, mut backoff) = match mem::replace(&mut state.phase, Phase::closed()) {
+            Phase::Closed(_) => (false, Backoff::new(PROBE_FIRST, PROBE_CAP)),
             Phase::Open { backoff, .. } => (true, backoff),
         };
         let now = Instant::now();
@@ -189,17 +230,45 @@ impl State {
     }
 }
 
+impl Phase {
+    fn closed() -> Self {
+        Self::Closed(Failures::default())
+    }
+}
+
+impl Failures {
+    /// Counts one more. Returns whether the API is down.
+    fn add(&mut self, is_reached: bool) -> bool {
+        let now = Instant::now();
+        // After a time without POSTs, earlier failures say nothing about the API now.
+        if self
+            .span
+            .is_some_and(|(_, last)| now - last >= REACHED_PATIENCE)
+        {
+            *self = Self::default();
+        }
+        let since = self.span.map_or(now, |(first, _)| first);
+        self.span = Some((since, now));
+        self.count += 1;
+        self.unreached = if is_reached { 0 } else { self.unreached + 1 };
+        self.unreached >= FAILURES_MAX
+            || self.count >= FAILURES_MAX && now - since >= REACHED_PATIENCE
+    }
+}
+
 impl Pass<'_> {
     /// The API answered, and neither asked for a retry nor denied the POST. `waiting` counts the
     /// records that an outage has kept waiting.
     pub fn succeeded(self, waiting: impl FnOnce() -> u64) {
         let mut state = self.breaker.state.lock();
+        state.succeeded += 1;
+        state.ended += 1;
         match &mut state.phase {
-            Phase::Closed { failures } => *failures = 0,
+            Phase::Closed(failures) => *failures = Failures::default(),
             // A POST that began before the breaker opened says nothing about the API now.
             Phase::Open { .. } if !self.is_probe => return,
             Phase::Open { .. } => {
-                state.phase = Phase::Closed { failures: 0 };
+                state.phase = Phase::closed();
                 let down = mem::replace(&mut state.since, Instant::now()).elapsed();
                 let down_s = down.as_secs_f64();
                 info!(
@@ -214,12 +283,36 @@ impl Pass<'_> {
     }
 
     /// No answer, or one that asks for a retry, not before `at_least` if the API says so.
-    pub fn failed(self, why: impl ToString, at_least: Option<Duration>) {
+    pub fn failed(self, answer: &Answer, at_least: Option<Duration>) -> Judgement {
         let mut state = self.breaker.state.lock();
-        match &mut state.phase {
-            Phase::Closed { failures } if *failures + 1 < FAILURES_MAX => *failures += 1,
-            Phase::Open { .. } if !self.is_probe => {}
-            _ => self.breaker.open(&mut state, why.to_string(), at_least),
+        state.ended += 1;
+        let has_others = state.succeeded > self.succeeded;
+        let opens = match &mut state.phase {
+            // An API that has taken others meanwhile is up.
+            Phase::Closed(_) if has_others => false,
+            Phase::Closed(failures) => failures.add(answer.is_reached()),
+            Phase::Open { .. } => self.is_probe,
+        };
+        if opens {
+            self.breaker.open(&mut state, answer.to_string(), at_least);
+        }
+        self.judge(&state)
+    }
+
+    /// The same for a record that is known to fail: that says nothing about the API, unless the
+    /// record was the probe.
+    pub fn failed_again(self, answer: &Answer, at_least: Option<Duration>) {
+        if self.is_probe {
+            let mut state = self.breaker.state.lock();
+            self.breaker.open(&mut state, answer.to_string(), at_least);
+        }
+    }
+
+    fn judge(&self, state: &State) -> Judgement {
+        Judgement {
+            is_up: !state.is_open(),
+            succeeded: [self.succeeded, state.succeeded],
+            ended: state.ended,
         }
     }
 
@@ -278,11 +371,27 @@ impl Drop for Pass<'_> {
 mod tests {
     use futures_util::FutureExt as _;
 
-    use super::*;
+    use super::{trial::TRIES, *};
+    use crate::api::answer::FailureClass;
+
+    fn none(why: &str) -> Answer {
+        Answer::NoAnswer {
+            class: FailureClass::Connect,
+            why: why.into(),
+        }
+    }
+
+    fn status(status: u16) -> Answer {
+        Answer::Status {
+            status,
+            retry_after: None,
+            excerpt: String::new(),
+        }
+    }
 
     async fn fail(breaker: &Breaker, times: u32) {
         for _ in 0..times {
-            breaker.pass().await.failed("500", None);
+            breaker.pass().await.failed(&none("500"), None);
         }
     }
 
@@ -293,7 +402,7 @@ mod tests {
         breaker.pass().await.succeeded(|| 0);
         fail(&breaker, FAILURES_MAX - 1).await;
         assert!(!breaker.is_open(), "a success in between counts");
-        breaker.pass().await.failed("500", None);
+        breaker.pass().await.failed(&none("500"), None);
         assert!(breaker.is_open());
         assert!(breaker.pass().now_or_never().is_none());
 
@@ -317,16 +426,31 @@ mod tests {
         fail(&breaker, FAILURES_MAX).await;
         for _ in 0..10 {
             let began = Instant::now();
-            breaker.pass().await.failed("500", None);
+            breaker.pass().await.failed(&none("500"), None);
             assert!(began.elapsed() <= PROBE_CAP);
         }
         drop(breaker.pass().await);
         let asked = Duration::from_secs(30);
-        breaker.pass().await.failed("503", Some(asked));
+        breaker.pass().await.failed(&none("503"), Some(asked));
         let began = Instant::now();
         breaker.pass().await.succeeded(|| 0);
         assert!(began.elapsed() >= asked, "Retry-After is honoured");
         assert!(!breaker.is_open());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_record_that_has_not_failed_yet_is_the_first_to_probe() {
+        let breaker = Breaker::default();
+        fail(&breaker, FAILURES_MAX).await;
+        let failed = futures_util::future::join_all((0..64).map(|_| breaker.pass_again()));
+        tokio::select! {
+            biased;
+            _ = failed => panic!("one that has failed was the first"),
+            pass = breaker.pass() => pass.succeeded(|| 0),
+        }
+        fail(&breaker, FAILURES_MAX).await;
+        breaker.pass_again().await.succeeded(|| 0);
+        assert!(!breaker.is_open(), "there was no other");
     }
 
     #[tokio::test(start_paused = true)]
@@ -412,12 +536,15 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_outage_has_one_beginning_and_its_last_reason() {
         let breaker = Breaker::default();
-        breaker.pass().await.failed("one record's fault", None);
+        breaker
+            .pass()
+            .await
+            .failed(&none("one record's fault"), None);
         assert_eq!(breaker.health().last_error, None, "it is no outage");
         fail(&breaker, FAILURES_MAX).await;
         let began = breaker.health().since;
         for _ in 0..5 {
-            breaker.pass().await.failed("refused", None);
+            breaker.pass().await.failed(&none("refused"), None);
         }
         let health = breaker.health();
         assert_eq!(health.since, began);
@@ -425,5 +552,114 @@ mod tests {
         assert!(health.retry_in.is_some_and(|time| time <= PROBE_CAP));
         breaker.pass().await.succeeded(|| 0);
         assert!(breaker.health().is_up && breaker.health().since > began);
+    }
+
+    /// Answers may be about the records. Only time tells that the API takes none.
+    #[tokio::test(start_paused = true)]
+    async fn failures_that_reach_the_api_open_it_once_nothing_was_taken_for_a_while() {
+        let breaker = Breaker::default();
+        let step = REACHED_PATIENCE / 5;
+        for _ in 0..3000 {
+            breaker.pass().await.failed(&status(500), None);
+        }
+        assert!(!breaker.is_open());
+        tokio::time::advance(4 * step).await;
+        breaker.pass().await.succeeded(|| 0);
+        for _ in 0..5 {
+            breaker.pass().await.failed(&status(500), None);
+            assert!(!breaker.is_open(), "it has taken one");
+            tokio::time::advance(step).await;
+        }
+        breaker.pass().await.failed(&status(503), None);
+        assert!(breaker.is_open());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn failures_before_a_time_without_posts_are_forgotten() {
+        let breaker = Breaker::default();
+        for _ in 0..3 {
+            for _ in 0..100 {
+                breaker.pass().await.failed(&status(500), None);
+            }
+            tokio::time::advance(REACHED_PATIENCE).await;
+        }
+        assert!(!breaker.is_open());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_post_that_fails_while_others_succeed_does_not_open_it() {
+        let breaker = Breaker::default();
+        let mut hanging = Vec::new();
+        for _ in 0..64 {
+            hanging.push(breaker.pass().await);
+        }
+        breaker.pass().await.succeeded(|| 0);
+        for pass in hanging {
+            assert!(pass.failed(&none("refused"), None).is_up);
+        }
+        assert!(!breaker.is_open());
+    }
+
+    /// What happens between two failures of a record.
+    #[derive(Clone, Copy, Debug)]
+    enum Others {
+        None,
+        Fail,
+        Succeed,
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_record_is_to_blame_if_it_fails_three_times_while_others_are_answered() {
+        for (others, failures, guilty, succeeded) in [
+            (Others::None, 4, false, false),
+            (Others::Fail, 2, false, false),
+            (Others::Fail, 3, true, false),
+            (Others::Succeed, 2, false, true),
+            (Others::Succeed, 3, true, true),
+        ] {
+            let breaker = Breaker::default();
+            let mut trial = Trial::default();
+            for number in 0..failures {
+                match others {
+                    _ if number == 0 => {}
+                    Others::None => {}
+                    Others::Fail => drop(breaker.pass().await.failed(&status(500), None)),
+                    Others::Succeed => breaker.pass().await.succeeded(|| 0),
+                }
+                trial.failed(breaker.pass().await.failed(&status(500), None));
+            }
+            let judged = (trial.is_guilty(), trial.others_succeeded());
+            assert_eq!(
+                judged,
+                (guilty, succeeded),
+                "{others:?}, {failures} failures"
+            );
+        }
+        // With the API down, no record is to blame.
+        let breaker = Breaker::default();
+        let mut trial = Trial::default();
+        for _ in 0..TRIES + FAILURES_MAX {
+            fail(&breaker, 1).await;
+            trial.failed(breaker.pass().await.failed(&none("refused"), None));
+        }
+        assert!(breaker.is_open() && !trial.is_guilty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_record_that_failed_before_says_nothing_about_the_api_unless_it_is_the_probe() {
+        let breaker = Breaker::default();
+        tokio::time::advance(REACHED_PATIENCE * 2).await;
+        for _ in 0..100 {
+            breaker.pass().await.failed_again(&status(500), None);
+        }
+        assert!(!breaker.is_open());
+        fail(&breaker, FAILURES_MAX).await;
+        breaker.pass().await.failed_again(&status(500), None);
+        assert!(
+            breaker.pass().now_or_never().is_none(),
+            "the next probe waits"
+        );
+        breaker.pass().await.succeeded(|| 0);
+        assert!(!breaker.is_open());
     }
 }

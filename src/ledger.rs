@@ -1,7 +1,7 @@
 //! The ledger: one count per transition of a record, made at the one place where it happens.
 //!
-//! At rest, `accepted + recovered = delivered + handed_over + dead + dropped + spooled + in_flight +
-//! missing`: see [`Balance::holds`].
+//! At rest, `accepted + recovered = delivered + handed_over + dead + dropped + spooled + parked +
+//! in_flight + missing`: see [`Balance::holds`].
 //!
 //! Nodes that share a broker take each other's records. The node that accepted a record counts it
 //! as `handed_over` once the broker has it no more, and the node that delivered it counts it as
@@ -216,30 +216,76 @@ impl Ledger {
 
     /// The dead letter of a record that came out of `lane` is on disk.
     pub fn dead(&self, lane: LaneId, record: &Record) {
+        let mut ledger = self.set_aside(lane, record, Transition::Dead, Flags::DEAD);
+        ledger.counts.dead += 1;
+    }
+
+    /// A record that came out of `lane` is parked on disk.
+    pub fn parked(&self, lane: LaneId, record: &Record) {
+        let mut ledger = self.set_aside(lane, record, Transition::Parked, Flags::PARKED);
+        ledger.counts.parked += 1;
+    }
+
+    /// Counts where a record comes from that is not delivered by `lane`. The caller counts `event`.
+    fn set_aside(
+        &self,
+        lane: LaneId,
+        record: &Record,
+        event: Transition,
+        flag: Flags,
+    ) -> MutexGuard<'_, LaneLedger> {
         let mut memory = self.memory.lock();
         let (flags, key) = memory.look_up(record);
-        let counted = count(Transition::Dead, flags, self.is_own(record));
+        let counted = count(event, flags, self.is_own(record));
+        let is_counted = matches!(counted, CountedAs::Dead | CountedAs::Parked);
         let moved = memory.confirmed_by_another(lane, flags, key);
         if let Some(key) = key {
-            memory.add_dead(lane, key);
+            memory.add_end(flag, lane, key);
         }
         drop(memory);
-        {
-            let mut ledger = self.lane(lane);
-            ledger.counts.dead += 1;
-            if counted == CountedAs::DeadAndRecovered {
-                ledger.counts.recovered += 1;
-                if ledger.taken_over.count(record, &self.run) {
-                    self.taken_over.notify_one();
-                }
+        if let Some(from) = moved.filter(|_| is_counted) {
+            self.moved(from, Some(lane));
+        }
+        let mut ledger = self.lane(lane);
+        if !is_counted {
+            ledger.counts.recovered += 1;
+            if ledger.taken_over.count(record, &self.run) {
+                self.taken_over.notify_one();
             }
         }
-        if let Some(from) = moved.filter(|_| counted == CountedAs::Dead) {
-            self.moved(from, Some(lane));
+        ledger
+    }
+
+    /// The API has a record that was parked, and before that came out of `lane`.
+    pub fn delivered_parked(&self, lane: LaneId, record: &Record) {
+        let now_us = unix_us();
+        let mut ledger = self.lane(lane);
+        ledger.counts.unparked += 1;
+        ledger.counts.delivered += 1;
+        ledger.last_delivery_us = now_us;
+        if let Some(origin) = &record.origin {
+            let us = now_us.saturating_sub(origin.at_us);
+            ledger.delivery.record(Duration::from_micros(us));
+        }
+        let mut memory = self.memory.lock();
+        if let (_, Some(key)) = memory.look_up(record) {
+            memory.add_delivered(lane, key);
         }
     }
 
-    /// An operator has removed `records` dead letters.
+    /// The dead letter of a record that was parked is on disk.
+    pub fn dead_parked(&self, lane: LaneId) {
+        let mut lane = self.lane(lane);
+        lane.counts.unparked += 1;
+        lane.counts.dead += 1;
+    }
+
+    /// A copy of a parked record was delivered, and the parked one was removed.
+    pub fn parked_twice(&self) {
+        self.node.lock().double_counted += 1;
+    }
+
+    /// An operator has removed `records` dead letters or parked records.
     pub fn dropped(&self, records: u64) {
         self.node.lock().dropped += records;
     }
@@ -306,10 +352,10 @@ impl Ledger {
         self.memory.lock().look_up(record).0.has(Flags::DELIVERED)
     }
 
-    /// Whether the API is known to have the record, or it is a dead letter.
+    /// Whether the API is known to have the record, or it is a dead letter or parked.
     pub fn has_ended(&self, record: &Record) -> bool {
         let flags = self.memory.lock().look_up(record).0;
-        flags.has(Flags::DELIVERED | Flags::DEAD)
+        flags.has(Flags::DELIVERED | Flags::DEAD | Flags::PARKED)
     }
 
     /// Whether this run accepted the record.
@@ -348,6 +394,15 @@ impl Ledger {
         self.lanes[lane as usize].lock()
     }
 
+    /// The time of the last delivery by any lane, in microseconds since the Unix epoch; 0 for never.
+    pub fn last_delivery_us(&self) -> u64 {
+        let lanes = LaneId::ALL.into_iter();
+        lanes
+            .map(|lane| self.lane(lane).last_delivery_us)
+            .max()
+            .unwrap_or_default()
+    }
+
     /// The counts that belong to no lane.
     pub fn node(&self) -> NodeCounts {
         *self.node.lock()
@@ -370,6 +425,8 @@ impl Ledger {
                 recovered: sum.recovered + lane.recovered,
                 delivered: sum.delivered + lane.delivered,
                 dead: sum.dead + lane.dead,
+                parked: sum.parked + lane.parked,
+                unparked: sum.unparked + lane.unparked,
                 redelivered: sum.redelivered + lane.redelivered,
                 gone_elsewhere: sum.gone_elsewhere + lane.handed_over(),
                 gone_missing: sum.gone_missing + lane.missing(),
@@ -392,6 +449,7 @@ impl Ledger {
             dead: stats.records(Queue::Dead),
             dropped: node.dropped,
             spooled: stats.waiting(),
+            parked: stats.parked(),
             in_flight: lanes.in_flight() + stats.found_carried,
             missing: lanes.missing(),
             redelivered: lanes.redelivered,
@@ -508,6 +566,81 @@ mod tests {
             ..Counts::default()
         };
         assert_eq!((counts, counts.in_flight()), (expected, 0));
+    }
+
+    /// Parks records, and counts their copies by `copy`. Each number is a term of the equation.
+    #[track_caller]
+    fn parked(records: u64, count: impl FnOnce(&Ledger)) -> (u64, u64, u64, u64) {
+        let ledger = Ledger::new(Arc::from("run"));
+        count(&ledger);
+        let balance = ledger.balance(&SpoolStats::default());
+        let sum = balance.delivered + balance.dead + balance.dropped + records + balance.in_flight;
+        assert_eq!(balance.accepted + balance.recovered, sum, "{balance:?}");
+        (
+            balance.recovered,
+            balance.delivered,
+            records,
+            balance.in_flight,
+        )
+    }
+
+    #[test]
+    fn a_parked_record_balances_and_so_does_its_end() {
+        let lane = LaneId::Nats;
+        let [own, earlier] = [record("a", "run"), record("a", "earlier")];
+        let accept = |ledger: &Ledger| ledger.accepted(lane, &own, Duration::ZERO);
+        assert_eq!(
+            parked(1, |ledger| {
+                accept(ledger);
+                ledger.parked(lane, &own);
+            }),
+            (0, 0, 1, 0)
+        );
+        assert_eq!(
+            parked(0, |ledger| {
+                accept(ledger);
+                ledger.parked(lane, &own);
+                ledger.delivered_parked(lane, &own);
+                assert!(ledger.is_delivered(&own));
+            }),
+            (0, 1, 0, 0)
+        );
+        // Another node took it in, or an earlier run.
+        assert_eq!(
+            parked(0, |ledger| {
+                ledger.parked(lane, &earlier);
+                ledger.delivered_parked(lane, &earlier);
+            }),
+            (1, 1, 0, 0)
+        );
+        // An earlier run parked it.
+        assert_eq!(
+            parked(0, |ledger| {
+                ledger.recovered_from_disk(1);
+                ledger.delivered_parked(lane, &earlier);
+            }),
+            (1, 1, 0, 0)
+        );
+        // The broker sends it again, and the copy arrives first.
+        assert_eq!(
+            parked(0, |ledger| {
+                accept(ledger);
+                ledger.parked(lane, &own);
+                ledger.delivered(lane, [&own]);
+                ledger.parked_twice();
+            }),
+            (0, 1, 0, 0)
+        );
+        // An operator replays or drops it while it is POSTed.
+        assert_eq!(
+            parked(0, |ledger| {
+                accept(ledger);
+                ledger.parked(lane, &own);
+                ledger.dropped(1);
+                ledger.delivered(lane, [&own]);
+            }),
+            (1, 1, 0, 0)
+        );
     }
 
     #[test]

@@ -32,8 +32,10 @@
 //!   ([`delivery::Delivery`]).
 //! - **Receipt**: the proof that a record is safe ([`delivery::Receipt`]).
 //! - **Spool**: the node's disk ([`spool::Spool`]): records that wait for a lane, records that the
-//!   gRPC lane carries, copies of records that a broker's power cut could take, and dead letters.
-//!   One sync serves all records that wait for one.
+//!   gRPC lane carries, copies of records that a broker's power cut could take, parked records, and
+//!   dead letters. One sync serves all records that wait for one.
+//! - **Parked**: a record that the API fails at while it takes others; it waits on disk for its next
+//!   try ([`actors::parking`], [`actors::retrier`]).
 //! - **Ledger**: one count per transition of a record ([`ledger::Ledger`]).
 //!
 //! # Invariants, and the places that keep them
@@ -43,8 +45,8 @@
 //!    lane makes a receipt after [`transport::Transport::publish`],
 //!    [`actors::fallback::DiskFallback`] after [`spool::Spool::put`]. With `ack = "durable"`, a
 //!    receipt outlives a power cut of node and broker: [`actors::copies`].
-//! 2. A message is acked to its broker only after the API's 2xx or the sync of its dead letter:
-//!    only [`actors::forwarder`] acks.
+//! 2. A message is acked to its broker only after the API's 2xx, or the sync of its dead letter or
+//!    of the parked record: only [`actors::forwarder`] acks.
 //! 3. A record keeps one id on every hop, retry and lane: [`transport::Headers`].
 //! 4. Unknown means not delivered. A [`delivery::Delivery`] that is dropped unsettled goes back to
 //!    its broker; an [`actors::receipts::PendingRecord`] that is dropped without a reply is sent

@@ -27,6 +27,8 @@ use crate::{
         forwarder::{Forwarder, ForwarderParams, Limits},
         lane::{Lane, LaneParams, bundle::SettledRecords},
         live_lanes::LiveLanes,
+        parking::Parking,
+        retrier::{Retrier, RetrierParams},
         router::{Router, RouterParams},
         slot::Slot,
         supervisor::{ChildId, DrainAll, Factory, Supervisor, Thread, factory},
@@ -64,6 +66,7 @@ pub struct Node {
     pub spool: Spool,
     feeder: Slot<Feeder>,
     taken_file: TakenFile,
+    retrier: Slot<Retrier>,
     draining: Arc<AtomicBool>,
     ingest_server: ServerHandle,
     admin_server: ServerHandle,
@@ -100,6 +103,7 @@ impl Node {
         let mut graph = Graph::new(config)?;
         let ingest_state = graph.ingest()?;
         graph.feeder(&ingest_state.admission);
+        graph.retrier();
         graph.lanes();
         graph.serve(ingest_state, ingest_socket, admin_socket)
     }
@@ -116,6 +120,11 @@ impl Node {
         {
             warn!("the feeder ended before the drain");
         }
+        if let Some(retrier) = self.retrier.get()
+            && retrier.send(Drain).await.is_err()
+        {
+            warn!("the retrier ended before the drain");
+        }
         if self.supervisor.send(DrainAll).await.is_err() {
             warn!("the supervisor ended before the drain");
         }
@@ -130,6 +139,7 @@ impl Node {
             handed_over = balance.handed_over,
             dead = balance.dead,
             spooled = balance.spooled,
+            parked = balance.parked,
             in_flight = balance.in_flight,
             missing = balance.missing,
             "drained"
@@ -143,6 +153,7 @@ struct Graph<'a> {
     ledger: Arc<Ledger>,
     spool: Spool,
     dead_letters: DeadLetters,
+    parking: Parking,
     tap: Tap,
     breaker: Arc<Breaker>,
     api: api::Settings,
@@ -152,6 +163,7 @@ struct Graph<'a> {
     router: Slot<Router>,
     feeder: Slot<Feeder>,
     taken_file: TakenFile,
+    retrier: Slot<Retrier>,
     /// Half of the cores carry lanes, the other half HTTP: a record that stays on one thread wakes
     /// no other. The router shares the first lane's thread.
     threads: Vec<Thread>,
@@ -164,7 +176,8 @@ impl<'a> Graph<'a> {
         let ledger = Arc::new(Ledger::new(Record::new_id()));
         let spool = Spool::open(&config.spool.dir, config.spool.max)?;
         let found = spool.stats();
-        ledger.recovered_from_disk(found.waiting() + found.records(Queue::Dead));
+        let left = found.waiting() + found.parked() + found.records(Queue::Dead);
+        ledger.recovered_from_disk(left);
         let lanes = config.lanes.in_order();
         for lane in LaneId::ALL {
             let records = left_to(lane, &found);
@@ -176,13 +189,15 @@ impl<'a> Graph<'a> {
         let taken_file = TakenFile::open(&config.spool.dir, &ledger);
         actix_rt::spawn(taken_file.clone().keep());
         let threads = half_the_cores().min(lanes.len().max(1));
+        let dead_letters = DeadLetters {
+            spool: spool.clone(),
+            give_up_after: config.api.give_up_after,
+        };
         Ok(Self {
             config,
+            parking: Parking::new(dead_letters.clone(), Arc::clone(&ledger.run)),
             ledger,
-            dead_letters: DeadLetters {
-                spool: spool.clone(),
-                give_up_after: config.api.give_up_after,
-            },
+            dead_letters,
             spool,
             tap: Tap::default(),
             breaker: Arc::new(Breaker::new(config.api.url.to_string().into())),
@@ -192,6 +207,7 @@ impl<'a> Graph<'a> {
             router: Slot::default(),
             feeder: Slot::default(),
             taken_file,
+            retrier: Slot::default(),
             threads: (0..threads).map(|_| Thread::spawn()).collect(),
             children: Vec::new(),
         })
@@ -254,6 +270,24 @@ impl<'a> Graph<'a> {
             .push((ChildId::Feeder, Thread::Current, start));
     }
 
+    /// Spool → retrier → API.
+    fn retrier(&mut self) {
+        let params = RetrierParams {
+            api: self.api.clone(),
+            spool: self.spool.clone(),
+            dead_letters: self.dead_letters.clone(),
+            parking: self.parking.clone(),
+            breaker: Arc::clone(&self.breaker),
+            ledger: Arc::clone(&self.ledger),
+            tap: self.tap.clone(),
+        };
+        let start = factory(self.retrier.clone(), move |supervisor| {
+            Retrier::new(params.clone(), supervisor)
+        });
+        self.children
+            .push((ChildId::Retrier, Thread::Current, start));
+    }
+
     /// Router → lane → transport ══▶ lane → forwarder → API, once per lane.
     fn lanes(&mut self) {
         let config = &self.config.lanes;
@@ -302,6 +336,7 @@ impl<'a> Graph<'a> {
             breaker: Arc::clone(&self.breaker),
             dead_letters: self.dead_letters.clone(),
             copies: copies.clone(),
+            parking: self.parking.clone(),
             tap: self.tap.clone(),
             limits,
         };
@@ -375,6 +410,7 @@ impl<'a> Graph<'a> {
             spool: self.spool,
             feeder: self.feeder,
             taken_file: self.taken_file,
+            retrier: self.retrier,
             draining,
             ingest_server,
             admin_server,

@@ -1,5 +1,5 @@
-//! The node's disk: records that wait for a lane, records that the gRPC lane carries, and the dead
-//! letters.
+//! The node's disk: records that wait for a lane, records that the gRPC lane carries, records that
+//! are parked between two tries, and the dead letters.
 //!
 //! One thread owns the files, and nobody else blocks. The thread takes all requests that came
 //! during the last sync, and one sync per queue makes them durable (group commit): the higher the
@@ -14,6 +14,7 @@
 mod entry;
 mod frame;
 mod log;
+mod queue;
 mod scan;
 mod settled;
 mod store;
@@ -26,6 +27,7 @@ use std::{
     path::{Path, PathBuf},
     sync::Arc,
     thread,
+    time::SystemTime,
 };
 
 use parking_lot::Mutex;
@@ -34,15 +36,16 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tracing::warn;
 
 pub use self::{
-    entry::{DeathReason, Entry},
+    entry::{DeathReason, Entry, Parked},
     log::Position,
+    queue::{Queue, Undelivered},
     tail::Tail,
 };
 use self::{
     log::{Log, SEGMENT_MAX},
     store::{FolderPlace, Store},
 };
-use crate::lane_id::LaneId;
+use crate::{clock, lane_id::LaneId};
 
 /// Files of frames, for other tables beside the queues.
 pub(crate) mod frames {
@@ -51,53 +54,6 @@ pub(crate) mod frames {
         log::check_place,
         scan::{Item, Scanner},
     };
-}
-
-/// One of the queues on disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Queue {
-    /// For any lane that is up.
-    Waiting,
-    /// For the lane that the client has named.
-    Pinned(LaneId),
-    /// Confirmed by the gRPC lane, and not delivered yet.
-    Carried,
-    /// Copies of records that this lane has confirmed, while a power cut of its broker could take
-    /// them.
-    Kept(LaneId),
-    /// Dead letters.
-    Dead,
-}
-
-impl Queue {
-    const COUNT: usize = 3 + 2 * LaneId::ALL.len();
-
-    fn all() -> impl Iterator<Item = Self> {
-        [Self::Waiting, Self::Carried, Self::Dead]
-            .into_iter()
-            .chain(LaneId::ALL.map(Self::Pinned))
-            .chain(LaneId::ALL.map(Self::Kept))
-    }
-
-    const fn at(self) -> usize {
-        match self {
-            Self::Waiting => 0,
-            Self::Carried => 1,
-            Self::Dead => 2,
-            Self::Pinned(lane) => 3 + lane as usize,
-            Self::Kept(lane) => 3 + LaneId::ALL.len() + lane as usize,
-        }
-    }
-
-    fn name(self) -> String {
-        match self {
-            Self::Waiting => "waiting".into(),
-            Self::Pinned(lane) => format!("waiting_{lane}"),
-            Self::Carried => "carried".into(),
-            Self::Kept(lane) => format!("kept_{lane}"),
-            Self::Dead => "dead".into(),
-        }
-    }
 }
 
 /// The place of an entry.
@@ -155,6 +111,11 @@ impl SpoolStats {
         let pinned = LaneId::ALL.map(|lane| self.records(Queue::Pinned(lane)));
         self.records(Queue::Waiting) + pinned.iter().sum::<u64>() + self.found_kept
     }
+
+    /// Records that are parked.
+    pub fn parked(&self) -> u64 {
+        Queue::parked().map(|queue| self.records(queue)).sum()
+    }
 }
 
 /// Why a record is not safe on disk.
@@ -177,7 +138,7 @@ pub enum OpenError {
     Folder { folder: PathBuf, source: io::Error },
 }
 
-/// A choice of dead letters.
+/// A choice of records.
 #[derive(Clone, Debug)]
 pub enum Which {
     All,
@@ -242,6 +203,10 @@ impl Spool {
             warn!(folder = %folder.display(), %why, "the folder's name cannot be synced");
         }
         let place = FolderPlace::lock(folder)?;
+        // The entries are not of the future, whatever the machine's clock says now.
+        if let Some(newest) = newest(folder) {
+            clock::not_before(newest);
+        }
         // A record that stays long keeps its segment: no more than a small part of the room.
         let segment_max = (max / 16).min(SEGMENT_MAX);
         let open = |queue: Queue| {
@@ -321,9 +286,30 @@ impl Spool {
         self.requests.send(SpoolRequest::Run(Box::new(read))).ok();
     }
 
+    /// Whether an entry is there still.
+    ///
+    /// # Errors
+    /// If the spool is closed.
+    pub async fn contains(&self, key: EntryKey) -> Result<bool, NotSafe> {
+        self.run(move |store| store.contains(key)).await
+    }
+
+    /// Removes an entry. Returns whether it was still there.
+    ///
+    /// # Errors
+    /// If the spool is closed.
+    pub async fn remove(&self, key: EntryKey) -> Result<bool, NotSafe> {
+        self.run(move |store| store.remove(key)).await
+    }
+
     /// Reads the unsettled entries of `queue`, oldest first, each with a permit of `window`.
     pub fn tail(&self, queue: Queue, window: Arc<Semaphore>) -> Tail {
-        Tail::new(self.clone(), queue, window)
+        Tail::new(self.clone(), queue, window, tail::BATCH)
+    }
+
+    /// The same, but reads one entry at a time from the disk, so that few are in memory.
+    pub fn tail_one_by_one(&self, queue: Queue, window: Arc<Semaphore>) -> Tail {
+        Tail::new(self.clone(), queue, window, 1)
     }
 
     /// Up to `max` entries that were not read since the last rewind, oldest first.
@@ -345,20 +331,20 @@ impl Spool {
         self.run(Store::oldest).await.ok().flatten()
     }
 
-    /// The oldest dead letters.
-    pub async fn dead(&self, max: usize) -> Result<Vec<Entry>, NotSafe> {
-        self.run(move |store| store.list(max)).await
+    /// The oldest dead letters, or the oldest parked records of each pause.
+    pub async fn list(&self, of: Undelivered, max: usize) -> Result<Vec<Entry>, NotSafe> {
+        self.run(move |store| store.list(of, max)).await
     }
 
-    /// Lets dead letters wait for a lane again. Returns their number. After a crash some may be in
-    /// both places.
-    pub async fn replay(&self, which: Which) -> Result<u64, NotSafe> {
-        self.run(move |store| store.replay(&which)).await?
+    /// Lets records wait for a lane again. Returns their number. After a crash some may be in both
+    /// places.
+    pub async fn replay(&self, of: Undelivered, which: Which) -> Result<u64, NotSafe> {
+        self.run(move |store| store.replay(of, &which)).await?
     }
 
-    /// Removes dead letters for good. Returns their number.
-    pub async fn forget(&self, which: Which) -> Result<u64, NotSafe> {
-        self.run(move |store| store.forget(&which)).await
+    /// Removes records for good. Returns their number.
+    pub async fn forget(&self, of: Undelivered, which: Which) -> Result<u64, NotSafe> {
+        self.run(move |store| store.forget(of, &which)).await
     }
 
     /// Writes everything and ends the thread. Later requests are refused with [`NotSafe::Closed`].
@@ -412,6 +398,13 @@ impl Spool {
             _ = running.changed() => answered.try_recv().map_err(|_| NotSafe::Closed),
         }
     }
+}
+
+/// When a file in `folder` was last written.
+fn newest(folder: &Path) -> Option<SystemTime> {
+    let files = fs::read_dir(folder).ok()?;
+    let written = files.filter_map(|file| file.ok()?.metadata().ok()?.modified().ok());
+    written.max()
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 use bytes::Bytes;
 use tokio::sync::broadcast;
 
-use crate::lane_id::LaneId;
+use crate::{clock::unix_us, lane_id::LaneId, record::Record};
 
 /// A record as the API took it, for `waypost tap` and the gRPC call `Watch`.
 #[derive(Clone, Debug)]
@@ -36,6 +36,23 @@ impl Tap {
         self.passages
             .get_or_init(|| broadcast::Sender::new(TAP_LAG))
             .subscribe()
+    }
+
+    /// Shows that the API has taken `record` as `body`.
+    pub fn show_delivered(
+        &self,
+        lane: LaneId,
+        record: &Record,
+        body: impl FnOnce() -> Bytes,
+        status: u16,
+    ) {
+        self.show(|| Passage {
+            lane,
+            id: Arc::clone(&record.id),
+            body: body(),
+            status,
+            at_ms: unix_us() / 1000,
+        });
     }
 
     /// Shows a passage to the watchers. Without any, `passage` is not called.

@@ -32,7 +32,7 @@ async fn the_status_has_every_member_that_the_contract_names() {
     assert_eq!(status["draining"], false);
     let ledger = json!({
         "accepted": 1, "recovered": 0, "delivered": 1, "handed_over": 0, "dead": 0, "dropped": 0,
-        "spooled": 0, "in_flight": 0, "missing": 0,
+        "spooled": 0, "parked": 0, "in_flight": 0, "missing": 0,
         "redelivered": 0
     });
     assert_eq!(

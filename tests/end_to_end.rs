@@ -173,7 +173,7 @@ async fn the_demo_delivers_all_with_nothing_installed() {
     let report = demo(&[]);
     let all = json!({
         "accepted": 1000, "recovered": 0, "delivered": 1000, "handed_over": 0, "dead": 0, "dropped": 0,
-        "spooled": 0, "in_flight": 0, "missing": 0,
+        "spooled": 0, "parked": 0, "in_flight": 0, "missing": 0,
         "redelivered": 0,
     });
     assert_eq!(report["ledger"], all);

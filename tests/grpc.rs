@@ -23,6 +23,7 @@ use tonic_reflection::pb::v1::{
     server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
 };
 use waypost::{
+    api::answer::{Answer, FailureClass},
     delivery::Delivery,
     lane_id::LaneId,
     proto::{self, Outcome, Receipt, WatchRequest},
@@ -431,7 +432,7 @@ async fn while_the_api_is_away_a_record_is_safe_on_disk_at_once_and_comes_from_t
         ..settings()
     };
     while !settings.breaker.is_open() {
-        settings.breaker.pass().await.failed("500", None);
+        settings.breaker.pass().await.failed(&no_answer(), None);
     }
     let node = connect(&settings).await;
     let mut client = client(&node).await;
@@ -465,7 +466,7 @@ async fn while_neither_api_nor_disk_takes_a_record_it_is_not_safe() {
         ..settings()
     };
     while !settings.breaker.is_open() {
-        settings.breaker.pass().await.failed("500", None);
+        settings.breaker.pass().await.failed(&no_answer(), None);
     }
     let node = connect(&settings).await;
     let mut client = client(&node).await;
@@ -778,5 +779,12 @@ async fn nodes_speak_tls_to_each_other_and_to_themselves_and_trust_nobody_else()
             }
         };
         assert_eq!(published.await, trusted);
+    }
+}
+
+fn no_answer() -> Answer {
+    Answer::NoAnswer {
+        class: FailureClass::Connect,
+        why: "refused".into(),
     }
 }

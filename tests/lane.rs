@@ -24,6 +24,7 @@ use waypost::{
         forwarder::{Forwarder, ForwarderParams, Limits},
         lane::{Lane, LaneParams, bundle::SettledRecords},
         live_lanes::LiveLanes,
+        parking::Parking,
         receipts::Refused,
         router::{Router, RouterParams},
         slot::Slot,
@@ -38,7 +39,7 @@ use waypost::{
     lane_id::LaneId,
     ledger::Ledger,
     record::{Origin, Record, Tag},
-    spool::{NotSafe, Queue, Spool},
+    spool::{NotSafe, Queue, Spool, Undelivered},
     tap::Tap,
     transport::{Transport, nats},
 };
@@ -161,16 +162,18 @@ fn graph<T: Transport>(
         concurrency: limits.posts.max(1),
         ..config::ApiConfig::default()
     };
+    let dead_letters = DeadLetters {
+        spool,
+        give_up_after,
+    };
     let forwarding = ForwarderParams {
         lane: LaneId::Nats,
         tag: Tag::new("NATS"),
         api: api::Settings::read(&api).unwrap(),
         ledger: Arc::clone(&ledger),
         breaker: Arc::default(),
-        dead_letters: DeadLetters {
-            spool,
-            give_up_after,
-        },
+        parking: Parking::new(dead_letters.clone(), Arc::from("run")),
+        dead_letters,
         copies,
         tap: Tap::default(),
         limits,
@@ -626,7 +629,7 @@ async fn a_batch_that_the_api_refuses_costs_only_the_records_that_it_refuses() {
         (totals.delivered, spool.stats().records(Queue::Dead)),
         (48, 2)
     );
-    let dead = spool.dead(10).await.unwrap();
+    let dead = spool.list(Undelivered::Dead, 10).await.unwrap();
     assert!(
         dead.iter().all(|entry| entry
             .reason
@@ -680,6 +683,40 @@ async fn a_batch_arrives_but_for(position: usize) {
     );
 }
 
+/// The disk is full, or fails.
+#[actix_rt::test]
+async fn a_record_that_cannot_be_parked_is_retried_where_it_is() {
+    let api = Api::start();
+    let tries = Arc::new(Mutex::new(0));
+    let seen = Arc::clone(&tries);
+    api.behave(move |_, post| {
+        let is_bad = memchr::memmem::find(&post.body, b"\"bad\"").is_some();
+        *seen.lock().unwrap() += u32::from(is_bad);
+        Conduct::Answer(if is_bad { 500 } else { 200 })
+    });
+    let house = House::new(&api.url(), 2).await;
+    house.up().await;
+    let bad = Record {
+        body: Bytes::from_static(b"{\"bad\":1}"),
+        ..record()
+    };
+    submit_one(&house.ingest, bad, None).await.unwrap();
+    eventually(
+        "it is tried more often than before it is parked",
+        PATIENCE,
+        async || {
+            house.submit(1).await;
+            (*tries.lock().unwrap() > 6).then_some(())
+        },
+    )
+    .await;
+    eventually("the others arrive", PATIENCE, async || {
+        (house.broker.stored() == 1).then_some(())
+    })
+    .await;
+    assert_eq!(house.ledger.totals().parked, 0);
+}
+
 #[actix_rt::test]
 async fn a_drain_gives_back_batches_under_way_and_those_that_wait_for_their_turn() {
     let api = Api::start();
@@ -704,23 +741,27 @@ async fn a_batch_is_given_up_record_by_record() {
     let limits = Limits { posts: 1, batch: 2 };
     let hour = Duration::from_hours(1);
     let (spool, _folder) = spool();
-    api.behave(|number, _| match number {
-        0 => Conduct::AnswerWith {
-            status: 503,
-            headers: vec![("Retry-After", "1".into())],
-            body: vec![],
-        },
-        _ => Conduct::Answer(200),
-    });
-    let house = House::that_gives_up(&api.url(), limits, spool.clone(), Some(hour));
-    house.up().await;
     let young = record();
     let mut old = record();
-    // It is given up in a moment, before the API takes anything.
+    let old_id = old.id.to_string();
+    let failing = old_id.clone();
+    api.behave(
+        move |_, post| match post.key.as_deref().unwrap_or_default() {
+            id if id == failing => Conduct::Answer(500),
+            both if both.contains(',') => Conduct::AnswerWith {
+                status: 503,
+                headers: vec![("Retry-After", "1".into())],
+                body: vec![],
+            },
+            _ => Conduct::Answer(200),
+        },
+    );
+    let house = House::that_gives_up(&api.url(), limits, spool.clone(), Some(hour));
+    house.up().await;
+    // It is to be given up in a moment, before the second POST.
     let origin = old.origin.as_mut().unwrap();
     origin.at_us -=
         u64::try_from(hour.saturating_sub(Duration::from_millis(150)).as_micros()).unwrap();
-    let old_id = old.id.to_string();
     let receipts =
         join_all([young, old].map(|record| submit_one(&house.ingest, record, None))).await;
     assert!(receipts.iter().all(Result::is_ok), "{receipts:?}");
@@ -729,7 +770,7 @@ async fn a_batch_is_given_up_record_by_record() {
     })
     .await;
     let dead: Vec<_> = spool
-        .dead(10)
+        .list(Undelivered::Dead, 10)
         .await
         .unwrap()
         .into_iter()

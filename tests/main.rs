@@ -23,6 +23,7 @@ mod log;
 mod model;
 mod nats;
 mod output;
+mod parking;
 mod plain;
 mod power_cuts;
 mod promise;

@@ -31,7 +31,7 @@ use proptest::{
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
-use waypost::spool::{DeathReason, Entry, Queue, Which};
+use waypost::spool::{DeathReason, Entry, Queue, Undelivered, Which};
 
 use self::{
     node::{Brokers, COMPARED, LANES, Node, PUBLISH_TIMEOUT, RETRY, number},
@@ -394,9 +394,9 @@ impl Run {
         let node = self.node();
         let count = node.ask(async {
             if replay {
-                node.spool.replay(which).await
+                node.spool.replay(Undelivered::Dead, which).await
             } else {
-                node.spool.forget(which).await
+                node.spool.forget(Undelivered::Dead, which).await
             }
         });
         match count {

@@ -23,17 +23,14 @@ pub struct DeadLetters {
 impl DeadLetters {
     /// When `record` is to be given up, if ever.
     pub fn give_up_at(&self, record: &Record) -> Option<Instant> {
-        let patience = self.give_up_after?;
-        let age = record
-            .origin
-            .as_ref()
-            .map_or(Duration::ZERO, |origin| age(origin.at_us));
-        Instant::now().checked_add(patience.saturating_sub(age))
+        Instant::now().checked_add(self.time_left(record)?)
     }
 
-    pub fn is_overdue(&self, record: &Record) -> bool {
-        self.give_up_at(record)
-            .is_some_and(|at| at <= Instant::now())
+    /// The time until `record` is to be given up, if ever.
+    pub fn time_left(&self, record: &Record) -> Option<Duration> {
+        let patience = self.give_up_after?;
+        let at_us = record.origin.as_ref().map(|origin| origin.at_us);
+        Some(patience.saturating_sub(at_us.map_or(Duration::ZERO, age)))
     }
 
     /// Resolves when the dead letter of `record` is on disk. Completes `reason` with the lane and

@@ -25,7 +25,6 @@ use crate::{
     backoff::Backoff,
     lane_id::LaneId,
     ledger::Ledger,
-    record::Record,
     spool::{DeathReason, Entry, EntryKey, Queue, Spool},
 };
 
@@ -38,11 +37,11 @@ const RETRY_CAP: Duration = Duration::from_secs(1);
 #[derive(Clone)]
 pub struct FeederParams {
     pub spool: Spool,
-    pub dead_letters: DeadLetters,
     pub admission: Admission,
     pub ledger: Arc<Ledger>,
     pub lanes: Arc<[LaneId]>,
     pub live_lanes: LiveLanes,
+    pub dead_letters: DeadLetters,
 }
 
 /// One per node.
@@ -108,8 +107,8 @@ impl Feeder {
 }
 
 impl QueueFeeder {
-    /// Ends when a lane has the record or it is given up. Also ends when the node drains: then the
-    /// record stays on disk.
+    /// Ends when a lane has the record, however old that is. Also ends when the node drains: then
+    /// the record stays on disk.
     async fn resend(&self, key: EntryKey, entry: &Entry) {
         let spool = &self.params.spool;
         let ledger = &self.params.ledger;
@@ -139,7 +138,7 @@ impl QueueFeeder {
                 break;
             };
             let dead_letters = &self.params.dead_letters;
-            if let Some(reason) = self.death_reason(&record, &refused) {
+            if let Some(reason) = self.death_reason(&refused) {
                 let path = self.pinned.map_or("spool", LaneId::name);
                 if dead_letters.write(path, &record, reason).await.is_ok() {
                     if let Some(lane) = lane {
@@ -160,11 +159,10 @@ impl QueueFeeder {
 }
 
 impl QueueFeeder {
-    /// Why a record that no lane has taken is dead, if it is.
-    fn death_reason(&self, record: &Record, refused: &Refused) -> Option<DeathReason> {
-        // No lane will ever carry it.
-        let is_final = matches!(refused, Refused::TooLarge(_));
-        if !is_final && !self.params.dead_letters.is_overdue(record) {
+    /// Why a record that no lane has taken is dead: no lane will ever carry it. No record dies of
+    /// its age here, where no API has had it.
+    fn death_reason(&self, refused: &Refused) -> Option<DeathReason> {
+        if !matches!(refused, Refused::TooLarge(_)) {
             return None;
         }
         let lanes = self
@@ -172,10 +170,7 @@ impl QueueFeeder {
             .as_ref()
             .map_or(&*self.params.lanes, slice::from_ref);
         let failures = self.params.live_lanes.last_failures(lanes);
-        Some(DeathReason {
-            given_up: !is_final,
-            ..not_posted(&format!("{refused}; last failures: {failures}"))
-        })
+        Some(not_posted(&format!("{refused}; last failures: {failures}")))
     }
 }
 

@@ -3,8 +3,9 @@
 //!
 //! A POST that may succeed later is retried here with back-off, while the transport holds the
 //! message. The lane pulls no more deliveries than there are POSTs in flight, so an API that is
-//! away stops the pulling. A record that the API refuses, or has not taken for too long, becomes a
-//! dead letter. Only then may the broker forget it.
+//! away stops the pulling. A record that the API fails at while it takes others is parked on disk;
+//! one that the API refuses, or has not taken for too long, becomes a dead letter. Only then may
+//! the broker forget it.
 
 mod batch;
 mod post;
@@ -16,7 +17,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::task::TaskTracker;
 use tracing::debug;
 
-pub use self::post::{ForwarderParams, Limits};
+pub use self::post::{ForwarderParams, Limits, Payload, UNWRITTEN_REST, not_an_object, post};
 use self::{batch::QueuedDelivery, post::Poster};
 use super::{Drain, Forward, Ping, Supervised, supervisor::SupervisorHandle};
 use crate::config::CONCURRENCY_MAX;

@@ -6,6 +6,8 @@
 //!                     └───────Route───────┘   a lane that cannot confirm a record gives it back
 //!
 //! spool ──▶ Feeder ──Route──▶ Router ──▶ spool   a record that no lane confirms in time waits on disk
+//!
+//! Forwarder ──▶ spool ──▶ Retrier ──▶ API   a record that the API fails at is parked between tries
 //! ```
 //!
 //! | message | from | to | means |
@@ -14,7 +16,7 @@
 //! | [`Route`] | lane | router | this lane has not confirmed these records: try another |
 //! | [`Publish`] | router | lane | confirm these records |
 //! | [`Forward`] | lane | forwarder | POST these deliveries and settle each |
-//! | [`Drain`] | supervisor, lane, node | lane, forwarder, feeder | finish what is in flight |
+//! | [`Drain`] | supervisor, lane, node | lane, forwarder, feeder, retrier | finish what is in flight |
 //! | [`Ping`] | supervisor | all | report progress |
 //! | `ActorEvent` | all | supervisor | the actor has started, is ready, or has exited |
 //! | [`supervisor::LaneCommand`] | admin | supervisor | pause, resume or restart a lane |
@@ -35,7 +37,9 @@ pub mod feeder;
 pub mod forwarder;
 pub mod lane;
 pub mod live_lanes;
+pub mod parking;
 pub mod receipts;
+pub mod retrier;
 pub mod router;
 pub mod slot;
 pub mod supervisor;

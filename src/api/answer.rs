@@ -93,6 +93,21 @@ impl Answer {
         })
     }
 
+    /// The POST has reached the API, though it was not taken.
+    pub fn is_reached(&self) -> bool {
+        let unreached = [FailureClass::Connect, FailureClass::Timeout];
+        self.failure()
+            .is_none_or(|class| !unreached.contains(&class))
+    }
+
+    /// The pause that the API asks for before the next try.
+    pub fn pause(&self) -> Option<Duration> {
+        match self.outcome() {
+            Outcome::Retry { at_least } => at_least,
+            _ => None,
+        }
+    }
+
     /// A 2xx is delivered. 408, 425, 429, 5xx and no answer are retried. 401, 403 and 404
     /// are denied. All else is refused.
     pub fn outcome(&self) -> Outcome {

@@ -1,4 +1,4 @@
-//! `waypost dead`: the dead letters of a running node.
+//! `waypost dead`: the dead letters of a running node, and the records that it has parked.
 
 use std::{collections::HashSet, process::ExitCode, time::Duration};
 
@@ -24,6 +24,9 @@ pub struct Args {
         value_name = "URL"
     )]
     pub admin: String,
+    /// The records that are parked between two tries, instead of the dead letters
+    #[arg(long, global = true)]
+    pub parked: bool,
     /// Print JSON
     #[arg(long, global = true)]
     pub json: bool,
@@ -54,27 +57,29 @@ pub struct DeadSelection {
 }
 
 impl DeadSelection {
-    fn body(&self) -> Value {
+    fn body(&self, parked: bool) -> Value {
         if self.all {
-            json!({"all": true})
+            json!({"all": true, "parked": parked})
         } else {
-            json!({"ids": self.ids})
+            json!({"ids": self.ids, "parked": parked})
         }
     }
 }
 
 /// Lists, replays or drops.
 pub async fn dead(args: Args) -> Result<(), ExitCode> {
-    let asked = match &args.action {
-        DeadAction::List { limit } => ask(&args.admin, format!("?limit={limit}"), None),
-        DeadAction::Replay(selection) => ask(&args.admin, "/replay".into(), Some(selection.body())),
-        DeadAction::Drop(selection) => ask(&args.admin, "/drop".into(), Some(selection.body())),
+    let parked = args.parked;
+    let (path, body) = match &args.action {
+        DeadAction::List { limit } => (format!("?limit={limit}&parked={parked}"), None),
+        DeadAction::Replay(selection) => ("/replay".into(), Some(selection.body(parked))),
+        DeadAction::Drop(selection) => ("/drop".into(), Some(selection.body(parked))),
     };
+    let asked = ask(&args.admin, path, body);
     let answer = asked
         .await
         .map_err(|why| failed(format!("{}: {why}", args.admin)))?;
     let (done, selection) = match &args.action {
-        DeadAction::List { .. } if !args.json => return print(listed(&answer)),
+        DeadAction::List { .. } if !args.json => return print(listed(&answer, parked)),
         DeadAction::List { .. } => return print(answer),
         DeadAction::Replay(selection) => ("replayed", selection),
         DeadAction::Drop(selection) => ("dropped", selection),
@@ -89,7 +94,8 @@ pub async fn dead(args: Args) -> Result<(), ExitCode> {
     if found < asked {
         let missing = asked - found;
         return Err(failed(format!(
-            "{missing} of {asked} ids name no dead letter"
+            "{missing} of {asked} ids name no {}",
+            what(parked)
         )));
     }
     Ok(())
@@ -115,14 +121,19 @@ async fn ask(admin: &str, path: String, body: Option<Value>) -> Result<Value, St
     Err(detail.unwrap_or_else(|| format!("status {status}")))
 }
 
-fn listed(answer: &Value) -> String {
+fn listed(answer: &Value, parked: bool) -> String {
+    let records = if parked {
+        &answer["parked"]
+    } else {
+        &answer["dead"]
+    };
     let mut lines = vec![format!(
         "{:<36}  {:<8}  {:>6}  {:>5}  answer",
         "id", "lane", "status", "tries"
     )];
-    for letter in answer["dead"].as_array().into_iter().flatten() {
-        let text = |name: &str| letter[name].as_str().unwrap_or_default();
-        let status = match &letter["status"] {
+    for record in records.as_array().into_iter().flatten() {
+        let text = |name: &str| record[name].as_str().unwrap_or_default();
+        let status = match &record["status"] {
             Value::Null => "none".to_owned(),
             status => status.to_string(),
         };
@@ -133,9 +144,17 @@ fn listed(answer: &Value) -> String {
             "{:<36}  {:<8}  {status:>6}  {:>5}  {first_line}",
             text("id"),
             text("lane"),
-            letter["attempts"].to_string()
+            record["attempts"].to_string()
         ));
     }
-    lines.push(format!("{} dead letters", answer["total"]));
+    lines.push(format!("{} {}s", answer["total"], what(parked)));
     lines.join("\n")
+}
+
+const fn what(parked: bool) -> &'static str {
+    if parked {
+        "parked record"
+    } else {
+        "dead letter"
+    }
 }

@@ -200,7 +200,7 @@ async fn lanes_are_up(node: &Node) -> bool {
 /// Whether each record is at the sink, and the ledger balances.
 fn is_settled(node: &Node, sink: &Sink, total: u64) -> bool {
     let balance = node.ledger.balance(&node.spool.stats());
-    let is_at_rest = balance.in_flight == 0 && balance.spooled == 0;
+    let is_at_rest = balance.in_flight + balance.spooled + balance.parked == 0;
     let has_all = balance.accepted == total && sink.stats().records >= total;
     is_at_rest && has_all && balance.holds()
 }
@@ -305,8 +305,8 @@ impl fmt::Display for Report {
         )?;
         writeln!(
             f,
-            "      + {} spooled + {} in_flight + {} missing",
-            ledger.spooled, ledger.in_flight, ledger.missing
+            "      + {} spooled + {} parked + {} in_flight + {} missing",
+            ledger.spooled, ledger.parked, ledger.in_flight, ledger.missing
         )?;
         write!(
             f,

@@ -1,4 +1,4 @@
-//! The dead letters: list, replay, drop.
+//! The dead letters, and the records that are parked: list, replay, drop.
 
 use std::collections::HashSet;
 
@@ -7,24 +7,29 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{problem::Problem, status::AdminState};
-use crate::spool::{Entry, NotSafe, Queue, Which};
+use crate::spool::{Entry, NotSafe, Queue, Undelivered, Which};
 
 /// Dead letters in a list, unless the request asks for another number.
 const LIMIT_DEFAULT: usize = 100;
 /// The most dead letters in a list.
 const LIMIT_MAX: usize = 10_000;
 
-/// Adds the routes of the dead letters.
+/// Adds the routes of the dead letters and of the parked records.
 pub fn routes(app: &mut web::ServiceConfig) {
     app.route("/api/dead", web::get().to(list))
         .route("/api/dead/replay", web::post().to(replay))
         .route("/api/dead/drop", web::post().to(drop_dead));
 }
 
-/// A dead letter, as `GET /api/dead` lists it. Times are in milliseconds since the Unix epoch.
-fn dead_letter(entry: Entry) -> Value {
+/// A dead letter, or a parked record, as `GET /api/dead` lists it. Times are in milliseconds since
+/// the Unix epoch.
+fn listed(entry: Entry) -> Value {
     let reason = entry.reason.as_ref();
     let reason = reason.cloned().unwrap_or_default();
+    let (time, at_us) = match &entry.parked {
+        Some(parked) => ("next_try_ms", parked.due_us),
+        None => ("dead_ms", reason.at_us),
+    };
     json!({
         "id": entry.id,
         "lane": reason.lane,
@@ -35,7 +40,7 @@ fn dead_letter(entry: Entry) -> Value {
         // Given up, rather than refused.
         "given_up": reason.given_up,
         "accepted_ms": entry.record().origin.map(|origin| origin.at_us / 1000),
-        "dead_ms": reason.at_us / 1000,
+        time: at_us / 1000,
         "record": String::from_utf8_lossy(&entry.body),
     })
 }
@@ -43,6 +48,8 @@ fn dead_letter(entry: Entry) -> Value {
 #[derive(Deserialize)]
 struct ListQuery {
     limit: Option<usize>,
+    #[serde(default)]
+    parked: bool,
 }
 
 async fn list(
@@ -50,26 +57,43 @@ async fn list(
     query: web::Query<ListQuery>,
 ) -> Result<HttpResponse, Problem> {
     let limit = query.limit.unwrap_or(LIMIT_DEFAULT).min(LIMIT_MAX);
-    let entries = state.spool.dead(limit).await.map_err(spool_fails)?;
-    let dead: Vec<_> = entries.into_iter().map(dead_letter).collect();
-    let total = state.spool.stats().records(Queue::Dead);
-    Ok(HttpResponse::Ok().json(json!({"total": total, "dead": dead})))
+    let of = undelivered(query.parked);
+    let entries = state.spool.list(of, limit).await.map_err(spool_fails)?;
+    let entries: Vec<_> = entries.into_iter().map(listed).collect();
+    let found = state.spool.stats();
+    let (name, total) = match of {
+        Undelivered::Dead => ("dead", found.records(Queue::Dead)),
+        Undelivered::Parked => ("parked", found.parked()),
+    };
+    Ok(HttpResponse::Ok().json(json!({"total": total, name: entries})))
 }
 
-/// The dead letters of a request: `{"ids":[…]}` or `{"all":true}`.
+const fn undelivered(is_parked: bool) -> Undelivered {
+    if is_parked {
+        Undelivered::Parked
+    } else {
+        Undelivered::Dead
+    }
+}
+
+/// The records of a request: `{"ids":[…]}` or `{"all":true}`, of the parked ones with
+/// `"parked":true`.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Selection {
     ids: Option<HashSet<String>>,
     #[serde(default)]
     all: bool,
+    #[serde(default)]
+    parked: bool,
 }
 
 impl Selection {
-    fn which(self) -> Result<Which, Problem> {
+    fn which(self) -> Result<(Undelivered, Which), Problem> {
+        let of = undelivered(self.parked);
         match (self.ids, self.all) {
-            (Some(ids), false) => Ok(Which::Ids(ids)),
-            (None, true) => Ok(Which::All),
+            (Some(ids), false) => Ok((of, Which::Ids(ids))),
+            (None, true) => Ok((of, Which::All)),
             _ => Err(Problem::bad_request(
                 "selection",
                 "Either ids or all, as in {\"all\":true}",
@@ -82,8 +106,8 @@ async fn replay(
     state: web::Data<AdminState>,
     selection: web::Json<Selection>,
 ) -> Result<HttpResponse, Problem> {
-    let which = selection.into_inner().which()?;
-    let replayed = state.spool.replay(which).await.map_err(spool_fails)?;
+    let (of, which) = selection.into_inner().which()?;
+    let replayed = state.spool.replay(of, which).await.map_err(spool_fails)?;
     Ok(HttpResponse::Ok().json(json!({"replayed": replayed})))
 }
 
@@ -91,10 +115,10 @@ async fn drop_dead(
     state: web::Data<AdminState>,
     selection: web::Json<Selection>,
 ) -> Result<HttpResponse, Problem> {
-    let which = selection.into_inner().which()?;
+    let (of, which) = selection.into_inner().which()?;
     // Counted though the operator has hung up.
     let counted = actix_rt::spawn(async move {
-        let dropped = state.spool.forget(which).await;
+        let dropped = state.spool.forget(of, which).await;
         dropped.inspect(|&dropped| state.ledger.dropped(dropped))
     });
     let dropped = counted.await.unwrap_or(Err(NotSafe::Closed));

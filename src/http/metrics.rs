@@ -208,6 +208,11 @@ impl Scrape<'_> {
                 self.stats.waiting(),
             ),
             (
+                "waypost_parked_records",
+                "Records on disk between two tries: the API fails at them and takes others",
+                self.stats.parked(),
+            ),
+            (
                 "waypost_spool_bytes",
                 "Size of the spool on disk",
                 self.stats.bytes,

@@ -26,6 +26,8 @@ pub struct Balance {
     pub dropped: u64,
     /// Waiting on disk.
     pub spooled: u64,
+    /// On disk between two tries: the API fails at them and takes others.
+    pub parked: u64,
     /// In a broker, or on the way from it to the API.
     pub in_flight: u64,
     /// Confirmed by a broker that does not have them any more, and taken by no node.
@@ -38,7 +40,8 @@ impl Balance {
     pub const fn holds(&self) -> bool {
         let gone = self.handed_over + self.missing;
         let ended = self.delivered + self.dead + self.dropped;
-        self.accepted + self.recovered == ended + gone + self.spooled + self.in_flight
+        let waiting = self.spooled + self.parked + self.in_flight;
+        self.accepted + self.recovered == ended + gone + waiting
     }
 }
 
@@ -61,6 +64,7 @@ pub async fn audit(ledger: Arc<Ledger>, stats: watch::Receiver<SpoolStats>) {
                     dead = balance.dead,
                     dropped = balance.dropped,
                     spooled = balance.spooled,
+                    parked = balance.parked,
                     in_flight = balance.in_flight,
                     missing = balance.missing,
                     "the ledger does not balance"

@@ -20,6 +20,10 @@ pub struct Counts {
     pub delivered: u64,
     /// Became dead letters.
     pub dead: u64,
+    /// Parked on disk, each once, until they end.
+    pub parked: u64,
+    /// Delivered or dead after they were parked, by this run or an earlier one.
+    pub unparked: u64,
     /// Came out of a broker again after the API's 2xx, and was not POSTed again.
     pub redelivered: u64,
     /// Gone from the broker, at which another node consumes: see [`Counts::handed_over`].
@@ -43,7 +47,8 @@ impl Counts {
     }
 
     pub(super) const fn ended(&self) -> u64 {
-        self.moved + self.delivered + self.dead
+        // A record that is parked has ended here, and ends once more.
+        self.moved + self.delivered + self.dead + self.parked - self.unparked
     }
 
     /// Taken from the broker by another node. A record that was counted here and comes out all the
@@ -75,7 +80,7 @@ pub struct NodeCounts {
     pub spooled: u64,
     /// Left by an earlier run, and found in the spool at the start.
     pub recovered_from_disk: u64,
-    /// Recovered from disk, and before from a lane: counted in both places.
+    /// Recovered from disk, or parked, and from a lane as well: counted in both places.
     pub double_counted: u64,
     /// Dead letters that an operator has removed.
     pub dropped: u64,

@@ -29,14 +29,17 @@ impl Flags {
     pub const ADOPTED: Self = Self(1 << 4);
     /// A lane has confirmed it from the spool.
     pub const RESENT: Self = Self(1 << 5);
+    /// It was parked on disk.
+    pub const PARKED: Self = Self(1 << 6);
 
     /// All flags but `DELIVERED`.
-    const RARE: [Self; 5] = [
+    const RARE: [Self; 6] = [
         Self::DEAD,
         Self::REFUSED,
         Self::MAYBE_PUBLISHED,
         Self::ADOPTED,
         Self::RESENT,
+        Self::PARKED,
     ];
 
     /// Whether it has one of `flags`.
@@ -104,9 +107,9 @@ impl FlagMemory {
         insert(&mut self.delivered[lane as usize], key, ());
     }
 
-    /// The record has become a dead letter.
-    pub fn add_dead(&mut self, lane: LaneId, key: Fingerprint) {
-        self.add(Flags::DEAD, key);
+    /// The record that came out of `lane` has become a dead letter, or is parked: `flag` says which.
+    pub fn add_end(&mut self, flag: Flags, lane: LaneId, key: Fingerprint) {
+        self.add(flag, key);
         self.update(&key, |lanes| lanes.ended = Some(lane));
     }
 

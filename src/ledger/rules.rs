@@ -9,7 +9,9 @@
 //! | delivered | any other | delivered and recovered |
 //! | dead | is ours, and has no end yet | dead |
 //! | dead | any other | dead and recovered |
-//! | refused | was delivered, or is dead | refused too late: adds one to recovered |
+//! | parked | is ours, and has no end yet | parked |
+//! | parked | any other | parked and recovered |
+//! | refused | was delivered, is dead or parked | refused too late: adds one to recovered |
 //! | refused | any other | nothing |
 //! | adopted | was resent before | double counted: takes one from recovered |
 //! | adopted | was adopted before | nothing |
@@ -20,7 +22,8 @@
 //!
 //! A power cut may leave two entries of one record on disk.
 //!
-//! The ends of a record are delivered, dead and refused.
+//! The ends of a record are delivered, dead, refused and parked: a copy of a parked record is
+//! another record.
 
 use super::memory::Flags;
 
@@ -28,6 +31,7 @@ use super::memory::Flags;
 pub(super) enum Transition {
     Delivered,
     Dead,
+    Parked,
     Refused,
     Adopted,
     Resent,
@@ -42,6 +46,8 @@ pub(super) enum CountedAs {
     Redelivered,
     Dead,
     DeadAndRecovered,
+    Parked,
+    ParkedAndRecovered,
     RefusedTooLate,
     DoubleCounted,
     Resent,
@@ -50,14 +56,16 @@ pub(super) enum CountedAs {
 /// `is_own`: this run took the record in.
 pub(super) fn count(event: Transition, flags: Flags, is_own: bool) -> CountedAs {
     let is_ours = is_own || flags.has(Flags::ADOPTED);
-    let is_ended = flags.has(Flags::DELIVERED | Flags::DEAD | Flags::REFUSED);
+    let is_ended = flags.has(Flags::DELIVERED | Flags::DEAD | Flags::REFUSED | Flags::PARKED);
     match event {
         Transition::Delivered if flags.has(Flags::DELIVERED) => CountedAs::Redelivered,
         Transition::Delivered if is_ours && !is_ended => CountedAs::Delivered,
         Transition::Delivered => CountedAs::DeliveredAndRecovered,
         Transition::Dead if is_ours && !is_ended => CountedAs::Dead,
         Transition::Dead => CountedAs::DeadAndRecovered,
-        Transition::Refused if flags.has(Flags::DELIVERED | Flags::DEAD) => {
+        Transition::Parked if is_ours && !is_ended => CountedAs::Parked,
+        Transition::Parked => CountedAs::ParkedAndRecovered,
+        Transition::Refused if flags.has(Flags::DELIVERED | Flags::DEAD | Flags::PARKED) => {
             CountedAs::RefusedTooLate
         }
         Transition::Adopted | Transition::Resent if flags.has(Flags::RESENT) => {
@@ -138,6 +146,44 @@ mod tests {
                 CountedAs::DeadAndRecovered,
             ),
             (Transition::Dead, NONE, !OWN, CountedAs::DeadAndRecovered),
+            (
+                Transition::Delivered,
+                Flags::PARKED,
+                OWN,
+                CountedAs::DeliveredAndRecovered,
+            ),
+            (
+                Transition::Dead,
+                Flags::PARKED,
+                OWN,
+                CountedAs::DeadAndRecovered,
+            ),
+            (Transition::Parked, NONE, OWN, CountedAs::Parked),
+            (Transition::Parked, Flags::ADOPTED, !OWN, CountedAs::Parked),
+            (
+                Transition::Parked,
+                NONE,
+                !OWN,
+                CountedAs::ParkedAndRecovered,
+            ),
+            (
+                Transition::Parked,
+                Flags::PARKED,
+                OWN,
+                CountedAs::ParkedAndRecovered,
+            ),
+            (
+                Transition::Parked,
+                Flags::DELIVERED,
+                OWN,
+                CountedAs::ParkedAndRecovered,
+            ),
+            (
+                Transition::Refused,
+                Flags::PARKED,
+                OWN,
+                CountedAs::RefusedTooLate,
+            ),
             (
                 Transition::Refused,
                 Flags::DELIVERED,

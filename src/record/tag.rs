@@ -7,6 +7,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 /// The tag of a lane, ready to be written into a body.
 #[derive(Clone, Debug)]
 pub struct Tag {
+    name: Arc<str>,
     /// `"path":"NATS"}`
     ending: Arc<[u8]>,
 }
@@ -16,8 +17,14 @@ impl Tag {
     pub fn new(name: &str) -> Self {
         let ending = format!("\"path\":{}}}", serde_json::Value::from(name));
         Self {
+            name: name.into(),
             ending: ending.into_bytes().into(),
         }
+    }
+
+    /// The text that it was made of.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// `body` with the tag as its last member. `None` if `body` does not look like a JSON object:

@@ -16,12 +16,29 @@ pub struct Entry {
     pub traceparent: Option<String>,
     #[prost(string, optional, tag = "4")]
     pub origin: Option<String>,
-    /// Set for dead letters only.
+    /// Set for dead letters and parked records only.
     #[prost(message, optional, tag = "5")]
     pub reason: Option<DeathReason>,
+    /// Set for parked records only.
+    #[prost(message, optional, tag = "6")]
+    pub parked: Option<Parked>,
 }
 
-/// Why a record is dead.
+/// The next try of a record that is parked.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct Parked {
+    /// Not before this time, in microseconds since the Unix epoch.
+    #[prost(uint64, tag = "1")]
+    pub due_us: u64,
+    /// How often it was parked: 1 for the first pause.
+    #[prost(uint32, tag = "2")]
+    pub pauses: u32,
+    /// The tag of the lane that it came out of.
+    #[prost(string, tag = "3")]
+    pub tag: String,
+}
+
+/// Why a record is dead, or parked.
 #[derive(Clone, PartialEq, Eq, Message)]
 pub struct DeathReason {
     /// The lane that it came out of.
@@ -33,10 +50,10 @@ pub struct DeathReason {
     /// The first 1 KiB of that answer, or what went wrong.
     #[prost(string, tag = "3")]
     pub answer: String,
-    /// The number of POSTs since it came out of the lane last.
+    /// The number of POSTs since it came out of the lane last, those from the disk included.
     #[prost(uint32, tag = "4")]
     pub attempts: u32,
-    /// The time of death, in microseconds since the Unix epoch.
+    /// The time of death, or of the last failure, in microseconds since the Unix epoch.
     #[prost(uint64, tag = "5")]
     pub at_us: u64,
     /// It was given up though a later try might have succeeded.
@@ -52,6 +69,7 @@ impl Entry {
             traceparent: record.traceparent.as_deref().map(Into::into),
             origin: record.origin.as_ref().map(Origin::to_text),
             reason,
+            parked: None,
         }
     }
 

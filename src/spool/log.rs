@@ -246,15 +246,26 @@ impl Log {
         Ok(())
     }
 
+    /// Whether the entry is there, and not settled.
+    pub fn contains(&self, key: Position) -> bool {
+        let segment = self.segments.get(&key.segment);
+        segment.is_some_and(|segment| {
+            key.ordinal < segment.count && !segment.settled.contains(key.ordinal)
+        })
+    }
+
     /// Marks an entry as settled: it is not read any more. The next [`Log::flush`] writes that.
-    pub fn settle(&mut self, key: Position) {
+    /// Returns whether the entry was there.
+    pub fn settle(&mut self, key: Position) -> bool {
         self.held.remove(&key);
         let Some(segment) = self.segments.get_mut(&key.segment) else {
-            return;
+            return false;
         };
-        if key.ordinal < segment.count && segment.settled.insert(key.ordinal) {
+        let is_there = key.ordinal < segment.count && segment.settled.insert(key.ordinal);
+        if is_there {
             segment.settled.fresh.push(key.ordinal);
         }
+        is_there
     }
 
     /// Marks the entries up to `last` as settled, except those that [`Log::read_present`] has let

@@ -223,6 +223,15 @@ impl Store {
         }
     }
 
+    pub fn contains(&self, key: EntryKey) -> bool {
+        self.logs[key.queue].contains(key.position)
+    }
+
+    /// Returns whether the entry was there.
+    pub fn remove(&mut self, key: EntryKey) -> bool {
+        self.logs[key.queue].settle(key.position)
+    }
+
     fn room(&self) -> u64 {
         self.max
             .saturating_sub(self.logs.iter().map(Log::bytes).sum())
@@ -324,7 +333,7 @@ impl Store {
     }
 
     pub fn oldest(&mut self) -> Option<Entry> {
-        let queues = Queue::all().filter(|queue| *queue != Queue::Dead);
+        let queues = Queue::all().filter(|queue| !matches!(queue, Queue::Dead | Queue::Parked(_)));
         let firsts = queues.filter_map(|queue| {
             let mut first = None;
             self.logs[queue.at()].visit(|_, payload| {

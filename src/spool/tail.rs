@@ -9,8 +9,8 @@ use tokio::{
 
 use super::{Entry, EntryKey, Queue, Spool, SpoolStats};
 
-/// The entries that are read from the disk at once.
-const BATCH: u32 = 64;
+/// The entries that are read from the disk at once, unless the reader asks for one at a time.
+pub(super) const BATCH: u32 = 64;
 /// A queue that is not empty is read again after this, though nothing has changed.
 const REREAD: Duration = Duration::from_secs(1);
 
@@ -24,10 +24,12 @@ pub struct Tail {
     /// Entries that were read and not yielded yet, and a permit for each.
     read: vec::IntoIter<(EntryKey, Entry)>,
     permits: Option<OwnedSemaphorePermit>,
+    /// The entries that are read from the disk at once.
+    batch: u32,
 }
 
 impl Tail {
-    pub(super) fn new(spool: Spool, queue: Queue, window: Arc<Semaphore>) -> Self {
+    pub(super) fn new(spool: Spool, queue: Queue, window: Arc<Semaphore>, batch: u32) -> Self {
         // Entries that an earlier tail has yielded and nobody has settled come again.
         spool.rewind(queue);
         Self {
@@ -37,6 +39,7 @@ impl Tail {
             window,
             read: Vec::new().into_iter(),
             permits: None,
+            batch,
         }
     }
 
@@ -51,7 +54,7 @@ impl Tail {
             }
             self.permits = None;
             let window = Arc::clone(&self.window);
-            let mut permits = window.acquire_many_owned(BATCH).await.ok()?;
+            let mut permits = window.acquire_many_owned(self.batch).await.ok()?;
             self.stats.borrow_and_update();
             let read = self.spool.take(self.queue, permits.num_permits()).await;
             self.permits = permits.split(read.len());

@@ -190,11 +190,19 @@ async fn dead_letters_are_listed_replayed_and_dropped_by_their_ids() {
     for id in ["a", "b", "c", "d"] {
         spool.put(Queue::Dead, &dead(id)).await.unwrap();
     }
-    assert_eq!(spool.dead(2).await.unwrap(), [dead("a"), dead("b")]);
-    assert_eq!(spool.replay(which(&["b", "nobody"])).await, Ok(1));
-    assert_eq!(spool.forget(which(&["c"])).await, Ok(1));
+    assert_eq!(
+        spool.list(Undelivered::Dead, 2).await.unwrap(),
+        [dead("a"), dead("b")]
+    );
+    assert_eq!(
+        spool
+            .replay(Undelivered::Dead, which(&["b", "nobody"]))
+            .await,
+        Ok(1)
+    );
+    assert_eq!(spool.forget(Undelivered::Dead, which(&["c"])).await, Ok(1));
     let left: Vec<_> = spool
-        .dead(10)
+        .list(Undelivered::Dead, 10)
         .await
         .unwrap()
         .into_iter()
@@ -217,8 +225,8 @@ async fn dead_letters_are_listed_replayed_and_dropped_by_their_ids() {
     drop(spool);
 
     let spool = open_again(&folder).await;
-    assert_eq!(spool.replay(Which::All).await, Ok(2));
-    assert_eq!(spool.forget(Which::All).await, Ok(0));
+    assert_eq!(spool.replay(Undelivered::Dead, Which::All).await, Ok(2));
+    assert_eq!(spool.forget(Undelivered::Dead, Which::All).await, Ok(0));
     assert_eq!(take(&spool, Queue::Waiting).await, ["b", "a", "d"]);
 }
 
@@ -235,7 +243,7 @@ async fn nobody_waits_for_a_thread_that_has_ended() {
         running,
     };
     drop(thread);
-    let answer = timeout(Duration::from_secs(20), spool.dead(1)).await;
+    let answer = timeout(Duration::from_secs(20), spool.list(Undelivered::Dead, 1)).await;
     assert_eq!(answer.expect("an answer"), Err(NotSafe::Closed));
 }
 
@@ -253,7 +261,7 @@ async fn a_tail_waits_for_a_record_of_its_own_queue_or_for_the_end() {
     spool.put(Queue::Dead, &dead("b")).await.unwrap();
     let early = timeout(Duration::from_millis(50), tail.next()).await;
     assert!(early.is_err(), "it reads its own queue only");
-    assert_eq!(spool.replay(Which::All).await, Ok(1));
+    assert_eq!(spool.replay(Undelivered::Dead, Which::All).await, Ok(1));
     let next = timeout(SOON, tail.next()).await.expect("an entry");
     let key = next.as_ref().unwrap().0;
     assert_eq!(id(next), "b");

@@ -42,7 +42,7 @@ use waypost::{
     lane_id::LaneId,
     ledger::Ledger,
     record::{Origin, Record},
-    spool::{NotSafe, OpenError, Queue, Spool, SpoolStats},
+    spool::{NotSafe, OpenError, Queue, Spool, SpoolStats, Undelivered},
     transport::{
         Backlog, BrokerInfo, Durability, Incoming, Look, Message, Transport, TransportError,
     },
@@ -380,7 +380,7 @@ impl Node {
     pub fn work(&self) {
         // The clock moves when nothing else does.
         self.pass(Duration::from_millis(1));
-        self.ask(self.spool.dead(0)).ok();
+        self.ask(self.spool.list(Undelivered::Dead, 0)).ok();
     }
 
     pub fn ask<T>(&self, answer: impl Future<Output = T>) -> T {
@@ -393,7 +393,7 @@ impl Node {
 
     /// The ids of all dead letters.
     pub fn dead(&self) -> Result<Vec<String>, NotSafe> {
-        let letters = self.ask(self.spool.dead(usize::MAX))?;
+        let letters = self.ask(self.spool.list(Undelivered::Dead, usize::MAX))?;
         Ok(letters.into_iter().map(|letter| letter.id).collect())
     }
 

@@ -233,7 +233,8 @@ impl Load {
         loop {
             let verdict = self.verdict_now(node, api).await;
             let ledger = node.status().await["ledger"].clone();
-            let rests = ledger["in_flight"] == 0 && ledger["spooled"] == 0;
+            let waits = ["in_flight", "spooled", "parked"];
+            let rests = waits.iter().all(|term| ledger[term] == 0);
             let awaited = || format!("all records to end: {verdict}; {ledger}");
             if verdict.lost == 0 && rests || wait.is_over(awaited) {
                 assert!(rests, "the node does not come to rest: {ledger}");

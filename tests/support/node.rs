@@ -275,7 +275,7 @@ impl Node {
             let of = |key: &str| ledger[key].as_u64().expect("a count");
             let ended = of("delivered") + of("dead");
             if ended >= records
-                && of("in_flight") + of("spooled") == 0
+                && of("in_flight") + of("spooled") + of("parked") == 0
                 && of("accepted") + of("recovered") == ended
             {
                 return ledger;

@@ -3,8 +3,10 @@
 //!
 //! A batch has the deliveries that are there when a POST may begin, and those of the next two
 //! milliseconds: an idle lane hardly waits, a busy one fills its batches. It is settled record by
-//! record. If the API refuses a batch, or fails at it again and again, each half is POSTed by
-//! itself, until the record that the API refuses is alone and becomes a dead letter.
+//! record. If the API refuses a batch, or fails at it while it is up, the batch is POSTed in smaller
+//! parts, until the record that is to blame is alone: it becomes a dead letter, or is parked. After
+//! that batches are small, and grow while they are delivered: where such records are many, few
+//! others share a batch with one.
 
 use std::{borrow::Cow, collections::HashSet, mem, ops::Range, rc::Rc, sync::Arc, time::Duration};
 
@@ -34,9 +36,9 @@ const IDS_MAX: usize = 6 << 10;
 /// Bytes of the records in one POST, unless one alone has more: many servers take no body over
 /// 1 MiB.
 const BODY_MAX: usize = 1 << 20;
-/// A batch is halved after this many failures: the API may fail at one of its records, or at so
-/// many together.
-const FAILURES_MAX: u32 = 5;
+/// After a batch that was split, the next have one record, and one more for each so many that are
+/// delivered.
+const CALM_STEP: usize = 64;
 /// Characters of an id that are escaped in a list of ids.
 const IN_LIST: &AsciiSet = &CONTROLS.add(b',').add(b'%');
 
@@ -95,7 +97,8 @@ impl Batcher {
                 slot = self.fill() => slot,
             };
             let Some(slot) = slot else { return };
-            let rest = self.waiting.split_off(fitting(&self.waiting));
+            let most = fitting(&self.waiting).min(self.batch_now());
+            let rest = self.waiting.split_off(most);
             let batch = mem::replace(&mut self.waiting, rest);
             let poster = Rc::clone(&self.poster);
             let slots = Arc::clone(&self.slots);
@@ -115,8 +118,9 @@ impl Batcher {
         }
         let slot = Arc::clone(&self.slots).acquire_owned().await.ok()?;
         let until = Instant::now() + LINGER;
-        while self.waiting.len() < self.batch {
-            let room = self.batch - self.waiting.len();
+        let batch = self.batch_now();
+        while self.waiting.len() < batch {
+            let room = batch - self.waiting.len();
             match timeout_at(until, self.inbox.recv_many(&mut self.waiting, room)).await {
                 Ok(1..) => {}
                 // No more will come, or the time is over.
@@ -124,6 +128,11 @@ impl Batcher {
             }
         }
         Some(slot)
+    }
+
+    /// The most records of the next batch.
+    fn batch_now(&self) -> usize {
+        self.batch.min(1 + self.poster.calm.get() / CALM_STEP)
     }
 }
 
@@ -150,8 +159,7 @@ fn listed(id: &str) -> Cow<'_, str> {
 
 impl Poster {
     /// Settles each delivery of `batch`, or gives it back. If the batch cannot be delivered as a
-    /// whole, each half is POSTed by itself, in a slot of its own: none waits for another's
-    /// retries.
+    /// whole, its parts are POSTed, each in a slot of its own: none waits for another's retries.
     async fn deliver_all(
         &self,
         batch: Vec<QueuedDelivery>,
@@ -159,29 +167,32 @@ impl Poster {
         slots: Arc<Semaphore>,
         drain: watch::Receiver<()>,
     ) {
-        let deliver_half = async |half, reason| {
+        let deliver_one = async |part, reason| {
             let mut drained = drain.clone();
             let _slot = tokio::select! {
                 biased;
-                // An error means that the forwarder is gone, which gives the half back too.
+                // An error means that the forwarder is gone, which gives the part back too.
                 _ = drained.changed() => return None,
                 slot = Arc::clone(&slots).acquire_owned() => slot.ok()?,
             };
-            self.deliver_part(half, reason, drain.clone()).await
+            self.deliver_part(part, reason, drain.clone()).await
         };
         let whole = self.deliver_part(batch, DeathReason::default(), drain.clone());
         let mut left = whole.await;
         drop(slot);
-        let mut halves = FuturesUnordered::new();
+        let mut parts = FuturesUnordered::new();
         loop {
-            if let Some((mut first, reason)) = left {
-                let second = first.split_off(first.len() / 2);
-                for half in [first, second].into_iter().filter(|half| !half.is_empty()) {
-                    halves.push(deliver_half(half, reason.clone()));
+            if let Some((mut rest, reason)) = left {
+                self.calm.set(0);
+                // As many parts as each has records: few POSTs find the one that is to blame.
+                let size = rest.len().isqrt();
+                while !rest.is_empty() {
+                    let next = rest.split_off(size.min(rest.len()));
+                    parts.push(deliver_one(mem::replace(&mut rest, next), reason.clone()));
                 }
             }
-            match halves.next().await {
-                Some(of_half) => left = of_half,
+            match parts.next().await {
+                Some(of_part) => left = of_part,
                 None => return,
             }
         }
@@ -195,7 +206,7 @@ impl Poster {
         reason: DeathReason,
         mut drain: watch::Receiver<()>,
     ) -> Option<(Vec<QueuedDelivery>, DeathReason)> {
-        let (mut batch, array) = self.array(deliveries).await;
+        let (batch, array) = self.array(deliveries).await;
         let (body, places, key) = array.end();
         let payload = Payload {
             body,
@@ -219,23 +230,25 @@ impl Poster {
                 None
             }
             PostEnd::Drained => None,
-            PostEnd::Failed(reason) => Some((batch, reason)),
-            PostEnd::Dead(reason) if batch.len() > 1 && !reason.given_up => Some((batch, reason)),
-            PostEnd::Dead(mut reason) => {
-                let dead_letters = &self.params.dead_letters;
-                for queued in batch.extract_if(.., |queued| {
-                    !reason.given_up || dead_letters.is_overdue(&queued.delivery.record)
-                }) {
+            PostEnd::Parked => {
+                for queued in batch {
+                    self.parked(queued.delivery);
+                }
+                None
+            }
+            PostEnd::Split(reason) => Some((batch, reason)),
+            PostEnd::Dead(reason) if batch.len() > 1 => Some((batch, reason)),
+            PostEnd::Dead(reason) => {
+                for queued in batch {
                     self.dead_letter(queued.delivery, reason.clone()).await;
                 }
-                reason.given_up = false;
-                Some((batch, reason))
+                None
             }
         }
     }
 
     /// The strictest limits of the records; `None` if there are none.
-    fn limits(&self, batch: &[QueuedDelivery]) -> Option<RetryLimits> {
+    fn limits<'a>(&self, batch: &'a [QueuedDelivery]) -> Option<RetryLimits<'a>> {
         let oldest = batch.iter().map(|queued| queued.delivery.since).min()?;
         let dead_letters = &self.params.dead_letters;
         let give_up_at = batch
@@ -244,7 +257,10 @@ impl Poster {
         Some(RetryLimits {
             held_until: oldest + HOLD_MAX,
             give_up_at: give_up_at.min(),
-            failures: (batch.len() > 1).then_some(FAILURES_MAX),
+            record: match batch {
+                [only] => Some(&only.delivery.record),
+                _ => None,
+            },
         })
     }
 
@@ -258,6 +274,7 @@ impl Poster {
     ) {
         let records = batch.iter().map(|queued| &queued.delivery.record);
         self.params.ledger.delivered(self.params.lane, records);
+        self.calm.update(|calm| calm.saturating_add(batch.len()));
         let mut permits: Option<OwnedSemaphorePermit> = None;
         for (queued, place) in batch.into_iter().zip(places) {
             let record = &queued.delivery.record;

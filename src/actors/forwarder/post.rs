@@ -1,6 +1,6 @@
 //! One POST with its retries, and the settlement of its delivery.
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{cell::Cell, mem, pin::pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
@@ -14,30 +14,32 @@ use crate::{
     actors::{
         copies::Copies,
         dead_letters::{DeadLetters, add_attempt, not_posted},
+        parking::{Failing, Parking},
     },
     api::{
         Api, Settings,
         answer::{Answer, Outcome},
     },
     backoff::Backoff,
-    breaker::{Breaker, Denied, Pass},
-    clock::unix_us,
+    breaker::{Breaker, Denied, Pass, Trial},
     delivery::Delivery,
     lane_id::LaneId,
     ledger::Ledger,
     record::{Record, Tag},
     spool::DeathReason,
-    tap::{Passage, Tap},
+    tap::Tap,
 };
 
 /// The most deliveries that a lane hands over, however many records a POST may have.
 const BATCHED_MAX: usize = 1024;
-/// The first retry waits at most this.
-const RETRY_FIRST: Duration = Duration::from_millis(100);
+/// The first retry waits at most this: a record that the API fails at holds up others meanwhile.
+const RETRY_FIRST: Duration = Duration::from_millis(10);
+/// Retries wait longer by this factor if the API has too much to do.
+const OVERLOAD_FACTOR: u32 = 10;
 /// No retry waits longer unless the API asks for it, so that an API that is back is used soon.
 const RETRY_CAP: Duration = Duration::from_secs(3);
 /// How long a record rests if its dead letter could not be written.
-const UNWRITTEN_REST: Duration = Duration::from_secs(30);
+pub const UNWRITTEN_REST: Duration = Duration::from_secs(30);
 /// A delivery is nakked after this time and redelivered: brokers end a consumer that holds a
 /// message for much longer.
 pub const HOLD_MAX: Duration = Duration::from_mins(10);
@@ -54,6 +56,7 @@ pub struct ForwarderParams {
     pub breaker: Arc<Breaker>,
     pub dead_letters: DeadLetters,
     pub copies: Copies,
+    pub parking: Parking,
     pub tap: Tap,
     pub limits: Limits,
 }
@@ -79,6 +82,8 @@ impl Limits {
 pub struct Poster {
     api: Api,
     pub params: ForwarderParams,
+    /// Records that batches have brought since the last that was split.
+    pub calm: Cell<usize>,
 }
 
 /// The content of a POST.
@@ -88,13 +93,14 @@ pub struct Payload<'a> {
     pub traceparent: Option<&'a str>,
 }
 
-/// How long, and how often, a failed POST is retried.
-pub struct RetryLimits {
+/// How long a failed POST is retried here.
+pub struct RetryLimits<'a> {
     /// The end of the longest hold that a broker allows.
     pub held_until: Instant,
+    /// When the record, or the oldest of a batch, is to be given up, if ever.
     pub give_up_at: Option<Instant>,
-    /// The most failures that may be due to the payload, rather than to an overloaded API.
-    pub failures: Option<u32>,
+    /// The only record of the payload; `None` if it has several.
+    pub record: Option<&'a Record>,
 }
 
 /// How the POSTs of a record, or of a batch, have ended.
@@ -104,8 +110,10 @@ pub enum PostEnd {
     },
     /// The API has refused it, or has not taken it for too long.
     Dead(DeathReason),
-    /// It has failed as often as it may.
-    Failed(DeathReason),
+    /// The API fails at it and not at others: it is on disk, with its next try.
+    Parked,
+    /// The same for one of the records of a batch, perhaps: they are POSTed in smaller parts.
+    Split(DeathReason),
     HeldTooLong,
     /// The API denies everything: the record is not to blame.
     Denied,
@@ -118,6 +126,7 @@ impl Poster {
         Self {
             api: Api::new(&params.api),
             params,
+            calm: Cell::new(usize::MAX),
         }
     }
 
@@ -139,7 +148,7 @@ impl Poster {
         let limits = RetryLimits {
             held_until: delivery.since + HOLD_MAX,
             give_up_at: self.params.dead_letters.give_up_at(record),
-            failures: None,
+            record: Some(record),
         };
         match self
             .post_with_retries(&payload, limits, DeathReason::default(), &mut drain)
@@ -152,8 +161,9 @@ impl Poster {
                 delivery.ack();
             }
             PostEnd::Dead(reason) => Box::pin(self.dead_letter(delivery, reason)).await,
+            PostEnd::Parked => self.parked(delivery),
             // Another record is the next to probe the API.
-            PostEnd::HeldTooLong | PostEnd::Failed(_) | PostEnd::Denied => {
+            PostEnd::HeldTooLong | PostEnd::Split(_) | PostEnd::Denied => {
                 delivery.retry_after(HOLD_REST);
             }
             PostEnd::Drained => {}
@@ -171,35 +181,28 @@ impl Poster {
         Some(delivery)
     }
 
-    /// POSTs `payload` until it is delivered, refused, or a limit is reached. `reason` has the
-    /// earlier attempts for the same records.
+    /// POSTs `payload` until it is delivered, refused or parked, or a limit is reached. `reason` has
+    /// the earlier attempts for the same records.
     pub async fn post_with_retries(
         &self,
         payload: &Payload<'_>,
-        limits: RetryLimits,
+        limits: RetryLimits<'_>,
         mut reason: DeathReason,
         drain: &mut watch::Receiver<()>,
     ) -> PostEnd {
-        let give_up_at = limits.give_up_at.unwrap_or(limits.held_until);
+        let Self { api, params, .. } = self;
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_CAP);
-        let mut failed = 0;
+        let mut trial = Trial::default();
         loop {
-            let now = Instant::now();
-            if limits.give_up_at.is_some_and(|at| at <= now) {
-                return PostEnd::give_up(reason);
-            }
-            if limits.held_until <= now {
-                return PostEnd::HeldTooLong;
-            }
             // Usually the breaker is closed, and no timer is needed.
             let pass = tokio::select! {
                 biased;
-                pass = self.params.breaker.pass() => pass,
-                () = sleep_until(give_up_at.min(limits.held_until)) => continue,
+                pass = self.pass(&trial) => pass,
+                () = sleep_until(limits.held_until) => return PostEnd::HeldTooLong,
                 // An error means that the forwarder is gone, which gives the delivery back too.
                 _ = drain.changed() => return PostEnd::Drained,
             };
-            let answer = self.post(payload).await;
+            let answer = post(api, &params.ledger, params.lane, payload).await;
             add_attempt(&mut reason, &answer);
             match (answer.outcome(), &answer) {
                 (Outcome::Delivered, &Answer::Status { status, .. }) => {
@@ -207,17 +210,17 @@ impl Poster {
                     return PostEnd::Delivered { status };
                 }
                 (Outcome::Retry { at_least }, _) => {
-                    pass.failed(&answer, at_least);
-                    failed += u32::from(!is_overload(&answer));
-                    if limits.failures.is_some_and(|most| failed >= most) {
-                        return PostEnd::Failed(reason);
+                    trial.failed(pass.failed(&answer, at_least));
+                    // Boxed like the other rare ends: the future of every record stays small.
+                    let end = self.end_failing(&limits, &trial, &answer, &mut reason);
+                    if let Some(end) = Box::pin(end).await {
+                        return end;
                     }
-                    let delay = backoff.next_delay().max(at_least.unwrap_or_default());
-                    let lane = self.params.lane;
-                    let delay_ms = delay.as_millis();
-                    debug!(%lane, key = payload.key, %answer, delay_ms, "POST failed");
+                    let delay = delay(&mut backoff, &answer, at_least);
+                    debug!(lane = %params.lane, key = payload.key, %answer, ?delay, "POST failed");
                     tokio::select! {
                         () = sleep(delay) => {}
+                        () = sleep_until(limits.held_until) => return PostEnd::HeldTooLong,
                         _ = drain.changed() => return PostEnd::Drained,
                     }
                 }
@@ -226,8 +229,7 @@ impl Poster {
                     return PostEnd::Dead(reason);
                 }
                 (Outcome::Denied, _) => {
-                    let is_batch = limits.failures.is_some();
-                    // Boxed, because it is rare: the future of every record stays small.
+                    let is_batch = limits.record.is_none();
                     let denied = Box::pin(denied(pass, &answer, is_batch, drain)).await;
                     return denied.unwrap_or(PostEnd::Dead(reason));
                 }
@@ -235,17 +237,52 @@ impl Poster {
         }
     }
 
-    async fn post(&self, payload: &Payload<'_>) -> Answer {
-        let ledger = &self.params.ledger;
-        let _in_flight = ledger.api.begin();
-        let began = std::time::Instant::now();
-        let body = payload.body.clone();
-        let answer = self.api.post(body, payload.key, payload.traceparent).await;
-        ledger.posted(self.params.lane, began);
-        if let Some(class) = answer.failure() {
-            ledger.api.failed(class);
+    async fn pass(&self, trial: &Trial) -> Pass<'_> {
+        let breaker = &self.params.breaker;
+        if trial.has_failed() {
+            breaker.pass_again().await
+        } else {
+            breaker.pass().await
         }
-        answer
+    }
+
+    /// The end of POSTs whose last has failed; `None` if they go on.
+    async fn end_failing(
+        &self,
+        limits: &RetryLimits<'_>,
+        trial: &Trial,
+        answer: &Answer,
+        reason: &mut DeathReason,
+    ) -> Option<PostEnd> {
+        // No record dies of its age alone: the API was there, and did not take it.
+        let is_reached = answer.is_reached() || trial.others_succeeded();
+        let is_overdue = is_reached && limits.give_up_at.is_some_and(|at| at <= Instant::now());
+        let Some(record) = limits.record else {
+            let may_be_a_record = answer.is_reached() && !is_overload(answer) && trial.is_api_up();
+            let splits = is_overdue || may_be_a_record || trial.is_guilty();
+            return splits.then(|| PostEnd::Split(mem::take(reason)));
+        };
+        if is_overdue {
+            reason.given_up = true;
+            return Some(PostEnd::Dead(mem::take(reason)));
+        }
+        let at_least = answer.pause();
+        // It would hold up others for too long.
+        let waits_long = at_least > Some(RETRY_CAP) && trial.others_succeeded();
+        if !waits_long && !trial.is_guilty() {
+            return None;
+        }
+        let failing = Failing {
+            record,
+            lane: self.params.lane,
+            tag: &self.params.tag,
+            reason,
+            pauses: 0,
+            at_least,
+        };
+        // If the disk does not take it, it is retried here.
+        let parked = self.params.parking.park(&failing).await;
+        parked.is_ok().then_some(PostEnd::Parked)
     }
 
     /// Records in the lanes that the API has not taken yet.
@@ -271,26 +308,43 @@ impl Poster {
         }
     }
 
+    /// Acks a delivery whose record is parked on disk.
+    pub fn parked(&self, delivery: Delivery) {
+        let Self { params, .. } = self;
+        params.ledger.parked(params.lane, &delivery.record);
+        params.copies.release(&delivery.record);
+        delivery.ack();
+    }
+
     /// Shows the tap that the API has taken the record as `body`.
     pub fn show(&self, record: &Record, body: impl FnOnce() -> Bytes, status: u16) {
-        self.params.tap.show(|| Passage {
-            lane: self.params.lane,
-            id: Arc::clone(&record.id),
-            body: body(),
-            status,
-            at_ms: unix_us() / 1000,
-        });
+        let Self { params, .. } = self;
+        params.tap.show_delivered(params.lane, record, body, status);
     }
 }
 
-impl PostEnd {
-    fn give_up(mut reason: DeathReason) -> Self {
-        if reason.attempts == 0 {
-            "not POSTed".clone_into(&mut reason.answer);
-        }
-        reason.given_up = true;
-        Self::Dead(reason)
+/// The pause after a failed POST. An overloaded API gets more time.
+fn delay(backoff: &mut Backoff, answer: &Answer, at_least: Option<Duration>) -> Duration {
+    let factor = if is_overload(answer) {
+        OVERLOAD_FACTOR
+    } else {
+        1
+    };
+    let delay = (backoff.next_delay() * factor).min(RETRY_CAP);
+    delay.max(at_least.unwrap_or_default())
+}
+
+/// POSTs `payload` once, and counts that.
+pub async fn post(api: &Api, ledger: &Ledger, lane: LaneId, payload: &Payload<'_>) -> Answer {
+    let _in_flight = ledger.api.begin();
+    let began = std::time::Instant::now();
+    let body = payload.body.clone();
+    let answer = api.post(body, payload.key, payload.traceparent).await;
+    ledger.posted(lane, began);
+    if let Some(class) = answer.failure() {
+        ledger.api.failed(class);
     }
+    answer
 }
 
 /// The end of POSTs whose last was denied, unless it is the record that the API denies. A batch

@@ -12,6 +12,7 @@ use crate::{lane_id::LaneId, transport::BrokerInfo};
 pub enum ChildId {
     Router,
     Feeder,
+    Retrier,
     Lane(LaneId),
     Forwarder(LaneId),
 }
@@ -21,6 +22,7 @@ impl fmt::Display for ChildId {
         match self {
             Self::Router => f.write_str("router"),
             Self::Feeder => f.write_str("feeder"),
+            Self::Retrier => f.write_str("retrier"),
             Self::Lane(lane) => write!(f, "lane {lane}"),
             Self::Forwarder(lane) => write!(f, "forwarder {lane}"),
         }

@@ -1,43 +1,47 @@
-//! Dead letters: the work of the spool's thread.
+//! Dead letters, and parked records in the hands of an operator: the work of the spool's thread.
 
 use std::io;
 
 use prost::Message as _;
-use tracing::warn;
 
 use super::{BATCH, Store};
 use crate::{
     clock::unix_us,
     record::Origin,
-    spool::{Entry, NotSafe, Queue, Which, log::Position},
+    spool::{Entry, EntryKey, NotSafe, Queue, Undelivered, Which},
 };
 
 impl Store {
-    /// Up to `max` of the dead letters that `which` names.
-    fn find(&mut self, which: &Which, max: usize) -> Vec<(Position, Entry)> {
+    /// Up to `max` of the records that `which` names.
+    fn find(&mut self, of: Undelivered, which: &Which, max: usize) -> Vec<(EntryKey, Entry)> {
         let mut found = Vec::new();
-        self.logs[Queue::Dead.at()].visit(|key, payload| {
-            if let Ok(entry) = Entry::decode(&*payload)
-                && which.contains(&entry.id)
-            {
-                found.push((key, entry));
+        for queue in of.queues().into_iter().map(Queue::at) {
+            if found.len() == max {
+                break;
             }
-            found.len() < max
-        });
+            self.logs[queue].visit(|position, payload| {
+                if let Ok(entry) = Entry::decode(&*payload)
+                    && which.contains(&entry.id)
+                {
+                    found.push((EntryKey { queue, position }, entry));
+                }
+                found.len() < max
+            });
+        }
         found
     }
 
-    pub fn list(&mut self, max: usize) -> Vec<Entry> {
-        let found = self.find(&Which::All, max);
+    pub fn list(&mut self, of: Undelivered, max: usize) -> Vec<Entry> {
+        let found = self.find(of, &Which::All, max);
         found.into_iter().map(|(_, entry)| entry).collect()
     }
 
-    pub fn replay(&mut self, which: &Which) -> Result<u64, NotSafe> {
+    pub fn replay(&mut self, of: Undelivered, which: &Which) -> Result<u64, NotSafe> {
         let disk = |why: io::Error| NotSafe::Disk(why.to_string());
         self.place.check_not_lost()?;
         let mut replayed = 0;
         loop {
-            let found = self.find(which, BATCH);
+            let found = self.find(of, which, BATCH);
             if found.is_empty() {
                 return Ok(replayed);
             }
@@ -50,6 +54,7 @@ impl Store {
                 };
                 let entry = Entry {
                     reason: None,
+                    parked: None,
                     origin: Some(origin.to_text()),
                     ..entry.clone()
                 };
@@ -61,32 +66,29 @@ impl Store {
             self.commits += 1;
             self.committed += found.len() as u64;
             fail::fail_point!("spool-replay");
-            replayed += self.remove(found);
+            replayed += self.settle_all(found);
         }
     }
 
-    pub fn forget(&mut self, which: &Which) -> u64 {
+    pub fn forget(&mut self, of: Undelivered, which: &Which) -> u64 {
         let mut forgotten = 0;
         loop {
-            let found = self.find(which, BATCH);
+            let found = self.find(of, which, BATCH);
             if found.is_empty() {
                 return forgotten;
             }
-            forgotten += self.remove(found);
+            forgotten += self.settle_all(found);
         }
     }
 
-    /// Settles dead letters. They count as gone, though a disk that fails may bring them back at a
+    /// Settles the entries. They count as gone, though a disk that fails may bring them back at a
     /// later start.
-    fn remove(&mut self, found: Vec<(Position, Entry)>) -> u64 {
-        let dead = &mut self.logs[Queue::Dead.at()];
+    fn settle_all(&mut self, found: Vec<(EntryKey, Entry)>) -> u64 {
         let count = found.len() as u64;
         for (key, _) in found {
-            dead.settle(key);
+            self.remove(key);
         }
-        if let Err(why) = dead.flush(true) {
-            warn!(%why, "dead letters that were removed may come again");
-        }
+        self.flush(true);
         // The caller may read the stats as soon as it has its answer.
         self.report();
         count

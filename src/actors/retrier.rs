@@ -1,0 +1,306 @@
+//! The retrier: POSTs each parked record when its pause is over.
+//!
+//! A record that fails again is parked for a longer pause, until it is given up. The retrier POSTs
+//! few records at a time, and reads each from the disk only when its turn has come: a hundred
+//! thousand parked records take no memory. Records of one queue have about the same pause, so the
+//! oldest is due first; one that is due earlier than the one before waits for it.
+
+use std::{rc::Rc, sync::Arc, time::Duration};
+
+use actix::{Actor, Context, Handler, ResponseFuture};
+use tokio::{
+    sync::{Semaphore, watch},
+    time::{sleep, timeout},
+};
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
+use tracing::debug;
+
+use super::{
+    Drain, Ping, Supervised,
+    dead_letters::{DeadLetters, add_attempt},
+    forwarder::{Payload, UNWRITTEN_REST, not_an_object, post},
+    parking::{Failing, PAUSES, Parking},
+    supervisor::SupervisorHandle,
+};
+use crate::{
+    api::{
+        self, Api,
+        answer::{Answer, Outcome},
+    },
+    breaker::{Breaker, Denied, Pass},
+    clock::unix_us,
+    lane_id::LaneId,
+    ledger::Ledger,
+    record::{Record, Tag},
+    spool::{DeathReason, Entry, EntryKey, Queue, Spool},
+    tap::Tap,
+};
+
+/// Parked records of one queue that are POSTed at the same time, or read ahead.
+const WINDOW: usize = 8;
+/// How long a drain waits for POSTs in flight. The records are on disk.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(2);
+
+/// The parts of the retrier.
+#[derive(Clone)]
+pub struct RetrierParams {
+    pub api: api::Settings,
+    pub spool: Spool,
+    pub dead_letters: DeadLetters,
+    pub parking: Parking,
+    pub breaker: Arc<Breaker>,
+    pub ledger: Arc<Ledger>,
+    pub tap: Tap,
+}
+
+/// One per node.
+pub struct Retrier {
+    poster: Rc<ParkedPoster>,
+    supervisor: SupervisorHandle,
+    queues: Vec<AbortOnDropHandle<()>>,
+    in_flight: TaskTracker,
+    /// Changes when it drains.
+    drains: watch::Sender<()>,
+}
+
+struct ParkedPoster {
+    api: Api,
+    params: RetrierParams,
+}
+
+/// A parked record whose turn has come.
+struct Due {
+    key: EntryKey,
+    record: Record,
+    lane: LaneId,
+    tag: Tag,
+    reason: DeathReason,
+    pauses: u32,
+}
+
+impl Due {
+    fn new(key: EntryKey, entry: &Entry) -> Self {
+        let reason = entry.reason.clone().unwrap_or_default();
+        let parked = entry.parked.clone().unwrap_or_default();
+        Self {
+            key,
+            record: entry.record(),
+            // A version with other lanes may have written it: it counts for any of ours.
+            lane: LaneId::from_name(&reason.lane).unwrap_or(LaneId::Grpc),
+            tag: Tag::new(&parked.tag),
+            reason,
+            pauses: parked.pauses,
+        }
+    }
+}
+
+impl Retrier {
+    pub fn new(params: RetrierParams, supervisor: SupervisorHandle) -> Self {
+        let api = Api::new(&params.api);
+        Self {
+            poster: Rc::new(ParkedPoster { api, params }),
+            supervisor,
+            queues: Vec::new(),
+            in_flight: TaskTracker::new(),
+            drains: watch::Sender::new(()),
+        }
+    }
+
+    /// Retries the records of `queue`, none of which waits for longer than `longest`.
+    fn retry(&self, queue: Queue, longest: Duration) -> AbortOnDropHandle<()> {
+        let poster = Rc::clone(&self.poster);
+        let in_flight = self.in_flight.clone();
+        let drain = self.drains.subscribe();
+        AbortOnDropHandle::new(actix_rt::spawn(async move {
+            let window = Arc::new(Semaphore::new(WINDOW));
+            let mut tail = poster.params.spool.tail_one_by_one(queue, window);
+            while let Some((key, entry, permit)) = tail.next().await {
+                fail::fail_point!("retrier");
+                let due_us = entry.parked.as_ref().map_or(0, |parked| parked.due_us);
+                let pause = Duration::from_micros(due_us.saturating_sub(unix_us()));
+                // The clock may have been set back across a restart.
+                sleep(pause.min(longest)).await;
+                let poster = Rc::clone(&poster);
+                let drain = drain.clone();
+                in_flight.spawn_local(async move {
+                    poster.deliver(Due::new(key, &entry), drain).await;
+                    drop(permit);
+                });
+            }
+        }))
+    }
+}
+
+impl ParkedPoster {
+    /// Ends when the record is delivered, dead, or parked again. Also ends when the node drains:
+    /// then it stays on disk as it is.
+    async fn deliver(&self, mut due: Due, mut drain: watch::Receiver<()>) {
+        let ledger = &self.params.ledger;
+        // An operator may have taken it, or another copy of it may have arrived.
+        if !self.params.spool.contains(due.key).await.unwrap_or(false) {
+            return;
+        }
+        if ledger.is_delivered(&due.record) {
+            return self.take_out(&due, || ledger.parked_twice(), || {}).await;
+        }
+        loop {
+            let is_settled = tokio::select! {
+                biased;
+                // An error means that the retrier is gone.
+                _ = drain.changed() => return,
+                pass = self.params.breaker.pass_again() => self.post(&mut due, pass).await,
+            };
+            if is_settled {
+                return;
+            }
+            // The disk does not take its end, or the API denies everything.
+            tokio::select! {
+                () = sleep(UNWRITTEN_REST) => {}
+                _ = drain.changed() => return,
+            }
+        }
+    }
+
+    /// POSTs the record once. Returns whether it is settled.
+    async fn post(&self, due: &mut Due, pass: Pass<'_>) -> bool {
+        let params = &self.params;
+        let Some(body) = due.tag.splice(&due.record.body) else {
+            return self.dead_letter(due, not_an_object()).await;
+        };
+        let payload = Payload {
+            body,
+            key: &due.record.id,
+            traceparent: due.record.traceparent.as_deref(),
+        };
+        let answer = post(&self.api, &params.ledger, due.lane, &payload).await;
+        add_attempt(&mut due.reason, &answer);
+        let waiting = || params.ledger.totals().in_flight();
+        match (answer.outcome(), &answer) {
+            (Outcome::Delivered, &Answer::Status { status, .. }) => {
+                pass.succeeded(waiting);
+                let (lane, record) = (due.lane, &due.record);
+                let counted = || params.ledger.delivered_parked(lane, record);
+                let twice = || params.ledger.delivered(lane, [record]);
+                self.take_out(due, counted, twice).await;
+                params
+                    .tap
+                    .show_delivered(lane, record, || payload.body, status);
+                true
+            }
+            (Outcome::Retry { at_least }, _) => {
+                pass.failed_again(&answer, at_least);
+                // The API was there, or has taken others since the last try.
+                let is_reached =
+                    answer.is_reached() || params.ledger.last_delivery_us() > due.reason.at_us;
+                let left = params.dead_letters.time_left(&due.record);
+                if is_reached && left == Some(Duration::ZERO) {
+                    due.reason.given_up = true;
+                    return self.dead_letter(due, due.reason.clone()).await;
+                }
+                self.park_again(due, at_least).await
+            }
+            (Outcome::Denied, _) => {
+                let denied = pass.denied(&answer).await;
+                denied == Denied::TheRecord && self.dead_letter(due, due.reason.clone()).await
+            }
+            (Outcome::Delivered | Outcome::Refused, _) => {
+                pass.succeeded(waiting);
+                self.dead_letter(due, due.reason.clone()).await
+            }
+        }
+    }
+
+    async fn park_again(&self, due: &Due, at_least: Option<Duration>) -> bool {
+        let failing = Failing {
+            record: &due.record,
+            lane: due.lane,
+            tag: &due.tag,
+            reason: &due.reason,
+            pauses: due.pauses,
+            at_least,
+        };
+        let Ok(key) = self.params.parking.park(&failing).await else {
+            return false;
+        };
+        // If an operator has taken the record, it must not come back.
+        self.take_out(due, || {}, || self.params.spool.settle(key))
+            .await;
+        true
+    }
+
+    async fn dead_letter(&self, due: &Due, reason: DeathReason) -> bool {
+        let RetrierParams {
+            dead_letters,
+            ledger,
+            ..
+        } = &self.params;
+        let written = dead_letters
+            .write(due.lane.name(), &due.record, reason)
+            .await;
+        if written.is_err() {
+            return false;
+        }
+        let twice = || ledger.dead(due.lane, &due.record);
+        self.take_out(due, || ledger.dead_parked(due.lane), twice)
+            .await;
+        true
+    }
+
+    /// Removes the record from the parked ones. Calls `gone` instead of `taken` if an operator has
+    /// replayed or dropped it meanwhile: then it counts elsewhere.
+    async fn take_out(&self, due: &Due, taken: impl FnOnce(), gone: impl FnOnce()) {
+        match self.params.spool.remove(due.key).await {
+            Ok(true) => taken(),
+            Ok(false) => gone(),
+            // The spool is closed: the next run finds the record again.
+            Err(why) => debug!(id = &*due.record.id, %why, "a parked record stays"),
+        }
+    }
+}
+
+impl Actor for Retrier {
+    type Context = Context<Self>;
+
+    fn started(&mut self, _: &mut Self::Context) {
+        let queues = Queue::parked().zip(PAUSES);
+        self.queues = queues
+            .map(|(queue, longest)| self.retry(queue, longest))
+            .collect();
+        self.supervisor.ready(None);
+    }
+}
+
+impl Supervised for Retrier {
+    /// Control messages only.
+    const MAILBOX: usize = 64;
+}
+
+impl Handler<Drain> for Retrier {
+    type Result = ResponseFuture<()>;
+
+    /// Begins no further POST. POSTs in flight end, or their records stay parked.
+    fn handle(&mut self, _: Drain, _: &mut Self::Context) -> Self::Result {
+        self.queues.clear();
+        self.drains.send_replace(());
+        let in_flight = self.in_flight.clone();
+        in_flight.close();
+        Box::pin(async move {
+            if timeout(DRAIN_PATIENCE, in_flight.wait()).await.is_err() {
+                debug!("parked records are left on disk in the middle of their POSTs");
+            }
+        })
+    }
+}
+
+impl Handler<Ping> for Retrier {
+    type Result = Result<(), String>;
+
+    /// Fails if a queue is no longer read: its records would stay parked for ever.
+    fn handle(&mut self, _: Ping, _: &mut Self::Context) -> Self::Result {
+        if self.queues.iter().any(AbortOnDropHandle::is_finished) {
+            Err("parked records are not tried any more".into())
+        } else {
+            Ok(())
+        }
+    }
+}
