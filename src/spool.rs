@@ -11,6 +11,7 @@
 //! folder or a file that is written is not where the next start would look for it; what is still
 //! open is written again there.
 
+mod disk;
 mod entry;
 mod frame;
 mod log;

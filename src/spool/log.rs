@@ -11,22 +11,20 @@ mod reader;
 
 use std::{
     collections::{BTreeMap, HashSet},
-    fs::{self, File, OpenOptions},
+    fs::{self, File},
     hash::{BuildHasher as _, RandomState},
     io,
     path::{Path, PathBuf},
 };
 
-use self::{
-    files::{sync, write},
-    reader::Reading,
-};
+use self::reader::Reading;
 use super::{
+    disk::{self, sync, write},
     frame,
     settled::{RUN, SettledSet, append_runs, runs},
 };
 
-pub use self::{files::is_failing, place::check_place};
+pub use self::place::check_place;
 
 /// A segment that has grown past this is sealed, unless [`Log::open`] gets a smaller size.
 pub const SEGMENT_MAX: u64 = 16 << 20;
@@ -112,6 +110,8 @@ pub struct Log {
     /// [`Log::next`] ends before this segment, if there is one.
     read_end: Option<u32>,
     damages: Vec<Damage>,
+    /// Files that say what is settled in segments that are deleted. They go once that is durable.
+    ended: Vec<PathBuf>,
 }
 
 impl Log {
@@ -137,7 +137,9 @@ impl Log {
             }
         }
         log.first_own = log.next_number;
-        log.delete_settled()?;
+        if let Err(why) = log.delete_settled() {
+            tracing::warn!(folder = %folder.display(), %why, "cannot delete what is settled: it is tried again");
+        }
         Ok(log)
     }
 
@@ -227,8 +229,7 @@ impl Log {
         if let Err(why) = written {
             // These entries were refused, so no later start may find them.
             let refused = segment.count..segment.count + count;
-            let cut = active.file.set_len(segment.size);
-            if cut.and_then(|()| active.file.sync_data()).is_err() {
+            if disk::cut_off(&active.file, segment.size).is_err() {
                 segment.settle_on_disk(refused.clone());
             }
             let number = active.number;
@@ -314,11 +315,12 @@ impl Log {
     /// Whether a power cut would bring settled entries back.
     pub fn has_unsynced(&self) -> bool {
         let mut segments = self.segments.values();
-        segments.any(|segment| segment.settled.unsynced)
+        !self.ended.is_empty() || segments.any(|segment| segment.settled.unsynced)
     }
 
     /// Makes what was flushed durable.
     pub fn sync_settled(&mut self) -> io::Result<()> {
+        self.sync_ended()?;
         let mut has_new_file = false;
         let segments = self.segments.values_mut();
         for segment in segments.filter(|segment| segment.settled.unsynced) {
@@ -368,12 +370,7 @@ impl Log {
         #[expect(clippy::cast_possible_truncation, reason = "any 32 bits will do")]
         let salt = RandomState::new().hash_one(number) as u32;
         let segment = self.new_segment(number, salt);
-        let mut options = OpenOptions::new();
-        let file = options
-            .create_new(true)
-            .read(true)
-            .write(true)
-            .open(segment.file("log"))?;
+        let file = disk::create(&segment.file("log"))?;
         self.next_number += 1;
         self.segments.insert(number, segment);
         sync(&File::open(&self.folder)?)?;
@@ -404,3 +401,6 @@ impl Log {
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+mod simulation;

@@ -1,8 +1,11 @@
 //! Reading a file of frames from one end to the other, a piece at a time.
 
-use std::{fs::File, io, os::unix::fs::FileExt as _};
+use std::{fs::File, io};
 
-use super::frame::{self, Read};
+use super::{
+    disk,
+    frame::{self, Read},
+};
 
 /// The bytes that are read at once; a longer frame is read whole.
 const PIECE: usize = 256 << 10;
@@ -86,7 +89,7 @@ impl Scanner {
     /// The bytes of a damage, for setting them aside.
     pub fn bytes(&self, at: u64, size: u64) -> io::Result<Vec<u8>> {
         let mut bytes = vec![0; usize::try_from(size).unwrap_or(usize::MAX)];
-        self.file.read_exact_at(&mut bytes, at)?;
+        disk::read(&self.file, &mut bytes, at)?;
         Ok(bytes)
     }
 
@@ -95,7 +98,7 @@ impl Scanner {
         self.piece.resize(size, 0);
         self.base = at;
         self.used = 0;
-        if let Err(why) = self.file.read_exact_at(&mut self.piece, at) {
+        if let Err(why) = disk::read(&self.file, &mut self.piece, at) {
             self.piece.clear();
             return Err(why);
         }

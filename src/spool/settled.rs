@@ -1,13 +1,12 @@
 //! The settled entries of a segment, in memory and on disk: runs of ordinals, each with its own
 //! checksum.
 
-use std::{
-    fs::{self, File, OpenOptions},
-    io::{self, Write as _},
-    path::Path,
-};
+use std::{fs::OpenOptions, io, path::Path};
 
-use super::frame::{checksum, words};
+use super::{
+    disk,
+    frame::{checksum, words},
+};
 
 /// The bytes of a run of settled ordinals: first, length, checksum.
 pub const RUN: usize = 12;
@@ -48,7 +47,7 @@ impl SettledSet {
     /// Adds the runs of `file`, which belongs to a segment of `count` entries. Without a file
     /// nothing is settled.
     pub fn read(&mut self, file: &Path, salt: u32, count: u32) -> io::Result<()> {
-        let runs = match fs::read(file) {
+        let runs = match disk::read_all(file) {
             Ok(runs) => runs,
             Err(why) if why.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(why) => return Err(why),
@@ -80,13 +79,12 @@ pub fn runs(ordinals: &[u32], salt: u32) -> Vec<u8> {
 }
 
 /// Appends whole runs only: half of one, as a full disk leaves it, would shift all later ones.
-pub fn append_runs(path: &Path, runs: &[u8]) -> io::Result<File> {
-    let mut file = OpenOptions::new().create(true).append(true).open(path)?;
+pub fn append_runs(path: &Path, runs: &[u8]) -> io::Result<()> {
+    let file = OpenOptions::new().create(true).append(true).open(path)?;
     let size = file.metadata()?.len();
     let whole = size - size % RUN as u64;
     if whole < size {
         file.set_len(whole)?;
     }
-    file.write_all(runs)?;
-    Ok(file)
+    disk::append(&file, runs)
 }

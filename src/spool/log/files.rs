@@ -1,15 +1,10 @@
 //! The files of a queue: their seals, their ends, and the entries that a start finds in them.
 
-use std::{
-    fs::{self, File},
-    io,
-    ops::Range,
-    os::unix::fs::FileExt as _,
-    path::Path,
-};
+use std::{fs::File, io, ops::Range, path::Path};
 
 use super::{Damage, Log, SEAL, SEAL_SIZE, SETTLED_KEPT, Segment};
 use crate::spool::{
+    disk::{self, sync},
     frame,
     scan::{Item, Scanner},
     settled::{append_runs, runs},
@@ -69,13 +64,24 @@ impl Log {
             if self.is_active(number) {
                 self.active = None;
             }
-            for ending in ["log", "done"] {
-                match fs::remove_file(self.segments[&number].file(ending)) {
-                    Err(why) if why.kind() != io::ErrorKind::NotFound => return Err(why),
-                    _ => {}
-                }
-            }
-            self.segments.remove(&number);
+            remove(&self.segments[&number].file("log"))?;
+            let segment = self.segments.remove(&number);
+            self.ended
+                .extend(segment.map(|segment| segment.file("done")));
+        }
+        self.sync_ended()
+    }
+
+    /// Makes the end of deleted segments durable.
+    pub(super) fn sync_ended(&mut self) -> io::Result<()> {
+        if self.ended.is_empty() {
+            return Ok(());
+        }
+        // A power cut must not bring entries back without the file that says that they are settled.
+        sync(&File::open(&self.folder)?)?;
+        while let Some(done) = self.ended.last() {
+            remove(done)?;
+            self.ended.pop();
         }
         Ok(())
     }
@@ -116,25 +122,16 @@ impl Segment {
     }
 }
 
-/// Writes `bytes` at `at`. A test may make the disk fail here.
-pub(super) fn write(file: &File, bytes: &[u8], at: u64) -> io::Result<()> {
-    fail::fail_point!("spool-write", |_| Err(io::ErrorKind::StorageFull.into()));
-    file.write_all_at(bytes, at)
-}
-
-/// Whether a test makes the disk fail at present.
-pub fn is_failing() -> bool {
-    fail::fail_point!("spool-write", |_| true);
-    false
-}
-
-pub(super) fn sync(file: &File) -> io::Result<()> {
-    fail::fail_point!("spool-sync", |_| Err(io::Error::other("injected")));
-    file.sync_data()
+/// Removes a file that may be gone already.
+fn remove(path: &Path) -> io::Result<()> {
+    match disk::remove(path) {
+        Err(why) if why.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
+    }
 }
 
 pub(super) fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    fs::write(path, bytes)?;
+    disk::replace(path, bytes)?;
     sync(&File::open(path)?)?;
     sync(&File::open(path.parent().unwrap_or(path))?)
 }
@@ -143,7 +140,7 @@ pub(super) fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
 fn read_seal(file: &File, segment: &Segment) -> Option<u32> {
     let mut end = [0; SEAL_SIZE];
     let at = segment.size.checked_sub(SEAL_SIZE as u64)?;
-    file.read_exact_at(&mut end, at).ok()?;
+    disk::read(file, &mut end, at).ok()?;
     match frame::read(&end, segment.salt) {
         frame::Read::Frame {
             ordinal: SEAL,

@@ -416,3 +416,36 @@ fn a_commit_to_a_file_that_is_gone_fails_and_what_was_safe_is_put_back() {
     drop(log);
     assert_eq!(drain(&mut open(&folder)), [0, 1, 2, 4]);
 }
+
+#[test]
+fn entries_that_are_let_out_are_not_settled_by_an_older_position() {
+    let folder = TempDir::new().unwrap();
+    let mut log = open(&folder);
+    let keys = append(&mut log, 0..3);
+    log.read_present();
+    log.settle_through(keys[1]);
+    assert_eq!(drain(&mut log), [0, 1, 2]);
+    let later = append(&mut log, 3..5);
+    log.settle_through(later[0]);
+    assert_eq!(log.len(), 4, "only the later entry is settled");
+}
+
+#[test]
+fn a_start_is_not_refused_though_what_is_settled_cannot_be_deleted() {
+    let folder = TempDir::new().unwrap();
+    let mut log = open(&folder);
+    let keys = append(&mut log, 0..1);
+    log.settle(keys[0]);
+    log.flush(false).unwrap();
+    drop(log);
+    let done = files(&folder, "done").remove(0);
+    let entries = fs::read(&done).unwrap();
+    disk::simulated::watch(folder.path(), 0);
+    disk::simulated::with(|disk| disk.faults.changes = 100);
+    let mut log = open(&folder);
+    assert_eq!((log.len(), drain(&mut log)), (0, vec![]));
+    assert_eq!(fs::read(&done).unwrap(), entries);
+    disk::simulated::with(|disk| disk.faults.changes = 0);
+    log.flush(false).unwrap();
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+}

@@ -12,8 +12,8 @@ use tracing::{error, info};
 
 use super::Store;
 use crate::spool::{
-    NotSafe, OpenError,
-    log::{self, Log, check_place},
+    NotSafe, OpenError, disk,
+    log::{Log, check_place},
 };
 
 const LOCK: &str = "lock";
@@ -81,7 +81,7 @@ impl Store {
         let path = self.folder.join("probe");
         let probe = fs::write(&path, [0; 4096]).and_then(|()| File::open(&path)?.sync_all());
         let works = probe.and_then(|()| self.restore());
-        if works.is_ok() && !log::is_failing() {
+        if works.is_ok() && !disk::is_failing() {
             self.works();
         }
         // The next probe overwrites a file that stays.

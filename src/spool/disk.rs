@@ -1,0 +1,90 @@
+//! The calls that reach a queue's files. Tests make them fail here, or watch them: see
+//! `simulated`.
+
+use std::{
+    fs::{self, File},
+    io::{self, Write as _},
+    os::unix::fs::FileExt as _,
+    path::Path,
+};
+
+#[cfg(test)]
+pub mod simulated;
+#[cfg(test)]
+use self::simulated::{Call, see};
+
+/// Creates a file that is not there yet.
+pub fn create(path: &Path) -> io::Result<File> {
+    #[cfg(test)]
+    see(Call::Change)?;
+    File::options()
+        .create_new(true)
+        .read(true)
+        .write(true)
+        .open(path)
+}
+
+/// Writes `bytes` at `at`.
+pub fn write(file: &File, bytes: &[u8], at: u64) -> io::Result<()> {
+    fail::fail_point!("spool-write", |_| Err(io::ErrorKind::StorageFull.into()));
+    #[cfg(test)]
+    see(Call::Write(file, bytes, Some(at)))?;
+    file.write_all_at(bytes, at)
+}
+
+/// Writes `bytes` at the end of a file that was opened for that.
+pub fn append(mut file: &File, bytes: &[u8]) -> io::Result<()> {
+    #[cfg(test)]
+    see(Call::Write(file, bytes, None))?;
+    file.write_all(bytes)
+}
+
+/// Makes a file of `bytes`, in the place of one that is there.
+pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    #[cfg(test)]
+    see(Call::Change)?;
+    fs::write(path, bytes)
+}
+
+/// Makes the content of a file or a folder durable.
+pub fn sync(file: &File) -> io::Result<()> {
+    fail::fail_point!("spool-sync", |_| Err(io::Error::other("injected")));
+    #[cfg(test)]
+    see(Call::Sync(file))?;
+    file.sync_data()
+}
+
+/// Shortens a file, durably.
+pub fn cut_off(file: &File, size: u64) -> io::Result<()> {
+    #[cfg(test)]
+    see(Call::Change)?;
+    file.set_len(size)?;
+    #[cfg(test)]
+    see(Call::Sync(file))?;
+    file.sync_data()
+}
+
+pub fn remove(path: &Path) -> io::Result<()> {
+    #[cfg(test)]
+    see(Call::Change)?;
+    fs::remove_file(path)
+}
+
+/// Fills `bytes` from `at` on.
+pub fn read(file: &File, bytes: &mut [u8], at: u64) -> io::Result<()> {
+    #[cfg(test)]
+    see(Call::Read)?;
+    file.read_exact_at(bytes, at)
+}
+
+pub fn read_all(path: &Path) -> io::Result<Vec<u8>> {
+    #[cfg(test)]
+    see(Call::Read)?;
+    fs::read(path)
+}
+
+/// Whether a test makes the disk fail at present.
+pub fn is_failing() -> bool {
+    fail::fail_point!("spool-write", |_| true);
+    false
+}
