@@ -318,7 +318,7 @@ impl Pass<'_> {
 
     /// The API denied the POST with a status that a wrong token or a wrong path causes, too.
     /// Resolves when it is known whether it denies everything: when the breaker is open, when a
-    /// POST succeeds, or when no other was denied for [`VERDICT_WAIT`].
+    /// POST succeeds, or when no other was denied for a moment.
     pub async fn denied(self, why: impl ToString) -> Denied {
         let mut verdict = {
             let mut state = self.breaker.state.lock();

@@ -46,7 +46,10 @@ impl Scrape<'_> {
     pub fn text(&self) -> Result<String, fmt::Error> {
         let mut registry = Registry::default();
         self.register_counters(&mut registry);
-        self.register_gauges(&mut registry);
+        self.register_lane_gauges(&mut registry);
+        self.register_node_gauges(&mut registry);
+        self.register_runs(&mut registry);
+        self.register_api(&mut registry);
         self.register_histograms(&mut registry);
         let mut text = String::new();
         prometheus_text::encode(&mut text, &registry)?;
@@ -108,15 +111,6 @@ impl Scrape<'_> {
         ] {
             registry.register(name, help, samples);
         }
-        let failures = FailureClass::ALL.map(|class| {
-            let count = ConstCounter::new(self.ledger.api.failures(class));
-            (vec![("class", class.name().to_owned())], count)
-        });
-        registry.register(
-            "waypost_api_failures",
-            "POSTs that the API has not taken",
-            Samples(failures.into()),
-        );
         registry.register(
             "waypost_spool_commits",
             "Syncs of the disk that made records safe",
@@ -129,8 +123,7 @@ impl Scrape<'_> {
         );
     }
 
-    fn register_gauges(&self, registry: &mut Registry) {
-        let since = |at_us: u64| ConstGauge::new(seconds(unix_us().saturating_sub(at_us)));
+    fn register_lane_gauges(&self, registry: &mut Registry) {
         registry.register(
             "waypost_lane_up",
             "1 while the lane takes records",
@@ -159,14 +152,13 @@ impl Scrape<'_> {
             "Time since the API took a record of the lane",
             self.by_lane::<ConstGauge<f64>, _>(|_, lane| {
                 let at_us = Some(lane.last_delivery_us);
-                at_us.filter(|at_us| *at_us > 0).map(since)
+                at_us.filter(|at_us| *at_us > 0).map(age)
             }),
         );
-        registry.register(
-            "waypost_oldest_waiting_seconds",
-            "Age of the oldest record in the spool; 0 if none waits",
-            self.oldest_us.map_or(ConstGauge::new(0.0), since),
-        );
+    }
+
+    /// The records that nodes on one broker have taken of each other.
+    fn register_runs(&self, registry: &mut Registry) {
         for (name, help, samples) in [
             (
                 "waypost_ledger_handed_over",
@@ -196,6 +188,14 @@ impl Scrape<'_> {
         ] {
             registry.register(name, help, samples);
         }
+    }
+
+    fn register_node_gauges(&self, registry: &mut Registry) {
+        registry.register(
+            "waypost_oldest_waiting_seconds",
+            "Age of the oldest record in the spool; 0 if none waits",
+            self.oldest_us.map_or(ConstGauge::new(0.0), age),
+        );
         for (name, help, value) in [
             (
                 "waypost_missing_records",
@@ -232,14 +232,26 @@ impl Scrape<'_> {
                 "1 if the ledger did not balance when nothing moved: an error of this program",
                 self.ledger.is_imbalanced().into(),
             ),
-            (
-                "waypost_api_up",
-                "0 while records wait because the API fails or denies every POST",
-                self.api_is_up.into(),
-            ),
         ] {
             registry.register(name, help, ConstGauge::new(value));
         }
+    }
+
+    fn register_api(&self, registry: &mut Registry) {
+        registry.register(
+            "waypost_api_up",
+            "0 while records wait because the API fails or denies every POST",
+            ConstGauge::new(u64::from(self.api_is_up)),
+        );
+        let failures = FailureClass::ALL.map(|class| {
+            let count = ConstCounter::new(self.ledger.api.failures(class));
+            (vec![("class", class.name().to_owned())], count)
+        });
+        registry.register(
+            "waypost_api_failures",
+            "POSTs that the API has not taken",
+            Samples(failures.into()),
+        );
     }
 
     fn register_histograms(&self, registry: &mut Registry) {
@@ -353,6 +365,11 @@ impl EncodeMetric for Latency {
     fn metric_type(&self) -> MetricType {
         Self::TYPE
     }
+}
+
+/// The time since `at_us`, in µs since the Unix epoch.
+fn age(at_us: u64) -> ConstGauge<f64> {
+    ConstGauge::new(seconds(unix_us().saturating_sub(at_us)))
 }
 
 fn seconds(us: u64) -> f64 {

@@ -23,7 +23,7 @@
 //!   change when the system sends it again, as far as the system itself identifies messages.
 //!
 //! # A fifth system
-//! It is one file here, one variant of [`LaneId`](crate::lane_id::LaneId), one section of the
+//! It is one file here, one variant of [`LaneId`], one section of the
 //! configuration and one line in the contract suite:
 //!
 //! 1. `transport/NAME.rs` implements [`Transport`]. Headers are [`Headers::pairs`] and

@@ -31,6 +31,10 @@ enum Client {
 
 /// One record that was posted.
 #[derive(Debug)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "facts that do not depend on each other"
+)]
 struct Case {
     /// As its client posted it.
     record: Record,

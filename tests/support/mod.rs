@@ -115,7 +115,7 @@ impl Wait {
     /// Whether the deadline has passed.
     pub fn is_over<D: fmt::Display>(&mut self, what: impl FnOnce() -> D) -> bool {
         let waited = self.began.elapsed();
-        if waited - self.told >= WAIT_TOLD {
+        if waited.saturating_sub(self.told) >= WAIT_TOLD {
             self.told = waited;
             let patience = self.patience;
             println!("waiting for {waited:.0?} of {patience:?}: {}", what());
