@@ -59,7 +59,14 @@ async fn an_outage_of_the_api_is_one_warning_and_one_line_when_it_is_back() {
     node.lane_is("grpc", "up", PATIENCE).await;
     assert_eq!(metric(&node, "waypost_api_up").await, 1);
     api.behave(|_, _| Conduct::Answer(500));
-    post(&node, "a", 20).await;
+    // Records that fail alone are parked: new ones show that it is the API.
+    let mut posted = 0;
+    eventually("the API is down", PATIENCE, async || {
+        posted += 1;
+        post(&node, &format!("a{posted}"), 1).await;
+        (node.status().await["api"]["state"] == "down").then_some(())
+    })
+    .await;
     let down = api_is(&node, "down").await;
     assert!(
         down["last_error"].as_str().unwrap().contains("500"),
@@ -95,7 +102,7 @@ async fn an_outage_of_the_api_is_one_warning_and_one_line_when_it_is_back() {
     let [line] = &*told else {
         panic!("one line: {told:?}");
     };
-    for part in ["INFO", "down_s=", "waited=20"] {
+    for part in ["INFO", "down_s=", "waited="] {
         assert!(line.contains(part), "{part}: {line}");
     }
 }
