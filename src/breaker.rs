@@ -48,7 +48,7 @@ pub struct Breaker {
 }
 
 struct State {
-    phase: Phase,
+    phase: BreakerPhase,
     /// When the breaker last opened or closed.
     since: Instant,
     /// The last failure while it was open.
@@ -61,7 +61,7 @@ struct State {
     ended: u64,
 }
 
-enum Phase {
+enum BreakerPhase {
     Closed(Failures),
     Open {
         backoff: Backoff,
@@ -89,7 +89,7 @@ struct Denials {
     everything: watch::Sender<bool>,
 }
 
-/// What the API denies.
+/// The records that the API denies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Denied {
     /// This record: it takes others, or there are none.
@@ -121,7 +121,7 @@ pub struct Pass<'b> {
 impl Default for State {
     fn default() -> Self {
         Self {
-            phase: Phase::closed(),
+            phase: BreakerPhase::closed(),
             since: Instant::now(),
             last_error: None,
             denials: None,
@@ -163,8 +163,8 @@ impl Breaker {
                     succeeded: state.succeeded,
                 };
                 match &mut state.phase {
-                    Phase::Closed(_) => return pass(false),
-                    Phase::Open { probe_at, .. } => {
+                    BreakerPhase::Closed(_) => return pass(false),
+                    BreakerPhase::Open { probe_at, .. } => {
                         let mine = probe_at.map(|at| at + wait);
                         if mine.is_some_and(|at| at <= Instant::now()) {
                             *probe_at = None;
@@ -190,8 +190,8 @@ impl Breaker {
     pub fn health(&self) -> ApiHealth {
         let state = self.state.lock();
         let probe_at = match state.phase {
-            Phase::Closed(_) => None,
-            Phase::Open { probe_at, .. } => probe_at,
+            BreakerPhase::Closed(_) => None,
+            BreakerPhase::Open { probe_at, .. } => probe_at,
         };
         ApiHealth {
             is_up: !state.is_open(),
@@ -203,14 +203,14 @@ impl Breaker {
 
     /// Opens, and logs why; or counts one more failed probe.
     fn open(&self, state: &mut State, why: String, at_least: Option<Duration>) {
-        let (was_open, mut backoff) = match mem::replace(&mut state.phase, Phase::closed()) {
-            Phase::Closed(_) => (false, Backoff::new(PROBE_FIRST, PROBE_CAP)),
-            Phase::Open { backoff, .. } => (true, backoff),
+        let (was_open, mut backoff) = match mem::replace(&mut state.phase, BreakerPhase::closed()) {
+            BreakerPhase::Closed(_) => (false, Backoff::new(PROBE_FIRST, PROBE_CAP)),
+            BreakerPhase::Open { backoff, .. } => (true, backoff),
         };
         let now = Instant::now();
         let delay = backoff.next_delay().max(at_least.unwrap_or_default());
         let probe_at = Some(now + delay);
-        state.phase = Phase::Open { backoff, probe_at };
+        state.phase = BreakerPhase::Open { backoff, probe_at };
         if !was_open {
             state.since = now;
             let (api, reason) = (&*self.api, &*why);
@@ -226,11 +226,11 @@ impl Breaker {
 
 impl State {
     const fn is_open(&self) -> bool {
-        matches!(self.phase, Phase::Open { .. })
+        matches!(self.phase, BreakerPhase::Open { .. })
     }
 }
 
-impl Phase {
+impl BreakerPhase {
     fn closed() -> Self {
         Self::Closed(Failures::default())
     }
@@ -264,11 +264,11 @@ impl Pass<'_> {
         state.succeeded += 1;
         state.ended += 1;
         match &mut state.phase {
-            Phase::Closed(failures) => *failures = Failures::default(),
+            BreakerPhase::Closed(failures) => *failures = Failures::default(),
             // A POST that began before the breaker opened says nothing about the API now.
-            Phase::Open { .. } if !self.is_probe => return,
-            Phase::Open { .. } => {
-                state.phase = Phase::closed();
+            BreakerPhase::Open { .. } if !self.is_probe => return,
+            BreakerPhase::Open { .. } => {
+                state.phase = BreakerPhase::closed();
                 let down = mem::replace(&mut state.since, Instant::now()).elapsed();
                 let down_s = down.as_secs_f64();
                 info!(
@@ -289,9 +289,9 @@ impl Pass<'_> {
         let has_others = state.succeeded > self.succeeded;
         let opens = match &mut state.phase {
             // An API that has taken others meanwhile is up.
-            Phase::Closed(_) if has_others => false,
-            Phase::Closed(failures) => failures.add(answer.is_reached()),
-            Phase::Open { .. } => self.is_probe,
+            BreakerPhase::Closed(_) if has_others => false,
+            BreakerPhase::Closed(failures) => failures.add(answer.is_reached()),
+            BreakerPhase::Open { .. } => self.is_probe,
         };
         if opens {
             self.breaker.open(&mut state, answer.to_string(), at_least);
@@ -360,7 +360,7 @@ impl Drop for Pass<'_> {
             return;
         }
         // A probe without a result is followed by another at once.
-        if let Phase::Open { probe_at, .. } = &mut self.breaker.state.lock().phase {
+        if let BreakerPhase::Open { probe_at, .. } = &mut self.breaker.state.lock().phase {
             probe_at.get_or_insert_with(Instant::now);
         }
         self.breaker.changes.notify_waiters();
@@ -600,7 +600,7 @@ mod tests {
         assert!(!breaker.is_open());
     }
 
-    /// What happens between two failures of a record.
+    /// POSTs of others between two failures of a record.
     #[derive(Clone, Copy, Debug)]
     enum Others {
         None,

@@ -39,11 +39,11 @@ enum Hits {
 }
 
 /// The modes that lose no record.
-type Kept = [bool; MODES.len()];
+type KeptIn = [bool; MODES.len()];
 
-const ALL: Kept = [true; MODES.len()];
+const ALL: KeptIn = [true; MODES.len()];
 /// All but `lane`.
-const COPIES: Kept = [true, false, true];
+const COPIES: KeptIn = [true, false, true];
 
 /// A node of one mode, with an API of its own that hangs until the fault is over.
 struct Subject {
@@ -103,7 +103,7 @@ impl Subject {
 async fn test<L: Lane>(
     fault: Fault,
     hits: Hits,
-    kept: Kept,
+    kept: KeptIn,
     on: impl AsyncFnOnce(&str) -> Option<L>,
 ) {
     let cuts = fault == Fault::PowerCut;

@@ -31,11 +31,11 @@ pub struct Copies {
     lane: LaneId,
     spool: Spool,
     hasher: Arc<Hasher128>,
-    kept: Arc<Mutex<Kept>>,
+    kept: Arc<Mutex<KeptCopies>>,
 }
 
 #[derive(Default)]
-struct Kept {
+struct KeptCopies {
     /// The copies of confirmed records, by half of their fingerprints: 17 bytes each.
     shards: [HashMap<u64, Position, BuildHasherDefault<IdentityHasher>>; SHARDS],
     /// The copy that was written last.
@@ -51,7 +51,7 @@ struct Kept {
 pub struct Copy {
     spool: Spool,
     key: Option<EntryKey>,
-    /// The one of [`Kept`] from before its record was published.
+    /// The one of [`KeptCopies`] from before its record was published.
     generation: u64,
 }
 
@@ -195,7 +195,7 @@ impl Copies {
     }
 }
 
-impl Kept {
+impl KeptCopies {
     fn shard(
         &mut self,
         fingerprint: u64,

@@ -13,7 +13,7 @@ use crate::{lane_id::LaneId, transport};
 /// One entry per lane, by `LaneId as usize`.
 pub type LaneTable = [LaneEntry; LaneId::ALL.len()];
 
-/// What is known of one lane.
+/// One lane, as the router knows it.
 #[derive(Default)]
 pub struct LaneEntry {
     /// There while the lane is up.

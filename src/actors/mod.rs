@@ -77,7 +77,7 @@ pub struct Job {
     pub permit: Arc<Permit>,
 }
 
-/// Where records come from.
+/// The origin of records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
     /// A client waits for them.

@@ -108,7 +108,7 @@ impl Parking {
                 id,
                 status,
                 answer,
-                "the API fails at this record and not at others: it is parked, and tried again; \
+                "the API fails at this record while it answers others: it is parked, and tried again; \
                  see `waypost dead list --parked`"
             );
         }

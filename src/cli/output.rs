@@ -1,4 +1,4 @@
-//! What the commands print. No write panics: the reader of a pipe may have closed it, and the disk
+//! The output of the commands. No write panics: the reader of a pipe may have closed it, and the disk
 //! behind a file may be full.
 
 use std::{

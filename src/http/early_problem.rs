@@ -146,7 +146,7 @@ mod tests {
 
     const HEAD: &str = "\r\ncontent-length: 0\r\ndate: now\r\n\r\n";
 
-    /// What comes out of a stream that takes `room` bytes at a time.
+    /// The bytes that leave a stream which takes `room` of them at a time.
     async fn sent(room: usize, bytes: &str) -> String {
         let (ours, mut clients) = duplex(room);
         let mut stream = EarlyProblemStream::new(ours, None);

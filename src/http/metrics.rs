@@ -209,7 +209,7 @@ impl Scrape<'_> {
             ),
             (
                 "waypost_parked_records",
-                "Records on disk between two tries: the API fails at them and takes others",
+                "Records on disk between two tries: the API fails at them while it answers others",
                 self.stats.parked(),
             ),
             (

@@ -60,7 +60,7 @@ pub fn serve(
 ) -> io::Result<ServerHandle> {
     let builder = ServerBuilder::new();
     let stopping = builder.graceful_shutdown_signal();
-    // What `HttpServer` does, but over our own stream.
+    // `HttpServer` cannot wrap the stream, so its parts are put together here.
     let service = move || {
         let app = App::new()
             .configure(routes.clone())

@@ -26,7 +26,7 @@ pub struct Balance {
     pub dropped: u64,
     /// Waiting on disk.
     pub spooled: u64,
-    /// On disk between two tries: the API fails at them and takes others.
+    /// On disk between two tries: the API fails at them while it answers others.
     pub parked: u64,
     /// In a broker, or on the way from it to the API.
     pub in_flight: u64,

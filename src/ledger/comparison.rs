@@ -41,7 +41,7 @@ pub enum Finding {
     NoneMissing,
 }
 
-/// What a lane remembers of its comparisons.
+/// The earlier comparisons of a lane.
 #[derive(Default)]
 pub struct Comparison {
     last: Option<Observed>,

@@ -66,12 +66,12 @@ pub(super) struct FlagMemory {
     delivered: [Recent<()>; LaneId::ALL.len()],
     /// The records of each rare flag apart, in the order of [`Flags::RARE`]: a flood of refusals
     /// makes no other record forgotten.
-    rare: [Recent<Lanes>; Flags::RARE.len()],
+    rare: [Recent<RecordLanes>; Flags::RARE.len()],
 }
 
 /// The lanes of a record that may lie in several.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Lanes {
+pub(super) struct RecordLanes {
     /// The lane that has confirmed it last.
     pub confirmed: Option<LaneId>,
     /// The lane that it came out of at its end.
@@ -141,20 +141,20 @@ impl FlagMemory {
 
     /// The lanes of a record, as far as they are known. Without a rare flag that is the one that
     /// has delivered it.
-    pub fn lanes(&self, key: &Fingerprint) -> Lanes {
+    pub fn lanes(&self, key: &Fingerprint) -> RecordLanes {
         if let Some(lanes) = self.rare.iter().find_map(|rare| rare.get(key)) {
             return *lanes;
         }
         let delivered = |lane: &LaneId| self.delivered[*lane as usize].get(key).is_some();
         let ended = LaneId::ALL.into_iter().find(delivered);
-        Lanes {
+        RecordLanes {
             confirmed: None,
             ended,
             is_delivered: ended.is_some(),
         }
     }
 
-    fn update(&mut self, key: &Fingerprint, change: impl Fn(&mut Lanes)) {
+    fn update(&mut self, key: &Fingerprint, change: impl Fn(&mut RecordLanes)) {
         for rare in &mut self.rare {
             if let Some(lanes) = rare.get_mut(key) {
                 change(lanes);

@@ -190,7 +190,7 @@ impl Reader<'_> {
     }
 }
 
-/// What the parser says of a number that no float can hold. It counts it as malformed.
+/// The text of the parser's error for a number that no float can hold.
 const OUT_OF_RANGE: &str = "number out of range";
 /// The highest age.
 const AGE_MAX: u8 = 150;

@@ -110,7 +110,7 @@ pub enum PostEnd {
     },
     /// The API has refused it, or has not taken it for too long.
     Dead(DeathReason),
-    /// The API fails at it and not at others: it is on disk, with its next try.
+    /// The API fails at it while it answers others: it is on disk, with its next try.
     Parked,
     /// The same for one of the records of a batch, perhaps: they are POSTed in smaller parts.
     Split(DeathReason),
@@ -175,6 +175,8 @@ impl Poster {
         let ledger = &self.params.ledger;
         if ledger.is_delivered(&delivery.record) {
             ledger.redelivered(self.params.lane);
+            // Another lane has delivered it, and this one may have kept a copy.
+            self.params.copies.release(&delivery.record);
             delivery.ack();
             return None;
         }
