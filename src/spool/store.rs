@@ -68,8 +68,8 @@ pub(super) struct Store {
     place: FolderPlace,
 }
 
-/// The sender of a put's answer.
-type PutAnswer = oneshot::Sender<Result<EntryKey, NotSafe>>;
+type PutResult = Result<EntryKey, NotSafe>;
+type PutAnswer = oneshot::Sender<PutResult>;
 
 impl Store {
     pub fn new(
@@ -196,10 +196,10 @@ impl Store {
                     payload,
                     held,
                     answer,
-                } => match self.append(queue, &payload, held, &mut room) {
-                    Ok(key) => puts.push((key, answer)),
-                    Err(why) => refuse(answer, why),
-                },
+                } => {
+                    let appended = self.append(queue, &payload, held, &mut room);
+                    puts.push((appended, answer));
+                }
                 SpoolRequest::Settle => {}
                 SpoolRequest::Rewind(queue) => self.logs[queue.at()].rewind(),
                 SpoolRequest::Run(job) => jobs.push(job),
@@ -267,34 +267,41 @@ impl Store {
         })
     }
 
-    fn commit(&mut self, puts: Vec<(EntryKey, PutAnswer)>) {
+    /// Makes what was appended durable, and answers all puts.
+    fn commit(&mut self, mut puts: Vec<(PutResult, PutAnswer)>) {
         let began = Instant::now();
         let failures: Vec<_> = self.logs.iter_mut().map(|log| log.commit().err()).collect();
-        if !puts.is_empty() {
+        let group = puts.iter().filter(|(appended, _)| appended.is_ok()).count();
+        if group > 0 {
             match failures.iter().flatten().next() {
                 Some(why) => self.fails(why),
                 None => self.works(),
             }
-            self.last_group = puts.len();
+            self.last_group = group;
             self.sync_took = began.elapsed();
             if self.failing {
                 self.check_place();
             }
         }
         let mut safe = [0; Queue::COUNT];
-        for (key, answer) in puts {
+        for (put, _) in &mut puts {
+            let Ok(key) = put else { continue };
             match &failures[key.queue] {
-                None => {
-                    safe[key.queue] += 1;
-                    // The caller may be gone: then the entry waits to be read like any other.
-                    answer.send(Ok(key)).ok();
-                }
-                Some(why) => refuse(answer, NotSafe::Disk(why.to_string())),
+                None => safe[key.queue] += 1,
+                Some(why) => *put = Err(NotSafe::Disk(why.to_string())),
             }
         }
         for records in safe.into_iter().filter(|records| *records > 0) {
             self.commits += 1;
             self.committed += records;
+        }
+        if puts.iter().any(|(put, _)| put.is_err()) {
+            // Who is refused, and asks why, finds it in the stats.
+            self.report();
+        }
+        for (put, answer) in puts {
+            // The caller may be gone. What was put waits to be read like any other entry.
+            answer.send(put).ok();
         }
     }
 
@@ -410,9 +417,4 @@ impl Store {
         self.stats
             .send_if_modified(|before| std::mem::replace(before, stats) != stats);
     }
-}
-
-fn refuse(answer: PutAnswer, why: NotSafe) {
-    // The caller may be gone; nothing was promised.
-    answer.send(Err(why)).ok();
 }
