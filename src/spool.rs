@@ -15,6 +15,7 @@ mod disk;
 mod entry;
 mod frame;
 mod log;
+mod put;
 mod queue;
 mod scan;
 mod settled;
@@ -32,7 +33,6 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use prost::Message as _;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tracing::warn;
 
@@ -44,6 +44,7 @@ pub use self::{
 };
 use self::{
     log::{Log, SEGMENT_MAX},
+    put::PutKind,
     store::{FolderPlace, Store},
 };
 use crate::{clock, lane_id::LaneId};
@@ -155,20 +156,22 @@ impl Which {
     }
 }
 
-/// A request to the thread.
 /// The entries that are to be settled: at most those that are on disk.
 type SettledKeys = Arc<Mutex<Vec<EntryKey>>>;
 
+/// A request to the thread.
 enum SpoolRequest {
     Put {
         queue: Queue,
         payload: Vec<u8>,
-        held: bool,
+        kind: PutKind,
         answer: oneshot::Sender<Result<EntryKey, NotSafe>>,
     },
     /// There are settled entries.
     Settle,
     Rewind(Queue),
+    /// Lets the entries of a queue that were put before be read.
+    ReadPresent(Queue),
     /// Runs once everything that was put before is durable.
     Run(Box<dyn FnOnce(&mut Store) + Send>),
     /// Answered when everything that came before is written.
@@ -239,28 +242,6 @@ impl Spool {
         })
     }
 
-    /// Resolves when `entry` is durable in `queue`.
-    pub async fn put(&self, queue: Queue, entry: &Entry) -> Result<EntryKey, NotSafe> {
-        self.append(queue, entry, false).await
-    }
-
-    /// The same, but a [`Tail`] that is reading the queue skips the entry: the caller has it in
-    /// memory.
-    pub async fn put_held(&self, queue: Queue, entry: &Entry) -> Result<EntryKey, NotSafe> {
-        self.append(queue, entry, true).await
-    }
-
-    async fn append(&self, queue: Queue, entry: &Entry, held: bool) -> Result<EntryKey, NotSafe> {
-        let payload = entry.encode_to_vec();
-        self.ask(|answer| SpoolRequest::Put {
-            queue,
-            payload,
-            held,
-            answer,
-        })
-        .await?
-    }
-
     /// Removes an entry. After a power cut within the next moment it may come again.
     pub fn settle(&self, key: EntryKey) {
         let mut settled = self.settled.lock();
@@ -282,9 +263,9 @@ impl Spool {
     /// Lets the copies of `lane` that are on disk come out of their [`Tail`]. Otherwise only those
     /// of an earlier run do.
     pub fn read_kept(&self, lane: LaneId) {
-        let read = move |store: &mut Store| store.read_present(Queue::Kept(lane));
+        let read = SpoolRequest::ReadPresent(Queue::Kept(lane));
         // The thread has ended with the node.
-        self.requests.send(SpoolRequest::Run(Box::new(read))).ok();
+        self.requests.send(read).ok();
     }
 
     /// Whether an entry is there still.
@@ -387,13 +368,25 @@ impl Spool {
         &self,
         request: impl FnOnce(oneshot::Sender<T>) -> SpoolRequest,
     ) -> Result<T, NotSafe> {
-        let (answer, mut answered) = oneshot::channel();
+        let mut answered = self.send(request)?;
+        self.answer(&mut answered).await
+    }
+
+    fn send<T>(
+        &self,
+        request: impl FnOnce(oneshot::Sender<T>) -> SpoolRequest,
+    ) -> Result<oneshot::Receiver<T>, NotSafe> {
+        let (answer, answered) = oneshot::channel();
         let sent = self.requests.send(request(answer));
         sent.map_err(|_| NotSafe::Closed)?;
+        Ok(answered)
+    }
+
+    async fn answer<T>(&self, answered: &mut oneshot::Receiver<T>) -> Result<T, NotSafe> {
         let mut running = self.running.clone();
         tokio::select! {
             biased;
-            answer = &mut answered => answer.map_err(|_| NotSafe::Closed),
+            answer = &mut *answered => answer.map_err(|_| NotSafe::Closed),
             // A request that is sent just when the thread ends may stay in the channel for as long
             // as anybody can send.
             _ = running.changed() => answered.try_recv().map_err(|_| NotSafe::Closed),

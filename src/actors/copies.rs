@@ -65,14 +65,15 @@ impl Copies {
         }
     }
 
-    /// Resolves when a copy of `record` is on disk.
+    /// Resolves when a copy of `record` is on disk. If it `is_on_disk` already, its other entry is
+    /// about to go, and a full spool takes the copy all the same.
     ///
     /// # Errors
     /// If it cannot be written.
-    pub async fn write(&self, record: &Record) -> Result<Copy, NotSafe> {
+    pub async fn write(&self, record: &Record, is_on_disk: bool) -> Result<Copy, NotSafe> {
         let generation = self.kept.lock().generation;
-        let queue = Queue::Kept(self.lane);
-        let key = self.spool.put(queue, &Entry::new(record, None)).await?;
+        let entry = Entry::new(record, None);
+        let key = self.spool.put_copy(self.lane, &entry, is_on_disk).await?;
         Ok(Copy {
             spool: self.spool.clone(),
             key: Some(key),
@@ -254,7 +255,7 @@ mod tests {
         let copies = Copies::new(LANE, spool.clone());
         copies.connected(&broker("first"));
         for number in 0..3 {
-            let copy = copies.write(&record(number)).await.unwrap();
+            let copy = copies.write(&record(number), false).await.unwrap();
             copies.keep(&record(number), copy);
         }
         (folder, spool, copies)
@@ -315,7 +316,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_confirm_of_the_broker_before_counts_for_nothing() {
         let (_folder, spool, copies) = three().await;
-        let copy = copies.write(&record(3)).await.unwrap();
+        let copy = copies.write(&record(3), false).await.unwrap();
         copies.connected(&broker("second"));
         copies.keep(&record(3), copy);
         assert_eq!(counts(&spool).await, (4, 4));
@@ -325,8 +326,8 @@ mod tests {
     async fn of_two_copies_of_a_record_the_younger_stays() {
         let (_folder, spool, copies) = three().await;
         let [older, younger] = [
-            copies.write(&record(3)).await.unwrap(),
-            copies.write(&record(3)).await.unwrap(),
+            copies.write(&record(3), false).await.unwrap(),
+            copies.write(&record(3), false).await.unwrap(),
         ];
         let position = younger.key.unwrap().position();
         copies.keep(&record(3), younger);

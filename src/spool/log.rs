@@ -155,12 +155,10 @@ impl Log {
         readable.map(|(_, segment)| segment.len()).sum()
     }
 
-    /// Lets [`Log::next`] return the entries that are there, from the oldest on, and none that
-    /// comes later.
+    /// Lets [`Log::next`] go on to the entries that are there, and to none that comes later.
     pub fn read_present(&mut self) {
         self.seal();
         self.read_end = Some(self.next_number);
-        self.rewind();
     }
 
     /// Unsettled entries that were there when the queue was opened.

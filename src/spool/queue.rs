@@ -1,5 +1,7 @@
 //! The queues on disk.
 
+use std::ops::Range;
+
 use crate::lane_id::LaneId;
 
 /// One of the queues on disk.
@@ -24,7 +26,10 @@ pub enum Queue {
 impl Queue {
     /// The number of queues of parked records.
     pub const PARKED: u8 = 6;
-    pub(super) const COUNT: usize = 3 + 2 * LaneId::ALL.len() + Self::PARKED as usize;
+    pub(super) const COUNT: usize = Self::KEPT.end + Self::PARKED as usize;
+
+    /// The places of the copies, by [`Queue::at`].
+    pub(super) const KEPT: Range<usize> = 3 + LaneId::ALL.len()..3 + 2 * LaneId::ALL.len();
 
     pub(super) fn all() -> impl Iterator<Item = Self> {
         [Self::Waiting, Self::Carried, Self::Dead]
@@ -45,8 +50,8 @@ impl Queue {
             Self::Carried => 1,
             Self::Dead => 2,
             Self::Pinned(lane) => 3 + lane as usize,
-            Self::Kept(lane) => 3 + LaneId::ALL.len() + lane as usize,
-            Self::Parked(number) => 3 + 2 * LaneId::ALL.len() + number as usize,
+            Self::Kept(lane) => Self::KEPT.start + lane as usize,
+            Self::Parked(number) => Self::KEPT.end + number as usize,
         }
     }
 

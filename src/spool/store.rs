@@ -18,14 +18,14 @@ use tracing::{error, warn};
 
 pub use self::place::FolderPlace;
 use super::{
-    Entry, EntryKey, NotSafe, Queue, SettledKeys, SpoolRequest, SpoolStats, frame,
+    Entry, EntryKey, NotSafe, PutKind, Queue, SettledKeys, SpoolRequest, SpoolStats, frame,
     log::{self, Log},
 };
 use crate::lane_id::LaneId;
 
 /// The most requests that share a commit.
 const BATCH: usize = 8192;
-/// Dead letters may go beyond the spool's size by this part of it.
+/// Dead letters and moved entries may go beyond the spool's size by this part of it.
 const RESERVE: u64 = 16;
 /// With less than this part of its size left, the spool is about to refuse.
 const NEARLY_FULL: u64 = 256;
@@ -194,14 +194,19 @@ impl Store {
                 SpoolRequest::Put {
                     queue,
                     payload,
-                    held,
+                    kind,
                     answer,
                 } => {
-                    let appended = self.append(queue, &payload, held, &mut room);
+                    let appended = self.append(queue, &payload, kind, &mut room);
                     puts.push((appended, answer));
                 }
                 SpoolRequest::Settle => {}
                 SpoolRequest::Rewind(queue) => self.logs[queue.at()].rewind(),
+                SpoolRequest::ReadPresent(queue) => {
+                    // What is put later is not among them.
+                    self.commit(std::mem::take(&mut puts));
+                    self.logs[queue.at()].read_present();
+                }
                 SpoolRequest::Run(job) => jobs.push(job),
                 SpoolRequest::Close(answer) => close = Some(answer),
             }
@@ -241,13 +246,13 @@ impl Store {
         &mut self,
         queue: Queue,
         payload: &[u8],
-        held: bool,
+        kind: PutKind,
         room: &mut u64,
     ) -> Result<EntryKey, NotSafe> {
         self.place.check_not_lost()?;
         let size = (frame::HEAD + payload.len()) as u64;
-        // A dead letter makes room: its record leaves the spool.
-        let reserve = if queue == Queue::Dead {
+        // A dead letter makes room: its record leaves the spool. So does what replaces an entry.
+        let reserve = if queue == Queue::Dead || kind == PutKind::Moved {
             self.max / RESERVE
         } else {
             0
@@ -255,7 +260,7 @@ impl Store {
         if size > *room + reserve || payload.len() > frame::PAYLOAD_MAX {
             return Err(NotSafe::Full);
         }
-        let appended = self.logs[queue.at()].append(payload, held);
+        let appended = self.logs[queue.at()].append(payload, kind == PutKind::Held);
         let position = appended.map_err(|why| {
             self.fails(&why);
             NotSafe::Disk(why.to_string())
@@ -300,8 +305,13 @@ impl Store {
             self.report();
         }
         for (put, answer) in puts {
-            // The caller may be gone. What was put waits to be read like any other entry.
-            answer.send(put).ok();
+            // The caller may be gone. What was put waits to be read like any other entry, but for a
+            // copy, which nobody would ever remove.
+            if let Err(Ok(key)) = answer.send(put)
+                && Queue::KEPT.contains(&key.queue)
+            {
+                self.logs[key.queue].settle(key.position);
+            }
         }
     }
 
@@ -333,10 +343,6 @@ impl Store {
 
     pub fn settle_through(&mut self, queue: Queue, last: log::Position) {
         self.logs[queue.at()].settle_through(last);
-    }
-
-    pub fn read_present(&mut self, queue: Queue) {
-        self.logs[queue.at()].read_present();
     }
 
     pub fn oldest(&mut self) -> Option<Entry> {

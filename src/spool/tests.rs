@@ -1,11 +1,14 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use tempfile::TempDir;
 use tokio::{sync::OwnedSemaphorePermit, time::timeout};
 
 use super::*;
 use crate::record::{Origin, Record};
+
+const NATS: LaneId = LaneId::Nats;
 
 fn entry(id: &str) -> Entry {
     let record = Record {
@@ -154,12 +157,65 @@ async fn a_full_spool_refuses_and_takes_again_when_there_is_room() {
         ..dead("letter")
     };
     spool.put(Queue::Dead, &dead_letter).await.unwrap();
+    // So has a record that a lane takes from the disk, and no other.
+    let mut copies = Vec::new();
+    for moved in [false, true] {
+        copies.push(spool.put_copy(NATS, &dead_letter, moved).await.err());
+    }
+    assert_eq!(copies, [Some(NotSafe::Full), None]);
     for key in keys {
         spool.settle(key);
     }
     // Answered after the settled entries are removed.
     assert_eq!(spool.take(Queue::Carried, 1).await, []);
     spool.put(Queue::Waiting, &big).await.unwrap();
+}
+
+/// Occupies the thread, so that it takes the requests of `meanwhile` at once.
+async fn while_busy(spool: &Spool, meanwhile: impl AsyncFnOnce()) {
+    let busy = spool.run(|_| thread::sleep(Duration::from_millis(50)));
+    tokio::join!(busy, meanwhile()).0.unwrap();
+}
+
+#[tokio::test]
+async fn only_copies_that_were_there_are_let_out() {
+    let folder = TempDir::new().unwrap();
+    let spool = open(&folder);
+    while_busy(&spool, async || {
+        let [before, after] = ["before", "after"].map(entry);
+        let read = async { spool.read_kept(NATS) };
+        let (before, (), after) = futures_util::join!(
+            spool.put_copy(NATS, &before, false),
+            read,
+            spool.put_copy(NATS, &after, false),
+        );
+        assert!(before.is_ok() && after.is_ok());
+    })
+    .await;
+    assert_eq!(take(&spool, Queue::Kept(NATS)).await, ["before"]);
+    assert_eq!(spool.stats().kept(NATS), 2);
+}
+
+#[tokio::test]
+async fn a_copy_whose_writer_has_gone_is_removed() {
+    let folder = TempDir::new().unwrap();
+    let spool = open(&folder);
+    let copy = entry("a");
+    for is_written in [false, true] {
+        while_busy(&spool, async || {
+            let mut put = Box::pin(spool.put_copy(NATS, &copy, false));
+            assert_eq!(put.as_mut().now_or_never(), None);
+            if is_written {
+                spool.oldest().await;
+            }
+        })
+        .await;
+        // The thread has done all that it was asked to before.
+        spool.oldest().await;
+        spool.oldest().await;
+        assert_eq!(spool.stats().kept(NATS), 0, "written: {is_written}");
+    }
+    assert_eq!(spool.stats().committed, 2);
 }
 
 #[tokio::test]

@@ -173,7 +173,9 @@ fn no_confirm(is_lost: bool, params: &LaneParams) -> TransportError {
 /// Writes a copy of each record, and returns the first failure.
 async fn write_copies(records: &[Unconfirmed<'_>], params: &LaneParams) -> Result<(), NotSafe> {
     let write = async |record: &Unconfirmed<'_>| {
-        let copy = params.copies.write(&record.pending.record).await?;
+        let is_on_disk = record.source != Source::Client;
+        let copies = &params.copies;
+        let copy = copies.write(&record.pending.record, is_on_disk).await?;
         record.copy.set(CopyState::Written(copy));
         record.reply_if_safe(params);
         Ok(())

@@ -270,10 +270,7 @@ impl Simulation {
                 log.rewind();
                 self.rewound();
             }
-            _ if self.rng.u8(0..4) == 0 => {
-                log.read_present();
-                self.rewound();
-            }
+            _ if self.rng.u8(0..4) == 0 => log.read_present(),
             _ => self.visit(log),
         }
     }

@@ -68,6 +68,19 @@ fn entries_that_are_to_be_read_again_are_not_settled_with_all_before() {
 }
 
 #[test]
+fn entries_that_were_read_do_not_come_again_with_those_that_are_let_out_later() {
+    let folder = TempDir::new().unwrap();
+    let mut log = open(&folder);
+    append(&mut log, 0..3);
+    log.read_present();
+    assert_eq!(drain(&mut log), [0, 1, 2]);
+    append(&mut log, 3..5);
+    log.read_present();
+    append(&mut log, 5..6);
+    assert_eq!(drain(&mut log), [3, 4]);
+}
+
+#[test]
 fn entries_come_out_once_each_in_their_order_and_again_after_a_restart() {
     let folder = TempDir::new().unwrap();
     let mut log = open(&folder);
