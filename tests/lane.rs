@@ -41,7 +41,7 @@ use waypost::{
     record::{Origin, Record, Tag},
     spool::{NotSafe, Queue, Spool, Undelivered},
     tap::Tap,
-    transport::{Transport, nats},
+    transport::{BrokerInfo, Transport, nats},
 };
 
 use crate::support::{
@@ -64,6 +64,7 @@ struct House {
     ledger: Arc<Ledger>,
     ingest: Admission,
     supervisor: Addr<Supervisor>,
+    copies: Copies,
 }
 
 impl House {
@@ -92,13 +93,14 @@ impl House {
         give_up_after: Option<Duration>,
     ) -> Self {
         let broker = Broker::default();
-        let (ledger, ingest, supervisor) =
+        let (ledger, ingest, supervisor, copies) =
             graph::<Memory>(&broker, api, limits, spool, give_up_after, 1);
         Self {
             broker,
             ledger,
             ingest,
             supervisor,
+            copies,
         }
     }
 
@@ -133,7 +135,7 @@ fn graph<T: Transport>(
     spool: Spool,
     give_up_after: Option<Duration>,
     bundle: usize,
-) -> (Arc<Ledger>, Admission, Addr<Supervisor>) {
+) -> (Arc<Ledger>, Admission, Addr<Supervisor>, Copies) {
     let ledger = Arc::new(Ledger::new(Arc::from("run")));
     let router = Slot::default();
     let forwarder = Slot::default();
@@ -174,7 +176,7 @@ fn graph<T: Transport>(
         breaker: Arc::default(),
         parking: Parking::new(dead_letters.clone(), Arc::from("run")),
         dead_letters,
-        copies,
+        copies: copies.clone(),
         tap: Tap::default(),
         limits,
     };
@@ -190,7 +192,7 @@ fn graph<T: Transport>(
     ];
     let ingest = Admission::new(router, PUBLISH_TIMEOUT, Arc::clone(&ledger));
     let supervisor = Supervisor::start(&live_lanes, children);
-    (ledger, ingest, supervisor)
+    (ledger, ingest, supervisor, copies)
 }
 
 fn start_router(slot: Slot<Router>, live_lanes: &LiveLanes, fallback: DiskFallback) -> Factory {
@@ -511,6 +513,29 @@ async fn an_order_to_a_node_that_ends_starts_no_lane() {
         (State::Paused, 1)
     );
     assert_eq!(house.ledger.totals().delivered, 4);
+}
+
+#[actix_rt::test]
+async fn the_copy_of_a_record_that_another_lane_has_delivered_goes_too() {
+    let api = Api::start();
+    let folder = tempfile::tempdir().unwrap();
+    let spool = Spool::open(folder.path(), 1 << 20).unwrap();
+    let house = House::with_spool(&api.url(), 4, spool.clone());
+    house.up().await;
+    // A confirm of this broker is not durable.
+    house.copies.connected(&BrokerInfo::default());
+    let record = record();
+    let copy = house.copies.write(&record, false).await.unwrap();
+    house.copies.keep(&record, copy);
+    house.ledger.delivered(LaneId::Grpc, [&record]);
+    submit_one(&house.ingest, record, None).await.unwrap();
+    eventually("the copy is gone", PATIENCE, async || {
+        // Answered after the settled entries are removed.
+        spool.oldest().await;
+        (spool.stats().kept(LaneId::Nats) == 0).then_some(())
+    })
+    .await;
+    assert_eq!(api.count(), 0);
 }
 
 #[actix_rt::test]
@@ -881,7 +906,7 @@ impl BundlingLane {
             batch: 1,
         };
         let spool = closed_spool().await;
-        let (ledger, ingest, supervisor) =
+        let (ledger, ingest, supervisor, _) =
             graph::<nats::Nats>(&settings, &api.url(), limits, spool, None, 16);
         // The first waits in the router until the lane is up.
         eventually("the lane is up", PATIENCE, async || {
