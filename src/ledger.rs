@@ -132,7 +132,7 @@ impl Ledger {
             }
         }
         drop(memory);
-        self.node.lock().double_counted += u64::from(!is_first);
+        self.node.lock().double_counted += u64::from(counted == CountedAs::DoubleCounted);
         {
             let mut ledger = self.confirmed(lane, after);
             ledger.counts.resent += u64::from(is_first);
@@ -296,8 +296,9 @@ impl Ledger {
         let (flags, Some(key)) = memory.look_up(record) else {
             return;
         };
+        memory.add(Flags::REFUSED, key);
         if count(Transition::Refused, flags, self.is_own(record)) != CountedAs::RefusedTooLate {
-            return memory.add(Flags::REFUSED, key);
+            return;
         }
         let ended = memory.lanes(&key).ended;
         drop(memory);
@@ -797,6 +798,25 @@ mod tests {
                 redelivered: 0,
                 ..Counts::default()
             }
+        );
+    }
+
+    #[test]
+    fn a_refused_record_that_a_disk_that_hung_has_written_balances() {
+        let ledger = Ledger::new(Arc::from("run"));
+        let [a, b] = ["a", "b"].map(|id| record(id, "run"));
+        ledger.refused(&a);
+        ledger.delivered(LaneId::Nats, [&b]);
+        ledger.refused(&b);
+        // The feeder has read them before they were removed again.
+        for refused in [&a, &b] {
+            ledger.resent(LaneId::Nats, refused, Duration::ZERO);
+        }
+        ledger.delivered(LaneId::Nats, [&a, &b]);
+        let balance = ledger.balance(&SpoolStats::default());
+        assert_eq!(
+            (balance.recovered, balance.delivered, balance.in_flight),
+            (2, 2, 0)
         );
     }
 

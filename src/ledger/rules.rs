@@ -18,6 +18,7 @@
 //! | adopted | was delivered | double counted: takes one from recovered |
 //! | adopted | any other | nothing: it was counted at the start, as recovered from disk |
 //! | resent | was resent before | double counted: takes one from recovered |
+//! | resent | was refused | nothing: a disk that hung wrote it, and has not removed it yet |
 //! | resent | any other | resent |
 //!
 //! A power cut may leave two entries of one record on disk.
@@ -71,6 +72,7 @@ pub(super) fn count(event: Transition, flags: Flags, is_own: bool) -> CountedAs 
         Transition::Adopted | Transition::Resent if flags.has(Flags::RESENT) => {
             CountedAs::DoubleCounted
         }
+        Transition::Resent if flags.has(Flags::REFUSED) => CountedAs::Nothing,
         Transition::Resent => CountedAs::Resent,
         Transition::Adopted if flags.has(Flags::ADOPTED) => CountedAs::Nothing,
         Transition::Adopted if flags.has(Flags::DELIVERED) => CountedAs::DoubleCounted,
@@ -229,6 +231,7 @@ mod tests {
                 OWN,
                 CountedAs::DoubleCounted,
             ),
+            (Transition::Resent, Flags::REFUSED, OWN, CountedAs::Nothing),
             (Transition::Adopted, Flags::DEAD, !OWN, CountedAs::Nothing),
             (Transition::Adopted, NONE, !OWN, CountedAs::Nothing),
         ] {
