@@ -59,6 +59,7 @@ impl Scrape<'_> {
     fn register_counters(&self, registry: &mut Registry) {
         let by_path =
             |pick: fn(&Counts) -> u64| self.by_path(|lane| ConstCounter::new(pick(&lane.counts)));
+        let handed_over = |lane: &LaneLedger| ConstCounter::new(lane.handed_over_ever());
         let spooled = ConstCounter::new(self.ledger.node().spooled);
         let mut accepted = by_path(|counts| counts.accepted);
         accepted.0.push((vec![("path", "spool".into())], spooled));
@@ -85,8 +86,8 @@ impl Scrape<'_> {
             ),
             (
                 "waypost_handed_over",
-                "Records with a receipt of the lane that another node took from its broker",
-                by_path(Counts::handed_over),
+                "Records with a receipt of the lane that were found to be with another node",
+                self.by_path(handed_over),
             ),
             (
                 "waypost_redeliveries",

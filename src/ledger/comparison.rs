@@ -10,8 +10,8 @@
 //! messages yet.
 //!
 //! Records that are gone were *handed over* if another node may have taken them, else they are
-//! *missing*. Another node may have taken them if one consumed since the lane last had nothing in
-//! flight.
+//! *missing*. A node that consumes may have taken any. One that has left took no more records than
+//! were outstanding at any time since: it took them before that time, and they do not end here.
 
 use std::time::Duration;
 
@@ -47,10 +47,12 @@ pub struct Comparison {
     last: Option<Observed>,
     /// When another node was last seen.
     shared_at: Option<Instant>,
-    /// When the lane last had nothing in flight.
-    empty_at: Option<Instant>,
+    /// The most records that other nodes can have taken.
+    taken_max: u64,
     /// Missing records of the last finding.
     reported: u64,
+    /// The most records that were handed over at any time.
+    handed_over_max: u64,
 }
 
 #[derive(Clone, Copy)]
@@ -61,14 +63,27 @@ struct Observed {
 }
 
 impl Comparison {
-    /// Whether another node may have taken records that are in flight now.
-    fn others_may_have_taken(&self) -> bool {
-        self.shared_at
-            .is_some_and(|at| self.empty_at.is_none_or(|empty| at + UNSEEN >= empty))
+    /// `outstanding` records are so now, and another node consumes, or not.
+    fn observe_others(&mut self, is_shared: bool, outstanding: u64, now: Instant) {
+        if is_shared {
+            self.shared_at = Some(now);
+        }
+        let may_take = self.shared_at.is_some_and(|at| now - at <= UNSEEN);
+        self.taken_max = if may_take {
+            u64::MAX
+        } else {
+            self.taken_max.min(outstanding)
+        };
     }
 }
 
 impl LaneLedger {
+    /// The records that were ever found to be handed over. Unlike their present number, which a
+    /// record lowers that comes out here all the same, this one never falls.
+    pub const fn handed_over_ever(&self) -> u64 {
+        self.comparison.handed_over_max
+    }
+
     /// Compares the counts with what is `present`. `before` are the counts from before the broker
     /// was asked.
     pub(super) fn compare(
@@ -81,10 +96,11 @@ impl LaneLedger {
         let gone = before
             .outstanding()
             .saturating_sub(present.records + ended_since);
-        if present.is_shared {
-            self.comparison.shared_at = Some(now);
-        }
         let counts = self.counts;
+        let outstanding = counts.outstanding();
+        let least_outstanding = outstanding.min(before.outstanding());
+        self.comparison
+            .observe_others(present.is_shared, least_outstanding, now);
         let missing_before = counts.missing();
         let observed = Observed { gone, counts };
         let last = self.comparison.last.replace(observed)?;
@@ -94,24 +110,22 @@ impl LaneLedger {
         self.count_gone_at_most(if stands_still && !present.is_shared {
             gone.max(last.gone)
         } else {
-            counts.outstanding().max(last.counts.outstanding())
+            outstanding.max(last.counts.outstanding())
         });
-        if self.counts.in_flight() == 0 {
-            self.comparison.empty_at = Some(now);
-        }
+        let handed_over = self.counts.handed_over();
+        let most = &mut self.comparison.handed_over_max;
+        *most = handed_over.max(*most);
         self.finding(missing_before)
     }
 
     /// At least so many records are gone.
     fn count_gone(&mut self, at_least: u64) {
-        let shared = self.comparison.others_may_have_taken();
         let counts = &mut self.counts;
         let new = at_least.saturating_sub(counts.gone_elsewhere + counts.gone_missing);
-        if shared {
-            counts.gone_elsewhere += new;
-        } else {
-            counts.gone_missing += new;
-        }
+        let takeable = self.comparison.taken_max;
+        let taken = new.min(takeable.saturating_sub(counts.gone_elsewhere));
+        counts.gone_elsewhere += taken;
+        counts.gone_missing += new - taken;
     }
 
     /// Some records that were counted as gone are there, or came out.
@@ -270,5 +284,47 @@ mod tests {
         fixture.compare();
         fixture.compare();
         assert_eq!(fixture.counts(), (0, 10, 3));
+    }
+
+    #[test]
+    fn under_a_steady_load_a_node_that_has_left_takes_no_more() {
+        let mut fixture = Fixture::new(10, 10, true);
+        fixture.compare();
+        // It takes four, and leaves. Records come and end for a while, some always in flight.
+        fixture.present = Present {
+            records: 6,
+            is_shared: false,
+        };
+        for _ in 0..10 {
+            fixture.compare();
+            fixture.lane.counts.accepted += 100;
+            fixture.lane.counts.delivered += 100;
+        }
+        assert_eq!(fixture.counts(), (6, 4, 0));
+        fixture.lane.counts.accepted += 1000;
+        fixture.present.records = 0;
+        fixture.compare();
+        fixture.compare();
+        let (in_flight, handed_over, missing) = fixture.counts();
+        assert_eq!((in_flight, missing >= 1000), (0, true), "{handed_over} {missing}");
+    }
+
+    #[test]
+    fn the_count_of_what_was_ever_handed_over_does_not_fall() {
+        let mut fixture = Fixture::new(10, 4, true);
+        fixture.compare();
+        fixture.compare();
+        assert_eq!(fixture.lane.handed_over_ever(), 6);
+        // They come out all the same.
+        fixture.lane.counts.delivered += 10;
+        fixture.compare();
+        fixture.compare();
+        assert_eq!(fixture.counts(), (0, 0, 0));
+        assert_eq!(fixture.lane.handed_over_ever(), 6);
+        fixture.lane.counts.accepted += 9;
+        fixture.present.records = 0;
+        fixture.compare();
+        fixture.compare();
+        assert_eq!(fixture.lane.handed_over_ever(), 9);
     }
 }
