@@ -1,11 +1,12 @@
 //! The table of lanes: which take records now, and how large a record each takes. The supervisor and
 //! the lanes write it, each router reads it.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use actix::Recipient;
 use bytesize::ByteSize;
 use parking_lot::{RwLock, RwLockReadGuard};
+use tokio::time::Instant;
 
 use super::{Publish, receipts::Refused};
 use crate::{lane_id::LaneId, transport};
@@ -13,13 +14,19 @@ use crate::{lane_id::LaneId, transport};
 /// One entry per lane, by `LaneId as usize`.
 pub type LaneTable = [LaneEntry; LaneId::ALL.len()];
 
+/// A limit that a refusal has taught counts for this long: its broker may raise it, and tells its
+/// limit in no other way. Then the lane tries the next large message.
+const LEARNT_FOR: Duration = Duration::from_mins(10);
+
 /// One lane, as the router knows it.
 #[derive(Default)]
 pub struct LaneEntry {
     /// There while the lane is up.
     publisher: Option<Recipient<Publish>>,
     /// The most bytes of a message, as the lane was last told. `None` before the first connection.
-    largest_message: Option<usize>,
+    largest_told: Option<usize>,
+    /// The most bytes of a message by the last refusal, and when that came.
+    learnt: Option<(usize, Instant)>,
     /// Why the lane failed last.
     last_failure: Option<Arc<str>>,
 }
@@ -27,8 +34,14 @@ pub struct LaneEntry {
 impl LaneEntry {
     /// Takes messages of up to `size` bytes, if the lane is up.
     pub fn publisher(&self, size: usize) -> Option<&Recipient<Publish>> {
-        let fits = self.largest_message.is_none_or(|most| size <= most);
+        let fits = self.largest_message().is_none_or(|most| size <= most);
         self.publisher.as_ref().filter(|_| fits)
+    }
+
+    /// The most bytes of a message, as far as it is known.
+    fn largest_message(&self) -> Option<usize> {
+        let learnt = self.learnt.filter(|(_, at)| at.elapsed() < LEARNT_FOR);
+        learnt.map(|(most, _)| most).or(self.largest_told)
     }
 }
 
@@ -38,12 +51,15 @@ impl LaneEntry {
 pub struct LiveLanes(Arc<RwLock<LaneTable>>);
 
 impl LiveLanes {
-    /// The lane is up, and `publisher` takes its records: messages of up to `largest` bytes, or as
-    /// large as before if the system does not tell.
+    /// The lane is up, and `publisher` takes its records: messages of up to `largest` bytes, or of
+    /// any size but for what was learnt if the system does not tell.
     pub fn insert(&self, lane: LaneId, publisher: Recipient<Publish>, largest: Option<usize>) {
         let entry = &mut self.0.write()[lane as usize];
         entry.publisher = Some(publisher);
-        entry.largest_message = largest.or(entry.largest_message).or(Some(usize::MAX));
+        entry.largest_told = Some(largest.unwrap_or(usize::MAX));
+        if largest.is_some() {
+            entry.learnt = None;
+        }
     }
 
     /// The lane is no longer up.
@@ -53,7 +69,7 @@ impl LiveLanes {
 
     /// The lane has refused a message: it takes up to `most` bytes.
     pub fn set_largest_message(&self, lane: LaneId, most: usize) {
-        self.0.write()[lane as usize].largest_message = Some(most);
+        self.0.write()[lane as usize].learnt = Some((most, Instant::now()));
     }
 
     /// The lane has failed to connect, or to take a record.
@@ -82,7 +98,7 @@ impl LiveLanes {
         let mut limits = Vec::new();
         let mut all_known = true;
         for lane in lanes {
-            let known = table[lane as usize].largest_message;
+            let known = table[lane as usize].largest_message();
             let most = known.unwrap_or(transport::default_largest_message(lane));
             if size <= most {
                 return None;
@@ -106,6 +122,7 @@ impl LiveLanes {
 #[cfg(test)]
 mod tests {
     use actix::{Actor, Context, Handler};
+    use tokio::time::advance;
 
     use super::*;
 
@@ -169,6 +186,19 @@ mod tests {
             None,
             "the server's limit was raised"
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_limit_that_was_learnt_is_tried_again_after_a_while() {
+        let live = LiveLanes::default();
+        live.set_largest_message(NATS, MIB);
+        live.set_largest_message(RABBITMQ, MIB);
+        let too_large = || refusal(&live, 2 * MIB);
+        assert!(matches!(too_large(), Some(Refused::TooLarge(_))));
+        advance(LEARNT_FOR - Duration::from_secs(1)).await;
+        assert!(matches!(too_large(), Some(Refused::TooLarge(_))));
+        advance(Duration::from_secs(1)).await;
+        assert_eq!(too_large(), None);
     }
 
     #[test]
