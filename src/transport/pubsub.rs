@@ -6,15 +6,16 @@
 mod access;
 mod declare;
 mod orphan;
+mod probe;
 mod retry;
 mod stream;
+mod unsent;
 
 use std::{
-    fmt::Display,
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
     time::Duration,
@@ -28,20 +29,21 @@ use google_cloud_pubsub::{
 use parking_lot::Mutex;
 use tokio::{
     runtime::Handle,
-    sync::{AcquireError, Mutex as AsyncMutex, Notify, OwnedSemaphorePermit, Semaphore, mpsc},
+    sync::{AcquireError, Mutex as AsyncMutex, OwnedSemaphorePermit, Semaphore, mpsc},
     task::AbortHandle,
     time::{Instant, sleep, timeout},
 };
 
 use self::{
     access::Access,
-    declare::{DeclaredSubscription, describe, is_orphan},
-    orphan::drain,
+    declare::{DeclaredSubscription, describe},
+    probe::{State, TOPIC_GONE, watch},
     retry::{RetryUnlessRefused, is_refusal},
     stream::{KeptStream, LEASED_MAX, Leased, MessageStream, UnackedHandlers},
+    unsent::Unsent,
 };
 use super::{
-    BrokerInfo, Durability, Headers, Incoming, Look, Message, Remedy, Transport, TransportError,
+    Backlog, BrokerInfo, Durability, Headers, Incoming, Look, Message, Remedy, Transport, TransportError,
     lost::Lost, publish_each,
 };
 use crate::config;
@@ -63,16 +65,6 @@ pub(super) const MAX_MESSAGE: usize = 10_000_000 - 1024;
 /// The client sends acks every 100 ms and does not say when they have arrived: one period and a
 /// slow round trip.
 const FLUSH: Duration = Duration::from_millis(400);
-/// How often the subscription is looked up while no message comes. The client's own retries would
-/// hide an outage.
-const PROBE_PERIOD: Duration = Duration::from_millis(2500);
-const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
-/// Two failed probes this far apart are an outage.
-const PROBE_GAP: Duration = Duration::from_millis(300);
-const TOPIC_GONE: &str = "the topic is gone";
-/// A stream that brought nothing to a connection of this age is not kept: it may be dead.
-const QUIET: Duration = Duration::from_secs(30);
-
 /// The configuration, and the stream of messages, which outlives connections. Clones share the
 /// stream.
 #[derive(Clone)]
@@ -112,6 +104,7 @@ pub struct Pubsub {
     connection: u64,
     /// See [`orphan`].
     is_orphaned: bool,
+    unsent: Mutex<Unsent>,
 }
 
 impl Transport for Pubsub {
@@ -197,6 +190,7 @@ impl Transport for Pubsub {
             kept: kept.clone(),
             connection,
             is_orphaned,
+            unsent: Mutex::default(),
         })
     }
 
@@ -244,6 +238,19 @@ impl Transport for Pubsub {
     fn info(&self) -> BrokerInfo {
         self.info.clone()
     }
+
+    /// What another node has in hand does not count: that node has taken it. Nobody can ask whether
+    /// there is another node.
+    async fn backlog(&self) -> Result<Backlog, String> {
+        let stream = self.stream.lock().clone();
+        let stream = stream.ok_or("the connection is closed")?;
+        let unsent = self.unsent.lock().count(Instant::now(), stream.has_room());
+        let unsent = unsent.ok_or("what the subscription has is not known yet")?;
+        Ok(Backlog {
+            messages: unsent + u64::from(stream.in_hand()),
+            is_shared: true,
+        })
+    }
 }
 
 fn info(access: &Access, mut warnings: Vec<String>) -> BrokerInfo {
@@ -282,7 +289,10 @@ impl Pubsub {
         })
         .await;
         let failure = match outcome {
-            Ok(Ok(())) => return Ok(()),
+            Ok(Ok(())) => {
+                self.unsent.lock().published += 1;
+                return Ok(());
+            }
             Ok(Err(failure)) => failure,
             Err(_) => {
                 return Err(TransportError::Publish(format!(
@@ -317,87 +327,6 @@ impl Drop for Pubsub {
     fn drop(&mut self) {
         if let Some(stream) = self.leave_stream() {
             self.kept.put(self.connection, stream, &self.runtime);
-        }
-    }
-}
-
-/// The health of one connection.
-struct State {
-    lost: Lost,
-    /// The stream may belong to a service or a subscription that is gone.
-    stream_failed: AtomicBool,
-    since: Instant,
-    /// The number of messages.
-    received: AtomicUsize,
-    /// A failure may be an outage: probe now.
-    suspicion: Notify,
-}
-
-impl Default for State {
-    fn default() -> Self {
-        Self {
-            lost: Lost::default(),
-            stream_failed: AtomicBool::default(),
-            since: Instant::now(),
-            received: AtomicUsize::default(),
-            suspicion: Notify::default(),
-        }
-    }
-}
-
-impl State {
-    /// The connection is lost, and its stream with it.
-    fn fail(&self, why: impl Display) {
-        self.stream_failed.store(true, Ordering::Relaxed);
-        self.lost.set(why);
-    }
-
-    fn stream_is_good(&self) -> bool {
-        let heard = self.received.load(Ordering::Relaxed) > 0;
-        !self.stream_failed.load(Ordering::Relaxed) && (heard || self.since.elapsed() < QUIET)
-    }
-}
-
-/// Ends when the connection is lost.
-async fn watch(subscription: DeclaredSubscription, stream: Arc<MessageStream>, state: Arc<State>) {
-    if subscription.is_orphaned {
-        tokio::select! {
-            () = probe(&subscription, &state) => {}
-            () = drain(&subscription, &stream, &state) => {}
-        }
-    } else {
-        probe(&subscription, &state).await;
-    }
-}
-
-/// Looks the subscription up while the lane is quiet, and after a failure. Ends when it has found
-/// the connection lost.
-async fn probe(subscription: &DeclaredSubscription, state: &State) {
-    let mut seen = 0;
-    loop {
-        tokio::select! {
-            () = sleep(PROBE_PERIOD) => {
-                let received = state.received.load(Ordering::Relaxed);
-                if std::mem::replace(&mut seen, received) != received {
-                    continue;
-                }
-            }
-            () = state.suspicion.notified() => {}
-        }
-        let mut answer = timeout(PROBE_TIMEOUT, subscription.find()).await;
-        if !matches!(answer, Ok(Ok(_))) {
-            sleep(PROBE_GAP).await;
-            answer = timeout(PROBE_TIMEOUT, subscription.find()).await;
-        }
-        match answer {
-            Ok(Ok(Some(found))) if is_orphan(&found) != subscription.is_orphaned => {
-                return state.lost.set(TOPIC_GONE);
-            }
-            Ok(Ok(Some(_))) => sleep(PROBE_GAP).await,
-            Ok(Ok(None)) => return state.fail("the subscription is gone"),
-            Ok(Err(why)) => return state.fail(describe(&why)),
-            // A system that stalls may continue its stream later.
-            Err(_) => return state.lost.set("no answer to a probe"),
         }
     }
 }

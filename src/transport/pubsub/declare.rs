@@ -6,7 +6,7 @@ use google_cloud_gax::{error::rpc::Code, retry_policy::NeverRetry};
 use google_cloud_pubsub::{
     Error,
     client::{SubscriptionAdmin, TopicAdmin},
-    model::{ExpirationPolicy, Subscription},
+    model::{ExpirationPolicy, Subscription, UpdateSubscriptionRequest},
 };
 use tokio::time::sleep;
 
@@ -20,6 +20,8 @@ const ACK_DEADLINE_S: i32 = 10;
 const FORGOTTEN: Duration = Duration::from_millis(500);
 /// How long an unacked message is kept.
 const RETENTION: Duration = Duration::from_hours(7 * 24);
+
+const HOUR_S: u64 = 60 * 60;
 
 /// The topic of a subscription whose topic was deleted.
 const DELETED_TOPIC: &str = "_deleted-topic_";
@@ -154,6 +156,24 @@ impl DeclaredSubscription {
         }
     }
 
+    /// Marks a subscription whose topic was deleted: other nodes see that its retention has changed.
+    /// That costs no message, and is one of the few settings that the emulator can change.
+    pub async fn mark(&self) -> Result<(), Error> {
+        let Some(found) = self.find().await?.filter(is_orphan) else {
+            return Ok(());
+        };
+        let hours = retention(&found).as_secs().div_ceil(HOUR_S);
+        let marked = Duration::from_secs(hours * HOUR_S - fastrand::u64(1..60));
+        let mut request = UpdateSubscriptionRequest::new();
+        let subscription = request.subscription.get_or_insert_default();
+        subscription.name.clone_from(&self.name);
+        subscription.message_retention_duration = marked.try_into().ok();
+        let changes = request.update_mask.get_or_insert_default();
+        changes.paths.push("message_retention_duration".into());
+        let update = self.subscriptions.update_subscription();
+        update.with_request(request).send().await.map(drop)
+    }
+
     /// Deletes the subscription unless another node has done so.
     pub async fn delete_orphan(&self) -> Result<(), Error> {
         if !self.find().await?.is_some_and(|found| is_orphan(&found)) {
@@ -216,6 +236,13 @@ pub(super) fn is_orphan(found: &Subscription) -> bool {
     found.topic == DELETED_TOPIC
 }
 
+/// How long it keeps a message that is not acked.
+fn retention(found: &Subscription) -> Duration {
+    let told = found.message_retention_duration;
+    let told = told.and_then(|kept| Duration::try_from(kept).ok());
+    told.unwrap_or(RETENTION)
+}
+
 fn client_failed(why: impl Display) -> TransportError {
     TransportError::Connect(format!("client: {why}"))
 }
@@ -272,10 +299,9 @@ fn check(found: &Subscription, topic: &str) -> Result<Vec<String>, String> {
             policy.dead_letter_topic, policy.max_delivery_attempts
         ));
     }
-    let retention = found
-        .message_retention_duration
-        .and_then(|kept| Duration::try_from(kept).ok());
-    if let Some(kept) = retention.filter(|&kept| kept < RETENTION) {
+    let kept = retention(found);
+    // That of an orphan has a mark.
+    if kept < RETENTION && !is_orphan(found) {
         warnings.push(format!(
             "the subscription keeps a record that is not delivered for {} only",
             humantime::format_duration(kept)

@@ -108,9 +108,15 @@ impl MessageStream {
         "the stream has ended".into()
     }
 
-    /// Whether this node holds none of its messages.
-    pub(super) fn is_idle(&self) -> bool {
-        self.room.available_permits() == LEASED_KIB as usize
+    /// The most of its messages that this node holds.
+    pub(super) fn in_hand(&self) -> u32 {
+        let free = u32::try_from(self.room.available_permits()).unwrap_or(LEASED_KIB);
+        LEASED_KIB.saturating_sub(free).div_ceil(CHARGE_MIN_KIB)
+    }
+
+    /// Whether the service may send more.
+    pub(super) fn has_room(&self) -> bool {
+        self.in_hand() < OUTSTANDING_MAX
     }
 
     /// Nacks the messages that have come in and were not read, after the end of [`Self::read`].
