@@ -17,7 +17,7 @@ use crate::{
     spool::Spool,
     tap::Tap,
     transport::{
-        self, Look, Transport, default_largest_message,
+        self, Inspection, Transport, default_largest_message,
         grpc::{self, Grpc},
         nats::Nats,
         pubsub::{self, Pubsub},
@@ -54,11 +54,12 @@ pub async fn check(args: Args) -> Result<(), ExitCode> {
     let mut limits = BTreeMap::new();
     for lane in LaneId::ALL {
         // Boxed: it has the futures of all clients.
-        if let Some(looked) = Box::pin(look_at(lane, &config)).await {
-            if let Ok((_, look)) = &looked {
-                limits.extend(look.info.largest_message.map(|most| (lane, most)));
+        if let Some(result) = Box::pin(inspect_lane(lane, &config)).await {
+            if let Ok((_, inspection)) = &result {
+                let limit = inspection.info.largest_message;
+                limits.extend(limit.map(|most| (lane, most)));
             }
-            let result = looked.map(|(address, look)| describe(&address, look));
+            let result = result.map(|(address, inspection)| describe(&address, inspection));
             report(&format!("lanes.{lane}"), result);
         }
     }
@@ -68,24 +69,27 @@ pub async fn check(args: Args) -> Result<(), ExitCode> {
 }
 
 /// The lane's address and what is there; `None` if the lane is not configured.
-async fn look_at(lane: LaneId, config: &Config) -> Option<Result<(String, Look), String>> {
+async fn inspect_lane(
+    lane: LaneId,
+    config: &Config,
+) -> Option<Result<(String, Inspection), String>> {
     let lanes = config.lanes.clone();
     Some(match lane {
-        LaneId::Grpc => look_at_grpc(lanes.grpc?, config).await,
-        LaneId::Nats => look::<Nats>(lanes.nats?).await,
-        LaneId::Rabbitmq => look::<RabbitMq>(lanes.rabbitmq?).await,
-        LaneId::Pubsub => look::<Pubsub>(pubsub::Settings::new(lanes.pubsub?)).await,
+        LaneId::Grpc => inspect_grpc(lanes.grpc?, config).await,
+        LaneId::Nats => inspect::<Nats>(lanes.nats?).await,
+        LaneId::Rabbitmq => inspect::<RabbitMq>(lanes.rabbitmq?).await,
+        LaneId::Pubsub => inspect::<Pubsub>(pubsub::Settings::new(lanes.pubsub?)).await,
     })
 }
 
 /// Connects and checks as a node would, and creates nothing.
-async fn look<T: Transport>(settings: T::Settings) -> Result<(String, Look), String> {
-    let looked = transport::look::<T>(&settings).await;
-    let look = looked.map_err(|failure| failure.to_string())?;
-    Ok((T::address(&settings), look))
+async fn inspect<T: Transport>(settings: T::Settings) -> Result<(String, Inspection), String> {
+    let inspected = transport::inspect::<T>(&settings).await;
+    let inspection = inspected.map_err(|failure| failure.to_string())?;
+    Ok((T::address(&settings), inspection))
 }
 
-fn describe(address: &str, Look { info, found }: Look) -> String {
+fn describe(address: &str, Inspection { info, found }: Inspection) -> String {
     let version = info.version.iter();
     let version = version.map(|version| format!(", version {version}"));
     let size = info.largest_message.iter();
@@ -128,7 +132,7 @@ fn warn_of_size(config: &Config, limits: &BTreeMap<LaneId, usize>) {
 }
 
 /// With a spool of its own, since a node that runs has the real one open.
-async fn look_at_grpc(lane: GrpcConfig, config: &Config) -> Result<(String, Look), String> {
+async fn inspect_grpc(lane: GrpcConfig, config: &Config) -> Result<(String, Inspection), String> {
     let folder = tempfile::tempdir().map_err(|why| why.to_string())?;
     let settings = grpc::Settings {
         config: lane,
@@ -138,7 +142,7 @@ async fn look_at_grpc(lane: GrpcConfig, config: &Config) -> Result<(String, Look
         spool: Spool::open(folder.path(), config.spool.max).map_err(|why| why.to_string())?,
         breaker: Arc::default(),
     };
-    look::<Grpc>(settings).await
+    inspect::<Grpc>(settings).await
 }
 
 /// Asks the API with a GET, which stores nothing. Any answer shows that it can be reached.

@@ -306,7 +306,11 @@ mod tests {
         fixture.compare();
         fixture.compare();
         let (in_flight, handed_over, missing) = fixture.counts();
-        assert_eq!((in_flight, missing >= 1000), (0, true), "{handed_over} {missing}");
+        assert_eq!(
+            (in_flight, missing >= 1000),
+            (0, true),
+            "{handed_over} {missing}"
+        );
     }
 
     #[test]

@@ -39,8 +39,8 @@ use self::{
     tls::Tls,
 };
 use super::{
-    Backlog, BrokerInfo, CLOSE_TIMEOUT, Durability, Incoming, Look, Message, Remedy, Transport,
-    TransportError,
+    Backlog, BrokerInfo, CLOSE_TIMEOUT, Durability, Incoming, Inspection, Message, Remedy,
+    Transport, TransportError,
 };
 use crate::{breaker::Breaker, config, record::Schema, spool::Spool, tap::Tap};
 
@@ -184,7 +184,7 @@ impl Transport for Grpc {
 
     /// Serves and calls itself for a moment, unless a node serves there already. Asks each peer for
     /// its health.
-    async fn look(settings: &Settings) -> Result<Look, TransportError> {
+    async fn inspect(settings: &Settings) -> Result<Inspection, TransportError> {
         let config = &settings.config;
         let tls = Tls::read(config).await?;
         let in_use = match TcpListener::bind(config.listen).await {
@@ -221,7 +221,7 @@ impl Transport for Grpc {
             outlives_power_cut: Durability::Yes,
             ..BrokerInfo::default()
         };
-        Ok(Look { info, found })
+        Ok(Inspection { info, found })
     }
 
     async fn publish(

@@ -87,7 +87,9 @@ pub trait Transport: Sized + 'static {
     ///
     /// # Errors
     /// As `connect`. What is missing is no error.
-    fn look(settings: &Self::Settings) -> impl Future<Output = Result<Look, TransportError>>;
+    fn inspect(
+        settings: &Self::Settings,
+    ) -> impl Future<Output = Result<Inspection, TransportError>>;
 
     /// Publishes each of `messages`. `settled` gets the index of a message when it is durable in
     /// the system, or when it fails. A message that failed may be in the system, and so may one
@@ -153,9 +155,9 @@ pub struct BrokerInfo {
     pub incarnation: String,
 }
 
-/// What a system shows to one that changes nothing.
+/// What a system has, as far as it can be known without a change.
 #[derive(Clone, Debug, Default)]
-pub struct Look {
+pub struct Inspection {
     pub info: BrokerInfo,
     /// What was tried and found, one after the other.
     pub found: Vec<String>,
@@ -229,13 +231,13 @@ pub async fn connect<T: Transport>(settings: &T::Settings) -> Result<T, Transpor
     explained::<T, _>(connected, settings)
 }
 
-/// Looks within [`CONNECT_TIMEOUT`].
+/// Inspects within [`CONNECT_TIMEOUT`].
 ///
 /// # Errors
 /// As [`connect`].
-pub async fn look<T: Transport>(settings: &T::Settings) -> Result<Look, TransportError> {
-    let looked = timeout(CONNECT_TIMEOUT, T::look(settings)).await;
-    explained::<T, _>(looked, settings)
+pub async fn inspect<T: Transport>(settings: &T::Settings) -> Result<Inspection, TransportError> {
+    let inspected = timeout(CONNECT_TIMEOUT, T::inspect(settings)).await;
+    explained::<T, _>(inspected, settings)
 }
 
 fn explained<T: Transport, O>(

@@ -49,8 +49,8 @@ use self::{
     settle::Settler,
 };
 use super::{
-    Backlog, BrokerInfo, CLOSE_TIMEOUT, Durability, Headers, Incoming, Look, Message, PREFETCH,
-    Remedy, Transport, TransportError, header, lost::Lost, publish_each,
+    Backlog, BrokerInfo, CLOSE_TIMEOUT, Durability, Headers, Incoming, Inspection, Message,
+    PREFETCH, Remedy, Transport, TransportError, header, lost::Lost, publish_each,
 };
 use crate::{
     config,
@@ -170,29 +170,29 @@ impl Transport for Nats {
         })
     }
 
-    async fn look(settings: &config::NatsConfig) -> Result<Look, TransportError> {
+    async fn inspect(settings: &config::NatsConfig) -> Result<Inspection, TransportError> {
         let client = open(settings, Lost::default()).await?;
         let context = context(&client);
-        let looked = declare::look(&context, settings).await?;
-        let (durability, warning) = match &looked.stream {
+        let inspected = declare::inspect(&context, settings).await?;
+        let (durability, warning) = match &inspected.stream {
             Some(stream) => Box::pin(durability::judge(&client, settings, stream)).await,
             None => (Durability::default(), None),
         };
         let server = client.server_info();
-        let stream_max = looked
+        let stream_max = inspected
             .stream
             .map_or(-1, |stream| stream.config.max_message_size);
         let info = BrokerInfo {
             version: Some(server.version),
-            warnings: looked.warnings.into_iter().chain(warning).collect(),
+            warnings: inspected.warnings.into_iter().chain(warning).collect(),
             outlives_power_cut: durability,
             largest_message: Some(largest_message(server.max_payload, stream_max)),
             ..BrokerInfo::default()
         };
         let found = ["connected and logged in".into()];
-        Ok(Look {
+        Ok(Inspection {
             info,
-            found: found.into_iter().chain(looked.found).collect(),
+            found: found.into_iter().chain(inspected.found).collect(),
         })
     }
 

@@ -43,8 +43,8 @@ use self::{
     unsent::Unsent,
 };
 use super::{
-    Backlog, BrokerInfo, Durability, Headers, Incoming, Look, Message, Remedy, Transport, TransportError,
-    lost::Lost, publish_each,
+    Backlog, BrokerInfo, Durability, Headers, Incoming, Inspection, Message, Remedy, Transport,
+    TransportError, lost::Lost, publish_each,
 };
 use crate::config;
 
@@ -128,11 +128,11 @@ impl Transport for Pubsub {
         access::endpoint(settings.config.endpoint.as_deref())
     }
 
-    async fn look(settings: &Settings) -> Result<Look, TransportError> {
+    async fn inspect(settings: &Settings) -> Result<Inspection, TransportError> {
         let access = Access::new(&settings.config).await?;
-        let (found, warnings) = DeclaredSubscription::look(&access, &settings.config).await?;
+        let (found, warnings) = DeclaredSubscription::inspect(&access, &settings.config).await?;
         let info = info(&access, warnings);
-        Ok(Look { info, found })
+        Ok(Inspection { info, found })
     }
 
     async fn connect(settings: &Settings) -> Result<Self, TransportError> {

@@ -7,6 +7,7 @@
 mod declare;
 mod link;
 mod message;
+mod open;
 mod publisher;
 mod settler;
 
@@ -19,40 +20,31 @@ use std::{
     time::Duration,
 };
 
-use futures_util::{FutureExt as _, Stream, StreamExt as _, future::join, stream::select};
-use lapin::{
-    Consumer, Event,
-    message::Delivery,
-    options::{BasicConsumeOptions, BasicQosOptions, ConfirmSelectOptions},
-    types::{FieldTable, ShortString},
-};
+use futures_util::{FutureExt as _, StreamExt as _, future::join};
+use lapin::{Consumer, message::Delivery, types::ShortString};
 use parking_lot::Mutex;
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    time::{interval, timeout},
+    time::timeout,
 };
 use tracing::warn;
 
 use self::{
-    declare::{declare, failed, find},
-    link::{CONSUME_FRAME_MAX, Link, PUBLISH_FRAME_MAX, Target},
+    declare::find,
+    link::{Link, Target},
     message::from_properties,
-    publisher::{PublishRequest, publish_and_confirm},
-    settler::{Settlement, settle},
+    open::open,
+    publisher::PublishRequest,
+    settler::Settlement,
 };
 use super::{
-    Backlog, BrokerInfo, CLOSE_TIMEOUT, Durability, Incoming, Look, Message, PREFETCH, Remedy,
-    Transport, TransportError, lost::Lost,
+    Backlog, BrokerInfo, CLOSE_TIMEOUT, Durability, Incoming, Inspection, Message, PREFETCH,
+    Remedy, Transport, TransportError, lost::Lost,
 };
-use crate::{config, lane_id::LaneId, record::Record};
+use crate::{config, lane_id::LaneId};
 
 /// A publish without a confirm fails after this. Callers with a shorter time-out fail earlier.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often the connections' states are looked at: not every end is announced to an idle client.
-const WATCH_INTERVAL: Duration = Duration::from_secs(1);
-/// Requests to publish that wait for their turn on the connection.
-const PUBLISH_QUEUE: usize = 256;
-
 /// The most bytes of a body in version 4, unless its configuration sets another `max_message_size`.
 /// Earlier versions take more.
 pub(super) const DEFAULT_MAX_MESSAGE: usize = 16 << 20;
@@ -107,23 +99,14 @@ impl Transport for RabbitMq {
 
     async fn connect(settings: &Self::Settings) -> Result<Self, TransportError> {
         let target = Target::read(settings).await?;
-        let opened = Self::open(&target, settings).await;
+        let opened = open(&target, settings).await;
         opened.map_err(TransportError::Connect)
     }
 
-    async fn look(settings: &Self::Settings) -> Result<Look, TransportError> {
+    async fn inspect(settings: &Self::Settings) -> Result<Inspection, TransportError> {
         let target = Target::read(settings).await?;
-        let looked = async {
-            let (link, queue) = open_to_publish(&target, settings).await?;
-            let (found, unchecked) = declare::look(&link, &queue).await?;
-            let look = Look {
-                info: info(&link, unchecked),
-                found: vec!["connected and logged in".into(), found],
-            };
-            link.close().await;
-            Ok(look)
-        };
-        looked.await.map_err(TransportError::Connect)
+        let inspected = open::inspect(&target, settings).await;
+        inspected.map_err(TransportError::Connect)
     }
 
     async fn publish(
@@ -270,56 +253,6 @@ impl Drop for RabbitMq {
 }
 
 impl RabbitMq {
-    async fn open(target: &Target, settings: &config::RabbitmqConfig) -> Result<Self, String> {
-        let (publish, queue) = open_to_publish(target, settings).await?;
-        publish
-            .channel
-            .confirm_select(ConfirmSelectOptions::default())
-            .await
-            .map_err(|why| format!("ask for confirms: {why}"))?;
-        let unchecked = declare(&publish, &queue).await?;
-        let subscribed = subscribe(target, &queue).await;
-        let (consume, consumer, events) = subscribed.map_err(failed("consume", "read", &queue))?;
-
-        let lost = Lost::default();
-        let (publisher, requests) = mpsc::channel(PUBLISH_QUEUE);
-        let channel = publish.channel.clone();
-        tokio::spawn(publish_and_confirm(
-            channel,
-            queue.clone(),
-            requests,
-            lost.clone(),
-        ));
-        let (settler, settlements) = mpsc::unbounded_channel();
-        let unsettled = Arc::default();
-        let channel = consume.channel.clone();
-        tokio::spawn(settle(
-            channel,
-            settlements,
-            Arc::clone(&unsettled),
-            lost.clone(),
-        ));
-        let (is_blocked, blocked) = watch::channel(None);
-        let links = [publish.watch(), consume.watch()];
-        let events = select(publish.events(), events);
-        tokio::spawn(watch_over(links, events, is_blocked, lost.clone()));
-
-        let info = info(&publish, unchecked);
-        Ok(Self {
-            publish,
-            consume,
-            queue,
-            publisher,
-            blocked,
-            settler,
-            unsettled,
-            consumer: tokio::sync::Mutex::new(consumer),
-            is_waiting: AtomicBool::new(false),
-            lost,
-            info,
-        })
-    }
-
     /// Whether its properties fit into a frame. If not, the broker would end the connection and
     /// every publish on it.
     fn fits(&self, message: &Message) -> bool {
@@ -362,83 +295,6 @@ fn most_bytes(failure: &TransportError) -> Option<usize> {
     let (_, limit) = why.split_once("message size")?.1.split_once("max size ")?;
     let digits = limit.split(|c: char| !c.is_ascii_digit()).next()?;
     digits.parse().ok()
-}
-
-/// Declares the transport lost when a connection or a channel is closed, and keeps `blocked`.
-async fn watch_over(
-    links: [link::Watch; 2],
-    mut events: impl Stream<Item = Event> + Unpin,
-    blocked: watch::Sender<Option<TransportError>>,
-    lost: Lost,
-) {
-    let mut ticks = interval(WATCH_INTERVAL);
-    loop {
-        tokio::select! {
-            biased;
-            Some(event) = events.next() => match event {
-                Event::Error(why) => return lost.set(why),
-                Event::ConnectionBlocked(reason) => {
-                    warn!(lane = %LaneId::Rabbitmq, reason, "the broker blocks publishers");
-                    let why = format!("the broker blocks publishers: {reason}");
-                    blocked.send_replace(Some(TransportError::Refused(why)));
-                }
-                Event::ConnectionUnblocked => drop(blocked.send_replace(None)),
-                _ => {}
-            },
-            _ = lost.wait() => return,
-            _ = ticks.tick() => {}
-        }
-        if let Some(down) = links.iter().find(|link| !link.is_up()) {
-            let why = format_args!("the connection of the {} was closed", down.name);
-            return lost.set(why);
-        }
-    }
-}
-
-/// Opens the connection to publish. Returns it with the queue's name.
-async fn open_to_publish(
-    target: &Target,
-    settings: &config::RabbitmqConfig,
-) -> Result<(Link, ShortString), String> {
-    let queue = ShortString::try_new(&*settings.queue)
-        .map_err(|_| "a queue's name has at most 255 bytes".to_owned())?;
-    let link = Link::open(target, "waypost publisher", PUBLISH_FRAME_MAX).await;
-    let link = link.map_err(|why| format!("connect to publish: {why}"))?;
-    Ok((link, queue))
-}
-
-/// `unchecked` says why the queue's settings are not known.
-fn info(link: &Link, unchecked: Option<String>) -> BrokerInfo {
-    // A quorum queue syncs before it confirms.
-    let outlives_power_cut = match unchecked {
-        None => Durability::Yes,
-        Some(_) => Durability::default(),
-    };
-    BrokerInfo {
-        warnings: link.warnings().into_iter().chain(unchecked).collect(),
-        outlives_power_cut,
-        ..BrokerInfo::default()
-    }
-}
-
-/// Opens a connection and consumes from the queue.
-async fn subscribe(
-    target: &Target,
-    queue: &ShortString,
-) -> lapin::Result<(Link, Consumer, impl Stream<Item = Event> + Unpin + use<>)> {
-    let link = Link::open(target, "waypost consumer", CONSUME_FRAME_MAX).await?;
-    link.channel
-        .basic_qos(PREFETCH, BasicQosOptions::default())
-        .await?;
-    // Before anything can come, so that no failure is missed.
-    let events = link.events();
-    let tag = ShortString::from(format!("waypost-{}", Record::new_id()));
-    let options = BasicConsumeOptions::default();
-    let consumer = link
-        .channel
-        .basic_consume(queue.clone(), tag, options, FieldTable::default())
-        .await?;
-    Ok((link, consumer, events))
 }
 
 #[cfg(test)]

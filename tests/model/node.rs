@@ -44,7 +44,7 @@ use waypost::{
     record::{Origin, Record},
     spool::{NotSafe, OpenError, Queue, Spool, SpoolStats, Undelivered},
     transport::{
-        Backlog, BrokerInfo, Durability, Incoming, Look, Message, Transport, TransportError,
+        Backlog, BrokerInfo, Durability, Incoming, Inspection, Message, Transport, TransportError,
     },
 };
 
@@ -177,8 +177,8 @@ impl<const LANE: usize> Transport for Link<LANE> {
         LANE.to_string()
     }
 
-    async fn look(_: &Brokers) -> Result<Look, TransportError> {
-        Ok(Look::default())
+    async fn inspect(_: &Brokers) -> Result<Inspection, TransportError> {
+        Ok(Inspection::default())
     }
 
     async fn connect(brokers: &Brokers) -> Result<Self, TransportError> {

@@ -14,7 +14,8 @@ use tokio::{
 use waypost::{
     delivery::Verdict,
     transport::{
-        BrokerInfo, Durability, Incoming, Look, Message, Transport, TransportError, publish_each,
+        BrokerInfo, Durability, Incoming, Inspection, Message, Transport, TransportError,
+        publish_each,
     },
 };
 
@@ -133,8 +134,8 @@ impl Transport for Memory {
         "memory".into()
     }
 
-    async fn look(_: &Broker) -> Result<Look, TransportError> {
-        Ok(Look::default())
+    async fn inspect(_: &Broker) -> Result<Inspection, TransportError> {
+        Ok(Inspection::default())
     }
 
     async fn connect(broker: &Broker) -> Result<Self, TransportError> {

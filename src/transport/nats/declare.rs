@@ -76,8 +76,8 @@ pub async fn declare(
     })
 }
 
-/// What a look at the stream and its consumer shows.
-pub struct LookedStream {
+/// What is known of the stream and its consumer.
+pub struct InspectedStream {
     /// `None` if it is missing.
     pub stream: Option<Info>,
     pub found: Vec<String>,
@@ -85,12 +85,12 @@ pub struct LookedStream {
 }
 
 /// Checks the stream and the consumer as [`declare`] does, and creates nothing.
-pub async fn look(
+pub async fn inspect(
     context: &Context,
     settings: &config::NatsConfig,
-) -> Result<LookedStream, TransportError> {
+) -> Result<InspectedStream, TransportError> {
     let (stream, durable) = (&settings.stream, &settings.durable);
-    let mut looked = LookedStream {
+    let mut inspected = InspectedStream {
         stream: None,
         found: Vec::new(),
         warnings: Vec::new(),
@@ -98,29 +98,29 @@ pub async fn look(
     let found = match context.get_stream(stream).await {
         Err(why) if is_missing(&why) => {
             let missing = format!("stream {stream} is missing: a node creates it");
-            looked.found.push(missing);
-            return Ok(looked);
+            inspected.found.push(missing);
+            return Ok(inspected);
         }
         Err(why) if is_off(&why) => return Err(cannot(JETSTREAM_OFF)),
         found => found.map_err(|why| cannot(format!("stream {stream}: {why}")))?,
     };
     let info = found.cached_info();
     check_stream(info, settings)?;
-    looked.found.push(format!("stream {stream} fits"));
-    looked.stream = Some(info.clone());
+    inspected.found.push(format!("stream {stream} fits"));
+    inspected.stream = Some(info.clone());
     match found.consumer_info(durable).await {
         Err(why) if why.kind() == ConsumerInfoErrorKind::NotFound => {
             let missing = format!("consumer {durable} is missing: a node creates it");
-            looked.found.push(missing);
+            inspected.found.push(missing);
         }
         consumer => {
             let consumer = consumer.map_err(|why| cannot(format!("consumer {durable}: {why}")))?;
             check_consumer(&consumer.config, settings)?;
-            looked.found.push(format!("consumer {durable} fits"));
-            looked.warnings = warnings(info, &consumer.config);
+            inspected.found.push(format!("consumer {durable} fits"));
+            inspected.warnings = warnings(info, &consumer.config);
         }
     }
-    Ok(looked)
+    Ok(inspected)
 }
 
 fn check_stream(found: &Info, settings: &config::NatsConfig) -> Result<(), TransportError> {

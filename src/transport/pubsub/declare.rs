@@ -53,69 +53,78 @@ impl DeclaredSubscription {
         config: &config::PubsubConfig,
     ) -> Result<Self, TransportError> {
         let mut declared = Self::admin(access, config).await?;
-        let name = declared.name.clone();
-        let failed = |why: String| TransportError::Connect(format!("subscription {name}: {why}"));
-        let found = declared.find().await;
-        let found = found.map_err(|e| failed(describe(&e)))?;
-        declared.is_orphaned = found.as_ref().is_some_and(is_orphan);
+        let found = declared.find_checked().await?;
         if !declared.is_orphaned {
             declared.is_new = declare_topic(access, &declared.topic).await?;
         }
-        let found = match found {
-            Some(found) => found,
-            None => {
-                let (found, is_new) = declared
-                    .subscribe()
-                    .await
-                    .map_err(|e| failed(describe(&e)))?;
-                declared.is_new |= is_new;
-                found
-            }
-        };
-        let topic = if declared.is_orphaned {
-            DELETED_TOPIC
-        } else {
-            &declared.topic
-        };
-        declared.warnings = check(&found, topic).map_err(failed)?;
-        let deadline = u64::try_from(found.ack_deadline_seconds).unwrap_or_default();
-        declared.ack_deadline = Duration::from_secs(deadline);
+        if found.is_none() {
+            let created = declared.subscribe().await;
+            let (created, is_new) = created.map_err(|e| declared.failed(describe(&e)))?;
+            declared.is_new |= is_new;
+            declared.check(&created)?;
+        }
         Ok(declared)
     }
 
     /// Checks the topic and the subscription as [`declare`](Self::declare) does, and creates
     /// nothing. Returns what it found, and the warnings.
-    pub async fn look(
+    pub async fn inspect(
         access: &Access,
         config: &config::PubsubConfig,
     ) -> Result<(Vec<String>, Vec<String>), TransportError> {
-        let admin = Self::admin(access, config).await?;
+        let mut admin = Self::admin(access, config).await?;
+        let subscription = admin.find_checked().await?;
         let Self { topic, name, .. } = &admin;
-        let failed = |why: String| TransportError::Connect(format!("subscription {name}: {why}"));
-        let subscription = admin.find().await;
-        let subscription = subscription.map_err(|e| failed(describe(&e)))?;
-        if subscription.as_ref().is_some_and(is_orphan) {
+        if admin.is_orphaned {
             let gone = format!(
                 "the topic of subscription {name} is gone: a node drains the subscription and \
                  creates both"
             );
             return Ok((vec![gone], Vec::new()));
         }
+        let topics = topic_admin(access).await?;
         let missing =
             |what: &str, name: &str| format!("{what} {name} is missing: a node creates it");
-        let topics = topic_admin(access).await?;
-        let mut found = vec![if has_topic(&topics, topic).await? {
-            format!("topic {topic} exists")
+        let found = vec![
+            if has_topic(&topics, topic).await? {
+                format!("topic {topic} exists")
+            } else {
+                missing("topic", topic)
+            },
+            if subscription.is_some() {
+                format!("subscription {name} fits")
+            } else {
+                missing("subscription", name)
+            },
+        ];
+        Ok((found, admin.warnings))
+    }
+
+    /// Looks the subscription up, and checks it if there is one.
+    async fn find_checked(&mut self) -> Result<Option<Subscription>, TransportError> {
+        let found = self.find().await;
+        let found = found.map_err(|e| self.failed(describe(&e)))?;
+        if let Some(found) = &found {
+            self.is_orphaned = is_orphan(found);
+            self.check(found)?;
+        }
+        Ok(found)
+    }
+
+    fn check(&mut self, found: &Subscription) -> Result<(), TransportError> {
+        let topic = if self.is_orphaned {
+            DELETED_TOPIC
         } else {
-            missing("topic", topic)
-        }];
-        let Some(subscription) = subscription else {
-            found.push(missing("subscription", name));
-            return Ok((found, Vec::new()));
+            &self.topic
         };
-        let warnings = check(&subscription, topic).map_err(failed)?;
-        found.push(format!("subscription {name} fits"));
-        Ok((found, warnings))
+        self.warnings = check(found, topic).map_err(|why| self.failed(why))?;
+        let deadline = u64::try_from(found.ack_deadline_seconds).unwrap_or_default();
+        self.ack_deadline = Duration::from_secs(deadline);
+        Ok(())
+    }
+
+    fn failed(&self, why: String) -> TransportError {
+        TransportError::Connect(format!("subscription {}: {why}", self.name))
     }
 
     /// The client, and the names. Nothing is looked up.

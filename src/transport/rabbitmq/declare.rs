@@ -1,4 +1,4 @@
-//! Finds the queue or creates it, and checks its settings. Says which right the user lacks.
+//! Finds the queue and checks its settings, or creates it. Says which right the user lacks.
 
 use std::time::Duration;
 
@@ -22,47 +22,40 @@ const NAME_ON_DISK: Duration = Duration::from_millis(1500);
 /// message the first time that it is nacked.
 const DELIVERY_LIMIT: i64 = i32::MAX as i64;
 
-/// Looks for the queue, which needs no right. Creates it if it is missing: durable, replicated, and
-/// without a limit of redeliveries. Returns a warning if its settings could not be checked.
+/// What is there under the queue's name.
+pub(super) enum ExistingQueue {
+    Missing,
+    /// Durable, replicated, and without a limit of redeliveries.
+    Fits,
+    /// Its settings could not be checked. The reason is a warning.
+    Unchecked(String),
+}
+
+/// Looks for the queue, which needs no right, and checks its settings. Creates nothing.
 ///
 /// # Errors
-/// If the queue cannot be found or created, or has other settings. The error names the right that is missing.
-pub(super) async fn declare(link: &Link, queue: &ShortString) -> Result<Option<String>, String> {
-    match looked_for(link, queue).await? {
-        Some(channel) => check(&channel, queue).await,
-        None => create(link, queue).await,
-    }
-}
-
-/// Looks for the queue and checks it as [`declare`] does, and creates nothing. Returns what it
-/// found, and a warning if the settings could not be checked.
-pub(super) async fn look(
-    link: &Link,
-    queue: &ShortString,
-) -> Result<(String, Option<String>), String> {
-    let Some(channel) = looked_for(link, queue).await? else {
-        let missing = format!("queue {queue} is missing: a node creates it");
-        return Ok((missing, None));
-    };
-    let unchecked = check(&channel, queue).await?;
-    let is = if unchecked.is_none() {
-        "fits"
-    } else {
-        "exists"
-    };
-    Ok((format!("queue {queue} {is}"), unchecked))
-}
-
-/// The channel by which the queue was found; `None` if it is missing.
-async fn looked_for(link: &Link, queue: &ShortString) -> Result<Option<Channel>, String> {
+/// If the queue cannot be found, or has other settings. The error names the right that is missing.
+pub(super) async fn inspect(link: &Link, queue: &ShortString) -> Result<ExistingQueue, String> {
     // The broker closes the channel of a declaration that fails.
     let channel = link.new_channel().await;
     let channel = channel.map_err(|why| format!("open a channel: {why}"))?;
     match find(&channel, queue).await {
-        Ok(_) => Ok(Some(channel)),
-        Err(why) if is(&why, AMQPSoftError::NOTFOUND) => Ok(None),
+        Ok(_) => check(&channel, queue).await,
+        Err(why) if is(&why, AMQPSoftError::NOTFOUND) => Ok(ExistingQueue::Missing),
         Err(why) => Err(failed("look for the queue", "configure", queue)(why)),
     }
+}
+
+/// Creates the queue: durable, replicated, and without a limit of redeliveries.
+///
+/// # Errors
+/// If the broker refuses. The error names the right that is missing.
+pub(super) async fn create(link: &Link, queue: &ShortString) -> Result<(), String> {
+    let step = "create the queue, which is missing";
+    let declared = declare_as_wanted(&link.channel, queue).await;
+    declared.map_err(failed(step, "configure", queue))?;
+    sleep(NAME_ON_DISK).await;
+    Ok(())
 }
 
 /// The counts of the queue. The broker closes the channel if there is none.
@@ -75,30 +68,20 @@ pub(super) async fn find(channel: &Channel, queue: &ShortString) -> lapin::Resul
     declared.await
 }
 
-async fn create(link: &Link, queue: &ShortString) -> Result<Option<String>, String> {
-    declare_as_wanted(&link.channel, queue)
-        .await
-        .map_err(failed(
-            "create the queue, which is missing",
-            "configure",
-            queue,
-        ))?;
-    sleep(NAME_ON_DISK).await;
-    Ok(None)
-}
-
 /// The broker tells the settings of a queue only by comparing them with a declaration, for which
 /// the user needs the right to configure it.
-async fn check(channel: &Channel, queue: &ShortString) -> Result<Option<String>, String> {
+async fn check(channel: &Channel, queue: &ShortString) -> Result<ExistingQueue, String> {
     match declare_as_wanted(channel, queue).await {
         Ok(()) => {
             // An error means that the channel is closed already.
             channel.close(super::link::OK, "checked".into()).await.ok();
-            Ok(None)
+            Ok(ExistingQueue::Fits)
         }
-        Err(why) if is(&why, AMQPSoftError::ACCESSREFUSED) => Ok(Some(format!(
-            "queue {queue} is not checked, because the user has no right to `configure` it: it may lose records unless it is a quorum queue without a delivery limit"
-        ))),
+        Err(why) if is(&why, AMQPSoftError::ACCESSREFUSED) => {
+            Ok(ExistingQueue::Unchecked(format!(
+                "queue {queue} is not checked, because the user has no right to `configure` it: it may lose records unless it is a quorum queue without a delivery limit"
+            )))
+        }
         Err(why) if is(&why, AMQPSoftError::PRECONDITIONFAILED) => {
             Err(format!("queue `{queue}` exists with other settings: {why}"))
         }
