@@ -52,6 +52,7 @@ async fn the_status_has_every_member_that_the_contract_names() {
         ("delivered", json!(1)),
         ("dead", json!(0)),
         ("in_flight", json!(0)),
+        ("refusing", Value::Null),
     ] {
         assert_eq!(lane[member], value, "{member}: {lane}");
     }
@@ -66,12 +67,46 @@ async fn the_status_has_every_member_that_the_contract_names() {
         is_text(&lane["broker"]["version"]) && lane["broker"]["warnings"].is_array(),
         "{lane}"
     );
+    assert_eq!(lane["broker"]["outlives_power_cut"], "yes");
     assert_eq!(status["api"]["url"], api.url());
     assert_eq!(
         (&status["api"]["state"], &status["api"]["in_flight"]),
         (&json!("up"), &json!(0))
     );
     assert!(status["api"]["limit"].is_u64(), "{status}");
+    assert!(status["api"]["since_s"].as_f64() > Some(0.0), "{status}");
+    for member in ["last_error", "retry_in_s"] {
+        assert_eq!(status["api"].get(member), Some(&Value::Null), "{status}");
+    }
+}
+
+#[actix_rt::test]
+async fn the_status_says_why_the_api_is_down_since_when_and_when_it_is_tried_again() {
+    let mut api = Api::start();
+    api.stop().await;
+    let node = Node::start(&api.url(), &grpc_variables()).await;
+    node.lane_is("grpc", "up", PATIENCE).await;
+    for number in 0..10 {
+        let key = format!("away-{number}");
+        node.post("/", &key, traffic()[0].clone()).await.unwrap();
+    }
+    let down = eventually("the API is down", PATIENCE, async || {
+        let api = node.status().await["api"].clone();
+        // While a probe is under way, the next one has no time.
+        (api["state"] == "down" && api["retry_in_s"].is_f64()).then_some(api)
+    })
+    .await;
+    assert!(down["since_s"].as_f64() >= Some(0.0), "{down}");
+    let why = down["last_error"].as_str().expect("a reason");
+    assert!(why.contains("refused"), "{down}");
+    api.start_again();
+    let up = eventually("the API is up", PATIENCE, async || {
+        let api = node.status().await["api"].clone();
+        (api["state"] == "up").then_some(api)
+    })
+    .await;
+    assert_eq!(up["retry_in_s"], Value::Null, "{up}");
+    node.at_rest(PATIENCE).await;
 }
 
 #[actix_rt::test]
@@ -125,7 +160,7 @@ async fn a_lane_can_be_paused_resumed_and_restarted_while_the_other_takes_the_tr
 }
 
 /// Lines of `/metrics` after three records and one that the schema refused.
-const METRICS: [&str; 23] = [
+const METRICS: [&str; 24] = [
     "# TYPE waypost_records_accepted_total counter",
     "waypost_records_accepted_total{path=\"GRPC\"} 3",
     "waypost_records_accepted_total{path=\"spool\"} 0",
@@ -135,6 +170,7 @@ const METRICS: [&str; 23] = [
     "waypost_missing_records 0",
     "waypost_redeliveries_total{path=\"GRPC\"} 0",
     "waypost_lane_up{lane=\"grpc\"} 1",
+    "waypost_lane_outlives_power_cut{lane=\"grpc\"} 1",
     "waypost_lane_restarts_total{lane=\"grpc\"} 0",
     "waypost_lane_attempts_total{lane=\"grpc\"} 1",
     "waypost_api_up 1",

@@ -236,6 +236,10 @@ async fn verdict(nats: &mut Nats, more: &[(&str, &str)]) -> (String, String) {
     node.lane_is("nats", "up", PATIENCE).await;
     let broker = node.lane("nats").await["broker"].clone();
     let verdict = broker["outlives_power_cut"].as_str().expect("a verdict");
+    let (_, metrics) = node.text("/metrics").await;
+    let is_yes = u64::from(verdict == "yes");
+    let line = format!("waypost_lane_outlives_power_cut{{lane=\"nats\"}} {is_yes}\n");
+    assert!(metrics.contains(&line), "{metrics}");
     (verdict.to_owned(), broker["warnings"].to_string())
 }
 
@@ -274,6 +278,61 @@ async fn a_lane_knows_what_a_confirm_of_its_server_is_worth() {
     let (verdict_of, why) = verdict(&mut current, &[(MONITOR, &monitor)]).await;
     assert_eq!(verdict_of, "unknown");
     assert!(why.contains("of another server"), "{why}");
+}
+
+/// An account that imports a service of the system account needs no monitoring address.
+#[actix_rt::test]
+async fn a_lane_asks_the_system_account_what_a_confirm_is_worth() {
+    const ACCOUNTS: &str = r#"
+        jetstream { sync_interval: always }
+        system_account: SYS
+        accounts {
+          SYS { exports: [ { service: "$SYS.REQ.SERVER.*.JSZ" } ] }
+          APP {
+            jetstream: enabled
+            users: [ { user: app, password: app } ]
+            imports: [ { service: { account: SYS, subject: "$SYS.REQ.SERVER.*.JSZ" } } ]
+          }
+        }
+        no_auth_user: app
+    "#;
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let file = folder.path().join("nats.conf");
+    fs::write(&file, ACCOUNTS).expect("the folder is ours");
+    let arguments = ["-c", file.to_str().expect("a plain path")];
+    let Some(mut nats) = Nats::current(&arguments).await else {
+        return;
+    };
+    let answer = verdict(&mut nats, &[]).await;
+    assert_eq!(answer, ("yes".to_owned(), "[]".to_owned()));
+}
+
+/// Three servers with the same stream: no sync is needed if a power cut spares most of them.
+#[actix_rt::test]
+async fn the_word_that_a_stream_is_replicated_counts_with_three_replicas() {
+    let ports = [free_port(), free_port(), free_port()];
+    let addresses = ports.map(|port| format!("nats://127.0.0.1:{port}"));
+    let routes = addresses.join(",");
+    let mut servers = Vec::new();
+    for (number, address) in addresses.iter().enumerate() {
+        let name = format!("server-{number}");
+        let arguments = [
+            ["-n", &name],
+            ["--cluster_name", "three"],
+            ["--cluster", address],
+            ["--routes", &routes],
+        ];
+        let Some(server) = Nats::with(arguments.as_flattened()).await else {
+            return;
+        };
+        servers.push(server);
+    }
+    let more = [
+        ("LANES__NATS__REPLICAS", "3"),
+        ("LANES__NATS__SYNC", "replicated"),
+    ];
+    let answer = verdict(&mut servers[0], &more).await;
+    assert_eq!(answer, ("yes".to_owned(), "[]".to_owned()));
 }
 
 #[actix_rt::test]

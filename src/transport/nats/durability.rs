@@ -54,43 +54,66 @@ pub async fn judge(
     settings: &NatsConfig,
     stream: &Info,
 ) -> (Durability, Option<String>) {
-    if stream.config.storage == StorageType::Memory {
+    let config = &stream.config;
+    let by_word = by_word(settings.sync, config.storage, config.num_replicas);
+    let why = match by_word {
+        Word::Settles(durability) => return (durability, None),
+        Word::Ignored(why) => why,
+    };
+    let (durability, report) = read(report(client, settings, stream).await);
+    let warning = report.map(|report| {
+        format!(
+            "{report}: a power cut may take what it has confirmed last{why}; set \
+             `sync_interval: always` on the server, and name its monitoring address in \
+             [lanes.nats].monitor"
+        )
+    });
+    (durability, warning)
+}
+
+/// What the operator's word for a stream is worth.
+#[derive(Debug, PartialEq, Eq)]
+enum Word {
+    /// The server is not asked.
+    Settles(Durability),
+    /// Why it settles nothing, for a warning; empty if there is none.
+    Ignored(String),
+}
+
+fn by_word(word: Option<NatsSync>, storage: StorageType, replicas: usize) -> Word {
+    if storage == StorageType::Memory {
         let after = Duration::MAX;
         // The stream's own warning says why.
-        return (Durability::No { after }, None);
+        return Word::Settles(Durability::No { after });
     }
-    let replicas = stream.config.num_replicas;
-    let by_word = match settings.sync {
-        Some(NatsSync::Always) => return (Durability::Yes, None),
-        Some(NatsSync::Replicated) if replicas >= REPLICAS_MIN => return (Durability::Yes, None),
-        Some(NatsSync::Replicated) => {
-            format!(
-                "; sync = \"replicated\" takes {REPLICAS_MIN} replicas, and the stream has {replicas}"
-            )
-        }
-        None => String::new(),
-    };
-    let (durability, why) = match report(client, settings, stream).await {
+    match word {
+        Some(NatsSync::Always) => Word::Settles(Durability::Yes),
+        Some(NatsSync::Replicated) if replicas >= REPLICAS_MIN => Word::Settles(Durability::Yes),
+        Some(NatsSync::Replicated) => Word::Ignored(format!(
+            "; sync = \"replicated\" takes {REPLICAS_MIN} replicas, and the stream has {replicas}"
+        )),
+        None => Word::Ignored(String::new()),
+    }
+}
+
+/// The durability by the server's report, and what the report says unless it is durable at once.
+fn read(report: Result<JszConfig, String>) -> (Durability, Option<String>) {
+    match report {
         Ok(JszConfig {
             sync_always: true, ..
-        }) => return (Durability::Yes, None),
+        }) => (Durability::Yes, None),
         Ok(JszConfig { sync_interval, .. }) => {
             let interval = sync_interval.map_or(SYNC_INTERVAL, Duration::from_nanos);
             let after = interval.saturating_add(SYNC_MARGIN);
             let why = format!("the server syncs its files every {interval:?}");
-            (Durability::No { after }, why)
+            (Durability::No { after }, Some(why))
         }
         Err(why) => {
             let after = SYNC_INTERVAL + SYNC_MARGIN;
             let why = format!("the server's sync_interval is unknown ({why})");
-            (Durability::Unknown { after }, why)
+            (Durability::Unknown { after }, Some(why))
         }
-    };
-    let warning = format!(
-        "{why}: a power cut may take what it has confirmed last{by_word}; set `sync_interval: always` \
-         on the server, and name its monitoring address in [lanes.nats].monitor"
-    );
-    (durability, Some(warning))
+    }
 }
 
 async fn report(
@@ -139,4 +162,73 @@ async fn ask_system_account(client: &Client, server: &str) -> Result<Jsz, String
     serde_json::from_slice(&answer.payload)
         .map(|SystemAnswer { data }| data)
         .map_err(|why| why.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_word_of_the_operator_counts_where_it_can_be_true() {
+        use NatsSync::{Always, Replicated};
+        use StorageType::{File, Memory};
+        const YES: Option<Durability> = Some(Durability::Yes);
+        const NEVER: Option<Durability> = Some(Durability::No {
+            after: Duration::MAX,
+        });
+        for (word, storage, replicas, settled) in [
+            (None, File, 1, None),
+            (None, File, 3, None),
+            (Some(Always), File, 1, YES),
+            (Some(Replicated), File, 1, None),
+            (Some(Replicated), File, 2, None),
+            (Some(Replicated), File, 3, YES),
+            (Some(Replicated), File, 5, YES),
+            (None, Memory, 3, NEVER),
+            (Some(Always), Memory, 1, NEVER),
+            (Some(Replicated), Memory, 3, NEVER),
+        ] {
+            let told = by_word(word, storage, replicas);
+            let case = format!("{word:?} {storage:?} {replicas}: {told:?}");
+            match told {
+                Word::Settles(durability) => assert_eq!(Some(durability), settled, "{case}"),
+                Word::Ignored(why) => {
+                    assert_eq!(settled, None, "{case}");
+                    let is_told = why.contains(&format!("the stream has {replicas}"));
+                    assert_eq!(is_told, word == Some(Replicated), "{case}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_report_of_the_server_says_when_a_confirm_is_durable() {
+        let after = |after_s| Durability::No {
+            after: Duration::from_secs(after_s),
+        };
+        for (report, durability) in [
+            (r#"{"sync_always":true}"#, Durability::Yes),
+            (
+                r#"{"sync_always":true,"sync_interval":120000000000}"#,
+                Durability::Yes,
+            ),
+            (r#"{"sync_interval":10000000000}"#, after(40)),
+            (
+                r#"{"sync_interval":120000000000,"sync_always":false}"#,
+                after(150),
+            ),
+            ("{}", after(150)),
+        ] {
+            let config = serde_json::from_str(report).unwrap();
+            let (told, why) = read(Ok(config));
+            assert_eq!(told, durability, "{report}");
+            assert_eq!(why.is_none(), told == Durability::Yes, "{report}");
+        }
+        let (told, why) = read(Err("silent".into()));
+        let unknown = Durability::Unknown {
+            after: Duration::from_secs(150),
+        };
+        assert_eq!(told, unknown);
+        assert!(why.is_some_and(|why| why.contains("silent")));
+    }
 }
