@@ -23,7 +23,10 @@ use tokio::sync::oneshot;
 
 use self::store::{NewRecord, SinkAnswer, SinkRequest};
 pub use self::store::{Stats, StoredRecord};
-use crate::http::{self, problem::Problem};
+use crate::http::{
+    self,
+    problem::{Problem, ProblemKind},
+};
 
 /// How long requests in flight may take when the sink stops.
 const DRAIN: Duration = Duration::from_secs(1);
@@ -131,7 +134,7 @@ async fn receive(
 ) -> Result<HttpResponse, Problem> {
     let body = body.map_err(|why| {
         let status = why.as_response_error().status_code();
-        Problem::new(status, "body", why.to_string())
+        Problem::new(status, ProblemKind::Body, why.to_string())
     })?;
     let key = request.headers().get("Idempotency-Key");
     let key = key
@@ -139,9 +142,10 @@ async fn receive(
         .filter(|key| !key.is_empty());
     let key = key.ok_or_else(|| {
         let detail = "A record needs an Idempotency-Key of visible ASCII characters";
-        Problem::bad_request("idempotency-key", detail)
+        Problem::bad_request(ProblemKind::IdempotencyKey, detail)
     })?;
-    let records = records(key, &body).map_err(|why| Problem::bad_request("json", why))?;
+    let records =
+        records(key, &body).map_err(|why| Problem::bad_request(ProblemKind::Json, why))?;
     let count = records.len();
     let new = state
         .ask(|answer| SinkRequest::Store(records, answer))
@@ -162,7 +166,7 @@ async fn list(
     state: web::Data<SinkState>,
     query: Result<web::Query<Limit>, actix_web::Error>,
 ) -> Result<HttpResponse, Problem> {
-    let query = query.map_err(|why| Problem::bad_request("query", why.to_string()))?;
+    let query = query.map_err(|why| Problem::bad_request(ProblemKind::Query, why.to_string()))?;
     let limit = query.limit.unwrap_or(LIST_DEFAULT).min(LIST_MAX);
     let records = state.ask(|answer| SinkRequest::List(limit, answer)).await?;
     Ok(HttpResponse::Ok().json(records))
@@ -179,7 +183,7 @@ impl SinkState {
         &self,
         request: impl FnOnce(SinkAnswer<T>) -> SinkRequest,
     ) -> Result<T, Problem> {
-        let unavailable = |why: &str| Problem::unavailable("database", why);
+        let unavailable = |why: &str| Problem::unavailable(ProblemKind::Database, why);
         let (answer, answered) = oneshot::channel();
         self.requests
             .try_send(request(answer))

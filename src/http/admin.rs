@@ -8,7 +8,7 @@ use prometheus_client::encoding::prometheus_text;
 use super::{
     dead_letters,
     metrics::Scrape,
-    problem::Problem,
+    problem::{Problem, ProblemKind},
     status::{AdminState, no_supervisor},
 };
 use crate::{
@@ -21,8 +21,9 @@ use crate::{
 /// Adds the routes of `[admin].listen`.
 pub fn routes(app: &mut web::ServiceConfig) {
     app.app_data(
-        web::JsonConfig::default()
-            .error_handler(|why, _| Problem::bad_request("json", why.to_string()).into()),
+        web::JsonConfig::default().error_handler(|why, _| {
+            Problem::bad_request(ProblemKind::Json, why.to_string()).into()
+        }),
     )
     .route(
         "/healthz",
@@ -67,7 +68,7 @@ async fn ready(state: web::Data<AdminState>) -> Result<HttpResponse, Problem> {
 }
 
 fn unready(why: &str) -> Problem {
-    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "unready", why)
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, ProblemKind::Unready, why)
 }
 
 async fn status(state: web::Data<AdminState>) -> Result<HttpResponse, Problem> {
@@ -87,7 +88,11 @@ async fn scrape(state: web::Data<AdminState>) -> Result<HttpResponse, Problem> {
     };
     let text = scrape.text().map_err(|why| {
         let detail = format!("The metrics cannot be encoded: {why}");
-        Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "metrics", detail)
+        Problem::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            ProblemKind::Metrics,
+            detail,
+        )
     })?;
     Ok(HttpResponse::Ok()
         .content_type(prometheus_text::CONTENT_TYPE)

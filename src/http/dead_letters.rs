@@ -6,7 +6,10 @@ use actix_web::{HttpResponse, web};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{problem::Problem, status::AdminState};
+use super::{
+    problem::{Problem, ProblemKind},
+    status::AdminState,
+};
 use crate::spool::{Entry, NotSafe, Queue, Undelivered, Which};
 
 /// Dead letters in a list, unless the request asks for another number.
@@ -95,7 +98,7 @@ impl Selection {
             (Some(ids), false) => Ok((of, Which::Ids(ids))),
             (None, true) => Ok((of, Which::All)),
             _ => Err(Problem::bad_request(
-                "selection",
+                ProblemKind::Selection,
                 "Either ids or all, as in {\"all\":true}",
             )),
         }
@@ -127,5 +130,5 @@ async fn drop_dead(
 }
 
 fn spool_fails(why: NotSafe) -> Problem {
-    Problem::unavailable("spool", why.to_string())
+    Problem::unavailable(ProblemKind::Spool, why.to_string())
 }

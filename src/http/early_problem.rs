@@ -18,7 +18,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{
     log_bad_request,
-    problem::{MEDIA_TYPE, Problem},
+    problem::{MEDIA_TYPE, Problem, ProblemKind},
 };
 
 const END_OF_HEAD: &[u8] = b"\r\n\r\n";
@@ -102,17 +102,17 @@ fn early_answer(bytes: &[u8]) -> Option<(usize, Problem)> {
     memmem::find(head, NO_BODY)?;
     let problem = match head.get(8..13)? {
         b" 400 " => Problem::bad_request(
-            "request",
+            ProblemKind::Request,
             "The request line, a header or the length of the body is malformed",
         ),
         b" 408 " => Problem::new(
             StatusCode::REQUEST_TIMEOUT,
-            "slow",
+            ProblemKind::Slow,
             "The head of the request did not come in time",
         ),
         b" 431 " => Problem::new(
             StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-            "large-head",
+            ProblemKind::LargeHead,
             "The head of the request is larger than 128 KiB or has more than 96 headers",
         ),
         _ => return None,

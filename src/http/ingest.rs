@@ -23,7 +23,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use self::headers::{check_encoding, check_type, idempotency_key, traceparent};
-use super::problem::Problem;
+use super::problem::{Problem, ProblemKind};
 use crate::{
     actors::{admission::Admission, receipts::Refused},
     delivery::Receipt,
@@ -209,7 +209,9 @@ impl IngestState {
         let body = body.to_bytes_limited(max).await;
         let body =
             body.map_err(|_| too_large(format!("The request is larger than {max} bytes")))?;
-        body.map_err(|why| Problem::bad_request("body", format!("The body did not arrive: {why}")))
+        body.map_err(|why| {
+            Problem::bad_request(ProblemKind::Body, format!("The body did not arrive: {why}"))
+        })
     }
 
     /// The records of `body`, each checked against the schema and the limits.
@@ -290,11 +292,16 @@ impl IngestState {
     }
 
     fn invalid(&self, why: &Invalid) -> Problem {
-        let unprocessable =
-            |detail| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "schema", detail);
+        let unprocessable = |detail| {
+            Problem::new(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                ProblemKind::Schema,
+                detail,
+            )
+        };
         match why {
             Invalid::Malformed { line, column, .. } => {
-                Problem::bad_request("json", why.to_string())
+                Problem::bad_request(ProblemKind::Json, why.to_string())
                     .with("line", *line)
                     .with("column", *column)
             }
@@ -350,7 +357,7 @@ async fn submit_once(
 fn refused(request: &Request, why: &Refused) -> Problem {
     let detail = format!("Not taken: {why}");
     if !matches!(why, Refused::TooLarge(_)) {
-        return Problem::unavailable("unavailable", detail);
+        return Problem::unavailable(ProblemKind::Unavailable, detail);
     }
     let problem = too_large(detail);
     let records = request.records.iter().enumerate();
@@ -369,7 +376,7 @@ fn key_reused(request: &Request, index: usize) -> Problem {
     );
     let problem = Problem::new(
         StatusCode::UNPROCESSABLE_ENTITY,
-        "idempotency-key-reused",
+        ProblemKind::KeyReused,
         detail,
     );
     match request.form {
@@ -379,5 +386,5 @@ fn key_reused(request: &Request, index: usize) -> Problem {
 }
 
 fn too_large(detail: String) -> Problem {
-    Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", detail)
+    Problem::new(StatusCode::PAYLOAD_TOO_LARGE, ProblemKind::TooLarge, detail)
 }

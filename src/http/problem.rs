@@ -9,13 +9,92 @@ use serde_json::{Value, json};
 
 pub const MEDIA_TYPE: &str = "application/problem+json";
 
+/// The kinds of problems.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProblemKind {
+    Body,
+    Database,
+    Encoding,
+    IdempotencyKey,
+    KeyReused,
+    Json,
+    LargeHead,
+    MediaType,
+    Method,
+    Metrics,
+    NotFound,
+    Query,
+    Request,
+    Schema,
+    Selection,
+    Slow,
+    Spool,
+    Supervisor,
+    TooLarge,
+    Unavailable,
+    Unready,
+}
+
+impl ProblemKind {
+    pub const ALL: [Self; 21] = [
+        Self::Body,
+        Self::Database,
+        Self::Encoding,
+        Self::IdempotencyKey,
+        Self::KeyReused,
+        Self::Json,
+        Self::LargeHead,
+        Self::MediaType,
+        Self::Method,
+        Self::Metrics,
+        Self::NotFound,
+        Self::Query,
+        Self::Request,
+        Self::Schema,
+        Self::Selection,
+        Self::Slow,
+        Self::Spool,
+        Self::Supervisor,
+        Self::TooLarge,
+        Self::Unavailable,
+        Self::Unready,
+    ];
+
+    /// The end of the `type`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Body => "body",
+            Self::Database => "database",
+            Self::Encoding => "encoding",
+            Self::IdempotencyKey => "idempotency-key",
+            Self::KeyReused => "idempotency-key-reused",
+            Self::Json => "json",
+            Self::LargeHead => "large-head",
+            Self::MediaType => "media-type",
+            Self::Method => "method",
+            Self::Metrics => "metrics",
+            Self::NotFound => "not-found",
+            Self::Query => "query",
+            Self::Request => "request",
+            Self::Schema => "schema",
+            Self::Selection => "selection",
+            Self::Slow => "slow",
+            Self::Spool => "spool",
+            Self::Supervisor => "supervisor",
+            Self::TooLarge => "too-large",
+            Self::Unavailable => "unavailable",
+            Self::Unready => "unready",
+        }
+    }
+}
+
 /// A problem that ends a request. Its `type` is `urn:waypost:problem:<kind>`, its `title` the
 /// reason phrase of the status.
 #[derive(Debug, thiserror::Error)]
 #[error("{status}: {detail}")]
 pub struct Problem {
     status: StatusCode,
-    kind: &'static str,
+    kind: ProblemKind,
     detail: String,
     /// More members of the body.
     members: Vec<(&'static str, Value)>,
@@ -24,7 +103,7 @@ pub struct Problem {
 
 impl Problem {
     /// `detail` says how to correct this request.
-    pub fn new(status: StatusCode, kind: &'static str, detail: impl Into<String>) -> Self {
+    pub fn new(status: StatusCode, kind: ProblemKind, detail: impl Into<String>) -> Self {
         Self {
             status,
             kind,
@@ -35,30 +114,30 @@ impl Problem {
     }
 
     /// The request is wrong.
-    pub fn bad_request(kind: &'static str, detail: impl Into<String>) -> Self {
+    pub fn bad_request(kind: ProblemKind, detail: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, kind, detail)
     }
 
     /// The body has a type or an encoding that is not supported.
-    pub fn unsupported(kind: &'static str, detail: impl Into<String>) -> Self {
+    pub fn unsupported(kind: ProblemKind, detail: impl Into<String>) -> Self {
         Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, kind, detail)
     }
 
     /// The same request may succeed in a second.
-    pub fn unavailable(kind: &'static str, detail: impl Into<String>) -> Self {
+    pub fn unavailable(kind: ProblemKind, detail: impl Into<String>) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, kind, detail).retry_after(1)
     }
 
     /// There is nothing at `path`.
     pub fn not_found(path: &str) -> Self {
         let detail = format!("There is nothing at {path}");
-        Self::new(StatusCode::NOT_FOUND, "not-found", detail)
+        Self::new(StatusCode::NOT_FOUND, ProblemKind::NotFound, detail)
     }
 
     /// The path does not take this method. `allowed` becomes the header `Allow`.
     pub fn method_not_allowed(allowed: &str) -> Self {
         let detail = format!("Allowed here: {allowed}");
-        let mut problem = Self::new(StatusCode::METHOD_NOT_ALLOWED, "method", detail);
+        let mut problem = Self::new(StatusCode::METHOD_NOT_ALLOWED, ProblemKind::Method, detail);
         problem.header = Some((header::ALLOW, allowed.to_owned()));
         problem
     }
@@ -73,7 +152,7 @@ impl Problem {
     /// The JSON of its body.
     pub fn body(&self) -> String {
         let mut body = json!({
-            "type": format!("urn:waypost:problem:{}", self.kind),
+            "type": format!("urn:waypost:problem:{}", self.kind.name()),
             "title": self.status.canonical_reason().unwrap_or_default(),
             "status": self.status.as_u16(),
             "detail": self.detail,
@@ -111,5 +190,23 @@ impl Responder for Problem {
 
     fn respond_to(self, _: &HttpRequest) -> HttpResponse {
         HttpResponse::from_error(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::ProblemKind;
+
+    #[test]
+    fn the_documentation_lists_each_type() {
+        let page = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/delivery.md");
+        let page = fs::read_to_string(page).unwrap();
+        for (number, kind) in ProblemKind::ALL.into_iter().enumerate() {
+            assert_eq!(kind as usize, number, "each is in the list");
+            let row = format!("| `{}` |", kind.name());
+            assert!(page.contains(&row), "{row}");
+        }
     }
 }

@@ -10,7 +10,7 @@ use actix_web::http::StatusCode;
 use serde::Serialize;
 use tokio::time::Instant;
 
-use super::problem::Problem;
+use super::problem::{Problem, ProblemKind};
 use crate::{
     actors::supervisor::{ChildId, Snapshot, State, Supervisor, View},
     breaker::Breaker,
@@ -100,7 +100,7 @@ pub fn view_of(views: &[View], child: ChildId) -> Option<&View> {
 pub fn no_supervisor() -> Problem {
     Problem::new(
         StatusCode::INTERNAL_SERVER_ERROR,
-        "supervisor",
+        ProblemKind::Supervisor,
         "The supervisor does not answer",
     )
 }

@@ -8,7 +8,7 @@ use actix_web::{
 };
 
 use crate::{
-    http::problem::Problem,
+    http::problem::{Problem, ProblemKind},
     record::{is_traceparent, is_visible_ascii},
 };
 
@@ -32,7 +32,7 @@ pub(super) fn check_encoding(headers: &HeaderMap) -> Result<(), Problem> {
         return Ok(());
     }
     let detail = "The body must not be encoded";
-    Err(Problem::unsupported("encoding", detail))
+    Err(Problem::unsupported(ProblemKind::Encoding, detail))
 }
 
 /// The client's key: bare, or quoted as a Structured Field String (RFC 9651, 3.3.3). Both are the
@@ -40,7 +40,7 @@ pub(super) fn check_encoding(headers: &HeaderMap) -> Result<(), Problem> {
 pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<Option<Arc<str>>, Problem> {
     let invalid = || {
         Problem::bad_request(
-            "idempotency-key",
+            ProblemKind::IdempotencyKey,
             "An Idempotency-Key is one of 1 to 255 visible ASCII characters, which may be quoted",
         )
     };
@@ -103,7 +103,7 @@ pub(super) fn check_type(request: &HttpRequest) -> Result<bool, Problem> {
         Some(subtype) if subtype == "json" || subtype.ends_with("+json") => Ok(false),
         None if !request.headers().contains_key(header::CONTENT_TYPE) => Ok(false),
         _ => Err(Problem::unsupported(
-            "media-type",
+            ProblemKind::MediaType,
             format!(
                 "A record is application/json, and many may be application/x-ndjson; not {essence:?}"
             ),
