@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::support::{
     api::{Api, Conduct},
     eventually,
-    lanes::{Lane, Nats, Rabbitmq, grpc_variables},
+    lanes::{Lane, Nats, Pubsub, Rabbitmq, grpc_variables},
     load::Load,
     node::{Node, PATIENCE},
     process::free_port,
@@ -316,6 +316,35 @@ async fn records_of_a_peer_are_handed_over() {
     let ledgers = [nodes[0].status().await, nodes[1].status().await];
     assert_eq!(count(&ledgers[0]["ledger"], "handed_over"), 40);
     assert_eq!(count(&ledgers[1]["ledger"], "recovered"), 40);
+    all_are_taken_over(&nodes).await;
+    assert_eq!(untaken(&nodes).await, [(0, 0); 2]);
+}
+
+/// Pub/Sub has no count of its messages. What another node has taken is known once nothing of this
+/// node's can wait there any more.
+#[actix_rt::test]
+async fn two_nodes_on_one_subscription_have_nothing_in_flight_at_rest() {
+    let Some(mut pubsub) = Pubsub::start().await else {
+        return;
+    };
+    let variables = pubsub.variables();
+    let api = Api::start();
+    let mut nodes = Vec::new();
+    for _ in 0..2 {
+        let node = Node::start(&api.url(), &variables).await;
+        node.lane_is("pubsub", "up", PATIENCE).await;
+        nodes.push(node);
+    }
+    load_unevenly(&nodes, 400, "shared").await;
+    all_at_rest(&nodes, REDELIVERY).await;
+    let mut handed_over = 0;
+    for node in &nodes {
+        handed_over += count(&node.status().await["ledger"], "handed_over");
+    }
+    assert!(
+        handed_over > 0,
+        "one node has taken all of its own records only"
+    );
     all_are_taken_over(&nodes).await;
     assert_eq!(untaken(&nodes).await, [(0, 0); 2]);
 }
