@@ -21,7 +21,7 @@ use crate::support::{
 /// Longer than a lease that is not extended.
 const LEASE_LAPSED: Duration = Duration::from_secs(13);
 const SOON: Duration = Duration::from_secs(5);
-const PATIENCE: Duration = Duration::from_secs(40);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn record(id: String) -> Record {
     Record {
@@ -334,7 +334,7 @@ async fn what_a_node_still_holds_keeps_the_subscription_of_a_deleted_topic() {
     let held = next(&orphan, PATIENCE).await;
     // Longer than it takes to call a subscription empty.
     assert!(
-        timeout(Duration::from_secs(20), orphan.next())
+        timeout(Duration::from_secs(40), orphan.next())
             .await
             .is_err(),
         "its message came again, or it was deleted"
@@ -367,7 +367,7 @@ async fn what_another_node_holds_keeps_the_subscription_of_a_deleted_topic() {
     let held = next(&holder, PATIENCE).await;
     let other = connect(&Settings::new(config.clone())).await;
     // Longer than it takes to call a subscription empty.
-    let early = timeout(Duration::from_secs(25), other.next()).await;
+    let early = timeout(Duration::from_secs(40), other.next()).await;
     assert!(early.is_err(), "it has deleted the subscription: {early:?}");
     let subscription = format!(
         "projects/{}/subscriptions/{}",

@@ -184,7 +184,7 @@ async fn a_topic_is_deleted_in_use() {
     })
     .await;
     let mut number = 0;
-    eventually("both are there again", PATIENCE, async || {
+    eventually("both are there again", 2 * PATIENCE, async || {
         number += 1;
         (post(&format!("after-{number}")).await == "PubSub").then_some(())
     })

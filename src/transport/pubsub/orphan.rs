@@ -5,9 +5,10 @@
 //! subscription is empty it is deleted, and the next connection creates both anew.
 //!
 //! Pub/Sub does not tell how many messages a subscription has. It is taken to be empty once nothing
-//! has come here for the ack deadline and [`MARGIN`], and no other node has said meanwhile that it
-//! holds messages. A node says so by a new mark on the subscription every [`LOOK`]. If it dies or
-//! is cut off, its marks end, and its messages come again within the ack deadline.
+//! has come here for a while, and no other node has said meanwhile that it holds messages. A node
+//! says so by a new mark on the subscription every [`LOOK`]. If it dies or is cut off, its marks
+//! end, and its messages come again within the ack deadline. If its lane ends, its stream may hold
+//! messages for [`GRACE`] before.
 
 use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 
@@ -17,12 +18,12 @@ use tracing::warn;
 use super::{
     declare::{DeclaredSubscription, describe},
     probe::{State, TIMEOUT},
-    stream::MessageStream,
+    stream::{GRACE, MessageStream},
 };
 use crate::lane_id::LaneId;
 
 pub(super) const REASON: &str = "the topic was deleted: the lane first delivers what its subscription still has, then creates both anew";
-/// A message that another node has held comes again within the ack deadline and this.
+/// What another node has held comes again within the ack deadline, [`GRACE`] and this.
 const MARGIN: Duration = Duration::from_secs(5);
 /// Nodes do not delete it at the same moment.
 const JITTER_MS: u64 = 2000;
@@ -37,7 +38,7 @@ pub(super) async fn drain(
     state: &State,
 ) {
     let jitter = Duration::from_millis(fastrand::u64(0..JITTER_MS));
-    let quiet = subscription.ack_deadline + MARGIN + jitter;
+    let quiet = subscription.ack_deadline + GRACE + MARGIN + jitter;
     let mut received = 0;
     let mut mark = None;
     let mut looked_at = None::<Instant>;

@@ -38,7 +38,7 @@ pub(super) const LEASED_MAX: u32 = LEASED_KIB / CHARGE_MIN_KIB;
 /// included.
 const OUTSTANDING_MAX: u32 = 4 * PREFETCH as u32;
 /// How long a stream waits for the next connection. Then it ends, and other nodes get its messages.
-const GRACE: Duration = Duration::from_secs(15);
+pub(super) const GRACE: Duration = Duration::from_secs(15);
 /// The shortest that the service allows. Messages sent to a dead stream are redelivered after it.
 const LEASE: Duration = Duration::from_secs(10);
 
