@@ -21,10 +21,7 @@ mod taken_file;
 
 use std::{
     collections::BTreeMap,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
+    sync::{Arc, atomic::AtomicBool},
     time::{Duration, Instant},
 };
 
@@ -34,23 +31,16 @@ use tokio::{sync::Notify, time};
 pub use self::{
     balance::{Balance, audit},
     comparison::{Finding, Present},
-    counts::{ApiCounts, Counts, NodeCounts, Posting},
+    counts::{ApiCounts, Counts, LaneLedger, NodeCounts, Posting},
     latency::{Latency, Quantiles},
     refusals::Refusals,
     taken_file::TakenFile,
 };
 use self::{
-    comparison::Comparison,
     memory::{FlagMemory, Flags},
     rules::{CountedAs, Transition, count},
-    taken::TakenOver,
 };
-use crate::{
-    clock::unix_us,
-    lane_id::LaneId,
-    record::Record,
-    spool::{Queue, SpoolStats},
-};
+use crate::{clock::unix_us, lane_id::LaneId, record::Record};
 
 /// The counts of one node since its start.
 pub struct Ledger {
@@ -67,27 +57,6 @@ pub struct Ledger {
     imbalanced: AtomicBool,
     /// Notified when a record was taken over.
     taken_over: Notify,
-}
-
-/// The counts and times of one lane.
-#[derive(Default)]
-pub struct LaneLedger {
-    pub counts: Counts,
-    pub refusals: Refusals,
-    /// From handing a record to the lane to its confirm.
-    pub publish: Latency,
-    /// From a POST to its answer or failure.
-    pub post: Latency,
-    /// From accepted to delivered.
-    pub delivery: Latency,
-    /// The time of the last delivery, in microseconds since the Unix epoch; 0 for never.
-    pub last_delivery_us: u64,
-    /// Records of other runs that ended here.
-    pub taken_over: TakenOver,
-    /// Records of an earlier run that this one has found on disk and sent again. The broker may have
-    /// had them already, and then they come out in the name of that run.
-    pub readopted: u64,
-    comparison: Comparison,
 }
 
 impl Ledger {
@@ -413,63 +382,6 @@ impl Ledger {
     pub fn requests(&self) -> MutexGuard<'_, BTreeMap<u16, Latency>> {
         self.requests.lock()
     }
-
-    /// The counts of all lanes together.
-    pub fn totals(&self) -> Counts {
-        LaneId::ALL
-            .into_iter()
-            .map(|lane| self.lane(lane).counts)
-            .fold(Counts::default(), |sum, lane| Counts {
-                accepted: sum.accepted + lane.accepted,
-                resent: sum.resent + lane.resent,
-                moved: sum.moved + lane.moved,
-                recovered: sum.recovered + lane.recovered,
-                delivered: sum.delivered + lane.delivered,
-                dead: sum.dead + lane.dead,
-                parked: sum.parked + lane.parked,
-                unparked: sum.unparked + lane.unparked,
-                redelivered: sum.redelivered + lane.redelivered,
-                gone_elsewhere: sum.gone_elsewhere + lane.handed_over(),
-                gone_missing: sum.gone_missing + lane.missing(),
-            })
-    }
-
-    /// The counts of the node, its disk included.
-    pub fn balance(&self, stats: &SpoolStats) -> Balance {
-        // Read first: the records that are counted twice were counted by their lanes before.
-        let node = self.node();
-        let lanes = self.totals();
-        Balance {
-            accepted: lanes.accepted + node.spooled,
-            // Records of an earlier run in the gRPC lane are counted when they end, since two
-            // copies of a record are one.
-            recovered: lanes.recovered + node.recovered_from_disk + stats.found_carried
-                - node.double_counted,
-            delivered: lanes.delivered,
-            handed_over: lanes.handed_over(),
-            dead: stats.records(Queue::Dead),
-            dropped: node.dropped,
-            spooled: stats.waiting(),
-            parked: stats.parked(),
-            in_flight: lanes.in_flight() + stats.found_carried,
-            missing: lanes.missing(),
-            redelivered: lanes.redelivered,
-        }
-    }
-
-    /// Whether the counts did not add up when they last stood still: see [`audit`].
-    pub fn is_imbalanced(&self) -> bool {
-        self.imbalanced.load(Relaxed)
-    }
-
-    /// Records that `lane` has and the API has not.
-    pub fn in_flight(&self, lane: LaneId, stats: &SpoolStats) -> u64 {
-        let found = match lane {
-            LaneId::Grpc => stats.found_carried,
-            _ => 0,
-        };
-        self.lane(lane).counts.in_flight() + found
-    }
 }
 
 #[cfg(test)]
@@ -479,7 +391,7 @@ mod tests {
     use tokio::{sync::watch, time::sleep};
 
     use super::{balance::REST, *};
-    use crate::record::Origin;
+    use crate::{record::Origin, spool::SpoolStats};
 
     fn record(id: &str, run: &str) -> Record {
         let origin = Some(Origin {

@@ -75,12 +75,16 @@ async fn by_run(nodes: &[Node], metric: &str) -> HashMap<String, u64> {
 async fn untaken(nodes: &[Node]) -> Vec<(i64, i64)> {
     let handed_over = by_run(nodes, "waypost_ledger_handed_over").await;
     let taken_over = by_run(nodes, "waypost_ledger_taken_over").await;
-    let unsure = by_run(nodes, "waypost_ledger_unsure").await;
+    let uncounted_max = by_run(nodes, "waypost_ledger_uncounted_max").await;
     let of = |(run, records): (&String, &u64)| {
         let taken = taken_over.get(run).copied().unwrap_or_default();
         let most = records.checked_signed_diff(taken).expect("small numbers");
         (
-            most - unsure.get(run).copied().unwrap_or_default().cast_signed(),
+            most - uncounted_max
+                .get(run)
+                .copied()
+                .unwrap_or_default()
+                .cast_signed(),
             most,
         )
     };
@@ -155,7 +159,7 @@ async fn three_nodes_on_two_brokers_hand_over_what_others_deliver_and_miss_nothi
     all_are_taken_over(&nodes).await;
     assert_eq!(api.taken().len(), 3 * 450);
 
-    // One dies in the midst of its acks: what it had in hand is unsure.
+    // One dies in the midst of its acks: what it had in hand may be uncounted.
     let mut load = Load::start(&nodes[0]);
     load.take(300).await;
     nodes[2].killed_and_started().await;

@@ -176,12 +176,12 @@ impl Scrape<'_> {
                 }),
             ),
             (
-                "waypost_ledger_unsure",
+                "waypost_ledger_uncounted_max",
                 "Records that may have been taken over and not counted as such, by run: a node was killed",
                 self.by_run(|lane| {
                     let runs = lane.taken_over.by_run();
-                    let runs = runs.filter(|(_, taken)| taken.unsure > 0);
-                    runs.map(|(run, taken)| (Some(run.to_owned()), taken.unsure))
+                    let runs = runs.filter(|(_, taken)| taken.uncounted_max > 0);
+                    runs.map(|(run, taken)| (Some(run.to_owned()), taken.uncounted_max))
                         .chain([(None, lane.readopted)])
                         .collect()
                 }),

@@ -6,8 +6,11 @@ use serde::Serialize;
 use tokio::{sync::watch, time::sleep};
 use tracing::error;
 
-use super::Ledger;
-use crate::spool::SpoolStats;
+use super::{Counts, Ledger};
+use crate::{
+    lane_id::LaneId,
+    spool::{Queue, SpoolStats},
+};
 
 /// The counts are compared once they have not changed for this time.
 pub(super) const REST: Duration = Duration::from_secs(2);
@@ -42,6 +45,65 @@ impl Balance {
         let ended = self.delivered + self.dead + self.dropped;
         let waiting = self.spooled + self.parked + self.in_flight;
         self.accepted + self.recovered == ended + gone + waiting
+    }
+}
+
+impl Ledger {
+    /// The counts of all lanes together.
+    pub fn totals(&self) -> Counts {
+        LaneId::ALL
+            .into_iter()
+            .map(|lane| self.lane(lane).counts)
+            .fold(Counts::default(), |sum, lane| Counts {
+                accepted: sum.accepted + lane.accepted,
+                resent: sum.resent + lane.resent,
+                moved: sum.moved + lane.moved,
+                recovered: sum.recovered + lane.recovered,
+                delivered: sum.delivered + lane.delivered,
+                dead: sum.dead + lane.dead,
+                parked: sum.parked + lane.parked,
+                unparked: sum.unparked + lane.unparked,
+                redelivered: sum.redelivered + lane.redelivered,
+                gone_elsewhere: sum.gone_elsewhere + lane.handed_over(),
+                gone_missing: sum.gone_missing + lane.missing(),
+            })
+    }
+
+    /// The counts of the node, its disk included.
+    pub fn balance(&self, stats: &SpoolStats) -> Balance {
+        // Read first: the records that are counted twice were counted by their lanes before.
+        let node = self.node();
+        let lanes = self.totals();
+        Balance {
+            accepted: lanes.accepted + node.spooled,
+            // Records of an earlier run in the gRPC lane are counted when they end, since two
+            // copies of a record are one.
+            recovered: lanes.recovered + node.recovered_from_disk + stats.found_carried
+                - node.double_counted,
+            delivered: lanes.delivered,
+            handed_over: lanes.handed_over(),
+            dead: stats.records(Queue::Dead),
+            dropped: node.dropped,
+            spooled: stats.waiting(),
+            parked: stats.parked(),
+            in_flight: lanes.in_flight() + stats.found_carried,
+            missing: lanes.missing(),
+            redelivered: lanes.redelivered,
+        }
+    }
+
+    /// Whether the counts did not add up when they last stood still: see [`audit`].
+    pub fn is_imbalanced(&self) -> bool {
+        self.imbalanced.load(Relaxed)
+    }
+
+    /// Records that `lane` has and the API has not.
+    pub fn in_flight(&self, lane: LaneId, stats: &SpoolStats) -> u64 {
+        let found = match lane {
+            LaneId::Grpc => stats.found_carried,
+            _ => 0,
+        };
+        self.lane(lane).counts.in_flight() + found
     }
 }
 

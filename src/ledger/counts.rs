@@ -2,7 +2,29 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use super::{Latency, Refusals, comparison::Comparison, taken::TakenOver};
 use crate::api::answer::FailureClass;
+
+/// The counts and times of one lane.
+#[derive(Default)]
+pub struct LaneLedger {
+    pub counts: Counts,
+    pub refusals: Refusals,
+    /// From handing a record to the lane to its confirm.
+    pub publish: Latency,
+    /// From a POST to its answer or failure.
+    pub post: Latency,
+    /// From accepted to delivered.
+    pub delivery: Latency,
+    /// The time of the last delivery, in microseconds since the Unix epoch; 0 for never.
+    pub last_delivery_us: u64,
+    /// Records of other runs that ended here.
+    pub taken_over: TakenOver,
+    /// Records of an earlier run that this one has found on disk and sent again. The broker may have
+    /// had them already, and then they come out in the name of that run.
+    pub readopted: u64,
+    pub(super) comparison: Comparison,
+}
 
 /// The counts of one lane, or of all.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

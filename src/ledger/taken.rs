@@ -19,7 +19,7 @@ pub struct TakenOver {
 struct Run {
     records: u64,
     /// The upper bound of those that are not counted: see [`Taken`].
-    unsure: u64,
+    uncounted_max: u64,
     /// [`TakenOver::records`] when this run was seen last.
     last: u64,
 }
@@ -29,7 +29,7 @@ struct Run {
 pub struct Taken {
     pub records: u64,
     /// The most that were taken over and not counted, because this node was killed.
-    pub unsure: u64,
+    pub uncounted_max: u64,
 }
 
 impl TakenOver {
@@ -39,7 +39,7 @@ impl TakenOver {
         origin.is_some_and(|origin| {
             let one = Taken {
                 records: 1,
-                unsure: 0,
+                uncounted_max: 0,
             };
             self.add(&origin.run, one);
             true
@@ -57,7 +57,7 @@ impl TakenOver {
         }
         if let Some(known) = self.runs.get_mut(run) {
             known.records += taken.records;
-            known.unsure += taken.unsure;
+            known.uncounted_max += taken.uncounted_max;
             known.last = self.records;
         }
     }
@@ -66,7 +66,7 @@ impl TakenOver {
     pub fn by_run(&self) -> impl Iterator<Item = (&str, Taken)> {
         let taken = |run: &Run| Taken {
             records: run.records,
-            unsure: run.unsure,
+            uncounted_max: run.uncounted_max,
         };
         self.runs
             .iter()

@@ -23,7 +23,7 @@ const NAME: &str = "taken_over";
 /// Changes within this share a write.
 const LINGER: Duration = Duration::from_millis(20);
 /// A lane takes no more records over before the file is written, unless its disk is slow.
-const UNSURE: u64 = 1024;
+const UNCOUNTED_MAX: u64 = 1024;
 
 /// Clones share the file.
 #[derive(Clone)]
@@ -102,9 +102,16 @@ impl Inner {
 fn text(ledger: &Ledger, is_last: bool) -> String {
     let mut text = String::from(if is_last { "ended\n" } else { "running\n" });
     for lane in LaneId::ALL {
-        for (run, Taken { records, unsure }) in ledger.lane(lane).taken_over.by_run() {
+        for (
+            run,
+            Taken {
+                records,
+                uncounted_max,
+            },
+        ) in ledger.lane(lane).taken_over.by_run()
+        {
             // A string takes all that is written. No run has a space in its name.
-            writeln!(text, "{lane} {run} {records} {unsure}").ok();
+            writeln!(text, "{lane} {run} {records} {uncounted_max}").ok();
         }
     }
     text
@@ -115,14 +122,15 @@ fn read(text: &str, ledger: &Ledger) -> Option<()> {
     let mut lines = text.strip_suffix('\n')?.lines();
     let more = match lines.next()? {
         "ended" => 0,
-        "running" => UNSURE,
+        "running" => UNCOUNTED_MAX,
         _ => return None,
     };
     let read_line = |line: &str| {
-        let [lane, run, records, unsure] = line.split(' ').collect::<Vec<_>>().try_into().ok()?;
+        let [lane, run, records, uncounted_max] =
+            line.split(' ').collect::<Vec<_>>().try_into().ok()?;
         let taken = Taken {
             records: records.parse().ok()?,
-            unsure: unsure.parse::<u64>().ok()? + more,
+            uncounted_max: uncounted_max.parse::<u64>().ok()? + more,
         };
         Some((LaneId::from_name(lane)?, run.into(), taken))
     };
@@ -166,7 +174,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_later_run_knows_what_was_taken_over_and_what_a_kill_leaves_unsure() {
+    async fn a_later_run_knows_what_was_taken_over_and_what_a_kill_leaves_uncounted() {
         let folder = TempDir::new().unwrap();
         let (ledger, file) = run(&folder);
         assert_eq!(taken(&ledger), None);
@@ -182,7 +190,7 @@ mod tests {
         let (ledger, file) = run(&folder);
         let mut expected = Taken {
             records: 2,
-            unsure: UNSURE,
+            uncounted_max: UNCOUNTED_MAX,
         };
         assert_eq!(taken(&ledger), Some(expected));
         deliver(&ledger, "c");
@@ -194,7 +202,7 @@ mod tests {
         assert_eq!(taken(&ledger), Some(expected));
         // Killed again, before anything was taken over.
         let (ledger, _) = run(&folder);
-        expected.unsure += UNSURE;
+        expected.uncounted_max += UNCOUNTED_MAX;
         assert_eq!(taken(&ledger), Some(expected));
     }
 
