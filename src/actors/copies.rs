@@ -111,6 +111,11 @@ impl Copies {
         }
     }
 
+    /// The copies on disk.
+    pub fn count(&self) -> u64 {
+        self.spool.stats().kept(self.lane)
+    }
+
     /// Removes the copy of a record that has ended, if there is one.
     pub fn release(&self, record: &Record) {
         let mut kept = self.kept.lock();

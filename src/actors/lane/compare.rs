@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
-use tracing::{debug, error, info};
+use tracing::{debug, error, info, warn};
 
 use super::LaneParams;
 use crate::{
     ledger::{Finding, Present},
-    transport::Transport,
+    transport::{Durability, Transport},
 };
 
 /// The time between two comparisons.
@@ -16,9 +16,14 @@ const PERIOD: Duration = Duration::from_secs(2);
 /// How long the system may take to count.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// So many copies that no confirm will release are worth a warning. Records under way are fewer.
+const STRANDED_MIN: u64 = 10_000;
+
 /// Compares for as long as the connection lives.
 pub async fn compare<T: Transport>(transport: &T, params: &LaneParams) {
     let lane = params.lane;
+    let durability = transport.info().outlives_power_cut;
+    let mut is_told = false;
     loop {
         sleep(PERIOD).await;
         let before = params.ledger.lane(lane).counts;
@@ -47,6 +52,48 @@ pub async fn compare<T: Transport>(transport: &T, params: &LaneParams) {
             }
             Some(Finding::NoneMissing) => info!(%lane, "no record is missing any more"),
             None => {}
+        }
+        let in_flight = params.ledger.lane(lane).counts.in_flight();
+        let copies = stranded(durability, params.copies.count(), in_flight);
+        if copies >= STRANDED_MIN && !is_told {
+            is_told = true;
+            warn!(
+                %lane,
+                copies,
+                "copies stay on this disk until the next start, and may fill it: other nodes have \
+                 taken their records, and it is not known whether the broker survives a power cut"
+            );
+        }
+    }
+}
+
+/// Copies whose records have left the system, and that stay all the same: another node has taken
+/// the records, and no confirm of this system becomes durable.
+fn stranded(durability: Durability, copies: u64, in_flight: u64) -> u64 {
+    if durability.after() == Duration::MAX {
+        copies.saturating_sub(in_flight)
+    } else {
+        0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_is_stranded_if_its_record_is_gone_and_no_confirm_releases_it() {
+        let (never, soon) = (Duration::MAX, Duration::from_mins(2));
+        for (durability, copies, in_flight, expected) in [
+            (Durability::No { after: never }, 100, 30, 70),
+            (Durability::Unknown { after: never }, 100, 30, 70),
+            (Durability::Unknown { after: never }, 30, 100, 0),
+            (Durability::Unknown { after: soon }, 100, 30, 0),
+            (Durability::No { after: soon }, 100, 30, 0),
+            (Durability::Yes, 100, 30, 0),
+        ] {
+            let found = stranded(durability, copies, in_flight);
+            assert_eq!(found, expected, "{durability:?} {copies} {in_flight}");
         }
     }
 }
