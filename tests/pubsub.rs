@@ -21,7 +21,7 @@ use crate::support::{
 /// Longer than a lease that is not extended.
 const LEASE_LAPSED: Duration = Duration::from_secs(13);
 const SOON: Duration = Duration::from_secs(5);
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 fn record(id: String) -> Record {
     Record {

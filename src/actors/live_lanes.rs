@@ -195,9 +195,9 @@ mod tests {
         live.set_largest_message(RABBITMQ, MIB);
         let too_large = || refusal(&live, 2 * MIB);
         assert!(matches!(too_large(), Some(Refused::TooLarge(_))));
-        advance(LEARNT_FOR - Duration::from_secs(1)).await;
+        advance(LEARNT_FOR / 2).await;
         assert!(matches!(too_large(), Some(Refused::TooLarge(_))));
-        advance(Duration::from_secs(1)).await;
+        advance(LEARNT_FOR / 2).await;
         assert_eq!(too_large(), None);
     }
 
