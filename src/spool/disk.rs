@@ -54,6 +54,13 @@ pub fn sync(file: &File) -> io::Result<()> {
     file.sync_data()
 }
 
+/// Shortens a file. A power cut may undo that.
+pub fn shorten(file: &File, size: u64) -> io::Result<()> {
+    #[cfg(test)]
+    see(Call::Change)?;
+    file.set_len(size)
+}
+
 /// Shortens a file, durably.
 pub fn cut_off(file: &File, size: u64) -> io::Result<()> {
     #[cfg(test)]

@@ -28,6 +28,9 @@ pub use self::place::check_place;
 
 /// A segment that has grown past this is sealed, unless [`Log::open`] gets a smaller size.
 pub const SEGMENT_MAX: u64 = 16 << 20;
+/// The active segment is written ahead with zeros by as much as it has, and at most this. A sync of
+/// what lies within does not change the file's size, which would cost another write of the disk.
+const AHEAD_MAX: u64 = 256 << 10;
 /// The disk space that the active segment may keep though all of its entries are settled.
 const SETTLED_KEPT: u64 = 1 << 20;
 /// The tries to read a file: a flood of connections may have taken all descriptors for a while.
@@ -84,6 +87,8 @@ impl Segment {
 struct Active {
     number: u32,
     file: File,
+    /// The size of the file: there are zeros behind the frames.
+    size: u64,
     /// Frames that are not on disk yet, and their count.
     buffer: Vec<u8>,
     buffered: u32,
@@ -218,6 +223,7 @@ impl Log {
             unreachable!("an active segment is known")
         };
         let written = write(&active.file, &active.buffer, segment.size)
+            .inspect(|()| active.write_ahead(segment.size))
             .and_then(|()| sync(&active.file))
             // Synced bytes are safe only where the next start looks for them.
             .and_then(|()| check_place(&active.file, &segment.file("log")));
@@ -375,6 +381,7 @@ impl Log {
         Ok(Active {
             number,
             file,
+            size: 0,
             buffer: Vec::new(),
             buffered: 0,
         })
@@ -391,8 +398,31 @@ impl Log {
         };
         let mut seal = Vec::with_capacity(SEAL_SIZE);
         frame::write(&mut seal, segment.salt, SEAL, &segment.count.to_le_bytes());
-        if write(&active.file, &seal, segment.size).is_ok() {
-            segment.size += seal.len() as u64;
+        let end = segment.size + seal.len() as u64;
+        let written = write(&active.file, &seal, segment.size);
+        if written
+            .and_then(|()| disk::shorten(&active.file, end))
+            .is_ok()
+        {
+            segment.size = end;
+        }
+    }
+}
+
+impl Active {
+    /// Writes zeros behind the buffer's frames, which begin `at` there, if they are the first
+    /// beyond the zeros that are there.
+    fn write_ahead(&mut self, at: u64) {
+        let end = at + self.buffer.len() as u64;
+        if end <= self.size {
+            return;
+        }
+        self.size = end;
+        let ahead = at.min(AHEAD_MAX);
+        let zeros = vec![0; usize::try_from(ahead).unwrap_or_default()];
+        // Without them there was room for the frames, which is all that these need.
+        if write(&self.file, &zeros, end).is_ok() {
+            self.size += ahead;
         }
     }
 }

@@ -33,8 +33,17 @@ impl Log {
                     missing.push(segment.count..ordinal);
                     segment.count = ordinal + 1;
                 }
-                Item::Damage { at, size } => {
-                    self.damages.push(segment.set_aside(at, size, &scanner));
+                Item::Damage { at, mut size } => {
+                    if at + size == segment.size {
+                        // Zeros that were written ahead are no damage.
+                        let bytes = scanner.bytes(at, size)?;
+                        let last = bytes.iter().rposition(|byte| *byte != 0);
+                        size = last.map_or(0, |last| last as u64 + 1);
+                        segment.size = at + size;
+                    }
+                    if size > 0 {
+                        self.damages.push(segment.set_aside(at, size, &scanner));
+                    }
                 }
             }
         }

@@ -346,6 +346,51 @@ fn a_file_that_is_cut_anywhere_keeps_what_is_whole() {
 }
 
 #[test]
+fn zeros_that_are_written_ahead_are_neither_entries_nor_damage() {
+    let folder = folder_in_memory();
+    let mut log = open(&folder);
+    append(&mut log, 0..3);
+    append(&mut log, 3..4);
+    let bytes = log.bytes();
+    drop(log);
+    let file = files(&folder, "log").remove(0);
+    let whole = fs::read(&file).unwrap();
+    let end = usize::try_from(bytes).unwrap();
+    assert!(whole.len() > end, "nothing is written ahead");
+    // A power cut may have left the last entry, or a part of it.
+    for cut in (end - frame::HEAD - 200..=end).rev() {
+        let mut left = whole.clone();
+        left[cut..].fill(0);
+        fs::write(&file, &left).unwrap();
+        let mut log = open(&folder);
+        let entries = if cut == end { 4 } else { 3 };
+        assert_eq!(drain(&mut log), (0..entries).collect::<Vec<_>>(), "{cut}");
+        assert!(log.bytes() <= bytes, "{cut}: {}", log.bytes());
+        let damages = log.damages();
+        let is_torn = cut < end && cut > end - frame::HEAD - 200;
+        assert_eq!(damages.len(), usize::from(is_torn), "{cut}");
+        assert!(
+            damages
+                .iter()
+                .all(|damage| damage.at + damage.size <= cut as u64)
+        );
+    }
+}
+
+#[test]
+fn a_sealed_segment_has_no_zeros_behind_its_seal() {
+    let folder = TempDir::new().unwrap();
+    let mut log = open(&folder);
+    append(&mut log, 0..3);
+    append(&mut log, 3..4);
+    log.read_present();
+    let size = fs::metadata(files(&folder, "log").remove(0)).unwrap().len();
+    assert_eq!(size, log.bytes());
+    drop(log);
+    assert_eq!(drain(&mut open(&folder)), [0, 1, 2, 3]);
+}
+
+#[test]
 fn a_copy_of_a_frame_inside_an_entry_never_passes_for_an_entry() {
     let folder = TempDir::new().unwrap();
     let mut log = open(&folder);
