@@ -39,12 +39,13 @@ use tracing::warn;
 pub use self::{
     entry::{DeathReason, Entry, Parked},
     log::Position,
+    put::CopyWriter,
     queue::{Queue, Undelivered},
     tail::Tail,
 };
 use self::{
     log::{Log, SEGMENT_MAX},
-    put::PutKind,
+    put::{PutAnswer, PutKind},
     store::{FolderPlace, Store},
 };
 use crate::{clock, lane_id::LaneId};
@@ -165,7 +166,7 @@ enum SpoolRequest {
         queue: Queue,
         payload: Vec<u8>,
         kind: PutKind,
-        answer: oneshot::Sender<Result<EntryKey, NotSafe>>,
+        answer: PutAnswer,
     },
     /// There are settled entries.
     Settle,
@@ -368,25 +369,13 @@ impl Spool {
         &self,
         request: impl FnOnce(oneshot::Sender<T>) -> SpoolRequest,
     ) -> Result<T, NotSafe> {
-        let mut answered = self.send(request)?;
-        self.answer(&mut answered).await
-    }
-
-    fn send<T>(
-        &self,
-        request: impl FnOnce(oneshot::Sender<T>) -> SpoolRequest,
-    ) -> Result<oneshot::Receiver<T>, NotSafe> {
-        let (answer, answered) = oneshot::channel();
+        let (answer, mut answered) = oneshot::channel();
         let sent = self.requests.send(request(answer));
         sent.map_err(|_| NotSafe::Closed)?;
-        Ok(answered)
-    }
-
-    async fn answer<T>(&self, answered: &mut oneshot::Receiver<T>) -> Result<T, NotSafe> {
         let mut running = self.running.clone();
         tokio::select! {
             biased;
-            answer = &mut *answered => answer.map_err(|_| NotSafe::Closed),
+            answer = &mut answered => answer.map_err(|_| NotSafe::Closed),
             // A request that is sent just when the thread ends may stay in the channel for as long
             // as anybody can send.
             _ = running.changed() => answered.try_recv().map_err(|_| NotSafe::Closed),

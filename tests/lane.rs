@@ -525,7 +525,11 @@ async fn the_copy_of_a_record_that_another_lane_has_delivered_goes_too() {
     // A confirm of this broker is not durable.
     house.copies.connected(&BrokerInfo::default());
     let record = record();
-    let copy = house.copies.write(&record, false).await.unwrap();
+    let copy = house
+        .copies
+        .write(&house.copies.writer(), &record, false)
+        .await
+        .unwrap();
     house.copies.keep(&record, copy);
     house.ledger.delivered(LaneId::Grpc, [&record]);
     submit_one(&house.ingest, record, None).await.unwrap();

@@ -16,7 +16,7 @@ use crate::{
     lane_id::LaneId,
     recent::{Hasher128, IdentityHasher},
     record::Record,
-    spool::{Entry, EntryKey, NotSafe, Position, Queue, Spool},
+    spool::{CopyWriter, Entry, EntryKey, NotSafe, Position, Queue, Spool},
     transport::{BrokerInfo, Durability},
 };
 
@@ -65,15 +65,24 @@ impl Copies {
         }
     }
 
+    /// For the connection that publishes the records.
+    pub fn writer(&self) -> CopyWriter {
+        CopyWriter::new(self.lane, self.spool.clone())
+    }
+
     /// Resolves when a copy of `record` is on disk. If it `is_on_disk` already, its other entry is
     /// about to go, and a full spool takes the copy all the same.
     ///
     /// # Errors
     /// If it cannot be written.
-    pub async fn write(&self, record: &Record, is_on_disk: bool) -> Result<Copy, NotSafe> {
+    pub async fn write(
+        &self,
+        writer: &CopyWriter,
+        record: &Record,
+        is_on_disk: bool,
+    ) -> Result<Copy, NotSafe> {
         let generation = self.kept.lock().generation;
-        let entry = Entry::new(record, None);
-        let key = self.spool.put_copy(self.lane, &entry, is_on_disk).await?;
+        let key = writer.put(&Entry::new(record, None), is_on_disk).await?;
         Ok(Copy {
             spool: self.spool.clone(),
             key: Some(key),
@@ -253,14 +262,16 @@ mod tests {
         }
     }
 
-    /// Copies for a broker, and three of them that are kept.
+    /// Copies for a broker, and three of them that are kept, in simulated time.
     async fn three() -> (TempDir, Spool, Copies) {
+        tokio::time::pause();
         let folder = tempfile::tempdir().unwrap();
         let spool = Spool::open(folder.path(), 1 << 30).unwrap();
         let copies = Copies::new(LANE, spool.clone());
         copies.connected(&broker("first"));
+        let writer = copies.writer();
         for number in 0..3 {
-            let copy = copies.write(&record(number), false).await.unwrap();
+            let copy = copies.write(&writer, &record(number), false).await.unwrap();
             copies.keep(&record(number), copy);
         }
         (folder, spool, copies)
@@ -283,7 +294,7 @@ mod tests {
         (stats.kept(LANE), stats.records(Queue::Kept(LANE)))
     }
 
-    #[tokio::test(start_paused = true)]
+    #[actix_rt::test]
     async fn a_copy_goes_once_its_confirm_is_durable() {
         let (_folder, spool, copies) = three().await;
         copies.expire(PUBLISH_TIMEOUT);
@@ -298,7 +309,7 @@ mod tests {
         assert_eq!(counts(&spool).await, (0, 0));
     }
 
-    #[tokio::test(start_paused = true)]
+    #[actix_rt::test]
     async fn a_copy_goes_when_its_record_has_ended() {
         let (_folder, spool, copies) = three().await;
         copies.release(&record(1));
@@ -306,7 +317,7 @@ mod tests {
         assert_eq!(counts(&spool).await, (2, 0));
     }
 
-    #[tokio::test(start_paused = true)]
+    #[actix_rt::test]
     async fn copies_that_wait_to_be_published_again_do_not_expire() {
         let (_folder, spool, copies) = three().await;
         copies.expire(PUBLISH_TIMEOUT);
@@ -318,21 +329,23 @@ mod tests {
         assert_eq!(counts(&spool).await, (3, 3));
     }
 
-    #[tokio::test(start_paused = true)]
+    #[actix_rt::test]
     async fn a_confirm_of_the_broker_before_counts_for_nothing() {
         let (_folder, spool, copies) = three().await;
-        let copy = copies.write(&record(3), false).await.unwrap();
+        let writer = copies.writer();
+        let copy = copies.write(&writer, &record(3), false).await.unwrap();
         copies.connected(&broker("second"));
         copies.keep(&record(3), copy);
         assert_eq!(counts(&spool).await, (4, 4));
     }
 
-    #[tokio::test(start_paused = true)]
+    #[actix_rt::test]
     async fn of_two_copies_of_a_record_the_younger_stays() {
         let (_folder, spool, copies) = three().await;
+        let writer = copies.writer();
         let [older, younger] = [
-            copies.write(&record(3), false).await.unwrap(),
-            copies.write(&record(3), false).await.unwrap(),
+            copies.write(&writer, &record(3), false).await.unwrap(),
+            copies.write(&writer, &record(3), false).await.unwrap(),
         ];
         let position = younger.key.unwrap().position();
         copies.keep(&record(3), younger);

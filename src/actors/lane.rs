@@ -44,6 +44,7 @@ use crate::{
     config::Ack,
     lane_id::LaneId,
     ledger::Ledger,
+    spool::CopyWriter,
     transport::{self, CLOSE_TIMEOUT, Durability, Transport},
 };
 
@@ -93,8 +94,8 @@ pub struct Lane<T: Transport> {
 struct Connected<T> {
     transport: Rc<T>,
     bundle: BundleSize,
-    /// Each record needs a copy on disk before its reply.
-    needs_copies: bool,
+    /// There if each record needs a copy on disk before its reply.
+    copy_writer: Option<Rc<CopyWriter>>,
 }
 
 /// Publish the batch.
@@ -140,7 +141,7 @@ impl<T: Transport> Lane<T> {
                 self.params.bundle,
                 info.largest_message.unwrap_or(usize::MAX),
             ),
-            needs_copies,
+            copy_writer: needs_copies.then(|| Rc::new(self.params.copies.writer())),
         });
         self.params.copies.connected(&info);
         if needs_copies && durability.after() < Duration::MAX {
@@ -178,12 +179,13 @@ impl<T: Transport> Lane<T> {
         };
         let transport = Rc::clone(&connection.transport);
         let bundle = connection.bundle;
-        let needs_copies = connection.needs_copies;
+        let copy_writer = connection.copy_writer.clone();
         let params = Rc::clone(&self.params);
         let answered = Rc::clone(&self.answered);
         let lane = ctx.address();
         self.publishing.spawn_local(async move {
-            let publishing = publish(&*transport, jobs, bundle, &params, needs_copies, &answered);
+            let copy_writer = copy_writer.as_deref();
+            let publishing = publish(&*transport, jobs, bundle, &params, copy_writer, &answered);
             if let Some(exit) = publishing.await {
                 lane.do_send(Broken(exit));
             }

@@ -29,7 +29,7 @@ impl Queue {
     pub(super) const COUNT: usize = Self::KEPT.end + Self::PARKED as usize;
 
     /// The places of the copies, by [`Queue::at`].
-    pub(super) const KEPT: Range<usize> = 3 + LaneId::ALL.len()..3 + 2 * LaneId::ALL.len();
+    const KEPT: Range<usize> = 3 + LaneId::ALL.len()..3 + 2 * LaneId::ALL.len();
 
     pub(super) fn all() -> impl Iterator<Item = Self> {
         [Self::Waiting, Self::Carried, Self::Dead]

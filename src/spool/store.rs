@@ -18,8 +18,9 @@ use tracing::{error, warn};
 
 pub use self::place::FolderPlace;
 use super::{
-    Entry, EntryKey, NotSafe, PutKind, Queue, SettledKeys, SpoolRequest, SpoolStats, frame,
+    Entry, EntryKey, NotSafe, Queue, SettledKeys, SpoolRequest, SpoolStats, frame,
     log::{self, Log},
+    put::{PutAnswer, PutKind, PutResult},
 };
 use crate::lane_id::LaneId;
 
@@ -67,9 +68,6 @@ pub(super) struct Store {
     stats: watch::Sender<SpoolStats>,
     place: FolderPlace,
 }
-
-type PutResult = Result<EntryKey, NotSafe>;
-type PutAnswer = oneshot::Sender<PutResult>;
 
 impl Store {
     pub fn new(
@@ -304,13 +302,30 @@ impl Store {
             // Who is refused, and asks why, finds it in the stats.
             self.report();
         }
+        self.answer(puts);
+    }
+
+    fn answer(&mut self, puts: Vec<(PutResult, PutAnswer)>) {
+        let mut copies: Vec<(_, Vec<_>)> = Vec::new();
         for (put, answer) in puts {
-            // The caller may be gone. What was put waits to be read like any other entry, but for a
-            // copy, which nobody would ever remove.
-            if let Err(Ok(key)) = answer.send(put)
-                && Queue::KEPT.contains(&key.queue)
-            {
-                self.logs[key.queue].settle(key.position);
+            match answer {
+                // The caller may be gone. What was put waits to be read like any other entry.
+                PutAnswer::One(answer) => drop(answer.send(put)),
+                PutAnswer::Copies(answers) => {
+                    let mut writers = copies.iter_mut();
+                    match writers.find(|(writer, _)| answers.same_channel(writer)) {
+                        Some((_, puts)) => puts.push(put),
+                        None => copies.push((answers, vec![put])),
+                    }
+                }
+            }
+        }
+        for (answers, puts) in copies {
+            // Nobody else would ever remove a copy whose caller is gone.
+            if let Err(unheard) = answers.send(puts) {
+                for key in unheard.0.into_iter().flatten() {
+                    self.remove(key);
+                }
             }
         }
     }

@@ -133,7 +133,7 @@ async fn a_folder_that_cannot_be_used_is_named() {
     assert!(why.contains(&file.path().display().to_string()), "{why}");
 }
 
-#[tokio::test]
+#[actix_rt::test]
 async fn a_full_spool_refuses_and_takes_again_when_there_is_room() {
     let folder = TempDir::new().unwrap();
     let spool = Spool::open(folder.path(), 2 << 20).unwrap();
@@ -158,9 +158,10 @@ async fn a_full_spool_refuses_and_takes_again_when_there_is_room() {
     };
     spool.put(Queue::Dead, &dead_letter).await.unwrap();
     // So has a record that a lane takes from the disk, and no other.
+    let writer = CopyWriter::new(NATS, spool.clone());
     let mut copies = Vec::new();
     for moved in [false, true] {
-        copies.push(spool.put_copy(NATS, &dead_letter, moved).await.err());
+        copies.push(writer.put(&dead_letter, moved).await.err());
     }
     assert_eq!(copies, [Some(NotSafe::Full), None]);
     for key in keys {
@@ -177,18 +178,16 @@ async fn while_busy(spool: &Spool, meanwhile: impl AsyncFnOnce()) {
     tokio::join!(busy, meanwhile()).0.unwrap();
 }
 
-#[tokio::test]
+#[actix_rt::test]
 async fn only_copies_that_were_there_are_let_out() {
     let folder = TempDir::new().unwrap();
     let spool = open(&folder);
+    let writer = CopyWriter::new(NATS, spool.clone());
     while_busy(&spool, async || {
         let [before, after] = ["before", "after"].map(entry);
         let read = async { spool.read_kept(NATS) };
-        let (before, (), after) = futures_util::join!(
-            spool.put_copy(NATS, &before, false),
-            read,
-            spool.put_copy(NATS, &after, false),
-        );
+        let (before, (), after) =
+            futures_util::join!(writer.put(&before, false), read, writer.put(&after, false),);
         assert!(before.is_ok() && after.is_ok());
     })
     .await;
@@ -196,26 +195,61 @@ async fn only_copies_that_were_there_are_let_out() {
     assert_eq!(spool.stats().kept(NATS), 2);
 }
 
-#[tokio::test]
-async fn a_copy_whose_writer_has_gone_is_removed() {
+#[actix_rt::test]
+async fn a_copy_that_nobody_waits_for_is_removed() {
     let folder = TempDir::new().unwrap();
     let spool = open(&folder);
     let copy = entry("a");
-    for is_written in [false, true] {
+    for (number, (is_written, has_writer)) in
+        [(false, false), (false, true), (true, false), (true, true)]
+            .into_iter()
+            .enumerate()
+    {
+        let what = format!("written: {is_written}, with its writer: {has_writer}");
+        let mut writer = Some(CopyWriter::new(NATS, spool.clone()));
         while_busy(&spool, async || {
-            let mut put = Box::pin(spool.put_copy(NATS, &copy, false));
+            let mut put = Box::pin(writer.as_ref().unwrap().put(&copy, false));
             assert_eq!(put.as_mut().now_or_never(), None);
             if is_written {
                 spool.oldest().await;
             }
         })
         .await;
-        // The thread has done all that it was asked to before.
-        spool.oldest().await;
-        spool.oldest().await;
-        assert_eq!(spool.stats().kept(NATS), 0, "written: {is_written}");
+        if !has_writer {
+            writer = None;
+        }
+        let written = number as u64 + 1;
+        until(&what, &spool, |stats| stats.committed == written).await;
+        until(&what, &spool, |stats| stats.kept(NATS) == 0).await;
+        drop(writer);
     }
-    assert_eq!(spool.stats().committed, 2);
+}
+
+#[actix_rt::test]
+async fn a_copy_is_refused_when_the_spool_has_ended() {
+    let folder = TempDir::new().unwrap();
+    let spool = open(&folder);
+    let writer = CopyWriter::new(NATS, spool.clone());
+    let copy = entry("a");
+    let (is_busy, busy) = oneshot::channel();
+    let (go_on, goes_on) = std::sync::mpsc::channel();
+    let end = spool.run(move |_| -> () {
+        is_busy.send(()).unwrap();
+        goes_on.recv().unwrap();
+        panic!("the thread ends while a copy waits");
+    });
+    let put = async {
+        busy.await.unwrap();
+        let mut put = Box::pin(writer.put(&copy, false));
+        assert_eq!(put.as_mut().now_or_never(), None);
+        go_on.send(()).unwrap();
+        put.await
+    };
+    assert_eq!(
+        tokio::join!(end, put),
+        (Err(NotSafe::Closed), Err(NotSafe::Closed))
+    );
+    assert_eq!(writer.put(&copy, false).await, Err(NotSafe::Closed));
 }
 
 #[tokio::test]

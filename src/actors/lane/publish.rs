@@ -18,7 +18,7 @@ use crate::{
     actors::{Job, Route, Source, copies::Copy, receipts::PendingRecord, supervisor::Exit},
     delivery::Receipt,
     record::Record,
-    spool::NotSafe,
+    spool::{CopyWriter, NotSafe},
     transport::{Transport, TransportError},
 };
 
@@ -102,22 +102,21 @@ pub async fn publish<T: Transport>(
     jobs: Vec<Job>,
     size: BundleSize,
     params: &LaneParams,
-    needs_copies: bool,
+    copy_writer: Option<&CopyWriter>,
     answered: &Cell<Option<Instant>>,
 ) -> Option<Exit> {
     let began = Instant::now();
     let patience = patience(&jobs, params);
     let records = jobs.iter().flat_map(|job| {
         let records = job.records.iter();
-        records.map(|pending| Unconfirmed::new(pending, job.source, needs_copies))
+        records.map(|pending| Unconfirmed::new(pending, job.source, copy_writer.is_some()))
     });
     let records: Vec<_> = records.collect();
     let packed = Packed::new(&records, size);
     let copying = async {
-        if needs_copies {
-            write_copies(&records, params).await
-        } else {
-            Ok(())
+        match copy_writer {
+            Some(writer) => write_copies(&records, writer, params).await,
+            None => Ok(()),
         }
     };
     let mut failure = None;
@@ -171,11 +170,16 @@ fn no_confirm(is_lost: bool, params: &LaneParams) -> TransportError {
 }
 
 /// Writes a copy of each record, and returns the first failure.
-async fn write_copies(records: &[Unconfirmed<'_>], params: &LaneParams) -> Result<(), NotSafe> {
+async fn write_copies(
+    records: &[Unconfirmed<'_>],
+    writer: &CopyWriter,
+    params: &LaneParams,
+) -> Result<(), NotSafe> {
     let write = async |record: &Unconfirmed<'_>| {
         let is_on_disk = record.source != Source::Client;
         let copies = &params.copies;
-        let copy = copies.write(&record.pending.record, is_on_disk).await?;
+        let copy = copies.write(writer, &record.pending.record, is_on_disk);
+        let copy = copy.await?;
         record.copy.set(CopyState::Written(copy));
         record.reply_if_safe(params);
         Ok(())
