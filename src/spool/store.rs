@@ -137,9 +137,10 @@ impl Store {
                 if self.failing {
                     self.probe();
                 }
+                self.check_place();
                 probed = Instant::now();
             }
-            self.check_place();
+            self.check_folder();
             self.commit_group(&mut inbox, &mut requests);
             if let Some(close) = self.serve(requests.drain(..)) {
                 self.flush(true);

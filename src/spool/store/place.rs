@@ -104,7 +104,7 @@ impl Store {
 
     /// Takes no more entries if the next start would not find them.
     pub(super) fn check_place(&mut self) {
-        let folder = check_place(&self.place.lock, &self.folder.join(LOCK)).err();
+        let folder = self.check_lock().err();
         let files = self.logs.iter_mut().map(|log| log.check_place().err());
         let why = files.fold(folder, Option::or).map(|why| why.to_string());
         // A commit may have found it.
@@ -116,6 +116,18 @@ impl Store {
             self.fails(&why);
             self.place.lost = Some(why);
         }
+    }
+
+    /// The same, but only if the folder is another one. Each queue looks after the file that it
+    /// writes.
+    pub(super) fn check_folder(&mut self) {
+        if self.check_lock().is_err() {
+            self.check_place();
+        }
+    }
+
+    fn check_lock(&self) -> io::Result<()> {
+        check_place(&self.place.lock, &self.folder.join(LOCK))
     }
 
     /// Goes on in the folder, with the files that were open when they were lost.
