@@ -93,6 +93,22 @@ impl Answer {
         })
     }
 
+    /// 429 or 503: the API has too much to do, which says nothing about the payload.
+    pub const fn is_overloaded(&self) -> bool {
+        matches!(
+            self,
+            Self::Status {
+                status: 429 | 503,
+                ..
+            }
+        )
+    }
+
+    /// A connection to the API could be opened.
+    pub fn is_connected(&self) -> bool {
+        self.failure() != Some(FailureClass::Connect)
+    }
+
     /// The POST has reached the API, though it was not taken.
     pub fn is_reached(&self) -> bool {
         let unreached = [FailureClass::Connect, FailureClass::Timeout];
@@ -108,26 +124,18 @@ impl Answer {
         }
     }
 
-    /// A 2xx is delivered. 408, 425, 429, 5xx and no answer are retried. 401, 403 and 404
-    /// are denied. All else is refused.
+    /// Each class of failure has one consequence. No answer, overload and 5xx are retried.
     pub fn outcome(&self) -> Outcome {
-        match *self {
-            Self::Status {
-                status: 200..=299, ..
-            } => Outcome::Delivered,
-            Self::Status {
-                status: 408 | 425 | 429 | 500..=599,
-                retry_after,
-                ..
-            } => Outcome::Retry {
-                at_least: retry_after.map(|d| d.min(RETRY_AFTER_MAX)),
+        match self.failure() {
+            None => Outcome::Delivered,
+            Some(FailureClass::Denied) => Outcome::Denied,
+            Some(FailureClass::Refused) => Outcome::Refused,
+            Some(_) => Outcome::Retry {
+                at_least: match *self {
+                    Self::Status { retry_after, .. } => retry_after.map(|d| d.min(RETRY_AFTER_MAX)),
+                    Self::NoAnswer { .. } => None,
+                },
             },
-            Self::Status {
-                status: 401 | 403 | 404,
-                ..
-            } => Outcome::Denied,
-            Self::Status { .. } => Outcome::Refused,
-            Self::NoAnswer { .. } => Outcome::Retry { at_least: None },
         }
     }
 }

@@ -260,7 +260,7 @@ impl Poster {
         let is_reached = answer.is_reached() || trial.others_succeeded();
         let is_overdue = is_reached && limits.give_up_at.is_some_and(|at| at <= Instant::now());
         let Some(record) = limits.record else {
-            let may_be_a_record = answer.is_reached() && !is_overload(answer) && trial.is_api_up();
+            let may_be_a_record = answer.is_reached() && !answer.is_overloaded() && trial.is_api_up();
             let splits = is_overdue || may_be_a_record || trial.is_guilty();
             return splits.then(|| PostEnd::Split(mem::take(reason)));
         };
@@ -327,7 +327,7 @@ impl Poster {
 
 /// The pause after a failed POST. An overloaded API gets more time.
 fn delay(backoff: &mut Backoff, answer: &Answer, at_least: Option<Duration>) -> Duration {
-    let factor = if is_overload(answer) {
+    let factor = if answer.is_overloaded() {
         OVERLOAD_FACTOR
     } else {
         1
@@ -372,12 +372,4 @@ async fn denied(
 /// The reason for a dead letter of a message that another publisher has put into the broker.
 pub fn not_an_object() -> DeathReason {
     not_posted("it is not a JSON object")
-}
-
-/// Whether the API says that it has too much to do, and nothing about the payload.
-fn is_overload(answer: &Answer) -> bool {
-    let Answer::Status { status, .. } = answer else {
-        return false;
-    };
-    matches!(status, 429 | 503)
 }
