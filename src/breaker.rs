@@ -2,11 +2,14 @@
 //! POSTs but a single probe at a time, with back-off between probes, until one succeeds.
 //!
 //! It judges the API and never one record: an API that answers 2xx to other records is up. A
-//! [`Trial`] judges the record.
+//! [`Trial`] judges the record. A record is *proven* bad once it has failed and the API has then
+//! taken another: after that, its failures say nothing about the API.
 //!
 //! It also opens when the API denies every POST (401, 403 or 404): that is a wrong token or a wrong
 //! path, and says nothing about the records.
 
+#[cfg(test)]
+mod simulation;
 mod trial;
 
 use std::{mem, sync::Arc, time::Duration};
@@ -18,7 +21,8 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-pub use self::trial::{Judgement, Trial};
+use self::trial::Judgement;
+pub use self::trial::Trial;
 use crate::{api::answer::Answer, backoff::Backoff};
 
 /// Failures in a row that open it if none of them has reached the API.
@@ -26,11 +30,14 @@ const FAILURES_MAX: u32 = 5;
 /// Failures that have reached the API may be the records' fault. As many in a row open it once the
 /// API has taken nothing for this long.
 const REACHED_PATIENCE: Duration = Duration::from_secs(5);
+/// The same when only parked records are left to fail: a stream may end with a few bad ones.
+/// Longer than the first two pauses.
+const PARKED_PATIENCE: Duration = Duration::from_secs(10);
 /// Denials in a row that open it.
 const DENIALS_MAX: u32 = 50;
 /// A record that is denied waits this long for the next POST to show whose fault it is.
 const VERDICT_WAIT: Duration = Duration::from_secs(2);
-/// How long records that have failed leave the probe to others.
+/// How long records that have failed leave the probe to others; twice as long if they are proven bad.
 const PRECEDENCE: Duration = Duration::from_millis(20);
 /// The first probe waits at most this.
 const PROBE_FIRST: Duration = Duration::from_millis(100);
@@ -55,8 +62,9 @@ struct State {
     last_error: Option<String>,
     /// `None` if the last POST was not denied.
     denials: Option<Denials>,
-    /// POSTs that have succeeded.
+    /// POSTs that have succeeded, and when the last did.
     succeeded: u64,
+    succeeded_at: Option<Instant>,
     /// POSTs that have succeeded or failed.
     ended: u64,
 }
@@ -70,14 +78,15 @@ enum BreakerPhase {
     },
 }
 
-/// Failures in a row.
+/// Failures since a POST has succeeded last.
 #[derive(Clone, Copy, Default)]
 struct Failures {
     count: u32,
     /// Those since the last that has reached the API.
     unreached: u32,
-    /// The times of the first and of the last.
-    span: Option<(Instant, Instant)>,
+    first: Option<Instant>,
+    /// Failures of records in the lanes, without a long time between them: the first and the last.
+    run: Option<(Instant, Instant)>,
 }
 
 /// Denials in a row.
@@ -126,6 +135,7 @@ impl Default for State {
             last_error: None,
             denials: None,
             succeeded: 0,
+            succeeded_at: None,
             ended: 0,
         }
     }
@@ -140,18 +150,10 @@ impl Breaker {
         }
     }
 
-    /// Resolves when a POST may be made.
-    pub async fn pass(&self) -> Pass<'_> {
-        self.pass_after(Duration::ZERO).await
-    }
-
-    /// The same for a record that has failed before: others are the first to probe the API.
-    pub async fn pass_again(&self) -> Pass<'_> {
-        self.pass_after(PRECEDENCE).await
-    }
-
-    /// `wait` is how long others may probe first.
-    async fn pass_after(&self, wait: Duration) -> Pass<'_> {
+    /// Resolves when the record, or the batch, of `trial` may be POSTed. While the breaker is open,
+    /// one that has not failed yet is the first to probe the API, and one that is proven bad the last.
+    pub async fn pass(&self, trial: &Trial) -> Pass<'_> {
+        let wait = PRECEDENCE * trial.rank();
         loop {
             // It is notified of each change after this line.
             let change = self.changes.notified();
@@ -228,6 +230,11 @@ impl State {
     const fn is_open(&self) -> bool {
         matches!(self.phase, BreakerPhase::Open { .. })
     }
+
+    /// A POST has succeeded since `at`, and the API counts as up.
+    fn has_taken_since(&self, at: Instant) -> bool {
+        !self.is_open() && self.succeeded_at > Some(at)
+    }
 }
 
 impl BreakerPhase {
@@ -237,22 +244,22 @@ impl BreakerPhase {
 }
 
 impl Failures {
-    /// Counts one more. Returns whether the API is down.
-    fn add(&mut self, is_reached: bool) -> bool {
-        let now = Instant::now();
-        // After a time without POSTs, earlier failures say nothing about the API now.
-        if self
-            .span
-            .is_some_and(|(_, last)| now - last >= REACHED_PATIENCE)
-        {
-            *self = Self::default();
-        }
-        let since = self.span.map_or(now, |(first, _)| first);
-        self.span = Some((since, now));
+    /// Counts a POST that has failed. Returns whether the API is down.
+    fn add(&mut self, trial: &Trial, is_reached: bool, now: Instant) -> bool {
         self.count += 1;
         self.unreached = if is_reached { 0 } else { self.unreached + 1 };
-        self.unreached >= FAILURES_MAX
-            || self.count >= FAILURES_MAX && now - since >= REACHED_PATIENCE
+        let first = *self.first.get_or_insert(now);
+        let (since, patience) = if trial.is_parked() {
+            (first, PARKED_PATIENCE)
+        } else {
+            // After a time without POSTs, the failures of others say nothing about the API now.
+            let run = self.run.filter(|(_, last)| now - *last < REACHED_PATIENCE);
+            let since = run.map_or(now, |(first, _)| first);
+            self.run = Some((since, now));
+            let own = trial.first_failed_at().unwrap_or(now);
+            (since.min(own), REACHED_PATIENCE)
+        };
+        self.unreached >= FAILURES_MAX || self.count >= FAILURES_MAX && now - since >= patience
     }
 }
 
@@ -262,6 +269,7 @@ impl Pass<'_> {
     pub fn succeeded(self, waiting: impl FnOnce() -> u64) {
         let mut state = self.breaker.state.lock();
         state.succeeded += 1;
+        state.succeeded_at = Some(Instant::now());
         state.ended += 1;
         match &mut state.phase {
             BreakerPhase::Closed(failures) => *failures = Failures::default(),
@@ -282,38 +290,31 @@ impl Pass<'_> {
         state.denials = None;
     }
 
-    /// No answer, or one that asks for a retry, not before `at_least` if the API says so.
-    pub fn failed(self, answer: &Answer, at_least: Option<Duration>) -> Judgement {
+    /// No answer, or one that asks for a retry. `trial` is that of what was POSTed.
+    pub fn failed(self, answer: &Answer, trial: &mut Trial) {
+        let now = Instant::now();
         let mut state = self.breaker.state.lock();
+        trial.is_proven |= trial.failed_at.is_some_and(|at| state.has_taken_since(at));
+        // No record is to blame for a connection that cannot be opened.
+        let is_about_the_record = trial.is_proven && answer.is_connected();
         state.ended += 1;
         let has_others = state.succeeded > self.succeeded;
         let opens = match &mut state.phase {
             // An API that has taken others meanwhile is up.
-            BreakerPhase::Closed(_) if has_others => false,
-            BreakerPhase::Closed(failures) => failures.add(answer.is_reached()),
+            BreakerPhase::Closed(_) if is_about_the_record || has_others => false,
+            BreakerPhase::Closed(failures) => failures.add(trial, answer.is_reached(), now),
             BreakerPhase::Open { .. } => self.is_probe,
         };
         if opens {
+            let at_least = answer.pause();
             self.breaker.open(&mut state, answer.to_string(), at_least);
         }
-        self.judge(&state)
-    }
-
-    /// The same for a record that is known to fail: that says nothing about the API, unless the
-    /// record was the probe.
-    pub fn failed_again(self, answer: &Answer, at_least: Option<Duration>) {
-        if self.is_probe {
-            let mut state = self.breaker.state.lock();
-            self.breaker.open(&mut state, answer.to_string(), at_least);
-        }
-    }
-
-    fn judge(&self, state: &State) -> Judgement {
-        Judgement {
+        trial.failed(Judgement {
+            at: now,
             is_up: !state.is_open(),
             succeeded: [self.succeeded, state.succeeded],
             ended: state.ended,
-        }
+        });
     }
 
     /// The API denied the POST with a status that a wrong token or a wrong path causes, too.
@@ -389,9 +390,23 @@ mod tests {
         }
     }
 
+    /// The pass of a record that has not failed yet.
+    async fn pass(breaker: &Breaker) -> Pass<'_> {
+        breaker.pass(&Trial::default()).await
+    }
+
+    /// A POST of such a record.
+    async fn post(breaker: &Breaker, answer: &Answer) {
+        pass(breaker).await.failed(answer, &mut Trial::default());
+    }
+
+    async fn take(breaker: &Breaker) {
+        pass(breaker).await.succeeded(|| 0);
+    }
+
     async fn fail(breaker: &Breaker, times: u32) {
         for _ in 0..times {
-            breaker.pass().await.failed(&none("500"), None);
+            post(breaker, &none("500")).await;
         }
     }
 
@@ -399,25 +414,25 @@ mod tests {
     async fn it_opens_after_failures_in_a_row_and_lets_one_probe_through_at_a_time() {
         let breaker = Breaker::default();
         fail(&breaker, FAILURES_MAX - 1).await;
-        breaker.pass().await.succeeded(|| 0);
+        take(&breaker).await;
         fail(&breaker, FAILURES_MAX - 1).await;
         assert!(!breaker.is_open(), "a success in between counts");
-        breaker.pass().await.failed(&none("500"), None);
+        post(&breaker, &none("500")).await;
         assert!(breaker.is_open());
-        assert!(breaker.pass().now_or_never().is_none());
+        assert!(pass(&breaker).now_or_never().is_none());
 
         let began = Instant::now();
-        let probe = breaker.pass().await;
+        let probe = pass(&breaker).await;
         assert!(began.elapsed() <= PROBE_FIRST);
         assert!(
-            tokio::time::timeout(PROBE_CAP * 10, breaker.pass())
+            tokio::time::timeout(PROBE_CAP * 10, pass(&breaker))
                 .await
                 .is_err(),
             "a second probe"
         );
         probe.succeeded(|| 0);
         assert!(!breaker.is_open());
-        assert!(breaker.pass().now_or_never().is_some());
+        assert!(pass(&breaker).now_or_never().is_some());
     }
 
     #[tokio::test(start_paused = true)]
@@ -426,40 +441,53 @@ mod tests {
         fail(&breaker, FAILURES_MAX).await;
         for _ in 0..10 {
             let began = Instant::now();
-            breaker.pass().await.failed(&none("500"), None);
+            post(&breaker, &none("500")).await;
             assert!(began.elapsed() <= PROBE_CAP);
         }
-        drop(breaker.pass().await);
+        drop(pass(&breaker).await);
         let asked = Duration::from_secs(30);
-        breaker.pass().await.failed(&none("503"), Some(asked));
+        let overloaded = Answer::Status {
+            status: 503,
+            retry_after: Some(asked),
+            excerpt: String::new(),
+        };
+        post(&breaker, &overloaded).await;
         let began = Instant::now();
-        breaker.pass().await.succeeded(|| 0);
+        take(&breaker).await;
         assert!(began.elapsed() >= asked, "Retry-After is honoured");
         assert!(!breaker.is_open());
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_record_that_has_not_failed_yet_is_the_first_to_probe() {
-        let breaker = Breaker::default();
-        fail(&breaker, FAILURES_MAX).await;
-        let failed = futures_util::future::join_all((0..64).map(|_| breaker.pass_again()));
-        tokio::select! {
-            biased;
-            _ = failed => panic!("one that has failed was the first"),
-            pass = breaker.pass() => pass.succeeded(|| 0),
+    async fn new_records_are_the_first_to_probe_and_proven_ones_the_last() {
+        let ranks = [(false, false), (true, false), (true, true)];
+        let trials = ranks.map(|(is_parked, is_proven)| {
+            if is_parked {
+                Trial::parked(is_proven, Duration::ZERO)
+            } else {
+                Trial::default()
+            }
+        });
+        for first in 0..trials.len() {
+            let breaker = Breaker::default();
+            fail(&breaker, FAILURES_MAX).await;
+            // Many of each, those that are to wait before the others.
+            let waiting = trials[first..].iter().rev().flat_map(|trial| [trial; 64]);
+            let waiting = waiting.map(async |trial| (breaker.pass(trial).await, trial.rank()));
+            let ((probe, rank), ..) = futures_util::future::select_all(waiting.map(Box::pin)).await;
+            assert_eq!(rank as usize, first);
+            probe.succeeded(|| 0);
+            assert!(!breaker.is_open());
         }
-        fail(&breaker, FAILURES_MAX).await;
-        breaker.pass_again().await.succeeded(|| 0);
-        assert!(!breaker.is_open(), "there was no other");
     }
 
     #[tokio::test(start_paused = true)]
     async fn who_waits_goes_on_when_it_closes() {
         let breaker = Breaker::default();
         fail(&breaker, FAILURES_MAX).await;
-        let probe = breaker.pass().await;
+        let probe = pass(&breaker).await;
         let wait = async {
-            futures_util::future::join_all((0..100).map(|_| breaker.pass()))
+            futures_util::future::join_all((0..100).map(|_| pass(&breaker)))
                 .await
                 .len()
         };
@@ -470,7 +498,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_answer_to_an_old_post_does_not_close_it() {
         let breaker = Breaker::default();
-        let old = breaker.pass().await;
+        let old = pass(&breaker).await;
         fail(&breaker, FAILURES_MAX).await;
         old.succeeded(|| 0);
         assert!(breaker.is_open());
@@ -478,7 +506,7 @@ mod tests {
 
     /// `times` denials at once: what each of their records is told.
     async fn deny(breaker: &Breaker, times: u32) -> Vec<Denied> {
-        let denied = (0..times).map(async |_| breaker.pass().await.denied("status 401").await);
+        let denied = (0..times).map(async |_| pass(breaker).await.denied("status 401").await);
         futures_util::future::join_all(denied).await
     }
 
@@ -499,7 +527,7 @@ mod tests {
         );
         // A probe is denied, too, and condemns no record either.
         assert_eq!(deny(&breaker, 3).await, [Denied::Everything; 3]);
-        breaker.pass().await.succeeded(|| 0);
+        take(&breaker).await;
         assert!(breaker.health().is_up);
     }
 
@@ -507,7 +535,7 @@ mod tests {
     async fn a_record_that_is_denied_while_the_api_takes_another_is_to_blame() {
         let breaker = Breaker::default();
         let began = Instant::now();
-        let another = async { breaker.pass().await.succeeded(|| 0) };
+        let another = async { take(&breaker).await };
         let (told, ()) = tokio::join!(deny(&breaker, DENIALS_MAX - 1), another);
         assert!(
             told.iter().all(|told| *told == Denied::TheRecord),
@@ -524,7 +552,7 @@ mod tests {
         let breaker = Breaker::default();
         let told = (1..=DENIALS_MAX).map(async |at| {
             tokio::time::sleep(at * VERDICT_WAIT / 2).await;
-            breaker.pass().await.denied("status 403").await
+            pass(&breaker).await.denied("status 403").await
         });
         let told = futures_util::future::join_all(told).await;
         assert!(
@@ -536,21 +564,18 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_outage_has_one_beginning_and_its_last_reason() {
         let breaker = Breaker::default();
-        breaker
-            .pass()
-            .await
-            .failed(&none("one record's fault"), None);
+        post(&breaker, &none("one record's fault")).await;
         assert_eq!(breaker.health().last_error, None, "it is no outage");
         fail(&breaker, FAILURES_MAX).await;
         let began = breaker.health().since;
         for _ in 0..5 {
-            breaker.pass().await.failed(&none("refused"), None);
+            post(&breaker, &none("refused")).await;
         }
         let health = breaker.health();
         assert_eq!(health.since, began);
         assert_eq!(health.last_error.as_deref(), Some("refused"));
         assert!(health.retry_in.is_some_and(|time| time <= PROBE_CAP));
-        breaker.pass().await.succeeded(|| 0);
+        take(&breaker).await;
         assert!(breaker.health().is_up && breaker.health().since > began);
     }
 
@@ -560,17 +585,17 @@ mod tests {
         let breaker = Breaker::default();
         let step = REACHED_PATIENCE / 5;
         for _ in 0..3000 {
-            breaker.pass().await.failed(&status(500), None);
+            post(&breaker, &status(500)).await;
         }
         assert!(!breaker.is_open());
         tokio::time::advance(4 * step).await;
-        breaker.pass().await.succeeded(|| 0);
+        take(&breaker).await;
         for _ in 0..5 {
-            breaker.pass().await.failed(&status(500), None);
+            post(&breaker, &status(500)).await;
             assert!(!breaker.is_open(), "it has taken one");
             tokio::time::advance(step).await;
         }
-        breaker.pass().await.failed(&status(503), None);
+        post(&breaker, &status(503)).await;
         assert!(breaker.is_open());
     }
 
@@ -579,7 +604,7 @@ mod tests {
         let breaker = Breaker::default();
         for _ in 0..3 {
             for _ in 0..100 {
-                breaker.pass().await.failed(&status(500), None);
+                post(&breaker, &status(500)).await;
             }
             tokio::time::advance(REACHED_PATIENCE).await;
         }
@@ -591,11 +616,13 @@ mod tests {
         let breaker = Breaker::default();
         let mut hanging = Vec::new();
         for _ in 0..64 {
-            hanging.push(breaker.pass().await);
+            hanging.push(pass(&breaker).await);
         }
-        breaker.pass().await.succeeded(|| 0);
+        take(&breaker).await;
         for pass in hanging {
-            assert!(pass.failed(&none("refused"), None).is_up);
+            let mut trial = Trial::default();
+            pass.failed(&none("refused"), &mut trial);
+            assert!(trial.is_api_up());
         }
         assert!(!breaker.is_open());
     }
@@ -605,6 +632,8 @@ mod tests {
     enum Others {
         None,
         Fail,
+        /// They fail, and are known to be bad.
+        FailAsEver,
         Succeed,
     }
 
@@ -614,6 +643,7 @@ mod tests {
             (Others::None, 4, false, false),
             (Others::Fail, 2, false, false),
             (Others::Fail, 3, true, false),
+            (Others::FailAsEver, 3, true, false),
             (Others::Succeed, 2, false, true),
             (Others::Succeed, 3, true, true),
         ] {
@@ -623,10 +653,14 @@ mod tests {
                 match others {
                     _ if number == 0 => {}
                     Others::None => {}
-                    Others::Fail => drop(breaker.pass().await.failed(&status(500), None)),
-                    Others::Succeed => breaker.pass().await.succeeded(|| 0),
+                    Others::Fail => post(&breaker, &status(500)).await,
+                    Others::FailAsEver => {
+                        let mut trial = Trial::parked(true, Duration::ZERO);
+                        breaker.pass(&trial).await.failed(&status(500), &mut trial);
+                    }
+                    Others::Succeed => take(&breaker).await,
                 }
-                trial.failed(breaker.pass().await.failed(&status(500), None));
+                breaker.pass(&trial).await.failed(&status(500), &mut trial);
             }
             let judged = (trial.is_guilty(), trial.others_succeeded());
             assert_eq!(
@@ -640,26 +674,114 @@ mod tests {
         let mut trial = Trial::default();
         for _ in 0..TRIES + FAILURES_MAX {
             fail(&breaker, 1).await;
-            trial.failed(breaker.pass().await.failed(&none("refused"), None));
+            breaker
+                .pass(&trial)
+                .await
+                .failed(&none("refused"), &mut trial);
         }
         assert!(breaker.is_open() && !trial.is_guilty());
     }
 
+    /// What happens to a parked record and to others, in this order, a second apart.
+    #[derive(Clone, Copy, Debug)]
+    enum Event {
+        /// It fails.
+        Fails,
+        /// The API takes another.
+        Takes,
+        /// The API goes down.
+        Outage,
+    }
+
     #[tokio::test(start_paused = true)]
-    async fn a_record_that_failed_before_says_nothing_about_the_api_unless_it_is_the_probe() {
-        let breaker = Breaker::default();
-        tokio::time::advance(REACHED_PATIENCE * 2).await;
-        for _ in 0..100 {
-            breaker.pass().await.failed_again(&status(500), None);
+    async fn a_record_is_proven_bad_once_the_api_has_taken_another_between_two_of_its_failures() {
+        use Event::{Fails, Outage, Takes};
+        for (events, proven) in [
+            (&[Fails, Fails, Fails][..], false),
+            (&[Takes, Fails, Fails], false),
+            (&[Fails, Takes], false),
+            (&[Fails, Takes, Fails], true),
+            (&[Fails, Takes, Fails, Outage, Fails], true),
+            (&[Fails, Outage, Fails], false),
+            (&[Fails, Takes, Outage, Fails], false),
+            (&[Fails, Outage, Fails, Takes, Fails], true),
+        ] {
+            for is_parked in [false, true] {
+                let breaker = Breaker::default();
+                let mut trial = Trial::default();
+                let mut failed_at = None;
+                for event in events {
+                    tokio::time::advance(Duration::from_secs(1)).await;
+                    match event {
+                        Fails => {
+                            if let Some(at) = failed_at.filter(|_| is_parked) {
+                                trial = Trial::parked(trial.is_proven(), Instant::now() - at);
+                            }
+                            breaker.pass(&trial).await.failed(&status(500), &mut trial);
+                            failed_at = Some(Instant::now());
+                        }
+                        Takes => take(&breaker).await,
+                        Outage => {
+                            fail(&breaker, FAILURES_MAX).await;
+                            assert!(breaker.is_open());
+                        }
+                    }
+                }
+                assert_eq!(trial.is_proven(), proven, "{events:?}, parked: {is_parked}");
+            }
         }
-        assert!(!breaker.is_open());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_records_that_are_not_proven_bad_say_something_about_the_api() {
+        let minute = Duration::from_mins(1);
+        for (proven, answer, opens) in [
+            (false, status(500), true),
+            (false, none("refused"), true),
+            (true, status(500), false),
+            // No record is to blame for a connection that is refused.
+            (true, none("refused"), true),
+        ] {
+            let breaker = Breaker::default();
+            for _ in 0..FAILURES_MAX {
+                assert!(!breaker.is_open());
+                let mut trial = Trial::parked(proven, minute);
+                breaker.pass(&trial).await.failed(&answer, &mut trial);
+                tokio::time::advance(minute).await;
+            }
+            assert_eq!(breaker.is_open(), opens, "{proven}, {answer:?}");
+        }
+    }
+
+    /// The API asks each for a pause of a minute, and nothing else is POSTed.
+    #[tokio::test(start_paused = true)]
+    async fn records_that_wait_long_between_their_failures_open_it() {
+        let breaker = Breaker::default();
+        let mut trials = [Trial::default(), Trial::default(), Trial::default()];
+        for is_open in [false, true] {
+            for trial in &mut trials {
+                let pass = breaker.pass(trial).now_or_never();
+                pass.expect("it is closed").failed(&status(503), trial);
+                if breaker.is_open() {
+                    break;
+                }
+            }
+            assert_eq!(breaker.is_open(), is_open);
+            tokio::time::advance(Duration::from_mins(1)).await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_proven_record_that_is_the_probe_keeps_it_open() {
+        let breaker = Breaker::default();
         fail(&breaker, FAILURES_MAX).await;
-        breaker.pass().await.failed_again(&status(500), None);
+        let mut trial = Trial::parked(true, Duration::ZERO);
+        breaker.pass(&trial).await.failed(&status(500), &mut trial);
         assert!(
-            breaker.pass().now_or_never().is_none(),
+            pass(&breaker).now_or_never().is_none(),
             "the next probe waits"
         );
-        breaker.pass().await.succeeded(|| 0);
+        take(&breaker).await;
         assert!(!breaker.is_open());
     }
 }

@@ -24,6 +24,7 @@ use tonic_reflection::pb::v1::{
 };
 use waypost::{
     api::answer::{Answer, FailureClass},
+    breaker::Trial,
     delivery::Delivery,
     lane_id::LaneId,
     proto::{self, Outcome, Receipt, WatchRequest},
@@ -432,7 +433,9 @@ async fn while_the_api_is_away_a_record_is_safe_on_disk_at_once_and_comes_from_t
         ..settings()
     };
     while !settings.breaker.is_open() {
-        settings.breaker.pass().await.failed(&no_answer(), None);
+        let mut trial = Trial::default();
+        let pass = settings.breaker.pass(&trial).await;
+        pass.failed(&no_answer(), &mut trial);
     }
     let node = connect(&settings).await;
     let mut client = client(&node).await;
@@ -466,7 +469,9 @@ async fn while_neither_api_nor_disk_takes_a_record_it_is_not_safe() {
         ..settings()
     };
     while !settings.breaker.is_open() {
-        settings.breaker.pass().await.failed(&no_answer(), None);
+        let mut trial = Trial::default();
+        let pass = settings.breaker.pass(&trial).await;
+        pass.failed(&no_answer(), &mut trial);
     }
     let node = connect(&settings).await;
     let mut client = client(&node).await;

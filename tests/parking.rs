@@ -576,6 +576,7 @@ async fn many_parked_records_take_no_memory() {
                 due_us,
                 pauses: 6,
                 tag: "GRPC".into(),
+                proven: true,
             });
             let spool = spool.clone();
             async move { spool.put(Queue::Parked(5), &entry).await.unwrap() }

@@ -59,14 +59,7 @@ async fn an_outage_of_the_api_is_one_warning_and_one_line_when_it_is_back() {
     node.lane_is("grpc", "up", PATIENCE).await;
     assert_eq!(metric(&node, "waypost_api_up").await, 1);
     api.behave(|_, _| Conduct::Answer(500));
-    // Records that fail alone are parked: new ones show that it is the API.
-    let mut posted = 0;
-    eventually("the API is down", PATIENCE, async || {
-        posted += 1;
-        post(&node, &format!("a{posted}"), 1).await;
-        (node.status().await["api"]["state"] == "down").then_some(())
-    })
-    .await;
+    post(&node, "a", 20).await;
     let down = api_is(&node, "down").await;
     assert!(
         down["last_error"].as_str().unwrap().contains("500"),
@@ -102,8 +95,38 @@ async fn an_outage_of_the_api_is_one_warning_and_one_line_when_it_is_back() {
     let [line] = &*told else {
         panic!("one line: {told:?}");
     };
-    for part in ["INFO", "down_s=", "waited="] {
+    for part in ["INFO", "down_s=", "waited=20"] {
         assert!(line.contains(part), "{part}: {line}");
+    }
+}
+
+/// A few records are parked before anything else shows that the API takes none.
+#[actix_rt::test]
+async fn a_few_records_show_that_the_api_takes_none() {
+    const FEW: usize = 3;
+    for fault in [Some(Conduct::Answer(500)), Some(Conduct::Hang), None] {
+        let mut api = Api::start();
+        let mut variables = grpc_variables();
+        variables.push(("API__TIMEOUT".into(), "1s".into()));
+        let node = Node::start(&api.url(), &variables).await;
+        node.lane_is("grpc", "up", PATIENCE).await;
+        post(&node, "before", FEW).await;
+        node.all_ended(FEW, PATIENCE).await;
+        match fault.clone() {
+            Some(conduct) => api.behave(move |_, _| conduct.clone()),
+            None => api.stop().await,
+        }
+        post(&node, "few", FEW).await;
+        api_is(&node, "down").await;
+        match fault {
+            Some(_) => api.behave(|_, _| Conduct::Answer(200)),
+            None => api.start_again(),
+        }
+        let ledger = node.all_ended(2 * FEW, PATIENCE).await;
+        assert_eq!(ledger["delivered"], 2 * FEW, "{fault:?}: {ledger}");
+        api_is(&node, "up").await;
+        let warned = lines(&node, "API is down");
+        assert_eq!(warned.len(), 1, "{fault:?}: {warned:?}");
     }
 }
 

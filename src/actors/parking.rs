@@ -11,6 +11,7 @@ use super::dead_letters::DeadLetters;
 use crate::{
     clock::unix_us,
     lane_id::LaneId,
+    ledger::Ledger,
     record::{Origin, Record, Tag},
     spool::{DeathReason, Entry, EntryKey, NotSafe, Parked, Queue},
 };
@@ -48,6 +49,8 @@ pub struct Failing<'a> {
     pub reason: &'a DeathReason,
     /// How often it was parked before.
     pub pauses: u32,
+    /// The API has taken another after it had failed.
+    pub is_proven: bool,
     /// The pause that the API asks for.
     pub at_least: Option<Duration>,
 }
@@ -72,6 +75,7 @@ impl Parking {
             tag,
             reason,
             pauses,
+            is_proven,
             at_least,
         } = *failing;
         let left = self.dead_letters.time_left(record);
@@ -95,6 +99,7 @@ impl Parking {
             due_us: now_us + u64::try_from(pause.as_micros()).unwrap_or(u64::MAX),
             pauses: pauses + 1,
             tag: tag.name().to_owned(),
+            proven: is_proven,
         });
         let spool = &self.dead_letters.spool;
         let is_first = spool.stats().parked() == 0;
@@ -114,9 +119,12 @@ impl Parking {
         }
         Ok(key)
     }
-}
 
-impl Parking {
+    /// Records that the API has not taken yet, in the lanes and parked.
+    pub fn waiting(&self, ledger: &Ledger) -> u64 {
+        ledger.totals().in_flight() + self.dead_letters.spool.stats().parked()
+    }
+
     /// An episode begins with the first parked record. Many may be the first at the same time.
     fn is_to_be_told(&self) -> bool {
         let now = Instant::now();

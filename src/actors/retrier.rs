@@ -27,8 +27,8 @@ use crate::{
         self, Api,
         answer::{Answer, Outcome},
     },
-    breaker::{Breaker, Denied, Pass},
-    clock::unix_us,
+    breaker::{Breaker, Denied, Pass, Trial},
+    clock::{age, unix_us},
     lane_id::LaneId,
     ledger::Ledger,
     record::{Record, Tag},
@@ -74,8 +74,9 @@ struct Due {
     record: Record,
     lane: LaneId,
     tag: Tag,
-    reason: DeathReason,
     pauses: u32,
+    trial: Trial,
+    reason: DeathReason,
 }
 
 impl Due {
@@ -88,8 +89,9 @@ impl Due {
             // A version with other lanes may have written it: it counts for any of ours.
             lane: LaneId::from_name(&reason.lane).unwrap_or(LaneId::Grpc),
             tag: Tag::new(&parked.tag),
-            reason,
             pauses: parked.pauses,
+            trial: Trial::parked(parked.proven, age(reason.at_us)),
+            reason,
         }
     }
 }
@@ -148,7 +150,7 @@ impl ParkedPoster {
                 biased;
                 // An error means that the retrier is gone.
                 _ = drain.changed() => return,
-                pass = self.params.breaker.pass_again() => self.post(&mut due, pass).await,
+                pass = self.params.breaker.pass(&due.trial) => self.post(&mut due, pass).await,
             };
             if is_settled {
                 return;
@@ -174,7 +176,7 @@ impl ParkedPoster {
         };
         let answer = post(&self.api, &params.ledger, due.lane, &payload).await;
         add_attempt(&mut due.reason, &answer);
-        let waiting = || params.ledger.totals().in_flight();
+        let waiting = || params.parking.waiting(&params.ledger);
         match (answer.outcome(), &answer) {
             (Outcome::Delivered, &Answer::Status { status, .. }) => {
                 pass.succeeded(waiting);
@@ -188,7 +190,7 @@ impl ParkedPoster {
                 true
             }
             (Outcome::Retry { at_least }, _) => {
-                pass.failed_again(&answer, at_least);
+                pass.failed(&answer, &mut due.trial);
                 // The API was there, or has taken others since the last try.
                 let is_reached =
                     answer.is_reached() || params.ledger.last_delivery_us() > due.reason.at_us;
@@ -216,7 +218,9 @@ impl ParkedPoster {
             lane: due.lane,
             tag: &due.tag,
             reason: &due.reason,
-            pauses: due.pauses,
+            // A failure in an outage is not the record's: it makes no pause longer.
+            pauses: due.pauses.saturating_sub(u32::from(!due.trial.is_api_up())),
+            is_proven: due.trial.is_proven(),
             at_least,
         };
         let Ok(key) = self.params.parking.park(&failing).await else {

@@ -36,6 +36,9 @@ pub struct Parked {
     /// The tag of the lane that it came out of.
     #[prost(string, tag = "3")]
     pub tag: String,
+    /// The API has taken another record after this one had failed.
+    #[prost(bool, tag = "4")]
+    pub proven: bool,
 }
 
 /// Why a record is dead, or parked.

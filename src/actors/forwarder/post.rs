@@ -199,7 +199,7 @@ impl Poster {
             // Usually the breaker is closed, and no timer is needed.
             let pass = tokio::select! {
                 biased;
-                pass = self.pass(&trial) => pass,
+                pass = params.breaker.pass(&trial) => pass,
                 () = sleep_until(limits.held_until) => return PostEnd::HeldTooLong,
                 // An error means that the forwarder is gone, which gives the delivery back too.
                 _ = drain.changed() => return PostEnd::Drained,
@@ -212,7 +212,7 @@ impl Poster {
                     return PostEnd::Delivered { status };
                 }
                 (Outcome::Retry { at_least }, _) => {
-                    trial.failed(pass.failed(&answer, at_least));
+                    pass.failed(&answer, &mut trial);
                     // Boxed like the other rare ends: the future of every record stays small.
                     let end = self.end_failing(&limits, &trial, &answer, &mut reason);
                     if let Some(end) = Box::pin(end).await {
@@ -239,15 +239,6 @@ impl Poster {
         }
     }
 
-    async fn pass(&self, trial: &Trial) -> Pass<'_> {
-        let breaker = &self.params.breaker;
-        if trial.has_failed() {
-            breaker.pass_again().await
-        } else {
-            breaker.pass().await
-        }
-    }
-
     /// The end of POSTs whose last has failed; `None` if they go on.
     async fn end_failing(
         &self,
@@ -260,7 +251,8 @@ impl Poster {
         let is_reached = answer.is_reached() || trial.others_succeeded();
         let is_overdue = is_reached && limits.give_up_at.is_some_and(|at| at <= Instant::now());
         let Some(record) = limits.record else {
-            let may_be_a_record = answer.is_reached() && !answer.is_overloaded() && trial.is_api_up();
+            let may_be_a_record =
+                answer.is_reached() && !answer.is_overloaded() && trial.is_api_up();
             let splits = is_overdue || may_be_a_record || trial.is_guilty();
             return splits.then(|| PostEnd::Split(mem::take(reason)));
         };
@@ -280,6 +272,7 @@ impl Poster {
             tag: &self.params.tag,
             reason,
             pauses: 0,
+            is_proven: trial.is_proven(),
             at_least,
         };
         // If the disk does not take it, it is retried here.
@@ -287,9 +280,8 @@ impl Poster {
         parked.is_ok().then_some(PostEnd::Parked)
     }
 
-    /// Records in the lanes that the API has not taken yet.
     fn waiting(&self) -> u64 {
-        self.params.ledger.totals().in_flight()
+        self.params.parking.waiting(&self.params.ledger)
     }
 
     /// Makes a dead letter of `delivery`. The broker may forget the message once that is on disk.
