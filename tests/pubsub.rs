@@ -346,48 +346,6 @@ async fn what_a_node_still_holds_keeps_the_subscription_of_a_deleted_topic() {
 }
 
 #[tokio::test]
-async fn what_another_node_holds_keeps_the_subscription_of_a_deleted_topic() {
-    let Some(mut emulator) = Emulator::start().await else {
-        return;
-    };
-    let config = emulator.config();
-    let transport = connect(&Settings::new(config.clone())).await;
-    publish(&transport, "held", 1).await;
-    let (topics, subscriptions) = emulator.admin().await;
-    let topic = format!("projects/{}/topics/{}", config.project, config.topic);
-    topics
-        .delete_topic()
-        .set_topic(&topic)
-        .send()
-        .await
-        .unwrap();
-    fails_after(&transport, 1, PATIENCE).await;
-    transport.close().await;
-    let holder = connect(&Settings::new(config.clone())).await;
-    let held = next(&holder, PATIENCE).await;
-    let other = connect(&Settings::new(config.clone())).await;
-    // Longer than it takes to call a subscription empty.
-    let early = timeout(Duration::from_secs(40), other.next()).await;
-    assert!(early.is_err(), "it has deleted the subscription: {early:?}");
-    let subscription = format!(
-        "projects/{}/subscriptions/{}",
-        config.project, config.subscription
-    );
-    let found = subscriptions.get_subscription();
-    let found = found.set_subscription(&subscription).send().await;
-    assert!(found.is_ok(), "{found:?}");
-    // The holder dies, and the other gets its message.
-    drop(held);
-    holder.close().await;
-    let left = next(&other, PATIENCE).await;
-    assert_eq!(&*left.record.id, "held-0");
-    left.ack();
-    let (failure, _) = fails(&other, PATIENCE).await;
-    assert!(failure.to_string().contains("empty"), "{failure}");
-    other.close().await;
-}
-
-#[tokio::test]
 async fn a_subscription_that_is_deleted_ends_the_connection_of_a_quiet_lane() {
     let Some(mut emulator) = Emulator::start().await else {
         return;

@@ -162,7 +162,12 @@ async fn a_user_that_may_only_write_and_read_works_with_a_queue_that_is_there() 
     let settings = rabbit.config();
     let theirs = rabbit.config();
     // Ours, and one with arguments of an operator's own.
-    connect(&settings).await.close().await;
+    let checked = connect(&settings).await;
+    let incarnation = checked.info().incarnation;
+    checked.close().await;
+    let checked = connect(&settings).await;
+    assert_eq!(checked.info().incarnation, incarnation);
+    checked.close().await;
     let mut arguments = FieldTable::default();
     arguments.insert(
         "x-queue-type".into(),
@@ -193,6 +198,13 @@ async fn a_user_that_may_only_write_and_read_works_with_a_queue_that_is_there() 
             delivery.ack();
         }
         transport.close().await;
+        let later = connect(&limited).await;
+        assert_ne!(
+            later.info().incarnation,
+            transport.info().incarnation,
+            "its broker may have restarted, and may have lost what the queue had"
+        );
+        later.close().await;
     }
 }
 

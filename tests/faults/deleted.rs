@@ -1,8 +1,11 @@
 //! A stream, consumer, queue or subscription is deleted on the broker while a lane uses it: the
 //! lane creates it again, and no record of this node is lost.
 
+use std::time::Duration;
+
 use async_nats::jetstream;
 use lapin::options::QueueDeleteOptions;
+use tokio::time::sleep;
 
 use crate::support::{
     api::{Api, Conduct},
@@ -190,4 +193,62 @@ async fn a_topic_is_deleted_in_use() {
     })
     .await;
     node.at_rest(PATIENCE).await;
+}
+
+/// Longer than a node takes to call a subscription empty.
+const SEEMS_EMPTY: Duration = Duration::from_secs(40);
+
+/// A node that holds records keeps another from deleting their subscription, and when it dies, the
+/// other gets them.
+#[actix_rt::test]
+async fn a_topic_is_deleted_while_another_node_holds_its_records() {
+    let Some(mut pubsub) = Pubsub::start().await else {
+        return;
+    };
+    let variables = pubsub.variables();
+    let (topics, subscriptions) = pubsub.admin().await;
+    let [project, topic, subscription] = ["PROJECT", "TOPIC", "SUBSCRIPTION"]
+        .map(|key| value(&variables, &format!("LANES__PUBSUB__{key}")));
+    let hanging = Api::start();
+    hanging.behave(|_, _| Conduct::Hang);
+    let mut holder = Node::start(&hanging.url(), &variables).await;
+    holder.lane_is("pubsub", "up", PATIENCE).await;
+    let post = async |key: &str| {
+        let answer = holder.post("/", key, traffic()[0].clone()).await;
+        answer.expect("an answer").1["path"].clone()
+    };
+    let held: Vec<_> = (0..5).map(|number| format!("held-{number}")).collect();
+    for key in &held {
+        assert_eq!(post(key).await, "PubSub");
+    }
+    topics
+        .delete_topic()
+        .set_topic(format!("projects/{project}/topics/{topic}"))
+        .send()
+        .await
+        .expect("it is there");
+    eventually("the loss is told", PATIENCE, async || {
+        post("meanwhile").await;
+        let lane = holder.lane("pubsub").await;
+        let refusing = lane["refusing"].as_str()?;
+        (lane["state"] == "up" && refusing.contains("topic was deleted")).then_some(())
+    })
+    .await;
+    // By then it has them again.
+    sleep(Duration::from_secs(5)).await;
+
+    let api = Api::start();
+    let other = Node::start(&api.url(), &variables).await;
+    other.lane_is("pubsub", "up", PATIENCE).await;
+    sleep(SEEMS_EMPTY).await;
+    let name = format!("projects/{project}/subscriptions/{subscription}");
+    let found = subscriptions.get_subscription().set_subscription(name);
+    let found = found.send().await.expect("it is there");
+    assert_eq!(found.topic, "_deleted-topic_", "it was created anew");
+    holder.signal("KILL");
+    holder.ended(PATIENCE).await;
+    eventually("what it held arrives", 2 * PATIENCE, async || {
+        api.misses(held.iter()).is_empty().then_some(())
+    })
+    .await;
 }
