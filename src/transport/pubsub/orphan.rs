@@ -8,7 +8,8 @@
 //! has come here for a while, and no other node has said meanwhile that it holds messages. A node
 //! says so by a new mark on the subscription every [`LOOK`]. If it dies or is cut off, its marks
 //! end, and its messages come again within the ack deadline. If its lane ends, its stream may hold
-//! messages for [`GRACE`] before.
+//! messages for [`GRACE`] before. Only the emulator may hold them for longer: it leases messages to
+//! a stream that was reset.
 
 use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 
