@@ -131,28 +131,32 @@ fn a_mistake_in_a_variable_or_a_flag_is_named_by_it() {
 
 #[test]
 fn a_variable_of_another_program_is_ignored_and_a_near_miss_of_ours_is_told() {
-    for name in [
-        "WAYPOST",
-        "WAYPOST_VERSION",
-        "WAYPOST_PORT",
-        "WAYPOST_SERVICE_HOST",
-        "WAYPOST_SERVICE_PORT",
-        "WAYPOST_SERVICE_PORT_HTTP",
-        "WAYPOST_PORT_8000_TCP",
-        "WAYPOST_PORT_8000_TCP_PROTO",
-        "WAYPOST_PORT_8000_TCP_PORT",
-        "WAYPOST_PORT_8000_TCP_ADDR",
-        "WAYPOST_NATS_PORT_4222_TCP",
-        "WAYPOST_API_SERVICE_HOST",
-        "WAYPOST_API_PORT_80_UDP_ADDR",
+    let address = "10.0.0.1";
+    let url = "tcp://10.0.0.1:80";
+    for (name, value) in [
+        ("WAYPOST", "x"),
+        ("WAYPOST_VERSION", "x"),
+        ("WAYPOST_PORT", url),
+        ("WAYPOST_SERVICE_HOST", address),
+        ("WAYPOST_SERVICE_HOST", "fd00::1"),
+        ("WAYPOST_SERVICE_PORT", "80"),
+        ("WAYPOST_SERVICE_PORT_HTTP", "80"),
+        ("WAYPOST_PORT_8000_TCP", url),
+        ("WAYPOST_PORT_8000_TCP_PROTO", "tcp"),
+        ("WAYPOST_PORT_8000_TCP_PORT", "8000"),
+        ("WAYPOST_PORT_8000_TCP_ADDR", address),
+        ("WAYPOST_NATS_PORT_4222_TCP", url),
+        ("WAYPOST_API_SERVICE_HOST", address),
+        ("WAYPOST_API_PORT_80_UDP_ADDR", "fd00::1"),
         // A Service's name may have two dashes in a row.
-        "WAYPOST__NATS_SERVICE_HOST",
-        "WAYPOST_API__V1_SERVICE_PORT_HTTP_2",
-        "WAYPOST_API__V1_PORT",
-        "WAYPOST_API__V1_PORT_80_SCTP",
-        "API__URL",
+        ("WAYPOST__NATS_SERVICE_HOST", address),
+        ("WAYPOST_API__V1_SERVICE_PORT", "80"),
+        ("WAYPOST_API__V1_SERVICE_PORT_HTTP_2", "80"),
+        ("WAYPOST_API__V1_PORT", "tcp://[fd00::1]:80"),
+        ("WAYPOST_API__V1_PORT_80_SCTP", "sctp://10.0.0.1:80"),
+        ("API__URL", "x"),
     ] {
-        let output = check(&[], &[(name, "tcp://10.0.0.1:80")]);
+        let output = check(&[], &[(name, value)]);
         assert_eq!(output.status.code(), Some(0), "{name}: {output:?}");
         assert!(output.stderr.is_empty(), "{name}: {output:?}");
     }
@@ -179,6 +183,22 @@ fn a_variable_of_another_program_is_ignored_and_a_near_miss_of_ours_is_told() {
     ] {
         let expected = format!("{name}: there is no such variable; did you mean {meant}?");
         assert_eq!(mistakes(&[], &[(name, "x")]), [expected]);
+    }
+    // Nor is it Kubernetes' with a value that Kubernetes does not write.
+    for (name, value) in [
+        ("WAYPOST_INGEST__PORT", "8000"),
+        ("WAYPOST_LANES__GRPC__LISTEN_PORT", "3000"),
+        ("WAYPOST_LANES__NATS__SERVICE_HOST", "nats.example"),
+        ("WAYPOST_API__SERVICE_PORT", "http"),
+        ("WAYPOST_API__PORT_80_TCP", "10.0.0.1:80"),
+        ("WAYPOST_API__PORT_80_TCP_ADDR", "api.example"),
+    ] {
+        let mistakes = mistakes(&[], &[(name, value)]);
+        let expected = format!("{name}: there is no such variable; ");
+        let [mistake] = &mistakes[..] else {
+            panic!("{name}: {mistakes:?}");
+        };
+        assert!(mistake.starts_with(&expected), "{mistake}");
     }
 }
 

@@ -6,6 +6,7 @@
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     fmt, fs,
+    net::IpAddr,
     path::Path,
 };
 
@@ -215,7 +216,7 @@ impl Loader {
                 self.set(key, name.clone(), text.as_str().into());
                 continue;
             }
-            if !has_prefix(name) || is_service_link(name) {
+            if !has_prefix(name) || is_service_link(name, text) {
                 continue;
             }
             if !name.starts_with(PREFIX) || !name[PREFIX.len()..].contains("__") {
@@ -300,17 +301,30 @@ fn has_prefix(name: &str) -> bool {
     beginning.is_some_and(|beginning| beginning.eq_ignore_ascii_case(PREFIX))
 }
 
-/// Whether Kubernetes makes such a variable for a Service: `NAME_SERVICE_HOST`,
+/// Whether Kubernetes makes this variable for a Service: `NAME_SERVICE_HOST`,
 /// `NAME_SERVICE_PORT[_PORTNAME]`, `NAME_PORT`, or
-/// `NAME_PORT_NUMBER_PROTOCOL[_PROTO|_PORT|_ADDR]`.
-fn is_service_link(name: &str) -> bool {
-    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|c| c.is_ascii_digit());
+/// `NAME_PORT_NUMBER_PROTOCOL[_PROTO|_PORT|_ADDR]`, each with a value of its kind. With another
+/// value, it may be a key's that is misspelt.
+fn is_service_link(name: &str, value: &str) -> bool {
+    let is_number = |text: &str| text.parse::<u16>().is_ok();
+    let is_address = |text: &str| text.parse::<IpAddr>().is_ok();
+    let is_url = |text: &str| text.contains("://");
     let words: Vec<_> = name.split('_').collect();
     match &words[1..] {
-        [.., "SERVICE", "HOST"] | [.., "PORT"] => true,
-        [.., "PORT", number, "TCP" | "UDP" | "SCTP"]
-        | [.., "PORT", number, "TCP" | "UDP" | "SCTP", "PROTO" | "ADDR"] => is_number(number),
-        words => words.windows(2).any(|pair| pair == ["SERVICE", "PORT"]),
+        [.., "SERVICE", "HOST"] => is_address(value),
+        [.., "PORT", number, "TCP" | "UDP" | "SCTP"] => is_number(number) && is_url(value),
+        [.., "PORT", number, protocol, part] if matches!(*protocol, "TCP" | "UDP" | "SCTP") => {
+            is_number(number)
+                && match *part {
+                    "PROTO" => value.eq_ignore_ascii_case(protocol),
+                    "PORT" => is_number(value),
+                    "ADDR" => is_address(value),
+                    _ => false,
+                }
+        }
+        words if words.windows(2).any(|pair| pair == ["SERVICE", "PORT"]) => is_number(value),
+        [.., "PORT"] => is_url(value),
+        _ => false,
     }
 }
 
