@@ -3,7 +3,6 @@
 use std::{
     io::{ErrorKind, Read as _, Write as _},
     net::{SocketAddr, TcpStream},
-    time::Duration,
 };
 
 use serde_json::Value;
@@ -116,7 +115,9 @@ async fn each_gets_a_problem_and_is_logged_at_debug_with_its_address() {
         let line = line.unwrap_or_else(|| panic!("{what}: no {address} in {log}"));
         assert!(line.contains(" DEBUG "), "{line}");
     }
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    // Then its log is complete.
+    node.signal("TERM");
+    node.ended(PATIENCE).await;
     for loud in [" ERROR ", " WARN "] {
         assert!(!node.log().contains(loud), "{}", node.log());
     }

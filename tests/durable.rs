@@ -9,9 +9,10 @@ use serde_json::{Value, json};
 use crate::support::{
     api::Api,
     eventually,
-    lanes::{Lane as _, Nats, Pubsub, grpc_variables},
+    lanes::{Lane as _, Nats, Pubsub, grpc_variables, through_proxy},
     node::{Node, PATIENCE},
     process::free_port,
+    proxy::{Flow, Network},
     rig::Rig as _,
     traffic,
 };
@@ -363,4 +364,32 @@ async fn a_copy_goes_once_its_server_has_synced() {
     assert_eq!(node.status().await["ledger"]["in_flight"], json!(RECORDS));
     api.start_again();
     all_arrive(&node, &api, RECORDS).await;
+}
+
+/// The server confirms, but much later than `publish_timeout`.
+#[actix_rt::test]
+async fn a_lane_that_is_too_slow_leaves_the_record_to_the_disk() {
+    let Some(mut nats) = Nats::with(&[]).await else {
+        return;
+    };
+    let (proxy, mut variables) = through_proxy(nats.variables());
+    variables.push(("ROUTER__PUBLISH_TIMEOUT".to_owned(), "1s".to_owned()));
+    let api = Api::start();
+    let node = Node::start(&api.url(), &variables).await;
+    node.lane_is("nats", "up", PATIENCE).await;
+    post_all(&node, "a", "NATS").await;
+    proxy.set(Network {
+        to_client: Flow::Delays(Duration::from_secs(4)),
+        ..Network::WELL
+    });
+    let answer = node.post("/", "slow", traffic()[0].clone()).await;
+    let (status, body) = answer.expect("an answer");
+    assert_eq!(
+        (status, &body["path"]),
+        (StatusCode::ACCEPTED, &json!("spool")),
+        "{body}"
+    );
+    proxy.set(Network::WELL);
+    all_arrive(&node, &api, RECORDS + 1).await;
+    assert_eq!(node.status().await["balanced"], true);
 }

@@ -20,7 +20,8 @@ use crate::support::{
 
 /// How long a broker may take to send again what a killed node had, and the nodes to compare.
 const REDELIVERY: Duration = Duration::from_mins(2);
-/// Longer than a node takes to notice that records are gone.
+/// Longer than a node takes to notice that records are gone. A comparison that finds nothing leaves
+/// no trace to wait for, so this time must pass.
 const COMPARED: Duration = Duration::from_secs(8);
 
 fn value(variables: &[(String, String)], key: &str) -> String {

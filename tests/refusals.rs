@@ -318,8 +318,12 @@ async fn is_told_and_waited_out(
             .filter(|line| line.contains(level) && line.contains(text));
         lines.count()
     };
-    // Long enough for the feeder to have tried more than once.
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    let refused = metric(&node, "waypost_lane_refusals_total", lane).await;
+    eventually("the feeder has tried twice more", PATIENCE, async || {
+        let now = metric(&node, "waypost_lane_refusals_total", lane).await;
+        (now >= refused + 2.0).then_some(())
+    })
+    .await;
     assert_eq!(
         lines("WARN", "the broker refuses records"),
         1,

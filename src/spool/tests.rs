@@ -1,4 +1,4 @@
-use std::time::Duration;
+use std::{io::Write as _, time::Duration};
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
@@ -544,8 +544,10 @@ async fn a_folder_whose_volume_is_unmounted_is_used_again_once_a_volume_is_there
     let at = folder.to_str().unwrap();
     let volume = ["mount", "-t", "tmpfs", "none", at];
     if !mount(&volume) {
-        println!("NOT RUN: this test mounts a volume, which this user may not");
-        return;
+        // Past the capture of the test's output.
+        let why =
+            "DID NOT RUN: a_folder_whose_volume_is_unmounted: this user may not mount a volume";
+        return writeln!(std::io::stderr(), "{why}").unwrap();
     }
     let spool = Spool::open(&folder, 1 << 30).unwrap();
     put(&spool, Queue::Waiting, &["a"]).await;

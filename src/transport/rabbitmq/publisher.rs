@@ -263,6 +263,29 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_good_confirm_counts_once_no_earlier_answer_is_a_return() {
+        let (outcomes, mut inbox) = mpsc::unbounded_channel();
+        let good = |index| {
+            let outcomes = outcomes.clone();
+            PublishStep::Answer(Caller { index, outcomes }, Ok(()))
+        };
+        let mut told = || std::iter::from_fn(|| inbox.try_recv().ok()).collect::<Vec<_>>();
+        let mut confirmed = ConfirmedPublishes::default();
+        confirmed.advance(good(0)).unwrap();
+        assert_eq!(told(), []);
+        assert!(confirmed.needs_barrier());
+        confirmed.advance(good(1)).unwrap();
+        confirmed.advance(PublishStep::Barrier).unwrap();
+        assert_eq!(told(), [(0, Ok(()))], "the other came after the barrier");
+        assert!(confirmed.needs_barrier());
+        let (index, outcomes) = (2, outcomes.clone());
+        let returned = Err(TransportError::Lost("returned".into()));
+        let step = PublishStep::Answer(Caller { index, outcomes }, returned);
+        assert_eq!(confirmed.advance(step), Err("returned".into()));
+        assert_eq!(told(), []);
+    }
+
     /// The barrier of [`publish_and_confirm`] relies on this.
     #[tokio::test]
     async fn a_set_of_futures_yields_in_the_order_of_resolving() {
