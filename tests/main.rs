@@ -25,6 +25,7 @@ mod nats;
 mod output;
 mod parking;
 mod plain;
+mod planted;
 mod power_cuts;
 mod promise;
 mod pubsub;
