@@ -46,7 +46,7 @@ pub use self::{
 use self::{
     log::{Log, SEGMENT_MAX},
     put::{PutAnswer, PutKind},
-    store::{FolderPlace, Store},
+    store::{FolderPlace, Readable, Store},
 };
 use crate::{clock, lane_id::LaneId};
 
@@ -188,6 +188,7 @@ pub struct Spool {
     requests: mpsc::UnboundedSender<SpoolRequest>,
     settled: SettledKeys,
     stats: watch::Receiver<SpoolStats>,
+    readable: Arc<[watch::Receiver<Readable>]>,
     /// Closed when the thread has ended, whatever the cause.
     running: watch::Receiver<()>,
 }
@@ -228,6 +229,7 @@ impl Spool {
         let settled = SettledKeys::default();
         let store = Store::new(folder, logs, max, Arc::clone(&settled), place);
         let stats = store.watch_stats();
+        let readable = store.watch_readable();
         let (is_running, running) = watch::channel(());
         let run = move || {
             let _is_running = is_running;
@@ -239,6 +241,7 @@ impl Spool {
             requests,
             settled,
             stats,
+            readable,
             running,
         })
     }

@@ -160,6 +160,13 @@ impl Log {
         readable.map(|(_, segment)| segment.len()).sum()
     }
 
+    /// Where [`Log::next`] ends at present.
+    pub fn end(&self) -> (u32, u32) {
+        let last = self.segments.last_key_value();
+        let end = last.map_or((0, 0), |(number, segment)| (*number, segment.count));
+        self.read_end.map_or(end, |number| (number, 0))
+    }
+
     /// Lets [`Log::next`] go on to the entries that are there, and to none that comes later.
     pub fn read_present(&mut self) {
         self.seal();

@@ -5,6 +5,7 @@ mod place;
 
 use std::{
     path::PathBuf,
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
@@ -66,7 +67,16 @@ pub(super) struct Store {
     commits: u64,
     committed: u64,
     stats: watch::Sender<SpoolStats>,
+    /// By [`Queue::at`]. Each has its own, so that only the reader of a queue with more is woken.
+    readable: Vec<watch::Sender<Readable>>,
     place: FolderPlace,
+}
+
+/// What a queue's reader may read.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub struct Readable {
+    pub records: u64,
+    end: (u32, u32),
 }
 
 impl Store {
@@ -90,7 +100,8 @@ impl Store {
             sync_took: Duration::ZERO,
             commits: 0,
             committed: 0,
-            stats: watch::Sender::new(SpoolStats::default()),
+            stats: watch::Sender::default(),
+            readable: Queue::all().map(|_| watch::Sender::default()).collect(),
             place,
         };
         store.report();
@@ -100,6 +111,11 @@ impl Store {
     /// The contents of the disk, as they change.
     pub fn watch_stats(&self) -> watch::Receiver<SpoolStats> {
         self.stats.subscribe()
+    }
+
+    /// What can be read of each queue, by [`Queue::at`].
+    pub fn watch_readable(&self) -> Arc<[watch::Receiver<Readable>]> {
+        self.readable.iter().map(watch::Sender::subscribe).collect()
     }
 
     /// Serves requests until one closes the spool, or all senders are gone.
@@ -421,8 +437,14 @@ impl Store {
             committed: self.committed,
             ..SpoolStats::default()
         };
-        for (log, records) in self.logs.iter_mut().zip(&mut stats.records) {
+        let logs = self.logs.iter_mut().zip(&mut stats.records);
+        for ((log, records), readable) in logs.zip(&self.readable) {
             *records = log.readable();
+            let now = Readable {
+                records: *records,
+                end: log.end(),
+            };
+            readable.send_if_modified(|before| std::mem::replace(before, now) != now);
             stats.bytes += log.bytes();
             for damage in log.damages() {
                 error!(

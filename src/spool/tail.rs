@@ -7,7 +7,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Entry, EntryKey, Queue, Spool, SpoolStats};
+use super::{Entry, EntryKey, Queue, Spool, store::Readable};
 
 /// The entries that are read from the disk at once, unless the reader asks for one at a time.
 pub(super) const BATCH: u32 = 64;
@@ -20,7 +20,8 @@ pub struct Tail {
     spool: Spool,
     queue: Queue,
     window: Arc<Semaphore>,
-    stats: watch::Receiver<SpoolStats>,
+    /// Changes when there is more to read.
+    readable: watch::Receiver<Readable>,
     /// Entries that were read and not yielded yet, and a permit for each.
     read: vec::IntoIter<(EntryKey, Entry)>,
     permits: Option<OwnedSemaphorePermit>,
@@ -33,7 +34,7 @@ impl Tail {
         // Entries that an earlier tail has yielded and nobody has settled come again.
         spool.rewind(queue);
         Self {
-            stats: spool.watch_stats(),
+            readable: spool.readable[queue.at()].clone(),
             spool,
             queue,
             window,
@@ -55,7 +56,7 @@ impl Tail {
             self.permits = None;
             let window = Arc::clone(&self.window);
             let mut permits = window.acquire_many_owned(self.batch).await.ok()?;
-            self.stats.borrow_and_update();
+            self.readable.borrow_and_update();
             let read = self.spool.take(self.queue, permits.num_permits()).await;
             self.permits = permits.split(read.len());
             drop(permits);
@@ -68,12 +69,11 @@ impl Tail {
 
     /// Waits until the queue may have entries that were not read. False once the spool has ended.
     async fn wait(&mut self) -> bool {
-        let queue = self.queue;
-        let is_empty = self.stats.borrow().records(queue) == 0;
+        let is_empty = self.readable.borrow().records == 0;
         if is_empty {
-            let more = self.stats.wait_for(|stats| stats.records(queue) > 0).await;
-            return more.is_ok();
+            let more = self.readable.wait_for(|readable| readable.records > 0);
+            return more.await.is_ok();
         }
-        !matches!(timeout(REREAD, self.stats.changed()).await, Ok(Err(_)))
+        !matches!(timeout(REREAD, self.readable.changed()).await, Ok(Err(_)))
     }
 }

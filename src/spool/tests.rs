@@ -1,4 +1,10 @@
-use std::{io::Write as _, time::Duration};
+use std::{
+    io::Write as _,
+    pin::pin,
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+    task::{self, Wake},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
@@ -330,6 +336,7 @@ async fn nobody_waits_for_a_thread_that_has_ended() {
         settled: SettledKeys::default(),
         requests,
         stats,
+        readable: Arc::default(),
         running,
     };
     drop(thread);
@@ -372,6 +379,43 @@ async fn a_tail_waits_for_a_record_of_its_own_queue_or_for_the_end() {
     spool.close().await;
     let end = timeout(SOON, tail.next()).await;
     assert!(end.expect("it ends").is_none());
+}
+
+/// Counts how often a task is woken.
+#[derive(Default)]
+struct WakeCount(AtomicUsize);
+
+impl Wake for WakeCount {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Relaxed);
+    }
+}
+
+/// The node has a reader for each of many queues, and each wake-up costs a call and a poll.
+#[tokio::test]
+async fn a_tail_sleeps_while_other_queues_grow() {
+    let folder = TempDir::new().unwrap();
+    let spool = open(&folder);
+    let mut tail = spool.tail(Queue::Waiting, Arc::new(Semaphore::new(100)));
+    let count = Arc::new(WakeCount::default());
+    let waker = Arc::clone(&count).into();
+    let mut context = task::Context::from_waker(&waker);
+    let mut next = pin!(tail.next());
+    let mut has_more = || next.as_mut().poll(&mut context).is_ready();
+    assert!(!has_more());
+    // The thread has answered that there is nothing.
+    spool.oldest().await;
+    assert!(!has_more());
+    let before = count.0.load(Relaxed);
+    for _ in 0..3 {
+        put(&spool, Queue::Carried, &["a"]).await;
+        spool.put(Queue::Kept(NATS), &entry("b")).await.unwrap();
+    }
+    spool.oldest().await;
+    assert_eq!(count.0.load(Relaxed), before);
+    put(&spool, Queue::Waiting, &["c"]).await;
+    spool.oldest().await;
+    assert_eq!(count.0.load(Relaxed), before + 1);
 }
 
 #[tokio::test]
