@@ -295,8 +295,8 @@ impl Pass<'_> {
         let now = Instant::now();
         let mut state = self.breaker.state.lock();
         trial.is_proven |= trial.failed_at.is_some_and(|at| state.has_taken_since(at));
-        // No record is to blame for a connection that cannot be opened.
-        let is_about_the_record = trial.is_proven && answer.is_connected();
+        let is_connected = answer.is_connected();
+        let is_about_the_record = trial.is_proven && is_connected;
         state.ended += 1;
         let has_others = state.succeeded > self.succeeded;
         let opens = match &mut state.phase {
@@ -312,6 +312,7 @@ impl Pass<'_> {
         trial.failed(Judgement {
             at: now,
             is_up: !state.is_open(),
+            is_connected,
             succeeded: [self.succeeded, state.succeeded],
             ended: state.ended,
         });
@@ -680,6 +681,22 @@ mod tests {
                 .failed(&none("refused"), &mut trial);
         }
         assert!(breaker.is_open() && !trial.is_guilty());
+        // Nor is one while no connection can be opened, though the API still counts as up.
+        for (answer, guilty) in [(none("refused"), false), (status(500), true)] {
+            let breaker = Breaker::default();
+            let mut trial = Trial::default();
+            for number in 0..TRIES {
+                if number == 1 {
+                    fail(&breaker, 1).await;
+                }
+                breaker.pass(&trial).await.failed(&answer, &mut trial);
+            }
+            assert_eq!(
+                (breaker.is_open(), trial.is_guilty()),
+                (false, guilty),
+                "{answer}"
+            );
+        }
     }
 
     /// What happens to a parked record and to others, in this order, a second apart.

@@ -12,6 +12,8 @@ pub(super) const TRIES: u32 = 3;
 pub(super) struct Judgement {
     pub at: Instant,
     pub is_up: bool,
+    /// A connection could be opened: no record is to blame for one that cannot.
+    pub is_connected: bool,
     /// POSTs that had succeeded when this one began, and those that have by now.
     pub succeeded: [u64; 2],
     /// POSTs that have ended, with this one.
@@ -68,13 +70,13 @@ impl Trial {
         self.is_proven
     }
 
-    /// It has failed three times, the API is up, and others have had an answer between.
+    /// It has failed three times, the API is up, and POSTs of others have ended between.
     pub fn is_guilty(&self) -> bool {
         let (Some(first), Some(last)) = (self.first, self.last) else {
             return false;
         };
         let others_ended = last.ended - first.ended >= u64::from(self.failures);
-        self.failures >= TRIES && last.is_up && others_ended
+        self.failures >= TRIES && last.is_up && last.is_connected && others_ended
     }
 
     /// The API has taken others since its first POST began.
