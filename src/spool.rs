@@ -14,6 +14,7 @@
 mod disk;
 mod entry;
 mod frame;
+mod kept;
 mod log;
 mod put;
 mod queue;
@@ -38,6 +39,7 @@ use tracing::warn;
 
 pub use self::{
     entry::{DeathReason, Entry, Parked},
+    kept::FoundCopies,
     log::Position,
     put::CopyWriter,
     queue::{Queue, Undelivered},
@@ -86,8 +88,6 @@ pub struct SpoolStats {
     records: [u64; Queue::COUNT],
     /// Records of the gRPC lane that an earlier run has left, and that are still there.
     pub found_carried: u64,
-    /// Copies that an earlier run has kept, and that no lane has confirmed since.
-    pub found_kept: u64,
     kept: [u64; LaneId::ALL.len()],
     /// All files together.
     pub bytes: u64,
@@ -112,7 +112,7 @@ impl SpoolStats {
     /// Records that wait for a lane.
     pub fn waiting(&self) -> u64 {
         let pinned = LaneId::ALL.map(|lane| self.records(Queue::Pinned(lane)));
-        self.records(Queue::Waiting) + pinned.iter().sum::<u64>() + self.found_kept
+        self.records(Queue::Waiting) + pinned.iter().sum::<u64>()
     }
 
     /// Records that are parked.
@@ -171,8 +171,11 @@ enum SpoolRequest {
     /// There are settled entries.
     Settle,
     Rewind(Queue),
-    /// Lets the entries of a queue that were put before be read.
-    ReadPresent(Queue),
+    /// Lets the copies that were put before be read.
+    ReadKept {
+        lane: LaneId,
+        broker: Option<String>,
+    },
     /// Runs once everything that was put before is durable.
     Run(Box<dyn FnOnce(&mut Store) + Send>),
     /// Answered when everything that came before is written.
@@ -189,6 +192,7 @@ pub struct Spool {
     settled: SettledKeys,
     stats: watch::Receiver<SpoolStats>,
     readable: Arc<[watch::Receiver<Readable>]>,
+    found_copies: Arc<[FoundCopies; LaneId::ALL.len()]>,
     /// Closed when the thread has ended, whatever the cause.
     running: watch::Receiver<()>,
 }
@@ -218,12 +222,16 @@ impl Spool {
         let open = |queue: Queue| {
             let mut log = Log::open(folder, &queue.name(), segment_max)?;
             if let Queue::Kept(_) = queue {
-                log.read_present();
+                log.read_nothing();
             }
             Ok(log)
         };
         let logs = Queue::all().map(open);
-        let logs = logs.collect::<Result<_, _>>().map_err(failed)?;
+        let logs: Vec<_> = logs.collect::<Result<_, _>>().map_err(failed)?;
+        let found_copies = LaneId::ALL.map(|lane| FoundCopies {
+            last: logs[Queue::Kept(lane).at()].last(),
+            confirmed_by: kept::read_broker(folder, lane),
+        });
         let (requests, inbox) = mpsc::unbounded_channel();
         let folder = folder.to_owned();
         let settled = SettledKeys::default();
@@ -242,6 +250,7 @@ impl Spool {
             settled,
             stats,
             readable,
+            found_copies: found_copies.into(),
             running,
         })
     }
@@ -264,10 +273,16 @@ impl Spool {
         self.requests.send(SpoolRequest::Run(Box::new(settle))).ok();
     }
 
-    /// Lets the copies of `lane` that are on disk come out of their [`Tail`]. Otherwise only those
-    /// of an earlier run do.
-    pub fn read_kept(&self, lane: LaneId) {
-        let read = SpoolRequest::ReadPresent(Queue::Kept(lane));
+    /// The copies of `lane` that were here when the spool was opened.
+    pub fn found_copies(&self, lane: LaneId) -> &FoundCopies {
+        &self.found_copies[lane as usize]
+    }
+
+    /// Lets the copies of `lane` that are on disk come out of their [`Tail`]; otherwise none does.
+    /// Once they are settled, `broker` is the one that has confirmed those that are left: see
+    /// [`FoundCopies`].
+    pub fn read_kept(&self, lane: LaneId, broker: Option<String>) {
+        let read = SpoolRequest::ReadKept { lane, broker };
         // The thread has ended with the node.
         self.requests.send(read).ok();
     }

@@ -163,25 +163,56 @@ async fn records_that_a_broker_has_forgotten_while_the_node_was_dead_are_publish
     assert_eq!(ledger["recovered"], json!(RECORDS), "{ledger}");
 }
 
-#[actix_rt::test]
-async fn the_copies_of_a_killed_node_arrive_once_if_the_broker_has_the_records() {
+/// Restarts a node by `signal` whose broker has [`RECORDS`], as so many messages or as bundles, and
+/// expects that it publishes none of them again.
+async fn a_restart_publishes_nothing_twice(signal: &str, bundle: usize) {
     let Some(mut nats) = Nats::with(&[]).await else {
         return;
     };
     let mut api = Api::start();
     api.stop().await;
-    let mut node = Node::start(&api.url(), &nats.variables()).await;
+    let mut variables = nats.variables();
+    variables.push(("LANES__NATS__BUNDLE".to_owned(), bundle.to_string()));
+    let mut node = Node::start(&api.url(), &variables).await;
     node.lane_is("nats", "up", PATIENCE).await;
-    post_all(&node, "a", "NATS").await;
+    let records: Vec<_> = traffic().iter().take(RECORDS).cloned().collect();
+    let batch = [b"[", &*records.join(&b","[..]), b"]"].concat();
+    let answer = node.post("/", "a", batch.into()).await.expect("an answer");
+    assert_eq!(answer.0, StatusCode::ACCEPTED, "{}", answer.1);
     for _ in 0..2 {
-        node.signal("KILL");
+        node.signal(signal);
         node.ended(PATIENCE).await;
         node.start_again().await;
         node.lane_is("nats", "up", PATIENCE).await;
+        kept(&node, RECORDS).await;
     }
     api.start_again();
-    all_arrive(&node, &api, RECORDS).await;
+    api.wait_for(RECORDS, PATIENCE).await;
+    let ledger = node.all_ended(RECORDS, PATIENCE).await;
+    assert_eq!(api.taken().len(), RECORDS);
     assert_eq!(api.count(), RECORDS, "each once");
+    assert_eq!(ledger["redelivered"], json!(0), "{ledger}");
+    assert!(!node.log().contains("they are published again"));
+}
+
+#[actix_rt::test]
+async fn a_stop_and_a_start_publish_no_message_twice() {
+    a_restart_publishes_nothing_twice("TERM", 1).await;
+}
+
+#[actix_rt::test]
+async fn a_stop_and_a_start_publish_no_bundle_twice() {
+    a_restart_publishes_nothing_twice("TERM", 16).await;
+}
+
+#[actix_rt::test]
+async fn a_kill_and_a_start_publish_no_message_twice() {
+    a_restart_publishes_nothing_twice("KILL", 1).await;
+}
+
+#[actix_rt::test]
+async fn a_kill_and_a_start_publish_no_bundle_twice() {
+    a_restart_publishes_nothing_twice("KILL", 16).await;
 }
 
 #[actix_rt::test]
@@ -356,7 +387,7 @@ async fn a_copy_goes_once_its_server_has_synced() {
     let node = Node::start(&api.url(), &variables).await;
     node.lane_is("nats", "up", PATIENCE).await;
     post_all(&node, "a", "NATS").await;
-    assert_eq!(node.lane("nats").await["kept"], json!(RECORDS));
+    kept(&node, RECORDS).await;
     eventually("the copies are gone", Duration::from_mins(1), async || {
         (node.lane("nats").await["kept"] == json!(0)).then_some(())
     })

@@ -17,6 +17,7 @@ use tokio::{
 };
 use waypost::{
     actors::{
+        Source,
         admission::Admission,
         copies::Copies,
         dead_letters::DeadLetters,
@@ -959,7 +960,7 @@ async fn records_of_requests_that_are_here_together_travel_together_but_for_what
     };
     let own = || (0..RECORDS).map(|_| record()).collect::<Vec<_>>();
     let ingest = &lane.ingest;
-    let from_disk = ingest.from_disk(RECORDS);
+    let from_disk = ingest.from_disk(Source::Spool, RECORDS);
     assert_eq!(lane.submit(ingest, own()).await, 7, "sixteen a message");
     assert_eq!(lane.submit(&from_disk, own()).await, 7);
     // An earlier run may have sent what it has left on disk.
@@ -971,13 +972,16 @@ async fn records_of_requests_that_are_here_together_travel_together_but_for_what
     });
     let found = found.collect();
     assert_eq!(lane.submit(&from_disk, found).await, RECORDS as u64);
+    // So may the broker have what it has confirmed before.
+    let copies = ingest.from_disk(Source::Copies, RECORDS);
+    assert_eq!(lane.submit(&copies, own()).await, RECORDS as u64);
     let maybe_published = own();
     for record in &maybe_published {
         lane.ledger.maybe_published(record);
     }
     assert_eq!(lane.submit(ingest, maybe_published).await, RECORDS as u64);
 
-    let all = 1 + 4 * RECORDS;
+    let all = 1 + 5 * RECORDS;
     let delivered = async || (lane.ledger.totals().delivered == all as u64).then_some(());
     eventually("all are delivered", PATIENCE, delivered).await;
     let keys: HashSet<_> = api.posts().into_iter().map(|post| post.key).collect();

@@ -58,19 +58,10 @@ impl Admission {
     /// Admits records of the spool, `records` at a time. A record that no lane confirms stays
     /// there.
     #[must_use]
-    pub fn from_disk(&self, records: usize) -> Self {
+    pub fn from_disk(&self, source: Source, records: usize) -> Self {
         Self {
             records: Arc::new(Semaphore::new(records)),
             bytes: Arc::new(Semaphore::new(BYTES_MAX)),
-            source: Source::Spool,
-            ..self.clone()
-        }
-    }
-
-    /// Admits records of `source`, within the same bound.
-    #[must_use]
-    pub fn of(&self, source: Source) -> Self {
-        Self {
             source,
             ..self.clone()
         }

@@ -1,5 +1,9 @@
 //! Copies on disk of records that a lane has confirmed. A copy stays until its record has ended, or
 //! until the confirm survives a power cut of the lane's broker.
+//!
+//! The disk also names the broker that has confirmed the copies. A run that connects to that one
+//! leaves the copies of an earlier run alone until their confirms are durable, though their records
+//! end before. It publishes them again for any other broker.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -140,17 +144,25 @@ impl Copies {
         }
     }
 
-    /// The lane has connected to `broker`. If that may have lost what it has confirmed, all copies
-    /// are published again.
+    /// The lane has connected to `broker`. If that may have lost what it has confirmed, in this run
+    /// or in an earlier one, all copies are published again.
     pub fn connected(&self, broker: &BrokerInfo) {
         let mut kept = self.kept.lock();
-        let before = kept.broker.replace(broker.clone());
-        let is_another = before.is_some_and(|before| before.incarnation != broker.incarnation);
-        kept.generation += u64::from(is_another);
-        drop(kept);
-        if is_another {
-            self.publish_again("the broker has restarted and may have lost records");
+        if let Some(before) = kept.broker.replace(broker.clone()) {
+            if before.incarnation == broker.incarnation {
+                return;
+            }
+        } else {
+            let found = self.spool.found_copies(self.lane);
+            if found.confirmed_by.is_some() && found.confirmed_by.as_deref() == lasting(broker) {
+                // They expire like those that are written now.
+                kept.last = found.last;
+                return;
+            }
         }
+        kept.generation += 1;
+        drop(kept);
+        self.publish_again("the broker may have lost records");
     }
 
     /// Publishes all copies again. The broker drops those that it has, as far as it knows their
@@ -160,14 +172,14 @@ impl Copies {
         // They name copies that are about to be read, and that only the feeder may settle.
         kept.marks.clear();
         kept.last = None;
-        let records: usize = kept.shards.iter().map(HashMap::len).sum();
-        if records == 0 {
-            return;
-        }
-        let lane = self.lane;
-        warn!(%lane, records, "{why}: they are published again");
         kept.shards = Default::default();
-        self.spool.read_kept(lane);
+        let lane = self.lane;
+        let records = self.spool.stats().kept(lane);
+        if records > 0 {
+            warn!(%lane, records, "{why}: they are published again");
+        }
+        let broker = kept.broker.as_ref().and_then(lasting);
+        self.spool.read_kept(lane, broker.map(str::to_owned));
     }
 
     /// Removes the copies whose confirms have become durable. A confirm came at most
@@ -221,6 +233,12 @@ impl KeptCopies {
     }
 }
 
+/// The name of `broker` for the next run, if its confirms become durable after a while.
+fn lasting(broker: &BrokerInfo) -> Option<&str> {
+    let after = broker.outlives_power_cut.after();
+    (!after.is_zero() && after < Duration::MAX).then_some(&broker.incarnation)
+}
+
 impl Drop for Copy {
     fn drop(&mut self) {
         if let Some(key) = self.key {
@@ -233,10 +251,10 @@ impl Drop for Copy {
 mod tests {
     use bytes::Bytes;
     use tempfile::TempDir;
-    use tokio::time::advance;
+    use tokio::{sync::Semaphore, time::advance};
 
     use super::*;
-    use crate::record::Origin;
+    use crate::{record::Origin, spool::OpenError};
 
     const LANE: LaneId = LaneId::Nats;
     const AFTER: Duration = Duration::from_mins(2);
@@ -285,6 +303,21 @@ mod tests {
         }
     }
 
+    /// The copies of the next run, whose broker is `broker`.
+    async fn next_run(folder: &TempDir, spool: Spool, broker: &BrokerInfo) -> (Spool, Copies) {
+        spool.close().await;
+        let spool = loop {
+            // The thread lets go of the folder a moment after its end was seen.
+            match Spool::open(folder.path(), 1 << 30) {
+                Err(OpenError::InUse(_)) => std::thread::yield_now(),
+                spool => break spool.unwrap(),
+            }
+        };
+        let copies = Copies::new(LANE, spool.clone());
+        copies.connected(broker);
+        (spool, copies)
+    }
+
     /// The copies on disk, and those of them that are to be published again.
     async fn counts(spool: &Spool) -> (u64, u64) {
         // The thread has done all that it was asked to before.
@@ -327,6 +360,67 @@ mod tests {
         assert_eq!(counts(&spool).await, (3, 3));
         expire(&copies).await;
         assert_eq!(counts(&spool).await, (3, 3));
+    }
+
+    #[actix_rt::test]
+    async fn copies_of_an_earlier_run_are_published_again_for_another_broker_only() {
+        let never = BrokerInfo {
+            outlives_power_cut: Durability::default(),
+            ..broker("first")
+        };
+        for (broker, left) in [(broker("first"), 0), (broker("second"), 3), (never, 3)] {
+            let (folder, spool, _) = three().await;
+            let (spool, copies) = next_run(&folder, spool, &broker).await;
+            assert_eq!(counts(&spool).await, (3, left), "{broker:?}");
+            expire(&copies).await;
+            assert_eq!(counts(&spool).await, (left, left), "{broker:?}");
+            tokio::time::resume();
+        }
+    }
+
+    /// One connection of a cluster leads to another server, and the next one back.
+    #[actix_rt::test]
+    async fn a_broker_is_known_no_more_once_its_copies_are_to_be_published_again() {
+        let (folder, spool, copies) = three().await;
+        copies.connected(&broker("second"));
+        let (spool, _) = next_run(&folder, spool, &broker("first")).await;
+        assert_eq!(counts(&spool).await, (3, 3));
+    }
+
+    #[actix_rt::test]
+    async fn a_run_that_ends_before_all_copies_are_published_again_names_no_broker() {
+        let (folder, spool, _) = three().await;
+        let second = broker("second");
+        let (spool, copies) = next_run(&folder, spool, &second).await;
+        let copy = copies
+            .write(&copies.writer(), &record(3), false)
+            .await
+            .unwrap();
+        copies.keep(&record(3), copy);
+        let window = Arc::new(Semaphore::new(2));
+        let mut tail = spool.tail_one_by_one(Queue::Kept(LANE), window);
+        let mut permits = Vec::new();
+        for _ in 0..2 {
+            let (key, _, permit) = tail.next().await.unwrap();
+            spool.settle(key);
+            permits.push(permit);
+        }
+        let (spool, copies) = next_run(&folder, spool, &second).await;
+        assert_eq!(counts(&spool).await, (2, 2));
+
+        let copy = copies
+            .write(&copies.writer(), &record(4), false)
+            .await
+            .unwrap();
+        copies.keep(&record(4), copy);
+        let window = Arc::new(Semaphore::new(2));
+        let mut tail = spool.tail_one_by_one(Queue::Kept(LANE), window);
+        for _ in 0..2 {
+            let (key, ..) = tail.next().await.unwrap();
+            spool.settle(key);
+        }
+        let (spool, _) = next_run(&folder, spool, &second).await;
+        assert_eq!(counts(&spool).await, (1, 0));
     }
 
     #[actix_rt::test]

@@ -83,9 +83,14 @@ impl Feeder {
             Queue::Kept(lane) => self.params.lanes.contains(&lane).then_some(lane),
             _ => None,
         };
+        let source = match queue {
+            Queue::Kept(_) => Source::Copies,
+            _ => Source::Spool,
+        };
+        let admission = &self.params.admission;
         let feeder = Rc::new(QueueFeeder {
             params: self.params.clone(),
-            admission: self.params.admission.from_disk(FEEDER_WINDOW),
+            admission: admission.from_disk(source, FEEDER_WINDOW),
             queue,
             pinned,
             drain: self.drains.subscribe(),
@@ -113,27 +118,20 @@ impl QueueFeeder {
         let spool = &self.params.spool;
         let ledger = &self.params.ledger;
         let record = entry.record();
-        // The lane that has confirmed it counts a copy that this run has made.
-        let lane = match self.queue {
-            Queue::Kept(lane) if ledger.is_own(&record) => Some(lane),
-            _ => None,
+        let (lane, record) = match self.queue {
+            // Its run has counted it when the lane confirmed it. This one counts its end.
+            Queue::Kept(lane) => (Some(lane), (!ledger.has_ended(&record)).then_some(record)),
+            // The ledger counted it when this run took it in or found it.
+            _ => (None, ledger.adopt(record)),
         };
-        if lane.is_some() && ledger.has_ended(&record) {
+        let Some(record) = record else {
             return spool.settle(key);
-        }
-        // The ledger counted any other record when this run took it in or found it.
-        let Some(record) = ledger.adopt(record) else {
-            return spool.settle(key);
-        };
-        let admission = match lane {
-            Some(_) => &self.admission.of(Source::Copies),
-            None => &self.admission,
         };
         let mut drain = self.drain.clone();
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_CAP);
         loop {
             let records = slice::from_ref(&record);
-            let receipts = admission.submit(records, self.pinned).await;
+            let receipts = self.admission.submit(records, self.pinned).await;
             let Some(refused) = receipts.into_iter().find_map(Result::err) else {
                 break;
             };

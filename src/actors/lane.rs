@@ -32,7 +32,7 @@ use self::{
     pull::{pull, settle_open},
 };
 use super::{
-    Drain, FED_MAX, Job, Ping, Publish, RECORDS_MAX, Supervised,
+    Drain, FED_MAX, Job, Ping, Publish, RECORDS_MAX, Source, Supervised,
     copies::{self, Copies},
     forwarder::{Forwarder, Limits},
     live_lanes::LiveLanes,
@@ -144,8 +144,9 @@ impl<T: Transport> Lane<T> {
             copy_writer: needs_copies.then(|| Rc::new(self.params.copies.writer())),
         });
         self.params.copies.connected(&info);
-        if needs_copies && durability.after() < Duration::MAX {
-            let step = (durability.after() / copies::PARTS).max(EXPIRE_MIN);
+        let durable_after = durability.after();
+        if !durable_after.is_zero() && durable_after < Duration::MAX {
+            let step = (durable_after / copies::PARTS).max(EXPIRE_MIN);
             ctx.run_interval(step, |lane, _| {
                 lane.params.copies.expire(lane.params.publish_timeout);
             });
@@ -192,14 +193,15 @@ impl<T: Transport> Lane<T> {
         });
     }
 
-    /// Whether this record may share a message. A record that may already be published goes alone,
-    /// so that the broker can drop a duplicate by its id. One past half its time-out goes alone
-    /// too.
+    /// Whether this record may share a message. A record that may already be published, as a copy
+    /// is, goes alone, so that the broker can drop a duplicate by its id. One past half its time-out
+    /// goes alone too.
     fn may_batch(&self, job: &Job) -> bool {
         let [pending] = &*job.records else {
             return false;
         };
         self.params.bundle > 1
+            && job.source != Source::Copies
             && job.began.elapsed() < self.params.publish_timeout / 2
             && !self.params.ledger.is_maybe_published(&pending.record)
     }

@@ -84,8 +84,8 @@ pub enum Source {
     Client,
     /// They are in the spool, and stay there if no lane confirms them.
     Spool,
-    /// They are copies in the spool of records that a lane has confirmed. The counts of that lane
-    /// include them already.
+    /// They are copies in the spool of records that a lane has confirmed. The run that accepted
+    /// them has counted that.
     Copies,
 }
 

@@ -46,6 +46,13 @@ pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     fs::write(path, bytes)
 }
 
+/// Gives a file another name, in the place of one that has it.
+pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    #[cfg(test)]
+    see(Call::Change)?;
+    fs::rename(from, to)
+}
+
 /// Makes the content of a file or a folder durable.
 pub fn sync(file: &File) -> io::Result<()> {
     fail::fail_point!("spool-sync", |_| Err(io::Error::other("injected")));

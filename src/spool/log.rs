@@ -167,10 +167,25 @@ impl Log {
         self.read_end.map_or(end, |number| (number, 0))
     }
 
+    /// Lets [`Log::next`] return nothing until [`Log::read_present`].
+    pub fn read_nothing(&mut self) {
+        self.read_end = Some(0);
+    }
+
     /// Lets [`Log::next`] go on to the entries that are there, and to none that comes later.
     pub fn read_present(&mut self) {
         self.seal();
         self.read_end = Some(self.next_number);
+    }
+
+    /// The place of the last entry, settled or not.
+    pub fn last(&self) -> Option<Position> {
+        let segments = self.segments.iter().rev();
+        let mut last = segments.filter_map(|(&segment, it)| {
+            let ordinal = it.count.checked_sub(1)?;
+            Some(Position { segment, ordinal })
+        });
+        last.next()
     }
 
     /// Unsettled entries that were there when the queue was opened.

@@ -1,6 +1,7 @@
 //! The spool's thread: it takes requests, commits the entries that they put, and answers.
 
 mod dead;
+mod kept;
 mod place;
 
 use std::{
@@ -63,6 +64,8 @@ pub(super) struct Store {
     /// Records that shared the last sync, and its duration.
     last_group: usize,
     sync_took: Duration,
+    /// Of each lane, the broker whose name is to be written once no copies are to be read.
+    brokers: [Option<String>; LaneId::ALL.len()],
     /// See [`SpoolStats`].
     commits: u64,
     committed: u64,
@@ -98,6 +101,7 @@ impl Store {
             failing: false,
             last_group: 0,
             sync_took: Duration::ZERO,
+            brokers: Default::default(),
             commits: 0,
             committed: 0,
             stats: watch::Sender::default(),
@@ -217,10 +221,10 @@ impl Store {
                 }
                 SpoolRequest::Settle => {}
                 SpoolRequest::Rewind(queue) => self.logs[queue.at()].rewind(),
-                SpoolRequest::ReadPresent(queue) => {
+                SpoolRequest::ReadKept { lane, broker } => {
                     // What is put later is not among them.
                     self.commit(std::mem::take(&mut puts));
-                    self.logs[queue.at()].read_present();
+                    self.read_kept(lane, broker);
                 }
                 SpoolRequest::Run(job) => jobs.push(job),
                 SpoolRequest::Close(answer) => close = Some(answer),
@@ -232,6 +236,7 @@ impl Store {
         }
         let sync_settled = self.sync_settled_at.is_some_and(|at| at <= Instant::now());
         self.flush(sync_settled);
+        self.name_brokers();
         self.report();
         close
     }
@@ -422,17 +427,11 @@ impl Store {
         };
     }
 
-    /// The copies of `lane`.
-    fn kept(&self, lane: LaneId) -> &Log {
-        &self.logs[Queue::Kept(lane).at()]
-    }
-
     /// Updates the stats, and logs damage that was found.
     fn report(&mut self) {
         let mut stats = SpoolStats {
             found_carried: self.logs[Queue::Carried.at()].found(),
-            found_kept: LaneId::ALL.map(|lane| self.kept(lane).found()).iter().sum(),
-            kept: LaneId::ALL.map(|lane| self.kept(lane).len()),
+            kept: LaneId::ALL.map(|lane| self.logs[Queue::Kept(lane).at()].len()),
             commits: self.commits,
             committed: self.committed,
             ..SpoolStats::default()

@@ -191,7 +191,7 @@ async fn only_copies_that_were_there_are_let_out() {
     let writer = CopyWriter::new(NATS, spool.clone());
     while_busy(&spool, async || {
         let [before, after] = ["before", "after"].map(entry);
-        let read = async { spool.read_kept(NATS) };
+        let read = async { spool.read_kept(NATS, None) };
         let (before, (), after) =
             futures_util::join!(writer.put(&before, false), read, writer.put(&after, false),);
         assert!(before.is_ok() && after.is_ok());
@@ -333,6 +333,7 @@ async fn nobody_waits_for_a_thread_that_has_ended() {
     let (_store, stats) = watch::channel(SpoolStats::default());
     let (thread, running) = watch::channel(());
     let spool = Spool {
+        found_copies: Arc::default(),
         settled: SettledKeys::default(),
         requests,
         stats,

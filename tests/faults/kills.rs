@@ -130,16 +130,14 @@ async fn a_node_on_nats_is_killed_under_a_load_of_batches() {
 }
 
 /// SIGTERM and a new start under a load of batches. A message of which some records were delivered
-/// is finished after the start. Without copies on disk, since the next start publishes those again.
+/// is finished after the start.
 async fn node_is_ended_under_batches<L: Lane>() {
     let Some(mut system) = L::start().await else {
         return;
     };
     let api = Api::start();
     api.keep_keys_only();
-    let ack = [("INGEST__ACK".to_owned(), "lane".to_owned())];
-    let variables = [system.variables(), ack.into()].concat();
-    let mut node = Node::start(&api.url(), &variables).await;
+    let mut node = Node::start(&api.url(), &system.variables()).await;
     node.lane_is(L::NAME, "up", PATIENCE).await;
     // Slower than the load, so that some message is always half delivered.
     api.delay(Duration::from_millis(50));

@@ -1,0 +1,51 @@
+//! Copies that an earlier run has kept, and the file that names the broker that has confirmed them.
+
+use std::{
+    fs::File,
+    io,
+    path::{Path, PathBuf},
+};
+
+use super::{
+    disk::{self, sync},
+    log::Position,
+};
+use crate::lane_id::LaneId;
+
+/// The copies of one lane that an earlier run has kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FoundCopies {
+    /// The place of the last one.
+    pub last: Option<Position>,
+    /// The broker that has confirmed all of them, if that is known.
+    pub confirmed_by: Option<String>,
+}
+
+/// The broker that has confirmed the copies of `lane` in `folder`.
+pub fn read_broker(folder: &Path, lane: LaneId) -> Option<String> {
+    // Without the file, or with a broken one, all copies are published again.
+    let name = disk::read_all(&path(folder, lane)).ok()?;
+    String::from_utf8(name).ok()
+}
+
+/// Makes `broker` the name that a later start reads, even after a power cut.
+pub fn write_broker(folder: &Path, lane: LaneId, broker: &str) -> io::Result<()> {
+    let path = path(folder, lane);
+    let draft = path.with_added_extension("new");
+    disk::replace(&draft, broker.as_bytes())?;
+    sync(&File::open(&draft)?)?;
+    disk::rename(&draft, &path)?;
+    sync(&File::open(folder)?)
+}
+
+/// Makes a later start read no name, even after a power cut.
+pub fn forget_broker(folder: &Path, lane: LaneId) -> io::Result<()> {
+    match disk::remove(&path(folder, lane)) {
+        Err(why) if why.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed.and_then(|()| sync(&File::open(folder)?)),
+    }
+}
+
+fn path(folder: &Path, lane: LaneId) -> PathBuf {
+    folder.join(format!("kept_{lane}.broker"))
+}
