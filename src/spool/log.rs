@@ -396,6 +396,10 @@ impl Log {
         #[expect(clippy::cast_possible_truncation, reason = "any 32 bits will do")]
         let salt = RandomState::new().hash_one(number) as u32;
         let segment = self.new_segment(number, salt);
+        if number == self.first_own {
+            // A power cut must not bring back a file of an earlier run that has this number.
+            sync(&File::open(&self.folder)?)?;
+        }
         let file = disk::create(&segment.file("log"))?;
         self.next_number += 1;
         self.segments.insert(number, segment);

@@ -1,6 +1,7 @@
 use tempfile::TempDir;
 
 use super::*;
+use crate::spool::disk::simulated::{Disk, End, watch, with};
 
 fn open(folder: &TempDir) -> Log {
     Log::open(folder.path(), "q", SEGMENT_MAX).unwrap()
@@ -101,6 +102,35 @@ fn entries_come_out_once_each_in_their_order_and_again_after_a_restart() {
     log.rewind();
     assert_eq!(drain(&mut log).len(), 9);
     assert_eq!(log.damages(), []);
+}
+
+#[test]
+fn a_file_that_a_power_cut_brings_back_is_there_at_the_next_start() {
+    for (calls, seed) in (0..8).flat_map(|calls| (0..32).map(move |seed| (calls, seed))) {
+        let folder = folder_in_memory();
+        watch(folder.path(), seed);
+        let keys = append(&mut open(&folder), 0..1);
+        let mut log = open(&folder);
+        log.settle(keys[0]);
+        // The file is removed, and that is not durable.
+        with(|disk| disk.end_after(1, End::Kill));
+        log.flush(false).ok();
+        drop(log);
+        with(Disk::end_now);
+        // The next run begins a file, perhaps with the same number.
+        let mut log = open(&folder);
+        with(|disk| disk.end_after(calls, End::PowerCut));
+        log.append(&payload(1), false).ok();
+        log.commit().ok();
+        drop(log);
+        with(Disk::end_now);
+        let left = drain(&mut open(&folder));
+        assert_eq!(
+            drain(&mut open(&folder)),
+            left,
+            "{calls} calls, seed {seed}"
+        );
+    }
 }
 
 #[test]
