@@ -20,6 +20,7 @@ mod put;
 mod queue;
 mod scan;
 mod settled;
+mod stats;
 mod store;
 mod tail;
 
@@ -43,6 +44,7 @@ pub use self::{
     log::Position,
     put::CopyWriter,
     queue::{Queue, Undelivered},
+    stats::SpoolStats,
     tail::Tail,
 };
 use self::{
@@ -78,46 +80,6 @@ impl EntryKey {
 
     pub const fn position(self) -> Position {
         self.position
-    }
-}
-
-/// The contents of the disk.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct SpoolStats {
-    /// Of the copies, those that are to be published again.
-    records: [u64; Queue::COUNT],
-    /// Records of the gRPC lane that an earlier run has left, and that are still there.
-    pub found_carried: u64,
-    kept: [u64; LaneId::ALL.len()],
-    /// All files together.
-    pub bytes: u64,
-    /// Syncs since the start that made records safe, each of one queue.
-    pub commits: u64,
-    /// Records that they made safe.
-    pub committed: u64,
-    /// The last attempt to write failed, or there is no room: nothing can be put.
-    pub refuses: bool,
-}
-
-impl SpoolStats {
-    pub const fn records(&self, queue: Queue) -> u64 {
-        self.records[queue.at()]
-    }
-
-    /// Copies of records that `lane` has confirmed.
-    pub const fn kept(&self, lane: LaneId) -> u64 {
-        self.kept[lane as usize]
-    }
-
-    /// Records that wait for a lane.
-    pub fn waiting(&self) -> u64 {
-        let pinned = LaneId::ALL.map(|lane| self.records(Queue::Pinned(lane)));
-        self.records(Queue::Waiting) + pinned.iter().sum::<u64>()
-    }
-
-    /// Records that are parked.
-    pub fn parked(&self) -> u64 {
-        Queue::parked().map(|queue| self.records(queue)).sum()
     }
 }
 

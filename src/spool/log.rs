@@ -5,6 +5,7 @@
 //! with their count, so that a start reads the last segment only. `NAME-NUMBER-SALT.done` holds
 //! runs of settled ordinals, each with its own checksum. Everything here blocks.
 
+mod active;
 mod files;
 mod place;
 mod reader;
@@ -12,12 +13,11 @@ mod reader;
 use std::{
     collections::{BTreeMap, HashSet},
     fs::{self, File},
-    hash::{BuildHasher as _, RandomState},
     io,
     path::{Path, PathBuf},
 };
 
-use self::reader::Reading;
+use self::{active::Active, reader::Reading};
 use super::{
     disk::{self, sync, write},
     frame,
@@ -28,9 +28,6 @@ pub use self::place::check_place;
 
 /// A segment that has grown past this is sealed, unless [`Log::open`] gets a smaller size.
 pub const SEGMENT_MAX: u64 = 16 << 20;
-/// The active segment is written ahead with zeros by as much as it has, and at most this. A sync of
-/// what lies within does not change the file's size, which would cost another write of the disk.
-const AHEAD_MAX: u64 = 256 << 10;
 /// The disk space that the active segment may keep though all of its entries are settled.
 const SETTLED_KEPT: u64 = 1 << 20;
 /// The tries to read a file: a flood of connections may have taken all descriptors for a while.
@@ -81,17 +78,6 @@ impl Segment {
     fn len(&self) -> u64 {
         u64::from(self.count - self.settled.count)
     }
-}
-
-/// The segment that is appended to.
-struct Active {
-    number: u32,
-    file: File,
-    /// The size of the file: there are zeros behind the frames.
-    size: u64,
-    /// Frames that are not on disk yet, and their count.
-    buffer: Vec<u8>,
-    buffered: u32,
 }
 
 /// One queue. Dropping it closes its files. Entries that were not committed are lost.
@@ -388,67 +374,6 @@ impl Log {
             base: self.folder.join(name),
             salt,
             ..Segment::default()
-        }
-    }
-
-    fn begin_segment(&mut self) -> io::Result<Active> {
-        let number = self.next_number;
-        #[expect(clippy::cast_possible_truncation, reason = "any 32 bits will do")]
-        let salt = RandomState::new().hash_one(number) as u32;
-        let segment = self.new_segment(number, salt);
-        if number == self.first_own {
-            // A power cut must not bring back a file of an earlier run that has this number.
-            sync(&File::open(&self.folder)?)?;
-        }
-        let file = disk::create(&segment.file("log"))?;
-        self.next_number += 1;
-        self.segments.insert(number, segment);
-        sync(&File::open(&self.folder)?)?;
-        Ok(Active {
-            number,
-            file,
-            size: 0,
-            buffer: Vec::new(),
-            buffered: 0,
-        })
-    }
-
-    /// Ends the active segment. If the seal cannot be written, the next start reads the whole
-    /// segment.
-    fn seal(&mut self) {
-        let Some(active) = self.active.take() else {
-            return;
-        };
-        let Some(segment) = self.segments.get_mut(&active.number) else {
-            return;
-        };
-        let mut seal = Vec::with_capacity(SEAL_SIZE);
-        frame::write(&mut seal, segment.salt, SEAL, &segment.count.to_le_bytes());
-        let end = segment.size + seal.len() as u64;
-        let written = write(&active.file, &seal, segment.size);
-        if written
-            .and_then(|()| disk::shorten(&active.file, end))
-            .is_ok()
-        {
-            segment.size = end;
-        }
-    }
-}
-
-impl Active {
-    /// Writes zeros behind the buffer's frames, which begin `at` there, if they are the first
-    /// beyond the zeros that are there.
-    fn write_ahead(&mut self, at: u64) {
-        let end = at + self.buffer.len() as u64;
-        if end <= self.size {
-            return;
-        }
-        self.size = end;
-        let ahead = at.min(AHEAD_MAX);
-        let zeros = vec![0; usize::try_from(ahead).unwrap_or_default()];
-        // Without them there was room for the frames, which is all that these need.
-        if write(&self.file, &zeros, end).is_ok() {
-            self.size += ahead;
         }
     }
 }

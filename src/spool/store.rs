@@ -1,5 +1,6 @@
 //! The spool's thread: it takes requests, commits the entries that they put, and answers.
 
+mod commit;
 mod dead;
 mod kept;
 mod place;
@@ -7,7 +8,6 @@ mod place;
 use std::{
     path::PathBuf,
     sync::Arc,
-    thread,
     time::{Duration, Instant},
 };
 
@@ -20,25 +20,15 @@ use tracing::{error, warn};
 
 pub use self::place::FolderPlace;
 use super::{
-    Entry, EntryKey, NotSafe, Queue, SettledKeys, SpoolRequest, SpoolStats, frame,
+    Entry, EntryKey, Queue, SettledKeys, SpoolRequest, SpoolStats,
     log::{self, Log},
-    put::{PutAnswer, PutKind, PutResult},
 };
 use crate::lane_id::LaneId;
 
 /// The most requests that share a commit.
 const BATCH: usize = 8192;
-/// Dead letters and moved entries may go beyond the spool's size by this part of it.
-const RESERVE: u64 = 16;
 /// With less than this part of its size left, the spool is about to refuse.
 const NEARLY_FULL: u64 = 256;
-/// Group commit: a sync waits until as many puts have come as shared the last one. It waits for at
-/// most the time of this many syncs, and at most [`GROUP_WAIT_MAX`]. Clients that were just
-/// answered are about to send again.
-const GROUP_SYNCS: u32 = 4;
-const GROUP_WAIT_MAX: Duration = Duration::from_millis(1);
-/// The step of that wait. A faster sync is not worth a wait.
-const GROUP_STEP: Duration = Duration::from_micros(50);
 /// Settled entries wait this long for others before they are written, unless something else is.
 const SETTLE_PAUSE: Duration = Duration::from_millis(5);
 /// A power cut may bring back what was settled in this time, or in the time of so many syncs.
@@ -173,31 +163,6 @@ impl Store {
         self.flush(true);
     }
 
-    /// Adds the requests of the next moment, while fewer puts wait than shared the last sync.
-    fn commit_group(
-        &self,
-        inbox: &mut mpsc::UnboundedReceiver<SpoolRequest>,
-        requests: &mut Vec<SpoolRequest>,
-    ) {
-        let puts = |requests: &[SpoolRequest]| {
-            requests
-                .iter()
-                .filter(|request| matches!(request, SpoolRequest::Put { .. }))
-                .count()
-        };
-        let mut waiting = puts(requests);
-        let patience = (GROUP_SYNCS * self.sync_took).min(GROUP_WAIT_MAX);
-        let began = Instant::now();
-        while (1..self.last_group).contains(&waiting) && began.elapsed() + GROUP_STEP < patience {
-            thread::sleep(GROUP_STEP);
-            let before = requests.len();
-            requests.extend(
-                std::iter::from_fn(|| inbox.try_recv().ok()).take(BATCH.saturating_sub(before)),
-            );
-            waiting += puts(&requests[before..]);
-        }
-    }
-
     /// Returns the sender of the answer to a request to close, if there is one.
     fn serve(
         &mut self,
@@ -255,101 +220,6 @@ impl Store {
     /// Returns whether the entry was there.
     pub fn remove(&mut self, key: EntryKey) -> bool {
         self.logs[key.queue].settle(key.position)
-    }
-
-    fn room(&self) -> u64 {
-        self.max
-            .saturating_sub(self.logs.iter().map(Log::bytes).sum())
-    }
-
-    fn append(
-        &mut self,
-        queue: Queue,
-        payload: &[u8],
-        kind: PutKind,
-        room: &mut u64,
-    ) -> Result<EntryKey, NotSafe> {
-        self.place.check_not_lost()?;
-        let size = (frame::HEAD + payload.len()) as u64;
-        // A dead letter makes room: its record leaves the spool. So does what replaces an entry.
-        let reserve = if queue == Queue::Dead || kind == PutKind::Moved {
-            self.max / RESERVE
-        } else {
-            0
-        };
-        if size > *room + reserve || payload.len() > frame::PAYLOAD_MAX {
-            return Err(NotSafe::Full);
-        }
-        let appended = self.logs[queue.at()].append(payload, kind == PutKind::Held);
-        let position = appended.map_err(|why| {
-            self.fails(&why);
-            NotSafe::Disk(why.to_string())
-        })?;
-        *room = room.saturating_sub(size);
-        Ok(EntryKey {
-            queue: queue.at(),
-            position,
-        })
-    }
-
-    /// Makes what was appended durable, and answers all puts.
-    fn commit(&mut self, mut puts: Vec<(PutResult, PutAnswer)>) {
-        let began = Instant::now();
-        let failures: Vec<_> = self.logs.iter_mut().map(|log| log.commit().err()).collect();
-        let group = puts.iter().filter(|(appended, _)| appended.is_ok()).count();
-        if group > 0 {
-            match failures.iter().flatten().next() {
-                Some(why) => self.fails(why),
-                None => self.works(),
-            }
-            self.last_group = group;
-            self.sync_took = began.elapsed();
-            if self.failing {
-                self.check_place();
-            }
-        }
-        let mut safe = [0; Queue::COUNT];
-        for (put, _) in &mut puts {
-            let Ok(key) = put else { continue };
-            match &failures[key.queue] {
-                None => safe[key.queue] += 1,
-                Some(why) => *put = Err(NotSafe::Disk(why.to_string())),
-            }
-        }
-        for records in safe.into_iter().filter(|records| *records > 0) {
-            self.commits += 1;
-            self.committed += records;
-        }
-        if puts.iter().any(|(put, _)| put.is_err()) {
-            // Who is refused, and asks why, finds it in the stats.
-            self.report();
-        }
-        self.answer(puts);
-    }
-
-    fn answer(&mut self, puts: Vec<(PutResult, PutAnswer)>) {
-        let mut copies: Vec<(_, Vec<_>)> = Vec::new();
-        for (put, answer) in puts {
-            match answer {
-                // The caller may be gone. What was put waits to be read like any other entry.
-                PutAnswer::One(answer) => drop(answer.send(put)),
-                PutAnswer::Copies(answers) => {
-                    let mut writers = copies.iter_mut();
-                    match writers.find(|(writer, _)| answers.same_channel(writer)) {
-                        Some((_, puts)) => puts.push(put),
-                        None => copies.push((answers, vec![put])),
-                    }
-                }
-            }
-        }
-        for (answers, puts) in copies {
-            // Nobody else would ever remove a copy whose caller is gone.
-            if let Err(unheard) = answers.send(puts) {
-                for key in unheard.0.into_iter().flatten() {
-                    self.remove(key);
-                }
-            }
-        }
     }
 
     /// Reads up to `max` entries of `queue`. If the caller is gone, they are read again.

@@ -1,0 +1,147 @@
+//! Group commit: the puts of a moment are appended, share a sync, and are answered.
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::mpsc;
+
+use super::{BATCH, Store};
+use crate::spool::{
+    EntryKey, NotSafe, Queue, SpoolRequest, frame,
+    log::Log,
+    put::{PutAnswer, PutKind, PutResult},
+};
+
+/// Dead letters and moved entries may go beyond the spool's size by this part of it.
+const RESERVE: u64 = 16;
+/// Group commit: a sync waits until as many puts have come as shared the last one. It waits for at
+/// most the time of this many syncs, and at most [`GROUP_WAIT_MAX`]. Clients that were just
+/// answered are about to send again.
+const GROUP_SYNCS: u32 = 4;
+const GROUP_WAIT_MAX: Duration = Duration::from_millis(1);
+/// The step of that wait. A faster sync is not worth a wait.
+const GROUP_STEP: Duration = Duration::from_micros(50);
+
+impl Store {
+    /// Adds the requests of the next moment, while fewer puts wait than shared the last sync.
+    pub(super) fn commit_group(
+        &self,
+        inbox: &mut mpsc::UnboundedReceiver<SpoolRequest>,
+        requests: &mut Vec<SpoolRequest>,
+    ) {
+        let puts = |requests: &[SpoolRequest]| {
+            requests
+                .iter()
+                .filter(|request| matches!(request, SpoolRequest::Put { .. }))
+                .count()
+        };
+        let mut waiting = puts(requests);
+        let patience = (GROUP_SYNCS * self.sync_took).min(GROUP_WAIT_MAX);
+        let began = Instant::now();
+        while (1..self.last_group).contains(&waiting) && began.elapsed() + GROUP_STEP < patience {
+            thread::sleep(GROUP_STEP);
+            let before = requests.len();
+            requests.extend(
+                std::iter::from_fn(|| inbox.try_recv().ok()).take(BATCH.saturating_sub(before)),
+            );
+            waiting += puts(&requests[before..]);
+        }
+    }
+
+    pub(super) fn room(&self) -> u64 {
+        self.max
+            .saturating_sub(self.logs.iter().map(Log::bytes).sum())
+    }
+
+    pub(super) fn append(
+        &mut self,
+        queue: Queue,
+        payload: &[u8],
+        kind: PutKind,
+        room: &mut u64,
+    ) -> Result<EntryKey, NotSafe> {
+        self.place.check_not_lost()?;
+        let size = (frame::HEAD + payload.len()) as u64;
+        // A dead letter makes room: its record leaves the spool. So does what replaces an entry.
+        let reserve = if queue == Queue::Dead || kind == PutKind::Moved {
+            self.max / RESERVE
+        } else {
+            0
+        };
+        if size > *room + reserve || payload.len() > frame::PAYLOAD_MAX {
+            return Err(NotSafe::Full);
+        }
+        let appended = self.logs[queue.at()].append(payload, kind == PutKind::Held);
+        let position = appended.map_err(|why| {
+            self.fails(&why);
+            NotSafe::Disk(why.to_string())
+        })?;
+        *room = room.saturating_sub(size);
+        Ok(EntryKey {
+            queue: queue.at(),
+            position,
+        })
+    }
+
+    /// Makes what was appended durable, and answers all puts.
+    pub(super) fn commit(&mut self, mut puts: Vec<(PutResult, PutAnswer)>) {
+        let began = Instant::now();
+        let failures: Vec<_> = self.logs.iter_mut().map(|log| log.commit().err()).collect();
+        let group = puts.iter().filter(|(appended, _)| appended.is_ok()).count();
+        if group > 0 {
+            match failures.iter().flatten().next() {
+                Some(why) => self.fails(why),
+                None => self.works(),
+            }
+            self.last_group = group;
+            self.sync_took = began.elapsed();
+            if self.failing {
+                self.check_place();
+            }
+        }
+        let mut safe = [0; Queue::COUNT];
+        for (put, _) in &mut puts {
+            let Ok(key) = put else { continue };
+            match &failures[key.queue] {
+                None => safe[key.queue] += 1,
+                Some(why) => *put = Err(NotSafe::Disk(why.to_string())),
+            }
+        }
+        for records in safe.into_iter().filter(|records| *records > 0) {
+            self.commits += 1;
+            self.committed += records;
+        }
+        if puts.iter().any(|(put, _)| put.is_err()) {
+            // Who is refused, and asks why, finds it in the stats.
+            self.report();
+        }
+        self.answer(puts);
+    }
+
+    fn answer(&mut self, puts: Vec<(PutResult, PutAnswer)>) {
+        let mut copies: Vec<(_, Vec<_>)> = Vec::new();
+        for (put, answer) in puts {
+            match answer {
+                // The caller may be gone. What was put waits to be read like any other entry.
+                PutAnswer::One(answer) => drop(answer.send(put)),
+                PutAnswer::Copies(answers) => {
+                    let mut writers = copies.iter_mut();
+                    match writers.find(|(writer, _)| answers.same_channel(writer)) {
+                        Some((_, puts)) => puts.push(put),
+                        None => copies.push((answers, vec![put])),
+                    }
+                }
+            }
+        }
+        for (answers, puts) in copies {
+            // Nobody else would ever remove a copy whose caller is gone.
+            if let Err(unheard) = answers.send(puts) {
+                for key in unheard.0.into_iter().flatten() {
+                    self.remove(key);
+                }
+            }
+        }
+    }
+}
