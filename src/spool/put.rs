@@ -32,8 +32,8 @@ impl Spool {
         self.append(queue, entry, PutKind::New).await
     }
 
-    /// The same, but a [`Tail`] that is reading the queue skips the entry: the caller has it in
-    /// memory.
+    /// The same, but a [`Tail`](super::Tail) that reads the queue skips the entry: the caller has
+    /// it in memory.
     pub async fn put_held(&self, queue: Queue, entry: &Entry) -> Result<EntryKey, NotSafe> {
         self.append(queue, entry, PutKind::Held).await
     }
