@@ -526,8 +526,9 @@ async fn a_full_disk_is_a_503_and_no_more() {
 
 #[actix_rt::test]
 async fn a_failed_sync_is_a_503_and_no_more() {
-    // The folder and the first record are synced, and then the second is not, though it is written.
-    a_disk_that_fails("spool-sync=2*off->5*return->off").await;
+    // The folder is synced before and after the file is made, then the first record is, and the
+    // second is not, though it is written.
+    a_disk_that_fails("spool-sync=3*off->5*return->off").await;
 }
 
 #[actix_rt::test]
