@@ -2,8 +2,8 @@
 //! POSTs but a single probe at a time, with back-off between probes, until one succeeds.
 //!
 //! It judges the API and never one record: an API that answers 2xx to other records is up. A
-//! [`Trial`] judges the record. A record is *proven* bad once it has failed and the API has then
-//! taken another: after that, its failures say nothing about the API.
+//! [`Trial`] judges the record. A record is *proven* bad once it has failed, the API has then taken
+//! another, and it has failed again: its failures say nothing about the API any more.
 //!
 //! It also opens when the API denies every POST (401, 403 or 404): that is a wrong token or a wrong
 //! path, and says nothing about the records.
@@ -699,9 +699,9 @@ mod tests {
         }
     }
 
-    /// What happens to a parked record and to others, in this order, a second apart.
+    /// The fate of a parked record and of others, in this order, a second apart.
     #[derive(Clone, Copy, Debug)]
-    enum Event {
+    enum ParkedEvent {
         /// It fails.
         Fails,
         /// The API takes another.
@@ -712,7 +712,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_record_is_proven_bad_once_the_api_has_taken_another_between_two_of_its_failures() {
-        use Event::{Fails, Outage, Takes};
+        use ParkedEvent::{Fails, Outage, Takes};
         for (events, proven) in [
             (&[Fails, Fails, Fails][..], false),
             (&[Takes, Fails, Fails], false),

@@ -174,7 +174,7 @@ impl Copies {
         kept.last = None;
         kept.shards = Default::default();
         let lane = self.lane;
-        let records = self.spool.stats().kept(lane);
+        let records = self.count();
         if records > 0 {
             warn!(%lane, records, "{why}: they are published again");
         }

@@ -21,7 +21,7 @@ const DOWN_WITHIN: Duration = Duration::from_secs(22);
 const DAY: Duration = Duration::from_hours(24);
 const SECOND: Duration = Duration::from_secs(1);
 
-/// What an API does when it takes no record.
+/// The conduct of an API that takes no record.
 #[derive(Clone, Copy, Debug)]
 enum Fault {
     Answers500,
@@ -61,7 +61,7 @@ fn stream(at: Duration, count: u32, is_bad: impl Fn(u32) -> bool) -> impl Iterat
     })
 }
 
-struct Simulation {
+struct ApiSimulation {
     breaker: Breaker,
     began: Instant,
     fault: Fault,
@@ -78,7 +78,7 @@ struct Simulation {
     changes: RefCell<Vec<Duration>>,
 }
 
-/// What was seen: the times at which the API went down, and was up again.
+/// The times at which the API went down, and was up again.
 #[derive(Debug)]
 struct Seen {
     downs: Vec<Duration>,
@@ -87,7 +87,7 @@ struct Seen {
     parked: usize,
 }
 
-impl Simulation {
+impl ApiSimulation {
     /// Simulates `records` until `end`.
     async fn run(
         fault: Fault,
@@ -225,7 +225,7 @@ async fn an_api_that_fails_at_a_few_records_is_down_within_a_bound_and_once() {
                 (0..few).map(|_| good(begins + Duration::from_millis(fastrand::u64(0..spread))));
             let records: Vec<_> = records.chain(in_outage).collect();
             let all = records.len();
-            let seen = Simulation::run(fault, [begins, ends], DAY, records, ends + SECOND * 90);
+            let seen = ApiSimulation::run(fault, [begins, ends], DAY, records, ends + SECOND * 90);
             let seen = seen.await;
             let case = format!(
                 "seed {seed}, {fault:?}, {few} records, from {begins:?} to {ends:?}: {:?} {:?}",
@@ -261,7 +261,7 @@ async fn bad_records_at_the_start_or_among_others_never_make_the_api_count_as_do
             let bad_ones = records.iter().filter(|record| record.is_bad).count();
             let all_good = records.len() - bad_ones;
             let hour = Duration::from_hours(1);
-            let seen = Simulation::run(Fault::Answers500, NEVER, DAY, records, hour).await;
+            let seen = ApiSimulation::run(Fault::Answers500, NEVER, DAY, records, hour).await;
             assert!(
                 seen.downs.is_empty(),
                 "seed {seed}, place {place}: {:?}",
@@ -288,7 +288,7 @@ async fn bad_records_at_the_end_make_it_count_as_down_after_a_while_until_anothe
                 records.push(good(ten_minutes));
                 let end = ten_minutes + Duration::from_hours(1);
                 let fault = Fault::Answers500;
-                let seen = Simulation::run(fault, NEVER, DAY, records.clone(), end).await;
+                let seen = ApiSimulation::run(fault, NEVER, DAY, records.clone(), end).await;
                 let case = format!("seed {seed}, {before} and {count}: {:?}", seen.downs);
                 assert!(
                     matches!(*seen.downs, [down] if down >= PARKED_PATIENCE
@@ -300,7 +300,7 @@ async fn bad_records_at_the_end_make_it_count_as_down_after_a_while_until_anothe
                 assert!(seen.ups[0] < up + SECOND, "{case}");
                 // If they are given up before, nothing else is said.
                 let given_up = Duration::from_secs(6);
-                let seen = Simulation::run(fault, NEVER, given_up, records, end).await;
+                let seen = ApiSimulation::run(fault, NEVER, given_up, records, end).await;
                 assert!(seen.downs.is_empty(), "{case}: {seen:?}");
             }
         }
@@ -319,7 +319,7 @@ async fn an_outage_shows_beside_records_that_are_known_to_be_bad_and_ends_with_t
             records.extend([good(SECOND * 2), good(SECOND * 6)]);
             records.extend(stream(begins, 20, |_| false));
             let end = ends + Duration::from_hours(1);
-            let seen = Simulation::run(fault, [begins, ends], DAY, records, end).await;
+            let seen = ApiSimulation::run(fault, [begins, ends], DAY, records, end).await;
             let case = format!("seed {seed}, {fault:?}: {:?} {:?}", seen.downs, seen.ups);
             assert!(
                 matches!(*seen.downs, [down] if down >= begins && down <= begins + DOWN_WITHIN),

@@ -51,7 +51,7 @@ impl Trial {
         self.failed_at = Some(judgement.at);
     }
 
-    /// Who may POST first: 0 if it has not failed yet, 1 if it has, 2 if it is proven bad.
+    /// Its turn to probe the API: 0 if it has not failed yet, 1 if it has, 2 if it is proven bad.
     pub(super) fn rank(&self) -> u32 {
         let has_failed = self.is_parked || self.failures > 0;
         u32::from(has_failed) + u32::from(self.is_proven)

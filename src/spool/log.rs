@@ -146,7 +146,7 @@ impl Log {
         readable.map(|(_, segment)| segment.len()).sum()
     }
 
-    /// Where [`Log::next`] ends at present.
+    /// The end of the entries that [`Log::next`] returns at present: a segment, and an ordinal.
     pub fn end(&self) -> (u32, u32) {
         let last = self.segments.last_key_value();
         let end = last.map_or((0, 0), |(number, segment)| (*number, segment.count));

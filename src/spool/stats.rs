@@ -1,4 +1,4 @@
-//! What the spool says about itself.
+//! The spool's counts.
 
 use super::Queue;
 use crate::lane_id::LaneId;

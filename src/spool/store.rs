@@ -65,7 +65,7 @@ pub(super) struct Store {
     place: FolderPlace,
 }
 
-/// What a queue's reader may read.
+/// The readable part of a queue.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub struct Readable {
     pub records: u64,
@@ -107,7 +107,7 @@ impl Store {
         self.stats.subscribe()
     }
 
-    /// What can be read of each queue, by [`Queue::at`].
+    /// The readable part of each queue, by [`Queue::at`].
     pub fn watch_readable(&self) -> Arc<[watch::Receiver<Readable>]> {
         self.readable.iter().map(watch::Sender::subscribe).collect()
     }

@@ -114,7 +114,7 @@ impl Store {
             self.committed += records;
         }
         if puts.iter().any(|(put, _)| put.is_err()) {
-            // Who is refused, and asks why, finds it in the stats.
+            // A caller that is refused may ask for the stats at once.
             self.report();
         }
         self.answer(puts);
