@@ -20,7 +20,7 @@ use tracing::warn;
 use super::{
     BrokerInfo, Durability, Inspection, Lost, PREFETCH, RabbitMq, TransportError,
     declare::{self, ExistingQueue, failed},
-    link::{self, CONSUME_FRAME_MAX, Link, PUBLISH_FRAME_MAX, Target},
+    link::{CONSUME_FRAME_MAX, Link, PUBLISH_FRAME_MAX, Target},
     publisher::publish_and_confirm,
     settler::settle,
 };
@@ -68,8 +68,14 @@ pub(super) async fn open(
     ));
     let (is_blocked, blocked) = watch::channel(None);
     let links = [publish.watch(), consume.watch()];
+    let down = move || {
+        links
+            .iter()
+            .find(|link| !link.is_up())
+            .map(|link| link.name)
+    };
     let events = select(publish.events(), events);
-    tokio::spawn(watch_over(links, events, is_blocked, lost.clone()));
+    tokio::spawn(watch_over(down, events, is_blocked, lost.clone()));
 
     let info = info(&publish, existing);
     Ok(RabbitMq {
@@ -155,14 +161,17 @@ async fn subscribe(
     Ok((link, consumer, events))
 }
 
-/// Declares the transport lost when a connection or a channel is closed, and keeps `blocked`.
+/// Declares the transport lost when a connection or a channel is closed, and keeps `blocked`. `down`
+/// names a connection that is closed.
 async fn watch_over(
-    links: [link::Watch; 2],
+    down: impl Fn() -> Option<&'static str>,
     mut events: impl Stream<Item = Event> + Unpin,
     blocked: watch::Sender<Option<TransportError>>,
     lost: Lost,
 ) {
     let mut ticks = interval(WATCH_INTERVAL);
+    // At the latest tick. An end shows a moment before its event, which has the reason.
+    let mut was_down = false;
     loop {
         tokio::select! {
             biased;
@@ -177,11 +186,48 @@ async fn watch_over(
                 _ => {}
             },
             _ = lost.wait() => return,
-            _ = ticks.tick() => {}
+            _ = ticks.tick() => match down() {
+                Some(name) if was_down => {
+                    return lost.set(format_args!("the connection of the {name} was closed"));
+                }
+                down => was_down = down.is_some(),
+            },
         }
-        if let Some(down) = links.iter().find(|link| !link.is_up()) {
-            let why = format_args!("the connection of the {} was closed", down.name);
-            return lost.set(why);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::stream::{once, pending};
+    use tokio::time::sleep;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_end_is_told_with_the_reason_that_its_event_brings() {
+        let announced = once(async {
+            sleep(WATCH_INTERVAL / 2).await;
+            Event::Error(lapin::ErrorKind::MissingHeartbeatError.into())
+        });
+        for (events, why) in [
+            (
+                announced.boxed(),
+                "no heartbeat received from server for too long",
+            ),
+            (
+                pending().boxed(),
+                "the connection of the publisher was closed",
+            ),
+        ] {
+            let lost = Lost::default();
+            watch_over(
+                || Some("publisher"),
+                events,
+                watch::channel(None).0,
+                lost.clone(),
+            )
+            .await;
+            assert_eq!(lost.wait().await, TransportError::Lost(why.into()));
         }
     }
 }
