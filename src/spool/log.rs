@@ -305,7 +305,8 @@ impl Log {
     /// Writes which entries are settled, and deletes segments that are wholly settled. If it is not
     /// `durable`, the entries settled last may come again after a power cut.
     pub fn flush(&mut self, durable: bool) -> io::Result<()> {
-        self.delete_settled()?;
+        // A file that cannot go does not keep the other entries from being settled.
+        let deleted = self.delete_settled();
         for segment in self.segments.values_mut() {
             if segment.settled.fresh.is_empty() {
                 continue;
@@ -316,6 +317,7 @@ impl Log {
             segment.settled.fresh.clear();
             segment.settled.unsynced = true;
         }
+        deleted?;
         if durable {
             self.sync_settled()?;
             // The end of a file is as durable as its folder.

@@ -1,7 +1,7 @@
 use tempfile::TempDir;
 
 use super::*;
-use crate::spool::disk::simulated::{Disk, End, watch, with};
+use crate::spool::disk::simulated::{Disk, End, Faults, watch, with};
 
 fn open(folder: &TempDir) -> Log {
     Log::open(folder.path(), "q", SEGMENT_MAX).unwrap()
@@ -130,6 +130,33 @@ fn a_file_that_a_power_cut_brings_back_is_there_at_the_next_start() {
             left,
             "{calls} calls, seed {seed}"
         );
+    }
+}
+
+#[test]
+fn entries_are_settled_on_disk_though_a_file_before_them_cannot_go() {
+    let cannot_sync = Faults {
+        syncs: 100,
+        ..Faults::default()
+    };
+    let cannot_remove = Faults {
+        changes: 100,
+        ..Faults::default()
+    };
+    for faults in [cannot_sync, cannot_remove] {
+        let folder = folder_in_memory();
+        watch(folder.path(), 0);
+        let mut log = open(&folder);
+        let first = append(&mut log, 0..1);
+        log.seal();
+        let keys = append(&mut log, 1..3);
+        log.settle(first[0]);
+        log.settle(keys[0]);
+        with(|disk| disk.faults = faults);
+        log.flush(false).unwrap_err();
+        drop(log);
+        with(|disk| disk.faults = Faults::default());
+        assert_eq!(drain(&mut open(&folder)), [2], "{faults:?}");
     }
 }
 
