@@ -1,10 +1,11 @@
 //! Random sequences of what can happen to a node, against a model of what it owes.
 //!
 //! Admission, the router, the lanes, the supervisor, the feeder and the spool are the real ones,
-//! and so are the spool's files; the test plays brokers and clients, on a paused clock. After each
-//! step the node must be where the model says, and when all is drained, each record that got a
+//! and so are the spool's files; the test plays brokers and clients, on a paused clock. Two of the
+//! brokers forget in a power cut what they have confirmed: one all of it, one the last of it. After
+//! each step the node must be where the model says, and when all is drained, each record that got a
 //! receipt must have been delivered, or lie in the dead letters, or have been dropped by the
-//! operator.
+//! operator, and no copy is left.
 //!
 //! `MODEL_SEQUENCES` says how many sequences. Each has a seed of its own, which a failure names:
 //! `MODEL_SEED=SEED MODEL_SEQUENCES=1` runs that one again, the threads' timing aside.
@@ -30,12 +31,12 @@ use proptest::{
 };
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use tempfile::TempDir;
-use tokio::runtime::Runtime;
+use tokio::{runtime::Runtime, time::Instant};
 use waypost::spool::{DeathReason, Entry, Queue, Undelivered, Which};
 
 use self::{
     node::{Brokers, COMPARED, LANES, Node, PUBLISH_TIMEOUT, RETRY, number},
-    reference::{Check, Doubt, Excuse, Model},
+    reference::{Check, DiskWork, Doubt, Excuse, Model},
 };
 use crate::support::process;
 
@@ -55,6 +56,11 @@ enum Step {
     /// The broker has not got the record.
     GiveBack(usize),
     Lane {
+        lane: usize,
+        up: bool,
+    },
+    /// A power cut of a broker.
+    Forget {
         lane: usize,
         up: bool,
     },
@@ -79,6 +85,10 @@ enum Step {
     Pass(Duration),
     /// The process is killed and started again.
     Crash,
+    /// A power cut of the node and all brokers, which are up again or not.
+    PowerCut {
+        up: bool,
+    },
     /// The node drains, ends and is started again.
     Stop,
 }
@@ -88,8 +98,14 @@ enum Disk {
     Works,
     FailsToWrite,
     FailsToSync,
+    /// The next write takes until the disk does something else.
+    Hangs,
     /// The process is killed at the write or sync after so many others.
-    Kills(usize),
+    Kills {
+        after: usize,
+        /// By a power cut of the brokers, too.
+        cut: bool,
+    },
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -101,7 +117,8 @@ fn step() -> impl Strategy<Value = Step> {
         3 => Just(Disk::Works),
         1 => Just(Disk::FailsToWrite),
         1 => Just(Disk::FailsToSync),
-        4 => (0usize..5).prop_map(Disk::Kills),
+        1 => Just(Disk::Hangs),
+        4 => (0usize..5, any::<bool>()).prop_map(|(after, cut)| Disk::Kills { after, cut }),
     ];
     prop_oneof![
         12 => (1usize..4, pinned).prop_map(|(count, pinned)| Step::Ingest { count, pinned }),
@@ -109,7 +126,8 @@ fn step() -> impl Strategy<Value = Step> {
         2 => one().prop_map(Step::Lose),
         2 => one().prop_map(Step::Silence),
         4 => one().prop_map(Step::GiveBack),
-        6 => (lane, any::<bool>()).prop_map(|(lane, up)| Step::Lane { lane, up }),
+        6 => (lane.clone(), any::<bool>()).prop_map(|(lane, up)| Step::Lane { lane, up }),
+        3 => (lane, any::<bool>()).prop_map(|(lane, up)| Step::Forget { lane, up }),
         6 => (one(), any::<bool>()).prop_map(|(at, acked)| Step::Deliver { at, acked }),
         5 => one().prop_map(Step::Refuse),
         2 => one().prop_map(Step::Take),
@@ -121,6 +139,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => disk.prop_map(Step::Disk),
         3 => prop_oneof![Just(RETRY), Just(PUBLISH_TIMEOUT + RETRY)].prop_map(Step::Pass),
         2 => Just(Step::Crash),
+        1 => any::<bool>().prop_map(|up| Step::PowerCut { up }),
         1 => Just(Step::Stop),
     ]
 }
@@ -152,7 +171,7 @@ fn set_disk(disk: Disk) {
         ("spool-write", Disk::FailsToWrite),
         ("spool-sync", Disk::FailsToSync),
     ] {
-        if let Disk::Kills(after) = disk {
+        if let Disk::Kills { after, .. } = disk {
             LEFT.store(after, SeqCst);
             let kill = || {
                 if LEFT
@@ -165,7 +184,12 @@ fn set_disk(disk: Disk) {
             };
             fail::cfg_callback(point, kill).expect("a name");
         } else {
-            fail::cfg(point, if disk == fails { "return" } else { "off" }).expect("an action");
+            let action = match disk {
+                Disk::Hangs if point == "spool-write" => "pause",
+                _ if disk == fails => "return",
+                _ => "off",
+            };
+            fail::cfg(point, action).expect("an action");
         }
     }
 }
@@ -179,6 +203,10 @@ struct Run {
     room: u64,
     runs: usize,
     disk: Disk,
+    /// Since it last rested.
+    disk_hung: bool,
+    /// If the process is killed, so are the brokers, which are up again or not.
+    cut: Option<bool>,
     /// Of the router, in this run.
     deaths: usize,
 }
@@ -195,6 +223,8 @@ impl Run {
             room,
             runs: 0,
             disk: Disk::Works,
+            disk_hung: false,
+            cut: None,
             deaths: 0,
         };
         run.start();
@@ -221,6 +251,8 @@ impl Run {
     }
 
     fn set_disk(&mut self, disk: Disk) {
+        self.disk_hung |= disk == Disk::Hangs;
+        self.cut = matches!(disk, Disk::Kills { cut: true, .. }).then_some(true);
         self.disk = disk;
         set_disk(disk);
     }
@@ -232,15 +264,21 @@ impl Run {
     fn excuse(&self) -> Excuse {
         Excuse {
             disk_fails: matches!(self.disk, Disk::FailsToWrite | Disk::FailsToSync),
+            disk_hangs: self.disk_hung,
             room_is_small: self.room == SMALL,
             is_killed: KILLED.load(SeqCst),
         }
     }
 
+    fn now(&self) -> Instant {
+        let _entered = self.clock.enter();
+        Instant::now()
+    }
+
     fn check_answers(&mut self) -> Check {
-        let excuse = self.excuse();
+        let (excuse, now) = (self.excuse(), self.now());
         for (number, answer) in self.node().answers() {
-            self.model.answered(number, &answer, excuse)?;
+            self.model.answered(number, &answer, excuse, now)?;
         }
         Ok(())
     }
@@ -249,39 +287,86 @@ impl Run {
     fn settle(&mut self) -> Check {
         let mut turns = 0;
         loop {
-            self.node().work();
+            self.node().turn();
+            if self.disk != Disk::Hangs {
+                self.node().disk_works();
+            }
             self.check_answers()?;
+            self.model.passed(self.now());
             if KILLED.load(SeqCst) {
                 self.restart(true, Node::crash)?;
                 turns = 0;
                 continue;
             }
             turns += 1;
+            if self.disk == Disk::Hangs {
+                // What the disk owes cannot be known.
+                self.model.stepped(&self.brokers, self.excuse());
+                return Ok(());
+            }
             match self.model.agrees(self.node(), &self.brokers) {
                 // An answer of the disk may have led to more work for it.
-                Ok(()) if turns > 1 => break,
+                Ok(()) if turns > 1 => {
+                    let dead = dead(self.node());
+                    // The disk also works by itself: it may have been killed just now.
+                    if !KILLED.load(SeqCst) {
+                        self.model.lists(dead)?;
+                        break;
+                    }
+                }
                 Err(why) if turns > TURNS_MAX => return Err(why),
                 _ => {}
             }
         }
-        self.model.rested();
-        if self.model.dead().is_empty() {
-            Ok(())
-        } else {
-            self.model.lists(dead(self.node()))
-        }
+        let stats = self.node().spool_stats();
+        let copies = LANES.iter().map(|&lane| stats.kept(lane)).sum();
+        self.model.rested(copies);
+        self.model.stepped(&self.brokers, self.excuse());
+        self.disk_hung = false;
+        Ok(())
     }
 
     /// Ends the process by `end`, and starts another.
     fn restart(&mut self, is_midst: bool, end: impl FnOnce(Node)) -> Check {
+        let publishing = self.brokers.publishing();
         end(self.node.take().expect("a node runs"));
         let is_midst = is_midst || KILLED.load(SeqCst);
-        self.model.crashed(&self.brokers, is_midst);
+        // An orderly end takes its time.
+        self.model.passed(self.now());
+        let disk = match (self.disk_hung, is_midst) {
+            (true, _) => DiskWork::Unbounded,
+            (false, true) => DiskWork::Some,
+            (false, false) => DiskWork::None,
+        };
+        self.model.crashed(&self.brokers, &publishing, disk);
+        if let Some(up) = self.cut {
+            for lane in 0..LANES.len() {
+                self.forget(lane, up);
+            }
+        }
         self.start();
         let node = self.node();
         let found = node.found;
         let dead = dead(node);
         self.model.restarted(&found, dead)
+    }
+
+    /// The process is killed between two steps, and the brokers as `cut` says.
+    fn crash(&mut self, cut: Option<bool>) -> Check {
+        if self.disk == Disk::Hangs {
+            let cut = cut.is_some();
+            self.set_disk(Disk::Kills { after: 0, cut });
+            self.node().disk_works();
+        } else {
+            self.set_disk(Disk::Works);
+        }
+        self.cut = cut;
+        self.restart(false, Node::crash)
+    }
+
+    fn forget(&mut self, lane: usize, up: bool) {
+        let lost = self.brokers.forget(lane, up, self.now());
+        self.model.forgot(lane, lost.iter().map(number).collect());
     }
 
     fn publish(&self, at: usize) -> Option<usize> {
@@ -298,8 +383,9 @@ impl Run {
     }
 
     fn confirm(&mut self, at: usize) {
-        let publish = self.brokers.end(at, true);
-        self.model.confirmed(publish.lane, &publish.record);
+        let now = self.now();
+        let publish = self.brokers.end(at, true, now);
+        self.model.confirmed(publish.lane, &publish.record, now);
         publish.confirm();
     }
 
@@ -308,7 +394,7 @@ impl Run {
         let Some(at) = self.publish(at) else {
             return;
         };
-        let publish = self.brokers.end(at, is_stored);
+        let publish = self.brokers.end(at, is_stored, self.now());
         if is_stored {
             self.model.lost(number(&publish.record));
         }
@@ -329,13 +415,16 @@ impl Run {
 
     /// Does what a forwarder does after a 2xx.
     fn deliver(&mut self, lane: usize, at: usize, acked: bool) -> Check {
-        let record = self.brokers.records(lane)[at].clone();
-        if self.node().ledger.is_delivered(&record) {
-            self.node().ledger.redelivered(LANES[lane]);
+        let record = self.brokers.records(lane)[at].record.clone();
+        let node = self.node();
+        if node.ledger.is_delivered(&record) {
+            node.ledger.redelivered(LANES[lane]);
+            self.model.ended(lane, &record);
         } else {
-            self.node().ledger.delivered(LANES[lane], [&record]);
-            self.model.delivered(number(&record))?;
+            node.ledger.delivered(LANES[lane], [&record]);
+            self.model.delivered(lane, &record)?;
         }
+        self.node().copies[lane].release(&record);
         if acked {
             self.brokers.records(lane).remove(at);
         }
@@ -344,19 +433,19 @@ impl Run {
 
     fn take(&mut self, lane: usize, at: usize) {
         self.brokers.share(lane, true);
-        let record = self.brokers.records(lane).remove(at);
-        self.model.gone(number(&record), true);
+        let stored = self.brokers.records(lane).remove(at);
+        self.model.gone(lane, number(&stored.record), true);
     }
 
     fn purge(&mut self, lane: usize) {
-        for record in self.brokers.records(lane).drain(..) {
-            self.model.gone(number(&record), false);
+        for stored in self.brokers.records(lane).drain(..) {
+            self.model.gone(lane, number(&stored.record), false);
         }
     }
 
     /// Does what a forwarder does with a record that the API will never take.
     fn refuse(&mut self, lane: usize, at: usize) -> Check {
-        let record = self.brokers.records(lane)[at].clone();
+        let record = self.brokers.records(lane)[at].record.clone();
         let node = self.node();
         if node.ledger.is_delivered(&record) {
             return self.deliver(lane, at, true);
@@ -370,8 +459,9 @@ impl Run {
         match node.ask(node.spool.put(Queue::Dead, &entry)) {
             Ok(_) => {
                 node.ledger.dead(LANES[lane], &record);
+                node.copies[lane].release(&record);
                 self.brokers.records(lane).remove(at);
-                self.model.dead_letter(number(&record));
+                self.model.dead_letter(lane, &record);
             }
             Err(_) if KILLED.load(SeqCst) => self.model.doubts(Doubt::DeadLetter(number(&record))),
             Err(_) => {}
@@ -432,6 +522,11 @@ impl Run {
                 self.brokers.publishing().is_empty()
             }
             Step::Lane { lane, up } => self.brokers.is_up(lane) == up,
+            Step::Refuse(_) | Step::Replay(_) | Step::Drop(_) | Step::Stop
+                if self.disk == Disk::Hangs =>
+            {
+                true
+            }
             Step::Deliver { .. } | Step::Refuse(_) | Step::Take(_) => self.stored(0).is_none(),
             _ => false,
         }
@@ -458,11 +553,16 @@ impl Run {
             Step::GiveBack(at) => self.deny(at, false),
             Step::Silence(at) => {
                 if let Some(at) = self.publish(at) {
-                    self.model.lost(number(&self.brokers.store(at)));
+                    let record = self.brokers.store(at, self.now());
+                    self.model.lost(number(&record));
                 }
             }
             Step::Lane { lane, up } => {
                 self.brokers.switch(lane, up);
+                self.node().pass(RETRY);
+            }
+            Step::Forget { lane, up } => {
+                self.forget(lane, up);
                 self.node().pass(RETRY);
             }
             Step::Deliver { at, acked } => {
@@ -495,7 +595,8 @@ impl Run {
             }
             Step::Disk(disk) => self.set_disk(disk),
             Step::Pass(time) => self.node().pass(time),
-            Step::Crash => self.restart(false, Node::crash)?,
+            Step::Crash => self.crash(None)?,
+            Step::PowerCut { up } => self.crash(Some(up))?,
             Step::Stop => self.stop()?,
         }
         self.settle()
@@ -509,31 +610,38 @@ impl Run {
             self.brokers.switch(lane, true);
         }
         for _ in 0..TURNS_MAX {
-            self.settle()?;
-            while self.publish(0).is_some() {
-                self.confirm(0);
+            self.empty_lanes()?;
+            if self.model.ends(&self.node().spool_stats()).is_err() {
+                self.node().pass(RETRY);
+                continue;
             }
+            // A comparison may find that records are missing, and let their copies out.
+            self.node().pass(COMPARED);
             self.settle()?;
-            while let Some((lane, at)) = self.stored(0) {
-                self.deliver(lane, at, true)?;
-            }
-            if self.model.ends(&self.node().spool_stats()).is_ok()
-                && self.brokers.publishing().is_empty()
-            {
+            if self.brokers.publishing().is_empty() {
                 break;
             }
-            self.node().pass(RETRY);
+        }
+        self.model.ends(&self.node().spool_stats())?;
+        self.model.knows_gone(self.node())
+    }
+
+    fn empty_lanes(&mut self) -> Check {
+        self.settle()?;
+        while self.publish(0).is_some() {
+            self.confirm(0);
         }
         self.settle()?;
-        self.model.ends(&self.node().spool_stats())?;
-        self.node().pass(COMPARED);
-        self.settle()?;
-        self.model.knows_gone(self.node())
+        while let Some((lane, at)) = self.stored(0) {
+            self.deliver(lane, at, true)?;
+        }
+        self.settle()
     }
 }
 
 impl Drop for Run {
     fn drop(&mut self) {
+        self.set_disk(Disk::Works);
         if let Some(node) = self.node.take() {
             node.crash();
         }

@@ -7,7 +7,7 @@ use std::{
     rc::Rc,
     sync::{
         Arc, Mutex, MutexGuard,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     },
     thread,
     time::Duration,
@@ -19,7 +19,7 @@ use tokio::{
     runtime::{Builder, Runtime},
     sync::{oneshot, watch},
     task::LocalSet,
-    time::sleep,
+    time::{Instant, sleep},
 };
 use waypost::{
     actors::{
@@ -49,6 +49,9 @@ use waypost::{
 };
 
 pub const LANES: [LaneId; 3] = [LaneId::Nats, LaneId::Rabbitmq, LaneId::Pubsub];
+/// How long after its confirm a power cut of each lane's broker may take a record.
+const DURABLE_AFTER: [Duration; LANES.len()] =
+    [Duration::MAX, Duration::from_secs(4), Duration::ZERO];
 pub const PUBLISH_TIMEOUT: Duration = Duration::from_secs(5);
 /// Nothing here rests for longer before it is tried again.
 pub const RETRY: Duration = Duration::from_secs(1);
@@ -84,9 +87,18 @@ struct Broker {
     /// Odd while it can be reached; each connection is of one number.
     epoch: watch::Sender<u64>,
     publishes: Mutex<Vec<Publish>>,
-    records: Mutex<Vec<Record>>,
+    records: Mutex<Vec<Stored>>,
+    /// How often it has forgotten records.
+    incarnation: AtomicUsize,
     /// Another node consumes, too.
     is_shared: AtomicBool,
+}
+
+/// A record in a broker.
+#[derive(Clone)]
+pub struct Stored {
+    pub record: Record,
+    at: Instant,
 }
 
 impl Brokers {
@@ -96,6 +108,7 @@ impl Brokers {
             publishes: Mutex::default(),
             records: Mutex::default(),
             is_shared: AtomicBool::default(),
+            incarnation: AtomicUsize::new(0),
         };
         Self(Arc::new([0, 1, 2].map(broker)))
     }
@@ -112,6 +125,20 @@ impl Brokers {
         }
     }
 
+    /// The broker loses its connection, and the returned records, which a power cut takes. Then it
+    /// is up or not.
+    pub fn forget(&self, lane: usize, up: bool, now: Instant) -> Vec<Record> {
+        self.switch(lane, false);
+        let mut records = self.records(lane);
+        let lost = records.extract_if(.., |stored| !is_durable(lane, stored.at, now));
+        let lost = lost.map(|stored| stored.record).collect();
+        drop(records);
+        self.0[lane].incarnation.fetch_add(1, Relaxed);
+        // Even if it is up again at once, the connection is another.
+        self.switch(lane, up);
+        lost
+    }
+
     /// The publishes that someone still waits for.
     fn publishes(&self, lane: usize) -> MutexGuard<'_, Vec<Publish>> {
         let mut publishes = self.0[lane].publishes.lock().unwrap();
@@ -119,7 +146,7 @@ impl Brokers {
         publishes
     }
 
-    pub fn records(&self, lane: usize) -> MutexGuard<'_, Vec<Record>> {
+    pub fn records(&self, lane: usize) -> MutexGuard<'_, Vec<Stored>> {
         self.0[lane].records.lock().unwrap()
     }
 
@@ -141,13 +168,14 @@ impl Brokers {
 
     /// Takes out the publish that is `at` in the order of [`Brokers::publishing`], and stores its
     /// record if it `is_stored`.
-    pub fn end(&self, mut at: usize, is_stored: bool) -> Publish {
+    pub fn end(&self, mut at: usize, is_stored: bool, now: Instant) -> Publish {
         for lane in 0..LANES.len() {
             let mut publishes = self.publishes(lane);
             if at < publishes.len() {
                 let publish = publishes.remove(at);
                 if is_stored {
-                    self.records(lane).push(publish.record.clone());
+                    let record = publish.record.clone();
+                    self.records(lane).push(Stored { record, at: now });
                 }
                 return publish;
             }
@@ -157,17 +185,37 @@ impl Brokers {
     }
 
     /// Stores the record of a publish and says nothing.
-    pub fn store(&self, at: usize) -> Record {
+    pub fn store(&self, at: usize, now: Instant) -> Record {
         let (lane, record) = self.publishing().swap_remove(at);
-        self.records(lane).push(record.clone());
+        let stored = Stored {
+            record: record.clone(),
+            at: now,
+        };
+        self.records(lane).push(stored);
         record
     }
+}
+
+/// Whether a power cut may take what the broker of `lane` has confirmed.
+pub fn forgets(lane: usize) -> bool {
+    DURABLE_AFTER[lane] > Duration::ZERO
+}
+
+/// Whether a confirm of the broker of `lane` survives its power cut after a while only.
+pub fn becomes_durable(lane: usize) -> bool {
+    forgets(lane) && DURABLE_AFTER[lane] < Duration::MAX
+}
+
+/// Whether what the broker of `lane` has had since `at` survives a power cut.
+pub fn is_durable(lane: usize, at: Instant, now: Instant) -> bool {
+    now - at >= DURABLE_AFTER[lane]
 }
 
 /// A connection to the broker of a lane.
 struct Link<const LANE: usize> {
     brokers: Brokers,
     epoch: u64,
+    incarnation: usize,
 }
 
 impl<const LANE: usize> Transport for Link<LANE> {
@@ -189,6 +237,7 @@ impl<const LANE: usize> Transport for Link<LANE> {
         Ok(Self {
             brokers: brokers.clone(),
             epoch,
+            incarnation: brokers.0[LANE].incarnation.load(Relaxed),
         })
     }
 
@@ -221,8 +270,14 @@ impl<const LANE: usize> Transport for Link<LANE> {
     async fn close(&self) {}
 
     fn info(&self) -> BrokerInfo {
+        let after = DURABLE_AFTER[LANE];
         BrokerInfo {
-            outlives_power_cut: Durability::Yes,
+            outlives_power_cut: if forgets(LANE) {
+                Durability::No { after }
+            } else {
+                Durability::Yes
+            },
+            incarnation: self.incarnation.to_string(),
             ..BrokerInfo::default()
         }
     }
@@ -269,6 +324,8 @@ pub struct Node {
     pub ledger: Arc<Ledger>,
     /// The records on disk at the start.
     pub found: SpoolStats,
+    /// Of each lane.
+    pub copies: [Copies; LANES.len()],
     admission: Admission,
     router: Slot<Router>,
     feeder: Slot<Feeder>,
@@ -311,12 +368,27 @@ impl Node {
         };
         let admission = Admission::new(router.clone(), PUBLISH_TIMEOUT, Arc::clone(&ledger));
         let live_lanes = LiveLanes::default();
+        let copies = LANES.map(|lane| Copies::new(lane, spool.clone()));
+        let params = |lane: usize| lane::LaneParams {
+            lane: LANES[lane],
+            router: router.clone(),
+            forwarder: Slot::default(),
+            deliveries: Arc::new(tokio::sync::Semaphore::new(1)),
+            limits: Limits { posts: 1, batch: 1 },
+            ledger: Arc::clone(&ledger),
+            live_lanes: live_lanes.clone(),
+            publish_timeout: PUBLISH_TIMEOUT,
+            bundle: 1,
+            settled: SettledRecords::default(),
+            copies: copies[lane].clone(),
+            ack: Ack::Durable,
+        };
         let graph = vec![
             start_router(&router, &live_lanes, fallback),
             start_feeder(&feeder, &spool, &admission, &ledger, &live_lanes),
-            start_lane::<0>(&router, &ledger, &live_lanes, &spool, brokers),
-            start_lane::<1>(&router, &ledger, &live_lanes, &spool, brokers),
-            start_lane::<2>(&router, &ledger, &live_lanes, &spool, brokers),
+            start_lane::<0>(params(0), brokers),
+            start_lane::<1>(params(1), brokers),
+            start_lane::<2>(params(2), brokers),
         ];
         let tasks = LocalSet::new();
         let supervisor =
@@ -328,6 +400,7 @@ impl Node {
             spool,
             ledger,
             found,
+            copies,
             admission,
             router,
             feeder,
@@ -376,10 +449,14 @@ impl Node {
             .block_on(self.tasks.run_until(async { sleep(time).await }));
     }
 
-    /// Lets all actors do what they can without the disk, then the disk what it was asked to.
-    pub fn work(&self) {
+    /// Lets all actors do what they can without the disk.
+    pub fn turn(&self) {
         // The clock moves when nothing else does.
         self.pass(Duration::from_millis(1));
+    }
+
+    /// Lets the disk do what it was asked to.
+    pub fn disk_works(&self) {
         self.ask(self.spool.list(Undelivered::Dead, 0)).ok();
     }
 
@@ -411,8 +488,10 @@ impl Node {
         self.crash();
     }
 
-    /// The process is killed. The disk may still do its pending work.
+    /// The process is killed. The disk may still do its pending work, and nothing of what the end
+    /// of the tasks asks for.
     pub fn crash(self) {
+        self.ask(self.spool.close());
         let _entered = self.clock.enter();
         drop(self.tasks);
     }
@@ -459,27 +538,7 @@ fn start_feeder(
     (ChildId::Feeder, Thread::Current, start)
 }
 
-fn start_lane<const LANE: usize>(
-    router: &Slot<Router>,
-    ledger: &Arc<Ledger>,
-    live_lanes: &LiveLanes,
-    spool: &Spool,
-    brokers: &Brokers,
-) -> Child {
-    let params = lane::LaneParams {
-        lane: LANES[LANE],
-        router: router.clone(),
-        forwarder: Slot::default(),
-        deliveries: Arc::new(tokio::sync::Semaphore::new(1)),
-        limits: Limits { posts: 1, batch: 1 },
-        ledger: Arc::clone(ledger),
-        live_lanes: live_lanes.clone(),
-        publish_timeout: PUBLISH_TIMEOUT,
-        bundle: 1,
-        settled: SettledRecords::default(),
-        copies: Copies::new(LANES[LANE], spool.clone()),
-        ack: Ack::Durable,
-    };
+fn start_lane<const LANE: usize>(params: lane::LaneParams, brokers: &Brokers) -> Child {
     let brokers = brokers.clone();
     let start = factory(Slot::default(), move |supervisor| {
         Lane::<Link<LANE>>::new(brokers.clone(), params.clone(), supervisor)
