@@ -61,8 +61,8 @@ fn section(
     for (name, [first, second]) in table::faults(rounds) {
         write!(page, "<tr><th>{name}<td><td>{first}<br>{second}<td>").expect(takes_all);
     }
-    if let Some(records) = table::records_per_sync(rounds) {
-        write!(page, "<tr><th>records/sync<td><td>{records:.1}<td>").expect(takes_all);
+    for (name, figure) in table::syncs(rounds) {
+        write!(page, "<tr><th>{name}<td><td>{figure:.2}<td>").expect(takes_all);
     }
     write!(
         page,

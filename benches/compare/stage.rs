@@ -64,6 +64,8 @@ pub struct Measured {
     pub rate_cpu_us_per_record: f64,
     /// Set if records were synced to disk.
     pub records_per_sync: Option<f64>,
+    /// At the fixed rate.
+    pub sync_ms: Option<f64>,
 }
 
 /// The processes of one measurement. They end with it.
@@ -373,15 +375,16 @@ impl Stage {
         (ticks(11) + ticks(12)) * 10_000
     }
 
-    /// Syncs of the spool, and the records that they made safe.
-    async fn syncs(&self) -> [f64; 2] {
+    /// Syncs of the spool, the records that they made safe, and the seconds that they took.
+    async fn syncs(&self) -> [f64; 3] {
         let Some(admin) = &self.admin else {
-            return [0.0; 2];
+            return [0.0; 3];
         };
         let metrics = String::from_utf8(get(&format!("{admin}metrics")).await).expect("text");
         [
             "waypost_spool_commits_total ",
             "waypost_spool_committed_records_total ",
+            "waypost_spool_commit_seconds_total ",
         ]
         .map(|name| {
             let count = metrics
@@ -397,6 +400,10 @@ impl Stage {
             process: self.program.id(),
         }
     }
+}
+
+fn differences<const N: usize>(before: [f64; N], after: [f64; N]) -> [f64; N] {
+    std::array::from_fn(|at| after[at] - before[at])
 }
 
 /// Observes the program under test from outside.
@@ -551,15 +558,16 @@ impl Side {
         );
         let before = stage.syncs().await;
         let peak = stage.post(records, None).await;
-        let after = stage.syncs().await;
-        let commits = after[0] - before[0];
-        let committed = after[1] - before[1];
+        let after_peak = stage.syncs().await;
+        let [commits, committed, _] = differences(before, after_peak);
         let records_per_sync = (commits > 0.0).then(|| committed / commits);
         let end_to_end_per_s = peak.end_to_end_per_s();
         // As long as the other side took at its peak.
         let steady = stage
             .post(records / 2, Some(rate.unwrap_or(end_to_end_per_s / 2.0)))
             .await;
+        let [commits, _, seconds] = differences(after_peak, stage.syncs().await);
+        let sync_ms = (commits > 0.0).then(|| 1000.0 * seconds / commits);
         let mut delivery: Vec<_> = steady
             .deliveries_us()
             .map(|us| us as f64 / 1000.0)
@@ -579,6 +587,7 @@ impl Side {
             delivery_ms: [0.5, 0.99, 0.999].map(quantile),
             rate_cpu_us_per_record: steady.cpu_us as f64 / (records / 2) as f64,
             records_per_sync,
+            sync_ms,
         }
     }
 }

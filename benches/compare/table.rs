@@ -70,13 +70,22 @@ pub fn faults(rounds: &[Round]) -> [(&'static str, [u64; 2]); 2] {
     ]
 }
 
-/// Median of the records that share a sync of the disk, on the other side.
-pub fn records_per_sync(rounds: &[Round]) -> Option<f64> {
-    let values: Vec<_> = rounds
-        .iter()
-        .filter_map(|round| round.other.records_per_sync)
-        .collect();
-    (!values.is_empty()).then(|| median(values))
+/// Medians of the records that share a sync of the disk, and of its duration, on the other side.
+pub fn syncs(rounds: &[Round]) -> impl Iterator<Item = (&'static str, f64)> {
+    let of = |figure: fn(&Measured) -> Option<f64>| {
+        let values: Vec<_> = rounds
+            .iter()
+            .filter_map(|round| figure(&round.other))
+            .collect();
+        (!values.is_empty()).then(|| median(values))
+    };
+    let figures = [
+        ("records/sync", of(|measured| measured.records_per_sync)),
+        ("sync ms at the rate", of(|measured| measured.sync_ms)),
+    ];
+    figures
+        .into_iter()
+        .filter_map(|(name, figure)| Some((name, figure?)))
 }
 
 pub fn print(contest: &Contest) {
@@ -100,7 +109,7 @@ pub fn print(contest: &Contest) {
     for (name, [base, other]) in faults(rounds) {
         println!("{name:<26} {base:>12} {other:>12}");
     }
-    if let Some(records) = records_per_sync(rounds) {
-        println!("{:<26} {:>12} {records:>12.1}", "records/sync", "");
+    for (name, figure) in syncs(rounds) {
+        println!("{name:<26} {:>12} {figure:>12.2}", "");
     }
 }

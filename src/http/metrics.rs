@@ -122,6 +122,11 @@ impl Scrape<'_> {
             "Records that these syncs made safe",
             ConstCounter::new(self.stats.committed),
         );
+        registry.register(
+            "waypost_spool_commit_seconds",
+            "Time that these syncs took",
+            ConstCounter::new(self.stats.commit_time.as_secs_f64()),
+        );
     }
 
     fn register_lane_gauges(&self, registry: &mut Registry) {

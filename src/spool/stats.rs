@@ -1,5 +1,7 @@
 //! The spool's counts.
 
+use std::time::Duration;
+
 use super::Queue;
 use crate::lane_id::LaneId;
 
@@ -17,6 +19,8 @@ pub struct SpoolStats {
     pub commits: u64,
     /// Records that they made safe.
     pub committed: u64,
+    /// Time that these syncs took.
+    pub commit_time: Duration,
     /// The last attempt to write failed, or there is no room: nothing can be put.
     pub refuses: bool,
 }

@@ -59,6 +59,7 @@ pub(super) struct Store {
     /// See [`SpoolStats`].
     commits: u64,
     committed: u64,
+    commit_time: Duration,
     stats: watch::Sender<SpoolStats>,
     /// By [`Queue::at`]. Each has its own, so that only the reader of a queue with more is woken.
     readable: Vec<watch::Sender<Readable>>,
@@ -94,6 +95,7 @@ impl Store {
             brokers: Default::default(),
             commits: 0,
             committed: 0,
+            commit_time: Duration::ZERO,
             stats: watch::Sender::default(),
             readable: Queue::all().map(|_| watch::Sender::default()).collect(),
             place,
@@ -304,6 +306,7 @@ impl Store {
             kept: LaneId::ALL.map(|lane| self.logs[Queue::Kept(lane).at()].len()),
             commits: self.commits,
             committed: self.committed,
+            commit_time: self.commit_time,
             ..SpoolStats::default()
         };
         let logs = self.logs.iter_mut().zip(&mut stats.records);

@@ -1,6 +1,6 @@
 //! Dead letters, and parked records in the hands of an operator: the work of the spool's thread.
 
-use std::io;
+use std::{io, time::Instant};
 
 use prost::Message as _;
 
@@ -62,7 +62,9 @@ impl Store {
                     .append(&entry.encode_to_vec(), false)
                     .map_err(disk)?;
             }
+            let began = Instant::now();
             waiting.commit().map_err(disk)?;
+            self.commit_time += began.elapsed();
             self.commits += 1;
             self.committed += found.len() as u64;
             fail::fail_point!("spool-replay");
