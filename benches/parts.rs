@@ -11,7 +11,7 @@ use waypost::{
         Ping,
         fallback::DiskFallback,
         live_lanes::LiveLanes,
-        router::{Router, RouterParams, choose},
+        router::{Router, RouterParams},
         slot::Slot,
         supervisor::{ChildId, Supervisor, Thread, factory},
     },
@@ -20,6 +20,10 @@ use waypost::{
     ledger::Ledger,
     load::records,
     record::{Origin, Record, Schema, Tag, parse},
+    routing::{
+        choose::{Candidates, Chooser},
+        scores::Scores,
+    },
     spool::{Entry, Queue, Spool},
 };
 
@@ -54,13 +58,39 @@ fn splice_the_tag(bencher: Bencher) {
     bencher.bench(|| tag.splice(black_box(&body)));
 }
 
-#[divan::bench]
-fn choose_a_lane(bencher: Bencher) {
-    let is_up = [true, false, true, true];
-    bencher.bench(|| {
-        choose(Policy::RoundRobin, is_up.len(), black_box(1), |at| {
-            is_up[at]
-        })
+fn scores(policy: Policy) -> Scores {
+    Scores::new(policy, Duration::from_secs(1))
+}
+
+/// The choice among three lanes that are up and one that is not, and what is counted of it.
+#[divan::bench(args = ["round-robin", "weighted", "failover", "hash", "adaptive"])]
+fn choose_a_lane(bencher: Bencher, policy: &str) {
+    let policies = [
+        Policy::RoundRobin,
+        Policy::Weighted,
+        Policy::Failover,
+        Policy::Hash,
+        Policy::Adaptive,
+    ];
+    let policy = policies.into_iter().find(|known| known.name() == policy);
+    let policy = policy.expect("a policy");
+    let scores = Arc::new(scores(policy));
+    for lane in LaneId::ALL {
+        scores.lane_up(lane, Duration::ZERO);
+        scores.delivered(lane, Duration::from_millis(3), Duration::ZERO);
+    }
+    let ledger = Ledger::new(Arc::from("run"));
+    let mut chooser = Chooser::new(policy, LaneId::ALL.into(), 1);
+    let now = Duration::from_mins(1);
+    bencher.bench_local(|| {
+        let candidates = Candidates {
+            may_take: &|lane| lane != LaneId::Rabbitmq,
+            scores: &scores,
+            undelivered: &|lane| ledger.lane(lane).counts.in_flight(),
+            now,
+        };
+        let lane = chooser.choose(black_box("record-1"), 1, &candidates);
+        scores.sent(lane?, 1, now)
     });
 }
 
@@ -103,7 +133,7 @@ fn actor_hop(bencher: Bencher, crosses_threads: bool) {
             spool,
             ledger: Arc::new(Ledger::new(Arc::from("run"))),
         };
-        let live_lanes = LiveLanes::default();
+        let live_lanes = LiveLanes::new(Arc::new(scores(Policy::RoundRobin)));
         let params = RouterParams {
             policy: Policy::RoundRobin,
             lanes: [LaneId::Grpc].into(),

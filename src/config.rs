@@ -25,6 +25,8 @@ use crate::{lane_id::LaneId, record::Schema};
 pub const CONCURRENCY_MAX: usize = 4096;
 /// The most records that a lane may be configured to put into one message.
 pub const BUNDLE_MAX: usize = 128;
+/// The highest weight of a lane.
+pub const WEIGHT_MAX: usize = 1000;
 
 /// Declares a section: each key with its type, its default, and the attribute by which serde reads
 /// and shows it.
@@ -112,9 +114,9 @@ section! {
         url: SecretUrl = "http://127.0.0.1:5000/".into();
         timeout: Duration = Duration::from_secs(10), with = "value::wait";
         /// POSTs in flight per lane.
-        concurrency: usize = 64, deserialize_with = "value::whole::<1, CONCURRENCY_MAX, _>";
+        concurrency: usize = 64, deserialize_with = "value::whole::<1, CONCURRENCY_MAX, _, _>";
         /// Records of a POST at most; with more than one, its body is a JSON array.
-        batch: usize = 1, deserialize_with = "value::whole::<1, 1000, _>";
+        batch: usize = 1, deserialize_with = "value::whole::<1, 1000, _, _>";
         /// A record that the API has not taken by then is given up; `None` for never.
         give_up_after: Option<Duration> = Some(Duration::from_hours(24)), with = "value::patience";
         /// A file with a bearer token.
@@ -153,6 +155,7 @@ section! {
     /// `[lanes.grpc]`
     GrpcConfig {
         tag: String = "GRPC".into(), deserialize_with = "value::text";
+        weight: u32 = 1, deserialize_with = "value::whole::<0, WEIGHT_MAX, _, _>";
         listen: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 3000)), deserialize_with = "value::address";
         /// Nodes to carry records to; empty means this node itself.
         peers: Vec<String> = Vec::new(), deserialize_with = "value::list";
@@ -169,6 +172,7 @@ section! {
     /// `[lanes.nats]`
     NatsConfig {
         tag: String = "NATS".into(), deserialize_with = "value::text";
+        weight: u32 = 1, deserialize_with = "value::whole::<0, WEIGHT_MAX, _, _>";
         /// One or more servers, separated by commas; `tls://` asks for TLS; credentials may be in
         /// it.
         url: SecretUrl = "nats://127.0.0.1:4222".into();
@@ -176,7 +180,7 @@ section! {
         subject: String = "waypost.records".into(), deserialize_with = "value::text";
         durable: String = "waypost".into(), deserialize_with = "value::text";
         /// The most records of one message.
-        bundle: usize = 1, deserialize_with = "value::whole::<1, BUNDLE_MAX, _>";
+        bundle: usize = 1, deserialize_with = "value::whole::<1, BUNDLE_MAX, _, _>";
         /// Copies of the stream when Waypost creates it.
         replicas: usize = 1, deserialize_with = "value::replicas";
         /// The server's monitoring address, which tells whether it syncs before it confirms.
@@ -200,11 +204,12 @@ section! {
     /// `[lanes.rabbitmq]`
     RabbitmqConfig {
         tag: String = "RabbitMQ".into(), deserialize_with = "value::text";
+        weight: u32 = 1, deserialize_with = "value::whole::<0, WEIGHT_MAX, _, _>";
         /// `amqp://` or `amqps://`.
         url: SecretUrl = "amqp://guest:guest@127.0.0.1:5672/%2f".into();
         queue: String = "waypost".into(), deserialize_with = "value::text";
         /// The most records of one message.
-        bundle: usize = 1, deserialize_with = "value::whole::<1, BUNDLE_MAX, _>";
+        bundle: usize = 1, deserialize_with = "value::whole::<1, BUNDLE_MAX, _, _>";
         ca_file: Option<ReadableFile> = None;
         /// A file with the password of the URL's user.
         password_file: Option<ReadableFile> = None;
@@ -215,11 +220,12 @@ section! {
     /// `[lanes.pubsub]`
     PubsubConfig {
         tag: String = "PubSub".into(), deserialize_with = "value::text";
+        weight: u32 = 1, deserialize_with = "value::whole::<0, WEIGHT_MAX, _, _>";
         project: String = "waypost".into(), deserialize_with = "value::text";
         topic: String = "waypost-records".into(), deserialize_with = "value::text";
         subscription: String = "waypost-records".into(), deserialize_with = "value::text";
         /// The most records of one message.
-        bundle: usize = 1, deserialize_with = "value::whole::<1, BUNDLE_MAX, _>";
+        bundle: usize = 1, deserialize_with = "value::whole::<1, BUNDLE_MAX, _, _>";
         /// The emulator's address; absent means the real service.
         endpoint: Option<String> = None, deserialize_with = "value::text";
         /// A service account's key (JSON); absent means the default credentials.
@@ -254,7 +260,16 @@ pub enum NatsSync {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Policy {
+    /// Each lane in its turn.
     RoundRobin,
+    /// Each lane in its turn, as often as its weight says.
+    Weighted,
+    /// The first lane that is steady.
+    Failover,
+    /// One lane for each id.
+    Hash,
+    /// The lane with the lowest score.
+    Adaptive,
 }
 
 impl Policy {
@@ -262,6 +277,10 @@ impl Policy {
     pub const fn name(self) -> &'static str {
         match self {
             Self::RoundRobin => "round-robin",
+            Self::Weighted => "weighted",
+            Self::Failover => "failover",
+            Self::Hash => "hash",
+            Self::Adaptive => "adaptive",
         }
     }
 }
@@ -276,6 +295,16 @@ impl Lanes {
             LaneId::Pubsub => self.pubsub.as_ref().map(|lane| lane.bundle),
         };
         bundle.unwrap_or(1)
+    }
+
+    /// The weight of `lane`, if it is on.
+    pub fn weight(&self, lane: LaneId) -> Option<u32> {
+        Some(match lane {
+            LaneId::Grpc => self.grpc.as_ref()?.weight,
+            LaneId::Nats => self.nats.as_ref()?.weight,
+            LaneId::Rabbitmq => self.rabbitmq.as_ref()?.weight,
+            LaneId::Pubsub => self.pubsub.as_ref()?.weight,
+        })
     }
 
     /// The lanes that are on, in the order of the configuration, with their tags.

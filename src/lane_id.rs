@@ -43,6 +43,9 @@ impl LaneId {
     }
 }
 
+/// One value per lane, by `LaneId as usize`.
+pub type PerLane<T> = [T; LaneId::ALL.len()];
+
 impl fmt::Display for LaneId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())

@@ -141,9 +141,15 @@ impl Ledger {
         self.node.lock().recovered_from_disk += records;
     }
 
-    /// The API has the records, which came out of `lane`.
-    pub fn delivered<'r>(&self, lane: LaneId, records: impl IntoIterator<Item = &'r Record>) {
+    /// The API has the records, which came out of `lane`. Returns the longest time from accepted to
+    /// delivered of those that this run accepted, if it has accepted any.
+    pub fn delivered<'r>(
+        &self,
+        lane: LaneId,
+        records: impl IntoIterator<Item = &'r Record>,
+    ) -> Option<Duration> {
         let now_us = unix_us();
+        let mut longest = None;
         let mut moved = Vec::new();
         let mut taken = false;
         // Locked once, however many records.
@@ -159,7 +165,9 @@ impl Ledger {
                 CountedAs::Delivered => {
                     if let Some(origin) = &record.origin {
                         let us = now_us.saturating_sub(origin.at_us);
-                        ledger.delivery.record(Duration::from_micros(us));
+                        let took = Duration::from_micros(us);
+                        ledger.delivery.record(took);
+                        longest = longest.max(Some(took));
                     }
                     moved.extend(memory.confirmed_by_another(lane, flags, key));
                 }
@@ -181,6 +189,7 @@ impl Ledger {
         for from in moved {
             self.moved(from, Some(lane));
         }
+        longest
     }
 
     /// The dead letter of a record that came out of `lane` is on disk.
@@ -636,7 +645,9 @@ mod tests {
     #[test]
     fn a_record_that_lies_in_two_lanes_is_in_flight_in_none_once_it_has_ended() {
         let ends: [fn(&Ledger, LaneId, &Record); 2] = [
-            |ledger, lane, record| ledger.delivered(lane, [record]),
+            |ledger, lane, record| {
+                ledger.delivered(lane, [record]);
+            },
             Ledger::dead,
         ];
         let [silent, other] = [LaneId::Nats, LaneId::Rabbitmq];

@@ -24,6 +24,8 @@
 //! - **Record**: a JSON object with its id and its trace context ([`record::Record`]).
 //! - **Lane**: one way from ingest to the API: a transport, its pull and its forwarder, with one
 //!   state and one set of counts ([`actors::lane`]).
+//! - **Policy**: how the router chooses a lane ([`routing::choose`]); **score**: what it knows of one
+//!   ([`routing::scores`]).
 //! - **Message**: what a transport moves: headers and a body. By default one message is one record,
 //!   and its body is the client's JSON ([`transport::Message`]).
 //! - **Transport**: a message system behind one small trait: `connect`, `publish`, `receive`, `lost`,
@@ -90,6 +92,7 @@ pub mod load;
 pub mod node;
 pub mod recent;
 pub mod record;
+pub mod routing;
 pub mod sink;
 pub mod spool;
 pub mod tap;

@@ -41,6 +41,7 @@ use crate::{
     lane_id::LaneId,
     ledger::{self, Ledger, TakenFile},
     record::{Record, Tag},
+    routing::scores::Scores,
     spool::{OpenError, Queue, Spool, SpoolStats},
     tap::Tap,
     transport::{
@@ -191,6 +192,10 @@ impl<'a> Graph<'a> {
         actix_rt::spawn(ledger::audit(Arc::clone(&ledger), spool.watch_stats()));
         let taken_file = TakenFile::open(&config.spool.dir, &ledger);
         actix_rt::spawn(taken_file.clone().keep());
+        let scores = Scores::new(config.router.policy, config.router.publish_timeout);
+        for (lane, _) in &lanes {
+            scores.set_weight(*lane, config.lanes.weight(*lane).unwrap_or(1));
+        }
         let threads = half_the_cores().min(lanes.len().max(1));
         let dead_letters = DeadLetters {
             spool: spool.clone(),
@@ -206,7 +211,7 @@ impl<'a> Graph<'a> {
             breaker: Arc::new(Breaker::new(config.api.url.to_string().into())),
             api: api::Settings::read(&config.api)?,
             lanes: lanes.into(),
-            live_lanes: LiveLanes::default(),
+            live_lanes: LiveLanes::new(Arc::new(scores)),
             router: Slot::default(),
             feeder: Slot::default(),
             taken_file,
@@ -336,6 +341,7 @@ impl<'a> Graph<'a> {
             tag: Tag::new(tag),
             api: self.api.clone(),
             ledger: Arc::clone(&self.ledger),
+            scores: Arc::clone(&self.live_lanes.scores),
             breaker: Arc::clone(&self.breaker),
             dead_letters: self.dead_letters.clone(),
             copies: copies.clone(),
@@ -382,6 +388,7 @@ impl<'a> Graph<'a> {
         let admin_state = AdminState {
             supervisor: supervisor.clone(),
             ledger: Arc::clone(&self.ledger),
+            scores: Arc::clone(&self.live_lanes.scores),
             spool: self.spool.clone(),
             breaker: self.breaker,
             node: gethostname::gethostname().to_string_lossy().into(),

@@ -53,10 +53,14 @@ async fn the_status_has_every_member_that_the_contract_names() {
         ("dead", json!(0)),
         ("in_flight", json!(0)),
         ("refusing", Value::Null),
+        ("weight", json!(1)),
+        ("score", Value::Null),
+        ("ejected", Value::Null),
     ] {
         assert_eq!(lane[member], value, "{member}: {lane}");
     }
     assert!(lane["since_s"].as_f64() > Some(0.0), "{lane}");
+    assert!(lane["share"].is_f64(), "{lane}");
     for latency in ["publish_ms", "delivery_ms"] {
         assert!(
             lane[latency]["p50"].as_f64() > Some(0.0) && lane[latency]["p99"].is_f64(),

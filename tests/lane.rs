@@ -40,6 +40,7 @@ use waypost::{
     lane_id::LaneId,
     ledger::Ledger,
     record::{Origin, Record, Tag},
+    routing::scores::{Factors, Scores},
     spool::{NotSafe, Queue, Spool, Undelivered},
     tap::Tap,
     transport::{BrokerInfo, Transport, nats},
@@ -47,7 +48,7 @@ use waypost::{
 
 use crate::support::{
     api::{Api, Conduct},
-    closed_spool, eventually,
+    closed_spool, eventually, live_lanes,
     memory::{Broker, Faults, Memory},
     nats::Nats,
     rig::Rig as _,
@@ -66,6 +67,7 @@ struct House {
     ingest: Admission,
     supervisor: Addr<Supervisor>,
     copies: Copies,
+    scores: Arc<Scores>,
 }
 
 impl House {
@@ -87,21 +89,38 @@ impl House {
         Self::that_gives_up(api, limits, spool, None)
     }
 
+    /// Each record needs a copy in `spool` before its reply.
+    fn with_copies(api: &str, spool: Spool) -> Self {
+        let limits = Limits { posts: 1, batch: 1 };
+        Self::build(api, limits, spool, None, Ack::Disk)
+    }
+
     fn that_gives_up(
         api: &str,
         limits: Limits,
         spool: Spool,
         give_up_after: Option<Duration>,
     ) -> Self {
+        Self::build(api, limits, spool, give_up_after, Ack::Lane)
+    }
+
+    fn build(
+        api: &str,
+        limits: Limits,
+        spool: Spool,
+        give_up_after: Option<Duration>,
+        ack: Ack,
+    ) -> Self {
         let broker = Broker::default();
-        let (ledger, ingest, supervisor, copies) =
-            graph::<Memory>(&broker, api, limits, spool, give_up_after, 1);
+        let (ledger, ingest, supervisor, copies, scores) =
+            graph::<Memory>(&broker, api, limits, spool, give_up_after, 1, ack);
         Self {
             broker,
             ledger,
             ingest,
             supervisor,
             copies,
+            scores,
         }
     }
 
@@ -136,11 +155,18 @@ fn graph<T: Transport>(
     spool: Spool,
     give_up_after: Option<Duration>,
     bundle: usize,
-) -> (Arc<Ledger>, Admission, Addr<Supervisor>, Copies) {
+    ack: Ack,
+) -> (
+    Arc<Ledger>,
+    Admission,
+    Addr<Supervisor>,
+    Copies,
+    Arc<Scores>,
+) {
     let ledger = Arc::new(Ledger::new(Arc::from("run")));
     let router = Slot::default();
     let forwarder = Slot::default();
-    let live_lanes = LiveLanes::default();
+    let live_lanes = live_lanes(Policy::Adaptive);
     let copies = Copies::new(LaneId::Nats, spool.clone());
     let lane = LaneParams {
         lane: LaneId::Nats,
@@ -154,7 +180,7 @@ fn graph<T: Transport>(
         bundle,
         settled: SettledRecords::default(),
         copies: copies.clone(),
-        ack: Ack::Lane,
+        ack,
     };
     let fallback = DiskFallback {
         spool: spool.clone(),
@@ -174,6 +200,7 @@ fn graph<T: Transport>(
         tag: Tag::new("NATS"),
         api: api::Settings::read(&api).unwrap(),
         ledger: Arc::clone(&ledger),
+        scores: Arc::clone(&live_lanes.scores),
         breaker: Arc::default(),
         parking: Parking::new(dead_letters.clone(), Arc::from("run")),
         dead_letters,
@@ -193,7 +220,7 @@ fn graph<T: Transport>(
     ];
     let ingest = Admission::new(router, PUBLISH_TIMEOUT, Arc::clone(&ledger));
     let supervisor = Supervisor::start(&live_lanes, children);
-    (ledger, ingest, supervisor, copies)
+    (ledger, ingest, supervisor, copies, live_lanes.scores)
 }
 
 fn start_router(slot: Slot<Router>, live_lanes: &LiveLanes, fallback: DiskFallback) -> Factory {
@@ -353,6 +380,72 @@ async fn a_lane_whose_confirms_do_not_come_is_restarted_after_the_publish_timeou
         Some("memory: connection lost: no confirm within 2s")
     );
     house.submit(1).await;
+}
+
+/// The factors of the lane's score.
+fn factors(house: &House) -> Factors {
+    let Factors { in_flight, .. } = house.scores.factors(LaneId::Nats, 0, Duration::ZERO);
+    assert_eq!(in_flight, 0, "nothing is being published");
+    let now = house.scores.at(Instant::now());
+    house.scores.factors(LaneId::Nats, 0, now)
+}
+
+fn successes(of: u32, all: u32) -> f64 {
+    f64::from(of + 1) / f64::from(all + 1)
+}
+
+#[actix_rt::test]
+async fn what_the_lane_does_is_in_its_score_and_a_retry_or_an_outage_of_the_api_is_not() {
+    let api = Api::start();
+    let house = House::new(&api.url(), 1).await;
+    house.up().await;
+    assert_eq!(factors(&house).latency, None);
+    api.behave(|number, _| Conduct::Answer(if number < 2 { 500 } else { 200 }));
+    house.submit(1).await;
+    eventually("a delivery", PATIENCE, async || {
+        let delivered = house.ledger.lane(LaneId::Nats).counts.delivered;
+        (delivered == 1).then_some(())
+    })
+    .await;
+    let ratio = factors(&house).success_ratio;
+    assert_eq!(
+        (factors(&house).latency, ratio),
+        (None, 1.0),
+        "it was retried"
+    );
+
+    api.behave(|_, _| Conduct::Answer(200));
+    house.submit(2).await;
+    eventually("a time", PATIENCE, async || factors(&house).latency).await;
+
+    house.broker.set_faults(Faults {
+        fail_publishes: true,
+        ..Faults::default()
+    });
+    assert!(submit_one(&house.ingest, record(), None).await.is_err());
+    let factors = factors(&house);
+    assert!(
+        (factors.success_ratio - successes(3, 4)).abs() < 1e-9,
+        "{factors:?}"
+    );
+    let penalty = Some(PUBLISH_TIMEOUT.as_secs_f64());
+    assert_eq!(
+        factors.latency, penalty,
+        "a failure is as slow as the time-out"
+    );
+}
+
+#[actix_rt::test]
+async fn what_this_nodes_disk_refuses_is_no_failure_of_the_lane() {
+    let api = Api::start();
+    let house = House::with_copies(&api.url(), closed_spool().await);
+    house.up().await;
+    for _ in 0..9 {
+        // The lane has confirmed it, and there is no disk for its copy.
+        assert!(submit_one(&house.ingest, record(), None).await.is_err());
+    }
+    let factors = factors(&house);
+    assert!((factors.success_ratio - 1.0).abs() < 1e-9, "{factors:?}");
 }
 
 #[actix_rt::test]
@@ -911,8 +1004,8 @@ impl BundlingLane {
             batch: 1,
         };
         let spool = closed_spool().await;
-        let (ledger, ingest, supervisor, _) =
-            graph::<nats::Nats>(&settings, &api.url(), limits, spool, None, 16);
+        let (ledger, ingest, supervisor, ..) =
+            graph::<nats::Nats>(&settings, &api.url(), limits, spool, None, 16, Ack::Lane);
         // The first waits in the router until the lane is up.
         eventually("the lane is up", PATIENCE, async || {
             submit_one(&ingest, record(), None).await.ok()

@@ -33,6 +33,7 @@ mod rabbitmq;
 mod readme;
 mod refusals;
 mod router;
+mod routing;
 mod sink;
 mod spool;
 mod supervisor;

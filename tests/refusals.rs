@@ -8,13 +8,17 @@ use awc::http::StatusCode;
 use bytes::Bytes;
 use serde_json::{Value, json};
 
-use crate::support::{
-    api::{Api, Conduct},
-    eventually,
-    lanes::{Lane as _, Nats, Rabbitmq, grpc_variables},
-    node::{Node, PATIENCE},
-    process::free_port,
-    rig::Rig as _,
+use crate::{
+    routing::adaptive,
+    support::{
+        api::{Api, Conduct},
+        eventually,
+        lanes::{Lane as _, Nats, Rabbitmq, grpc_variables},
+        load::Load,
+        node::{Node, PATIENCE},
+        process::free_port,
+        rig::Rig as _,
+    },
 };
 
 /// The most bytes of a message of the stream.
@@ -418,4 +422,47 @@ async fn the_limit_of_rabbitmq_is_learnt_from_the_first_refusal() {
     api.wait_for(11, PATIENCE).await;
     node.at_rest(PATIENCE).await;
     set(&mut rabbitmq, 128 << 20);
+}
+
+#[actix_rt::test]
+async fn a_lane_that_fails_is_ejected_with_a_log_line_a_metric_and_the_reason() {
+    let Some(mut nats) = Nats::start().await else {
+        return;
+    };
+    let variables = nats.variables();
+    declare(&variables, |config| config.max_messages = ROOM).await;
+    let api = Api::start();
+    // Nothing leaves the broker, which is soon full.
+    api.behave(|_, _| Conduct::Hang);
+    let node = Node::start(&api.url(), &adaptive(&variables)).await;
+    node.lane_is("nats", "up", PATIENCE).await;
+    node.lane_is("grpc", "up", PATIENCE).await;
+    assert_eq!(node.lane("nats").await["ejected"], Value::Null);
+    let mut load = Load::start(&node);
+    let ejected = eventually("an ejection", PATIENCE, async || {
+        let ejected = node.lane("nats").await["ejected"].take();
+        (!ejected.is_null()).then_some(ejected)
+    })
+    .await;
+    let reason = ejected["reason"].as_str().expect("a reason");
+    assert!(
+        reason.contains("records failed within ten seconds"),
+        "{reason}"
+    );
+    assert!(
+        ejected["retry_in_s"].as_f64().is_some_and(|s| s > 0.0),
+        "{ejected}"
+    );
+    load.end().await;
+    assert_eq!(load.refused(), 0, "the other lane takes them");
+    let count = metric(&node, "waypost_lane_ejections_total", "nats").await;
+    let log = node.log();
+    let lines = log
+        .lines()
+        .filter(|line| line.contains("the lane is ejected"));
+    let lines: Vec<_> = lines.collect();
+    assert!(lines.iter().all(|line| line.contains("lane=nats")), "{log}");
+    let told = f64::from(u32::try_from(lines.len()).expect("few"));
+    assert!((1.0..=told).contains(&count), "one line for each: {log}");
+    assert_eq!(node.lane("grpc").await["ejected"], Value::Null);
 }

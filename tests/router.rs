@@ -13,7 +13,7 @@ use std::{
 use actix::{Actor, Context, Handler};
 use bytes::Bytes;
 use futures_util::future::join_all;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use waypost::{
     actors::{
         Job, Publish, RECORDS_MAX, Route,
@@ -33,7 +33,7 @@ use waypost::{
     spool::NotSafe,
 };
 
-use crate::support::{closed_spool, eventually, spool, submit_one};
+use crate::support::{closed_spool, eventually, live_lanes, spool, submit_one};
 
 const LANES: [LaneId; 3] = [LaneId::Grpc, LaneId::Nats, LaneId::Rabbitmq];
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(2);
@@ -125,26 +125,38 @@ impl House {
         Self::with_failed_starts(0, conduct).await
     }
 
-    /// The same; the router's first starts fail.
-    async fn with_failed_starts(failures: usize, conduct: [Conduct; 3]) -> Self {
-        let house = Self::without_lanes(failures).await;
-        for (lane, conduct) in LANES.into_iter().zip(conduct) {
-            house.lane(lane, conduct);
-        }
-        house.router.wait(Duration::from_secs(1)).await.unwrap();
-        house
+    /// The same, with this policy.
+    async fn with_policy(policy: Policy, conduct: [Conduct; 3]) -> Self {
+        Self::without_lanes(0, policy)
+            .await
+            .with_lanes(conduct)
+            .await
     }
 
-    async fn without_lanes(failures: usize) -> Self {
+    /// The same; the router's first starts fail.
+    async fn with_failed_starts(failures: usize, conduct: [Conduct; 3]) -> Self {
+        let house = Self::without_lanes(failures, Policy::RoundRobin).await;
+        house.with_lanes(conduct).await
+    }
+
+    async fn with_lanes(self, conduct: [Conduct; 3]) -> Self {
+        for (lane, conduct) in LANES.into_iter().zip(conduct) {
+            self.lane(lane, conduct);
+        }
+        self.router.wait(Duration::from_secs(1)).await.unwrap();
+        self
+    }
+
+    async fn without_lanes(failures: usize, policy: Policy) -> Self {
         let router = Slot::default();
         let ledger = Arc::new(Ledger::new(Arc::from("run")));
         let fallback = DiskFallback {
             spool: closed_spool().await,
             ledger: Arc::clone(&ledger),
         };
-        let live_lanes = LiveLanes::default();
+        let live_lanes = live_lanes(policy);
         let params = RouterParams {
-            policy: Policy::RoundRobin,
+            policy,
             lanes: LANES.into(),
             live_lanes: live_lanes.clone(),
             fallback,
@@ -217,7 +229,7 @@ async fn round_robin_gives_each_lane_that_is_up_the_same_share() {
     }
     assert_eq!(shares, LANES.into_iter().map(|lane| (lane, 100)).collect());
 
-    house.live_lanes.remove(LaneId::Nats);
+    house.live_lanes.remove(LaneId::Nats, false);
     let mut shares = BTreeMap::<_, usize>::new();
     for receipt in join_all((0..300).map(|_| house.submit(None))).await {
         *shares.entry(lane_of(receipt.unwrap())).or_default() += 1;
@@ -308,7 +320,7 @@ async fn a_pinned_record_takes_its_lane_or_none() {
             Ok(Receipt::Lane(LaneId::Nats))
         );
     }
-    house.live_lanes.remove(LaneId::Nats);
+    house.live_lanes.remove(LaneId::Nats, false);
     assert_eq!(house.submit(Some(LaneId::Nats)).await, NOT_SAFE);
     house.lane(LaneId::Nats, Conduct::GivesBack);
     assert_eq!(house.submit(Some(LaneId::Nats)).await, NOT_SAFE);
@@ -363,4 +375,148 @@ async fn a_record_whose_client_has_gone_does_not_stay_on_disk() {
         async || came_and_went().then_some(()),
     )
     .await;
+}
+
+/// The records that each lane is given of `count` that come one after the other.
+async fn shares(house: &House, count: usize) -> [usize; 3] {
+    let before = LANES.map(|lane| house.seen_by(lane));
+    for _ in 0..count {
+        house.submit(None).await.unwrap();
+    }
+    let mut before = before.into_iter();
+    LANES.map(|lane| house.seen_by(lane) - before.next().unwrap())
+}
+
+#[actix_rt::test]
+async fn weighted_gives_each_lane_that_is_up_its_share_also_after_its_weight_has_changed() {
+    let house = House::with_policy(Policy::Weighted, [Conduct::Confirms; 3]).await;
+    let scores = &house.live_lanes.scores;
+    scores.set_weight(LaneId::Nats, 2);
+    scores.set_weight(LaneId::Rabbitmq, 3);
+    assert_eq!(shares(&house, 60).await, [10, 20, 30]);
+    house.live_lanes.remove(LaneId::Rabbitmq, false);
+    assert_eq!(shares(&house, 60).await, [20, 40, 0]);
+    scores.set_weight(LaneId::Nats, 0);
+    assert_eq!(shares(&house, 60).await, [60, 0, 0]);
+    house.live_lanes.remove(LaneId::Grpc, false);
+    assert_eq!(shares(&house, 9).await, [0, 9, 0], "better than none");
+}
+
+/// The lanes of the records `id`, which go together.
+async fn lanes_of(house: &House, ids: &[String]) -> Vec<LaneId> {
+    let records = ids.iter().map(|id| Record {
+        id: id.as_str().into(),
+        ..record()
+    });
+    let records: Vec<_> = records.collect();
+    let receipts = house.ingest.submit(&records, None).await.into_iter();
+    receipts.map(|receipt| lane_of(receipt.unwrap())).collect()
+}
+
+#[actix_rt::test]
+async fn hash_takes_one_lane_for_an_id_alone_or_in_a_batch_and_after_a_restart() {
+    let ids: Vec<_> = (0..300).map(|number| format!("id-{number}")).collect();
+    let house = House::with_policy(Policy::Hash, [Conduct::Confirms; 3]).await;
+    let before = lanes_of(&house, &ids).await;
+    assert!(LANES.iter().all(|lane| before.contains(lane)));
+    for (id, lane) in ids.iter().zip(&before) {
+        assert_eq!(
+            lanes_of(&house, std::slice::from_ref(id)).await,
+            [*lane],
+            "{id}"
+        );
+    }
+
+    house.live_lanes.remove(LaneId::Nats, false);
+    let without = lanes_of(&house, &ids).await;
+    house.lane(LaneId::Nats, Conduct::GivesBack);
+    assert_eq!(
+        lanes_of(&house, &ids).await,
+        without,
+        "what comes back takes its second lane"
+    );
+    for (before, after) in before.iter().zip(&without) {
+        assert!(before == after || *before == LaneId::Nats);
+    }
+    house.lane(LaneId::Nats, Conduct::Confirms);
+    assert_eq!(lanes_of(&house, &ids).await, before);
+
+    let other = House::with_policy(Policy::Hash, [Conduct::Confirms; 3]).await;
+    assert_eq!(lanes_of(&other, &ids).await, before);
+}
+
+#[actix_rt::test]
+async fn failover_changes_lanes_at_most_once_per_back_off_while_a_lane_flaps_every_200_ms() {
+    tokio::time::pause();
+    let house = House::with_policy(Policy::Failover, [Conduct::Confirms; 3]).await;
+    let first = LANES[0];
+    assert_eq!(lane_of(house.submit(None).await.unwrap()), first);
+    let mut taken = vec![first];
+    for step in 0..600 {
+        match step % 4 {
+            0 => house.live_lanes.remove(first, false),
+            2 => house.lane(first, Conduct::Confirms),
+            _ => {}
+        }
+        sleep(Duration::from_millis(100)).await;
+        taken.push(lane_of(house.submit(None).await.unwrap()));
+    }
+    taken.dedup();
+    assert_eq!(taken, [first, LANES[1]], "for a minute");
+    house.lane(first, Conduct::Confirms);
+    sleep(Duration::from_secs(61)).await;
+    assert_eq!(
+        lane_of(house.submit(None).await.unwrap()),
+        first,
+        "it is steady"
+    );
+}
+
+#[actix_rt::test]
+async fn failover_counts_a_pause_as_no_setback() {
+    tokio::time::pause();
+    let house = House::with_policy(Policy::Failover, [Conduct::Confirms; 3]).await;
+    for _ in 0..5 {
+        house.live_lanes.remove(LANES[0], true);
+        assert_eq!(lane_of(house.submit(None).await.unwrap()), LANES[1]);
+        house.lane(LANES[0], Conduct::Confirms);
+        assert_eq!(lane_of(house.submit(None).await.unwrap()), LANES[0]);
+    }
+}
+
+#[actix_rt::test]
+async fn adaptive_gives_no_more_to_a_lane_that_keeps_what_it_has() {
+    let house = House::with_policy(
+        Policy::Adaptive,
+        [Conduct::Hangs, Conduct::Confirms, Conduct::Confirms],
+    )
+    .await;
+    let submit = || timeout(Duration::from_millis(200), house.submit(None));
+    let mut unanswered = 0;
+    for _ in 0..100 {
+        unanswered += usize::from(submit().await.is_err());
+    }
+    assert!(unanswered <= 1, "{unanswered}");
+    assert_eq!(house.seen_by(LANES[0]), unanswered);
+    assert!(
+        house.seen_by(LANES[1]) > 20 && house.seen_by(LANES[2]) > 20,
+        "ties"
+    );
+}
+
+#[actix_rt::test]
+async fn adaptive_takes_the_fastest_lane_and_one_that_is_ejected_only_if_no_other_is_up() {
+    let house = House::with_policy(Policy::Adaptive, [Conduct::Confirms; 3]).await;
+    let scores = &house.live_lanes.scores;
+    for (lane, ms) in LANES.into_iter().zip([2, 20, 200]) {
+        scores.delivered(lane, Duration::from_millis(ms), scores.at(Instant::now()));
+    }
+    assert_eq!(shares(&house, 50).await, [50, 0, 0]);
+    let ejection = scores.failed(LANES[0], 5, scores.at(Instant::now()));
+    assert!(ejection.is_some());
+    assert_eq!(shares(&house, 50).await, [0, 50, 0]);
+    for lane in &LANES[1..] {
+        house.live_lanes.remove(*lane, false);
+    }
+    assert_eq!(shares(&house, 50).await, [50, 0, 0], "nothing is refused");
 }

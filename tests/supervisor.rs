@@ -11,7 +11,6 @@ use tokio::time::{Instant, sleep};
 use waypost::{
     actors::{
         Drain, Ping, Supervised,
-        live_lanes::LiveLanes,
         slot::Slot,
         supervisor::{
             Action, BACKOFF_CAP, BACKOFF_FIRST, CRASHES_MAX, ChildId, Exit, HEALTHY, HEARTBEAT,
@@ -19,8 +18,11 @@ use waypost::{
             factory,
         },
     },
+    config::Policy,
     lane_id::LaneId,
 };
+
+use crate::support::live_lanes;
 
 /// The behaviour of one run of a [`Probe`].
 #[derive(Clone, Copy)]
@@ -119,7 +121,10 @@ fn supervise(
         (PROBE, Thread::Current, probe),
         (NEIGHBOUR, Thread::Current, neighbour),
     ];
-    (Supervisor::start(&LiveLanes::default(), children), starts)
+    (
+        Supervisor::start(&live_lanes(Policy::RoundRobin), children),
+        starts,
+    )
 }
 
 async fn view(supervisor: &Addr<Supervisor>, child: ChildId) -> View {

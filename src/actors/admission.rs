@@ -99,6 +99,7 @@ impl Admission {
                 records,
                 pinned,
                 tried: LaneSet::default(),
+                sent: None,
                 source: self.source,
                 began,
                 permit: Arc::clone(permit),

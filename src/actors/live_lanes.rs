@@ -9,10 +9,11 @@ use parking_lot::{RwLock, RwLockReadGuard};
 use tokio::time::Instant;
 
 use super::{Publish, receipts::Refused};
-use crate::{lane_id::LaneId, transport};
-
-/// One entry per lane, by `LaneId as usize`.
-pub type LaneTable = [LaneEntry; LaneId::ALL.len()];
+use crate::{
+    lane_id::{LaneId, PerLane},
+    routing::scores::Scores,
+    transport,
+};
 
 /// A limit that a refusal has taught counts for this long: its broker may raise it, and tells its
 /// limit in no other way. Then the lane tries the next large message.
@@ -47,14 +48,25 @@ impl LaneEntry {
 
 /// Clones share one table. It outlives every router, so a restarted router knows which lanes are
 /// up.
-#[derive(Clone, Default)]
-pub struct LiveLanes(Arc<RwLock<LaneTable>>);
+#[derive(Clone)]
+pub struct LiveLanes {
+    table: Arc<RwLock<PerLane<LaneEntry>>>,
+    pub scores: Arc<Scores>,
+}
 
 impl LiveLanes {
+    pub fn new(scores: Arc<Scores>) -> Self {
+        Self {
+            table: Arc::default(),
+            scores,
+        }
+    }
+
     /// The lane is up, and `publisher` takes its records: messages of up to `largest` bytes, or of
     /// any size but for what was learnt if the system does not tell.
     pub fn insert(&self, lane: LaneId, publisher: Recipient<Publish>, largest: Option<usize>) {
-        let entry = &mut self.0.write()[lane as usize];
+        self.scores.lane_up(lane, self.scores.at(Instant::now()));
+        let entry = &mut self.table.write()[lane as usize];
         entry.publisher = Some(publisher);
         entry.largest_told = Some(largest.unwrap_or(usize::MAX));
         if largest.is_some() {
@@ -62,21 +74,27 @@ impl LiveLanes {
         }
     }
 
-    /// The lane is no longer up.
-    pub fn remove(&self, lane: LaneId) {
-        self.0.write()[lane as usize].publisher = None;
+    /// The lane is no longer up: it has failed, or somebody has ordered that.
+    pub fn remove(&self, lane: LaneId, is_ordered: bool) {
+        self.table.write()[lane as usize].publisher = None;
+        let now = self.scores.at(Instant::now());
+        if is_ordered {
+            self.scores.lane_paused(lane, now);
+        } else {
+            self.scores.lane_down(lane, now);
+        }
     }
 
     /// The lane has refused a message: it takes up to `most` bytes.
     pub fn set_largest_message(&self, lane: LaneId, most: usize) {
-        self.0.write()[lane as usize].learnt = Some((most, Instant::now()));
+        self.table.write()[lane as usize].learnt = Some((most, Instant::now()));
     }
 
     /// The lane has failed to connect, or to take a record.
     pub fn failed(&self, lane: LaneId, why: &str) {
         let is_known = self.read()[lane as usize].last_failure.as_deref() == Some(why);
         if !is_known {
-            self.0.write()[lane as usize].last_failure = Some(why.into());
+            self.table.write()[lane as usize].last_failure = Some(why.into());
         }
     }
 
@@ -114,8 +132,8 @@ impl LiveLanes {
     }
 
     /// The table as it is now. Hold it for one choice only: the supervisor waits for it.
-    pub fn read(&self) -> RwLockReadGuard<'_, LaneTable> {
-        self.0.read()
+    pub fn read(&self) -> RwLockReadGuard<'_, PerLane<LaneEntry>> {
+        self.table.read()
     }
 }
 
@@ -125,6 +143,7 @@ mod tests {
     use tokio::time::advance;
 
     use super::*;
+    use crate::config::Policy;
 
     struct Nobody;
 
@@ -142,13 +161,18 @@ mod tests {
     const RABBITMQ: LaneId = LaneId::Rabbitmq;
     const MIB: usize = 1 << 20;
 
+    fn live_lanes() -> LiveLanes {
+        let scores = Scores::new(Policy::RoundRobin, Duration::from_secs(2));
+        LiveLanes::new(Arc::new(scores))
+    }
+
     fn refusal(live: &LiveLanes, size: usize) -> Option<Refused> {
         live.refusal(size, [NATS, RABBITMQ].into_iter())
     }
 
     #[actix_rt::test]
     async fn a_record_is_too_large_once_each_lane_has_said_so() {
-        let live = LiveLanes::default();
+        let live = live_lanes();
         let publisher = || Nobody.start().recipient();
         assert_eq!(refusal(&live, MIB), None, "the systems' defaults");
         assert_eq!(
@@ -164,8 +188,8 @@ mod tests {
         assert_eq!(refusal(&live, usize::MAX), None, "it has not told");
 
         live.set_largest_message(RABBITMQ, 4 * MIB);
-        live.remove(RABBITMQ);
-        live.remove(NATS);
+        live.remove(RABBITMQ, false);
+        live.remove(NATS, true);
         assert_eq!(
             refusal(&live, 8 * MIB),
             None,
@@ -190,7 +214,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_limit_that_was_learnt_is_tried_again_after_a_while() {
-        let live = LiveLanes::default();
+        let live = live_lanes();
         live.set_largest_message(NATS, MIB);
         live.set_largest_message(RABBITMQ, MIB);
         let too_large = || refusal(&live, 2 * MIB);
@@ -203,7 +227,7 @@ mod tests {
 
     #[test]
     fn the_last_failure_of_each_lane_is_told() {
-        let live = LiveLanes::default();
+        let live = live_lanes();
         assert_eq!(live.last_failures(&[NATS]), "nats: none");
         live.failed(NATS, "away");
         live.failed(NATS, "full");

@@ -50,7 +50,7 @@ use actix::{Actor, Context, Handler, Message};
 use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
 use self::receipts::{PendingRecord, Refused};
-use crate::{delivery::Delivery, lane_id::LaneId};
+use crate::{delivery::Delivery, lane_id::LaneId, routing::scores::SentRecords};
 
 /// Records that a node may have in hand: enough to fill every lane's window, few enough to answer
 /// quickly.
@@ -71,6 +71,8 @@ pub struct Job {
     pub pinned: Option<LaneId>,
     /// Lanes that have had them.
     pub tried: LaneSet,
+    /// There while a lane has them.
+    pub sent: Option<SentRecords>,
     pub source: Source,
     /// When admission sent them.
     pub began: Instant,

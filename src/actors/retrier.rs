@@ -182,7 +182,9 @@ impl ParkedPoster {
                 pass.succeeded(waiting);
                 let (lane, record) = (due.lane, &due.record);
                 let counted = || params.ledger.delivered_parked(lane, record);
-                let twice = || params.ledger.delivered(lane, [record]);
+                let twice = || {
+                    params.ledger.delivered(lane, [record]);
+                };
                 self.take_out(due, counted, twice).await;
                 params
                     .tap

@@ -2,15 +2,24 @@
 //! one when a lane gives them back. Records that no lane confirms in time go to the spool, unless no
 //! lane will ever carry them. The router never waits for the network.
 
-use std::{sync::Arc, time::Duration};
+use std::{mem, sync::Arc, time::Duration};
 
 use actix::{Actor, Context, Handler, dev::SendError};
+use parking_lot::RwLockReadGuard;
+use tokio::time::Instant;
 
 use super::{
     Drain, FED_MAX, Job, Ping, Publish, RECORDS_MAX, Route, Source, Supervised,
-    fallback::DiskFallback, live_lanes::LiveLanes, receipts::Refused, supervisor::SupervisorHandle,
+    fallback::DiskFallback,
+    live_lanes::{LaneEntry, LiveLanes},
+    receipts::{PendingRecord, Refused},
+    supervisor::SupervisorHandle,
 };
-use crate::{config::Policy, lane_id::LaneId};
+use crate::{
+    config::Policy,
+    lane_id::{LaneId, PerLane},
+    routing::choose::{Candidates, Chooser},
+};
 
 /// The parts and settings of a router; each restart uses the same ones.
 #[derive(Clone)]
@@ -27,26 +36,35 @@ pub struct RouterParams {
 /// Reads the table of live lanes at each choice, so it knows nothing that a restart could lose.
 pub struct Router {
     params: RouterParams,
-    /// The index of the lane where the next turn of round-robin begins.
-    turn: usize,
+    chooser: Chooser,
     supervisor: SupervisorHandle,
 }
 
 impl Router {
     pub fn new(params: RouterParams, supervisor: SupervisorHandle) -> Self {
+        let lanes = Arc::clone(&params.lanes);
         Self {
+            chooser: Chooser::new(params.policy, lanes, fastrand::u64(..)),
             params,
-            turn: 0,
             supervisor,
         }
     }
 
-    /// Hands `job` to a lane, or to the spool.
+    /// Hands `job` to a lane, or to the spool. Its records stay together, unless each has a lane of
+    /// its own.
     fn route(&mut self, mut job: Job) {
+        job.sent = None;
         job.retain_waited_for();
-        if job.records.is_empty() {
-            return;
+        if job.records.len() > 1 && job.pinned.is_none() && self.chooser.is_by_id() {
+            for job in self.split(job) {
+                self.route_together(job);
+            }
+        } else if !job.records.is_empty() {
+            self.route_together(job);
         }
+    }
+
+    fn route_together(&mut self, job: Job) {
         let size = job.largest_message();
         let Err(job) = self.send_to_lane(job, size) else {
             return;
@@ -62,31 +80,38 @@ impl Router {
         self.params.fallback.store_job(job);
     }
 
+    /// The records of `job` by the lanes that their ids choose, and those that no lane takes.
+    fn split(&mut self, mut job: Job) -> Vec<Job> {
+        let lanes = LaneView::new(&self.params, Instant::now());
+        let mut parts: Vec<(Option<LaneId>, Job)> = Vec::new();
+        for pending in mem::take(&mut job.records) {
+            let size = pending.record.message_size();
+            let lane = lanes.choose(&mut self.chooser, &job, &pending.record.id, size);
+            match parts.iter_mut().find(|(other, _)| *other == lane) {
+                Some((_, part)) => part.records.push(pending),
+                None => parts.push((lane, part_of(&job, vec![pending]))),
+            }
+        }
+        parts.into_iter().map(|(_, part)| part).collect()
+    }
+
     /// Gives `job`, whose largest message has `size` bytes, back if no lane takes it, or if it is too
     /// late for a lane.
     fn send_to_lane(&mut self, mut job: Job, size: usize) -> Result<(), Job> {
-        if job.began.elapsed() >= self.params.publish_timeout {
+        let now = Instant::now();
+        if now - job.began >= self.params.publish_timeout {
             return Err(job);
         }
-        let lanes = &self.params.lanes;
-        let live = self.params.live_lanes.read();
-        let may_take = |at: usize, job: &Job| {
-            let lane = lanes[at];
-            live[lane as usize].publisher(size).is_some()
-                && !job.tried.contains(lane)
-                && job.may_take(lane)
-        };
-        while let Some(at) = choose(self.params.policy, lanes.len(), self.turn, |at| {
-            may_take(at, &job)
-        }) {
-            if job.pinned.is_none() {
-                self.turn = (at + 1) % lanes.len();
-            }
-            let lane = lanes[at];
+        let lanes = LaneView::new(&self.params, now);
+        let scores = &self.params.live_lanes.scores;
+        while let Some(first) = job.records.first()
+            && let Some(lane) = lanes.choose(&mut self.chooser, &job, &first.record.id, size)
+        {
             job.tried.insert(lane);
-            let Some(publisher) = live[lane as usize].publisher(size) else {
+            let Some(publisher) = lanes.live[lane as usize].publisher(size) else {
                 continue;
             };
+            job.sent = scores.sent(lane, count(&job), lanes.now);
             match publisher.try_send(Publish(job)) {
                 Ok(()) => return Ok(()),
                 // A lane that has just died is in the table until the supervisor is notified.
@@ -95,22 +120,63 @@ impl Router {
                 }
             }
         }
+        job.sent = None;
         Err(job)
     }
 }
 
-/// The index of the lane to take out of `count`, among those that may take the record. Pure.
-pub fn choose(
-    policy: Policy,
-    count: usize,
-    turn: usize,
-    may_take: impl Fn(usize) -> bool,
-) -> Option<usize> {
-    match policy {
-        Policy::RoundRobin => (turn..count)
-            .chain(0..turn.min(count))
-            .find(|&at| may_take(at)),
+/// The lanes at one moment.
+struct LaneView<'a> {
+    params: &'a RouterParams,
+    live: RwLockReadGuard<'a, PerLane<LaneEntry>>,
+    now: Duration,
+}
+
+impl<'a> LaneView<'a> {
+    fn new(params: &'a RouterParams, now: Instant) -> Self {
+        Self {
+            params,
+            live: params.live_lanes.read(),
+            now: params.live_lanes.scores.at(now),
+        }
     }
+
+    /// The lane for the records of `job`, the first of which is `id`, and the largest of which is a
+    /// message of `size` bytes.
+    fn choose(&self, chooser: &mut Chooser, job: &Job, id: &str, size: usize) -> Option<LaneId> {
+        let may_take = |lane: LaneId| {
+            let publisher = self.live[lane as usize].publisher(size);
+            publisher.is_some() && !job.tried.contains(lane) && job.may_take(lane)
+        };
+        if let Some(lane) = job.pinned {
+            return may_take(lane).then_some(lane);
+        }
+        let ledger = &self.params.fallback.ledger;
+        let candidates = Candidates {
+            may_take: &may_take,
+            scores: &self.params.live_lanes.scores,
+            undelivered: &|lane| ledger.lane(lane).counts.in_flight(),
+            now: self.now,
+        };
+        chooser.choose(id, count(job), &candidates)
+    }
+}
+
+/// A job of `records` that were a part of `job`.
+fn part_of(job: &Job, records: Vec<PendingRecord>) -> Job {
+    Job {
+        records,
+        pinned: job.pinned,
+        tried: job.tried,
+        sent: None,
+        source: job.source,
+        began: job.began,
+        permit: Arc::clone(&job.permit),
+    }
+}
+
+fn count(job: &Job) -> u32 {
+    u32::try_from(job.records.len()).unwrap_or(u32::MAX)
 }
 
 impl Actor for Router {
@@ -148,22 +214,5 @@ impl Handler<Ping> for Router {
 
     fn handle(&mut self, _: Ping, _: &mut Self::Context) -> Self::Result {
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn round_robin_takes_each_lane_in_its_turn_and_skips_those_that_cannot() {
-        let rr = |turn, up: &[bool]| choose(Policy::RoundRobin, up.len(), turn, |at| up[at]);
-        assert_eq!(rr(0, &[true, true, true]), Some(0));
-        assert_eq!(rr(1, &[true, true, true]), Some(1));
-        assert_eq!(rr(1, &[true, false, true]), Some(2));
-        assert_eq!(rr(2, &[true, true, false]), Some(0));
-        assert_eq!(rr(2, &[false, true, false]), Some(1));
-        assert_eq!(rr(1, &[false, false, false]), None);
-        assert_eq!(rr(0, &[]), None);
     }
 }

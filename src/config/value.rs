@@ -137,14 +137,14 @@ pub fn list<'de, D: Deserializer<'de>>(input: D) -> Result<Vec<String>, D::Error
 }
 
 /// A whole number in a range.
-pub fn whole<'de, const MIN: usize, const MAX: usize, D: Deserializer<'de>>(
+pub fn whole<'de, const MIN: usize, const MAX: usize, D: Deserializer<'de>, T: TryFrom<usize>>(
     input: D,
-) -> Result<usize, D::Error> {
+) -> Result<T, D::Error> {
     let allowed = format!("a whole number from {MIN} to {MAX}");
     parse(input, &allowed, |text| {
-        text.parse()
-            .ok()
-            .filter(|number| (MIN..=MAX).contains(number))
+        let number: usize = text.parse().ok()?;
+        let fits = (MIN..=MAX).contains(&number);
+        fits.then(|| number.try_into().ok()).flatten()
     })
 }
 

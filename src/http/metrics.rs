@@ -105,6 +105,11 @@ impl Scrape<'_> {
                 self.by_lane(|lane, _| ConstCounter::new(lane.restarts)),
             ),
             (
+                "waypost_lane_ejections",
+                "Times that the lane was ejected because its publishes failed",
+                self.by_lane(|lane, _| ConstCounter::new(lane.routing.ejections)),
+            ),
+            (
                 "waypost_lane_attempts",
                 "Attempts of the lane to connect",
                 self.by_lane(|lane, _| ConstCounter::new(lane.attempts)),

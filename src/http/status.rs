@@ -17,6 +17,7 @@ use crate::{
     config::Ack,
     lane_id::LaneId,
     ledger::{Balance, Ledger, Quantiles},
+    routing::scores::{LaneRouting, Scores},
     spool::Spool,
     transport::BrokerInfo,
 };
@@ -26,6 +27,7 @@ use crate::{
 pub struct AdminState {
     pub supervisor: Addr<Supervisor>,
     pub ledger: Arc<Ledger>,
+    pub scores: Arc<Scores>,
     pub spool: Spool,
     pub breaker: Arc<Breaker>,
     pub node: Arc<str>,
@@ -65,6 +67,8 @@ pub struct LaneStatus<'s> {
     pub attempts: u64,
     last_error: Option<&'s str>,
     retry_in_s: Option<f64>,
+    #[serde(flatten)]
+    pub routing: LaneRouting,
     accepted: u64,
     delivered: u64,
     dead: u64,
@@ -162,6 +166,7 @@ impl AdminState {
         let stats = self.spool.stats();
         let in_flight = self.ledger.in_flight(lane, &stats);
         let ledger = self.ledger.lane(lane);
+        let now = self.scores.at(Instant::now());
         Some(LaneStatus {
             lane,
             tag,
@@ -171,6 +176,7 @@ impl AdminState {
             attempts: view.attempts,
             last_error: last_error.or_else(|| forwarder?.last_error.as_deref()),
             retry_in_s: retry_in.map(|time| time.as_secs_f64()),
+            routing: self.scores.status(lane, ledger.counts.in_flight(), now),
             accepted: ledger.counts.accepted,
             delivered: ledger.counts.delivered,
             dead: ledger.counts.dead,

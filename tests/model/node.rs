@@ -367,7 +367,7 @@ impl Node {
             ledger: Arc::clone(&ledger),
         };
         let admission = Admission::new(router.clone(), PUBLISH_TIMEOUT, Arc::clone(&ledger));
-        let live_lanes = LiveLanes::default();
+        let live_lanes = crate::support::live_lanes(Policy::RoundRobin);
         let copies = LANES.map(|lane| Copies::new(lane, spool.clone()));
         let params = |lane: usize| lane::LaneParams {
             lane: LANES[lane],

@@ -18,6 +18,7 @@ pub mod tls;
 use std::{
     env, fmt,
     io::{self, Write as _},
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
@@ -25,9 +26,11 @@ use std::{
 use bytes::Bytes;
 use tempfile::TempDir;
 use waypost::{
-    actors::{admission::Admission, receipts::Reply},
+    actors::{admission::Admission, live_lanes::LiveLanes, receipts::Reply},
+    config::Policy,
     lane_id::LaneId,
     record::Record,
+    routing::scores::Scores,
     spool::Spool,
 };
 
@@ -70,6 +73,11 @@ pub async fn closed_spool() -> Spool {
     })
     .await;
     spool
+}
+
+/// A table of lanes that are not up, with their scores for `policy`.
+pub fn live_lanes(policy: Policy) -> LiveLanes {
+    LiveLanes::new(Arc::new(Scores::new(policy, Duration::from_secs(2))))
 }
 
 /// How often a wait prints what it is for.

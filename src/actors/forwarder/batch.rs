@@ -219,7 +219,9 @@ impl Poster {
             .await;
         let body = payload.body;
         match end {
-            PostEnd::Delivered { status } => {
+            PostEnd::Delivered { status, at_once } => {
+                let records = batch.iter().map(|queued| &queued.delivery.record);
+                self.count_delivered(records, at_once);
                 self.delivered(batch, &body, &places, status);
                 None
             }
@@ -272,8 +274,6 @@ impl Poster {
         places: &[Range<usize>],
         status: u16,
     ) {
-        let records = batch.iter().map(|queued| &queued.delivery.record);
-        self.params.ledger.delivered(self.params.lane, records);
         self.calm.update(|calm| calm.saturating_add(batch.len()));
         let mut permits: Option<OwnedSemaphorePermit> = None;
         for (queued, place) in batch.into_iter().zip(places) {

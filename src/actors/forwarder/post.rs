@@ -26,6 +26,7 @@ use crate::{
     lane_id::LaneId,
     ledger::Ledger,
     record::{Record, Tag},
+    routing::scores::Scores,
     spool::DeathReason,
     tap::Tap,
 };
@@ -53,6 +54,7 @@ pub struct ForwarderParams {
     pub tag: Tag,
     pub api: Settings,
     pub ledger: Arc<Ledger>,
+    pub scores: Arc<Scores>,
     pub breaker: Arc<Breaker>,
     pub dead_letters: DeadLetters,
     pub copies: Copies,
@@ -107,6 +109,8 @@ pub struct RetryLimits<'a> {
 pub enum PostEnd {
     Delivered {
         status: u16,
+        /// The first POST was.
+        at_once: bool,
     },
     /// The API has refused it, or has not taken it for too long.
     Dead(DeathReason),
@@ -154,8 +158,8 @@ impl Poster {
             .post_with_retries(&payload, limits, DeathReason::default(), &mut drain)
             .await
         {
-            PostEnd::Delivered { status } => {
-                self.params.ledger.delivered(self.params.lane, [record]);
+            PostEnd::Delivered { status, at_once } => {
+                self.count_delivered([record], at_once);
                 self.params.copies.release(record);
                 self.show(record, || payload.body, status);
                 delivery.ack();
@@ -209,7 +213,8 @@ impl Poster {
             match (answer.outcome(), &answer) {
                 (Outcome::Delivered, &Answer::Status { status, .. }) => {
                     pass.succeeded(|| self.waiting());
-                    return PostEnd::Delivered { status };
+                    let at_once = reason.attempts == 1;
+                    return PostEnd::Delivered { status, at_once };
                 }
                 (Outcome::Retry { at_least }, _) => {
                     pass.failed(&answer, &mut trial);
@@ -278,6 +283,24 @@ impl Poster {
         // If the disk does not take it, it is retried here.
         let parked = self.params.parking.park(&failing).await;
         parked.is_ok().then_some(PostEnd::Parked)
+    }
+
+    /// Counts records that the API has taken, `at_once` or after retries. A time that contains
+    /// retries, or an outage of the API, says nothing about the lane.
+    pub fn count_delivered<'r>(
+        &self,
+        records: impl IntoIterator<Item = &'r Record>,
+        at_once: bool,
+    ) {
+        let ForwarderParams { lane, scores, .. } = &self.params;
+        let longest = self.params.ledger.delivered(*lane, records);
+        if let Some(took) = longest
+            && at_once
+            && scores.measures()
+            && self.params.breaker.health().since.elapsed() > took
+        {
+            scores.delivered(*lane, took, scores.at(Instant::now()));
+        }
     }
 
     fn waiting(&self) -> u64 {

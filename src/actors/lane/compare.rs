@@ -35,6 +35,8 @@ pub async fn compare<T: Transport>(transport: &T, params: &LaneParams) {
                 continue;
             }
         };
+        let scores = &params.live_lanes.scores;
+        scores.set_shared(lane, backlog.is_shared);
         let present = Present {
             // A message of this node has so many records at most.
             records: backlog.messages.saturating_mul(params.bundle as u64),

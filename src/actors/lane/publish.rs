@@ -7,8 +7,8 @@ use std::{
 };
 
 use futures_util::future::{join, join_all};
-use tokio::time::timeout;
-use tracing::debug;
+use tokio::time::{self, timeout};
+use tracing::{debug, warn};
 
 use super::{
     LaneParams,
@@ -141,12 +141,18 @@ pub async fn publish<T: Transport>(
         }
     });
     let ended = timeout(patience, join(publishing, copying)).await;
+    let had_time = patience >= params.publish_timeout / 2;
+    let is_evidence = match (&failure, &ended) {
+        (Some(TransportError::TooLarge(_)), _) => false,
+        (Some(TransportError::Lost(_)), _) | (_, Ok(_)) => true,
+        (_, Err(_)) => had_time,
+    };
+    score(&records, is_evidence, params);
     let failure = match ended {
         _ if matches!(failure, Some(TransportError::Lost(_))) => failure,
         Ok(((), copied)) => failure.or_else(|| copied.err().map(no_copy)),
         Err(_) => {
             let is_silent = T::CONFIRMS_ALONE && answered.get().is_none_or(|at| at < began);
-            let had_time = patience >= params.publish_timeout / 2;
             Some(no_confirm(is_silent && had_time, params))
         }
     }?;
@@ -154,6 +160,30 @@ pub async fn publish<T: Transport>(
     drop(records);
     return_unconfirmed(jobs, &failure, params);
     matches!(failure, TransportError::Lost(_)).then(|| Exit::Failed(failure.to_string()))
+}
+
+/// Tells the lane's score which of the records the lane has confirmed. Those that it has not count
+/// against it if that `is_evidence`. A record that only lacks its copy is confirmed: the disk is
+/// this node's, not the lane's.
+fn score(records: &[Unconfirmed<'_>], is_evidence: bool, params: &LaneParams) {
+    let scores = &params.live_lanes.scores;
+    if !scores.measures() {
+        return;
+    }
+    let lane = params.lane;
+    let now = scores.at(time::Instant::now());
+    let confirmed = records.iter().filter_map(|record| record.confirmed.get());
+    let count = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+    if let Some(longest) = confirmed.clone().max() {
+        scores.confirmed(lane, count(confirmed.clone().count()), longest, now);
+    }
+    let failed = records.len() - confirmed.count();
+    if failed > 0
+        && is_evidence
+        && let Some(ejection) = scores.failed(lane, count(failed), now)
+    {
+        warn!(%lane, reason = %ejection, "the lane is ejected: other lanes take its records");
+    }
 }
 
 fn no_copy(why: NotSafe) -> TransportError {

@@ -256,7 +256,8 @@ impl Child {
         if let ChildId::Lane(lane) = self.view.child
             && state != State::Up
         {
-            self.live_lanes.remove(lane);
+            let is_ordered = self.desired != DesiredState::Running;
+            self.live_lanes.remove(lane, is_ordered);
         }
         if is_new {
             self.view.log();
