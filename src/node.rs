@@ -47,7 +47,7 @@ use crate::{
     transport::{
         Transport,
         grpc::{self, Grpc},
-        nats::Nats,
+        nats::{self, Nats},
         pubsub::{self, Pubsub},
         rabbitmq::RabbitMq,
     },
@@ -312,7 +312,10 @@ impl<'a> Graph<'a> {
                     });
                     self.add_lane::<Grpc>(index, settings);
                 }
-                LaneId::Nats => self.add_lane::<Nats>(index, config.nats.clone()),
+                LaneId::Nats => {
+                    let settings = config.nats.clone().map(nats::Settings::new);
+                    self.add_lane::<Nats>(index, settings);
+                }
                 LaneId::Rabbitmq => self.add_lane::<RabbitMq>(index, config.rabbitmq.clone()),
                 LaneId::Pubsub => {
                     let settings = config.pubsub.clone().map(pubsub::Settings::new);

@@ -115,6 +115,55 @@ async fn records_that_a_broker_has_forgotten_are_published_again() {
     assert!(node.log().contains("they are published again"));
 }
 
+/// Server and stream are the same then, but for the messages that came after the backup. A second
+/// node could have taken those, so they are not missing; it was killed with some of them.
+#[actix_rt::test]
+async fn records_that_a_restored_stream_has_not_are_published_again() {
+    let Some(mut nats) = Nats::with(&[]).await else {
+        return;
+    };
+    let mut api = Api::start();
+    api.stop().await;
+    let (proxy, variables) = through_proxy(nats.variables());
+    let (_, stream) = variables
+        .iter()
+        .find(|(name, _)| name == "LANES__NATS__STREAM")
+        .expect("a stream");
+    let node = Node::start(&api.url(), &variables).await;
+    let mut other = Node::start(&api.url(), &variables).await;
+    for node in [&node, &other] {
+        node.lane_is("nats", "up", PATIENCE).await;
+    }
+    post_all(&node, "a", "NATS").await;
+    let backup = nats.back_up(stream).await;
+    post_all(&node, "b", "NATS").await;
+    proxy.set(Network {
+        refuses: true,
+        ..Network::WELL
+    });
+    proxy.cut();
+    node.lane_is("nats", "backoff", PATIENCE).await;
+    other.signal("KILL");
+    other.ended(PATIENCE).await;
+    nats.restore(stream, backup).await;
+    proxy.set(Network::WELL);
+    other.start_again().await;
+    for node in [&node, &other] {
+        node.lane_is("nats", "up", PATIENCE).await;
+    }
+    api.start_again();
+    // Some come twice.
+    eventually("each record arrives", PATIENCE, async || {
+        (api.taken().len() == 2 * RECORDS).then_some(())
+    })
+    .await;
+    let log = node.log();
+    assert!(
+        log.contains("the broker may have lost records: they are published again"),
+        "{log}"
+    );
+}
+
 /// The emulator keeps messages in memory.
 #[actix_rt::test]
 async fn records_that_an_emulator_has_forgotten_are_published_again() {

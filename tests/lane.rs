@@ -1004,8 +1004,9 @@ impl BundlingLane {
             batch: 1,
         };
         let spool = closed_spool().await;
+        let lane = nats::Settings::new(settings.clone());
         let (ledger, ingest, supervisor, ..) =
-            graph::<nats::Nats>(&settings, &api.url(), limits, spool, None, 16, Ack::Lane);
+            graph::<nats::Nats>(&lane, &api.url(), limits, spool, None, 16, Ack::Lane);
         // The first waits in the router until the lane is up.
         eventually("the lane is up", PATIENCE, async || {
             submit_one(&ingest, record(), None).await.ok()

@@ -19,7 +19,7 @@ use crate::{
     transport::{
         self, Inspection, Transport, default_largest_message,
         grpc::{self, Grpc},
-        nats::Nats,
+        nats::{self, Nats},
         pubsub::{self, Pubsub},
         rabbitmq::RabbitMq,
     },
@@ -76,7 +76,7 @@ async fn inspect_lane(
     let lanes = config.lanes.clone();
     Some(match lane {
         LaneId::Grpc => inspect_grpc(lanes.grpc?, config).await,
-        LaneId::Nats => inspect::<Nats>(lanes.nats?).await,
+        LaneId::Nats => inspect::<Nats>(nats::Settings::new(lanes.nats?)).await,
         LaneId::Rabbitmq => inspect::<RabbitMq>(lanes.rabbitmq?).await,
         LaneId::Pubsub => inspect::<Pubsub>(pubsub::Settings::new(lanes.pubsub?)).await,
     })

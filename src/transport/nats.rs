@@ -11,6 +11,7 @@ mod declare;
 mod durability;
 mod open;
 mod pull;
+mod seen_stream;
 mod settle;
 
 use std::{
@@ -46,6 +47,7 @@ use self::{
     declare::declare,
     open::open,
     pull::Puller,
+    seen_stream::SeenStream,
     settle::Settler,
 };
 use super::{
@@ -73,6 +75,22 @@ const PULL_MAX: usize = PREFETCH as usize / 2;
 /// The server answers a pull within this. It is short, because a pull cannot be cancelled and
 /// `close` waits for its end.
 const PULL_EXPIRES: Duration = Duration::from_secs(1);
+
+/// The configuration, and what this run has seen of the stream. Clones share that.
+#[derive(Clone)]
+pub struct Settings {
+    config: Arc<config::NatsConfig>,
+    seen: Arc<SeenStream>,
+}
+
+impl Settings {
+    pub fn new(config: config::NatsConfig) -> Self {
+        Self {
+            config: Arc::new(config),
+            seen: Arc::default(),
+        }
+    }
+}
 
 /// One connection.
 pub struct Nats {
@@ -103,18 +121,19 @@ fn cannot(why: impl ToString) -> TransportError {
 }
 
 impl Transport for Nats {
-    type Settings = config::NatsConfig;
+    type Settings = Settings;
     const REMEDIES: &'static [Remedy] = &[(
         "authorization violation",
         "correct the user and password of `url`, or set `token_file`, `password_file` or \
          `creds_file`",
     )];
 
-    fn address(settings: &config::NatsConfig) -> String {
-        settings.url.to_string()
+    fn address(settings: &Settings) -> String {
+        settings.config.url.to_string()
     }
 
-    async fn connect(settings: &config::NatsConfig) -> Result<Self, TransportError> {
+    async fn connect(Settings { config, seen }: &Settings) -> Result<Self, TransportError> {
+        let settings = &**config;
         let lost = Lost::default();
         let client = open(settings, lost.clone()).await?;
         let context = context(&client);
@@ -131,11 +150,16 @@ impl Transport for Nats {
             largest_message: Some(largest_message(server.max_payload, stream_max)),
             outlives_power_cut: durability,
             // A server that starts anew may have lost files that it had not synced.
-            incarnation: format!("{} {}", server.server_id, stream_info.created),
+            incarnation: seen.found(
+                format!("{} {}", server.server_id, stream_info.created),
+                stream_info.state.last_sequence,
+            ),
         };
         let ack_wait = declared.consumer.cached_info().config.ack_wait;
         let (settler, settling) = settle::new(client.clone(), ack_wait);
-        let (confirms, confirming) = confirm::new(&client, &settings.stream, lost.clone()).await?;
+        let seen = Arc::clone(seen);
+        let (confirms, confirming) =
+            confirm::new(&client, &settings.stream, seen, lost.clone()).await?;
         let (inbox, ready) = mpsc::channel(usize::from(PREFETCH));
         let received = Arc::<AtomicU64>::default();
         let consumer = declared.consumer.clone();
@@ -170,7 +194,8 @@ impl Transport for Nats {
         })
     }
 
-    async fn inspect(settings: &config::NatsConfig) -> Result<Inspection, TransportError> {
+    async fn inspect(Settings { config, .. }: &Settings) -> Result<Inspection, TransportError> {
+        let settings = &**config;
         let client = open(settings, Lost::default()).await?;
         let context = context(&client);
         let inspected = declare::inspect(&context, settings).await?;

@@ -7,6 +7,9 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::{
     io::{AsyncBufReadExt as _, BufReader},
@@ -21,6 +24,13 @@ const CURRENT: &str = concat!(
     env!("CARGO_MANIFEST_DIR"),
     "/target/nats-server/bin/nats-server"
 );
+
+/// A stream as it was.
+pub struct Backup {
+    /// Its configuration and its state.
+    description: Value,
+    chunks: Vec<Bytes>,
+}
 
 /// A server with its own folder.
 pub struct Nats {
@@ -100,8 +110,7 @@ impl Nats {
                 .read_line(&mut greeting)
                 .await
                 .ok()?;
-            let info: serde_json::Value =
-                serde_json::from_str(greeting.strip_prefix("INFO ")?).ok()?;
+            let info: Value = serde_json::from_str(greeting.strip_prefix("INFO ")?).ok()?;
             Some(info["version"].as_str()?.to_owned())
         })
         .await
@@ -151,6 +160,57 @@ impl Nats {
         }
     }
 
+    /// Backs `stream` up as `nats stream backup` does.
+    pub async fn back_up(&self, stream: &str) -> Backup {
+        let client = self.client().await;
+        let inbox = client.new_inbox();
+        let mut answers = client.subscribe(inbox.clone()).await.expect("an inbox");
+        let wanted = json!({"deliver_subject": inbox, "chunk_size": 64 << 10});
+        let order = format!("SNAPSHOT.{stream}");
+        let description = Self::order(&client, &order, &wanted).await;
+        let mut chunks = Vec::new();
+        while let Some(chunk) = answers.next().await
+            && !chunk.payload.is_empty()
+        {
+            if let Some(reply) = chunk.reply {
+                client.publish(reply, Bytes::new()).await.expect("an ack");
+            }
+            chunks.push(chunk.payload);
+        }
+        Backup {
+            description,
+            chunks,
+        }
+    }
+
+    /// Puts `stream` back in the place of the present one, as `nats stream restore` does.
+    pub async fn restore(&self, stream: &str, backup: Backup) {
+        let client = self.client().await;
+        Self::order(&client, &format!("DELETE.{stream}"), &json!({})).await;
+        let order = format!("RESTORE.{stream}");
+        let answer = Self::order(&client, &order, &backup.description).await;
+        let to = answer["deliver_subject"].as_str().expect("a subject");
+        for chunk in backup.chunks.into_iter().chain([Bytes::new()]) {
+            client.request(to.to_owned(), chunk).await.expect("an ack");
+        }
+    }
+
+    async fn client(&self) -> async_nats::Client {
+        async_nats::connect(self.address())
+            .await
+            .expect("a connection")
+    }
+
+    /// Sends an order for a stream, and returns the answer.
+    async fn order(client: &async_nats::Client, order: &str, payload: &Value) -> Value {
+        let subject = format!("$JS.API.STREAM.{order}");
+        let answer = client.request(subject, payload.to_string().into()).await;
+        let answer = answer.expect("an answer").payload;
+        let answer: Value = serde_json::from_slice(&answer).expect("JSON");
+        assert!(answer["error"].is_null(), "{order}: {answer}");
+        answer
+    }
+
     /// "STOP" silences the server with its sockets open, "CONT" ends that, "USR2" is lame duck
     /// mode.
     pub fn signal(&self, signal: &str) {
@@ -166,8 +226,8 @@ impl Rig for Nats {
         Self::with(&[]).await
     }
 
-    fn settings(&mut self) -> config::NatsConfig {
-        self.config()
+    fn settings(&mut self) -> nats::Settings {
+        nats::Settings::new(self.config())
     }
 
     async fn kill(&mut self) {

@@ -20,7 +20,7 @@ use tokio::{
 };
 use tracing::debug;
 
-use super::{super::lost::Lost, cannot};
+use super::{super::lost::Lost, cannot, seen_stream::SeenStream};
 use crate::transport::TransportError;
 
 /// Publishes without a confirm, those whose caller has given up included.
@@ -45,6 +45,7 @@ pub type Confirm = Result<Stored, TransportError>;
 pub struct Confirms {
     /// Only this stream's confirms count. Another stream may have taken over the subject.
     stream: Arc<str>,
+    seen: Arc<SeenStream>,
     /// The inbox's subject, without the number of the publish.
     inbox: Arc<str>,
     pending: Arc<Mutex<PendingConfirms>>,
@@ -60,12 +61,18 @@ struct PendingConfirms {
     by_number: HashMap<u64, PendingConfirm>,
 }
 
-type PendingConfirm = (oneshot::Sender<Confirm>, OwnedSemaphorePermit);
+struct PendingConfirm {
+    publish: oneshot::Sender<Confirm>,
+    /// The stream's last message when this one was published.
+    last: u64,
+    _permit: OwnedSemaphorePermit,
+}
 
 /// Makes the confirms of one connection and their task, which runs until the connection ends.
 pub async fn new(
     client: &Client,
     stream: &str,
+    seen: Arc<SeenStream>,
     lost: Lost,
 ) -> Result<(Confirms, impl Future<Output = ()> + Send + use<>), TransportError> {
     let inbox = client.new_inbox() + ".";
@@ -75,6 +82,7 @@ pub async fn new(
         .map_err(cannot)?;
     let confirms = Confirms {
         stream: stream.into(),
+        seen,
         inbox: inbox.into(),
         pending: Arc::default(),
         room: Arc::new(Semaphore::new(UNCONFIRMED_MAX)),
@@ -89,14 +97,19 @@ impl Confirms {
     /// Waits for room, and returns the reply subject for one publish and its confirm. The receiver
     /// fails if the connection ends first.
     pub async fn expect(&self) -> (Subject, oneshot::Receiver<Confirm>) {
-        let (sender, receiver) = oneshot::channel();
+        let (publish, receiver) = oneshot::channel();
         // Nobody closes the semaphore. If it were closed, the receiver would fail.
         let permit = Arc::clone(&self.room).acquire_owned().await;
         let mut pending = self.pending.lock();
         let number = pending.next;
         pending.next += 1;
         if let (false, Ok(permit)) = (pending.is_over, permit) {
-            pending.by_number.insert(number, (sender, permit));
+            let confirm = PendingConfirm {
+                publish,
+                last: self.seen.last(),
+                _permit: permit,
+            };
+            pending.by_number.insert(number, confirm);
         }
         (format!("{}{number}", self.inbox).into(), receiver)
     }
@@ -108,8 +121,12 @@ impl Confirms {
 
     fn confirm(&self, answer: &Message) {
         match self.take(&answer.subject) {
-            // This fails if the caller has given up waiting.
-            Some((publish, _)) => drop(publish.send(read(answer, &self.stream))),
+            Some(PendingConfirm { publish, last, .. }) => {
+                let confirm =
+                    read(answer, &self.stream).and_then(|stored| self.seen.confirmed(stored, last));
+                // This fails if the caller has given up waiting.
+                drop(publish.send(confirm));
+            }
             None => debug!(
                 subject = answer.subject.as_str(),
                 "no publish waits for this confirm"
@@ -127,11 +144,11 @@ impl Confirms {
         let mut pending = self.pending.lock();
         let old_below = pending.old_below;
         pending.old_below = pending.next;
-        for (_, (publish, _)) in pending
+        for (_, confirm) in pending
             .by_number
             .extract_if(|number, _| *number < old_below)
         {
-            drop(publish.send(Err(TransportError::Publish(format!(
+            drop(confirm.publish.send(Err(TransportError::Publish(format!(
                 "no answer within {PATIENCE:?}"
             )))));
         }
@@ -256,6 +273,7 @@ mod tests {
         let room = Arc::new(Semaphore::new(2));
         Confirms {
             stream: "S".into(),
+            seen: Arc::default(),
             inbox: "_INBOX.a.".into(),
             pending: Arc::default(),
             room,
