@@ -392,6 +392,7 @@ impl<'a> Graph<'a> {
             supervisor: supervisor.clone(),
             ledger: Arc::clone(&self.ledger),
             scores: Arc::clone(&self.live_lanes.scores),
+            weight_orders: Arc::default(),
             spool: self.spool.clone(),
             breaker: self.breaker,
             node: gethostname::gethostname().to_string_lossy().into(),

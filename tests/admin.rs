@@ -163,6 +163,76 @@ async fn a_lane_can_be_paused_resumed_and_restarted_while_the_other_takes_the_tr
     );
 }
 
+#[actix_rt::test]
+async fn a_weight_is_set_at_run_time_and_the_status_says_who_did_it_and_when() {
+    let Some(mut nats) = Nats::start().await else {
+        return;
+    };
+    let api = Api::start();
+    let policy = ("ROUTER__POLICY".to_owned(), "weighted".to_owned());
+    let weight = ("LANES__NATS__WEIGHT".to_owned(), "3".to_owned());
+    let variables = [grpc_variables(), nats.variables(), vec![policy, weight]].concat();
+    let node = Node::start(&api.url(), &variables).await;
+    node.lane_is("nats", "up", PATIENCE).await;
+    node.lane_is("grpc", "up", PATIENCE).await;
+    let by_nats = async |round: &str| {
+        let mut count = 0;
+        for at in 0..8 {
+            let key = format!("{round}-{at}");
+            let (status, body) = node.post("/", &key, traffic()[0].clone()).await.unwrap();
+            assert_eq!(status, StatusCode::ACCEPTED, "{body}");
+            count += usize::from(body["path"] == "NATS");
+        }
+        count
+    };
+    assert_eq!(by_nats("configured").await, 6);
+    assert_eq!(node.lane("nats").await["weight_set"], Value::Null);
+
+    let path = "/api/lanes/nats/weight";
+    let (status, lane) = node.tell(path, json!({"weight": 0})).await;
+    assert_eq!(
+        (status, &lane["weight"]),
+        (StatusCode::OK, &json!(0)),
+        "{lane}"
+    );
+    assert_eq!(by_nats("none").await, 0);
+    node.tell(path, json!({"weight": 1})).await;
+    assert_eq!(by_nats("half").await, 4);
+    let lane = node.lane("nats").await;
+    assert_eq!(
+        (&lane["weight"], &lane["weight_set"]["by"]),
+        (&json!(1), &json!("127.0.0.1"))
+    );
+    assert!(
+        lane["weight_set"]["since_s"].as_f64() >= Some(0.0),
+        "{lane}"
+    );
+    assert_eq!(node.lane("grpc").await["weight_set"], Value::Null);
+    let lines = node.log();
+    let lines = lines
+        .lines()
+        .filter(|line| line.contains("the weight of the lane is set"));
+    assert_eq!(lines.count(), 2);
+
+    for wrong in [
+        json!({}),
+        json!({"weight": 1001}),
+        json!({"weight": -1}),
+        json!({"weight": "1"}),
+        json!({"weight": 1, "lane": "grpc"}),
+    ] {
+        let (status, problem) = node.tell(path, wrong).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{problem}");
+    }
+    for unknown in ["pigeon", "pubsub"] {
+        let path = format!("/api/lanes/{unknown}/weight");
+        let (status, _) = node.tell(&path, json!({"weight": 1})).await;
+        assert_eq!(status, StatusCode::NOT_FOUND);
+    }
+    assert_eq!(node.lane("nats").await["weight"], 1, "as before");
+    node.at_rest(PATIENCE).await;
+}
+
 /// Lines of `/metrics` after three records and one that the schema refused.
 const METRICS: [&str; 24] = [
     "# TYPE waypost_records_accepted_total counter",

@@ -4,16 +4,19 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use actix_web::{HttpRequest, HttpResponse, http::StatusCode, web};
 use prometheus_client::encoding::prometheus_text;
+use serde::{Deserialize, Deserializer, de::Error as _};
+use tokio::time::Instant;
+use tracing::info;
 
 use super::{
     dead_letters,
     metrics::Scrape,
     problem::{Problem, ProblemKind},
-    status::{AdminState, no_supervisor},
+    status::{AdminState, WeightOrder, no_supervisor},
 };
 use crate::{
     actors::supervisor::{Action, ChildId, LaneCommand, State, View},
-    config::Ack,
+    config::{Ack, WEIGHT_MAX},
     lane_id::LaneId,
     transport::Durability,
 };
@@ -32,6 +35,7 @@ pub fn routes(app: &mut web::ServiceConfig) {
     .route("/readyz", web::get().to(ready))
     .route("/metrics", web::get().to(scrape))
     .route("/api/status", web::get().to(status))
+    .route("/api/lanes/{lane}/weight", web::post().to(set_weight))
     .route("/api/lanes/{lane}/{action}", web::post().to(command))
     .configure(dead_letters::routes)
     .default_service(web::to(async |request: HttpRequest| {
@@ -122,4 +126,46 @@ async fn command(
     let views = state.views().await?;
     let mut statuses = state.lane_statuses(&views);
     Ok(HttpResponse::Accepted().json(statuses.find(|status| status.lane == lane)))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NewWeight {
+    #[serde(deserialize_with = "allowed_weight")]
+    weight: u32,
+}
+
+fn allowed_weight<'de, D: Deserializer<'de>>(input: D) -> Result<u32, D::Error> {
+    let weight = u32::deserialize(input)?;
+    if weight as usize <= WEIGHT_MAX {
+        Ok(weight)
+    } else {
+        Err(D::Error::custom(format!(
+            "weight {weight} does not fit; allowed is a whole number from 0 to {WEIGHT_MAX}"
+        )))
+    }
+}
+
+/// Holds until the node ends. The router's next choice has the new weight.
+async fn set_weight(
+    state: web::Data<AdminState>,
+    request: HttpRequest,
+    lane: web::Path<String>,
+    order: web::Json<NewWeight>,
+) -> Result<HttpResponse, Problem> {
+    let weight = order.weight;
+    let unknown = || Problem::not_found(&lane);
+    let lane = LaneId::from_name(&lane).ok_or_else(unknown)?;
+    let views = state.views().await?;
+    if !state.lanes.iter().any(|(known, _)| *known == lane) {
+        return Err(unknown());
+    }
+    let by = request.peer_addr();
+    let by = by.map_or_else(|| "unknown".into(), |address| address.ip().to_string());
+    info!(%lane, weight, by, "the weight of the lane is set");
+    let at = Instant::now();
+    state.weight_orders.lock()[lane as usize] = Some(WeightOrder { by, at });
+    state.scores.set_weight(lane, weight);
+    let mut statuses = state.lane_statuses(&views);
+    Ok(HttpResponse::Ok().json(statuses.find(|status| status.lane == lane)))
 }

@@ -7,7 +7,8 @@ use std::sync::{
 
 use actix::Addr;
 use actix_web::http::StatusCode;
-use serde::Serialize;
+use parking_lot::Mutex;
+use serde::{Serialize, Serializer};
 use tokio::time::Instant;
 
 use super::problem::{Problem, ProblemKind};
@@ -15,7 +16,7 @@ use crate::{
     actors::supervisor::{ChildId, Snapshot, State, Supervisor, View},
     breaker::Breaker,
     config::Ack,
-    lane_id::LaneId,
+    lane_id::{LaneId, PerLane},
     ledger::{Balance, Ledger, Quantiles},
     routing::scores::{LaneRouting, Scores},
     spool::Spool,
@@ -28,6 +29,8 @@ pub struct AdminState {
     pub supervisor: Addr<Supervisor>,
     pub ledger: Arc<Ledger>,
     pub scores: Arc<Scores>,
+    /// The last order to each lane that set its weight.
+    pub weight_orders: Arc<Mutex<PerLane<Option<WeightOrder>>>>,
     pub spool: Spool,
     pub breaker: Arc<Breaker>,
     pub node: Arc<str>,
@@ -69,6 +72,8 @@ pub struct LaneStatus<'s> {
     retry_in_s: Option<f64>,
     #[serde(flatten)]
     pub routing: LaneRouting,
+    /// The order that set the weight; null for the configuration's.
+    weight_set: Option<WeightOrder>,
     accepted: u64,
     delivered: u64,
     dead: u64,
@@ -83,6 +88,19 @@ pub struct LaneStatus<'s> {
     pub broker: &'s BrokerInfo,
     /// Why the broker refuses records, while it does.
     refusing: Option<String>,
+}
+
+/// Who has set a weight, and when.
+#[derive(Clone, Debug, Serialize)]
+pub struct WeightOrder {
+    /// The operator's address.
+    pub by: String,
+    #[serde(rename = "since_s", serialize_with = "seconds_since")]
+    pub at: Instant,
+}
+
+fn seconds_since<S: Serializer>(at: &Instant, output: S) -> Result<S::Ok, S::Error> {
+    output.serialize_f64(at.elapsed().as_secs_f64())
 }
 
 #[derive(Debug, Serialize)]
@@ -177,6 +195,7 @@ impl AdminState {
             last_error: last_error.or_else(|| forwarder?.last_error.as_deref()),
             retry_in_s: retry_in.map(|time| time.as_secs_f64()),
             routing: self.scores.status(lane, ledger.counts.in_flight(), now),
+            weight_set: self.weight_orders.lock()[lane as usize].clone(),
             accepted: ledger.counts.accepted,
             delivered: ledger.counts.delivered,
             dead: ledger.counts.dead,

@@ -75,7 +75,7 @@ impl Drop for SentRecords {
 /// What `GET /api/status` says of a lane's routing.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct LaneRouting {
-    pub weight: u32,
+    weight: u32,
     /// [`Factors::score`]; `None` before the first delivery, for weight 0, and with a policy that
     /// reads no score.
     score: Option<f64>,
