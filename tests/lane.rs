@@ -34,7 +34,7 @@ use waypost::{
             View, factory,
         },
     },
-    api,
+    api::{self, answer::FailureClass},
     config::{self, Ack, Policy},
     delivery::Receipt,
     lane_id::LaneId,
@@ -395,7 +395,7 @@ fn successes(of: u32, all: u32) -> f64 {
 }
 
 #[actix_rt::test]
-async fn what_the_lane_does_is_in_its_score_and_a_retry_or_an_outage_of_the_api_is_not() {
+async fn what_the_lane_does_is_in_its_score_and_a_retry_of_a_post_is_not() {
     let api = Api::start();
     let house = House::new(&api.url(), 1).await;
     house.up().await;
@@ -433,6 +433,35 @@ async fn what_the_lane_does_is_in_its_score_and_a_retry_or_an_outage_of_the_api_
         factors.latency, penalty,
         "a failure is as slow as the time-out"
     );
+}
+
+#[actix_rt::test]
+async fn a_time_that_contains_an_outage_of_the_api_is_not_in_the_score() {
+    let mut api = Api::start();
+    let house = House::new(&api.url(), 1).await;
+    house.up().await;
+    api.stop().await;
+    // The first one is POSTed again and again, and the second waits in the broker.
+    house.submit(2).await;
+    let failures = || {
+        let classes = FailureClass::ALL.into_iter();
+        classes
+            .map(|class| house.ledger.api.failures(class))
+            .sum::<u64>()
+    };
+    eventually("the API counts as down", PATIENCE, async || {
+        (failures() > 5).then_some(())
+    })
+    .await;
+    api.start_again();
+    eventually("both are delivered", PATIENCE, async || {
+        let delivered = house.ledger.lane(LaneId::Nats).counts.delivered;
+        (delivered == 2).then_some(())
+    })
+    .await;
+    assert_eq!(factors(&house).latency, None);
+    house.submit(1).await;
+    eventually("a time", PATIENCE, async || factors(&house).latency).await;
 }
 
 #[actix_rt::test]
