@@ -714,3 +714,28 @@ async fn records_that_came_before_anyone_saw_that_the_count_was_lost_are_deliver
     }
     takes_all_new(&connect(&settings).await, 30).await;
 }
+
+/// The system's older server recovers from that by itself.
+#[actix_rt::test]
+async fn a_consumer_whose_files_a_power_cut_has_emptied_is_in_memory_from_then_on() {
+    let Some(mut server) = Server::current(&[]).await else {
+        return;
+    };
+    let settings = server.config();
+    let nats = connect(&settings).await;
+    publish(&nats, [record("a"), record("b")]).await;
+    take(&nats).await.ack();
+    nats.close().await;
+    for id in ["c", "d"] {
+        server.terminate().await;
+        server.damage_consumer(&settings.stream, &settings.durable);
+        server.revive().await;
+        let nats = connect(&settings).await;
+        let warnings = nats.info().warnings.join(", ");
+        assert!(warnings.contains("in memory"), "{warnings}");
+        assert_eq!(take(&nats).await.record, record("b"));
+        publish(&nats, [record(id)]).await;
+        take(&nats).await.ack();
+        nats.close().await;
+    }
+}

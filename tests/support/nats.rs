@@ -149,15 +149,24 @@ impl Nats {
 
     /// Deletes the messages of `stream` from a stopped server, and keeps its consumers.
     pub fn forget_messages(&self, stream: &str) {
-        let messages = self
-            .data
-            .path()
-            .join("jetstream/$G/streams")
-            .join(stream)
-            .join("msgs");
+        let messages = self.folder(stream).join("msgs");
         for file in fs::read_dir(messages).expect("the stream's folder") {
             fs::remove_file(file.expect("an entry").path()).expect("the folder is ours");
         }
+    }
+
+    /// Leaves of the files of a `consumer` what a power cut does soon after they were written:
+    /// lengths, and no contents. The server is stopped.
+    pub fn damage_consumer(&self, stream: &str, consumer: &str) {
+        let folder = self.folder(stream).join("obs").join(consumer);
+        for (name, length) in [("meta.inf", 0), ("meta.sum", 0), ("o.dat", 64)] {
+            fs::write(folder.join(name), vec![0; length]).expect("the folder is ours");
+        }
+    }
+
+    fn folder(&self, stream: &str) -> PathBuf {
+        let streams = self.data.path().join("jetstream/$G/streams");
+        streams.join(stream)
     }
 
     /// Backs `stream` up as `nats stream backup` does.

@@ -9,7 +9,10 @@ use async_nats::jetstream::{
     context::{
         ConsumerInfoErrorKind, GetStreamError, GetStreamErrorKind, RequestError, RequestErrorKind,
     },
-    stream::{Config, DiscardPolicy, Info, PersistenceMode, RetentionPolicy, StorageType, Stream},
+    stream::{
+        Config, ConsumerError, DiscardPolicy, Info, PersistenceMode, RetentionPolicy, StorageType,
+        Stream,
+    },
 };
 use tokio::time::sleep;
 use tracing::warn;
@@ -21,6 +24,9 @@ use crate::{config, transport::TransportError};
 
 const JETSTREAM_OFF: &str = "JetStream is not enabled: start the server with `-js`, or enable \
                              JetStream for the account";
+/// A server's text, under different codes, if the files of a consumer that is to be created are
+/// there and damaged.
+const STORE_FAILED: &str = "creating store for consumer";
 /// A settled message has left the stream after this, in a cluster too.
 const SETTLING: Duration = Duration::from_secs(1);
 
@@ -58,9 +64,7 @@ pub async fn declare(
     };
     let found = found.map_err(|why| cannot_have(format!("stream {stream}"), why))?;
     check_stream(found.cached_info(), settings)?;
-    let consumer = found
-        .get_or_create_consumer(durable, consumer_wanted(settings))
-        .await;
+    let consumer = get_or_create_consumer(&found, settings).await;
     let consumer: PullConsumer =
         consumer.map_err(|why| cannot_have(format!("consumer {durable}"), why.to_string()))?;
     let config = &consumer.cached_info().config;
@@ -162,6 +166,36 @@ fn is_off(why: &GetStreamError) -> bool {
             .and_then(|source| source.downcast_ref::<RequestError>())
             .is_some_and(|why| why.kind() == RequestErrorKind::NoResponders),
         _ => false,
+    }
+}
+
+/// A power cut empties the files of a consumer that was just created. The server then has no such
+/// consumer, and cannot create it on disk; in memory it can. That loses nothing: the stream keeps
+/// each message until it is settled.
+async fn get_or_create_consumer(
+    stream: &Stream,
+    settings: &config::NatsConfig,
+) -> Result<PullConsumer, ConsumerError> {
+    let durable = &settings.durable;
+    let wanted = consumer_wanted(settings);
+    let found = stream.get_or_create_consumer(durable, wanted.clone()).await;
+    match found {
+        Err(why) if why.to_string().contains(STORE_FAILED) => {
+            warn!(
+                stream = settings.stream,
+                consumer = durable,
+                %why,
+                "the server cannot open the consumer's files: the consumer is created in memory; \
+                 to have it on file again, stop the server, remove the folder `obs/{durable}` of \
+                 the stream, and start it"
+            );
+            let in_memory = pull::Config {
+                memory_storage: true,
+                ..wanted
+            };
+            stream.create_consumer(in_memory).await
+        }
+        found => found,
     }
 }
 
