@@ -641,17 +641,18 @@ mod tests {
         }
     }
 
+    const ENDS: [fn(&Ledger, LaneId, &Record); 2] = [
+        |ledger, lane, record| {
+            ledger.delivered(lane, [record]);
+        },
+        Ledger::dead,
+    ];
+
     /// One lane may have the record, and the other has confirmed it. Both copies come out.
     #[test]
     fn a_record_that_lies_in_two_lanes_is_in_flight_in_none_once_it_has_ended() {
-        let ends: [fn(&Ledger, LaneId, &Record); 2] = [
-            |ledger, lane, record| {
-                ledger.delivered(lane, [record]);
-            },
-            Ledger::dead,
-        ];
         let [silent, other] = [LaneId::Nats, LaneId::Rabbitmq];
-        for end in ends {
+        for end in ENDS {
             for is_confirmed_first in [true, false] {
                 let ledger = Ledger::new(Arc::from("run"));
                 let record = record("a", "run");
@@ -670,6 +671,27 @@ mod tests {
                     let (came, ended) = counts.moves();
                     assert_eq!(came, ended, "{lane} {is_confirmed_first}");
                 }
+            }
+        }
+    }
+
+    /// Two lanes may have the record, and it comes out of both before a third confirms it.
+    #[test]
+    fn a_record_that_has_ended_twice_before_its_confirm_is_in_flight_in_no_lane() {
+        let lanes = [LaneId::Nats, LaneId::Rabbitmq, LaneId::Pubsub];
+        for (first, second) in ENDS
+            .into_iter()
+            .flat_map(|end| ENDS.map(|other| (end, other)))
+        {
+            let ledger = Ledger::new(Arc::from("run"));
+            let record = record("a", "run");
+            ledger.maybe_published(&record);
+            first(&ledger, lanes[0], &record);
+            second(&ledger, lanes[1], &record);
+            ledger.accepted(lanes[2], &record, Duration::ZERO);
+            for lane in lanes {
+                let (came, ended) = ledger.lane(lane).counts.moves();
+                assert_eq!(came, ended, "{lane}");
             }
         }
     }

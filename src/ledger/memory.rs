@@ -74,7 +74,7 @@ pub(super) struct FlagMemory {
 pub(super) struct RecordLanes {
     /// The lane that has confirmed it last.
     pub confirmed: Option<LaneId>,
-    /// The lane that it came out of at its end.
+    /// The lane that it came out of at its first end: a later one counts as recovered.
     pub ended: Option<LaneId>,
     is_delivered: bool,
 }
@@ -101,7 +101,7 @@ impl FlagMemory {
 
     pub fn add_delivered(&mut self, lane: LaneId, key: Fingerprint) {
         self.update(&key, |lanes| {
-            lanes.ended = Some(lane);
+            lanes.ended.get_or_insert(lane);
             lanes.is_delivered = true;
         });
         insert(&mut self.delivered[lane as usize], key, ());
@@ -110,7 +110,9 @@ impl FlagMemory {
     /// The record that came out of `lane` has become a dead letter, or is parked: `flag` says which.
     pub fn add_end(&mut self, flag: Flags, lane: LaneId, key: Fingerprint) {
         self.add(flag, key);
-        self.update(&key, |lanes| lanes.ended = Some(lane));
+        self.update(&key, |lanes| {
+            lanes.ended.get_or_insert(lane);
+        });
     }
 
     /// The other lane that has confirmed a record with these flags, if it may lie in several.
