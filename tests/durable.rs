@@ -152,8 +152,8 @@ async fn records_that_a_restored_stream_has_not_are_published_again() {
         node.lane_is("nats", "up", PATIENCE).await;
     }
     api.start_again();
-    // Some come twice.
-    eventually("each record arrives", PATIENCE, async || {
+    // Some come twice. What the killed node held comes after the ack wait of half a minute.
+    eventually("each record arrives", 2 * PATIENCE, async || {
         (api.taken().len() == 2 * RECORDS).then_some(())
     })
     .await;
