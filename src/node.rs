@@ -13,7 +13,6 @@ use std::{
 
 use actix::Addr;
 use actix_web::{dev::ServerHandle, web};
-use tokio::sync::Semaphore;
 use tracing::{error, info, warn};
 
 use crate::{
@@ -24,7 +23,7 @@ use crate::{
         dead_letters::DeadLetters,
         fallback::DiskFallback,
         feeder::{Feeder, FeederParams},
-        forwarder::{Forwarder, ForwarderParams, Limits},
+        forwarder::{Forwarder, ForwarderParams, Limits, PostSlots},
         lane::{Lane, LaneParams, bundle::SettledRecords},
         live_lanes::LiveLanes,
         parking::Parking,
@@ -339,6 +338,7 @@ impl<'a> Graph<'a> {
             batch: self.config.api.batch,
         };
         let copies = Copies::new(lane, self.spool.clone());
+        let slots = PostSlots::new(limits);
         let params = ForwarderParams {
             lane,
             tag: Tag::new(tag),
@@ -351,6 +351,7 @@ impl<'a> Graph<'a> {
             parking: self.parking.clone(),
             tap: self.tap.clone(),
             limits,
+            slots: slots.clone(),
         };
         let forwarder = Slot::default();
         let start = factory(forwarder.clone(), move |supervisor| {
@@ -362,7 +363,7 @@ impl<'a> Graph<'a> {
             lane,
             router: self.router.clone(),
             forwarder,
-            deliveries: Arc::new(Semaphore::new(limits.deliveries())),
+            slots,
             limits,
             ledger: Arc::clone(&self.ledger),
             live_lanes: self.live_lanes.clone(),

@@ -11,10 +11,7 @@ use actix::Addr;
 use bytes::Bytes;
 use futures_util::future::join_all;
 use serde_json::value::RawValue;
-use tokio::{
-    sync::Semaphore,
-    time::{Instant, timeout},
-};
+use tokio::time::{Instant, timeout};
 use waypost::{
     actors::{
         Source,
@@ -22,7 +19,7 @@ use waypost::{
         copies::Copies,
         dead_letters::DeadLetters,
         fallback::DiskFallback,
-        forwarder::{Forwarder, ForwarderParams, Limits},
+        forwarder::{Forwarder, ForwarderParams, Limits, PostSlots},
         lane::{Lane, LaneParams, bundle::SettledRecords},
         live_lanes::LiveLanes,
         parking::Parking,
@@ -168,11 +165,12 @@ fn graph<T: Transport>(
     let forwarder = Slot::default();
     let live_lanes = live_lanes(Policy::Adaptive);
     let copies = Copies::new(LaneId::Nats, spool.clone());
+    let slots = PostSlots::new(limits);
     let lane = LaneParams {
         lane: LaneId::Nats,
         router: router.clone(),
         forwarder: forwarder.clone(),
-        deliveries: Arc::new(Semaphore::new(limits.deliveries())),
+        slots: slots.clone(),
         limits,
         ledger: Arc::clone(&ledger),
         live_lanes: live_lanes.clone(),
@@ -207,6 +205,7 @@ fn graph<T: Transport>(
         copies: copies.clone(),
         tap: Tap::default(),
         limits,
+        slots,
     };
     let start_router = start_router(router.clone(), &live_lanes, fallback);
     let forwarder_id = ChildId::Forwarder(LaneId::Nats);
@@ -867,6 +866,69 @@ async fn a_record_that_cannot_be_parked_is_retried_where_it_is() {
     })
     .await;
     assert_eq!(house.ledger.totals().parked, 0);
+}
+
+/// More records than there are slots fail, and cannot be parked.
+async fn failing_records_hold_up_none_behind_them(limits: Limits) {
+    let bad = 4 * limits.deliveries();
+    let api = Api::start();
+    let seen = Arc::new(Mutex::new(HashSet::new()));
+    let failed = Arc::clone(&seen);
+    api.behave(move |_, post| {
+        if memchr::memmem::find(&post.body, b"\"bad\"").is_none() {
+            return Conduct::Answer(200);
+        }
+        let ids = post.key.as_deref().unwrap_or_default().split(',');
+        failed.lock().unwrap().extend(ids.map(str::to_owned));
+        Conduct::Answer(500)
+    });
+    let house = House::with(&api.url(), limits, closed_spool().await);
+    house.up().await;
+    let records = (0..bad).map(|_| Record {
+        body: Bytes::from_static(b"{\"bad\":1}"),
+        ..record()
+    });
+    let receipts = join_all(records.map(|record| submit_one(&house.ingest, record, None))).await;
+    assert!(receipts.iter().all(Result::is_ok), "{receipts:?}");
+    house.submit(1).await;
+    eventually("the good one arrives", PATIENCE, async || {
+        (house.ledger.totals().delivered == 1).then_some(())
+    })
+    .await;
+    eventually("each of the others is POSTed", PATIENCE, async || {
+        (seen.lock().unwrap().len() == bad).then_some(())
+    })
+    .await;
+    assert!(api.most_at_a_time() <= limits.posts, "{limits:?}");
+    house.supervisor.send(DrainAll).await.unwrap();
+    assert_eq!(
+        house.broker.stored(),
+        bad,
+        "{limits:?}: they are given back"
+    );
+    assert_eq!(house.view().await.last_error, None, "{limits:?}");
+}
+
+#[actix_rt::test]
+async fn records_that_fail_leave_their_slots_to_those_behind_them() {
+    for (posts, batch) in [(2, 1), (8, 1), (1, 4), (4, 4)] {
+        failing_records_hold_up_none_behind_them(Limits { posts, batch }).await;
+    }
+}
+
+/// Only a failure that may be the record's leaves its slot: the others tell the API's state.
+#[actix_rt::test]
+async fn an_api_that_has_too_much_to_do_gets_no_more_records() {
+    for answer in [429, 503] {
+        let api = Api::start();
+        api.behave(move |_, _| Conduct::Answer(answer));
+        let house = House::new(&api.url(), 4).await;
+        house.up().await;
+        house.submit(20).await;
+        api.wait_for(12, PATIENCE).await;
+        let keys: HashSet<_> = api.posts().into_iter().map(|post| post.key).collect();
+        assert_eq!(keys.len(), 4, "{answer}");
+    }
 }
 
 #[actix_rt::test]

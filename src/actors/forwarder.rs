@@ -3,12 +3,13 @@
 //!
 //! A POST that may succeed later is retried here with back-off, while the transport holds the
 //! message. The lane pulls no more deliveries than there are POSTs in flight, so an API that is
-//! away stops the pulling. A record that the API fails at while it takes others is parked on disk;
-//! one that the API refuses, or has not taken for too long, becomes a dead letter. Only then may
-//! the broker forget it.
+//! away stops the pulling. Records that the API fails at while it is up do not count. A record that
+//! the API fails at while it takes others is parked on disk; one that the API refuses, or has not
+//! taken for too long, becomes a dead letter. Only then may the broker forget it.
 
 mod batch;
 mod post;
+mod slots;
 
 use std::rc::Rc;
 
@@ -18,6 +19,7 @@ use tokio_util::task::TaskTracker;
 use tracing::debug;
 
 pub use self::post::{ForwarderParams, Limits, Payload, UNWRITTEN_REST, not_an_object, post};
+pub use self::slots::PostSlots;
 use self::{batch::QueuedDelivery, post::Poster};
 use super::{Drain, Forward, Ping, Supervised, supervisor::SupervisorHandle};
 use crate::config::CONCURRENCY_MAX;
@@ -76,7 +78,7 @@ impl Handler<Forward> for Forwarder {
             if let Some(batcher) = &self.batcher {
                 let queued = QueuedDelivery {
                     delivery,
-                    permit,
+                    permit: Some(permit),
                     _in_flight: self.in_flight.token(),
                 };
                 if batcher.try_send(queued).is_err() {
@@ -87,8 +89,7 @@ impl Handler<Forward> for Forwarder {
             let poster = Rc::clone(&self.poster);
             let drain = self.drains.subscribe();
             self.in_flight.spawn_local(async move {
-                poster.deliver(delivery, drain).await;
-                drop(permit);
+                poster.deliver(delivery, permit, drain).await;
             });
         }
     }

@@ -21,7 +21,7 @@ use actix::{
     ResponseActFuture, WrapFuture as _,
 };
 use futures_util::FutureExt as _;
-use tokio::{sync::Semaphore, time::timeout};
+use tokio::time::timeout;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use tracing::{debug, warn};
 
@@ -34,7 +34,7 @@ use self::{
 use super::{
     Drain, FED_MAX, Job, Ping, Publish, RECORDS_MAX, Source, Supervised,
     copies::{self, Copies},
-    forwarder::{Forwarder, Limits},
+    forwarder::{Forwarder, Limits, PostSlots},
     live_lanes::LiveLanes,
     router::Router,
     slot::Slot,
@@ -59,8 +59,8 @@ pub struct LaneParams {
     pub lane: LaneId,
     pub router: Slot<Router>,
     pub forwarder: Slot<Forwarder>,
-    /// One permit per delivery that the forwarder may have: the lane pulls no more than that.
-    pub deliveries: Arc<Semaphore>,
+    /// They bound the deliveries that the forwarder may have: the lane pulls no more than that.
+    pub slots: PostSlots,
     /// How much the forwarder sends to the API at a time.
     pub limits: Limits,
     pub ledger: Arc<Ledger>,

@@ -29,7 +29,7 @@ use waypost::{
         dead_letters::DeadLetters,
         fallback::DiskFallback,
         feeder::{self, Feeder},
-        forwarder::Limits,
+        forwarder::{Limits, PostSlots},
         lane::{self, Lane, bundle::SettledRecords},
         live_lanes::LiveLanes,
         receipts::Refused,
@@ -49,6 +49,7 @@ use waypost::{
 };
 
 pub const LANES: [LaneId; 3] = [LaneId::Nats, LaneId::Rabbitmq, LaneId::Pubsub];
+const LIMITS: Limits = Limits { posts: 1, batch: 1 };
 /// How long after its confirm a power cut of each lane's broker may take a record.
 const DURABLE_AFTER: [Duration; LANES.len()] =
     [Duration::MAX, Duration::from_secs(4), Duration::ZERO];
@@ -373,8 +374,8 @@ impl Node {
             lane: LANES[lane],
             router: router.clone(),
             forwarder: Slot::default(),
-            deliveries: Arc::new(tokio::sync::Semaphore::new(1)),
-            limits: Limits { posts: 1, batch: 1 },
+            slots: PostSlots::new(LIMITS),
+            limits: LIMITS,
             ledger: Arc::clone(&ledger),
             live_lanes: live_lanes.clone(),
             publish_timeout: PUBLISH_TIMEOUT,

@@ -3,10 +3,10 @@
 //!
 //! A batch has the deliveries that are there when a POST may begin, and those of the next two
 //! milliseconds: an idle lane hardly waits, a busy one fills its batches. It is settled record by
-//! record. If the API refuses a batch, or fails at it while it is up, the batch is POSTed in smaller
-//! parts, until the record that is to blame is alone: it becomes a dead letter, or is parked. After
-//! that batches are small, and grow while they are delivered: where such records are many, few
-//! others share a batch with one.
+//! record. If the API refuses a batch, or fails at it while it is up, the batch is POSTed in
+//! smaller parts, until the record that is to blame is alone: it becomes a dead letter, or is
+//! parked. The next batches have half of the records of the one that was split, and grow while they
+//! are delivered: where such records are many, few others share a batch with one.
 
 use std::{borrow::Cow, collections::HashSet, mem, ops::Range, rc::Rc, sync::Arc, time::Duration};
 
@@ -14,13 +14,14 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
+    sync::{OwnedSemaphorePermit, mpsc, watch},
     time::{Instant, timeout_at},
 };
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use super::post::{
-    HOLD_MAX, HOLD_REST, Limits, Payload, PostEnd, Poster, RetryLimits, not_an_object,
+use super::{
+    post::{HOLD_MAX, HOLD_REST, Limits, Payload, PostEnd, Poster, RetryLimits, not_an_object},
+    slots::PostSlot,
 };
 use crate::{
     config::CONCURRENCY_MAX,
@@ -36,8 +37,8 @@ const IDS_MAX: usize = 6 << 10;
 /// Bytes of the records in one POST, unless one alone has more: many servers take no body over
 /// 1 MiB.
 const BODY_MAX: usize = 1 << 20;
-/// After a batch that was split, the next have one record, and one more for each so many that are
-/// delivered.
+/// After a batch that was split, the next have half of its records, and one more for each so many
+/// that are delivered.
 const CALM_STEP: usize = 64;
 /// Characters of an id that are escaped in a list of ids.
 const IN_LIST: &AsciiSet = &CONTROLS.add(b',').add(b'%');
@@ -45,7 +46,8 @@ const IN_LIST: &AsciiSet = &CONTROLS.add(b',').add(b'%');
 /// A delivery that waits for its POST, with the permit of its lane.
 pub struct QueuedDelivery {
     pub delivery: Delivery,
-    pub permit: OwnedSemaphorePermit,
+    /// `None` once it is POSTed alone: then it goes with the slot of that POST.
+    pub permit: Option<OwnedSemaphorePermit>,
     pub _in_flight: TaskTrackerToken,
 }
 
@@ -55,8 +57,6 @@ struct Batcher {
     inbox: mpsc::Receiver<QueuedDelivery>,
     /// Deliveries for the next batch, those that did not fit into the last one included.
     waiting: Vec<QueuedDelivery>,
-    /// One for each POST that may be in flight.
-    slots: Arc<Semaphore>,
     batch: usize,
 }
 
@@ -73,7 +73,6 @@ pub fn start(
         poster,
         inbox,
         waiting: Vec::new(),
-        slots: Arc::new(Semaphore::new(limits.posts)),
         batch: limits.batch,
     };
     actix_rt::spawn(batcher.run(drain));
@@ -101,10 +100,9 @@ impl Batcher {
             let rest = self.waiting.split_off(most);
             let batch = mem::replace(&mut self.waiting, rest);
             let poster = Rc::clone(&self.poster);
-            let slots = Arc::clone(&self.slots);
             let drain = drain.clone();
             actix_rt::spawn(async move {
-                poster.deliver_all(batch, slot, slots, drain).await;
+                poster.deliver_all(batch, slot, drain).await;
             });
         }
     }
@@ -116,7 +114,8 @@ impl Batcher {
         {
             return None;
         }
-        let slot = Arc::clone(&self.slots).acquire_owned().await.ok()?;
+        let posts = Arc::clone(&self.poster.params.slots.posts);
+        let slot = posts.acquire_owned().await.ok()?;
         let until = Instant::now() + LINGER;
         let batch = self.batch_now();
         while self.waiting.len() < batch {
@@ -164,26 +163,26 @@ impl Poster {
         &self,
         batch: Vec<QueuedDelivery>,
         slot: OwnedSemaphorePermit,
-        slots: Arc<Semaphore>,
         drain: watch::Receiver<()>,
     ) {
         let deliver_one = async |part, reason| {
             let mut drained = drain.clone();
-            let _slot = tokio::select! {
+            let posts = Arc::clone(&self.params.slots.posts);
+            let slot = tokio::select! {
                 biased;
                 // An error means that the forwarder is gone, which gives the part back too.
                 _ = drained.changed() => return None,
-                slot = Arc::clone(&slots).acquire_owned() => slot.ok()?,
+                slot = posts.acquire_owned() => slot.ok()?,
             };
-            self.deliver_part(part, reason, drain.clone()).await
+            self.deliver_part(part, slot, reason, drain.clone()).await
         };
-        let whole = self.deliver_part(batch, DeathReason::default(), drain.clone());
+        let whole = self.deliver_part(batch, slot, DeathReason::default(), drain.clone());
         let mut left = whole.await;
-        drop(slot);
         let mut parts = FuturesUnordered::new();
         loop {
             if let Some((mut rest, reason)) = left {
-                self.calm.set(0);
+                self.calm
+                    .set((rest.len() / 2).saturating_sub(1) * CALM_STEP);
                 // As many parts as each has records: few POSTs find the one that is to blame.
                 let size = rest.len().isqrt();
                 while !rest.is_empty() {
@@ -203,10 +202,16 @@ impl Poster {
     async fn deliver_part(
         &self,
         deliveries: Vec<QueuedDelivery>,
+        slot: OwnedSemaphorePermit,
         reason: DeathReason,
         mut drain: watch::Receiver<()>,
     ) -> Option<(Vec<QueuedDelivery>, DeathReason)> {
-        let (batch, array) = self.array(deliveries).await;
+        let (mut batch, array) = self.array(deliveries).await;
+        let permit = match &mut *batch {
+            [only] => only.permit.take(),
+            _ => None,
+        };
+        let mut slot = PostSlot::new(&self.params.slots, slot, permit);
         let (body, places, key) = array.end();
         let payload = Payload {
             body,
@@ -215,7 +220,7 @@ impl Poster {
         };
         let limits = self.limits(&batch)?;
         let end = self
-            .post_with_retries(&payload, limits, reason, &mut drain)
+            .post_with_retries(&payload, limits, reason, &mut slot, &mut drain)
             .await;
         let body = payload.body;
         match end {
@@ -282,9 +287,9 @@ impl Poster {
             self.show(record, || body.slice(place.clone()), status);
             queued.delivery.ack();
             // One release for all: each would wake the lane.
-            match &mut permits {
-                Some(permits) => permits.merge(queued.permit),
-                None => permits = Some(queued.permit),
+            match (&mut permits, queued.permit) {
+                (Some(permits), Some(permit)) => permits.merge(permit),
+                (_, permit) => permits = permit,
             }
         }
     }

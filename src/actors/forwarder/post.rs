@@ -5,11 +5,12 @@ use std::{cell::Cell, mem, pin::pin, sync::Arc, time::Duration};
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use tokio::{
-    sync::watch,
+    sync::{OwnedSemaphorePermit, watch},
     time::{Instant, sleep, sleep_until},
 };
 use tracing::debug;
 
+use super::slots::{PostSlot, PostSlots};
 use crate::{
     actors::{
         copies::Copies,
@@ -61,6 +62,7 @@ pub struct ForwarderParams {
     pub parking: Parking,
     pub tap: Tap,
     pub limits: Limits,
+    pub slots: PostSlots,
 }
 
 /// How much a lane sends to the API at a time.
@@ -135,7 +137,12 @@ impl Poster {
     }
 
     /// Settles `delivery` by the API's answer. A drain gives it back if it waits.
-    pub async fn deliver(&self, delivery: Delivery, mut drain: watch::Receiver<()>) {
+    pub async fn deliver(
+        &self,
+        delivery: Delivery,
+        permit: OwnedSemaphorePermit,
+        mut drain: watch::Receiver<()>,
+    ) {
         let Some(delivery) = self.skip_if_delivered(delivery) else {
             return;
         };
@@ -154,8 +161,10 @@ impl Poster {
             give_up_at: self.params.dead_letters.give_up_at(record),
             record: Some(record),
         };
+        let mut slot = PostSlot::new(&self.params.slots, permit, None);
+        let reason = DeathReason::default();
         match self
-            .post_with_retries(&payload, limits, DeathReason::default(), &mut drain)
+            .post_with_retries(&payload, limits, reason, &mut slot, &mut drain)
             .await
         {
             PostEnd::Delivered { status, at_once } => {
@@ -188,12 +197,13 @@ impl Poster {
     }
 
     /// POSTs `payload` until it is delivered, refused or parked, or a limit is reached. `reason` has
-    /// the earlier attempts for the same records.
+    /// the earlier attempts for the same records. Each POST is made in `slot`.
     pub async fn post_with_retries(
         &self,
         payload: &Payload<'_>,
         limits: RetryLimits<'_>,
         mut reason: DeathReason,
+        slot: &mut PostSlot<'_>,
         drain: &mut watch::Receiver<()>,
     ) -> PostEnd {
         let Self { api, params, .. } = self;
@@ -218,6 +228,9 @@ impl Poster {
                 }
                 (Outcome::Retry { at_least }, _) => {
                     pass.failed(&answer, &mut trial);
+                    if limits.record.is_some() && may_be_a_record(&answer, &trial) {
+                        slot.leave();
+                    }
                     // Boxed like the other rare ends: the future of every record stays small.
                     let end = self.end_failing(&limits, &trial, &answer, &mut reason);
                     if let Some(end) = Box::pin(end).await {
@@ -225,8 +238,9 @@ impl Poster {
                     }
                     let delay = delay(&mut backoff, &answer, at_least);
                     debug!(lane = %params.lane, key = payload.key, %answer, ?delay, "POST failed");
+                    let next_try = sleep(delay).then(|()| slot.enter());
                     tokio::select! {
-                        () = sleep(delay) => {}
+                        () = Box::pin(next_try) => {}
                         () = sleep_until(limits.held_until) => return PostEnd::HeldTooLong,
                         _ = drain.changed() => return PostEnd::Drained,
                     }
@@ -256,9 +270,7 @@ impl Poster {
         let is_reached = answer.is_reached() || trial.others_succeeded();
         let is_overdue = is_reached && limits.give_up_at.is_some_and(|at| at <= Instant::now());
         let Some(record) = limits.record else {
-            let may_be_a_record =
-                answer.is_reached() && !answer.is_overloaded() && trial.is_api_up();
-            let splits = is_overdue || may_be_a_record || trial.is_guilty();
+            let splits = is_overdue || may_be_a_record(answer, trial) || trial.is_guilty();
             return splits.then(|| PostEnd::Split(mem::take(reason)));
         };
         if is_overdue {
@@ -338,6 +350,12 @@ impl Poster {
         let Self { params, .. } = self;
         params.tap.show_delivered(params.lane, record, body, status);
     }
+}
+
+/// Whether a record may be the reason of the last failure. Otherwise the API has too much to do, or
+/// is away, and is not to get more.
+fn may_be_a_record(answer: &Answer, trial: &Trial) -> bool {
+    answer.is_reached() && !answer.is_overloaded() && trial.is_api_up()
 }
 
 /// The pause after a failed POST. An overloaded API gets more time.

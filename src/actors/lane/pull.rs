@@ -33,7 +33,7 @@ pub async fn pull<T: Transport>(
         // An API that is away must not hide a connection that is lost.
         let permit = tokio::select! {
             biased;
-            permit = Arc::clone(&params.deliveries).acquire_owned() => permit,
+            permit = Arc::clone(&params.slots.deliveries).acquire_owned() => permit,
             lost = transport.lost() => return lost,
         };
         let Ok(mut permits) = permit else {
@@ -51,7 +51,7 @@ pub async fn pull<T: Transport>(
             if let Some(first) = ready {
                 break first;
             }
-            let room = 1 + params.deliveries.available_permits();
+            let room = 1 + params.slots.deliveries.available_permits();
             let received = transport.receive(&mut messages, room.min(FORWARD_MAX));
             if let Err(lost) = received.await {
                 return lost;
@@ -86,9 +86,13 @@ fn take_ready(
     deliveries: &mut Vec<Delivery>,
     permits: &mut OwnedSemaphorePermit,
 ) {
-    let room = params.deliveries.available_permits().min(FORWARD_MAX - 1);
+    let room = params
+        .slots
+        .deliveries
+        .available_permits()
+        .min(FORWARD_MAX - 1);
     let room = u32::try_from(room).unwrap_or(0);
-    let Ok(mut more) = Arc::clone(&params.deliveries).try_acquire_many_owned(room) else {
+    let Ok(mut more) = Arc::clone(&params.slots.deliveries).try_acquire_many_owned(room) else {
         return;
     };
     deliveries.extend(unbundler.borrow_mut().by_ref().take(more.num_permits()));
@@ -105,7 +109,7 @@ pub async fn settle_open(params: &LaneParams, unbundler: &RefCell<Unbundler>) {
         let Some(delivery) = unbundler.borrow_mut().next() else {
             break;
         };
-        let Ok(permits) = Arc::clone(&params.deliveries).acquire_owned().await else {
+        let Ok(permits) = Arc::clone(&params.slots.deliveries).acquire_owned().await else {
             return;
         };
         let Some(forwarder) = params.forwarder.get() else {
@@ -119,7 +123,5 @@ pub async fn settle_open(params: &LaneParams, unbundler: &RefCell<Unbundler>) {
             return debug!(lane = %params.lane, "forwarder did not take deliveries");
         }
     }
-    // Each delivery that is out has a permit.
-    let all = u32::try_from(params.limits.deliveries()).unwrap_or(u32::MAX);
-    drop(params.deliveries.acquire_many(all).await);
+    params.slots.all_free().await;
 }
