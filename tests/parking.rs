@@ -1,11 +1,13 @@
 //! Records that the API fails at while it takes others: they are parked on disk, hold up no other,
 //! and end as dead letters. `POISON_RECORDS` is their number in each test of a lane; there are ten
-//! good ones for each. Each test prints how long the good ones took, first without any poison. An
-//! optimized node is measured by
+//! good ones for each. Each test prints the 99th percentile of the times of the good ones, from their
+//! request to the POST that was taken: without any poison, and with it in each position. The
+//! positions take turns for `POISON_ROUNDS` rounds; the result is the median of the ratios within a
+//! round. An optimized node is measured by
 //!
 //! ```sh
-//! NODE_UNDER_TEST=target/release/waypost POISON_RECORDS=1000 cargo test --features failpoints \
-//!     --test waypost -- --nocapture --test-threads 1 parking::poison
+//! NODE_UNDER_TEST=target/release/waypost POISON_RECORDS=1000 POISON_ROUNDS=3 cargo test \
+//!     --features failpoints --test waypost -- --nocapture --test-threads 1 parking::poison
 //! ```
 
 use std::{
@@ -147,11 +149,12 @@ fn watch_state(node: &Node) -> (Arc<AtomicBool>, tokio::task::JoinHandle<()>) {
 
 /// Each gap between two tries of a record is at least half of the longest pause.
 fn follows_the_schedule(id: &str, tries: &[Instant], given_up: Duration) {
-    // Three tries at once, perhaps a few more; then pauses of 0.5 to 1, 2 to 4 and 8 to 16 seconds,
-    // and the last ends when the record is given up.
+    // Three tries in the lane, where they may wait for a slot, perhaps a few more; then pauses of
+    // 0.5 to 1, 2 to 4 and 8 to 16 seconds, and the last ends when the record is given up.
     let gaps: Vec<_> = tries.windows(2).map(|pair| pair[1] - pair[0]).collect();
     let pauses: Vec<_> = gaps
         .iter()
+        .skip(2)
         .filter(|gap| **gap >= Duration::from_millis(500))
         .collect();
     assert!(tries.len() >= 3 && !pauses.is_empty(), "{id}: {gaps:?}");
@@ -173,6 +176,7 @@ async fn poison_holds_up_no_other(
     mut variables: impl FnMut() -> Vec<(String, String)>,
 ) {
     let poisoned = usize::try_from(wanted("POISON_RECORDS", 70)).unwrap();
+    let rounds = usize::try_from(wanted("POISON_ROUNDS", 1)).unwrap();
     let given_up = Duration::from_secs(6);
     for batch in ["1", "50"] {
         let api = Api::start();
@@ -183,23 +187,22 @@ async fn poison_holds_up_no_other(
         node.lane_is(lane, "up", PATIENCE).await;
         let (over, watching) = watch_state(&node);
         let mut ends = 0;
-        for position in Position::ALL {
-            let name = format!("{position:?}");
+        let mut measured = Vec::new();
+        let turns = (0..rounds).flat_map(|round| Position::ALL.map(|position| (round, position)));
+        for (round, position) in turns {
+            let name = format!("{position:?}-{round}");
+            let what = format!("{lane}, batch {batch}, {name}");
+            let posts = api.count();
             let [good, bad] = post_all(&node, &name, &position.all(poisoned)).await;
             eventually("the good ones arrive", PATIENCE, async || {
                 let taken: HashSet<_> = api.taken().into_keys().flat_map(ids_of).collect();
                 good.keys().all(|id| taken.contains(id)).then_some(())
             })
             .await;
-            print_times(
-                &format!("{lane}, batch {batch}, {position:?}"),
-                &good,
-                &times,
-            );
-            assert!(
-                !watching.is_finished(),
-                "{lane}, batch {batch}, {position:?}"
-            );
+            let ms = p99(&good, &times.lock().unwrap());
+            println!("{what}: p99 {ms:.1} ms, {} POSTs", api.count() - posts);
+            measured.push(ms);
+            assert!(!watching.is_finished(), "{what}");
             ends += good.len() + bad.len();
             let ledger = node.all_ended(ends, PATIENCE * 2).await;
             assert_eq!(ledger["parked"], 0, "{ledger}");
@@ -207,7 +210,7 @@ async fn poison_holds_up_no_other(
             let dead_good = good.keys().any(|id| dead.contains(id));
             assert!(
                 !dead_good && bad.keys().all(|id| dead.contains(id)),
-                "{position:?}"
+                "{what}"
             );
             let times = times.lock().unwrap();
             for id in bad.keys() {
@@ -216,32 +219,45 @@ async fn poison_holds_up_no_other(
         }
         over.store(true, Relaxed);
         watching.await.expect("the API is up all the time");
+        print_p99(&format!("{lane}, batch {batch}"), &measured);
         let status = node.status().await;
+        let episodes = rounds * (Position::ALL.len() - 1);
         assert_eq!(
             (&status["balanced"], &status["ledger"]["dead"]),
-            (&json!(true), &json!(3 * poisoned))
+            (&json!(true), &json!(episodes * poisoned))
         );
         let told = node
             .log()
             .matches("fails at this record while it answers others")
             .count();
         assert!(
-            (1..=3).contains(&told),
-            "told {told} times in three episodes"
+            (1..=episodes).contains(&told),
+            "told {told} times in {episodes} episodes"
         );
     }
 }
 
-/// Prints how long the records took from their request to the POST that was taken.
-fn print_times(what: &str, sent: &HashMap<String, Instant>, times: &Times) {
-    let times = times.lock().unwrap();
-    let took = sent
-        .iter()
-        .map(|(id, sent)| *times[id].last().unwrap() - *sent);
-    let mut took: Vec<_> = took.collect();
+/// The 99th percentile, in ms, of the times from a record's request to the POST that was taken.
+fn p99(sent: &HashMap<String, Instant>, times: &HashMap<String, Vec<Instant>>) -> f64 {
+    let took = |(id, sent): (&String, &Instant)| *times[id].last().unwrap() - *sent;
+    let mut took: Vec<_> = sent.iter().map(took).collect();
     took.sort_unstable();
-    let of = |percent: usize| took[(took.len() - 1) * percent / 100];
-    println!("{what}: p50 {:?}, p99 {:?}", of(50), of(99));
+    took[(took.len() - 1) * 99 / 100].as_secs_f64() * 1000.0
+}
+
+/// Prints the medians of all rounds; `measured` has those of all positions for each round.
+fn print_p99(what: &str, measured: &[f64]) {
+    let rounds = measured.chunks(Position::ALL.len());
+    let median = |of: &dyn Fn(&[f64]) -> f64| {
+        let mut all: Vec<_> = rounds.clone().map(of).collect();
+        all.sort_unstable_by(f64::total_cmp);
+        all[all.len() / 2]
+    };
+    for (at, position) in Position::ALL.into_iter().enumerate() {
+        let ms = median(&|round| round[at]);
+        let ratio = median(&|round| round[at] / round[0]);
+        println!("{what}, poison {position:?}: p99 {ms:.1} ms, {ratio:.2} x");
+    }
 }
 
 /// The ids in a key, which the API gets as one.
