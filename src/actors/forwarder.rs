@@ -8,6 +8,7 @@
 //! taken for too long, becomes a dead letter. Only then may the broker forget it.
 
 mod batch;
+mod batch_size;
 mod post;
 mod slots;
 

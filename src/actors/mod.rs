@@ -153,7 +153,8 @@ pub struct Route(pub Job);
 #[rtype(result = "()")]
 pub struct Publish(pub Job);
 
-/// One permit for each delivery: the forwarder holds no more deliveries than there are permits.
+/// One permit for each delivery: the forwarder holds no more deliveries than there are permits, but
+/// for those that have failed.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct Forward {

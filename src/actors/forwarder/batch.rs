@@ -5,8 +5,7 @@
 //! milliseconds: an idle lane hardly waits, a busy one fills its batches. It is settled record by
 //! record. If the API refuses a batch, or fails at it while it is up, the batch is POSTed in
 //! smaller parts, until the record that is to blame is alone: it becomes a dead letter, or is
-//! parked. The next batches have half of the records of the one that was split, and grow while they
-//! are delivered: where such records are many, few others share a batch with one.
+//! parked. The more often that happens, the smaller are the next batches.
 
 use std::{borrow::Cow, collections::HashSet, mem, ops::Range, rc::Rc, sync::Arc, time::Duration};
 
@@ -37,9 +36,6 @@ const IDS_MAX: usize = 6 << 10;
 /// Bytes of the records in one POST, unless one alone has more: many servers take no body over
 /// 1 MiB.
 const BODY_MAX: usize = 1 << 20;
-/// After a batch that was split, the next have half of its records, and one more for each so many
-/// that are delivered.
-const CALM_STEP: usize = 64;
 /// Characters of an id that are escaped in a list of ids.
 const IN_LIST: &AsciiSet = &CONTROLS.add(b',').add(b'%');
 
@@ -131,7 +127,7 @@ impl Batcher {
 
     /// The most records of the next batch.
     fn batch_now(&self) -> usize {
-        self.batch.min(1 + self.poster.calm.get() / CALM_STEP)
+        self.poster.batch_size.borrow().get()
     }
 }
 
@@ -178,11 +174,12 @@ impl Poster {
         };
         let whole = self.deliver_part(batch, slot, DeathReason::default(), drain.clone());
         let mut left = whole.await;
+        if left.is_some() {
+            self.batch_size.borrow_mut().split();
+        }
         let mut parts = FuturesUnordered::new();
         loop {
             if let Some((mut rest, reason)) = left {
-                self.calm
-                    .set((rest.len() / 2).saturating_sub(1) * CALM_STEP);
                 // As many parts as each has records: few POSTs find the one that is to blame.
                 let size = rest.len().isqrt();
                 while !rest.is_empty() {
@@ -279,7 +276,7 @@ impl Poster {
         places: &[Range<usize>],
         status: u16,
     ) {
-        self.calm.update(|calm| calm.saturating_add(batch.len()));
+        self.batch_size.borrow_mut().delivered(batch.len());
         let mut permits: Option<OwnedSemaphorePermit> = None;
         for (queued, place) in batch.into_iter().zip(places) {
             let record = &queued.delivery.record;

@@ -1,6 +1,6 @@
 //! One POST with its retries, and the settlement of its delivery.
 
-use std::{cell::Cell, mem, pin::pin, sync::Arc, time::Duration};
+use std::{cell::RefCell, mem, pin::pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
@@ -10,7 +10,10 @@ use tokio::{
 };
 use tracing::debug;
 
-use super::slots::{PostSlot, PostSlots};
+use super::{
+    batch_size::BatchSize,
+    slots::{PostSlot, PostSlots},
+};
 use crate::{
     actors::{
         copies::Copies,
@@ -86,8 +89,7 @@ impl Limits {
 pub struct Poster {
     api: Api,
     pub params: ForwarderParams,
-    /// Records that batches have brought since the last that was split.
-    pub calm: Cell<usize>,
+    pub batch_size: RefCell<BatchSize>,
 }
 
 /// The content of a POST.
@@ -131,8 +133,8 @@ impl Poster {
     pub fn new(params: ForwarderParams) -> Self {
         Self {
             api: Api::new(&params.api),
+            batch_size: RefCell::new(BatchSize::new(params.limits.batch)),
             params,
-            calm: Cell::new(usize::MAX),
         }
     }
 
