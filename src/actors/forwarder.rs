@@ -19,8 +19,8 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::task::TaskTracker;
 use tracing::debug;
 
-pub use self::post::{ForwarderParams, Limits, Payload, UNWRITTEN_REST, not_an_object, post};
-pub use self::slots::PostSlots;
+pub use self::post::{ForwarderParams, Payload, UNWRITTEN_REST, not_an_object, post};
+pub use self::slots::{Limits, PostSlots};
 use self::{batch::QueuedDelivery, post::Poster};
 use super::{Drain, Forward, Ping, Supervised, supervisor::SupervisorHandle};
 use crate::config::CONCURRENCY_MAX;

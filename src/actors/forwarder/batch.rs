@@ -19,8 +19,8 @@ use tokio::{
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::{
-    post::{HOLD_MAX, HOLD_REST, Limits, Payload, PostEnd, Poster, RetryLimits, not_an_object},
-    slots::PostSlot,
+    post::{HOLD_MAX, HOLD_REST, Payload, PostEnd, Poster, RetryLimits, not_an_object},
+    slots::{Limits, PostSlot},
 };
 use crate::{
     config::CONCURRENCY_MAX,

@@ -12,7 +12,7 @@ use tracing::debug;
 
 use super::{
     batch_size::BatchSize,
-    slots::{PostSlot, PostSlots},
+    slots::{Limits, PostSlot, PostSlots},
 };
 use crate::{
     actors::{
@@ -35,8 +35,6 @@ use crate::{
     tap::Tap,
 };
 
-/// The most deliveries that a lane hands over, however many records a POST may have.
-const BATCHED_MAX: usize = 1024;
 /// The first retry waits at most this: a record that the API fails at holds up others meanwhile.
 const RETRY_FIRST: Duration = Duration::from_millis(10);
 /// Retries wait longer by this factor if the API has too much to do.
@@ -66,23 +64,6 @@ pub struct ForwarderParams {
     pub tap: Tap,
     pub limits: Limits,
     pub slots: PostSlots,
-}
-
-/// How much a lane sends to the API at a time.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// POSTs in flight.
-    pub posts: usize,
-    /// Records of a POST; with more than one, its body is a JSON array.
-    pub batch: usize,
-}
-
-impl Limits {
-    /// Deliveries that the lane may hand over.
-    pub fn deliveries(self) -> usize {
-        let batched = self.posts.saturating_mul(self.batch).min(BATCHED_MAX);
-        self.posts.max(batched)
-    }
 }
 
 /// POSTs the deliveries of a lane and settles them.

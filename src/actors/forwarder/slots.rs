@@ -5,12 +5,29 @@ use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::post::Limits;
-
+/// The most deliveries that a lane hands over, however many records a POST may have.
+const BATCHED_MAX: usize = 1024;
 /// The most records that wait outside of the slots. Any other that fails keeps its slot.
 const OUTSIDE_MAX: usize = 1024;
 /// Retries take at most this part of the slots: the rest is for records that have not failed.
 const RETRY_SHARE: usize = 4;
+
+/// How much a lane sends to the API at a time.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// POSTs in flight.
+    pub posts: usize,
+    /// Records of a POST; with more than one, its body is a JSON array.
+    pub batch: usize,
+}
+
+impl Limits {
+    /// Deliveries that the lane may hand over.
+    pub fn deliveries(self) -> usize {
+        let batched = self.posts.saturating_mul(self.batch).min(BATCHED_MAX);
+        self.posts.max(batched)
+    }
+}
 
 /// What bounds the deliveries and the POSTs of a lane. The lane, and each forwarder of it, use the
 /// same ones.
