@@ -90,7 +90,7 @@ pub struct LaneStatus<'s> {
     refusing: Option<String>,
 }
 
-/// Who has set a weight, and when.
+/// The last order for a weight.
 #[derive(Clone, Debug, Serialize)]
 pub struct WeightOrder {
     /// The operator's address.

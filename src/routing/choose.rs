@@ -19,7 +19,7 @@ use crate::{
 /// percentile.
 const PROBE_ONE_OF: u32 = 125;
 
-/// Where records may go, and what is known of that at this moment.
+/// The lanes that may take records, and what is known of them at this moment.
 pub struct Candidates<'a> {
     pub may_take: &'a dyn Fn(LaneId) -> bool,
     pub scores: &'a Scores,
@@ -37,7 +37,7 @@ pub struct Chooser {
     lanes: Arc<[LaneId]>,
     /// The index of the lane where the next turn of `round-robin` begins.
     turn: usize,
-    /// What `weighted` owes to each lane.
+    /// The debt of `weighted` to each lane.
     credits: PerLane<i64>,
     /// Records of `adaptive` since the last probe.
     since_probe: u32,

@@ -29,8 +29,7 @@ impl Limits {
     }
 }
 
-/// What bounds the deliveries and the POSTs of a lane. The lane, and each forwarder of it, use the
-/// same ones.
+/// The bounds of a lane's deliveries and POSTs. The lane, and each forwarder of it, share them.
 #[derive(Clone)]
 pub struct PostSlots {
     /// One permit per delivery that the forwarder has and that is not outside: the lane pulls no
@@ -44,7 +43,7 @@ pub struct PostSlots {
     outside_max: u32,
 }
 
-/// What a record, or a batch, holds of the slots of its lane until it is settled.
+/// The part of the slots that a record, or a batch, holds until it is settled.
 pub struct PostSlot<'s> {
     slots: &'s PostSlots,
     /// The slot, and the permit that came with it; `None` outside.

@@ -1,5 +1,5 @@
-//! What is known of one lane. Its outcomes are written under a lock of its own; any number of
-//! routers read the rest without one.
+//! The score of one lane, and its factors. The outcomes are written under a lock of its own; any
+//! number of routers read the rest without one.
 
 use std::{
     sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},

@@ -13,7 +13,7 @@
 //! | the API has taken records at the first POST | [`Scores::delivered`] |
 //! | another node takes records from the lane's broker, or none does | [`Scores::set_shared`] |
 //!
-//! What this node's own limits, breaker or disk refuse is no evidence about a lane, and is not
+//! A refusal by this node's own limits, breaker or disk is no evidence about a lane, and is not
 //! told here (envoyproxy/envoy#25487).
 
 mod health;
@@ -72,7 +72,7 @@ impl Drop for SentRecords {
     }
 }
 
-/// What `GET /api/status` says of a lane's routing.
+/// A lane's routing in `GET /api/status`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct LaneRouting {
     weight: u32,

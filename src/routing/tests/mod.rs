@@ -1,4 +1,4 @@
-//! What holds of the policies and the scores together.
+//! Properties of the policies and the scores together.
 
 mod adaptive;
 mod hash;
