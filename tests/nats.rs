@@ -738,4 +738,12 @@ async fn a_consumer_whose_files_a_power_cut_has_emptied_is_in_memory_from_then_o
         take(&nats).await.ack();
         nats.close().await;
     }
+    // The remedy of the log line.
+    server.terminate().await;
+    server.forget_consumer(&settings.stream, &settings.durable);
+    server.revive().await;
+    let nats = connect(&settings).await;
+    let warnings = nats.info().warnings.join(", ");
+    assert!(!warnings.contains("in memory"), "{warnings}");
+    nats.close().await;
 }

@@ -158,10 +158,19 @@ impl Nats {
     /// Leaves of the files of a `consumer` what a power cut does soon after they were written:
     /// lengths, and no contents. The server is stopped.
     pub fn damage_consumer(&self, stream: &str, consumer: &str) {
-        let folder = self.folder(stream).join("obs").join(consumer);
+        let folder = self.consumer_folder(stream, consumer);
         for (name, length) in [("meta.inf", 0), ("meta.sum", 0), ("o.dat", 64)] {
             fs::write(folder.join(name), vec![0; length]).expect("the folder is ours");
         }
+    }
+
+    /// Removes the files of a `consumer` of `stream` from a stopped server.
+    pub fn forget_consumer(&self, stream: &str, consumer: &str) {
+        fs::remove_dir_all(self.consumer_folder(stream, consumer)).expect("the folder is ours");
+    }
+
+    fn consumer_folder(&self, stream: &str, consumer: &str) -> PathBuf {
+        self.folder(stream).join("obs").join(consumer)
     }
 
     fn folder(&self, stream: &str) -> PathBuf {
