@@ -280,6 +280,16 @@ async fn many_puts_at_once_are_all_kept() {
 }
 
 #[tokio::test]
+async fn a_record_is_counted_before_its_put_is_answered() {
+    let folder = TempDir::new().unwrap();
+    let spool = open(&folder);
+    for number in 1..=500 {
+        put(&spool, Queue::Waiting, &["a"]).await;
+        assert_eq!(spool.stats().waiting(), number);
+    }
+}
+
+#[tokio::test]
 async fn dead_letters_are_listed_replayed_and_dropped_by_their_ids() {
     let folder = TempDir::new().unwrap();
     let spool = open(&folder);
