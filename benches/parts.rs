@@ -23,6 +23,7 @@ use waypost::{
     routing::{
         choose::{Candidates, Chooser},
         scores::Scores,
+        settings::{CurrentRouting, RoutingSettings},
     },
     spool::{Entry, Queue, Spool},
 };
@@ -135,8 +136,10 @@ fn actor_hop(bencher: Bencher, crosses_threads: bool) {
         };
         let live_lanes = LiveLanes::new(Arc::new(scores(Policy::RoundRobin)));
         let params = RouterParams {
-            policy: Policy::RoundRobin,
-            lanes: [LaneId::Grpc].into(),
+            routing: CurrentRouting::new(RoutingSettings {
+                policy: Policy::RoundRobin,
+                lanes: [LaneId::Grpc].into(),
+            }),
             live_lanes: live_lanes.clone(),
             fallback,
             publish_timeout: Duration::from_secs(1),

@@ -40,7 +40,10 @@ use crate::{
     lane_id::LaneId,
     ledger::{self, Ledger, TakenFile},
     record::{Record, Tag},
-    routing::scores::Scores,
+    routing::{
+        scores::Scores,
+        settings::{CurrentRouting, RoutingSettings},
+    },
     spool::{OpenError, Queue, Spool, SpoolStats},
     tap::Tap,
     transport::{
@@ -233,8 +236,10 @@ impl<'a> Graph<'a> {
             ledger: Arc::clone(&self.ledger),
         };
         let params = RouterParams {
-            policy: self.config.router.policy,
-            lanes: self.lane_ids(),
+            routing: CurrentRouting::new(RoutingSettings {
+                policy: self.config.router.policy,
+                lanes: self.lane_ids(),
+            }),
             live_lanes: self.live_lanes.clone(),
             fallback,
             publish_timeout,

@@ -37,7 +37,10 @@ use waypost::{
     lane_id::LaneId,
     ledger::Ledger,
     record::{Origin, Record, Tag},
-    routing::scores::{Factors, Scores},
+    routing::{
+        scores::{Factors, Scores},
+        settings::{CurrentRouting, RoutingSettings},
+    },
     spool::{NotSafe, Queue, Spool, Undelivered},
     tap::Tap,
     transport::{BrokerInfo, Transport, nats},
@@ -224,8 +227,10 @@ fn graph<T: Transport>(
 
 fn start_router(slot: Slot<Router>, live_lanes: &LiveLanes, fallback: DiskFallback) -> Factory {
     let params = RouterParams {
-        policy: Policy::RoundRobin,
-        lanes: [LaneId::Nats].into(),
+        routing: CurrentRouting::new(RoutingSettings {
+            policy: Policy::RoundRobin,
+            lanes: [LaneId::Nats].into(),
+        }),
         live_lanes: live_lanes.clone(),
         fallback,
         publish_timeout: PUBLISH_TIMEOUT,

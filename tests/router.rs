@@ -30,6 +30,7 @@ use waypost::{
     lane_id::LaneId,
     ledger::Ledger,
     record::Record,
+    routing::settings::{CurrentRouting, RoutingSettings},
     spool::NotSafe,
 };
 
@@ -116,6 +117,7 @@ struct House {
     ingest: Admission,
     router: Slot<Router>,
     live_lanes: LiveLanes,
+    routing: CurrentRouting,
     seen: Seen,
 }
 
@@ -155,9 +157,12 @@ impl House {
             ledger: Arc::clone(&ledger),
         };
         let live_lanes = live_lanes(policy);
-        let params = RouterParams {
+        let routing = CurrentRouting::new(RoutingSettings {
             policy,
             lanes: LANES.into(),
+        });
+        let params = RouterParams {
+            routing: routing.clone(),
             live_lanes: live_lanes.clone(),
             fallback,
             publish_timeout: PUBLISH_TIMEOUT,
@@ -174,6 +179,7 @@ impl House {
             ingest,
             router,
             live_lanes,
+            routing,
             seen: Arc::default(),
         }
     }
@@ -403,6 +409,20 @@ async fn weighted_gives_each_lane_that_is_up_its_share_also_after_its_weight_has
 }
 
 /// The lanes of the records `id`, which go together.
+#[actix_rt::test]
+async fn new_routing_settings_make_the_next_choice() {
+    let house = House::new([Conduct::Confirms; 3]).await;
+    assert_eq!(shares(&house, 30).await, [10; 3]);
+    house.live_lanes.scores.set_policy(Policy::Failover);
+    house.routing.replace(RoutingSettings {
+        policy: Policy::Failover,
+        lanes: [LANES[2], LANES[0]].into(),
+    });
+    assert_eq!(shares(&house, 30).await, [0, 0, 30]);
+    house.live_lanes.remove(LANES[2], false);
+    assert_eq!(shares(&house, 30).await, [30, 0, 0]);
+}
+
 async fn lanes_of(house: &House, ids: &[String]) -> Vec<LaneId> {
     let records = ids.iter().map(|id| Record {
         id: id.as_str().into(),

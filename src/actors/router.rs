@@ -16,17 +16,17 @@ use super::{
     supervisor::SupervisorHandle,
 };
 use crate::{
-    config::Policy,
     lane_id::{LaneId, PerLane},
-    routing::choose::{Candidates, Chooser},
+    routing::{
+        choose::{Candidates, Chooser},
+        settings::{CurrentRouting, RoutingSettings},
+    },
 };
 
 /// The parts and settings of a router; each restart uses the same ones.
 #[derive(Clone)]
 pub struct RouterParams {
-    pub policy: Policy,
-    /// The lanes, in configuration order.
-    pub lanes: Arc<[LaneId]>,
+    pub routing: CurrentRouting,
     pub live_lanes: LiveLanes,
     pub fallback: DiskFallback,
     /// After this long without a confirm, a record goes to the spool.
@@ -36,15 +36,18 @@ pub struct RouterParams {
 /// Reads the table of live lanes at each choice, so it knows nothing that a restart could lose.
 pub struct Router {
     params: RouterParams,
+    /// Those that `chooser` was made from.
+    settings: Arc<RoutingSettings>,
     chooser: Chooser,
     supervisor: SupervisorHandle,
 }
 
 impl Router {
     pub fn new(params: RouterParams, supervisor: SupervisorHandle) -> Self {
-        let lanes = Arc::clone(&params.lanes);
+        let settings = params.routing.get();
         Self {
-            chooser: Chooser::new(params.policy, lanes, fastrand::u64(..)),
+            chooser: chooser(&settings),
+            settings,
             params,
             supervisor,
         }
@@ -53,6 +56,10 @@ impl Router {
     /// Hands `job` to a lane, or to the spool. Its records stay together, unless each has a lane of
     /// its own.
     fn route(&mut self, mut job: Job) {
+        if let Some(new) = self.params.routing.newer_than(&self.settings) {
+            self.chooser = chooser(&new);
+            self.settings = new;
+        }
         job.sent = None;
         job.retain_waited_for();
         if job.records.len() > 1 && job.pinned.is_none() && self.chooser.is_by_id() {
@@ -69,7 +76,7 @@ impl Router {
         let Err(job) = self.send_to_lane(job, size) else {
             return;
         };
-        let lanes = self.params.lanes.iter().copied();
+        let lanes = self.settings.lanes.iter().copied();
         let allowed = lanes.filter(|&lane| job.may_take(lane));
         if let Some(why) = self.params.live_lanes.refusal(size, allowed) {
             return job.refuse(&why);
@@ -123,6 +130,12 @@ impl Router {
         job.sent = None;
         Err(job)
     }
+}
+
+/// A chooser that has chosen nothing yet.
+fn chooser(settings: &RoutingSettings) -> Chooser {
+    let lanes = Arc::clone(&settings.lanes);
+    Chooser::new(settings.policy, lanes, fastrand::u64(..))
 }
 
 /// The lanes at one moment.

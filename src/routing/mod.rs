@@ -9,11 +9,13 @@
 //! | --- | --- |
 //! | [`choose`] | the policies |
 //! | [`scores`] | what is known of each lane: latency, load, successes, ejection |
+//! | [`settings`] | the settings in effect, swapped as one |
 //! | [`hash`] | rendezvous hashing |
 
 pub mod choose;
 pub mod hash;
 pub mod scores;
+pub mod settings;
 
 #[cfg(test)]
 mod tests;

@@ -42,6 +42,7 @@ use waypost::{
     lane_id::LaneId,
     ledger::Ledger,
     record::{Origin, Record},
+    routing::settings::{CurrentRouting, RoutingSettings},
     spool::{NotSafe, OpenError, Queue, Spool, SpoolStats, Undelivered},
     transport::{
         Backlog, BrokerInfo, Durability, Incoming, Inspection, Message, Transport, TransportError,
@@ -503,8 +504,10 @@ type Child = (ChildId, Thread, Factory);
 
 fn start_router(slot: &Slot<Router>, live_lanes: &LiveLanes, fallback: DiskFallback) -> Child {
     let params = RouterParams {
-        policy: Policy::RoundRobin,
-        lanes: LANES.into(),
+        routing: CurrentRouting::new(RoutingSettings {
+            policy: Policy::RoundRobin,
+            lanes: LANES.into(),
+        }),
         live_lanes: live_lanes.clone(),
         fallback,
         publish_timeout: PUBLISH_TIMEOUT,

@@ -24,7 +24,7 @@ mod window;
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -49,7 +49,7 @@ const PROBE_EVERY: Duration = Duration::from_secs(1);
 pub struct Scores {
     started: Instant,
     /// Otherwise no policy reads outcomes and times, and none are kept.
-    measures: bool,
+    measures: AtomicBool,
     lanes: PerLane<LaneScore>,
     publish_timeout: Duration,
     /// Microseconds.
@@ -101,7 +101,7 @@ impl Scores {
     pub fn new(policy: Policy, publish_timeout: Duration) -> Self {
         Self {
             started: Instant::now(),
-            measures: matches!(policy, Policy::Adaptive | Policy::Failover),
+            measures: AtomicBool::new(reads_outcomes(policy)),
             lanes: PerLane::default(),
             publish_timeout,
             last_probe: AtomicU64::new(0),
@@ -115,8 +115,13 @@ impl Scores {
     }
 
     /// Whether the policy reads outcomes and times.
-    pub const fn measures(&self) -> bool {
-        self.measures
+    pub fn measures(&self) -> bool {
+        self.measures.load(Relaxed)
+    }
+
+    /// From now on, `policy` reads the scores.
+    pub fn set_policy(&self, policy: Policy) {
+        self.measures.store(reads_outcomes(policy), Relaxed);
     }
 
     /// The lane has connected, or was resumed.
@@ -154,7 +159,7 @@ impl Scores {
     ) -> Option<SentRecords> {
         let score = self.of(lane);
         score.sent(records, now);
-        self.measures.then(|| {
+        self.measures().then(|| {
             score.publishes(records, now);
             SentRecords {
                 scores: Arc::clone(self),
@@ -166,7 +171,7 @@ impl Scores {
 
     /// The lane has confirmed `records`. The last confirm `took` so long.
     pub fn confirmed(&self, lane: LaneId, records: u32, took: Duration, now: Duration) {
-        if self.measures {
+        if self.measures() {
             let score = self.of(lane);
             score.confirmed(records, now);
             if score.is_shared() {
@@ -178,14 +183,14 @@ impl Scores {
     /// The API has taken records. The slowest `took` so long after it was accepted.
     pub fn delivered(&self, lane: LaneId, took: Duration, now: Duration) {
         let score = self.of(lane);
-        if self.measures && !score.is_shared() {
+        if self.measures() && !score.is_shared() {
             score.took(took, now);
         }
     }
 
     /// The lane has not confirmed `records`. Returns the ejection that follows, to be logged.
     pub fn failed(&self, lane: LaneId, records: u32, now: Duration) -> Option<Ejection> {
-        if !self.measures {
+        if !self.measures() {
             return None;
         }
         let score = self.of(lane);
@@ -286,4 +291,8 @@ impl Scores {
     const fn of(&self, lane: LaneId) -> &LaneScore {
         &self.lanes[lane as usize]
     }
+}
+
+const fn reads_outcomes(policy: Policy) -> bool {
+    matches!(policy, Policy::Adaptive | Policy::Failover)
 }
