@@ -22,6 +22,7 @@ use waypost::{
     record::{Origin, Record, Schema, Tag, parse},
     routing::{
         choose::{Candidates, Chooser},
+        explain::Explanations,
         scores::Scores,
         settings::{CurrentRouting, RoutingSettings},
     },
@@ -90,8 +91,8 @@ fn choose_a_lane(bencher: Bencher, policy: &str) {
             undelivered: &|lane| ledger.lane(lane).counts.in_flight(),
             now,
         };
-        let lane = chooser.choose(black_box("record-1"), 1, &candidates);
-        scores.sent(lane?, 1, now)
+        let choice = chooser.choose(black_box("record-1"), 1, &candidates)?;
+        scores.sent(choice.lane, 1, now)
     });
 }
 
@@ -142,6 +143,7 @@ fn actor_hop(bencher: Bencher, crosses_threads: bool) {
             }),
             live_lanes: live_lanes.clone(),
             fallback,
+            explanations: Explanations::default(),
             publish_timeout: Duration::from_secs(1),
         };
         let start = factory(router.clone(), move |supervisor| {

@@ -19,6 +19,7 @@ pub use self::{
     url::SecretUrl,
     value::ReadableFile,
 };
+pub use crate::routing::policy::Policy;
 use crate::{lane_id::LaneId, record::Schema};
 
 /// The most POSTs that a lane may be configured to have in flight.
@@ -254,35 +255,6 @@ pub enum NatsSync {
     Always,
     /// The stream has three replicas or more, and no power cut takes most of them.
     Replicated,
-}
-
-/// How the router chooses among the lanes that are up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Policy {
-    /// Each lane in its turn.
-    RoundRobin,
-    /// Each lane in its turn, as often as its weight says.
-    Weighted,
-    /// The first lane that is steady.
-    Failover,
-    /// One lane for each id.
-    Hash,
-    /// The lane with the lowest score.
-    Adaptive,
-}
-
-impl Policy {
-    /// The name in the configuration.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::RoundRobin => "round-robin",
-            Self::Weighted => "weighted",
-            Self::Failover => "failover",
-            Self::Hash => "hash",
-            Self::Adaptive => "adaptive",
-        }
-    }
 }
 
 impl Lanes {

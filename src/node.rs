@@ -41,6 +41,7 @@ use crate::{
     ledger::{self, Ledger, TakenFile},
     record::{Record, Tag},
     routing::{
+        explain::Explanations,
         scores::Scores,
         settings::{CurrentRouting, RoutingSettings},
     },
@@ -163,6 +164,7 @@ struct Graph<'a> {
     /// The lanes in configuration order, with their tags.
     lanes: Arc<[(LaneId, String)]>,
     live_lanes: LiveLanes,
+    explanations: Explanations,
     router: Slot<Router>,
     feeder: Slot<Feeder>,
     taken_file: TakenFile,
@@ -214,6 +216,7 @@ impl<'a> Graph<'a> {
             api: api::Settings::read(&config.api)?,
             lanes: lanes.into(),
             live_lanes: LiveLanes::new(Arc::new(scores)),
+            explanations: Explanations::default(),
             router: Slot::default(),
             feeder: Slot::default(),
             taken_file,
@@ -242,6 +245,7 @@ impl<'a> Graph<'a> {
             }),
             live_lanes: self.live_lanes.clone(),
             fallback,
+            explanations: self.explanations.clone(),
             publish_timeout,
         };
         let start = factory(self.router.clone(), move |supervisor| {
@@ -399,6 +403,7 @@ impl<'a> Graph<'a> {
             ledger: Arc::clone(&self.ledger),
             scores: Arc::clone(&self.live_lanes.scores),
             weight_orders: Arc::default(),
+            explanations: self.explanations,
             spool: self.spool.clone(),
             breaker: self.breaker,
             node: gethostname::gethostname().to_string_lossy().into(),

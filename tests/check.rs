@@ -615,3 +615,50 @@ fn connect_tries_each_lane_and_the_api() {
     assert_eq!(output.status.code(), Some(1), "{told}");
     assert!(told.contains("lanes.nats: cannot connect"), "{told}");
 }
+
+/// The lines of `check --explain` for a record of `body`.
+fn explain(body: &str, arguments: &[&str]) -> Output {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("record.json");
+    std::fs::write(&file, body).unwrap();
+    let lanes = [
+        ("WAYPOST_LANES__NATS__TAG", "N"),
+        ("WAYPOST_LANES__GRPC__TAG", "G"),
+        ("WAYPOST_ROUTER__POLICY", "hash"),
+    ];
+    let explain = ["--explain", file.to_str().unwrap()];
+    check(&[&explain, arguments].concat(), &lanes)
+}
+
+#[test]
+fn explain_prints_the_decision_for_a_record_and_starts_nothing() {
+    let record = r#"{"name":"a","location":"b","age":1,"infectedtype":"c","state":"d"}"#;
+    let output = explain(record, &["--header", "Idempotency-Key: record-2"]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert_eq!(
+        String::from_utf8(output.stdout).unwrap(),
+        "id         record-2\n\
+         rule       default\n\
+         policy     hash\n\
+         lane       grpc: the first for its key\n\
+         runner-up  nats\n\
+         API        [api]\n\n\
+         All lanes are up and unused, as if the node had just started.\n"
+    );
+    for (body, arguments, why) in [
+        ("{}", &[][..], "field `name`: missing"),
+        ("{", &[], "malformed JSON"),
+        (record, &["--header", "no header"], "'NAME: VALUE'"),
+        (
+            record,
+            &["--header", "Idempotency-Key: a b"],
+            "visible ASCII",
+        ),
+        (record, &["--connect"], "cannot be used with"),
+    ] {
+        let output = explain(body, arguments);
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        let told = String::from_utf8(output.stderr).unwrap();
+        assert!(told.contains(why), "{told}");
+    }
+}

@@ -38,6 +38,7 @@ use waypost::{
     ledger::Ledger,
     record::{Origin, Record, Tag},
     routing::{
+        explain::Explanations,
         scores::{Factors, Scores},
         settings::{CurrentRouting, RoutingSettings},
     },
@@ -233,6 +234,7 @@ fn start_router(slot: Slot<Router>, live_lanes: &LiveLanes, fallback: DiskFallba
         }),
         live_lanes: live_lanes.clone(),
         fallback,
+        explanations: Explanations::default(),
         publish_timeout: PUBLISH_TIMEOUT,
     };
     factory(slot, move |supervisor| {

@@ -30,7 +30,11 @@ use waypost::{
     lane_id::LaneId,
     ledger::Ledger,
     record::Record,
-    routing::settings::{CurrentRouting, RoutingSettings},
+    routing::{
+        choose::Reason,
+        explain::Explanations,
+        settings::{CurrentRouting, RoutingSettings},
+    },
     spool::NotSafe,
 };
 
@@ -118,6 +122,7 @@ struct House {
     router: Slot<Router>,
     live_lanes: LiveLanes,
     routing: CurrentRouting,
+    explanations: Explanations,
     seen: Seen,
 }
 
@@ -157,6 +162,7 @@ impl House {
             ledger: Arc::clone(&ledger),
         };
         let live_lanes = live_lanes(policy);
+        let explanations = Explanations::default();
         let routing = CurrentRouting::new(RoutingSettings {
             policy,
             lanes: LANES.into(),
@@ -165,6 +171,7 @@ impl House {
             routing: routing.clone(),
             live_lanes: live_lanes.clone(),
             fallback,
+            explanations: explanations.clone(),
             publish_timeout: PUBLISH_TIMEOUT,
         };
         let starts = AtomicUsize::new(0);
@@ -180,6 +187,7 @@ impl House {
             router,
             live_lanes,
             routing,
+            explanations,
             seen: Arc::default(),
         }
     }
@@ -334,6 +342,59 @@ async fn a_pinned_record_takes_its_lane_or_none() {
         (house.seen_by(LaneId::Grpc), house.seen_by(LaneId::Rabbitmq)),
         (0, 0)
     );
+}
+
+/// The lane and the runner-up of each try.
+fn tries_of(house: &House, id: &str) -> Vec<(Option<LaneId>, Option<LaneId>)> {
+    let choices = house.explanations.of(id);
+    let lanes = choices.iter().map(|explanation| {
+        let choice = explanation.choice.as_ref();
+        (
+            choice.map(|choice| choice.lane),
+            choice.and_then(|choice| choice.runner_up),
+        )
+    });
+    lanes.collect()
+}
+
+#[actix_rt::test]
+async fn each_try_of_a_record_is_explained_and_the_spool_too() {
+    let house = House::new([Conduct::GivesBack, Conduct::Confirms, Conduct::Confirms]).await;
+    let [grpc, nats, rabbitmq] = LANES.map(Some);
+    let one = || Record {
+        id: "id".into(),
+        ..record()
+    };
+    let receipt = submit_one(&house.ingest, one(), None).await;
+    assert_eq!(receipt, Ok(Receipt::Lane(LaneId::Nats)));
+    assert_eq!(
+        tries_of(&house, "id"),
+        [(grpc, nats), (nats, rabbitmq)],
+        "a lane that has had it is no runner-up"
+    );
+
+    let house = House::new([Conduct::GivesBack; 3]).await;
+    let receipt = submit_one(&house.ingest, one(), Some(LaneId::Nats)).await;
+    assert_eq!(receipt, NOT_SAFE);
+    assert_eq!(tries_of(&house, "id"), [(nats, None), (None, None)]);
+    let first = &house.explanations.of("id")[0];
+    let reason = first.choice.as_ref().map(|choice| choice.reason);
+    assert_eq!(reason, Some(Reason::Pinned));
+    assert_eq!(tries_of(&house, "other"), []);
+}
+
+#[actix_rt::test]
+async fn each_record_of_a_batch_is_explained_by_its_own_key() {
+    let house = House::with_policy(Policy::Hash, [Conduct::Confirms; 3]).await;
+    let ids: Vec<_> = (0..100).map(|number| format!("id-{number}")).collect();
+    let lanes = lanes_of(&house, &ids).await;
+    let batched: Vec<_> = ids.iter().map(|id| tries_of(&house, id)).collect();
+    let alone = House::with_policy(Policy::Hash, [Conduct::Confirms; 3]).await;
+    for ((id, lane), tries) in ids.iter().zip(lanes).zip(batched) {
+        lanes_of(&alone, std::slice::from_ref(id)).await;
+        assert_eq!(tries, tries_of(&alone, id), "{id}");
+        assert_eq!(tries[0].0, Some(lane), "{id}");
+    }
 }
 
 #[actix_rt::test]

@@ -143,6 +143,10 @@ impl LaneSet {
     pub const fn contains(self, lane: LaneId) -> bool {
         self.0 & (1 << lane as u8) != 0
     }
+
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
 }
 
 #[derive(Message)]

@@ -16,9 +16,11 @@ use super::{
     supervisor::SupervisorHandle,
 };
 use crate::{
+    clock::unix_us,
     lane_id::{LaneId, PerLane},
     routing::{
-        choose::{Candidates, Chooser},
+        choose::{Candidates, Choice, Chooser},
+        explain::{Explanation, Explanations},
         settings::{CurrentRouting, RoutingSettings},
     },
 };
@@ -29,6 +31,7 @@ pub struct RouterParams {
     pub routing: CurrentRouting,
     pub live_lanes: LiveLanes,
     pub fallback: DiskFallback,
+    pub explanations: Explanations,
     /// After this long without a confirm, a record goes to the spool.
     pub publish_timeout: Duration,
 }
@@ -84,6 +87,7 @@ impl Router {
         if job.source != Source::Client {
             return job.refuse(&Refused::NoLane);
         }
+        self.params.explain(&self.chooser, &job, &job.records, None);
         self.params.fallback.store_job(job);
     }
 
@@ -93,7 +97,8 @@ impl Router {
         let mut parts: Vec<(Option<LaneId>, Job)> = Vec::new();
         for pending in mem::take(&mut job.records) {
             let size = pending.record.message_size();
-            let lane = lanes.choose(&mut self.chooser, &job, &pending.record.id, size);
+            let choice = lanes.choose(&mut self.chooser, &job, &pending.record.id, size);
+            let lane = choice.map(|choice| choice.lane);
             match parts.iter_mut().find(|(other, _)| *other == lane) {
                 Some((_, part)) => part.records.push(pending),
                 None => parts.push((lane, part_of(&job, vec![pending]))),
@@ -112,8 +117,10 @@ impl Router {
         let lanes = LaneView::new(&self.params, now);
         let scores = &self.params.live_lanes.scores;
         while let Some(first) = job.records.first()
-            && let Some(lane) = lanes.choose(&mut self.chooser, &job, &first.record.id, size)
+            && let Some(choice) = lanes.choose(&mut self.chooser, &job, &first.record.id, size)
         {
+            let lane = choice.lane;
+            lanes.explain(&mut self.chooser, &job, choice, size);
             job.tried.insert(lane);
             let Some(publisher) = lanes.live[lane as usize].publisher(size) else {
                 continue;
@@ -156,13 +163,13 @@ impl<'a> LaneView<'a> {
 
     /// The lane for the records of `job`, the first of which is `id`, and the largest of which is a
     /// message of `size` bytes.
-    fn choose(&self, chooser: &mut Chooser, job: &Job, id: &str, size: usize) -> Option<LaneId> {
+    fn choose(&self, chooser: &mut Chooser, job: &Job, id: &str, size: usize) -> Option<Choice> {
         let may_take = |lane: LaneId| {
             let publisher = self.live[lane as usize].publisher(size);
             publisher.is_some() && !job.tried.contains(lane) && job.may_take(lane)
         };
         if let Some(lane) = job.pinned {
-            return may_take(lane).then_some(lane);
+            return may_take(lane).then(|| Choice::pinned(lane));
         }
         let ledger = &self.params.fallback.ledger;
         let candidates = Candidates {
@@ -172,6 +179,40 @@ impl<'a> LaneView<'a> {
             now: self.now,
         };
         chooser.choose(id, count(job), &candidates)
+    }
+
+    /// Keeps why the records of `job` take the lane of `choice`. Where each record has its own lane,
+    /// those of a job have that lane in common, and each its own runner-up.
+    fn explain(&self, chooser: &mut Chooser, job: &Job, choice: Choice, size: usize) {
+        if job.records.len() == 1 || job.pinned.is_some() || !chooser.is_by_id() {
+            return self
+                .params
+                .explain(chooser, job, &job.records, Some(choice));
+        }
+        for pending in &job.records {
+            let choice = self.choose(chooser, job, &pending.record.id, size);
+            self.params.explain(chooser, job, [pending], choice);
+        }
+    }
+}
+
+impl RouterParams {
+    /// Keeps why `records`, which are a part of `job`, take the lane of `choice`, or the spool.
+    fn explain<'j>(
+        &self,
+        chooser: &Chooser,
+        job: &Job,
+        records: impl IntoIterator<Item = &'j PendingRecord>,
+        choice: Option<Choice>,
+    ) {
+        let explanation = Explanation {
+            at_us: unix_us(),
+            policy: chooser.policy(),
+            choice,
+            is_first: job.tried.is_empty(),
+        };
+        let ids = records.into_iter().map(|pending| &pending.record.id);
+        self.explanations.push(ids, explanation);
     }
 }
 

@@ -1,6 +1,8 @@
 //! `waypost check`: validates the configuration, and tries what it names.
 
-use std::{collections::BTreeMap, process::ExitCode, sync::Arc, time::Duration};
+mod explain;
+
+use std::{collections::BTreeMap, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
 use bytesize::ByteSize;
 use tokio::time::timeout;
@@ -35,11 +37,20 @@ pub struct Args {
     /// Also connect to each lane and to the API, and say what was tried; nothing is created
     #[arg(long)]
     connect: bool,
+    /// Print the rule, policy, lane and API of this record instead, and why; nothing is started
+    #[arg(long, value_name = "RECORD.json", conflicts_with = "connect")]
+    explain: Option<PathBuf>,
+    /// A header of its request, as in 'Idempotency-Key: 7'; may be given again
+    #[arg(long = "header", value_name = "NAME: VALUE", requires = "explain")]
+    headers: Vec<String>,
 }
 
 /// Prints the effective configuration, or each mistake in a line of its own.
 pub async fn check(args: Args) -> Result<(), ExitCode> {
     let config = args.node.load()?;
+    if let Some(file) = &args.explain {
+        return explain::explain(&config, file, &args.headers);
+    }
     print(config.to_toml().trim_end())?;
     if !args.connect {
         warn_of_size(&config, &BTreeMap::new());

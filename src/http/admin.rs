@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use actix_web::{HttpRequest, HttpResponse, http::StatusCode, web};
 use prometheus_client::encoding::prometheus_text;
 use serde::{Deserialize, Deserializer, de::Error as _};
+use serde_json::json;
 use tokio::time::Instant;
 use tracing::info;
 
@@ -18,6 +19,7 @@ use crate::{
     actors::supervisor::{Action, ChildId, LaneCommand, State, View},
     config::{Ack, WEIGHT_MAX},
     lane_id::LaneId,
+    routing::explain::EXPLAINED_MAX,
     transport::Durability,
 };
 
@@ -35,6 +37,7 @@ pub fn routes(app: &mut web::ServiceConfig) {
     .route("/readyz", web::get().to(ready))
     .route("/metrics", web::get().to(scrape))
     .route("/api/status", web::get().to(status))
+    .route("/api/explain", web::get().to(explain))
     .route("/api/lanes/{lane}/weight", web::post().to(set_weight))
     .route("/api/lanes/{lane}/{action}", web::post().to(command))
     .configure(dead_letters::routes)
@@ -101,6 +104,33 @@ async fn scrape(state: web::Data<AdminState>) -> Result<HttpResponse, Problem> {
     Ok(HttpResponse::Ok()
         .content_type(prometheus_text::CONTENT_TYPE)
         .body(text))
+}
+
+#[derive(Deserialize)]
+struct ExplainQuery {
+    id: Option<String>,
+}
+
+/// The choices for a record: see [`crate::routing::explain`].
+async fn explain(
+    state: web::Data<AdminState>,
+    query: Result<web::Query<ExplainQuery>, actix_web::Error>,
+) -> Result<HttpResponse, Problem> {
+    let wrong = |why: String| Problem::bad_request(ProblemKind::Query, why);
+    let query = query.map_err(|why| wrong(why.to_string()))?.into_inner();
+    let id = query.id.filter(|id| !id.is_empty());
+    let id = id.ok_or_else(|| wrong("The id is missing, as in /api/explain?id=ID".into()))?;
+    let choices = state.explanations.of(&id);
+    if choices.is_empty() {
+        let detail = format!("No record {id:?} is among the last {EXPLAINED_MAX} of this node");
+        return Err(Problem::new(
+            StatusCode::NOT_FOUND,
+            ProblemKind::NotFound,
+            detail,
+        ));
+    }
+    let choices: Vec<_> = choices.iter().map(|choice| &**choice).collect();
+    Ok(HttpResponse::Ok().json(json!({"id": id, "choices": choices})))
 }
 
 async fn command(

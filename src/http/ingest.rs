@@ -22,7 +22,8 @@ use futures_util::future::join_all;
 use serde::Serialize;
 use serde_json::json;
 
-use self::headers::{check_encoding, check_type, idempotency_key, traceparent};
+pub(crate) use self::headers::idempotency_key;
+use self::headers::{check_encoding, check_type, traceparent};
 use super::problem::{Problem, ProblemKind};
 use crate::{
     actors::{admission::Admission, receipts::Refused},

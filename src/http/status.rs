@@ -18,7 +18,10 @@ use crate::{
     config::Ack,
     lane_id::{LaneId, PerLane},
     ledger::{Balance, Ledger, Quantiles},
-    routing::scores::{LaneRouting, Scores},
+    routing::{
+        explain::Explanations,
+        scores::{LaneRouting, Scores},
+    },
     spool::Spool,
     transport::BrokerInfo,
 };
@@ -31,6 +34,7 @@ pub struct AdminState {
     pub scores: Arc<Scores>,
     /// The last order to each lane that set its weight.
     pub weight_orders: Arc<Mutex<PerLane<Option<WeightOrder>>>>,
+    pub explanations: Explanations,
     pub spool: Spool,
     pub breaker: Arc<Breaker>,
     pub node: Arc<str>,

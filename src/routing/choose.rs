@@ -8,12 +8,10 @@ use std::{cmp::Reverse, sync::Arc, time::Duration};
 
 use super::{
     hash::KeyHash,
+    policy::Policy,
     scores::{Factors, Scores},
 };
-use crate::{
-    config::Policy,
-    lane_id::{LaneId, PerLane},
-};
+use crate::lane_id::{LaneId, PerLane};
 
 /// One record of so many may be a probe: under 1 %, so that probes do not show in the 99th
 /// percentile.
@@ -29,8 +27,61 @@ pub struct Candidates<'a> {
     pub now: Duration,
 }
 
+/// The lane for a record, and why.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Choice {
+    pub lane: LaneId,
+    /// The lane that would take it without this one.
+    pub runner_up: Option<LaneId>,
+    pub reason: Reason,
+    /// What each lane was compared by, if it was by its score.
+    pub weighed: Option<Box<PerLane<Option<Factors>>>>,
+}
+
+/// Why a lane takes a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// The request names the lane.
+    Pinned,
+    Turn,
+    WeightedTurn,
+    /// Only lanes of weight 0 may take it.
+    WeightZero,
+    FirstSteady,
+    /// No lane is steady.
+    UpLongest,
+    Key,
+    LowestScore,
+    /// Each lane that may take it is ejected.
+    AllEjected,
+    Probe,
+}
+
+impl Choice {
+    /// The request names `lane`.
+    pub const fn pinned(lane: LaneId) -> Self {
+        Self::of((lane, None), Reason::Pinned)
+    }
+
+    const fn of((lane, runner_up): (LaneId, Option<LaneId>), reason: Reason) -> Self {
+        Self {
+            lane,
+            runner_up,
+            reason,
+            weighed: None,
+        }
+    }
+}
+
+/// The seconds that a lane without a latency counts as: the fastest of those that were `weighed`.
+pub fn unmeasured(weighed: &PerLane<Option<Factors>>) -> f64 {
+    let measured = weighed.iter().flatten();
+    let measured = measured.filter_map(|factors| factors.latency);
+    measured.min_by(f64::total_cmp).unwrap_or(1.0)
+}
+
 /// The memory of one router for one list of lanes.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Chooser {
     policy: Policy,
     /// In the order of the configuration.
@@ -58,6 +109,10 @@ impl Chooser {
         }
     }
 
+    pub const fn policy(&self) -> Policy {
+        self.policy
+    }
+
     /// Records of one request may take different lanes, each by its id.
     pub fn is_by_id(&self) -> bool {
         self.policy == Policy::Hash
@@ -70,31 +125,36 @@ impl Chooser {
         id: &str,
         records: u32,
         candidates: &Candidates<'_>,
-    ) -> Option<LaneId> {
+    ) -> Option<Choice> {
         match self.policy {
             Policy::RoundRobin => self.round_robin(candidates),
             Policy::Weighted => self.weighted(records, candidates),
             Policy::Failover => self.failover(candidates),
             Policy::Hash => {
+                let key = KeyHash::of(id.as_bytes());
                 let weights = candidates.scores.weights();
-                KeyHash::of(id.as_bytes()).first(candidates.among(&self.lanes), &weights)
+                let lanes = candidates.among(&self.lanes);
+                let ranked = lanes.map(|lane| (key.rank(lane, weights[lane as usize]), lane));
+                Some(Choice::of(two_least(ranked)?, Reason::Key))
             }
             Policy::Adaptive => self.adaptive(records, candidates),
         }
     }
 
     /// The first lane that may take it, from the one behind the last.
-    fn round_robin(&mut self, candidates: &Candidates<'_>) -> Option<LaneId> {
+    fn round_robin(&mut self, candidates: &Candidates<'_>) -> Option<Choice> {
         let count = self.lanes.len();
-        let mut order = (self.turn..count).chain(0..self.turn);
-        let at = order.find(|&at| (candidates.may_take)(self.lanes[at]))?;
-        self.turn = (at + 1) % count;
-        Some(self.lanes[at])
+        let order = (self.turn..count).chain(0..self.turn);
+        let mut able = order.filter(|&at| (candidates.may_take)(self.lanes[at]));
+        let first = able.next()?;
+        let second = able.next().map(|at| self.lanes[at]);
+        self.turn = (first + 1) % count;
+        Some(Choice::of((self.lanes[first], second), Reason::Turn))
     }
 
     /// Smooth weighted round-robin, as nginx has it: each lane is given its weight, and the one
     /// that is owed most pays for all. So a lane's records are spread evenly among the others'.
-    fn weighted(&mut self, records: u32, candidates: &Candidates<'_>) -> Option<LaneId> {
+    fn weighted(&mut self, records: u32, candidates: &Candidates<'_>) -> Option<Choice> {
         let weights = candidates.scores.weights();
         let weight = |lane: LaneId| i64::from(weights[lane as usize]) * i64::from(records);
         let lanes = Arc::clone(&self.lanes);
@@ -103,45 +163,48 @@ impl Chooser {
             self.credits[lane as usize] += weight(lane);
         }
         let total: i64 = owed.clone().map(weight).sum();
-        let Some(chosen) = owed.min_by_key(|&lane| Reverse(self.credits[lane as usize])) else {
-            // Only lanes of weight 0 may take it.
-            return candidates.among(&lanes).next();
+        let by_credit = owed.map(|lane| (Reverse(self.credits[lane as usize]), lane));
+        let Some((chosen, runner_up)) = two_least(by_credit) else {
+            let any = candidates.among(&lanes).map(|lane| ((), lane));
+            return Some(Choice::of(two_least(any)?, Reason::WeightZero));
         };
         self.credits[chosen as usize] -= total;
-        Some(chosen)
+        Some(Choice::of((chosen, runner_up), Reason::WeightedTurn))
     }
 
     /// The first lane that is steady. If none is, the one that is up longest, so that lanes which
     /// come and go do not take turns. Ejected lanes come last.
-    fn failover(&self, candidates: &Candidates<'_>) -> Option<LaneId> {
+    fn failover(&self, candidates: &Candidates<'_>) -> Option<Choice> {
         let Candidates { scores, now, .. } = candidates;
-        candidates.among(&self.lanes).min_by_key(|&lane| {
-            if scores.is_steady(lane, *now) {
+        let lanes = two_least(candidates.among(&self.lanes).map(|lane| {
+            let rank = if scores.is_steady(lane, *now) {
                 (0, 0)
             } else {
                 (
                     1 + u8::from(scores.is_ejected(lane, *now)),
                     scores.up_since(lane),
                 )
-            }
-        })
+            };
+            (rank, lane)
+        }))?;
+        let reason = if scores.is_steady(lanes.0, *now) {
+            Reason::FirstSteady
+        } else {
+            Reason::UpLongest
+        };
+        Some(Choice::of(lanes, reason))
     }
 
     /// The lane with the lowest score; ties at random. Ejected lanes come last. Now and then, one
     /// that was not used for a second is probed instead.
-    fn adaptive(&mut self, records: u32, candidates: &Candidates<'_>) -> Option<LaneId> {
+    fn adaptive(&mut self, records: u32, candidates: &Candidates<'_>) -> Option<Choice> {
         let Candidates { scores, now, .. } = candidates;
         let mut weighed = PerLane::<Option<Factors>>::default();
         for lane in candidates.among(&self.lanes) {
             let factors = scores.factors(lane, (candidates.undelivered)(lane), *now);
             weighed[lane as usize] = Some(factors);
         }
-        let measured = weighed
-            .iter()
-            .flatten()
-            .filter_map(|factors| factors.latency);
-        // A lane that was not measured counts as the fastest.
-        let unmeasured = measured.min_by(f64::total_cmp).unwrap_or(1.0);
+        let unmeasured = unmeasured(&weighed);
         let lanes = candidates.among(&self.lanes);
         let keys = lanes.filter_map(|lane| {
             let score = weighed[lane as usize]?.score(unmeasured);
@@ -149,20 +212,29 @@ impl Chooser {
             // Scores are never negative: their bits are in their order.
             Some(((is_ejected, score.to_bits(), self.random.u32(..)), lane))
         });
-        let (_, best) = keys.min()?;
+        let (best, runner_up) = two_least(keys)?;
+        let choice = |lanes, reason| Choice {
+            weighed: Some(Box::new(weighed)),
+            ..Choice::of(lanes, reason)
+        };
+        let reason = if scores.is_ejected(best, *now) {
+            Reason::AllEjected
+        } else {
+            Reason::LowestScore
+        };
         self.since_probe = self.since_probe.saturating_add(records);
         if self.since_probe < PROBE_ONE_OF.saturating_mul(records) {
-            return Some(best);
+            return Some(choice((best, runner_up), reason));
         }
         let others = candidates.among(&self.lanes).filter(|&lane| {
             let factors = &weighed[lane as usize];
             lane != best && factors.is_some_and(|factors| factors.weight > 0)
         });
         let Some(probed) = scores.claim_probe(others, *now) else {
-            return Some(best);
+            return Some(choice((best, runner_up), reason));
         };
         self.since_probe = 0;
-        Some(probed)
+        Some(choice((probed, Some(best)), Reason::Probe))
     }
 }
 
@@ -172,4 +244,18 @@ impl Candidates<'_> {
         let lanes = lanes.iter().copied();
         lanes.filter(|&lane| (self.may_take)(lane))
     }
+}
+
+/// The lanes with the two least keys; of equal ones, the first.
+fn two_least<K: Ord>(lanes: impl Iterator<Item = (K, LaneId)>) -> Option<(LaneId, Option<LaneId>)> {
+    let mut least: Option<(K, LaneId)> = None;
+    let mut second: Option<(K, LaneId)> = None;
+    for next in lanes {
+        if least.as_ref().is_none_or(|(key, _)| next.0 < *key) {
+            second = least.replace(next);
+        } else if second.as_ref().is_none_or(|(key, _)| next.0 < *key) {
+            second = Some(next);
+        }
+    }
+    Some((least?.1, second.map(|(_, lane)| lane)))
 }

@@ -5,9 +5,11 @@
 //! Each lane has a score for each key, from the two alone. The order of the scores is the order in
 //! which the key tries the lanes, so a lost lane moves only its own keys, each to its second lane.
 
+use std::cmp::Reverse;
+
 use siphasher::sip::SipHasher13;
 
-use crate::lane_id::{LaneId, PerLane};
+use crate::lane_id::LaneId;
 
 /// The seed. Another one moves every key at an upgrade, so it never changes; the golden vectors of
 /// the tests hold it.
@@ -23,18 +25,12 @@ impl KeyHash {
         Self(SipHasher13::new_with_keys(SEED.0, SEED.1).hash(key))
     }
 
-    /// The first of `lanes` for this key. A lane of weight 0 comes last.
-    pub fn first(
-        self,
-        lanes: impl Iterator<Item = LaneId>,
-        weights: &PerLane<u32>,
-    ) -> Option<LaneId> {
-        let score = |lane: LaneId| self.score(lane, weights[lane as usize]);
-        // Equal scores: by name, which is the same everywhere.
-        lanes.max_by(|&a, &b| {
-            let by_score = score(a).total_cmp(&score(b));
-            by_score.then_with(|| b.name().cmp(a.name()))
-        })
+    /// The place of `lane` in the order in which this key tries the lanes: the least is first, and
+    /// weight 0 is last.
+    pub fn rank(self, lane: LaneId, weight: u32) -> (Reverse<u64>, &'static str) {
+        // Scores are never negative: their bits are in their order. Equal scores: by name, which is
+        // the same everywhere.
+        (Reverse(self.score(lane, weight).to_bits()), lane.name())
     }
 
     /// The lane's score for this key: −weight ÷ ln(h), h evenly between 0 and 1. The lane with the

@@ -1,19 +1,24 @@
-//! Routing: which lane takes a record. Pure: no actors, no I/O, and the time is an argument.
+//! Routing: which lane takes a record, and why. Pure: no actors, no I/O, and the time is an
+//! argument.
 //!
 //! ```text
 //! lane, forwarder: outcomes ──▶ Scores     any number of routers read them at once
-//! router: Scores ──Chooser::choose──▶ lane
+//! router: Scores ──Chooser::choose──▶ Choice, kept as an Explanation
 //! ```
 //!
 //! | part | its job |
 //! | --- | --- |
+//! | [`policy`] | their names |
 //! | [`choose`] | the policies |
+//! | [`explain`] | a choice as JSON and as text |
 //! | [`scores`] | what is known of each lane: latency, load, successes, ejection |
 //! | [`settings`] | the settings in effect, swapped as one |
 //! | [`hash`] | rendezvous hashing |
 
 pub mod choose;
+pub mod explain;
 pub mod hash;
+pub mod policy;
 pub mod scores;
 pub mod settings;
 

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use parking_lot::RwLock;
 
-use crate::{config::Policy, lane_id::LaneId};
+use super::policy::Policy;
+use crate::lane_id::LaneId;
 
 /// What decides on a record's lane, but for the weights, which are in
 /// [`Scores`](super::scores::Scores).

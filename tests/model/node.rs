@@ -42,7 +42,10 @@ use waypost::{
     lane_id::LaneId,
     ledger::Ledger,
     record::{Origin, Record},
-    routing::settings::{CurrentRouting, RoutingSettings},
+    routing::{
+        explain::Explanations,
+        settings::{CurrentRouting, RoutingSettings},
+    },
     spool::{NotSafe, OpenError, Queue, Spool, SpoolStats, Undelivered},
     transport::{
         Backlog, BrokerInfo, Durability, Incoming, Inspection, Message, Transport, TransportError,
@@ -510,6 +513,7 @@ fn start_router(slot: &Slot<Router>, live_lanes: &LiveLanes, fallback: DiskFallb
         }),
         live_lanes: live_lanes.clone(),
         fallback,
+        explanations: Explanations::default(),
         publish_timeout: PUBLISH_TIMEOUT,
     };
     let start = factory(slot.clone(), move |supervisor| {

@@ -37,7 +37,7 @@ pub(super) fn check_encoding(headers: &HeaderMap) -> Result<(), Problem> {
 
 /// The client's key: bare, or quoted as a Structured Field String (RFC 9651, 3.3.3). Both are the
 /// same key.
-pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<Option<Arc<str>>, Problem> {
+pub fn idempotency_key(headers: &HeaderMap) -> Result<Option<Arc<str>>, Problem> {
     let invalid = || {
         Problem::bad_request(
             ProblemKind::IdempotencyKey,

@@ -36,8 +36,8 @@ use tokio::time::Instant;
 use self::lane::LaneScore;
 pub use self::{health::Ejection, lane::Factors};
 use crate::{
-    config::Policy,
     lane_id::{LaneId, PerLane},
+    routing::policy::Policy,
 };
 
 /// A lane that was not used for so long may get a probe, and all lanes together get one in this

@@ -1,19 +1,18 @@
 //! Properties of the policies and the scores together.
 
 mod adaptive;
+mod explain;
 mod hash;
 mod policies;
 
 use std::{sync::Arc, time::Duration};
 
 use super::{
-    choose::{Candidates, Chooser},
+    choose::{Candidates, Choice, Chooser},
+    policy::Policy,
     scores::Scores,
 };
-use crate::{
-    config::Policy,
-    lane_id::{LaneId, PerLane},
-};
+use crate::lane_id::{LaneId, PerLane};
 
 pub const GRPC: LaneId = LaneId::Grpc;
 pub const NATS: LaneId = LaneId::Nats;
@@ -57,6 +56,18 @@ pub fn choose(
     now: Duration,
     may_take: impl Fn(LaneId) -> bool,
 ) -> Option<LaneId> {
+    let choice = choose_and_explain(chooser, id, scores, now, may_take);
+    choice.map(|choice| choice.lane)
+}
+
+/// The same, with the reason.
+pub fn choose_and_explain(
+    chooser: &mut Chooser,
+    id: &str,
+    scores: &Scores,
+    now: Duration,
+    may_take: impl Fn(LaneId) -> bool,
+) -> Option<Choice> {
     let candidates = Candidates {
         may_take: &may_take,
         scores,

@@ -37,7 +37,7 @@ proptest! {
                 undelivered: &|_| 0,
                 now: WARM,
             };
-            let lane = chooser.choose("", batch, &candidates).unwrap();
+            let lane = chooser.choose("", batch, &candidates).unwrap().lane;
             counts[lane as usize] += batch;
             sent += batch;
             if sent >= 100_000 {
