@@ -19,7 +19,7 @@ use super::{
     output::{failed, print, tell},
     progress::Progress,
     read_records,
-    run::stop_signal,
+    signals::Signals,
 };
 use crate::{
     actors::supervisor::{ChildId, Snapshot, State},
@@ -66,7 +66,7 @@ pub struct Args {
 }
 
 /// Runs the demo. Without `--once` the node stays up until Ctrl-C. Fails if a record was not
-/// delivered.
+/// delivered, or if a signal ends it before.
 pub async fn demo(args: Args) -> Result<(), ExitCode> {
     let node = NodeArgs {
         config: args.config.clone(),
@@ -75,6 +75,7 @@ pub async fn demo(args: Args) -> Result<(), ExitCode> {
         admin: args.admin.clone(),
         data: args.data.clone(),
     };
+    let mut signals = Signals::take()?;
     let mut config = node.load()?;
     let records = read_records(args.records.as_deref())?;
     // The folder is removed when the demo ends.
@@ -87,21 +88,35 @@ pub async fn demo(args: Args) -> Result<(), ExitCode> {
     let sink = sink.map_err(failed)?;
     config.api.url = format!("http://{}/", sink.address()).into();
     choose_addresses(&mut config, &args);
-    let outcome = play(&config, &sink, records, &args).await;
+    let node = Node::start(&config).map_err(failed)?;
+    // Any signal ends it, SIGHUP too: its terminal has gone.
+    let played = tokio::select! {
+        outcome = play(&node, &config, &sink, records, &args) => Some(outcome),
+        _ = signals.next() => None,
+    };
+    if !args.once && played.is_some() {
+        tell(format_args!(
+            "The node stays up: post to http://{}/, status at http://{}/api/status, Ctrl-C ends \
+             it.",
+            node.ingest, node.admin
+        ));
+        signals.next().await;
+    }
+    node.drain().await;
     sink.stop().await;
-    outcome
+    played.unwrap_or_else(|| Err(failed("a signal has ended the demo")))
 }
 
-/// Runs the node against `sink`, and posts the records to it.
+/// Posts the records to the node, which posts them to `sink`.
 async fn play(
+    node: &Node,
     config: &Config,
     sink: &Sink,
     records: Vec<Bytes>,
     args: &Args,
 ) -> Result<(), ExitCode> {
     let total = records.len() as u64;
-    let node = Node::start(config).map_err(failed)?;
-    if !within(LANES_PATIENCE, async || lanes_are_up(&node).await).await {
+    if !within(LANES_PATIENCE, async || lanes_are_up(node).await).await {
         tell(format_args!(
             "waypost: not every lane is up after {LANES_PATIENCE:?}; see http://{}/api/status",
             node.admin
@@ -109,9 +124,9 @@ async fn play(
     }
     let progress = Progress::new(total, "records taken");
     let began = Instant::now();
-    let refused = post(&node, records, &progress).await?;
+    let refused = post(node, records, &progress).await?;
     let is_delivered = refused.is_empty()
-        && within(BALANCE_PATIENCE, async || is_settled(&node, sink, total)).await;
+        && within(BALANCE_PATIENCE, async || is_settled(node, sink, total)).await;
     let elapsed = began.elapsed();
     progress.end();
 
@@ -140,15 +155,6 @@ async fn play(
         let why = "not all is delivered, or the ledger does not balance";
         Err(failed(why))
     };
-    if !args.once {
-        tell(format_args!(
-            "The node stays up: post to http://{}/, status at http://{}/api/status, Ctrl-C ends \
-             it.",
-            node.ingest, node.admin
-        ));
-        stop_signal().await?;
-    }
-    node.drain().await;
     printed.and(outcome)
 }
 

@@ -7,6 +7,7 @@ pub mod load;
 mod output;
 mod progress;
 pub mod run;
+mod signals;
 pub mod sink;
 
 use std::{

@@ -3,27 +3,35 @@
 use std::{process::ExitCode, time::Duration};
 
 use tokio::signal::unix::{SignalKind, signal};
-use tracing::{error, warn};
+use tracing::{error, info, warn};
 
-use super::NodeArgs;
+use super::{
+    NodeArgs,
+    signals::{Signals, Wish},
+};
 use crate::node::Node;
 
 /// A drain that takes longer is cut off.
 const DRAIN_MAX: Duration = Duration::from_millis(9_500);
 
-/// Runs a node until SIGTERM or SIGINT, then drains it. A second signal ends the process at once.
+/// Runs a node until SIGTERM, SIGINT or SIGQUIT, then drains it. A second one ends the process at
+/// once.
 pub async fn run(args: NodeArgs) -> Result<(), ExitCode> {
+    let mut signals = Signals::take()?;
     let config = args.load()?;
     let node = Node::start(&config).map_err(|failure| {
         error!(%failure, "node does not start");
         ExitCode::FAILURE
     })?;
-    stop_signal().await?;
-    actix_rt::spawn(async {
-        if stop_signal().await.is_ok() {
-            warn!("second signal: ending at once");
-            std::process::exit(1);
+    while let (signal, Wish::Reload | Wish::Nothing) = signals.next().await {
+        info!(signal, "the signal has no effect");
+    }
+    actix_rt::spawn(async move {
+        while let (signal, Wish::Reload | Wish::Nothing) = signals.next().await {
+            info!(signal, "the signal has no effect: the node is stopping");
         }
+        warn!("second signal: ending at once");
+        std::process::exit(1);
     });
     if tokio::time::timeout(DRAIN_MAX, node.drain()).await.is_err() {
         warn!("the drain was cut off; the records that are left are in the brokers and on disk");
@@ -31,7 +39,7 @@ pub async fn run(args: NodeArgs) -> Result<(), ExitCode> {
     Ok(())
 }
 
-/// Resolves at the next SIGTERM or SIGINT.
+/// Resolves at the next SIGTERM or SIGINT, for commands that run no node.
 pub async fn stop_signal() -> Result<(), ExitCode> {
     let cannot_wait = |failure: std::io::Error| {
         error!(%failure, "cannot wait for signals");
