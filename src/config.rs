@@ -149,6 +149,8 @@ section! {
     /// `[admin]`: health, status and metrics.
     AdminConfig {
         listen: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 8001)), deserialize_with = "value::address";
+        /// The next start obeys the last orders to each lane.
+        keep_orders: bool = false, deserialize_with = "value::yes_or_no";
     }
 }
 

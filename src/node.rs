@@ -35,6 +35,7 @@ use crate::{
     api,
     breaker::Breaker,
     config::Config,
+    control::{Control, Orders},
     http::{self, admin, ingest, status::AdminState},
     idempotency::IdempotencyStore,
     lane_id::LaneId,
@@ -165,6 +166,7 @@ struct Graph<'a> {
     lanes: Arc<[(LaneId, String)]>,
     live_lanes: LiveLanes,
     explanations: Explanations,
+    orders: Orders,
     router: Slot<Router>,
     feeder: Slot<Feeder>,
     taken_file: TakenFile,
@@ -197,8 +199,11 @@ impl<'a> Graph<'a> {
         let taken_file = TakenFile::open(&config.spool.dir, &ledger);
         actix_rt::spawn(taken_file.clone().keep());
         let scores = Scores::new(config.router.policy, config.router.publish_timeout);
+        let orders = Orders::open(&config.spool.dir, config.admin.keep_orders);
         for (lane, _) in &lanes {
-            scores.set_weight(*lane, config.lanes.weight(*lane).unwrap_or(1));
+            let ordered = orders.of(*lane).weight.map(|order| order.what);
+            let weight = ordered.or_else(|| config.lanes.weight(*lane));
+            scores.set_weight(*lane, weight.unwrap_or(1));
         }
         let threads = half_the_cores().min(lanes.len().max(1));
         let dead_letters = DeadLetters {
@@ -217,6 +222,7 @@ impl<'a> Graph<'a> {
             lanes: lanes.into(),
             live_lanes: LiveLanes::new(Arc::new(scores)),
             explanations: Explanations::default(),
+            orders,
             router: Slot::default(),
             feeder: Slot::default(),
             taken_file,
@@ -396,13 +402,16 @@ impl<'a> Graph<'a> {
         admin_socket: TcpListener,
     ) -> Result<Node, StartError> {
         let config = self.config;
-        let supervisor = Supervisor::start(&self.live_lanes, self.children);
+        let commands = self.orders.commands();
+        let supervisor = Supervisor::start_with(&self.live_lanes, self.children, commands);
+        let scores = Arc::clone(&self.live_lanes.scores);
+        let control = Control::new(supervisor.clone(), Arc::clone(&scores), self.orders);
         let draining = Arc::new(AtomicBool::new(false));
         let admin_state = AdminState {
             supervisor: supervisor.clone(),
             ledger: Arc::clone(&self.ledger),
-            scores: Arc::clone(&self.live_lanes.scores),
-            weight_orders: Arc::default(),
+            scores,
+            control,
             explanations: self.explanations,
             spool: self.spool.clone(),
             breaker: self.breaker,

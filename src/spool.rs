@@ -38,6 +38,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tracing::warn;
 
+pub(crate) use self::disk::replace_durably;
 pub use self::{
     entry::{DeathReason, Entry, Parked},
     kept::FoundCopies,

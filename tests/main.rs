@@ -10,6 +10,7 @@ mod bad_requests;
 mod check;
 mod connect;
 mod containers;
+mod control;
 mod durable;
 mod end_to_end;
 mod faults;

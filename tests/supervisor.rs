@@ -13,9 +13,9 @@ use waypost::{
         Drain, Ping, Supervised,
         slot::Slot,
         supervisor::{
-            Action, BACKOFF_CAP, BACKOFF_FIRST, CRASHES_MAX, ChildId, Exit, HEALTHY, HEARTBEAT,
-            LaneCommand, MISSES_MAX, Snapshot, State, Supervisor, SupervisorHandle, Thread, View,
-            factory,
+            Action, BACKOFF_CAP, BACKOFF_FIRST, CRASHES_MAX, ChildId, CommandOutcome, Exit,
+            HEALTHY, HEARTBEAT, LaneCommand, MISSES_MAX, Snapshot, State, Supervisor,
+            SupervisorHandle, Thread, View, factory,
         },
     },
     config::Policy,
@@ -303,15 +303,9 @@ async fn five_panics_within_a_minute_take_the_actor_down_and_no_other() {
     let neighbour = view(&supervisor, NEIGHBOUR).await;
     assert_eq!((neighbour.state, neighbour.restarts), (State::Up, 0));
     // An operator may give it another chance.
-    assert!(
-        supervisor
-            .send(LaneCommand {
-                lane: LaneId::Nats,
-                action: Action::Resume
-            })
-            .await
-            .unwrap()
-    );
+    let (lane, action) = (LaneId::Nats, Action::Resume);
+    let sent = supervisor.send(LaneCommand { lane, action });
+    assert_eq!(sent.await.unwrap(), CommandOutcome::Done);
     sleep(Duration::from_secs(1)).await;
     assert!(starts.lock().unwrap().len() > CRASHES_MAX);
 }
@@ -375,15 +369,9 @@ async fn a_paused_lane_rests_until_it_is_resumed_and_a_restart_is_at_once() {
     tokio::time::pause();
     let (supervisor, starts) = supervise(|_| Conduct::LivesOn);
     let order = async |action| {
-        assert!(
-            supervisor
-                .send(LaneCommand {
-                    lane: LaneId::Nats,
-                    action
-                })
-                .await
-                .unwrap()
-        );
+        let lane = LaneId::Nats;
+        let sent = supervisor.send(LaneCommand { lane, action });
+        assert_eq!(sent.await.unwrap(), CommandOutcome::Done);
     };
     sleep(Duration::from_secs(1)).await;
     order(Action::Pause).await;
@@ -404,5 +392,45 @@ async fn a_paused_lane_rests_until_it_is_resumed_and_a_restart_is_at_once() {
         })
         .await
         .unwrap();
-    assert!(!absent, "a lane that is not there");
+    assert_eq!(absent, CommandOutcome::NoSuchLane);
+}
+
+/// Each order, after each other one: what becomes of it, and how the lane is then.
+#[actix_rt::test]
+async fn an_order_that_changes_nothing_is_told_as_such() {
+    use Action::{Drain, Pause, Restart, Resume};
+    use CommandOutcome::{Done, Unchanged};
+    tokio::time::pause();
+    let (supervisor, starts) = supervise(|_| Conduct::LivesOn);
+    sleep(Duration::from_secs(1)).await;
+    let steps = [
+        (Resume, Unchanged, "up", false, 1),
+        (Drain, Done, "up", true, 1),
+        (Drain, Unchanged, "up", true, 1),
+        (Restart, Done, "up", true, 2),
+        (Pause, Done, "paused", false, 2),
+        (Pause, Unchanged, "paused", false, 2),
+        (Drain, Done, "up", true, 3),
+        (Resume, Done, "up", false, 3),
+        (Resume, Unchanged, "up", false, 3),
+        (Pause, Done, "paused", false, 3),
+        (Restart, Done, "up", false, 4),
+        (Restart, Done, "up", false, 5),
+        (Pause, Done, "paused", false, 5),
+        (Resume, Done, "up", false, 6),
+    ];
+    for (at, (action, outcome, state, drains, started)) in steps.into_iter().enumerate() {
+        let lane = LaneId::Nats;
+        let sent = supervisor.send(LaneCommand { lane, action });
+        assert_eq!(sent.await.unwrap(), outcome, "step {at}");
+        sleep(Duration::from_millis(10)).await;
+        let view = view(&supervisor, PROBE).await;
+        let found = (
+            view.state.name(),
+            view.is_draining,
+            starts.lock().unwrap().len(),
+        );
+        assert_eq!(found, (state, drains, started), "step {at}");
+        assert_eq!(view.takes_records(), state == "up" && !drains, "step {at}");
+    }
 }

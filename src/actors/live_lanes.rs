@@ -24,6 +24,8 @@ const LEARNT_FOR: Duration = Duration::from_mins(10);
 pub struct LaneEntry {
     /// There while the lane is up.
     publisher: Option<Recipient<Publish>>,
+    /// An operator lets it deliver what it has, and take nothing new.
+    is_draining: bool,
     /// The most bytes of a message, as the lane was last told. `None` before the first connection.
     largest_told: Option<usize>,
     /// The most bytes of a message by the last refusal, and when that came.
@@ -33,10 +35,11 @@ pub struct LaneEntry {
 }
 
 impl LaneEntry {
-    /// Takes messages of up to `size` bytes, if the lane is up.
+    /// Takes messages of up to `size` bytes, if the lane is up and does not drain.
     pub fn publisher(&self, size: usize) -> Option<&Recipient<Publish>> {
         let fits = self.largest_message().is_none_or(|most| size <= most);
-        self.publisher.as_ref().filter(|_| fits)
+        let publisher = self.publisher.as_ref();
+        publisher.filter(|_| fits && !self.is_draining)
     }
 
     /// The most bytes of a message, as far as it is known.
@@ -65,8 +68,10 @@ impl LiveLanes {
     /// The lane is up, and `publisher` takes its records: messages of up to `largest` bytes, or of
     /// any size but for what was learnt if the system does not tell.
     pub fn insert(&self, lane: LaneId, publisher: Recipient<Publish>, largest: Option<usize>) {
-        self.scores.lane_up(lane, self.scores.at(Instant::now()));
         let entry = &mut self.table.write()[lane as usize];
+        if !entry.is_draining {
+            self.scores.lane_up(lane, self.scores.at(Instant::now()));
+        }
         entry.publisher = Some(publisher);
         entry.largest_told = Some(largest.unwrap_or(usize::MAX));
         if largest.is_some() {
@@ -82,6 +87,24 @@ impl LiveLanes {
             self.scores.lane_paused(lane, now);
         } else {
             self.scores.lane_down(lane, now);
+        }
+    }
+
+    /// An operator lets the lane take nothing new, or take records again. It is so after each
+    /// later connection too.
+    pub fn set_draining(&self, lane: LaneId, is_draining: bool) {
+        let entry = &mut self.table.write()[lane as usize];
+        if entry.is_draining == is_draining {
+            return;
+        }
+        entry.is_draining = is_draining;
+        if entry.publisher.is_some() {
+            let now = self.scores.at(Instant::now());
+            if is_draining {
+                self.scores.lane_paused(lane, now);
+            } else {
+                self.scores.lane_up(lane, now);
+            }
         }
     }
 

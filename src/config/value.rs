@@ -136,6 +136,18 @@ pub fn list<'de, D: Deserializer<'de>>(input: D) -> Result<Vec<String>, D::Error
     Ok(texts)
 }
 
+/// `true` or `false`.
+pub fn yes_or_no<'de, D: Deserializer<'de>>(input: D) -> Result<bool, D::Error> {
+    let allowed = "true or false";
+    match Value::deserialize(input)? {
+        Value::Boolean(value) => Ok(value),
+        Value::String(text) => text
+            .parse()
+            .map_err(|_| Error::custom(format!("{text:?} does not fit; allowed is {allowed}"))),
+        other => Err(wrong_type(&other, allowed)),
+    }
+}
+
 /// A whole number in a range.
 pub fn whole<'de, const MIN: usize, const MAX: usize, D: Deserializer<'de>, T: TryFrom<usize>>(
     input: D,

@@ -6,17 +6,15 @@ use actix_web::{HttpRequest, HttpResponse, http::StatusCode, web};
 use prometheus_client::encoding::prometheus_text;
 use serde::{Deserialize, Deserializer, de::Error as _};
 use serde_json::json;
-use tokio::time::Instant;
-use tracing::info;
 
 use super::{
     dead_letters,
     metrics::Scrape,
     problem::{Problem, ProblemKind},
-    status::{AdminState, WeightOrder, no_supervisor},
+    status::{AdminState, no_supervisor},
 };
 use crate::{
-    actors::supervisor::{Action, ChildId, LaneCommand, State, View},
+    actors::supervisor::{Action, ChildId, View},
     config::{Ack, WEIGHT_MAX},
     lane_id::LaneId,
     routing::explain::EXPLAINED_MAX,
@@ -39,6 +37,7 @@ pub fn routes(app: &mut web::ServiceConfig) {
     .route("/api/status", web::get().to(status))
     .route("/api/explain", web::get().to(explain))
     .route("/api/lanes/{lane}/weight", web::post().to(set_weight))
+    .route("/api/lanes/{action}", web::post().to(command_all))
     .route("/api/lanes/{lane}/{action}", web::post().to(command))
     .configure(dead_letters::routes)
     .default_service(web::to(async |request: HttpRequest| {
@@ -51,7 +50,7 @@ async fn ready(state: web::Data<AdminState>) -> Result<HttpResponse, Problem> {
         return Err(unready("The node is stopping"));
     }
     let views = state.views().await?;
-    let mut up = views.iter().filter(|view| view.state == State::Up);
+    let mut up = views.iter().filter(|view| view.takes_records());
     if !up.clone().any(|view| view.child == ChildId::Router) {
         return Err(unready("The router is being restarted"));
     }
@@ -133,29 +132,69 @@ async fn explain(
     Ok(HttpResponse::Ok().json(json!({"id": id, "choices": choices})))
 }
 
+/// An order to one lane.
 async fn command(
     state: web::Data<AdminState>,
+    request: HttpRequest,
     path: web::Path<(String, String)>,
 ) -> Result<HttpResponse, Problem> {
     let (lane, action) = path.into_inner();
-    let action = match action.as_str() {
-        "pause" => Action::Pause,
-        "resume" => Action::Resume,
-        "restart" => Action::Restart,
-        _ => return Err(Problem::not_found(&action)),
-    };
-    if state.draining.load(Relaxed) {
-        return Err(unready("The node is stopping"));
-    }
-    let unknown = || Problem::not_found(&lane);
-    let lane = LaneId::from_name(&lane).ok_or_else(unknown)?;
-    let sent = state.supervisor.send(LaneCommand { lane, action }).await;
-    if !sent.map_err(|_| no_supervisor())? {
-        return Err(unknown());
-    }
+    let action = action_of(&action)?;
+    let lane = lane_of(&state, &lane)?;
+    order(&state, &request, vec![lane], action).await?;
     let views = state.views().await?;
     let mut statuses = state.lane_statuses(&views);
     Ok(HttpResponse::Accepted().json(statuses.find(|status| status.lane == lane)))
+}
+
+/// An order to all lanes.
+async fn command_all(
+    state: web::Data<AdminState>,
+    request: HttpRequest,
+    action: web::Path<String>,
+) -> Result<HttpResponse, Problem> {
+    let action = action_of(&action)?;
+    let lanes = state.lanes.iter().map(|(lane, _)| *lane);
+    order(&state, &request, lanes.collect(), action).await?;
+    let views = state.views().await?;
+    let statuses: Vec<_> = state.lane_statuses(&views).collect();
+    Ok(HttpResponse::Accepted().json(json!({"lanes": statuses})))
+}
+
+async fn order(
+    state: &AdminState,
+    request: &HttpRequest,
+    lanes: Vec<LaneId>,
+    action: Action,
+) -> Result<(), Problem> {
+    if state.draining.load(Relaxed) {
+        return Err(unready("The node is stopping"));
+    }
+    let control = state.control.clone();
+    let by = operator(request);
+    // It is noted though the operator has hung up.
+    let done = actix_rt::spawn(async move { control.command(&lanes, action, &by).await });
+    match done.await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) | Err(_) => Err(no_supervisor()),
+    }
+}
+
+fn action_of(name: &str) -> Result<Action, Problem> {
+    Action::from_name(name).ok_or_else(|| Problem::not_found(name))
+}
+
+/// The lane of that name, if it is this node's.
+fn lane_of(state: &AdminState, name: &str) -> Result<LaneId, Problem> {
+    let mut lanes = state.lanes.iter().map(|(lane, _)| *lane);
+    let lane = lanes.find(|lane| lane.name() == name);
+    lane.ok_or_else(|| Problem::not_found(name))
+}
+
+/// Who gives an order, as far as it is known: the address.
+fn operator(request: &HttpRequest) -> String {
+    let address = request.peer_addr();
+    address.map_or_else(|| "unknown".into(), |address| address.ip().to_string())
 }
 
 #[derive(Deserialize)]
@@ -176,26 +215,18 @@ fn allowed_weight<'de, D: Deserializer<'de>>(input: D) -> Result<u32, D::Error> 
     }
 }
 
-/// Holds until the node ends. The router's next choice has the new weight.
 async fn set_weight(
     state: web::Data<AdminState>,
     request: HttpRequest,
     lane: web::Path<String>,
     order: web::Json<NewWeight>,
 ) -> Result<HttpResponse, Problem> {
-    let weight = order.weight;
-    let unknown = || Problem::not_found(&lane);
-    let lane = LaneId::from_name(&lane).ok_or_else(unknown)?;
+    let lane = lane_of(&state, &lane)?;
+    let (control, by, weight) = (state.control.clone(), operator(&request), order.weight);
+    // It is noted though the operator has hung up.
+    let done = actix_rt::spawn(async move { control.set_weight(lane, weight, &by).await });
+    done.await.map_err(|_| no_supervisor())?;
     let views = state.views().await?;
-    if !state.lanes.iter().any(|(known, _)| *known == lane) {
-        return Err(unknown());
-    }
-    let by = request.peer_addr();
-    let by = by.map_or_else(|| "unknown".into(), |address| address.ip().to_string());
-    info!(%lane, weight, by, "the weight of the lane is set");
-    let at = Instant::now();
-    state.weight_orders.lock()[lane as usize] = Some(WeightOrder { by, at });
-    state.scores.set_weight(lane, weight);
     let mut statuses = state.lane_statuses(&views);
     Ok(HttpResponse::Ok().json(statuses.find(|status| status.lane == lane)))
 }

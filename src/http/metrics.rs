@@ -13,7 +13,6 @@ use prometheus_client::{
 
 use super::status::LaneStatus;
 use crate::{
-    actors::supervisor::State,
     api::answer::FailureClass,
     clock::unix_us,
     ledger::{Counts, LaneLedger, Latency, Ledger},
@@ -138,7 +137,12 @@ impl Scrape<'_> {
         registry.register(
             "waypost_lane_up",
             "1 while the lane takes records",
-            self.by_lane(|lane, _| ConstGauge::new(u64::from(lane.state == State::Up.name()))),
+            self.by_lane(|lane, _| ConstGauge::new(u64::from(lane.takes_records))),
+        );
+        registry.register(
+            "waypost_lane_paused_seconds",
+            "Time since an operator paused or drained the lane; 0 if none did, or it was resumed",
+            self.by_lane(|lane, _| ConstGauge::new(lane.paused_s())),
         );
         registry.register(
             "waypost_in_flight",

@@ -7,16 +7,17 @@ use std::sync::{
 
 use actix::Addr;
 use actix_web::http::StatusCode;
-use parking_lot::Mutex;
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 use tokio::time::Instant;
 
 use super::problem::{Problem, ProblemKind};
 use crate::{
-    actors::supervisor::{ChildId, Snapshot, State, Supervisor, View},
+    actors::supervisor::{Action, ChildId, Snapshot, State, Supervisor, View},
     breaker::Breaker,
+    clock::age,
     config::Ack,
-    lane_id::{LaneId, PerLane},
+    control::{Control, Order},
+    lane_id::LaneId,
     ledger::{Balance, Ledger, Quantiles},
     routing::{
         explain::Explanations,
@@ -32,8 +33,7 @@ pub struct AdminState {
     pub supervisor: Addr<Supervisor>,
     pub ledger: Arc<Ledger>,
     pub scores: Arc<Scores>,
-    /// The last order to each lane that set its weight.
-    pub weight_orders: Arc<Mutex<PerLane<Option<WeightOrder>>>>,
+    pub control: Control,
     pub explanations: Explanations,
     pub spool: Spool,
     pub breaker: Arc<Breaker>,
@@ -68,6 +68,9 @@ pub struct LaneStatus<'s> {
     pub lane: LaneId,
     pub tag: &'s str,
     pub state: &'static str,
+    /// It is up, and no operator drains it.
+    #[serde(skip)]
+    pub takes_records: bool,
     since_s: f64,
     pub restarts: u64,
     /// Attempts to connect.
@@ -77,7 +80,9 @@ pub struct LaneStatus<'s> {
     #[serde(flatten)]
     pub routing: LaneRouting,
     /// The order that set the weight; null for the configuration's.
-    weight_set: Option<WeightOrder>,
+    weight_set: Option<OrderStatus>,
+    /// The last order of another kind; null if there was none.
+    ordered: Option<OrderStatus>,
     accepted: u64,
     delivered: u64,
     dead: u64,
@@ -94,17 +99,37 @@ pub struct LaneStatus<'s> {
     refusing: Option<String>,
 }
 
-/// The last order for a weight.
-#[derive(Clone, Debug, Serialize)]
-pub struct WeightOrder {
+/// The last order of its kind.
+#[derive(Debug, Serialize)]
+struct OrderStatus {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    action: Option<Action>,
     /// The operator's address.
-    pub by: String,
-    #[serde(rename = "since_s", serialize_with = "seconds_since")]
-    pub at: Instant,
+    by: String,
+    since_s: f64,
+    /// The next start of the node knows it.
+    kept: bool,
 }
 
-fn seconds_since<S: Serializer>(at: &Instant, output: S) -> Result<S::Ok, S::Error> {
-    output.serialize_f64(at.elapsed().as_secs_f64())
+impl OrderStatus {
+    fn new<T>(order: Order<T>, action: Option<Action>) -> Self {
+        Self {
+            action,
+            by: order.by,
+            since_s: age(order.at_us).as_secs_f64(),
+            kept: order.is_kept,
+        }
+    }
+}
+
+impl LaneStatus<'_> {
+    /// Since when an operator lets the lane take no records; 0 if none does.
+    pub fn paused_s(&self) -> f64 {
+        let ordered = self.ordered.as_ref();
+        let stopped =
+            ordered.filter(|order| matches!(order.action, Some(Action::Pause | Action::Drain)));
+        stopped.map_or(0.0, |order| order.since_s)
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -189,17 +214,23 @@ impl AdminState {
         let in_flight = self.ledger.in_flight(lane, &stats);
         let ledger = self.ledger.lane(lane);
         let now = self.scores.at(Instant::now());
+        let orders = self.control.orders(lane);
         Some(LaneStatus {
             lane,
             tag,
             state: view.state.name(),
+            takes_records: view.takes_records(),
             since_s: view.since.elapsed().as_secs_f64(),
             restarts: view.restarts + forwarder.map_or(0, |forwarder| forwarder.restarts),
             attempts: view.attempts,
             last_error: last_error.or_else(|| forwarder?.last_error.as_deref()),
             retry_in_s: retry_in.map(|time| time.as_secs_f64()),
             routing: self.scores.status(lane, ledger.counts.in_flight(), now),
-            weight_set: self.weight_orders.lock()[lane as usize].clone(),
+            weight_set: orders.weight.map(|order| OrderStatus::new(order, None)),
+            ordered: orders.action.map(|order| {
+                let action = Some(order.what);
+                OrderStatus::new(order, action)
+            }),
             accepted: ledger.counts.accepted,
             delivered: ledger.counts.delivered,
             dead: ledger.counts.dead,

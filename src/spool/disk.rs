@@ -53,6 +53,17 @@ pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
     fs::rename(from, to)
 }
 
+/// Makes a file of `bytes`, in the place of one that is there: after a power cut, one of the two is
+/// whole.
+pub fn replace_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let draft = path.with_added_extension("new");
+    replace(&draft, bytes)?;
+    sync(&File::open(&draft)?)?;
+    rename(&draft, path)?;
+    let folder = path.parent().filter(|folder| *folder != Path::new(""));
+    sync(&File::open(folder.unwrap_or(Path::new(".")))?)
+}
+
 /// Makes the content of a file or a folder durable.
 pub fn sync(file: &File) -> io::Result<()> {
     fail::fail_point!("spool-sync", |_| Err(io::Error::other("injected")));

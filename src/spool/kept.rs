@@ -30,12 +30,7 @@ pub fn read_broker(folder: &Path, lane: LaneId) -> Option<String> {
 
 /// Makes `broker` the name that a later start reads, even after a power cut.
 pub fn write_broker(folder: &Path, lane: LaneId, broker: &str) -> io::Result<()> {
-    let path = path(folder, lane);
-    let draft = path.with_added_extension("new");
-    disk::replace(&draft, broker.as_bytes())?;
-    sync(&File::open(&draft)?)?;
-    disk::rename(&draft, &path)?;
-    sync(&File::open(folder)?)
+    disk::replace_durably(&path(folder, lane), broker.as_bytes())
 }
 
 /// Makes a later start read no name, even after a power cut.

@@ -3,6 +3,7 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use actix::Recipient;
+use serde::{Deserialize, Serialize};
 use tokio::{sync::watch, time::Instant};
 use tracing::warn;
 
@@ -22,11 +23,44 @@ use crate::{
 };
 
 /// The commands of an operator.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Action {
+    /// Disconnect.
     Pause,
+    /// Deliver what the lane has, and take nothing new.
+    Drain,
     Resume,
+    /// Connect anew. Ends a pause, and no drain.
     Restart,
+}
+
+impl Action {
+    const ALL: [Self; 4] = [Self::Pause, Self::Drain, Self::Resume, Self::Restart];
+
+    /// The name in URLs.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Pause => "pause",
+            Self::Drain => "drain",
+            Self::Resume => "resume",
+            Self::Restart => "restart",
+        }
+    }
+
+    /// The action of that name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|action| action.name() == name)
+    }
+}
+
+/// What became of a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CommandOutcome {
+    Done,
+    /// The lane was so already, or the node ends.
+    Unchanged,
+    NoSuchLane,
 }
 
 /// A supervised actor, over all of its starts.
@@ -194,17 +228,45 @@ impl Child {
         }
     }
 
-    pub(super) fn command(&mut self, action: Action) {
+    pub(super) fn command(&mut self, action: Action) -> CommandOutcome {
+        let before = (self.is_paused(), self.view.is_draining, self.view.attempts);
+        self.obey(action);
+        if action != Action::Restart {
+            self.set_draining(action == Action::Drain);
+        }
+        let after = (self.is_paused(), self.view.is_draining, self.view.attempts);
+        if action == Action::Restart || before != after {
+            CommandOutcome::Done
+        } else {
+            CommandOutcome::Unchanged
+        }
+    }
+
+    /// As it was last asked to be.
+    pub(super) fn is_paused(&self) -> bool {
+        self.view.state == State::Paused && self.desired == DesiredState::Paused
+    }
+
+    fn set_draining(&mut self, is_draining: bool) {
+        self.view.is_draining = is_draining;
+        if let ChildId::Lane(lane) = self.view.child {
+            self.live_lanes.set_draining(lane, is_draining);
+        }
+    }
+
+    fn obey(&mut self, action: Action) {
         match (action, self.view.state) {
-            (Action::Resume, State::Connecting | State::Up) => {}
+            (Action::Resume | Action::Drain, State::Connecting | State::Up)
+            // It connects by itself.
+            | (Action::Drain, State::Backoff { .. }) => {}
             // It may have been resumed while it finished.
             (Action::Pause, State::Paused) => self.desired = DesiredState::Paused,
             (Action::Pause, _) => self.stop(DesiredState::Paused),
             // It still finishes after a pause, and starts again when it has.
-            (Action::Resume, State::Paused) if self.running.is_some() => {
+            (Action::Resume | Action::Drain, State::Paused) if self.running.is_some() => {
                 self.desired = DesiredState::Restarted;
             }
-            (Action::Resume, _) => {
+            (Action::Resume | Action::Drain, _) => {
                 self.crashes.clear();
                 self.start();
             }

@@ -23,27 +23,31 @@ mod outage;
 mod restart;
 mod view;
 
-use actix::{Actor, Addr, AsyncContext as _, Context, Handler, Message, ResponseFuture};
+use std::mem;
 
+use actix::{
+    Actor, Addr, AsyncContext as _, Context, Handler, Message, MessageResult, ResponseFuture,
+};
+
+use self::{
+    child::Child,
+    handle::{ActorEvent, Event},
+    restart::DesiredState,
+};
 pub use self::{
-    child::Action,
+    child::{Action, CommandOutcome},
     handle::{Factory, SupervisorHandle, Thread, factory},
     restart::{
         BACKOFF_CAP, BACKOFF_FIRST, CRASHES_MAX, DRAIN_MAX, Exit, HEALTHY, HEARTBEAT, MISSES_MAX,
     },
     view::{ChildId, State, View},
 };
-use self::{
-    child::Child,
-    handle::{ActorEvent, Event},
-    restart::DesiredState,
-};
 use super::live_lanes::LiveLanes;
 use crate::lane_id::LaneId;
 
-/// An operator's command; without effect during a drain. The answer says whether the lane exists.
+/// An operator's command; without effect while the node drains.
 #[derive(Clone, Copy, Debug, Message)]
-#[rtype(result = "bool")]
+#[rtype(result = "CommandOutcome")]
 pub struct LaneCommand {
     pub lane: LaneId,
     pub action: Action,
@@ -63,6 +67,8 @@ pub struct DrainAll;
 /// One per node. It supervises every other actor, so its own handlers do nothing that can fail.
 pub struct Supervisor {
     children: Vec<Child>,
+    /// Orders of an earlier run, until the lanes start.
+    first_commands: Vec<LaneCommand>,
     /// All lanes are stopping for good.
     draining: bool,
 }
@@ -70,6 +76,16 @@ pub struct Supervisor {
 impl Supervisor {
     /// Starts a supervisor, and it starts the children in the order of the list.
     pub fn start(live_lanes: &LiveLanes, children: Vec<(ChildId, Thread, Factory)>) -> Addr<Self> {
+        Self::start_with(live_lanes, children, Vec::new())
+    }
+
+    /// The same. The lanes have the `commands` before they start, so one that is paused does not
+    /// connect.
+    pub fn start_with(
+        live_lanes: &LiveLanes,
+        children: Vec<(ChildId, Thread, Factory)>,
+        commands: Vec<LaneCommand>,
+    ) -> Addr<Self> {
         Self::create(|ctx| {
             let child = |(id, thread, factory)| {
                 let supervisor = ctx.address().recipient();
@@ -77,9 +93,23 @@ impl Supervisor {
             };
             Self {
                 children: children.into_iter().map(child).collect(),
+                first_commands: commands,
                 draining: false,
             }
         })
+    }
+}
+
+impl Supervisor {
+    fn carry_out(&mut self, command: LaneCommand) -> CommandOutcome {
+        let id = ChildId::Lane(command.lane);
+        let mut children = self.children.iter_mut();
+        let lane = children.find(|child| child.view.child == id);
+        match lane {
+            None => CommandOutcome::NoSuchLane,
+            Some(_) if self.draining => CommandOutcome::Unchanged,
+            Some(lane) => lane.command(command.action),
+        }
     }
 }
 
@@ -87,7 +117,11 @@ impl Actor for Supervisor {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        self.children.iter_mut().for_each(Child::start);
+        for command in mem::take(&mut self.first_commands) {
+            self.carry_out(command);
+        }
+        let awake = self.children.iter_mut().filter(|child| !child.is_paused());
+        awake.for_each(Child::start);
         ctx.run_interval(HEARTBEAT, |supervisor, _| {
             supervisor.children.iter().for_each(Child::ping);
         });
@@ -112,18 +146,10 @@ impl Handler<ActorEvent> for Supervisor {
 }
 
 impl Handler<LaneCommand> for Supervisor {
-    type Result = bool;
+    type Result = MessageResult<LaneCommand>;
 
-    fn handle(&mut self, command: LaneCommand, _: &mut Self::Context) -> bool {
-        let id = ChildId::Lane(command.lane);
-        let mut children = self.children.iter_mut();
-        let Some(lane) = children.find(|child| child.view.child == id) else {
-            return false;
-        };
-        if !self.draining {
-            lane.command(command.action);
-        }
-        true
+    fn handle(&mut self, command: LaneCommand, _: &mut Self::Context) -> Self::Result {
+        MessageResult(self.carry_out(command))
     }
 }
 

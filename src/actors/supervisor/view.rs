@@ -3,7 +3,7 @@
 use std::fmt;
 
 use tokio::time::Instant;
-use tracing::{error, info};
+use tracing::error;
 
 use crate::{lane_id::LaneId, transport::BrokerInfo};
 
@@ -67,6 +67,8 @@ pub struct View {
     pub state: State,
     /// When the state began. An outage is one state, however many attempts to connect it has.
     pub since: Instant,
+    /// An operator lets the lane deliver what it has, and take nothing new.
+    pub is_draining: bool,
     /// Restarts of an actor that was up, that crashed, or that an operator restarted.
     pub restarts: u64,
     /// Starts. A lane connects at each.
@@ -81,6 +83,7 @@ impl View {
             child,
             state: State::Connecting,
             since: Instant::now(),
+            is_draining: false,
             restarts: 0,
             attempts: 0,
             last_error: None,
@@ -88,11 +91,16 @@ impl View {
         }
     }
 
-    /// Logs the state, just after it has changed. `Child` tells of a lane's outages.
+    /// A lane that takes records.
+    pub fn takes_records(&self) -> bool {
+        self.state == State::Up && !self.is_draining
+    }
+
+    /// Logs the state, just after it has changed. A lane's outages and the orders to it are logged
+    /// elsewhere.
     pub(super) fn log(&self) {
         let reason = self.last_error.as_deref().unwrap_or_default();
         match (self.child, self.state) {
-            (ChildId::Lane(lane), State::Paused) => info!(%lane, "lane is paused"),
             (ChildId::Lane(lane), State::Down) => {
                 error!(%lane, reason, "lane is given up after repeated crashes");
             }

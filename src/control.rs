@@ -1,0 +1,93 @@
+//! The orders of operators: carried out one after the other, each with who gave it and when.
+
+mod orders;
+
+use std::sync::Arc;
+
+use actix::{Addr, MailboxError};
+use tokio::sync::Mutex;
+use tracing::info;
+
+pub use self::orders::{LaneOrders, Order, Orders};
+use crate::{
+    actors::supervisor::{Action, CommandOutcome, LaneCommand, Supervisor},
+    lane_id::LaneId,
+    routing::scores::Scores,
+};
+
+/// Carries out orders. Clones share their turns.
+#[derive(Clone)]
+pub struct Control(Arc<Parts>);
+
+struct Parts {
+    supervisor: Addr<Supervisor>,
+    scores: Arc<Scores>,
+    orders: Orders,
+    /// Held while an order is carried out: what is noted of orders is in the order of their
+    /// effects.
+    turn: Mutex<()>,
+}
+
+impl Control {
+    pub fn new(supervisor: Addr<Supervisor>, scores: Arc<Scores>, orders: Orders) -> Self {
+        Self(Arc::new(Parts {
+            supervisor,
+            scores,
+            orders,
+            turn: Mutex::new(()),
+        }))
+    }
+
+    /// The last orders to `lane`.
+    pub fn orders(&self, lane: LaneId) -> LaneOrders {
+        self.0.orders.of(lane)
+    }
+
+    /// Gives an order to `lanes`. One that changes nothing is not noted.
+    ///
+    /// # Errors
+    /// If the supervisor has ended.
+    pub async fn command(
+        &self,
+        lanes: &[LaneId],
+        action: Action,
+        by: &str,
+    ) -> Result<(), MailboxError> {
+        let _turn = self.0.turn.lock().await;
+        let mut changed = Vec::new();
+        for &lane in lanes {
+            let command = LaneCommand { lane, action };
+            if self.0.supervisor.send(command).await? == CommandOutcome::Done {
+                changed.push(lane);
+            }
+        }
+        if changed.is_empty() {
+            return Ok(());
+        }
+        let names: Vec<_> = changed.iter().map(|lane| lane.name()).collect();
+        info!(
+            lanes = names.join(", "),
+            action = action.name(),
+            by,
+            "an operator has given an order"
+        );
+        for lane in changed {
+            self.0.orders.note_action(lane, action, by);
+        }
+        self.0.orders.keep().await;
+        Ok(())
+    }
+
+    /// Sets the weight of `lane`: the router's next choice has it.
+    pub async fn set_weight(&self, lane: LaneId, weight: u32, by: &str) {
+        let _turn = self.0.turn.lock().await;
+        let known = self.0.orders.of(lane).weight;
+        if known.is_some_and(|known| known.what == weight) {
+            return;
+        }
+        info!(%lane, weight, by, "the weight of the lane is set");
+        self.0.scores.set_weight(lane, weight);
+        self.0.orders.note_weight(lane, weight, by);
+        self.0.orders.keep().await;
+    }
+}
