@@ -4,6 +4,7 @@
 //! `load` reads the sources key by key, `value` the values, `url` the URLs; `rules` checks keys
 //! against each other.
 
+mod changes;
 mod load;
 mod rules;
 mod url;
@@ -47,6 +48,12 @@ macro_rules! section {
 
         impl $section {
             const KEYS: &[&str] = &[$(stringify!($key)),+];
+
+            /// The keys whose values differ.
+            fn changes(&self, other: &Self) -> Vec<&'static str> {
+                let changes = [$((self.$key != other.$key).then_some(stringify!($key))),+];
+                changes.into_iter().flatten().collect()
+            }
         }
 
         impl Default for $section {

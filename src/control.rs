@@ -1,6 +1,7 @@
 //! The orders of operators: carried out one after the other, each with who gave it and when.
 
 mod orders;
+mod reload;
 
 use std::sync::Arc;
 
@@ -8,11 +9,15 @@ use actix::{Addr, MailboxError};
 use tokio::sync::Mutex;
 use tracing::info;
 
-pub use self::orders::{LaneOrders, Order, Orders};
+pub use self::{
+    orders::{LaneOrders, Order, Orders},
+    reload::{ConfigSource, ReloadOutcome, ReloadReport},
+};
 use crate::{
     actors::supervisor::{Action, CommandOutcome, LaneCommand, Supervisor},
+    config::{Config, Policy},
     lane_id::LaneId,
-    routing::scores::Scores,
+    routing::{scores::Scores, settings::CurrentRouting},
 };
 
 /// Carries out orders. Clones share their turns.
@@ -22,20 +27,42 @@ pub struct Control(Arc<Parts>);
 struct Parts {
     supervisor: Addr<Supervisor>,
     scores: Arc<Scores>,
+    routing: CurrentRouting,
     orders: Orders,
-    /// Held while an order is carried out: what is noted of orders is in the order of their
-    /// effects.
-    turn: Mutex<()>,
+    source: ConfigSource,
+    /// The configuration in effect, but for what orders have changed. Held while an order is carried
+    /// out: what is noted of orders is in the order of their effects.
+    config: Mutex<Config>,
+    last_reload: parking_lot::Mutex<Option<ReloadReport>>,
+}
+
+/// What orders act on.
+pub struct ControlParams {
+    pub supervisor: Addr<Supervisor>,
+    pub scores: Arc<Scores>,
+    pub routing: CurrentRouting,
+    pub orders: Orders,
+    /// The configuration of the start.
+    pub config: Config,
+    pub source: ConfigSource,
 }
 
 impl Control {
-    pub fn new(supervisor: Addr<Supervisor>, scores: Arc<Scores>, orders: Orders) -> Self {
+    pub fn new(params: ControlParams) -> Self {
         Self(Arc::new(Parts {
-            supervisor,
-            scores,
-            orders,
-            turn: Mutex::new(()),
+            supervisor: params.supervisor,
+            scores: params.scores,
+            routing: params.routing,
+            orders: params.orders,
+            source: params.source,
+            config: Mutex::new(params.config),
+            last_reload: parking_lot::Mutex::default(),
         }))
+    }
+
+    /// The policy in effect.
+    pub fn policy(&self) -> Policy {
+        self.0.routing.get().policy
     }
 
     /// The last orders to `lane`.
@@ -53,7 +80,7 @@ impl Control {
         action: Action,
         by: &str,
     ) -> Result<(), MailboxError> {
-        let _turn = self.0.turn.lock().await;
+        let _turn = self.0.config.lock().await;
         let mut changed = Vec::new();
         for &lane in lanes {
             let command = LaneCommand { lane, action };
@@ -80,7 +107,7 @@ impl Control {
 
     /// Sets the weight of `lane`: the router's next choice has it.
     pub async fn set_weight(&self, lane: LaneId, weight: u32, by: &str) {
-        let _turn = self.0.turn.lock().await;
+        let _turn = self.0.config.lock().await;
         let known = self.0.orders.of(lane).weight;
         if known.is_some_and(|known| known.what == weight) {
             return;

@@ -35,7 +35,7 @@ use crate::{
     api,
     breaker::Breaker,
     config::Config,
-    control::{Control, Orders},
+    control::{ConfigSource, Control, ControlParams, Orders},
     http::{self, admin, ingest, status::AdminState},
     idempotency::IdempotencyStore,
     lane_id::LaneId,
@@ -68,6 +68,7 @@ pub struct Node {
     pub admin: SocketAddr,
     pub ledger: Arc<Ledger>,
     pub supervisor: Addr<Supervisor>,
+    pub control: Control,
     pub spool: Spool,
     feeder: Slot<Feeder>,
     taken_file: TakenFile,
@@ -95,11 +96,11 @@ pub enum StartError {
 
 impl Node {
     /// Starts all actors and servers of a node on the current actix system. Its lanes connect in
-    /// their own time.
+    /// their own time. A reload reads `source`.
     ///
     /// # Errors
     /// If an address is taken, or a file that `config` names cannot be used.
-    pub fn start(config: &Config) -> Result<Self, StartError> {
+    pub fn start(config: &Config, source: ConfigSource) -> Result<Self, StartError> {
         let listen = |address| {
             http::listen(address).map_err(|source| StartError::Listen { address, source })
         };
@@ -110,7 +111,7 @@ impl Node {
         graph.feeder(&ingest_state.admission);
         graph.retrier();
         graph.lanes();
-        graph.serve(ingest_state, ingest_socket, admin_socket)
+        graph.serve(ingest_state, ingest_socket, admin_socket, source)
     }
 
     /// Ends the node in the order in which data flows, so that nothing in flight is cut off: not
@@ -167,6 +168,7 @@ struct Graph<'a> {
     live_lanes: LiveLanes,
     explanations: Explanations,
     orders: Orders,
+    routing: CurrentRouting,
     router: Slot<Router>,
     feeder: Slot<Feeder>,
     taken_file: TakenFile,
@@ -219,10 +221,14 @@ impl<'a> Graph<'a> {
             tap: Tap::default(),
             breaker: Arc::new(Breaker::new(config.api.url.to_string().into())),
             api: api::Settings::read(&config.api)?,
-            lanes: lanes.into(),
             live_lanes: LiveLanes::new(Arc::new(scores)),
             explanations: Explanations::default(),
             orders,
+            routing: CurrentRouting::new(RoutingSettings {
+                policy: config.router.policy,
+                lanes: lanes.iter().map(|(lane, _)| *lane).collect(),
+            }),
+            lanes: lanes.into(),
             router: Slot::default(),
             feeder: Slot::default(),
             taken_file,
@@ -245,10 +251,7 @@ impl<'a> Graph<'a> {
             ledger: Arc::clone(&self.ledger),
         };
         let params = RouterParams {
-            routing: CurrentRouting::new(RoutingSettings {
-                policy: self.config.router.policy,
-                lanes: self.lane_ids(),
-            }),
+            routing: self.routing.clone(),
             live_lanes: self.live_lanes.clone(),
             fallback,
             explanations: self.explanations.clone(),
@@ -400,18 +403,26 @@ impl<'a> Graph<'a> {
         ingest_state: ingest::IngestState,
         ingest_socket: TcpListener,
         admin_socket: TcpListener,
+        source: ConfigSource,
     ) -> Result<Node, StartError> {
         let config = self.config;
         let commands = self.orders.commands();
         let supervisor = Supervisor::start_with(&self.live_lanes, self.children, commands);
         let scores = Arc::clone(&self.live_lanes.scores);
-        let control = Control::new(supervisor.clone(), Arc::clone(&scores), self.orders);
+        let control = Control::new(ControlParams {
+            supervisor: supervisor.clone(),
+            scores: Arc::clone(&scores),
+            routing: self.routing,
+            orders: self.orders,
+            config: config.clone(),
+            source,
+        });
         let draining = Arc::new(AtomicBool::new(false));
         let admin_state = AdminState {
             supervisor: supervisor.clone(),
             ledger: Arc::clone(&self.ledger),
             scores,
-            control,
+            control: control.clone(),
             explanations: self.explanations,
             spool: self.spool.clone(),
             breaker: self.breaker,
@@ -441,6 +452,7 @@ impl<'a> Graph<'a> {
             admin,
             ledger: self.ledger,
             supervisor,
+            control,
             spool: self.spool,
             feeder: self.feeder,
             taken_file: self.taken_file,

@@ -33,6 +33,7 @@ mod pubsub;
 mod rabbitmq;
 mod readme;
 mod refusals;
+mod reload;
 mod router;
 mod routing;
 mod sink;

@@ -8,6 +8,7 @@ use std::{
     path::PathBuf,
     process::ExitCode,
     rc::Rc,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -88,7 +89,8 @@ pub async fn demo(args: Args) -> Result<(), ExitCode> {
     let sink = sink.map_err(failed)?;
     config.api.url = format!("http://{}/", sink.address()).into();
     choose_addresses(&mut config, &args);
-    let node = Node::start(&config).map_err(failed)?;
+    let same = config.clone();
+    let node = Node::start(&config, Arc::new(move || Ok(same.clone()))).map_err(failed)?;
     // Any signal ends it, SIGHUP too: its terminal has gone.
     let played = tokio::select! {
         outcome = play(&node, &config, &sink, records, &args) => Some(outcome),

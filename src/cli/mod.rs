@@ -30,7 +30,7 @@ use tracing_subscriber::{
 pub use self::output::failed;
 use self::output::{misused, tell};
 use crate::{
-    config::{Config, Flag},
+    config::{Config, ConfigError, Flag},
     load::records,
 };
 
@@ -234,6 +234,16 @@ pub struct NodeArgs {
 impl NodeArgs {
     /// The configuration, or the exit status after each mistake is on the standard error.
     fn load(&self) -> Result<Config, ExitCode> {
+        self.read().map_err(|errors| {
+            for error in errors {
+                tell(error);
+            }
+            ExitCode::from(USAGE)
+        })
+    }
+
+    /// The configuration, or all mistakes in it.
+    fn read(&self) -> Result<Config, Vec<ConfigError>> {
         let flag = |flag, key, value: &Option<String>| {
             let value = value.clone()?;
             Some(Flag { flag, key, value })
@@ -249,12 +259,7 @@ impl NodeArgs {
         let environment = std::env::vars_os().filter_map(|(name, value)| {
             Some((name.into_string().ok()?, value.into_string().ok()?))
         });
-        Config::load(self.config.as_deref(), &environment.collect(), &flags).map_err(|errors| {
-            for error in errors {
-                tell(error);
-            }
-            ExitCode::from(USAGE)
-        })
+        Config::load(self.config.as_deref(), &environment.collect(), &flags)
     }
 }
 

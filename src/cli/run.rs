@@ -1,6 +1,6 @@
 //! `waypost run`: a node until it is told to stop.
 
-use std::{process::ExitCode, time::Duration};
+use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info, warn};
@@ -19,12 +19,15 @@ const DRAIN_MAX: Duration = Duration::from_millis(9_500);
 pub async fn run(args: NodeArgs) -> Result<(), ExitCode> {
     let mut signals = Signals::take()?;
     let config = args.load()?;
-    let node = Node::start(&config).map_err(|failure| {
+    let source = Arc::new(move || args.read());
+    let node = Node::start(&config, source).map_err(|failure| {
         error!(%failure, "node does not start");
         ExitCode::FAILURE
     })?;
     while let (signal, Wish::Reload | Wish::Nothing) = signals.next().await {
-        info!(signal, "the signal has no effect");
+        let control = node.control.clone();
+        // A file that cannot be read for a while holds up no stop.
+        actix_rt::spawn(async move { control.reload(signal).await });
     }
     actix_rt::spawn(async move {
         while let (signal, Wish::Reload | Wish::Nothing) = signals.next().await {

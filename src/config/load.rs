@@ -10,7 +10,7 @@ use std::{
     path::Path,
 };
 
-use serde::Deserialize as _;
+use serde::{Deserialize as _, Serialize};
 use toml::{
     Spanned, Table, Value,
     de::{DeTable, DeValue, ValueDeserializer},
@@ -27,7 +27,7 @@ const EMULATOR: &str = "PUBSUB_EMULATOR_HOST";
 const ENDPOINT: &str = "lanes.pubsub.endpoint";
 
 /// A mistake in the configuration.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ConfigError {
     /// `FILE:LINE`, or the name of the variable or flag.
     pub place: String,

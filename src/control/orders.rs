@@ -114,6 +114,11 @@ impl Orders {
         self.lanes.lock()[lane as usize].weight = Some(Order::new(weight, by));
     }
 
+    /// Whether there was an order.
+    pub(super) fn forget_weight(&self, lane: LaneId) -> bool {
+        self.lanes.lock()[lane as usize].weight.take().is_some()
+    }
+
     /// Makes the next start know the orders, if they are kept.
     pub(super) async fn keep(&self) {
         let Some(file) = self.file.clone() else {

@@ -16,6 +16,7 @@ use super::{
 use crate::{
     actors::supervisor::{Action, ChildId, View},
     config::{Ack, WEIGHT_MAX},
+    control::ReloadOutcome,
     lane_id::LaneId,
     routing::explain::EXPLAINED_MAX,
     transport::Durability,
@@ -39,6 +40,7 @@ pub fn routes(app: &mut web::ServiceConfig) {
     .route("/api/lanes/{lane}/weight", web::post().to(set_weight))
     .route("/api/lanes/{action}", web::post().to(command_all))
     .route("/api/lanes/{lane}/{action}", web::post().to(command))
+    .route("/api/reload", web::post().to(reload))
     .configure(dead_letters::routes)
     .default_service(web::to(async |request: HttpRequest| {
         Problem::not_found(request.path())
@@ -90,6 +92,7 @@ async fn scrape(state: web::Data<AdminState>) -> Result<HttpResponse, Problem> {
         lanes: state.lane_statuses(&views).collect(),
         stats: state.spool.stats(),
         api_is_up: !state.breaker.is_open(),
+        reload: state.control.last_reload(),
         oldest_us: oldest.and_then(|entry| Some(entry.record().origin?.at_us)),
     };
     let text = scrape.text().map_err(|why| {
@@ -178,6 +181,26 @@ async fn order(
         Ok(Ok(())) => Ok(()),
         Ok(Err(_)) | Err(_) => Err(no_supervisor()),
     }
+}
+
+async fn reload(
+    state: web::Data<AdminState>,
+    request: HttpRequest,
+) -> Result<HttpResponse, Problem> {
+    if state.draining.load(Relaxed) {
+        return Err(unready("The node is stopping"));
+    }
+    let (control, by) = (state.control.clone(), operator(&request));
+    // It is applied though the operator has hung up.
+    let done = actix_rt::spawn(async move { control.reload(&by).await });
+    let report = done.await.map_err(|_| no_supervisor())?;
+    if report.outcome == ReloadOutcome::Applied {
+        return Ok(HttpResponse::Ok().json(report));
+    }
+    let status = StatusCode::UNPROCESSABLE_ENTITY;
+    let detail = "The configuration has mistakes; nothing has changed";
+    let problem = Problem::new(status, ProblemKind::Configuration, detail);
+    Err(problem.with("reasons", json!(report.reasons)))
 }
 
 fn action_of(name: &str) -> Result<Action, Problem> {

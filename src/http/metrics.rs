@@ -15,6 +15,7 @@ use super::status::LaneStatus;
 use crate::{
     api::answer::FailureClass,
     clock::unix_us,
+    control::{ReloadOutcome, ReloadReport},
     ledger::{Counts, LaneLedger, Latency, Ledger},
     spool::{Queue, SpoolStats},
     transport::Durability,
@@ -33,6 +34,7 @@ pub struct Scrape<'s> {
     pub lanes: Vec<LaneStatus<'s>>,
     pub stats: SpoolStats,
     pub api_is_up: bool,
+    pub reload: Option<ReloadReport>,
     /// The time at which the oldest record in the spool was accepted, in µs since the Unix epoch.
     pub oldest_us: Option<u64>,
 }
@@ -211,6 +213,9 @@ impl Scrape<'_> {
             "Age of the oldest record in the spool; 0 if none waits",
             self.oldest_us.map_or(ConstGauge::new(0.0), age),
         );
+        let reload = self.reload.as_ref();
+        let is_rejected = reload.is_some_and(|last| last.outcome == ReloadOutcome::Rejected);
+        let needs_restart = reload.map_or(0, |last| last.needs_restart.len() as u64);
         for (name, help, value) in [
             (
                 "waypost_missing_records",
@@ -241,6 +246,16 @@ impl Scrape<'_> {
                 "waypost_dead_letters",
                 "Dead letters on disk",
                 self.stats.records(Queue::Dead),
+            ),
+            (
+                "waypost_reload_rejected",
+                "1 while the last reload of the configuration is one that was rejected",
+                is_rejected.into(),
+            ),
+            (
+                "waypost_reload_needs_restart",
+                "Settings of the configuration that was reloaded which take effect at the next start",
+                needs_restart,
             ),
             (
                 "waypost_ledger_imbalanced",

@@ -13,6 +13,7 @@ pub const MEDIA_TYPE: &str = "application/problem+json";
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProblemKind {
     Body,
+    Configuration,
     Database,
     Encoding,
     IdempotencyKey,
@@ -36,8 +37,9 @@ pub enum ProblemKind {
 }
 
 impl ProblemKind {
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::Body,
+        Self::Configuration,
         Self::Database,
         Self::Encoding,
         Self::IdempotencyKey,
@@ -64,6 +66,7 @@ impl ProblemKind {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Body => "body",
+            Self::Configuration => "configuration",
             Self::Database => "database",
             Self::Encoding => "encoding",
             Self::IdempotencyKey => "idempotency-key",

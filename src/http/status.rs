@@ -16,7 +16,7 @@ use crate::{
     breaker::Breaker,
     clock::age,
     config::Ack,
-    control::{Control, Order},
+    control::{Control, Order, ReloadReport},
     lane_id::LaneId,
     ledger::{Balance, Ledger, Quantiles},
     routing::{
@@ -61,6 +61,9 @@ pub struct Status<'s> {
     api: ApiStatus<'s>,
     /// Restarts of the router, which is of no lane.
     router_restarts: u64,
+    policy: &'static str,
+    /// The last one; null if there was none.
+    reload: Option<ReloadReport>,
 }
 
 #[derive(Debug, Serialize)]
@@ -174,6 +177,8 @@ impl AdminState {
             lanes: self.lane_statuses(views).collect(),
             api: self.api_status(),
             router_restarts: view_of(views, ChildId::Router).map_or(0, |router| router.restarts),
+            policy: self.control.policy().name(),
+            reload: self.control.last_reload(),
         }
     }
 

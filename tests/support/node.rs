@@ -1,7 +1,7 @@
 //! A node as a process of its own, the way users run it.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeMap, HashSet},
     env,
     fs::{self, File},
     path::Path,
@@ -31,7 +31,7 @@ pub struct Node {
     http: awc::Client,
     data: tempfile::TempDir,
     log: NamedTempFile,
-    arguments: Vec<&'static str>,
+    arguments: Vec<String>,
     memory_limit: Option<MemoryLimit>,
 }
 
@@ -39,26 +39,27 @@ impl Node {
     /// Starts a node with `variables` (without their `WAYPOST_`) and waits until it answers. Its
     /// lanes may still connect.
     pub async fn start(api: &str, variables: &[(String, String)]) -> Self {
-        Self::begin(api, variables, "", "text").await
+        Self::begin(api, variables, "", &[]).await
+    }
+
+    /// The same, with a configuration file. The variables override it.
+    pub async fn start_with_config(api: &str, variables: &[(String, String)], file: &Path) -> Self {
+        let file = file.to_str().expect("a plain path");
+        Self::begin(api, variables, "", &["--config", file]).await
     }
 
     /// The same, with its log in JSON.
     pub async fn start_with_json_log(api: &str, variables: &[(String, String)]) -> Self {
-        Self::begin(api, variables, "", "json").await
+        Self::begin(api, variables, "", &["--log-format", "json"]).await
     }
 
     /// The same, with a fault planted at a named point of the program: see the `fail` crate for the
     /// language.
     pub async fn start_with_fault(api: &str, variables: &[(String, String)], fault: &str) -> Self {
-        Self::begin(api, variables, fault, "text").await
+        Self::begin(api, variables, fault, &[]).await
     }
 
-    async fn begin(
-        api: &str,
-        variables: &[(String, String)],
-        fault: &str,
-        log_format: &'static str,
-    ) -> Self {
+    async fn begin(api: &str, variables: &[(String, String)], fault: &str, flags: &[&str]) -> Self {
         let ingest = process::free_port();
         let admin = process::free_port();
         let data = tempfile::tempdir().expect("a temporary folder");
@@ -86,7 +87,8 @@ impl Node {
         let http = awc::Client::builder()
             .timeout(Duration::from_secs(20))
             .finish();
-        let arguments = vec!["run", "--log-format", log_format];
+        let arguments = ["run"].iter().chain(flags).map(ToString::to_string);
+        let arguments: Vec<_> = arguments.collect();
         let mut node = Self {
             child: launch(&environment, log.path(), &arguments),
             ingest,
@@ -108,9 +110,14 @@ impl Node {
         self.environment.push(("FAILPOINTS".into(), fault.into()));
     }
 
+    /// All its variables.
+    pub fn environment(&self) -> BTreeMap<String, String> {
+        self.environment.iter().cloned().collect()
+    }
+
     /// From the next start on, it logs at debug level too.
     pub fn log_more(&mut self) {
-        self.arguments.push("-v");
+        self.arguments.push("-v".into());
     }
 
     /// Starts it again on the same ports, with the same data and lanes.
@@ -306,6 +313,16 @@ impl Node {
         )
     }
 
+    /// The value of a metric, named with its labels.
+    pub async fn metric(&self, name: &str) -> String {
+        let (_, text) = self.text("/metrics").await;
+        let value = text
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        let value = value.unwrap_or_else(|| panic!("{name} is not in\n{text}"));
+        value.to_owned()
+    }
+
     /// `POST` to its admin side.
     pub async fn tell(&self, path: &str, body: Value) -> (StatusCode, Value) {
         let url = format!("http://127.0.0.1:{}{path}", self.admin);
@@ -392,7 +409,7 @@ impl Client {
 }
 
 /// `NODE_UNDER_TEST` names another build of the program, such as an optimized one.
-fn launch(environment: &[(String, String)], log: &Path, arguments: &[&str]) -> Child {
+fn launch(environment: &[(String, String)], log: &Path, arguments: &[String]) -> Child {
     let log = File::options().append(true).open(log).expect("the log");
     let program =
         env::var("NODE_UNDER_TEST").unwrap_or_else(|_| env!("CARGO_BIN_EXE_waypost").into());

@@ -278,7 +278,7 @@ impl Scores {
             score: factors
                 .latency
                 .map(|latency| factors.score(latency))
-                .filter(|score| score.is_finite()),
+                .filter(|score| score.is_finite() && self.measures()),
             share,
             ejected: score.ejection(now).map(|ejection| EjectionStatus {
                 retry_in_s: ejection.until.saturating_sub(now).as_secs_f64(),

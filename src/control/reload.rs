@@ -1,0 +1,147 @@
+//! The configuration is read again while the node runs. It is applied as far as a running node can,
+//! or rejected as a whole.
+
+use std::{mem, sync::Arc};
+
+use serde::{Serialize, Serializer};
+use tokio::task::spawn_blocking;
+use tracing::{info, warn};
+
+use super::Control;
+use crate::{
+    clock::{age, unix_us},
+    config::{Config, ConfigError},
+    lane_id::LaneId,
+    routing::settings::RoutingSettings,
+};
+
+/// Reads the sources of the configuration, as at the start.
+pub type ConfigSource = Arc<dyn Fn() -> Result<Config, Vec<ConfigError>> + Send + Sync>;
+
+/// What became of a reload, in `GET /api/status` and in the answer to `POST /api/reload`.
+#[derive(Clone, Debug, Serialize)]
+pub struct ReloadReport {
+    /// The operator's address, or the signal.
+    pub by: String,
+    #[serde(rename = "since_s", serialize_with = "seconds_since")]
+    pub at_us: u64,
+    pub outcome: ReloadOutcome,
+    /// The keys whose new values are in effect.
+    pub applied: Vec<String>,
+    /// The keys whose values in the last valid configuration take effect at the next start.
+    pub needs_restart: Vec<String>,
+    /// All mistakes of a configuration that was rejected.
+    pub reasons: Vec<ConfigError>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ReloadOutcome {
+    Applied,
+    /// Nothing has changed.
+    Rejected,
+}
+
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "serde passes a reference"
+)]
+fn seconds_since<S: Serializer>(at_us: &u64, output: S) -> Result<S::Ok, S::Error> {
+    output.serialize_f64(age(*at_us).as_secs_f64())
+}
+
+impl Control {
+    /// The last reload, if there was one.
+    pub fn last_reload(&self) -> Option<ReloadReport> {
+        self.0.last_reload.lock().clone()
+    }
+
+    /// Reads the configuration again. Applies what a running node can take, if all of it is valid.
+    pub async fn reload(&self, by: &str) -> ReloadReport {
+        let mut config = self.0.config.lock().await;
+        let source = Arc::clone(&self.0.source);
+        let read = spawn_blocking(move || source()).await;
+        let read = read.unwrap_or_else(|why| {
+            Err(vec![ConfigError {
+                place: "configuration".into(),
+                key: String::new(),
+                what: format!("cannot be read: {why}"),
+            }])
+        });
+        let mut report = ReloadReport {
+            by: by.into(),
+            at_us: unix_us(),
+            outcome: ReloadOutcome::Rejected,
+            applied: Vec::new(),
+            needs_restart: Vec::new(),
+            reasons: Vec::new(),
+        };
+        match read {
+            Ok(new) => {
+                let in_effect = config.with_run_time_settings(&new);
+                report.outcome = ReloadOutcome::Applied;
+                report.applied = config.changes(&in_effect);
+                report.needs_restart = in_effect.changes(&new);
+                let old = mem::replace(&mut *config, in_effect);
+                self.apply(&old, &config).await;
+            }
+            Err(reasons) => {
+                report.reasons = reasons;
+                let last = self.last_reload();
+                report.needs_restart = last.map(|last| last.needs_restart).unwrap_or_default();
+            }
+        }
+        report.log();
+        *self.0.last_reload.lock() = Some(report.clone());
+        report
+    }
+
+    /// Puts the run-time settings of `new` into effect. A weight that has changed replaces the one
+    /// that an operator has set.
+    async fn apply(&self, old: &Config, new: &Config) {
+        let policy = new.router.policy;
+        if policy != old.router.policy {
+            let lanes = Arc::clone(&self.0.routing.get().lanes);
+            self.0.scores.set_policy(policy);
+            self.0.routing.replace(RoutingSettings { policy, lanes });
+        }
+        let mut replaces_orders = false;
+        for lane in LaneId::ALL {
+            if let Some(weight) = new.lanes.weight(lane)
+                && old.lanes.weight(lane) != Some(weight)
+            {
+                self.0.scores.set_weight(lane, weight);
+                replaces_orders |= self.0.orders.forget_weight(lane);
+            }
+        }
+        if replaces_orders {
+            self.0.orders.keep().await;
+        }
+    }
+}
+
+impl ReloadReport {
+    fn log(&self) {
+        let Self { by, .. } = self;
+        let (applied, needs_restart) = (self.applied.join(", "), self.needs_restart.join(", "));
+        match self.outcome {
+            ReloadOutcome::Applied if needs_restart.is_empty() => {
+                info!(by, applied, "the configuration is reloaded");
+            }
+            ReloadOutcome::Applied => warn!(
+                by,
+                applied,
+                needs_restart,
+                "the configuration is reloaded, but for what needs a restart"
+            ),
+            ReloadOutcome::Rejected => {
+                let reasons: Vec<_> = self.reasons.iter().map(ToString::to_string).collect();
+                let reasons = reasons.join("; ");
+                warn!(
+                    by,
+                    reasons, "the configuration is rejected, and nothing has changed"
+                );
+            }
+        }
+    }
+}
