@@ -1,9 +1,12 @@
 //! Putting entries.
 
-use std::{cell::RefCell, collections::VecDeque, rc::Rc};
+use std::{cell::RefCell, collections::VecDeque, rc::Rc, thread};
 
 use prost::Message as _;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{
+    mpsc::{self, error::TryRecvError},
+    oneshot,
+};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{Entry, EntryKey, NotSafe, Queue, Spool, SpoolRequest};
@@ -166,8 +169,13 @@ impl Drop for CopyAnswers {
     fn drop(&mut self) {
         // From now on the thread finds that the callers are gone.
         self.receiver.close();
-        while let Ok(puts) = self.receiver.try_recv() {
-            self.remove(puts);
+        loop {
+            match self.receiver.try_recv() {
+                Ok(puts) => self.remove(puts),
+                // The thread is in the midst of sending an answer.
+                Err(TryRecvError::Empty) => thread::yield_now(),
+                Err(TryRecvError::Disconnected) => break,
+            }
         }
     }
 }

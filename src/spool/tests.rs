@@ -231,6 +231,26 @@ async fn a_copy_that_nobody_waits_for_is_removed() {
     }
 }
 
+/// The connection of a lane ends while the thread is about to answer, or in the midst of it.
+#[actix_rt::test]
+async fn a_copy_that_is_answered_while_its_writer_goes_is_removed() {
+    let folder = TempDir::new().unwrap();
+    let spool = open(&folder);
+    let copy = entry("a");
+    for written in 1..=1000 {
+        let writer = CopyWriter::new(NATS, spool.clone());
+        assert_eq!(writer.put(&copy, false).now_or_never(), None);
+        // It is counted just before it is answered.
+        while spool.stats().committed < written {
+            std::hint::spin_loop();
+        }
+        drop(writer);
+        // The task that takes the answers ends.
+        tokio::task::yield_now().await;
+    }
+    until("all are answered", &spool, |stats| stats.kept(NATS) == 0).await;
+}
+
 #[actix_rt::test]
 async fn a_copy_is_refused_when_the_spool_has_ended() {
     let folder = TempDir::new().unwrap();
