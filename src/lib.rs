@@ -38,6 +38,8 @@
 //!   dead letters. One sync serves all records that wait for one.
 //! - **Parked**: a record that the API fails at while it takes others; it waits on disk for its next
 //!   try ([`actors::parking`], [`actors::retrier`]).
+//! - **Order**: what an operator asks of a running node: pause a lane, read the configuration again
+//!   ([`control`]).
 //! - **Ledger**: one count per transition of a record ([`ledger::Ledger`]).
 //!
 //! # Invariants, and the places that keep them

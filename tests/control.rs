@@ -1,7 +1,7 @@
 //! Orders of operators to a running node: pause, drain, resume, weights; what the status, the log
 //! and the metrics tell of them, and what a restart knows.
 
-use std::time::Duration;
+use std::{fs, process::Stdio, time::Duration};
 
 use awc::http::StatusCode;
 use serde_json::{Value, json};
@@ -12,6 +12,7 @@ use crate::support::{
     lanes::{Lane as _, Nats, grpc_variables, through_proxy},
     load::Load,
     node::{Node, PATIENCE},
+    process::{self, free_port},
     rig::Rig as _,
     traffic,
 };
@@ -364,4 +365,34 @@ async fn sigquit_drains_as_sigterm_does() {
         assert!(log.contains("drained"), "{signal}: {log}");
         assert_eq!(api.count(), 5, "{signal}: the POSTs under way have ended");
     }
+}
+
+#[actix_rt::test]
+async fn a_demo_drains_its_node_when_its_terminal_goes() {
+    let log = tempfile::NamedTempFile::new().expect("a temporary file");
+    let [listen, admin] = [(); 2].map(|()| format!("{LOOPBACK}:{}", free_port()));
+    let mut demo = process::start(env!("CARGO_BIN_EXE_waypost"), |command| {
+        command
+            .args(["-v", "demo", "--listen", &listen, "--admin", &admin])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log.reopen().expect("the log"));
+    })
+    .expect("the program starts");
+    let tells = async |part: &str| {
+        eventually(part, PATIENCE, async || {
+            let log = fs::read_to_string(log.path()).expect("text");
+            log.contains(part).then_some(())
+        })
+        .await;
+    };
+    tells("The node stays up").await;
+    process::signal(&demo, "USR1");
+    tells("SIGUSR1").await;
+    process::signal(&demo, "HUP");
+    let status = eventually("the demo ends", PATIENCE, async || {
+        demo.try_wait().expect("a child's status")
+    });
+    assert_eq!(status.await.code(), Some(0));
+    tells("drained").await;
 }

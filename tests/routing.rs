@@ -47,8 +47,11 @@ async fn a_slow_lane_takes_few_records_and_gets_its_share_back() {
         .await;
     };
     has("its share", |share| share > 0.1).await;
-    let score = node.lane("nats").await["score"].as_f64();
-    assert!(score.is_some_and(|score| score > 0.0), "{score:?}");
+    eventually("a delivery has made its score", PATIENCE, async || {
+        let score = node.lane("nats").await["score"].as_f64();
+        score.filter(|score| *score > 0.0)
+    })
+    .await;
 
     proxy.set(Network {
         to_client: Flow::Delays(Duration::from_millis(200)),

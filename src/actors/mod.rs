@@ -19,7 +19,7 @@
 //! | [`Drain`] | supervisor, lane, node | lane, forwarder, feeder, retrier | finish what is in flight |
 //! | [`Ping`] | supervisor | all | report progress |
 //! | `ActorEvent` | all | supervisor | the actor has started, is ready, or has exited |
-//! | [`supervisor::LaneCommand`] | admin | supervisor | pause, drain, resume or restart a lane |
+//! | [`supervisor::LaneCommand`] | control | supervisor | pause, drain, resume or restart a lane |
 //! | [`supervisor::Snapshot`] | admin | supervisor | send a view of each actor |
 //! | [`supervisor::DrainAll`] | node | supervisor | stop all lanes |
 //!
