@@ -19,12 +19,14 @@ use waypost::{
     lane_id::LaneId,
     ledger::Ledger,
     load::records,
-    record::{Origin, Record, Schema, Tag, parse},
+    record::{Origin, Record, Schema, Tag, parse, parse_body, pointer::Values},
     routing::{
         choose::{Candidates, Chooser},
         explain::Explanations,
+        policy::HashOn,
+        rules::{Assignment, RouteDefaults, RouteRule, Routes},
         scores::Scores,
-        settings::{CurrentRouting, RoutingSettings},
+        settings::CurrentRouting,
     },
     spool::{Entry, Queue, Spool},
 };
@@ -61,7 +63,44 @@ fn splice_the_tag(bencher: Bencher) {
 }
 
 fn scores(policy: Policy) -> Scores {
-    Scores::new(policy, Duration::from_secs(1))
+    Scores::new(policy.measures(), Duration::from_secs(1))
+}
+
+/// One route of `lanes` for all records.
+fn routes(policy: Policy, lanes: &[LaneId]) -> Routes {
+    let defaults = RouteDefaults {
+        policy,
+        hash_on: &HashOn::Id,
+        lanes,
+    };
+    Routes::new(&[], &defaults).expect("no rule is wrong")
+}
+
+/// The rules for a record that takes the last of so many, its values read in the parse.
+#[divan::bench(args = [0, 1, 10, 100])]
+fn parse_and_assign(bencher: Bencher, rules: usize) {
+    let rule = |number| {
+        let when = match number % 4 {
+            0 => format!("pointer = \"/state\", equals = \"state {number}\""),
+            1 => format!("pointer = \"/age\", range = {{ min = {} }}", 200 + number),
+            2 => format!("pointer = \"/location\", prefix = \"Place {number}\""),
+            _ => format!("header = \"ce-type\", in = [\"a.{number}\", \"b.{number}\"]"),
+        };
+        toml::from_str::<RouteRule>(&format!("when = {{ {when} }}")).expect("a rule")
+    };
+    let rules: Vec<_> = (0..rules).map(rule).collect();
+    let defaults = RouteDefaults {
+        policy: Policy::RoundRobin,
+        hash_on: &HashOn::Id,
+        lanes: &LaneId::ALL,
+    };
+    let routes = Routes::new(&rules, &defaults).expect("no rule is wrong");
+    let body = body();
+    bencher.bench_local(|| {
+        let parsed = parse_body(black_box(&body), Schema::Case, routes.pointers());
+        let (_, values) = parsed.expect("a record");
+        routes.assign("id", &values, |_| Some("org.example.case"))
+    });
 }
 
 /// The choice among three lanes that are up and one that is not, and what is counted of it.
@@ -82,7 +121,9 @@ fn choose_a_lane(bencher: Bencher, policy: &str) {
         scores.delivered(lane, Duration::from_millis(3), Duration::ZERO);
     }
     let ledger = Ledger::new(Arc::from("run"));
-    let mut chooser = Chooser::new(policy, LaneId::ALL.into(), 1);
+    let mut chooser = Chooser::new(1);
+    let routes = routes(policy, &LaneId::ALL);
+    let Assignment { route, key, .. } = routes.assign("record-1", &Values::default(), |_| None);
     let now = Duration::from_mins(1);
     bencher.bench_local(|| {
         let candidates = Candidates {
@@ -91,7 +132,7 @@ fn choose_a_lane(bencher: Bencher, policy: &str) {
             undelivered: &|lane| ledger.lane(lane).counts.in_flight(),
             now,
         };
-        let choice = chooser.choose(black_box("record-1"), 1, &candidates)?;
+        let choice = chooser.choose(&route, black_box(key), 1, &candidates)?;
         scores.sent(choice.lane, 1, now)
     });
 }
@@ -137,10 +178,7 @@ fn actor_hop(bencher: Bencher, crosses_threads: bool) {
         };
         let live_lanes = LiveLanes::new(Arc::new(scores(Policy::RoundRobin)));
         let params = RouterParams {
-            routing: CurrentRouting::new(RoutingSettings {
-                policy: Policy::RoundRobin,
-                lanes: [LaneId::Grpc].into(),
-            }),
+            routing: CurrentRouting::new(routes(Policy::RoundRobin, &[LaneId::Grpc])),
             live_lanes: live_lanes.clone(),
             fallback,
             explanations: Explanations::default(),

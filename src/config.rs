@@ -21,7 +21,14 @@ pub use self::{
     value::ReadableFile,
 };
 pub use crate::routing::policy::Policy;
-use crate::{lane_id::LaneId, record::Schema};
+use crate::{
+    lane_id::LaneId,
+    record::Schema,
+    routing::{
+        policy::HashOn,
+        rules::{RouteDefaults, RouteError, RouteRule, Routes},
+    },
+};
 
 /// The most POSTs that a lane may be configured to have in flight.
 pub const CONCURRENCY_MAX: usize = 4096;
@@ -87,6 +94,9 @@ pub struct Config {
     pub spool: SpoolConfig,
     pub admin: AdminConfig,
     pub lanes: Lanes,
+    /// `[[routes]]`, in their order.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub routes: Vec<RouteRule>,
 }
 
 /// `[lanes.*]`: a lane is on when its section, or one of its variables, is there; the gRPC lane
@@ -138,6 +148,8 @@ section! {
     /// `[router]`: the choice of a lane.
     RouterConfig {
         policy: Policy = Policy::RoundRobin, deserialize_with = "value::name";
+        /// The part of a record that policy `hash` hashes.
+        hash_on: HashOn = HashOn::Id, deserialize_with = "value::from_text";
         /// How long the lanes may take to confirm a record; then it goes to the spool.
         publish_timeout: Duration = Duration::from_secs(2), with = "value::wait";
     }
@@ -264,6 +276,23 @@ pub enum NatsSync {
     Always,
     /// The stream has three replicas or more, and no power cut takes most of them.
     Replicated,
+}
+
+impl Config {
+    /// The routes that records take.
+    ///
+    /// # Errors
+    /// Every mistake in the rules.
+    pub fn routes(&self) -> Result<Routes, Vec<RouteError>> {
+        let lanes = self.lanes.in_order().into_iter();
+        let lanes: Vec<_> = lanes.map(|(lane, _)| lane).collect();
+        let defaults = RouteDefaults {
+            policy: self.router.policy,
+            hash_on: &self.router.hash_on,
+            lanes: &lanes,
+        };
+        Routes::new(&self.routes, &defaults)
+    }
 }
 
 impl Lanes {

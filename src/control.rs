@@ -60,9 +60,9 @@ impl Control {
         }))
     }
 
-    /// The policy in effect.
+    /// The policy in effect where no rule says another.
     pub fn policy(&self) -> Policy {
-        self.0.routing.get().policy
+        self.0.routing.get().policy()
     }
 
     /// The last orders to `lane`.

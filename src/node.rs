@@ -41,11 +41,7 @@ use crate::{
     lane_id::LaneId,
     ledger::{self, Ledger, TakenFile},
     record::{Record, Tag},
-    routing::{
-        explain::Explanations,
-        scores::Scores,
-        settings::{CurrentRouting, RoutingSettings},
-    },
+    routing::{explain::Explanations, rules::RouteError, scores::Scores, settings::CurrentRouting},
     spool::{OpenError, Queue, Spool, SpoolStats},
     tap::Tap,
     transport::{
@@ -92,6 +88,18 @@ pub enum StartError {
     Api(#[from] api::ApiError),
     #[error("cannot serve: {0}")]
     Serve(#[from] io::Error),
+    #[error("{0}")]
+    Routes(String),
+}
+
+impl StartError {
+    fn routes(mistakes: Vec<RouteError>) -> Self {
+        let mistakes = mistakes.iter().map(|mistake| {
+            let RouteError { key, what } = mistake;
+            format!("{key}: {what}")
+        });
+        Self::Routes(mistakes.collect::<Vec<_>>().join("; "))
+    }
 }
 
 impl Node {
@@ -166,9 +174,9 @@ struct Graph<'a> {
     /// The lanes in configuration order, with their tags.
     lanes: Arc<[(LaneId, String)]>,
     live_lanes: LiveLanes,
+    routing: CurrentRouting,
     explanations: Explanations,
     orders: Orders,
-    routing: CurrentRouting,
     router: Slot<Router>,
     feeder: Slot<Feeder>,
     taken_file: TakenFile,
@@ -197,10 +205,21 @@ impl<'a> Graph<'a> {
                 error!(%lane, records, "the spool has records for a lane that is not configured any more");
             }
         }
+        for queue in Queue::routed().filter(|queue| queue.lanes().all(|lane| is_gone(&lane))) {
+            let lanes: Vec<_> = queue.lanes().map(LaneId::name).collect();
+            let records = found.records(queue);
+            if records > 0 {
+                error!(
+                    ?lanes,
+                    records, "the spool has records for lanes that are not configured any more"
+                );
+            }
+        }
         actix_rt::spawn(ledger::audit(Arc::clone(&ledger), spool.watch_stats()));
         let taken_file = TakenFile::open(&config.spool.dir, &ledger);
         actix_rt::spawn(taken_file.clone().keep());
-        let scores = Scores::new(config.router.policy, config.router.publish_timeout);
+        let routes = config.routes().map_err(StartError::routes)?;
+        let scores = Scores::new(routes.measure(), config.router.publish_timeout);
         let orders = Orders::open(&config.spool.dir, config.admin.keep_orders);
         for (lane, _) in &lanes {
             let ordered = orders.of(*lane).weight.map(|order| order.what);
@@ -222,12 +241,9 @@ impl<'a> Graph<'a> {
             breaker: Arc::new(Breaker::new(config.api.url.to_string().into())),
             api: api::Settings::read(&config.api)?,
             live_lanes: LiveLanes::new(Arc::new(scores)),
+            routing: CurrentRouting::new(routes),
             explanations: Explanations::default(),
             orders,
-            routing: CurrentRouting::new(RoutingSettings {
-                policy: config.router.policy,
-                lanes: lanes.iter().map(|(lane, _)| *lane).collect(),
-            }),
             lanes: lanes.into(),
             router: Slot::default(),
             feeder: Slot::default(),
@@ -269,6 +285,7 @@ impl<'a> Graph<'a> {
                 Arc::clone(&self.ledger),
             ),
             lanes: Arc::clone(&self.lanes),
+            routing: self.routing.clone(),
             schema: config.schema,
             max_body: config.max_body,
             max_record: config.max_record,
@@ -285,6 +302,7 @@ impl<'a> Graph<'a> {
             admission: admission.clone(),
             ledger: Arc::clone(&self.ledger),
             lanes: self.lane_ids(),
+            routing: self.routing.clone(),
             live_lanes: self.live_lanes.clone(),
             dead_letters: self.dead_letters.clone(),
         };

@@ -6,6 +6,7 @@
 
 pub mod batch;
 mod parse;
+pub mod pointer;
 mod tag;
 
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use bytes::Bytes;
 use uuid::Uuid;
 
 pub use self::{
-    parse::{Invalid, Schema, parse},
+    parse::{Invalid, Schema, parse, parse_body},
     tag::Tag,
 };
 use crate::clock::unix_us;

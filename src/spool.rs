@@ -40,7 +40,7 @@ use tracing::warn;
 
 pub(crate) use self::disk::replace_durably;
 pub use self::{
-    entry::{DeathReason, Entry, Parked},
+    entry::{DeathReason, Entry, EntryRoute, Parked},
     kept::FoundCopies,
     log::Position,
     put::CopyWriter,
@@ -72,7 +72,7 @@ pub struct EntryKey {
 }
 
 impl EntryKey {
-    pub const fn new(queue: Queue, position: Position) -> Self {
+    pub fn new(queue: Queue, position: Position) -> Self {
         Self {
             queue: queue.at(),
             position,

@@ -44,7 +44,7 @@ fn each_mistake_is_named_by_file_line_and_key_with_what_is_allowed() {
         "mistakes.toml:12: api.time_out: there is no such key; did you mean api.timeout?",
         r#"mistakes.toml:15: router.policy: "fastest" does not fit; allowed is "round-robin" or "weighted" or "failover" or "hash" or "adaptive""#,
         "mistakes.toml:23: lanes.rabbitmq.queue: is a list; allowed is a text that is not empty",
-        "mistakes.toml:25: lanes.kafka: there is no such section; allowed are admin, api, ingest, lanes.grpc, lanes.nats, lanes.pubsub, lanes.rabbitmq, router, spool",
+        "mistakes.toml:25: lanes.kafka: there is no such section; allowed are admin, api, ingest, lanes.grpc, lanes.nats, lanes.pubsub, lanes.rabbitmq, router, routes, spool",
         "mistakes.toml:5: ingest.max_record: is over ingest.max_body; a record must fit into a request",
         "mistakes.toml:9: api.url: is not a URL that can be posted to; allowed is http:// or https:// with a host",
         "mistakes.toml:18: lanes.nats.url: is not a list of servers; allowed is nats:// or tls:// with a host, separated by commas",
@@ -72,7 +72,7 @@ fn lanes_unknown_keys_and_keys_at_odds_are_named_too_and_no_secret_is() {
         "lanes.toml:32: lanes.rabbitmq.queue: is of type integer; allowed is a text that is not empty",
         r#"lanes.toml:33: lanes.rabbitmq.bundle: "129" does not fit; allowed is a whole number from 1 to 128"#,
         "lanes.toml:39: lanes.pubsub.project: is empty; allowed is a text that is not empty",
-        "lanes.toml:41: telemetry: there is no such section; allowed are admin, api, ingest, lanes.grpc, lanes.nats, lanes.pubsub, lanes.rabbitmq, router, spool",
+        "lanes.toml:41: telemetry: there is no such section; allowed are admin, api, ingest, lanes.grpc, lanes.nats, lanes.pubsub, lanes.rabbitmq, router, routes, spool",
         "lanes.toml:5: ingest.max_body: is under ingest.max_record; a record must fit into a request",
         "lanes.toml:11: api.url: has a login, which is never sent; allowed is a token, in token_file",
         r#"lanes.toml:27: lanes.grpc.peers: "b:3000" is no node; allowed is http:// or https:// with a host and without a login"#,
@@ -661,4 +661,109 @@ fn explain_prints_the_decision_for_a_record_and_starts_nothing() {
         let told = String::from_utf8(output.stderr).unwrap();
         assert!(told.contains(why), "{told}");
     }
+}
+
+#[test]
+fn each_mistake_in_a_rule_is_named_by_its_line() {
+    let hash_on = r#""place" does not fit; allowed is "id", a JSON pointer as in "/location", or "header:NAME""#;
+    let on = format!("routes.toml:15: routes[3].hash_on: {hash_on}");
+    let router = format!("routes.toml:22: router.hash_on: {hash_on}");
+    let expected = [
+        r#"routes.toml:4: routes[1].when: "state" is no JSON pointer; allowed is / and a member's name, as in "/state" or "/patient/age", with ~1 for / and ~0 for ~"#,
+        "routes.toml:5: routes[1].policy: unknown variant `fastest`, expected one of `round-robin`, `weighted`, `failover`, `hash`, `adaptive`",
+        "routes.toml:6: routes[1].lane: unknown field `lane`, expected one of `when`, `policy`, `hash_on`, `lanes`",
+        "routes.toml:9: routes[2].when: needs one test of /state; allowed is equals, in, prefix, range, exists or matches",
+        r#"routes.toml:13: routes[3].when: matches "(" is no regular expression: unclosed group"#,
+        on.as_str(),
+        "routes.toml:18: routes[4].when: range is empty, since min 9 is over max 2; allowed is min up to max",
+        router.as_str(),
+        r#"routes.toml:10: routes[2].lanes: "kafka" is no lane that is on; allowed are grpc"#,
+        "routes.toml:14: routes[3].lanes: is empty; allowed are lanes that are on: grpc",
+        r#"routes.toml:19: routes[4].lanes: "grpc" is there twice; allowed is each lane once"#,
+    ];
+    assert_eq!(mistakes(&["--config", "routes.toml"], &[]), expected);
+    assert_eq!(
+        load("routes = 1", &[], &[]).unwrap_err()[0].what,
+        "is a list of rules, each written below [[routes]]"
+    );
+}
+
+const RULES: &str = r#"
+[lanes.nats]
+[lanes.grpc]
+[[routes]]
+when = { pointer = "/state", equals = "symptomatic" }
+policy = "failover"
+lanes = ["nats", "grpc"]
+[[routes]]
+when = { header = "CE-Type", in = ["a", 1, true] }
+policy = "hash"
+hash_on = "/patient/id"
+[[routes]]
+when = { pointer = "/state", prefix = "symp" }
+[[routes]]
+when = { pointer = "/age", range = { min = 0, max = 17.5 } }
+[[routes]]
+when = { pointer = "/state", equals = "symptomatic" }
+"#;
+
+#[test]
+fn rules_load_to_themselves_and_one_that_can_never_match_is_named() {
+    let config = load(RULES, &[], &[]).unwrap();
+    assert_eq!(config.routes.len(), 5);
+    let printed = config.to_toml();
+    assert_eq!(load(&printed, &[], &[]).unwrap(), config, "{printed}");
+
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("rules.toml");
+    std::fs::write(&file, RULES).unwrap();
+    let file = file.to_str().unwrap();
+    let output = check(&["--config", file], &[]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let told = String::from_utf8(output.stderr).unwrap();
+    let never = format!(
+        "{file}:16: routes[5]: can never match: routes[1] takes all of its records before it"
+    );
+    assert!(told.contains(&never), "{told}");
+    assert_eq!(told.lines().count(), 1, "{told}");
+}
+
+#[test]
+fn explain_names_the_rule_and_each_that_was_tried() {
+    let folder = tempfile::tempdir().unwrap();
+    let rules = folder.path().join("rules.toml");
+    std::fs::write(&rules, RULES).unwrap();
+    let record = folder.path().join("record.json");
+    let body = r#"{"name":"a","location":"b","age":7,"infectedtype":"c","state":"d"}"#;
+    std::fs::write(&record, body).unwrap();
+    let arguments = [
+        "--config",
+        rules.to_str().unwrap(),
+        "--explain",
+        record.to_str().unwrap(),
+    ];
+    let key = [
+        "--header",
+        "Idempotency-Key: record-2",
+        "--header",
+        "ce-type: b",
+    ];
+    let output = check(&[&arguments[..], &key].concat(), &[]);
+    let told = String::from_utf8(output.stdout).unwrap();
+    let expected = "id         record-2\n\
+        rule       routes[4]: /age is from 0 to 17.5\n\
+        policy     round-robin\n\
+        lane       nats: its turn\n\
+        runner-up  grpc\n\
+        API        [api]\n\n\
+        routes[1]  does not: /state equals \"symptomatic\"; the value is \"d\"\n\
+        routes[2]  does not: header ce-type is in [\"a\", 1, true]; the value is \"b\"\n\
+        routes[3]  does not: /state begins with \"symp\"; the value is \"d\"\n\
+        routes[4]  takes it: /age is from 0 to 17.5; the value is 7\n\n\
+        All lanes are up and unused, as if the node had just started.\n";
+    assert_eq!(told, expected);
+    let output = check(&[&arguments[..], &["--header", "CE-Type: 1"]].concat(), &[]);
+    let told = String::from_utf8(output.stdout).unwrap();
+    assert!(told.contains("rule       routes[2]"), "{told}");
+    assert!(told.contains("the first for its key"), "{told}");
 }

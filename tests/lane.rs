@@ -23,7 +23,7 @@ use waypost::{
         lane::{Lane, LaneParams, bundle::SettledRecords},
         live_lanes::LiveLanes,
         parking::Parking,
-        receipts::Refused,
+        receipts::{Refused, Reply},
         router::{Router, RouterParams},
         slot::Slot,
         supervisor::{
@@ -40,7 +40,7 @@ use waypost::{
     routing::{
         explain::Explanations,
         scores::{Factors, Scores},
-        settings::{CurrentRouting, RoutingSettings},
+        settings::CurrentRouting,
     },
     spool::{NotSafe, Queue, Spool, Undelivered},
     tap::Tap,
@@ -48,12 +48,14 @@ use waypost::{
 };
 
 use crate::support::{
+    self,
     api::{Api, Conduct},
-    closed_spool, eventually, live_lanes,
+    assigned, closed_spool, eventually, live_lanes,
     memory::{Broker, Faults, Memory},
     nats::Nats,
+    one_route,
     rig::Rig as _,
-    spool, submit_one,
+    spool,
 };
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -138,7 +140,7 @@ impl House {
     }
 
     async fn submit(&self, count: usize) {
-        let receipts = join_all((0..count).map(|_| submit_one(&self.ingest, record(), None))).await;
+        let receipts = join_all((0..count).map(|_| submit_one(&self.ingest, record()))).await;
         assert!(
             receipts
                 .iter()
@@ -228,10 +230,7 @@ fn graph<T: Transport>(
 
 fn start_router(slot: Slot<Router>, live_lanes: &LiveLanes, fallback: DiskFallback) -> Factory {
     let params = RouterParams {
-        routing: CurrentRouting::new(RoutingSettings {
-            policy: Policy::RoundRobin,
-            lanes: [LaneId::Nats].into(),
-        }),
+        routing: routing(),
         live_lanes: live_lanes.clone(),
         fallback,
         explanations: Explanations::default(),
@@ -247,6 +246,14 @@ fn start_lane<T: Transport>(settings: &T::Settings, params: LaneParams) -> Facto
     factory(Slot::default(), move |supervisor| {
         Lane::<T>::new(settings.clone(), params.clone(), supervisor)
     })
+}
+
+fn routing() -> CurrentRouting {
+    one_route(Policy::RoundRobin, &[LaneId::Nats])
+}
+
+async fn submit_one(ingest: &Admission, record: Record) -> Reply {
+    support::submit_one(ingest, assigned(record, &routing(), None)).await
 }
 
 fn record() -> Record {
@@ -278,7 +285,7 @@ async fn a_lane_that_is_lost_in_the_middle_of_a_publish_gives_the_record_back_an
         house.broker.set_faults(Faults::default());
         house.broker.drop_connection();
     };
-    let (answer, ()) = tokio::join!(submit_one(&house.ingest, record(), None), lose);
+    let (answer, ()) = tokio::join!(submit_one(&house.ingest, record()), lose);
     assert_eq!(
         answer,
         Err(Refused::NotSafe(NotSafe::Closed)),
@@ -311,10 +318,7 @@ async fn a_record_that_a_lane_may_have_is_known_however_many_came_after_it() {
         house.broker.drop_connection();
     };
     let maybe_published = record();
-    let (answer, ()) = tokio::join!(
-        submit_one(&house.ingest, maybe_published.clone(), None),
-        lose
-    );
+    let (answer, ()) = tokio::join!(submit_one(&house.ingest, maybe_published.clone()), lose);
     assert!(answer.is_err(), "{answer:?}");
     house.ledger.delivered(LaneId::Grpc, [&maybe_published]);
     let first = record();
@@ -345,7 +349,7 @@ async fn a_record_that_is_delivered_though_its_client_was_refused_balances() {
         house.broker.set_faults(Faults::default());
         house.broker.drop_connection();
     };
-    let (answer, ()) = tokio::join!(submit_one(&house.ingest, record(), None), lose);
+    let (answer, ()) = tokio::join!(submit_one(&house.ingest, record()), lose);
     assert_eq!(answer, Err(Refused::NotSafe(NotSafe::Closed)));
     house.up().await;
     house.submit(1).await;
@@ -371,7 +375,7 @@ async fn a_lane_whose_confirms_do_not_come_is_restarted_after_the_publish_timeou
     });
     let asked = Instant::now();
     assert_eq!(
-        submit_one(&house.ingest, record(), None).await,
+        submit_one(&house.ingest, record()).await,
         Err(Refused::NotSafe(NotSafe::Closed))
     );
     assert!(
@@ -428,7 +432,7 @@ async fn what_the_lane_does_is_in_its_score_and_a_retry_of_a_post_is_not() {
         fail_publishes: true,
         ..Faults::default()
     });
-    assert!(submit_one(&house.ingest, record(), None).await.is_err());
+    assert!(submit_one(&house.ingest, record()).await.is_err());
     let factors = factors(&house);
     assert!(
         (factors.success_ratio - successes(3, 4)).abs() < 1e-9,
@@ -477,7 +481,7 @@ async fn what_this_nodes_disk_refuses_is_no_failure_of_the_lane() {
     house.up().await;
     for _ in 0..9 {
         // The lane has confirmed it, and there is no disk for its copy.
-        assert!(submit_one(&house.ingest, record(), None).await.is_err());
+        assert!(submit_one(&house.ingest, record()).await.is_err());
     }
     let factors = factors(&house);
     assert!((factors.success_ratio - 1.0).abs() < 1e-9, "{factors:?}");
@@ -654,7 +658,7 @@ async fn the_copy_of_a_record_that_another_lane_has_delivered_goes_too() {
         .unwrap();
     house.copies.keep(&record, copy);
     house.ledger.delivered(LaneId::Grpc, [&record]);
-    submit_one(&house.ingest, record, None).await.unwrap();
+    submit_one(&house.ingest, record).await.unwrap();
     eventually("the copy is gone", PATIENCE, async || {
         // Answered after the settled entries are removed.
         spool.oldest().await;
@@ -769,7 +773,7 @@ async fn a_batch_that_the_api_refuses_costs_only_the_records_that_it_refuses() {
             ..record()
         }
     });
-    let receipts = join_all(records.map(|record| submit_one(&house.ingest, record, None))).await;
+    let receipts = join_all(records.map(|record| submit_one(&house.ingest, record))).await;
     assert!(receipts.iter().all(Result::is_ok), "{receipts:?}");
     eventually("all are settled", PATIENCE, async || {
         (house.broker.stored() == 0).then_some(())
@@ -820,7 +824,7 @@ async fn a_batch_arrives_but_for(position: usize) {
             ..record()
         }
     });
-    let receipts = join_all(records.map(|record| submit_one(&house.ingest, record, None))).await;
+    let receipts = join_all(records.map(|record| submit_one(&house.ingest, record))).await;
     assert!(receipts.iter().all(Result::is_ok), "{receipts:?}");
     let patience = PATIENCE * 3;
     eventually("the others arrive", patience, async || {
@@ -851,7 +855,7 @@ async fn a_record_that_cannot_be_parked_is_retried_where_it_is() {
         body: Bytes::from_static(b"{\"bad\":1}"),
         ..record()
     };
-    submit_one(&house.ingest, bad, None).await.unwrap();
+    submit_one(&house.ingest, bad).await.unwrap();
     eventually(
         "it is tried more often than before it is parked",
         PATIENCE,
@@ -888,7 +892,7 @@ async fn failing_records_hold_up_none_behind_them(limits: Limits) {
         body: Bytes::from_static(b"{\"bad\":1}"),
         ..record()
     });
-    let receipts = join_all(records.map(|record| submit_one(&house.ingest, record, None))).await;
+    let receipts = join_all(records.map(|record| submit_one(&house.ingest, record))).await;
     assert!(receipts.iter().all(Result::is_ok), "{receipts:?}");
     house.submit(1).await;
     eventually("the good one arrives", PATIENCE, async || {
@@ -976,8 +980,7 @@ async fn a_batch_is_given_up_record_by_record() {
     let origin = old.origin.as_mut().unwrap();
     origin.at_us -=
         u64::try_from(hour.saturating_sub(Duration::from_millis(150)).as_micros()).unwrap();
-    let receipts =
-        join_all([young, old].map(|record| submit_one(&house.ingest, record, None))).await;
+    let receipts = join_all([young, old].map(|record| submit_one(&house.ingest, record))).await;
     assert!(receipts.iter().all(Result::is_ok), "{receipts:?}");
     eventually("both are settled", PATIENCE, async || {
         (house.broker.stored() == 0).then_some(())
@@ -1006,8 +1009,7 @@ async fn two_records_of_one_id_are_both_posted_and_never_in_one_array() {
         }),
         ..first.clone()
     };
-    let receipts =
-        join_all([first, second].map(|record| submit_one(&house.ingest, record, None))).await;
+    let receipts = join_all([first, second].map(|record| submit_one(&house.ingest, record))).await;
     assert!(receipts.iter().all(Result::is_ok), "{receipts:?}");
     eventually("both are settled", PATIENCE, async || {
         (house.broker.stored() == 0).then_some(())
@@ -1100,7 +1102,7 @@ impl BundlingLane {
             graph::<nats::Nats>(&lane, &api.url(), limits, spool, None, 16, Ack::Lane);
         // The first waits in the router until the lane is up.
         eventually("the lane is up", PATIENCE, async || {
-            submit_one(&ingest, record(), None).await.ok()
+            submit_one(&ingest, record()).await.ok()
         })
         .await;
         let client = async_nats::connect(&*settings.url).await.unwrap();
@@ -1125,7 +1127,7 @@ impl BundlingLane {
     async fn submit(&self, admission: &Admission, records: Vec<Record>) -> u64 {
         let before = self.messages().await;
         let requests = records.into_iter();
-        let receipts = join_all(requests.map(|record| submit_one(admission, record, None))).await;
+        let receipts = join_all(requests.map(|record| submit_one(admission, record))).await;
         assert!(
             receipts
                 .iter()

@@ -477,3 +477,50 @@ async fn a_weight_that_the_file_changes_replaces_the_one_of_an_order() {
     node.killed_and_started().await;
     by_the_file(&node).await;
 }
+
+#[actix_rt::test]
+async fn rules_are_reloaded_unless_one_names_a_lane_that_is_not_there_yet() {
+    let api = Api::start();
+    let rule = |policy: &str, lane: &str| {
+        let when = "{ pointer = \"/state\", exists = true }";
+        format!("[[routes]]\nwhen = {when}\npolicy = \"{policy}\"\nlanes = [\"{lane}\"]\n")
+    };
+    let file = File::new(&rule("failover", "grpc"));
+    let node = Node::start_with_config(&api.url(), &grpc_variables(), &file.path).await;
+    node.lane_is("grpc", "up", PATIENCE).await;
+    let rule_of = async |key: &str| {
+        let posted = node.post("/", key, traffic()[0].clone()).await.unwrap();
+        assert_eq!(posted.0, StatusCode::ACCEPTED);
+        let told = node.get(&format!("/api/explain?id={key}")).await.unwrap().1;
+        let choice = &told["choices"][0];
+        (choice["rule"].clone(), choice["policy"].clone())
+    };
+    assert_eq!(rule_of("1").await, (json!("routes[1]"), json!("failover")));
+    file.write(rule("adaptive", "grpc"));
+    let (status, answer) = reload(&node).await;
+    assert_eq!(
+        (status, &answer["applied"]),
+        (StatusCode::OK, &json!(["routes"])),
+        "{answer}"
+    );
+    assert_eq!(rule_of("2").await, (json!("routes[1]"), json!("adaptive")));
+
+    file.write("[lanes.pubsub]\nendpoint = \"127.0.0.1:1\"\n".to_owned() + &rule("hash", "pubsub"));
+    let (status, answer) = reload(&node).await;
+    let waiting = json!(["lanes.pubsub", "routes"]);
+    assert_eq!(
+        (status, &answer["needs_restart"]),
+        (StatusCode::OK, &waiting),
+        "{answer}"
+    );
+    assert_eq!(rule_of("3").await, (json!("routes[1]"), json!("adaptive")));
+
+    file.write(rule("hash", "kafka"));
+    let (status, problem) = reload(&node).await;
+    assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "{problem}");
+    assert_eq!(problem["reasons"][0]["key"], "routes[1].lanes", "{problem}");
+    file.write("");
+    assert_eq!(reload(&node).await.0, StatusCode::OK);
+    assert_eq!(rule_of("4").await, (json!("default"), json!("round-robin")));
+    node.at_rest(PATIENCE).await;
+}

@@ -20,7 +20,7 @@ use waypost::{
         admission::Admission,
         fallback::DiskFallback,
         live_lanes::LiveLanes,
-        receipts::{Refused, Replies},
+        receipts::{Refused, Replies, Reply},
         router::{Router, RouterParams},
         slot::Slot,
         supervisor::{ChildId, Supervisor, Thread, factory},
@@ -30,15 +30,13 @@ use waypost::{
     lane_id::LaneId,
     ledger::Ledger,
     record::Record,
-    routing::{
-        choose::Reason,
-        explain::Explanations,
-        settings::{CurrentRouting, RoutingSettings},
-    },
+    routing::{choose::Reason, explain::Explanations, settings::CurrentRouting},
     spool::NotSafe,
 };
 
-use crate::support::{closed_spool, eventually, live_lanes, spool, submit_one};
+use crate::support::{
+    assigned, closed_spool, eventually, live_lanes, one_route, spool, submit_one,
+};
 
 const LANES: [LaneId; 3] = [LaneId::Grpc, LaneId::Nats, LaneId::Rabbitmq];
 const PUBLISH_TIMEOUT: Duration = Duration::from_secs(2);
@@ -163,10 +161,7 @@ impl House {
         };
         let live_lanes = live_lanes(policy);
         let explanations = Explanations::default();
-        let routing = CurrentRouting::new(RoutingSettings {
-            policy,
-            lanes: LANES.into(),
-        });
+        let routing = one_route(policy, &LANES);
         let params = RouterParams {
             routing: routing.clone(),
             live_lanes: live_lanes.clone(),
@@ -204,8 +199,19 @@ impl House {
         self.live_lanes.insert(lane, publisher, None);
     }
 
+    async fn submit_record(&self, record: Record, pinned: Option<LaneId>) -> Reply {
+        submit_one(&self.ingest, assigned(record, &self.routing, pinned)).await
+    }
+
+    /// Submits a request of these records.
+    async fn submit_all(&self, records: impl IntoIterator<Item = Record>) -> Vec<Reply> {
+        let records = records.into_iter();
+        let records = records.map(|record| assigned(record, &self.routing, None));
+        self.ingest.submit(&records.collect::<Vec<_>>()).await
+    }
+
     async fn submit(&self, pinned: Option<LaneId>) -> Result<Receipt, Refused> {
-        submit_one(&self.ingest, record(), pinned).await
+        self.submit_record(record(), pinned).await
     }
 
     fn seen_by(&self, lane: LaneId) -> usize {
@@ -286,7 +292,7 @@ async fn a_batch_stays_together_but_for_what_comes_back() {
         Conduct::Confirms,
     ])
     .await;
-    let receipts = house.ingest.submit(&[(); 4].map(|()| record()), None).await;
+    let receipts = house.submit_all([(); 4].map(|()| record())).await;
     let lanes: Vec<_> = receipts
         .into_iter()
         .map(|receipt| lane_of(receipt.unwrap()))
@@ -306,7 +312,7 @@ async fn a_batch_stays_together_but_for_what_comes_back() {
 #[actix_rt::test]
 async fn only_those_of_a_batch_whose_lane_died_are_sent_again() {
     let house = House::new([Conduct::ConfirmsOne, Conduct::Drops(1), Conduct::Confirms]).await;
-    let receipts = house.ingest.submit(&[(); 3].map(|()| record()), None).await;
+    let receipts = house.submit_all([(); 3].map(|()| record())).await;
     let lanes: Vec<_> = receipts
         .into_iter()
         .map(|receipt| lane_of(receipt.unwrap()))
@@ -365,7 +371,7 @@ async fn each_try_of_a_record_is_explained_and_the_spool_too() {
         id: "id".into(),
         ..record()
     };
-    let receipt = submit_one(&house.ingest, one(), None).await;
+    let receipt = house.submit_record(one(), None).await;
     assert_eq!(receipt, Ok(Receipt::Lane(LaneId::Nats)));
     assert_eq!(
         tries_of(&house, "id"),
@@ -374,7 +380,7 @@ async fn each_try_of_a_record_is_explained_and_the_spool_too() {
     );
 
     let house = House::new([Conduct::GivesBack; 3]).await;
-    let receipt = submit_one(&house.ingest, one(), Some(LaneId::Nats)).await;
+    let receipt = house.submit_record(one(), Some(LaneId::Nats)).await;
     assert_eq!(receipt, NOT_SAFE);
     assert_eq!(tries_of(&house, "id"), [(nats, None), (None, None)]);
     let first = &house.explanations.of("id")[0];
@@ -430,11 +436,15 @@ async fn a_record_whose_client_has_gone_does_not_stay_on_disk() {
         spool: spool.clone(),
         ledger: Arc::new(Ledger::new(Arc::from("run"))),
     };
-    let records = [record()];
+    let records = [assigned(
+        record(),
+        &one_route(Policy::RoundRobin, &LANES),
+        None,
+    )];
     let replies = Replies::new(&records, None);
-    let pending = replies.unanswered();
+    let (assignment, pending) = replies.unanswered().remove(0);
     drop(replies);
-    disk.store(&pending, None).await;
+    disk.store(&pending, &assignment.route, None).await;
     let came_and_went = || (spool.stats().committed, spool.stats().waiting()) == (1, 0);
     eventually(
         "it was there and is gone",
@@ -474,11 +484,9 @@ async fn weighted_gives_each_lane_that_is_up_its_share_also_after_its_weight_has
 async fn new_routing_settings_make_the_next_choice() {
     let house = House::new([Conduct::Confirms; 3]).await;
     assert_eq!(shares(&house, 30).await, [10; 3]);
-    house.live_lanes.scores.set_policy(Policy::Failover);
-    house.routing.replace(RoutingSettings {
-        policy: Policy::Failover,
-        lanes: [LANES[2], LANES[0]].into(),
-    });
+    let failover = one_route(Policy::Failover, &[LANES[2], LANES[0]]).get();
+    house.live_lanes.scores.set_measures(failover.measure());
+    house.routing.replace((*failover).clone());
     assert_eq!(shares(&house, 30).await, [0, 0, 30]);
     house.live_lanes.remove(LANES[2], false);
     assert_eq!(shares(&house, 30).await, [30, 0, 0]);
@@ -489,8 +497,7 @@ async fn lanes_of(house: &House, ids: &[String]) -> Vec<LaneId> {
         id: id.as_str().into(),
         ..record()
     });
-    let records: Vec<_> = records.collect();
-    let receipts = house.ingest.submit(&records, None).await.into_iter();
+    let receipts = house.submit_all(records).await.into_iter();
     receipts.map(|receipt| lane_of(receipt.unwrap())).collect()
 }
 

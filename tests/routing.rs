@@ -1,9 +1,11 @@
 //! Policies that read scores, with real lanes: what `/api/status` tells of them.
 
-use std::time::Duration;
+use std::{fs, time::Duration};
 
 use awc::http::StatusCode;
+use bytes::Bytes;
 use serde_json::{Value, json};
+use tempfile::NamedTempFile;
 
 use crate::support::{
     api::Api,
@@ -142,4 +144,179 @@ async fn a_record_that_waits_on_disk_is_explained_before_and_after() {
     node.at_rest(PATIENCE).await;
     let (_, told) = explained(&node, "waits").await;
     assert_eq!(told["choices"][1]["lane"], "nats", "{told}");
+}
+
+/// A file with these rules.
+fn rules(text: &str) -> NamedTempFile {
+    let file = NamedTempFile::new().expect("a temporary file");
+    fs::write(file.path(), text).expect("it can be written");
+    file
+}
+
+/// A record with this state.
+fn in_state(state: &str) -> Bytes {
+    format!(r#"{{"name":"a","location":"b","age":1,"infectedtype":"c","state":"{state}"}}"#).into()
+}
+
+/// The path of the receipt.
+async fn path_of(node: &Node, path: &str, key: &str, state: &str) -> String {
+    let answer = node.post(path, key, in_state(state)).await;
+    let (status, receipt) = answer.expect("an answer");
+    assert_eq!(status, StatusCode::ACCEPTED, "{receipt}");
+    receipt["path"].as_str().expect("a path").to_owned()
+}
+
+#[actix_rt::test]
+async fn the_first_rule_that_matches_chooses_the_lanes_of_each_record() {
+    let Some(mut nats) = Nats::start().await else {
+        return;
+    };
+    let file = rules(
+        r#"
+        [[routes]]
+        when = { pointer = "/state", equals = "urgent" }
+        lanes = ["nats"]
+        [[routes]]
+        when = { header = "ce-type", prefix = "org.example." }
+        policy = "failover"
+        lanes = ["grpc", "nats"]
+        [[routes]]
+        when = { pointer = "/state", matches = "^b+$" }
+        lanes = ["grpc"]
+        "#,
+    );
+    let api = Api::start();
+    let variables = [nats.variables(), grpc_variables()].concat();
+    let node = Node::start_with_config(&api.url(), &variables, file.path()).await;
+    node.lane_is("nats", "up", PATIENCE).await;
+    node.lane_is("grpc", "up", PATIENCE).await;
+    for number in 0..4 {
+        let key = |name: &str| format!("{name}-{number}");
+        assert_eq!(path_of(&node, "/", &key("urgent"), "urgent").await, "NATS");
+        assert_eq!(path_of(&node, "/", &key("bbb"), "bbb").await, "GRPC");
+        let named = path_of(&node, "/grpc", &key("named"), "urgent").await;
+        assert_eq!(named, "GRPC", "the request's word is over the rule's");
+    }
+    let (_, told) = explained(&node, "bbb-0").await;
+    let choice = &told["choices"][0];
+    assert_eq!(
+        (&choice["rule"], &choice["when"], &choice["runner_up"]),
+        (
+            &json!("routes[3]"),
+            &json!("/state matches \"^b+$\""),
+            &Value::Null
+        ),
+        "{told}"
+    );
+
+    // Each record of a batch takes its own rule, and the header holds for all.
+    let states = ["urgent", "other", "urgent", "bbb"].map(in_state);
+    let batch = format!(
+        "[{}]",
+        states
+            .map(|body| String::from_utf8(body.to_vec()).expect("text"))
+            .join(",")
+    );
+    let request = awc::Client::default().post(format!("http://127.0.0.1:{}/", node.ingest));
+    let request = request.content_type("application/json");
+    let request = request.insert_header(("CE-Type", "org.example.case"));
+    let mut answer = request.send_body(batch).await.expect("an answer");
+    let receipts: Value = answer.json().await.expect("JSON");
+    let paths = receipts["records"].as_array().expect("a list").iter();
+    let paths: Vec<_> = paths.map(|receipt| receipt["path"].as_str()).collect();
+    assert_eq!(
+        paths,
+        ["NATS", "GRPC", "NATS", "GRPC"].map(Some),
+        "{receipts}"
+    );
+    let id = receipts["records"][1]["id"].as_str().expect("an id");
+    let (_, told) = explained(&node, id).await;
+    assert_eq!(told["choices"][0]["rule"], "routes[2]", "{told}");
+    node.at_rest(PATIENCE).await;
+}
+
+#[actix_rt::test]
+async fn records_wait_for_the_lanes_of_their_rule_hold_up_no_others_and_survive_a_restart() {
+    let Some(mut nats) = Nats::start().await else {
+        return;
+    };
+    let (proxy, variables) = through_proxy(nats.variables());
+    proxy.set(Network {
+        refuses: true,
+        ..Network::WELL
+    });
+    let nobody = format!("amqp://127.0.0.1:{}", free_port());
+    let rabbitmq = ("LANES__RABBITMQ__URL".to_owned(), nobody);
+    let variables = [variables, grpc_variables(), vec![rabbitmq]].concat();
+    let file = rules(
+        r#"
+        [[routes]]
+        when = { pointer = "/state", equals = "one" }
+        lanes = ["nats"]
+        [[routes]]
+        when = { pointer = "/state", equals = "two" }
+        lanes = ["rabbitmq", "nats"]
+        "#,
+    );
+    let api = Api::start();
+    let mut node = Node::start_with_config(&api.url(), &variables, file.path()).await;
+    node.lane_is("grpc", "up", PATIENCE).await;
+    // More than are on their way from the disk at a time.
+    let states = (0..300).map(|number| if number < 10 { "one" } else { "two" });
+    for (number, state) in states.enumerate() {
+        assert_eq!(
+            path_of(&node, "/", &format!("{number}"), state).await,
+            "spool"
+        );
+    }
+    assert_eq!(node.order("grpc", "pause").await, StatusCode::ACCEPTED);
+    assert_eq!(path_of(&node, "/", "before", "other").await, "spool");
+    assert_eq!(node.order("grpc", "resume").await, StatusCode::ACCEPTED);
+    eventually("the other record is taken", PATIENCE, async || {
+        api.taken().contains_key("before").then_some(())
+    })
+    .await;
+    eventually("it is no longer on disk", PATIENCE, async || {
+        (node_spooled(&node).await == 300).then_some(())
+    })
+    .await;
+
+    // Now no rule asks for these lanes.
+    fs::write(file.path(), "").expect("it can be written");
+    node.killed_and_started().await;
+    node.lane_is("grpc", "up", PATIENCE).await;
+    assert_eq!(path_of(&node, "/", "after", "one").await, "GRPC");
+    eventually("the other record is taken", PATIENCE, async || {
+        api.taken().contains_key("after").then_some(())
+    })
+    .await;
+    // Long enough for the feeder to have tried each more than once.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(node_spooled(&node).await, 300, "they wait for their lanes");
+    proxy.set(Network::WELL);
+    node.at_rest(2 * PATIENCE).await;
+    let (_, told) = explained(&node, "0").await;
+    let choice = &told["choices"][0];
+    assert_eq!(
+        (&choice["rule"], &choice["lane"]),
+        (&json!("routes[1]"), &json!("nats")),
+        "{told}"
+    );
+    let status = node.status().await;
+    let sent = |lane: &Value| (lane["lane"].clone(), lane["delivered"].clone());
+    let delivered: Vec<_> = status["lanes"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(sent)
+        .collect();
+    assert!(
+        delivered.contains(&(json!("nats"), json!(300))),
+        "{delivered:?}"
+    );
+}
+
+async fn node_spooled(node: &Node) -> u64 {
+    let ledger = &node.status().await["ledger"];
+    ledger["spooled"].as_u64().expect("a count")
 }

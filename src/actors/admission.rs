@@ -13,12 +13,12 @@ use tokio::{
 };
 
 use super::{
-    Job, LaneSet, Permit, RECORDS_MAX, Route, Source,
-    receipts::{Refused, Replies, Reply},
+    Job, Permit, RECORDS_MAX, Route, Source,
+    receipts::{AssignedRecord, Refused, Replies, Reply},
     router::Router,
     slot::Slot,
 };
-use crate::{lane_id::LaneId, ledger::Ledger, record::Record};
+use crate::{lane_id::LaneSet, ledger::Ledger};
 
 /// Bytes in hand at most.
 const BYTES_MAX: usize = 64 << 20;
@@ -67,12 +67,12 @@ impl Admission {
         }
     }
 
-    /// Makes `records` safe, only by lane `pinned` if there is one. Returns a reply for each
-    /// record, in their order. Either all records are admitted, or none.
+    /// Makes `records` safe, each by a lane that it may take. Returns a reply for each record, in
+    /// their order. Either all records are admitted, or none.
     ///
     /// An error means that nobody has confirmed the record; a later confirm finds that its client
     /// has gone. Dropping the future means the same for all records.
-    pub async fn submit(&self, records: &[Record], pinned: Option<LaneId>) -> Vec<Reply> {
+    pub async fn submit(&self, records: &[AssignedRecord]) -> Vec<Reply> {
         let Some(permit) = self.admit(records) else {
             return vec![Err(Refused::Overloaded); records.len()];
         };
@@ -80,7 +80,7 @@ impl Admission {
             records,
             (self.source == Source::Client).then_some(&*self.ledger),
         );
-        self.confirm(&request, pinned, &permit).await;
+        self.confirm(&request, &permit).await;
         let replies = request.close().into_iter();
         replies
             .map(|reply| reply.unwrap_or(Err(Refused::NoLane)))
@@ -88,45 +88,52 @@ impl Admission {
     }
 
     /// Waits until each record has a reply, or no reply can come any more.
-    async fn confirm(&self, request: &Replies<'_>, pinned: Option<LaneId>, permit: &Arc<Permit>) {
+    async fn confirm(&self, request: &Replies<'_>, permit: &Arc<Permit>) {
         for _ in 0..ATTEMPTS {
-            let records = request.unanswered();
-            if records.is_empty() {
+            let groups = request.unanswered();
+            if groups.is_empty() {
                 return;
             }
             let began = Instant::now();
-            let job = Job {
-                records,
-                pinned,
-                tried: LaneSet::default(),
-                sent: None,
-                source: self.source,
-                began,
-                permit: Arc::clone(permit),
-            };
             let Some(router) = self.router.wait(ROUTER_PATIENCE).await else {
                 return;
             };
-            match router.try_send(Route(job)) {
-                Ok(()) => {}
-                Err(SendError::Full(Route(job))) => {
-                    job.refuse(&Refused::Overloaded);
-                    return;
+            let mut is_sent = false;
+            for (assignment, records) in groups {
+                let job = Job {
+                    records,
+                    route: Arc::clone(&assignment.route),
+                    pinned: assignment.pinned,
+                    tried: LaneSet::default(),
+                    sent: None,
+                    source: self.source,
+                    began,
+                    permit: Arc::clone(permit),
+                };
+                match router.try_send(Route(job)) {
+                    Ok(()) => is_sent = true,
+                    Err(SendError::Full(Route(job))) => job.refuse(&Refused::Overloaded),
+                    // Its records go to the next router.
+                    Err(SendError::Closed(_)) => {}
                 }
-                Err(SendError::Closed(_)) => continue,
+            }
+            if !is_sent {
+                continue;
             }
             let deadline = began + self.patience;
             if timeout_at(deadline, request.wait()).await.is_err() {
                 return;
             }
             // The holders of these are gone. They may be safe, so they go again under the same ids.
-            for pending in request.unanswered() {
-                self.ledger.maybe_published(&pending.record);
+            for (_, records) in request.unanswered() {
+                for pending in records {
+                    self.ledger.maybe_published(&pending.record);
+                }
             }
         }
     }
 
-    fn admit(&self, records: &[Record]) -> Option<Arc<Permit>> {
+    fn admit(&self, records: &[AssignedRecord]) -> Option<Arc<Permit>> {
         let take = |from: &Arc<Semaphore>, count: usize| {
             let count = u32::try_from(count).ok()?;
             Arc::clone(from).try_acquire_many_owned(count).ok()
@@ -135,7 +142,10 @@ impl Admission {
             _records: take(&self.records, records.len())?,
             _bytes: take(
                 &self.bytes,
-                records.iter().map(|record| record.body.len()).sum(),
+                records
+                    .iter()
+                    .map(|assigned| assigned.record.body.len())
+                    .sum(),
             )?,
         }))
     }

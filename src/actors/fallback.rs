@@ -4,12 +4,9 @@ use std::sync::Arc;
 
 use futures_util::future::join_all;
 
-use super::{Job, receipts::PendingRecord};
+use super::{Job, receipts::PendingRecord, stored_route};
 use crate::{
-    delivery::Receipt,
-    lane_id::LaneId,
-    ledger::Ledger,
-    spool::{Entry, Queue, Spool},
+    delivery::Receipt, lane_id::LaneId, ledger::Ledger, routing::rules::CompiledRoute, spool::Spool,
 };
 
 /// Writes records to the spool and replies to their clients.
@@ -25,23 +22,33 @@ impl DiskFallback {
     pub fn store_job(&self, job: Job) {
         let fallback = self.clone();
         actix_rt::spawn(async move {
-            fallback.store(&job.records, job.pinned).await;
-            drop(job);
+            let Job {
+                records,
+                route,
+                pinned,
+                ..
+            } = &job;
+            fallback.store(records, route, *pinned).await;
         });
     }
 
-    /// Replies for each of `records` once it is on disk, for lane `pinned` or for any, or cannot
-    /// be. A record whose client no longer waits is removed again: it has no receipt.
-    pub async fn store(&self, records: &[PendingRecord], pinned: Option<LaneId>) {
-        let queue = pinned.map_or(Queue::Waiting, Queue::Pinned);
-        let store = async |pending: &PendingRecord| match self
-            .spool
-            .put(queue, &Entry::new(&pending.record, None))
-            .await
-        {
-            Ok(_) if pending.reply(Ok(Receipt::Spool)) => self.ledger.spooled(),
-            Ok(key) => self.spool.settle(key),
-            Err(why) => drop(pending.reply(Err(why.into()))),
+    /// Replies for each of `records` once it is on disk, for lane `pinned` or for the lanes of
+    /// `route`, or cannot be. A record whose client no longer waits is removed again: it has no
+    /// receipt.
+    pub async fn store(
+        &self,
+        records: &[PendingRecord],
+        route: &CompiledRoute,
+        pinned: Option<LaneId>,
+    ) {
+        let queue = stored_route::queue(route, pinned);
+        let store = async |pending: &PendingRecord| {
+            let entry = stored_route::entry(route, pending);
+            match self.spool.put(queue, &entry).await {
+                Ok(_) if pending.reply(Ok(Receipt::Spool)) => self.ledger.spooled(),
+                Ok(key) => self.spool.settle(key),
+                Err(why) => drop(pending.reply(Err(why.into()))),
+            }
         };
         join_all(records.iter().map(store)).await;
     }

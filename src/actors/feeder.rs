@@ -18,13 +18,15 @@ use super::{
     admission::Admission,
     dead_letters::{DeadLetters, not_posted},
     live_lanes::LiveLanes,
-    receipts::Refused,
+    receipts::{AssignedRecord, Refused},
+    stored_route,
     supervisor::SupervisorHandle,
 };
 use crate::{
     backoff::Backoff,
     lane_id::LaneId,
     ledger::Ledger,
+    routing::{rules::Assignment, settings::CurrentRouting},
     spool::{DeathReason, Entry, EntryKey, Queue, Spool},
 };
 
@@ -40,6 +42,7 @@ pub struct FeederParams {
     pub admission: Admission,
     pub ledger: Arc<Ledger>,
     pub lanes: Arc<[LaneId]>,
+    pub routing: CurrentRouting,
     pub live_lanes: LiveLanes,
     pub dead_letters: DeadLetters,
 }
@@ -127,20 +130,28 @@ impl QueueFeeder {
         let Some(record) = record else {
             return spool.settle(key);
         };
+        let assigned = AssignedRecord {
+            assignment: Assignment {
+                pinned: self.pinned,
+                ..stored_route::assignment(entry, &self.params.routing.get())
+            },
+            record,
+        };
+        let record = &assigned.record;
         let mut drain = self.drain.clone();
         let mut backoff = Backoff::new(RETRY_FIRST, RETRY_CAP);
         loop {
-            let records = slice::from_ref(&record);
-            let receipts = self.admission.submit(records, self.pinned).await;
+            let records = slice::from_ref(&assigned);
+            let receipts = self.admission.submit(records).await;
             let Some(refused) = receipts.into_iter().find_map(Result::err) else {
                 break;
             };
             let dead_letters = &self.params.dead_letters;
-            if let Some(reason) = self.death_reason(&refused) {
+            if let Some(reason) = self.death_reason(&refused, &assigned.assignment) {
                 let path = self.pinned.map_or("spool", LaneId::name);
-                if dead_letters.write(path, &record, reason).await.is_ok() {
+                if dead_letters.write(path, record, reason).await.is_ok() {
                     if let Some(lane) = lane {
-                        ledger.dead(lane, &record);
+                        ledger.dead(lane, record);
                     }
                     break;
                 }
@@ -159,14 +170,12 @@ impl QueueFeeder {
 impl QueueFeeder {
     /// Why a record that no lane has taken is dead: no lane will ever carry it. No record dies of
     /// its age here, where no API has had it.
-    fn death_reason(&self, refused: &Refused) -> Option<DeathReason> {
+    fn death_reason(&self, refused: &Refused, assignment: &Assignment) -> Option<DeathReason> {
         if !matches!(refused, Refused::TooLarge(_)) {
             return None;
         }
-        let lanes = self
-            .pinned
-            .as_ref()
-            .map_or(&*self.params.lanes, slice::from_ref);
+        let pinned = assignment.pinned.as_ref().map(slice::from_ref);
+        let lanes = pinned.unwrap_or(&assignment.route.lanes);
         let failures = self.params.live_lanes.last_failures(lanes);
         Some(not_posted(&format!("{refused}; last failures: {failures}")))
     }
@@ -179,7 +188,10 @@ impl Actor for Feeder {
         let pinned = self.params.lanes.iter().copied().map(Queue::Pinned);
         // An earlier run may have kept copies of a lane that is not configured any more.
         let kept = LaneId::ALL.map(Queue::Kept);
-        let queues = pinned.chain(kept).chain([Queue::Waiting]);
+        // Records whose lanes are all gone from the configuration stay on disk.
+        let is_on = |lane: &LaneId| self.params.lanes.contains(lane);
+        let routed = Queue::routed().filter(|queue| queue.lanes().any(|lane| is_on(&lane)));
+        let queues = pinned.chain(kept).chain(routed).chain([Queue::Waiting]);
         self.queues = queues.map(|queue| self.feed(queue)).collect();
         self.supervisor.ready(None);
     }

@@ -166,7 +166,6 @@ mod tests {
     use tokio::time::advance;
 
     use super::*;
-    use crate::config::Policy;
 
     struct Nobody;
 
@@ -185,7 +184,7 @@ mod tests {
     const MIB: usize = 1 << 20;
 
     fn live_lanes() -> LiveLanes {
-        let scores = Scores::new(Policy::RoundRobin, Duration::from_secs(2));
+        let scores = Scores::new(false, Duration::from_secs(2));
         LiveLanes::new(Arc::new(scores))
     }
 

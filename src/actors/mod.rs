@@ -42,15 +42,21 @@ pub mod receipts;
 pub mod retrier;
 pub mod router;
 pub mod slot;
+mod stored_route;
 pub mod supervisor;
 
-use std::sync::Arc;
+use std::{slice, sync::Arc};
 
 use actix::{Actor, Context, Handler, Message};
 use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
 use self::receipts::{PendingRecord, Refused};
-use crate::{delivery::Delivery, lane_id::LaneId, routing::scores::SentRecords};
+use crate::{
+    delivery::Delivery,
+    lane_id::{LaneId, LaneSet},
+    routing::{rules::CompiledRoute, scores::SentRecords},
+    spool::Queue,
+};
 
 /// Records that a node may have in hand: enough to fill every lane's window, few enough to answer
 /// quickly.
@@ -58,15 +64,16 @@ pub const RECORDS_MAX: usize = 8192;
 /// Records of one spool queue that are on their way from the disk to a lane.
 pub const FEEDER_WINDOW: usize = 256;
 /// Records of all spool queues that are on their way from the disk to a lane.
-pub const FED_MAX: usize = FEEDER_WINDOW * (1 + 2 * LaneId::ALL.len());
+pub const FED_MAX: usize = FEEDER_WINDOW * (1 + 2 * LaneId::ALL.len() + Queue::ROUTED);
 
-/// Records on their way to their receipts. The records of one request go together, by one lane,
-/// until some are confirmed and others are not.
+/// Records on their way to their receipts. The records of one request that have one route go
+/// together, by one lane, until some are confirmed and others are not.
 ///
 /// One actor owns a job at a time. If it drops records without a reply (a panic, a stopped actor),
 /// admission sends them again.
 pub struct Job {
     pub records: Vec<PendingRecord>,
+    pub route: Arc<CompiledRoute>,
     /// The only lane that they may take, if the client named one.
     pub pinned: Option<LaneId>,
     /// Lanes that have had them.
@@ -107,9 +114,10 @@ impl Job {
         sizes.max().unwrap_or_default()
     }
 
-    /// Whether the client allows `lane`.
-    pub fn may_take(&self, lane: LaneId) -> bool {
-        self.pinned.is_none_or(|pinned| pinned == lane)
+    /// The lanes that may take them.
+    pub fn lanes(&self) -> &[LaneId] {
+        let pinned = self.pinned.as_ref().map(slice::from_ref);
+        pinned.unwrap_or(&self.route.lanes)
     }
 
     /// Replies that nobody has the records.
@@ -128,24 +136,6 @@ impl Job {
     /// Keeps the records whose client still waits for a reply.
     pub fn retain_waited_for(&mut self) {
         self.records.retain_mut(PendingRecord::client_waits);
-    }
-}
-
-/// A set of lanes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct LaneSet(u8);
-
-impl LaneSet {
-    pub const fn insert(&mut self, lane: LaneId) {
-        self.0 |= 1 << lane as u8;
-    }
-
-    pub const fn contains(self, lane: LaneId) -> bool {
-        self.0 & (1 << lane as u8) != 0
-    }
-
-    pub const fn is_empty(self) -> bool {
-        self.0 == 0
     }
 }
 

@@ -14,7 +14,13 @@ use std::{
 use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
 
-use crate::{delivery::Receipt, ledger::Ledger, record::Record, spool::NotSafe};
+use crate::{
+    delivery::Receipt,
+    ledger::Ledger,
+    record::Record,
+    routing::{hash::KeyHash, rules::Assignment},
+    spool::NotSafe,
+};
 
 /// A receipt, or the reason why there is none.
 pub type Reply = Result<Receipt, Refused>;
@@ -33,10 +39,19 @@ pub enum Refused {
     TooLarge(String),
 }
 
+/// A record, and the way that it may take.
+#[derive(Clone, Debug)]
+pub struct AssignedRecord {
+    pub record: Record,
+    pub assignment: Assignment,
+}
+
 /// A record whose client waits for a reply. If it is dropped without one, nobody holds the record
 /// any more, and admission sends it again.
 pub struct PendingRecord {
     pub record: Record,
+    /// What policy `hash` hashes.
+    pub key: KeyHash,
     /// Its index in the request.
     index: usize,
     /// `None` once it has its reply.
@@ -47,7 +62,7 @@ pub struct PendingRecord {
 /// are discarded, and a record without one is refused.
 pub struct Replies<'a> {
     slots: Arc<ReplySlots>,
-    records: &'a [Record],
+    records: &'a [AssignedRecord],
     /// Counts the records that are refused; `None` if they are on disk.
     ledger: Option<&'a Ledger>,
 }
@@ -112,7 +127,7 @@ impl Drop for PendingRecord {
 
 impl<'a> Replies<'a> {
     /// The slots of `records`, without a reply.
-    pub fn new(records: &'a [Record], ledger: Option<&'a Ledger>) -> Self {
+    pub fn new(records: &'a [AssignedRecord], ledger: Option<&'a Ledger>) -> Self {
         let slots = Arc::<ReplySlots>::default();
         slots.state.lock().replies.resize(records.len(), None);
         Self {
@@ -122,25 +137,36 @@ impl<'a> Replies<'a> {
         }
     }
 
-    /// The records without a reply, to be sent. The ones that an earlier call returned must be
-    /// gone: see [`Replies::wait`].
-    pub fn unanswered(&self) -> Vec<PendingRecord> {
+    /// The records without a reply, to be sent: those that go together, with their assignment. The
+    /// ones that an earlier call returned must be gone: see [`Replies::wait`].
+    pub fn unanswered(&self) -> Vec<(&'a Assignment, Vec<PendingRecord>)> {
         let state = self.slots.state.lock();
         let missing = state.replies.iter().filter(|reply| reply.is_none());
-        let mut pending = Vec::with_capacity(missing.count());
-        for (index, (record, reply)) in self.records.iter().zip(&state.replies).enumerate() {
-            if reply.is_none() {
-                pending.push(PendingRecord {
-                    record: record.clone(),
-                    index,
-                    slots: Cell::new(Some(Arc::clone(&self.slots))),
-                });
+        let missing = missing.count();
+        self.slots.unanswered.store(missing, Ordering::Release);
+        let mut groups: Vec<(&Assignment, Vec<PendingRecord>)> = Vec::new();
+        for (index, (assigned, reply)) in self.records.iter().zip(&state.replies).enumerate() {
+            if reply.is_some() {
+                continue;
+            }
+            let AssignedRecord { record, assignment } = assigned;
+            let pending = PendingRecord {
+                record: record.clone(),
+                key: assignment.key,
+                index,
+                slots: Cell::new(Some(Arc::clone(&self.slots))),
+            };
+            let mut known = groups.iter_mut();
+            match known.find(|(other, _)| assignment.is_shared_with(other)) {
+                Some((_, group)) => group.push(pending),
+                None => {
+                    let mut group = Vec::with_capacity(missing);
+                    group.push(pending);
+                    groups.push((assignment, group));
+                }
             }
         }
-        self.slots
-            .unanswered
-            .store(pending.len(), Ordering::Release);
-        pending
+        groups
     }
 
     /// Resolves when no further reply can come.
@@ -169,9 +195,9 @@ impl<'a> Replies<'a> {
         let replies = std::mem::take(&mut state.replies);
         drop(state);
         if let Some(ledger) = self.ledger {
-            for (record, reply) in self.records.iter().zip(&replies) {
+            for (assigned, reply) in self.records.iter().zip(&replies) {
                 if !matches!(reply, Some(Ok(_))) {
-                    ledger.refused(record);
+                    ledger.refused(&assigned.record);
                 }
             }
         }
@@ -199,19 +225,67 @@ mod tests {
     use futures_util::FutureExt as _;
 
     use super::*;
+    use crate::{
+        lane_id::LaneId,
+        record::pointer::Values,
+        routing::{
+            policy::{HashOn, Policy},
+            rules::{RouteDefaults, Routes},
+        },
+    };
 
-    fn three() -> [Record; 3] {
-        ["a", "b", "c"].map(|id| Record {
-            id: id.into(),
-            body: Bytes::from_static(b"{}"),
-            traceparent: None,
-            origin: None,
+    fn routes() -> Routes {
+        let defaults = RouteDefaults {
+            policy: Policy::RoundRobin,
+            hash_on: &HashOn::Id,
+            lanes: &LaneId::ALL,
+        };
+        Routes::new(&[], &defaults).unwrap()
+    }
+
+    fn three() -> [AssignedRecord; 3] {
+        let assignment = routes().assign("", &Values::default(), |_| None);
+        ["a", "b", "c"].map(|id| AssignedRecord {
+            record: Record {
+                id: id.into(),
+                body: Bytes::from_static(b"{}"),
+                traceparent: None,
+                origin: None,
+            },
+            assignment: assignment.clone(),
         })
     }
 
-    fn request(records: &[Record]) -> (Vec<PendingRecord>, Replies<'_>) {
+    fn request(records: &[AssignedRecord]) -> (Vec<PendingRecord>, Replies<'_>) {
         let replies = Replies::new(records, None);
-        (replies.unanswered(), replies)
+        let mut groups = replies.unanswered();
+        assert_eq!(groups.len(), 1);
+        (groups.remove(0).1, replies)
+    }
+
+    #[test]
+    fn records_go_together_if_they_have_one_route_and_one_lane_is_named_for_both() {
+        let mut records = three();
+        records[1].assignment.pinned = Some(LaneId::Nats);
+        let replies = Replies::new(&records, None);
+        let ids = |(_, group): &(_, Vec<PendingRecord>)| -> Vec<_> {
+            group
+                .iter()
+                .map(|pending| pending.record.id.to_string())
+                .collect()
+        };
+        let groups = replies.unanswered();
+        assert_eq!(
+            groups.iter().map(ids).collect::<Vec<_>>(),
+            [vec!["a", "c"], vec!["b"]]
+        );
+        assert!(groups[1].1[0].reply(Ok(Receipt::Spool)));
+        drop(groups);
+        assert!(replies.wait().now_or_never().is_some());
+        drop(replies);
+        records[1].assignment = routes().assign("", &Values::default(), |_| None);
+        let replies = Replies::new(&records, None);
+        assert_eq!(replies.unanswered().len(), 2, "another route");
     }
 
     #[test]

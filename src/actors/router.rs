@@ -21,7 +21,10 @@ use crate::{
     routing::{
         choose::{Candidates, Choice, Chooser},
         explain::{Explanation, Explanations},
-        settings::{CurrentRouting, RoutingSettings},
+        hash::KeyHash,
+        policy::Policy,
+        rules::Routes,
+        settings::CurrentRouting,
     },
 };
 
@@ -39,18 +42,17 @@ pub struct RouterParams {
 /// Reads the table of live lanes at each choice, so it knows nothing that a restart could lose.
 pub struct Router {
     params: RouterParams,
-    /// Those that `chooser` was made from.
-    settings: Arc<RoutingSettings>,
+    /// Those whose turns `chooser` remembers.
+    routes: Arc<Routes>,
     chooser: Chooser,
     supervisor: SupervisorHandle,
 }
 
 impl Router {
     pub fn new(params: RouterParams, supervisor: SupervisorHandle) -> Self {
-        let settings = params.routing.get();
         Self {
-            chooser: chooser(&settings),
-            settings,
+            chooser: chooser(),
+            routes: params.routing.get(),
             params,
             supervisor,
         }
@@ -59,13 +61,13 @@ impl Router {
     /// Hands `job` to a lane, or to the spool. Its records stay together, unless each has a lane of
     /// its own.
     fn route(&mut self, mut job: Job) {
-        if let Some(new) = self.params.routing.newer_than(&self.settings) {
-            self.chooser = chooser(&new);
-            self.settings = new;
+        if let Some(new) = self.params.routing.newer_than(&self.routes) {
+            self.chooser = chooser();
+            self.routes = new;
         }
         job.sent = None;
         job.retain_waited_for();
-        if job.records.len() > 1 && job.pinned.is_none() && self.chooser.is_by_id() {
+        if job.records.len() > 1 && is_by_key(&job) {
             for job in self.split(job) {
                 self.route_together(job);
             }
@@ -79,25 +81,24 @@ impl Router {
         let Err(job) = self.send_to_lane(job, size) else {
             return;
         };
-        let lanes = self.settings.lanes.iter().copied();
-        let allowed = lanes.filter(|&lane| job.may_take(lane));
-        if let Some(why) = self.params.live_lanes.refusal(size, allowed) {
+        let lanes = job.lanes().iter().copied();
+        if let Some(why) = self.params.live_lanes.refusal(size, lanes) {
             return job.refuse(&why);
         }
         if job.source != Source::Client {
             return job.refuse(&Refused::NoLane);
         }
-        self.params.explain(&self.chooser, &job, &job.records, None);
+        self.params.explain(&job, &job.records, None);
         self.params.fallback.store_job(job);
     }
 
-    /// The records of `job` by the lanes that their ids choose, and those that no lane takes.
+    /// The records of `job` by the lanes that their keys choose, and those that no lane takes.
     fn split(&mut self, mut job: Job) -> Vec<Job> {
         let lanes = LaneView::new(&self.params, Instant::now());
         let mut parts: Vec<(Option<LaneId>, Job)> = Vec::new();
         for pending in mem::take(&mut job.records) {
             let size = pending.record.message_size();
-            let choice = lanes.choose(&mut self.chooser, &job, &pending.record.id, size);
+            let choice = lanes.choose(&mut self.chooser, &job, pending.key, size);
             let lane = choice.map(|choice| choice.lane);
             match parts.iter_mut().find(|(other, _)| *other == lane) {
                 Some((_, part)) => part.records.push(pending),
@@ -117,7 +118,7 @@ impl Router {
         let lanes = LaneView::new(&self.params, now);
         let scores = &self.params.live_lanes.scores;
         while let Some(first) = job.records.first()
-            && let Some(choice) = lanes.choose(&mut self.chooser, &job, &first.record.id, size)
+            && let Some(choice) = lanes.choose(&mut self.chooser, &job, first.key, size)
         {
             let lane = choice.lane;
             lanes.explain(&mut self.chooser, &job, choice, size);
@@ -140,9 +141,13 @@ impl Router {
 }
 
 /// A chooser that has chosen nothing yet.
-fn chooser(settings: &RoutingSettings) -> Chooser {
-    let lanes = Arc::clone(&settings.lanes);
-    Chooser::new(settings.policy, lanes, fastrand::u64(..))
+fn chooser() -> Chooser {
+    Chooser::new(fastrand::u64(..))
+}
+
+/// The records of `job` may take different lanes, each by its key.
+fn is_by_key(job: &Job) -> bool {
+    job.pinned.is_none() && job.route.policy == Policy::Hash
 }
 
 /// The lanes at one moment.
@@ -161,12 +166,18 @@ impl<'a> LaneView<'a> {
         }
     }
 
-    /// The lane for the records of `job`, the first of which is `id`, and the largest of which is a
-    /// message of `size` bytes.
-    fn choose(&self, chooser: &mut Chooser, job: &Job, id: &str, size: usize) -> Option<Choice> {
+    /// The lane for the records of `job`, the first of which has `key`, and the largest of which is
+    /// a message of `size` bytes.
+    fn choose(
+        &self,
+        chooser: &mut Chooser,
+        job: &Job,
+        key: KeyHash,
+        size: usize,
+    ) -> Option<Choice> {
         let may_take = |lane: LaneId| {
             let publisher = self.live[lane as usize].publisher(size);
-            publisher.is_some() && !job.tried.contains(lane) && job.may_take(lane)
+            publisher.is_some() && !job.tried.contains(lane)
         };
         if let Some(lane) = job.pinned {
             return may_take(lane).then(|| Choice::pinned(lane));
@@ -178,20 +189,18 @@ impl<'a> LaneView<'a> {
             undelivered: &|lane| ledger.lane(lane).counts.in_flight(),
             now: self.now,
         };
-        chooser.choose(id, count(job), &candidates)
+        chooser.choose(&job.route, key, count(job), &candidates)
     }
 
     /// Keeps why the records of `job` take the lane of `choice`. Where each record has its own lane,
     /// those of a job have that lane in common, and each its own runner-up.
     fn explain(&self, chooser: &mut Chooser, job: &Job, choice: Choice, size: usize) {
-        if job.records.len() == 1 || job.pinned.is_some() || !chooser.is_by_id() {
-            return self
-                .params
-                .explain(chooser, job, &job.records, Some(choice));
+        if job.records.len() == 1 || !is_by_key(job) {
+            return self.params.explain(job, &job.records, Some(choice));
         }
         for pending in &job.records {
-            let choice = self.choose(chooser, job, &pending.record.id, size);
-            self.params.explain(chooser, job, [pending], choice);
+            let choice = self.choose(chooser, job, pending.key, size);
+            self.params.explain(job, [pending], choice);
         }
     }
 }
@@ -200,14 +209,13 @@ impl RouterParams {
     /// Keeps why `records`, which are a part of `job`, take the lane of `choice`, or the spool.
     fn explain<'j>(
         &self,
-        chooser: &Chooser,
         job: &Job,
         records: impl IntoIterator<Item = &'j PendingRecord>,
         choice: Option<Choice>,
     ) {
         let explanation = Explanation {
             at_us: unix_us(),
-            policy: chooser.policy(),
+            route: Arc::clone(&job.route),
             choice,
             is_first: job.tried.is_empty(),
         };
@@ -220,6 +228,7 @@ impl RouterParams {
 fn part_of(job: &Job, records: Vec<PendingRecord>) -> Job {
     Job {
         records,
+        route: Arc::clone(&job.route),
         pinned: job.pinned,
         tried: job.tried,
         sent: None,

@@ -1,5 +1,7 @@
 //! How two configurations differ, and what of a new one a running node can take.
 
+use std::mem;
+
 use super::{Config, GrpcConfig, Lanes, NatsConfig, PubsubConfig, RabbitmqConfig};
 use crate::lane_id::LaneId;
 
@@ -9,7 +11,13 @@ impl Config {
     pub fn with_run_time_settings(&self, new: &Self) -> Self {
         let mut taken = self.clone();
         taken.router.policy = new.router.policy;
+        taken.router.hash_on = new.router.hash_on.clone();
         taken.lanes.take_weights(&new.lanes);
+        let before = mem::replace(&mut taken.routes, new.routes.clone());
+        if taken.routes().is_err() {
+            // A rule for a lane that comes with the next start waits for it, and all others too.
+            taken.routes = before;
+        }
         taken
     }
 
@@ -26,6 +34,9 @@ impl Config {
         let mut changes = self.lanes.changes(&other.lanes);
         for (section, keys) in sections {
             changes.extend(keys.into_iter().map(|key| format!("{section}.{key}")));
+        }
+        if self.routes != other.routes {
+            changes.push("routes".into());
         }
         changes
     }

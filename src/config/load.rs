@@ -3,6 +3,8 @@
 //!
 //! Each key is deserialised alone first, so that one mistake hides no other.
 
+mod routes;
+
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     fmt, fs,
@@ -17,6 +19,7 @@ use toml::{
 };
 use tracing::warn;
 
+use self::routes::ROUTES;
 use super::{Config, SECTIONS, rules};
 use crate::lane_id::LaneId;
 
@@ -170,6 +173,13 @@ impl Loader {
                         self.section(&section, place(lane.span().start), keys, &place);
                     }
                 }
+                DeValue::Array(rules) if section.get_ref() == ROUTES => {
+                    self.routes(rules, &place);
+                }
+                _ if section.get_ref() == ROUTES => {
+                    let what = "is a list of rules, each written below [[routes]]";
+                    self.error(place(section.span().start), ROUTES, what);
+                }
                 _ => self.section(
                     section.get_ref(),
                     place(section.span().start),
@@ -187,8 +197,9 @@ impl Loader {
         value: &Spanned<DeValue<'_>>,
         place: &impl Fn(usize) -> String,
     ) {
-        let sections: Vec<_> = SECTIONS.iter().map(|(section, _)| *section).collect();
+        let mut sections: Vec<_> = SECTIONS.iter().map(|(section, _)| *section).collect();
         if !sections.contains(&section) {
+            sections.push(ROUTES);
             let what = format!(
                 "there is no such section; allowed are {}",
                 sorted(&sections)
@@ -277,6 +288,9 @@ impl Loader {
             }
         }
         if self.errors.is_empty() {
+            if let Ok(routes) = config.routes() {
+                self.warn_of_unreachable(&routes);
+            }
             Ok(config)
         } else {
             Err(self.errors)

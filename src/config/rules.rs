@@ -9,6 +9,7 @@ use super::{
     ApiConfig, Config, GrpcConfig, IngestConfig, NatsConfig, PubsubConfig, RabbitmqConfig,
     ReadableFile, url,
 };
+use crate::routing::rules::RouteError;
 
 const HTTP: &[&str] = &["http", "https"];
 const PLAIN: &str = "has a character that is not allowed; allowed are letters, digits, - and _";
@@ -36,6 +37,9 @@ pub fn violations(config: &Config) -> Vec<Vec<Violation>> {
     lanes.pubsub.iter().for_each(|lane| rules.pubsub(lane));
     rules.tags(config);
     rules.listeners(config);
+    for RouteError { key, what } in config.routes().err().unwrap_or_default() {
+        rules.check(false, &key, what);
+    }
     rules.violations
 }
 

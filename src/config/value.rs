@@ -6,6 +6,7 @@ use std::{
     net::SocketAddr,
     ops::Deref,
     path::{Path, PathBuf},
+    str::FromStr,
     time::Duration,
 };
 
@@ -115,6 +116,15 @@ impl fmt::Display for Variants {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "allowed are {}", self.0.join(", "))
     }
+}
+
+/// A value that has a text form.
+pub fn from_text<'de, D: Deserializer<'de>, T: FromStr<Err = String>>(
+    input: D,
+) -> Result<T, D::Error> {
+    text_or_number(input, "a text")?
+        .parse()
+        .map_err(Error::custom)
 }
 
 pub fn address<'de, D: Deserializer<'de>>(input: D) -> Result<SocketAddr, D::Error> {

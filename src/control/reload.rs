@@ -12,7 +12,6 @@ use crate::{
     clock::{age, unix_us},
     config::{Config, ConfigError},
     lane_id::LaneId,
-    routing::settings::RoutingSettings,
 };
 
 /// Reads the sources of the configuration, as at the start.
@@ -99,11 +98,11 @@ impl Control {
     /// Puts the run-time settings of `new` into effect. A weight that has changed replaces the one
     /// that an operator has set.
     async fn apply(&self, old: &Config, new: &Config) {
-        let policy = new.router.policy;
-        if policy != old.router.policy {
-            let lanes = Arc::clone(&self.0.routing.get().lanes);
-            self.0.scores.set_policy(policy);
-            self.0.routing.replace(RoutingSettings { policy, lanes });
+        let changes = new.routes != old.routes || new.router != old.router;
+        // The rules in effect are valid for the lanes in effect.
+        if changes && let Ok(routes) = new.routes() {
+            self.0.scores.set_measures(routes.measure());
+            self.0.routing.replace(routes);
         }
         let mut replaces_orders = false;
         for lane in LaneId::ALL {

@@ -13,6 +13,7 @@
 //! | no lane and no spool could make it safe, or too many records in hand | 503, `Retry-After` |
 
 mod headers;
+mod refusal;
 
 use std::{sync::Arc, time::Instant};
 
@@ -23,10 +24,16 @@ use serde::Serialize;
 use serde_json::json;
 
 pub(crate) use self::headers::idempotency_key;
-use self::headers::{check_encoding, check_type, traceparent};
+use self::{
+    headers::{check_encoding, check_type, traceparent},
+    refusal::{key_reused, refused, too_large},
+};
 use super::problem::{Problem, ProblemKind};
 use crate::{
-    actors::{admission::Admission, receipts::Refused},
+    actors::{
+        admission::Admission,
+        receipts::{AssignedRecord, Refused},
+    },
     delivery::Receipt,
     idempotency::{Claim, IdempotencyStore},
     lane_id::LaneId,
@@ -34,8 +41,10 @@ use crate::{
     record::{
         Invalid, Origin, Record, Schema,
         batch::{self, Form, InvalidBatch, parse_all},
-        parse,
+        parse_body,
+        pointer::{PointerSet, Values},
     },
+    routing::{rules::Assignment, settings::CurrentRouting},
 };
 
 /// Shared by all HTTP workers. Cloned for each request that has a key.
@@ -44,6 +53,7 @@ pub struct IngestState {
     pub admission: Admission,
     /// The lanes of this node, with their tags: a receipt names the tag.
     pub lanes: Arc<[(LaneId, String)]>,
+    pub routing: CurrentRouting,
     pub schema: Schema,
     /// In bytes, as `max_record`.
     pub max_body: usize,
@@ -113,7 +123,7 @@ async fn post(
 
 /// A request that was read: a single record is a batch of one.
 struct Request {
-    records: Vec<Record>,
+    records: Vec<AssignedRecord>,
     /// `None` for a single record, whose answer is not a list.
     form: Option<Form>,
     /// The ids are made from the client's Idempotency-Key.
@@ -147,8 +157,8 @@ async fn ingest(
     body: web::Payload,
 ) -> Result<HttpResponse, Problem> {
     let pinned = state.pinned_lane(request)?;
-    let request = state.read_request(request, body).await?;
-    match state.submit(&request, pinned).await {
+    let request = state.read_request(request, body, pinned).await?;
+    match state.submit(&request).await {
         Ok(submitted) => Ok(state.respond(&request, submitted)),
         Err(NotTaken::Refused(why)) => Err(refused(&request, &why)),
         Err(NotTaken::KeyReused(index)) => Err(key_reused(&request, index)),
@@ -171,6 +181,7 @@ impl IngestState {
         &self,
         request: &HttpRequest,
         body: web::Payload,
+        pinned: Option<LaneId>,
     ) -> Result<Request, Problem> {
         let headers = request.headers();
         let is_ndjson = check_type(request)?;
@@ -184,20 +195,34 @@ impl IngestState {
             Some(b'[') => Some(Form::Array),
             _ => None,
         };
-        let bodies = self.parse(&body, form)?;
+        let routes = self.routing.get();
+        let bodies = self.parse(&body, form, routes.pointers())?;
         // The new ids of a batch differ in their last bits only.
         let batch_ids = (key.is_none() && form.is_some()).then(Record::new_ids);
         let mut batch_ids = batch_ids.into_iter().flatten();
-        let records = bodies.into_iter().enumerate().map(|(index, body)| Record {
-            id: match (&key, form) {
-                (Some(key), None) => Arc::clone(key),
-                (Some(key), Some(_)) => format!("{key}/{index}").into(),
-                (None, _) => batch_ids.next().unwrap_or_else(Record::new_id),
-            },
-            body,
-            traceparent: traceparent.clone(),
-            origin: origin.clone(),
-        });
+        let header = |name: &str| headers.get(name)?.to_str().ok();
+        let records = bodies
+            .into_iter()
+            .enumerate()
+            .map(|(index, (body, values))| {
+                let id = match (&key, form) {
+                    (Some(key), None) => Arc::clone(key),
+                    (Some(key), Some(_)) => format!("{key}/{index}").into(),
+                    (None, _) => batch_ids.next().unwrap_or_else(Record::new_id),
+                };
+                AssignedRecord {
+                    assignment: Assignment {
+                        pinned,
+                        ..routes.assign(&id, &values, header)
+                    },
+                    record: Record {
+                        id,
+                        body,
+                        traceparent: traceparent.clone(),
+                        origin: origin.clone(),
+                    },
+                }
+            });
         Ok(Request {
             records: records.collect(),
             form,
@@ -215,20 +240,32 @@ impl IngestState {
         })
     }
 
-    /// The records of `body`, each checked against the schema and the limits.
-    fn parse(&self, body: &Bytes, form: Option<Form>) -> Result<Vec<Bytes>, Problem> {
+    /// The records of `body`, each checked against the schema and the limits, and the values of
+    /// `pointers` in each.
+    fn parse<'b>(
+        &self,
+        body: &'b Bytes,
+        form: Option<Form>,
+        pointers: &PointerSet,
+    ) -> Result<Vec<(Bytes, Values<'b>)>, Problem> {
         let bodies = match form {
-            None => vec![parse(body, self.schema).map_err(|why| self.invalid(&why))?],
-            Some(form) => parse_all(body, form, self.schema).map_err(|why| match why {
-                InvalidBatch::Body(why) => self.invalid(&why),
-                InvalidBatch::Record { index, why } => self.invalid(&why).with("index", index),
-            })?,
+            None => {
+                let parsed = parse_body(body, self.schema, pointers);
+                vec![parsed.map_err(|why| self.invalid(&why))?]
+            }
+            Some(form) => {
+                parse_all(body, form, self.schema, pointers).map_err(|why| match why {
+                    InvalidBatch::Body(why) => self.invalid(&why),
+                    InvalidBatch::Record { index, why } => self.invalid(&why).with("index", index),
+                })?
+            }
         };
         if bodies.len() > batch::MAX {
             let detail = format!("A request has at most {} records", batch::MAX);
             return Err(too_large(detail));
         }
-        let Some(index) = bodies.iter().position(|body| body.len() > self.max_record) else {
+        let is_large = |(body, _): &(Bytes, _)| body.len() > self.max_record;
+        let Some(index) = bodies.iter().position(is_large) else {
             return Ok(bodies);
         };
         let detail = format!("The record is larger than {} bytes", self.max_record);
@@ -242,20 +279,16 @@ impl IngestState {
     }
 
     /// Makes all records safe. An error says that at least one of them is not.
-    async fn submit(
-        &self,
-        request: &Request,
-        pinned: Option<LaneId>,
-    ) -> Result<Submitted, NotTaken> {
+    async fn submit(&self, request: &Request) -> Result<Submitted, NotTaken> {
         if !request.is_keyed {
-            let replies = self.admission.submit(&request.records, pinned).await;
+            let replies = self.admission.submit(&request.records).await;
             return Ok(Submitted {
                 receipts: replies.into_iter().collect::<Result<_, _>>()?,
                 is_replay: false,
             });
         }
         // Goes on if the client hangs up, so that its next try finds the receipts of this one.
-        let submitting = submit_once(self.clone(), request.records.clone(), pinned);
+        let submitting = submit_once(self.clone(), request.records.clone());
         actix_rt::spawn(submitting)
             .await
             .unwrap_or(Err(Refused::NoLane.into()))
@@ -267,8 +300,8 @@ impl IngestState {
             response.insert_header(("Idempotent-Replayed", "true"));
         }
         let receipts = request.records.iter().zip(submitted.receipts);
-        let mut accepted = receipts.map(|(record, receipt)| Accepted {
-            id: &record.id,
+        let mut accepted = receipts.map(|(assigned, receipt)| Accepted {
+            id: &assigned.record.id,
             path: self.path(receipt),
         });
         match request.form {
@@ -320,24 +353,23 @@ impl IngestState {
 /// Submits the records whose keys are new; the others have their receipts already.
 async fn submit_once(
     state: IngestState,
-    records: Vec<Record>,
-    pinned: Option<LaneId>,
+    records: Vec<AssignedRecord>,
 ) -> Result<Submitted, NotTaken> {
     let mut receipts = vec![None; records.len()];
     let mut new = Vec::new();
     let mut reservations = Vec::new();
     // In the order of the records, so that no two batches wait for each other.
-    for (index, record) in records.into_iter().enumerate() {
-        match state.keys.claim(&record).await {
+    for (index, assigned) in records.into_iter().enumerate() {
+        match state.keys.claim(&assigned.record).await {
             Claim::Duplicate(receipt) => receipts[index] = Some(receipt),
             Claim::Reused => return Err(NotTaken::KeyReused(index)),
             Claim::New(reservation) => {
-                new.push(record);
+                new.push(assigned);
                 reservations.push((index, reservation));
             }
         }
     }
-    let replies = state.admission.submit(&new, pinned).await;
+    let replies = state.admission.submit(&new).await;
     let reservations = reservations.into_iter().zip(replies);
     let completed = reservations.map(async |((index, reservation), reply)| {
         let receipt = reply?;
@@ -353,39 +385,4 @@ async fn submit_once(
         is_replay: new.is_empty() && receipts.as_ref().is_some_and(|all| !all.is_empty()),
         receipts: receipts.ok_or(Refused::NoLane)?,
     })
-}
-
-fn refused(request: &Request, why: &Refused) -> Problem {
-    let detail = format!("Not taken: {why}");
-    if !matches!(why, Refused::TooLarge(_)) {
-        return Problem::unavailable(ProblemKind::Unavailable, detail);
-    }
-    let problem = too_large(detail);
-    let records = request.records.iter().enumerate();
-    let largest = records.max_by_key(|(_, record)| record.message_size());
-    match (request.form, largest) {
-        (Some(_), Some((index, _))) => problem.with("index", index),
-        _ => problem,
-    }
-}
-
-/// The problem of a request whose record at `index` has the key of another record.
-fn key_reused(request: &Request, index: usize) -> Problem {
-    let id = request.records.get(index).map_or("", |record| &record.id);
-    let detail = format!(
-        "The Idempotency-Key {id} was used for another record; this one needs a key of its own"
-    );
-    let problem = Problem::new(
-        StatusCode::UNPROCESSABLE_ENTITY,
-        ProblemKind::KeyReused,
-        detail,
-    );
-    match request.form {
-        None => problem,
-        Some(_) => problem.with("index", index),
-    }
-}
-
-fn too_large(detail: String) -> Problem {
-    Problem::new(StatusCode::PAYLOAD_TOO_LARGE, ProblemKind::TooLarge, detail)
 }

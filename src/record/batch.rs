@@ -2,7 +2,10 @@
 
 use bytes::Bytes;
 
-use super::parse::{Invalid, Schema, as_text, parse, parse_first, skip_space};
+use super::{
+    parse::{Invalid, Schema, as_text, parse_first, parse_text, skip_space},
+    pointer::{PointerSet, Values},
+};
 
 /// The most records of one request; a power of two.
 pub const MAX: usize = 1024;
@@ -25,20 +28,34 @@ pub enum InvalidBatch {
     Record { index: usize, why: Invalid },
 }
 
-/// The records of `body` in their order, each checked and trimmed as [`parse`] does. Lines and
-/// columns in errors count from the start of the body.
+/// A record, trimmed, and the values that were wanted of it.
+type Parsed<'t> = (Bytes, Values<'t>);
+
+/// The records of `body` in their order, each checked and trimmed as [`parse`](super::parse) does,
+/// and the values of `pointers` in each. Lines and columns in errors count from the start of the
+/// body.
 ///
 /// # Errors
 /// [`InvalidBatch`] names the first mistake.
-pub fn parse_all(body: &Bytes, form: Form, schema: Schema) -> Result<Vec<Bytes>, InvalidBatch> {
+pub fn parse_all<'t>(
+    body: &'t Bytes,
+    form: Form,
+    schema: Schema,
+    pointers: &PointerSet,
+) -> Result<Vec<Parsed<'t>>, InvalidBatch> {
     let text = as_text(body)?;
     match form {
-        Form::Array => parse_array(body, text, schema),
-        Form::Lines => parse_lines(body, text, schema),
+        Form::Array => parse_array(body, text, schema, pointers),
+        Form::Lines => parse_lines(body, text, schema, pointers),
     }
 }
 
-fn parse_array(body: &Bytes, text: &str, schema: Schema) -> Result<Vec<Bytes>, InvalidBatch> {
+fn parse_array<'t>(
+    body: &Bytes,
+    text: &'t str,
+    schema: Schema,
+    pointers: &PointerSet,
+) -> Result<Vec<Parsed<'t>>, InvalidBatch> {
     let mut records = Vec::new();
     let mut at = after(text, 0, "[").ok_or_else(|| unexpected(text, 0, "expected an array"))?;
     let end = loop {
@@ -47,7 +64,8 @@ fn parse_array(body: &Bytes, text: &str, schema: Schema) -> Result<Vec<Bytes>, I
         {
             break end;
         }
-        let (record, length) = parse_first(body, &text[at..], schema).map_err(|why| match why {
+        let first = parse_first(body, &text[at..], schema, pointers);
+        let (record, values, length) = first.map_err(|why| match why {
             // Malformed JSON spoils the whole body.
             Invalid::Malformed { .. } => InvalidBatch::Body(why.further_on(text, at)),
             Invalid::Schema { .. } => InvalidBatch::Record {
@@ -55,7 +73,7 @@ fn parse_array(body: &Bytes, text: &str, schema: Schema) -> Result<Vec<Bytes>, I
                 why,
             },
         })?;
-        records.push(record);
+        records.push((record, values));
         at += length;
         if let Some(end) = after(text, at, "]") {
             break end;
@@ -69,11 +87,16 @@ fn parse_array(body: &Bytes, text: &str, schema: Schema) -> Result<Vec<Bytes>, I
     }
 }
 
-fn parse_lines(body: &Bytes, text: &str, schema: Schema) -> Result<Vec<Bytes>, InvalidBatch> {
-    let lines = text.lines().map(str::as_bytes);
-    let lines = lines.filter(|line| !line.trim_ascii().is_empty());
+fn parse_lines<'t>(
+    body: &Bytes,
+    text: &'t str,
+    schema: Schema,
+    pointers: &PointerSet,
+) -> Result<Vec<Parsed<'t>>, InvalidBatch> {
+    let lines = text.lines();
+    let lines = lines.filter(|line| !line.as_bytes().trim_ascii().is_empty());
     let records = lines.enumerate().map(|(index, line)| {
-        parse(&body.slice_ref(line), schema).map_err(|why| {
+        parse_text(body, line, schema, pointers).map_err(|why| {
             let at = line.as_ptr() as usize - text.as_ptr() as usize;
             let why = why.further_on(text, at);
             InvalidBatch::Record { index, why }
@@ -99,7 +122,9 @@ mod tests {
     use super::*;
 
     fn all(text: &str, form: Form) -> Result<Vec<Bytes>, InvalidBatch> {
-        parse_all(&Bytes::copy_from_slice(text.as_bytes()), form, Schema::Any)
+        let body = Bytes::copy_from_slice(text.as_bytes());
+        let records = parse_all(&body, form, Schema::Any, &PointerSet::default())?;
+        Ok(records.into_iter().map(|(record, _)| record).collect())
     }
 
     #[test]
@@ -145,7 +170,10 @@ mod tests {
         assert_eq!(malformed(all("{} {}", Form::Lines)), (Some(0), 1, 4));
         let latin1 = Bytes::from_static(b"[{}\n,\"\xe9\"]");
         assert_eq!(
-            malformed(parse_all(&latin1, Form::Array, Schema::Any)),
+            malformed(
+                parse_all(&latin1, Form::Array, Schema::Any, &PointerSet::default())
+                    .map(|_| Vec::new())
+            ),
             (None, 2, 3)
         );
         for (text, form) in [("[{}, 1]", Form::Array), ("{}\n[]", Form::Lines)] {

@@ -9,6 +9,8 @@ use serde::{
 };
 use serde_json::value::RawValue;
 
+use super::pointer::{PointerNode, PointerSet, Values};
+
 /// The schema that every accepted record has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -74,29 +76,54 @@ pub(super) fn as_text(body: &[u8]) -> Result<&str, Invalid> {
 /// # Errors
 /// [`Invalid`] names the mistake and its place.
 pub fn parse(body: &Bytes, schema: Schema) -> Result<Bytes, Invalid> {
-    let text = as_text(body)?;
-    let (record, end) = parse_first(body, text, schema)?;
+    let (record, _) = parse_body(body, schema, &PointerSet::default())?;
+    Ok(record)
+}
+
+/// The same. Also returns the values of `pointers`.
+pub fn parse_body<'t>(
+    body: &'t Bytes,
+    schema: Schema,
+    pointers: &PointerSet,
+) -> Result<(Bytes, Values<'t>), Invalid> {
+    parse_text(body, as_text(body)?, schema, pointers)
+}
+
+/// The same for `text`, which is `body` or a part of it.
+pub(super) fn parse_text<'t>(
+    body: &Bytes,
+    text: &'t str,
+    schema: Schema,
+    pointers: &PointerSet,
+) -> Result<(Bytes, Values<'t>), Invalid> {
+    let (record, values, end) = parse_first(body, text, schema, pointers)?;
     match skip_space(&text[end..]) {
-        "" => Ok(record),
+        "" => Ok((record, values)),
         rest => {
             let at = text.len() - rest.len();
-            Err(Invalid::malformed(body, at, "trailing characters"))
+            Err(Invalid::malformed(
+                text.as_bytes(),
+                at,
+                "trailing characters",
+            ))
         }
     }
 }
 
-/// The same for the first value of `text`, which is `body` or a part of it. Also returns the end of
-/// the value in `text`.
-pub(super) fn parse_first(
+/// The same for the first value of `text`. Also returns the end of the value in `text`.
+pub(super) fn parse_first<'t>(
     body: &Bytes,
-    text: &str,
+    text: &'t str,
     schema: Schema,
-) -> Result<(Bytes, usize), Invalid> {
+    pointers: &PointerSet,
+) -> Result<(Bytes, Values<'t>, usize), Invalid> {
     let start = text.len() - skip_space(text).len();
     let mut reader = Reader {
         schema,
+        pointers,
         field: None,
         paths: Vec::new(),
+        values: Values::default(),
     };
     let mut json = serde_json::Deserializer::from_str(text);
     json.deserialize_map(&mut reader)
@@ -104,13 +131,14 @@ pub(super) fn parse_first(
     let end = json.into_iter::<IgnoredAny>().byte_offset();
     let record = &text[start..end];
     if reader.paths.is_empty() {
-        return Ok((body.slice_ref(record.as_bytes()), end));
+        return Ok((body.slice_ref(record.as_bytes()), reader.values, end));
     }
     let paths = reader.paths.iter().map(|value| {
         let from = value.as_ptr() as usize - record.as_ptr() as usize;
         from..from + value.len()
     });
-    Ok((without(record.as_bytes(), paths), end))
+    let record = without(record.as_bytes(), paths);
+    Ok((record, reader.values, end))
 }
 
 /// `text` without the JSON white space at its start.
@@ -159,14 +187,17 @@ fn without(body: &[u8], values: impl Iterator<Item = Range<usize>>) -> Bytes {
     kept.freeze()
 }
 
-/// Reads one record. Keeps the current field, for errors, and the values of `path` members.
-struct Reader<'t> {
+/// Reads one record. Keeps the current field, for errors, and the values of `path` members and of
+/// `pointers`.
+struct Reader<'p, 't> {
     schema: Schema,
+    pointers: &'p PointerSet,
     field: Option<&'static str>,
     paths: Vec<&'t str>,
+    values: Values<'t>,
 }
 
-impl Reader<'_> {
+impl Reader<'_, '_> {
     fn invalid(&self, why: &serde_json::Error) -> Invalid {
         // Line and column have fields of their own.
         let text = why.to_string();
@@ -204,8 +235,7 @@ const FIELDS: [(&str, FieldCheck); 5] = [
     ("state", FieldCheck::Text),
 ];
 
-#[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(field_identifier, rename_all = "lowercase")]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum MemberKey {
     Name,
     Location,
@@ -213,11 +243,42 @@ enum MemberKey {
     InfectedType,
     State,
     Path,
-    #[serde(other)]
     Other,
 }
 
-impl<'de> Visitor<'de> for &mut Reader<'de> {
+/// Reads the name of a member, and what the pointers want of it.
+struct MemberName<'p>(&'p PointerSet);
+
+impl<'de, 'p> DeserializeSeed<'de> for MemberName<'p> {
+    type Value = (MemberKey, Option<&'p PointerNode>);
+
+    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<Self::Value, D::Error> {
+        json.deserialize_identifier(self)
+    }
+}
+
+impl<'p> Visitor<'_> for MemberName<'p> {
+    type Value = (MemberKey, Option<&'p PointerNode>);
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a member's name")
+    }
+
+    fn visit_str<E>(self, name: &str) -> Result<Self::Value, E> {
+        let key = match name {
+            "name" => MemberKey::Name,
+            "location" => MemberKey::Location,
+            "age" => MemberKey::Age,
+            "infectedtype" => MemberKey::InfectedType,
+            "state" => MemberKey::State,
+            "path" => MemberKey::Path,
+            _ => MemberKey::Other,
+        };
+        Ok((key, self.0.member(name)))
+    }
+}
+
+impl<'de> Visitor<'de> for &mut Reader<'_, 'de> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -230,16 +291,28 @@ impl<'de> Visitor<'de> for &mut Reader<'de> {
             Schema::Any => &[],
         };
         let mut seen = [false; FIELDS.len()];
-        while let Some(key) = map.next_key::<MemberKey>()? {
+        while let Some((key, wanted)) = map.next_key_seed(MemberName(self.pointers))? {
             if let Some((name, check)) = fields.get(key as usize) {
                 self.field = Some(name);
                 if std::mem::replace(&mut seen[key as usize], true) {
                     return Err(A::Error::custom("given twice"));
                 }
-                map.next_value_seed(*check)?;
+                if let Some(node) = wanted {
+                    let text = map.next_value::<&'de RawValue>()?.get();
+                    let mut json = serde_json::Deserializer::from_str(text);
+                    let checked = check.deserialize(&mut json);
+                    let checked = checked.and_then(|()| node.capture(text, &mut self.values));
+                    checked.map_err(A::Error::custom)?;
+                } else {
+                    map.next_value_seed(*check)?;
+                }
                 self.field = None;
             } else if key == MemberKey::Path {
                 self.paths.push(map.next_value::<&'de RawValue>()?.get());
+            } else if let Some(node) = wanted {
+                let text = map.next_value::<&'de RawValue>()?.get();
+                let captured = node.capture(text, &mut self.values);
+                captured.map_err(A::Error::custom)?;
             } else {
                 map.next_value::<IgnoredAny>()?;
             }
@@ -311,12 +384,64 @@ mod tests {
 
     const CASE: &str = r#"{"name":"Ñusta","location":"San Marcos","age":42,"infectedtype":"imported","state":"symptomatic"}"#;
 
+    /// Parses, and wants the values of many members. That changes neither record nor error.
+    fn parse_both(text: &str, schema: Schema) -> Result<Bytes, Invalid> {
+        let body = Bytes::copy_from_slice(text.as_bytes());
+        let mut pointers = PointerSet::default();
+        let wanted = [
+            "name",
+            "location",
+            "age",
+            "infectedtype",
+            "state",
+            "path",
+            "a/b",
+            "b",
+            "mass",
+        ];
+        for wanted in wanted {
+            pointers.add(&format!("/{wanted}").parse().unwrap());
+        }
+        let parsed = parse(&body, schema);
+        let with_values = parse_body(&body, schema, &pointers);
+        let detail = |why: &Invalid| why.to_string();
+        assert_eq!(
+            with_values
+                .as_ref()
+                .map(|(record, _)| record)
+                .map_err(detail),
+            parsed.as_ref().map_err(detail),
+            "{text}"
+        );
+        parsed
+    }
+
     fn case(text: &str) -> Result<Bytes, Invalid> {
-        parse(&Bytes::copy_from_slice(text.as_bytes()), Schema::Case)
+        parse_both(text, Schema::Case)
     }
 
     fn any(text: &str) -> Result<Bytes, Invalid> {
-        parse(&Bytes::copy_from_slice(text.as_bytes()), Schema::Any)
+        parse_both(text, Schema::Any)
+    }
+
+    #[test]
+    fn the_values_that_are_wanted_are_those_of_the_record() {
+        let mut pointers = PointerSet::default();
+        let wanted = ["/age", "/a/1/b", "/state", "/path/x", "/c"];
+        let indexes = wanted.map(|pointer| pointers.add(&pointer.parse().unwrap()));
+        let body = CASE.replacen('{', r#"{"a":[0, {"b" : "\u0061"}],"path":{"x":1}, "#, 1);
+        let body = Bytes::from(body);
+        let (record, values) = parse_body(&body, Schema::Case, &pointers).unwrap();
+        let found = indexes.map(|index| values.get(index));
+        let expected = [
+            Some("42"),
+            Some(r#""\u0061""#),
+            Some(r#""symptomatic""#),
+            None,
+            None,
+        ];
+        assert_eq!(found, expected);
+        assert!(!record.windows(6).any(|part| part == b"\"path\""));
     }
 
     #[test]

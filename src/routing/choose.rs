@@ -1,14 +1,15 @@
-//! The policies: which lane takes a record.
+//! The policies: which lane of its route takes a record.
 //!
 //! A choice is made among the lanes that may take the record, so each policy is its own failover:
 //! a record that a lane gives back goes to the next one. What a policy remembers between choices is
 //! in the [`Chooser`], one per router; what it knows of the lanes is in [`Scores`], shared by all.
 
-use std::{cmp::Reverse, sync::Arc, time::Duration};
+use std::{cmp::Reverse, time::Duration};
 
 use super::{
     hash::KeyHash,
     policy::Policy,
+    rules::CompiledRoute,
     scores::{Factors, Scores},
 };
 use crate::lane_id::{LaneId, PerLane};
@@ -80,137 +81,122 @@ pub fn unmeasured(weighed: &PerLane<Option<Factors>>) -> f64 {
     measured.min_by(f64::total_cmp).unwrap_or(1.0)
 }
 
-/// The memory of one router for one list of lanes.
+/// The memory of one router for the routes in effect.
 #[derive(Clone, Debug)]
 pub struct Chooser {
-    policy: Policy,
-    /// In the order of the configuration.
-    lanes: Arc<[LaneId]>,
+    /// By [`CompiledRoute::index`].
+    routes: Vec<RouteMemory>,
+    /// Breaks ties.
+    random: fastrand::Rng,
+}
+
+#[derive(Clone, Debug, Default)]
+struct RouteMemory {
     /// The index of the lane where the next turn of `round-robin` begins.
     turn: usize,
     /// The debt of `weighted` to each lane.
     credits: PerLane<i64>,
     /// Records of `adaptive` since the last probe.
     since_probe: u32,
-    /// Breaks ties.
-    random: fastrand::Rng,
 }
 
 impl Chooser {
     /// A chooser that has chosen nothing yet. The same seed breaks ties in the same way.
-    pub fn new(policy: Policy, lanes: Arc<[LaneId]>, seed: u64) -> Self {
+    pub fn new(seed: u64) -> Self {
         Self {
-            policy,
-            lanes,
-            turn: 0,
-            credits: PerLane::default(),
-            since_probe: 0,
+            routes: Vec::new(),
             random: fastrand::Rng::with_seed(seed),
         }
     }
 
-    pub const fn policy(&self) -> Policy {
-        self.policy
-    }
-
-    /// Records of one request may take different lanes, each by its id.
-    pub fn is_by_id(&self) -> bool {
-        self.policy == Policy::Hash
-    }
-
-    /// The lane for `records` that go together, the first of which is `id`; `None` if no lane may
-    /// take them.
+    /// The lane of `route` for `records` that go together, the first of which has `key`; `None` if
+    /// no lane may take them.
     pub fn choose(
         &mut self,
-        id: &str,
+        route: &CompiledRoute,
+        key: KeyHash,
         records: u32,
         candidates: &Candidates<'_>,
     ) -> Option<Choice> {
-        match self.policy {
-            Policy::RoundRobin => self.round_robin(candidates),
-            Policy::Weighted => self.weighted(records, candidates),
-            Policy::Failover => self.failover(candidates),
+        let lanes = &*route.lanes;
+        if self.routes.len() <= route.index {
+            self.routes.resize_with(route.index + 1, Default::default);
+        }
+        let memory = &mut self.routes[route.index];
+        match route.policy {
+            Policy::RoundRobin => memory.round_robin(lanes, candidates),
+            Policy::Weighted => memory.weighted(lanes, records, candidates),
+            Policy::Failover => failover(lanes, candidates),
             Policy::Hash => {
-                let key = KeyHash::of(id.as_bytes());
                 let weights = candidates.scores.weights();
-                let lanes = candidates.among(&self.lanes);
-                let ranked = lanes.map(|lane| (key.rank(lane, weights[lane as usize]), lane));
+                let ranked = candidates.among(lanes);
+                let ranked = ranked.map(|lane| (key.rank(lane, weights[lane as usize]), lane));
                 Some(Choice::of(two_least(ranked)?, Reason::Key))
             }
-            Policy::Adaptive => self.adaptive(records, candidates),
+            Policy::Adaptive => memory.adaptive(lanes, records, candidates, &mut self.random),
         }
     }
+}
 
+impl RouteMemory {
     /// The first lane that may take it, from the one behind the last.
-    fn round_robin(&mut self, candidates: &Candidates<'_>) -> Option<Choice> {
-        let count = self.lanes.len();
-        let order = (self.turn..count).chain(0..self.turn);
-        let mut able = order.filter(|&at| (candidates.may_take)(self.lanes[at]));
+    fn round_robin(&mut self, lanes: &[LaneId], candidates: &Candidates<'_>) -> Option<Choice> {
+        let count = lanes.len();
+        // Routes that are not in effect any more share one memory, with lists of any length.
+        let turn = self.turn.min(count);
+        let order = (turn..count).chain(0..turn);
+        let mut able = order.filter(|&at| (candidates.may_take)(lanes[at]));
         let first = able.next()?;
-        let second = able.next().map(|at| self.lanes[at]);
+        let second = able.next().map(|at| lanes[at]);
         self.turn = (first + 1) % count;
-        Some(Choice::of((self.lanes[first], second), Reason::Turn))
+        Some(Choice::of((lanes[first], second), Reason::Turn))
     }
 
     /// Smooth weighted round-robin, as nginx has it: each lane is given its weight, and the one
     /// that is owed most pays for all. So a lane's records are spread evenly among the others'.
-    fn weighted(&mut self, records: u32, candidates: &Candidates<'_>) -> Option<Choice> {
+    fn weighted(
+        &mut self,
+        lanes: &[LaneId],
+        records: u32,
+        candidates: &Candidates<'_>,
+    ) -> Option<Choice> {
         let weights = candidates.scores.weights();
         let weight = |lane: LaneId| i64::from(weights[lane as usize]) * i64::from(records);
-        let lanes = Arc::clone(&self.lanes);
-        let owed = candidates.among(&lanes).filter(|&lane| weight(lane) > 0);
+        let owed = candidates.among(lanes).filter(|&lane| weight(lane) > 0);
         for lane in owed.clone() {
             self.credits[lane as usize] += weight(lane);
         }
         let total: i64 = owed.clone().map(weight).sum();
         let by_credit = owed.map(|lane| (Reverse(self.credits[lane as usize]), lane));
         let Some((chosen, runner_up)) = two_least(by_credit) else {
-            let any = candidates.among(&lanes).map(|lane| ((), lane));
+            let any = candidates.among(lanes).map(|lane| ((), lane));
             return Some(Choice::of(two_least(any)?, Reason::WeightZero));
         };
         self.credits[chosen as usize] -= total;
         Some(Choice::of((chosen, runner_up), Reason::WeightedTurn))
     }
 
-    /// The first lane that is steady. If none is, the one that is up longest, so that lanes which
-    /// come and go do not take turns. Ejected lanes come last.
-    fn failover(&self, candidates: &Candidates<'_>) -> Option<Choice> {
-        let Candidates { scores, now, .. } = candidates;
-        let lanes = two_least(candidates.among(&self.lanes).map(|lane| {
-            let rank = if scores.is_steady(lane, *now) {
-                (0, 0)
-            } else {
-                (
-                    1 + u8::from(scores.is_ejected(lane, *now)),
-                    scores.up_since(lane),
-                )
-            };
-            (rank, lane)
-        }))?;
-        let reason = if scores.is_steady(lanes.0, *now) {
-            Reason::FirstSteady
-        } else {
-            Reason::UpLongest
-        };
-        Some(Choice::of(lanes, reason))
-    }
-
     /// The lane with the lowest score; ties at random. Ejected lanes come last. Now and then, one
     /// that was not used for a second is probed instead.
-    fn adaptive(&mut self, records: u32, candidates: &Candidates<'_>) -> Option<Choice> {
+    fn adaptive(
+        &mut self,
+        lanes: &[LaneId],
+        records: u32,
+        candidates: &Candidates<'_>,
+        random: &mut fastrand::Rng,
+    ) -> Option<Choice> {
         let Candidates { scores, now, .. } = candidates;
         let mut weighed = PerLane::<Option<Factors>>::default();
-        for lane in candidates.among(&self.lanes) {
+        for lane in candidates.among(lanes) {
             let factors = scores.factors(lane, (candidates.undelivered)(lane), *now);
             weighed[lane as usize] = Some(factors);
         }
         let unmeasured = unmeasured(&weighed);
-        let lanes = candidates.among(&self.lanes);
-        let keys = lanes.filter_map(|lane| {
+        let keys = candidates.among(lanes).filter_map(|lane| {
             let score = weighed[lane as usize]?.score(unmeasured);
             let is_ejected = scores.is_ejected(lane, *now);
             // Scores are never negative: their bits are in their order.
-            Some(((is_ejected, score.to_bits(), self.random.u32(..)), lane))
+            Some(((is_ejected, score.to_bits(), random.u32(..)), lane))
         });
         let (best, runner_up) = two_least(keys)?;
         let choice = |lanes, reason| Choice {
@@ -226,7 +212,7 @@ impl Chooser {
         if self.since_probe < PROBE_ONE_OF.saturating_mul(records) {
             return Some(choice((best, runner_up), reason));
         }
-        let others = candidates.among(&self.lanes).filter(|&lane| {
+        let others = candidates.among(lanes).filter(|&lane| {
             let factors = &weighed[lane as usize];
             lane != best && factors.is_some_and(|factors| factors.weight > 0)
         });
@@ -236,6 +222,29 @@ impl Chooser {
         self.since_probe = 0;
         Some(choice((probed, Some(best)), Reason::Probe))
     }
+}
+
+/// The first lane that is steady. If none is, the one that is up longest, so that lanes which
+/// come and go do not take turns. Ejected lanes come last.
+fn failover(lanes: &[LaneId], candidates: &Candidates<'_>) -> Option<Choice> {
+    let Candidates { scores, now, .. } = candidates;
+    let lanes = two_least(candidates.among(lanes).map(|lane| {
+        let rank = if scores.is_steady(lane, *now) {
+            (0, 0)
+        } else {
+            (
+                1 + u8::from(scores.is_ejected(lane, *now)),
+                scores.up_since(lane),
+            )
+        };
+        (rank, lane)
+    }))?;
+    let reason = if scores.is_steady(lanes.0, *now) {
+        Reason::FirstSteady
+    } else {
+        Reason::UpLongest
+    };
+    Some(Choice::of(lanes, reason))
 }
 
 impl Candidates<'_> {

@@ -7,13 +7,15 @@ use serde::{Serialize, Serializer};
 
 use super::{
     choose::{Choice, Reason, unmeasured},
-    policy::Policy,
+    rules::{CompiledRoute, Scalar},
     scores::Factors,
 };
 use crate::lane_id::LaneId;
 
 /// Records that are explained: the last ones that came to the router.
 pub const EXPLAINED_MAX: usize = 10_000;
+/// The width of texts.
+const COLUMNS: usize = 80;
 /// Each record has a choice for each lane that gives it back, and one for the spool.
 const CHOICES_MAX: usize = EXPLAINED_MAX * (LaneId::ALL.len() + 1);
 
@@ -22,7 +24,7 @@ const CHOICES_MAX: usize = EXPLAINED_MAX * (LaneId::ALL.len() + 1);
 pub struct Explanation {
     /// Microseconds since the Unix epoch.
     pub at_us: u64,
-    pub policy: Policy,
+    pub route: Arc<CompiledRoute>,
     /// `None` if no lane could take the record in time: then the spool did.
     pub choice: Option<Choice>,
     /// No lane has given the record back before.
@@ -97,11 +99,13 @@ impl Reason {
 
 /// An explanation in words and numbers.
 #[derive(Serialize)]
-struct Told {
+struct Told<'e> {
     /// Milliseconds since the Unix epoch.
     at_ms: u64,
     /// The rule that the record takes.
-    rule: &'static str,
+    rule: &'e str,
+    /// The condition of the rule.
+    when: Option<String>,
     policy: &'static str,
     lane: Option<LaneId>,
     reason: &'static str,
@@ -127,12 +131,13 @@ struct WeighedLane {
 }
 
 impl Explanation {
-    fn told(&self) -> Told {
+    fn told(&self) -> Told<'_> {
         let choice = self.choice.as_ref();
         Told {
             at_ms: self.at_us / 1000,
-            rule: "default",
-            policy: self.policy.name(),
+            rule: &self.route.name,
+            when: self.route.when.as_ref().map(ToString::to_string),
+            policy: self.route.policy.name(),
             lane: choice.map(|choice| choice.lane),
             reason: choice.map_or("no lane could take it in time: the spool did", |choice| {
                 choice.reason.text()
@@ -186,7 +191,8 @@ impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let told = self.told();
         let name = |lane: Option<LaneId>| lane.map_or("none", LaneId::name);
-        writeln!(f, "rule       {}", told.rule)?;
+        let when = told.when.map_or(String::new(), |when| format!(": {when}"));
+        writeln!(f, "rule       {}{when}", told.rule)?;
         writeln!(f, "policy     {}", told.policy)?;
         writeln!(f, "lane       {}: {}", name(told.lane), told.reason)?;
         writeln!(f, "runner-up  {}", name(told.runner_up))?;
@@ -228,4 +234,26 @@ impl fmt::Display for WeighedLane {
             lane.name(),
         )
     }
+}
+
+/// A line, or two, for each of the routes that [`Routes::trace`](super::rules::Routes::trace)
+/// returns: the condition, and the value that it tested.
+pub fn trace_lines(trace: &[(Arc<CompiledRoute>, Option<Scalar<'_>>)]) -> Vec<String> {
+    let last = trace.len().saturating_sub(1);
+    let lines = trace.iter().enumerate().map(|(at, (route, value))| {
+        let name = &route.name;
+        let verdict = if at == last { "takes it" } else { "does not" };
+        let Some(when) = &route.when else {
+            return format!("{name:<10} {verdict}: it takes every record");
+        };
+        let found = value.as_ref();
+        let found = found.map_or("missing".into(), Scalar::to_string);
+        let line = format!("{name:<10} {verdict}: {when}");
+        let found = format!("; the value is {found}");
+        if line.chars().count() + found.chars().count() > COLUMNS {
+            return format!("{line}\n{:<10}{}", "", &found[1..]);
+        }
+        line + &found
+    });
+    lines.collect()
 }

@@ -16,13 +16,23 @@ use crate::lane_id::LaneId;
 const SEED: (u64, u64) = (0x7761_7970_6f73_7431, 0x726f_7574_696e_6731);
 
 /// The hash of a record's key (SipHash-1-3): the same on every node and in every version.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct KeyHash(u64);
 
 impl KeyHash {
     /// The hash of `key`.
     pub fn of(key: &[u8]) -> Self {
         Self(SipHasher13::new_with_keys(SEED.0, SEED.1).hash(key))
+    }
+
+    /// A number that means the same on every node and in every version.
+    pub const fn bits(self) -> u64 {
+        self.0
+    }
+
+    /// The hash with these [`KeyHash::bits`].
+    pub const fn from_bits(bits: u64) -> Self {
+        Self(bits)
     }
 
     /// The place of `lane` in the order in which this key tries the lanes: the least is first, and

@@ -3,22 +3,25 @@
 //!
 //! ```text
 //! lane, forwarder: outcomes ──▶ Scores     any number of routers read them at once
-//! router: Scores ──Chooser::choose──▶ Choice, kept as an Explanation
+//! ingest: values, headers ──Routes::assign──▶ Assignment, travels with the record
+//! router: Assignment, Scores ──Chooser::choose──▶ Choice, kept as an Explanation
 //! ```
 //!
 //! | part | its job |
 //! | --- | --- |
 //! | [`policy`] | their names |
+//! | [`rules`] | `[[routes]]`: which route a record takes |
 //! | [`choose`] | the policies |
 //! | [`explain`] | a choice as JSON and as text |
 //! | [`scores`] | what is known of each lane: latency, load, successes, ejection |
-//! | [`settings`] | the settings in effect, swapped as one |
+//! | [`settings`] | the routes in effect, swapped as one |
 //! | [`hash`] | rendezvous hashing |
 
 pub mod choose;
 pub mod explain;
 pub mod hash;
 pub mod policy;
+pub mod rules;
 pub mod scores;
 pub mod settings;
 

@@ -22,6 +22,26 @@ pub struct Entry {
     /// Set for parked records only.
     #[prost(message, optional, tag = "6")]
     pub parked: Option<Parked>,
+    /// The route of a record that waits for a lane. None of an entry of a version without routes,
+    /// and of a dead letter that is replayed.
+    #[prost(message, optional, tag = "7")]
+    pub route: Option<EntryRoute>,
+}
+
+/// The route of a record, as its rule was when the record was accepted.
+#[derive(Clone, PartialEq, Eq, Message)]
+pub struct EntryRoute {
+    /// The name in explanations.
+    #[prost(string, tag = "1")]
+    pub name: String,
+    #[prost(string, tag = "2")]
+    pub policy: String,
+    /// The only lanes that may take it, in the order of the rule; empty for any lane.
+    #[prost(string, repeated, tag = "3")]
+    pub lanes: Vec<String>,
+    /// The hash of its key, of policy `hash` only.
+    #[prost(fixed64, tag = "4")]
+    pub key: u64,
 }
 
 /// The next try of a record that is parked.
@@ -73,6 +93,7 @@ impl Entry {
             origin: record.origin.as_ref().map(Origin::to_text),
             reason,
             parked: None,
+            route: None,
         }
     }
 

@@ -26,7 +26,7 @@ pub struct SpoolStats {
 }
 
 impl SpoolStats {
-    pub const fn records(&self, queue: Queue) -> u64 {
+    pub fn records(&self, queue: Queue) -> u64 {
         self.records[queue.at()]
     }
 
@@ -37,8 +37,10 @@ impl SpoolStats {
 
     /// Records that wait for a lane.
     pub fn waiting(&self) -> u64 {
-        let pinned = LaneId::ALL.map(|lane| self.records(Queue::Pinned(lane)));
-        self.records(Queue::Waiting) + pinned.iter().sum::<u64>()
+        let pinned = LaneId::ALL.map(Queue::Pinned);
+        let queues = pinned.into_iter().chain(Queue::routed());
+        let limited: u64 = queues.map(|queue| self.records(queue)).sum();
+        self.records(Queue::Waiting) + limited
     }
 
     /// Records that are parked.

@@ -42,15 +42,14 @@ use waypost::{
     lane_id::LaneId,
     ledger::Ledger,
     record::{Origin, Record},
-    routing::{
-        explain::Explanations,
-        settings::{CurrentRouting, RoutingSettings},
-    },
+    routing::{explain::Explanations, settings::CurrentRouting},
     spool::{NotSafe, OpenError, Queue, Spool, SpoolStats, Undelivered},
     transport::{
         Backlog, BrokerInfo, Durability, Incoming, Inspection, Message, Transport, TransportError,
     },
 };
+
+use crate::support::{assigned, live_lanes, one_route};
 
 pub const LANES: [LaneId; 3] = [LaneId::Nats, LaneId::Rabbitmq, LaneId::Pubsub];
 const LIMITS: Limits = Limits { posts: 1, batch: 1 };
@@ -372,7 +371,7 @@ impl Node {
             ledger: Arc::clone(&ledger),
         };
         let admission = Admission::new(router.clone(), PUBLISH_TIMEOUT, Arc::clone(&ledger));
-        let live_lanes = crate::support::live_lanes(Policy::RoundRobin);
+        let live_lanes = live_lanes(Policy::RoundRobin);
         let copies = LANES.map(|lane| Copies::new(lane, spool.clone()));
         let params = |lane: usize| lane::LaneParams {
             lane: LANES[lane],
@@ -431,10 +430,8 @@ impl Node {
         let answers = Rc::clone(&self.answers);
         self.tasks.spawn_local(async move {
             let number = number(&record);
-            let answer = admission
-                .submit(&[record], pinned.map(|lane| LANES[lane]))
-                .await
-                .remove(0);
+            let record = assigned(record, &routing(), pinned.map(|lane| LANES[lane]));
+            let answer = admission.submit(&[record]).await.remove(0);
             answers.borrow_mut().push((number, answer));
         });
     }
@@ -505,12 +502,13 @@ impl Node {
 /// A child of the supervisor.
 type Child = (ChildId, Thread, Factory);
 
+fn routing() -> CurrentRouting {
+    one_route(Policy::RoundRobin, &LANES)
+}
+
 fn start_router(slot: &Slot<Router>, live_lanes: &LiveLanes, fallback: DiskFallback) -> Child {
     let params = RouterParams {
-        routing: CurrentRouting::new(RoutingSettings {
-            policy: Policy::RoundRobin,
-            lanes: LANES.into(),
-        }),
+        routing: routing(),
         live_lanes: live_lanes.clone(),
         fallback,
         explanations: Explanations::default(),
@@ -534,6 +532,7 @@ fn start_feeder(
         admission: admission.clone(),
         ledger: Arc::clone(ledger),
         lanes: LANES.into(),
+        routing: routing(),
         live_lanes: live_lanes.clone(),
         dead_letters: DeadLetters {
             spool: spool.clone(),

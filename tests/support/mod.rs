@@ -26,11 +26,20 @@ use std::{
 use bytes::Bytes;
 use tempfile::TempDir;
 use waypost::{
-    actors::{admission::Admission, live_lanes::LiveLanes, receipts::Reply},
+    actors::{
+        admission::Admission,
+        live_lanes::LiveLanes,
+        receipts::{AssignedRecord, Reply},
+    },
     config::Policy,
     lane_id::LaneId,
-    record::Record,
-    routing::scores::Scores,
+    record::{Record, pointer::Values},
+    routing::{
+        policy::HashOn,
+        rules::{Assignment, RouteDefaults, Routes},
+        scores::Scores,
+        settings::CurrentRouting,
+    },
     spool::Spool,
 };
 
@@ -77,7 +86,36 @@ pub async fn closed_spool() -> Spool {
 
 /// A table of lanes that are not up, with their scores for `policy`.
 pub fn live_lanes(policy: Policy) -> LiveLanes {
-    LiveLanes::new(Arc::new(Scores::new(policy, Duration::from_secs(2))))
+    let scores = Scores::new(policy.measures(), Duration::from_secs(2));
+    LiveLanes::new(Arc::new(scores))
+}
+
+/// One route of `lanes` for all records.
+pub fn one_route(policy: Policy, lanes: &[LaneId]) -> CurrentRouting {
+    let defaults = RouteDefaults {
+        policy,
+        hash_on: &HashOn::Id,
+        lanes,
+    };
+    CurrentRouting::new(Routes::new(&[], &defaults).expect("no rule is wrong"))
+}
+
+/// A record for the one route.
+pub fn assigned(
+    record: Record,
+    routing: &CurrentRouting,
+    pinned: Option<LaneId>,
+) -> AssignedRecord {
+    let assignment = routing
+        .get()
+        .assign(&record.id, &Values::default(), |_| None);
+    AssignedRecord {
+        record,
+        assignment: Assignment {
+            pinned,
+            ..assignment
+        },
+    }
 }
 
 /// How often a wait prints what it is for.
@@ -142,6 +180,6 @@ pub fn wanted(variable: &str, usual: u64) -> u64 {
 }
 
 /// Submits a request of one record.
-pub async fn submit_one(admission: &Admission, record: Record, pinned: Option<LaneId>) -> Reply {
-    admission.submit(&[record], pinned).await.remove(0)
+pub async fn submit_one(admission: &Admission, record: AssignedRecord) -> Reply {
+    admission.submit(&[record]).await.remove(0)
 }

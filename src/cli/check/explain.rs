@@ -9,37 +9,46 @@ use crate::{
     clock::unix_us,
     config::Config,
     http::ingest::idempotency_key,
-    lane_id::LaneId,
-    record::{Record, parse},
+    record::{Record, parse_body},
     routing::{
         choose::{Candidates, Chooser},
-        explain::Explanation,
+        explain::{Explanation, trace_lines},
+        rules::Assignment,
         scores::Scores,
     },
 };
 
 /// Prints rule, policy, lane, API and runner-up of the record in `file`, posted with these
-/// `NAME: VALUE` headers.
+/// `NAME: VALUE` headers, and each rule that was tried.
 pub fn explain(config: &Config, file: &Path, headers: &[String]) -> Result<(), ExitCode> {
     let wrong = |why: String| misused(format!("{}: {why}", file.display()));
     let headers = read_headers(headers).map_err(misused)?;
     let key = idempotency_key(&headers).map_err(misused)?;
     let body = fs::read(file).map_err(|why| wrong(format!("cannot be read: {why}")))?;
-    parse(&body.into(), config.ingest.schema).map_err(|why| wrong(why.to_string()))?;
+    let body = body.into();
+    // The configuration is valid.
+    let routes = config.routes().map_err(|_| ExitCode::FAILURE)?;
+    let parsed = parse_body(&body, config.ingest.schema, routes.pointers());
+    let (_, values) = parsed.map_err(|why| wrong(why.to_string()))?;
     let id = key.unwrap_or_else(Record::new_id);
+    let header = |name: &str| headers.get(name)?.to_str().ok();
+    let assignment = routes.assign(&id, &values, header);
+    let mut told = format!("id         {id}\n{}\n", decide(config, assignment));
+    if !config.routes.is_empty() {
+        for tried in trace_lines(&routes.trace(&values, header)) {
+            told = format!("{told}\n{tried}");
+        }
+        told.push('\n');
+    }
     print(format_args!(
-        "id         {id}\n{}\n\nAll lanes are up and unused, as if the node had just started.",
-        decide(config, &id)
+        "{told}\nAll lanes are up and unused, as if the node had just started."
     ))
 }
 
-fn decide(config: &Config, id: &str) -> Explanation {
-    let policy = config.router.policy;
-    let scores = Scores::new(policy, config.router.publish_timeout);
+fn decide(config: &Config, Assignment { route, key, .. }: Assignment) -> Explanation {
+    let scores = Scores::new(route.policy.measures(), config.router.publish_timeout);
     let now = Duration::ZERO;
-    let lanes: Vec<_> = config.lanes.in_order();
-    let lanes: Vec<LaneId> = lanes.into_iter().map(|(lane, _)| lane).collect();
-    for &lane in &lanes {
+    for &lane in &route.lanes {
         scores.set_weight(lane, config.lanes.weight(lane).unwrap_or(1));
         scores.lane_up(lane, now);
     }
@@ -51,8 +60,8 @@ fn decide(config: &Config, id: &str) -> Explanation {
     };
     Explanation {
         at_us: unix_us(),
-        policy,
-        choice: Chooser::new(policy, lanes.into(), 0).choose(id, 1, &candidates),
+        choice: Chooser::new(0).choose(&route, key, 1, &candidates),
+        route,
         is_first: true,
     }
 }

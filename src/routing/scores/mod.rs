@@ -35,10 +35,7 @@ use tokio::time::Instant;
 
 use self::lane::LaneScore;
 pub use self::{health::Ejection, lane::Factors};
-use crate::{
-    lane_id::{LaneId, PerLane},
-    routing::policy::Policy,
-};
+use crate::lane_id::{LaneId, PerLane};
 
 /// A lane that was not used for so long may get a probe, and all lanes together get one in this
 /// time.
@@ -96,12 +93,13 @@ pub struct EjectionStatus {
 }
 
 impl Scores {
-    /// Scores of lanes that are not up, for `policy`. A failure counts as a latency of
+    /// Scores of lanes that are not up. They are kept only if a policy `measures`, which
+    /// [`Policy::measures`](super::policy::Policy::measures) tells. A failure counts as a latency of
     /// `publish_timeout`.
-    pub fn new(policy: Policy, publish_timeout: Duration) -> Self {
+    pub fn new(measures: bool, publish_timeout: Duration) -> Self {
         Self {
             started: Instant::now(),
-            measures: AtomicBool::new(reads_outcomes(policy)),
+            measures: AtomicBool::new(measures),
             lanes: PerLane::default(),
             publish_timeout,
             last_probe: AtomicU64::new(0),
@@ -114,14 +112,14 @@ impl Scores {
         time.saturating_duration_since(self.started)
     }
 
-    /// Whether the policy reads outcomes and times.
+    /// Whether a policy reads outcomes and times.
     pub fn measures(&self) -> bool {
         self.measures.load(Relaxed)
     }
 
-    /// From now on, `policy` reads the scores.
-    pub fn set_policy(&self, policy: Policy) {
-        self.measures.store(reads_outcomes(policy), Relaxed);
+    /// Whether a policy reads outcomes and times from now on.
+    pub fn set_measures(&self, measures: bool) {
+        self.measures.store(measures, Relaxed);
     }
 
     /// The lane has connected, or was resumed.
@@ -291,8 +289,4 @@ impl Scores {
     const fn of(&self, lane: LaneId) -> &LaneScore {
         &self.lanes[lane as usize]
     }
-}
-
-const fn reads_outcomes(policy: Policy) -> bool {
-    matches!(policy, Policy::Adaptive | Policy::Failover)
 }

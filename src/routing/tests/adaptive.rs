@@ -59,7 +59,7 @@ fn on_a_shared_broker_time_and_load_end_at_the_confirm() {
 
 #[test]
 fn a_lane_that_comes_up_begins_with_a_tenth_of_its_weight() {
-    let scores = Scores::new(Policy::Adaptive, PUBLISH_TIMEOUT);
+    let scores = Scores::new(true, PUBLISH_TIMEOUT);
     scores.lane_up(NATS, s(100));
     for (age, expected) in [
         (0, 0.1),
@@ -189,7 +189,7 @@ fn with_every_lane_ejected_the_best_of_them_takes_the_record() {
 #[test]
 fn a_policy_that_reads_no_score_has_none_and_ejects_no_lane() {
     for policy in [Policy::RoundRobin, Policy::Weighted, Policy::Hash] {
-        let scores = Arc::new(Scores::new(policy, PUBLISH_TIMEOUT));
+        let scores = Arc::new(Scores::new(policy.measures(), PUBLISH_TIMEOUT));
         for lane in LANES {
             scores.lane_up(lane, s(0));
         }

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::routing::{
     choose::Reason,
-    explain::{EXPLAINED_MAX, Explanation, Explanations},
+    explain::{EXPLAINED_MAX, Explanation, Explanations, trace_lines},
 };
 
 proptest! {
@@ -51,7 +51,7 @@ proptest! {
 fn explanation(choice: Option<Choice>) -> Explanation {
     Explanation {
         at_us: 5_000,
-        policy: Policy::Adaptive,
+        route: chooser(Policy::Adaptive, 0).route,
         choice,
         is_first: true,
     }
@@ -101,7 +101,7 @@ fn an_explanation_is_json_with_the_four_factors_of_each_score() {
     assert_eq!(
         told,
         json!({
-            "at_ms": 5, "rule": "default", "policy": "adaptive", "lane": "grpc",
+            "at_ms": 5, "rule": "default", "when": null, "policy": "adaptive", "lane": "grpc",
             "reason": "the lowest score", "runner_up": "nats", "api": "api",
             "lanes": [
                 {"lane": "grpc", "score": 0.002, "latency_ms": 4.0, "in_flight": 0, "weight": 2,
@@ -115,6 +115,45 @@ fn an_explanation_is_json_with_the_four_factors_of_each_score() {
     );
     let none = serde_json::to_value(explanation(None)).unwrap();
     assert_eq!((&none["lane"], &none["lanes"]), (&Value::Null, &json!([])));
+}
+
+#[test]
+fn a_rule_is_explained_with_its_condition_and_the_values_that_the_rules_tested() {
+    let routes = routes(
+        Policy::Weighted,
+        r#"
+        [[routes]]
+        when = { pointer = "/state", equals = "symptomatic" }
+        [[routes]]
+        when = { pointer = "/state", in = ["a state with a very long name", "another"] }
+        [[routes]]
+        when = { pointer = "/age", range = { max = 17 } }
+        "#,
+    );
+    let values = routes.pointers().read(r#"{"age":7}"#).unwrap();
+    let explanation = Explanation {
+        route: routes.assign("", &values, |_| None).route,
+        ..explanation(None)
+    };
+    let text = explanation.to_string();
+    assert_eq!(
+        text.lines().next(),
+        Some("rule       routes[3]: /age is at most 17")
+    );
+    assert_eq!(
+        trace_lines(&routes.trace(&values, |_| None)),
+        [
+            r#"routes[1]  does not: /state equals "symptomatic"; the value is missing"#,
+            "routes[2]  does not: /state is in [\"a state with a very long name\", \"another\"]\n           \
+             the value is missing",
+            "routes[3]  takes it: /age is at most 17; the value is 7",
+        ]
+    );
+    let told = serde_json::to_value(&explanation).unwrap();
+    assert_eq!(
+        (&told["rule"], &told["when"]),
+        (&json!("routes[3]"), &json!("/age is at most 17"))
+    );
 }
 
 #[test]

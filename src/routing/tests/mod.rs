@@ -4,15 +4,21 @@ mod adaptive;
 mod explain;
 mod hash;
 mod policies;
+mod rules;
 
 use std::{sync::Arc, time::Duration};
 
 use super::{
     choose::{Candidates, Choice, Chooser},
-    policy::Policy,
+    hash::KeyHash,
+    policy::{HashOn, Policy},
+    rules::{Assignment, CompiledRoute, RouteDefaults, RouteError, RouteRule, Routes},
     scores::Scores,
 };
-use crate::lane_id::{LaneId, PerLane};
+use crate::{
+    lane_id::{LaneId, PerLane},
+    record::pointer::Values,
+};
 
 pub const GRPC: LaneId = LaneId::Grpc;
 pub const NATS: LaneId = LaneId::Nats;
@@ -36,7 +42,7 @@ pub const WARM: Duration = s(20);
 
 /// Scores of lanes that are all up since the start.
 pub fn warm(weights: [u32; 4]) -> Arc<Scores> {
-    let scores = Scores::new(Policy::Adaptive, PUBLISH_TIMEOUT);
+    let scores = Scores::new(true, PUBLISH_TIMEOUT);
     for (lane, weight) in LANES.into_iter().zip(weights) {
         scores.lane_up(lane, s(0));
         scores.set_weight(lane, weight);
@@ -44,13 +50,47 @@ pub fn warm(weights: [u32; 4]) -> Arc<Scores> {
     Arc::new(scores)
 }
 
-pub fn chooser(policy: Policy, seed: u64) -> Chooser {
-    Chooser::new(policy, LANES.into(), seed)
+#[derive(serde::Deserialize)]
+struct RuleFile {
+    routes: Vec<RouteRule>,
+}
+
+/// The routes of a configuration whose default policy is `policy`.
+pub fn try_routes(policy: Policy, toml: &str) -> Result<Routes, Vec<RouteError>> {
+    let rules = match toml {
+        "" => Vec::new(),
+        toml => toml::from_str::<RuleFile>(toml).unwrap().routes,
+    };
+    let defaults = RouteDefaults {
+        policy,
+        hash_on: &HashOn::Id,
+        lanes: &LANES,
+    };
+    Routes::new(&rules, &defaults)
+}
+
+pub fn routes(policy: Policy, toml: &str) -> Routes {
+    try_routes(policy, toml).unwrap()
+}
+
+/// A router's memory of a route of all lanes.
+#[derive(Clone)]
+pub struct RouteChooser {
+    pub chooser: Chooser,
+    pub route: Arc<CompiledRoute>,
+}
+
+pub fn chooser(policy: Policy, seed: u64) -> RouteChooser {
+    let routes = routes(policy, "");
+    RouteChooser {
+        chooser: Chooser::new(seed),
+        route: routes.assign("", &Values::default(), |_| None).route,
+    }
 }
 
 /// Chooses for one record, among the lanes that `may_take` it.
 pub fn choose(
-    chooser: &mut Chooser,
+    chooser: &mut RouteChooser,
     id: &str,
     scores: &Scores,
     now: Duration,
@@ -62,7 +102,7 @@ pub fn choose(
 
 /// The same, with the reason.
 pub fn choose_and_explain(
-    chooser: &mut Chooser,
+    chooser: &mut RouteChooser,
     id: &str,
     scores: &Scores,
     now: Duration,
@@ -74,7 +114,8 @@ pub fn choose_and_explain(
         undelivered: &|_| 0,
         now,
     };
-    chooser.choose(id, 1, &candidates)
+    let RouteChooser { chooser, route } = chooser;
+    chooser.choose(route, KeyHash::of(id.as_bytes()), 1, &candidates)
 }
 
 /// How often each lane is chosen for `records`, in the order of [`LANES`].

@@ -27,7 +27,7 @@ proptest! {
     ) {
         let scores = warm(weights);
         let all: u32 = weights.iter().sum();
-        let mut chooser = chooser(Policy::Weighted, 0);
+        let RouteChooser { mut chooser, route } = chooser(Policy::Weighted, 0);
         let mut counts = PerLane::<u32>::default();
         let mut sent = 0;
         for batch in batches.into_iter().cycle() {
@@ -37,7 +37,8 @@ proptest! {
                 undelivered: &|_| 0,
                 now: WARM,
             };
-            let lane = chooser.choose("", batch, &candidates).unwrap().lane;
+            let choice = chooser.choose(&route, KeyHash::default(), batch, &candidates);
+            let lane = choice.unwrap().lane;
             counts[lane as usize] += batch;
             sent += batch;
             if sent >= 100_000 {

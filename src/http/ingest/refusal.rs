@@ -1,0 +1,46 @@
+//! The problems of requests that are not taken.
+
+use actix_web::http::StatusCode;
+
+use super::Request;
+use crate::{
+    actors::receipts::Refused,
+    http::problem::{Problem, ProblemKind},
+};
+
+/// The problem of a request that has no receipt for each record.
+pub(super) fn refused(request: &Request, why: &Refused) -> Problem {
+    let detail = format!("Not taken: {why}");
+    if !matches!(why, Refused::TooLarge(_)) {
+        return Problem::unavailable(ProblemKind::Unavailable, detail);
+    }
+    let problem = too_large(detail);
+    let records = request.records.iter().enumerate();
+    let largest = records.max_by_key(|(_, assigned)| assigned.record.message_size());
+    match (request.form, largest) {
+        (Some(_), Some((index, _))) => problem.with("index", index),
+        _ => problem,
+    }
+}
+
+/// The problem of a request whose record at `index` has the key of another record.
+pub(super) fn key_reused(request: &Request, index: usize) -> Problem {
+    let record = request.records.get(index);
+    let id = record.map_or("", |assigned| &assigned.record.id);
+    let detail = format!(
+        "The Idempotency-Key {id} was used for another record; this one needs a key of its own"
+    );
+    let problem = Problem::new(
+        StatusCode::UNPROCESSABLE_ENTITY,
+        ProblemKind::KeyReused,
+        detail,
+    );
+    match request.form {
+        None => problem,
+        Some(_) => problem.with("index", index),
+    }
+}
+
+pub(super) fn too_large(detail: String) -> Problem {
+    Problem::new(StatusCode::PAYLOAD_TOO_LARGE, ProblemKind::TooLarge, detail)
+}
