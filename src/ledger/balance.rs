@@ -115,7 +115,10 @@ pub async fn audit(ledger: Arc<Ledger>, stats: watch::Receiver<SpoolStats>) {
         sleep(REST).await;
         let stats = *stats.borrow();
         let balance = ledger.balance(&stats);
-        if before.replace(balance) == Some(balance) {
+        // A record that is parked again is on disk twice for a moment: others may take turns there
+        // while the counts stay the same.
+        let now = (balance, stats.committed);
+        if before.replace(now) == Some(now) {
             let imbalanced = !balance.holds();
             if ledger.imbalanced.swap(imbalanced, Relaxed) != imbalanced && imbalanced {
                 error!(
