@@ -224,7 +224,8 @@ async fn poison_holds_up_no_other(
         let episodes = rounds * (Position::ALL.len() - 1);
         assert_eq!(
             (&status["balanced"], &status["ledger"]["dead"]),
-            (&json!(true), &json!(episodes * poisoned))
+            (&json!(true), &json!(episodes * poisoned)),
+            "{status}"
         );
         let told = node
             .log()

@@ -60,6 +60,9 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 pub const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How many messages a transport holds ready ahead of the forwarder.
 pub const PREFETCH: u16 = 256;
+/// How many messages a transport may hold unsettled: those that are ready, and those that wait for
+/// their next POST.
+pub const UNSETTLED_MAX: u16 = 5 * PREFETCH;
 
 /// One connection to one message system, for both directions. It lives on one thread, and its
 /// methods run there concurrently. After [`TransportError::Lost`] the lane closes it and connects

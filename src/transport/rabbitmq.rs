@@ -38,8 +38,8 @@ use self::{
     settler::Settlement,
 };
 use super::{
-    Backlog, BrokerInfo, CLOSE_TIMEOUT, Durability, Incoming, Inspection, Message, PREFETCH,
-    Remedy, Transport, TransportError, lost::Lost,
+    Backlog, BrokerInfo, CLOSE_TIMEOUT, Durability, Incoming, Inspection, Message, Remedy,
+    Transport, TransportError, UNSETTLED_MAX, lost::Lost,
 };
 use crate::{config, lane_id::LaneId};
 
@@ -61,7 +61,7 @@ pub struct RabbitMq {
     publisher: mpsc::Sender<PublishRequest>,
     /// Why the broker blocks publishers, while it does.
     blocked: watch::Receiver<Option<TransportError>>,
-    /// Bounded by [`PREFETCH`]: each message is settled once.
+    /// Bounded by [`UNSETTLED_MAX`]: each message is settled once.
     settler: mpsc::UnboundedSender<Settlement>,
     /// Delivery tags of the messages that were handed out and are not settled.
     unsettled: Arc<Mutex<BTreeSet<u64>>>,
@@ -236,7 +236,7 @@ impl Transport for RabbitMq {
         let in_hand = if self.is_waiting.load(Relaxed) {
             self.unsettled.lock().len() as u64
         } else {
-            PREFETCH.into()
+            UNSETTLED_MAX.into()
         };
         Ok(Backlog {
             messages: u64::from(queue.message_count()) + in_hand,

@@ -25,7 +25,7 @@ use tokio::{
 use super::{Access, charge, from_service};
 use crate::{
     delivery::Verdict,
-    transport::{Incoming, PREFETCH, TransportError},
+    transport::{Incoming, TransportError, UNSETTLED_MAX},
 };
 
 /// Limit of the messages that are ready, delivered or delayed, in KiB: 16 MiB, and so at most
@@ -34,9 +34,6 @@ use crate::{
 const LEASED_KIB: u32 = 16 << 10;
 const CHARGE_MIN_KIB: u32 = 2;
 pub(super) const LEASED_MAX: u32 = LEASED_KIB / CHARGE_MIN_KIB;
-/// Messages that the service may send before they are settled, those that wait for a retry
-/// included.
-const OUTSTANDING_MAX: u32 = 4 * PREFETCH as u32;
 /// How long a stream waits for the next connection. Then it ends, and other nodes get its messages.
 pub(super) const GRACE: Duration = Duration::from_secs(15);
 /// The shortest that the service allows. Messages sent to a dead stream are redelivered after it.
@@ -64,7 +61,7 @@ impl MessageStream {
             .set_max_lease_extension(LEASE)
             // A lease lasts as long as its delivery lives.
             .set_max_lease(Duration::MAX)
-            .set_max_outstanding_messages(OUTSTANDING_MAX)
+            .set_max_outstanding_messages(UNSETTLED_MAX)
             .set_max_outstanding_bytes(i64::from(LEASED_KIB) << 10)
             // Handlers must do nothing after their stream: a restarted emulator may have given
             // their ids to other messages.
@@ -116,7 +113,7 @@ impl MessageStream {
 
     /// Whether the service may send more.
     pub(super) fn has_room(&self) -> bool {
-        self.in_hand() < OUTSTANDING_MAX
+        self.in_hand() < u32::from(UNSETTLED_MAX)
     }
 
     /// Nacks the messages that have come in and were not read, after the end of [`Self::read`].

@@ -18,7 +18,7 @@ use tokio::{
 use tracing::warn;
 
 use super::{
-    BrokerInfo, Durability, Inspection, Lost, PREFETCH, RabbitMq, TransportError,
+    BrokerInfo, Durability, Inspection, Lost, RabbitMq, TransportError, UNSETTLED_MAX,
     declare::{self, ExistingQueue, failed},
     link::{CONSUME_FRAME_MAX, Link, PUBLISH_FRAME_MAX, Target},
     publisher::publish_and_confirm,
@@ -148,7 +148,7 @@ async fn subscribe(
 ) -> lapin::Result<(Link, Consumer, impl Stream<Item = Event> + Unpin + use<>)> {
     let link = Link::open(target, "waypost consumer", CONSUME_FRAME_MAX).await?;
     link.channel
-        .basic_qos(PREFETCH, BasicQosOptions::default())
+        .basic_qos(UNSETTLED_MAX, BasicQosOptions::default())
         .await?;
     // Before anything can come, so that no failure is missed.
     let events = link.events();
