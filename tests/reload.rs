@@ -6,6 +6,7 @@ use std::{
     io::{Read as _, Write as _},
     net::TcpStream,
     path::PathBuf,
+    process::Command,
 };
 
 use awc::http::StatusCode;
@@ -53,19 +54,39 @@ impl File {
     }
 }
 
-/// A file with these settings.
+/// A file with these settings, and a rule that sends some records by the gRPC lane.
 fn text(policy: &str, weights: [usize; 2]) -> String {
+    text_with_rule(policy, weights, "grpc")
+}
+
+/// The same, with another lane in the rule.
+fn text_with_rule(policy: &str, weights: [usize; 2], lane: &str) -> String {
     let [grpc, nats] = weights;
     format!(
         "[router]\npolicy = \"{policy}\"\n\n[lanes.grpc]\nweight = {grpc}\n\n\
-         [lanes.nats]\nweight = {nats}\nbundle = 1\n\n[spool]\nmax = \"1GiB\"\n"
+         [lanes.nats]\nweight = {nats}\nbundle = 1\n\n[spool]\nmax = \"1GiB\"\n\n\
+         [[routes]]\nwhen = {{ pointer = \"/name\", equals = \"routed\" }}\n\
+         lanes = [\"{lane}\"]\n"
     )
 }
 
-fn any_text() -> (String, &'static str, [usize; 2]) {
+/// The path of a record that the rule is about.
+async fn routed(node: &Node, key: &str) -> Value {
+    let record = json!({
+        "name": "routed", "location": "x", "age": 1, "infectedtype": "x", "state": "x"
+    });
+    let record = record.to_string().into();
+    let (status, receipt) = node.post("/", key, record).await.expect("an answer");
+    assert_eq!(status, StatusCode::ACCEPTED, "{receipt}");
+    receipt["path"].clone()
+}
+
+fn any_text() -> (String, &'static str, [usize; 2], &'static str) {
     let policy = POLICIES[fastrand::usize(..POLICIES.len())];
     let weights = [fastrand::usize(1..=1000), fastrand::usize(1..=1000)];
-    (text(policy, weights), policy, weights)
+    let lane = LANES[fastrand::usize(..LANES.len())];
+    let text = text_with_rule(policy, weights, lane);
+    (text, policy, weights, lane)
 }
 
 async fn reload(node: &Node) -> (StatusCode, Value) {
@@ -136,12 +157,16 @@ async fn a_hundred_reloads_under_load_lose_nothing_refuse_nothing_and_close_noth
     }
     let mut load = Load::start(&node);
     let mut connection = KeptConnection::new(&node);
+    let mut rule_takes = "grpc";
     for round in 0..100 {
         load.take(5).await;
         connection.post(round);
-        let (text, policy, weights) = any_text();
+        let (text, policy, weights, lane) = any_text();
         let before = in_effect(&node).await;
         let is_good = round % 5 != 4;
+        if is_good {
+            rule_takes = lane;
+        }
         file.write(if is_good {
             text
         } else {
@@ -171,6 +196,9 @@ async fn a_hundred_reloads_under_load_lose_nothing_refuse_nothing_and_close_noth
             // The next round is by the other way, so this one is the last.
         }
         assert_eq!(in_effect(&node).await, expected, "round {round}");
+        let tag = if rule_takes == "grpc" { "GRPC" } else { "NATS" };
+        let path = routed(&node, &format!("routed-{round}")).await;
+        assert_eq!(path, tag, "round {round}");
     }
     file.write(text("adaptive", [1, 1]));
     reload(&node).await;
@@ -277,7 +305,11 @@ async fn none_of_a_thousand_malformed_configurations_is_applied_by_half() {
     let node = Node::start_with_config(&api.url(), &variables, &file.path).await;
     let environment = node.environment();
     let mut in_force = in_effect(&node).await;
-    let mut malformed = 0;
+    let mut rules = Config::load(Some(&file.path), &environment, &[])
+        .expect("good")
+        .routes;
+    let mut path = Some("GRPC");
+    let (mut malformed, mut posted) = (0, 0);
     while malformed < MALFORMED {
         let mutant = mutated(&any_text().0);
         file.write(&mutant);
@@ -301,6 +333,19 @@ async fn none_of_a_thousand_malformed_configurations_is_applied_by_half() {
             }
             Ok(config) => {
                 assert_eq!(status, StatusCode::OK, "{answer}\n{shown}");
+                if rules != config.routes {
+                    let names = |lane: &str| {
+                        let mut file = text_with_rule("hash", [1, 1], lane);
+                        file = file.split_off(file.find("[[routes]]").expect("a rule"));
+                        shown.contains(&file)
+                    };
+                    path = if names("grpc") {
+                        Some("GRPC")
+                    } else {
+                        names("nats").then_some("spool")
+                    };
+                    rules = config.routes.clone();
+                }
                 in_force.0 = json!(config.router.policy.name());
                 for (weight, name) in in_force.1.iter_mut().zip(LANES) {
                     let lane = waypost::lane_id::LaneId::from_name(name).expect("a lane");
@@ -311,6 +356,11 @@ async fn none_of_a_thousand_malformed_configurations_is_applied_by_half() {
             }
         }
         assert_eq!(in_effect(&node).await, in_force, "{shown}");
+        if path.is_some() {
+            posted += 1;
+            let key = format!("routed-{posted}");
+            assert_eq!(routed(&node, &key).await.as_str(), path, "{shown}");
+        }
     }
     let (status, receipt) = node.post("/", "after", traffic()[0].clone()).await.unwrap();
     assert_eq!(status, StatusCode::ACCEPTED, "{receipt}");
@@ -523,4 +573,25 @@ async fn rules_are_reloaded_unless_one_names_a_lane_that_is_not_there_yet() {
     assert_eq!(reload(&node).await.0, StatusCode::OK);
     assert_eq!(rule_of("4").await, (json!("default"), json!("round-robin")));
     node.at_rest(PATIENCE).await;
+}
+
+#[actix_rt::test]
+async fn a_file_that_hangs_holds_up_no_order_and_no_stop() {
+    let api = Api::start();
+    let file = File::new("");
+    let mut node = Node::start_with_config(&api.url(), &grpc_variables(), &file.path).await;
+    node.lane_is("grpc", "up", PATIENCE).await;
+    // A pipe without a writer hangs as a network disk does.
+    fs::remove_file(&file.path).expect("it is there");
+    let made = Command::new("mkfifo").arg(&file.path).status();
+    assert!(made.expect("mkfifo runs").success());
+    node.signal("HUP");
+    assert_eq!(node.order("grpc", "pause").await, StatusCode::ACCEPTED);
+    let (status, problem) = reload(&node).await;
+    assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "{problem}");
+    let reason = problem["reasons"][0]["what"].as_str().expect("a reason");
+    assert!(reason.contains("is not read"), "{problem}");
+    assert_eq!(node.order("grpc", "resume").await, StatusCode::ACCEPTED);
+    node.signal("TERM");
+    assert_eq!(node.ended(PATIENCE).await.code(), Some(0));
 }

@@ -12,9 +12,9 @@ use std::{
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use tokio::task::spawn_blocking;
 use tracing::{info, warn};
 
+use super::with_a_file;
 use crate::{
     actors::supervisor::{Action, LaneCommand},
     clock::unix_us,
@@ -49,8 +49,8 @@ pub struct LaneOrders {
 #[derive(Clone, Debug)]
 pub struct Orders {
     lanes: Arc<Mutex<PerLane<LaneOrders>>>,
-    /// There if orders are kept.
-    file: Option<Arc<Path>>,
+    /// There if orders are kept. Locked while it is written: the last write has all orders.
+    file: Option<Arc<Mutex<PathBuf>>>,
 }
 
 impl Orders {
@@ -77,7 +77,7 @@ impl Orders {
         }
         let orders = Self {
             lanes: Arc::new(Mutex::new(lanes)),
-            file: keep.then(|| path.into()),
+            file: keep.then(|| Arc::new(Mutex::new(path))),
         };
         for lane in LaneId::ALL {
             orders.of(lane).tell(lane);
@@ -124,22 +124,25 @@ impl Orders {
         let Some(file) = self.file.clone() else {
             return;
         };
-        let path = Arc::clone(&file);
         let orders = self.clone();
-        let written = spawn_blocking(move || {
+        let written = with_a_file(move || {
+            let path = file.lock();
             let text = text(&orders.lanes.lock())?;
             replace_durably(&path, &text)
         });
-        match written.await.map_err(io::Error::other).flatten() {
+        match written
+            .await
+            .unwrap_or_else(|| Err(io::ErrorKind::TimedOut.into()))
+        {
             Ok(()) => {
                 for orders in &mut *self.lanes.lock() {
                     orders.are_kept();
                 }
             }
             Err(why) => warn!(
-                file = %file.display(), %why,
-                "cannot be written: a restart of the node forgets the order; free or repair the disk, \
-                 and give it again"
+                %why,
+                "orders cannot be written: a restart of the node forgets the last one; free or repair \
+                 the disk, and give it again"
             ),
         }
     }

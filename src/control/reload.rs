@@ -4,10 +4,9 @@
 use std::{mem, sync::Arc};
 
 use serde::{Serialize, Serializer};
-use tokio::task::spawn_blocking;
 use tracing::{info, warn};
 
-use super::Control;
+use super::{Control, FILE_PATIENCE, with_a_file};
 use crate::{
     clock::{age, unix_us},
     config::{Config, ConfigError},
@@ -59,12 +58,11 @@ impl Control {
     pub async fn reload(&self, by: &str) -> ReloadReport {
         let mut config = self.0.config.lock().await;
         let source = Arc::clone(&self.0.source);
-        let read = spawn_blocking(move || source()).await;
-        let read = read.unwrap_or_else(|why| {
+        let read = with_a_file(move || source()).await.unwrap_or_else(|| {
             Err(vec![ConfigError {
                 place: "configuration".into(),
                 key: String::new(),
-                what: format!("cannot be read: {why}"),
+                what: format!("is not read within {FILE_PATIENCE:?}"),
             }])
         });
         let mut report = ReloadReport {
