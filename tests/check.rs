@@ -42,7 +42,7 @@ fn each_mistake_is_named_by_file_line_and_key_with_what_is_allowed() {
         r#"mistakes.toml:10: api.timeout: "fast" does not fit; allowed is a duration over zero, as in "250ms", "10s" or "24h""#,
         r#"mistakes.toml:11: api.concurrency: "0" does not fit; allowed is a whole number from 1 to 4096"#,
         "mistakes.toml:12: api.time_out: there is no such key; did you mean api.timeout?",
-        r#"mistakes.toml:15: router.policy: "fastest" does not fit; allowed is "round-robin" or "weighted" or "failover" or "hash" or "adaptive""#,
+        r#"mistakes.toml:15: router.policy: "fastest" does not fit; allowed is "round-robin" or "weighted" or "failover" or "hash" or "adaptive" or "broadcast""#,
         "mistakes.toml:23: lanes.rabbitmq.queue: is a list; allowed is a text that is not empty",
         "mistakes.toml:25: lanes.kafka: there is no such section; allowed are admin, api, ingest, lanes.grpc, lanes.nats, lanes.pubsub, lanes.rabbitmq, router, routes, spool",
         "mistakes.toml:5: ingest.max_record: is over ingest.max_body; a record must fit into a request",
@@ -670,7 +670,7 @@ fn each_mistake_in_a_rule_is_named_by_its_line() {
     let router = format!("routes.toml:22: router.hash_on: {hash_on}");
     let expected = [
         r#"routes.toml:4: routes[1].when: "state" is no JSON pointer; allowed is / and a member's name, as in "/state" or "/patient/age", with ~1 for / and ~0 for ~"#,
-        "routes.toml:5: routes[1].policy: unknown variant `fastest`, expected one of `round-robin`, `weighted`, `failover`, `hash`, `adaptive`",
+        "routes.toml:5: routes[1].policy: unknown variant `fastest`, expected one of `round-robin`, `weighted`, `failover`, `hash`, `adaptive`, `broadcast`",
         "routes.toml:6: routes[1].lane: unknown field `lane`, expected one of `when`, `policy`, `hash_on`, `lanes`",
         "routes.toml:9: routes[2].when: needs one test of /state; allowed is equals, in, prefix, range, exists or matches",
         r#"routes.toml:13: routes[3].when: matches "(" is no regular expression: unclosed group"#,

@@ -390,6 +390,40 @@ async fn each_try_of_a_record_is_explained_and_the_spool_too() {
 }
 
 #[actix_rt::test]
+async fn broadcast_is_safe_once_each_lane_has_its_copy() {
+    let one = || Record {
+        id: "id".into(),
+        ..record()
+    };
+    let house = House::with_policy(Policy::Broadcast, [Conduct::Confirms; 3]).await;
+    let receipt = house.submit_record(one(), None).await;
+    assert_eq!(
+        receipt,
+        Ok(Receipt::Lane(LANES[0])),
+        "that of the first lane"
+    );
+    let mut seen = house.seen.lock().unwrap().clone();
+    seen.sort();
+    let copies = LANES.map(|lane| (lane, format!("id/{lane}").into()));
+    assert_eq!(seen, copies);
+
+    for fails in 0..3 {
+        let mut conduct = [Conduct::Confirms; 3];
+        conduct[fails] = Conduct::GivesBack;
+        let house = House::with_policy(Policy::Broadcast, conduct).await;
+        assert_eq!(house.submit_record(one(), None).await, NOT_SAFE, "{fails}");
+        assert_eq!(
+            LANES.map(|lane| house.seen_by(lane)),
+            [1; 3],
+            "no other lane has it"
+        );
+        let receipt = house.submit_record(one(), Some(LANES[fails])).await;
+        assert_eq!(receipt, NOT_SAFE, "no copies are made");
+        assert_eq!(house.seen.lock().unwrap().len(), 4);
+    }
+}
+
+#[actix_rt::test]
 async fn each_record_of_a_batch_is_explained_by_its_own_key() {
     let house = House::with_policy(Policy::Hash, [Conduct::Confirms; 3]).await;
     let ids: Vec<_> = (0..100).map(|number| format!("id-{number}")).collect();

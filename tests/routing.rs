@@ -1,6 +1,6 @@
 //! Policies that read scores, with real lanes: what `/api/status` tells of them.
 
-use std::{fs, time::Duration};
+use std::{collections::HashMap, fs, time::Duration};
 
 use awc::http::StatusCode;
 use bytes::Bytes;
@@ -10,7 +10,7 @@ use tempfile::NamedTempFile;
 use crate::support::{
     api::Api,
     eventually,
-    lanes::{Lane as _, Nats, grpc_variables, through_proxy},
+    lanes::{Lane as _, Nats, Rabbitmq, grpc_variables, through_proxy},
     load::Load,
     node::{Node, PATIENCE},
     process::free_port,
@@ -319,4 +319,78 @@ async fn records_wait_for_the_lanes_of_their_rule_hold_up_no_others_and_survive_
 async fn node_spooled(node: &Node) -> u64 {
     let ledger = &node.status().await["ledger"];
     ledger["spooled"].as_u64().expect("a count")
+}
+
+#[actix_rt::test]
+async fn broadcast_delivers_each_copy_once_under_its_id() {
+    let (Some(mut nats), Some(mut rabbitmq)) = (Nats::start().await, Rabbitmq::start().await)
+    else {
+        return;
+    };
+    let (proxy, nats) = through_proxy(nats.variables());
+    let policy = ("ROUTER__POLICY".to_owned(), "broadcast".to_owned());
+    let variables = [nats, rabbitmq.variables(), grpc_variables(), vec![policy]].concat();
+    let api = Api::start();
+    let node = Node::start(&api.url(), &variables).await;
+    for lane in ["nats", "rabbitmq", "grpc"] {
+        node.lane_is(lane, "up", PATIENCE).await;
+    }
+    let mut expected = HashMap::new();
+    let mut expect = |key: &str| {
+        for lane in ["nats", "rabbitmq", "grpc"] {
+            expected.insert(format!("{key}/{lane}"), 1);
+        }
+    };
+    for number in 0..20 {
+        let key = format!("{number}");
+        let (status, receipt) = node
+            .post("/", &key, in_state("a"))
+            .await
+            .expect("an answer");
+        assert_eq!(
+            (status, &receipt["id"]),
+            (StatusCode::ACCEPTED, &json!(key))
+        );
+        expect(&key);
+    }
+    // The same key again makes no copy.
+    let first = node.post("/", "0", in_state("a")).await.expect("an answer");
+    assert_eq!(first.0, StatusCode::ACCEPTED);
+    let (status, _) = node.post("/", "0", in_state("b")).await.expect("an answer");
+    assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);
+
+    // A copy whose lane is away waits for it.
+    proxy.set(Network {
+        refuses: true,
+        ..Network::WELL
+    });
+    proxy.cut();
+    node.lane_is_away("nats", PATIENCE).await;
+    let (status, _) = node
+        .post("/", "away", in_state("a"))
+        .await
+        .expect("an answer");
+    assert_eq!(status, StatusCode::ACCEPTED);
+    expect("away");
+    eventually("the others are delivered", PATIENCE, async || {
+        let taken = api.taken();
+        (taken.contains_key("away/grpc") && taken.contains_key("away/rabbitmq")).then_some(())
+    })
+    .await;
+    assert!(!api.taken().contains_key("away/nats"));
+    assert_eq!(node_spooled(&node).await, 1);
+    let (_, told) = explained(&node, "away").await;
+    assert_eq!(
+        told["choices"].as_array().expect("a list").len(),
+        3,
+        "{told}"
+    );
+    proxy.set(Network::WELL);
+
+    let ledger = node.at_rest(PATIENCE).await;
+    assert_eq!(ledger["accepted"], 63, "each copy is a record: {ledger}");
+    assert_eq!(api.taken(), expected);
+    assert_eq!(path_of(&node, "/grpc", "named", "a").await, "GRPC");
+    node.at_rest(PATIENCE).await;
+    assert!(api.taken().contains_key("named"), "no copy");
 }

@@ -18,7 +18,7 @@ use super::{
     router::Router,
     slot::Slot,
 };
-use crate::{lane_id::LaneSet, ledger::Ledger};
+use crate::{lane_id::LaneSet, ledger::Ledger, record::Record};
 
 /// Bytes in hand at most.
 const BYTES_MAX: usize = 64 << 20;
@@ -72,7 +72,48 @@ impl Admission {
     ///
     /// An error means that nobody has confirmed the record; a later confirm finds that its client
     /// has gone. Dropping the future means the same for all records.
+    ///
+    /// A record of policy `broadcast` is safe once each of its copies is. Its receipt is that of its
+    /// first lane.
     pub async fn submit(&self, records: &[AssignedRecord]) -> Vec<Reply> {
+        let is_broadcast = |assigned: &AssignedRecord| assigned.assignment.is_broadcast();
+        // What is on disk are copies.
+        if self.source != Source::Client || !records.iter().any(is_broadcast) {
+            return self.submit_each(records).await;
+        }
+        let mut copies = Vec::new();
+        let mut originals = Vec::new();
+        for (index, assigned) in records.iter().enumerate() {
+            let AssignedRecord { record, assignment } = assigned;
+            if !is_broadcast(assigned) {
+                copies.push(assigned.clone());
+                originals.push(index);
+                continue;
+            }
+            for (id, assignment) in assignment.copies(&record.id) {
+                let record = Record {
+                    id,
+                    ..record.clone()
+                };
+                copies.push(AssignedRecord { record, assignment });
+                originals.push(index);
+            }
+        }
+        let replies = self.submit_each(&copies).await;
+        let mut joined: Vec<Option<Reply>> = vec![None; records.len()];
+        for (original, reply) in originals.into_iter().zip(replies) {
+            let first = joined[original].get_or_insert_with(|| reply.clone());
+            if first.is_ok() && reply.is_err() {
+                *first = reply;
+            }
+        }
+        let joined = joined.into_iter();
+        joined
+            .map(|reply| reply.unwrap_or(Err(Refused::NoLane)))
+            .collect()
+    }
+
+    async fn submit_each(&self, records: &[AssignedRecord]) -> Vec<Reply> {
         let Some(permit) = self.admit(records) else {
             return vec![Err(Refused::Overloaded); records.len()];
         };

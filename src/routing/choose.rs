@@ -124,7 +124,9 @@ impl Chooser {
         }
         let memory = &mut self.routes[route.index];
         match route.policy {
-            Policy::RoundRobin => memory.round_robin(lanes, candidates),
+            // A copy is for one lane, and is not chosen for. A dead letter that is replayed is no
+            // copy any more, and takes any lane.
+            Policy::RoundRobin | Policy::Broadcast => memory.round_robin(lanes, candidates),
             Policy::Weighted => memory.weighted(lanes, records, candidates),
             Policy::Failover => failover(lanes, candidates),
             Policy::Hash => {

@@ -7,6 +7,7 @@ use serde::{Serialize, Serializer};
 
 use super::{
     choose::{Choice, Reason, unmeasured},
+    policy::Policy,
     rules::{CompiledRoute, Scalar},
     scores::Factors,
 };
@@ -52,10 +53,16 @@ impl Explanations {
         }
     }
 
-    /// The choices for the record `id`, one per try, in their order.
+    /// The choices for the record `id`, or for its copies, one per try, in their order.
     pub fn of(&self, id: &str) -> Vec<Arc<Explanation>> {
         let kept = self.0.lock();
-        let of_id = kept.choices.iter().filter(|(known, _)| **known == *id);
+        let is_copy = |known: &str, explanation: &Explanation| {
+            let lane = known.strip_prefix(id).and_then(|end| end.strip_prefix('/'));
+            explanation.route.policy == Policy::Broadcast
+                && lane.is_some_and(|name| LaneId::from_name(name).is_some())
+        };
+        let of_id = kept.choices.iter();
+        let of_id = of_id.filter(|(known, choice)| **known == *id || is_copy(known, choice));
         of_id.map(|(_, choice)| Arc::clone(choice)).collect()
     }
 }
@@ -139,9 +146,13 @@ impl Explanation {
             when: self.route.when.as_ref().map(ToString::to_string),
             policy: self.route.policy.name(),
             lane: choice.map(|choice| choice.lane),
-            reason: choice.map_or("no lane could take it in time: the spool did", |choice| {
-                choice.reason.text()
-            }),
+            reason: match choice.map(|choice| choice.reason) {
+                Some(Reason::Pinned) if self.route.policy == Policy::Broadcast => {
+                    "each lane of the rule takes a copy"
+                }
+                Some(reason) => reason.text(),
+                None => "no lane could take it in time: the spool did",
+            },
             runner_up: choice.and_then(|choice| choice.runner_up),
             api: "api",
             lanes: choice.map_or_else(Vec::new, weighed_lanes),

@@ -21,15 +21,18 @@ pub enum Policy {
     Hash,
     /// The lane with the lowest score.
     Adaptive,
+    /// Each lane takes a copy.
+    Broadcast,
 }
 
 impl Policy {
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::RoundRobin,
         Self::Weighted,
         Self::Failover,
         Self::Hash,
         Self::Adaptive,
+        Self::Broadcast,
     ];
 
     /// The name in the configuration.
@@ -40,6 +43,7 @@ impl Policy {
             Self::Failover => "failover",
             Self::Hash => "hash",
             Self::Adaptive => "adaptive",
+            Self::Broadcast => "broadcast",
         }
     }
 

@@ -11,8 +11,9 @@ use crate::{
     http::ingest::idempotency_key,
     record::{Record, parse_body},
     routing::{
-        choose::{Candidates, Chooser},
+        choose::{Candidates, Choice, Chooser},
         explain::{Explanation, trace_lines},
+        policy::Policy,
         rules::Assignment,
         scores::Scores,
     },
@@ -60,7 +61,10 @@ fn decide(config: &Config, Assignment { route, key, .. }: Assignment) -> Explana
     };
     Explanation {
         at_us: unix_us(),
-        choice: Chooser::new(0).choose(&route, key, 1, &candidates),
+        choice: match (route.policy, route.lanes.first()) {
+            (Policy::Broadcast, Some(lane)) => Some(Choice::pinned(*lane)),
+            _ => Chooser::new(0).choose(&route, key, 1, &candidates),
+        },
         route,
         is_first: true,
     }

@@ -106,6 +106,22 @@ enum SubjectSource {
 }
 
 impl Assignment {
+    /// Whether each lane of the route takes a copy.
+    pub fn is_broadcast(&self) -> bool {
+        self.pinned.is_none() && self.route.policy == Policy::Broadcast
+    }
+
+    /// The copies of the record `id`: their ids, and the assignment of each to its lane.
+    pub fn copies(&self, id: &str) -> impl Iterator<Item = (Arc<str>, Self)> {
+        self.route.lanes.iter().map(move |lane| {
+            let assignment = Self {
+                pinned: Some(*lane),
+                ..self.clone()
+            };
+            (format!("{id}/{lane}").into(), assignment)
+        })
+    }
+
     /// Whether a record goes together with one of this assignment.
     pub fn is_shared_with(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.route, &other.route) && self.pinned == other.pinned
