@@ -264,6 +264,11 @@ impl Failures {
 }
 
 impl Pass<'_> {
+    /// It is the only POST that is made while the breaker is open.
+    pub const fn is_probe(&self) -> bool {
+        self.is_probe
+    }
+
     /// The API answered, and neither asked for a retry nor denied the POST. `waiting` counts the
     /// records that an outage has kept waiting.
     pub fn succeeded(self, waiting: impl FnOnce() -> u64) {

@@ -13,6 +13,8 @@ use std::{
 
 use actix::Addr;
 use actix_web::{dev::ServerHandle, web};
+use parking_lot::Mutex;
+use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use crate::{
@@ -32,7 +34,7 @@ use crate::{
         slot::Slot,
         supervisor::{ChildId, DrainAll, Factory, Supervisor, Thread, factory},
     },
-    api,
+    api::{self, gate::Gate, limit::AdaptiveLimit},
     breaker::Breaker,
     config::Config,
     control::{ConfigSource, Control, ControlParams, Orders},
@@ -171,6 +173,8 @@ struct Graph<'a> {
     tap: Tap,
     breaker: Arc<Breaker>,
     api: api::Settings,
+    /// POSTs in flight for each lane.
+    api_limit: Arc<Mutex<AdaptiveLimit>>,
     /// The lanes in configuration order, with their tags.
     lanes: Arc<[(LaneId, String)]>,
     live_lanes: LiveLanes,
@@ -240,6 +244,10 @@ impl<'a> Graph<'a> {
             tap: Tap::default(),
             breaker: Arc::new(Breaker::new(config.api.url.to_string().into())),
             api: api::Settings::read(&config.api)?,
+            api_limit: Arc::new(Mutex::new(AdaptiveLimit::new(
+                config.api.concurrency,
+                Instant::now(),
+            ))),
             live_lanes: LiveLanes::new(Arc::new(scores)),
             routing: CurrentRouting::new(routes),
             explanations: Explanations::default(),
@@ -388,6 +396,7 @@ impl<'a> Graph<'a> {
             tap: self.tap.clone(),
             limits,
             slots: slots.clone(),
+            gate: Arc::new(Gate::new(Arc::clone(&self.api_limit))),
         };
         let forwarder = Slot::default();
         let start = factory(forwarder.clone(), move |supervisor| {
@@ -447,7 +456,7 @@ impl<'a> Graph<'a> {
             node: gethostname::gethostname().to_string_lossy().into(),
             lanes: Arc::clone(&self.lanes),
             api_url: config.api.url.to_string().into(),
-            api_limit: config.api.concurrency,
+            api_limit: self.api_limit,
             draining: Arc::clone(&draining),
             ack: config.ingest.ack,
         };

@@ -31,7 +31,7 @@ use waypost::{
             Supervisor, Thread, View, factory,
         },
     },
-    api::{self, answer::FailureClass},
+    api::{self, answer::FailureClass, gate::Gate, limit::AdaptiveLimit},
     config::{self, Ack, Policy},
     delivery::Receipt,
     lane_id::LaneId,
@@ -195,6 +195,8 @@ fn graph<T: Transport>(
         concurrency: limits.posts.max(1),
         ..config::ApiConfig::default()
     };
+    let api_limit = AdaptiveLimit::new(limits.posts.max(1), Instant::now());
+    let api_limit = Arc::new(parking_lot::Mutex::new(api_limit));
     let dead_letters = DeadLetters {
         spool,
         give_up_after,
@@ -212,6 +214,7 @@ fn graph<T: Transport>(
         tap: Tap::default(),
         limits,
         slots,
+        gate: Arc::new(Gate::new(api_limit)),
     };
     let start_router = start_router(router.clone(), &live_lanes, fallback);
     let forwarder_id = ChildId::Forwarder(LaneId::Nats);

@@ -8,6 +8,7 @@ mod admin;
 mod api;
 mod bad_requests;
 mod check;
+mod concurrency;
 mod connect;
 mod containers;
 mod control;

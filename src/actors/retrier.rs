@@ -171,6 +171,7 @@ impl ParkedPoster {
         };
         let payload = Payload {
             body,
+            records: 1,
             key: &due.record.id,
             traceparent: due.record.traceparent.as_deref(),
         };

@@ -2,6 +2,8 @@
 
 pub mod answer;
 pub mod client;
+pub mod gate;
+pub mod limit;
 
 use std::{
     fmt, fs,

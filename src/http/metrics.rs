@@ -35,6 +35,7 @@ pub struct Scrape<'s> {
     pub stats: SpoolStats,
     pub api_is_up: bool,
     pub reload: Option<ReloadReport>,
+    pub api_limit: usize,
     /// The time at which the oldest record in the spool was accepted, in µs since the Unix epoch.
     pub oldest_us: Option<u64>,
 }
@@ -272,6 +273,11 @@ impl Scrape<'_> {
             "waypost_api_up",
             "0 while records wait because the API fails or denies every POST",
             ConstGauge::new(u64::from(self.api_is_up)),
+        );
+        registry.register(
+            "waypost_api_concurrency_limit",
+            "POSTs to the API that may be in flight now, over all lanes",
+            ConstGauge::new(self.api_limit as u64),
         );
         let failures = FailureClass::ALL.map(|class| {
             let count = ConstCounter::new(self.ledger.api.failures(class));

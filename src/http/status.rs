@@ -7,12 +7,14 @@ use std::sync::{
 
 use actix::Addr;
 use actix_web::http::StatusCode;
+use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::time::Instant;
 
 use super::problem::{Problem, ProblemKind};
 use crate::{
     actors::supervisor::{Action, ChildId, Snapshot, State, Supervisor, View},
+    api::limit::AdaptiveLimit,
     breaker::Breaker,
     clock::age,
     config::Ack,
@@ -42,7 +44,7 @@ pub struct AdminState {
     pub lanes: Arc<[(LaneId, String)]>,
     pub api_url: Arc<str>,
     /// POSTs that may be in flight per lane.
-    pub api_limit: usize,
+    pub api_limit: Arc<Mutex<AdaptiveLimit>>,
     pub draining: Arc<AtomicBool>,
     pub ack: Ack,
 }
@@ -182,6 +184,11 @@ impl AdminState {
         }
     }
 
+    /// POSTs that may be in flight now, over all lanes.
+    pub fn api_limit(&self) -> usize {
+        self.api_limit.lock().get() * self.lanes.len()
+    }
+
     fn api_status(&self) -> ApiStatus<'_> {
         let health = self.breaker.health();
         ApiStatus {
@@ -191,7 +198,7 @@ impl AdminState {
             last_error: health.last_error,
             retry_in_s: health.retry_in.map(|time| time.as_secs_f64()),
             in_flight: self.ledger.api.in_flight(),
-            limit: self.api_limit * self.lanes.len(),
+            limit: self.api_limit(),
         }
     }
 

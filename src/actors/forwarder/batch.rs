@@ -112,6 +112,8 @@ impl Batcher {
         }
         let posts = Arc::clone(&self.poster.params.slots.posts);
         let slot = posts.acquire_owned().await.ok()?;
+        // Under a low limit, batches would wait for their POST with few records each.
+        self.poster.params.gate.has_room().await;
         let until = Instant::now() + LINGER;
         let batch = self.batch_now();
         while self.waiting.len() < batch {
@@ -212,6 +214,7 @@ impl Poster {
         let (body, places, key) = array.end();
         let payload = Payload {
             body,
+            records: batch.len(),
             key: &key,
             traceparent: common_traceparent(&batch),
         };

@@ -23,6 +23,7 @@ use crate::{
     api::{
         Api, Settings,
         answer::{Answer, Outcome},
+        gate::{Gate, PostPlace},
     },
     backoff::Backoff,
     breaker::{Breaker, Denied, Pass, Trial},
@@ -64,6 +65,7 @@ pub struct ForwarderParams {
     pub tap: Tap,
     pub limits: Limits,
     pub slots: PostSlots,
+    pub gate: Arc<Gate>,
 }
 
 /// POSTs the deliveries of a lane and settles them.
@@ -76,6 +78,8 @@ pub struct Poster {
 /// The content of a POST.
 pub struct Payload<'a> {
     pub body: Bytes,
+    /// Records in the body.
+    pub records: usize,
     pub key: &'a str,
     pub traceparent: Option<&'a str>,
 }
@@ -136,6 +140,7 @@ impl Poster {
         };
         let payload = Payload {
             body,
+            records: 1,
             key: &record.id,
             traceparent: record.traceparent.as_deref(),
         };
@@ -194,14 +199,17 @@ impl Poster {
         let mut trial = Trial::default();
         loop {
             // Usually the breaker is closed, and no timer is needed.
-            let pass = tokio::select! {
+            let (pass, place) = tokio::select! {
                 biased;
-                pass = params.breaker.pass(&trial) => pass,
+                admitted = self.admit(&trial) => admitted,
                 () = sleep_until(limits.held_until) => return PostEnd::HeldTooLong,
                 // An error means that the forwarder is gone, which gives the delivery back too.
                 _ = drain.changed() => return PostEnd::Drained,
             };
             let answer = post(api, &params.ledger, params.lane, payload).await;
+            if let Some(place) = place {
+                place.end(&answer, payload.records);
+            }
             add_attempt(&mut reason, &answer);
             match (answer.outcome(), &answer) {
                 (Outcome::Delivered, &Answer::Status { status, .. }) => {
@@ -237,6 +245,22 @@ impl Poster {
                     let denied = Box::pin(denied(pass, &answer, is_batch, drain)).await;
                     return denied.unwrap_or(PostEnd::Dead(reason));
                 }
+            }
+        }
+    }
+
+    /// Resolves when a POST may be made, in its place under the API's limit. A probe needs none.
+    async fn admit(&self, trial: &Trial) -> (Pass<'_>, Option<PostPlace<'_>>) {
+        let ForwarderParams { breaker, gate, .. } = &self.params;
+        loop {
+            let pass = breaker.pass(trial).await;
+            if pass.is_probe() {
+                return (pass, None);
+            }
+            let place = gate.enter().await;
+            // The breaker may have opened meanwhile, and a pass counts from its POST on.
+            if let Some(pass) = breaker.pass(trial).now_or_never() {
+                return (pass, Some(place));
             }
         }
     }

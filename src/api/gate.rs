@@ -1,0 +1,166 @@
+//! The places of a lane for POSTs in flight, as many as the API's limit allows.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering::Relaxed},
+};
+
+use parking_lot::Mutex;
+use tokio::{
+    sync::{Semaphore, SemaphorePermit},
+    time::Instant,
+};
+
+use super::{
+    answer::{Answer, FailureClass},
+    limit::{AdaptiveLimit, PostResult},
+};
+
+/// One per lane and API. The lanes share the API's limit, which holds for each of them.
+pub struct Gate {
+    limit: Arc<Mutex<AdaptiveLimit>>,
+    free: Semaphore,
+    /// Places, free or taken. It changes under the lock of the limit only.
+    places: AtomicUsize,
+}
+
+/// The place of one POST. Dropped without an end, the POST says nothing about the API.
+pub struct PostPlace<'g> {
+    gate: &'g Gate,
+    permit: Option<SemaphorePermit<'g>>,
+    began: Instant,
+    result: Option<PostResult>,
+}
+
+impl Gate {
+    pub fn new(limit: Arc<Mutex<AdaptiveLimit>>) -> Self {
+        let places = limit.lock().get();
+        Self {
+            limit,
+            free: Semaphore::new(places),
+            places: AtomicUsize::new(places),
+        }
+    }
+
+    /// Resolves when a POST may begin. Those that wait come in their order.
+    pub async fn enter(&self) -> PostPlace<'_> {
+        // It is never closed.
+        let permit = self.free.acquire().await.ok();
+        let began = Instant::now();
+        let mut limit = self.limit.lock();
+        self.resize(limit.get());
+        limit.begin(began, self.free.available_permits() == 0);
+        PostPlace {
+            gate: self,
+            permit,
+            began,
+            result: None,
+        }
+    }
+
+    /// Resolves when a place is free, and takes none.
+    pub async fn has_room(&self) {
+        drop(self.free.acquire().await);
+    }
+
+    /// Adds places, or takes free ones away, to have `wanted`.
+    fn resize(&self, wanted: usize) {
+        let places = self.places.load(Relaxed);
+        if wanted > places {
+            self.free.add_permits(wanted - places);
+            self.places.store(wanted, Relaxed);
+        } else {
+            let gone = self.free.forget_permits(places - wanted);
+            self.places.store(places - gone, Relaxed);
+        }
+    }
+}
+
+impl PostPlace<'_> {
+    /// The POST of so many records has ended.
+    pub fn end(mut self, answer: &Answer, records: usize) {
+        let records = u32::try_from(records).unwrap_or(u32::MAX);
+        self.result = Some(match answer.failure() {
+            None | Some(FailureClass::Denied | FailureClass::Refused) => {
+                PostResult::Settled(records)
+            }
+            Some(FailureClass::Timeout) => PostResult::TimedOut,
+            Some(_) if answer.is_overloaded() => PostResult::Overloaded,
+            Some(_) => PostResult::Failed,
+        });
+    }
+}
+
+impl Drop for PostPlace<'_> {
+    fn drop(&mut self) {
+        let mut limit = self.gate.limit.lock();
+        limit.end(self.began, Instant::now(), self.result);
+        let wanted = limit.get();
+        let places = self.gate.places.load(Relaxed);
+        if places > wanted
+            && let Some(permit) = self.permit.take()
+        {
+            // Returned, it would go to the next that waits.
+            permit.forget();
+            self.gate.places.store(places - 1, Relaxed);
+        }
+        drop(self.permit.take());
+        self.gate.resize(wanted);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use futures_util::FutureExt as _;
+    use tokio::time::sleep;
+
+    use super::*;
+
+    fn gate(max: usize) -> Gate {
+        let limit = AdaptiveLimit::new(max, Instant::now());
+        Gate::new(Arc::new(Mutex::new(limit)))
+    }
+
+    fn timed_out() -> Answer {
+        Answer::NoAnswer {
+            class: FailureClass::Timeout,
+            why: String::new(),
+        }
+    }
+
+    /// Takes all places that are free.
+    fn fill(gate: &Gate) -> Vec<PostPlace<'_>> {
+        std::iter::from_fn(|| gate.enter().now_or_never()).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn places_go_with_the_limit_though_others_wait_for_them() {
+        let gate = gate(32);
+        let taken = fill(&gate);
+        assert_eq!(taken.len(), 32);
+        let mut waiting: Vec<_> = (0..32).map(|_| Box::pin(gate.enter())).collect();
+        for place in &mut waiting {
+            assert!(place.now_or_never().is_none());
+        }
+        sleep(Duration::from_secs(10)).await;
+        for place in taken {
+            place.end(&timed_out(), 1);
+        }
+        let limit = gate.limit.lock().get();
+        assert!(limit < 32, "{limit}");
+        let mut entered = Vec::new();
+        for place in &mut waiting {
+            entered.extend(place.now_or_never());
+        }
+        assert_eq!(entered.len(), limit);
+        drop(waiting);
+        drop(entered);
+        assert_eq!(
+            fill(&gate).len(),
+            limit,
+            "a place without an end is free again"
+        );
+    }
+}
