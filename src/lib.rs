@@ -24,8 +24,10 @@
 //! - **Record**: a JSON object with its id and its trace context ([`record::Record`]).
 //! - **Lane**: one way from ingest to the API: a transport, its pull and its forwarder, with one
 //!   state and one set of counts ([`actors::lane`]).
+//! - **Rule**: one of `[[routes]]`, which gives the records that it matches a **route**: policy and
+//!   lanes ([`routing::rules`]).
 //! - **Policy**: how the router chooses a lane ([`routing::choose`]); **score**: what it knows of one
-//!   ([`routing::scores`]).
+//!   ([`routing::scores`]); **explanation**: why a record took it ([`routing::explain`]).
 //! - **Message**: what a transport moves: headers and a body. By default one message is one record,
 //!   and its body is the client's JSON ([`transport::Message`]).
 //! - **Transport**: a message system behind one small trait: `connect`, `publish`, `receive`, `lost`,
