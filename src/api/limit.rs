@@ -10,8 +10,8 @@
 //! - More are tried only while the limit binds: most POSTs take the last place.
 //! - 429 and 503 make the API's share of the time smaller, and are the size of the next trial with
 //!   fewer. If fewer only lower the rate, they stay: those answers are about records.
-//! - If most POSTs time out, the limit falls at once, and comes back in large steps when the API
-//!   does. A time-out says nothing about what a record costs.
+//! - If most POSTs time out while the API settles none, the limit falls at once, and comes back in
+//!   large steps when the API does. A time-out says nothing about what a record costs.
 //! - Nothing is tried while POSTs hang: with fewer places, those that hang would take all.
 
 #[cfg(test)]
@@ -78,6 +78,7 @@ pub struct AdaptiveLimit {
     good: u32,
     /// POSTs that began before this ended after the API had stopped: they do not count.
     resumed_at: Instant,
+    settled_at: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -115,6 +116,7 @@ impl AdaptiveLimit {
             down: direction(STEP),
             good: limit,
             resumed_at: now,
+            settled_at: None,
         }
     }
 
@@ -140,6 +142,12 @@ impl AdaptiveLimit {
             // It may be another than before.
             self.window = Window::new(now, Duration::ZERO);
             self.resume(now);
+        }
+        match result {
+            PostResult::Settled(_) => self.settled_at = Some(now),
+            // The API answered others meanwhile: this may be about the record.
+            PostResult::TimedOut if self.settled_at >= Some(began) => return,
+            _ => {}
         }
         if began < self.resumed_at {
             return;

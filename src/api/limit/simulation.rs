@@ -342,6 +342,28 @@ fn the_time_outs_of_one_outage_lower_the_limit_once() {
 }
 
 #[test]
+fn time_outs_of_some_records_leave_the_limit() {
+    let start = Instant::now();
+    let mut limit = AdaptiveLimit::new(64, start);
+    for _ in 0..40 {
+        limit.begin(start, false);
+    }
+    let mut now = start;
+    while now < start + TIMEOUT {
+        limit.begin(now, false);
+        let began = now;
+        now += Duration::from_millis(5);
+        limit.end(began, now, Some(TAKEN));
+    }
+    // All at once, and more than the others of the window.
+    for _ in 0..40 {
+        now += Duration::from_millis(1);
+        limit.end(start, now, Some(PostResult::TimedOut));
+    }
+    assert_eq!(limit.get(), 64);
+}
+
+#[test]
 fn two_nodes_share_an_api() {
     for (workers, max) in [(4, 64), (32, 64), (256, 1024)] {
         for seed in 0..SEEDS {
