@@ -7,6 +7,7 @@ use async_nats::jetstream::{self, stream};
 use awc::http::StatusCode;
 use bytes::Bytes;
 use serde_json::{Value, json};
+use waypost::transport::UNSETTLED_MAX;
 
 use crate::{
     routing::adaptive,
@@ -27,7 +28,7 @@ const STREAM_MAX: usize = 4000;
 const ROOM: i64 = 5;
 
 /// Records until a broker is full. Those that the node holds take no place in a queue of `RabbitMQ`.
-const FULL_MAX: usize = 1000;
+const FULL_MAX: usize = UNSETTLED_MAX as usize + 200;
 
 /// A record of about `bytes`.
 fn record(bytes: usize) -> Bytes {
