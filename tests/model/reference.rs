@@ -401,6 +401,10 @@ impl Model {
             for copy in &mut case.kept {
                 copy.again |= self.is_doubted[copy.lane];
             }
+            // Such a copy of a record that has ended, by another lane, goes once it is read.
+            let ended = std::mem::take(&mut case.ended);
+            case.loosen(|copy| copy.again && ended.contains(&copy.at_us));
+            case.ended = ended;
         }
     }
 
