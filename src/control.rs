@@ -42,7 +42,7 @@ struct Parts {
     last_reload: parking_lot::Mutex<Option<ReloadReport>>,
 }
 
-/// What orders act on.
+/// The parts that orders act on.
 pub struct ControlParams {
     pub supervisor: Addr<Supervisor>,
     pub scores: Arc<Scores>,

@@ -93,7 +93,7 @@ async fn reload(node: &Node) -> (StatusCode, Value) {
     node.tell("/api/reload", json!({})).await
 }
 
-/// What is in effect: the policy, and the weight of each lane.
+/// The policy and the weight of each lane in effect.
 async fn in_effect(node: &Node) -> (Value, [Value; 2]) {
     let status = node.status().await;
     let weight = |lane: &str| {
@@ -490,7 +490,7 @@ async fn settings_that_need_a_restart_are_named_and_the_others_are_applied() {
     }
     assert!(!log.contains("user:two"), "no password is told");
 
-    // What waits still waits, though the next file is rejected.
+    // Settings that wait for a restart still do, though the next file is rejected.
     file.write("nonsense");
     reload(&node).await;
     assert_eq!(node.metric("waypost_reload_needs_restart").await, "5");

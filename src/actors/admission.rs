@@ -77,7 +77,7 @@ impl Admission {
     /// first lane.
     pub async fn submit(&self, records: &[AssignedRecord]) -> Vec<Reply> {
         let is_broadcast = |assigned: &AssignedRecord| assigned.assignment.is_broadcast();
-        // What is on disk are copies.
+        // Records on disk are copies already.
         if self.source != Source::Client || !records.iter().any(is_broadcast) {
             return self.submit_each(records).await;
         }

@@ -50,7 +50,7 @@ pub struct AssignedRecord {
 /// any more, and admission sends it again.
 pub struct PendingRecord {
     pub record: Record,
-    /// What policy `hash` hashes.
+    /// The hash of the value by which policy `hash` chooses.
     pub key: KeyHash,
     /// Its index in the request.
     index: usize,

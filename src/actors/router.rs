@@ -42,7 +42,7 @@ pub struct RouterParams {
 /// Reads the table of live lanes at each choice, so it knows nothing that a restart could lose.
 pub struct Router {
     params: RouterParams,
-    /// Those whose turns `chooser` remembers.
+    /// The routes whose turns `chooser` remembers.
     routes: Arc<Routes>,
     chooser: Chooser,
     supervisor: SupervisorHandle,

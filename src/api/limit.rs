@@ -320,7 +320,7 @@ impl AdaptiveLimit {
         self.resume(now);
     }
 
-    /// What began before says nothing. An API that comes back has no time for trials with fewer.
+    /// POSTs that began before say nothing. An API that comes back has no time for trials with fewer.
     fn resume(&mut self, now: Instant) {
         self.resumed_at = now;
         self.down.next_at = now + STOP_PAUSE;

@@ -11,7 +11,7 @@ use tracing::{error, info};
 /// Signals that may wait for the node. A signal that finds no room waits for it.
 const WAITING_MAX: usize = 16;
 
-/// What a signal asks for.
+/// The request of a signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wish {
     Stop,

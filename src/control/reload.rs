@@ -4,7 +4,7 @@
 use std::{mem, sync::Arc};
 
 use serde::{Serialize, Serializer};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use super::{Control, FILE_PATIENCE, with_a_file};
 use crate::{
@@ -16,7 +16,7 @@ use crate::{
 /// Reads the sources of the configuration, as at the start.
 pub type ConfigSource = Arc<dyn Fn() -> Result<Config, Vec<ConfigError>> + Send + Sync>;
 
-/// What became of a reload, in `GET /api/status` and in the answer to `POST /api/reload`.
+/// The result of a reload, in `GET /api/status` and in the answer to `POST /api/reload`.
 #[derive(Clone, Debug, Serialize)]
 pub struct ReloadReport {
     /// The operator's address, or the signal.
@@ -97,10 +97,15 @@ impl Control {
     /// that an operator has set.
     async fn apply(&self, old: &Config, new: &Config) {
         let changes = new.routes != old.routes || new.router != old.router;
-        // The rules in effect are valid for the lanes in effect.
-        if changes && let Ok(routes) = new.routes() {
-            self.0.scores.set_measures(routes.measure());
-            self.0.routing.replace(routes);
+        if changes {
+            match new.routes() {
+                Ok(routes) => {
+                    self.0.scores.set_measures(routes.measure());
+                    self.0.routing.replace(routes);
+                }
+                // `with_run_time_settings` takes no rules that have mistakes.
+                Err(mistakes) => error!(?mistakes, "the rules before stay in effect"),
+            }
         }
         let mut replaces_orders = false;
         for lane in LaneId::ALL {

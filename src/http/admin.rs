@@ -215,7 +215,7 @@ fn lane_of(state: &AdminState, name: &str) -> Result<LaneId, Problem> {
     lane.ok_or_else(|| Problem::not_found(name))
 }
 
-/// Who gives an order, as far as it is known: the address.
+/// The name of the one who gives an order: the address.
 fn operator(request: &HttpRequest) -> String {
     let address = request.peer_addr();
     address.map_or_else(|| "unknown".into(), |address| address.ip().to_string())

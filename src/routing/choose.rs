@@ -35,7 +35,7 @@ pub struct Choice {
     /// The lane that would take it without this one.
     pub runner_up: Option<LaneId>,
     pub reason: Reason,
-    /// What each lane was compared by, if it was by its score.
+    /// The factors of each lane, if they were compared by their scores.
     pub weighed: Option<Box<PerLane<Option<Factors>>>>,
 }
 

@@ -34,12 +34,12 @@ pub struct Explanation {
 
 /// The choices for the last [`EXPLAINED_MAX`] records. Clones share them.
 #[derive(Clone, Debug, Default)]
-pub struct Explanations(Arc<Mutex<Kept>>);
+pub struct Explanations(Arc<Mutex<KeptExplanations>>);
 
 #[derive(Debug, Default)]
-struct Kept {
+struct KeptExplanations {
     choices: VecDeque<(Arc<str>, Arc<Explanation>)>,
-    /// Those that are the first of their record.
+    /// The number of those that are the first of their record.
     records: usize,
 }
 
@@ -67,7 +67,7 @@ impl Explanations {
     }
 }
 
-impl Kept {
+impl KeptExplanations {
     fn push(&mut self, id: Arc<str>, explanation: Arc<Explanation>) {
         self.records += usize::from(explanation.is_first);
         self.choices.push_back((id, explanation));

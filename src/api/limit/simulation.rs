@@ -16,7 +16,7 @@ const SEEDS: u32 = 4;
 /// The share of the best rate that a client must get.
 const SHARE_MIN: f64 = 0.95;
 
-/// What a server does with a POST: the time that it takes, and its end.
+/// The conduct of a server at a POST: the time that it takes, and its end.
 type Server = Box<dyn FnMut(&mut World) -> (Duration, PostResult)>;
 
 struct World {
@@ -165,14 +165,14 @@ fn table() -> Vec<Case> {
 }
 
 /// A node: its limit, and the ends of its POSTs.
-struct Node {
+struct SimulatedNode {
     limit: AdaptiveLimit,
     in_flight: usize,
     taken: Vec<Duration>,
     limits: Vec<usize>,
 }
 
-impl Node {
+impl SimulatedNode {
     /// The records that the API took in a second.
     fn rate(&self, from_s: f64, to_s: f64) -> f64 {
         let [from, to] = [from_s, to_s].map(Duration::from_secs_f64);
@@ -183,14 +183,19 @@ impl Node {
 }
 
 /// So many nodes that each have a backlog, for some seconds.
-fn run<const NODES: usize>(mut server: Server, max: usize, for_s: f64, seed: u64) -> [Node; NODES] {
+fn run<const NODES: usize>(
+    mut server: Server,
+    max: usize,
+    for_s: f64,
+    seed: u64,
+) -> [SimulatedNode; NODES] {
     let zero = Instant::now();
     let mut world = World {
         now: Duration::ZERO,
         in_flight: 0,
         random: fastrand::Rng::with_seed(seed),
     };
-    let mut nodes = std::array::from_fn(|_| Node {
+    let mut nodes = std::array::from_fn(|_| SimulatedNode {
         limit: AdaptiveLimit::new(max, zero),
         in_flight: 0,
         taken: Vec::new(),
@@ -367,7 +372,7 @@ fn time_outs_of_some_records_leave_the_limit() {
 fn two_nodes_share_an_api() {
     for (workers, max) in [(4, 64), (32, 64), (256, 1024)] {
         for seed in 0..SEEDS {
-            let nodes: [Node; 2] = run(knee(workers), max, 25.0, seed.into());
+            let nodes: [SimulatedNode; 2] = run(knee(workers), max, 25.0, seed.into());
             let [one, other] = nodes.map(|node| node.rate(5.0, 25.0));
             let share = one / (one + other);
             assert!(

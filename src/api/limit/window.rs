@@ -1,4 +1,4 @@
-//! What POSTs cost beside one limit.
+//! The cost of POSTs under one limit.
 
 use std::time::Duration;
 
@@ -28,7 +28,7 @@ pub(super) struct Window {
     passed: Instant,
     /// The last end while POSTs were in flight.
     moved: Instant,
-    /// What a POST took before; zero if that is not known.
+    /// The time of a POST before; zero if that is not known.
     usual: Duration,
     begun: u32,
     begun_last: u32,
@@ -173,7 +173,7 @@ impl Window {
         self.usual.is_zero() && self.settled > 0
     }
 
-    /// What a POST takes.
+    /// The mean time of a POST.
     pub(super) fn usual(&self) -> Duration {
         if self.settled == 0 {
             return self.usual;

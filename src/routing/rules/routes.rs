@@ -34,7 +34,7 @@ pub struct RouteRule {
     pub lanes: Option<Vec<String>>,
 }
 
-/// What holds where a rule says nothing.
+/// The settings of a rule that says nothing else.
 #[derive(Clone, Copy, Debug)]
 pub struct RouteDefaults<'c> {
     /// `[router].policy`
