@@ -168,6 +168,10 @@ section! {
     /// `[admin]`: health, status and metrics.
     AdminConfig {
         listen: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 8001)), deserialize_with = "value::address";
+        /// Names, beside addresses and `localhost`, that `/api` may be asked by.
+        hosts: Vec<String> = Vec::new(), deserialize_with = "value::host_names";
+        /// `/api` takes no orders.
+        read_only: bool = false, deserialize_with = "value::yes_or_no";
         /// The next start obeys the last orders to each lane.
         keep_orders: bool = false, deserialize_with = "value::yes_or_no";
     }

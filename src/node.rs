@@ -459,6 +459,8 @@ impl<'a> Graph<'a> {
             api_limit: self.api_limit,
             draining: Arc::clone(&draining),
             ack: config.ingest.ack,
+            hosts: config.admin.hosts.as_slice().into(),
+            read_only: config.admin.read_only,
         };
         let ingest = ingest_socket.local_addr()?;
         let admin = admin_socket.local_addr()?;

@@ -136,11 +136,16 @@ async fn what_a_handler_refuses_is_logged_at_debug_with_its_address_too() {
         (node.ingest, "PUT /grpc HTTP/1.1", "{}", 405),
         (node.ingest, "GET /a/b HTTP/1.1", "", 404),
         (node.admin, "POST /api/dead/drop HTTP/1.1", "{]", 400),
-        (node.admin, "POST /api/lanes/pigeon/pause HTTP/1.1", "", 404),
+        (
+            node.admin,
+            "POST /api/lanes/pigeon/pause HTTP/1.1",
+            "{}",
+            404,
+        ),
         (node.admin, "GET /a HTTP/1.1", "", 404),
     ] {
         let length = body.len();
-        let fields = "Host: a\r\nConnection: close\r\nContent-Type: application/json";
+        let fields = "Host: 127.0.0.1\r\nConnection: close\r\nContent-Type: application/json";
         let request = format!("{head}\r\n{fields}\r\nContent-Length: {length}\r\n\r\n{body}");
         let ended = tokio::task::spawn_blocking(move || exchange(port, request.as_bytes()));
         let (answer, client) = ended.await.expect("it ends");

@@ -55,6 +55,30 @@ fn each_mistake_is_named_by_file_line_and_key_with_what_is_allowed() {
 }
 
 #[test]
+fn a_host_of_the_admin_side_is_a_name_without_a_port() {
+    for wrong in ["a:80", "http://a", "*", ".", "a..b", "a, b c"] {
+        let lines = mistakes(&[], &[("WAYPOST_ADMIN__HOSTS", wrong)]);
+        let [line] = &lines[..] else {
+            panic!("{wrong}: {lines:?}");
+        };
+        assert!(line.contains("admin.hosts: "), "{line}");
+        assert!(
+            line.contains("allowed are host names without a port"),
+            "{line}"
+        );
+    }
+    let output = check(
+        &[],
+        &[("WAYPOST_ADMIN__HOSTS", "waypost.example.com, .internal")],
+    );
+    let printed = String::from_utf8(output.stdout).expect("text");
+    assert!(
+        printed.contains(r#"hosts = ["waypost.example.com", ".internal"]"#),
+        "{printed}"
+    );
+}
+
+#[test]
 fn lanes_unknown_keys_and_keys_at_odds_are_named_too_and_no_secret_is() {
     let why = std::fs::File::open("tests/config/absent").expect_err("it is not there");
     let absent = format!(

@@ -16,6 +16,7 @@ mod durable;
 mod end_to_end;
 mod faults;
 mod fleet;
+mod foreign;
 mod grpc;
 mod idempotency;
 mod ingest;

@@ -9,7 +9,7 @@ use std::{
 
 use awc::http::Method;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::time::sleep;
 
 use super::{
@@ -150,7 +150,7 @@ async fn ready(url: &str, start: impl FnOnce() -> Child) -> (Child, Duration) {
 async fn send(method: Method, url: String) {
     let answer = awc::Client::default()
         .request(method, url)
-        .send()
+        .send_json(&json!({}))
         .await
         .expect("an answer");
     assert!(answer.status().is_success(), "{}", answer.status());

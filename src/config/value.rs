@@ -146,6 +146,24 @@ pub fn list<'de, D: Deserializer<'de>>(input: D) -> Result<Vec<String>, D::Error
     Ok(texts)
 }
 
+/// Host names without a port. One that begins with a dot stands for all names that end with it.
+pub fn host_names<'de, D: Deserializer<'de>>(input: D) -> Result<Vec<String>, D::Error> {
+    let names = list(input)?;
+    let is_name = |name: &String| {
+        let labels = name.strip_prefix('.').unwrap_or(name);
+        let is_allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+        let mut labels = labels.split('.');
+        labels.all(|label| !label.is_empty() && label.chars().all(is_allowed))
+    };
+    if let Some(wrong) = names.iter().find(|name| !is_name(name)) {
+        return Err(Error::custom(format!(
+            "{wrong:?} does not fit; allowed are host names without a port, as in \
+             \"waypost.example.com\" or, for all names below one, \".example.com\""
+        )));
+    }
+    Ok(names)
+}
+
 /// `true` or `false`.
 pub fn yes_or_no<'de, D: Deserializer<'de>>(input: D) -> Result<bool, D::Error> {
     let allowed = "true or false";

@@ -1,14 +1,26 @@
-//! The operator's side: health, readiness, status, metrics, dead letters, and commands to lanes.
+//! The operator's side: health, readiness, status, metrics, dead letters, and orders.
 
 use std::sync::atomic::Ordering::Relaxed;
 
-use actix_web::{HttpRequest, HttpResponse, http::StatusCode, web};
+use actix_web::{
+    Error, FromRequest, Handler, HttpMessage as _, HttpRequest, HttpResponse, Resource, Responder,
+    body::BoxBody,
+    dev::{ServiceRequest, ServiceResponse},
+    error::JsonPayloadError,
+    guard,
+    http::{
+        StatusCode,
+        header::{HeaderName, HeaderValue},
+    },
+    middleware::{Next, from_fn},
+    web,
+};
 use prometheus_client::encoding::prometheus_text;
 use serde::{Deserialize, Deserializer, de::Error as _};
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
 use super::{
-    dead_letters,
+    dead_letters, foreign,
     metrics::Scrape,
     problem::{Problem, ProblemKind},
     status::{AdminState, no_supervisor},
@@ -22,29 +34,135 @@ use crate::{
     transport::Durability,
 };
 
-/// Adds the routes of `[admin].listen`.
+/// Adds the routes of `[admin].listen`. Probes and scrapers come by any name; what is below `/api`
+/// is for this site only: see [`foreign`].
 pub fn routes(app: &mut web::ServiceConfig) {
-    app.app_data(
-        web::JsonConfig::default().error_handler(|why, _| {
-            Problem::bad_request(ProblemKind::Json, why.to_string()).into()
-        }),
-    )
-    .route(
-        "/healthz",
-        web::get().to(async || HttpResponse::Ok().body("ok\n")),
-    )
-    .route("/readyz", web::get().to(ready))
-    .route("/metrics", web::get().to(scrape))
-    .route("/api/status", web::get().to(status))
-    .route("/api/explain", web::get().to(explain))
-    .route("/api/lanes/{lane}/weight", web::post().to(set_weight))
-    .route("/api/lanes/{action}", web::post().to(command_all))
-    .route("/api/lanes/{lane}/{action}", web::post().to(command))
-    .route("/api/reload", web::post().to(reload))
-    .configure(dead_letters::routes)
-    .default_service(web::to(async |request: HttpRequest| {
-        Problem::not_found(request.path())
-    }));
+    app.app_data(web::JsonConfig::default().error_handler(|why, _| malformed(why).into()))
+        .app_data(web::QueryConfig::default().error_handler(|why, _| {
+            Problem::bad_request(ProblemKind::Query, why.to_string()).into()
+        }))
+        .service(read("/healthz", async || HttpResponse::Ok().body("ok\n")))
+        .service(read("/readyz", ready))
+        .service(read("/metrics", scrape))
+        .service(
+            web::scope("/api")
+                .wrap(from_fn(only_this_site))
+                .service(read("/status", status))
+                .service(read("/explain", explain))
+                .service(read("/dead", dead_letters::list))
+                .service(order("/dead/replay", dead_letters::replay))
+                .service(order("/dead/drop", dead_letters::drop_dead))
+                .service(order("/lanes/{lane}/weight", set_weight))
+                .service(order("/lanes/{action}", command_all))
+                .service(order("/lanes/{lane}/{action}", command))
+                .service(order("/reload", reload))
+                .default_service(web::to(not_found)),
+        )
+        .default_service(web::to(not_found));
+}
+
+/// A resource that a client can only read.
+fn read<F, Args>(path: &str, handler: F) -> Resource
+where
+    F: Handler<Args>,
+    Args: FromRequest + 'static,
+    F::Output: Responder + 'static,
+{
+    let method = guard::Any(guard::Get()).or(guard::Head());
+    resource(path, "GET, HEAD").route(web::route().guard(method).to(handler))
+}
+
+/// A resource that takes an order.
+fn order<F, Args>(path: &str, handler: F) -> Resource
+where
+    F: Handler<Args>,
+    Args: FromRequest + 'static,
+    F::Output: Responder + 'static,
+{
+    let route = web::post().to(handler).wrap(from_fn(only_orders));
+    resource(path, "POST").route(route)
+}
+
+fn resource(path: &str, allowed: &'static str) -> Resource {
+    let other_method = move || async move { Problem::method_not_allowed(allowed) };
+    web::resource(path).default_service(web::to(other_method))
+}
+
+async fn not_found(request: HttpRequest) -> Problem {
+    Problem::not_found(request.path())
+}
+
+/// Refuses the requests of foreign pages.
+async fn only_this_site(
+    state: web::Data<AdminState>,
+    request: ServiceRequest,
+    next: Next<BoxBody>,
+) -> Result<ServiceResponse<BoxBody>, Error> {
+    foreign::refuse(request.uri(), request.headers(), &state.hosts)?;
+    let mut answer = next.call(request).await?;
+    for (name, value) in [
+        // No page has it as a script or an image either.
+        ("cross-origin-resource-policy", "same-origin"),
+        ("x-content-type-options", "nosniff"),
+        ("cache-control", "no-store"),
+    ] {
+        let name = HeaderName::from_static(name);
+        let value = HeaderValue::from_static(value);
+        answer.headers_mut().insert(name, value);
+    }
+    Ok(answer)
+}
+
+/// Refuses orders to a node that takes none, and those that are not JSON: a browser asks the node
+/// before a foreign page may send JSON, and the node does not allow it.
+async fn only_orders(
+    state: web::Data<AdminState>,
+    request: ServiceRequest,
+    next: Next<BoxBody>,
+) -> Result<ServiceResponse<BoxBody>, Error> {
+    if state.read_only {
+        let detail = "The node takes no orders: [admin].read_only is set";
+        return Err(Problem::new(StatusCode::FORBIDDEN, ProblemKind::ReadOnly, detail).into());
+    }
+    if !request
+        .content_type()
+        .eq_ignore_ascii_case("application/json")
+    {
+        let detail = "An order is JSON: send Content-Type: application/json";
+        return Err(Problem::unsupported(ProblemKind::MediaType, detail).into());
+    }
+    next.call(request).await
+}
+
+fn malformed(why: JsonPayloadError) -> Problem {
+    match why {
+        JsonPayloadError::Overflow { limit }
+        | JsonPayloadError::OverflowKnownLength { limit, .. } => {
+            let status = StatusCode::PAYLOAD_TOO_LARGE;
+            let detail = format!("An order has at most {limit} bytes");
+            Problem::new(status, ProblemKind::TooLarge, detail)
+        }
+        why => Problem::bad_request(
+            ProblemKind::Json,
+            format!("{why}. An order is a JSON object, {{}} if it has no members"),
+        ),
+    }
+}
+
+/// The body of an order that is told by its path.
+#[derive(Deserialize)]
+#[serde(try_from = "Map<String, Value>")]
+struct NoMembers;
+
+impl TryFrom<Map<String, Value>> for NoMembers {
+    type Error = String;
+
+    fn try_from(members: Map<String, Value>) -> Result<Self, String> {
+        let unknown = members.keys().next();
+        unknown.map_or(Ok(Self), |name| {
+            Err(format!("this order has no member {name:?}"))
+        })
+    }
 }
 
 async fn ready(state: web::Data<AdminState>) -> Result<HttpResponse, Problem> {
@@ -141,11 +259,12 @@ async fn command(
     state: web::Data<AdminState>,
     request: HttpRequest,
     path: web::Path<(String, String)>,
+    _: web::Json<NoMembers>,
 ) -> Result<HttpResponse, Problem> {
     let (lane, action) = path.into_inner();
     let action = action_of(&action)?;
     let lane = lane_of(&state, &lane)?;
-    order(&state, &request, vec![lane], action).await?;
+    give(&state, &request, vec![lane], action).await?;
     let views = state.views().await?;
     let mut statuses = state.lane_statuses(&views);
     Ok(HttpResponse::Accepted().json(statuses.find(|status| status.lane == lane)))
@@ -156,16 +275,18 @@ async fn command_all(
     state: web::Data<AdminState>,
     request: HttpRequest,
     action: web::Path<String>,
+    _: web::Json<NoMembers>,
 ) -> Result<HttpResponse, Problem> {
     let action = action_of(&action)?;
     let lanes = state.lanes.iter().map(|(lane, _)| *lane);
-    order(&state, &request, lanes.collect(), action).await?;
+    give(&state, &request, lanes.collect(), action).await?;
     let views = state.views().await?;
     let statuses: Vec<_> = state.lane_statuses(&views).collect();
     Ok(HttpResponse::Accepted().json(json!({"lanes": statuses})))
 }
 
-async fn order(
+/// Gives the order.
+async fn give(
     state: &AdminState,
     request: &HttpRequest,
     lanes: Vec<LaneId>,
@@ -187,6 +308,7 @@ async fn order(
 async fn reload(
     state: web::Data<AdminState>,
     request: HttpRequest,
+    _: web::Json<NoMembers>,
 ) -> Result<HttpResponse, Problem> {
     if state.draining.load(Relaxed) {
         return Err(unready("The node is stopping"));
@@ -205,14 +327,23 @@ async fn reload(
 }
 
 fn action_of(name: &str) -> Result<Action, Problem> {
-    Action::from_name(name).ok_or_else(|| Problem::not_found(name))
+    Action::from_name(name).ok_or_else(|| {
+        let detail = format!("There is no order {name}");
+        Problem::new(StatusCode::NOT_FOUND, ProblemKind::NotFound, detail)
+    })
 }
 
 /// The lane of that name, if it is this node's.
 fn lane_of(state: &AdminState, name: &str) -> Result<LaneId, Problem> {
-    let mut lanes = state.lanes.iter().map(|(lane, _)| *lane);
-    let lane = lanes.find(|lane| lane.name() == name);
-    lane.ok_or_else(|| Problem::not_found(name))
+    let lanes = state.lanes.iter().map(|(lane, _)| *lane);
+    lanes
+        .clone()
+        .find(|lane| lane.name() == name)
+        .ok_or_else(|| {
+            let lanes: Vec<_> = lanes.map(LaneId::name).collect();
+            let detail = format!("This node has no lane {name}; it has {}", lanes.join(", "));
+            Problem::new(StatusCode::NOT_FOUND, ProblemKind::NotFound, detail)
+        })
 }
 
 /// The name of the one who gives an order: the address.

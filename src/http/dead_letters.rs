@@ -17,13 +17,6 @@ const LIMIT_DEFAULT: usize = 100;
 /// The most dead letters in a list.
 const LIMIT_MAX: usize = 10_000;
 
-/// Adds the routes of the dead letters and of the parked records.
-pub fn routes(app: &mut web::ServiceConfig) {
-    app.route("/api/dead", web::get().to(list))
-        .route("/api/dead/replay", web::post().to(replay))
-        .route("/api/dead/drop", web::post().to(drop_dead));
-}
-
 /// A dead letter, or a parked record, as `GET /api/dead` lists it. Times are in milliseconds since
 /// the Unix epoch.
 fn listed(entry: Entry) -> Value {
@@ -49,13 +42,13 @@ fn listed(entry: Entry) -> Value {
 }
 
 #[derive(Deserialize)]
-struct ListQuery {
+pub(super) struct ListQuery {
     limit: Option<usize>,
     #[serde(default)]
     parked: bool,
 }
 
-async fn list(
+pub(super) async fn list(
     state: web::Data<AdminState>,
     query: web::Query<ListQuery>,
 ) -> Result<HttpResponse, Problem> {
@@ -83,7 +76,7 @@ const fn undelivered(is_parked: bool) -> Undelivered {
 /// `"parked":true`.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Selection {
+pub(super) struct Selection {
     ids: Option<HashSet<String>>,
     #[serde(default)]
     all: bool,
@@ -105,7 +98,7 @@ impl Selection {
     }
 }
 
-async fn replay(
+pub(super) async fn replay(
     state: web::Data<AdminState>,
     selection: web::Json<Selection>,
 ) -> Result<HttpResponse, Problem> {
@@ -114,7 +107,7 @@ async fn replay(
     Ok(HttpResponse::Ok().json(json!({"replayed": replayed})))
 }
 
-async fn drop_dead(
+pub(super) async fn drop_dead(
     state: web::Data<AdminState>,
     selection: web::Json<Selection>,
 ) -> Result<HttpResponse, Problem> {

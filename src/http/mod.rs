@@ -3,6 +3,7 @@
 pub mod admin;
 mod dead_letters;
 mod early_problem;
+mod foreign;
 pub mod ingest;
 mod metrics;
 pub mod problem;

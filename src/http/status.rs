@@ -47,6 +47,10 @@ pub struct AdminState {
     pub api_limit: Arc<Mutex<AdaptiveLimit>>,
     pub draining: Arc<AtomicBool>,
     pub ack: Ack,
+    /// The names that the admin side may be asked by: see [`super::foreign`].
+    pub hosts: Arc<[String]>,
+    /// No order is taken.
+    pub read_only: bool,
 }
 
 /// `GET /api/status`, as the contract fixes it.

@@ -12,7 +12,7 @@ use std::{
 
 use awc::http::StatusCode;
 use bytes::Bytes;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::NamedTempFile;
 
 use super::{
@@ -364,10 +364,8 @@ impl Node {
 
     /// An order to a lane: "pause", "resume" or "restart".
     pub async fn order(&self, lane: &str, action: &str) -> StatusCode {
-        let url = format!("http://127.0.0.1:{}/api/lanes/{lane}/{action}", self.admin);
-        let mut answer = self.http.post(url).send().await.expect("the node answers");
-        answer.body().await.expect("a body");
-        answer.status()
+        let path = format!("/api/lanes/{lane}/{action}");
+        self.tell(&path, json!({})).await.0
     }
 
     /// A client of this node, which may outlive it.
