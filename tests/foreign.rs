@@ -250,6 +250,15 @@ async fn each_error_of_the_admin_side_is_a_problem_and_each_405_has_allow() {
         ("GET", "/api/explain", None, 400, "query"),
         ("POST", "/api/dead/drop", Some("{}"), 400, "selection"),
         ("POST", "/api/dead/drop", Some("{]"), 400, "json"),
+        // The members of the order without their names.
+        (
+            "POST",
+            "/api/dead/drop",
+            Some("[null,true,false]"),
+            400,
+            "json",
+        ),
+        ("POST", "/api/lanes/grpc/weight", Some("[7]"), 400, "json"),
         ("POST", "/api/lanes/grpc/pause", Some(""), 400, "json"),
         ("POST", "/api/lanes/grpc/pause", Some("[]"), 400, "json"),
         (

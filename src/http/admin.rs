@@ -17,11 +17,12 @@ use actix_web::{
 };
 use prometheus_client::encoding::prometheus_text;
 use serde::{Deserialize, Deserializer, de::Error as _};
-use serde_json::{Map, Value, json};
+use serde_json::json;
 
 use super::{
     dead_letters, foreign,
     metrics::Scrape,
+    order_body::OrderBody,
     problem::{Problem, ProblemKind},
     status::{AdminState, no_supervisor},
 };
@@ -151,19 +152,8 @@ fn malformed(why: JsonPayloadError) -> Problem {
 
 /// The body of an order that is told by its path.
 #[derive(Deserialize)]
-#[serde(try_from = "Map<String, Value>")]
-struct NoMembers;
-
-impl TryFrom<Map<String, Value>> for NoMembers {
-    type Error = String;
-
-    fn try_from(members: Map<String, Value>) -> Result<Self, String> {
-        let unknown = members.keys().next();
-        unknown.map_or(Ok(Self), |name| {
-            Err(format!("this order has no member {name:?}"))
-        })
-    }
-}
+#[serde(deny_unknown_fields)]
+struct NoMembers {}
 
 async fn ready(state: web::Data<AdminState>) -> Result<HttpResponse, Problem> {
     if state.draining.load(Relaxed) {
@@ -259,12 +249,12 @@ async fn command(
     state: web::Data<AdminState>,
     request: HttpRequest,
     path: web::Path<(String, String)>,
-    _: web::Json<NoMembers>,
+    _: web::Json<OrderBody<NoMembers>>,
 ) -> Result<HttpResponse, Problem> {
     let (lane, action) = path.into_inner();
     let action = action_of(&action)?;
     let lane = lane_of(&state, &lane)?;
-    give(&state, &request, vec![lane], action).await?;
+    give_order(&state, &request, vec![lane], action).await?;
     let views = state.views().await?;
     let mut statuses = state.lane_statuses(&views);
     Ok(HttpResponse::Accepted().json(statuses.find(|status| status.lane == lane)))
@@ -275,18 +265,17 @@ async fn command_all(
     state: web::Data<AdminState>,
     request: HttpRequest,
     action: web::Path<String>,
-    _: web::Json<NoMembers>,
+    _: web::Json<OrderBody<NoMembers>>,
 ) -> Result<HttpResponse, Problem> {
     let action = action_of(&action)?;
     let lanes = state.lanes.iter().map(|(lane, _)| *lane);
-    give(&state, &request, lanes.collect(), action).await?;
+    give_order(&state, &request, lanes.collect(), action).await?;
     let views = state.views().await?;
     let statuses: Vec<_> = state.lane_statuses(&views).collect();
     Ok(HttpResponse::Accepted().json(json!({"lanes": statuses})))
 }
 
-/// Gives the order.
-async fn give(
+async fn give_order(
     state: &AdminState,
     request: &HttpRequest,
     lanes: Vec<LaneId>,
@@ -308,7 +297,7 @@ async fn give(
 async fn reload(
     state: web::Data<AdminState>,
     request: HttpRequest,
-    _: web::Json<NoMembers>,
+    _: web::Json<OrderBody<NoMembers>>,
 ) -> Result<HttpResponse, Problem> {
     if state.draining.load(Relaxed) {
         return Err(unready("The node is stopping"));
@@ -374,7 +363,7 @@ async fn set_weight(
     state: web::Data<AdminState>,
     request: HttpRequest,
     lane: web::Path<String>,
-    order: web::Json<NewWeight>,
+    web::Json(OrderBody(order)): web::Json<OrderBody<NewWeight>>,
 ) -> Result<HttpResponse, Problem> {
     let lane = lane_of(&state, &lane)?;
     let (control, by, weight) = (state.control.clone(), operator(&request), order.weight);

@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{
+    order_body::OrderBody,
     problem::{Problem, ProblemKind},
     status::AdminState,
 };
@@ -100,18 +101,18 @@ impl Selection {
 
 pub(super) async fn replay(
     state: web::Data<AdminState>,
-    selection: web::Json<Selection>,
+    web::Json(OrderBody(selection)): web::Json<OrderBody<Selection>>,
 ) -> Result<HttpResponse, Problem> {
-    let (of, which) = selection.into_inner().which()?;
+    let (of, which) = selection.which()?;
     let replayed = state.spool.replay(of, which).await.map_err(spool_fails)?;
     Ok(HttpResponse::Ok().json(json!({"replayed": replayed})))
 }
 
 pub(super) async fn drop_dead(
     state: web::Data<AdminState>,
-    selection: web::Json<Selection>,
+    web::Json(OrderBody(selection)): web::Json<OrderBody<Selection>>,
 ) -> Result<HttpResponse, Problem> {
-    let (of, which) = selection.into_inner().which()?;
+    let (of, which) = selection.which()?;
     // Counted though the operator has hung up.
     let counted = actix_rt::spawn(async move {
         let dropped = state.spool.forget(of, which).await;

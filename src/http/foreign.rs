@@ -80,7 +80,7 @@ fn parse_authority(text: &[u8]) -> Option<Authority> {
     (!authority.as_str().contains('@')).then_some(authority)
 }
 
-/// An IP address, or the name of this machine's.
+/// An IP address, or `localhost`.
 fn is_address(host: &str) -> bool {
     let v6 = host
         .strip_prefix('[')

@@ -6,6 +6,7 @@ mod early_problem;
 mod foreign;
 pub mod ingest;
 mod metrics;
+mod order_body;
 pub mod problem;
 pub mod status;
 

@@ -27,6 +27,7 @@ impl BatchSize {
     }
 
     pub fn get(&self) -> usize {
+        // One more: the gap of bad records in a row is none, and four times that as well.
         if self.since > self.gap.saturating_add(1).saturating_mul(GAPS) {
             return self.max;
         }
