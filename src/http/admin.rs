@@ -36,7 +36,7 @@ use crate::{
 };
 
 /// Adds the routes of `[admin].listen`. Probes and scrapers come by any name; what is below `/api`
-/// is for this site only: see [`foreign`].
+/// is for this site only: see `foreign`.
 pub fn routes(app: &mut web::ServiceConfig) {
     app.app_data(web::JsonConfig::default().error_handler(|why, _| malformed(why).into()))
         .app_data(web::QueryConfig::default().error_handler(|why, _| {

@@ -47,7 +47,7 @@ pub struct AdminState {
     pub api_limit: Arc<Mutex<AdaptiveLimit>>,
     pub draining: Arc<AtomicBool>,
     pub ack: Ack,
-    /// The names that the admin side may be asked by: see [`super::foreign`].
+    /// The names that the admin side may be asked by: see `foreign`.
     pub hosts: Arc<[String]>,
     /// No order is taken.
     pub read_only: bool,
