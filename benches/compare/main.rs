@@ -10,6 +10,7 @@ mod floor;
 mod idle;
 mod load;
 mod page;
+mod slow;
 mod soak;
 mod stage;
 #[allow(dead_code, unused_imports, reason = "the tests need the rest")]
@@ -190,6 +191,8 @@ enum Role {
     Waiting(waiting::Plan),
     /// An idle node with all four lanes up
     Idle(idle::Plan),
+    /// One or two of four lanes slow, with `adaptive` and with `round-robin`
+    Slow(slow::Plan),
     #[command(hide = true)]
     Floor { lane: String, listen: SocketAddr },
     #[command(hide = true)]
@@ -259,6 +262,7 @@ fn main() {
             }));
         }
         Some(Role::Idle(plan)) => on_actors(idle(plan)),
+        Some(Role::Slow(plan)) => on_actors(slow(plan)),
         Some(Role::Floor { lane, listen }) => on_actors(floor::run(lane, *listen)),
         Some(Role::Api { listen }) => on_actors(api::run(*listen)),
         Some(Role::Load(options)) => on_actors(load::run(options)),
@@ -304,6 +308,18 @@ async fn idle(plan: &idle::Plan) {
         pubsub.variables(),
     ];
     idle::run(plan, &lanes.concat()).await;
+}
+
+async fn slow(plan: &slow::Plan) {
+    let mut nats = Nats::start().await.expect(MISSING);
+    let mut rabbitmq = Rabbitmq::start().await.expect(MISSING);
+    let mut pubsub = Pubsub::start().await.expect(MISSING);
+    let lanes = || slow::FourLanes {
+        nats: nats.variables(),
+        rabbitmq: rabbitmq.variables(),
+        others: [grpc_variables(), pubsub.variables()].concat(),
+    };
+    slow::run(plan, lanes).await;
 }
 
 async fn compare(cli: &Cli) {

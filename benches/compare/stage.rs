@@ -221,10 +221,13 @@ impl Stage {
         self.admin.as_deref().expect("Waypost is under test")
     }
 
-    /// The node's `/api/status`.
+    /// Reads the node's status, also while the stage posts.
+    pub fn status_reader(&self) -> StatusReader {
+        StatusReader(format!("{}api/status", self.admin()))
+    }
+
     async fn status(&self) -> Value {
-        serde_json::from_slice(&get(&format!("{}api/status", self.admin())).await)
-            .expect("the node's status")
+        self.status_reader().read().await
     }
 
     /// Waits until `count` lanes of the node are in this state.
@@ -399,6 +402,16 @@ impl Stage {
         Watch {
             process: self.program.id(),
         }
+    }
+}
+
+/// Where a node tells its status.
+pub struct StatusReader(String);
+
+impl StatusReader {
+    /// The node's `/api/status`.
+    pub async fn read(&self) -> Value {
+        serde_json::from_slice(&get(&self.0).await).expect("the node's status")
     }
 }
 
