@@ -87,6 +87,8 @@ enum Case {
     Durable,
     /// `ack = "disk"` against `ack = "lane"`
     Disk,
+    /// `ack = "lane"` against itself: how far the ratios scatter
+    Control,
 }
 
 /// A program to compare with: `FILE`, or `BUNDLE:FILE` to run this build with that `bundle`.
@@ -178,6 +180,7 @@ impl Case {
                 };
                 [named("ack lane"), disk]
             }
+            Self::Control => [named("ack lane"), named("ack lane again")],
         }
     }
 }
