@@ -123,6 +123,16 @@ section! {
         max_record: usize = 256 << 10, with = "value::Size::<1, GIB>";
         schema: Schema = Schema::Case, deserialize_with = "value::name";
         ack: Ack = Ack::Durable, deserialize_with = "value::name";
+        /// Connections at a time; others wait to be accepted.
+        max_connections: usize = 25_000, deserialize_with = "value::whole::<1, 1_000_000, _, _>";
+        /// How long the head of the first request of a connection may take.
+        header_timeout: Duration = Duration::from_secs(5), with = "value::wait";
+        /// How long a body may take, and a second more for each `min_body_rate` bytes of it.
+        body_timeout: Duration = Duration::from_secs(20), with = "value::wait";
+        /// Bytes per second.
+        min_body_rate: u64 = 500, with = "value::Size::<1, GIB>";
+        /// How long a connection may wait for its next request.
+        keep_alive: Duration = Duration::from_secs(5), with = "value::wait";
     }
 }
 

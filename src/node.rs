@@ -38,7 +38,7 @@ use crate::{
     breaker::Breaker,
     config::Config,
     control::{ConfigSource, Control, ControlParams, Orders},
-    http::{self, admin, ingest, status::AdminState},
+    http::{self, ServerLimits, admin, ingest, status::AdminState},
     idempotency::IdempotencyStore,
     lane_id::LaneId,
     ledger::{self, Ledger, TakenFile},
@@ -295,7 +295,11 @@ impl<'a> Graph<'a> {
             lanes: Arc::clone(&self.lanes),
             routing: self.routing.clone(),
             schema: config.schema,
-            max_body: config.max_body,
+            body: ingest::BodyLimits {
+                max: config.max_body,
+                timeout: config.body_timeout,
+                min_rate: config.min_body_rate,
+            },
             max_record: config.max_record,
             run: Arc::clone(&self.ledger.run),
             keys: IdempotencyStore::open(&self.config.spool.dir)?,
@@ -464,11 +468,18 @@ impl<'a> Graph<'a> {
         };
         let ingest = ingest_socket.local_addr()?;
         let admin = admin_socket.local_addr()?;
-        let ingest_server =
-            http::serve(ingest_socket, half_the_cores(), INGEST_DRAIN, move |app| {
-                ingest::routes(app.app_data(web::Data::new(ingest_state.clone())));
-            })?;
-        let admin_server = http::serve(admin_socket, 1, ADMIN_DRAIN, move |app| {
+        let ingest_limits = ServerLimits {
+            workers: half_the_cores(),
+            max_connections: config.ingest.max_connections,
+            header_timeout: config.ingest.header_timeout,
+            keep_alive: config.ingest.keep_alive,
+            drain: INGEST_DRAIN,
+        };
+        let ingest_server = http::serve(ingest_socket, ingest_limits, move |app| {
+            ingest::routes(app.app_data(web::Data::new(ingest_state.clone())));
+        })?;
+        let admin_limits = ServerLimits::of_one_thread(ADMIN_DRAIN);
+        let admin_server = http::serve(admin_socket, admin_limits, move |app| {
             admin::routes(app.app_data(web::Data::new(admin_state.clone())));
         })?;
         let lanes: Vec<_> = self.lanes.iter().map(|(lane, _)| lane.name()).collect();

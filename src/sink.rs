@@ -24,7 +24,7 @@ use tokio::sync::oneshot;
 use self::store::{NewRecord, SinkAnswer, SinkRequest};
 pub use self::store::{Stats, StoredRecord};
 use crate::http::{
-    self,
+    self, ServerLimits,
     problem::{Problem, ProblemKind},
 };
 
@@ -65,7 +65,7 @@ impl Sink {
             .name("sink-db".into())
             .spawn(move || store::serve(database, &inbox, &counts))?;
         let shared = state.clone();
-        let server = http::serve(listener, 1, DRAIN, move |app| {
+        let server = http::serve(listener, ServerLimits::of_one_thread(DRAIN), move |app| {
             app.app_data(shared.clone())
                 .app_data(web::PayloadConfig::new(BODY_MAX))
                 .configure(routes);

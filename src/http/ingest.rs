@@ -8,10 +8,12 @@
 //! | unknown lane or route | 404 |
 //! | another method | 405 |
 //! | a body or a record over its limit, or over each lane's | 413 |
+//! | a body that comes too slowly | 408 |
 //! | another type or encoding | 415 |
 //! | a record that breaks the schema, or a key that has another record | 422 |
 //! | no lane and no spool could make it safe, or too many records in hand | 503, `Retry-After` |
 
+mod body;
 mod headers;
 mod refusal;
 
@@ -23,9 +25,11 @@ use futures_util::future::join_all;
 use serde::Serialize;
 use serde_json::json;
 
+pub use self::body::BodyLimits;
 pub(crate) use self::headers::idempotency_key;
 use self::{
-    headers::{check_encoding, check_type, traceparent},
+    body::Coding,
+    headers::{check_type, traceparent},
     refusal::{key_reused, refused, too_large},
 };
 use super::problem::{Problem, ProblemKind};
@@ -55,8 +59,8 @@ pub struct IngestState {
     pub lanes: Arc<[(LaneId, String)]>,
     pub routing: CurrentRouting,
     pub schema: Schema,
-    /// In bytes, as `max_record`.
-    pub max_body: usize,
+    pub body: BodyLimits,
+    /// In bytes.
     pub max_record: usize,
     /// This run of the node; part of each record's origin.
     pub run: Arc<str>,
@@ -185,11 +189,11 @@ impl IngestState {
     ) -> Result<Request, Problem> {
         let headers = request.headers();
         let is_ndjson = check_type(request)?;
-        check_encoding(headers)?;
+        let coding = Coding::of(headers)?;
         let key = idempotency_key(headers)?;
         let traceparent = traceparent(headers);
         let origin = Some(Origin::now(Arc::clone(&self.run)));
-        let body = self.read_body(body).await?;
+        let body = self.body.read(body, coding).await?;
         let form = match body.trim_ascii_start().first() {
             _ if is_ndjson => Some(Form::Lines),
             Some(b'[') => Some(Form::Array),
@@ -227,16 +231,6 @@ impl IngestState {
             records: records.collect(),
             form,
             is_keyed: key.is_some(),
-        })
-    }
-
-    async fn read_body(&self, body: web::Payload) -> Result<Bytes, Problem> {
-        let max = self.max_body;
-        let body = body.to_bytes_limited(max).await;
-        let body =
-            body.map_err(|_| too_large(format!("The request is larger than {max} bytes")))?;
-        body.map_err(|why| {
-            Problem::bad_request(ProblemKind::Body, format!("The body did not arrive: {why}"))
         })
     }
 

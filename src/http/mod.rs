@@ -50,14 +50,41 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)?.into_std()
 }
 
-/// Serves until the handle says stop; requests in flight may then take up to `drain`.
+/// The limits of a server.
+#[derive(Clone, Copy, Debug)]
+pub struct ServerLimits {
+    /// Threads.
+    pub workers: usize,
+    /// Connections at a time; others wait to be accepted.
+    pub max_connections: usize,
+    /// How long the head of the first request of a connection may take.
+    pub header_timeout: Duration,
+    /// How long a connection may wait for its next request.
+    pub keep_alive: Duration,
+    /// How long requests in flight may take once the server is to stop.
+    pub drain: Duration,
+}
+
+impl ServerLimits {
+    /// The limits of a server for few clients.
+    pub const fn of_one_thread(drain: Duration) -> Self {
+        Self {
+            workers: 1,
+            max_connections: 1024,
+            header_timeout: Duration::from_secs(5),
+            keep_alive: Duration::from_secs(5),
+            drain,
+        }
+    }
+}
+
+/// Serves until the handle says stop.
 ///
 /// # Errors
 /// If the socket cannot be served.
 pub fn serve(
     socket: TcpListener,
-    workers: usize,
-    drain: Duration,
+    limits: ServerLimits,
     routes: impl Fn(&mut web::ServiceConfig) + Clone + Send + 'static,
 ) -> io::Result<ServerHandle> {
     let builder = ServerBuilder::new();
@@ -77,6 +104,8 @@ pub fn serve(
         let app = map_config(app.into_factory(), |()| AppConfig::default());
         let stopping = stopping.clone();
         let http = HttpService::build()
+            .client_request_timeout(limits.header_timeout)
+            .keep_alive(limits.keep_alive)
             .client_disconnect_timeout(LINGER)
             .graceful_shutdown_signal(move || {
                 let stopping = stopping.clone();
@@ -91,8 +120,9 @@ pub fn serve(
         fn_service(connected).and_then(http)
     };
     let server = builder
-        .workers(workers)
-        .shutdown_timeout(drain.as_secs())
+        .workers(limits.workers)
+        .max_concurrent_connections(limits.max_connections.div_ceil(limits.workers))
+        .shutdown_timeout(limits.drain.as_secs())
         .disable_signals()
         .listen("http", socket, service)?
         .run();

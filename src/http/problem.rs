@@ -149,15 +149,21 @@ impl Problem {
     /// The path does not take this method. `allowed` becomes the header `Allow`.
     pub fn method_not_allowed(allowed: &str) -> Self {
         let detail = format!("Allowed here: {allowed}");
-        let mut problem = Self::new(StatusCode::METHOD_NOT_ALLOWED, ProblemKind::Method, detail);
-        problem.header = Some((header::ALLOW, allowed.to_owned()));
-        problem
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, ProblemKind::Method, detail)
+            .with_header(header::ALLOW, allowed)
     }
 
     /// Adds a member, for programs to read.
     #[must_use]
     pub fn with(mut self, name: &'static str, value: impl Into<Value>) -> Self {
         self.members.push((name, value.into()));
+        self
+    }
+
+    /// Sets the header that belongs to its status.
+    #[must_use]
+    pub fn with_header(mut self, name: header::HeaderName, value: impl Into<String>) -> Self {
+        self.header = Some((name, value.into()));
         self
     }
 
@@ -177,9 +183,8 @@ impl Problem {
 
     /// Asks the client to try again after `seconds`.
     #[must_use]
-    pub fn retry_after(mut self, seconds: u64) -> Self {
-        self.header = Some((header::RETRY_AFTER, seconds.to_string()));
-        self
+    pub fn retry_after(self, seconds: u64) -> Self {
+        self.with_header(header::RETRY_AFTER, seconds.to_string())
     }
 }
 

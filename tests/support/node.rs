@@ -169,11 +169,20 @@ impl Node {
 
     /// Bytes of memory that it has for itself.
     pub fn memory(&self) -> u64 {
+        self.memory_line("RssAnon:")
+    }
+
+    /// The most bytes of memory that it has had.
+    pub fn peak_memory(&self) -> u64 {
+        self.memory_line("VmHWM:")
+    }
+
+    fn memory_line(&self, name: &str) -> u64 {
         let status =
             fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
         let line = status
             .lines()
-            .find_map(|line| line.strip_prefix("RssAnon:"))
+            .find_map(|line| line.strip_prefix(name))
             .expect("Linux says");
         line.trim()
             .trim_end_matches(" kB")

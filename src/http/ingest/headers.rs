@@ -4,7 +4,7 @@ use std::{borrow::Cow, sync::Arc};
 
 use actix_web::{
     HttpMessage as _, HttpRequest,
-    http::header::{self, HeaderMap, HeaderValue},
+    http::header::{self, HeaderMap},
 };
 
 use crate::{
@@ -17,23 +17,6 @@ const KEY_MAX: usize = 255;
 
 /// A header is given more than once, or is not ASCII.
 struct NotOneText;
-
-/// The body must have no content coding but `identity`, which is none (RFC 9110, 8.4.1).
-pub(super) fn check_encoding(headers: &HeaderMap) -> Result<(), Problem> {
-    let is_identity = |line: &HeaderValue| {
-        line.to_str().is_ok_and(|codings| {
-            codings.split(',').all(|coding| {
-                let coding = coding.trim();
-                coding.is_empty() || coding.eq_ignore_ascii_case("identity")
-            })
-        })
-    };
-    if headers.get_all(header::CONTENT_ENCODING).all(is_identity) {
-        return Ok(());
-    }
-    let detail = "The body must not be encoded";
-    Err(Problem::unsupported(ProblemKind::Encoding, detail))
-}
 
 /// The client's key: bare, or quoted as a Structured Field String (RFC 9651, 3.3.3). Both are the
 /// same key.

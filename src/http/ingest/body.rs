@@ -1,0 +1,172 @@
+//! The body of a request: how long it may take, how large it may be, and its content coding.
+
+use std::{
+    fmt,
+    io::{self, Read},
+    time::Duration,
+};
+
+use actix_web::{
+    http::{
+        StatusCode,
+        header::{self, HeaderMap},
+    },
+    web,
+};
+use bytes::{Bytes, BytesMut};
+use flate2::bufread::MultiGzDecoder;
+use futures_util::StreamExt as _;
+use tokio::time::{Instant, timeout_at};
+
+use super::refusal::too_large;
+use crate::http::problem::{Problem, ProblemKind};
+
+/// The largest window of zstd, as a power of two: 8 MiB (RFC 9659, 3).
+const ZSTD_WINDOW_LOG_MAX: u32 = 23;
+/// What an answer offers to those who used another coding.
+const CODINGS: &str = "gzip, zstd";
+
+/// The limits of a request's body.
+#[derive(Clone, Copy, Debug)]
+pub struct BodyLimits {
+    /// Bytes: as they arrive, and decoded.
+    pub max: usize,
+    /// A body arrives within this time, and a second more for each `min_rate` bytes of it.
+    pub timeout: Duration,
+    pub min_rate: u64,
+}
+
+/// The coding of a body (RFC 9110, 8.4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Coding {
+    Identity,
+    Gzip,
+    Zstd,
+}
+
+impl Coding {
+    /// The coding that the headers name: one at most, beside `identity`.
+    pub(super) fn of(headers: &HeaderMap) -> Result<Self, Problem> {
+        let unsupported = || {
+            let detail = format!(
+                "The body has a content coding that is not supported; supported is one of: {CODINGS}"
+            );
+            Problem::unsupported(ProblemKind::Encoding, detail)
+                .with_header(header::ACCEPT_ENCODING, CODINGS)
+        };
+        let mut coding = Self::Identity;
+        for line in headers.get_all(header::CONTENT_ENCODING) {
+            for name in line.to_str().map_err(|_| unsupported())?.split(',') {
+                let named = match name.trim().to_ascii_lowercase().as_str() {
+                    "" | "identity" => continue,
+                    "gzip" | "x-gzip" => Self::Gzip,
+                    "zstd" => Self::Zstd,
+                    _ => return Err(unsupported()),
+                };
+                if coding != Self::Identity {
+                    return Err(unsupported());
+                }
+                coding = named;
+            }
+        }
+        Ok(coding)
+    }
+
+    /// The content of an encoded `body`. Nothing of it is kept beyond `max` bytes.
+    fn decode(self, body: Bytes, max: usize) -> Result<Bytes, Problem> {
+        let decoded = match self {
+            Self::Identity => return Ok(body),
+            Self::Gzip => read_up_to(max, MultiGzDecoder::new(&*body)),
+            Self::Zstd => {
+                let decoder = zstd::stream::read::Decoder::with_buffer(&*body);
+                decoder.and_then(|mut decoder| {
+                    decoder.window_log_max(ZSTD_WINDOW_LOG_MAX)?;
+                    read_up_to(max, decoder)
+                })
+            }
+        };
+        let decoded = decoded.map_err(|why| {
+            let detail = format!("The body is no complete {self}: {why}");
+            Problem::bad_request(ProblemKind::Encoding, detail)
+        })?;
+        decoded.ok_or_else(|| larger_than(max, " when it is decoded"))
+    }
+}
+
+impl fmt::Display for Coding {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Self::Identity => "identity",
+            Self::Gzip => "gzip",
+            Self::Zstd => "zstd",
+        })
+    }
+}
+
+/// All that `from` has; `None` if that is more than `max` bytes.
+fn read_up_to(max: usize, from: impl Read) -> io::Result<Option<Bytes>> {
+    let one_more = u64::try_from(max).unwrap_or(u64::MAX).saturating_add(1);
+    let mut content = Vec::new();
+    from.take(one_more).read_to_end(&mut content)?;
+    Ok((content.len() <= max).then(|| content.into()))
+}
+
+fn larger_than(max: usize, when: &str) -> Problem {
+    too_large(format!("The request is larger than {max} bytes{when}"))
+}
+
+impl BodyLimits {
+    /// The content of a body that has this coding.
+    pub(super) async fn read(&self, body: web::Payload, coding: Coding) -> Result<Bytes, Problem> {
+        let body = self.receive(body).await?;
+        coding.decode(body, self.max)
+    }
+
+    /// The body as it arrives. One that comes in one piece is not copied.
+    async fn receive(&self, mut body: web::Payload) -> Result<Bytes, Problem> {
+        let began = Instant::now();
+        let mut first = Bytes::new();
+        let mut all = BytesMut::new();
+        loop {
+            let received = first.len() + all.len();
+            let next = timeout_at(began + self.time_for(received), body.next());
+            let Some(piece) = next.await.map_err(|_| self.too_slow())? else {
+                break;
+            };
+            let piece = piece.map_err(|why| {
+                let detail = format!("The body did not arrive: {why}");
+                Problem::bad_request(ProblemKind::Body, detail)
+            })?;
+            if received + piece.len() > self.max {
+                return Err(larger_than(self.max, ""));
+            }
+            if received == 0 {
+                first = piece;
+                continue;
+            }
+            if !first.is_empty() {
+                all.extend_from_slice(&first);
+                first = Bytes::new();
+            }
+            all.extend_from_slice(&piece);
+        }
+        Ok(if all.is_empty() { first } else { all.freeze() })
+    }
+
+    /// The time that a body may take which has brought so many bytes.
+    fn time_for(&self, received: usize) -> Duration {
+        let received = u64::try_from(received).unwrap_or(u64::MAX);
+        self.timeout + Duration::from_secs(received / self.min_rate.max(1))
+    }
+
+    fn too_slow(&self) -> Problem {
+        let Self {
+            timeout, min_rate, ..
+        } = self;
+        let detail = format!(
+            "The body did not come in time: it may take {timeout:?}, and a second more for each \
+             {min_rate} bytes"
+        );
+        Problem::new(StatusCode::REQUEST_TIMEOUT, ProblemKind::Slow, detail)
+    }
+}
