@@ -356,6 +356,7 @@ impl<'a> Graph<'a> {
                         run: Arc::clone(&self.ledger.run),
                         spool: self.spool.clone(),
                         breaker: Arc::clone(&self.breaker),
+                        publish_timeout: self.config.router.publish_timeout,
                     });
                     self.add_lane::<Grpc>(index, settings);
                 }

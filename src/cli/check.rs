@@ -152,6 +152,7 @@ async fn inspect_grpc(lane: GrpcConfig, config: &Config) -> Result<(String, Insp
         run: Record::new_id(),
         spool: Spool::open(folder.path(), config.spool.max).map_err(|why| why.to_string())?,
         breaker: Arc::default(),
+        publish_timeout: config.router.publish_timeout,
     };
     inspect::<Grpc>(settings).await
 }

@@ -32,7 +32,7 @@ use tonic_health::pb::{
 
 use self::{
     buffer::{BufferIn, BufferOut},
-    inbound::Intake,
+    inbound::{Intake, disk_after},
     peer::{describe, with_causes},
     peers::Peers,
     service::Service,
@@ -77,6 +77,8 @@ pub struct Settings {
     pub spool: Spool,
     /// The breaker of the API. While it is open, records go to disk at once.
     pub breaker: Arc<Breaker>,
+    /// How long this node waits for a confirm. Its records are on disk well before.
+    pub publish_timeout: Duration,
 }
 
 /// How far the end has come.
@@ -146,6 +148,7 @@ impl Transport for Grpc {
             schema: settings.schema,
             run: Arc::clone(&settings.run),
             phase: phases.clone(),
+            disk_after: disk_after(settings.publish_timeout),
         };
         let tap = settings.tap.clone();
         let service = Service { intake, tap };

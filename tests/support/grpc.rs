@@ -66,6 +66,7 @@ pub fn settings_at(port: u16) -> Settings {
         run: Arc::from("this run"),
         spool,
         breaker: Arc::default(),
+        publish_timeout: Duration::from_secs(2),
     }
 }
 

@@ -21,7 +21,10 @@ use crate::{
 };
 
 /// A record that the API has not taken after this goes to disk, which makes it safe.
-const DISK_AFTER: Duration = Duration::from_millis(500);
+const DISK_AFTER_MAX: Duration = Duration::from_millis(500);
+/// It goes there within this part of the sender's time-out: an API that is slow, and POSTs that wait
+/// for their turn, are no failure of the lane.
+const TIMEOUT_PART: u32 = 4;
 /// After this without progress, the receipts of a client's unsettled records say RETRY.
 const PATIENCE: Duration = Duration::from_secs(30);
 const NOT_SAFE: &str = "not safe within 30 s";
@@ -42,6 +45,11 @@ pub(super) enum Sender {
     Node,
 }
 
+/// When a record goes to disk if its sender waits for `publish_timeout`.
+pub(super) fn disk_after(publish_timeout: Duration) -> Duration {
+    (publish_timeout / TIMEOUT_PART).clamp(Duration::from_millis(1), DISK_AFTER_MAX)
+}
+
 /// Takes records in. Clones share the buffer.
 #[derive(Clone)]
 pub(super) struct Intake {
@@ -51,6 +59,8 @@ pub(super) struct Intake {
     /// This run of the node.
     pub(super) run: Arc<str>,
     pub(super) phase: watch::Receiver<Phase>,
+    /// A record that the API has not taken after this goes to disk.
+    pub(super) disk_after: Duration,
 }
 
 impl Intake {
@@ -143,7 +153,7 @@ struct UnconfirmedRecord {
 impl<S: Stream<Item = Result<proto::Record, Status>> + Unpin> InboundStream<S> {
     pub(super) fn new(intake: Intake, records: S, sender: Sender) -> Self {
         let (outcome_sender, outcomes) = mpsc::unbounded_channel();
-        let mut disk_timer = interval(DISK_AFTER / 4);
+        let mut disk_timer = interval(intake.disk_after / 4);
         disk_timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
             closing: intake.closing(),
@@ -262,11 +272,11 @@ impl<S: Stream<Item = Result<proto::Record, Status>> + Unpin> InboundStream<S> {
         });
     }
 
-    /// Starts to write to disk what the API has not taken within [`DISK_AFTER`].
+    /// Starts to write to disk what the API has not taken in time.
     fn write_late_to_disk(&self) {
         let now = Instant::now();
         let records = self.unconfirmed.iter();
-        let late = records.filter(|(_, record)| now - record.since >= DISK_AFTER);
+        let late = records.filter(|(_, record)| now - record.since >= self.intake.disk_after);
         for buffered in late.filter_map(|(_, record)| record.buffered.clone()) {
             // A task, because the write must end even if this call does not: it yields the key
             // that settles the entry.
@@ -294,5 +304,24 @@ impl<S: Stream<Item = Result<proto::Record, Status>> + Unpin> InboundStream<S> {
         let given_up = unconfirmed.chain(self.waiting.take().map(|record| record.id));
         self.receipts
             .extend(given_up.map(|id| receipt(&*id, proto::Outcome::Retry, why)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_is_on_disk_well_before_its_sender_gives_up() {
+        let ms = Duration::from_millis;
+        for (publish_timeout, expected) in [
+            (ms(2000), ms(500)),
+            (ms(60_000), ms(500)),
+            (ms(1000), ms(250)),
+            (ms(100), ms(25)),
+            (ms(1), ms(1)),
+        ] {
+            assert_eq!(disk_after(publish_timeout), expected);
+        }
     }
 }
