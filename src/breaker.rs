@@ -391,6 +391,7 @@ mod tests {
     fn status(status: u16) -> Answer {
         Answer::Status {
             status,
+            is_retryable: true,
             retry_after: None,
             excerpt: String::new(),
         }
@@ -454,6 +455,7 @@ mod tests {
         let asked = Duration::from_secs(30);
         let overloaded = Answer::Status {
             status: 503,
+            is_retryable: true,
             retry_after: Some(asked),
             excerpt: String::new(),
         };

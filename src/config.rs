@@ -6,6 +6,7 @@
 
 mod changes;
 mod load;
+mod post_rules;
 mod rules;
 mod url;
 mod value;
@@ -17,6 +18,7 @@ use serde::{Deserialize, Serialize, Serializer, ser::SerializeMap as _};
 use self::value::{GIB, MIB};
 pub use self::{
     load::{ConfigError, Flag},
+    post_rules::{Rate, RetryStatuses},
     url::SecretUrl,
     value::ReadableFile,
 };
@@ -145,6 +147,11 @@ section! {
         concurrency: usize = 64, deserialize_with = "value::whole::<1, CONCURRENCY_MAX, _, _>";
         /// Records of a POST at most; with more than one, its body is a JSON array.
         batch: usize = 1, deserialize_with = "value::whole::<1, 1000, _, _>";
+        /// POSTs in a time, over all lanes; `None` for as many as the API takes.
+        rate: Option<Rate> = None;
+        /// The statuses that a record is retried after. Another one that is no 2xx makes it a dead
+        /// letter.
+        retry_statuses: RetryStatuses = RetryStatuses::default();
         /// A record that the API has not taken by then is given up; `None` for never.
         give_up_after: Option<Duration> = Some(Duration::from_hours(24)), with = "value::patience";
         /// A file with a bearer token.

@@ -34,7 +34,7 @@ use crate::{
         slot::Slot,
         supervisor::{ChildId, DrainAll, Factory, Supervisor, Thread, factory},
     },
-    api::{self, gate::Gate, limit::AdaptiveLimit},
+    api::{self, gate::Gate, limit::AdaptiveLimit, rate::RateLimit},
     breaker::Breaker,
     config::Config,
     control::{ConfigSource, Control, ControlParams, Orders},
@@ -175,6 +175,7 @@ struct Graph<'a> {
     api: api::Settings,
     /// POSTs in flight for each lane.
     api_limit: Arc<Mutex<AdaptiveLimit>>,
+    api_rate: Arc<RateLimit>,
     /// The lanes in configuration order, with their tags.
     lanes: Arc<[(LaneId, String)]>,
     live_lanes: LiveLanes,
@@ -230,6 +231,7 @@ impl<'a> Graph<'a> {
             let weight = ordered.or_else(|| config.lanes.weight(*lane));
             scores.set_weight(*lane, weight.unwrap_or(1));
         }
+        let api_url: Arc<str> = config.api.url.to_string().into();
         let threads = half_the_cores().min(lanes.len().max(1));
         let dead_letters = DeadLetters {
             spool: spool.clone(),
@@ -242,7 +244,8 @@ impl<'a> Graph<'a> {
             dead_letters,
             spool,
             tap: Tap::default(),
-            breaker: Arc::new(Breaker::new(config.api.url.to_string().into())),
+            breaker: Arc::new(Breaker::new(Arc::clone(&api_url))),
+            api_rate: Arc::new(RateLimit::new(api_url, config.api.rate)),
             api: api::Settings::read(&config.api)?,
             api_limit: Arc::new(Mutex::new(AdaptiveLimit::new(
                 config.api.concurrency,
@@ -333,6 +336,7 @@ impl<'a> Graph<'a> {
             dead_letters: self.dead_letters.clone(),
             parking: self.parking.clone(),
             breaker: Arc::clone(&self.breaker),
+            rate: Arc::clone(&self.api_rate),
             ledger: Arc::clone(&self.ledger),
             tap: self.tap.clone(),
         };
@@ -401,7 +405,10 @@ impl<'a> Graph<'a> {
             tap: self.tap.clone(),
             limits,
             slots: slots.clone(),
-            gate: Arc::new(Gate::new(Arc::clone(&self.api_limit))),
+            gate: Arc::new(Gate::new(
+                Arc::clone(&self.api_limit),
+                Arc::clone(&self.api_rate),
+            )),
         };
         let forwarder = Slot::default();
         let start = factory(forwarder.clone(), move |supervisor| {
@@ -462,6 +469,7 @@ impl<'a> Graph<'a> {
             lanes: Arc::clone(&self.lanes),
             api_url: config.api.url.to_string().into(),
             api_limit: self.api_limit,
+            api_rate: self.api_rate,
             draining: Arc::clone(&draining),
             ack: config.ingest.ack,
             hosts: config.admin.hosts.as_slice().into(),

@@ -123,6 +123,7 @@ async fn each_answer_is_told_with_its_start() {
     let client = client(&api);
     let status = |status, retry_after, excerpt| Answer::Status {
         status,
+        is_retryable: status == 503,
         retry_after,
         excerpt,
     };
@@ -315,6 +316,7 @@ async fn an_api_that_refuses_a_body_before_it_has_read_it_is_understood() {
     let client = client_of(url, 1);
     let refused = Answer::Status {
         status: 413,
+        is_retryable: false,
         retry_after: None,
         excerpt: "big".into(),
     };
@@ -370,6 +372,7 @@ async fn an_answer_whose_body_does_not_end_counts_by_its_status() {
     // The limit is one connection, so this one has an answer only if the first was given back.
     let refused = Answer::Status {
         status: 422,
+        is_retryable: false,
         retry_after: None,
         excerpt: "so far".into(),
     };
@@ -395,6 +398,7 @@ async fn an_answer_without_end_is_not_read_beyond_its_bound() {
         answer,
         Answer::Status {
             status: 500,
+            is_retryable: true,
             retry_after: None,
             excerpt: "x".repeat(1024)
         }

@@ -79,6 +79,50 @@ fn a_host_of_the_admin_side_is_a_name_without_a_port() {
 }
 
 #[test]
+fn a_rate_and_the_statuses_that_are_retried_are_checked_and_shown() {
+    for (variable, wrong, why) in [
+        (
+            "WAYPOST_API__RATE",
+            "500",
+            r#"api.rate: "500" does not fit; allowed is a number from 1 to 1000000 for each second, minute or hour, as in "500/s", "30/m" or "100/h""#,
+        ),
+        (
+            "WAYPOST_API__RETRY_STATUSES",
+            "204",
+            r#"api.retry_statuses: "204" does not fit; allowed are statuses from 300 to 599 and "5xx", as in [408, 425, 429, "5xx"]"#,
+        ),
+        (
+            "WAYPOST_API__RETRY_STATUSES",
+            "5xx,401",
+            "api.retry_statuses: 401 may mean a wrong token or path, which has rules of its own; leave it out",
+        ),
+    ] {
+        let expected = format!("{variable}: {why}");
+        assert_eq!(mistakes(&[], &[(variable, wrong)]), [expected]);
+    }
+    let output = check(
+        &[],
+        &[
+            ("WAYPOST_API__RATE", "30/m"),
+            ("WAYPOST_API__RETRY_STATUSES", "409, 429, 503"),
+        ],
+    );
+    let told = String::from_utf8(output.stderr).expect("text");
+    assert_eq!(told, "");
+    let printed = String::from_utf8(output.stdout).expect("text");
+    for line in ["rate = \"30/m\"", "retry_statuses = [409, 429, 503]"] {
+        assert!(printed.lines().any(|found| found == line), "{printed}");
+    }
+    let output = check(&[], &[("WAYPOST_API__RETRY_STATUSES", "409, 503")]);
+    let told = String::from_utf8(output.stderr).expect("text");
+    assert!(
+        told.contains("WAYPOST_API__RETRY_STATUSES: api.retry_statuses: has no 429"),
+        "{told}"
+    );
+    assert!(!told.contains("503"), "{told}");
+}
+
+#[test]
 fn lanes_unknown_keys_and_keys_at_odds_are_named_too_and_no_secret_is() {
     let why = std::fs::File::open("tests/config/absent").expect_err("it is not there");
     let absent = format!(
@@ -555,6 +599,7 @@ timeout = "10s"
 concurrency = 64
 batch = 1
 give_up_after = "24h"
+retry_statuses = [408, 425, 429, "5xx"]
 [router]
 policy = "round-robin"
 publish_timeout = "2s"

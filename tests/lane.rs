@@ -31,7 +31,7 @@ use waypost::{
             Supervisor, Thread, View, factory,
         },
     },
-    api::{self, answer::FailureClass, gate::Gate, limit::AdaptiveLimit},
+    api::{self, answer::FailureClass, gate::Gate, limit::AdaptiveLimit, rate::RateLimit},
     config::{self, Ack, Policy},
     delivery::Receipt,
     lane_id::LaneId,
@@ -214,7 +214,10 @@ fn graph<T: Transport>(
         tap: Tap::default(),
         limits,
         slots,
-        gate: Arc::new(Gate::new(api_limit)),
+        gate: Arc::new(Gate::new(
+            api_limit,
+            Arc::new(RateLimit::new("api".into(), None)),
+        )),
     };
     let start_router = start_router(router.clone(), &live_lanes, fallback);
     let forwarder_id = ChildId::Forwarder(LaneId::Nats);

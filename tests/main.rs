@@ -30,6 +30,7 @@ mod output;
 mod parking;
 mod plain;
 mod planted;
+mod post_rules;
 mod power_cuts;
 mod promise;
 mod pubsub;

@@ -8,6 +8,7 @@
 use std::{rc::Rc, sync::Arc, time::Duration};
 
 use actix::{Actor, Context, Handler, ResponseFuture};
+use futures_util::FutureExt as _;
 use tokio::{
     sync::{Semaphore, watch},
     time::{sleep, timeout},
@@ -26,6 +27,7 @@ use crate::{
     api::{
         self, Api,
         answer::{Answer, Outcome},
+        rate::RateLimit,
     },
     breaker::{Breaker, Denied, Pass, Trial},
     clock::{age, unix_us},
@@ -49,6 +51,7 @@ pub struct RetrierParams {
     pub dead_letters: DeadLetters,
     pub parking: Parking,
     pub breaker: Arc<Breaker>,
+    pub rate: Arc<RateLimit>,
     pub ledger: Arc<Ledger>,
     pub tap: Tap,
 }
@@ -150,7 +153,7 @@ impl ParkedPoster {
                 biased;
                 // An error means that the retrier is gone.
                 _ = drain.changed() => return,
-                pass = self.params.breaker.pass(&due.trial) => self.post(&mut due, pass).await,
+                pass = self.admit(&due.trial) => self.post(&mut due, pass).await,
             };
             if is_settled {
                 return;
@@ -159,6 +162,24 @@ impl ParkedPoster {
             tokio::select! {
                 () = sleep(UNWRITTEN_REST) => {}
                 _ = drain.changed() => return,
+            }
+        }
+    }
+
+    /// Resolves when a POST may be made.
+    async fn admit(&self, trial: &Trial) -> Pass<'_> {
+        let RetrierParams { breaker, rate, .. } = &self.params;
+        loop {
+            let pass = breaker.pass(trial).await;
+            if pass.is_probe() {
+                rate.turn().await;
+                return pass;
+            }
+            // The breaker may open meanwhile, and a pass counts from its POST on.
+            if rate.turn_unless(|| breaker.is_open()).await
+                && let Some(pass) = breaker.pass(trial).now_or_never()
+            {
+                return pass;
             }
         }
     }

@@ -8,6 +8,8 @@ pub enum Answer {
     /// `excerpt` is the start of the answer's body; it is empty for a 2xx.
     Status {
         status: u16,
+        /// `[api].retry_statuses` has it.
+        is_retryable: bool,
         retry_after: Option<Duration>,
         excerpt: String,
     },
@@ -28,6 +30,8 @@ pub enum FailureClass {
     Overload,
     /// Any other 5xx.
     ServerError,
+    /// Any other status that is retried.
+    Retryable,
     /// 401, 403 or 404.
     Denied,
     /// Any other status.
@@ -52,13 +56,14 @@ pub enum Outcome {
 pub const RETRY_AFTER_MAX: Duration = Duration::from_mins(5);
 
 impl FailureClass {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Connect,
         Self::Closed,
         Self::Timeout,
         Self::Unusable,
         Self::Overload,
         Self::ServerError,
+        Self::Retryable,
         Self::Denied,
         Self::Refused,
     ];
@@ -72,6 +77,7 @@ impl FailureClass {
             Self::Unusable => "unusable",
             Self::Overload => "overload",
             Self::ServerError => "5xx",
+            Self::Retryable => "retryable",
             Self::Denied => "denied",
             Self::Refused => "refused",
         }
@@ -83,12 +89,17 @@ impl Answer {
     pub const fn failure(&self) -> Option<FailureClass> {
         Some(match *self {
             Self::NoAnswer { class, .. } => class,
-            Self::Status { status, .. } => match status {
+            Self::Status {
+                status,
+                is_retryable,
+                ..
+            } => match status {
                 200..=299 => return None,
+                401 | 403 | 404 => FailureClass::Denied,
+                _ if !is_retryable => FailureClass::Refused,
                 408 | 425 | 429 | 503 => FailureClass::Overload,
                 500..=599 => FailureClass::ServerError,
-                401 | 403 | 404 => FailureClass::Denied,
-                _ => FailureClass::Refused,
+                _ => FailureClass::Retryable,
             },
         })
     }
@@ -99,6 +110,7 @@ impl Answer {
             self,
             Self::Status {
                 status: 429 | 503,
+                is_retryable: true,
                 ..
             }
         )
@@ -124,7 +136,8 @@ impl Answer {
         }
     }
 
-    /// Each class of failure has one consequence. No answer, overload and 5xx are retried.
+    /// Each class of failure has one consequence. No answer, and a status that is retryable, are
+    /// retried.
     pub fn outcome(&self) -> Outcome {
         match self.failure() {
             None => Outcome::Delivered,
@@ -157,14 +170,18 @@ impl fmt::Display for Answer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::RetryStatuses;
 
     #[test]
     fn answers_are_classified_as_the_contract_says() {
-        let status = |status, retry_after| Answer::Status {
+        let answer = |status, is_retryable, retry_after| Answer::Status {
             status,
+            is_retryable,
             retry_after,
             excerpt: String::new(),
         };
+        let default = RetryStatuses::default();
+        let status = |status, retry_after| answer(status, default.contains(status), retry_after);
         let retry = |at_least| Outcome::Retry { at_least };
         let second = Some(Duration::from_secs(1));
         for (answer, outcome) in [
@@ -189,6 +206,17 @@ mod tests {
             (status(404, None), Outcome::Denied),
             (status(413, None), Outcome::Refused),
             (status(101, None), Outcome::Refused),
+            // With other statuses than the defaults.
+            (answer(409, true, second), retry(second)),
+            (answer(302, true, None), retry(None)),
+            (answer(500, false, second), Outcome::Refused),
+            (answer(503, false, None), Outcome::Refused),
+            (answer(429, false, second), Outcome::Refused),
+            // Whatever the statuses are.
+            (answer(204, true, None), Outcome::Delivered),
+            (answer(401, true, None), Outcome::Denied),
+            (answer(403, true, None), Outcome::Denied),
+            (answer(404, true, None), Outcome::Denied),
             (
                 Answer::NoAnswer {
                     class: FailureClass::Connect,
@@ -198,6 +226,19 @@ mod tests {
             ),
         ] {
             assert_eq!(answer.outcome(), outcome, "{answer:?}");
+        }
+        for (answer, class, is_overloaded) in [
+            (answer(429, true, None), FailureClass::Overload, true),
+            (answer(503, true, None), FailureClass::Overload, true),
+            (answer(408, true, None), FailureClass::Overload, false),
+            (answer(500, true, None), FailureClass::ServerError, false),
+            (answer(409, true, None), FailureClass::Retryable, false),
+            (answer(503, false, None), FailureClass::Refused, false),
+            (answer(409, false, None), FailureClass::Refused, false),
+        ] {
+            assert_eq!(answer.failure(), Some(class), "{answer:?}");
+            assert_eq!(answer.is_overloaded(), is_overloaded, "{answer:?}");
+            assert!(answer.is_reached(), "{answer:?}");
         }
     }
 }

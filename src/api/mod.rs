@@ -4,6 +4,7 @@ pub mod answer;
 pub mod client;
 pub mod gate;
 pub mod limit;
+pub mod rate;
 
 use std::{
     fmt, fs,
@@ -44,6 +45,7 @@ pub struct Settings {
     timeout: Duration,
     /// POSTs that may be in flight.
     concurrency: usize,
+    retry_statuses: config::RetryStatuses,
 }
 
 /// The configuration of the API cannot be used. The text names the URL or the file.
@@ -62,6 +64,7 @@ impl Settings {
             endpoint: endpoint.with_authorization(authorization),
             timeout: config.timeout,
             concurrency: config.concurrency,
+            retry_statuses: config.retry_statuses.clone(),
         })
     }
 }
@@ -115,13 +118,18 @@ fn tls(ca_file: Option<&Path>) -> Result<ClientConfig, ApiError> {
 pub struct Api {
     client: HttpClient,
     timeout: Duration,
+    retry_statuses: config::RetryStatuses,
 }
 
 impl Api {
     pub fn new(settings: &Settings) -> Self {
         let timeout = settings.timeout;
         let client = HttpClient::new(settings.endpoint.clone(), settings.concurrency, timeout);
-        Self { client, timeout }
+        Self {
+            client,
+            timeout,
+            retry_statuses: settings.retry_statuses.clone(),
+        }
     }
 
     /// POSTs `body` under `id`. The time-out of the configuration covers connecting, sending and
@@ -155,6 +163,7 @@ impl Api {
         match (head, ended) {
             (Some((status, retry_after)), _) => Answer::Status {
                 status: status.as_u16(),
+                is_retryable: self.retry_statuses.contains(status.as_u16()),
                 retry_after,
                 excerpt: String::from_utf8_lossy(excerpt.trim_ascii_end()).into_owned(),
             },

@@ -192,6 +192,7 @@ impl ApiSimulation {
             Fault::Answers500 => {
                 let answer = Answer::Status {
                     status: 500,
+                    is_retryable: true,
                     retry_after: None,
                     excerpt: String::new(),
                 };

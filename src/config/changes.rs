@@ -118,7 +118,7 @@ mod tests {
         ),
     ];
     /// Among these is another value for each key.
-    const VALUES: [&str; 17] = [
+    const VALUES: [&str; 19] = [
         "3",
         "true",
         "7MiB",
@@ -136,6 +136,8 @@ mod tests {
         "/other",
         "header:other",
         "never",
+        "500/s",
+        "409",
     ];
 
     fn load(settings: &[(&str, &str)]) -> Option<Config> {

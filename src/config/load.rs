@@ -291,9 +291,25 @@ impl Loader {
             if let Ok(routes) = config.routes() {
                 self.warn_of_unreachable(&routes);
             }
+            self.warn_of_overload(&config);
             Ok(config)
         } else {
             Err(self.errors)
+        }
+    }
+}
+
+impl Loader {
+    /// Warns if records would die of an API that only has too much to do.
+    fn warn_of_overload(&self, config: &Config) {
+        let is_retried = |status: &u16| config.api.retry_statuses.contains(*status);
+        for status in [429, 503].iter().filter(|status| !is_retried(status)) {
+            let key = "api.retry_statuses";
+            let place = self.places.get(key).map_or("default", String::as_str);
+            warn!(
+                "{place}: {key}: has no {status}: while the API has too much to do, records become \
+                 dead letters"
+            );
         }
     }
 }

@@ -202,6 +202,7 @@ async fn scrape(state: web::Data<AdminState>) -> Result<HttpResponse, Problem> {
         api_is_up: !state.breaker.is_open(),
         reload: state.control.last_reload(),
         api_limit: state.api_limit(),
+        api_rate: state.api_rate.status(),
         oldest_us: oldest.and_then(|entry| Some(entry.record().origin?.at_us)),
     };
     let text = scrape.text().map_err(|why| {

@@ -13,7 +13,7 @@ use prometheus_client::{
 
 use super::status::LaneStatus;
 use crate::{
-    api::answer::FailureClass,
+    api::{answer::FailureClass, rate::RateStatus},
     clock::unix_us,
     control::{ReloadOutcome, ReloadReport},
     ledger::{Counts, LaneLedger, Latency, Ledger},
@@ -36,6 +36,7 @@ pub struct Scrape<'s> {
     pub api_is_up: bool,
     pub reload: Option<ReloadReport>,
     pub api_limit: usize,
+    pub api_rate: Option<RateStatus>,
     /// The time at which the oldest record in the spool was accepted, in µs since the Unix epoch.
     pub oldest_us: Option<u64>,
 }
@@ -278,6 +279,12 @@ impl Scrape<'_> {
             "waypost_api_concurrency_limit",
             "POSTs to the API that may be in flight now, over all lanes",
             ConstGauge::new(self.api_limit as u64),
+        );
+        let waiting = self.api_rate.map_or(0, |rate| rate.waiting);
+        registry.register(
+            "waypost_api_rate_waiting",
+            "POSTs to the API that wait for their turn because its rate binds",
+            ConstGauge::new(waiting as u64),
         );
         let failures = FailureClass::ALL.map(|class| {
             let count = ConstCounter::new(self.ledger.api.failures(class));

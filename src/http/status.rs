@@ -14,7 +14,10 @@ use tokio::time::Instant;
 use super::problem::{Problem, ProblemKind};
 use crate::{
     actors::supervisor::{Action, ChildId, Snapshot, State, Supervisor, View},
-    api::limit::AdaptiveLimit,
+    api::{
+        limit::AdaptiveLimit,
+        rate::{RateLimit, RateStatus},
+    },
     breaker::Breaker,
     clock::age,
     config::Ack,
@@ -45,6 +48,7 @@ pub struct AdminState {
     pub api_url: Arc<str>,
     /// POSTs that may be in flight per lane.
     pub api_limit: Arc<Mutex<AdaptiveLimit>>,
+    pub api_rate: Arc<RateLimit>,
     pub draining: Arc<AtomicBool>,
     pub ack: Ack,
     /// The names that the admin side may be asked by: see `foreign`.
@@ -150,6 +154,8 @@ struct ApiStatus<'s> {
     retry_in_s: Option<f64>,
     in_flight: u64,
     limit: usize,
+    /// Null if nothing limits the rate.
+    rate: Option<RateStatus>,
 }
 
 /// The view of one actor.
@@ -203,6 +209,7 @@ impl AdminState {
             retry_in_s: health.retry_in.map(|time| time.as_secs_f64()),
             in_flight: self.ledger.api.in_flight(),
             limit: self.api_limit(),
+            rate: self.api_rate.status(),
         }
     }
 

@@ -255,9 +255,12 @@ impl Poster {
         loop {
             let pass = breaker.pass(trial).await;
             if pass.is_probe() {
+                gate.admit_probe().await;
                 return (pass, None);
             }
-            let place = gate.enter().await;
+            let Some(place) = gate.enter(|| breaker.is_open()).await else {
+                continue;
+            };
             // The breaker may have opened meanwhile, and a pass counts from its POST on.
             if let Some(pass) = breaker.pass(trial).now_or_never() {
                 return (pass, Some(place));
