@@ -38,7 +38,7 @@ use crate::{
     breaker::Breaker,
     config::Config,
     control::{ConfigSource, Control, ControlParams, Orders},
-    http::{self, ServerLimits, admin, ingest, status::AdminState},
+    http::{self, ServerLimits, admin, ingest, status::AdminState, tokens::Tokens},
     idempotency::IdempotencyStore,
     lane_id::LaneId,
     ledger::{self, Ledger, TakenFile},
@@ -92,6 +92,8 @@ pub enum StartError {
     Serve(#[from] io::Error),
     #[error("{0}")]
     Routes(String),
+    #[error("ingest.tokens_file: {0}")]
+    Tokens(String),
 }
 
 impl StartError {
@@ -289,6 +291,11 @@ impl<'a> Graph<'a> {
         });
         self.children
             .push((ChildId::Router, self.threads[0].clone(), start));
+        let tokens = config.tokens_file.as_deref().map(Tokens::open);
+        let tokens = tokens.transpose().map_err(StartError::Tokens)?;
+        if let Some(tokens) = tokens.clone() {
+            actix_rt::spawn(tokens.keep_reading());
+        }
         Ok(ingest::IngestState {
             admission: Admission::new(
                 self.router.clone(),
@@ -298,6 +305,7 @@ impl<'a> Graph<'a> {
             lanes: Arc::clone(&self.lanes),
             routing: self.routing.clone(),
             schema: config.schema,
+            tokens,
             body: ingest::BodyLimits {
                 max: config.max_body,
                 timeout: config.body_timeout,
@@ -472,6 +480,7 @@ impl<'a> Graph<'a> {
             api_rate: self.api_rate,
             draining: Arc::clone(&draining),
             ack: config.ingest.ack,
+            tokens: ingest_state.tokens.clone(),
             hosts: config.admin.hosts.as_slice().into(),
             read_only: config.admin.read_only,
         };
@@ -485,7 +494,7 @@ impl<'a> Graph<'a> {
             drain: INGEST_DRAIN,
         };
         let ingest_server = http::serve(ingest_socket, ingest_limits, move |app| {
-            ingest::routes(app.app_data(web::Data::new(ingest_state.clone())));
+            ingest::routes(app, ingest_state.clone());
         })?;
         let admin_limits = ServerLimits::of_one_thread(ADMIN_DRAIN);
         let admin_server = http::serve(admin_socket, admin_limits, move |app| {

@@ -44,6 +44,7 @@ mod sink;
 mod spool;
 mod supervisor;
 mod support;
+mod tokens;
 mod traffic;
 mod transport_contract;
 mod trouble;

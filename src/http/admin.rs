@@ -203,6 +203,7 @@ async fn scrape(state: web::Data<AdminState>) -> Result<HttpResponse, Problem> {
         reload: state.control.last_reload(),
         api_limit: state.api_limit(),
         api_rate: state.api_rate.status(),
+        tokens_unreadable: state.tokens_unreadable(),
         oldest_us: oldest.and_then(|entry| Some(entry.record().origin?.at_us)),
     };
     let text = scrape.text().map_err(|why| {

@@ -5,6 +5,7 @@
 //! | `POST /`, `POST /{lane}` with a record | 202 once it is safe |
 //! | the same with a JSON array or NDJSON | 202 once all are safe; a bad one, and none is taken |
 //! | malformed JSON or headers | 400 |
+//! | no token of `[ingest].tokens_file` | 401, `WWW-Authenticate` |
 //! | unknown lane or route | 404 |
 //! | another method | 405 |
 //! | a body or a record over its limit, or over each lane's | 413 |
@@ -19,7 +20,14 @@ mod refusal;
 
 use std::{sync::Arc, time::Instant};
 
-use actix_web::{HttpRequest, HttpResponse, ResponseError as _, http::StatusCode, web};
+use actix_web::{
+    Error, HttpRequest, HttpResponse, ResponseError as _,
+    body::BoxBody,
+    dev::{ServiceRequest, ServiceResponse},
+    http::{Method, StatusCode},
+    middleware::{Next, from_fn},
+    web,
+};
 use bytes::Bytes;
 use futures_util::future::join_all;
 use serde::Serialize;
@@ -32,7 +40,10 @@ use self::{
     headers::{check_type, traceparent},
     refusal::{key_reused, refused, too_large},
 };
-use super::problem::{Problem, ProblemKind};
+use super::{
+    problem::{Problem, ProblemKind},
+    tokens::Tokens,
+};
 use crate::{
     actors::{
         admission::Admission,
@@ -59,6 +70,8 @@ pub struct IngestState {
     pub lanes: Arc<[(LaneId, String)]>,
     pub routing: CurrentRouting,
     pub schema: Schema,
+    /// Who may send records; `None` for everybody.
+    pub tokens: Option<Tokens>,
     pub body: BodyLimits,
     /// In bytes.
     pub max_record: usize,
@@ -83,8 +96,44 @@ struct AllAccepted<'a> {
     records: Vec<Accepted<'a>>,
 }
 
-/// Adds the routes of `[ingest].listen`.
-pub fn routes(app: &mut web::ServiceConfig) {
+/// Adds the routes of `[ingest].listen`. If there are tokens, each but `GET /` is for those who have
+/// one.
+pub fn routes(app: &mut web::ServiceConfig, state: IngestState) {
+    match &state.tokens {
+        None => open_routes(app),
+        Some(tokens) => {
+            let guarded = web::scope("").wrap(from_fn(only_with_a_token));
+            app.app_data(web::Data::new(tokens.clone()))
+                .service(guarded.configure(open_routes));
+        }
+    }
+    app.app_data(web::Data::new(state));
+}
+
+/// Refuses a request without a token before its body is read.
+async fn only_with_a_token(
+    tokens: web::Data<Tokens>,
+    state: web::Data<IngestState>,
+    request: ServiceRequest,
+    next: Next<BoxBody>,
+) -> Result<ServiceResponse<BoxBody>, Error> {
+    let is_health =
+        request.path() == "/" && matches!(*request.method(), Method::GET | Method::HEAD);
+    if is_health {
+        return next.call(request).await;
+    }
+    let began = Instant::now();
+    match tokens.check(request.headers()) {
+        Ok(()) => next.call(request).await,
+        Err(problem) => {
+            let status = problem.status_code().as_u16();
+            state.ledger.answered(status, began);
+            Ok(request.into_response(HttpResponse::from_error(problem)))
+        }
+    }
+}
+
+fn open_routes(app: &mut web::ServiceConfig) {
     app.service(
         web::resource("/")
             .route(web::get().to(async || HttpResponse::Ok().json(json!({"message": "ok"}))))

@@ -37,6 +37,8 @@ pub struct Scrape<'s> {
     pub reload: Option<ReloadReport>,
     pub api_limit: usize,
     pub api_rate: Option<RateStatus>,
+    /// The file of ingest's tokens could not be read the last time.
+    pub tokens_unreadable: bool,
     /// The time at which the oldest record in the spool was accepted, in µs since the Unix epoch.
     pub oldest_us: Option<u64>,
 }
@@ -258,6 +260,11 @@ impl Scrape<'_> {
                 "waypost_reload_needs_restart",
                 "Settings of the configuration that was reloaded which take effect at the next start",
                 needs_restart,
+            ),
+            (
+                "waypost_ingest_tokens_unreadable",
+                "1 while the file of the tokens cannot be read, so that the last ones stay",
+                self.tokens_unreadable.into(),
             ),
             (
                 "waypost_ledger_imbalanced",

@@ -9,6 +9,7 @@ mod metrics;
 mod order_body;
 pub mod problem;
 pub mod status;
+pub mod tokens;
 
 use std::{
     fmt, io,

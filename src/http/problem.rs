@@ -34,13 +34,14 @@ pub enum ProblemKind {
     Slow,
     Spool,
     Supervisor,
+    Token,
     TooLarge,
     Unavailable,
     Unready,
 }
 
 impl ProblemKind {
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::Body,
         Self::Configuration,
         Self::Database,
@@ -63,6 +64,7 @@ impl ProblemKind {
         Self::Slow,
         Self::Spool,
         Self::Supervisor,
+        Self::Token,
         Self::TooLarge,
         Self::Unavailable,
         Self::Unready,
@@ -93,6 +95,7 @@ impl ProblemKind {
             Self::Slow => "slow",
             Self::Spool => "spool",
             Self::Supervisor => "supervisor",
+            Self::Token => "token",
             Self::TooLarge => "too-large",
             Self::Unavailable => "unavailable",
             Self::Unready => "unready",

@@ -11,7 +11,10 @@ use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::time::Instant;
 
-use super::problem::{Problem, ProblemKind};
+use super::{
+    problem::{Problem, ProblemKind},
+    tokens::{Tokens, TokensStatus},
+};
 use crate::{
     actors::supervisor::{Action, ChildId, Snapshot, State, Supervisor, View},
     api::{
@@ -51,6 +54,8 @@ pub struct AdminState {
     pub api_rate: Arc<RateLimit>,
     pub draining: Arc<AtomicBool>,
     pub ack: Ack,
+    /// Those that ingest asks for.
+    pub tokens: Option<Tokens>,
     /// The names that the admin side may be asked by: see `foreign`.
     pub hosts: Arc<[String]>,
     /// No order is taken.
@@ -74,6 +79,8 @@ pub struct Status<'s> {
     policy: &'static str,
     /// The last one; null if there was none.
     reload: Option<ReloadReport>,
+    /// Null if ingest asks for none.
+    tokens: Option<TokensStatus>,
 }
 
 #[derive(Debug, Serialize)]
@@ -191,7 +198,14 @@ impl AdminState {
             router_restarts: view_of(views, ChildId::Router).map_or(0, |router| router.restarts),
             policy: self.control.policy().name(),
             reload: self.control.last_reload(),
+            tokens: self.tokens.as_ref().map(Tokens::status),
         }
+    }
+
+    /// The file of ingest's tokens could not be read the last time.
+    pub fn tokens_unreadable(&self) -> bool {
+        let status = self.tokens.as_ref().map(Tokens::status);
+        status.is_some_and(|tokens| tokens.last_error.is_some())
     }
 
     /// POSTs that may be in flight now, over all lanes.
