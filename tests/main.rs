@@ -40,6 +40,7 @@ mod refusals;
 mod reload;
 mod router;
 mod routing;
+mod simulate;
 mod sink;
 mod spool;
 mod supervisor;

@@ -1,6 +1,7 @@
 //! `waypost check`: validates the configuration, and tries what it names.
 
 mod explain;
+mod simulate;
 
 use std::{collections::BTreeMap, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
@@ -30,7 +31,19 @@ use crate::{
 /// How long the API may take to answer.
 const API_PATIENCE: Duration = Duration::from_secs(5);
 
+const EXAMPLE: &str = "\
+Example of a PLAN.toml for --simulate, with each lane of the configuration:
+  records_per_second = 100
+  duration = \"60s\"
+  [lanes.nats]
+  latency = \"5ms\"
+  [lanes.grpc]
+  latency = { p50 = \"2ms\", p99 = \"20ms\" }
+  failures = 0.01
+  outages = [{ from = \"20s\", to = \"30s\" }]";
+
 #[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLE)]
 pub struct Args {
     #[command(flatten)]
     node: NodeArgs,
@@ -43,6 +56,10 @@ pub struct Args {
     /// A header of its request, as in 'Idempotency-Key: 7'; may be given again
     #[arg(long = "header", value_name = "NAME: VALUE", requires = "explain")]
     headers: Vec<String>,
+    /// Play the routing in simulated time with lanes that behave as this file says, and print what
+    /// each lane takes instead; nothing is started
+    #[arg(long, value_name = "PLAN.toml", conflicts_with_all = ["connect", "explain"])]
+    simulate: Option<PathBuf>,
 }
 
 /// Prints the effective configuration, or each mistake in a line of its own.
@@ -50,6 +67,9 @@ pub async fn check(args: Args) -> Result<(), ExitCode> {
     let config = args.node.load()?;
     if let Some(file) = &args.explain {
         return explain::explain(&config, file, &args.headers);
+    }
+    if let Some(file) = &args.simulate {
+        return simulate::simulate(&config, file);
     }
     print(config.to_toml().trim_end())?;
     if !args.connect {

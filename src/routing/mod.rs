@@ -16,6 +16,7 @@
 //! | [`scores`] | what is known of each lane: latency, load, successes, ejection |
 //! | [`settings`] | the routes in effect, swapped as one |
 //! | [`hash`] | rendezvous hashing |
+//! | [`simulation`] | all of it in simulated time, with lanes that behave as a plan says |
 
 pub mod choose;
 pub mod explain;
@@ -24,6 +25,7 @@ pub mod policy;
 pub mod rules;
 pub mod scores;
 pub mod settings;
+pub mod simulation;
 
 #[cfg(test)]
 mod tests;

@@ -2,6 +2,7 @@
 //! whose connections can be cut or reset.
 
 use std::{
+    collections::VecDeque,
     net::{SocketAddr, TcpListener},
     sync::{Arc, Mutex},
     thread,
@@ -12,7 +13,7 @@ use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpSocket, TcpStream},
     sync::watch,
-    time::sleep,
+    time::{Instant, sleep, sleep_until},
 };
 
 /// How one direction treats bytes.
@@ -22,7 +23,10 @@ pub enum Flow {
     /// A black hole: nothing arrives, without an error. The bytes under flow arrive when it passes
     /// again, as after a retransmission.
     Swallows,
+    /// Each piece holds up those behind it.
     Delays(Duration),
+    /// Each byte arrives so much later, as over a long line.
+    Lags(Duration),
     /// Bytes per second.
     Trickles(usize),
 }
@@ -203,8 +207,21 @@ async fn carry(
     flow: impl Fn(&Network) -> Flow,
 ) {
     let mut buffer = vec![0; 64 << 10];
+    // The bytes of a long line, by the times at which they arrive.
+    let mut under_way: VecDeque<(Instant, Vec<u8>)> = VecDeque::new();
     loop {
-        let read = from.read(&mut buffer).await.unwrap_or(0);
+        let next = under_way.front().map(|(due, _)| *due);
+        let read = tokio::select! {
+            biased;
+            () = async { sleep_until(next.unwrap_or_else(Instant::now)).await }, if next.is_some() => {
+                let Some((_, bytes)) = under_way.pop_front() else { continue };
+                if to.write_all(&bytes).await.is_err() {
+                    return;
+                }
+                continue;
+            }
+            read = from.read(&mut buffer) => read.unwrap_or(0),
+        };
         if network
             .wait_for(|network| flow(network) != Flow::Swallows)
             .await
@@ -218,6 +235,10 @@ async fn carry(
             Flow::Delays(delay) => {
                 sleep(delay).await;
                 to.write_all(&buffer[..read]).await
+            }
+            Flow::Lags(lag) => {
+                under_way.push_back((Instant::now() + lag, buffer[..read].to_vec()));
+                Ok(())
             }
             Flow::Trickles(rate) => trickle(&mut to, &buffer[..read], rate).await,
             Flow::Passes | Flow::Swallows => to.write_all(&buffer[..read]).await,
