@@ -23,7 +23,11 @@ use tracing::{info, warn};
 
 use self::trial::Judgement;
 pub use self::trial::Trial;
-use crate::{api::answer::Answer, backoff::Backoff};
+use crate::{
+    api::answer::Answer,
+    backoff::Backoff,
+    changes::{Change, ChangeLog, Reason},
+};
 
 /// Failures in a row that open it if none of them has reached the API.
 const FAILURES_MAX: u32 = 5;
@@ -52,6 +56,7 @@ pub struct Breaker {
     state: Mutex<State>,
     /// Wakes the callers that wait for a pass.
     changes: Notify,
+    change_log: ChangeLog,
 }
 
 struct State {
@@ -150,6 +155,12 @@ impl Breaker {
         }
     }
 
+    /// The same breaker, with the log that gets its changes.
+    #[must_use]
+    pub fn with_change_log(self, change_log: ChangeLog) -> Self {
+        Self { change_log, ..self }
+    }
+
     /// Resolves when the record, or the batch, of `trial` may be POSTed. While the breaker is open,
     /// one that has not failed yet is the first to probe the API, and one that is proven bad the last.
     pub async fn pass(&self, trial: &Trial) -> Pass<'_> {
@@ -218,6 +229,12 @@ impl Breaker {
             let (api, reason) = (&*self.api, &*why);
             let retry_in_ms = delay.as_millis();
             warn!(api, reason, retry_in_ms, "API is down: records wait");
+            self.change_log.add(Change::Api {
+                url: api,
+                state: "down",
+                last_error: Some(Reason(reason)),
+                retry_in_s: Some(delay.as_secs_f64()),
+            });
         }
         state.last_error = Some(why);
         if let Some(denials) = state.denials.take() {
@@ -290,6 +307,12 @@ impl Pass<'_> {
                     waited = waiting(),
                     "API is up again"
                 );
+                self.breaker.change_log.add(Change::Api {
+                    url: &self.breaker.api,
+                    state: "up",
+                    last_error: None,
+                    retry_in_s: None,
+                });
             }
         }
         state.denials = None;
@@ -585,6 +608,20 @@ mod tests {
         assert!(health.retry_in.is_some_and(|time| time <= PROBE_CAP));
         take(&breaker).await;
         assert!(breaker.health().is_up && breaker.health().since > began);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_outage_is_two_changes_in_the_log() {
+        let log = ChangeLog::default();
+        let breaker = Breaker::new("http://api/".into()).with_change_log(log.clone());
+        for outage in 1..3 {
+            fail(&breaker, FAILURES_MAX).await;
+            post(&breaker, &none("refused")).await;
+            assert_eq!(log.last(), 2 * outage - 1);
+            take(&breaker).await;
+            take(&breaker).await;
+            assert_eq!(log.last(), 2 * outage);
+        }
     }
 
     /// Answers may be about the records. Only time tells that the API takes none.

@@ -18,6 +18,7 @@ pub use self::{
 };
 use crate::{
     actors::supervisor::{Action, CommandOutcome, LaneCommand, Supervisor},
+    changes::{Change, ChangeLog},
     config::{Config, Policy},
     lane_id::LaneId,
     routing::{scores::Scores, settings::CurrentRouting},
@@ -36,6 +37,7 @@ struct Parts {
     routing: CurrentRouting,
     orders: Orders,
     source: ConfigSource,
+    change_log: ChangeLog,
     /// The configuration in effect, but for what orders have changed. Held while an order is carried
     /// out: what is noted of orders is in the order of their effects.
     config: Mutex<Config>,
@@ -51,6 +53,7 @@ pub struct ControlParams {
     /// The configuration of the start.
     pub config: Config,
     pub source: ConfigSource,
+    pub change_log: ChangeLog,
 }
 
 impl Control {
@@ -61,6 +64,7 @@ impl Control {
             routing: params.routing,
             orders: params.orders,
             source: params.source,
+            change_log: params.change_log,
             config: Mutex::new(params.config),
             last_reload: parking_lot::Mutex::default(),
         }))
@@ -104,6 +108,11 @@ impl Control {
             by,
             "an operator has given an order"
         );
+        self.0.change_log.add(Change::Order {
+            lanes: &changed,
+            action: action.name(),
+            by,
+        });
         for lane in changed {
             self.0.orders.note_action(lane, action, by);
         }
@@ -119,6 +128,8 @@ impl Control {
             return;
         }
         info!(%lane, weight, by, "the weight of the lane is set");
+        let change = Change::Weight { lane, weight, by };
+        self.0.change_log.add(change);
         self.0.scores.set_weight(lane, weight);
         self.0.orders.note_weight(lane, weight, by);
         self.0.orders.keep().await;

@@ -40,7 +40,12 @@ use self::{
     memory::{FlagMemory, Flags},
     rules::{CountedAs, Transition, count},
 };
-use crate::{clock::unix_us, lane_id::LaneId, record::Record};
+use crate::{
+    changes::{Change, ChangeLog, Reason},
+    clock::unix_us,
+    lane_id::LaneId,
+    record::Record,
+};
 
 /// The counts of one node since its start.
 pub struct Ledger {
@@ -57,6 +62,7 @@ pub struct Ledger {
     imbalanced: AtomicBool,
     /// Notified when a record was taken over.
     taken_over: Notify,
+    change_log: ChangeLog,
 }
 
 impl Ledger {
@@ -71,7 +77,14 @@ impl Ledger {
             requests: Mutex::default(),
             imbalanced: AtomicBool::new(false),
             taken_over: Notify::new(),
+            change_log: ChangeLog::default(),
         }
+    }
+
+    /// The same ledger, with the log that gets its changes.
+    #[must_use]
+    pub fn with_change_log(self, change_log: ChangeLog) -> Self {
+        Self { change_log, ..self }
     }
 
     /// `lane` has confirmed a record, and its client has a receipt. The confirm took `after`.
@@ -113,14 +126,21 @@ impl Ledger {
     fn confirmed(&self, lane: LaneId, after: Duration) -> MutexGuard<'_, LaneLedger> {
         let mut ledger = self.lane(lane);
         ledger.publish.record(after);
-        ledger.refusals.confirmed(lane, Instant::now);
+        if ledger.refusals.confirmed(lane, Instant::now) {
+            let refusing = None;
+            self.change_log.add(Change::Refusal { lane, refusing });
+        }
         ledger
     }
 
     /// The broker of `lane` does not take `records` for now.
     pub fn refused_by(&self, lane: LaneId, reason: &str, records: u64) {
         let now = Instant::now();
-        self.lane(lane).refusals.refused(lane, reason, records, now);
+        let refusals = &mut self.lane(lane).refusals;
+        if refusals.refused(lane, reason, records, now) {
+            let refusing = Some(Reason(reason));
+            self.change_log.add(Change::Refusal { lane, refusing });
+        }
     }
 
     /// A record that `lane` has confirmed ended in lane `to`. Its count moves there.
@@ -765,6 +785,18 @@ mod tests {
         );
     }
 
+    #[test]
+    fn refusals_are_a_change_when_they_begin() {
+        let ledger = Ledger::new(Arc::from("run"));
+        for _ in 0..3 {
+            ledger.refused_by(LaneId::Nats, "full", 1);
+            ledger.accepted(LaneId::Nats, &record("a", "run"), Duration::ZERO);
+        }
+        assert_eq!(ledger.change_log.last(), 1);
+        ledger.refused_by(LaneId::Grpc, "full", 1);
+        assert_eq!(ledger.change_log.last(), 2);
+    }
+
     #[tokio::test(start_paused = true)]
     async fn an_imbalance_at_rest_is_reported_until_it_is_over() {
         let ledger = Arc::new(Ledger::new(Arc::from("run")));
@@ -773,9 +805,11 @@ mod tests {
         ledger.dropped(1);
         sleep(3 * REST).await;
         assert!(ledger.is_imbalanced());
+        assert_eq!(ledger.change_log.last(), 1);
         ledger.spooled();
         sleep(3 * REST).await;
         assert!(!ledger.is_imbalanced());
+        assert_eq!(ledger.change_log.last(), 2);
     }
 
     #[tokio::test(start_paused = true)]

@@ -84,6 +84,7 @@ pub mod actors;
 pub mod api;
 pub mod backoff;
 pub mod breaker;
+pub mod changes;
 pub mod cli;
 pub mod clock;
 pub mod config;

@@ -36,9 +36,12 @@ use crate::{
     },
     api::{self, gate::Gate, limit::AdaptiveLimit, rate::RateLimit},
     breaker::Breaker,
+    changes::{self, Change, ChangeLog},
     config::Config,
     control::{ConfigSource, Control, ControlParams, Orders},
-    http::{self, ServerLimits, admin, ingest, status::AdminState, tokens::Tokens},
+    http::{
+        self, ServerLimits, admin, events::EventHub, ingest, status::AdminState, tokens::Tokens,
+    },
     idempotency::IdempotencyStore,
     lane_id::LaneId,
     ledger::{self, Ledger, TakenFile},
@@ -59,6 +62,9 @@ use crate::{
 const INGEST_DRAIN: Duration = Duration::from_secs(4);
 const ADMIN_DRAIN: Duration = Duration::from_secs(1);
 
+/// Without a limit, the system would hold megabytes for a reader of events that takes none.
+const ADMIN_SEND_BUFFER: u32 = 32 << 10;
+
 /// A running node.
 pub struct Node {
     /// The address that takes records.
@@ -72,6 +78,7 @@ pub struct Node {
     taken_file: TakenFile,
     retrier: Slot<Retrier>,
     draining: Arc<AtomicBool>,
+    change_log: ChangeLog,
     ingest_server: ServerHandle,
     admin_server: ServerHandle,
 }
@@ -113,11 +120,12 @@ impl Node {
     /// # Errors
     /// If an address is taken, or a file that `config` names cannot be used.
     pub fn start(config: &Config, source: ConfigSource) -> Result<Self, StartError> {
-        let listen = |address| {
-            http::listen(address).map_err(|source| StartError::Listen { address, source })
+        let listen = |address, send_buffer| {
+            http::listen(address, send_buffer)
+                .map_err(|source| StartError::Listen { address, source })
         };
-        let ingest_socket = listen(config.ingest.listen)?;
-        let admin_socket = listen(config.admin.listen)?;
+        let ingest_socket = listen(config.ingest.listen, None)?;
+        let admin_socket = listen(config.admin.listen, Some(ADMIN_SEND_BUFFER))?;
         let mut graph = Graph::new(config)?;
         let ingest_state = graph.ingest()?;
         graph.feeder(&ingest_state.admission);
@@ -132,6 +140,7 @@ impl Node {
     pub async fn drain(self) {
         info!("draining");
         self.draining.store(true, Relaxed);
+        self.change_log.add(Change::Node { draining: true });
         self.ingest_server.stop(true).await;
         if let Some(feeder) = self.feeder.get()
             && feeder.send(Drain).await.is_err()
@@ -168,6 +177,7 @@ impl Node {
 /// The actors of a node before they start, and the parts that they share.
 struct Graph<'a> {
     config: &'a Config,
+    change_log: ChangeLog,
     ledger: Arc<Ledger>,
     spool: Spool,
     dead_letters: DeadLetters,
@@ -197,7 +207,10 @@ struct Graph<'a> {
 impl<'a> Graph<'a> {
     /// Opens the spool, and counts what an earlier run has left there.
     fn new(config: &'a Config) -> Result<Self, StartError> {
-        let ledger = Arc::new(Ledger::new(Record::new_id()));
+        let run = Record::new_id();
+        let change_log = ChangeLog::new(Arc::clone(&run));
+        let ledger = Ledger::new(run).with_change_log(change_log.clone());
+        let ledger = Arc::new(ledger);
         let spool = Spool::open(&config.spool.dir, config.spool.max)?;
         let found = spool.stats();
         let left = found.waiting() + found.parked() + found.records(Queue::Dead);
@@ -223,6 +236,10 @@ impl<'a> Graph<'a> {
             }
         }
         actix_rt::spawn(ledger::audit(Arc::clone(&ledger), spool.watch_stats()));
+        actix_rt::spawn(changes::log_spool(
+            change_log.clone(),
+            spool.watch_refuses(),
+        ));
         let taken_file = TakenFile::open(&config.spool.dir, &ledger);
         actix_rt::spawn(taken_file.clone().keep());
         let routes = config.routes().map_err(StartError::routes)?;
@@ -235,6 +252,8 @@ impl<'a> Graph<'a> {
         }
         let api_url: Arc<str> = config.api.url.to_string().into();
         let threads = half_the_cores().min(lanes.len().max(1));
+        let breaker = Breaker::new(Arc::clone(&api_url));
+        let live_lanes = LiveLanes::new(Arc::new(scores)).with_change_log(change_log.clone());
         let dead_letters = DeadLetters {
             spool: spool.clone(),
             give_up_after: config.api.give_up_after,
@@ -246,14 +265,15 @@ impl<'a> Graph<'a> {
             dead_letters,
             spool,
             tap: Tap::default(),
-            breaker: Arc::new(Breaker::new(Arc::clone(&api_url))),
+            breaker: Arc::new(breaker.with_change_log(change_log.clone())),
             api_rate: Arc::new(RateLimit::new(api_url, config.api.rate)),
             api: api::Settings::read(&config.api)?,
             api_limit: Arc::new(Mutex::new(AdaptiveLimit::new(
                 config.api.concurrency,
                 Instant::now(),
             ))),
-            live_lanes: LiveLanes::new(Arc::new(scores)),
+            live_lanes,
+            change_log,
             routing: CurrentRouting::new(routes),
             explanations: Explanations::default(),
             orders,
@@ -463,6 +483,7 @@ impl<'a> Graph<'a> {
             orders: self.orders,
             config: config.clone(),
             source,
+            change_log: self.change_log.clone(),
         });
         let draining = Arc::new(AtomicBool::new(false));
         let admin_state = AdminState {
@@ -483,6 +504,7 @@ impl<'a> Graph<'a> {
             tokens: ingest_state.tokens.clone(),
             hosts: config.admin.hosts.as_slice().into(),
             read_only: config.admin.read_only,
+            events: Arc::new(EventHub::new(self.change_log.clone())),
         };
         let ingest = ingest_socket.local_addr()?;
         let admin = admin_socket.local_addr()?;
@@ -516,6 +538,7 @@ impl<'a> Graph<'a> {
             taken_file: self.taken_file,
             retrier: self.retrier,
             draining,
+            change_log: self.change_log,
             ingest_server,
             admin_server,
         })

@@ -154,6 +154,7 @@ pub struct Spool {
     requests: mpsc::UnboundedSender<SpoolRequest>,
     settled: SettledKeys,
     stats: watch::Receiver<SpoolStats>,
+    refuses: watch::Receiver<bool>,
     readable: Arc<[watch::Receiver<Readable>]>,
     found_copies: Arc<[FoundCopies; LaneId::ALL.len()]>,
     /// Closed when the thread has ended, whatever the cause.
@@ -200,6 +201,7 @@ impl Spool {
         let settled = SettledKeys::default();
         let store = Store::new(folder, logs, max, Arc::clone(&settled), place);
         let stats = store.watch_stats();
+        let refuses = store.watch_refuses();
         let readable = store.watch_readable();
         let (is_running, running) = watch::channel(());
         let run = move || {
@@ -212,6 +214,7 @@ impl Spool {
             requests,
             settled,
             stats,
+            refuses,
             readable,
             found_copies: found_copies.into(),
             running,
@@ -327,6 +330,11 @@ impl Spool {
             refuses: stats.refuses || has_ended,
             ..stats
         }
+    }
+
+    /// Whether nothing can be put, as it changes. It ends with the spool.
+    pub fn watch_refuses(&self) -> watch::Receiver<bool> {
+        self.refuses.clone()
     }
 
     /// The contents of the disk, as they change.

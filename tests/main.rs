@@ -15,6 +15,7 @@ mod containers;
 mod control;
 mod durable;
 mod end_to_end;
+mod events;
 mod faults;
 mod fleet;
 mod foreign;

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use super::{Publish, receipts::Refused};
 use crate::{
+    changes::ChangeLog,
     lane_id::{LaneId, PerLane},
     routing::scores::Scores,
     transport,
@@ -55,6 +56,7 @@ impl LaneEntry {
 pub struct LiveLanes {
     table: Arc<RwLock<PerLane<LaneEntry>>>,
     pub scores: Arc<Scores>,
+    pub change_log: ChangeLog,
 }
 
 impl LiveLanes {
@@ -62,7 +64,14 @@ impl LiveLanes {
         Self {
             table: Arc::default(),
             scores,
+            change_log: ChangeLog::default(),
         }
+    }
+
+    /// The same table, with the log that gets the changes of the lanes.
+    #[must_use]
+    pub fn with_change_log(self, change_log: ChangeLog) -> Self {
+        Self { change_log, ..self }
     }
 
     /// The lane is up, and `publisher` takes its records: messages of up to `largest` bytes, or of

@@ -8,6 +8,7 @@ use tracing::{error, info, warn};
 
 use super::{Control, FILE_PATIENCE, with_a_file};
 use crate::{
+    changes::Change,
     clock::{age, unix_us},
     config::{Config, ConfigError},
     lane_id::LaneId,
@@ -38,6 +39,15 @@ pub enum ReloadOutcome {
     Applied,
     /// Nothing has changed.
     Rejected,
+}
+
+impl ReloadOutcome {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Applied => "applied",
+            Self::Rejected => "rejected",
+        }
+    }
 }
 
 #[expect(
@@ -89,6 +99,10 @@ impl Control {
             }
         }
         report.log();
+        self.0.change_log.add(Change::Reload {
+            outcome: report.outcome.name(),
+            by,
+        });
         *self.0.last_reload.lock() = Some(report.clone());
         report
     }

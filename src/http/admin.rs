@@ -20,7 +20,7 @@ use serde::{Deserialize, Deserializer, de::Error as _};
 use serde_json::json;
 
 use super::{
-    dead_letters, foreign,
+    dead_letters, events, foreign,
     metrics::Scrape,
     order_body::OrderBody,
     problem::{Problem, ProblemKind},
@@ -49,6 +49,7 @@ pub fn routes(app: &mut web::ServiceConfig) {
             web::scope("/api")
                 .wrap(from_fn(only_this_site))
                 .service(read("/status", status))
+                .service(read("/events", events::stream))
                 .service(read("/explain", explain))
                 .service(read("/dead", dead_letters::list))
                 .service(order("/dead/replay", dead_letters::replay))

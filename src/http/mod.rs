@@ -3,6 +3,7 @@
 pub mod admin;
 mod dead_letters;
 mod early_problem;
+pub mod events;
 mod foreign;
 pub mod ingest;
 mod metrics;
@@ -26,6 +27,7 @@ use actix_web::{
     web,
 };
 use tokio::net::{TcpSocket, TcpStream};
+use tokio_io_timeout::TimeoutStream;
 use tracing::{debug, error};
 
 use self::early_problem::EarlyProblemStream;
@@ -36,17 +38,25 @@ const BACKLOG: u32 = 1024;
 /// A connection that ends before its request was read may take this long to hear the answer.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// Binds a socket for a server.
+/// A client that takes nothing of its answer for this long loses its connection.
+const WRITE_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Binds a socket for a server. The system holds up to about twice `send_buffer` bytes that a client
+/// has not taken yet, or as much as it likes.
 ///
 /// # Errors
 /// If the address is taken, or is none of this machine's.
-pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+pub fn listen(address: SocketAddr, send_buffer: Option<u32>) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() {
         TcpSocket::new_v4()?
     } else {
         TcpSocket::new_v6()?
     };
     socket.set_reuseaddr(true)?;
+    // Its connections have the same.
+    if let Some(bytes) = send_buffer {
+        socket.set_send_buffer_size(bytes)?;
+    }
     socket.bind(address)?;
     socket.listen(BACKLOG)?.into_std()
 }
@@ -115,7 +125,9 @@ pub fn serve(
             .finish(app);
         let connected = async |stream: TcpStream| {
             let client = stream.peer_addr().ok();
-            let stream = EarlyProblemStream::new(stream, client);
+            let mut stream = TimeoutStream::new(stream);
+            stream.set_write_timeout(Some(write_patience()));
+            let stream = EarlyProblemStream::new(Box::pin(stream), client);
             Ok::<_, DispatchError>((stream, Protocol::Http1, client))
         };
         fn_service(connected).and_then(http)
@@ -134,6 +146,15 @@ pub fn serve(
         }
     });
     Ok(handle)
+}
+
+/// A test may make it shorter.
+fn write_patience() -> Duration {
+    fail::fail_point!("write-patience", |ms| {
+        let ms = ms.and_then(|ms| ms.parse().ok());
+        ms.map_or(WRITE_PATIENCE, Duration::from_millis)
+    });
+    WRITE_PATIENCE
 }
 
 fn report<B>(answer: &ServiceResponse<B>) {

@@ -33,6 +33,7 @@ pub enum ProblemKind {
     Selection,
     Slow,
     Spool,
+    Streams,
     Supervisor,
     Token,
     TooLarge,
@@ -41,7 +42,7 @@ pub enum ProblemKind {
 }
 
 impl ProblemKind {
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 27] = [
         Self::Body,
         Self::Configuration,
         Self::Database,
@@ -63,6 +64,7 @@ impl ProblemKind {
         Self::Selection,
         Self::Slow,
         Self::Spool,
+        Self::Streams,
         Self::Supervisor,
         Self::Token,
         Self::TooLarge,
@@ -94,6 +96,7 @@ impl ProblemKind {
             Self::Selection => "selection",
             Self::Slow => "slow",
             Self::Spool => "spool",
+            Self::Streams => "streams",
             Self::Supervisor => "supervisor",
             Self::Token => "token",
             Self::TooLarge => "too-large",

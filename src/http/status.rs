@@ -12,6 +12,7 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use super::{
+    events::EventHub,
     problem::{Problem, ProblemKind},
     tokens::{Tokens, TokensStatus},
 };
@@ -60,6 +61,7 @@ pub struct AdminState {
     pub hosts: Arc<[String]>,
     /// No order is taken.
     pub read_only: bool,
+    pub events: Arc<EventHub>,
 }
 
 /// `GET /api/status`, as the contract fixes it.

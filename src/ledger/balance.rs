@@ -8,6 +8,7 @@ use tracing::error;
 
 use super::{Counts, Ledger};
 use crate::{
+    changes::Change,
     lane_id::LaneId,
     spool::{Queue, SpoolStats},
 };
@@ -120,7 +121,12 @@ pub async fn audit(ledger: Arc<Ledger>, stats: watch::Receiver<SpoolStats>) {
         let now = (balance, stats.committed);
         if before.replace(now) == Some(now) {
             let imbalanced = !balance.holds();
-            if ledger.imbalanced.swap(imbalanced, Relaxed) != imbalanced && imbalanced {
+            if ledger.imbalanced.swap(imbalanced, Relaxed) == imbalanced {
+                continue;
+            }
+            let balanced = !imbalanced;
+            ledger.change_log.add(Change::Ledger { balanced });
+            if imbalanced {
                 error!(
                     accepted = balance.accepted,
                     recovered = balance.recovered,

@@ -40,8 +40,16 @@ impl Refusals {
         Some(Arc::clone(&episode.reason))
     }
 
-    /// The broker has refused `records` at `now`. The first refusal is logged.
-    pub(super) fn refused(&mut self, lane: LaneId, reason: &str, records: u64, now: Instant) {
+    /// The broker has refused `records` at `now`. The first refusal is logged. Returns whether the
+    /// broker took records until now, as far as it is known.
+    pub(super) fn refused(
+        &mut self,
+        lane: LaneId,
+        reason: &str,
+        records: u64,
+        now: Instant,
+    ) -> bool {
+        let is_new = self.reason().is_none();
         self.records += records;
         let episode = self.episode.get_or_insert_with(|| {
             warn!(%lane, reason, "the broker refuses records: they go by other lanes, or wait on disk");
@@ -57,20 +65,24 @@ impl Refusals {
         if *episode.reason != *reason {
             episode.reason = reason.into();
         }
+        is_new
     }
 
-    /// The broker has confirmed a record. The end of the refusals is logged.
-    pub(super) fn confirmed(&mut self, lane: LaneId, now: impl FnOnce() -> Instant) {
+    /// The broker has confirmed a record. The end of the refusals is logged. Returns whether this is
+    /// the end.
+    pub(super) fn confirmed(&mut self, lane: LaneId, now: impl FnOnce() -> Instant) -> bool {
         // The usual case costs one comparison.
         if self.episode.is_none() {
-            return;
+            return false;
         }
         let now = now();
         let over = |episode: &mut Episode| now - episode.last >= CALM;
-        if let Some(Episode { began, records, .. }) = self.episode.take_if(over) {
-            let seconds = (now - began).as_secs();
-            info!(%lane, seconds, records, "the broker takes records again");
-        }
+        let Some(Episode { began, records, .. }) = self.episode.take_if(over) else {
+            return false;
+        };
+        let seconds = (now - began).as_secs();
+        info!(%lane, seconds, records, "the broker takes records again");
+        true
     }
 }
 
@@ -84,16 +96,17 @@ mod tests {
     fn refusals_end_with_a_confirm_after_a_calm() {
         let mut refusals = Refusals::default();
         let began = Instant::now();
-        refusals.confirmed(LANE, || unreachable!("nothing was refused"));
+        let is_over = refusals.confirmed(LANE, || unreachable!("nothing was refused"));
+        assert!(!is_over);
         assert_eq!(refusals.reason(), None);
 
-        refusals.refused(LANE, "full", 2, began);
-        refusals.confirmed(LANE, || began + CALM / 2);
+        assert!(refusals.refused(LANE, "full", 2, began), "the first");
+        assert!(!refusals.confirmed(LANE, || began + CALM / 2));
         assert_eq!(refusals.reason().as_deref(), Some("full"), "in turns");
-        refusals.refused(LANE, "over quota", 1, began + CALM / 2);
-        refusals.confirmed(LANE, || began + CALM);
+        assert!(!refusals.refused(LANE, "over quota", 1, began + CALM / 2));
+        assert!(!refusals.confirmed(LANE, || began + CALM));
         assert_eq!(refusals.reason().as_deref(), Some("over quota"));
-        refusals.confirmed(LANE, || began + CALM / 2 + CALM);
+        assert!(refusals.confirmed(LANE, || began + CALM / 2 + CALM));
         assert_eq!((refusals.reason(), refusals.records), (None, 3));
     }
 }

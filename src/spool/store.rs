@@ -61,6 +61,8 @@ pub(super) struct Store {
     committed: u64,
     commit_time: Duration,
     stats: watch::Sender<SpoolStats>,
+    /// [`SpoolStats::refuses`], which changes seldom.
+    refuses: watch::Sender<bool>,
     /// By [`Queue::at`]. Each has its own, so that only the reader of a queue with more is woken.
     readable: Vec<watch::Sender<Readable>>,
     place: FolderPlace,
@@ -97,6 +99,7 @@ impl Store {
             committed: 0,
             commit_time: Duration::ZERO,
             stats: watch::Sender::default(),
+            refuses: watch::Sender::default(),
             readable: Queue::all().map(|_| watch::Sender::default()).collect(),
             place,
         };
@@ -107,6 +110,11 @@ impl Store {
     /// The contents of the disk, as they change.
     pub fn watch_stats(&self) -> watch::Receiver<SpoolStats> {
         self.stats.subscribe()
+    }
+
+    /// Whether the disk takes nothing, as it changes.
+    pub fn watch_refuses(&self) -> watch::Receiver<bool> {
+        self.refuses.subscribe()
     }
 
     /// The readable part of each queue, by [`Queue::at`].
@@ -332,5 +340,8 @@ impl Store {
             self.failing || self.max.saturating_sub(stats.bytes) <= self.max / NEARLY_FULL;
         self.stats
             .send_if_modified(|before| std::mem::replace(before, stats) != stats);
+        let refuses = stats.refuses;
+        self.refuses
+            .send_if_modified(|before| std::mem::replace(before, refuses) != refuses);
     }
 }

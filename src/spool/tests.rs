@@ -367,6 +367,7 @@ async fn nobody_waits_for_a_thread_that_has_ended() {
         settled: SettledKeys::default(),
         requests,
         stats,
+        refuses: watch::channel(false).1,
         readable: Arc::default(),
         running,
     };

@@ -19,6 +19,7 @@ use super::{
 use crate::{
     actors::{Drain, Ping, Publish, live_lanes::LiveLanes},
     backoff::Backoff,
+    changes::{Change, Reason},
     transport::BrokerInfo,
 };
 
@@ -77,6 +78,8 @@ pub(super) struct Child {
     /// Panics and stalls of the last healthy minute.
     crashes: VecDeque<Instant>,
     outages: OutageLog,
+    /// The state that the change log has last.
+    logged_state: &'static str,
 }
 
 impl Child {
@@ -98,6 +101,7 @@ impl Child {
             backoff: Backoff::new(BACKOFF_FIRST, BACKOFF_CAP),
             crashes: VecDeque::new(),
             outages: OutageLog::default(),
+            logged_state: State::Connecting.name(),
         }
     }
 
@@ -248,9 +252,13 @@ impl Child {
     }
 
     fn set_draining(&mut self, is_draining: bool) {
+        let is_new = self.view.is_draining != is_draining;
         self.view.is_draining = is_draining;
         if let ChildId::Lane(lane) = self.view.child {
             self.live_lanes.set_draining(lane, is_draining);
+        }
+        if is_new {
+            self.log_change();
         }
     }
 
@@ -324,5 +332,36 @@ impl Child {
         if is_new {
             self.view.log();
         }
+        let is_next_attempt = self.logged_state == "backoff" && state == State::Connecting;
+        if self.logged_state != state.name() && !is_next_attempt {
+            self.logged_state = state.name();
+            self.log_change();
+        }
+    }
+
+    fn log_change(&self) {
+        let state = self.view.state.name();
+        let until = match self.view.state {
+            State::Backoff { until } => Some(until),
+            _ => None,
+        };
+        let has_failed = matches!(self.view.state, State::Backoff { .. } | State::Down);
+        let last_error = self.view.last_error.as_deref().map(Reason);
+        let last_error = last_error.filter(|_| has_failed);
+        let actor = self.view.child.to_string();
+        self.live_lanes.change_log.add(match self.view.child {
+            ChildId::Lane(lane) => Change::Lane {
+                lane,
+                state,
+                draining: self.view.is_draining,
+                last_error,
+                retry_in_s: until.map(|at| (at - Instant::now()).as_secs_f64()),
+            },
+            _ => Change::Actor {
+                actor: &actor,
+                state,
+                last_error,
+            },
+        });
     }
 }
