@@ -111,10 +111,13 @@ impl<'s> Simulation<'s> {
             scores.lane_up(lane, Duration::ZERO);
             is_up[lane as usize] = true;
             let outages = plan.lanes.get(lane.name()).map(|lane| &lane.outages);
-            for outage in outages.into_iter().flatten() {
-                let reconnect = RECONNECT_MAX.mul_f64(random.f64());
+            let mut outages = outages.into_iter().flatten().peekable();
+            while let Some(outage) = outages.next() {
+                let connected = outage.to + RECONNECT_MAX.mul_f64(random.f64());
+                // A lane that has not connected by the next outage is away all the time.
+                let next = outages.peek().map_or(Duration::MAX, |next| next.from);
                 let down = (WARM + outage.from, 0);
-                let up = (WARM + outage.to + reconnect, 0);
+                let up = (WARM + connected.min(next), 0);
                 events.push(Reverse((down, Event::LaneDown(lane))));
                 events.push(Reverse((up, Event::LaneUp(lane))));
             }

@@ -111,6 +111,17 @@ fn failover_takes_the_next_lane_during_an_outage_and_no_record_is_lost() {
 }
 
 #[test]
+fn outages_close_together_are_one() {
+    let outages =
+        (20..39).map(|second| format!("{{ from = \"{second}s\", to = \"{second}s 990ms\" }}"));
+    let outages = outages.collect::<Vec<_>>().join(", ");
+    let lanes = format!("[lanes.nats]\nlatency = \"15ms\"\noutages = [{outages}]\n");
+    let report = play(Policy::RoundRobin, &plan(100, 60, &lanes));
+    // A quarter of the other 41 seconds, and little of the moments between.
+    assert_near(share(&report, NATS), 10.25 / 60.0, 0.35 / 60.0);
+}
+
+#[test]
 fn a_lane_that_fails_is_ejected_and_its_records_go_by_others() {
     let failing = plan(200, 60, "[lanes.nats]\nlatency = \"5ms\"\nfailures = 1.0\n");
     let report = play(Policy::Failover, &failing);
