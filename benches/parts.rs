@@ -72,6 +72,7 @@ fn routes(policy: Policy, lanes: &[LaneId]) -> Routes {
         policy,
         hash_on: &HashOn::Id,
         lanes,
+        apis: &[],
     };
     Routes::new(&[], &defaults).expect("no rule is wrong")
 }
@@ -93,6 +94,7 @@ fn parse_and_assign(bencher: Bencher, rules: usize) {
         policy: Policy::RoundRobin,
         hash_on: &HashOn::Id,
         lanes: &LaneId::ALL,
+        apis: &[],
     };
     let routes = Routes::new(&rules, &defaults).expect("no rule is wrong");
     let body = body();
@@ -148,6 +150,7 @@ fn spool_append_commit_and_settle(bencher: Bencher, count: usize) {
         body: body(),
         traceparent: None,
         origin,
+        api: None,
     };
     bencher.counter(ItemsCount::new(count)).bench_local(|| {
         system.block_on(async {

@@ -8,6 +8,7 @@
 //! It also opens when the API denies every POST (401, 403 or 404): that is a wrong token or a wrong
 //! path, and says nothing about the records.
 
+mod by_api;
 #[cfg(test)]
 mod simulation;
 mod trial;
@@ -22,7 +23,7 @@ use tokio::{
 use tracing::{info, warn};
 
 use self::trial::Judgement;
-pub use self::trial::Trial;
+pub use self::{by_api::ApiBreakers, trial::Trial};
 use crate::{
     api::answer::Answer,
     backoff::Backoff,

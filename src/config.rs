@@ -11,7 +11,7 @@ mod rules;
 mod url;
 mod value;
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize, Serializer, ser::SerializeMap as _};
 
@@ -36,6 +36,10 @@ use crate::{
 pub const CONCURRENCY_MAX: usize = 4096;
 /// The most records that a lane may be configured to put into one message.
 pub const BUNDLE_MAX: usize = 128;
+/// The most APIs: each has a share of every lane.
+pub const APIS_MAX: usize = 16;
+/// The name of `[api]` where one is needed; none of `[apis.NAME]` has it.
+pub const DEFAULT_API: &str = "default";
 /// The highest weight of a lane.
 pub const WEIGHT_MAX: usize = 1000;
 
@@ -96,6 +100,9 @@ pub struct Config {
     pub spool: SpoolConfig,
     pub admin: AdminConfig,
     pub lanes: Lanes,
+    /// `[apis.NAME]`, by name: other APIs, which rules choose.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub apis: BTreeMap<String, ApiConfig>,
     /// `[[routes]]`, in their order.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub routes: Vec<RouteRule>,
@@ -141,7 +148,7 @@ section! {
 }
 
 section! {
-    /// `[api]`: the API that records are posted to.
+    /// `[api]`, the API that records are posted to, and each of `[apis.NAME]`.
     ApiConfig {
         url: SecretUrl = "http://127.0.0.1:5000/".into();
         timeout: Duration = Duration::from_secs(10), with = "value::wait";
@@ -160,6 +167,8 @@ section! {
         token_file: Option<ReadableFile> = None;
         /// PEM certificates that the API's certificate may be signed by, beside the public ones.
         ca_file: Option<ReadableFile> = None;
+        /// Bytes of records on disk for this API alone.
+        spool_max: u64 = GIB, with = "value::Size::<MIB, { u64::MAX }>";
     }
 }
 
@@ -309,10 +318,12 @@ impl Config {
     pub fn routes(&self) -> Result<Routes, Vec<RouteError>> {
         let lanes = self.lanes.in_order().into_iter();
         let lanes: Vec<_> = lanes.map(|(lane, _)| lane).collect();
+        let apis: Vec<_> = self.apis.keys().map(String::as_str).collect();
         let defaults = RouteDefaults {
             policy: self.router.policy,
             hash_on: &self.router.hash_on,
             lanes: &lanes,
+            apis: &apis,
         };
         Routes::new(&self.routes, &defaults)
     }

@@ -5,7 +5,11 @@ use std::{fmt, time::Duration};
 
 use tokio::time::Instant;
 
-use crate::{lane_id::LaneId, record::Record};
+use crate::{
+    lane_id::LaneId,
+    record::{Record, Tag},
+    spool::EntryKey,
+};
 
 /// The proof that a record is safe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,7 +67,17 @@ pub struct Delivery {
     pub redelivered: bool,
     /// When the client crate handed the message over, at the latest.
     pub since: Instant,
+    /// Where it lies on this node's disk, if it comes from there and not from a broker.
+    pub held: Option<HeldEntry>,
     pub acker: Acker,
+}
+
+/// A record on disk that waits for a place of its API.
+#[derive(Clone, Debug)]
+pub struct HeldEntry {
+    pub key: EntryKey,
+    /// The tag of the lane that it came out of.
+    pub tag: Tag,
 }
 
 impl Delivery {
@@ -108,12 +122,14 @@ mod tests {
             body: Bytes::from_static(b"{}"),
             traceparent: None,
             origin: None,
+            api: None,
         };
         (
             Delivery {
                 record,
                 redelivered: false,
                 since: Instant::now(),
+                held: None,
                 acker: Acker::new(move |verdict| kept.lock().unwrap().push(verdict)),
             },
             verdicts,

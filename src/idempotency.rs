@@ -353,6 +353,7 @@ mod tests {
             body: body.into(),
             traceparent: None,
             origin: None,
+            api: None,
         }
     }
 

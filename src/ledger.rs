@@ -52,7 +52,6 @@ pub struct Ledger {
     /// This run of the node. A record with another origin is of an earlier run, or of another node.
     pub run: Arc<str>,
     pub started: Instant,
-    pub api: ApiCounts,
     lanes: [Mutex<LaneLedger>; LaneId::ALL.len()],
     node: Mutex<NodeCounts>,
     memory: Mutex<FlagMemory>,
@@ -70,7 +69,6 @@ impl Ledger {
         Self {
             run,
             started: Instant::now(),
-            api: ApiCounts::default(),
             lanes: Default::default(),
             node: Mutex::default(),
             memory: Mutex::default(),
@@ -393,15 +391,6 @@ impl Ledger {
         self.lanes[lane as usize].lock()
     }
 
-    /// The time of the last delivery by any lane, in microseconds since the Unix epoch; 0 for never.
-    pub fn last_delivery_us(&self) -> u64 {
-        let lanes = LaneId::ALL.into_iter();
-        lanes
-            .map(|lane| self.lane(lane).last_delivery_us)
-            .max()
-            .unwrap_or_default()
-    }
-
     /// The counts that belong to no lane.
     pub fn node(&self) -> NodeCounts {
         *self.node.lock()
@@ -432,6 +421,7 @@ mod tests {
             body: Bytes::from_static(b"{}"),
             traceparent: None,
             origin,
+            api: None,
         }
     }
 
@@ -801,7 +791,7 @@ mod tests {
     async fn an_imbalance_at_rest_is_reported_until_it_is_over() {
         let ledger = Arc::new(Ledger::new(Arc::from("run")));
         let (_spool, stats) = watch::channel(SpoolStats::default());
-        tokio::spawn(audit(Arc::clone(&ledger), stats));
+        tokio::spawn(audit(Arc::clone(&ledger), vec![stats]));
         ledger.dropped(1);
         sleep(3 * REST).await;
         assert!(ledger.is_imbalanced());
@@ -816,7 +806,7 @@ mod tests {
     async fn records_that_take_turns_on_disk_are_no_imbalance_at_rest() {
         let ledger = Arc::new(Ledger::new(Arc::from("run")));
         let (spool, stats) = watch::channel(SpoolStats::default());
-        tokio::spawn(audit(Arc::clone(&ledger), stats));
+        tokio::spawn(audit(Arc::clone(&ledger), vec![stats]));
         // It is one too many whenever somebody looks.
         ledger.dropped(1);
         for _ in 0..8 {

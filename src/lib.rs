@@ -40,6 +40,10 @@
 //!   dead letters. One sync serves all records that wait for one.
 //! - **Parked**: a record that the API fails at while it takes others; it waits on disk for its next
 //!   try ([`actors::parking`], [`actors::retrier`]).
+//! - **API**: `[api]`, or one of `[apis.NAME]` that a rule has chosen; each has a share of every lane
+//!   ([`actors::apis`]).
+//! - **Held**: a record that came out of a lane while its API had no place for it; it waits on disk
+//!   ([`actors::held`], [`actors::forwarder`]).
 //! - **Order**: what an operator asks of a running node: pause a lane, read the configuration again
 //!   ([`control`]).
 //! - **Ledger**: one count per transition of a record ([`ledger::Ledger`]).
@@ -52,7 +56,7 @@
 //!    [`actors::fallback::DiskFallback`] after [`spool::Spool::put`]. With `ack = "durable"`, a
 //!    receipt outlives a power cut of node and broker: [`actors::copies`].
 //! 2. A message is acked to its broker only after the API's 2xx, or the sync of its dead letter or
-//!    of the parked record: only [`actors::forwarder`] acks.
+//!    of the parked or held record: only [`actors::forwarder`] acks.
 //! 3. A record keeps one id on every hop, retry and lane: [`transport::Headers`].
 //! 4. Unknown means not delivered. A [`delivery::Delivery`] that is dropped unsettled goes back to
 //!    its broker; an [`actors::receipts::PendingRecord`] that is dropped without a reply is sent

@@ -13,29 +13,25 @@ use std::{
 
 use actix::Addr;
 use actix_web::{dev::ServerHandle, web};
-use parking_lot::Mutex;
-use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use crate::{
     actors::{
         Drain,
         admission::Admission,
+        apis::{Apis, ApisError},
         copies::Copies,
-        dead_letters::DeadLetters,
         fallback::DiskFallback,
         feeder::{Feeder, FeederParams},
-        forwarder::{Forwarder, ForwarderParams, Limits, PostSlots},
+        forwarder::{Forwarder, ForwarderParams, LaneWindow, PosterParams},
         lane::{Lane, LaneParams, bundle::SettledRecords},
         live_lanes::LiveLanes,
-        parking::Parking,
         retrier::{Retrier, RetrierParams},
         router::{Router, RouterParams},
         slot::Slot,
         supervisor::{ChildId, DrainAll, Factory, Supervisor, Thread, factory},
     },
-    api::{self, gate::Gate, limit::AdaptiveLimit, rate::RateLimit},
-    breaker::Breaker,
+    api::gate::Gate,
     changes::{self, Change, ChangeLog},
     config::Config,
     control::{ConfigSource, Control, ControlParams, Orders},
@@ -74,6 +70,7 @@ pub struct Node {
     pub supervisor: Addr<Supervisor>,
     pub control: Control,
     pub spool: Spool,
+    pub apis: Apis,
     feeder: Slot<Feeder>,
     taken_file: TakenFile,
     retrier: Slot<Retrier>,
@@ -93,8 +90,8 @@ pub enum StartError {
     },
     #[error("spool: {0}")]
     Spool(#[from] OpenError),
-    #[error("api: {0}")]
-    Api(#[from] api::ApiError),
+    #[error(transparent)]
+    Apis(#[from] ApisError),
     #[error("cannot serve: {0}")]
     Serve(#[from] io::Error),
     #[error("{0}")]
@@ -141,6 +138,7 @@ impl Node {
         info!("draining");
         self.draining.store(true, Relaxed);
         self.change_log.add(Change::Node { draining: true });
+        self.apis.stop();
         self.ingest_server.stop(true).await;
         if let Some(feeder) = self.feeder.get()
             && feeder.send(Drain).await.is_err()
@@ -157,8 +155,8 @@ impl Node {
         }
         self.taken_file.close();
         self.admin_server.stop(false).await;
-        self.spool.close().await;
-        let balance = self.ledger.balance(&self.spool.stats());
+        self.apis.spools().close().await;
+        let balance = self.ledger.balance(&self.apis.spools().stats());
         info!(
             accepted = balance.accepted,
             recovered = balance.recovered,
@@ -180,14 +178,8 @@ struct Graph<'a> {
     change_log: ChangeLog,
     ledger: Arc<Ledger>,
     spool: Spool,
-    dead_letters: DeadLetters,
-    parking: Parking,
+    apis: Apis,
     tap: Tap,
-    breaker: Arc<Breaker>,
-    api: api::Settings,
-    /// POSTs in flight for each lane.
-    api_limit: Arc<Mutex<AdaptiveLimit>>,
-    api_rate: Arc<RateLimit>,
     /// The lanes in configuration order, with their tags.
     lanes: Arc<[(LaneId, String)]>,
     live_lanes: LiveLanes,
@@ -212,8 +204,10 @@ impl<'a> Graph<'a> {
         let ledger = Ledger::new(run).with_change_log(change_log.clone());
         let ledger = Arc::new(ledger);
         let spool = Spool::open(&config.spool.dir, config.spool.max)?;
+        let apis = Apis::open(config, &spool, &ledger.run, &change_log)?;
+        let on_all = apis.spools().stats();
+        let left = on_all.waiting() + on_all.parked() + on_all.records(Queue::Dead);
         let found = spool.stats();
-        let left = found.waiting() + found.parked() + found.records(Queue::Dead);
         ledger.recovered_from_disk(left);
         let lanes = config.lanes.in_order();
         let is_gone = |lane: &LaneId| lanes.iter().all(|(known, _)| known != lane);
@@ -235,7 +229,10 @@ impl<'a> Graph<'a> {
                 );
             }
         }
-        actix_rt::spawn(ledger::audit(Arc::clone(&ledger), spool.watch_stats()));
+        actix_rt::spawn(ledger::audit(
+            Arc::clone(&ledger),
+            apis.spools().watch_stats(),
+        ));
         actix_rt::spawn(changes::log_spool(
             change_log.clone(),
             spool.watch_refuses(),
@@ -250,29 +247,14 @@ impl<'a> Graph<'a> {
             let weight = ordered.or_else(|| config.lanes.weight(*lane));
             scores.set_weight(*lane, weight.unwrap_or(1));
         }
-        let api_url: Arc<str> = config.api.url.to_string().into();
         let threads = half_the_cores().min(lanes.len().max(1));
-        let breaker = Breaker::new(Arc::clone(&api_url));
-        let live_lanes = LiveLanes::new(Arc::new(scores)).with_change_log(change_log.clone());
-        let dead_letters = DeadLetters {
-            spool: spool.clone(),
-            give_up_after: config.api.give_up_after,
-        };
         Ok(Self {
             config,
-            parking: Parking::new(dead_letters.clone(), Arc::clone(&ledger.run)),
             ledger,
-            dead_letters,
             spool,
+            apis,
             tap: Tap::default(),
-            breaker: Arc::new(breaker.with_change_log(change_log.clone())),
-            api_rate: Arc::new(RateLimit::new(api_url, config.api.rate)),
-            api: api::Settings::read(&config.api)?,
-            api_limit: Arc::new(Mutex::new(AdaptiveLimit::new(
-                config.api.concurrency,
-                Instant::now(),
-            ))),
-            live_lanes,
+            live_lanes: LiveLanes::new(Arc::new(scores)).with_change_log(change_log.clone()),
             change_log,
             routing: CurrentRouting::new(routes),
             explanations: Explanations::default(),
@@ -322,6 +304,7 @@ impl<'a> Graph<'a> {
                 publish_timeout,
                 Arc::clone(&self.ledger),
             ),
+            apis: self.apis.clone(),
             lanes: Arc::clone(&self.lanes),
             routing: self.routing.clone(),
             schema: config.schema,
@@ -341,13 +324,13 @@ impl<'a> Graph<'a> {
     /// Spool → feeder → router.
     fn feeder(&mut self, admission: &Admission) {
         let params = FeederParams {
-            spool: self.spool.clone(),
+            spools: self.apis.spools().clone(),
             admission: admission.clone(),
             ledger: Arc::clone(&self.ledger),
             lanes: self.lane_ids(),
             routing: self.routing.clone(),
             live_lanes: self.live_lanes.clone(),
-            dead_letters: self.dead_letters.clone(),
+            apis: self.apis.clone(),
         };
         let start = factory(self.feeder.clone(), move |supervisor| {
             Feeder::new(params.clone(), supervisor)
@@ -356,15 +339,10 @@ impl<'a> Graph<'a> {
             .push((ChildId::Feeder, Thread::Current, start));
     }
 
-    /// Spool → retrier → API.
+    /// Spool → retrier → API, for each API.
     fn retrier(&mut self) {
         let params = RetrierParams {
-            api: self.api.clone(),
-            spool: self.spool.clone(),
-            dead_letters: self.dead_letters.clone(),
-            parking: self.parking.clone(),
-            breaker: Arc::clone(&self.breaker),
-            rate: Arc::clone(&self.api_rate),
+            apis: self.apis.clone(),
             ledger: Arc::clone(&self.ledger),
             tap: self.tap.clone(),
         };
@@ -387,7 +365,7 @@ impl<'a> Graph<'a> {
                         schema: self.config.ingest.schema,
                         run: Arc::clone(&self.ledger.run),
                         spool: self.spool.clone(),
-                        breaker: Arc::clone(&self.breaker),
+                        breakers: self.apis.breakers(),
                         publish_timeout: self.config.router.publish_timeout,
                     });
                     self.add_lane::<Grpc>(index, settings);
@@ -405,6 +383,15 @@ impl<'a> Graph<'a> {
         }
     }
 
+    /// The lanes whose records on disk the lane at `index` POSTs: its own, and the first lane those
+    /// of lanes that are not configured any more.
+    fn held_lanes(&self, index: usize) -> Vec<LaneId> {
+        let is_gone = |lane: &LaneId| self.lanes.iter().all(|(known, _)| known != lane);
+        let gone = LaneId::ALL.into_iter().filter(is_gone);
+        let gone = gone.filter(|_| index == 0);
+        [self.lanes[index].0].into_iter().chain(gone).collect()
+    }
+
     /// Adds the lane at `index` and its forwarder, on one thread: a delivery does not cross threads
     /// between them.
     fn add_lane<T: Transport>(&mut self, index: usize, settings: Option<T::Settings>) {
@@ -414,29 +401,25 @@ impl<'a> Graph<'a> {
         let (lane, tag) = &self.lanes[index];
         let lane = *lane;
         let thread = self.threads[index % self.threads.len()].clone();
-        let limits = Limits {
-            posts: self.config.api.concurrency,
-            batch: self.config.api.batch,
-        };
         let copies = Copies::new(lane, self.spool.clone());
-        let slots = PostSlots::new(limits);
-        let params = ForwarderParams {
+        let window = LaneWindow::new(&self.apis.limits());
+        let posters = self.apis.all().iter().zip(window.slots());
+        let posters = posters.map(|(api, slots)| PosterParams {
             lane,
             tag: Tag::new(tag),
-            api: self.api.clone(),
+            gate: Arc::new(Gate::new(Arc::clone(&api.limit), Arc::clone(&api.rate))),
+            api: api.clone(),
             ledger: Arc::clone(&self.ledger),
             scores: Arc::clone(&self.live_lanes.scores),
-            breaker: Arc::clone(&self.breaker),
-            dead_letters: self.dead_letters.clone(),
             copies: copies.clone(),
-            parking: self.parking.clone(),
             tap: self.tap.clone(),
-            limits,
             slots: slots.clone(),
-            gate: Arc::new(Gate::new(
-                Arc::clone(&self.api_limit),
-                Arc::clone(&self.api_rate),
-            )),
+        });
+        let params = ForwarderParams {
+            posters: posters.collect(),
+            unclaimed: self.apis.unclaimed().clone(),
+            held_lanes: self.held_lanes(index),
+            stopping: self.apis.stopping().clone(),
         };
         let forwarder = Slot::default();
         let start = factory(forwarder.clone(), move |supervisor| {
@@ -448,8 +431,7 @@ impl<'a> Graph<'a> {
             lane,
             router: self.router.clone(),
             forwarder,
-            slots,
-            limits,
+            window,
             ledger: Arc::clone(&self.ledger),
             live_lanes: self.live_lanes.clone(),
             publish_timeout: self.config.router.publish_timeout,
@@ -474,6 +456,7 @@ impl<'a> Graph<'a> {
     ) -> Result<Node, StartError> {
         let config = self.config;
         let commands = self.orders.commands();
+        self.apis.claim();
         let supervisor = Supervisor::start_with(&self.live_lanes, self.children, commands);
         let scores = Arc::clone(&self.live_lanes.scores);
         let control = Control::new(ControlParams {
@@ -493,12 +476,9 @@ impl<'a> Graph<'a> {
             control: control.clone(),
             explanations: self.explanations,
             spool: self.spool.clone(),
-            breaker: self.breaker,
+            apis: self.apis.clone(),
             node: gethostname::gethostname().to_string_lossy().into(),
             lanes: Arc::clone(&self.lanes),
-            api_url: config.api.url.to_string().into(),
-            api_limit: self.api_limit,
-            api_rate: self.api_rate,
             draining: Arc::clone(&draining),
             ack: config.ingest.ack,
             tokens: ingest_state.tokens.clone(),
@@ -534,6 +514,7 @@ impl<'a> Graph<'a> {
             supervisor,
             control,
             spool: self.spool,
+            apis: self.apis,
             feeder: self.feeder,
             taken_file: self.taken_file,
             retrier: self.retrier,

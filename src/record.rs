@@ -32,11 +32,13 @@ pub struct Record {
     /// The run that accepted the record, and the time. `None` for a message that no Waypost node
     /// published.
     pub origin: Option<Origin>,
+    /// The API that takes it, by its name in `[apis.NAME]`; `None` for `[api]`.
+    pub api: Option<Arc<str>>,
 }
 
 /// The most bytes that the headers of a record's message take in any system, beside their texts:
 /// their names, and the time in the origin.
-pub const HEADERS_MAX: usize = 160;
+pub const HEADERS_MAX: usize = 192;
 
 impl AsRef<Self> for Record {
     fn as_ref(&self) -> &Self {
@@ -49,7 +51,8 @@ impl Record {
     pub fn message_size(&self) -> usize {
         let traceparent = self.traceparent.as_ref().map_or(0, |text| text.len());
         let run = self.origin.as_ref().map_or(0, |origin| origin.run.len());
-        self.body.len() + self.id.len() + traceparent + run + HEADERS_MAX
+        let api = self.api.as_ref().map_or(0, |name| name.len());
+        self.body.len() + self.id.len() + traceparent + run + api + HEADERS_MAX
     }
 
     /// A new id: a UUID version 7 (RFC 9562), unique without coordination and in order of time.

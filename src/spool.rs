@@ -19,6 +19,7 @@ mod log;
 mod put;
 mod queue;
 mod scan;
+mod set;
 mod settled;
 mod stats;
 mod store;
@@ -45,6 +46,7 @@ pub use self::{
     log::Position,
     put::CopyWriter,
     queue::{Queue, Undelivered},
+    set::Spools,
     stats::SpoolStats,
     tail::Tail,
 };
@@ -157,6 +159,7 @@ pub struct Spool {
     refuses: watch::Receiver<bool>,
     readable: Arc<[watch::Receiver<Readable>]>,
     found_copies: Arc<[FoundCopies; LaneId::ALL.len()]>,
+    max: u64,
     /// Closed when the thread has ended, whatever the cause.
     running: watch::Receiver<()>,
 }
@@ -217,8 +220,14 @@ impl Spool {
             refuses,
             readable,
             found_copies: found_copies.into(),
+            max,
             running,
         })
+    }
+
+    /// The bytes that it takes at most, about.
+    pub const fn max(&self) -> u64 {
+        self.max
     }
 
     /// Removes an entry. After a power cut within the next moment it may come again.
@@ -277,6 +286,11 @@ impl Spool {
     /// The same, but reads one entry at a time from the disk, so that few are in memory.
     pub fn tail_one_by_one(&self, queue: Queue, window: Arc<Semaphore>) -> Tail {
         Tail::new(self.clone(), queue, window, 1)
+    }
+
+    /// The same, with a number of entries that are read at once. The window has as many permits.
+    pub fn tail_by(&self, batch: u32, queue: Queue, window: Arc<Semaphore>) -> Tail {
+        Tail::new(self.clone(), queue, window, batch)
     }
 
     /// Up to `max` entries that were not read since the last rewind, oldest first.

@@ -24,7 +24,7 @@ use tonic_reflection::pb::v1::{
 };
 use waypost::{
     api::answer::{Answer, FailureClass},
-    breaker::Trial,
+    breaker::{ApiBreakers, Breaker, Trial},
     delivery::Delivery,
     lane_id::LaneId,
     proto::{self, Outcome, Receipt, WatchRequest},
@@ -430,13 +430,15 @@ async fn a_node_that_is_full_and_whose_disk_takes_nothing_slows_its_senders_down
 async fn while_the_api_is_away_a_record_is_safe_on_disk_at_once_and_comes_from_there() {
     const RECORDS: usize = 40;
     let (spool, _folder) = spool();
+    let breaker = Arc::default();
     let settings = Settings {
         spool,
+        breakers: only(&breaker),
         ..settings()
     };
-    while !settings.breaker.is_open() {
+    while !breaker.is_open() {
         let mut trial = Trial::default();
-        let pass = settings.breaker.pass(&trial).await;
+        let pass = breaker.pass(&trial).await;
         pass.failed(&no_answer(), &mut trial);
     }
     let node = connect(&settings).await;
@@ -471,16 +473,23 @@ async fn while_neither_api_nor_disk_takes_a_record_it_is_not_safe() {
     }
 }
 
+/// The breaker of `[api]`.
+fn only(breaker: &Arc<Breaker>) -> ApiBreakers {
+    ApiBreakers::new([(None, Arc::clone(breaker))].into_iter())
+}
+
 /// The disk fails, and the API takes nothing. If it is known to be down, a record goes to disk at
 /// once, else when it is late.
 async fn is_not_safe(is_known_to_be_down: bool) {
+    let breaker = Arc::default();
     let settings = Settings {
         spool: closed_spool().await,
+        breakers: only(&breaker),
         ..settings()
     };
-    while is_known_to_be_down && !settings.breaker.is_open() {
+    while is_known_to_be_down && !breaker.is_open() {
         let mut trial = Trial::default();
-        let pass = settings.breaker.pass(&trial).await;
+        let pass = breaker.pass(&trial).await;
         pass.failed(&no_answer(), &mut trial);
     }
     let node = connect(&settings).await;

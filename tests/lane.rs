@@ -12,17 +12,18 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 use serde_json::value::RawValue;
 use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
 use waypost::{
     actors::{
         Source,
         admission::Admission,
+        apis::SharedApi,
         copies::Copies,
-        dead_letters::DeadLetters,
         fallback::DiskFallback,
-        forwarder::{Forwarder, ForwarderParams, Limits, PostSlots},
+        forwarder::{Forwarder, ForwarderParams, LaneWindow, PostSlots, PosterParams},
+        held::HeldRecords,
         lane::{Lane, LaneParams, bundle::SettledRecords},
         live_lanes::LiveLanes,
-        parking::Parking,
         receipts::{Refused, Reply},
         router::{Router, RouterParams},
         slot::Slot,
@@ -31,11 +32,11 @@ use waypost::{
             Supervisor, Thread, View, factory,
         },
     },
-    api::{self, answer::FailureClass, gate::Gate, limit::AdaptiveLimit, rate::RateLimit},
+    api::{Limits, answer::FailureClass, gate::Gate},
     config::{self, Ack, Policy},
     delivery::Receipt,
     lane_id::LaneId,
-    ledger::Ledger,
+    ledger::{ApiCounts, Ledger},
     record::{Origin, Record, Tag},
     routing::{
         explain::Explanations,
@@ -71,6 +72,7 @@ struct House {
     supervisor: Addr<Supervisor>,
     copies: Copies,
     scores: Arc<Scores>,
+    counts: Arc<ApiCounts>,
 }
 
 impl House {
@@ -115,7 +117,7 @@ impl House {
         ack: Ack,
     ) -> Self {
         let broker = Broker::default();
-        let (ledger, ingest, supervisor, copies, scores) =
+        let (ledger, ingest, supervisor, copies, scores, counts) =
             graph::<Memory>(&broker, api, limits, spool, give_up_after, 1, ack);
         Self {
             broker,
@@ -124,6 +126,7 @@ impl House {
             supervisor,
             copies,
             scores,
+            counts,
         }
     }
 
@@ -165,19 +168,19 @@ fn graph<T: Transport>(
     Addr<Supervisor>,
     Copies,
     Arc<Scores>,
+    Arc<ApiCounts>,
 ) {
     let ledger = Arc::new(Ledger::new(Arc::from("run")));
     let router = Slot::default();
     let forwarder = Slot::default();
     let live_lanes = live_lanes(Policy::Adaptive);
     let copies = Copies::new(LaneId::Nats, spool.clone());
-    let slots = PostSlots::new(limits);
+    let window = LaneWindow::new(&[limits]);
     let lane = LaneParams {
         lane: LaneId::Nats,
         router: router.clone(),
         forwarder: forwarder.clone(),
-        slots: slots.clone(),
-        limits,
+        window: window.clone(),
         ledger: Arc::clone(&ledger),
         live_lanes: live_lanes.clone(),
         publish_timeout: PUBLISH_TIMEOUT,
@@ -193,31 +196,28 @@ fn graph<T: Transport>(
     let api = config::ApiConfig {
         url: api.into(),
         concurrency: limits.posts.max(1),
+        give_up_after,
         ..config::ApiConfig::default()
     };
-    let api_limit = AdaptiveLimit::new(limits.posts.max(1), Instant::now());
-    let api_limit = Arc::new(parking_lot::Mutex::new(api_limit));
-    let dead_letters = DeadLetters {
-        spool,
-        give_up_after,
-    };
-    let forwarding = ForwarderParams {
+    let unclaimed = HeldRecords::new(spool.clone(), "unclaimed".into(), Arc::from("run"));
+    let api = SharedApi::new(None, &api, spool, None, &Arc::from("run")).unwrap();
+    let api = SharedApi { limits, ..api };
+    let poster = |slots: &PostSlots| PosterParams {
         lane: LaneId::Nats,
         tag: Tag::new("NATS"),
-        api: api::Settings::read(&api).unwrap(),
+        gate: Arc::new(Gate::new(Arc::clone(&api.limit), Arc::clone(&api.rate))),
+        api: api.clone(),
         ledger: Arc::clone(&ledger),
         scores: Arc::clone(&live_lanes.scores),
-        breaker: Arc::default(),
-        parking: Parking::new(dead_letters.clone(), Arc::from("run")),
-        dead_letters,
         copies: copies.clone(),
         tap: Tap::default(),
-        limits,
-        slots,
-        gate: Arc::new(Gate::new(
-            api_limit,
-            Arc::new(RateLimit::new("api".into(), None)),
-        )),
+        slots: slots.clone(),
+    };
+    let forwarding = ForwarderParams {
+        posters: window.slots().map(poster).collect(),
+        unclaimed,
+        held_lanes: vec![LaneId::Nats],
+        stopping: CancellationToken::new(),
     };
     let start_router = start_router(router.clone(), &live_lanes, fallback);
     let forwarder_id = ChildId::Forwarder(LaneId::Nats);
@@ -231,7 +231,8 @@ fn graph<T: Transport>(
     ];
     let ingest = Admission::new(router, PUBLISH_TIMEOUT, Arc::clone(&ledger));
     let supervisor = Supervisor::start(&live_lanes, children);
-    (ledger, ingest, supervisor, copies, live_lanes.scores)
+    let scores = live_lanes.scores;
+    (ledger, ingest, supervisor, copies, scores, api.counts)
 }
 
 fn start_router(slot: Slot<Router>, live_lanes: &LiveLanes, fallback: DiskFallback) -> Factory {
@@ -269,6 +270,7 @@ fn record() -> Record {
         body: Bytes::from_static(b"{\"a\":1}"),
         traceparent: None,
         origin,
+        api: None,
     }
 }
 
@@ -462,7 +464,7 @@ async fn a_time_that_contains_an_outage_of_the_api_is_not_in_the_score() {
     let failures = || {
         let classes = FailureClass::ALL.into_iter();
         classes
-            .map(|class| house.ledger.api.failures(class))
+            .map(|class| house.counts.failures(class))
             .sum::<u64>()
     };
     eventually("the API counts as down", PATIENCE, async || {

@@ -6,6 +6,7 @@ compile_error!("the tests need fault points: run tests/run, or cargo test --feat
 
 mod admin;
 mod api;
+mod apis;
 mod bad_requests;
 mod bodies;
 mod check;

@@ -43,6 +43,7 @@ fn record(id: &str) -> Record {
         body: Bytes::from_static(b"{}"),
         traceparent: None,
         origin: None,
+        api: None,
     }
 }
 

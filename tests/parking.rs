@@ -587,6 +587,7 @@ async fn many_parked_records_take_no_memory() {
                 body: body(POISON).into(),
                 traceparent: None,
                 origin: origin.clone(),
+                api: None,
             };
             let mut entry = Entry::new(&record, Some(reason.clone()));
             entry.parked = Some(Parked {

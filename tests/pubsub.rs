@@ -29,6 +29,7 @@ fn record(id: String) -> Record {
         id: Arc::from(id),
         traceparent: None,
         origin: None,
+        api: None,
     }
 }
 

@@ -30,6 +30,7 @@ fn record(n: usize) -> Record {
         body: format!("{{\"n\":{n}}}").into(),
         traceparent: None,
         origin: None,
+        api: None,
     }
 }
 

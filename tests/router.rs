@@ -237,6 +237,7 @@ fn record() -> Record {
         body: Bytes::from_static(b"{}"),
         traceparent: None,
         origin: None,
+        api: None,
     }
 }
 

@@ -39,6 +39,7 @@ fn record(at: usize) -> Record {
             run: Arc::from("run"),
             at_us: 1_700_000_000_000_000,
         }),
+        api: None,
     }
 }
 
@@ -274,6 +275,7 @@ pub async fn a_bundle_keeps_its_headers_and_its_bytes<R: Rig>() {
             origin: None,
             traceparent: None,
             bundle: Some(7),
+            api: None,
         },
         body: Bytes::from_static(&[0, 1, 2, 0xff]),
     };

@@ -9,6 +9,7 @@ mod api;
 mod floor;
 mod idle;
 mod load;
+mod neighbour;
 mod page;
 mod slow;
 mod soak;
@@ -89,6 +90,8 @@ enum Case {
     Disk,
     /// `ack = "lane"` against itself: how far the ratios scatter
     Control,
+    /// A healthy API with one that hangs and gets 1,000 records a second, against it alone
+    Apis,
 }
 
 /// A program to compare with: `FILE`, or `BUNDLE:FILE` to run this build with that `bundle`.
@@ -179,6 +182,18 @@ impl Case {
                     ..named("ack disk")
                 };
                 [named("ack lane"), disk]
+            }
+            Self::Apis => {
+                let alone = Side {
+                    has_dead_api: true,
+                    ..named("healthy API alone")
+                };
+                let beside = Side {
+                    name: "with a dead neighbour".into(),
+                    has_neighbour: true,
+                    ..alone.clone()
+                };
+                [alone, beside]
             }
             Self::Control => [named("ack lane"), named("ack lane again")],
         }

@@ -14,6 +14,7 @@ use tokio::time::sleep;
 
 use super::{
     api,
+    neighbour::{self, Neighbour},
     support::{
         eventually,
         lanes::grpc_variables,
@@ -25,6 +26,8 @@ use super::{
 const PATIENCE: Duration = Duration::from_mins(2);
 /// After this long without a record, none is expected any more.
 const QUIET: Duration = Duration::from_secs(20);
+/// Names the configuration file of a node among its variables.
+const CONFIG: &str = "CONFIG_FILE";
 /// Records that no figure counts.
 pub const WARM_UP: usize = 2000;
 
@@ -47,6 +50,10 @@ pub struct Side {
     pub bundle: Option<u8>,
     /// Variables of this side, besides the lane's.
     pub variables: &'static [(&'static str, &'static str)],
+    /// The node has a second API, that hangs.
+    pub has_dead_api: bool,
+    /// Records come for that one.
+    pub has_neighbour: bool,
 }
 
 /// The result of one side in one round.
@@ -120,9 +127,11 @@ fn node(program: &Program, environment: &[(String, String)]) -> Child {
         Program::OtherWaypost(path) => path.to_str().expect("a plain path"),
         Program::Floor | Program::Waypost => env!("CARGO_BIN_EXE_waypost"),
     };
+    let config = environment.iter().find(|(name, _)| name == CONFIG);
     let node = start(path, |command| {
         command
             .args(["run", "-q"])
+            .args(config.iter().flat_map(|(_, file)| ["--config", file]))
             .envs(environment.iter().cloned())
             .stdin(Stdio::null());
     });
@@ -180,6 +189,12 @@ impl Stage {
             .map(|(key, value)| (format!("WAYPOST_{key}"), value.clone()))
             .collect();
         environment.extend(side.environment(lane, variables));
+        if side.has_dead_api {
+            let config = folder.path().join("waypost.toml");
+            fs::write(&config, neighbour::CONFIG).expect("the folder is ours");
+            environment.push(("WAYPOST_APIS__DEAD__URL".into(), neighbour::hanging_api()));
+            environment.push((CONFIG.into(), config.display().to_string()));
+        }
         let is_node = side.program != Program::Floor;
         get(&api_url).await;
         let admin = is_node.then(|| format!("http://{admin}/"));
@@ -526,6 +541,8 @@ impl Side {
             batch: 1,
             bundle: None,
             variables: &[],
+            has_dead_api: false,
+            has_neighbour: false,
         }
     }
 
@@ -569,6 +586,7 @@ impl Side {
             "{} does not deliver",
             self.name
         );
+        let neighbour = self.has_neighbour.then(|| Neighbour::start(&stage.host));
         let before = stage.syncs().await;
         let peak = stage.post(records, None).await;
         let after_peak = stage.syncs().await;
@@ -587,6 +605,9 @@ impl Side {
             .collect();
         delivery.sort_by(f64::total_cmp);
         let quantile = |part: f64| table::quantile(&delivery, part);
+        if let Some(neighbour) = neighbour {
+            assert!(neighbour.posted() > 0, "the neighbour gets records");
+        }
         let [lost, duplicated] = stage.lost_and_duplicated().await;
         let latency = |name: &str| steady.load["latency_ms"][name].as_f64().expect("a latency");
         Measured {

@@ -277,6 +277,7 @@ mod tests {
                 run: "run".into(),
                 at_us: number,
             }),
+            api: None,
         }
     }
 

@@ -16,7 +16,8 @@ use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use super::{
     Drain, FEEDER_WINDOW, Ping, Source, Supervised,
     admission::Admission,
-    dead_letters::{DeadLetters, not_posted},
+    apis::Apis,
+    dead_letters::not_posted,
     live_lanes::LiveLanes,
     receipts::{AssignedRecord, Refused},
     stored_route,
@@ -27,7 +28,7 @@ use crate::{
     lane_id::LaneId,
     ledger::Ledger,
     routing::{rules::Assignment, settings::CurrentRouting},
-    spool::{DeathReason, Entry, EntryKey, Queue, Spool},
+    spool::{DeathReason, Entry, EntryKey, Queue, Spool, Spools},
 };
 
 /// The first retry waits at most this.
@@ -38,13 +39,14 @@ const RETRY_CAP: Duration = Duration::from_secs(1);
 /// The parts of the feeder.
 #[derive(Clone)]
 pub struct FeederParams {
-    pub spool: Spool,
+    /// The first is the node's own. The others have records of APIs that an operator has replayed.
+    pub spools: Spools,
     pub admission: Admission,
     pub ledger: Arc<Ledger>,
     pub lanes: Arc<[LaneId]>,
     pub routing: CurrentRouting,
     pub live_lanes: LiveLanes,
-    pub dead_letters: DeadLetters,
+    pub apis: Apis,
 }
 
 /// One per node.
@@ -60,6 +62,7 @@ pub struct Feeder {
 /// Feeds the records of one queue.
 struct QueueFeeder {
     params: FeederParams,
+    spool: Spool,
     admission: Admission,
     queue: Queue,
     /// The only lane that they may take, if there is one.
@@ -79,7 +82,7 @@ impl Feeder {
     }
 
     /// Resends the entries of a queue, up to the window at a time, until the spool ends.
-    fn feed(&self, queue: Queue) -> AbortOnDropHandle<()> {
+    fn feed(&self, spool: &Spool, queue: Queue) -> AbortOnDropHandle<()> {
         let pinned = match queue {
             Queue::Pinned(lane) => Some(lane),
             // Copies go to the lane that has confirmed them, so that its broker knows them again.
@@ -93,6 +96,7 @@ impl Feeder {
         let admission = &self.params.admission;
         let feeder = Rc::new(QueueFeeder {
             params: self.params.clone(),
+            spool: spool.clone(),
             admission: admission.from_disk(source, FEEDER_WINDOW),
             queue,
             pinned,
@@ -101,7 +105,7 @@ impl Feeder {
         let in_flight = self.in_flight.clone();
         AbortOnDropHandle::new(actix_rt::spawn(async move {
             let window = Arc::new(Semaphore::new(FEEDER_WINDOW));
-            let mut tail = feeder.params.spool.tail(queue, window);
+            let mut tail = feeder.spool.tail(queue, window);
             while let Some((key, entry, permit)) = tail.next().await {
                 fail::fail_point!("feed");
                 let feeder = Rc::clone(&feeder);
@@ -118,7 +122,7 @@ impl QueueFeeder {
     /// Ends when a lane has the record, however old that is. Also ends when the node drains: then
     /// the record stays on disk.
     async fn resend(&self, key: EntryKey, entry: &Entry) {
-        let spool = &self.params.spool;
+        let spool = &self.spool;
         let ledger = &self.params.ledger;
         let record = entry.record();
         let (lane, record) = match self.queue {
@@ -146,7 +150,9 @@ impl QueueFeeder {
             let Some(refused) = receipts.into_iter().find_map(Result::err) else {
                 break;
             };
-            let dead_letters = &self.params.dead_letters;
+            let apis = &self.params.apis;
+            let api = apis.get(record.api.as_deref());
+            let dead_letters = &api.unwrap_or(apis.default_api()).dead_letters;
             if let Some(reason) = self.death_reason(&refused, &assigned.assignment) {
                 let path = self.pinned.map_or("spool", LaneId::name);
                 if dead_letters.write(path, record, reason).await.is_ok() {
@@ -192,7 +198,13 @@ impl Actor for Feeder {
         let is_on = |lane: &LaneId| self.params.lanes.contains(lane);
         let routed = Queue::routed().filter(|queue| queue.lanes().any(|lane| is_on(&lane)));
         let queues = pinned.chain(kept).chain(routed).chain([Queue::Waiting]);
-        self.queues = queues.map(|queue| self.feed(queue)).collect();
+        let spools: Vec<_> = self.params.spools.iter().collect();
+        let [own, of_apis @ ..] = &*spools else {
+            return;
+        };
+        let replayed = of_apis.iter().map(|spool| self.feed(spool, Queue::Waiting));
+        let fed = queues.map(|queue| self.feed(own, queue)).chain(replayed);
+        self.queues = fed.collect();
         self.supervisor.ready(None);
     }
 }

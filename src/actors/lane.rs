@@ -34,7 +34,7 @@ use self::{
 use super::{
     Drain, FED_MAX, Job, Ping, Publish, RECORDS_MAX, Source, Supervised,
     copies::{self, Copies},
-    forwarder::{Forwarder, Limits, PostSlots},
+    forwarder::{Forwarder, LaneWindow},
     live_lanes::LiveLanes,
     router::Router,
     slot::Slot,
@@ -59,10 +59,8 @@ pub struct LaneParams {
     pub lane: LaneId,
     pub router: Slot<Router>,
     pub forwarder: Slot<Forwarder>,
-    /// They bound the deliveries that the forwarder may have: the lane pulls no more than that.
-    pub slots: PostSlots,
-    /// How much the forwarder sends to the API at a time.
-    pub limits: Limits,
+    /// It bounds the deliveries that the forwarder may have: the lane pulls no more than that.
+    pub window: LaneWindow,
     pub ledger: Arc<Ledger>,
     pub live_lanes: LiveLanes,
     pub publish_timeout: Duration,

@@ -30,11 +30,13 @@
 //! mailbox holds more records than were admitted. Control messages are few and use `do_send`.
 
 pub mod admission;
+pub mod apis;
 pub mod copies;
 pub mod dead_letters;
 pub mod fallback;
 pub mod feeder;
 pub mod forwarder;
+pub mod held;
 pub mod lane;
 pub mod live_lanes;
 pub mod parking;

@@ -102,7 +102,8 @@ impl Parking {
             proven: is_proven,
         });
         let spool = &self.dead_letters.spool;
-        let is_first = spool.stats().parked() == 0;
+        let stats = spool.stats();
+        let is_first = stats.parked() == stats.held();
         let key = spool.put(queue, &entry).await?;
         let id = &*record.id;
         debug!(%lane, id, attempts = entry.reason.map(|reason| reason.attempts), ?pause, "parked");

@@ -239,6 +239,7 @@ mod tests {
             policy: Policy::RoundRobin,
             hash_on: &HashOn::Id,
             lanes: &LaneId::ALL,
+            apis: &[],
         };
         Routes::new(&[], &defaults).unwrap()
     }
@@ -251,6 +252,7 @@ mod tests {
                 body: Bytes::from_static(b"{}"),
                 traceparent: None,
                 origin: None,
+                api: None,
             },
             assignment: assignment.clone(),
         })

@@ -18,18 +18,18 @@ use tracing::debug;
 
 use super::{
     Drain, Ping, Supervised,
-    dead_letters::{DeadLetters, add_attempt},
-    forwarder::{Payload, UNWRITTEN_REST, not_an_object, post},
-    parking::{Failing, PAUSES, Parking},
+    apis::{Apis, SharedApi},
+    dead_letters::add_attempt,
+    forwarder::{Payload, UNWRITTEN_REST, array_of_one, not_an_object, post},
+    parking::{Failing, PAUSES},
     supervisor::SupervisorHandle,
 };
 use crate::{
     api::{
-        self, Api,
+        Api,
         answer::{Answer, Outcome},
-        rate::RateLimit,
     },
-    breaker::{Breaker, Denied, Pass, Trial},
+    breaker::{Denied, Pass, Trial},
     clock::{age, unix_us},
     lane_id::LaneId,
     ledger::Ledger,
@@ -46,19 +46,15 @@ const DRAIN_PATIENCE: Duration = Duration::from_secs(2);
 /// The parts of the retrier.
 #[derive(Clone)]
 pub struct RetrierParams {
-    pub api: api::Settings,
-    pub spool: Spool,
-    pub dead_letters: DeadLetters,
-    pub parking: Parking,
-    pub breaker: Arc<Breaker>,
-    pub rate: Arc<RateLimit>,
+    pub apis: Apis,
     pub ledger: Arc<Ledger>,
     pub tap: Tap,
 }
 
 /// One per node.
 pub struct Retrier {
-    poster: Rc<ParkedPoster>,
+    /// One for each API.
+    posters: Vec<Rc<ParkedPoster>>,
     supervisor: SupervisorHandle,
     queues: Vec<AbortOnDropHandle<()>>,
     in_flight: TaskTracker,
@@ -67,8 +63,10 @@ pub struct Retrier {
 }
 
 struct ParkedPoster {
-    api: Api,
-    params: RetrierParams,
+    client: Api,
+    api: SharedApi,
+    ledger: Arc<Ledger>,
+    tap: Tap,
 }
 
 /// A parked record whose turn has come.
@@ -101,9 +99,17 @@ impl Due {
 
 impl Retrier {
     pub fn new(params: RetrierParams, supervisor: SupervisorHandle) -> Self {
-        let api = Api::new(&params.api);
+        let RetrierParams { apis, ledger, tap } = params;
+        let posters = apis.all().iter().map(|api| {
+            Rc::new(ParkedPoster {
+                client: Api::new(&api.settings),
+                api: api.clone(),
+                ledger: Arc::clone(&ledger),
+                tap: tap.clone(),
+            })
+        });
         Self {
-            poster: Rc::new(ParkedPoster { api, params }),
+            posters: posters.collect(),
             supervisor,
             queues: Vec::new(),
             in_flight: TaskTracker::new(),
@@ -112,13 +118,18 @@ impl Retrier {
     }
 
     /// Retries the records of `queue`, none of which waits for longer than `longest`.
-    fn retry(&self, queue: Queue, longest: Duration) -> AbortOnDropHandle<()> {
-        let poster = Rc::clone(&self.poster);
+    fn retry(
+        &self,
+        poster: &Rc<ParkedPoster>,
+        queue: Queue,
+        longest: Duration,
+    ) -> AbortOnDropHandle<()> {
+        let poster = Rc::clone(poster);
         let in_flight = self.in_flight.clone();
         let drain = self.drains.subscribe();
         AbortOnDropHandle::new(actix_rt::spawn(async move {
             let window = Arc::new(Semaphore::new(WINDOW));
-            let mut tail = poster.params.spool.tail_one_by_one(queue, window);
+            let mut tail = poster.spool().tail_one_by_one(queue, window);
             while let Some((key, entry, permit)) = tail.next().await {
                 fail::fail_point!("retrier");
                 let due_us = entry.parked.as_ref().map_or(0, |parked| parked.due_us);
@@ -137,12 +148,16 @@ impl Retrier {
 }
 
 impl ParkedPoster {
+    fn spool(&self) -> &Spool {
+        &self.api.dead_letters.spool
+    }
+
     /// Ends when the record is delivered, dead, or parked again. Also ends when the node drains:
     /// then it stays on disk as it is.
     async fn deliver(&self, mut due: Due, mut drain: watch::Receiver<()>) {
-        let ledger = &self.params.ledger;
+        let ledger = &self.ledger;
         // An operator may have taken it, or another copy of it may have arrived.
-        if !self.params.spool.contains(due.key).await.unwrap_or(false) {
+        if !self.spool().contains(due.key).await.unwrap_or(false) {
             return;
         }
         if ledger.is_delivered(&due.record) {
@@ -168,7 +183,7 @@ impl ParkedPoster {
 
     /// Resolves when a POST may be made.
     async fn admit(&self, trial: &Trial) -> Pass<'_> {
-        let RetrierParams { breaker, rate, .. } = &self.params;
+        let SharedApi { breaker, rate, .. } = &self.api;
         loop {
             let pass = breaker.pass(trial).await;
             if pass.is_probe() {
@@ -186,39 +201,47 @@ impl ParkedPoster {
 
     /// POSTs the record once. Returns whether it is settled.
     async fn post(&self, due: &mut Due, pass: Pass<'_>) -> bool {
-        let params = &self.params;
-        let Some(body) = due.tag.splice(&due.record.body) else {
+        let Self {
+            client,
+            api,
+            ledger,
+            tap,
+        } = self;
+        let Some(tagged) = due.tag.splice(&due.record.body) else {
             return self.dead_letter(due, not_an_object()).await;
         };
+        let array = match api.limits.batch {
+            1 => None,
+            _ => array_of_one(&due.record, &due.tag),
+        };
+        let (body, key) = array.unwrap_or_else(|| (tagged.clone(), due.record.id.to_string()));
         let payload = Payload {
             body,
             records: 1,
-            key: &due.record.id,
+            key: &key,
             traceparent: due.record.traceparent.as_deref(),
         };
-        let answer = post(&self.api, &params.ledger, due.lane, &payload).await;
+        let answer = post(client, &api.counts, ledger, due.lane, &payload).await;
         add_attempt(&mut due.reason, &answer);
-        let waiting = || params.parking.waiting(&params.ledger);
+        let waiting = || api.parking.waiting(ledger);
         match (answer.outcome(), &answer) {
             (Outcome::Delivered, &Answer::Status { status, .. }) => {
                 pass.succeeded(waiting);
                 let (lane, record) = (due.lane, &due.record);
-                let counted = || params.ledger.delivered_parked(lane, record);
+                let counted = || ledger.delivered_parked(lane, record);
                 let twice = || {
-                    params.ledger.delivered(lane, [record]);
+                    ledger.delivered(lane, [record]);
                 };
                 self.take_out(due, counted, twice).await;
-                params
-                    .tap
-                    .show_delivered(lane, record, || payload.body, status);
+                tap.show_delivered(lane, record, || tagged, status);
                 true
             }
             (Outcome::Retry { at_least }, _) => {
                 pass.failed(&answer, &mut due.trial);
                 // The API was there, or has taken others since the last try.
                 let is_reached =
-                    answer.is_reached() || params.ledger.last_delivery_us() > due.reason.at_us;
-                let left = params.dead_letters.time_left(&due.record);
+                    answer.is_reached() || api.counts.last_delivery_us() > due.reason.at_us;
+                let left = api.dead_letters.time_left(&due.record);
                 if is_reached && left == Some(Duration::ZERO) {
                     due.reason.given_up = true;
                     return self.dead_letter(due, due.reason.clone()).await;
@@ -247,22 +270,18 @@ impl ParkedPoster {
             is_proven: due.trial.is_proven(),
             at_least,
         };
-        let Ok(key) = self.params.parking.park(&failing).await else {
+        let Ok(key) = self.api.parking.park(&failing).await else {
             return false;
         };
         // If an operator has taken the record, it must not come back.
-        self.take_out(due, || {}, || self.params.spool.settle(key))
-            .await;
+        self.take_out(due, || {}, || self.spool().settle(key)).await;
         true
     }
 
     async fn dead_letter(&self, due: &Due, reason: DeathReason) -> bool {
-        let RetrierParams {
-            dead_letters,
-            ledger,
-            ..
-        } = &self.params;
-        let written = dead_letters
+        let Self { api, ledger, .. } = self;
+        let written = api
+            .dead_letters
             .write(due.lane.name(), &due.record, reason)
             .await;
         if written.is_err() {
@@ -277,7 +296,7 @@ impl ParkedPoster {
     /// Removes the record from the parked ones. Calls `gone` instead of `taken` if an operator has
     /// replayed or dropped it meanwhile: then it counts elsewhere.
     async fn take_out(&self, due: &Due, taken: impl FnOnce(), gone: impl FnOnce()) {
-        match self.params.spool.remove(due.key).await {
+        match self.spool().remove(due.key).await {
             Ok(true) => taken(),
             Ok(false) => gone(),
             // The spool is closed: the next run finds the record again.
@@ -290,10 +309,11 @@ impl Actor for Retrier {
     type Context = Context<Self>;
 
     fn started(&mut self, _: &mut Self::Context) {
-        let queues = Queue::parked().zip(PAUSES);
-        self.queues = queues
-            .map(|(queue, longest)| self.retry(queue, longest))
-            .collect();
+        let queues = self.posters.iter().flat_map(|poster| {
+            let queues = Queue::parked().zip(PAUSES);
+            queues.map(|(queue, longest)| self.retry(poster, queue, longest))
+        });
+        self.queues = queues.collect();
         self.supervisor.ready(None);
     }
 }

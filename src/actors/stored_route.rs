@@ -49,7 +49,7 @@ pub fn assignment(entry: &Entry, routes: &Routes) -> Assignment {
     let lanes: Box<[LaneId]> = lanes.filter_map(|name| LaneId::from_name(name)).collect();
     let lanes = Some(lanes).filter(|lanes| !lanes.is_empty());
     Assignment {
-        route: routes.taken_before(&stored.name, policy, lanes),
+        route: routes.taken_before(&stored.name, policy, lanes, entry.api.as_deref()),
         key: KeyHash::from_bits(stored.key),
         pinned: None,
     }
@@ -78,6 +78,7 @@ mod tests {
             policy: Policy::RoundRobin,
             hash_on: &HashOn::Id,
             lanes: &LaneId::ALL,
+            apis: &[],
         };
         Routes::new(&rules.collect::<Vec<_>>(), &defaults).unwrap()
     }
@@ -89,6 +90,7 @@ mod tests {
             body: r#"{"a":1,"b":"key"}"#.into(),
             traceparent: None,
             origin: None,
+            api: None,
         };
         let values = routes.pointers().read(r#"{"a":1,"b":"key"}"#).unwrap();
         let assignment = routes.assign(&record.id, &values, |_| header);

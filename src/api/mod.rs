@@ -48,6 +48,26 @@ pub struct Settings {
     retry_statuses: config::RetryStatuses,
 }
 
+/// The most deliveries that a lane hands over, however many records a POST may have.
+const BATCHED_MAX: usize = 1024;
+
+/// How much a lane sends to an API at a time.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// POSTs in flight.
+    pub posts: usize,
+    /// Records of a POST; with more than one, its body is a JSON array.
+    pub batch: usize,
+}
+
+impl Limits {
+    /// Deliveries that the lane may hand over.
+    pub fn deliveries(self) -> usize {
+        let batched = self.posts.saturating_mul(self.batch).min(BATCHED_MAX);
+        self.posts.max(batched)
+    }
+}
+
 /// The configuration of the API cannot be used. The text names the URL or the file.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]

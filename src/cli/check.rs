@@ -3,7 +3,7 @@
 mod explain;
 mod simulate;
 
-use std::{collections::BTreeMap, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, process::ExitCode, time::Duration};
 
 use bytesize::ByteSize;
 use tokio::time::timeout;
@@ -14,7 +14,8 @@ use super::{
 };
 use crate::{
     api,
-    config::{Config, GrpcConfig},
+    breaker::ApiBreakers,
+    config::{ApiConfig, Config, GrpcConfig},
     lane_id::LaneId,
     record::{HEADERS_MAX, Record},
     spool::Spool,
@@ -95,7 +96,10 @@ pub async fn check(args: Args) -> Result<(), ExitCode> {
         }
     }
     warn_of_size(&config, &limits);
-    report("api", reach_api(&config).await);
+    report("api", reach_api(&config.api).await);
+    for (name, api) in &config.apis {
+        report(&format!("apis.{name}"), reach_api(api).await);
+    }
     all_well.then_some(()).ok_or(ExitCode::FAILURE)
 }
 
@@ -171,16 +175,16 @@ async fn inspect_grpc(lane: GrpcConfig, config: &Config) -> Result<(String, Insp
         schema: config.ingest.schema,
         run: Record::new_id(),
         spool: Spool::open(folder.path(), config.spool.max).map_err(|why| why.to_string())?,
-        breaker: Arc::default(),
+        breakers: ApiBreakers::default(),
         publish_timeout: config.router.publish_timeout,
     };
     inspect::<Grpc>(settings).await
 }
 
 /// Asks the API with a GET, which stores nothing. Any answer shows that it can be reached.
-async fn reach_api(config: &Config) -> Result<String, String> {
-    let url = &config.api.url;
-    let settings = api::Settings::read(&config.api).map_err(|why| why.to_string())?;
+async fn reach_api(config: &ApiConfig) -> Result<String, String> {
+    let url = &config.url;
+    let settings = api::Settings::read(config).map_err(|why| why.to_string())?;
     let asked = timeout(API_PATIENCE, settings.ask(API_PATIENCE)).await;
     let status = match asked {
         Ok(Ok(status)) => status,

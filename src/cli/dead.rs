@@ -4,6 +4,7 @@ use std::{collections::HashSet, process::ExitCode, time::Duration};
 
 use clap::Subcommand;
 use serde_json::{Value, json};
+use url::form_urlencoded;
 
 use super::output::{failed, print};
 use crate::api::client::Endpoint;
@@ -27,6 +28,9 @@ pub struct Args {
     /// The records that are parked between two tries, instead of the dead letters
     #[arg(long, global = true)]
     pub parked: bool,
+    /// Only those of the API of [apis.NAME]; `default` is [api]
+    #[arg(long, global = true, value_name = "NAME")]
+    pub api: Option<String>,
     /// Print JSON
     #[arg(long, global = true)]
     pub json: bool,
@@ -57,22 +61,35 @@ pub struct DeadSelection {
 }
 
 impl DeadSelection {
-    fn body(&self, parked: bool) -> Value {
-        if self.all {
-            json!({"all": true, "parked": parked})
+    fn body(&self, parked: bool, api: Option<&str>) -> Value {
+        let (name, which) = if self.all {
+            ("all", json!(true))
         } else {
-            json!({"ids": self.ids, "parked": parked})
+            ("ids", json!(self.ids))
+        };
+        let mut body = json!({"parked": parked});
+        body[name] = which;
+        if let Some(api) = api {
+            body["api"] = api.into();
         }
+        body
     }
 }
 
 /// Lists, replays or drops.
 pub async fn dead(args: Args) -> Result<(), ExitCode> {
     let parked = args.parked;
+    let api = args.api.as_deref();
     let (path, body) = match &args.action {
-        DeadAction::List { limit } => (format!("?limit={limit}&parked={parked}"), None),
-        DeadAction::Replay(selection) => ("/replay".into(), Some(selection.body(parked))),
-        DeadAction::Drop(selection) => ("/drop".into(), Some(selection.body(parked))),
+        DeadAction::List { limit } => {
+            let mut query = form_urlencoded::Serializer::new(String::new());
+            query.append_pair("limit", &limit.to_string());
+            query.append_pair("parked", &parked.to_string());
+            query.extend_pairs(api.map(|api| ("api", api)));
+            (format!("?{}", query.finish()), None)
+        }
+        DeadAction::Replay(selection) => ("/replay".into(), Some(selection.body(parked, api))),
+        DeadAction::Drop(selection) => ("/drop".into(), Some(selection.body(parked, api))),
     };
     let asked = ask(&args.admin, path, body);
     let answer = asked

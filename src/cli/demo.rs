@@ -135,7 +135,7 @@ async fn play(
     let newest = sink.records(1).await.map_err(failed)?.pop();
     let report = Report {
         paths: paths(&node.ledger, config),
-        ledger: node.ledger.balance(&node.spool.stats()),
+        ledger: node.ledger.balance(&node.apis.spools().stats()),
         api: sink.stats(),
         record: newest,
         elapsed_s: elapsed.as_secs_f64(),
@@ -207,7 +207,7 @@ async fn lanes_are_up(node: &Node) -> bool {
 
 /// Whether each record is at the sink, and the ledger balances.
 fn is_settled(node: &Node, sink: &Sink, total: u64) -> bool {
-    let balance = node.ledger.balance(&node.spool.stats());
+    let balance = node.ledger.balance(&node.apis.spools().stats());
     let is_at_rest = balance.in_flight + balance.spooled + balance.parked == 0;
     let has_all = balance.accepted == total && sink.stats().records >= total;
     is_at_rest && has_all && balance.holds()

@@ -1,6 +1,6 @@
 //! How two configurations differ, and what of a new one a running node can take.
 
-use std::mem;
+use std::{collections::BTreeSet, mem};
 
 use super::{Config, GrpcConfig, Lanes, NatsConfig, PubsubConfig, RabbitmqConfig};
 use crate::lane_id::LaneId;
@@ -21,8 +21,8 @@ impl Config {
         taken
     }
 
-    /// The keys whose values differ, as `section.key`. A lane that only one of both has is there as
-    /// its section, and `lanes` is the order of the lanes.
+    /// The keys whose values differ, as `section.key`. A lane, or an API, that only one of both has is
+    /// there as its section, and `lanes` is the order of the lanes.
     pub fn changes(&self, other: &Self) -> Vec<String> {
         let sections = [
             ("admin", self.admin.changes(&other.admin)),
@@ -34,6 +34,17 @@ impl Config {
         let mut changes = self.lanes.changes(&other.lanes);
         for (section, keys) in sections {
             changes.extend(keys.into_iter().map(|key| format!("{section}.{key}")));
+        }
+        let apis: BTreeSet<_> = self.apis.keys().chain(other.apis.keys()).collect();
+        for name in apis {
+            let section = format!("apis.{name}");
+            match (self.apis.get(name), other.apis.get(name)) {
+                (Some(one), Some(other)) => {
+                    let keys = one.changes(other).into_iter();
+                    changes.extend(keys.map(|key| format!("{section}.{key}")));
+                }
+                _ => changes.push(section),
+            }
         }
         if self.routes != other.routes {
             changes.push("routes".into());

@@ -3,6 +3,7 @@
 //!
 //! Each key is deserialised alone first, so that one mistake hides no other.
 
+mod apis;
 mod routes;
 
 use std::{
@@ -19,7 +20,7 @@ use toml::{
 };
 use tracing::warn;
 
-use self::routes::ROUTES;
+use self::{apis::APIS, routes::ROUTES};
 use super::{Config, SECTIONS, rules};
 use crate::lane_id::LaneId;
 
@@ -96,6 +97,16 @@ impl Config {
     }
 }
 
+/// The keys of a section, if there is one of this name.
+fn names_in(section: &str) -> Option<&'static [&'static str]> {
+    let section = match section.split_once('.') {
+        Some((APIS, _)) => "api",
+        _ => section,
+    };
+    let known = SECTIONS.iter().find(|(known, _)| *known == section);
+    known.map(|(_, names)| *names)
+}
+
 /// The environment variable of a key.
 pub fn variable(key: &str) -> String {
     format!("{PREFIX}{}", key.replace('.', "__").to_ascii_uppercase())
@@ -126,8 +137,7 @@ impl Loader {
 
     fn set(&mut self, key: &str, place: String, value: Value) {
         let (section, name) = key.rsplit_once('.').unwrap_or_default();
-        let known = SECTIONS.iter().find(|(known, _)| *known == section);
-        let names = known.map_or(&[][..], |(_, names)| names);
+        let names = names_in(section).unwrap_or_default();
         if !names.contains(&name) {
             let meant = nearest(name, names).map_or_else(
                 || format!("allowed are {}", sorted(names)),
@@ -167,10 +177,10 @@ impl Loader {
         }
         for (section, value) in table.get_ref() {
             match value.get_ref() {
-                DeValue::Table(lanes) if section.get_ref() == "lanes" => {
-                    for (lane, keys) in lanes {
-                        let section = format!("lanes.{}", lane.get_ref());
-                        self.section(&section, place(lane.span().start), keys, &place);
+                DeValue::Table(sections) if ["lanes", APIS].contains(&&**section.get_ref()) => {
+                    for (name, keys) in sections {
+                        let section = format!("{}.{}", section.get_ref(), name.get_ref());
+                        self.section(&section, place(name.span().start), keys, &place);
                     }
                 }
                 DeValue::Array(rules) if section.get_ref() == ROUTES => {
@@ -197,9 +207,12 @@ impl Loader {
         value: &Spanned<DeValue<'_>>,
         place: &impl Fn(usize) -> String,
     ) {
-        let mut sections: Vec<_> = SECTIONS.iter().map(|(section, _)| *section).collect();
-        if !sections.contains(&section) {
-            sections.push(ROUTES);
+        if let Some(what) = apis::wrong_name(section) {
+            return self.error(at, section, what);
+        }
+        if names_in(section).is_none() {
+            let mut sections: Vec<_> = SECTIONS.iter().map(|(section, _)| *section).collect();
+            sections.extend([ROUTES, "apis.NAME"]);
             let what = format!(
                 "there is no such section; allowed are {}",
                 sorted(&sections)
@@ -210,6 +223,7 @@ impl Loader {
             return self.error(at, section, format!("is a section, written as [{section}]"));
         };
         insert(&mut self.values, section, None);
+        self.places.insert(section.to_owned(), at);
         for (name, value) in keys {
             let at = place(name.span().start);
             let key = format!("{section}.{}", name.get_ref());
@@ -223,8 +237,9 @@ impl Loader {
     fn environment(&mut self, environment: &BTreeMap<String, String>) {
         let keys: BTreeMap<_, _> = Config::keys().map(|key| (variable(&key), key)).collect();
         for (name, text) in environment {
-            if let Some(key) = keys.get(name) {
-                self.set(key, name.clone(), text.as_str().into());
+            let key = keys.get(name).cloned().or_else(|| apis::key_of(name));
+            if let Some(key) = key {
+                self.set(&key, name.clone(), text.as_str().into());
                 continue;
             }
             if !has_prefix(name) || is_service_link(name, text) {
@@ -274,6 +289,7 @@ impl Loader {
             }
         };
         config.lanes.order = self.lanes();
+        self.check_urls(&config);
         // A key that has its error already needs no second one.
         let wrong: HashSet<_> = self.errors.iter().map(|error| error.key.clone()).collect();
         for violations in rules::violations(&config) {

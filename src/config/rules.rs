@@ -6,8 +6,8 @@ use ::url::{Host, Url};
 use awc::http::Uri;
 
 use super::{
-    ApiConfig, Config, GrpcConfig, IngestConfig, NatsConfig, PubsubConfig, RabbitmqConfig,
-    ReadableFile, url,
+    APIS_MAX, ApiConfig, Config, GrpcConfig, IngestConfig, NatsConfig, PubsubConfig,
+    RabbitmqConfig, ReadableFile, url,
 };
 use crate::routing::rules::RouteError;
 
@@ -30,7 +30,15 @@ pub fn violations(config: &Config) -> Vec<Vec<Violation>> {
     let mut rules = Rules::default();
     let lanes = &config.lanes;
     rules.ingest(&config.ingest);
-    rules.api(&config.api);
+    rules.api("api", &config.api);
+    for (name, api) in &config.apis {
+        rules.api(&format!("apis.{name}"), api);
+    }
+    let names = config.apis.keys();
+    for name in names.skip(APIS_MAX - 1) {
+        let what = format!("is one too many; allowed are {} beside [api]", APIS_MAX - 1);
+        rules.check(false, &format!("apis.{name}.url"), what);
+    }
     lanes.grpc.iter().for_each(|lane| rules.grpc(lane));
     lanes.nats.iter().for_each(|lane| rules.nats(lane));
     lanes.rabbitmq.iter().for_each(|lane| rules.rabbitmq(lane));
@@ -74,24 +82,25 @@ impl Rules {
         }
     }
 
-    fn api(&mut self, api: &ApiConfig) {
+    fn api(&mut self, section: &str, api: &ApiConfig) {
+        let key = format!("{section}.url");
         let url = url::of_server(&api.url, HTTP);
         // The HTTP client gets the URL as the `url` crate writes it, and takes less.
         let is_usable = |url: &Url| url.as_str().parse::<Uri>().is_ok();
         self.check(
             url.as_ref().is_some_and(is_usable),
-            "api.url",
+            &key,
             "is not a URL that can be posted to; allowed is http:// or https:// with a host",
         );
         let Some(url) = url else { return };
         self.check(
             !url::has_login(&url),
-            "api.url",
+            &key,
             "has a login, which is never sent; allowed is a token, in token_file",
         );
         self.check(
             url.scheme() == "http" || !matches!(url.host(), Some(Host::Ipv6(_))),
-            "api.url",
+            &key,
             "is HTTPS to an IPv6 address, which is not supported; allowed is a host name",
         );
     }

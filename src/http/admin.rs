@@ -199,11 +199,15 @@ async fn scrape(state: web::Data<AdminState>) -> Result<HttpResponse, Problem> {
     let scrape = Scrape {
         ledger: &state.ledger,
         lanes: state.lane_statuses(&views).collect(),
-        stats: state.spool.stats(),
-        api_is_up: !state.breaker.is_open(),
+        stats: state.apis.spools().stats(),
+        apis: &state.apis,
         reload: state.control.last_reload(),
-        api_limit: state.api_limit(),
-        api_rate: state.api_rate.status(),
+        api_limits: state
+            .apis
+            .all()
+            .iter()
+            .map(|api| state.limit_of(api))
+            .collect(),
         tokens_unreadable: state.tokens_unreadable(),
         oldest_us: oldest.and_then(|entry| Some(entry.record().origin?.at_us)),
     };

@@ -11,7 +11,10 @@ use super::{
     problem::{Problem, ProblemKind},
     status::AdminState,
 };
-use crate::spool::{Entry, NotSafe, Queue, Undelivered, Which};
+use crate::{
+    config::DEFAULT_API,
+    spool::{Entry, NotSafe, Queue, Spools, Undelivered, Which},
+};
 
 /// Dead letters in a list, unless the request asks for another number.
 const LIMIT_DEFAULT: usize = 100;
@@ -30,6 +33,7 @@ fn listed(entry: Entry) -> Value {
     json!({
         "id": entry.id,
         "lane": reason.lane,
+        "api": entry.api.as_deref().unwrap_or(DEFAULT_API),
         // The API's last answer.
         "status": Some(reason.status).filter(|status| *status > 0),
         "answer": reason.answer,
@@ -47,6 +51,19 @@ pub(super) struct ListQuery {
     limit: Option<usize>,
     #[serde(default)]
     parked: bool,
+    api: Option<String>,
+}
+
+/// The disks that have the records of this API; without a name, of all.
+fn disks(state: &AdminState, api: Option<&str>) -> Result<Spools, Problem> {
+    let Some(name) = api else {
+        return Ok(state.apis.spools().clone());
+    };
+    let none = || {
+        let detail = format!("There is no API {name:?}, configured or with records on disk");
+        Problem::bad_request(ProblemKind::Selection, detail)
+    };
+    state.apis.disk_of(name).ok_or_else(none)
 }
 
 pub(super) async fn list(
@@ -55,9 +72,16 @@ pub(super) async fn list(
 ) -> Result<HttpResponse, Problem> {
     let limit = query.limit.unwrap_or(LIMIT_DEFAULT).min(LIMIT_MAX);
     let of = undelivered(query.parked);
-    let entries = state.spool.list(of, limit).await.map_err(spool_fails)?;
-    let entries: Vec<_> = entries.into_iter().map(listed).collect();
-    let found = state.spool.stats();
+    let disks = disks(&state, query.api.as_deref())?;
+    let mut entries = Vec::new();
+    for spool in disks.iter() {
+        let room = limit - entries.len();
+        if room > 0 {
+            let found = spool.list(of, room).await.map_err(spool_fails)?;
+            entries.extend(found.into_iter().map(listed));
+        }
+    }
+    let found = disks.stats();
     let (name, total) = match of {
         Undelivered::Dead => ("dead", found.records(Queue::Dead)),
         Undelivered::Parked => ("parked", found.parked()),
@@ -83,6 +107,8 @@ pub(super) struct Selection {
     all: bool,
     #[serde(default)]
     parked: bool,
+    /// Only those of this API.
+    api: Option<String>,
 }
 
 impl Selection {
@@ -103,8 +129,13 @@ pub(super) async fn replay(
     state: web::Data<AdminState>,
     web::Json(OrderBody(selection)): web::Json<OrderBody<Selection>>,
 ) -> Result<HttpResponse, Problem> {
+    let disks = disks(&state, selection.api.as_deref())?;
     let (of, which) = selection.which()?;
-    let replayed = state.spool.replay(of, which).await.map_err(spool_fails)?;
+    let mut replayed = 0;
+    for spool in disks.iter() {
+        let replaying = spool.replay(of, which.clone());
+        replayed += replaying.await.map_err(spool_fails)?;
+    }
     Ok(HttpResponse::Ok().json(json!({"replayed": replayed})))
 }
 
@@ -112,11 +143,17 @@ pub(super) async fn drop_dead(
     state: web::Data<AdminState>,
     web::Json(OrderBody(selection)): web::Json<OrderBody<Selection>>,
 ) -> Result<HttpResponse, Problem> {
+    let disks = disks(&state, selection.api.as_deref())?;
     let (of, which) = selection.which()?;
     // Counted though the operator has hung up.
     let counted = actix_rt::spawn(async move {
-        let dropped = state.spool.forget(of, which).await;
-        dropped.inspect(|&dropped| state.ledger.dropped(dropped))
+        let mut all = 0;
+        for spool in disks.iter() {
+            let dropped = spool.forget(of, which.clone()).await?;
+            state.ledger.dropped(dropped);
+            all += dropped;
+        }
+        Ok(all)
     });
     let dropped = counted.await.unwrap_or(Err(NotSafe::Closed));
     let dropped = dropped.map_err(spool_fails)?;

@@ -13,6 +13,7 @@
 //! | another type or encoding | 415 |
 //! | a record that breaks the schema, or a key that has another record | 422 |
 //! | no lane and no spool could make it safe, or too many records in hand | 503, `Retry-After` |
+//! | the API does not keep up, and its room on disk is nearly full | 503, `Retry-After` |
 
 mod body;
 mod headers;
@@ -38,7 +39,7 @@ pub(crate) use self::headers::idempotency_key;
 use self::{
     body::Coding,
     headers::{check_type, traceparent},
-    refusal::{key_reused, refused, too_large},
+    refusal::{key_reused, no_room, refused, too_large},
 };
 use super::{
     problem::{Problem, ProblemKind},
@@ -47,6 +48,7 @@ use super::{
 use crate::{
     actors::{
         admission::Admission,
+        apis::Apis,
         receipts::{AssignedRecord, Refused},
     },
     delivery::Receipt,
@@ -66,6 +68,7 @@ use crate::{
 #[derive(Clone)]
 pub struct IngestState {
     pub admission: Admission,
+    pub apis: Apis,
     /// The lanes of this node, with their tags: a receipt names the tag.
     pub lanes: Arc<[(LaneId, String)]>,
     pub routing: CurrentRouting,
@@ -211,6 +214,9 @@ async fn ingest(
 ) -> Result<HttpResponse, Problem> {
     let pinned = state.pinned_lane(request)?;
     let request = state.read_request(request, body, pinned).await?;
+    if let Some(record) = state.for_full_api(&request) {
+        return Err(no_room(record.api.as_deref()));
+    }
     match state.submit(&request).await {
         Ok(submitted) => Ok(state.respond(&request, submitted)),
         Err(NotTaken::Refused(why)) => Err(refused(&request, &why)),
@@ -228,6 +234,12 @@ impl IngestState {
         let lane = lanes.find(|lane| lane.name() == name);
         let unknown = || Problem::not_found(request.path());
         lane.ok_or_else(unknown).map(Some)
+    }
+
+    /// A record that would find no room on disk if its API did not take it.
+    fn for_full_api<'r>(&self, request: &'r Request) -> Option<&'r Record> {
+        let mut records = request.records.iter().map(|assigned| &assigned.record);
+        records.find(|record| self.apis.is_full(record.api.as_deref()))
     }
 
     async fn read_request(
@@ -263,18 +275,18 @@ impl IngestState {
                     (Some(key), Some(_)) => format!("{key}/{index}").into(),
                     (None, _) => batch_ids.next().unwrap_or_else(Record::new_id),
                 };
-                AssignedRecord {
-                    assignment: Assignment {
-                        pinned,
-                        ..routes.assign(&id, &values, header)
-                    },
-                    record: Record {
-                        id,
-                        body,
-                        traceparent: traceparent.clone(),
-                        origin: origin.clone(),
-                    },
-                }
+                let assignment = Assignment {
+                    pinned,
+                    ..routes.assign(&id, &values, header)
+                };
+                let record = Record {
+                    id,
+                    body,
+                    traceparent: traceparent.clone(),
+                    origin: origin.clone(),
+                    api: assignment.route.api.clone(),
+                };
+                AssignedRecord { record, assignment }
             });
         Ok(Request {
             records: records.collect(),

@@ -3,6 +3,8 @@
 //! Each scrape reads the same counts as `GET /api/status`. The encoder ends each help with a full
 //! stop, and the name of each counter with `_total`.
 
+mod each_api;
+
 use std::{fmt, time::Duration};
 
 use prometheus_client::{
@@ -13,7 +15,8 @@ use prometheus_client::{
 
 use super::status::LaneStatus;
 use crate::{
-    api::{answer::FailureClass, rate::RateStatus},
+    actors::apis::Apis,
+    api::answer::FailureClass,
     clock::unix_us,
     control::{ReloadOutcome, ReloadReport},
     ledger::{Counts, LaneLedger, Latency, Ledger},
@@ -33,10 +36,10 @@ pub struct Scrape<'s> {
     pub ledger: &'s Ledger,
     pub lanes: Vec<LaneStatus<'s>>,
     pub stats: SpoolStats,
-    pub api_is_up: bool,
+    pub apis: &'s Apis,
     pub reload: Option<ReloadReport>,
-    pub api_limit: usize,
-    pub api_rate: Option<RateStatus>,
+    /// Of each API, over all lanes.
+    pub api_limits: Vec<usize>,
     /// The file of ingest's tokens could not be read the last time.
     pub tokens_unreadable: bool,
     /// The time at which the oldest record in the spool was accepted, in µs since the Unix epoch.
@@ -55,6 +58,7 @@ impl Scrape<'_> {
         self.register_node_gauges(&mut registry);
         self.register_runs(&mut registry);
         self.register_api(&mut registry);
+        each_api::register(self, &mut registry);
         self.register_histograms(&mut registry);
         let mut text = String::new();
         prometheus_text::encode(&mut text, &registry)?;
@@ -267,6 +271,11 @@ impl Scrape<'_> {
                 self.tokens_unreadable.into(),
             ),
             (
+                "waypost_unclaimed_records",
+                "Records on disk for APIs that are not configured",
+                self.apis.unclaimed_records(),
+            ),
+            (
                 "waypost_ledger_imbalanced",
                 "1 if the ledger did not balance when nothing moved: an error of this program",
                 self.ledger.is_imbalanced().into(),
@@ -277,24 +286,25 @@ impl Scrape<'_> {
     }
 
     fn register_api(&self, registry: &mut Registry) {
+        let api = self.apis.default_api();
         registry.register(
             "waypost_api_up",
             "0 while records wait because the API fails or denies every POST",
-            ConstGauge::new(u64::from(self.api_is_up)),
+            ConstGauge::new(u64::from(!api.breaker.is_open())),
         );
         registry.register(
             "waypost_api_concurrency_limit",
             "POSTs to the API that may be in flight now, over all lanes",
-            ConstGauge::new(self.api_limit as u64),
+            ConstGauge::new(self.api_limits[0] as u64),
         );
-        let waiting = self.api_rate.map_or(0, |rate| rate.waiting);
+        let waiting = api.rate.status().map_or(0, |rate| rate.waiting);
         registry.register(
             "waypost_api_rate_waiting",
             "POSTs to the API that wait for their turn because its rate binds",
             ConstGauge::new(waiting as u64),
         );
         let failures = FailureClass::ALL.map(|class| {
-            let count = ConstCounter::new(self.ledger.api.failures(class));
+            let count = ConstCounter::new(api.counts.failures(class));
             (vec![("class", class.name().to_owned())], count)
         });
         registry.register(

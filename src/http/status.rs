@@ -1,13 +1,15 @@
 //! `GET /api/status`, and the state that the admin side's handlers share.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering::Relaxed},
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
 };
 
 use actix::Addr;
 use actix_web::http::StatusCode;
-use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::time::Instant;
 
@@ -17,12 +19,11 @@ use super::{
     tokens::{Tokens, TokensStatus},
 };
 use crate::{
-    actors::supervisor::{Action, ChildId, Snapshot, State, Supervisor, View},
-    api::{
-        limit::AdaptiveLimit,
-        rate::{RateLimit, RateStatus},
+    actors::{
+        apis::{Apis, SharedApi},
+        supervisor::{Action, ChildId, Snapshot, State, Supervisor, View},
     },
-    breaker::Breaker,
+    api::rate::RateStatus,
     clock::age,
     config::Ack,
     control::{Control, Order, ReloadReport},
@@ -32,7 +33,7 @@ use crate::{
         explain::Explanations,
         scores::{LaneRouting, Scores},
     },
-    spool::Spool,
+    spool::{Queue, Spool},
     transport::BrokerInfo,
 };
 
@@ -45,14 +46,10 @@ pub struct AdminState {
     pub control: Control,
     pub explanations: Explanations,
     pub spool: Spool,
-    pub breaker: Arc<Breaker>,
+    pub apis: Apis,
     pub node: Arc<str>,
     /// The lanes of this node, with their tags.
     pub lanes: Arc<[(LaneId, String)]>,
-    pub api_url: Arc<str>,
-    /// POSTs that may be in flight per lane.
-    pub api_limit: Arc<Mutex<AdaptiveLimit>>,
-    pub api_rate: Arc<RateLimit>,
     pub draining: Arc<AtomicBool>,
     pub ack: Ack,
     /// Those that ingest asks for.
@@ -76,6 +73,10 @@ pub struct Status<'s> {
     balanced: bool,
     lanes: Vec<LaneStatus<'s>>,
     api: ApiStatus<'s>,
+    /// Each API, `[api]` as `default`; empty if there is no other.
+    apis: BTreeMap<&'s str, NamedApiStatus<'s>>,
+    /// Records on disk for APIs that are not configured.
+    unclaimed: u64,
     /// Restarts of the router, which is of no lane.
     router_restarts: u64,
     policy: &'static str,
@@ -154,6 +155,21 @@ impl LaneStatus<'_> {
     }
 }
 
+/// One of several APIs.
+#[derive(Debug, Serialize)]
+struct NamedApiStatus<'s> {
+    #[serde(flatten)]
+    api: ApiStatus<'s>,
+    /// On disk until the API has a place for them.
+    held: u64,
+    /// On disk between two tries.
+    parked: u64,
+    dead: u64,
+    disk_bytes: u64,
+    /// New records for it are refused: its room on disk is nearly full.
+    refuses: bool,
+}
+
 #[derive(Debug, Serialize)]
 struct ApiStatus<'s> {
     url: &'s str,
@@ -187,7 +203,7 @@ impl AdminState {
     }
 
     pub fn status<'s>(&'s self, views: &'s [View]) -> Status<'s> {
-        let ledger = self.ledger.balance(&self.spool.stats());
+        let ledger = self.ledger.balance(&self.apis.spools().stats());
         Status {
             version: env!("CARGO_PKG_VERSION"),
             node: &self.node,
@@ -196,7 +212,9 @@ impl AdminState {
             balanced: ledger.missing == 0 && !self.ledger.is_imbalanced(),
             ledger,
             lanes: self.lane_statuses(views).collect(),
-            api: self.api_status(),
+            api: self.api_status(self.apis.default_api()),
+            apis: self.several_apis().map(|api| self.named(api)).collect(),
+            unclaimed: self.apis.unclaimed_records(),
             router_restarts: view_of(views, ChildId::Router).map_or(0, |router| router.restarts),
             policy: self.control.policy().name(),
             reload: self.control.last_reload(),
@@ -210,22 +228,41 @@ impl AdminState {
         status.is_some_and(|tokens| tokens.last_error.is_some())
     }
 
-    /// POSTs that may be in flight now, over all lanes.
-    pub fn api_limit(&self) -> usize {
-        self.api_limit.lock().get() * self.lanes.len()
+    /// All APIs, if there is more than one.
+    pub fn several_apis(&self) -> impl Iterator<Item = &SharedApi> {
+        let all = self.apis.all();
+        all.iter().filter(|_| all.len() > 1)
     }
 
-    fn api_status(&self) -> ApiStatus<'_> {
-        let health = self.breaker.health();
+    fn named<'s>(&'s self, api: &'s SharedApi) -> (&'s str, NamedApiStatus<'s>) {
+        let stats = api.stats();
+        let named = NamedApiStatus {
+            api: self.api_status(api),
+            held: stats.held(),
+            parked: stats.parked() - stats.held(),
+            dead: stats.records(Queue::Dead),
+            disk_bytes: api.disk_bytes(),
+            refuses: self.apis.is_full(api.name.as_deref()),
+        };
+        (api.shown_name(), named)
+    }
+
+    /// POSTs that may be in flight now, over all lanes.
+    pub fn limit_of(&self, api: &SharedApi) -> usize {
+        api.limit.lock().get() * self.lanes.len()
+    }
+
+    fn api_status<'s>(&self, api: &'s SharedApi) -> ApiStatus<'s> {
+        let health = api.breaker.health();
         ApiStatus {
-            url: &self.api_url,
+            url: &api.url,
             state: if health.is_up { "up" } else { "down" },
             since_s: health.since.elapsed().as_secs_f64(),
             last_error: health.last_error,
             retry_in_s: health.retry_in.map(|time| time.as_secs_f64()),
-            in_flight: self.ledger.api.in_flight(),
-            limit: self.api_limit(),
-            rate: self.api_rate.status(),
+            in_flight: api.counts.in_flight(),
+            limit: self.limit_of(api),
+            rate: api.rate.status(),
         }
     }
 

@@ -1,6 +1,6 @@
 //! The equation of the ledger, and the task that checks it.
 
-use std::{sync::Arc, sync::atomic::Ordering::Relaxed, time::Duration};
+use std::{ops::Add as _, sync::Arc, sync::atomic::Ordering::Relaxed, time::Duration};
 
 use serde::Serialize;
 use tokio::{sync::watch, time::sleep};
@@ -108,13 +108,14 @@ impl Ledger {
     }
 }
 
-/// Compares the counts whenever nothing has changed for a while, until the spool has ended. An
-/// imbalance is an error of this program, and is logged as one.
-pub async fn audit(ledger: Arc<Ledger>, stats: watch::Receiver<SpoolStats>) {
+/// Compares the counts whenever nothing has changed for a while, until a spool has ended. An
+/// imbalance is an error of this program, and is logged as one. `spools` are those of the node.
+pub async fn audit(ledger: Arc<Ledger>, spools: Vec<watch::Receiver<SpoolStats>>) {
     let mut before = None;
-    while stats.has_changed().is_ok() {
+    while spools.iter().all(|stats| stats.has_changed().is_ok()) {
         sleep(REST).await;
-        let stats = *stats.borrow();
+        let stats = spools.iter().map(|stats| *stats.borrow());
+        let stats = stats.reduce(SpoolStats::add).unwrap_or_default();
         let balance = ledger.balance(&stats);
         // A record that is parked again is on disk twice for a moment: others may take turns there
         // while the counts stay the same.

@@ -113,6 +113,7 @@ pub struct NodeCounts {
 pub struct ApiCounts {
     in_flight: AtomicU64,
     failures: [AtomicU64; FailureClass::ALL.len()],
+    last_delivery_us: AtomicU64,
 }
 
 /// One POST in flight.
@@ -127,6 +128,16 @@ impl ApiCounts {
 
     pub fn in_flight(&self) -> u64 {
         self.in_flight.load(Relaxed)
+    }
+
+    /// A POST has succeeded at this time.
+    pub fn delivered(&self, at_us: u64) {
+        self.last_delivery_us.fetch_max(at_us, Relaxed);
+    }
+
+    /// The time of the last delivery, in microseconds since the Unix epoch; 0 for never.
+    pub fn last_delivery_us(&self) -> u64 {
+        self.last_delivery_us.load(Relaxed)
     }
 
     /// A POST has failed.

@@ -216,6 +216,7 @@ mod tests {
                 run: Arc::from("run"),
                 at_us: 1,
             }),
+            api: None,
         }
     }
 

@@ -90,6 +90,7 @@ mod tests {
                 run: run.into(),
                 at_us: 1,
             }),
+            api: None,
         }
     }
 

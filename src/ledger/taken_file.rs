@@ -164,6 +164,7 @@ mod tests {
                 run: "other".into(),
                 at_us: 1,
             }),
+            api: None,
         };
         ledger.delivered(LaneId::Nats, [&record]);
     }

@@ -118,7 +118,7 @@ struct Told<'e> {
     reason: &'static str,
     runner_up: Option<LaneId>,
     /// The section of the configuration that has the API.
-    api: &'static str,
+    api: String,
     /// The lanes that were compared by their scores, the lowest score first.
     lanes: Vec<WeighedLane>,
 }
@@ -154,7 +154,10 @@ impl Explanation {
                 None => "no lane could take it in time: the spool did",
             },
             runner_up: choice.and_then(|choice| choice.runner_up),
-            api: "api",
+            api: match &self.route.api {
+                Some(name) => format!("apis.{name}"),
+                None => "api".into(),
+            },
             lanes: choice.map_or_else(Vec::new, weighed_lanes),
         }
     }

@@ -26,6 +26,9 @@ pub struct Entry {
     /// and of a dead letter that is replayed.
     #[prost(message, optional, tag = "7")]
     pub route: Option<EntryRoute>,
+    /// See [`Record::api`]. None of an entry of a version with one API.
+    #[prost(string, optional, tag = "8")]
+    pub api: Option<String>,
 }
 
 /// The route of a record, as its rule was when the record was accepted.
@@ -94,6 +97,7 @@ impl Entry {
             reason,
             parked: None,
             route: None,
+            api: record.api.as_deref().map(Into::into),
         }
     }
 
@@ -103,6 +107,7 @@ impl Entry {
             body: self.body.clone(),
             traceparent: self.traceparent.as_deref().map(Into::into),
             origin: self.origin.as_deref().and_then(Origin::parse),
+            api: self.api.as_deref().map(Into::into),
         }
     }
 }

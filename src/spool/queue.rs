@@ -22,6 +22,9 @@ pub enum Queue {
     /// The API fails at them while it takes others. There is a queue for each length of pause, by its
     /// number: records that pause for about the same time are due in the order in which they came.
     Parked(u8),
+    /// They came out of this lane, and their API takes no more for now: it has a failure, or is slower
+    /// than they come.
+    Held(LaneId),
     /// Dead letters.
     Dead,
 }
@@ -29,11 +32,12 @@ pub enum Queue {
 impl Queue {
     /// The number of queues of parked records.
     pub const PARKED: u8 = 6;
-    pub(super) const COUNT: usize = Self::FIRST_ROUTED + Self::ROUTED;
+    pub(super) const COUNT: usize = Self::FIRST_HELD + LaneId::ALL.len();
     /// The number of sets of lanes that have a queue: neither empty, nor one lane, nor all.
     pub const ROUTED: usize = (1 << LaneId::ALL.len()) - LaneId::ALL.len() - 2;
 
     const FIRST_ROUTED: usize = Self::KEPT.end + Self::PARKED as usize;
+    const FIRST_HELD: usize = Self::FIRST_ROUTED + Self::ROUTED;
 
     /// The places of the copies, by [`Queue::at`].
     const KEPT: Range<usize> = 3 + LaneId::ALL.len()..3 + 2 * LaneId::ALL.len();
@@ -45,6 +49,7 @@ impl Queue {
             .chain(LaneId::ALL.map(Self::Kept))
             .chain(Self::parked())
             .chain(Self::routed())
+            .chain(LaneId::ALL.map(Self::Held))
     }
 
     /// The queue of records that only `lanes` may take.
@@ -90,6 +95,7 @@ impl Queue {
                 let before = before.filter(|set| matches!(Self::of(*set), Self::Routed(_)));
                 Self::FIRST_ROUTED + before.count()
             }
+            Self::Held(lane) => Self::FIRST_HELD + lane as usize,
         }
     }
 
@@ -104,6 +110,7 @@ impl Queue {
             }
             Self::Kept(lane) => format!("kept_{lane}"),
             Self::Parked(number) => format!("parked_{number}"),
+            Self::Held(lane) => format!("held_{lane}"),
             Self::Dead => "dead".into(),
         }
     }
@@ -114,7 +121,7 @@ impl Queue {
 pub enum Undelivered {
     /// Dead letters.
     Dead,
-    /// Records that wait on disk for another try.
+    /// Records that wait on disk for another try, or for a place of their API.
     Parked,
 }
 
@@ -122,7 +129,10 @@ impl Undelivered {
     pub(super) fn queues(self) -> Vec<Queue> {
         match self {
             Self::Dead => vec![Queue::Dead],
-            Self::Parked => Queue::parked().collect(),
+            Self::Parked => {
+                let held = LaneId::ALL.map(Queue::Held);
+                Queue::parked().chain(held).collect()
+            }
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The spool's counts.
 
-use std::time::Duration;
+use std::{array, ops::Add, time::Duration};
 
 use super::Queue;
 use crate::lane_id::LaneId;
@@ -43,8 +43,44 @@ impl SpoolStats {
         self.records(Queue::Waiting) + limited
     }
 
-    /// Records that are parked.
+    /// Records that are parked, or held until their API has a place.
     pub fn parked(&self) -> u64 {
-        Queue::parked().map(|queue| self.records(queue)).sum()
+        let parked: u64 = Queue::parked().map(|queue| self.records(queue)).sum();
+        parked + self.held()
+    }
+
+    /// The same without records that are held.
+    #[must_use]
+    pub fn without_held(mut self) -> Self {
+        for lane in LaneId::ALL {
+            self.records[Queue::Held(lane).at()] = 0;
+        }
+        self
+    }
+
+    /// Records that are held until their API has a place.
+    pub fn held(&self) -> u64 {
+        LaneId::ALL
+            .map(|lane| self.records(Queue::Held(lane)))
+            .iter()
+            .sum()
+    }
+}
+
+/// The contents of two spools together.
+impl Add for SpoolStats {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            records: array::from_fn(|at| self.records[at] + other.records[at]),
+            found_carried: self.found_carried + other.found_carried,
+            kept: array::from_fn(|at| self.kept[at] + other.kept[at]),
+            bytes: self.bytes + other.bytes,
+            commits: self.commits + other.commits,
+            committed: self.committed + other.committed,
+            commit_time: self.commit_time + other.commit_time,
+            refuses: self.refuses || other.refuses,
+        }
     }
 }

@@ -263,7 +263,8 @@ impl Store {
     }
 
     pub fn oldest(&mut self) -> Option<Entry> {
-        let queues = Queue::all().filter(|queue| !matches!(queue, Queue::Dead | Queue::Parked(_)));
+        let queues = Queue::all()
+            .filter(|queue| !matches!(queue, Queue::Dead | Queue::Parked(_) | Queue::Held(_)));
         let firsts = queues.filter_map(|queue| {
             let mut first = None;
             self.logs[queue.at()].visit(|_, payload| {

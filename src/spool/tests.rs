@@ -25,6 +25,7 @@ fn entry(id: &str) -> Entry {
             run: "run".into(),
             at_us: 7,
         }),
+        api: None,
     };
     Entry::new(&record, None)
 }
@@ -364,6 +365,7 @@ async fn nobody_waits_for_a_thread_that_has_ended() {
     let (thread, running) = watch::channel(());
     let spool = Spool {
         found_copies: Arc::default(),
+        max: 0,
         settled: SettledKeys::default(),
         requests,
         stats,

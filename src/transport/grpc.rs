@@ -42,7 +42,7 @@ use super::{
     Backlog, BrokerInfo, CLOSE_TIMEOUT, Durability, Incoming, Inspection, Message, Remedy,
     Transport, TransportError,
 };
-use crate::{breaker::Breaker, config, record::Schema, spool::Spool, tap::Tap};
+use crate::{breaker::ApiBreakers, config, record::Schema, spool::Spool, tap::Tap};
 
 /// Pings on a connection, so that a peer that falls silent is noticed within their sum.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(3);
@@ -75,8 +75,8 @@ pub struct Settings {
     pub run: Arc<str>,
     /// Keeps the records that the API does not take soon.
     pub spool: Spool,
-    /// The breaker of the API. While it is open, records go to disk at once.
-    pub breaker: Arc<Breaker>,
+    /// The breakers of the APIs. While that of a record is open, it goes to disk at once.
+    pub breakers: ApiBreakers,
     /// How long this node waits for a confirm. Its records are on disk well before.
     pub publish_timeout: Duration,
 }
@@ -141,8 +141,7 @@ impl Transport for Grpc {
         let endpoints = endpoints?;
 
         let (phase, phases) = watch::channel(Phase::Serving);
-        let (buffer_in, buffer) =
-            buffer::new(settings.spool.clone(), Arc::clone(&settings.breaker));
+        let (buffer_in, buffer) = buffer::new(settings.spool.clone(), settings.breakers.clone());
         let intake = Intake {
             buffer: buffer_in.clone(),
             schema: settings.schema,

@@ -15,6 +15,8 @@ use crate::{
 pub mod header {
     pub const ID: &str = "Waypost-Id";
     pub const ORIGIN: &str = "Waypost-Origin";
+    /// The name of the API that takes the record; absent for `[api]`.
+    pub const API: &str = "Waypost-Api";
     /// The number of records in the message; absent where the body is one record.
     pub const BUNDLE: &str = "Waypost-Bundle";
     /// W3C Trace Context.
@@ -36,6 +38,8 @@ pub struct Headers {
     pub id: Arc<str>,
     pub origin: Option<Origin>,
     pub traceparent: Option<Arc<str>>,
+    /// See [`Record::api`]. A bundle has it in its records.
+    pub api: Option<Arc<str>>,
     /// The number of records in a bundle; `None` where the body is one record.
     pub bundle: Option<usize>,
 }
@@ -45,10 +49,12 @@ impl Headers {
     pub fn pairs(&self) -> impl Iterator<Item = (&'static str, Cow<'_, str>)> {
         let origin = self.origin.as_ref().map(|origin| origin.to_text().into());
         let traceparent = self.traceparent.as_deref().map(Cow::from);
+        let api = self.api.as_deref().map(Cow::from);
         let bundle = self.bundle.map(|count| count.to_string().into());
         let optional = [
             (header::ORIGIN, origin),
             (header::TRACEPARENT, traceparent),
+            (header::API, api),
             (header::BUNDLE, bundle),
         ];
         let optional = optional
@@ -72,6 +78,7 @@ impl Headers {
             traceparent: header(header::TRACEPARENT)
                 .filter(|text| is_traceparent(text))
                 .map(Arc::from),
+            api: visible(header::API).map(Arc::from),
             bundle: visible(header::BUNDLE).and_then(|count| count.parse().ok()),
         }
     }
@@ -83,6 +90,7 @@ impl From<&Record> for Message {
             id: Arc::clone(&record.id),
             origin: record.origin.clone(),
             traceparent: record.traceparent.clone(),
+            api: record.api.clone(),
             bundle: None,
         };
         Self {
@@ -99,6 +107,7 @@ impl From<Message> for Record {
             body,
             traceparent: headers.traceparent,
             origin: headers.origin,
+            api: headers.api,
         }
     }
 }
@@ -137,6 +146,7 @@ impl From<Incoming> for Delivery {
             record: incoming.message.into(),
             redelivered: incoming.redelivered,
             since: incoming.since,
+            held: None,
             acker: incoming.acker,
         }
     }
@@ -172,11 +182,13 @@ mod tests {
                 at_us: 1_700_000_000_000_000,
             }),
             traceparent: Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".into()),
+            api: Some("billing".into()),
             bundle: Some(128),
         };
         let bare = Headers {
             origin: None,
             traceparent: None,
+            api: None,
             bundle: None,
             ..whole.clone()
         };

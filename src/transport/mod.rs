@@ -282,6 +282,7 @@ impl From<&Message> for proto::Record {
             body: body.clone(),
             traceparent: traceparent.to_owned(),
             origin: origin.unwrap_or_default(),
+            api: headers.api.as_deref().unwrap_or_default().to_owned(),
         }
     }
 }

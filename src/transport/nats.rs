@@ -409,6 +409,7 @@ fn message(stored: &jetstream::Message) -> Message {
         let names = [
             header::ID,
             header::ORIGIN,
+            header::API,
             header::BUNDLE,
             header::TRACEPARENT,
         ];
@@ -435,6 +436,7 @@ mod tests {
             origin: None,
             traceparent: None,
             bundle: None,
+            api: None,
         };
         assert!(headers(&good, "1").is_ok());
         let with_id = |id: &str| Headers {
@@ -469,6 +471,7 @@ mod tests {
                 run: Record::new_id(),
                 at_us: u64::MAX,
             }),
+            api: None,
         };
         let message = Message::from(&record);
         // Published again, it has both ids.

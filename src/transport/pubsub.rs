@@ -400,6 +400,7 @@ mod tests {
                 origin: None,
                 traceparent: None,
                 bundle: None,
+                api: None,
             },
             body: "hello".into(),
         };

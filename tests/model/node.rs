@@ -25,11 +25,11 @@ use waypost::{
     actors::{
         Drain,
         admission::Admission,
+        apis::{Apis, SharedApi},
         copies::Copies,
-        dead_letters::DeadLetters,
         fallback::DiskFallback,
         feeder::{self, Feeder},
-        forwarder::{Limits, PostSlots},
+        forwarder::LaneWindow,
         lane::{self, Lane, bundle::SettledRecords},
         live_lanes::LiveLanes,
         receipts::Refused,
@@ -37,13 +37,14 @@ use waypost::{
         slot::Slot,
         supervisor::{ChildId, DrainAll, Factory, Supervisor, Thread, factory},
     },
-    config::{Ack, Policy},
+    api::Limits,
+    config::{Ack, ApiConfig, Policy},
     delivery::Receipt,
     lane_id::LaneId,
     ledger::Ledger,
     record::{Origin, Record},
     routing::{explain::Explanations, settings::CurrentRouting},
-    spool::{NotSafe, OpenError, Queue, Spool, SpoolStats, Undelivered},
+    spool::{NotSafe, OpenError, Queue, Spool, SpoolStats, Spools, Undelivered},
     transport::{
         Backlog, BrokerInfo, Durability, Incoming, Inspection, Message, Transport, TransportError,
     },
@@ -377,8 +378,7 @@ impl Node {
             lane: LANES[lane],
             router: router.clone(),
             forwarder: Slot::default(),
-            slots: PostSlots::new(LIMITS),
-            limits: LIMITS,
+            window: LaneWindow::new(&[LIMITS]),
             ledger: Arc::clone(&ledger),
             live_lanes: live_lanes.clone(),
             publish_timeout: PUBLISH_TIMEOUT,
@@ -421,6 +421,7 @@ impl Node {
             body: body(number),
             traceparent: None,
             origin,
+            api: None,
         }
     }
 
@@ -527,17 +528,16 @@ fn start_feeder(
     ledger: &Arc<Ledger>,
     live_lanes: &LiveLanes,
 ) -> Child {
+    let run = Arc::clone(&ledger.run);
+    let api = SharedApi::new(None, &ApiConfig::default(), spool.clone(), None, &run).unwrap();
     let params = feeder::FeederParams {
-        spool: spool.clone(),
+        spools: Spools::new(spool.clone(), []),
         admission: admission.clone(),
         ledger: Arc::clone(ledger),
         lanes: LANES.into(),
         routing: routing(),
         live_lanes: live_lanes.clone(),
-        dead_letters: DeadLetters {
-            spool: spool.clone(),
-            give_up_after: None,
-        },
+        apis: Apis::only(api, spool, &run),
     };
     let start = factory(slot.clone(), move |supervisor| {
         Feeder::new(params.clone(), supervisor)

@@ -14,6 +14,7 @@ use std::{
 use bytes::Bytes;
 use tonic::transport::Channel;
 use waypost::{
+    breaker::ApiBreakers,
     config,
     proto::{self, waypost_client::WaypostClient},
     record::{Origin, Record, Schema},
@@ -65,7 +66,7 @@ pub fn settings_at(port: u16) -> Settings {
         schema: Schema::Any,
         run: Arc::from("this run"),
         spool,
-        breaker: Arc::default(),
+        breakers: ApiBreakers::default(),
         publish_timeout: Duration::from_secs(2),
     }
 }
@@ -103,6 +104,7 @@ pub fn record(id: &str) -> Record {
             run: Arc::from("node-a/1"),
             at_us: 17,
         }),
+        api: None,
     }
 }
 

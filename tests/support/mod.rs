@@ -96,6 +96,7 @@ pub fn one_route(policy: Policy, lanes: &[LaneId]) -> CurrentRouting {
         policy,
         hash_on: &HashOn::Id,
         lanes,
+        apis: &[],
     };
     CurrentRouting::new(Routes::new(&[], &defaults).expect("no rule is wrong"))
 }

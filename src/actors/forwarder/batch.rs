@@ -10,7 +10,7 @@
 use std::{borrow::Cow, collections::HashSet, mem, ops::Range, rc::Rc, sync::Arc, time::Duration};
 
 use bytes::{BufMut as _, Bytes, BytesMut};
-use futures_util::{StreamExt as _, stream::FuturesUnordered};
+use futures_util::{StreamExt as _, future::join_all, stream::FuturesUnordered};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use tokio::{
     sync::{OwnedSemaphorePermit, mpsc, watch},
@@ -20,9 +20,10 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::{
     post::{HOLD_MAX, HOLD_REST, Payload, PostEnd, Poster, RetryLimits, not_an_object},
-    slots::{Limits, PostSlot},
+    slots::PostSlot,
 };
 use crate::{
+    api::Limits,
     config::CONCURRENCY_MAX,
     delivery::Delivery,
     record::{Record, Tag},
@@ -225,8 +226,7 @@ impl Poster {
         let body = payload.body;
         match end {
             PostEnd::Delivered { status, at_once } => {
-                let records = batch.iter().map(|queued| &queued.delivery.record);
-                self.count_delivered(records, at_once);
+                self.count_batch(&batch, at_once).await;
                 self.delivered(batch, &body, &places, status);
                 None
             }
@@ -239,7 +239,7 @@ impl Poster {
             PostEnd::Drained => None,
             PostEnd::Parked => {
                 for queued in batch {
-                    self.parked(queued.delivery);
+                    self.parked(queued.delivery).await;
                 }
                 None
             }
@@ -257,7 +257,7 @@ impl Poster {
     /// The strictest limits of the records; `None` if there are none.
     fn limits<'a>(&self, batch: &'a [QueuedDelivery]) -> Option<RetryLimits<'a>> {
         let oldest = batch.iter().map(|queued| queued.delivery.since).min()?;
-        let dead_letters = &self.params.dead_letters;
+        let dead_letters = &self.params.api.dead_letters;
         let give_up_at = batch
             .iter()
             .filter_map(|queued| dead_letters.give_up_at(&queued.delivery.record));
@@ -269,6 +269,21 @@ impl Poster {
                 _ => None,
             },
         })
+    }
+
+    /// Counts the records of a batch that the API has taken.
+    async fn count_batch(&self, batch: &[QueuedDelivery], at_once: bool) {
+        let all = || batch.iter().map(|queued| &queued.delivery);
+        let fresh = || all().filter(|delivery| delivery.held.is_none());
+        if let Some(since) = fresh().map(|delivery| delivery.since).min() {
+            let records = fresh().map(|delivery| &delivery.record);
+            self.count_delivered(records, since, at_once);
+        }
+        let held = all().filter_map(|delivery| {
+            let held = delivery.held.as_ref()?;
+            Some(self.count_delivered_held(held, &delivery.record))
+        });
+        join_all(held).await;
     }
 
     /// Acks the deliveries of a batch that the API has taken.
@@ -300,13 +315,13 @@ impl Poster {
         let mut array = JsonArray::default();
         let mut ids = HashSet::new();
         for mut queued in deliveries {
-            let Some(delivery) = self.skip_if_delivered(queued.delivery) else {
+            let Some(delivery) = self.skip_if_delivered(queued.delivery).await else {
                 continue;
             };
             if !ids.insert(Arc::clone(&delivery.record.id)) {
                 // An array has each id once. The other copy is in this one.
                 delivery.retry_after(HOLD_REST);
-            } else if array.add(&delivery.record, &self.params.tag) {
+            } else if array.add(&delivery.record, self.tag(&delivery)) {
                 queued.delivery = delivery;
                 batch.push(queued);
             } else {
@@ -360,6 +375,16 @@ impl JsonArray {
     }
 }
 
+/// The body and the key of a POST of `record` alone, where a POST may have many. `None` if it is no
+/// JSON object.
+pub fn array_of_one(record: &Record, tag: &Tag) -> Option<(Bytes, String)> {
+    let mut array = JsonArray::default();
+    array.add(record, tag).then(|| {
+        let (body, _, key) = array.end();
+        (body, key)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -373,6 +398,7 @@ mod tests {
                 body: Bytes::from_static(body.as_bytes()),
                 traceparent: None,
                 origin: None,
+                api: None,
             };
             array.add(&record, &Tag::new("T"))
         };

@@ -12,24 +12,26 @@ use tracing::debug;
 
 use super::{
     batch_size::BatchSize,
-    slots::{Limits, PostSlot, PostSlots},
+    slots::{PostSlot, PostSlots},
 };
 use crate::{
     actors::{
+        apis::SharedApi,
         copies::Copies,
-        dead_letters::{DeadLetters, add_attempt, not_posted},
-        parking::{Failing, Parking},
+        dead_letters::{add_attempt, not_posted},
+        parking::Failing,
     },
     api::{
-        Api, Settings,
+        Api,
         answer::{Answer, Outcome},
         gate::{Gate, PostPlace},
     },
     backoff::Backoff,
-    breaker::{Breaker, Denied, Pass, Trial},
-    delivery::Delivery,
+    breaker::{Denied, Pass, Trial},
+    clock::unix_us,
+    delivery::{Delivery, HeldEntry},
     lane_id::LaneId,
-    ledger::Ledger,
+    ledger::{ApiCounts, Ledger},
     record::{Record, Tag},
     routing::scores::Scores,
     spool::DeathReason,
@@ -50,20 +52,16 @@ pub const HOLD_MAX: Duration = Duration::from_mins(10);
 /// How long it then rests.
 pub const HOLD_REST: Duration = Duration::from_secs(1);
 
-/// The parts of a forwarder; each restart uses the same ones.
+/// The way of a lane to one API; each restart of the forwarder uses the same one.
 #[derive(Clone)]
-pub struct ForwarderParams {
+pub struct PosterParams {
     pub lane: LaneId,
     pub tag: Tag,
-    pub api: Settings,
+    pub api: SharedApi,
     pub ledger: Arc<Ledger>,
     pub scores: Arc<Scores>,
-    pub breaker: Arc<Breaker>,
-    pub dead_letters: DeadLetters,
     pub copies: Copies,
-    pub parking: Parking,
     pub tap: Tap,
-    pub limits: Limits,
     pub slots: PostSlots,
     pub gate: Arc<Gate>,
 }
@@ -71,7 +69,7 @@ pub struct ForwarderParams {
 /// POSTs the deliveries of a lane and settles them.
 pub struct Poster {
     api: Api,
-    pub params: ForwarderParams,
+    pub params: PosterParams,
     pub batch_size: RefCell<BatchSize>,
 }
 
@@ -115,10 +113,10 @@ pub enum PostEnd {
 }
 
 impl Poster {
-    pub fn new(params: ForwarderParams) -> Self {
+    pub fn new(params: PosterParams) -> Self {
         Self {
-            api: Api::new(&params.api),
-            batch_size: RefCell::new(BatchSize::new(params.limits.batch)),
+            api: Api::new(&params.api.settings),
+            batch_size: RefCell::new(BatchSize::new(params.api.limits.batch)),
             params,
         }
     }
@@ -130,12 +128,12 @@ impl Poster {
         permit: OwnedSemaphorePermit,
         mut drain: watch::Receiver<()>,
     ) {
-        let Some(delivery) = self.skip_if_delivered(delivery) else {
+        let Some(delivery) = self.skip_if_delivered(delivery).await else {
             return;
         };
         let record = &delivery.record;
         // Dead letters are rare: boxed, they do not make the future of every record larger.
-        let Some(body) = self.params.tag.splice(&record.body) else {
+        let Some(body) = self.tag(&delivery).splice(&record.body) else {
             return Box::pin(self.dead_letter(delivery, not_an_object())).await;
         };
         let payload = Payload {
@@ -146,7 +144,7 @@ impl Poster {
         };
         let limits = RetryLimits {
             held_until: delivery.since + HOLD_MAX,
-            give_up_at: self.params.dead_letters.give_up_at(record),
+            give_up_at: self.params.api.dead_letters.give_up_at(record),
             record: Some(record),
         };
         let mut slot = PostSlot::new(&self.params.slots, permit, None);
@@ -156,13 +154,16 @@ impl Poster {
             .await
         {
             PostEnd::Delivered { status, at_once } => {
-                self.count_delivered([record], at_once);
+                match &delivery.held {
+                    None => self.count_delivered([record], delivery.since, at_once),
+                    Some(held) => Box::pin(self.count_delivered_held(held, record)).await,
+                }
                 self.params.copies.release(record);
                 self.show(record, || payload.body, status);
                 delivery.ack();
             }
             PostEnd::Dead(reason) => Box::pin(self.dead_letter(delivery, reason)).await,
-            PostEnd::Parked => self.parked(delivery),
+            PostEnd::Parked => Box::pin(self.parked(delivery)).await,
             // Another record is the next to probe the API.
             PostEnd::HeldTooLong | PostEnd::Split(_) | PostEnd::Denied => {
                 delivery.retry_after(HOLD_REST);
@@ -171,10 +172,24 @@ impl Poster {
         }
     }
 
+    /// The tag of the lane that `delivery` came out of.
+    pub fn tag<'t>(&'t self, delivery: &'t Delivery) -> &'t Tag {
+        let held = delivery.held.as_ref();
+        held.map_or(&self.params.tag, |held| &held.tag)
+    }
+
     /// Acks a delivery that the API is known to have, and returns any other.
-    pub fn skip_if_delivered(&self, delivery: Delivery) -> Option<Delivery> {
+    pub async fn skip_if_delivered(&self, delivery: Delivery) -> Option<Delivery> {
         let ledger = &self.params.ledger;
         if ledger.is_delivered(&delivery.record) {
+            if let Some(held) = &delivery.held {
+                let removed = Box::pin(self.take_out(held)).await;
+                if removed == Some(true) {
+                    ledger.parked_twice();
+                }
+                delivery.ack();
+                return None;
+            }
             ledger.redelivered(self.params.lane);
             // Another lane has delivered it, and this one may have kept a copy.
             self.params.copies.release(&delivery.record);
@@ -206,7 +221,14 @@ impl Poster {
                 // An error means that the forwarder is gone, which gives the delivery back too.
                 _ = drain.changed() => return PostEnd::Drained,
             };
-            let answer = post(api, &params.ledger, params.lane, payload).await;
+            let answer = post(
+                api,
+                &params.api.counts,
+                &params.ledger,
+                params.lane,
+                payload,
+            )
+            .await;
             if let Some(place) = place {
                 place.end(&answer, payload.records);
             }
@@ -251,7 +273,8 @@ impl Poster {
 
     /// Resolves when a POST may be made, in its place under the API's limit. A probe needs none.
     async fn admit(&self, trial: &Trial) -> (Pass<'_>, Option<PostPlace<'_>>) {
-        let ForwarderParams { breaker, gate, .. } = &self.params;
+        let PosterParams { api, gate, .. } = &self.params;
+        let breaker = &api.breaker;
         loop {
             let pass = breaker.pass(trial).await;
             if pass.is_probe() {
@@ -303,43 +326,80 @@ impl Poster {
             at_least,
         };
         // If the disk does not take it, it is retried here.
-        let parked = self.params.parking.park(&failing).await;
+        let parked = self.params.api.parking.park(&failing).await;
         parked.is_ok().then_some(PostEnd::Parked)
     }
 
-    /// Counts records that the API has taken, `at_once` or after retries. A time that contains
-    /// retries, or an outage of the API, says nothing about the lane.
+    /// Counts records that the API has taken, `at_once` or after retries. They came out of the lane
+    /// at `since` or later. A time that contains retries, or an outage of the API, says nothing about
+    /// the lane. Nor does the time that one of several APIs takes: it would pass for the lane's.
     pub fn count_delivered<'r>(
         &self,
         records: impl IntoIterator<Item = &'r Record>,
+        since: Instant,
         at_once: bool,
     ) {
-        let ForwarderParams { lane, scores, .. } = &self.params;
+        let PosterParams {
+            lane, scores, api, ..
+        } = &self.params;
         let longest = self.params.ledger.delivered(*lane, records);
         if let Some(took) = longest
             && at_once
             && scores.measures()
-            && self.params.breaker.health().since.elapsed() > took
+            && api.breaker.health().since.elapsed() > took
         {
+            let took = match api.held {
+                None => took,
+                Some(_) => took.saturating_sub(since.elapsed()),
+            };
             scores.delivered(*lane, took, scores.at(Instant::now()));
         }
     }
 
+    /// Counts a record from the disk that the API has taken.
+    pub async fn count_delivered_held(&self, held: &HeldEntry, record: &Record) {
+        let PosterParams { lane, ledger, .. } = &self.params;
+        match self.take_out(held).await {
+            Some(true) => ledger.delivered_parked(*lane, record),
+            // An operator has replayed or dropped it meanwhile: it counts elsewhere.
+            Some(false) => {
+                ledger.delivered(*lane, [record]);
+            }
+            None => {}
+        }
+    }
+
+    /// Removes a record from the disk. Returns whether it was there; `None` if the spool is closed:
+    /// then the next run finds it again.
+    async fn take_out(&self, entry: &HeldEntry) -> Option<bool> {
+        let held = self.params.api.held.as_ref()?;
+        held.remove(entry).await.ok()
+    }
+
     fn waiting(&self) -> u64 {
-        self.params.parking.waiting(&self.params.ledger)
+        self.params.api.parking.waiting(&self.params.ledger)
     }
 
     /// Makes a dead letter of `delivery`. The broker may forget the message once that is on disk.
     pub async fn dead_letter(&self, delivery: Delivery, reason: DeathReason) {
         let lane = self.params.lane;
         let record = &delivery.record;
-        let dead_letters = &self.params.dead_letters;
+        let dead_letters = &self.params.api.dead_letters;
         if dead_letters
             .write(lane.name(), record, reason)
             .await
             .is_ok()
         {
-            self.params.ledger.dead(lane, record);
+            let ledger = &self.params.ledger;
+            let removed = match &delivery.held {
+                Some(held) => self.take_out(held).await,
+                None => Some(false),
+            };
+            match removed {
+                Some(true) => ledger.dead_parked(lane),
+                Some(false) => ledger.dead(lane, record),
+                None => {}
+            }
             self.params.copies.release(record);
             delivery.reject();
         } else {
@@ -348,9 +408,15 @@ impl Poster {
     }
 
     /// Acks a delivery whose record is parked on disk.
-    pub fn parked(&self, delivery: Delivery) {
+    pub async fn parked(&self, delivery: Delivery) {
         let Self { params, .. } = self;
-        params.ledger.parked(params.lane, &delivery.record);
+        let was_parked = match &delivery.held {
+            Some(held) => self.take_out(held).await != Some(false),
+            None => false,
+        };
+        if !was_parked {
+            params.ledger.parked(params.lane, &delivery.record);
+        }
         params.copies.release(&delivery.record);
         delivery.ack();
     }
@@ -380,14 +446,21 @@ fn delay(backoff: &mut Backoff, answer: &Answer, at_least: Option<Duration>) -> 
 }
 
 /// POSTs `payload` once, and counts that.
-pub async fn post(api: &Api, ledger: &Ledger, lane: LaneId, payload: &Payload<'_>) -> Answer {
-    let _in_flight = ledger.api.begin();
+pub async fn post(
+    api: &Api,
+    counts: &ApiCounts,
+    ledger: &Ledger,
+    lane: LaneId,
+    payload: &Payload<'_>,
+) -> Answer {
+    let _in_flight = counts.begin();
     let began = std::time::Instant::now();
     let body = payload.body.clone();
     let answer = api.post(body, payload.key, payload.traceparent).await;
     ledger.posted(lane, began);
-    if let Some(class) = answer.failure() {
-        ledger.api.failed(class);
+    match answer.failure() {
+        Some(class) => counts.failed(class),
+        None => counts.delivered(unix_us()),
     }
     answer
 }

@@ -1,39 +1,29 @@
-//! The slots of a lane: each POST is made in one. A record that the API fails at leaves its slot
-//! until its next try, so that others go on.
+//! The slots of a lane and an API: each POST is made in one. A record that the API fails at leaves
+//! its slot until its next try, so that others go on.
 
 use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// The most deliveries that a lane hands over, however many records a POST may have.
-const BATCHED_MAX: usize = 1024;
+use crate::api::Limits;
+
 /// The most records that wait outside of the slots. Any other that fails keeps its slot.
 const OUTSIDE_MAX: usize = 1024;
+/// The most entries of the disk that are read at once.
+const READ_MAX: u32 = 64;
 /// Retries take at most this part of the slots: the rest is for records that have not failed.
 const RETRY_SHARE: usize = 4;
 
-/// How much a lane sends to the API at a time.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// POSTs in flight.
-    pub posts: usize,
-    /// Records of a POST; with more than one, its body is a JSON array.
-    pub batch: usize,
-}
+/// Of all APIs of a lane together, the most records that have a place: they, and those that wait for
+/// one, are fewer than a broker hands out.
+const SHARED_MAX: usize = 1024;
+/// If there are several APIs, the deliveries of a lane that may wait for a place of theirs.
+const WAITING_MAX: usize = 256;
 
-impl Limits {
-    /// Deliveries that the lane may hand over.
-    pub fn deliveries(self) -> usize {
-        let batched = self.posts.saturating_mul(self.batch).min(BATCHED_MAX);
-        self.posts.max(batched)
-    }
-}
-
-/// The bounds of a lane's deliveries and POSTs. The lane, and each forwarder of it, share them.
+/// The bounds of a lane's deliveries and POSTs for one API. Each forwarder of the lane shares them.
 #[derive(Clone)]
 pub struct PostSlots {
-    /// One permit per delivery that the forwarder has and that is not outside: the lane pulls no
-    /// more than that.
+    /// One permit per delivery that the forwarder has and that is not outside.
     pub deliveries: Arc<Semaphore>,
     /// One per POST; the same as `deliveries` if a POST has one record.
     pub posts: Arc<Semaphore>,
@@ -52,17 +42,75 @@ pub struct PostSlot<'s> {
     outside: Option<OwnedSemaphorePermit>,
 }
 
+/// The bounds of what a lane pulls. The lane, and each forwarder of it, share them.
+#[derive(Clone)]
+pub struct LaneWindow {
+    /// One permit per delivery that the lane hands over and that has no place yet: the lane pulls no
+    /// more than that. Those of its only API, if there is one.
+    pub deliveries: Arc<Semaphore>,
+    /// Of each API.
+    slots: Vec<PostSlots>,
+    /// A POST may have many records.
+    pub is_batched: bool,
+}
+
+impl LaneWindow {
+    /// `apis` are the limits of each API of the node, of which there is at least one.
+    pub fn new(apis: &[Limits]) -> Self {
+        let count = apis.len();
+        let slots = apis.iter().map(|limits| PostSlots::new(*limits, count));
+        let slots: Vec<_> = slots.collect();
+        let deliveries = match &*slots {
+            [only] => Arc::clone(&only.deliveries),
+            _ => Arc::new(Semaphore::new(WAITING_MAX)),
+        };
+        Self {
+            deliveries,
+            slots,
+            is_batched: apis.iter().any(|limits| limits.batch > 1),
+        }
+    }
+
+    /// The bounds for each API, in their order.
+    pub fn slots(&self) -> impl Iterator<Item = &PostSlots> {
+        self.slots.iter()
+    }
+
+    /// Resolves when the forwarder has no delivery, if the lane hands over no more.
+    pub async fn all_free(&self) {
+        if let [only] = &*self.slots {
+            return only.all_free().await;
+        }
+        // Those that wait first: each gets a place, or goes to disk.
+        let all = u32::try_from(WAITING_MAX).unwrap_or(u32::MAX);
+        let waiting = self.deliveries.acquire_many(all).await;
+        for slots in &self.slots {
+            slots.all_free().await;
+        }
+        drop(waiting);
+    }
+}
+
 impl PostSlots {
-    pub fn new(limits: Limits) -> Self {
+    /// `apis` is the number of APIs that share the lane.
+    fn new(limits: Limits, apis: usize) -> Self {
         let semaphore = |permits| Arc::new(Semaphore::new(permits));
-        let deliveries_max = limits.deliveries();
+        let share = match apis {
+            1 => usize::MAX,
+            _ => SHARED_MAX / apis,
+        };
+        // Some of the share are for records outside.
+        let deliveries_max = limits.deliveries().min((share - share / 4).max(1));
         let deliveries = semaphore(deliveries_max);
         let posts = match limits.batch {
             1 => Arc::clone(&deliveries),
             _ => semaphore(limits.posts),
         };
         // A lane that waits for a message holds one delivery's permit: no retry would get another.
-        let outside_max = if deliveries_max > 1 { OUTSIDE_MAX } else { 0 };
+        let outside_max = match deliveries_max {
+            0 | 1 => 0,
+            _ => OUTSIDE_MAX.min(share - deliveries_max),
+        };
         Self {
             deliveries,
             posts,
@@ -73,8 +121,12 @@ impl PostSlots {
         }
     }
 
-    /// Resolves when the forwarder has no delivery, if the lane hands over no more.
-    pub async fn all_free(&self) {
+    /// Entries of the disk to read at once: there are more permits than that for deliveries.
+    pub fn read_at_once(&self) -> u32 {
+        (self.deliveries_max / 4).clamp(1, READ_MAX)
+    }
+
+    async fn all_free(&self) {
         // Those outside first: each needs a slot for its next try.
         let outside = self.outside.acquire_many(self.outside_max).await;
         drop(self.deliveries.acquire_many(self.deliveries_max).await);

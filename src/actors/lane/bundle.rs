@@ -124,6 +124,7 @@ fn size(record: &Record) -> usize {
     record.id.len()
         + record.body.len()
         + record.traceparent.as_ref().map_or(0, |text| text.len())
+        + record.api.as_ref().map_or(0, |name| name.len())
         + OVERHEAD
 }
 
@@ -149,6 +150,7 @@ fn bundle(records: &[impl AsRef<Record>]) -> Message {
             id: id.into(),
             origin: None,
             traceparent: None,
+            api: None,
             bundle: Some(records.len()),
         },
         body: body.encode_to_vec().into(),
@@ -177,6 +179,9 @@ fn unpack_record(packed: proto::Record) -> Option<Record> {
             .filter(|text| is_traceparent(text))
             .map(Into::into),
         origin: Origin::parse(&packed.origin),
+        api: Some(packed.api)
+            .filter(|name| is_visible_ascii(name))
+            .map(Into::into),
     })
 }
 
@@ -293,6 +298,7 @@ impl Unbundler {
                 redelivered,
                 // The system holds the message, for all of its records.
                 since,
+                held: None,
                 acker: Acker::new(move |verdict| settle(&open, index, verdict)),
             }
         });
@@ -391,6 +397,7 @@ mod tests {
                 run: "node/1".into(),
                 at_us: 7,
             }),
+            api: None,
         }
     }
 

@@ -33,7 +33,7 @@ pub async fn pull<T: Transport>(
         // An API that is away must not hide a connection that is lost.
         let permit = tokio::select! {
             biased;
-            permit = Arc::clone(&params.slots.deliveries).acquire_owned() => permit,
+            permit = Arc::clone(&params.window.deliveries).acquire_owned() => permit,
             lost = transport.lost() => return lost,
         };
         let Ok(mut permits) = permit else {
@@ -51,7 +51,7 @@ pub async fn pull<T: Transport>(
             if let Some(first) = ready {
                 break first;
             }
-            let room = 1 + params.slots.deliveries.available_permits();
+            let room = 1 + params.window.deliveries.available_permits();
             let received = transport.receive(&mut messages, room.min(FORWARD_MAX));
             if let Err(lost) = received.await {
                 return lost;
@@ -73,7 +73,7 @@ pub async fn pull<T: Transport>(
         if forwarder.try_send(forward).is_err() {
             debug!(lane = %params.lane, "forwarder did not take deliveries");
         }
-        if params.limits.batch > 1 {
+        if params.window.is_batched {
             sleep(BATCH_PAUSE).await;
         }
     }
@@ -87,12 +87,12 @@ fn take_ready(
     permits: &mut OwnedSemaphorePermit,
 ) {
     let room = params
-        .slots
+        .window
         .deliveries
         .available_permits()
         .min(FORWARD_MAX - 1);
     let room = u32::try_from(room).unwrap_or(0);
-    let Ok(mut more) = Arc::clone(&params.slots.deliveries).try_acquire_many_owned(room) else {
+    let Ok(mut more) = Arc::clone(&params.window.deliveries).try_acquire_many_owned(room) else {
         return;
     };
     deliveries.extend(unbundler.borrow_mut().by_ref().take(more.num_permits()));
@@ -109,7 +109,7 @@ pub async fn settle_open(params: &LaneParams, unbundler: &RefCell<Unbundler>) {
         let Some(delivery) = unbundler.borrow_mut().next() else {
             break;
         };
-        let Ok(permits) = Arc::clone(&params.slots.deliveries).acquire_owned().await else {
+        let Ok(permits) = Arc::clone(&params.window.deliveries).acquire_owned().await else {
             return;
         };
         let Some(forwarder) = params.forwarder.get() else {
@@ -123,5 +123,5 @@ pub async fn settle_open(params: &LaneParams, unbundler: &RefCell<Unbundler>) {
             return debug!(lane = %params.lane, "forwarder did not take deliveries");
         }
     }
-    params.slots.all_free().await;
+    params.window.all_free().await;
 }

@@ -23,6 +23,16 @@ pub(super) fn refused(request: &Request, why: &Refused) -> Problem {
     }
 }
 
+/// The problem of a request for an API whose room on this node's disk is taken.
+pub(super) fn no_room(api: Option<&str>) -> Problem {
+    let section = api.map_or_else(|| "api".into(), |name| format!("apis.{name}"));
+    let detail = format!(
+        "Not taken: the API of [{section}] does not take its records as fast as they come, and its \
+         room on this node's disk ([{section}].spool_max) is nearly full"
+    );
+    Problem::unavailable(ProblemKind::Unavailable, detail)
+}
+
 /// The problem of a request whose record at `index` has the key of another record.
 pub(super) fn key_reused(request: &Request, index: usize) -> Problem {
     let record = request.records.get(index);

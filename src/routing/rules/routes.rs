@@ -10,6 +10,7 @@ use super::{
     unreachable,
 };
 use crate::{
+    config::DEFAULT_API,
     lane_id::LaneId,
     record::pointer::{PointerSet, Values},
     routing::{
@@ -32,6 +33,9 @@ pub struct RouteRule {
     /// The names of its lanes, in the order of `failover`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lanes: Option<Vec<String>>,
+    /// The name of its API; absent for `[api]`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub api: Option<String>,
 }
 
 /// The settings of a rule that says nothing else.
@@ -43,6 +47,8 @@ pub struct RouteDefaults<'c> {
     pub hash_on: &'c HashOn,
     /// The lanes that are on, in the order of the configuration.
     pub lanes: &'c [LaneId],
+    /// The names of `[apis.NAME]`.
+    pub apis: &'c [&'c str],
 }
 
 /// A mistake in a rule.
@@ -69,6 +75,8 @@ pub struct CompiledRoute {
     /// The rule has named the lanes, so its records take no other lane, whatever the configuration
     /// says later.
     pub names_lanes: bool,
+    /// The name of the API that takes its records; `None` for `[api]`.
+    pub api: Option<Arc<str>>,
     /// The index of the subject that `when` tests.
     tested: Option<usize>,
     /// The index of the subject that `hash` hashes; `None` for the id.
@@ -172,6 +180,12 @@ impl Routes {
                 what,
             })?,
         };
+        let api = rule.api.as_deref();
+        let api = api.map_or(Ok(None), |api| api_of(api, defaults.apis));
+        let api = api.map_err(|what| RouteError {
+            key: format!("{name}.api"),
+            what,
+        })?;
         let policy = rule.policy.unwrap_or(defaults.policy);
         let hashed = match rule.hash_on.as_ref().unwrap_or(defaults.hash_on) {
             _ if policy != Policy::Hash => None,
@@ -189,6 +203,7 @@ impl Routes {
             policy,
             lanes,
             names_lanes: rule.lanes.is_some(),
+            api,
             tested,
             hashed,
         }));
@@ -259,17 +274,21 @@ impl Routes {
         }
     }
 
-    /// The route that a record took before: one of these if it is among them still, else one with
-    /// this policy, and with these lanes alone if the rule had named them.
+    /// The route that a record for `api` took before: one of these if it is among them still, else
+    /// one with this policy, and with these lanes alone if the rule had named them.
     pub fn taken_before(
         &self,
         name: &str,
         policy: Policy,
         lanes: Option<Box<[LaneId]>>,
+        api: Option<&str>,
     ) -> Arc<CompiledRoute> {
         let is_same = |route: &&Arc<CompiledRoute>| {
             let named = route.names_lanes.then_some(&*route.lanes);
-            route.name == name && route.policy == policy && named == lanes.as_deref()
+            route.name == name
+                && route.policy == policy
+                && named == lanes.as_deref()
+                && route.api.as_deref() == api
         };
         if let Some(route) = self.all.iter().find(is_same) {
             return Arc::clone(route);
@@ -282,6 +301,7 @@ impl Routes {
             policy,
             names_lanes: lanes.is_some(),
             lanes: lanes.unwrap_or_else(|| default.lanes.clone()),
+            api: api.map(Into::into),
             tested: None,
             hashed: None,
         })
@@ -344,6 +364,22 @@ fn media_type(value: &str) -> Cow<'_, str> {
     } else {
         essence.into()
     }
+}
+
+/// The API of a rule that says `name`.
+fn api_of(name: &str, configured: &[&str]) -> Result<Option<Arc<str>>, String> {
+    if name == DEFAULT_API {
+        return Ok(None);
+    }
+    if configured.contains(&name) {
+        return Ok(Some(name.into()));
+    }
+    let allowed = [DEFAULT_API].iter().chain(configured).copied();
+    let allowed: Vec<_> = allowed.collect();
+    Err(format!(
+        "{name:?} is no API; allowed are {}, of [api] and [apis.NAME]",
+        allowed.join(", ")
+    ))
 }
 
 fn lanes_of(names: &[String], configured: &[LaneId]) -> Result<Box<[LaneId]>, String> {

@@ -65,6 +65,7 @@ pub fn try_routes(policy: Policy, toml: &str) -> Result<Routes, Vec<RouteError>>
         policy,
         hash_on: &HashOn::Id,
         lanes: &LANES,
+        apis: &["billing"],
     };
     Routes::new(&rules, &defaults)
 }

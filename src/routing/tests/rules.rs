@@ -271,6 +271,7 @@ proptest! {
             policy: Policy::RoundRobin,
             hash_on: &HashOn::Id,
             lanes: &LANES,
+            apis: &[],
         };
         let routes = Routes::new(&rules, &defaults).unwrap();
         let never: Vec<_> =
@@ -307,7 +308,7 @@ fn a_route_that_was_taken_before_is_found_again_or_keeps_its_promise() {
     };
     let lanes = |route: &CompiledRoute| route.names_lanes.then(|| route.lanes.clone());
     let again = |routes: &Routes, route: &CompiledRoute| {
-        routes.taken_before(&route.name, route.policy, lanes(route))
+        routes.taken_before(&route.name, route.policy, lanes(route), None)
     };
     assert!(Arc::ptr_eq(&again(&before, first), first));
     assert!(Arc::ptr_eq(&again(&before, second), second));

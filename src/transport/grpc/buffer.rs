@@ -16,7 +16,7 @@ use tokio::{
 use tracing::warn;
 
 use crate::{
-    breaker::Breaker,
+    breaker::ApiBreakers,
     delivery::Verdict,
     record::Record,
     spool::{Entry, EntryKey, Queue, Spool},
@@ -151,7 +151,7 @@ struct BufferShared {
     overflow: Arc<Semaphore>,
     queued: mpsc::Sender<Queued>,
     spool: Spool,
-    breaker: Arc<Breaker>,
+    breakers: ApiBreakers,
 }
 
 impl BufferIn {
@@ -169,7 +169,7 @@ impl BufferIn {
         record: Record,
         reporter: impl FnOnce() -> Reporter,
     ) -> Result<Arc<BufferedRecord>, Record> {
-        if self.0.breaker.is_open() {
+        if self.0.breakers.is_open(record.api.as_deref()) {
             return Err(record);
         }
         let capacity = Arc::clone(&self.0.capacity).try_acquire_many_owned(units(&record));
@@ -283,14 +283,14 @@ struct Inbox {
     delayed: FuturesUnordered<Pin<Box<dyn Future<Output = Queued> + Send>>>,
 }
 
-pub(super) fn new(spool: Spool, breaker: Arc<Breaker>) -> (BufferIn, BufferOut) {
+pub(super) fn new(spool: Spool, breakers: ApiBreakers) -> (BufferIn, BufferOut) {
     let (queued, inbox) = mpsc::channel(CAPACITY);
     let shared = BufferShared {
         capacity: Arc::new(Semaphore::new(CAPACITY)),
         overflow: Arc::new(Semaphore::new(OVERFLOW as usize)),
         queued,
         spool,
-        breaker,
+        breakers,
     };
     let inbox = Inbox {
         queued: inbox,

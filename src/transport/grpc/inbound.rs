@@ -76,6 +76,7 @@ impl Intake {
             body,
             traceparent,
             origin,
+            api,
         } = sent;
         if id.is_empty() && sender == Sender::Client {
             id = Record::new_id().to_string();
@@ -89,6 +90,9 @@ impl Intake {
         let body = match (sender, &origin) {
             _ if id.len() > ID_MAX || !is_visible_ascii(&id) => Err(format!(
                 "the id must be 1 to {ID_MAX} visible ASCII characters"
+            )),
+            _ if api.len() > ID_MAX || !api.is_empty() && !is_visible_ascii(&api) => Err(format!(
+                "api must be the name of an API, or empty: at most {ID_MAX} visible ASCII characters"
             )),
             // This node has checked the record. Only nodes that it sent records to know the name
             // of its run.
@@ -105,6 +109,7 @@ impl Intake {
                 body,
                 traceparent: is_traceparent(&traceparent).then(|| traceparent.into()),
                 origin,
+                api: is_visible_ascii(&api).then(|| api.into()),
             }),
             Err(detail) => Err(receipt(id, proto::Outcome::Refused, &detail)),
         }

@@ -298,6 +298,7 @@ mod tests {
                 body: Bytes::new(),
                 traceparent: None,
                 origin: None,
+                api: None,
             };
             let pending = PendingReceipt {
                 at,

@@ -77,6 +77,7 @@ mod tests {
                         "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".into(),
                     ),
                     bundle,
+                    api: None,
                 },
                 body: Bytes::from_static(br#"{"a":1}"#),
             };
