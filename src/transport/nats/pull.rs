@@ -6,9 +6,11 @@
 //! server ends each pull, so no message is on its way after that.
 
 use std::{
+    convert::Infallible,
+    pin::pin,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -24,7 +26,7 @@ use async_nats::{
 use futures_util::StreamExt as _;
 use tokio::{
     sync::mpsc,
-    time::{Instant, timeout},
+    time::{sleep, timeout},
 };
 use tracing::debug;
 
@@ -82,22 +84,12 @@ impl Puller {
             .await
             .map_err(|why| why.to_string())?;
         let mut silences = 0;
-        let mut checked = Instant::now();
-        let mut skew = None;
+        // Beside the pulls: it takes several round trips, in which no record would come.
+        let skips = AtomicBool::new(false);
+        let mut watching = pin!(self.watch_consumer(&skips));
         loop {
-            if checked.elapsed() >= CHECK_PERIOD {
-                checked = Instant::now();
-                let Ok(found) = self.lost.guard(self.check()).await else {
-                    return Ok(());
-                };
-                match found {
-                    // The same finding twice is not momentary.
-                    Ok(Some(found)) if Some(found) == skew => {
-                        return Err("the consumer skips records of its stream".into());
-                    }
-                    Ok(found) => skew = found,
-                    Err(why) => debug!(why, "the consumer cannot be compared with its stream"),
-                }
+            if skips.load(Relaxed) {
+                return Err("the consumer skips records of its stream".into());
             }
             let room = self.lost.guard(self.ready.reserve_many(PULL_MAX)).await;
             let Ok(Ok(mut room)) = room else {
@@ -110,7 +102,11 @@ impl Puller {
             };
             let request = self.consumer.request_batch(batch, inbox.clone().into());
             request.await.map_err(|why| why.to_string())?;
-            match self.one_pull(&mut messages, &mut room).await {
+            let end = tokio::select! {
+                end = self.one_pull(&mut messages, &mut room) => end,
+                never = &mut watching => match never {},
+            };
+            match end {
                 PullEnd::Done => silences = 0,
                 PullEnd::Silent if silences + 1 < SILENCES_MAX => silences += 1,
                 PullEnd::Silent => {
@@ -119,6 +115,20 @@ impl Puller {
                     ));
                 }
                 PullEnd::Failed(why) => return Err(why),
+            }
+        }
+    }
+
+    /// Sets `skips` once the consumer does not deliver each message of its stream.
+    async fn watch_consumer(&self, skips: &AtomicBool) -> Infallible {
+        let mut skew = None;
+        loop {
+            sleep(CHECK_PERIOD).await;
+            match self.check().await {
+                // The same finding twice is not momentary.
+                Ok(Some(found)) if Some(found) == skew => skips.store(true, Relaxed),
+                Ok(found) => skew = found,
+                Err(why) => debug!(why, "the consumer cannot be compared with its stream"),
             }
         }
     }
