@@ -28,7 +28,7 @@ pub struct Args {
     /// The records that are parked between two tries, instead of the dead letters
     #[arg(long, global = true)]
     pub parked: bool,
-    /// Only those of the API of [apis.NAME]; `default` is [api]
+    /// Only those of this API: a NAME of `[apis.NAME]`, or `default` for `[api]`
     #[arg(long, global = true, value_name = "NAME")]
     pub api: Option<String>,
     /// Print JSON
