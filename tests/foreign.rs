@@ -7,6 +7,7 @@ use awc::http::{
     header::{self, HeaderName},
 };
 use serde_json::{Value, json};
+use tokio::time::timeout;
 
 use crate::support::{
     api::Api,
@@ -101,10 +102,13 @@ async fn ask(node: &Node, (method, path, body): Route, headers: &[(HeaderName, &
         None => request.send().await,
     };
     let mut answer = sent.unwrap_or_else(|why| panic!("{path}: {why}"));
+    // A stream of events has no end.
+    let body = timeout(PATIENCE, answer.body()).await;
+    let body = body.unwrap_or_else(|_| panic!("{path}: a body without an end"));
     Answer {
         status: answer.status().as_u16(),
         headers: answer.headers().clone(),
-        body: answer.body().await.expect("a body").to_vec(),
+        body: body.expect("a body").to_vec(),
     }
 }
 
