@@ -27,7 +27,7 @@ pub use self::{by_api::ApiBreakers, trial::Trial};
 use crate::{
     api::answer::Answer,
     backoff::Backoff,
-    changes::{Change, ChangeLog, Reason},
+    changes::{Change, ChangeLog, ShortReason},
 };
 
 /// Failures in a row that open it if none of them has reached the API.
@@ -233,7 +233,7 @@ impl Breaker {
             self.change_log.add(Change::Api {
                 url: api,
                 state: "down",
-                last_error: Some(Reason(reason)),
+                last_error: Some(ShortReason(reason)),
                 retry_in_s: Some(delay.as_secs_f64()),
             });
         }

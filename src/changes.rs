@@ -27,29 +27,29 @@ pub enum Change<'c> {
         lane: LaneId,
         state: &'static str,
         draining: bool,
-        last_error: Option<Reason<'c>>,
+        last_error: Option<ShortReason<'c>>,
         retry_in_s: Option<f64>,
     },
     /// The state of an actor that is no lane.
     Actor {
         actor: &'c str,
         state: &'static str,
-        last_error: Option<Reason<'c>>,
+        last_error: Option<ShortReason<'c>>,
     },
     Api {
         url: &'c str,
         state: &'static str,
-        last_error: Option<Reason<'c>>,
+        last_error: Option<ShortReason<'c>>,
         retry_in_s: Option<f64>,
     },
     /// The broker of a lane that is up refuses records, or takes them again.
     Refusal {
         lane: LaneId,
-        refusing: Option<Reason<'c>>,
+        refusing: Option<ShortReason<'c>>,
     },
     Ejection {
         lane: LaneId,
-        reason: Reason<'c>,
+        reason: ShortReason<'c>,
         retry_in_s: f64,
     },
     Order {
@@ -82,9 +82,9 @@ pub enum Change<'c> {
 
 /// Why something has changed. A long one is cut.
 #[derive(Clone, Copy, Debug)]
-pub struct Reason<'r>(pub &'r str);
+pub struct ShortReason<'r>(pub &'r str);
 
-impl Serialize for Reason<'_> {
+impl Serialize for ShortReason<'_> {
     fn serialize<S: Serializer>(&self, output: S) -> Result<S::Ok, S::Error> {
         let Self(text) = self;
         output.serialize_str(&text[..text.floor_char_boundary(REASON_MAX)])
@@ -129,7 +129,7 @@ pub fn event(name: &str, id: EventId<'_>, data: &str) -> Bytes {
     format!("event: {name}\nid: {id}\ndata: {data}\n\n").into()
 }
 
-/// What follows a change.
+/// The events behind a change.
 #[derive(Debug, PartialEq, Eq)]
 pub enum NextChange {
     None,
@@ -141,10 +141,10 @@ pub enum NextChange {
 
 /// The last [`CHANGES_MAX`] changes. Clones share them.
 #[derive(Clone, Default)]
-pub struct ChangeLog(Arc<Inner>);
+pub struct ChangeLog(Arc<ChangeRing>);
 
 #[derive(Default)]
-struct Inner {
+struct ChangeRing {
     run: Arc<str>,
     events: Mutex<VecDeque<Bytes>>,
     /// Changes since the start. Changed while `events` is locked.
@@ -154,9 +154,9 @@ struct Inner {
 impl ChangeLog {
     /// The changes of this run of the node.
     pub fn new(run: Arc<str>) -> Self {
-        Self(Arc::new(Inner {
+        Self(Arc::new(ChangeRing {
             run,
-            ..Inner::default()
+            ..ChangeRing::default()
         }))
     }
 
@@ -192,7 +192,7 @@ impl ChangeLog {
         }
     }
 
-    /// What follows the change `number`.
+    /// The events behind the change `number`.
     pub fn after(&self, number: u64) -> NextChange {
         let events = self.0.events.lock();
         let last = self.last();
@@ -279,7 +279,7 @@ mod tests {
             lane: LaneId::Grpc,
             state: "backoff",
             draining: false,
-            last_error: Some(Reason(&reason)),
+            last_error: Some(ShortReason(&reason)),
             retry_in_s: Some(0.5),
         });
         let (_, mut change) = data(&log, 0);

@@ -67,7 +67,7 @@ pub struct Delivery {
     pub redelivered: bool,
     /// When the client crate handed the message over, at the latest.
     pub since: Instant,
-    /// Where it lies on this node's disk, if it comes from there and not from a broker.
+    /// The place on this node's disk, if it comes from there and not from a broker.
     pub held: Option<HeldEntry>,
     pub acker: Acker,
 }

@@ -41,7 +41,7 @@ use self::{
     rules::{CountedAs, Transition, count},
 };
 use crate::{
-    changes::{Change, ChangeLog, Reason},
+    changes::{Change, ChangeLog, ShortReason},
     clock::unix_us,
     lane_id::LaneId,
     record::Record,
@@ -136,7 +136,7 @@ impl Ledger {
         let now = Instant::now();
         let refusals = &mut self.lane(lane).refusals;
         if refusals.refused(lane, reason, records, now) {
-            let refusing = Some(Reason(reason));
+            let refusing = Some(ShortReason(reason));
             self.change_log.add(Change::Refusal { lane, refusing });
         }
     }

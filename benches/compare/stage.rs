@@ -420,7 +420,7 @@ impl Stage {
     }
 }
 
-/// Where a node tells its status.
+/// The URL of a node's status.
 pub struct StatusReader(String);
 
 impl StatusReader {

@@ -116,7 +116,7 @@ impl SharedApi {
         held.map_or(0, |held| held.spool().stats().bytes)
     }
 
-    /// What its disk has for it alone: the node's own spool has more than that of `[api]`.
+    /// The counts of its disk for it alone: the node's own spool has more than that of `[api]`.
     pub fn stats(&self) -> SpoolStats {
         let own = self.dead_letters.spool.stats();
         match (&self.name, &self.held) {
@@ -138,7 +138,7 @@ struct KnownApis {
     all: Vec<SharedApi>,
     /// Records for an API that is not configured: they wait in the node's own spool.
     unclaimed: HeldRecords,
-    /// What APIs have left that are not configured any more.
+    /// The spools of APIs that are not configured any more, with what they have left.
     removed: Vec<(String, Spool)>,
     spools: Spools,
     stopping: CancellationToken,

@@ -14,7 +14,7 @@ use crate::{
     clock::unix_us,
     delivery::HeldEntry,
     lane_id::LaneId,
-    record::{Origin, Record, Tag},
+    record::{Record, Tag},
     spool::{DeathReason, Entry, EntryKey, NotSafe, Parked, Queue, Spool, Tail},
 };
 
@@ -86,14 +86,7 @@ impl HeldRecords {
                 ..DeathReason::default()
             }),
         );
-        // Without a time, a record of another publisher would never be given up.
-        entry.origin.get_or_insert_with(|| {
-            let origin = Origin {
-                run: Arc::clone(&self.run),
-                at_us: now_us,
-            };
-            origin.to_text()
-        });
+        entry.set_missing_origin(&self.run, now_us);
         entry.parked = Some(Parked {
             due_us: now_us,
             pauses: 0,

@@ -12,7 +12,7 @@ use crate::{
     clock::unix_us,
     lane_id::LaneId,
     ledger::Ledger,
-    record::{Origin, Record, Tag},
+    record::{Record, Tag},
     spool::{DeathReason, Entry, EntryKey, NotSafe, Parked, Queue},
 };
 
@@ -87,14 +87,7 @@ impl Parking {
             ..reason.clone()
         };
         let mut entry = Entry::new(record, Some(reason));
-        // Without a time, a record of another publisher would never be given up.
-        entry.origin.get_or_insert_with(|| {
-            let origin = Origin {
-                run: Arc::clone(&self.run),
-                at_us: now_us,
-            };
-            origin.to_text()
-        });
+        entry.set_missing_origin(&self.run, now_us);
         entry.parked = Some(Parked {
             due_us: now_us + u64::try_from(pause.as_micros()).unwrap_or(u64::MAX),
             pauses: pauses + 1,

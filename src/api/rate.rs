@@ -49,7 +49,7 @@ pub struct RateStatus {
 struct Turns {
     rate: Rate,
     limiter: RateLimiter<NotKeyed, InMemoryState, SinceStart>,
-    /// Whoever has it is the next; the others come in their order.
+    /// Its owner is the next; the others come in their order.
     queue: Mutex<TurnQueue>,
     waiting: AtomicUsize,
 }

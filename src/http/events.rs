@@ -90,7 +90,7 @@ impl EventHub {
         self: &Arc<Self>,
         last_id: Option<&str>,
         status: impl Fn() -> F + 'static,
-    ) -> Result<Reader, Problem> {
+    ) -> Result<EventReader, Problem> {
         let mut readers = self.readers.lock();
         if readers.count == READERS_MAX {
             let detail = format!(
@@ -105,7 +105,7 @@ impl EventHub {
             readers.renderer = Some(task);
         }
         drop(readers);
-        Ok(Reader::new(Arc::clone(self), last_id))
+        Ok(EventReader::new(Arc::clone(self), last_id))
     }
 
     fn leave(&self) {
@@ -141,17 +141,17 @@ async fn render<F: Future<Output = Option<String>>>(hub: Arc<EventHub>, status: 
 }
 
 /// One reader.
-struct Reader {
+struct EventReader {
     hub: Arc<EventHub>,
     statuses: watch::Receiver<RenderedStatus>,
     changes: watch::Receiver<u64>,
     /// The last change that it has read.
     position: u64,
-    /// What comes before everything else.
+    /// The events that come before all others.
     greeting: Option<Bytes>,
 }
 
-impl Reader {
+impl EventReader {
     fn new(hub: Arc<EventHub>, last_id: Option<&str>) -> Self {
         let changes = hub.changes.watch();
         let mut statuses = hub.statuses.subscribe();
@@ -240,7 +240,7 @@ impl Reader {
     }
 }
 
-impl Drop for Reader {
+impl Drop for EventReader {
     fn drop(&mut self) {
         self.hub.leave();
     }

@@ -1,5 +1,7 @@
 //! An entry on disk: a protobuf message, so that later versions may add fields.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use prost::Message;
 
@@ -99,6 +101,15 @@ impl Entry {
             route: None,
             api: record.api.as_deref().map(Into::into),
         }
+    }
+
+    /// Gives the record of another publisher this run and time as its origin: without a time, it
+    /// would never be given up.
+    pub fn set_missing_origin(&mut self, run: &Arc<str>, at_us: u64) {
+        self.origin.get_or_insert_with(|| {
+            let run = Arc::clone(run);
+            Origin { run, at_us }.to_text()
+        });
     }
 
     pub fn record(&self) -> Record {

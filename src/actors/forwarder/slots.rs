@@ -81,7 +81,7 @@ impl LaneWindow {
         if let [only] = &*self.slots {
             return only.all_free().await;
         }
-        // Those that wait first: each gets a place, or goes to disk.
+        // The waiting ones first: each gets a place, or goes to disk.
         let all = u32::try_from(WAITING_MAX).unwrap_or(u32::MAX);
         let waiting = self.deliveries.acquire_many(all).await;
         for slots in &self.slots {

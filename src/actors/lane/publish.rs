@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     actors::{Job, Route, Source, copies::Copy, receipts::PendingRecord, supervisor::Exit},
-    changes::{Change, Reason},
+    changes::{Change, ShortReason},
     delivery::Receipt,
     record::Record,
     spool::{CopyWriter, NotSafe},
@@ -186,7 +186,7 @@ fn score(records: &[Unconfirmed<'_>], is_evidence: bool, params: &LaneParams) {
         warn!(%lane, reason = %ejection, "the lane is ejected: other lanes take its records");
         params.live_lanes.change_log.add(Change::Ejection {
             lane,
-            reason: Reason(&ejection.to_string()),
+            reason: ShortReason(&ejection.to_string()),
             retry_in_s: ejection.length.as_secs_f64(),
         });
     }

@@ -19,7 +19,7 @@ use super::{
 use crate::{
     actors::{Drain, Ping, Publish, live_lanes::LiveLanes},
     backoff::Backoff,
-    changes::{Change, Reason},
+    changes::{Change, ShortReason},
     transport::BrokerInfo,
 };
 
@@ -346,7 +346,7 @@ impl Child {
             _ => None,
         };
         let has_failed = matches!(self.view.state, State::Backoff { .. } | State::Down);
-        let last_error = self.view.last_error.as_deref().map(Reason);
+        let last_error = self.view.last_error.as_deref().map(ShortReason);
         let last_error = last_error.filter(|_| has_failed);
         let actor = self.view.child.to_string();
         self.live_lanes.change_log.add(match self.view.child {

@@ -12,7 +12,7 @@ use crate::{
     config::Config,
     load::records,
     record::parse_body,
-    routing::simulation::{SimulatedNode, SimulationPlan, simulate as play},
+    routing::simulation::{RoutedNode, SimulationPlan, simulate as play},
 };
 
 /// Plays the plan in `file`, and prints what each lane delivers and how long that takes.
@@ -35,7 +35,7 @@ pub fn simulate(config: &Config, file: &Path) -> Result<(), ExitCode> {
         Ok(values)
     });
     let values: Result<Vec<_>, String> = values.collect();
-    let node = SimulatedNode {
+    let node = RoutedNode {
         routes: &routes,
         lanes: &lanes,
         publish_timeout: config.router.publish_timeout,

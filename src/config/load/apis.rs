@@ -8,7 +8,7 @@ pub(super) const APIS: &str = "apis";
 /// The longest name.
 const NAME_MAX: usize = 40;
 
-/// What is wrong with the name of a section, if it is one of `[apis.NAME]`.
+/// The mistake in the name of a section, if it is one of `[apis.NAME]`.
 pub(super) fn wrong_name(section: &str) -> Option<String> {
     let name = section.strip_prefix(APIS)?.strip_prefix('.')?;
     if name == DEFAULT_API {

@@ -14,7 +14,7 @@ fn hub() -> Arc<EventHub> {
 }
 
 /// A reader of statuses that never fail.
-fn reader(hub: &Arc<EventHub>, last_id: Option<&str>) -> Reader {
+fn reader(hub: &Arc<EventHub>, last_id: Option<&str>) -> EventReader {
     let mut reader = hub.join(last_id, async || Some("{}".into())).unwrap();
     assert!(now(&mut reader).starts_with(RETRY));
     reader
@@ -25,17 +25,17 @@ fn change(hub: &EventHub) {
 }
 
 /// What it has to read at this moment.
-fn now(reader: &mut Reader) -> String {
+fn now(reader: &mut EventReader) -> String {
     let text = reader.next().now_or_never().expect("there is an event");
     String::from_utf8(text.to_vec()).unwrap()
 }
 
-fn nothing(reader: &mut Reader) -> bool {
+fn nothing(reader: &mut EventReader) -> bool {
     reader.next().now_or_never().is_none()
 }
 
 /// The next event's name, and its number or the reason why it was missed.
-async fn next(reader: &mut Reader) -> (String, String) {
+async fn next(reader: &mut EventReader) -> (String, String) {
     let text = reader.next().await;
     let text = String::from_utf8(text.to_vec()).unwrap();
     let line = |name: &str| {

@@ -37,7 +37,7 @@ const WARM: Duration = Duration::from_secs(10);
 const RECONNECT_MAX: Duration = Duration::from_secs(1);
 
 /// The settings of the node.
-pub struct SimulatedNode<'c> {
+pub struct RoutedNode<'c> {
     pub routes: &'c Routes,
     /// The lanes that are on, in the order of the configuration, with their weights.
     pub lanes: &'c [(LaneId, u32)],
@@ -48,7 +48,7 @@ pub struct SimulatedNode<'c> {
 type EventTime = (Duration, u64);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Event {
+enum SimulatedEvent {
     /// A lane connects, or loses its broker.
     LaneUp(LaneId),
     LaneDown(LaneId),
@@ -67,13 +67,13 @@ struct Flight {
     sent: Option<SentRecords>,
 }
 
-struct Simulation<'s> {
-    node: &'s SimulatedNode<'s>,
+struct RoutingRun<'s> {
+    node: &'s RoutedNode<'s>,
     plan: &'s SimulationPlan,
     scores: Arc<Scores>,
     chooser: Chooser,
     random: fastrand::Rng,
-    events: BinaryHeap<Reverse<(EventTime, Event)>>,
+    events: BinaryHeap<Reverse<(EventTime, SimulatedEvent)>>,
     /// By their numbers; a record that another lane takes gets a new one.
     flights: BTreeMap<u64, Flight>,
     next_number: u64,
@@ -85,11 +85,11 @@ struct Simulation<'s> {
 
 /// Plays `plan`. Records take the `values` of `routes` in turn; there is at least one.
 pub fn simulate(
-    node: &SimulatedNode<'_>,
+    node: &RoutedNode<'_>,
     plan: &SimulationPlan,
     values: &[Values<'_>],
 ) -> SimulationReport {
-    let mut simulation = Simulation::new(node, plan);
+    let mut simulation = RoutingRun::new(node, plan);
     let samples = values.iter().cycle();
     for (number, values) in (0..plan.records()).zip(samples) {
         let now = WARM + plan.comes_at(number);
@@ -100,8 +100,8 @@ pub fn simulate(
     simulation.report
 }
 
-impl<'s> Simulation<'s> {
-    fn new(node: &'s SimulatedNode<'s>, plan: &'s SimulationPlan) -> Self {
+impl<'s> RoutingRun<'s> {
+    fn new(node: &'s RoutedNode<'s>, plan: &'s SimulationPlan) -> Self {
         let scores = Scores::new(node.routes.measure(), node.publish_timeout);
         let mut is_up = PerLane::default();
         let mut random = fastrand::Rng::with_seed(plan.seed);
@@ -118,8 +118,8 @@ impl<'s> Simulation<'s> {
                 let next = outages.peek().map_or(Duration::MAX, |next| next.from);
                 let down = (WARM + outage.from, 0);
                 let up = (WARM + connected.min(next), 0);
-                events.push(Reverse((down, Event::LaneDown(lane))));
-                events.push(Reverse((up, Event::LaneUp(lane))));
+                events.push(Reverse((down, SimulatedEvent::LaneDown(lane))));
+                events.push(Reverse((up, SimulatedEvent::LaneUp(lane))));
             }
         }
         let routes = node.routes.all().iter();
@@ -156,12 +156,12 @@ impl<'s> Simulation<'s> {
         {
             self.events.pop();
             match event {
-                Event::LaneUp(lane) => {
+                SimulatedEvent::LaneUp(lane) => {
                     self.is_up[lane as usize] = true;
                     self.scores.lane_up(lane, now);
                 }
-                Event::LaneDown(lane) => self.fall(lane, now),
-                Event::Answer(number) => {
+                SimulatedEvent::LaneDown(lane) => self.fall(lane, now),
+                SimulatedEvent::Answer(number) => {
                     if let Some(flight) = self.flights.remove(&number) {
                         self.answer(flight, now);
                     }
@@ -215,7 +215,7 @@ impl<'s> Simulation<'s> {
         let number = self.next_number;
         self.next_number += 1;
         self.events
-            .push(Reverse(((answers, number), Event::Answer(number))));
+            .push(Reverse(((answers, number), SimulatedEvent::Answer(number))));
         let flight = Flight {
             came,
             assignment,

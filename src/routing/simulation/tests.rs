@@ -31,7 +31,7 @@ fn plan(records_per_second: u32, seconds: u64, lanes: &str) -> SimulationPlan {
 
 fn played(routes: &Routes, weights: [u32; 4], plan: &SimulationPlan) -> SimulationReport {
     let lanes: Vec<_> = LANES.into_iter().zip(weights).collect();
-    let node = SimulatedNode {
+    let node = RoutedNode {
         routes,
         lanes: &lanes,
         publish_timeout: PUBLISH_TIMEOUT,
