@@ -132,7 +132,7 @@ section! {
         max_record: usize = 256 << 10, with = "value::Size::<1, GIB>";
         schema: Schema = Schema::Case, deserialize_with = "value::name";
         ack: Ack = Ack::Durable, deserialize_with = "value::name";
-        /// A file with bearer tokens, one a line; who has one may send records.
+        /// A file with bearer tokens, one a line; each lets its owner send records.
         tokens_file: Option<ReadableFile> = None;
         /// Connections at a time; others wait to be accepted.
         max_connections: usize = 25_000, deserialize_with = "value::whole::<1, 1_000_000, _, _>";

@@ -276,7 +276,7 @@ async fn an_api_that_is_removed_keeps_its_records_until_it_is_back() {
     })
     .await;
 
-    // Those that are in the broker come out for an API that is unknown.
+    // The records in the broker come out for an API that is unknown.
     apis.write("[ingest]\nschema = \"any\"\n");
     node.killed_and_started().await;
     eventually("all are unclaimed", PATIENCE, async || {

@@ -23,7 +23,7 @@ use crate::support::{
 /// The two may differ by this part.
 const TOLERANCE: f64 = 0.1;
 
-/// What a lane did: its part of the records, and the median from accepted to delivered.
+/// The result of a lane: its part of the records, and the median from accepted to delivered.
 #[derive(Clone, Copy, Debug)]
 struct LaneResult {
     share: f64,

@@ -90,7 +90,7 @@ enum Case {
     Disk,
     /// `ack = "lane"` against itself: how far the ratios scatter
     Control,
-    /// A healthy API with one that hangs and gets 200 records a second, against it alone
+    /// A healthy API with one that hangs and gets 1,000 records a second, against it alone
     Apis,
 }
 

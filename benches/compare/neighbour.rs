@@ -18,9 +18,8 @@ use super::support::process::free_port;
 /// The configuration of a node with that API.
 pub const CONFIG: &str =
     "[[routes]]\nwhen = { header = \"x-api\", equals = \"dead\" }\napi = \"dead\"\n";
-/// Requests for it a second, and the records of each: far more than it has places for, and too few to
-/// cost a node that is at its peak much by their number.
-const REQUESTS: u32 = 10;
+/// Requests for it a second, and the records of each.
+const REQUESTS: u32 = 50;
 const RECORDS: u32 = 20;
 
 /// Records for the API that hangs. They end with it.

@@ -73,7 +73,7 @@ pub struct IngestState {
     pub lanes: Arc<[(LaneId, String)]>,
     pub routing: CurrentRouting,
     pub schema: Schema,
-    /// Who may send records; `None` for everybody.
+    /// The tokens of those who may send records; `None` if everybody may.
     pub tokens: Option<Tokens>,
     pub body: BodyLimits,
     /// In bytes.

@@ -52,7 +52,7 @@ pub struct AdminState {
     pub lanes: Arc<[(LaneId, String)]>,
     pub draining: Arc<AtomicBool>,
     pub ack: Ack,
-    /// Those that ingest asks for.
+    /// The tokens that ingest asks for, if it does.
     pub tokens: Option<Tokens>,
     /// The names that the admin side may be asked by: see `foreign`.
     pub hosts: Arc<[String]>,

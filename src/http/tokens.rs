@@ -1,4 +1,4 @@
-//! Bearer tokens (RFC 6750): who has one of a file's lines may send records.
+//! Bearer tokens (RFC 6750): a file has one a line, and each lets its owner send records.
 //!
 //! The file is read again every second, so a token that is added or removed counts soon after. A
 //! file that cannot be read changes nothing: the last tokens that were read stay.
@@ -26,8 +26,7 @@ use super::problem::{Problem, ProblemKind};
 /// A removed token is refused within two of these.
 const READ_AGAIN: Duration = Duration::from_secs(1);
 
-/// A token as it is kept. The time of a comparison tells nothing about a token, and neither does
-/// the memory of the process.
+/// A token as it is kept: the time of a comparison tells nothing about it.
 type TokenDigest = [u8; SHA256_OUTPUT_LEN];
 
 /// The tokens of a file. Clones share them.

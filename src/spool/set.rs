@@ -20,7 +20,7 @@ impl Spools {
         self.0.iter()
     }
 
-    /// What is on all of them together. It refuses if the node's own does: that of an API costs
+    /// The counts of all of them together. It refuses if the node's own does: that of an API costs
     /// only that one.
     pub fn stats(&self) -> SpoolStats {
         let stats = self

@@ -24,7 +24,7 @@ fn change(hub: &EventHub) {
     hub.changes.add(Change::Spool { refuses: true });
 }
 
-/// What it has to read at this moment.
+/// The event that it has to read at this moment.
 fn now(reader: &mut EventReader) -> String {
     let text = reader.next().now_or_never().expect("there is an event");
     String::from_utf8(text.to_vec()).unwrap()

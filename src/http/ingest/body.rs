@@ -23,7 +23,7 @@ use crate::http::problem::{Problem, ProblemKind};
 
 /// The largest window of zstd, as a power of two: 8 MiB (RFC 9659, 3).
 const ZSTD_WINDOW_LOG_MAX: u32 = 23;
-/// What an answer offers to those who used another coding.
+/// The codings that an answer to another one offers.
 const CODINGS: &str = "gzip, zstd";
 
 /// The limits of a request's body.

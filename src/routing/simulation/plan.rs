@@ -82,7 +82,7 @@ fn time<'de, D: Deserializer<'de>>(input: D) -> Result<Duration, D::Error> {
 }
 
 impl SimulationPlan {
-    /// What is wrong with it for a node with `lanes`, if anything is.
+    /// The first mistake in it for a node with `lanes`, if there is one.
     pub fn mistake(&self, lanes: &[LaneId]) -> Option<String> {
         if self.records() == 0 || self.records() > RECORDS_MAX {
             return Some(format!(

@@ -1,4 +1,4 @@
-//! What a simulation has shown, as a table of at most 80 columns.
+//! The result of a simulation, as a table of at most 80 columns.
 
 use std::{fmt, time::Duration};
 
@@ -24,7 +24,7 @@ pub struct SimulationReport {
     pub routes: Vec<(String, u64)>,
 }
 
-/// What has become of the records that a lane took.
+/// The ends of the records that a lane took.
 #[derive(Clone, Debug)]
 pub struct LaneTally {
     pub lane: LaneId,
