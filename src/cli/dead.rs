@@ -1,30 +1,22 @@
 //! `waypost dead`: the dead letters of a running node, and the records that it has parked.
 
-use std::{collections::HashSet, process::ExitCode, time::Duration};
+use std::{collections::HashSet, process::ExitCode};
 
 use clap::Subcommand;
 use serde_json::{Value, json};
 use url::form_urlencoded;
 
-use super::output::{failed, print};
-use crate::api::client::Endpoint;
-
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// The longest list that is read.
-const ANSWER_MAX: usize = 1 << 30;
+use super::{
+    admin::AdminArgs,
+    output::{failed, print},
+};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(subcommand)]
     pub action: DeadAction,
-    /// The admin address of the node
-    #[arg(
-        long,
-        global = true,
-        default_value = "http://127.0.0.1:8001",
-        value_name = "URL"
-    )]
-    pub admin: String,
+    #[command(flatten)]
+    pub node: AdminArgs,
     /// The records that are parked between two tries, instead of the dead letters
     #[arg(long, global = true)]
     pub parked: bool,
@@ -80,21 +72,24 @@ impl DeadSelection {
 pub async fn dead(args: Args) -> Result<(), ExitCode> {
     let parked = args.parked;
     let api = args.api.as_deref();
-    let (path, body) = match &args.action {
+    let node = args.node.client()?;
+    let answer = match &args.action {
         DeadAction::List { limit } => {
             let mut query = form_urlencoded::Serializer::new(String::new());
             query.append_pair("limit", &limit.to_string());
             query.append_pair("parked", &parked.to_string());
             query.extend_pairs(api.map(|api| ("api", api)));
-            (format!("?{}", query.finish()), None)
+            node.get(&format!("/api/dead?{}", query.finish())).await?
         }
-        DeadAction::Replay(selection) => ("/replay".into(), Some(selection.body(parked, api))),
-        DeadAction::Drop(selection) => ("/drop".into(), Some(selection.body(parked, api))),
+        DeadAction::Replay(selection) => {
+            let order = selection.body(parked, api);
+            node.order("/api/dead/replay", &order).await?
+        }
+        DeadAction::Drop(selection) => {
+            let order = selection.body(parked, api);
+            node.order("/api/dead/drop", &order).await?
+        }
     };
-    let asked = ask(&args.admin, path, body);
-    let answer = asked
-        .await
-        .map_err(|why| failed(format!("{}: {why}", args.admin)))?;
     let (done, selection) = match &args.action {
         DeadAction::List { .. } if !args.json => return print(listed(&answer, parked)),
         DeadAction::List { .. } => return print(answer),
@@ -116,26 +111,6 @@ pub async fn dead(args: Args) -> Result<(), ExitCode> {
         )));
     }
     Ok(())
-}
-
-/// The node's answer to a POST of `body`, or to a GET.
-async fn ask(admin: &str, path: String, body: Option<Value>) -> Result<Value, String> {
-    let url = format!("{}/api/dead{path}", admin.trim_end_matches('/'));
-    let body = body.map(|body| body.to_string().into());
-    // A long replay takes its time.
-    let asked = Endpoint::with_public_roots(&url)?
-        .ask(body, CONNECT_TIMEOUT, ANSWER_MAX)
-        .await;
-    let (status, answer) = asked.map_err(|failure| failure.to_string())?;
-    let answer = serde_json::from_slice::<Value>(&answer);
-    if status.is_success() {
-        return answer.map_err(|why| format!("status {status}, not an answer of a node: {why}"));
-    }
-    // A proxy before the node may refuse in another form.
-    let detail = answer
-        .ok()
-        .and_then(|answer| answer["detail"].as_str().map(str::to_owned));
-    Err(detail.unwrap_or_else(|| format!("status {status}")))
 }
 
 fn listed(answer: &Value, parked: bool) -> String {

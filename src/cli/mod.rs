@@ -1,5 +1,6 @@
 //! The commands, one file each, and what they share.
 
+mod admin;
 pub mod check;
 pub mod dead;
 pub mod demo;

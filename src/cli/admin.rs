@@ -1,0 +1,91 @@
+//! The client of a node's admin side, for the commands that ask a node or give it orders.
+
+use std::{process::ExitCode, time::Duration};
+
+use serde_json::Value;
+
+use super::output::{failed, misused};
+use crate::api::client::Endpoint;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// The longest answer that is read.
+const ANSWER_MAX: usize = 1 << 30;
+
+/// The flags by which a command finds its node.
+#[derive(Clone, Debug, clap::Args)]
+pub struct AdminArgs {
+    /// The admin address of the node
+    #[arg(
+        long,
+        global = true,
+        default_value = "http://127.0.0.1:8001",
+        value_name = "URL"
+    )]
+    pub admin: String,
+}
+
+impl AdminArgs {
+    /// The client of that node, or the exit status, after the mistake is told.
+    pub fn client(&self) -> Result<AdminClient, ExitCode> {
+        let client = AdminClient::new(&self.admin);
+        client.map_err(|why| misused(format_args!("--admin: {why}")))
+    }
+}
+
+/// Asks one node.
+pub struct AdminClient {
+    /// Without a slash at its end.
+    base: String,
+}
+
+impl AdminClient {
+    /// A client of the node at `url`.
+    ///
+    /// # Errors
+    /// When `url` is no usable `http://` or `https://` URL.
+    pub fn new(url: &str) -> Result<Self, String> {
+        let base = url.trim_end_matches('/').to_owned();
+        Endpoint::with_public_roots(&base)?;
+        Ok(Self { base })
+    }
+
+    /// The node's answer to a GET of `path`, or the exit status, after the reason is told.
+    pub async fn get(&self, path: &str) -> Result<Value, ExitCode> {
+        let answer = self.ask(path, None).await;
+        answer.map_err(|why| self.failed(why))
+    }
+
+    /// The node's answer to the order at `path`, or the exit status, after the reason is told.
+    pub async fn order(&self, path: &str, order: &Value) -> Result<Value, ExitCode> {
+        let answer = self.ask(path, Some(order)).await;
+        answer.map_err(|why| self.failed(why))
+    }
+
+    /// The node's answer to a POST of `body`, or to a GET.
+    ///
+    /// # Errors
+    /// When there is no answer, or it is a refusal.
+    pub async fn ask(&self, path: &str, body: Option<&Value>) -> Result<Value, String> {
+        let url = format!("{}{path}", self.base);
+        let body = body.map(|body| body.to_string().into());
+        // A long replay takes its time.
+        let asked = Endpoint::with_public_roots(&url)?
+            .ask(body, CONNECT_TIMEOUT, ANSWER_MAX)
+            .await;
+        let (status, answer) = asked.map_err(|failure| failure.to_string())?;
+        let answer = serde_json::from_slice::<Value>(&answer);
+        if status.is_success() {
+            return answer
+                .map_err(|why| format!("status {status}, not an answer of a node: {why}"));
+        }
+        // A proxy before the node may refuse in another form.
+        let detail = answer
+            .ok()
+            .and_then(|answer| answer["detail"].as_str().map(str::to_owned));
+        Err(detail.unwrap_or_else(|| format!("status {status}")))
+    }
+
+    fn failed(&self, why: String) -> ExitCode {
+        failed(format_args!("{}: {why}", self.base))
+    }
+}
