@@ -196,6 +196,8 @@ section! {
     /// `[admin]`: health, status and metrics.
     AdminConfig {
         listen: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 8001)), deserialize_with = "value::address";
+        /// A file with bearer tokens, one a line; each makes its owner an operator.
+        token_file: Option<ReadableFile> = None;
         /// Names, beside addresses and `localhost`, that `/api` may be asked by.
         hosts: Vec<String> = Vec::new(), deserialize_with = "value::host_names";
         /// `/api` takes no orders.

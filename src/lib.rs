@@ -103,6 +103,7 @@ pub mod node;
 pub mod recent;
 pub mod record;
 pub mod routing;
+pub mod secrets;
 pub mod sink;
 pub mod spool;
 pub mod tap;

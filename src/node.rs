@@ -3,6 +3,7 @@
 use std::{
     io,
     net::{SocketAddr, TcpListener},
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -12,7 +13,7 @@ use std::{
 };
 
 use actix::Addr;
-use actix_web::{dev::ServerHandle, web};
+use actix_web::dev::ServerHandle;
 use tracing::{error, info, warn};
 
 use crate::{
@@ -43,6 +44,7 @@ use crate::{
     ledger::{self, Ledger, TakenFile},
     record::{Record, Tag},
     routing::{explain::Explanations, rules::RouteError, scores::Scores, settings::CurrentRouting},
+    secrets::FileHealth,
     spool::{OpenError, Queue, Spool, SpoolStats},
     tap::Tap,
     transport::{
@@ -96,8 +98,9 @@ pub enum StartError {
     Serve(#[from] io::Error),
     #[error("{0}")]
     Routes(String),
-    #[error("ingest.tokens_file: {0}")]
-    Tokens(String),
+    /// A key, and why its file cannot be used.
+    #[error("{0}: {1}")]
+    File(&'static str, String),
 }
 
 impl StartError {
@@ -190,6 +193,8 @@ struct Graph<'a> {
     feeder: Slot<Feeder>,
     taken_file: TakenFile,
     retrier: Slot<Retrier>,
+    /// The files that are read again while the node runs.
+    files: Vec<Arc<FileHealth>>,
     /// Half of the cores carry lanes, the other half HTTP: a record that stays on one thread wakes
     /// no other. The router shares the first lane's thread.
     threads: Vec<Thread>,
@@ -264,6 +269,7 @@ impl<'a> Graph<'a> {
             feeder: Slot::default(),
             taken_file,
             retrier: Slot::default(),
+            files: Vec::new(),
             threads: (0..threads).map(|_| Thread::spawn()).collect(),
             children: Vec::new(),
         })
@@ -293,11 +299,7 @@ impl<'a> Graph<'a> {
         });
         self.children
             .push((ChildId::Router, self.threads[0].clone(), start));
-        let tokens = config.tokens_file.as_deref().map(Tokens::open);
-        let tokens = tokens.transpose().map_err(StartError::Tokens)?;
-        if let Some(tokens) = tokens.clone() {
-            actix_rt::spawn(tokens.keep_reading());
-        }
+        let tokens = self.tokens("ingest.tokens_file", config.tokens_file.as_deref())?;
         Ok(ingest::IngestState {
             admission: Admission::new(
                 self.router.clone(),
@@ -319,6 +321,20 @@ impl<'a> Graph<'a> {
             keys: IdempotencyStore::open(&self.config.spool.dir)?,
             ledger: Arc::clone(&self.ledger),
         })
+    }
+
+    /// The tokens of the file that `key` names, which is read again from now on.
+    fn tokens(
+        &mut self,
+        key: &'static str,
+        file: Option<&Path>,
+    ) -> Result<Option<Tokens>, StartError> {
+        let Some(file) = file else {
+            return Ok(None);
+        };
+        let tokens = Tokens::open(key, file).map_err(|why| StartError::File(key, why))?;
+        self.files.push(Arc::clone(tokens.health()));
+        Ok(Some(tokens))
     }
 
     /// Spool → feeder → router.
@@ -448,13 +464,14 @@ impl<'a> Graph<'a> {
 
     /// Starts the actors, then HTTP.
     fn serve(
-        self,
+        mut self,
         ingest_state: ingest::IngestState,
         ingest_socket: TcpListener,
         admin_socket: TcpListener,
         source: ConfigSource,
     ) -> Result<Node, StartError> {
         let config = self.config;
+        let tokens = self.tokens("admin.token_file", config.admin.token_file.as_deref())?;
         let commands = self.orders.commands();
         self.apis.claim();
         let supervisor = Supervisor::start_with(&self.live_lanes, self.children, commands);
@@ -481,7 +498,8 @@ impl<'a> Graph<'a> {
             lanes: Arc::clone(&self.lanes),
             draining: Arc::clone(&draining),
             ack: config.ingest.ack,
-            tokens: ingest_state.tokens.clone(),
+            tokens,
+            files: self.files.into(),
             hosts: config.admin.hosts.as_slice().into(),
             read_only: config.admin.read_only,
             events: Arc::new(EventHub::new(self.change_log.clone())),
@@ -500,7 +518,7 @@ impl<'a> Graph<'a> {
         })?;
         let admin_limits = ServerLimits::of_one_thread(ADMIN_DRAIN);
         let admin_server = http::serve(admin_socket, admin_limits, move |app| {
-            admin::routes(app.app_data(web::Data::new(admin_state.clone())));
+            admin::routes(app, admin_state.clone());
         })?;
         let lanes: Vec<_> = self.lanes.iter().map(|(lane, _)| lane.name()).collect();
         let lanes = lanes.join(", ");

@@ -428,9 +428,11 @@ fn listeners_may_share_a_port_on_addresses_that_do_not_meet() {
             key,
             value: value.into(),
         };
+        let token = concat!(env!("CARGO_MANIFEST_DIR"), "/docker/admin-token");
+        let token = ("WAYPOST_ADMIN__TOKEN_FILE".to_owned(), token.to_owned());
         Config::load(
             None,
-            &BTreeMap::new(),
+            &[token].into(),
             &[
                 flag("--listen", "ingest.listen", ingest),
                 flag("--admin", "admin.listen", admin),

@@ -209,10 +209,18 @@ fn environment(service: &Service) -> BTreeMap<String, String> {
     let image = image
         .split_whitespace()
         .map(|pair| pair.split_once('=').expect("NAME=value"));
-    image
-        .map(|(name, value)| (name.into(), value.into()))
-        .chain(service.environment.clone())
-        .collect()
+    let all = image
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .chain(service.environment.clone());
+    // A file of the container is a file of the repository that is mounted there.
+    let source = |value: String| {
+        let mut files = mounts(service).filter(|(source, _)| source.starts_with('.'));
+        let file = files.find(|(_, target)| *target == value);
+        file.map_or(value.clone(), |(source, _)| {
+            folder().join(source).display().to_string()
+        })
+    };
+    all.map(|(name, value)| (name, source(value))).collect()
 }
 
 /// The configuration of a node. An invalid one fails the test.
@@ -566,6 +574,7 @@ fn no_container_has_rights_or_a_writable_root() {
 fn the_dockerfile_agrees_with_the_program() {
     let defaults = Config::default();
     let config = configuration(&Service::default());
+    let served = configuration(&stacks()["compose.all.yaml"].services["node-a"]);
     let sink = &stacks()["compose.all.yaml"].services["sink"];
     let grpc = waypost::config::GrpcConfig::default().listen.port();
     let ports: BTreeSet<_> = [
@@ -584,9 +593,10 @@ fn the_dockerfile_agrees_with_the_program() {
         ports
     );
     assert!(
-        config.admin.listen.ip().is_unspecified(),
-        "health is seen from outside"
+        config.admin.listen.ip().is_loopback(),
+        "nobody outside gives an order without a token"
     );
+    assert_eq!(config.admin.listen.port(), served.admin.listen.port());
     assert_eq!(
         dockerfile("VOLUME"),
         [config.spool.dir.to_str().expect("plain")]

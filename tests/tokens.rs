@@ -1,6 +1,10 @@
-//! Who may send records: bearer tokens of a file that changes while the node runs.
+//! Who may come in: bearer tokens of files that change while the node runs.
 
-use std::{fs, io::Write as _};
+use std::{
+    fs,
+    io::Write as _,
+    process::{Command, Output},
+};
 
 use awc::http::{Method, StatusCode, header};
 use serde_json::{Value, json};
@@ -22,10 +26,15 @@ fn file(content: &str) -> NamedTempFile {
     file
 }
 
-async fn guarded(api: &str, file: &NamedTempFile) -> Node {
+/// A node whose `key` names the file.
+async fn guarded_by(key: &str, api: &str, file: &NamedTempFile) -> Node {
     let path = file.path().display().to_string();
-    let tokens = [("INGEST__TOKENS_FILE".to_owned(), path)];
-    let node = Node::start(api, &[&grpc_variables()[..], &tokens].concat()).await;
+    let tokens = [(key.to_owned(), path)];
+    Node::start(api, &[&grpc_variables()[..], &tokens].concat()).await
+}
+
+async fn guarded(api: &str, file: &NamedTempFile) -> Node {
+    let node = guarded_by("INGEST__TOKENS_FILE", api, file).await;
     node.lane_is("grpc", "up", PATIENCE).await;
     node
 }
@@ -34,12 +43,15 @@ fn with_token(token: &str) -> Request {
     post(RECORD).with("Authorization", format!("Bearer {token}"))
 }
 
-async fn tokens(node: &Node) -> Value {
+/// The only file that is read again, as the status shows it.
+async fn file_status(node: &Node) -> Value {
     let (_, status) = node.get("/api/status").await.expect("the node answers");
-    status["tokens"].clone()
+    let files = status["files"].as_array().expect("a list");
+    assert_eq!(files.len(), 1, "{status}");
+    files[0].clone()
 }
 
-const UNREADABLE: &str = "waypost_ingest_tokens_unreadable";
+const UNUSABLE: &str = r#"waypost_file_unusable{key="ingest.tokens_file"}"#;
 
 #[actix_rt::test]
 async fn without_a_token_each_request_but_health_is_401_and_takes_nothing() {
@@ -105,7 +117,8 @@ async fn a_change_of_the_file_counts_and_a_file_that_is_gone_changes_nothing() {
     let api = Api::start();
     let file = file("old");
     let node = guarded(&api.url(), &file).await;
-    assert_eq!(tokens(&node).await, json!({"count": 1, "last_error": null}));
+    let well = json!({"key": "ingest.tokens_file", "last_error": null});
+    assert_eq!(file_status(&node).await, well);
     fs::write(file.path(), "new\nother").expect("room");
     let becomes = async |token: &str, wanted: StatusCode| {
         eventually(&format!("{token}: {wanted}"), PATIENCE, async || {
@@ -116,23 +129,22 @@ async fn a_change_of_the_file_counts_and_a_file_that_is_gone_changes_nothing() {
     };
     becomes("new", StatusCode::ACCEPTED).await;
     becomes("old", StatusCode::UNAUTHORIZED).await;
-    assert_eq!(tokens(&node).await["count"], 2);
-
-    assert_eq!(node.metric(UNREADABLE).await, "0");
+    assert_eq!(node.metric(UNUSABLE).await, "0");
     let away = file.path().with_extension("away");
     fs::rename(file.path(), &away).expect("our folder");
     eventually("the status tells", PATIENCE, async || {
-        tokens(&node).await["last_error"].is_string().then_some(())
+        let file = file_status(&node).await;
+        file["last_error"].is_string().then_some(())
     })
     .await;
-    assert_eq!(node.metric(UNREADABLE).await, "1");
+    assert_eq!(node.metric(UNUSABLE).await, "1");
     becomes("new", StatusCode::ACCEPTED).await;
-    let told = "the tokens of ingest cannot be read; the last ones stay";
+    let told = "a file cannot be used; what was read last stays";
     assert_eq!(node.log().matches(told).count(), 1, "{}", node.log());
 
     fs::rename(&away, file.path()).expect("our folder");
     eventually("the status tells no error", PATIENCE, async || {
-        tokens(&node).await["last_error"].is_null().then_some(())
+        (file_status(&node).await == well).then_some(())
     })
     .await;
     // The last token is gone: nobody comes in.
@@ -157,5 +169,171 @@ async fn a_node_does_not_start_without_a_token_in_its_file() {
         assert!(told.contains(&path), "{told}");
         assert!(!told.contains("two words"), "{told}");
         fs::remove_dir_all(file.path().with_extension("data")).ok();
+    }
+}
+
+/// The answer of the admin side to a request with this header, if there is one.
+async fn ask_admin(node: &Node, path: &str, header: Option<&str>) -> (StatusCode, String) {
+    let url = format!("http://127.0.0.1:{}{path}", node.admin);
+    let client = awc::Client::builder().timeout(PATIENCE).finish();
+    let method = if path.ends_with("/pause") {
+        Method::POST
+    } else {
+        Method::GET
+    };
+    let mut request = client.request(method, url).content_type("application/json");
+    if let Some(header) = header {
+        request = request.insert_header((header::AUTHORIZATION, header));
+    }
+    let mut answer = request.send_body("{}").await.expect("the node answers");
+    let challenge = answer.headers().get(header::WWW_AUTHENTICATE);
+    let challenge = challenge.map(|value| value.to_str().expect("text").to_owned());
+    let is_refused = answer.status() == StatusCode::UNAUTHORIZED;
+    assert_eq!(is_refused, challenge.is_some(), "{path}: {challenge:?}");
+    let body = match path {
+        // A stream without an end.
+        "/api/events" if !is_refused => String::new(),
+        _ => String::from_utf8(answer.body().await.expect("a body").to_vec()).expect("text"),
+    };
+    (answer.status(), body)
+}
+
+#[actix_rt::test]
+async fn the_admin_side_answers_probes_to_all_and_the_rest_to_those_with_a_token() {
+    let api = Api::start();
+    let file = file("first-token\nsecond-token\n");
+    let node = guarded_by("ADMIN__TOKEN_FILE", &api.url(), &file).await;
+    eventually("the node is ready", PATIENCE, async || {
+        let (status, _) = ask_admin(&node, "/readyz", None).await;
+        (status == StatusCode::OK).then_some(())
+    })
+    .await;
+    assert_eq!(ask_admin(&node, "/healthz", None).await.0, StatusCode::OK);
+    let others = [
+        "/metrics",
+        "/api/status",
+        "/api/events",
+        "/api/dead",
+        "/api/explain?id=a",
+        "/api/lanes/grpc/pause",
+        "/api/lanes/pause",
+        "/api/nothing",
+        "/nothing",
+        "/healthz/",
+        "//healthz",
+    ];
+    let wrong = [
+        "Bearer third-token",
+        "Bearer first-toke",
+        "Basic first-token",
+    ];
+    for path in others {
+        for header in wrong.into_iter().map(Some).chain([None]) {
+            let (status, body) = ask_admin(&node, path, header).await;
+            assert_eq!(status, StatusCode::UNAUTHORIZED, "{path}, {header:?}");
+            let problem: Value = serde_json::from_str(&body).expect("JSON");
+            assert_eq!(problem["type"], "urn:waypost:problem:token", "{path}");
+        }
+    }
+    let known = Some("Bearer second-token");
+    for path in others {
+        let (status, _) = ask_admin(&node, path, known).await;
+        assert_ne!(status, StatusCode::UNAUTHORIZED, "{path}");
+    }
+    let (_, status) = ask_admin(&node, "/api/status", known).await;
+    let status: Value = serde_json::from_str(&status).expect("JSON");
+    assert_eq!(status["lanes"][0]["state"], "paused", "{status}");
+    assert_eq!(status["files"][0]["key"], "admin.token_file", "{status}");
+    let (_, metrics) = ask_admin(&node, "/metrics", known).await;
+    for told in [&status.to_string(), &metrics, &node.log()] {
+        assert!(!told.contains("-token"), "{told}");
+    }
+    fs::write(file.path(), "first-token").expect("room");
+    eventually("the second token is refused", PATIENCE, async || {
+        let (status, _) = ask_admin(&node, "/metrics", known).await;
+        (status == StatusCode::UNAUTHORIZED).then_some(())
+    })
+    .await;
+    let first = Some("Bearer first-token");
+    assert_eq!(ask_admin(&node, "/metrics", first).await.0, StatusCode::OK);
+}
+
+fn waypost(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_waypost"));
+    command
+        .args(arguments)
+        .envs(variables.iter().copied())
+        .env_remove("PUBSUB_EMULATOR_HOST");
+    command.output().expect("it runs")
+}
+
+#[actix_rt::test]
+async fn a_command_presents_the_token_of_a_file() {
+    let api = Api::start();
+    let file = file("\nfirst-token\nsecond-token\n");
+    let node = guarded_by("ADMIN__TOKEN_FILE", &api.url(), &file).await;
+    let admin = format!("http://127.0.0.1:{}", node.admin);
+    let path = file.path().display().to_string();
+    let list = ["dead", "list", "--admin", &admin];
+    let by_flag = [&list[..], &["--token-file", &path]].concat();
+    let variable = "WAYPOST_ADMIN__TOKEN_FILE";
+    for (arguments, variables, status) in [
+        (&list[..], &[][..], 1),
+        (&by_flag, &[], 0),
+        (&list, &[(variable, path.as_str())], 0),
+        // The flag overrides the variable.
+        (&by_flag, &[(variable, "/nowhere")], 0),
+        (&list, &[(variable, "/nowhere")], 2),
+    ] {
+        let output = waypost(arguments, variables);
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(status), "{arguments:?}: {told}");
+        assert!(!told.contains("-token\n"), "{told}");
+        if status == 1 {
+            assert!(told.contains("by --token-file"), "{told}");
+        }
+    }
+}
+
+#[test]
+fn an_admin_side_that_is_open_to_other_machines_needs_a_token() {
+    let token = file("secret-of-mine");
+    let token = token.path().display().to_string();
+    let config = file("[admin]\nlisten = \"0.0.0.0:0\"\n");
+    let config = config.path().display().to_string();
+    let data = tempfile::tempdir().expect("a temporary folder");
+    let data = data.path().display().to_string();
+    let line = "add token_file = \"FILE\" to [admin]";
+    for (arguments, place) in [
+        (&["--config", &config][..], format!("{config}:2: ")),
+        (&["--admin", "0.0.0.0:0"], "--admin: ".into()),
+        (&["--admin", "[::]:0"], "--admin: ".into()),
+        (&["--admin", "[::ffff:10.0.0.1]:0"], "--admin: ".into()),
+    ] {
+        let run = ["run", "--data", &data, "--listen", "127.0.0.1:0"];
+        for command in [&["check"][..], &run] {
+            let output = waypost(&[command, arguments].concat(), &[]);
+            let told = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(2), "{arguments:?}: {told}");
+            assert!(
+                told.starts_with(&format!("{place}admin.listen: ")),
+                "{told}"
+            );
+            assert!(told.contains(line), "{told}");
+        }
+        let known = [("WAYPOST_ADMIN__TOKEN_FILE", token.as_str())];
+        let output = waypost(&[&["check"][..], arguments].concat(), &known);
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}: {output:?}");
+        let told = [output.stdout, output.stderr].concat();
+        assert!(!String::from_utf8_lossy(&told).contains("secret-of-mine"));
+    }
+    for own in [
+        "127.0.0.1:0",
+        "127.9.9.9:0",
+        "[::1]:0",
+        "[::ffff:127.0.0.1]:0",
+    ] {
+        let output = waypost(&["check", "--admin", own], &[]);
+        assert_eq!(output.status.code(), Some(0), "{own}: {output:?}");
     }
 }

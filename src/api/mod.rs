@@ -7,7 +7,7 @@ pub mod limit;
 pub mod rate;
 
 use std::{
-    fmt, fs,
+    fmt,
     path::Path,
     sync::Arc,
     time::{Duration, SystemTime},
@@ -31,6 +31,7 @@ use self::client::{Endpoint, HttpClient, public_roots, read};
 use crate::{
     api::answer::{Answer, FailureClass},
     config,
+    secrets::first_token,
 };
 
 /// The most bytes of an answer's body that a dead letter keeps.
@@ -103,13 +104,14 @@ fn unusable(file: &Path, why: impl fmt::Display) -> ApiError {
     ApiError(format!("{}: {why}", file.display()))
 }
 
-fn bearer(file: &Path) -> Result<HeaderValue, ApiError> {
-    let token = fs::read_to_string(file).map_err(|why| unusable(file, why))?;
-    if token.trim().is_empty() {
-        return Err(unusable(file, "holds no token"));
-    }
-    let mut value = HeaderValue::from_str(&format!("Bearer {}", token.trim()))
-        .map_err(|why| unusable(file, why))?;
+/// The header `Authorization` with the first token of `file`.
+///
+/// # Errors
+/// When the file has no token that can be sent.
+pub fn bearer(file: &Path) -> Result<HeaderValue, ApiError> {
+    let token = first_token(file).map_err(ApiError)?;
+    let value = HeaderValue::from_str(&format!("Bearer {token}"));
+    let mut value = value.map_err(|why| unusable(file, why))?;
     value.set_sensitive(true);
     Ok(value)
 }

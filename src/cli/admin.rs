@@ -1,11 +1,12 @@
 //! The client of a node's admin side, for the commands that ask a node or give it orders.
 
-use std::{process::ExitCode, time::Duration};
+use std::{path::PathBuf, process::ExitCode, time::Duration};
 
+use awc::http::{StatusCode, header::HeaderValue};
 use serde_json::Value;
 
 use super::output::{failed, misused};
-use crate::api::client::Endpoint;
+use crate::api::{bearer, client::Endpoint};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest answer that is read.
@@ -22,13 +23,31 @@ pub struct AdminArgs {
         value_name = "URL"
     )]
     pub admin: String,
+    /// Present the first token of this file
+    /// [default: the file of `WAYPOST_ADMIN__TOKEN_FILE`, if it is set]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
 }
 
 impl AdminArgs {
     /// The client of that node, or the exit status, after the mistake is told.
     pub fn client(&self) -> Result<AdminClient, ExitCode> {
-        let client = AdminClient::new(&self.admin);
+        let client = AdminClient::new(&self.admin, self.authorization()?);
         client.map_err(|why| misused(format_args!("--admin: {why}")))
+    }
+
+    fn authorization(&self) -> Result<Option<HeaderValue>, ExitCode> {
+        let named = self.token_file.clone().map(|file| ("--token-file", file));
+        // In the environment of a node, the node's own file.
+        let variable = "WAYPOST_ADMIN__TOKEN_FILE";
+        let own = std::env::var_os(variable).filter(|file| !file.is_empty());
+        let own = own.map(|file| (variable, file.into()));
+        let Some((source, file)) = named.or(own) else {
+            return Ok(None);
+        };
+        bearer(&file)
+            .map(Some)
+            .map_err(|why| misused(format_args!("{source}: {why}")))
     }
 }
 
@@ -36,17 +55,21 @@ impl AdminArgs {
 pub struct AdminClient {
     /// Without a slash at its end.
     base: String,
+    authorization: Option<HeaderValue>,
 }
 
 impl AdminClient {
-    /// A client of the node at `url`.
+    /// A client of the node at `url` that sends this header `Authorization`.
     ///
     /// # Errors
     /// When `url` is no usable `http://` or `https://` URL.
-    pub fn new(url: &str) -> Result<Self, String> {
+    pub fn new(url: &str, authorization: Option<HeaderValue>) -> Result<Self, String> {
         let base = url.trim_end_matches('/').to_owned();
         Endpoint::with_public_roots(&base)?;
-        Ok(Self { base })
+        Ok(Self {
+            base,
+            authorization,
+        })
     }
 
     /// The node's answer to a GET of `path`, or the exit status, after the reason is told.
@@ -70,6 +93,7 @@ impl AdminClient {
         let body = body.map(|body| body.to_string().into());
         // A long replay takes its time.
         let asked = Endpoint::with_public_roots(&url)?
+            .with_authorization(self.authorization.clone())
             .ask(body, CONNECT_TIMEOUT, ANSWER_MAX)
             .await;
         let (status, answer) = asked.map_err(|failure| failure.to_string())?;
@@ -82,7 +106,11 @@ impl AdminClient {
         let detail = answer
             .ok()
             .and_then(|answer| answer["detail"].as_str().map(str::to_owned));
-        Err(detail.unwrap_or_else(|| format!("status {status}")))
+        let why = detail.unwrap_or_else(|| format!("status {status}"));
+        if status == StatusCode::UNAUTHORIZED {
+            return Err(format!("{why} (name a file with one by --token-file)"));
+        }
+        Err(why)
     }
 
     fn failed(&self, why: String) -> ExitCode {

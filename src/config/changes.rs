@@ -129,13 +129,14 @@ mod tests {
         ),
     ];
     /// Among these is another value for each key.
-    const VALUES: [&str; 19] = [
+    const VALUES: [&str; 20] = [
         "3",
         "true",
         "7MiB",
         "7s",
         "127.0.0.1:9",
         "Cargo.toml",
+        "docker/admin-token",
         "hash",
         "any",
         "lane",

@@ -1,15 +1,15 @@
 //! Rules between keys, and rules for texts that names and URLs of a broker follow.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, path::Path};
 
 use ::url::{Host, Url};
 use awc::http::Uri;
 
 use super::{
-    APIS_MAX, ApiConfig, Config, GrpcConfig, IngestConfig, NatsConfig, PubsubConfig,
+    APIS_MAX, AdminConfig, ApiConfig, Config, GrpcConfig, IngestConfig, NatsConfig, PubsubConfig,
     RabbitmqConfig, ReadableFile, url,
 };
-use crate::routing::rules::RouteError;
+use crate::{routing::rules::RouteError, secrets::TokenSet};
 
 const HTTP: &[&str] = &["http", "https"];
 const PLAIN: &str = "has a character that is not allowed; allowed are letters, digits, - and _";
@@ -30,6 +30,7 @@ pub fn violations(config: &Config) -> Vec<Vec<Violation>> {
     let mut rules = Rules::default();
     let lanes = &config.lanes;
     rules.ingest(&config.ingest);
+    rules.admin(&config.admin);
     rules.api("api", &config.api);
     for (name, api) in &config.apis {
         rules.api(&format!("apis.{name}"), api);
@@ -70,6 +71,7 @@ impl Rules {
     }
 
     fn ingest(&mut self, ingest: &IngestConfig) {
+        self.tokens("ingest.tokens_file", ingest.tokens_file.as_deref());
         if ingest.max_record > ingest.max_body {
             let seen = |from: &str, how: &str, other: &str| {
                 let what = format!("is {how} ingest.{other}; a record must fit into a request");
@@ -79,6 +81,27 @@ impl Rules {
                 seen("max_record", "over", "max_body"),
                 seen("max_body", "under", "max_record"),
             ]);
+        }
+    }
+
+    fn admin(&mut self, admin: &AdminConfig) {
+        let is_open = !admin.listen.ip().to_canonical().is_loopback();
+        self.check(
+            !is_open || admin.token_file.is_some(),
+            "admin.listen",
+            "is open to other machines, and each of them could give orders; add token_file = \
+             \"FILE\" to [admin], or WAYPOST_ADMIN__TOKEN_FILE=FILE, the path of a file with a token \
+             a line; without it, allowed is an address of this machine alone, as in \
+             \"127.0.0.1:8001\"",
+        );
+        self.tokens("admin.token_file", admin.token_file.as_deref());
+    }
+
+    fn tokens(&mut self, key: &str, file: Option<&Path>) {
+        // What comes out of a pipe comes once.
+        let file = file.filter(|file| file.is_file());
+        if let Some(Err(why)) = file.map(TokenSet::read_some) {
+            self.check(false, key, format!("{why}; allowed is a token a line"));
         }
     }
 

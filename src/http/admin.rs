@@ -35,16 +35,28 @@ use crate::{
     transport::Durability,
 };
 
-/// Adds the routes of `[admin].listen`. Probes and scrapers come by any name; what is below `/api`
-/// is for this site only: see `foreign`.
-pub fn routes(app: &mut web::ServiceConfig) {
+/// Adds the routes of `[admin].listen`. If there are tokens, all but the probes are for those who
+/// have one. Probes and scrapers come by any name; what is below `/api` is for this site only: see
+/// `foreign`.
+pub fn routes(app: &mut web::ServiceConfig, state: AdminState) {
     app.app_data(web::JsonConfig::default().error_handler(|why, _| malformed(why).into()))
         .app_data(web::QueryConfig::default().error_handler(|why, _| {
             Problem::bad_request(ProblemKind::Query, why.to_string()).into()
         }))
         .service(read("/healthz", async || HttpResponse::Ok().body("ok\n")))
-        .service(read("/readyz", ready))
-        .service(read("/metrics", scrape))
+        .service(read("/readyz", ready));
+    match state.tokens {
+        None => open_routes(app),
+        Some(_) => {
+            let guarded = web::scope("").wrap(from_fn(only_with_a_token));
+            app.service(guarded.configure(open_routes));
+        }
+    }
+    app.app_data(web::Data::new(state));
+}
+
+fn open_routes(app: &mut web::ServiceConfig) {
+    app.service(read("/metrics", scrape))
         .service(
             web::scope("/api")
                 .wrap(from_fn(only_this_site))
@@ -92,6 +104,18 @@ fn resource(path: &str, allowed: &'static str) -> Resource {
 
 async fn not_found(request: HttpRequest) -> Problem {
     Problem::not_found(request.path())
+}
+
+/// Refuses requests without a token of operators.
+async fn only_with_a_token(
+    state: web::Data<AdminState>,
+    request: ServiceRequest,
+    next: Next<BoxBody>,
+) -> Result<ServiceResponse<BoxBody>, Error> {
+    if let Some(tokens) = &state.tokens {
+        tokens.check(request.headers())?;
+    }
+    next.call(request).await
 }
 
 /// Refuses the requests of foreign pages.
@@ -208,7 +232,7 @@ async fn scrape(state: web::Data<AdminState>) -> Result<HttpResponse, Problem> {
             .iter()
             .map(|api| state.limit_of(api))
             .collect(),
-        tokens_unreadable: state.tokens_unreadable(),
+        files: &state.files,
         oldest_us: oldest.and_then(|entry| Some(entry.record().origin?.at_us)),
     };
     let text = scrape.text().map_err(|why| {

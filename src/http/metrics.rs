@@ -5,7 +5,7 @@
 
 mod each_api;
 
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use prometheus_client::{
     encoding::{EncodeMetric, MetricEncoder, NoLabelSet, prometheus_text},
@@ -20,6 +20,7 @@ use crate::{
     clock::unix_us,
     control::{ReloadOutcome, ReloadReport},
     ledger::{Counts, LaneLedger, Latency, Ledger},
+    secrets::FileHealth,
     spool::{Queue, SpoolStats},
     transport::Durability,
 };
@@ -40,8 +41,7 @@ pub struct Scrape<'s> {
     pub reload: Option<ReloadReport>,
     /// Of each API, over all lanes.
     pub api_limits: Vec<usize>,
-    /// The file of ingest's tokens could not be read the last time.
-    pub tokens_unreadable: bool,
+    pub files: &'s [Arc<FileHealth>],
     /// The time at which the oldest record in the spool was accepted, in µs since the Unix epoch.
     pub oldest_us: Option<u64>,
 }
@@ -57,6 +57,7 @@ impl Scrape<'_> {
         self.register_lane_gauges(&mut registry);
         self.register_node_gauges(&mut registry);
         self.register_runs(&mut registry);
+        self.register_files(&mut registry);
         self.register_api(&mut registry);
         each_api::register(self, &mut registry);
         self.register_histograms(&mut registry);
@@ -266,11 +267,6 @@ impl Scrape<'_> {
                 needs_restart,
             ),
             (
-                "waypost_ingest_tokens_unreadable",
-                "1 while the file of the tokens cannot be read, so that the last ones stay",
-                self.tokens_unreadable.into(),
-            ),
-            (
                 "waypost_unclaimed_records",
                 "Records on disk for APIs that are not configured",
                 self.apis.unclaimed_records(),
@@ -283,6 +279,20 @@ impl Scrape<'_> {
         ] {
             registry.register(name, help, ConstGauge::new(value));
         }
+    }
+
+    fn register_files(&self, registry: &mut Registry) {
+        let files = self.files.iter().map(|file| {
+            let file = file.status();
+            let is_unusable = u64::from(file.last_error.is_some());
+            let label = ("key", file.key.to_owned());
+            (vec![label], ConstGauge::new(is_unusable))
+        });
+        registry.register(
+            "waypost_file_unusable",
+            "1 while a file of the configuration cannot be used, so that what was read last stays",
+            Samples(files.collect()),
+        );
     }
 
     fn register_api(&self, registry: &mut Registry) {

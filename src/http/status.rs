@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::{
     events::EventHub,
     problem::{Problem, ProblemKind},
-    tokens::{Tokens, TokensStatus},
+    tokens::Tokens,
 };
 use crate::{
     actors::{
@@ -33,6 +33,7 @@ use crate::{
         explain::Explanations,
         scores::{LaneRouting, Scores},
     },
+    secrets::{FileHealth, FileStatus},
     spool::{Queue, Spool},
     transport::BrokerInfo,
 };
@@ -52,8 +53,10 @@ pub struct AdminState {
     pub lanes: Arc<[(LaneId, String)]>,
     pub draining: Arc<AtomicBool>,
     pub ack: Ack,
-    /// The tokens that ingest asks for, if it does.
+    /// The tokens of operators; `None` if everybody who reaches the address is one.
     pub tokens: Option<Tokens>,
+    /// The files that are read again while the node runs.
+    pub files: Arc<[Arc<FileHealth>]>,
     /// The names that the admin side may be asked by: see `foreign`.
     pub hosts: Arc<[String]>,
     /// No order is taken.
@@ -82,8 +85,8 @@ pub struct Status<'s> {
     policy: &'static str,
     /// The last one; null if there was none.
     reload: Option<ReloadReport>,
-    /// Null if ingest asks for none.
-    tokens: Option<TokensStatus>,
+    /// The files that are read again while the node runs.
+    files: Vec<FileStatus<'s>>,
 }
 
 #[derive(Debug, Serialize)]
@@ -218,14 +221,8 @@ impl AdminState {
             router_restarts: view_of(views, ChildId::Router).map_or(0, |router| router.restarts),
             policy: self.control.policy().name(),
             reload: self.control.last_reload(),
-            tokens: self.tokens.as_ref().map(Tokens::status),
+            files: self.files.iter().map(|file| file.status()).collect(),
         }
-    }
-
-    /// The file of ingest's tokens could not be read the last time.
-    pub fn tokens_unreadable(&self) -> bool {
-        let status = self.tokens.as_ref().map(Tokens::status);
-        status.is_some_and(|tokens| tokens.last_error.is_some())
     }
 
     /// All APIs, if there is more than one.

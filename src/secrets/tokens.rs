@@ -1,0 +1,124 @@
+//! Bearer tokens (RFC 6750): a file has one a line.
+
+use std::{fs, path::Path};
+
+use ring::digest::{SHA256, SHA256_OUTPUT_LEN, digest};
+use subtle::{Choice, ConstantTimeEq as _};
+
+/// A token as it is kept: the time of a comparison tells nothing about it.
+type TokenDigest = [u8; SHA256_OUTPUT_LEN];
+
+/// The tokens of a file. Each lets its owner in.
+#[derive(PartialEq, Eq)]
+pub struct TokenSet(Vec<TokenDigest>);
+
+impl TokenSet {
+    /// Reads the file: a token a line. White space around a token and empty lines do not count.
+    ///
+    /// # Errors
+    /// If it cannot be read, or has a token that no client can send.
+    pub fn read(path: &Path) -> Result<Self, String> {
+        let tokens = lines(path)?;
+        Ok(Self(tokens.iter().map(|token| digest_of(token)).collect()))
+    }
+
+    /// The same for a file that must let somebody in.
+    ///
+    /// # Errors
+    /// Those of [`TokenSet::read`], or if it has no token.
+    pub fn read_some(path: &Path) -> Result<Self, String> {
+        let tokens = Self::read(path)?;
+        if tokens.0.is_empty() {
+            return Err(no_token(path));
+        }
+        Ok(tokens)
+    }
+
+    /// Whether `token` is one of them. Its time does not depend on how much of it is right.
+    pub fn has(&self, token: &[u8]) -> bool {
+        let presented = digest_of(token);
+        let equals = self.0.iter().map(|known| known.ct_eq(&presented));
+        equals.fold(Choice::from(0), |any, this| any | this).into()
+    }
+}
+
+/// The first token of a file: the one that this program presents to others.
+///
+/// # Errors
+/// If the file cannot be read, has no token, or has one that nobody can send.
+pub fn first_token(path: &Path) -> Result<String, String> {
+    let first = lines(path)?.into_iter().next();
+    // Each is ASCII.
+    let first = first.and_then(|token| String::from_utf8(token).ok());
+    first.ok_or_else(|| no_token(path))
+}
+
+fn no_token(path: &Path) -> String {
+    format!("{} holds no token", path.display())
+}
+
+fn lines(path: &Path) -> Result<Vec<Vec<u8>>, String> {
+    let text = fs::read(path).map_err(|why| format!("{}: {why}", path.display()))?;
+    let lines = text.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii);
+    let tokens = lines.enumerate().filter(|(_, token)| !token.is_empty());
+    let tokens = tokens.map(|(at, token)| {
+        if token.iter().all(u8::is_ascii_graphic) {
+            Ok(token.to_owned())
+        } else {
+            // The token itself is a secret.
+            let (path, line) = (path.display(), at + 1);
+            Err(format!(
+                "{path}:{line}: a token has visible ASCII characters only"
+            ))
+        }
+    });
+    tokens.collect()
+}
+
+fn digest_of(token: &[u8]) -> TokenDigest {
+    let mut bytes = TokenDigest::default();
+    bytes.copy_from_slice(digest(&SHA256, token).as_ref());
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use tempfile::NamedTempFile;
+
+    use super::*;
+
+    #[test]
+    fn a_token_of_the_file_is_known_and_no_other_is() {
+        let mut file = NamedTempFile::new().unwrap();
+        file.write_all(b"first\n\n  second \r\n# third").unwrap();
+        for why in [
+            TokenSet::read(file.path()).err().unwrap(),
+            first_token(file.path()).unwrap_err(),
+        ] {
+            assert!(
+                why.ends_with(":4: a token has visible ASCII characters only"),
+                "{why}"
+            );
+        }
+        fs::write(file.path(), "\nfirst\n\n  second \r\nthird").unwrap();
+        let tokens = TokenSet::read_some(file.path()).unwrap();
+        assert_eq!(tokens.0.len(), 3);
+        for token in ["first", "second", "third"] {
+            assert!(tokens.has(token.as_bytes()), "{token}");
+        }
+        for token in ["", "firs", "firstt", "First", "first second", "fourth"] {
+            assert!(!tokens.has(token.as_bytes()), "{token}");
+        }
+        assert_eq!(first_token(file.path()).unwrap(), "first");
+        fs::write(file.path(), "\n \n").unwrap();
+        assert!(TokenSet::read(file.path()).is_ok_and(|tokens| !tokens.has(b"")));
+        for why in [
+            TokenSet::read_some(file.path()).err().unwrap(),
+            first_token(file.path()).unwrap_err(),
+        ] {
+            assert!(why.ends_with(" holds no token"), "{why}");
+        }
+    }
+}
