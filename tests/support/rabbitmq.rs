@@ -87,6 +87,10 @@ impl Rabbit {
             return None;
         }
         let server = Server::start(Some(folder)).await;
+        // At its first start it makes two files of Raft (`meta.dets`) that it does not sync. If a power
+        // cut empties one, it does not start again: docs/operate.md has the remedy.
+        let sync = Command::new("sync").args(["-f", folder]).status();
+        assert!(sync.is_ok_and(|status| status.success()), "sync {folder}");
         let server = Arc::new(Mutex::new(Some(server))).lock_owned().await;
         Some(Self { server })
     }
