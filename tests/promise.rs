@@ -8,8 +8,8 @@ use awc::http::StatusCode;
 use futures_util::future::join_all;
 
 use crate::support::{
+    Wait,
     api::{Api, Conduct},
-    eventually,
     lanes::{Lane, Nats, Pubsub, Rabbitmq, grpc_variables},
     node::{Node, PATIENCE},
     power::Disk,
@@ -85,10 +85,20 @@ impl Subject {
     async fn ends(&self, kept: bool) {
         self.api.behave(|_, _| Conduct::Answer(200));
         if kept {
-            eventually("all arrive", REDELIVERY, async || {
-                self.api.misses(self.taken.iter()).is_empty().then_some(())
-            })
-            .await;
+            let mut wait = Wait::new(REDELIVERY);
+            loop {
+                let misses = self.api.misses(self.taken.iter());
+                if misses.is_empty() {
+                    break;
+                }
+                let status = self.node.status().await;
+                assert!(
+                    !wait.is_over(|| format!("{misses:?} to arrive")),
+                    "{}: {misses:?} do not arrive: {status}",
+                    self.mode
+                );
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
             self.node.at_rest(REDELIVERY).await;
             let status = self.node.status().await;
             assert_eq!(status["balanced"], true, "{}: {status}", self.mode);
