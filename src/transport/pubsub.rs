@@ -170,7 +170,12 @@ impl Transport for Pubsub {
         let read = {
             let state = Arc::clone(&state);
             let stream = Arc::clone(&stream);
-            async move { state.fail(stream.read(out).await) }
+            async move {
+                let why = stream.read(out).await;
+                // A deletion ends the stream, and is the reason.
+                let _deleted = state.deletion.lock().await;
+                state.fail(why);
+            }
         };
         let watched = watch(declared, Arc::clone(&stream), Arc::clone(&state));
         let tasks = [
@@ -205,7 +210,10 @@ impl Transport for Pubsub {
     async fn receive(&self, into: &mut Vec<Incoming>, max: usize) -> Result<(), TransportError> {
         let mut ready = self.ready.lock().await;
         let first = self.state.lost.guard(ready.recv()).await?;
-        let first = first.ok_or_else(|| TransportError::Lost("the stream has ended".into()))?;
+        let Some(first) = first else {
+            // The reader has ended, and gives its reason.
+            return Err(self.state.lost.wait().await);
+        };
         let others = std::iter::from_fn(|| ready.try_recv().ok());
         let all = std::iter::once(first).chain(others).take(max);
         let before = into.len();

@@ -83,6 +83,7 @@ pub(super) async fn drain(
         if idle_since.elapsed() < quiet {
             continue;
         }
+        let _deletion = state.deletion.lock().await;
         match timeout(TIMEOUT, subscription.delete_orphan()).await {
             Ok(Ok(())) => return state.fail("the subscription of the deleted topic is empty"),
             Ok(Err(why)) => return state.fail(describe(&why)),

@@ -10,7 +10,7 @@ use std::{
 };
 
 use tokio::{
-    sync::Notify,
+    sync::{Mutex, Notify},
     time::{Instant, sleep, timeout},
 };
 
@@ -43,6 +43,8 @@ pub(super) struct State {
     pub received: AtomicUsize,
     /// A failure may be an outage: probe now.
     pub suspicion: Notify,
+    /// Held while the subscription is being deleted.
+    pub deletion: Mutex<()>,
 }
 
 impl Default for State {
@@ -53,6 +55,7 @@ impl Default for State {
             since: Instant::now(),
             received: AtomicUsize::default(),
             suspicion: Notify::default(),
+            deletion: Mutex::default(),
         }
     }
 }
