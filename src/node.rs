@@ -493,6 +493,7 @@ impl<'a> Graph<'a> {
             control: control.clone(),
             explanations: self.explanations,
             spool: self.spool.clone(),
+            spool_max: config.spool.max,
             apis: self.apis.clone(),
             node: gethostname::gethostname().to_string_lossy().into(),
             lanes: Arc::clone(&self.lanes),

@@ -213,8 +213,8 @@ fn unready(why: &str) -> Problem {
 }
 
 async fn status(state: web::Data<AdminState>) -> Result<HttpResponse, Problem> {
-    let views = state.views().await?;
-    Ok(HttpResponse::Ok().json(state.status(&views)))
+    let source = state.status_source().await?;
+    Ok(HttpResponse::Ok().json(state.status(&source)))
 }
 
 async fn scrape(state: web::Data<AdminState>) -> Result<HttpResponse, Problem> {

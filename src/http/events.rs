@@ -276,8 +276,8 @@ pub async fn stream(
     let status = move || {
         let state = source.clone();
         async move {
-            let views = state.views().await.ok()?;
-            serde_json::to_string(&state.status(&views)).ok()
+            let source = state.status_source().await.ok()?;
+            serde_json::to_string(&state.status(&source)).ok()
         }
     };
     let reader = state.events.join(last_id, status)?;

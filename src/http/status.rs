@@ -1,18 +1,22 @@
 //! `GET /api/status`, and the state that the admin side's handlers share.
 
+mod warnings;
+
 use std::{
     collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
+    time::Duration,
 };
 
 use actix::Addr;
 use actix_web::http::StatusCode;
 use serde::Serialize;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
+use self::warnings::{NodeWarning, warnings};
 use super::{
     events::EventHub,
     problem::{Problem, ProblemKind},
@@ -38,6 +42,9 @@ use crate::{
     transport::BrokerInfo,
 };
 
+/// A status waits this long at most for a disk that is slow.
+const DISK_PATIENCE: Duration = Duration::from_millis(200);
+
 /// Shared by all HTTP workers of the admin side.
 #[derive(Clone)]
 pub struct AdminState {
@@ -47,6 +54,8 @@ pub struct AdminState {
     pub control: Control,
     pub explanations: Explanations,
     pub spool: Spool,
+    /// The most bytes of its records.
+    pub spool_max: u64,
     pub apis: Apis,
     pub node: Arc<str>,
     /// The lanes of this node, with their tags.
@@ -80,6 +89,7 @@ pub struct Status<'s> {
     apis: BTreeMap<&'s str, NamedApiStatus<'s>>,
     /// Records on disk for APIs that are not configured.
     unclaimed: u64,
+    spool: SpoolStatus,
     /// Restarts of the router, which is of no lane.
     router_restarts: u64,
     policy: &'static str,
@@ -87,6 +97,27 @@ pub struct Status<'s> {
     reload: Option<ReloadReport>,
     /// The files that are read again while the node runs.
     files: Vec<FileStatus<'s>>,
+    /// What is wrong, the worst first.
+    warnings: Vec<NodeWarning>,
+}
+
+/// What the supervisor and the disk tell for a status.
+pub struct StatusSource {
+    views: Vec<View>,
+    /// When the oldest record on disk that waits was accepted, in microseconds since the Unix
+    /// epoch; `None` if none waits, or the disk is slow.
+    oldest_us: Option<u64>,
+}
+
+/// The disk of the node.
+#[derive(Debug, Serialize)]
+struct SpoolStatus {
+    bytes: u64,
+    max: u64,
+    /// It takes no records.
+    refuses: bool,
+    /// Age of the oldest record that waits; null if none waits, or the disk is slow.
+    oldest_s: Option<f64>,
 }
 
 #[derive(Debug, Serialize)]
@@ -205,9 +236,23 @@ impl AdminState {
         views.map_err(|_| no_supervisor())
     }
 
-    pub fn status<'s>(&'s self, views: &'s [View]) -> Status<'s> {
+    pub async fn status_source(&self) -> Result<StatusSource, Problem> {
+        let views = self.views().await?;
+        let oldest_us = if self.spool.stats().waiting() > 0 {
+            let oldest = timeout(DISK_PATIENCE, self.spool.oldest()).await;
+            let oldest = oldest.ok().flatten();
+            oldest.and_then(|entry| Some(entry.record().origin?.at_us))
+        } else {
+            None
+        };
+        Ok(StatusSource { views, oldest_us })
+    }
+
+    pub fn status<'s>(&'s self, source: &'s StatusSource) -> Status<'s> {
+        let StatusSource { views, oldest_us } = source;
         let ledger = self.ledger.balance(&self.apis.spools().stats());
-        Status {
+        let disk = self.spool.stats();
+        let mut status = Status {
             version: env!("CARGO_PKG_VERSION"),
             node: &self.node,
             uptime_s: self.ledger.started.elapsed().as_secs_f64(),
@@ -218,11 +263,20 @@ impl AdminState {
             api: self.api_status(self.apis.default_api()),
             apis: self.several_apis().map(|api| self.named(api)).collect(),
             unclaimed: self.apis.unclaimed_records(),
+            spool: SpoolStatus {
+                bytes: disk.bytes,
+                max: self.spool_max,
+                refuses: disk.refuses,
+                oldest_s: oldest_us.map(|at_us| age(at_us).as_secs_f64()),
+            },
             router_restarts: view_of(views, ChildId::Router).map_or(0, |router| router.restarts),
             policy: self.control.policy().name(),
             reload: self.control.last_reload(),
             files: self.files.iter().map(|file| file.status()).collect(),
-        }
+            warnings: Vec::new(),
+        };
+        status.warnings = warnings(&status, self.ack);
+        status
     }
 
     /// All APIs, if there is more than one.

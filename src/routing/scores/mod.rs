@@ -83,6 +83,13 @@ pub struct LaneRouting {
     pub ejections: u64,
 }
 
+impl LaneRouting {
+    /// The outcomes that led to its ejection, while it is ejected.
+    pub fn ejection_reason(&self) -> Option<&str> {
+        self.ejected.as_ref().map(|ejected| &*ejected.reason)
+    }
+}
+
 /// An ejection in `GET /api/status`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct EjectionStatus {
