@@ -29,6 +29,7 @@ mod log;
 mod model;
 mod nats;
 mod output;
+mod page;
 mod parking;
 mod plain;
 mod planted;

@@ -23,6 +23,7 @@ use super::{
     dead_letters, events, foreign,
     metrics::Scrape,
     order_body::OrderBody,
+    page,
     problem::{Problem, ProblemKind},
     status::{AdminState, no_supervisor},
 };
@@ -56,7 +57,8 @@ pub fn routes(app: &mut web::ServiceConfig, state: AdminState) {
 }
 
 fn open_routes(app: &mut web::ServiceConfig) {
-    app.service(read("/metrics", scrape))
+    app.configure(page::routes)
+        .service(read("/metrics", scrape))
         .service(
             web::scope("/api")
                 .wrap(from_fn(only_this_site))
@@ -76,7 +78,7 @@ fn open_routes(app: &mut web::ServiceConfig) {
 }
 
 /// A resource that a client can only read.
-fn read<F, Args>(path: &str, handler: F) -> Resource
+pub(super) fn read<F, Args>(path: &str, handler: F) -> Resource
 where
     F: Handler<Args>,
     Args: FromRequest + 'static,

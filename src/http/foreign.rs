@@ -22,19 +22,13 @@ use actix_web::http::{
 
 use super::problem::{Problem, ProblemKind};
 
+const SEC_FETCH_DEST: &str = "sec-fetch-dest";
+const SEC_FETCH_MODE: &str = "sec-fetch-mode";
 const SEC_FETCH_SITE: &str = "sec-fetch-site";
 
 /// Refuses a request of a foreign page. `names` are the host names of `[admin].hosts`.
 pub fn refuse(uri: &Uri, headers: &HeaderMap, names: &[String]) -> Result<(), Problem> {
-    let host = host(uri, headers)?;
-    if !is_address(host.host()) && !is_named(host.host(), names) {
-        let detail = format!(
-            "The host {host} is not this node's. Use its IP address or localhost, or add the name to \
-             [admin].hosts"
-        );
-        let status = StatusCode::MISDIRECTED_REQUEST;
-        return Err(Problem::new(status, ProblemKind::Host, detail));
-    }
+    let host = own_host(uri, headers, names)?;
     for site in headers.get_all(SEC_FETCH_SITE) {
         if site != "same-origin" && site != "none" {
             return Err(foreign(site));
@@ -49,6 +43,31 @@ pub fn refuse(uri: &Uri, headers: &HeaderMap, names: &[String]) -> Result<(), Pr
         }
     }
     Ok(())
+}
+
+/// The same, but a link of a foreign page may lead here: the browser shows the answer in a tab of
+/// its own, and lets that page read nothing of it.
+pub fn refuse_unless_link(uri: &Uri, headers: &HeaderMap, names: &[String]) -> Result<(), Problem> {
+    let is = |name, value| headers.get(name).is_some_and(|found| found == value);
+    if is(SEC_FETCH_MODE, "navigate") && is(SEC_FETCH_DEST, "document") {
+        own_host(uri, headers, names).map(drop)
+    } else {
+        refuse(uri, headers, names)
+    }
+}
+
+/// The host that the request is for, which is this node.
+fn own_host(uri: &Uri, headers: &HeaderMap, names: &[String]) -> Result<Authority, Problem> {
+    let host = host(uri, headers)?;
+    if !is_address(host.host()) && !is_named(host.host(), names) {
+        let detail = format!(
+            "The host {host} is not this node's. Use its IP address or localhost, or add the name to \
+             [admin].hosts"
+        );
+        let status = StatusCode::MISDIRECTED_REQUEST;
+        return Err(Problem::new(status, ProblemKind::Host, detail));
+    }
+    Ok(host)
 }
 
 /// The one host that the request is for, with its port.

@@ -8,6 +8,7 @@ mod foreign;
 pub mod ingest;
 mod metrics;
 mod order_body;
+mod page;
 pub mod problem;
 pub mod status;
 pub mod tokens;

@@ -1,0 +1,71 @@
+// The last statuses of this run of the node, and what follows from two of them. Their number is
+// bounded, so a page that stays open does not grow.
+
+const KEPT = 300;
+// Over how many seconds a rate and a trend are measured.
+const RATE_OVER = 3;
+const TREND_OVER = 20;
+
+let statuses = [];
+
+const remember = (status) => {
+  const last = statuses.at(-1);
+  // A node that was started again counts from zero.
+  if (last && status.uptime_s < last.uptime_s) statuses = [];
+  if (last && status.uptime_s === last.uptime_s) return;
+  statuses.push(status);
+  if (statuses.length > KEPT) statuses.shift();
+};
+
+const forget = () => {
+  statuses = [];
+};
+
+// The value at a JSON pointer.
+const at = (status, pointer) =>
+  pointer
+    .split("/")
+    .slice(1)
+    .reduce((value, key) => value?.[key.replaceAll("~1", "/").replaceAll("~0", "~")], status);
+
+// The value at a pointer, or the sum of several. A pointer behind a minus is taken away.
+const valueAt = (status, pointers) => {
+  const parts = pointers.split(" ");
+  if (parts.length === 1) return at(status, pointers);
+  return parts.reduce((sum, part) => {
+    const value = at(status, part.replace("-", "")) ?? 0;
+    return part.startsWith("-") ? sum - value : sum + value;
+  }, 0);
+};
+
+// How fast a value changes, by the second; null if that is not known yet.
+const slope = (pointers, over) => {
+  const last = statuses.at(-1);
+  const first = statuses.findLast((status) => last.uptime_s - status.uptime_s >= over) ?? statuses[0];
+  const seconds = last ? last.uptime_s - first.uptime_s : 0;
+  if (seconds < 0.5) return null;
+  return (valueAt(last, pointers) - valueAt(first, pointers)) / seconds;
+};
+
+const rate = (pointers) => {
+  const found = slope(pointers, RATE_OVER);
+  // Counters that are not read at the same moment may seem to go back.
+  return found === null ? null : Math.max(0, found);
+};
+
+// How long until a number of records is gone.
+const trend = (pointer) => {
+  const now = at(statuses.at(-1), pointer);
+  const found = slope(pointer, TREND_OVER);
+  if (now === 0) return "empty";
+  if (found === null) return NONE;
+  if (Math.abs(found) * TREND_OVER < 1) return "steady";
+  return found > 0 ? `growing, ${rateText(found)}` : `empty in ${time(now / -found)}`;
+};
+
+// The seconds until the disk is full at the present pace; null if it is not filling.
+const secondsToFull = () => {
+  const last = statuses.at(-1);
+  const found = slope("/spool/bytes", TREND_OVER);
+  return found > 0 ? (last.spool.max - last.spool.bytes) / found : null;
+};

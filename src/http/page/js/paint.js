@@ -1,0 +1,142 @@
+// Puts a status into the page.
+
+const SVG = "http://www.w3.org/2000/svg";
+// A disk that is full sooner than this is worth a warning.
+const FULL_SOON = 3600;
+
+const all = (selector) => [...document.querySelectorAll(selector)];
+
+// The elements stay, only their texts change.
+const values = all("[data-v]");
+const rates = all("[data-r]");
+const trends = all("[data-trend]");
+const fulls = all("[data-full]");
+const charts = all("[data-chart]");
+const alarms = all("[data-some]");
+
+// An element whose text stays is not touched: a browser would lay it out again.
+const setText = (element, text) => {
+  if (element.textContent !== text) element.textContent = text;
+};
+
+const element = (name, text, className) => {
+  const made = document.createElement(name);
+  made.textContent = text;
+  if (className) made.className = className;
+  return made;
+};
+
+const paintValues = (status) => {
+  for (const shown of values) {
+    const text = format(valueAt(status, shown.dataset.v), shown.dataset.f);
+    setText(shown, text);
+    if ("title" in shown.dataset && shown.title !== text) shown.title = text;
+    if ("colour" in shown.dataset && shown.dataset.state !== text) shown.dataset.state = text;
+  }
+  for (const shown of rates) setText(shown, rateText(rate(shown.dataset.r)));
+  for (const shown of trends) setText(shown, trend(shown.dataset.trend));
+  for (const shown of fulls) setText(shown, fullText(secondsToFull()));
+  for (const shown of alarms) shown.dataset.is = at(status, shown.dataset.some) > 0 ? "some" : "none";
+};
+
+const fullText = (seconds) => {
+  if (seconds === null) return "not filling";
+  return seconds > 86400 ? "over a day left" : `full in ${time(seconds)}`;
+};
+
+// What a single status cannot tell.
+const foreseen = () => {
+  const full = secondsToFull();
+  if (full === null || full > FULL_SOON) return [];
+  // Coarse, so that it is not read aloud each second.
+  const minutes = Math.ceil(full / 60);
+  const coarse = minutes > 10 ? Math.ceil(minutes / 5) * 5 : minutes;
+  const what = `At this pace it is full in ${coarse} min`;
+  return [{ level: "warning", about: "disk", what, remedy: "Mend what its records wait for, or raise [spool].max" }];
+};
+
+const warningList = document.querySelector("#list");
+const warningCount = document.querySelector("#count");
+const title = document.title;
+let paintedWarnings = null;
+
+const paintWarnings = (status) => {
+  const levels = ["error", "warning", "notice"];
+  const found = [...status.warnings, ...foreseen()];
+  found.sort((one, other) => levels.indexOf(one.level) - levels.indexOf(other.level));
+  const painted = JSON.stringify(found);
+  if (painted === paintedWarnings) return;
+  paintedWarnings = painted;
+  const items = found.map(({ level, about, what, remedy }) => {
+    const item = document.createElement("li");
+    item.dataset.level = level;
+    item.append(
+      element("span", level, "level"),
+      element("b", about),
+      element("span", what, "what"),
+      element("span", remedy, "remedy"),
+    );
+    return item;
+  });
+  if (items.length === 0) {
+    const item = element("li", "Nothing is wrong.");
+    item.dataset.level = "none";
+    items.push(item);
+  }
+  warningList.replaceChildren(...items);
+  setText(warningCount, String(found.length));
+  const urgent = found.filter(({ level }) => level !== "notice").length;
+  document.title = urgent > 0 ? `(${urgent}) ${title}` : title;
+};
+
+// A line for each pointer. What it shows is in its label too, for those who do not see it.
+const paintChart = (chart) => {
+  const { width, height } = chart.viewBox.baseVal;
+  const lines = chart.dataset.chart
+    .split(" ")
+    .map((pointer) => statuses.map((status) => at(status, pointer) ?? 0));
+  const highest = Math.max(...lines.flat(), 0.001);
+  lines.forEach((line, number) => {
+    const drawn = chart.children[number] ?? chart.appendChild(document.createElementNS(SVG, "polyline"));
+    const points = line.map((value, place) => {
+      // The newest is at the right end.
+      const x = width - ((line.length - 1 - place) * width) / Math.max(line.length - 1, 59);
+      const y = height - 1 - (value / highest) * (height - 2);
+      return `${x.toFixed(1)},${y.toFixed(1)}`;
+    });
+    drawn.setAttribute("points", points.join(" "));
+  });
+  const now = lines.map((line) => NUMBERS.ms(line.at(-1) ?? 0)).join(" and ");
+  const label = `${chart.dataset.name}: now ${now}, highest ${NUMBERS.ms(highest)} in ${statuses.length} s`;
+  chart.setAttribute("aria-label", label);
+};
+
+const paint = (status) => {
+  paintValues(status);
+  paintWarnings(status);
+  charts.forEach(paintChart);
+};
+
+const changeList = document.querySelector("#changes");
+const CHANGES_SHOWN = 100;
+
+// A change in words.
+const told = ({ what, at_ms, ...members }) => {
+  const parts = Object.entries(members).filter(([, value]) => value !== null && value !== false);
+  const words = parts.map(([name, value]) => {
+    if (typeof value === "number") value = Number(value.toFixed(1));
+    return value === true ? name : `${name.replaceAll("_", " ")} ${value}`;
+  });
+  return `${what}: ${words.join(", ")}`;
+};
+
+const addChange = (change) => {
+  if (changeList.dataset.begun === undefined) changeList.replaceChildren();
+  changeList.dataset.begun = "";
+  const item = document.createElement("li");
+  const when = element("time", new Date(change.at_ms).toLocaleTimeString());
+  when.dateTime = new Date(change.at_ms).toISOString();
+  item.append(when, element("span", told(change)));
+  changeList.prepend(item);
+  while (changeList.children.length > CHANGES_SHOWN) changeList.lastChild.remove();
+};
