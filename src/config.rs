@@ -5,6 +5,7 @@
 //! against each other.
 
 mod changes;
+mod files;
 mod load;
 mod post_rules;
 mod rules;
@@ -134,6 +135,11 @@ section! {
         ack: Ack = Ack::Durable, deserialize_with = "value::name";
         /// A file with bearer tokens, one a line; each lets its owner send records.
         tokens_file: Option<ReadableFile> = None;
+        /// PEM certificate chain and key of this server, which speaks TLS when both are given.
+        tls_cert_file: Option<ReadableFile> = None;
+        tls_key_file: Option<ReadableFile> = None;
+        /// PEM certificates. A client needs a certificate that one of them has signed.
+        client_ca_file: Option<ReadableFile> = None;
         /// Connections at a time; others wait to be accepted.
         max_connections: usize = 25_000, deserialize_with = "value::whole::<1, 1_000_000, _, _>";
         /// How long the head of the first request of a connection may take.
@@ -198,6 +204,11 @@ section! {
         listen: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 8001)), deserialize_with = "value::address";
         /// A file with bearer tokens, one a line; each makes its owner an operator.
         token_file: Option<ReadableFile> = None;
+        /// PEM certificate chain and key of this server, which speaks TLS when both are given.
+        tls_cert_file: Option<ReadableFile> = None;
+        tls_key_file: Option<ReadableFile> = None;
+        /// PEM certificates. A client needs a certificate that one of them has signed.
+        client_ca_file: Option<ReadableFile> = None;
         /// Names, beside addresses and `localhost`, that `/api` may be asked by.
         hosts: Vec<String> = Vec::new(), deserialize_with = "value::host_names";
         /// `/api` takes no orders.

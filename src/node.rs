@@ -37,14 +37,15 @@ use crate::{
     config::Config,
     control::{ConfigSource, Control, ControlParams, Orders},
     http::{
-        self, ServerLimits, admin, events::EventHub, ingest, status::AdminState, tokens::Tokens,
+        self, ServerLimits, admin, events::EventHub, ingest, status::AdminState, tls::Tls,
+        tokens::Tokens,
     },
     idempotency::IdempotencyStore,
     lane_id::LaneId,
     ledger::{self, Ledger, TakenFile},
     record::{Record, Tag},
     routing::{explain::Explanations, rules::RouteError, scores::Scores, settings::CurrentRouting},
-    secrets::FileHealth,
+    secrets::{FileHealth, TlsFiles},
     spool::{OpenError, Queue, Spool, SpoolStats},
     tap::Tap,
     transport::{
@@ -337,6 +338,20 @@ impl<'a> Graph<'a> {
         Ok(Some(tokens))
     }
 
+    /// The TLS of a server by the files of its section, which are read again from now on.
+    fn tls(
+        &mut self,
+        key: &'static str,
+        files: Option<TlsFiles>,
+    ) -> Result<Option<Tls>, StartError> {
+        let Some(files) = files else {
+            return Ok(None);
+        };
+        let tls = Tls::open(key, files).map_err(|why| StartError::File(key, why))?;
+        self.files.push(Arc::clone(tls.health()));
+        Ok(Some(tls))
+    }
+
     /// Spool → feeder → router.
     fn feeder(&mut self, admission: &Admission) {
         let params = FeederParams {
@@ -472,6 +487,8 @@ impl<'a> Graph<'a> {
     ) -> Result<Node, StartError> {
         let config = self.config;
         let tokens = self.tokens("admin.token_file", config.admin.token_file.as_deref())?;
+        let ingest_tls = self.tls("ingest.tls_cert_file", config.ingest.tls())?;
+        let admin_tls = self.tls("admin.tls_cert_file", config.admin.tls())?;
         let commands = self.orders.commands();
         self.apis.claim();
         let supervisor = Supervisor::start_with(&self.live_lanes, self.children, commands);
@@ -514,11 +531,11 @@ impl<'a> Graph<'a> {
             keep_alive: config.ingest.keep_alive,
             drain: INGEST_DRAIN,
         };
-        let ingest_server = http::serve(ingest_socket, ingest_limits, move |app| {
+        let ingest_server = http::serve(ingest_socket, ingest_limits, ingest_tls, move |app| {
             ingest::routes(app, ingest_state.clone());
         })?;
         let admin_limits = ServerLimits::of_one_thread(ADMIN_DRAIN);
-        let admin_server = http::serve(admin_socket, admin_limits, move |app| {
+        let admin_server = http::serve(admin_socket, admin_limits, admin_tls, move |app| {
             admin::routes(app, admin_state.clone());
         })?;
         let lanes: Vec<_> = self.lanes.iter().map(|(lane, _)| lane.name()).collect();

@@ -65,11 +65,16 @@ impl Sink {
             .name("sink-db".into())
             .spawn(move || store::serve(database, &inbox, &counts))?;
         let shared = state.clone();
-        let server = http::serve(listener, ServerLimits::of_one_thread(DRAIN), move |app| {
-            app.app_data(shared.clone())
-                .app_data(web::PayloadConfig::new(BODY_MAX))
-                .configure(routes);
-        })?;
+        let server = http::serve(
+            listener,
+            ServerLimits::of_one_thread(DRAIN),
+            None,
+            move |app| {
+                app.app_data(shared.clone())
+                    .app_data(web::PayloadConfig::new(BODY_MAX))
+                    .configure(routes);
+            },
+        )?;
         Ok(Self {
             address,
             server,

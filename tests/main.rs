@@ -48,6 +48,7 @@ mod sink;
 mod spool;
 mod supervisor;
 mod support;
+mod tls;
 mod tokens;
 mod traffic;
 mod transport_contract;

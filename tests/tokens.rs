@@ -190,6 +190,16 @@ async fn ask_admin(node: &Node, path: &str, header: Option<&str>) -> (StatusCode
     let challenge = challenge.map(|value| value.to_str().expect("text").to_owned());
     let is_refused = answer.status() == StatusCode::UNAUTHORIZED;
     assert_eq!(is_refused, challenge.is_some(), "{path}: {challenge:?}");
+    if let Some(challenge) = challenge {
+        assert!(
+            challenge.starts_with("Bearer realm=\"waypost\""),
+            "{challenge}"
+        );
+        assert!(
+            challenge.ends_with(", Basic realm=\"waypost\""),
+            "{challenge}"
+        );
+    }
     let body = match path {
         // A stream without an end.
         "/api/events" if !is_refused => String::new(),
@@ -210,6 +220,8 @@ async fn the_admin_side_answers_probes_to_all_and_the_rest_to_those_with_a_token
     .await;
     assert_eq!(ask_admin(&node, "/healthz", None).await.0, StatusCode::OK);
     let others = [
+        "/",
+        "/page.js",
         "/metrics",
         "/api/status",
         "/api/events",
@@ -254,6 +266,11 @@ async fn the_admin_side_answers_probes_to_all_and_the_rest_to_those_with_a_token
         (status == StatusCode::UNAUTHORIZED).then_some(())
     })
     .await;
+    // A browser that asks for a user and a password.
+    let login = Some("Basic bWU6Zmlyc3QtdG9rZW4=");
+    let (status, page) = ask_admin(&node, "/", login).await;
+    assert_eq!(status, StatusCode::OK, "{page}");
+    assert!(!page.contains("-token"), "{page}");
     let first = Some("Bearer first-token");
     assert_eq!(ask_admin(&node, "/metrics", first).await.0, StatusCode::OK);
 }

@@ -23,7 +23,7 @@ use awc::{
 use bytes::Bytes;
 use rustls::{
     ClientConfig,
-    pki_types::{CertificateDer, pem::PemObject as _},
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
 };
 use tokio::time::timeout;
 
@@ -78,7 +78,7 @@ impl Settings {
     /// # Errors
     /// When the URL or a file that is named cannot be used.
     pub fn read(config: &config::ApiConfig) -> Result<Self, ApiError> {
-        let tls = Arc::new(tls(config.ca_file.as_deref())?);
+        let tls = Arc::new(client_tls(config.ca_file.as_deref(), None)?);
         let authorization = config.token_file.as_deref().map(bearer).transpose()?;
         let endpoint = Endpoint::parse(&config.url, || tls).map_err(ApiError)?;
         Ok(Self {
@@ -116,8 +116,15 @@ pub fn bearer(file: &Path) -> Result<HeaderValue, ApiError> {
     Ok(value)
 }
 
-/// Trusts the public roots, and the certificates in `ca_file`.
-fn tls(ca_file: Option<&Path>) -> Result<ClientConfig, ApiError> {
+/// Trusts the public roots, and the certificates in `ca_file`. `identity` is the certificate chain that
+/// the client presents, and its key.
+///
+/// # Errors
+/// When a file cannot be used.
+pub fn client_tls(
+    ca_file: Option<&Path>,
+    identity: Option<(&Path, &Path)>,
+) -> Result<ClientConfig, ApiError> {
     let mut roots = public_roots();
     if let Some(file) = ca_file {
         let certificates =
@@ -131,9 +138,16 @@ fn tls(ca_file: Option<&Path>) -> Result<ClientConfig, ApiError> {
             return Err(unusable(file, "holds no certificate"));
         }
     }
-    Ok(ClientConfig::builder()
-        .with_root_certificates(roots)
-        .with_no_client_auth())
+    let builder = ClientConfig::builder().with_root_certificates(roots);
+    let Some((cert, key_file)) = identity else {
+        return Ok(builder.with_no_client_auth());
+    };
+    let chain = CertificateDer::pem_file_iter(cert).and_then(Iterator::collect);
+    let chain = chain.map_err(|_| unusable(cert, "holds no certificate in PEM"))?;
+    let key = PrivateKeyDer::from_pem_file(key_file);
+    let key = key.map_err(|_| unusable(key_file, "holds no private key in PEM"))?;
+    let config = builder.with_client_auth_cert(chain, key);
+    config.map_err(|_| unusable(key_file, "is not the key of the certificate"))
 }
 
 /// A client of the API. It lives on one thread.

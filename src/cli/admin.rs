@@ -1,12 +1,13 @@
 //! The client of a node's admin side, for the commands that ask a node or give it orders.
 
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
 use awc::http::{StatusCode, header::HeaderValue};
+use rustls::ClientConfig;
 use serde_json::Value;
 
 use super::output::{failed, misused};
-use crate::api::{bearer, client::Endpoint};
+use crate::api::{bearer, client::Endpoint, client_tls};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest answer that is read.
@@ -27,12 +28,24 @@ pub struct AdminArgs {
     /// [default: the file of `WAYPOST_ADMIN__TOKEN_FILE`, if it is set]
     #[arg(long, global = true, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
+    /// Trust these PEM certificates for an https:// address, beside the public roots
+    #[arg(long, global = true, value_name = "FILE")]
+    pub ca_file: Option<PathBuf>,
+    /// Present this PEM certificate chain, if the node has a `client_ca_file`
+    #[arg(long, global = true, value_name = "FILE", requires = "key_file")]
+    pub cert_file: Option<PathBuf>,
+    /// The PEM key of the certificate
+    #[arg(long, global = true, value_name = "FILE", requires = "cert_file")]
+    pub key_file: Option<PathBuf>,
 }
 
 impl AdminArgs {
     /// The client of that node, or the exit status, after the mistake is told.
     pub fn client(&self) -> Result<AdminClient, ExitCode> {
-        let client = AdminClient::new(&self.admin, self.authorization()?);
+        let identity = self.cert_file.as_deref().zip(self.key_file.as_deref());
+        let tls = client_tls(self.ca_file.as_deref(), identity);
+        let tls = tls.map_err(|why| misused(format_args!("TLS: {why}")))?;
+        let client = AdminClient::new(&self.admin, self.authorization()?, tls);
         client.map_err(|why| misused(format_args!("--admin: {why}")))
     }
 
@@ -56,19 +69,26 @@ pub struct AdminClient {
     /// Without a slash at its end.
     base: String,
     authorization: Option<HeaderValue>,
+    tls: Arc<ClientConfig>,
 }
 
 impl AdminClient {
-    /// A client of the node at `url` that sends this header `Authorization`.
+    /// A client of the node at `url` that sends this header `Authorization`. `tls` is for `https://`.
     ///
     /// # Errors
     /// When `url` is no usable `http://` or `https://` URL.
-    pub fn new(url: &str, authorization: Option<HeaderValue>) -> Result<Self, String> {
+    pub fn new(
+        url: &str,
+        authorization: Option<HeaderValue>,
+        tls: ClientConfig,
+    ) -> Result<Self, String> {
+        let tls = Arc::new(tls);
         let base = url.trim_end_matches('/').to_owned();
-        Endpoint::with_public_roots(&base)?;
+        Endpoint::parse(&base, || Arc::clone(&tls))?;
         Ok(Self {
             base,
             authorization,
+            tls,
         })
     }
 
@@ -92,7 +112,7 @@ impl AdminClient {
         let url = format!("{}{path}", self.base);
         let body = body.map(|body| body.to_string().into());
         // A long replay takes its time.
-        let asked = Endpoint::with_public_roots(&url)?
+        let asked = Endpoint::parse(&url, || Arc::clone(&self.tls))?
             .with_authorization(self.authorization.clone())
             .ask(body, CONNECT_TIMEOUT, ANSWER_MAX)
             .await;

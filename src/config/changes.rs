@@ -116,20 +116,33 @@ mod tests {
 
     use super::{super::load::variable, *};
 
-    /// Keys that are not valid alone, each with another that goes with it.
-    const PAIRS: [(&str, &str, &str); 5] = [
-        ("lanes.grpc.cert_file", "lanes.grpc.key_file", "Cargo.toml"),
-        ("lanes.grpc.key_file", "lanes.grpc.cert_file", "Cargo.toml"),
-        ("lanes.nats.cert_file", "lanes.nats.key_file", "Cargo.toml"),
-        ("lanes.nats.key_file", "lanes.nats.cert_file", "Cargo.toml"),
+    /// A certificate and its key.
+    const PEM: &str = "tests/config/server.pem";
+    /// Keys that are not valid alone, each with others that go with it.
+    const TOGETHER: [(&str, &[(&str, &str)]); 11] = [
+        (
+            "admin.client_ca_file",
+            &[("admin.tls_cert_file", PEM), ("admin.tls_key_file", PEM)],
+        ),
+        ("admin.tls_cert_file", &[("admin.tls_key_file", PEM)]),
+        ("admin.tls_key_file", &[("admin.tls_cert_file", PEM)]),
+        (
+            "ingest.client_ca_file",
+            &[("ingest.tls_cert_file", PEM), ("ingest.tls_key_file", PEM)],
+        ),
+        ("ingest.tls_cert_file", &[("ingest.tls_key_file", PEM)]),
+        ("ingest.tls_key_file", &[("ingest.tls_cert_file", PEM)]),
+        ("lanes.grpc.cert_file", &[("lanes.grpc.key_file", PEM)]),
+        ("lanes.grpc.key_file", &[("lanes.grpc.cert_file", PEM)]),
+        ("lanes.nats.cert_file", &[("lanes.nats.key_file", PEM)]),
+        ("lanes.nats.key_file", &[("lanes.nats.cert_file", PEM)]),
         (
             "lanes.nats.password_file",
-            "lanes.nats.url",
-            "nats://user@host",
+            &[("lanes.nats.url", "nats://user@host")],
         ),
     ];
     /// Among these is another value for each key.
-    const VALUES: [&str; 20] = [
+    const VALUES: [&str; 21] = [
         "3",
         "true",
         "7MiB",
@@ -137,6 +150,7 @@ mod tests {
         "127.0.0.1:9",
         "Cargo.toml",
         "docker/admin-token",
+        PEM,
         "hash",
         "any",
         "lane",
@@ -169,18 +183,15 @@ mod tests {
         let before = load(&[]).unwrap();
         assert!(before.changes(&before).is_empty());
         for key in Config::keys() {
-            let pair = PAIRS.iter().find(|(one, _, _)| *one == key);
-            let pair = pair.map(|(_, other, value)| (*other, *value));
+            let others = TOGETHER.iter().find(|(one, _)| *one == key);
+            let others = others.map_or(&[][..], |(_, others)| others);
             let changed = VALUES.iter().find_map(|value| {
-                let settings = [Some((key.as_str(), *value)), pair];
-                let changed = load(&settings.into_iter().flatten().collect::<Vec<_>>())?;
+                let changed = load(&[&[(key.as_str(), *value)], others].concat())?;
                 (changed != before).then_some(changed)
             });
             let changed = changed.unwrap_or_else(|| panic!("no other value for {key}"));
-            let mut expected: Vec<_> = pair
-                .map(|(other, _)| other.to_owned())
-                .into_iter()
-                .collect();
+            let others = others.iter().map(|(other, _)| (*other).to_owned());
+            let mut expected: Vec<_> = others.collect();
             expected.push(key);
             let mut named = before.changes(&changed);
             expected.sort();

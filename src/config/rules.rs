@@ -9,7 +9,10 @@ use super::{
     APIS_MAX, AdminConfig, ApiConfig, Config, GrpcConfig, IngestConfig, NatsConfig, PubsubConfig,
     RabbitmqConfig, ReadableFile, url,
 };
-use crate::{routing::rules::RouteError, secrets::TokenSet};
+use crate::{
+    routing::rules::RouteError,
+    secrets::{ServerTls, TlsFile, TlsFileError, TlsFiles, TokenSet},
+};
 
 const HTTP: &[&str] = &["http", "https"];
 const PLAIN: &str = "has a character that is not allowed; allowed are letters, digits, - and _";
@@ -72,6 +75,12 @@ impl Rules {
 
     fn ingest(&mut self, ingest: &IngestConfig) {
         self.tokens("ingest.tokens_file", ingest.tokens_file.as_deref());
+        self.server_tls("ingest", ingest.tls(), &ingest.client_ca_file);
+        self.pair(
+            "ingest",
+            ("tls_cert_file", &ingest.tls_cert_file),
+            ("tls_key_file", &ingest.tls_key_file),
+        );
         if ingest.max_record > ingest.max_body {
             let seen = |from: &str, how: &str, other: &str| {
                 let what = format!("is {how} ingest.{other}; a record must fit into a request");
@@ -87,14 +96,56 @@ impl Rules {
     fn admin(&mut self, admin: &AdminConfig) {
         let is_open = !admin.listen.ip().to_canonical().is_loopback();
         self.check(
-            !is_open || admin.token_file.is_some(),
+            !is_open || admin.token_file.is_some() || admin.client_ca_file.is_some(),
             "admin.listen",
             "is open to other machines, and each of them could give orders; add token_file = \
              \"FILE\" to [admin], or WAYPOST_ADMIN__TOKEN_FILE=FILE, the path of a file with a token \
-             a line; without it, allowed is an address of this machine alone, as in \
-             \"127.0.0.1:8001\"",
+             a line, or client_ca_file; without them, allowed is an address of this machine alone, as \
+             in \"127.0.0.1:8001\"",
+        );
+        self.server_tls("admin", admin.tls(), &admin.client_ca_file);
+        self.pair(
+            "admin",
+            ("tls_cert_file", &admin.tls_cert_file),
+            ("tls_key_file", &admin.tls_key_file),
         );
         self.tokens("admin.token_file", admin.token_file.as_deref());
+    }
+
+    #[expect(clippy::ref_option, reason = "a field of a section")]
+    fn server_tls(
+        &mut self,
+        section: &str,
+        files: Option<TlsFiles>,
+        client_ca: &Option<ReadableFile>,
+    ) {
+        let Some(files) = files else {
+            self.check(
+                client_ca.is_none(),
+                &format!("{section}.client_ca_file"),
+                "is for TLS; allowed beside tls_cert_file and tls_key_file",
+            );
+            return;
+        };
+        let mut all = [&files.cert, &files.key]
+            .into_iter()
+            .chain(&files.client_ca);
+        // What comes out of a pipe comes once.
+        if !all.all(|file| file.is_file()) {
+            return;
+        }
+        if let Err(TlsFileError { file, why }) = ServerTls::read(&files, None) {
+            let (name, allowed) = match file {
+                TlsFile::Cert => (
+                    "tls_cert_file",
+                    "a certificate chain in PEM, the server's first",
+                ),
+                TlsFile::Key => ("tls_key_file", "the key of tls_cert_file in PEM"),
+                TlsFile::ClientCa => ("client_ca_file", "certificates in PEM"),
+            };
+            let what = format!("{why}; allowed is {allowed}");
+            self.check(false, &format!("{section}.{name}"), what);
+        }
     }
 
     fn tokens(&mut self, key: &str, file: Option<&Path>) {
@@ -138,7 +189,11 @@ impl Rules {
             );
             self.check(usable, "lanes.grpc.peers", what);
         }
-        self.pair("lanes.grpc", &lane.cert_file, &lane.key_file);
+        self.pair(
+            "lanes.grpc",
+            ("cert_file", &lane.cert_file),
+            ("key_file", &lane.key_file),
+        );
     }
 
     fn nats(&mut self, lane: &NatsConfig) {
@@ -166,7 +221,11 @@ impl Rules {
             "lanes.nats.subject",
             "is no subject; allowed are letters, digits, - and _, joined by dots",
         );
-        self.pair("lanes.nats", &lane.cert_file, &lane.key_file);
+        self.pair(
+            "lanes.nats",
+            ("cert_file", &lane.cert_file),
+            ("key_file", &lane.key_file),
+        );
         let names_a_user =
             servers.is_none_or(|urls| urls.iter().any(|url| !url.username().is_empty()));
         self.check(
@@ -226,23 +285,22 @@ impl Rules {
         );
     }
 
-    #[expect(clippy::ref_option, reason = "the fields of a section")]
     fn pair(
         &mut self,
         section: &str,
-        certificate: &Option<ReadableFile>,
-        key: &Option<ReadableFile>,
+        (cert_name, cert): (&str, &Option<ReadableFile>),
+        (key_name, key): (&str, &Option<ReadableFile>),
     ) {
-        let (given, missing) = match (certificate, key) {
-            (Some(_), None) => ("cert_file", "key_file"),
-            (None, Some(_)) => ("key_file", "cert_file"),
+        let (given, missing) = match (cert, key) {
+            (Some(_), None) => (cert_name, key_name),
+            (None, Some(_)) => (key_name, cert_name),
             _ => return,
         };
-        self.check(
-            false,
-            &format!("{section}.{given}"),
-            format!("needs {missing} beside it; allowed are both or none"),
-        );
+        // The second is the place of no message, and silences this one if it has its own.
+        self.violated([(given, missing), (missing, given)].map(|(name, other)| {
+            let what = format!("needs {other} beside it; allowed are both or none");
+            (format!("{section}.{name}"), what)
+        }));
     }
 
     fn tags(&mut self, config: &Config) {

@@ -115,7 +115,7 @@ async fn only_with_a_token(
     next: Next<BoxBody>,
 ) -> Result<ServiceResponse<BoxBody>, Error> {
     if let Some(tokens) = &state.tokens {
-        tokens.check(request.headers())?;
+        tokens.check_operator(request.headers())?;
     }
     next.call(request).await
 }

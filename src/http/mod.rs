@@ -11,6 +11,7 @@ mod order_body;
 mod page;
 pub mod problem;
 pub mod status;
+pub mod tls;
 pub mod tokens;
 
 use std::{
@@ -29,9 +30,10 @@ use actix_web::{
 };
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_io_timeout::TimeoutStream;
+use tokio_util::either::Either;
 use tracing::{debug, error};
 
-use self::early_problem::EarlyProblemStream;
+use self::{early_problem::EarlyProblemStream, tls::Tls};
 
 /// The most connections that wait to be accepted.
 const BACKLOG: u32 = 1024;
@@ -69,7 +71,7 @@ pub struct ServerLimits {
     pub workers: usize,
     /// Connections at a time; others wait to be accepted.
     pub max_connections: usize,
-    /// How long the head of the first request of a connection may take.
+    /// How long the head of the first request of a connection may take, and a TLS handshake before.
     pub header_timeout: Duration,
     /// How long a connection may wait for its next request.
     pub keep_alive: Duration,
@@ -90,13 +92,14 @@ impl ServerLimits {
     }
 }
 
-/// Serves until the handle says stop.
+/// Serves until the handle says stop, over TLS if there is one.
 ///
 /// # Errors
 /// If the socket cannot be served.
 pub fn serve(
     socket: TcpListener,
     limits: ServerLimits,
+    tls: Option<Tls>,
     routes: impl Fn(&mut web::ServiceConfig) + Clone + Send + 'static,
 ) -> io::Result<ServerHandle> {
     let builder = ServerBuilder::new();
@@ -124,12 +127,25 @@ pub fn serve(
                 async move { stopping.notified().await }
             })
             .finish(app);
-        let connected = async |stream: TcpStream| {
-            let client = stream.peer_addr().ok();
-            let mut stream = TimeoutStream::new(stream);
-            stream.set_write_timeout(Some(write_patience()));
-            let stream = EarlyProblemStream::new(Box::pin(stream), client);
-            Ok::<_, DispatchError>((stream, Protocol::Http1, client))
+        let tls = tls.clone();
+        let connected = move |stream: TcpStream| {
+            let tls = tls.clone();
+            async move {
+                let client = stream.peer_addr().ok();
+                let mut stream = TimeoutStream::new(stream);
+                stream.set_write_timeout(Some(write_patience()));
+                let stream = Box::pin(stream);
+                let stream = match tls {
+                    None => Either::Left(stream),
+                    Some(tls) => {
+                        let accepted = tls.accept(stream, limits.header_timeout).await;
+                        let accepted = accepted.inspect_err(|why| log_no_tls(client, why))?;
+                        Either::Right(Box::new(accepted))
+                    }
+                };
+                let stream = EarlyProblemStream::new(stream, client);
+                Ok::<_, DispatchError>((stream, Protocol::Http1, client))
+            }
         };
         fn_service(connected).and_then(http)
     };
@@ -164,6 +180,10 @@ fn report<B>(answer: &ServiceResponse<B>) {
     {
         log_bad_request(answer.request().peer_addr(), why);
     }
+}
+
+fn log_no_tls(client: Option<SocketAddr>, why: &io::Error) {
+    debug!(client = client.map(tracing::field::display), %why, "no TLS connection");
 }
 
 /// The client's mistake, which is no event of the node.

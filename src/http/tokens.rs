@@ -1,11 +1,13 @@
 //! Who may send a request: those who present one of the tokens of a file (RFC 6750).
 
-use std::{path::Path, sync::Arc};
+use std::{borrow::Cow, path::Path, sync::Arc};
 
 use actix_web::http::{
     StatusCode,
     header::{self, HeaderMap},
 };
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use memchr::memchr;
 
 use super::problem::{Problem, ProblemKind};
 use crate::secrets::{FileHealth, TokenSet, WatchedFile};
@@ -24,7 +26,7 @@ impl Tokens {
         TokenSet::read_some(path)?;
         let path = path.to_owned();
         // With the last token, the last client loses its access.
-        let file = WatchedFile::open(key, move || TokenSet::read(&path))?;
+        let file = WatchedFile::open(key, move |_| TokenSet::read(&path))?;
         let file = Arc::new(file);
         actix_rt::spawn(Arc::clone(&file).keep_reading());
         Ok(Self(file))
@@ -37,34 +39,67 @@ impl Tokens {
     /// # Errors
     /// The problem of a request that presents none of the tokens.
     pub fn check(&self, headers: &HeaderMap) -> Result<(), Problem> {
+        self.check_with(headers, "", |line| bearer(line).map(Cow::Borrowed))
+    }
+
+    /// The same for a person at a browser, too, who gives a token as the password of any user
+    /// (RFC 7617): a page cannot send a bearer token before it is there.
+    ///
+    /// # Errors
+    /// The problem of a request that presents none of the tokens.
+    pub fn check_operator(&self, headers: &HeaderMap) -> Result<(), Problem> {
+        self.check_with(headers, ", Basic realm=\"waypost\"", |line| {
+            let bearer = bearer(line).map(Cow::Borrowed);
+            bearer.or_else(|| Some(Cow::Owned(password(line)?)))
+        })
+    }
+
+    fn check_with<'h>(
+        &self,
+        headers: &'h HeaderMap,
+        other_challenges: &str,
+        token: impl Fn(&'h [u8]) -> Option<Cow<'h, [u8]>>,
+    ) -> Result<(), Problem> {
         let mut lines = headers.get_all(header::AUTHORIZATION);
-        let Some(line) = lines.next() else {
-            return Err(unauthorized(
+        let (challenge, detail) = match lines.next() {
+            None => (
                 "Bearer realm=\"waypost\"",
                 "This needs a token: send Authorization: Bearer TOKEN",
-            ));
+            ),
+            Some(line) => {
+                let token = token(line.as_bytes()).filter(|_| lines.next().is_none());
+                if token.is_some_and(|token| self.0.get().has(&token)) {
+                    return Ok(());
+                }
+                (
+                    "Bearer realm=\"waypost\", error=\"invalid_token\"",
+                    "The Authorization has no token that this node knows",
+                )
+            }
         };
-        let token = bearer(line.as_bytes()).filter(|_| lines.next().is_none());
-        if token.is_some_and(|token| self.0.get().has(token)) {
-            return Ok(());
-        }
-        Err(unauthorized(
-            "Bearer realm=\"waypost\", error=\"invalid_token\"",
-            "The Authorization has no token that this node knows",
-        ))
+        let problem = Problem::new(StatusCode::UNAUTHORIZED, ProblemKind::Token, detail);
+        let challenges = format!("{challenge}{other_challenges}");
+        Err(problem.with_header(header::WWW_AUTHENTICATE, challenges))
     }
 }
 
-fn unauthorized(challenge: &str, detail: &str) -> Problem {
-    Problem::new(StatusCode::UNAUTHORIZED, ProblemKind::Token, detail)
-        .with_header(header::WWW_AUTHENTICATE, challenge)
+/// The token of the scheme `Bearer`.
+fn bearer(line: &[u8]) -> Option<&[u8]> {
+    credentials(line, b"Bearer ")
 }
 
-/// The token of the scheme `Bearer`, whose name is not case-sensitive (RFC 9110, 11.1).
-fn bearer(line: &[u8]) -> Option<&[u8]> {
-    let (scheme, token) = line.split_at_checked(b"Bearer ".len())?;
-    let is_bearer = scheme.eq_ignore_ascii_case(b"Bearer ");
-    is_bearer.then(|| token.trim_ascii())
+/// The password of the scheme `Basic`.
+fn password(line: &[u8]) -> Option<Vec<u8>> {
+    let login = BASE64_STANDARD.decode(credentials(line, b"Basic ")?).ok()?;
+    let colon = memchr(b':', &login)?;
+    Some(login[colon + 1..].to_vec())
+}
+
+/// What follows the name of a scheme, which is not case-sensitive (RFC 9110, 11.1).
+fn credentials<'h>(line: &'h [u8], scheme: &[u8]) -> Option<&'h [u8]> {
+    let (name, credentials) = line.split_at_checked(scheme.len())?;
+    let is_of_it = name.eq_ignore_ascii_case(scheme);
+    is_of_it.then(|| credentials.trim_ascii())
 }
 
 #[cfg(test)]
@@ -104,8 +139,25 @@ mod tests {
             &["Bearer first", "Bearer first"],
             &["Bearer fourth", "Bearer first"],
         ] {
-            let problem = tokens.check(&headers(lines)).unwrap_err();
-            assert_eq!(problem.status_code(), StatusCode::UNAUTHORIZED, "{lines:?}");
+            for check in [Tokens::check, Tokens::check_operator] {
+                let problem = check(&tokens, &headers(lines)).unwrap_err();
+                assert_eq!(problem.status_code(), StatusCode::UNAUTHORIZED, "{lines:?}");
+            }
         }
+        // A browser sends `USER:PASSWORD` in base64.
+        for (login, is_known) in [
+            ("me:first", true),
+            (":second", true),
+            ("me:not first", false),
+            ("first", false),
+            ("first:", false),
+            ("me:first:", false),
+        ] {
+            let login = format!("Basic {}", BASE64_STANDARD.encode(login));
+            let headers = headers(&[&login]);
+            assert_eq!(tokens.check_operator(&headers).is_ok(), is_known, "{login}");
+            assert!(tokens.check(&headers).is_err(), "{login}");
+        }
+        assert!(tokens.check_operator(&headers(&["Basic %"])).is_err());
     }
 }

@@ -10,10 +10,13 @@ use tracing::{error, info};
 /// What is removed from a file does not count any more after two of these.
 const READ_AGAIN: Duration = Duration::from_secs(1);
 
+/// Reads anew. Gets what was read before, which it may return if nothing has changed.
+type Read<T> = Box<dyn Fn(Option<&T>) -> Result<T, String> + Send + Sync>;
+
 /// What one file holds, or some files that belong together. If they cannot be used any more, what was
 /// read last stays.
 pub struct WatchedFile<T> {
-    read: Box<dyn Fn() -> Result<T, String> + Send + Sync>,
+    read: Read<T>,
     value: RwLock<Arc<T>>,
     health: Arc<FileHealth>,
 }
@@ -50,10 +53,10 @@ impl<T: PartialEq + Send + Sync + 'static> WatchedFile<T> {
     /// Those of `read`.
     pub fn open(
         key: impl Into<String>,
-        read: impl Fn() -> Result<T, String> + Send + Sync + 'static,
+        read: impl Fn(Option<&T>) -> Result<T, String> + Send + Sync + 'static,
     ) -> Result<Self, String> {
         Ok(Self {
-            value: RwLock::new(Arc::new(read()?)),
+            value: RwLock::new(Arc::new(read(None)?)),
             read: Box::new(read),
             health: Arc::new(FileHealth {
                 key: key.into(),
@@ -76,7 +79,7 @@ impl<T: PartialEq + Send + Sync + 'static> WatchedFile<T> {
         loop {
             sleep(READ_AGAIN).await;
             let this = Arc::clone(&self);
-            let reading = tokio::task::spawn_blocking(move || (this.read)());
+            let reading = tokio::task::spawn_blocking(move || (this.read)(Some(&this.get())));
             if let Ok(read) = reading.await {
                 self.update(read);
             }
@@ -122,7 +125,7 @@ mod tests {
         let read = Arc::new(read);
         let open = || {
             let read = Arc::clone(&read);
-            WatchedFile::open("admin.token_file", move || read())
+            WatchedFile::open("admin.token_file", move |_| read())
         };
         assert_eq!(open().err().as_deref(), Some("no file"));
         let file = open().unwrap();

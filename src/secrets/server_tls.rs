@@ -1,0 +1,163 @@
+//! A server's side of TLS 1.2 and 1.3: its certificate, and whose certificates let a client in.
+
+use std::{
+    fmt, fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use ring::digest::{Digest, SHA256, digest};
+use rustls::{
+    Error, RootCertStore, ServerConfig,
+    crypto::ring::default_provider,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
+    server::WebPkiClientVerifier,
+};
+
+/// The PEM files of a server.
+#[derive(Clone, Debug)]
+pub struct TlsFiles {
+    /// The certificate chain, the server's own first.
+    pub cert: PathBuf,
+    pub key: PathBuf,
+    /// A client needs a certificate that one of these has signed.
+    pub client_ca: Option<PathBuf>,
+}
+
+/// One of the files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TlsFile {
+    Cert,
+    Key,
+    ClientCa,
+}
+
+/// The reason why a server's TLS cannot be as its files say.
+#[derive(Debug)]
+pub struct TlsFileError {
+    pub file: TlsFile,
+    /// It names the file, and shows nothing of what it holds.
+    pub why: String,
+}
+
+impl fmt::Display for TlsFileError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.why)
+    }
+}
+
+/// What the files say. Clones share it.
+#[derive(Clone)]
+pub struct ServerTls {
+    /// Of the contents of the files.
+    digests: [Option<Digest>; 3],
+    pub config: Arc<ServerConfig>,
+}
+
+impl PartialEq for ServerTls {
+    fn eq(&self, other: &Self) -> bool {
+        same(&self.digests, &other.digests)
+    }
+}
+
+fn same(one: &[Option<Digest>; 3], other: &[Option<Digest>; 3]) -> bool {
+    let bytes = |digest: &Option<Digest>| digest.as_ref().map(|digest| digest.as_ref().to_vec());
+    one.iter().map(bytes).eq(other.iter().map(bytes))
+}
+
+impl ServerTls {
+    /// Reads the files. If they are those of `before`, it is `before`.
+    ///
+    /// # Errors
+    /// If a file cannot be read or used, or the key is not the certificate's.
+    pub fn read(files: &TlsFiles, before: Option<&Self>) -> Result<Self, TlsFileError> {
+        let cert = Pem::read(TlsFile::Cert, &files.cert)?;
+        let key = Pem::read(TlsFile::Key, &files.key)?;
+        let client_ca = files.client_ca.as_deref();
+        let client_ca = client_ca.map(|path| Pem::read(TlsFile::ClientCa, path));
+        let client_ca = client_ca.transpose()?;
+        let digests = [Some(&cert), Some(&key), client_ca.as_ref()];
+        let digests = digests.map(|pem| pem.map(|pem| digest(&SHA256, &pem.text)));
+        if let Some(before) = before.filter(|before| same(&before.digests, &digests)) {
+            return Ok(before.clone());
+        }
+        let provider = Arc::new(default_provider());
+        let builder = ServerConfig::builder_with_provider(Arc::clone(&provider));
+        let builder = builder.with_safe_default_protocol_versions();
+        let builder = builder.map_err(|why| cert.wrong(why))?;
+        let builder = match &client_ca {
+            None => builder.with_no_client_auth(),
+            Some(pem) => {
+                let roots = Arc::new(pem.roots()?);
+                let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider);
+                let verifier = verifier.build().map_err(|why| pem.wrong(why))?;
+                builder.with_client_cert_verifier(verifier)
+            }
+        };
+        let config = builder.with_single_cert(cert.certificates()?, key.private_key()?);
+        let mut config = config.map_err(|why| match why {
+            Error::InconsistentKeys(_) => {
+                let cert = cert.path.display();
+                key.wrong(format_args!("is not the key of the certificate in {cert}"))
+            }
+            Error::InvalidCertificate(why) => cert.wrong(format_args!("{why:?}")),
+            _ => key.wrong("holds a key of a kind that is not supported"),
+        })?;
+        // HTTP/2 is not offered: the server has no limit of its streams and of its headers.
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok(Self {
+            digests,
+            config: Arc::new(config),
+        })
+    }
+}
+
+/// The text of a file.
+struct Pem<'p> {
+    file: TlsFile,
+    path: &'p Path,
+    text: Vec<u8>,
+}
+
+impl<'p> Pem<'p> {
+    fn read(file: TlsFile, path: &'p Path) -> Result<Self, TlsFileError> {
+        let empty = Self {
+            file,
+            path,
+            text: Vec::new(),
+        };
+        let text = fs::read(path).map_err(|why| empty.wrong(why))?;
+        Ok(Self { text, ..empty })
+    }
+
+    fn wrong(&self, why: impl fmt::Display) -> TlsFileError {
+        TlsFileError {
+            file: self.file,
+            why: format!("{}: {why}", self.path.display()),
+        }
+    }
+
+    fn certificates(&self) -> Result<Vec<CertificateDer<'static>>, TlsFileError> {
+        let certificates = CertificateDer::pem_slice_iter(&self.text);
+        // The error may quote a line of the file.
+        let certificates: Result<Vec<_>, _> = certificates.collect();
+        let certificates = certificates.map_err(|_| self.wrong("is not PEM"))?;
+        if certificates.is_empty() {
+            return Err(self.wrong("holds no certificate in PEM"));
+        }
+        Ok(certificates)
+    }
+
+    fn private_key(&self) -> Result<PrivateKeyDer<'static>, TlsFileError> {
+        let key = PrivateKeyDer::from_pem_slice(&self.text);
+        key.map_err(|_| self.wrong("holds no private key in PEM"))
+    }
+
+    fn roots(&self) -> Result<RootCertStore, TlsFileError> {
+        let mut roots = RootCertStore::empty();
+        for certificate in self.certificates()? {
+            roots.add(certificate).map_err(|why| self.wrong(why))?;
+        }
+        Ok(roots)
+    }
+}
