@@ -88,6 +88,7 @@ pub mod actors;
 pub mod api;
 pub mod backoff;
 pub mod breaker;
+pub mod build_info;
 pub mod changes;
 pub mod cli;
 pub mod clock;
@@ -106,6 +107,7 @@ pub mod routing;
 pub mod secrets;
 pub mod sink;
 pub mod spool;
+pub mod summary;
 pub mod tap;
 pub mod transport;
 

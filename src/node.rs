@@ -86,12 +86,13 @@ pub struct Node {
 /// The reason why a node does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    #[error("cannot listen on {address}: {source}")]
+    #[error("{key}: cannot listen on {address}: {source}")]
     Listen {
+        key: &'static str,
         address: SocketAddr,
         source: io::Error,
     },
-    #[error("spool: {0}")]
+    #[error("spool.dir: {0}")]
     Spool(#[from] OpenError),
     #[error(transparent)]
     Apis(#[from] ApisError),
@@ -121,12 +122,17 @@ impl Node {
     /// # Errors
     /// If an address is taken, or a file that `config` names cannot be used.
     pub fn start(config: &Config, source: ConfigSource) -> Result<Self, StartError> {
-        let listen = |address, send_buffer| {
-            http::listen(address, send_buffer)
-                .map_err(|source| StartError::Listen { address, source })
+        let listen = |key, address, send_buffer| {
+            let fails = |source| StartError::Listen {
+                key,
+                address,
+                source,
+            };
+            http::listen(address, send_buffer).map_err(fails)
         };
-        let ingest_socket = listen(config.ingest.listen, None)?;
-        let admin_socket = listen(config.admin.listen, Some(ADMIN_SEND_BUFFER))?;
+        let ingest_socket = listen("ingest.listen", config.ingest.listen, None)?;
+        let admin_buffer = Some(ADMIN_SEND_BUFFER);
+        let admin_socket = listen("admin.listen", config.admin.listen, admin_buffer)?;
         let mut graph = Graph::new(config)?;
         let ingest_state = graph.ingest()?;
         graph.feeder(&ingest_state.admission);

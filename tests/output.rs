@@ -120,10 +120,17 @@ async fn no_command_panics_when_its_output_is_of_no_use() {
     api.behave(|_, _| Conduct::Answer(200));
     let admin = format!("http://127.0.0.1:{}", node.admin);
     let (url, listen) = (api.url(), format!("127.0.0.1:{}", free_port()));
-    let commands: [(&[&str], i32); 15] = [
+    let commands: [(&[&str], i32); 22] = [
         (&["--help"], 0),
         (&["--version"], 0),
+        (&["--version", "--json"], 0),
         (&["dead", "--help"], 0),
+        (&["completions", "zsh"], 0),
+        (&["man", "lane", "weight"], 0),
+        (&["status", "--admin", &admin], 0),
+        (&["status", "--json", "--admin", &admin], 0),
+        (&["lane", "list", "--admin", &admin], 0),
+        (&["lane", "pause", "nats", "--admin", &admin], 1),
         (&["check"], 0),
         (&["check", "--listen", "here"], 2),
         (&["check", "--paint"], 2),
@@ -237,7 +244,8 @@ async fn a_report_that_cannot_be_written_is_told_before_the_load() {
         );
         assert_eq!(output.status.code(), Some(2), "{output:?}");
         let told = String::from_utf8(output.stderr).unwrap();
-        assert!(told.starts_with(&format!("waypost: {report}: ")), "{told}");
+        let expected = format!("waypost: --report {report}: ");
+        assert!(told.starts_with(&expected), "{told}");
     }
     assert_eq!(api.count(), 0, "nothing was POSTed");
     // An earlier report stays until there is a new one.

@@ -132,6 +132,7 @@ fn serves_on(command: &str) -> &'static [u16] {
     };
     let parsed = Cli::try_parse_from(&words).unwrap_or_else(|why| panic!("{command}: {why}"));
     match parsed.command {
+        None if parsed.version => &[],
         None | Some(cli::Command::Run(_)) => &[INGEST, ADMIN],
         Some(cli::Command::Demo(_)) if !words.contains(&"--once") => &[INGEST, ADMIN],
         Some(cli::Command::Sink(_)) => &[SINK],
@@ -202,15 +203,13 @@ impl Session {
         for (port, free) in &self.ports {
             command = command.replace(&format!("127.0.0.1:{port}"), &format!("127.0.0.1:{free}"));
         }
-        // These two have no variable of the environment.
+        // These have no variable of the environment.
         let sink = format!("waypost sink --listen 127.0.0.1:{}", self.ports[&SINK]);
-        let dead = format!(
-            "waypost dead --admin http://127.0.0.1:{}",
-            self.ports[&ADMIN]
-        );
-        command
-            .replace("waypost sink", &sink)
-            .replace("waypost dead", &dead)
+        let admin = format!("--admin http://127.0.0.1:{}", self.ports[&ADMIN]);
+        for name in ["waypost dead", "waypost lane", "waypost status"] {
+            command = command.replace(name, &format!("{name} {admin}"));
+        }
+        command.replace("waypost sink", &sink)
     }
 
     /// Runs the command to its end, or starts it and waits until it serves. Returns what it

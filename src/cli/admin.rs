@@ -4,6 +4,7 @@ use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
 use awc::http::{StatusCode, header::HeaderValue};
 use rustls::ClientConfig;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::output::{failed, misused};
@@ -20,22 +21,50 @@ pub struct AdminArgs {
     #[arg(
         long,
         global = true,
+        display_order = 800,
+        help_heading = "Node",
         default_value = "http://127.0.0.1:8001",
         value_name = "URL"
     )]
     pub admin: String,
     /// Present the first token of this file
     /// [default: the file of `WAYPOST_ADMIN__TOKEN_FILE`, if it is set]
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(
+        long,
+        global = true,
+        display_order = 801,
+        help_heading = "Node",
+        value_name = "FILE"
+    )]
     pub token_file: Option<PathBuf>,
     /// Trust these PEM certificates for an https:// address, beside the public roots
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(
+        long,
+        global = true,
+        display_order = 802,
+        help_heading = "Node",
+        value_name = "FILE"
+    )]
     pub ca_file: Option<PathBuf>,
     /// Present this PEM certificate chain, if the node has a `client_ca_file`
-    #[arg(long, global = true, value_name = "FILE", requires = "key_file")]
+    #[arg(
+        long,
+        global = true,
+        display_order = 802,
+        help_heading = "Node",
+        value_name = "FILE",
+        requires = "key_file"
+    )]
     pub cert_file: Option<PathBuf>,
     /// The PEM key of the certificate
-    #[arg(long, global = true, value_name = "FILE", requires = "cert_file")]
+    #[arg(
+        long,
+        global = true,
+        display_order = 802,
+        help_heading = "Node",
+        value_name = "FILE",
+        requires = "cert_file"
+    )]
     pub key_file: Option<PathBuf>,
 }
 
@@ -66,8 +95,8 @@ impl AdminArgs {
 
 /// Asks one node.
 pub struct AdminClient {
-    /// Without a slash at its end.
-    base: String,
+    /// As the user has named it.
+    url: String,
     authorization: Option<HeaderValue>,
     tls: Arc<ClientConfig>,
 }
@@ -83,10 +112,9 @@ impl AdminClient {
         tls: ClientConfig,
     ) -> Result<Self, String> {
         let tls = Arc::new(tls);
-        let base = url.trim_end_matches('/').to_owned();
-        Endpoint::parse(&base, || Arc::clone(&tls))?;
+        Endpoint::parse(url, || Arc::clone(&tls))?;
         Ok(Self {
-            base,
+            url: url.into(),
             authorization,
             tls,
         })
@@ -109,7 +137,7 @@ impl AdminClient {
     /// # Errors
     /// When there is no answer, or it is a refusal.
     pub async fn ask(&self, path: &str, body: Option<&Value>) -> Result<Value, String> {
-        let url = format!("{}{path}", self.base);
+        let url = format!("{}{path}", self.url.trim_end_matches('/'));
         let body = body.map(|body| body.to_string().into());
         // A long replay takes its time.
         let asked = Endpoint::parse(&url, || Arc::clone(&self.tls))?
@@ -133,7 +161,13 @@ impl AdminClient {
         Err(why)
     }
 
+    /// What an answer tells, or the exit status, after it is told that the answer is of no node.
+    pub fn read<T: DeserializeOwned>(&self, answer: Value) -> Result<T, ExitCode> {
+        let read = serde_json::from_value(answer);
+        read.map_err(|why| self.failed(format!("not an answer of a node: {why}")))
+    }
+
     fn failed(&self, why: String) -> ExitCode {
-        failed(format_args!("{}: {why}", self.base))
+        failed(format_args!("--admin {}: {why}", self.url))
     }
 }

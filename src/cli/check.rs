@@ -32,8 +32,13 @@ use crate::{
 /// How long the API may take to answer.
 const API_PATIENCE: Duration = Duration::from_secs(5);
 
-const EXAMPLE: &str = "\
-Example of a PLAN.toml for --simulate, with each lane of the configuration:
+const EXAMPLES: &str = "\
+Examples:
+  waypost check --config waypost.toml
+  waypost check --connect
+  waypost check --explain record.json --header 'Idempotency-Key: 7'
+
+A PLAN.toml for --simulate, with each lane of the configuration:
   records_per_second = 100
   duration = \"60s\"
   [lanes.nats]
@@ -44,7 +49,7 @@ Example of a PLAN.toml for --simulate, with each lane of the configuration:
   outages = [{ from = \"20s\", to = \"30s\" }]";
 
 #[derive(Debug, clap::Args)]
-#[command(after_help = EXAMPLE)]
+#[command(after_help = EXAMPLES)]
 pub struct Args {
     #[command(flatten)]
     node: NodeArgs,

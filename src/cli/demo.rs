@@ -42,18 +42,22 @@ const BALANCE_PATIENCE: Duration = Duration::from_secs(30);
 const REASONS_MAX: usize = 5;
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  waypost demo
+  waypost demo --once --records traffic.json")]
 pub struct Args {
     /// Read the node's configuration from this TOML file
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = "Node")]
     config: Option<PathBuf>,
     /// Take records here [default: 127.0.0.1:8000, or a free port]
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", help_heading = "Node")]
     listen: Option<String>,
     /// Serve health and status here [default: 127.0.0.1:8001, or a free port]
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", help_heading = "Node")]
     admin: Option<String>,
     /// Keep the node's data in this folder [default: a temporary folder]
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", help_heading = "Node")]
     data: Option<String>,
     /// Post this JSON array or NDJSON [default: 1,000 built-in records]
     #[arg(long, value_name = "FILE")]
@@ -90,7 +94,8 @@ pub async fn demo(args: Args) -> Result<(), ExitCode> {
     config.api.url = format!("http://{}/", sink.address()).into();
     choose_addresses(&mut config, &args);
     let same = config.clone();
-    let node = Node::start(&config, Arc::new(move || Ok(same.clone()))).map_err(failed)?;
+    let node = Node::start(&config, Arc::new(move || Ok(same.clone())))
+        .map_err(|why| failed(format_args!("the node does not start: {why}")))?;
     // Any signal ends it, SIGHUP too: its terminal has gone.
     let played = tokio::select! {
         outcome = play(&node, &config, &sink, records, &args) => Some(outcome),

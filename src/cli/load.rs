@@ -25,6 +25,10 @@ use crate::{
 const WAIT_MAX: Duration = Duration::from_hours(24);
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  waypost load --host http://127.0.0.1:8000
+  waypost load cases.ndjson --host http://127.0.0.1:8000 --users 50 --repeat 10")]
 pub struct Args {
     /// A JSON array of records, or NDJSON [default: the demo's 1,000]
     file: Option<PathBuf>,
@@ -89,7 +93,8 @@ fn wait(text: &str) -> Result<Range<Duration>, String> {
 /// POSTs each record once per pass. Ctrl-C ends it early and prints the answers so far. Fails if a
 /// record was refused or not POSTed.
 pub async fn load(args: Args) -> Result<(), ExitCode> {
-    let endpoint = Endpoint::with_public_roots(&args.host).map_err(misused)?;
+    let endpoint = Endpoint::with_public_roots(&args.host)
+        .map_err(|why| misused(format_args!("--host: {why}")))?;
     let report = args.report.as_deref().map(open_report).transpose()?;
     let plan = Plan {
         passes: args.repeat as usize,
@@ -125,7 +130,7 @@ pub async fn load(args: Args) -> Result<(), ExitCode> {
         report
             .set_len(0)
             .and_then(|()| report.write_all(report::html(&tally, &args.host).as_bytes()))
-            .map_err(|why| failed(format!("{}: {why}", path.display())))?;
+            .map_err(|why| failed(format_args!("--report {}: {why}", path.display())))?;
     }
     printed?;
     if tally.requests < total {
@@ -145,7 +150,7 @@ fn open_report(path: &Path) -> Result<File, ExitCode> {
         .create(true)
         .truncate(false)
         .open(path);
-    file.map_err(|why| misused(format!("{}: {why}", path.display())))
+    file.map_err(|why| misused(format_args!("--report {}: {why}", path.display())))
 }
 
 /// Runs `load` to its end, or until SIGINT or SIGTERM stops it.

@@ -4,12 +4,15 @@ mod admin;
 pub mod check;
 pub mod dead;
 pub mod demo;
+pub mod lane;
 pub mod load;
+pub mod manual;
 mod output;
 mod progress;
 pub mod run;
 mod signals;
 pub mod sink;
+pub mod status;
 
 use std::{
     fs,
@@ -29,8 +32,9 @@ use tracing_subscriber::{
 };
 
 pub use self::output::failed;
-use self::output::{misused, tell};
+use self::output::{misused, print, tell};
 use crate::{
+    build_info::BUILD_INFO,
     config::{Config, ConfigError, Flag},
     load::records,
 };
@@ -42,10 +46,30 @@ const USAGE: u8 = 2;
 
 /// Routes JSON records from HTTP through brokers or gRPC to an API, and loses none
 #[derive(Debug, Parser)]
-#[command(version, term_width = 80)]
+#[command(
+    version,
+    disable_version_flag = true,
+    max_term_width = 100,
+    after_help = "\
+Examples:
+  waypost demo                        # see it at work; nothing else is needed
+  waypost check --config waypost.toml
+  waypost run --config waypost.toml
+  waypost status
+
+Configuration: a file, WAYPOST_ variables and flags; `waypost check` prints
+all of it. Exit status: 0 success, 1 failure, 2 bad usage or configuration."
+)]
 pub struct Cli {
     /// Log more: -v for debug, -vv for trace
-    #[arg(short, long, global = true, display_order = 900, action = clap::ArgAction::Count)]
+    #[arg(
+        short,
+        long,
+        global = true,
+        display_order = 900,
+        help_heading = "Log",
+        action = clap::ArgAction::Count
+    )]
     pub verbose: u8,
     /// Log less: -q for warnings, -qq for errors
     #[arg(
@@ -53,13 +77,28 @@ pub struct Cli {
         long,
         global = true,
         display_order = 901,
+        help_heading = "Log",
         action = clap::ArgAction::Count,
         conflicts_with = "verbose"
     )]
     pub quiet: u8,
     /// The format of the log
-    #[arg(long, global = true, display_order = 902, value_enum, default_value_t = LogFormat::Text)]
+    #[arg(
+        long,
+        global = true,
+        display_order = 902,
+        help_heading = "Log",
+        value_name = "FORMAT",
+        value_enum,
+        default_value_t = LogFormat::Text
+    )]
     pub log_format: LogFormat,
+    /// Print the version
+    #[arg(short = 'V', long)]
+    pub version: bool,
+    /// With --version: print JSON, with the commit and the features of the build
+    #[arg(long, requires = "version")]
+    pub json: bool,
     #[command(subcommand)]
     pub command: Option<Command>,
 }
@@ -73,6 +112,10 @@ pub enum LogFormat {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run a node; `waypost` without a command does the same
+    #[command(after_help = "\
+Examples:
+  waypost run --config waypost.toml
+  WAYPOST_LANES__NATS__URL=nats://127.0.0.1:4222 waypost run")]
     Run(NodeArgs),
     /// Show it at work: a node, an API and 1,000 records in one process
     Demo(demo::Args),
@@ -82,8 +125,16 @@ pub enum Command {
     Sink(sink::Args),
     /// Post records as many users, and print counts, rate and latencies
     Load(load::Args),
+    /// Show what a running node does, and what is wrong
+    Status(status::Args),
+    /// List, pause, drain, resume or restart the lanes of a node, or set their weights
+    Lane(lane::Args),
     /// List, replay or drop the dead letters of a node
     Dead(dead::Args),
+    /// Print a script that completes commands and options in a shell
+    Completions(manual::CompletionArgs),
+    /// Print a manual page
+    Man(manual::ManArgs),
 }
 
 impl Default for Command {
@@ -100,6 +151,10 @@ impl Cli {
     pub fn read() -> Result<Self, ExitCode> {
         Self::try_parse().map_err(|asked| {
             let is_mistake = asked.use_stderr();
+            // All mistakes begin alike.
+            if let Some(mistake) = asked.render().to_string().strip_prefix("error: ") {
+                return misused(mistake.trim_end());
+            }
             match asked.print() {
                 Err(why) if !is_mistake && why.kind() != ErrorKind::BrokenPipe => {
                     failed(format!("the help cannot be written: {why}"))
@@ -112,6 +167,9 @@ impl Cli {
 
     /// Runs the command that was asked for.
     pub fn execute(self) -> ExitCode {
+        if self.version {
+            return print_version(self.json).err().unwrap_or(ExitCode::SUCCESS);
+        }
         self.log();
         let ended = actix_rt::System::new().block_on(async {
             match self.command.unwrap_or_default() {
@@ -120,7 +178,11 @@ impl Cli {
                 Command::Check(args) => check::check(args).await,
                 Command::Sink(args) => sink::sink(args).await,
                 Command::Load(args) => load::load(args).await,
+                Command::Status(args) => status::status(args).await,
+                Command::Lane(args) => lane::lane(args).await,
                 Command::Dead(args) => dead::dead(args).await,
+                Command::Completions(args) => manual::completions(&args),
+                Command::Man(args) => manual::man(&args),
             }
         });
         ended.err().unwrap_or(ExitCode::SUCCESS)
@@ -158,13 +220,20 @@ impl Cli {
             LevelFilter::TRACE,
         ];
         let usual = match self.command {
+            None | Some(Command::Run(_) | Command::Sink(_)) => 2,
             // These commands print their results, so they log warnings only.
-            Some(Command::Demo(_) | Command::Check(_) | Command::Load(_) | Command::Dead(_)) => 1,
-            _ => 2,
+            Some(_) => 1,
         };
         let level = (usual + usize::from(self.verbose)).saturating_sub(usize::from(self.quiet));
         LEVELS[level.min(LEVELS.len() - 1)]
     }
+}
+
+fn print_version(as_json: bool) -> Result<(), ExitCode> {
+    if as_json {
+        return print(serde_json::to_string(&BUILD_INFO).map_err(failed)?);
+    }
+    print(format_args!("waypost {}", BUILD_INFO.version))
 }
 
 /// The broker clients. They log answers that we ask for, such as that a queue is missing, as errors.
@@ -214,6 +283,7 @@ fn read_records(file: Option<&Path>) -> Result<Vec<Bytes>, ExitCode> {
 /// The sources of a node's configuration. Flags override the environment, and the environment
 /// overrides the file.
 #[derive(Debug, Default, clap::Args)]
+#[command(next_help_heading = "Node")]
 pub struct NodeArgs {
     /// Read the configuration from this TOML file
     #[arg(long, value_name = "FILE")]
@@ -266,9 +336,74 @@ impl NodeArgs {
 
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory as _;
     use tracing::Level;
 
     use super::*;
+
+    /// The commands, each with its parents before it.
+    fn all_commands() -> Vec<clap::Command> {
+        fn collect(command: &clap::Command, found: &mut Vec<clap::Command>) {
+            for child in command.get_subcommands() {
+                if child.get_name() != "help" {
+                    found.push(child.clone());
+                    collect(child, found);
+                }
+            }
+        }
+        let mut program = Cli::command();
+        program.build();
+        let mut found = vec![program.clone()];
+        collect(&program, &mut found);
+        found
+    }
+
+    /// The words of a command line, up to a comment, a pipe or a file.
+    fn words(line: &str) -> Vec<String> {
+        let mut words = Vec::new();
+        for (at, part) in line.split('\'').enumerate() {
+            if at % 2 == 1 {
+                words.push(part.to_owned());
+                continue;
+            }
+            let end = part.find(['#', '|', '>']).unwrap_or(part.len());
+            words.extend(part[..end].split_whitespace().map(str::to_owned));
+        }
+        let start = words.iter().position(|word| word == "waypost");
+        words.split_off(start.expect("the program is called"))
+    }
+
+    #[test]
+    fn each_help_has_examples_which_are_command_lines() {
+        for command in all_commands() {
+            let name = command.get_bin_name().unwrap_or("waypost").to_owned();
+            let help = command.get_after_help().map(ToString::to_string);
+            let help = help.unwrap_or_default();
+            let lines = help.lines().skip_while(|line| !line.starts_with("Example"));
+            let lines = lines.skip(1).take_while(|line| line.starts_with("  "));
+            let lines: Vec<_> = lines.collect();
+            assert!(!lines.is_empty(), "{name} has no example: {help:?}");
+            for line in lines {
+                let parsed = Cli::try_parse_from(words(line));
+                assert!(parsed.is_ok(), "{name}: {line}: {}", parsed.unwrap_err());
+                assert!(line.contains(&name), "{name}: {line}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_help_fits_a_terminal_of_80_columns_and_explains_each_option() {
+        for command in all_commands() {
+            let name = command.get_bin_name().unwrap_or("waypost").to_owned();
+            for option in command.get_arguments() {
+                assert!(option.get_help().is_some(), "{name}: {option}");
+            }
+            let help = command.term_width(80).render_long_help().to_string();
+            for line in help.lines() {
+                assert!(line.chars().count() <= 80, "{name}: {line}");
+            }
+        }
+    }
 
     #[test]
     fn rust_log_is_read_as_a_list_of_directives() {

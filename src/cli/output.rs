@@ -7,17 +7,30 @@ use std::{
     process::ExitCode,
 };
 
+use terminal_size::Width;
+
 /// Prints a result to the standard output. A reader that has closed it wants no more, so that is no
 /// failure.
 pub fn print(result: impl Display) -> Result<(), ExitCode> {
+    print_bytes(format!("{result}\n").as_bytes())
+}
+
+/// Prints a result as it is, like [`print`].
+pub fn print_bytes(result: &[u8]) -> Result<(), ExitCode> {
     let mut output = io::stdout().lock();
-    let printed = writeln!(output, "{result}").and_then(|()| output.flush());
+    let printed = output.write_all(result).and_then(|()| output.flush());
     match printed {
         Err(why) if why.kind() != ErrorKind::BrokenPipe => {
             Err(failed(format!("the result cannot be written: {why}")))
         }
         _ => Ok(()),
     }
+}
+
+/// The width of the terminal that the standard output is, if it is one.
+pub fn width() -> Option<usize> {
+    let (Width(width), _) = terminal_size::terminal_size_of(io::stdout())?;
+    Some(width.into())
 }
 
 /// Prints a line for a person to the standard error.

@@ -3,10 +3,11 @@
 use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use tokio::signal::unix::{SignalKind, signal};
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use super::{
     NodeArgs,
+    output::failed,
     signals::{Signals, Wish},
 };
 use crate::node::Node;
@@ -20,10 +21,8 @@ pub async fn run(args: NodeArgs) -> Result<(), ExitCode> {
     let mut signals = Signals::take()?;
     let config = args.load()?;
     let source = Arc::new(move || args.read());
-    let node = Node::start(&config, source).map_err(|failure| {
-        error!(%failure, "node does not start");
-        ExitCode::FAILURE
-    })?;
+    let node = Node::start(&config, source)
+        .map_err(|why| failed(format_args!("the node does not start: {why}")))?;
     while let (signal, Wish::Reload | Wish::Nothing) = signals.next().await {
         let control = node.control.clone();
         // A file that cannot be read for a while holds up no stop.
@@ -44,10 +43,7 @@ pub async fn run(args: NodeArgs) -> Result<(), ExitCode> {
 
 /// Resolves at the next SIGTERM or SIGINT, for commands that run no node.
 pub async fn stop_signal() -> Result<(), ExitCode> {
-    let cannot_wait = |failure: std::io::Error| {
-        error!(%failure, "cannot wait for signals");
-        ExitCode::FAILURE
-    };
+    let cannot_wait = |why: std::io::Error| failed(format_args!("cannot wait for signals: {why}"));
     let mut terminate = signal(SignalKind::terminate()).map_err(cannot_wait)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(cannot_wait)?;
     tokio::select! {

@@ -6,7 +6,9 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     sync::mpsc,
 };
-use tracing::{error, info};
+use tracing::info;
+
+use super::output::failed;
 
 /// Signals that may wait for the node. A signal that finds no room waits for it.
 const WAITING_MAX: usize = 16;
@@ -26,7 +28,7 @@ impl Signals {
     /// Takes the signals from now on: those that come before [`Signals::next`] wait.
     ///
     /// # Errors
-    /// The exit status, after the reason is logged.
+    /// The exit status, after the reason is told.
     pub fn take() -> Result<Self, ExitCode> {
         let (sender, receiver) = mpsc::channel(WAITING_MAX);
         for (kind, name, wish) in [
@@ -37,10 +39,8 @@ impl Signals {
             (SignalKind::user_defined1(), "SIGUSR1", Wish::Nothing),
             (SignalKind::user_defined2(), "SIGUSR2", Wish::Nothing),
         ] {
-            let mut signals = signal(kind).map_err(|failure| {
-                error!(%failure, signal = name, "cannot wait for the signal");
-                ExitCode::FAILURE
-            })?;
+            let mut signals = signal(kind)
+                .map_err(|why| failed(format_args!("cannot wait for {name}: {why}")))?;
             let sender = sender.clone();
             actix_rt::spawn(async move {
                 while signals.recv().await.is_some() && sender.send((name, wish)).await.is_ok() {}

@@ -6,12 +6,16 @@ use std::{
     process::ExitCode,
 };
 
-use tracing::{error, info};
+use tracing::info;
 
-use super::run::stop_signal;
+use super::{output::failed, run::stop_signal};
 use crate::sink::Sink;
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  waypost sink
+  waypost sink --listen 0.0.0.0:5000 --db records.sqlite")]
 pub struct Args {
     /// Take records at this address
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:5000")]
@@ -30,9 +34,11 @@ pub async fn sink(args: Args) -> Result<(), ExitCode> {
     let listener = TcpListener::bind(args.listen);
     let sink = listener
         .and_then(|listener| Sink::start(listener, args.db))
-        .map_err(|failure| {
-            error!(address = %args.listen, %db, %failure, "sink does not start");
-            ExitCode::FAILURE
+        .map_err(|why| {
+            let listen = args.listen;
+            failed(format_args!(
+                "the sink does not start: --listen {listen}, --db {db}: {why}"
+            ))
         })?;
     info!(address = %sink.address(), %db, "sink is up");
     stop_signal().await?;

@@ -22,9 +22,10 @@ use crate::{
 /// Prints rule, policy, lane, API and runner-up of the record in `file`, posted with these
 /// `NAME: VALUE` headers, and each rule that was tried.
 pub fn explain(config: &Config, file: &Path, headers: &[String]) -> Result<(), ExitCode> {
-    let wrong = |why: String| misused(format!("{}: {why}", file.display()));
+    let wrong = |why: String| misused(format!("--explain {}: {why}", file.display()));
     let headers = read_headers(headers).map_err(misused)?;
-    let key = idempotency_key(&headers).map_err(misused)?;
+    let key = idempotency_key(&headers);
+    let key = key.map_err(|why| misused(format_args!("--header: {why}")))?;
     let body = fs::read(file).map_err(|why| wrong(format!("cannot be read: {why}")))?;
     let body = body.into();
     // The configuration is valid.

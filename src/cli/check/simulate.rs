@@ -22,13 +22,14 @@ pub fn simulate(config: &Config, file: &Path) -> Result<(), ExitCode> {
         .map(|(lane, _)| (lane, config.lanes.weight(lane).unwrap_or(1)))
         .collect();
     let ids: Vec<_> = lanes.iter().map(|(lane, _)| *lane).collect();
-    let plan = read(file).map_err(misused)?;
+    let wrong = |why: String| misused(format_args!("--simulate {why}"));
+    let plan = read(file).map_err(wrong)?;
     if let Some(mistake) = plan.mistake(&ids) {
-        return Err(misused(format!("{}: {mistake}", file.display())));
+        return Err(wrong(format!("{}: {mistake}", file.display())));
     }
     // The configuration is valid.
     let routes = config.routes().map_err(|_| ExitCode::FAILURE)?;
-    let bodies = bodies(&plan, file).map_err(misused)?;
+    let bodies = bodies(&plan, file).map_err(wrong)?;
     let values = bodies.iter().enumerate().map(|(at, body)| {
         let parsed = parse_body(body, config.ingest.schema, routes.pointers());
         let (_, values) = parsed.map_err(|why| format!("record {}: {why}", at + 1))?;
@@ -40,7 +41,7 @@ pub fn simulate(config: &Config, file: &Path) -> Result<(), ExitCode> {
         lanes: &lanes,
         publish_timeout: config.router.publish_timeout,
     };
-    print(play(&node, &plan, &values.map_err(misused)?))
+    print(play(&node, &plan, &values.map_err(wrong)?))
 }
 
 fn read(file: &Path) -> Result<SimulationPlan, String> {
