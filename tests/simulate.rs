@@ -231,6 +231,33 @@ async fn failover_is_as_it_is_simulated() {
     assert_agree(&lanes.simulated(50, 40, away), &real);
 }
 
+/// It reacts to the slowest records of a lane, so the plan has them as the node measured them.
+#[actix_rt::test]
+async fn adaptive_is_as_it_is_simulated() {
+    let Some(lanes) = TwoLanes::start("adaptive", [150, 60]).await else {
+        return;
+    };
+    let real = lanes.real(100, 20, None).await;
+    let status = lanes.node.status().await;
+    let sections = status["lanes"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|lane| {
+            let times = &lane["delivery_ms"];
+            let [p50, p99] =
+                ["p50", "p99"].map(|name| times[name].as_f64().expect("a time") * 1000.0);
+            let name = lane["lane"].as_str().expect("a name");
+            format!("[lanes.{name}]\nlatency = {{ p50 = \"{p50:.0}us\", p99 = \"{p99:.0}us\" }}\n")
+        });
+    let plan = sections.fold(
+        "records_per_second = 100\nduration = \"20s\"\n".to_owned(),
+        |plan, section| plan + &section,
+    );
+    println!("{plan}");
+    assert_agree(&simulated(&plan, &lanes.node.environment()), &real);
+}
+
 const PLAN: &str = "records_per_second = 100
 duration = \"10s\"
 [lanes.grpc]

@@ -70,8 +70,10 @@ const DUPLICATE_WINDOW: Duration = Duration::from_mins(2);
 const ACK_WAIT: Duration = Duration::from_secs(30);
 /// Messages that may be unsettled, over all nodes, those that wait for a retry included.
 const ACK_PENDING_MAX: i64 = 16_384;
-/// The most messages of one pull. The same number is ready while a pull is in flight.
-const PULL_MAX: usize = PREFETCH as usize / 2;
+/// Pulls in flight.
+const PULLS: usize = 2;
+/// The most messages of one pull. As many as those of all pulls are ready meanwhile.
+const PULL_MAX: usize = PREFETCH as usize / 2 / PULLS;
 /// The server answers a pull within this. It is short, because a pull cannot be cancelled and
 /// `close` waits for its end.
 const PULL_EXPIRES: Duration = Duration::from_secs(1);
@@ -242,7 +244,7 @@ impl Transport for Nats {
     }
 
     async fn close(&self) {
-        // This ends a waiting `receive`, which holds the lock. The pulling ends with the pull in
+        // This ends a waiting `receive`, which holds the lock. The pulling ends with the pulls in
         // flight.
         self.lost.set("closed");
         let close = async {
@@ -281,8 +283,8 @@ impl Transport for Nats {
         let delivered = consumer.delivered.consumer_sequence;
         Ok(Backlog {
             messages,
-            // This node has one pull in flight at most.
-            is_shared: consumer.num_waiting > 1 || self.others_received(delivered, messages == 0),
+            is_shared: consumer.num_waiting > PULLS
+                || self.others_received(delivered, messages == 0),
         })
     }
 }
@@ -296,7 +298,7 @@ impl Nats {
         if is_empty {
             self.not_received.store(not_received, Relaxed);
         }
-        let on_their_way = if is_empty { 0 } else { PULL_MAX };
+        let on_their_way = if is_empty { 0 } else { PULLS * PULL_MAX };
         // Negative if more came here after the server had counted.
         since.cast_signed() > 0 && since > on_their_way as u64
     }

@@ -3,11 +3,11 @@
 //! The client crate's own message stream reads ahead unseen. With a slow API, messages in its
 //! buffer exceed their ack wait, and they cannot be nakked when the lane closes. Here each
 //! message becomes an [`Incoming`] as soon as it arrives, so the settler extends its ack wait. The
-//! server ends each pull, so no message is on its way after that.
+//! server ends each pull, so no message is on its way after that. Two pulls take turns: while one
+//! ends and its next is on its way, the other brings what comes.
 
 use std::{
     convert::Infallible,
-    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
@@ -24,15 +24,16 @@ use async_nats::{
     },
 };
 use futures_util::StreamExt as _;
+use parking_lot::Mutex;
 use tokio::{
     sync::mpsc,
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 use tracing::debug;
 
 use super::{
     super::{Incoming, lost::Lost},
-    PULL_EXPIRES, PULL_MAX,
+    PULL_EXPIRES, PULL_MAX, PULLS,
     consumer_check::{Skew, check},
     message,
     settle::Settler,
@@ -42,6 +43,8 @@ use super::{
 const SILENCE: Duration = Duration::from_secs(3);
 /// After this many lost pulls in a row, so is the connection.
 const SILENCES_MAX: u32 = 2;
+/// The least time between the ends of the two pulls. A longer round trip is a gap.
+const PULLS_APART: Duration = Duration::from_millis(330);
 /// How often the consumer is compared with its stream.
 const CHECK_PERIOD: Duration = Duration::from_secs(10);
 
@@ -51,6 +54,25 @@ enum PullEnd {
     Done,
     Silent,
     Failed(String),
+}
+
+/// When the pulls in flight expire.
+#[derive(Default)]
+struct PullEnds(Mutex<[Option<Instant>; PULLS]>);
+
+impl PullEnds {
+    /// How long the next pull of one of the two lasts: to an end that is apart from that of the
+    /// other one, so that no record waits for a round trip between two pulls.
+    fn next(&self, turn: usize, now: Instant) -> Duration {
+        let mut ends = self.0.lock();
+        let latest = now + PULL_EXPIRES;
+        let end = match ends[1 - turn] {
+            Some(other) if other + PULLS_APART > latest => other - PULLS_APART,
+            _ => latest,
+        };
+        ends[turn] = Some(end);
+        end - now
+    }
 }
 
 /// The pulling task of one connection.
@@ -77,6 +99,28 @@ impl Puller {
 
     /// `Ok` once the connection is lost or closed. An error is the reason for its loss.
     async fn pull_all(&self) -> Result<(), String> {
+        let ends = PullEnds::default();
+        let skips = AtomicBool::new(false);
+        let pulls = async {
+            tokio::try_join!(
+                self.pull_in_turn(0, &ends, &skips),
+                self.pull_in_turn(1, &ends, &skips),
+            )
+        };
+        tokio::select! {
+            ended = pulls => ended.map(drop),
+            // Beside the pulls: it takes several round trips, in which no record would come.
+            never = self.watch_consumer(&skips) => match never {},
+        }
+    }
+
+    /// Pulls again as soon as a pull has ended.
+    async fn pull_in_turn(
+        &self,
+        turn: usize,
+        ends: &PullEnds,
+        skips: &AtomicBool,
+    ) -> Result<(), String> {
         let client = self.context.client();
         let inbox = client.new_inbox();
         let mut messages = client
@@ -84,9 +128,6 @@ impl Puller {
             .await
             .map_err(|why| why.to_string())?;
         let mut silences = 0;
-        // Beside the pulls: it takes several round trips, in which no record would come.
-        let skips = AtomicBool::new(false);
-        let mut watching = pin!(self.watch_consumer(&skips));
         loop {
             if skips.load(Relaxed) {
                 return Err("the consumer skips records of its stream".into());
@@ -97,16 +138,12 @@ impl Puller {
             };
             let batch = BatchConfig {
                 batch: PULL_MAX,
-                expires: Some(PULL_EXPIRES),
+                expires: Some(ends.next(turn, Instant::now())),
                 ..BatchConfig::default()
             };
             let request = self.consumer.request_batch(batch, inbox.clone().into());
             request.await.map_err(|why| why.to_string())?;
-            let end = tokio::select! {
-                end = self.one_pull(&mut messages, &mut room) => end,
-                never = &mut watching => match never {},
-            };
-            match end {
+            match self.one_pull(&mut messages, &mut room).await {
                 PullEnd::Done => silences = 0,
                 PullEnd::Silent if silences + 1 < SILENCES_MAX => silences += 1,
                 PullEnd::Silent => {
@@ -173,6 +210,30 @@ impl Puller {
             Some(reply) => Incoming::new(message, redelivered, self.settler.track(reply)),
             // JetStream always asks for an ack. A message that asks for none needs none.
             None => Incoming::new(message, redelivered, |_| {}),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whenever a pull ends and is made again: it may expire, or bring all that it can before.
+    #[test]
+    fn the_two_pulls_never_expire_at_the_same_time() {
+        let mut random = fastrand::Rng::with_seed(7);
+        let pulls = PullEnds::default();
+        let mut now = Instant::now();
+        let mut ends = [now; PULLS];
+        for _ in 0..10_000 {
+            now += PULL_EXPIRES.mul_f64(random.f64());
+            let turn = random.usize(0..PULLS);
+            let lasts = pulls.next(turn, now);
+            assert!((PULLS_APART..=PULL_EXPIRES).contains(&lasts), "{lasts:?}");
+            ends[turn] = now + lasts;
+            let other = ends[1 - turn];
+            let apart = ends[turn].max(other) - ends[turn].min(other);
+            assert!(other <= now || apart >= PULLS_APART, "{apart:?}");
         }
     }
 }
