@@ -13,6 +13,7 @@
 
 mod disk;
 mod entry;
+mod filter;
 mod frame;
 mod kept;
 mod log;
@@ -42,6 +43,7 @@ use tracing::warn;
 pub(crate) use self::disk::replace_durably;
 pub use self::{
     entry::{DeathReason, Entry, EntryRoute, Parked},
+    filter::LetterFilter,
     kept::FoundCopies,
     log::Position,
     put::CopyWriter,
@@ -111,13 +113,39 @@ pub enum OpenError {
 pub enum Which {
     All,
     Ids(HashSet<String>),
+    /// The oldest ones that match.
+    Matching {
+        filter: LetterFilter,
+        max: u64,
+    },
 }
 
 impl Which {
-    fn contains(&self, id: &str) -> bool {
+    fn contains(&self, entry: &Entry) -> bool {
         match self {
             Self::All => true,
-            Self::Ids(ids) => ids.contains(id),
+            Self::Ids(ids) => ids.contains(&entry.id),
+            Self::Matching { filter, .. } => filter.matches(entry),
+        }
+    }
+
+    /// What is left of it after so many records.
+    #[must_use]
+    pub fn after(&self, done: u64) -> Self {
+        match self {
+            Self::Matching { filter, max } => Self::Matching {
+                filter: filter.clone(),
+                max: max - done,
+            },
+            all => all.clone(),
+        }
+    }
+
+    /// The most records of it.
+    const fn max(&self) -> u64 {
+        match self {
+            Self::All | Self::Ids(_) => u64::MAX,
+            Self::Matching { max, .. } => *max,
         }
     }
 }
@@ -315,6 +343,16 @@ impl Spool {
     /// The oldest dead letters, or the oldest parked records of each pause.
     pub async fn list(&self, of: Undelivered, max: usize) -> Result<Vec<Entry>, NotSafe> {
         self.run(move |store| store.list(of, max)).await
+    }
+
+    /// The same of those that match, and the number of all that do. It reads all of them.
+    pub async fn search(
+        &self,
+        of: Undelivered,
+        filter: LetterFilter,
+        max: usize,
+    ) -> Result<(Vec<Entry>, u64), NotSafe> {
+        self.run(move |store| store.search(of, &filter, max)).await
     }
 
     /// Lets records wait for a lane again. Returns their number. After a crash some may be in both

@@ -25,6 +25,7 @@ mod grpc;
 mod idempotency;
 mod ingest;
 mod lane;
+mod letters;
 mod load;
 mod log;
 mod model;

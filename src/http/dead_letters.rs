@@ -12,8 +12,9 @@ use super::{
     status::AdminState,
 };
 use crate::{
+    clock::unix_us,
     config::DEFAULT_API,
-    spool::{Entry, NotSafe, Queue, Spools, Undelivered, Which},
+    spool::{Entry, LetterFilter, NotSafe, Queue, Spools, Undelivered, Which},
 };
 
 /// Dead letters in a list, unless the request asks for another number.
@@ -23,7 +24,7 @@ const LIMIT_MAX: usize = 10_000;
 
 /// A dead letter, or a parked record, as `GET /api/dead` lists it. Times are in milliseconds since
 /// the Unix epoch.
-fn listed(entry: Entry) -> Value {
+fn listed(entry: Entry, records: bool) -> Value {
     let reason = entry.reason.as_ref();
     let reason = reason.cloned().unwrap_or_default();
     let (time, at_us) = match &entry.parked {
@@ -42,7 +43,7 @@ fn listed(entry: Entry) -> Value {
         "given_up": reason.given_up,
         "accepted_ms": entry.record().origin.map(|origin| origin.at_us / 1000),
         time: at_us / 1000,
-        "record": String::from_utf8_lossy(&entry.body),
+        "record": records.then(|| String::from_utf8_lossy(&entry.body)),
     })
 }
 
@@ -52,6 +53,59 @@ pub(super) struct ListQuery {
     #[serde(default)]
     parked: bool,
     api: Option<String>,
+    /// Without the records themselves, if false.
+    records: Option<bool>,
+    // A filter, which a query cannot have in one.
+    id: Option<String>,
+    lane: Option<String>,
+    status: Option<u32>,
+    given_up: Option<bool>,
+    since_ms: Option<u64>,
+    until_ms: Option<u64>,
+    text: Option<String>,
+}
+
+impl ListQuery {
+    fn filter(&self) -> LetterFilter {
+        FilterBody {
+            id: self.id.clone(),
+            lane: self.lane.clone(),
+            status: self.status,
+            given_up: self.given_up,
+            since_ms: self.since_ms,
+            until_ms: self.until_ms,
+            text: self.text.clone(),
+        }
+        .into()
+    }
+}
+
+/// A [`LetterFilter`] as an order has it.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct FilterBody {
+    id: Option<String>,
+    lane: Option<String>,
+    status: Option<u32>,
+    given_up: Option<bool>,
+    since_ms: Option<u64>,
+    until_ms: Option<u64>,
+    text: Option<String>,
+}
+
+impl From<FilterBody> for LetterFilter {
+    fn from(body: FilterBody) -> Self {
+        let micros = |ms: u64| ms.saturating_mul(1000);
+        Self {
+            id: body.id,
+            lane: body.lane,
+            status: body.status,
+            given_up: body.given_up,
+            since_us: body.since_ms.map(micros),
+            until_us: body.until_ms.map(micros),
+            text: body.text,
+        }
+    }
 }
 
 /// The disks that have the records of this API; without a name, of all.
@@ -73,20 +127,37 @@ pub(super) async fn list(
     let limit = query.limit.unwrap_or(LIMIT_DEFAULT).min(LIMIT_MAX);
     let of = undelivered(query.parked);
     let disks = disks(&state, query.api.as_deref())?;
+    let filter = query.filter();
+    let records = query.records.unwrap_or(true);
+    let at_ms = unix_us() / 1000;
     let mut entries = Vec::new();
+    let mut matching = 0;
     for spool in disks.iter() {
         let room = limit - entries.len();
-        if room > 0 {
-            let found = spool.list(of, room).await.map_err(spool_fails)?;
-            entries.extend(found.into_iter().map(listed));
-        }
+        let found = if filter.is_empty() {
+            spool.list(of, room).await.map_err(spool_fails)?
+        } else {
+            let searching = spool.search(of, filter.clone(), room);
+            let (found, count) = searching.await.map_err(spool_fails)?;
+            matching += count;
+            found
+        };
+        entries.extend(found.into_iter().map(|entry| listed(entry, records)));
     }
     let found = disks.stats();
     let (name, total) = match of {
         Undelivered::Dead => ("dead", found.records(Queue::Dead)),
         Undelivered::Parked => ("parked", found.parked()),
     };
-    Ok(HttpResponse::Ok().json(json!({"total": total, name: entries})))
+    if filter.is_empty() {
+        matching = total;
+    }
+    Ok(HttpResponse::Ok().json(json!({
+        "at_ms": at_ms,
+        "total": total,
+        "matching": matching,
+        name: entries,
+    })))
 }
 
 const fn undelivered(is_parked: bool) -> Undelivered {
@@ -97,14 +168,17 @@ const fn undelivered(is_parked: bool) -> Undelivered {
     }
 }
 
-/// The records of a request: `{"ids":[…]}` or `{"all":true}`, of the parked ones with
-/// `"parked":true`.
+/// The records of a request: `{"ids":[…]}`, `{"all":true}` or `{"filter":{…}}`, of the parked ones
+/// with `"parked":true`.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Selection {
     ids: Option<HashSet<String>>,
     #[serde(default)]
     all: bool,
+    filter: Option<OrderBody<FilterBody>>,
+    /// The most records of a filter.
+    limit: Option<u64>,
     #[serde(default)]
     parked: bool,
     /// Only those of this API.
@@ -114,12 +188,18 @@ pub(super) struct Selection {
 impl Selection {
     fn which(self) -> Result<(Undelivered, Which), Problem> {
         let of = undelivered(self.parked);
-        match (self.ids, self.all) {
-            (Some(ids), false) => Ok((of, Which::Ids(ids))),
-            (None, true) => Ok((of, Which::All)),
+        let filter = self.filter.map(|OrderBody(filter)| filter.into());
+        let filter = filter.filter(|filter| *filter != LetterFilter::default());
+        match (self.ids, self.all, filter) {
+            (Some(ids), false, None) => Ok((of, Which::Ids(ids))),
+            (None, true, None) => Ok((of, Which::All)),
+            (None, false, Some(filter)) => {
+                let max = self.limit.unwrap_or(u64::MAX);
+                Ok((of, Which::Matching { filter, max }))
+            }
             _ => Err(Problem::bad_request(
                 ProblemKind::Selection,
-                "Either ids or all, as in {\"all\":true}",
+                "Either ids, all, or a filter with a member, as in {\"all\":true}",
             )),
         }
     }
@@ -133,7 +213,7 @@ pub(super) async fn replay(
     let (of, which) = selection.which()?;
     let mut replayed = 0;
     for spool in disks.iter() {
-        let replaying = spool.replay(of, which.clone());
+        let replaying = spool.replay(of, which.after(replayed));
         replayed += replaying.await.map_err(spool_fails)?;
     }
     Ok(HttpResponse::Ok().json(json!({"replayed": replayed})))
@@ -149,7 +229,7 @@ pub(super) async fn drop_dead(
     let counted = actix_rt::spawn(async move {
         let mut all = 0;
         for spool in disks.iter() {
-            let dropped = spool.forget(of, which.clone()).await?;
+            let dropped = spool.forget(of, which.after(all)).await?;
             state.ledger.dropped(dropped);
             all += dropped;
         }

@@ -8,8 +8,14 @@ use super::{BATCH, Store};
 use crate::{
     clock::unix_us,
     record::Origin,
-    spool::{Entry, EntryKey, NotSafe, Queue, Undelivered, Which},
+    spool::{Entry, EntryKey, LetterFilter, NotSafe, Queue, Undelivered, Which},
 };
+
+/// The most records of the next batch, after so many.
+fn batch(which: &Which, done: u64) -> usize {
+    let left = which.max() - done;
+    usize::try_from(left).map_or(BATCH, |left| left.min(BATCH))
+}
 
 impl Store {
     /// Up to `max` of the records that `which` names.
@@ -21,7 +27,7 @@ impl Store {
             }
             self.logs[queue].visit(|position, payload| {
                 if let Ok(entry) = Entry::decode(&*payload)
-                    && which.contains(&entry.id)
+                    && which.contains(&entry)
                 {
                     found.push((EntryKey { queue, position }, entry));
                 }
@@ -36,12 +42,37 @@ impl Store {
         found.into_iter().map(|(_, entry)| entry).collect()
     }
 
+    /// Up to `max` of those that match, and the number of all of them.
+    pub fn search(
+        &mut self,
+        of: Undelivered,
+        filter: &LetterFilter,
+        max: usize,
+    ) -> (Vec<Entry>, u64) {
+        let mut found = Vec::new();
+        let mut matching = 0;
+        for queue in of.queues() {
+            self.logs[queue.at()].visit(|_, payload| {
+                if let Ok(entry) = Entry::decode(&*payload)
+                    && filter.matches(&entry)
+                {
+                    matching += 1;
+                    if found.len() < max {
+                        found.push(entry);
+                    }
+                }
+                true
+            });
+        }
+        (found, matching)
+    }
+
     pub fn replay(&mut self, of: Undelivered, which: &Which) -> Result<u64, NotSafe> {
         let disk = |why: io::Error| NotSafe::Disk(why.to_string());
         self.place.check_not_lost()?;
         let mut replayed = 0;
         loop {
-            let found = self.find(of, which, BATCH);
+            let found = self.find(of, which, batch(which, replayed));
             if found.is_empty() {
                 return Ok(replayed);
             }
@@ -75,7 +106,7 @@ impl Store {
     pub fn forget(&mut self, of: Undelivered, which: &Which) -> u64 {
         let mut forgotten = 0;
         loop {
-            let found = self.find(of, which, BATCH);
+            let found = self.find(of, which, batch(which, forgotten));
             if found.is_empty() {
                 return forgotten;
             }

@@ -1,0 +1,173 @@
+//! Dead letters by what is known of them: a query, its count, and an order to those that match.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Value, json};
+
+use crate::support::{
+    api::{Api, Conduct},
+    eventually,
+    lanes::grpc_variables,
+    node::{Node, PATIENCE},
+    traffic,
+};
+
+/// A node with dead letters: `gone-0` to `gone-4`, refused with 410 and an answer, and `bad-0` to
+/// `bad-9`, refused with 422.
+async fn node(api: &Api) -> Node {
+    api.behave(|_, post| match post.key.as_deref() {
+        Some(key) if key.starts_with("gone") => Conduct::AnswerWith {
+            status: 410,
+            headers: Vec::new(),
+            body: b"it was moved".to_vec(),
+        },
+        Some(key) if key.starts_with("bad") => Conduct::Answer(422),
+        _ => Conduct::Answer(200),
+    });
+    let node = Node::start(&api.url(), &grpc_variables()).await;
+    node.lane_is("grpc", "up", PATIENCE).await;
+    for (name, count) in [("gone", 5), ("bad", 10)] {
+        for number in 0..count {
+            let key = format!("{name}-{number}");
+            node.post("/", &key, traffic()[number].clone())
+                .await
+                .expect("an answer");
+        }
+    }
+    node.all_ended(15, PATIENCE).await;
+    node
+}
+
+async fn query(node: &Node, query: &str) -> Value {
+    let (status, list) = node
+        .get(&format!("/api/dead?{query}"))
+        .await
+        .expect("an answer");
+    assert_eq!(status, 200, "{list}");
+    list
+}
+
+fn ids(list: &Value) -> BTreeSet<&str> {
+    let letters = list["dead"].as_array().expect("a list");
+    letters
+        .iter()
+        .map(|letter| letter["id"].as_str().expect("an id"))
+        .collect()
+}
+
+#[actix_rt::test]
+async fn a_query_counts_all_that_match_and_lists_the_oldest() {
+    let api = Api::start();
+    let node = node(&api).await;
+    let all = query(&node, "limit=3").await;
+    assert_eq!((&all["total"], &all["matching"]), (&json!(15), &json!(15)));
+    assert_eq!(ids(&all), ["gone-0", "gone-1", "gone-2"].into());
+    let at_ms = all["at_ms"].as_u64().expect("a time");
+    let middle = query(&node, "id=bad-0").await["dead"][0]["dead_ms"]
+        .as_u64()
+        .expect("a time");
+    for (filter, matching) in [
+        ("status=422".to_owned(), 10),
+        ("status=410".to_owned(), 5),
+        ("status=0".to_owned(), 0),
+        ("text=moved".to_owned(), 5),
+        ("text=gone-".to_owned(), 5),
+        ("id=gone-1".to_owned(), 1),
+        ("id=gone".to_owned(), 0),
+        ("lane=grpc".to_owned(), 15),
+        ("lane=nats".to_owned(), 0),
+        ("given_up=false".to_owned(), 15),
+        ("given_up=true".to_owned(), 0),
+        (format!("until_ms={}", at_ms + 1), 15),
+        (format!("since_ms={}", at_ms + 1), 0),
+        (format!("since_ms={middle}&status=410"), 0),
+        (format!("since_ms={middle}&status=422"), 10),
+        ("status=422&text=bad-3".to_owned(), 1),
+    ] {
+        let found = query(&node, &format!("limit=2&{filter}")).await;
+        assert_eq!(found["matching"], matching, "{filter}: {found}");
+        assert_eq!(found["total"], 15, "{filter}");
+        let listed = found["dead"].as_array().expect("a list").len();
+        assert_eq!(listed, matching.min(2), "{filter}");
+    }
+    let brief = query(&node, "records=false&id=gone-1").await;
+    assert_eq!(brief["dead"][0]["record"], Value::Null);
+    let whole = query(&node, "id=gone-1").await;
+    let record = whole["dead"][0]["record"].as_str().expect("a record");
+    assert_eq!(record.as_bytes(), traffic()[1]);
+    let none = query(&node, "parked=true&status=422").await;
+    assert_eq!(
+        (&none["matching"], &none["parked"]),
+        (&json!(0), &json!([]))
+    );
+}
+
+#[actix_rt::test]
+async fn an_order_takes_those_that_match_up_to_its_limit() {
+    let api = Api::start();
+    let node = node(&api).await;
+    let order = async |action: &str, order: Value| {
+        let (status, answer) = node
+            .tell(&format!("/api/dead/{action}"), order.clone())
+            .await;
+        assert_eq!(status, 200, "{order}: {answer}");
+        answer
+    };
+    let gone = json!({"status": 410});
+    let dropped = order("drop", json!({"filter": gone, "limit": 2})).await;
+    assert_eq!(dropped, json!({"dropped": 2}));
+    let left = query(&node, "status=410").await;
+    assert_eq!(ids(&left), ["gone-2", "gone-3", "gone-4"].into());
+    let none = order("drop", json!({"filter": {"lane": "nats"}})).await;
+    assert_eq!(none, json!({"dropped": 0}));
+
+    // Mended, it takes what is sent again, and nothing else is.
+    api.behave(|_, _| Conduct::Answer(200));
+    let posted = api.count();
+    let one = order("replay", json!({"filter": {"text": "bad-3"}})).await;
+    assert_eq!(one, json!({"replayed": 1}));
+    let some = order("replay", json!({"filter": {"status": 422}, "limit": 4})).await;
+    assert_eq!(some, json!({"replayed": 4}));
+    api.wait_for(posted + 5, PATIENCE).await;
+    eventually("they are delivered", PATIENCE, async || {
+        let ledger = node.status().await["ledger"].clone();
+        (ledger["delivered"] == 5 && ledger["dead"] == 8).then_some(())
+    })
+    .await;
+    assert_eq!(api.count(), posted + 5);
+    let rest = order("replay", json!({"filter": {"until_ms": u64::MAX}})).await;
+    assert_eq!(rest, json!({"replayed": 8}));
+}
+
+#[actix_rt::test]
+async fn an_order_of_an_unclear_choice_touches_nothing() {
+    let api = Api::start();
+    let node = node(&api).await;
+    for (choice, kind) in [
+        (json!({}), "selection"),
+        (json!({"filter": {}}), "selection"),
+        (json!({"all": true, "filter": {"status": 422}}), "selection"),
+        (
+            json!({"ids": ["bad-0"], "filter": {"status": 422}}),
+            "selection",
+        ),
+        (
+            json!({"filter": [null, "grpc", null, null, null, null, null]}),
+            "json",
+        ),
+        (json!({"filter": {"colour": "red"}}), "json"),
+        (json!({"filter": {"status": "422"}}), "json"),
+    ] {
+        for action in ["replay", "drop"] {
+            let path = format!("/api/dead/{action}");
+            let (status, problem) = node.tell(&path, choice.clone()).await;
+            assert_eq!(status, 400, "{choice}: {problem}");
+            assert_eq!(
+                problem["type"],
+                format!("urn:waypost:problem:{kind}"),
+                "{choice}"
+            );
+        }
+    }
+    assert_eq!(query(&node, "").await["total"], 15);
+}
