@@ -65,8 +65,15 @@ pub struct PageFile {
     tag: EntityTag,
 }
 
-pub static STYLES: LazyLock<PageFile> =
-    LazyLock::new(|| PageFile::new("text/css; charset=utf-8", include_str!("page.css")));
+pub static STYLES: LazyLock<PageFile> = LazyLock::new(|| {
+    let parts = concat!(
+        include_str!("css/base.css"),
+        include_str!("css/node.css"),
+        include_str!("css/tools.css"),
+        include_str!("css/narrow.css"),
+    );
+    PageFile::new("text/css; charset=utf-8", parts)
+});
 
 /// One module: the parts share their names.
 pub static SCRIPT: LazyLock<PageFile> = LazyLock::new(|| {
@@ -74,6 +81,10 @@ pub static SCRIPT: LazyLock<PageFile> = LazyLock::new(|| {
         include_str!("js/format.js"),
         include_str!("js/history.js"),
         include_str!("js/paint.js"),
+        include_str!("js/orders.js"),
+        include_str!("js/letters.js"),
+        include_str!("js/records.js"),
+        include_str!("js/keys.js"),
         include_str!("js/live.js"),
     );
     PageFile::new("text/javascript; charset=utf-8", parts)

@@ -3,6 +3,7 @@
 mod counts;
 mod map;
 mod tables;
+mod tools;
 
 use maud::{DOCTYPE, Markup, html};
 use serde_json::Value;
@@ -17,7 +18,7 @@ const ICON: &str = "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg'
 
 /// The page of a node with this status.
 pub fn page(status: &Value, read_only: bool) -> Markup {
-    let page = StatusPage { status };
+    let page = StatusPage { status, read_only };
     let node = status["node"].as_str().unwrap_or_default();
     html! {
         (DOCTYPE)
@@ -31,7 +32,7 @@ pub fn page(status: &Value, read_only: bool) -> Markup {
                 link rel="stylesheet" href="page.css";
                 script type="module" src="page.js" {}
             }
-            body data-layout=(page.layout()) data-read-only[read_only] {
+            body data-layout=(page.layout()) {
                 a.skip href="#warnings" { "Skip to the warnings" }
                 (page.head())
                 main {
@@ -40,8 +41,11 @@ pub fn page(status: &Value, read_only: bool) -> Markup {
                     (page.lanes())
                     div.pair { (page.ledger()) (page.waiting()) }
                     (page.apis())
+                    (page.letters())
+                    (tools::find())
                     div.pair { (page.orders()) (changes()) }
                 }
+                (tools::dialogs())
             }
         }
     }
@@ -66,6 +70,8 @@ fn rate(pointers: &str) -> Markup {
 
 struct StatusPage<'s> {
     status: &'s Value,
+    /// The node takes no orders.
+    read_only: bool,
 }
 
 impl StatusPage<'_> {

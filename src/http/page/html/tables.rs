@@ -2,7 +2,7 @@
 
 use maud::{Markup, html};
 
-use super::{StatusPage, rate};
+use super::{StatusPage, rate, tools::orders_to};
 use crate::http::page::format::Format;
 
 /// A column: its title, and the label on a card.
@@ -12,8 +12,8 @@ type Column = (&'static str, &'static str);
 const LANES: [Column; 15] = [
     ("since", "since"),
     ("next try", "next try"),
-    ("taken", "taken"),
-    ("delivered", "delivered"),
+    ("in", "records in"),
+    ("out", "records out"),
     ("in flight", "in flight"),
     ("publish p50", "publish p50"),
     ("p99", "publish p99"),
@@ -67,7 +67,10 @@ impl StatusPage<'_> {
     pub(super) fn lanes(&self) -> Markup {
         html! {
             section aria-labelledby="lanes-title" {
-                h2 id="lanes-title" { "Lanes" }
+                div.title {
+                    h2 id="lanes-title" { "Lanes" }
+                    @if !self.read_only { (orders_to(None)) }
+                }
                 table.wide role="table" aria-labelledby="lanes-title" {
                     (titles("lane", LANES.iter().map(|(title, _)| *title)))
                     @for (at, name) in self.lane_names() {
@@ -75,8 +78,11 @@ impl StatusPage<'_> {
                             (self.lane(&at, &name))
                             tr.note role="row" {
                                 td.note role="cell" colspan=(LANES.len() + 2) {
-                                    span.label { "last error " }
-                                    (self.long(&format!("{at}/last_error")))
+                                    div.note {
+                                        span.label { "last error " }
+                                        (self.long(&format!("{at}/last_error")))
+                                        @if !self.read_only { (orders_to(Some(&name))) }
+                                    }
                                 }
                             }
                         }

@@ -2,6 +2,7 @@
 
 const STALE_AFTER = 3000;
 const AGAIN_AFTER = 1000;
+const RELOAD_AFTER = 5000;
 const live = document.querySelector("#live");
 
 let source = null;
@@ -31,7 +32,9 @@ const onStatus = (event) => {
   // A node with other lanes, or another version of the program, has another page.
   if (layoutOf(status) !== document.body.dataset.layout) {
     close();
-    location.reload();
+    // Not again and again.
+    if (performance.now() > RELOAD_AFTER) location.reload();
+    else say("stale", "The node has changed: load the page again");
     return;
   }
   remember(status);

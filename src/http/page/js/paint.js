@@ -41,7 +41,7 @@ const paintValues = (status) => {
 
 const fullText = (seconds) => {
   if (seconds === null) return "not filling";
-  return seconds > 86400 ? "over a day left" : `full in ${time(seconds)}`;
+  return seconds > 86400 ? "over a day" : `full in ${time(seconds)}`;
 };
 
 // What a single status cannot tell.

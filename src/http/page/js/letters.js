@@ -1,0 +1,160 @@
+// Dead letters and parked records: a query, a plan with its count, and a run that can be cancelled.
+
+// Letters on the page. The plan counts, and the run takes, all that match.
+const LETTERS_SHOWN = 200;
+// Records of one order, so that a run can tell where it is.
+const RUN_STEP = 500;
+
+const letterList = byId("letter-list");
+// The last query, as a filter of the node.
+let plan = null;
+let isCancelled = false;
+
+// A word that a shell takes as it is.
+const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
+
+const urlOf = (name) => {
+  const status = statuses.at(-1);
+  return status?.apis[name]?.url ?? status?.api.url ?? "";
+};
+
+const curlOf = ({ id, api, record }) =>
+  `curl ${quoted(urlOf(api))} -H 'Content-Type: application/json' -H ${quoted(`Idempotency-Key: ${id}`)} --data-binary ${quoted(record)}`;
+
+const pretty = (record) => {
+  try {
+    return JSON.stringify(JSON.parse(record), null, 2);
+  } catch {
+    return record;
+  }
+};
+
+const titled = (title, ...parts) => {
+  const made = document.createElement("div");
+  made.append(element("h4", title), ...parts);
+  return made;
+};
+
+// The record, its attempts and the API's answer side by side.
+const letterDetails = (letter) => {
+  const made = element("div", "", "letter");
+  const status = letter.status ?? "no answer";
+  const dates = [
+    `accepted ${letter.accepted_ms ? clock(letter.accepted_ms) : NONE}`,
+    letter.dead_ms ? `dead ${clock(letter.dead_ms)}` : "",
+    letter.next_try_ms ? `next try ${clock(letter.next_try_ms)}` : "",
+    `POSTs: ${letter.attempts}, ${letter.given_up ? "given up" : "not given up"}`,
+  ];
+  const facts = document.createElement("ul");
+  facts.append(...dates.filter(Boolean).map((date) => element("li", date)));
+  const copy = element("button", "Copy as curl");
+  copy.type = "button";
+  copy.addEventListener("click", () => tryTo(async () => {
+    await navigator.clipboard.writeText(curlOf(letter));
+    announce("The curl line is copied");
+  }));
+  made.append(
+    titled("Record", element("pre", pretty(letter.record)), copy),
+    titled("Attempts", facts),
+    titled(`Answer of the API: ${status}`, element("pre", letter.answer || NONE)),
+  );
+  return made;
+};
+
+const letterItem = (letter) => {
+  const item = document.createElement("li");
+  const details = document.createElement("details");
+  const summary = document.createElement("summary");
+  const texts = [letter.id, letter.lane || NONE, String(letter.status ?? "no answer"), clock(letter.dead_ms ?? letter.next_try_ms)];
+  summary.append(...texts.map((text) => element("span", text)), element("span", letter.answer, "answer"));
+  details.append(summary);
+  // Its record is asked for when somebody wants to see it.
+  details.addEventListener("toggle", () => tryTo(async () => {
+    if (!details.open || details.children.length > 1) return;
+    const told = await ask(`dead?parked=${plan.parked}&limit=1&id=${encodeURIComponent(letter.id)}`);
+    const [whole] = told.dead ?? told.parked;
+    details.append(whole ? letterDetails(whole) : element("p", "It is not there any more."));
+  }));
+  item.append(details);
+  return item;
+};
+
+const readQuery = () => {
+  const fields = Object.fromEntries(new FormData(byId("query")));
+  const filter = {};
+  if (fields.lane) filter.lane = fields.lane;
+  if (fields.text) filter.text = fields.text;
+  if (fields.status) filter.status = Number(fields.status);
+  if (fields.given_up) filter.given_up = fields.given_up === "true";
+  if (fields.since_ms) filter.since_ms = new Date(fields.since_ms).getTime();
+  return { parked: fields.parked === "true", api: fields.api || undefined, filter };
+};
+
+const canRun = (can) => {
+  for (const id of ["replay", "drop"]) if (byId(id)) byId(id).disabled = !can;
+};
+
+const showLetters = async () => {
+  const { parked, api, filter } = readQuery();
+  const query = new URLSearchParams({ parked, records: false, limit: LETTERS_SHOWN, ...(api && { api }), ...filter });
+  const told = await ask(`dead?${query}`);
+  const letters = told[parked ? "parked" : "dead"];
+  // What dies after this moment is no part of the plan.
+  plan = { parked, api, filter: { ...filter, until_ms: told.at_ms }, count: told.matching };
+  const what = parked ? "parked records" : "dead letters";
+  const shown = letters.length < told.matching ? `; the oldest ${group(letters.length)} are shown` : "";
+  setText(byId("plan"), `${group(told.matching)} of ${group(told.total)} ${what} match${shown}.`);
+  letterList.replaceChildren(...letters.map(letterItem));
+  canRun(told.matching > 0);
+};
+
+// Runs the plan in steps. Cancelled, it stops after the step under way.
+const runPlan = async (action) => {
+  const { parked, api, filter, count } = plan;
+  const verb = action === "replay" ? "Replay" : "Drop";
+  const what = `${group(count)} ${parked ? "parked records" : "dead letters"}`;
+  const text = action === "replay" ? "They are sent to the API again, by any lane." : "They are removed for good. This cannot be undone.";
+  if (!(await question({ title: `${verb} ${what}?`, text, yes: `${verb} ${what}` }))) return;
+  isCancelled = false;
+  canRun(false);
+  const progress = byId("progress");
+  progress.max = count;
+  for (const id of ["progress", "cancel"]) byId(id).hidden = false;
+  let done = 0;
+  try {
+    while (done < count && !isCancelled) {
+      const limit = Math.min(RUN_STEP, count - done);
+      const told = await order(`dead/${action}`, { parked, api, filter, limit });
+      const step = told.replayed ?? told.dropped;
+      if (step === 0) break;
+      done += step;
+      progress.value = done;
+      setText(byId("plan"), `${group(done)} of ${what}: ${action} is running.`);
+    }
+    const end = isCancelled ? "cancelled after" : "done:";
+    announce(`${verb} ${end} ${group(done)} of ${group(count)}`);
+  } finally {
+    for (const id of ["progress", "cancel"]) byId(id).hidden = true;
+    progress.value = 0;
+    await showLetters();
+  }
+};
+
+byId("query").addEventListener("submit", (event) => {
+  event.preventDefault();
+  tryTo(showLetters);
+});
+for (const action of ["replay", "drop"]) byId(action)?.addEventListener("click", () => tryTo(() => runPlan(action)));
+byId("cancel").addEventListener("click", () => (isCancelled = true));
+
+// From letter to letter.
+letterList.addEventListener("keydown", (event) => {
+  const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+  if (step === undefined) return;
+  const summaries = [...letterList.querySelectorAll("summary")];
+  const next = summaries[summaries.indexOf(document.activeElement) + step];
+  if (next) {
+    event.preventDefault();
+    next.focus();
+  }
+});

@@ -1,0 +1,58 @@
+// The way of one record, by its id.
+
+const found = byId("found");
+
+const row = (cells, name) => {
+  const made = document.createElement("tr");
+  made.append(...cells.map((cell) => element(name, cell)));
+  return made;
+};
+
+const table = (titles, rows) => {
+  const made = document.createElement("table");
+  const head = made.createTHead();
+  head.append(row(titles, "th"));
+  made.createTBody().append(...rows.map((cells) => row(cells, "td")));
+  return made;
+};
+
+const clock = (ms) => new Date(ms).toLocaleString();
+
+// The choices of the router, one for each try.
+const choicesTable = (choices) =>
+  table(
+    ["when", "rule", "policy", "lane", "why", "next best", "API", "scores"],
+    choices.map(({ at_ms, rule, when, policy, lane, reason, runner_up, api, lanes }) => [
+      clock(at_ms),
+      when ? `${rule}: ${when}` : rule,
+      policy,
+      lane ?? "none: the disk took it",
+      reason,
+      runner_up ?? NONE,
+      api,
+      lanes.map(({ lane: name, score }) => `${name} ${format(score, "score")}`).join(", ") || NONE,
+    ]),
+  );
+
+const findRecord = async (id) => {
+  const parts = [];
+  try {
+    const { choices } = await ask(`explain?id=${encodeURIComponent(id)}`);
+    parts.push(element("h3", "Choices of the router"), choicesTable(choices));
+  } catch (why) {
+    parts.push(element("p", why.message));
+  }
+  for (const parked of [false, true]) {
+    const told = await ask(`dead?parked=${parked}&limit=10&id=${encodeURIComponent(id)}`);
+    const letters = told[parked ? "parked" : "dead"];
+    if (letters.length === 0) continue;
+    parts.push(element("h3", parked ? "It is parked" : "It is a dead letter"), ...letters.map(letterDetails));
+  }
+  found.replaceChildren(...parts);
+};
+
+byId("find").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const id = byId("find-id").value.trim();
+  if (id !== "") tryTo(() => findRecord(id));
+});
