@@ -55,3 +55,8 @@ fn since_epoch(at: SystemTime) -> u64 {
 fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
+/// Seconds since the Unix epoch by the system's clock, as other machines count them. It may be set.
+pub fn system_unix_s() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| since.as_secs())
+}

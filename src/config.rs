@@ -135,6 +135,8 @@ section! {
         ack: Ack = Ack::Durable, deserialize_with = "value::name";
         /// A file with bearer tokens, one a line; each lets its owner send records.
         tokens_file: Option<ReadableFile> = None;
+        /// A file with Standard Webhooks secrets, one a line; each request is signed by one of them.
+        signing_keys_file: Option<ReadableFile> = None;
         /// PEM certificate chain and key of this server, which speaks TLS when both are given.
         tls_cert_file: Option<ReadableFile> = None;
         tls_key_file: Option<ReadableFile> = None;
@@ -171,6 +173,8 @@ section! {
         give_up_after: Option<Duration> = Some(Duration::from_hours(24)), with = "value::patience";
         /// A file with a bearer token.
         token_file: Option<ReadableFile> = None;
+        /// A file with Standard Webhooks secrets, one a line; the first signs each POST.
+        signing_key_file: Option<ReadableFile> = None;
         /// PEM certificates that the API's certificate may be signed by, beside the public ones.
         ca_file: Option<ReadableFile> = None;
         /// Bytes of records on disk for this API alone.

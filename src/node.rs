@@ -37,8 +37,8 @@ use crate::{
     config::Config,
     control::{ConfigSource, Control, ControlParams, Orders},
     http::{
-        self, ServerLimits, admin, events::EventHub, ingest, status::AdminState, tls::Tls,
-        tokens::Tokens,
+        self, ServerLimits, admin, events::EventHub, ingest, signatures::Signatures,
+        status::AdminState, tls::Tls, tokens::Tokens,
     },
     idempotency::IdempotencyStore,
     lane_id::LaneId,
@@ -260,6 +260,13 @@ impl<'a> Graph<'a> {
             scores.set_weight(*lane, weight.unwrap_or(1));
         }
         let threads = half_the_cores().min(lanes.len().max(1));
+        let signing_keys = apis.all().iter();
+        let signing_keys = signing_keys.filter_map(|api| api.settings.signing_keys());
+        let signing_keys = signing_keys.map(|keys| {
+            actix_rt::spawn(Arc::clone(keys).keep_reading());
+            Arc::clone(keys.health())
+        });
+        let files: Vec<_> = signing_keys.collect();
         Ok(Self {
             config,
             ledger,
@@ -276,7 +283,7 @@ impl<'a> Graph<'a> {
             feeder: Slot::default(),
             taken_file,
             retrier: Slot::default(),
-            files: Vec::new(),
+            files,
             threads: (0..threads).map(|_| Thread::spawn()).collect(),
             children: Vec::new(),
         })
@@ -307,6 +314,8 @@ impl<'a> Graph<'a> {
         self.children
             .push((ChildId::Router, self.threads[0].clone(), start));
         let tokens = self.tokens("ingest.tokens_file", config.tokens_file.as_deref())?;
+        let file = config.signing_keys_file.as_deref();
+        let signatures = self.signatures("ingest.signing_keys_file", file)?;
         Ok(ingest::IngestState {
             admission: Admission::new(
                 self.router.clone(),
@@ -318,6 +327,7 @@ impl<'a> Graph<'a> {
             routing: self.routing.clone(),
             schema: config.schema,
             tokens,
+            signatures,
             body: ingest::BodyLimits {
                 max: config.max_body,
                 timeout: config.body_timeout,
@@ -342,6 +352,20 @@ impl<'a> Graph<'a> {
         let tokens = Tokens::open(key, file).map_err(|why| StartError::File(key, why))?;
         self.files.push(Arc::clone(tokens.health()));
         Ok(Some(tokens))
+    }
+
+    /// The keys of the file that `key` names, which is read again from now on.
+    fn signatures(
+        &mut self,
+        key: &'static str,
+        file: Option<&Path>,
+    ) -> Result<Option<Signatures>, StartError> {
+        let Some(file) = file else {
+            return Ok(None);
+        };
+        let keys = Signatures::open(key, file).map_err(|why| StartError::File(key, why))?;
+        self.files.push(Arc::clone(keys.health()));
+        Ok(Some(keys))
     }
 
     /// The TLS of a server by the files of its section, which are read again from now on.

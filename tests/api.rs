@@ -36,7 +36,7 @@ fn client(api: &Api) -> Client {
         concurrency: 4,
         ..config::ApiConfig::default()
     };
-    Client::new(&Settings::read(&config).unwrap())
+    Client::new(&Settings::read("api", &config).unwrap())
 }
 
 async fn post(client: &Client) -> Answer {
@@ -73,7 +73,7 @@ async fn a_token_from_a_file_is_sent_as_bearer() {
         token_file: Some(file.into()),
         ..config::ApiConfig::default()
     };
-    post(&Client::new(&Settings::read(&config).unwrap())).await;
+    post(&Client::new(&Settings::read("api", &config).unwrap())).await;
     assert_eq!(
         api.posts()[0].authorization.as_deref(),
         Some("Bearer secret")
@@ -265,7 +265,7 @@ fn client_of(url: String, concurrency: usize) -> Client {
         concurrency,
         ..config::ApiConfig::default()
     };
-    Client::new(&Settings::read(&config).unwrap())
+    Client::new(&Settings::read("api", &config).unwrap())
 }
 
 #[actix_rt::test]
@@ -556,7 +556,7 @@ fn files_that_cannot_be_used_are_named() {
             "http://a b/",
         ),
     ] {
-        let why = Settings::read(&config)
+        let why = Settings::read("api", &config)
             .err()
             .map(|why| why.to_string())
             .unwrap_or_default();
@@ -593,7 +593,7 @@ async fn https_is_spoken_with_apis_whose_certificate_is_trusted_and_with_no_othe
             timeout,
             ..config::ApiConfig::default()
         };
-        let answer = post(&Client::new(&Settings::read(&config).unwrap())).await;
+        let answer = post(&Client::new(&Settings::read("api", &config).unwrap())).await;
         assert_eq!(
             answer.outcome() == Outcome::Delivered,
             trusted,

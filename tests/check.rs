@@ -131,7 +131,7 @@ fn lanes_unknown_keys_and_keys_at_odds_are_named_too_and_no_secret_is() {
     let expected = [
         r#"lanes.toml:6: ingest.ack: "broker" does not fit; allowed is "durable" or "lane" or "disk""#,
         "lanes.toml:7: ingest.token_file: there is no such key; did you mean ingest.tokens_file?",
-        "lanes.toml:8: ingest.bind: there is no such key; allowed are ack, body_timeout, client_ca_file, header_timeout, keep_alive, listen, max_body, max_connections, max_record, min_body_rate, schema, tls_cert_file, tls_key_file, tokens_file",
+        "lanes.toml:8: ingest.bind: there is no such key; allowed are ack, body_timeout, client_ca_file, header_timeout, keep_alive, listen, max_body, max_connections, max_record, min_body_rate, schema, signing_keys_file, tls_cert_file, tls_key_file, tokens_file",
         absent.as_str(),
         r#"lanes.toml:13: api.ca_file: "." cannot be read: it is a folder; allowed is the path of a file that can be read"#,
         r#"lanes.toml:14: api.timeout: "10" does not fit; allowed is a duration over zero, as in "250ms", "10s" or "24h""#,

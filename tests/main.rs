@@ -45,6 +45,7 @@ mod refusals;
 mod reload;
 mod router;
 mod routing;
+mod signatures;
 mod simulate;
 mod sink;
 mod spool;

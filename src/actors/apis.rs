@@ -69,6 +69,9 @@ impl SharedApi {
         held: Option<HeldRecords>,
         run: &Arc<str>,
     ) -> Result<Self, ApisError> {
+        let section = name
+            .as_ref()
+            .map_or_else(|| "api".into(), |name| format!("apis.{name}"));
         let url: Arc<str> = config.url.to_string().into();
         let dead_letters = DeadLetters {
             spool,
@@ -76,7 +79,7 @@ impl SharedApi {
         };
         Ok(Self {
             name,
-            settings: Settings::read(config)?,
+            settings: Settings::read(&section, config)?,
             limits: Limits {
                 posts: config.concurrency,
                 batch: config.batch,

@@ -35,6 +35,10 @@ use rustls::{ClientConfig, RootCertStore};
 use url::{Host, Position, Url};
 
 use super::answer::FailureClass;
+use crate::{
+    clock::system_unix_s,
+    secrets::{SigningKeys, WatchedFile},
+};
 
 /// A connection that was idle for longer is not used again.
 const IDLE_MAX: Duration = Duration::from_secs(4);
@@ -47,6 +51,9 @@ const SMALL_BODY: usize = 16 << 10;
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const WEBHOOK_ID: HeaderName = HeaderName::from_static("webhook-id");
+const WEBHOOK_TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
+const WEBHOOK_SIGNATURE: HeaderName = HeaderName::from_static("webhook-signature");
 const USER_AGENT: &str = concat!("waypost/", env!("CARGO_PKG_VERSION"));
 
 /// The URL that requests go to, the trusted certificates, and the token.
@@ -57,6 +64,7 @@ pub struct Endpoint {
     host: HeaderValue,
     authorization: Option<HeaderValue>,
     tls: Option<Arc<ClientConfig>>,
+    signing_keys: Option<Arc<WatchedFile<SigningKeys>>>,
 }
 
 impl Endpoint {
@@ -101,6 +109,7 @@ impl Endpoint {
                 .map_err(|why| format!("{text}: {why}"))?,
             authorization: None,
             tls: is_tls.then(tls),
+            signing_keys: None,
         })
     }
 
@@ -109,6 +118,17 @@ impl Endpoint {
     pub fn with_authorization(mut self, value: Option<HeaderValue>) -> Self {
         self.authorization = value;
         self
+    }
+
+    /// Each POST with a key is signed, as Standard Webhooks has it.
+    #[must_use]
+    pub fn with_signing_keys(mut self, keys: Option<Arc<WatchedFile<SigningKeys>>>) -> Self {
+        self.signing_keys = keys;
+        self
+    }
+
+    pub(super) const fn signing_keys(&self) -> Option<&Arc<WatchedFile<SigningKeys>>> {
+        self.signing_keys.as_ref()
     }
 
     /// Sends one request over a connection of its own: a POST of `json`, or a GET. Returns the
@@ -296,6 +316,11 @@ impl HttpClient {
         if let Some(key) = key {
             headers.insert(IDEMPOTENCY_KEY, HeaderValue::from_str(key)?);
         }
+        if let (Some(keys), Some(key)) = (&self.endpoint.signing_keys, key) {
+            for (name, value) in signature(&keys.get(), key, body) {
+                headers.insert(name, HeaderValue::from_str(&value)?);
+            }
+        }
         // The record goes without a trace rather than not at all.
         if let Some(traceparent) = traceparent.and_then(|text| HeaderValue::from_str(text).ok()) {
             headers.insert(TRACEPARENT, traceparent);
@@ -333,6 +358,19 @@ impl HttpClient {
             .frozen_post(self.connections, self.connect_timeout);
         self.post.replace(post);
     }
+}
+
+/// The headers that sign a POST under `key`, at this attempt's time.
+fn signature(keys: &SigningKeys, key: &str, body: &[u8]) -> [(HeaderName, String); 3] {
+    // A full stop would blur where the id ends in what is signed.
+    let id = key.replace('%', "%25").replace('.', "%2E");
+    let timestamp = system_unix_s();
+    let signature = keys.sign(&id, timestamp, body);
+    [
+        (WEBHOOK_ID, id),
+        (WEBHOOK_TIMESTAMP, timestamp.to_string()),
+        (WEBHOOK_SIGNATURE, signature),
+    ]
 }
 
 /// awc has kept the connection as if the answer had ended with its head, and the server may send

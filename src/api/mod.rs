@@ -31,7 +31,7 @@ use self::client::{Endpoint, HttpClient, public_roots, read};
 use crate::{
     api::answer::{Answer, FailureClass},
     config,
-    secrets::first_token,
+    secrets::{SigningKeys, WatchedFile, only_token},
 };
 
 /// The most bytes of an answer's body that a dead letter keeps.
@@ -75,14 +75,28 @@ impl Limits {
 pub struct ApiError(String);
 
 impl Settings {
+    /// `section` of the configuration is `config`.
+    ///
     /// # Errors
     /// When the URL or a file that is named cannot be used.
-    pub fn read(config: &config::ApiConfig) -> Result<Self, ApiError> {
+    pub fn read(section: &str, config: &config::ApiConfig) -> Result<Self, ApiError> {
         let tls = Arc::new(client_tls(config.ca_file.as_deref(), None)?);
-        let authorization = config.token_file.as_deref().map(bearer).transpose()?;
+        let authorization = config.token_file.as_deref().map(|file| {
+            let token = only_token(file).map_err(ApiError)?;
+            bearer(&token)
+        });
+        let authorization = authorization.transpose()?;
         let endpoint = Endpoint::parse(&config.url, || tls).map_err(ApiError)?;
+        let signing_keys = config.signing_key_file.as_deref().map(|path| {
+            let path = path.to_owned();
+            let key = format!("{section}.signing_key_file");
+            WatchedFile::open(key, move |_| SigningKeys::read(&path))
+        });
+        let signing_keys = signing_keys.transpose().map_err(ApiError)?.map(Arc::new);
         Ok(Self {
-            endpoint: endpoint.with_authorization(authorization),
+            endpoint: endpoint
+                .with_authorization(authorization)
+                .with_signing_keys(signing_keys),
             timeout: config.timeout,
             concurrency: config.concurrency,
             retry_statuses: config.retry_statuses.clone(),
@@ -91,6 +105,11 @@ impl Settings {
 }
 
 impl Settings {
+    /// The keys that sign the POSTs, if there are any.
+    pub const fn signing_keys(&self) -> Option<&Arc<WatchedFile<SigningKeys>>> {
+        self.endpoint.signing_keys()
+    }
+
     /// The status of the answer to a GET, which may take up to `patience`.
     ///
     /// # Errors
@@ -104,14 +123,13 @@ fn unusable(file: &Path, why: impl fmt::Display) -> ApiError {
     ApiError(format!("{}: {why}", file.display()))
 }
 
-/// The header `Authorization` with the first token of `file`.
+/// The header `Authorization` with this token.
 ///
 /// # Errors
-/// When the file has no token that can be sent.
-pub fn bearer(file: &Path) -> Result<HeaderValue, ApiError> {
-    let token = first_token(file).map_err(ApiError)?;
+/// When the token has characters that no header takes.
+pub fn bearer(token: &str) -> Result<HeaderValue, ApiError> {
     let value = HeaderValue::from_str(&format!("Bearer {token}"));
-    let mut value = value.map_err(|why| unusable(file, why))?;
+    let mut value = value.map_err(|why| ApiError(why.to_string()))?;
     value.set_sensitive(true);
     Ok(value)
 }

@@ -8,7 +8,10 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::output::{failed, misused};
-use crate::api::{bearer, client::Endpoint, client_tls};
+use crate::{
+    api::{bearer, client::Endpoint, client_tls},
+    secrets::first_token,
+};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest answer that is read.
@@ -87,7 +90,9 @@ impl AdminArgs {
         let Some((source, file)) = named.or(own) else {
             return Ok(None);
         };
-        bearer(&file)
+        let token = first_token(&file);
+        let header = token.and_then(|token| bearer(&token).map_err(|why| why.to_string()));
+        header
             .map(Some)
             .map_err(|why| misused(format_args!("{source}: {why}")))
     }

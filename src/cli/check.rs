@@ -189,7 +189,7 @@ async fn inspect_grpc(lane: GrpcConfig, config: &Config) -> Result<(String, Insp
 /// Asks the API with a GET, which stores nothing. Any answer shows that it can be reached.
 async fn reach_api(config: &ApiConfig) -> Result<String, String> {
     let url = &config.url;
-    let settings = api::Settings::read(config).map_err(|why| why.to_string())?;
+    let settings = api::Settings::read("api", config).map_err(|why| why.to_string())?;
     let asked = timeout(API_PATIENCE, settings.ask(API_PATIENCE)).await;
     let status = match asked {
         Ok(Ok(status)) => status,

@@ -142,7 +142,7 @@ mod tests {
         ),
     ];
     /// Among these is another value for each key.
-    const VALUES: [&str; 21] = [
+    const VALUES: [&str; 22] = [
         "3",
         "true",
         "7MiB",
@@ -151,6 +151,7 @@ mod tests {
         "Cargo.toml",
         "docker/admin-token",
         PEM,
+        "tests/config/signing-keys",
         "hash",
         "any",
         "lane",

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     routing::rules::RouteError,
-    secrets::{ServerTls, TlsFile, TlsFileError, TlsFiles, TokenSet},
+    secrets::{ServerTls, SigningKeys, TlsFile, TlsFileError, TlsFiles, TokenSet},
 };
 
 const HTTP: &[&str] = &["http", "https"];
@@ -75,6 +75,10 @@ impl Rules {
 
     fn ingest(&mut self, ingest: &IngestConfig) {
         self.tokens("ingest.tokens_file", ingest.tokens_file.as_deref());
+        self.signing_keys(
+            "ingest.signing_keys_file",
+            ingest.signing_keys_file.as_deref(),
+        );
         self.server_tls("ingest", ingest.tls(), &ingest.client_ca_file);
         self.pair(
             "ingest",
@@ -148,6 +152,13 @@ impl Rules {
         }
     }
 
+    fn signing_keys(&mut self, key: &str, file: Option<&Path>) {
+        let file = file.filter(|file| file.is_file());
+        if let Some(Err(why)) = file.map(SigningKeys::read) {
+            self.check(false, key, format!("{why}; allowed is a key a line"));
+        }
+    }
+
     fn tokens(&mut self, key: &str, file: Option<&Path>) {
         // What comes out of a pipe comes once.
         let file = file.filter(|file| file.is_file());
@@ -157,6 +168,8 @@ impl Rules {
     }
 
     fn api(&mut self, section: &str, api: &ApiConfig) {
+        let signing_key = format!("{section}.signing_key_file");
+        self.signing_keys(&signing_key, api.signing_key_file.as_deref());
         let key = format!("{section}.url");
         let url = url::of_server(&api.url, HTTP);
         // The HTTP client gets the URL as the `url` crate writes it, and takes less.

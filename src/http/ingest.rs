@@ -6,6 +6,7 @@
 //! | the same with a JSON array or NDJSON | 202 once all are safe; a bad one, and none is taken |
 //! | malformed JSON or headers | 400 |
 //! | no token of `[ingest].tokens_file` | 401, `WWW-Authenticate` |
+//! | no signature by a key of `[ingest].signing_keys_file` | 401, `WWW-Authenticate` |
 //! | unknown lane or route | 404 |
 //! | another method | 405 |
 //! | a body or a record over its limit, or over each lane's | 413 |
@@ -43,6 +44,7 @@ use self::{
 };
 use super::{
     problem::{Problem, ProblemKind},
+    signatures::Signatures,
     tokens::Tokens,
 };
 use crate::{
@@ -75,6 +77,8 @@ pub struct IngestState {
     pub schema: Schema,
     /// The tokens of those who may send records; `None` if everybody may.
     pub tokens: Option<Tokens>,
+    /// The keys that sign requests; `None` if none is asked for.
+    pub signatures: Option<Signatures>,
     pub body: BodyLimits,
     /// In bytes.
     pub max_record: usize,
@@ -249,12 +253,19 @@ impl IngestState {
         pinned: Option<LaneId>,
     ) -> Result<Request, Problem> {
         let headers = request.headers();
+        let signed = self.signatures.as_ref().map(|keys| keys.begin(headers));
+        let signed = signed.transpose()?;
         let is_ndjson = check_type(request)?;
         let coding = Coding::of(headers)?;
-        let key = idempotency_key(headers)?;
+        let id = signed.as_ref().map(|signed| signed.id.into());
+        // Who has seen a signed request may send it again.
+        let key = idempotency_key(headers)?.or(id);
         let traceparent = traceparent(headers);
         let origin = Some(Origin::now(Arc::clone(&self.run)));
         let body = self.body.read(body, coding).await?;
+        if let Some(signed) = &signed {
+            signed.check(&body)?;
+        }
         let form = match body.trim_ascii_start().first() {
             _ if is_ndjson => Some(Form::Lines),
             Some(b'[') => Some(Form::Array),

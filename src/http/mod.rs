@@ -10,6 +10,7 @@ mod metrics;
 mod order_body;
 mod page;
 pub mod problem;
+pub mod signatures;
 pub mod status;
 pub mod tls;
 pub mod tokens;

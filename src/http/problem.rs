@@ -31,6 +31,7 @@ pub enum ProblemKind {
     Request,
     Schema,
     Selection,
+    Signature,
     Slow,
     Spool,
     Streams,
@@ -42,7 +43,7 @@ pub enum ProblemKind {
 }
 
 impl ProblemKind {
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 28] = [
         Self::Body,
         Self::Configuration,
         Self::Database,
@@ -62,6 +63,7 @@ impl ProblemKind {
         Self::Request,
         Self::Schema,
         Self::Selection,
+        Self::Signature,
         Self::Slow,
         Self::Spool,
         Self::Streams,
@@ -94,6 +96,7 @@ impl ProblemKind {
             Self::Request => "request",
             Self::Schema => "schema",
             Self::Selection => "selection",
+            Self::Signature => "signature",
             Self::Slow => "slow",
             Self::Spool => "spool",
             Self::Streams => "streams",

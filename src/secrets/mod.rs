@@ -1,11 +1,13 @@
 //! Files with secrets. Nothing here shows what they hold: errors name the file and the line.
 
 mod server_tls;
+mod signing;
 mod tokens;
 mod watched;
 
 pub use self::{
     server_tls::{ServerTls, TlsFile, TlsFileError, TlsFiles},
-    tokens::{TokenSet, first_token},
+    signing::{SigningKeys, parse_timestamp},
+    tokens::{TokenSet, first_token, only_token},
     watched::{FileHealth, FileStatus, WatchedFile},
 };

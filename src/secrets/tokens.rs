@@ -53,6 +53,17 @@ pub fn first_token(path: &Path) -> Result<String, String> {
     first.ok_or_else(|| no_token(path))
 }
 
+/// The token of a file that holds one alone.
+///
+/// # Errors
+/// Those of [`first_token`], or if the file has another token.
+pub fn only_token(path: &Path) -> Result<String, String> {
+    if lines(path)?.len() > 1 {
+        return Err(format!("{} holds more than one token", path.display()));
+    }
+    first_token(path)
+}
+
 fn no_token(path: &Path) -> String {
     format!("{} holds no token", path.display())
 }
@@ -112,6 +123,10 @@ mod tests {
             assert!(!tokens.has(token.as_bytes()), "{token}");
         }
         assert_eq!(first_token(file.path()).unwrap(), "first");
+        let why = only_token(file.path()).unwrap_err();
+        assert!(why.ends_with(" holds more than one token"), "{why}");
+        fs::write(file.path(), "\nfirst \n").unwrap();
+        assert_eq!(only_token(file.path()).unwrap(), "first");
         fs::write(file.path(), "\n \n").unwrap();
         assert!(TokenSet::read(file.path()).is_ok_and(|tokens| !tokens.has(b"")));
         for why in [

@@ -1,6 +1,6 @@
 //! Files that are read again every second, so that a change counts without a restart.
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use parking_lot::{Mutex, RwLock};
 use serde::Serialize;
@@ -43,6 +43,15 @@ impl FileHealth {
             key: &self.key,
             last_error: self.last_error.lock().clone(),
         }
+    }
+}
+
+impl<T> fmt::Debug for WatchedFile<T> {
+    /// Not what it holds.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("WatchedFile")
+            .field(&self.health.key)
+            .finish()
     }
 }
 

@@ -21,6 +21,8 @@ pub struct Post {
     pub content_type: Option<String>,
     pub traceparent: Option<String>,
     pub authorization: Option<String>,
+    /// `webhook-id`, `webhook-timestamp` and `webhook-signature`.
+    pub webhook: [Option<String>; 3],
     pub body: web::Bytes,
     /// The client's address; one per connection.
     pub peer: Option<SocketAddr>,
@@ -217,6 +219,8 @@ impl Post {
             content_type: header("Content-Type"),
             traceparent: header("traceparent"),
             authorization: header("Authorization"),
+            webhook: ["id", "timestamp", "signature"]
+                .map(|part| header(&format!("webhook-{part}"))),
             body,
             peer: request.peer_addr(),
         }
