@@ -92,6 +92,7 @@ pub mod build_info;
 pub mod changes;
 pub mod cli;
 pub mod clock;
+pub mod cloud_events;
 pub mod config;
 pub mod control;
 pub mod delivery;

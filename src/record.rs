@@ -15,7 +15,7 @@ use bytes::Bytes;
 use uuid::Uuid;
 
 pub use self::{
-    parse::{Invalid, Schema, parse, parse_body},
+    parse::{Invalid, Schema, as_text, parse, parse_body},
     tag::Tag,
 };
 use crate::clock::unix_us;

@@ -107,7 +107,7 @@ fn accepted() -> Vec<Case> {
         ),
         (
             "typed +json",
-            post(RECORD).with("Content-Type", "application/cloudevents+json"),
+            post(RECORD).with("Content-Type", "application/vnd.case+JSON"),
             202,
             ("path", json!("GRPC")),
         ),

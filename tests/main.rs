@@ -10,6 +10,7 @@ mod apis;
 mod bad_requests;
 mod bodies;
 mod check;
+mod cloud_events;
 mod command_line;
 mod concurrency;
 mod connect;

@@ -147,7 +147,7 @@ async fn a_record_that_waits_on_disk_is_explained_before_and_after() {
 }
 
 /// A file with these rules.
-fn rules(text: &str) -> NamedTempFile {
+pub fn rules(text: &str) -> NamedTempFile {
     let file = NamedTempFile::new().expect("a temporary file");
     fs::write(file.path(), text).expect("it can be written");
     file

@@ -4,7 +4,8 @@
 //! | --- | --- |
 //! | `POST /`, `POST /{lane}` with a record | 202 once it is safe |
 //! | the same with a JSON array or NDJSON | 202 once all are safe; a bad one, and none is taken |
-//! | malformed JSON or headers | 400 |
+//! | the same with an event of CloudEvents, or a batch of them | the same; its data is the record |
+//! | malformed JSON, headers or events | 400 |
 //! | no token of `[ingest].tokens_file` | 401, `WWW-Authenticate` |
 //! | no signature by a key of `[ingest].signing_keys_file` | 401, `WWW-Authenticate` |
 //! | unknown lane or route | 404 |
@@ -17,7 +18,9 @@
 //! | the API does not keep up, and its room on disk is nearly full | 503, `Retry-After` |
 
 mod body;
+mod content;
 mod headers;
+mod read;
 mod refusal;
 
 use std::{sync::Arc, time::Instant};
@@ -26,27 +29,18 @@ use actix_web::{
     Error, HttpRequest, HttpResponse, ResponseError as _,
     body::BoxBody,
     dev::{ServiceRequest, ServiceResponse},
-    http::{Method, StatusCode},
+    http::Method,
     middleware::{Next, from_fn},
     web,
 };
-use bytes::Bytes;
 use futures_util::future::join_all;
 use serde::Serialize;
 use serde_json::json;
 
 pub use self::body::BodyLimits;
 pub(crate) use self::headers::idempotency_key;
-use self::{
-    body::Coding,
-    headers::{check_type, traceparent},
-    refusal::{key_reused, no_room, refused, too_large},
-};
-use super::{
-    problem::{Problem, ProblemKind},
-    signatures::Signatures,
-    tokens::Tokens,
-};
+use self::refusal::{key_reused, no_room, refused};
+use super::{problem::Problem, signatures::Signatures, tokens::Tokens};
 use crate::{
     actors::{
         admission::Admission,
@@ -57,13 +51,8 @@ use crate::{
     idempotency::{Claim, IdempotencyStore},
     lane_id::LaneId,
     ledger::Ledger,
-    record::{
-        Invalid, Origin, Record, Schema,
-        batch::{self, Form, InvalidBatch, parse_all},
-        parse_body,
-        pointer::{PointerSet, Values},
-    },
-    routing::{rules::Assignment, settings::CurrentRouting},
+    record::{Record, Schema, batch::Form},
+    routing::settings::CurrentRouting,
 };
 
 /// Shared by all HTTP workers. Cloned for each request that has a key.
@@ -186,8 +175,17 @@ struct Request {
     records: Vec<AssignedRecord>,
     /// `None` for a single record, whose answer is not a list.
     form: Option<Form>,
-    /// The ids are made from the client's Idempotency-Key.
-    is_keyed: bool,
+    keys: KeySource,
+}
+
+/// What the ids of a request's records are made of.
+enum KeySource {
+    /// Nothing: they are new.
+    None,
+    /// The client's `Idempotency-Key`.
+    Header(Arc<str>),
+    /// `source` and `id` of each event.
+    Event,
 }
 
 /// The receipts of all records of a request.
@@ -246,107 +244,9 @@ impl IngestState {
         records.find(|record| self.apis.is_full(record.api.as_deref()))
     }
 
-    async fn read_request(
-        &self,
-        request: &HttpRequest,
-        body: web::Payload,
-        pinned: Option<LaneId>,
-    ) -> Result<Request, Problem> {
-        let headers = request.headers();
-        let signed = self.signatures.as_ref().map(|keys| keys.begin(headers));
-        let signed = signed.transpose()?;
-        let is_ndjson = check_type(request)?;
-        let coding = Coding::of(headers)?;
-        let id = signed.as_ref().map(|signed| signed.id.into());
-        // Who has seen a signed request may send it again.
-        let key = idempotency_key(headers)?.or(id);
-        let traceparent = traceparent(headers);
-        let origin = Some(Origin::now(Arc::clone(&self.run)));
-        let body = self.body.read(body, coding).await?;
-        if let Some(signed) = &signed {
-            signed.check(&body)?;
-        }
-        let form = match body.trim_ascii_start().first() {
-            _ if is_ndjson => Some(Form::Lines),
-            Some(b'[') => Some(Form::Array),
-            _ => None,
-        };
-        let routes = self.routing.get();
-        let bodies = self.parse(&body, form, routes.pointers())?;
-        // The new ids of a batch differ in their last bits only.
-        let batch_ids = (key.is_none() && form.is_some()).then(Record::new_ids);
-        let mut batch_ids = batch_ids.into_iter().flatten();
-        let header = |name: &str| headers.get(name)?.to_str().ok();
-        let records = bodies
-            .into_iter()
-            .enumerate()
-            .map(|(index, (body, values))| {
-                let id = match (&key, form) {
-                    (Some(key), None) => Arc::clone(key),
-                    (Some(key), Some(_)) => format!("{key}/{index}").into(),
-                    (None, _) => batch_ids.next().unwrap_or_else(Record::new_id),
-                };
-                let assignment = Assignment {
-                    pinned,
-                    ..routes.assign(&id, &values, header)
-                };
-                let record = Record {
-                    id,
-                    body,
-                    traceparent: traceparent.clone(),
-                    origin: origin.clone(),
-                    api: assignment.route.api.clone(),
-                };
-                AssignedRecord { record, assignment }
-            });
-        Ok(Request {
-            records: records.collect(),
-            form,
-            is_keyed: key.is_some(),
-        })
-    }
-
-    /// The records of `body`, each checked against the schema and the limits, and the values of
-    /// `pointers` in each.
-    fn parse<'b>(
-        &self,
-        body: &'b Bytes,
-        form: Option<Form>,
-        pointers: &PointerSet,
-    ) -> Result<Vec<(Bytes, Values<'b>)>, Problem> {
-        let bodies = match form {
-            None => {
-                let parsed = parse_body(body, self.schema, pointers);
-                vec![parsed.map_err(|why| self.invalid(&why))?]
-            }
-            Some(form) => {
-                parse_all(body, form, self.schema, pointers).map_err(|why| match why {
-                    InvalidBatch::Body(why) => self.invalid(&why),
-                    InvalidBatch::Record { index, why } => self.invalid(&why).with("index", index),
-                })?
-            }
-        };
-        if bodies.len() > batch::MAX {
-            let detail = format!("A request has at most {} records", batch::MAX);
-            return Err(too_large(detail));
-        }
-        let is_large = |(body, _): &(Bytes, _)| body.len() > self.max_record;
-        let Some(index) = bodies.iter().position(is_large) else {
-            return Ok(bodies);
-        };
-        let detail = format!("The record is larger than {} bytes", self.max_record);
-        let problem = too_large(detail);
-        let is_single = form.is_none();
-        Err(if is_single {
-            problem
-        } else {
-            problem.with("index", index)
-        })
-    }
-
     /// Makes all records safe. An error says that at least one of them is not.
     async fn submit(&self, request: &Request) -> Result<Submitted, NotTaken> {
-        if !request.is_keyed {
+        if matches!(request.keys, KeySource::None) {
             let replies = self.admission.submit(&request.records).await;
             return Ok(Submitted {
                 receipts: replies.into_iter().collect::<Result<_, _>>()?,
@@ -390,30 +290,6 @@ impl IngestState {
             Receipt::Spool => "spool",
         }
     }
-
-    fn invalid(&self, why: &Invalid) -> Problem {
-        let unprocessable = |detail| {
-            Problem::new(
-                StatusCode::UNPROCESSABLE_ENTITY,
-                ProblemKind::Schema,
-                detail,
-            )
-        };
-        match why {
-            Invalid::Malformed { line, column, .. } => {
-                Problem::bad_request(ProblemKind::Json, why.to_string())
-                    .with("line", *line)
-                    .with("column", *column)
-            }
-            Invalid::Schema {
-                field: Some(field), ..
-            } if self.schema == Schema::Case => unprocessable(format!(
-                "{why}; the schema is `case`, and `[ingest].schema = \"any\"` takes any JSON object"
-            ))
-            .with("field", *field),
-            Invalid::Schema { .. } => unprocessable(why.to_string()),
-        }
-    }
 }
 
 /// Submits the records whose keys are new; the others have their receipts already.
@@ -423,18 +299,39 @@ async fn submit_once(
 ) -> Result<Submitted, NotTaken> {
     let mut receipts = vec![None; records.len()];
     let mut new = Vec::new();
-    let mut reservations = Vec::new();
-    // In the order of the records, so that no two batches wait for each other.
-    for (index, assigned) in records.into_iter().enumerate() {
+    let mut repeats = Vec::new();
+    let mut claimed: Option<(usize, Record)> = None;
+    // In one order of keys for all requests, so that no two of them wait for each other.
+    let mut records: Vec<_> = records.into_iter().enumerate().collect();
+    records.sort_by(|(_, one), (_, other)| {
+        let key = |assigned: &AssignedRecord| assigned.record.id.len();
+        let (one_id, other_id) = (&one.record.id, &other.record.id);
+        key(one).cmp(&key(other)).then_with(|| one_id.cmp(other_id))
+    });
+    for (index, assigned) in records {
+        // Two events of a batch may be the same one.
+        if let Some((first, record)) = &claimed
+            && record.id == assigned.record.id
+        {
+            if record.body != assigned.record.body {
+                return Err(NotTaken::KeyReused(index));
+            }
+            repeats.push((index, *first));
+            continue;
+        }
+        claimed = Some((index, assigned.record.clone()));
         match state.keys.claim(&assigned.record).await {
             Claim::Duplicate(receipt) => receipts[index] = Some(receipt),
             Claim::Reused => return Err(NotTaken::KeyReused(index)),
-            Claim::New(reservation) => {
-                new.push(assigned);
-                reservations.push((index, reservation));
-            }
+            Claim::New(reservation) => new.push((index, assigned, reservation)),
         }
     }
+    new.sort_by_key(|(index, ..)| *index);
+    let is_replay = new.is_empty();
+    let (reservations, new): (Vec<_>, Vec<_>) = new
+        .into_iter()
+        .map(|(index, assigned, reservation)| ((index, reservation), assigned))
+        .unzip();
     let replies = state.admission.submit(&new).await;
     let reservations = reservations.into_iter().zip(replies);
     let completed = reservations.map(async |((index, reservation), reply)| {
@@ -446,9 +343,12 @@ async fn submit_once(
         let (index, receipt) = completed?;
         receipts[index] = Some(receipt);
     }
+    for (index, first) in repeats {
+        receipts[index] = receipts[first];
+    }
     let receipts: Option<Vec<_>> = receipts.into_iter().collect();
     Ok(Submitted {
-        is_replay: new.is_empty() && receipts.as_ref().is_some_and(|all| !all.is_empty()),
+        is_replay: is_replay && receipts.as_ref().is_some_and(|all| !all.is_empty()),
         receipts: receipts.ok_or(Refused::NoLane)?,
     })
 }

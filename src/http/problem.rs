@@ -13,6 +13,7 @@ pub const MEDIA_TYPE: &str = "application/problem+json";
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProblemKind {
     Body,
+    CloudEvent,
     Configuration,
     Database,
     Encoding,
@@ -43,8 +44,9 @@ pub enum ProblemKind {
 }
 
 impl ProblemKind {
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 29] = [
         Self::Body,
+        Self::CloudEvent,
         Self::Configuration,
         Self::Database,
         Self::Encoding,
@@ -78,6 +80,7 @@ impl ProblemKind {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Body => "body",
+            Self::CloudEvent => "cloud-event",
             Self::Configuration => "configuration",
             Self::Database => "database",
             Self::Encoding => "encoding",

@@ -52,9 +52,9 @@ impl Invalid {
     }
 
     /// The same error for a text of which only the part from byte `at` on was read.
-    pub(super) fn further_on(mut self, text: &str, at: usize) -> Self {
+    pub(crate) fn further_on(mut self, text: impl AsRef<[u8]>, at: usize) -> Self {
         if let Self::Malformed { line, column, .. } = &mut self {
-            let (first_line, first_column) = place(text.as_bytes(), at);
+            let (first_line, first_column) = place(text.as_ref(), at);
             if *line == 1 {
                 *column += first_column - 1;
             }
@@ -65,7 +65,10 @@ impl Invalid {
 }
 
 /// `body` as text, if it is UTF-8.
-pub(super) fn as_text(body: &[u8]) -> Result<&str, Invalid> {
+///
+/// # Errors
+/// [`Invalid::Malformed`] at the first byte that is not.
+pub fn as_text(body: &[u8]) -> Result<&str, Invalid> {
     std::str::from_utf8(body)
         .map_err(|why| Invalid::malformed(body, why.valid_up_to(), "not UTF-8"))
 }

@@ -1,12 +1,13 @@
 //! `waypost check --explain`: the way of one record, as a node that has just started decides it.
 
-use std::{fs, path::Path, process::ExitCode, time::Duration};
+use std::{collections::BTreeMap, fs, path::Path, process::ExitCode, time::Duration};
 
 use actix_web::http::header::{HeaderMap, HeaderName, HeaderValue};
 
 use super::super::output::{misused, print};
 use crate::{
     clock::unix_us,
+    cloud_events::header_value,
     config::Config,
     http::ingest::idempotency_key,
     record::{Record, parse_body},
@@ -33,7 +34,11 @@ pub fn explain(config: &Config, file: &Path, headers: &[String]) -> Result<(), E
     let parsed = parse_body(&body, config.ingest.schema, routes.pointers());
     let (_, values) = parsed.map_err(|why| wrong(why.to_string()))?;
     let id = key.unwrap_or_else(Record::new_id);
-    let header = |name: &str| headers.get(name)?.to_str().ok();
+    let attributes = event_attributes(&headers).map_err(misused)?;
+    let header = |name: &str| match attributes.get(name) {
+        Some(text) => Some(&**text),
+        None => headers.get(name)?.to_str().ok(),
+    };
     let assignment = routes.assign(&id, &values, header);
     let mut told = format!("id         {id}\n{}\n", decide(config, assignment));
     if !config.routes.is_empty() {
@@ -69,6 +74,18 @@ fn decide(config: &Config, Assignment { route, key, .. }: Assignment) -> Explana
         route,
         is_first: true,
     }
+}
+
+/// The decoded values of headers that are attributes of an event, by their names.
+fn event_attributes(headers: &HeaderMap) -> Result<BTreeMap<&str, String>, String> {
+    let headers = headers.iter().map(|(name, value)| (name.as_str(), value));
+    let attributes = headers.filter(|(name, _)| name.starts_with("ce-"));
+    let decoded = attributes.map(|(name, value)| {
+        let text = header_value::decode(value.as_bytes());
+        let text = text.map_err(|why| format!("--header {name}: its value {why}"))?;
+        Ok((name, text))
+    });
+    decoded.collect()
 }
 
 fn read_headers(lines: &[String]) -> Result<HeaderMap, String> {

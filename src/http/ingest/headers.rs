@@ -2,10 +2,7 @@
 
 use std::{borrow::Cow, sync::Arc};
 
-use actix_web::{
-    HttpMessage as _, HttpRequest,
-    http::header::{self, HeaderMap},
-};
+use actix_web::http::header::HeaderMap;
 
 use crate::{
     http::problem::{Problem, ProblemKind},
@@ -74,22 +71,5 @@ fn only_line<'h>(headers: &'h HeaderMap, name: &str) -> Result<Option<&'h str>, 
     match lines.next() {
         None => first.to_str().map(Some).map_err(|_| NotOneText),
         Some(_) => Err(NotOneText),
-    }
-}
-
-/// Returns whether the body is NDJSON. If not, it is `application/json`, `application/*+json`, or
-/// has no type.
-pub(super) fn check_type(request: &HttpRequest) -> Result<bool, Problem> {
-    let essence = request.content_type().to_ascii_lowercase();
-    match essence.strip_prefix("application/") {
-        Some("x-ndjson") => Ok(true),
-        Some(subtype) if subtype == "json" || subtype.ends_with("+json") => Ok(false),
-        None if !request.headers().contains_key(header::CONTENT_TYPE) => Ok(false),
-        _ => Err(Problem::unsupported(
-            ProblemKind::MediaType,
-            format!(
-                "A record is application/json, and many may be application/x-ndjson; not {essence:?}"
-            ),
-        )),
     }
 }

@@ -2,7 +2,7 @@
 
 use actix_web::http::StatusCode;
 
-use super::Request;
+use super::{KeySource, Request};
 use crate::{
     actors::receipts::Refused,
     http::problem::{Problem, ProblemKind},
@@ -37,9 +37,15 @@ pub(super) fn no_room(api: Option<&str>) -> Problem {
 pub(super) fn key_reused(request: &Request, index: usize) -> Problem {
     let record = request.records.get(index);
     let id = record.map_or("", |assigned| &assigned.record.id);
-    let detail = format!(
-        "The Idempotency-Key {id} was used for another record; this one needs a key of its own"
-    );
+    let detail = match request.keys {
+        KeySource::Event => format!(
+            "An event with this source and id had other data (its key is {id}); this one needs an \
+             id of its own"
+        ),
+        _ => format!(
+            "The Idempotency-Key {id} was used for another record; this one needs a key of its own"
+        ),
+    };
     let problem = Problem::new(
         StatusCode::UNPROCESSABLE_ENTITY,
         ProblemKind::KeyReused,

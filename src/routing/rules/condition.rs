@@ -27,7 +27,7 @@ pub enum Subject {
     /// The value at a JSON pointer.
     Pointer(Pointer),
     /// The value of a header, by its name in lower case. Of `content-type`, only the type counts,
-    /// in lower case and without parameters. The attributes of `CloudEvents` are headers that begin
+    /// in lower case and without parameters. The attributes of CloudEvents are headers that begin
     /// with `ce-`.
     Header(String),
 }

@@ -1,0 +1,213 @@
+//! CloudEvents 1.0.2: the attributes of an event, whose data is a record.
+//!
+//! | file | what | specification |
+//! | --- | --- | --- |
+//! | this | which attributes an event has, and its key | core, "Context Attributes" |
+//! | `attribute` | names and values | core, "Naming Conventions" and "Type System" |
+//! | `header_value` | values in HTTP headers | HTTP binding, 3.1.3.2 |
+//! | `json` | an event, or many, as JSON | JSON format, 2 to 4 |
+//!
+//! The published libraries do not code header values as 1.0.2 says, so these rules are our own.
+
+mod attribute;
+pub mod header_value;
+mod json;
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use bytes::Bytes;
+use ring::digest::{SHA256, digest};
+
+pub use self::{
+    attribute::{AttributeValue, is_json},
+    json::{InvalidJsonEvent, JsonEvent, parse_batch, parse_event},
+};
+
+/// The most bytes of an event's attributes, coded as headers, names included. They are headers in
+/// every lane, and brokers and APIs have less room for those than for bodies.
+pub const ATTRIBUTES_MAX: usize = 16 << 10;
+/// The most characters of a key.
+const KEY_MAX: usize = 255;
+/// Attributes that each event has (core, "REQUIRED Attributes").
+pub const REQUIRED: [&str; 4] = ["specversion", "id", "source", "type"];
+
+/// The attributes of an event, each as the specification wants it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EventAttributes {
+    values: BTreeMap<String, AttributeValue>,
+    /// Of all names and values, coded.
+    bytes: usize,
+}
+
+/// Why these are not the attributes of an event.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("attribute `{name}`: {detail}")]
+pub struct InvalidAttribute {
+    /// The attribute that is wrong or missing.
+    pub name: String,
+    /// What is wrong, and what is allowed.
+    pub detail: String,
+}
+
+impl InvalidAttribute {
+    fn new(name: &str, detail: impl Into<String>) -> Self {
+        Self {
+            name: name.to_owned(),
+            detail: detail.into(),
+        }
+    }
+}
+
+impl EventAttributes {
+    /// Adds an attribute.
+    ///
+    /// # Errors
+    /// If the name or the value is not allowed, or the name is there already (core, "Context
+    /// Attributes").
+    pub fn insert(&mut self, name: &str, value: AttributeValue) -> Result<(), InvalidAttribute> {
+        let checked = attribute::check(name, &value);
+        checked.map_err(|detail| InvalidAttribute::new(name, detail))?;
+        self.bytes += name.len() + header_value::encode(value.text()).to_string().len();
+        if self.bytes > ATTRIBUTES_MAX {
+            let detail = format!(
+                "with it, the attributes have more than {ATTRIBUTES_MAX} bytes; that many are allowed"
+            );
+            return Err(InvalidAttribute::new(name, detail));
+        }
+        match self.values.insert(name.to_owned(), value) {
+            None => Ok(()),
+            Some(_) => Err(InvalidAttribute::new(
+                name,
+                "is there twice; allowed is each attribute once",
+            )),
+        }
+    }
+
+    /// Returns the attributes if all that are required are there.
+    ///
+    /// # Errors
+    /// Names the first one that is missing.
+    pub fn complete(self) -> Result<Self, InvalidAttribute> {
+        let missing = REQUIRED
+            .iter()
+            .find(|name| !self.values.contains_key(**name));
+        match missing {
+            None => Ok(self),
+            Some(name) => Err(InvalidAttribute::new(
+                name,
+                "is missing; an event has specversion, id, source and type",
+            )),
+        }
+    }
+
+    /// The canonical text of an attribute.
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.values.get(name).map(AttributeValue::text)
+    }
+
+    /// The idempotency key of the event: 1 to 255 visible ASCII characters. Two events have the
+    /// same one if and only if `source` and `id` are the same (core, "id").
+    ///
+    /// It is `source|id`, each coded as in a header. `|` is no character of a URI-reference, so the
+    /// first one ends the source. A longer key is `sha256:` and the digest of that text in
+    /// hexadecimal: it has no `|`, so it is no short key.
+    pub fn key(&self) -> Arc<str> {
+        let coded = |name| header_value::encode(self.get(name).unwrap_or_default());
+        let key = format!("{}|{}", coded("source"), coded("id"));
+        if key.len() <= KEY_MAX {
+            return key.into();
+        }
+        let digest = digest(&SHA256, key.as_bytes());
+        let digest = Bytes::copy_from_slice(digest.as_ref());
+        format!("sha256:{digest:x}").into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::record::is_visible_ascii;
+
+    fn event(source: &str, id: &str) -> EventAttributes {
+        let mut event = EventAttributes::default();
+        for (name, value) in [
+            ("specversion", "1.0"),
+            ("type", "t"),
+            ("source", source),
+            ("id", id),
+        ] {
+            event.insert(name, AttributeValue::text_of(value)).unwrap();
+        }
+        event.complete().unwrap()
+    }
+
+    #[test]
+    fn a_key_is_source_and_id_as_in_headers() {
+        for (source, id, key) in [
+            ("/cases", "1", "/cases|1"),
+            ("/a%20b", "é \"|%", "/a%2520b|%C3%A9%20%22|%25"),
+            ("urn:a", "b|c", "urn:a|b|c"),
+        ] {
+            assert_eq!(&*event(source, id).key(), key);
+        }
+        // `printf '/cases|%0250d' 0 | sha256sum`
+        let long = event("/cases", &"0".repeat(250)).key();
+        let digest = "8aed34fc4200d6cbaac108a44abd3e780c0e6c50001d4efabe561a936e81fcc8";
+        assert_eq!(*long, format!("sha256:{digest}"));
+        assert_eq!(event("/cases", &"0".repeat(248)).key().len(), KEY_MAX);
+    }
+
+    #[test]
+    fn each_required_attribute_is_missed() {
+        for missing in REQUIRED {
+            let mut event = event("/a", "1");
+            event.values.remove(missing);
+            assert_eq!(event.complete().unwrap_err().name, missing);
+        }
+    }
+
+    #[test]
+    fn an_attribute_is_there_once_and_all_have_a_bound() {
+        let mut event = event("/a", "1");
+        let twice = event.insert("id", AttributeValue::text_of("1"));
+        assert_eq!(twice.unwrap_err().name, "id");
+        let room = ATTRIBUTES_MAX - event.bytes - "note".len();
+        let mut full = event.clone();
+        let note = |length| AttributeValue::text_of(&"x".repeat(length));
+        full.insert("note", note(room)).unwrap();
+        assert!(event.insert("note", note(room + 1)).is_err());
+    }
+
+    /// Sources or ids whose keys could be mistaken for others. Every second one is long.
+    fn tricky(parts: &'static [&'static str]) -> impl Strategy<Value = String> {
+        let few = proptest::collection::vec(proptest::sample::select(parts), 1..4);
+        (few, any::<bool>()).prop_map(|(parts, is_long)| {
+            let times = if is_long { 100 } else { 1 };
+            format!("/x{}", parts.concat().repeat(times))
+        })
+    }
+
+    fn source_and_id() -> impl Strategy<Value = (String, String)> {
+        let source = tricky(&["%7C", "%25", "/", "a", "sha256:"]);
+        (
+            source,
+            tricky(&["|", "%7C", "%", "/", "a", "é", " ", "sha256:"]),
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn two_events_have_one_key_only_if_source_and_id_are_the_same(
+            one in source_and_id(),
+            other in source_and_id(),
+        ) {
+            let keys = [&one, &other].map(|(source, id)| event(source, id).key());
+            for key in &keys {
+                prop_assert!(key.len() <= KEY_MAX && is_visible_ascii(key));
+            }
+            prop_assert_eq!(keys[0] == keys[1], one == other);
+        }
+    }
+}

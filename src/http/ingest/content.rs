@@ -1,0 +1,123 @@
+//! What the body of a request is, by its headers.
+
+use actix_web::{
+    HttpMessage as _, HttpRequest,
+    http::header::{self, HeaderMap},
+};
+
+use crate::{
+    cloud_events::{self, AttributeValue, EventAttributes, header_value},
+    http::problem::{Problem, ProblemKind},
+};
+
+/// The prefix of headers that are the attributes of an event (CloudEvents, HTTP binding, 3.1.3.1).
+pub(super) const EVENT_PREFIX: &str = "ce-";
+/// What a request may be, for the answer to another one.
+const ALLOWED: &str = "A record is application/json, many may be application/x-ndjson, and \
+    CloudEvents application/cloudevents+json or application/cloudevents-batch+json";
+
+/// The content of a request.
+pub(super) enum Content {
+    /// A record, or an array of them.
+    Json,
+    /// A record in each line.
+    Lines,
+    /// The data of an event that has its attributes in the headers.
+    BinaryEvent(Box<EventAttributes>),
+    /// An event as JSON.
+    StructuredEvent,
+    /// An array of events as JSON.
+    EventBatch,
+}
+
+impl Content {
+    /// By `Content-Type`, and by the headers of an event (CloudEvents, HTTP binding, 3). JSON is
+    /// `application/json`, `application/*+json`, or has no type.
+    pub(super) fn of(request: &HttpRequest) -> Result<Self, Problem> {
+        let headers = request.headers();
+        let essence = request.content_type();
+        let is = |other: &str| essence.eq_ignore_ascii_case(other);
+        if is("application/cloudevents+json") {
+            return Ok(Self::StructuredEvent);
+        }
+        if is("application/cloudevents-batch+json") {
+            return Ok(Self::EventBatch);
+        }
+        if is_event(headers) {
+            return binary_event(headers).map(|event| Self::BinaryEvent(Box::new(event)));
+        }
+        if is("application/x-ndjson") {
+            return Ok(Self::Lines);
+        }
+        let is_json = if essence.is_empty() {
+            !headers.contains_key(header::CONTENT_TYPE)
+        } else {
+            is("application/json") || is_application_json(essence)
+        };
+        if is_json {
+            return Ok(Self::Json);
+        }
+        Err(other_type(essence))
+    }
+}
+
+/// Whether `essence` is `application/*+json`, and no other form of an event.
+fn is_application_json(essence: &str) -> bool {
+    let essence = essence.to_ascii_lowercase();
+    essence.starts_with("application/")
+        && essence.ends_with("+json")
+        && !essence.starts_with("application/cloudevents")
+}
+
+fn other_type(essence: &str) -> Problem {
+    Problem::unsupported(
+        ProblemKind::MediaType,
+        format!("{ALLOWED}; not {essence:?}"),
+    )
+}
+
+/// Whether the headers identify an event. One that lacks others is refused: taken as a plain record,
+/// it would have no key. Any other attribute alone is a header like any, for rules to read.
+fn is_event(headers: &HeaderMap) -> bool {
+    let mut names = headers.keys().map(header::HeaderName::as_str);
+    names.any(|name| {
+        let attribute = name.strip_prefix(EVENT_PREFIX);
+        attribute.is_some_and(|name| matches!(name, "specversion" | "id" | "source"))
+    })
+}
+
+/// The attributes of an event in the binary mode (HTTP binding, 3.1).
+fn binary_event(headers: &HeaderMap) -> Result<EventAttributes, Problem> {
+    let mut event = EventAttributes::default();
+    for (header, value) in headers {
+        let header = header.as_str();
+        let Some(name) = header.strip_prefix(EVENT_PREFIX) else {
+            continue;
+        };
+        if name == "datacontenttype" {
+            return Err(bad_header(
+                header,
+                "is no header; Content-Type is, in its place",
+            ));
+        }
+        let text = header_value::decode(value.as_bytes());
+        let text = text.map_err(|detail| bad_header(header, &detail))?;
+        let added = event.insert(name, AttributeValue::Text(text));
+        added.map_err(|why| bad_header(header, &why.detail))?;
+    }
+    if let Some(media_type) = headers.get(header::CONTENT_TYPE) {
+        let media_type = media_type.to_str().unwrap_or_default();
+        if !cloud_events::is_json(media_type) {
+            return Err(other_type(media_type));
+        }
+        let added = event.insert("datacontenttype", AttributeValue::text_of(media_type));
+        added.map_err(|why| bad_header("content-type", &why.detail))?;
+    }
+    let complete = event.complete();
+    complete.map_err(|why| bad_header(&format!("{EVENT_PREFIX}{}", why.name), &why.detail))
+}
+
+fn bad_header(header: &str, detail: &str) -> Problem {
+    let detail = format!("An event's header {header} {detail}");
+    Problem::bad_request(ProblemKind::CloudEvent, detail).with("header", header)
+}

@@ -1,0 +1,242 @@
+//! A request, read: its records, checked, each with its id and its route.
+
+use std::sync::Arc;
+
+use actix_web::{HttpRequest, http::StatusCode, web};
+use bytes::Bytes;
+
+use super::{
+    IngestState, KeySource, Request,
+    body::Coding,
+    content::{Content, EVENT_PREFIX},
+    headers::{idempotency_key, traceparent},
+    refusal::too_large,
+};
+use crate::{
+    actors::receipts::AssignedRecord,
+    cloud_events::{self, InvalidAttribute, InvalidJsonEvent, JsonEvent},
+    http::problem::{Problem, ProblemKind},
+    lane_id::LaneId,
+    record::{
+        Invalid, Origin, Record, Schema, as_text,
+        batch::{self, Form, InvalidBatch, parse_all},
+        parse_body,
+        pointer::{PointerSet, Values},
+    },
+    routing::rules::Assignment,
+};
+
+/// A record that is as the schema wants it, and the values that rules look at.
+type ParsedRecord<'b> = (Bytes, Values<'b>);
+
+impl IngestState {
+    pub(super) async fn read_request(
+        &self,
+        request: &HttpRequest,
+        body: web::Payload,
+        pinned: Option<LaneId>,
+    ) -> Result<Request, Problem> {
+        let headers = request.headers();
+        let signed = self.signatures.as_ref().map(|keys| keys.begin(headers));
+        let signed = signed.transpose()?;
+        let content = Content::of(request)?;
+        let coding = Coding::of(headers)?;
+        let id = signed.as_ref().map(|signed| signed.id.into());
+        // Who has seen a signed request may send it again.
+        let key = idempotency_key(headers)?.or(id);
+        let traceparent = traceparent(headers);
+        let origin = Some(Origin::now(Arc::clone(&self.run)));
+        let body = self.body.read(body, coding).await?;
+        if let Some(signed) = &signed {
+            signed.check(&body)?;
+        }
+        let form = match (&content, body.trim_ascii_start().first()) {
+            (Content::Lines, _) => Some(Form::Lines),
+            (Content::EventBatch, _) | (Content::Json, Some(b'[')) => Some(Form::Array),
+            _ => None,
+        };
+        // No signature covers the headers of an event: sent again with another `ce-id`, it would be
+        // another one.
+        let is_binary = matches!(content, Content::BinaryEvent(_));
+        let signed_key = signed.filter(|_| is_binary).map(|signed| signed.id.into());
+        let events = self.read_events(content, &body)?;
+        let routes = self.routing.get();
+        let bodies = match &events {
+            None => self.parse(&body, form, routes.pointers())?,
+            Some(events) => self.parse_data(events, form, routes.pointers())?,
+        };
+        self.check_sizes(&bodies, form)?;
+        let keys = match (&events, signed_key, key) {
+            (_, Some(key), _) | (None, None, Some(key)) => KeySource::Header(key),
+            (Some(_), None, _) => KeySource::Event,
+            (None, None, None) => KeySource::None,
+        };
+        // The new ids of a batch differ in their last bits only.
+        let batch_ids = (matches!(keys, KeySource::None) && form.is_some()).then(Record::new_ids);
+        let mut batch_ids = batch_ids.into_iter().flatten();
+        let records = bodies.into_iter().enumerate();
+        let records = records.map(|(index, (body, values))| {
+            let event = events.as_ref().map(|events| &events[index].attributes);
+            let id = match (event, &keys, form) {
+                (_, KeySource::Header(key), None) => Arc::clone(key),
+                (_, KeySource::Header(key), Some(_)) => format!("{key}/{index}").into(),
+                (Some(event), ..) => event.key(),
+                _ => batch_ids.next().unwrap_or_else(Record::new_id),
+            };
+            let header = |name: &str| match (event, name.strip_prefix(EVENT_PREFIX)) {
+                (Some(event), Some(attribute)) => event.get(attribute),
+                _ => headers.get(name)?.to_str().ok(),
+            };
+            let assignment = Assignment {
+                pinned,
+                ..routes.assign(&id, &values, header)
+            };
+            let record = Record {
+                id,
+                body,
+                traceparent: traceparent.clone(),
+                origin: origin.clone(),
+                api: assignment.route.api.clone(),
+            };
+            AssignedRecord { record, assignment }
+        });
+        Ok(Request {
+            records: records.collect(),
+            form,
+            keys,
+        })
+    }
+
+    /// The records of `body`, each checked against the schema, and the values of `pointers` in
+    /// each.
+    fn parse<'b>(
+        &self,
+        body: &'b Bytes,
+        form: Option<Form>,
+        pointers: &PointerSet,
+    ) -> Result<Vec<ParsedRecord<'b>>, Problem> {
+        match form {
+            None => {
+                let parsed = parse_body(body, self.schema, pointers);
+                Ok(vec![parsed.map_err(|why| self.invalid(&why))?])
+            }
+            Some(form) => parse_all(body, form, self.schema, pointers).map_err(|why| match why {
+                InvalidBatch::Body(why) => self.invalid(&why),
+                InvalidBatch::Record { index, why } => self.invalid(&why).with("index", index),
+            }),
+        }
+    }
+
+    /// The same of the data of each event.
+    fn parse_data<'b>(
+        &self,
+        events: &'b [JsonEvent],
+        form: Option<Form>,
+        pointers: &PointerSet,
+    ) -> Result<Vec<ParsedRecord<'b>>, Problem> {
+        let events = events.iter().enumerate();
+        let records = events.map(|(index, event)| {
+            let parsed = parse_body(&event.data, self.schema, pointers);
+            parsed.map_err(|why| at(index, form, self.invalid(&why)))
+        });
+        records.collect()
+    }
+
+    /// The events of a request; `None` if its records are no events.
+    fn read_events(
+        &self,
+        content: Content,
+        body: &Bytes,
+    ) -> Result<Option<Vec<JsonEvent>>, Problem> {
+        match content {
+            Content::Json | Content::Lines => Ok(None),
+            Content::BinaryEvent(attributes) => Ok(Some(vec![JsonEvent {
+                attributes: *attributes,
+                data: body.clone(),
+            }])),
+            Content::StructuredEvent => {
+                let text = as_text(body).map_err(|why| self.invalid(&why))?;
+                let event = cloud_events::parse_event(body, text);
+                Ok(Some(vec![event.map_err(|why| self.invalid_event(&why))?]))
+            }
+            Content::EventBatch => {
+                let batch = cloud_events::parse_batch(body, batch::MAX);
+                let batch = batch.map_err(|why| self.invalid_event(&why))?;
+                if batch.len() > batch::MAX {
+                    return Err(too_many());
+                }
+                let events = batch.into_iter().enumerate().map(|(index, text)| {
+                    let event = cloud_events::parse_event(body, text);
+                    event.map_err(|why| self.invalid_event(&why).with("index", index))
+                });
+                events.collect::<Result<_, _>>().map(Some)
+            }
+        }
+    }
+
+    fn invalid_event(&self, why: &InvalidJsonEvent) -> Problem {
+        let detail = why.to_string();
+        match why {
+            InvalidJsonEvent::Json(why) => self.invalid(why),
+            InvalidJsonEvent::Form => Problem::bad_request(ProblemKind::CloudEvent, detail),
+            InvalidJsonEvent::Attribute(InvalidAttribute { name, .. }) => {
+                let name = name.replace('~', "~0").replace('/', "~1");
+                Problem::bad_request(ProblemKind::CloudEvent, detail)
+                    .with("field", format!("/{name}"))
+            }
+            InvalidJsonEvent::DataType(_) => Problem::unsupported(ProblemKind::MediaType, detail)
+                .with("field", "/datacontenttype"),
+            InvalidJsonEvent::NoData => {
+                Problem::bad_request(ProblemKind::CloudEvent, detail).with("field", "/data")
+            }
+        }
+    }
+
+    fn check_sizes(&self, bodies: &[ParsedRecord<'_>], form: Option<Form>) -> Result<(), Problem> {
+        if bodies.len() > batch::MAX {
+            return Err(too_many());
+        }
+        let is_large = |(body, _): &ParsedRecord<'_>| body.len() > self.max_record;
+        let Some(index) = bodies.iter().position(is_large) else {
+            return Ok(());
+        };
+        let detail = format!("The record is larger than {} bytes", self.max_record);
+        Err(at(index, form, too_large(detail)))
+    }
+
+    fn invalid(&self, why: &Invalid) -> Problem {
+        let unprocessable = |detail| {
+            Problem::new(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                ProblemKind::Schema,
+                detail,
+            )
+        };
+        match why {
+            Invalid::Malformed { line, column, .. } => {
+                Problem::bad_request(ProblemKind::Json, why.to_string())
+                    .with("line", *line)
+                    .with("column", *column)
+            }
+            Invalid::Schema {
+                field: Some(field), ..
+            } if self.schema == Schema::Case => unprocessable(format!(
+                "{why}; the schema is `case`, and `[ingest].schema = \"any\"` takes any JSON object"
+            ))
+            .with("field", *field),
+            Invalid::Schema { .. } => unprocessable(why.to_string()),
+        }
+    }
+}
+
+/// A problem of the record at `index`.
+fn at(index: usize, form: Option<Form>, problem: Problem) -> Problem {
+    match form {
+        None => problem,
+        Some(_) => problem.with("index", index),
+    }
+}
+
+fn too_many() -> Problem {
+    too_large(format!("A request has at most {} records", batch::MAX))
+}
