@@ -151,6 +151,7 @@ fn spool_append_commit_and_settle(bencher: Bencher, count: usize) {
         traceparent: None,
         origin,
         api: None,
+        event: None,
     };
     bencher.counter(ItemsCount::new(count)).bench_local(|| {
         system.block_on(async {

@@ -25,6 +25,7 @@ pub use self::{
 };
 pub use crate::routing::policy::Policy;
 use crate::{
+    cloud_events::EventMode,
     lane_id::LaneId,
     record::Schema,
     routing::{
@@ -164,6 +165,8 @@ section! {
         concurrency: usize = 64, deserialize_with = "value::whole::<1, CONCURRENCY_MAX, _, _>";
         /// Records of a POST at most; with more than one, its body is a JSON array.
         batch: usize = 1, deserialize_with = "value::whole::<1, 1000, _, _>";
+        /// Whether records are POSTed as events of CloudEvents, and in which form.
+        cloudevents: EventMode = EventMode::Off, deserialize_with = "value::name";
         /// POSTs in a time, over all lanes; `None` for as many as the API takes.
         rate: Option<Rate> = None;
         /// The statuses that a record is retried after. Another one that is no 2xx makes it a dead

@@ -123,6 +123,7 @@ mod tests {
             traceparent: None,
             origin: None,
             api: None,
+            event: None,
         };
         (
             Delivery {

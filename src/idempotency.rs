@@ -354,6 +354,7 @@ mod tests {
             traceparent: None,
             origin: None,
             api: None,
+            event: None,
         }
     }
 

@@ -422,6 +422,7 @@ mod tests {
             traceparent: None,
             origin,
             api: None,
+            event: None,
         }
     }
 

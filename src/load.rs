@@ -18,7 +18,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use awc::{ClientResponse, http::StatusCode};
+use awc::{
+    ClientResponse,
+    http::{StatusCode, header::HeaderMap},
+};
 use bytes::Bytes;
 use futures_util::future::join_all;
 use serde_json::value::RawValue;
@@ -222,7 +225,11 @@ impl Load {
             .await?;
             Ok(status)
         };
-        match self.client.post(record, key.as_deref(), None, finish).await {
+        match self
+            .client
+            .post(record, key.as_deref(), None, &HeaderMap::new(), finish)
+            .await
+        {
             Ok(status) if status.is_success() => Ok(status),
             Ok(status) => Err(Refusal::answered(status, &reason)),
             Err(failure) => Err(Refusal {

@@ -34,11 +34,20 @@ pub struct Record {
     pub origin: Option<Origin>,
     /// The API that takes it, by its name in `[apis.NAME]`; `None` for `[api]`.
     pub api: Option<Arc<str>>,
+    /// The attributes of the event that it is the data of, as [`EventAttributes::to_text`] writes
+    /// them; `None` if it did not come as an event.
+    ///
+    /// [`EventAttributes::to_text`]: crate::cloud_events::EventAttributes::to_text
+    pub event: Option<Arc<str>>,
 }
 
 /// The most bytes that the headers of a record's message take in any system, beside their texts:
 /// their names, and the time in the origin.
 pub const HEADERS_MAX: usize = 192;
+/// The most bytes of a value of Pub/Sub: longer attributes of an event take several headers there.
+pub const EVENT_PART: usize = 1024;
+/// The most bytes of such a header beside its value.
+const EVENT_HEADER_MAX: usize = 32;
 
 impl AsRef<Self> for Record {
     fn as_ref(&self) -> &Self {
@@ -52,7 +61,10 @@ impl Record {
         let traceparent = self.traceparent.as_ref().map_or(0, |text| text.len());
         let run = self.origin.as_ref().map_or(0, |origin| origin.run.len());
         let api = self.api.as_ref().map_or(0, |name| name.len());
-        self.body.len() + self.id.len() + traceparent + run + api + HEADERS_MAX
+        let event = self.event.as_ref().map_or(0, |text| {
+            text.len() + (text.len() / EVENT_PART + 1) * EVENT_HEADER_MAX
+        });
+        self.body.len() + self.id.len() + traceparent + run + api + event + HEADERS_MAX
     }
 
     /// A new id: a UUID version 7 (RFC 9562), unique without coordination and in order of time.

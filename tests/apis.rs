@@ -480,6 +480,7 @@ async fn an_entry_of_an_earlier_version_goes_to_the_first_api() {
         traceparent: None,
         origin: Some(Origin::now("earlier".into())),
         api: None,
+        event: None,
     };
     // Without an API it has the fields of an earlier version.
     spool

@@ -7,7 +7,8 @@ use crate::{
     ingest::{RECORD, Request, post},
     routing::rules,
     support::{
-        api::Api,
+        api::{Api, Conduct, Post},
+        eventually,
         lanes::grpc_variables,
         node::{Node, PATIENCE},
     },
@@ -473,4 +474,160 @@ async fn rules_read_the_attributes_of_each_event_in_every_form() {
     };
     assert_eq!(keys(&other), ["/cases|1", "/cases|2", "/cases|3"]);
     assert_eq!(keys(&api), ["/cases|0", "/cases|4"]);
+}
+
+/// A node whose API gets events in this form, in batches of up to `batch`.
+async fn node_with(api: &Api, form: &str, batch: &str) -> Node {
+    let keys = [("API__CLOUDEVENTS", form), ("API__BATCH", batch)];
+    let keys = keys.map(|(key, value)| (key.to_owned(), value.to_owned()));
+    let variables = [grpc_variables(), keys.to_vec()].concat();
+    let node = Node::start(&api.url(), &variables).await;
+    node.lane_is("grpc", "up", PATIENCE).await;
+    node
+}
+
+/// An event with attributes that need codes in headers, and of each type.
+fn full(id: &str) -> Value {
+    let event = with(event(id), "subject", json!("é 😀 % \" &="));
+    let event = with(event, "urgent", json!(true));
+    with(with(event, "level", json!(-7)), "path", json!("mine"))
+}
+
+fn header_of<'p>(post: &'p Post, name: &str) -> Option<&'p str> {
+    post.event.get(name).map(String::as_str)
+}
+
+#[actix_rt::test]
+async fn an_api_gets_binary_events_with_the_attributes_that_came_and_the_path() {
+    let api = Api::start();
+    let node = node_with(&api, "binary", "1").await;
+    assert_eq!(
+        structured(&full("7")).send(&node).await.0,
+        StatusCode::ACCEPTED
+    );
+    api.wait_for(1, PATIENCE).await;
+    let post = &api.posts()[0];
+    let expected = [
+        ("ce-id", "7"),
+        ("ce-level", "-7"),
+        ("ce-path", "GRPC"),
+        ("ce-source", "/cases"),
+        ("ce-specversion", "1.0"),
+        ("ce-subject", "%C3%A9%20%F0%9F%98%80%20%25%20%22%20&="),
+        ("ce-type", "org.example.case"),
+        ("ce-urgent", "true"),
+    ];
+    let sent: Vec<_> = post
+        .event
+        .iter()
+        .map(|(name, value)| (&**name, &**value))
+        .collect();
+    assert_eq!(sent, expected);
+    assert_eq!(post.content_type.as_deref(), Some("application/json"));
+    assert_eq!(post.key.as_deref(), Some("/cases|7"));
+    let data: Value = serde_json::from_slice(&post.body).expect("JSON");
+    assert_eq!(data, full("7")["data"], "the data has no path");
+
+    // A record that was no event.
+    let record = format!(" {RECORD}\n");
+    let (_, _, receipt) = self::post(record)
+        .with("Idempotency-Key", "k")
+        .send(&node)
+        .await;
+    assert_eq!(receipt["id"], "k");
+    api.wait_for(2, PATIENCE).await;
+    let post = &api.posts()[1];
+    let named = ["ce-id", "ce-source", "ce-type", "ce-path"].map(|name| header_of(post, name));
+    let expected = ["k", "urn:waypost:ingest", "waypost.record", "GRPC"].map(Some);
+    assert_eq!(named, expected);
+    assert!(header_of(post, "ce-time").is_some());
+    assert_eq!(post.body, RECORD);
+
+    // The type of the data goes with it.
+    let typed = headers("8", &[])
+        .into_iter()
+        .fold(self::post(RECORD), |request, (name, value)| {
+            request.with(name, value)
+        });
+    let media_type = "application/vnd.case+json; charset=utf-8";
+    typed.with("Content-Type", media_type).send(&node).await;
+    api.wait_for(3, PATIENCE).await;
+    assert_eq!(api.posts()[2].content_type.as_deref(), Some(media_type));
+    node.at_rest(PATIENCE).await;
+}
+
+#[actix_rt::test]
+async fn an_api_gets_structured_events_one_by_one_or_in_batches() {
+    for (batch, media_type) in [
+        ("1", "application/cloudevents+json; charset=utf-8"),
+        ("100", "application/cloudevents-batch+json; charset=utf-8"),
+    ] {
+        let api = Api::start();
+        let node = node_with(&api, "structured", batch).await;
+        let (status, _, body) = batched(&[full("1"), full("2")]).send(&node).await;
+        assert_eq!(status, StatusCode::ACCEPTED, "{body}");
+        node.at_rest(PATIENCE).await;
+        let mut events = Vec::new();
+        for post in api.posts() {
+            assert_eq!(post.content_type.as_deref(), Some(media_type));
+            assert!(post.event.is_empty());
+            match serde_json::from_slice(&post.body).expect("JSON") {
+                Value::Array(all) => events.extend(all),
+                one => events.push(one),
+            }
+        }
+        events.sort_by_key(|event| event["id"].to_string());
+        let expected = ["1", "2"].map(|id| {
+            let event = with(full(id), "path", json!("GRPC"));
+            with(event, "datacontenttype", json!("application/json"))
+        });
+        assert_eq!(events, expected);
+    }
+}
+
+#[actix_rt::test]
+async fn an_event_keeps_its_attributes_on_disk_through_retries_and_as_a_dead_letter() {
+    let api = Api::start();
+    api.behave(|_, _| Conduct::Answer(422));
+    let mut node = node_with(&api, "structured", "1").await;
+    structured(&full("1")).send(&node).await;
+    let dead = async || node.dead().await.into_iter().next();
+    let id = eventually("a dead letter", PATIENCE, dead).await;
+    assert_eq!(id, "/cases|1");
+    api.behave(|_, _| Conduct::Answer(200));
+    node.killed_and_started().await;
+    node.lane_is("grpc", "up", PATIENCE).await;
+    let (status, answer) = node.tell("/api/dead/replay", json!({"all": true})).await;
+    assert_eq!(status, StatusCode::OK, "{answer}");
+    api.wait_for(2, PATIENCE).await;
+    let posts = api.posts();
+    let sent: Value = serde_json::from_slice(&posts[1].body).expect("JSON");
+    assert_eq!(sent["subject"], full("1")["subject"]);
+    assert_eq!(posts[0].body, posts[1].body);
+    node.at_rest(PATIENCE).await;
+}
+
+#[actix_rt::test]
+async fn another_node_takes_the_events_that_a_node_posts() {
+    let api = Api::start();
+    for mode in ["binary", "structured"] {
+        let last = node_with(&api, "structured", "1").await;
+        let url = format!("http://127.0.0.1:{}/", last.ingest);
+        let mode = ("API__CLOUDEVENTS".to_owned(), mode.to_owned());
+        let variables: Vec<_> = grpc_variables().into_iter().chain([mode]).collect();
+        let first = Node::start(&url, &variables).await;
+        first.lane_is("grpc", "up", PATIENCE).await;
+        let before = api.count();
+        assert_eq!(
+            structured(&full("1")).send(&first).await.0,
+            StatusCode::ACCEPTED
+        );
+        api.wait_for(before + 1, PATIENCE).await;
+        first.at_rest(PATIENCE).await;
+        let post = &api.posts()[before];
+        let sent: Value = serde_json::from_slice(&post.body).expect("JSON");
+        assert_eq!(sent["subject"], full("1")["subject"]);
+        assert_eq!(sent["data"], full("1")["data"]);
+        assert_eq!(post.key.as_deref(), Some("/cases|1"));
+    }
 }

@@ -271,6 +271,7 @@ fn record() -> Record {
         traceparent: None,
         origin,
         api: None,
+        event: None,
     }
 }
 

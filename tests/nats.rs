@@ -44,6 +44,7 @@ fn record(id: &str) -> Record {
         traceparent: None,
         origin: None,
         api: None,
+        event: None,
     }
 }
 

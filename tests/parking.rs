@@ -594,6 +594,7 @@ async fn many_parked_records_take_no_memory() {
                 traceparent: None,
                 origin: origin.clone(),
                 api: None,
+                event: None,
             };
             let mut entry = Entry::new(&record, Some(reason.clone()));
             entry.parked = Some(Parked {

@@ -30,6 +30,7 @@ fn record(id: String) -> Record {
         traceparent: None,
         origin: None,
         api: None,
+        event: None,
     }
 }
 

@@ -31,6 +31,7 @@ fn record(n: usize) -> Record {
         traceparent: None,
         origin: None,
         api: None,
+        event: None,
     }
 }
 

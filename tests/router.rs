@@ -238,6 +238,7 @@ fn record() -> Record {
         traceparent: None,
         origin: None,
         api: None,
+        event: None,
     }
 }
 

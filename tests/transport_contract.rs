@@ -40,6 +40,7 @@ fn record(at: usize) -> Record {
             at_us: 1_700_000_000_000_000,
         }),
         api: None,
+        event: None,
     }
 }
 
@@ -129,7 +130,17 @@ pub async fn what_goes_in_comes_out<R: Rig>() {
     large.body = Bytes::from(format!("{{\"place\":\"{}\"}}", "ñ".repeat(100 << 10)));
     let mut bare = record(2);
     (bare.traceparent, bare.origin, bare.id) = (None, None, Arc::from("a/key_of-the.client:0"));
-    for sent in [record(0), large, bare] {
+    let mut event = record(3);
+    event.event = Some(Arc::from(
+        "id=1&note=%C3%A9&source=/&specversion=1.0&type=t&n:=5",
+    ));
+    let mut long_event = record(4);
+    let text = format!(
+        "id={}&source=/&specversion=1.0&type=t",
+        "x".repeat((6 << 10) - 40)
+    );
+    long_event.event = Some(text.into());
+    for sent in [record(0), large, bare, event, long_event] {
         let confirm = publish::<R>(&transport, vec![sent.clone()]).await;
         let delivery = take(&*transport).await;
         assert_eq!(delivery.record, sent);
@@ -166,6 +177,7 @@ pub async fn what_is_published_together_is_settled_one_by_one<R: Rig>() {
     let mut records: Vec<_> = (0..300).map(record).collect();
     records[7].body = Bytes::from(format!("{{\"place\":\"{}\"}}", "ñ".repeat(100 << 10)));
     (records[9].traceparent, records[9].origin) = (None, None);
+    records[11].event = Some(Arc::from("id=1&source=/&specversion=1.0&type=t"));
     let most = if R::CARRIES_BUNDLES { 128 } else { 1 };
     let publishing = {
         let transport = Rc::clone(&transport);
@@ -276,6 +288,7 @@ pub async fn a_bundle_keeps_its_headers_and_its_bytes<R: Rig>() {
             traceparent: None,
             bundle: Some(7),
             api: None,
+            event: None,
         },
         body: Bytes::from_static(&[0, 1, 2, 0xff]),
     };

@@ -15,7 +15,7 @@ use tracing::error;
 
 use super::{dead_letters::DeadLetters, held::HeldRecords, parking::Parking};
 use crate::{
-    api::{ApiError, Limits, Settings, limit::AdaptiveLimit, rate::RateLimit},
+    api::{ApiError, Limits, Settings, content::PostForm, limit::AdaptiveLimit, rate::RateLimit},
     breaker::{ApiBreakers, Breaker},
     changes::ChangeLog,
     config::{ApiConfig, Config, DEFAULT_API},
@@ -45,6 +45,7 @@ pub struct SharedApi {
     pub url: Arc<str>,
     pub settings: Settings,
     pub limits: Limits,
+    pub form: PostForm,
     /// POSTs in flight for each lane.
     pub limit: Arc<Mutex<AdaptiveLimit>>,
     pub rate: Arc<RateLimit>,
@@ -84,6 +85,7 @@ impl SharedApi {
                 posts: config.concurrency,
                 batch: config.batch,
             },
+            form: PostForm::new(config.cloudevents),
             limit: Arc::new(Mutex::new(AdaptiveLimit::new(
                 config.concurrency,
                 Instant::now(),

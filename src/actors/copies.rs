@@ -278,6 +278,7 @@ mod tests {
                 at_us: number,
             }),
             api: None,
+            event: None,
         }
     }
 

@@ -253,6 +253,7 @@ mod tests {
                 traceparent: None,
                 origin: None,
                 api: None,
+                event: None,
             },
             assignment: assignment.clone(),
         })

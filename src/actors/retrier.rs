@@ -28,6 +28,7 @@ use crate::{
     api::{
         Api,
         answer::{Answer, Outcome},
+        content::Content,
     },
     breaker::{Denied, Pass, Trial},
     clock::{age, unix_us},
@@ -207,16 +208,24 @@ impl ParkedPoster {
             ledger,
             tap,
         } = self;
-        let Some(tagged) = due.tag.splice(&due.record.body) else {
+        let Some(content) = api.form.content(&due.record, &due.tag) else {
             return self.dead_letter(due, not_an_object()).await;
         };
+        let Content {
+            body: tagged,
+            headers,
+        } = content;
         let array = match api.limits.batch {
             1 => None,
-            _ => array_of_one(&due.record, &due.tag),
+            _ => array_of_one(api.form, &due.record, &due.tag),
         };
-        let (body, key) = array.unwrap_or_else(|| (tagged.clone(), due.record.id.to_string()));
+        let (body, key, headers) = match array {
+            Some((body, key)) => (body, key, api.form.batch_headers()),
+            None => (tagged.clone(), due.record.id.to_string(), headers),
+        };
         let payload = Payload {
             body,
+            headers,
             records: 1,
             key: &key,
             traceparent: due.record.traceparent.as_deref(),

@@ -91,6 +91,7 @@ mod tests {
             traceparent: None,
             origin: None,
             api: None,
+            event: None,
         };
         let values = routes.pointers().read(r#"{"a":1,"b":"key"}"#).unwrap();
         let assignment = routes.assign(&record.id, &values, |_| header);

@@ -274,7 +274,8 @@ impl HttpClient {
         }
     }
 
-    /// POSTs `body` and gives the answer to `finish`, which may read its body. If the connection is
+    /// POSTs `body` with these `headers` beside those of the key and the trace context, and gives
+    /// the answer to `finish`, which may read its body. If the connection is
     /// closed before `finish` has ended, and `key` makes that safe, both are done once more over a
     /// new connection.
     ///
@@ -285,12 +286,13 @@ impl HttpClient {
         body: &Bytes,
         key: Option<&str>,
         traceparent: Option<&str>,
+        headers: &HeaderMap,
         mut finish: impl AsyncFnMut(ClientResponse) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
         let mut is_second_try = false;
         loop {
             let asks_first = is_second_try && body.len() > SMALL_BODY;
-            let ended = match self.send(body, key, traceparent, asks_first).await {
+            let ended = match self.send(body, key, traceparent, headers, asks_first).await {
                 Ok(response) => finish(response).await,
                 Err(failure) => Err(failure),
             };
@@ -310,9 +312,11 @@ impl HttpClient {
         body: &Bytes,
         key: Option<&str>,
         traceparent: Option<&str>,
+        headers: &HeaderMap,
         asks_first: bool,
     ) -> Result<ClientResponse, Failure> {
-        let mut headers = HeaderMap::with_capacity(2);
+        let mut headers = headers.clone();
+        headers.reserve(2);
         if let Some(key) = key {
             headers.insert(IDEMPOTENCY_KEY, HeaderValue::from_str(key)?);
         }

@@ -2,6 +2,7 @@
 
 pub mod answer;
 pub mod client;
+pub mod content;
 pub mod gate;
 pub mod limit;
 pub mod rate;
@@ -189,6 +190,18 @@ impl Api {
     /// POSTs `body` under `id`. The time-out of the configuration covers connecting, sending and
     /// the whole answer.
     pub async fn post(&self, body: Bytes, id: &str, traceparent: Option<&str>) -> Answer {
+        let headers = HeaderMap::new();
+        self.post_with(body, id, traceparent, &headers).await
+    }
+
+    /// The same with these `headers` beside those of every POST.
+    pub async fn post_with(
+        &self,
+        body: Bytes,
+        id: &str,
+        traceparent: Option<&str>,
+        headers: &HeaderMap,
+    ) -> Answer {
         let mut head = None;
         let mut excerpt = Vec::new();
         let finish = async |response: ClientResponse| {
@@ -212,7 +225,9 @@ impl Api {
             body.await.ok();
             Ok(())
         };
-        let exchange = self.client.post(&body, Some(id), traceparent, finish);
+        let exchange = self
+            .client
+            .post(&body, Some(id), traceparent, headers, finish);
         let ended = timeout(self.timeout, exchange).await;
         match (head, ended) {
             (Some((status, retry_after)), _) => Answer::Status {

@@ -5,7 +5,7 @@ use std::{borrow::Cow, fmt};
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
 
 /// Characters that are coded. Those outside of ASCII always are.
-const CODED: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'%');
+pub(super) const CODED: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'%');
 
 /// The header's value for `text`.
 pub fn encode(text: &str) -> impl fmt::Display {

@@ -6,12 +6,16 @@
 //! | `attribute` | names and values | core, "Naming Conventions" and "Type System" |
 //! | `header_value` | values in HTTP headers | HTTP binding, 3.1.3.2 |
 //! | `json` | an event, or many, as JSON | JSON format, 2 to 4 |
+//! | `outgoing` | the event that the API gets | both |
+//! | `text` | attributes on their way through brokers and disks | ours |
 //!
 //! The published libraries do not code header values as 1.0.2 says, so these rules are our own.
 
 mod attribute;
 pub mod header_value;
 mod json;
+mod outgoing;
+mod text;
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -21,11 +25,13 @@ use ring::digest::{SHA256, digest};
 pub use self::{
     attribute::{AttributeValue, is_json},
     json::{InvalidJsonEvent, JsonEvent, parse_batch, parse_event},
+    outgoing::{EventMode, event_of},
+    text::may_be_event,
 };
 
-/// The most bytes of an event's attributes, coded as headers, names included. They are headers in
-/// every lane, and brokers and APIs have less room for those than for bodies.
-pub const ATTRIBUTES_MAX: usize = 16 << 10;
+/// The most bytes of an event's attributes as one text. It is a header in every lane: RabbitMQ gets
+/// all headers of a message in one frame of 8 KiB, and many HTTP servers take no more either.
+pub const ATTRIBUTES_MAX: usize = 6 << 10;
 /// The most characters of a key.
 const KEY_MAX: usize = 255;
 /// Attributes that each event has (core, "REQUIRED Attributes").
@@ -35,7 +41,7 @@ pub const REQUIRED: [&str; 4] = ["specversion", "id", "source", "type"];
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EventAttributes {
     values: BTreeMap<String, AttributeValue>,
-    /// Of all names and values, coded.
+    /// As one text.
     bytes: usize,
 }
 
@@ -67,7 +73,7 @@ impl EventAttributes {
     pub fn insert(&mut self, name: &str, value: AttributeValue) -> Result<(), InvalidAttribute> {
         let checked = attribute::check(name, &value);
         checked.map_err(|detail| InvalidAttribute::new(name, detail))?;
-        self.bytes += name.len() + header_value::encode(value.text()).to_string().len();
+        self.bytes += text::part(name, &value).len() + 1;
         if self.bytes > ATTRIBUTES_MAX {
             let detail = format!(
                 "with it, the attributes have more than {ATTRIBUTES_MAX} bytes; that many are allowed"
@@ -173,7 +179,7 @@ mod tests {
         let mut event = event("/a", "1");
         let twice = event.insert("id", AttributeValue::text_of("1"));
         assert_eq!(twice.unwrap_err().name, "id");
-        let room = ATTRIBUTES_MAX - event.bytes - "note".len();
+        let room = ATTRIBUTES_MAX - event.bytes - "note=&".len();
         let mut full = event.clone();
         let note = |length| AttributeValue::text_of(&"x".repeat(length));
         full.insert("note", note(room)).unwrap();

@@ -142,7 +142,7 @@ mod tests {
         ),
     ];
     /// Among these is another value for each key.
-    const VALUES: [&str; 22] = [
+    const VALUES: [&str; 23] = [
         "3",
         "true",
         "7MiB",
@@ -165,6 +165,7 @@ mod tests {
         "never",
         "500/s",
         "409",
+        "structured",
     ];
 
     fn load(settings: &[(&str, &str)]) -> Option<Config> {

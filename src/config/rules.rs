@@ -10,6 +10,7 @@ use super::{
     RabbitmqConfig, ReadableFile, url,
 };
 use crate::{
+    cloud_events::EventMode,
     routing::rules::RouteError,
     secrets::{ServerTls, SigningKeys, TlsFile, TlsFileError, TlsFiles, TokenSet},
 };
@@ -170,6 +171,14 @@ impl Rules {
     fn api(&mut self, section: &str, api: &ApiConfig) {
         let signing_key = format!("{section}.signing_key_file");
         self.signing_keys(&signing_key, api.signing_key_file.as_deref());
+        if api.cloudevents == EventMode::Binary && api.batch > 1 {
+            let allowed = "a POST has one binary event; allowed for many is \"structured\"";
+            let is = |key: &str, is: &str| (format!("{section}.{key}"), format!("{is}; {allowed}"));
+            self.violated([
+                is("cloudevents", "is \"binary\", with a batch over 1"),
+                is("batch", "is over 1, with cloudevents = \"binary\""),
+            ]);
+        }
         let key = format!("{section}.url");
         let url = url::of_server(&api.url, HTTP);
         // The HTTP client gets the URL as the `url` crate writes it, and takes less.

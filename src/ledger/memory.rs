@@ -217,6 +217,7 @@ mod tests {
                 at_us: 1,
             }),
             api: None,
+            event: None,
         }
     }
 

@@ -91,6 +91,7 @@ mod tests {
                 at_us: 1,
             }),
             api: None,
+            event: None,
         }
     }
 

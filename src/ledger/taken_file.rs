@@ -165,6 +165,7 @@ mod tests {
                 at_us: 1,
             }),
             api: None,
+            event: None,
         };
         ledger.delivered(LaneId::Nats, [&record]);
     }

@@ -31,6 +31,9 @@ pub struct Entry {
     /// See [`Record::api`]. None of an entry of a version with one API.
     #[prost(string, optional, tag = "8")]
     pub api: Option<String>,
+    /// See [`Record::event`]. None of an entry of a version without events.
+    #[prost(string, optional, tag = "9")]
+    pub event: Option<String>,
 }
 
 /// The route of a record, as its rule was when the record was accepted.
@@ -100,6 +103,7 @@ impl Entry {
             parked: None,
             route: None,
             api: record.api.as_deref().map(Into::into),
+            event: record.event.as_deref().map(Into::into),
         }
     }
 
@@ -119,6 +123,7 @@ impl Entry {
             traceparent: self.traceparent.as_deref().map(Into::into),
             origin: self.origin.as_deref().and_then(Origin::parse),
             api: self.api.as_deref().map(Into::into),
+            event: self.event.as_deref().map(Into::into),
         }
     }
 }

@@ -26,6 +26,7 @@ fn entry(id: &str) -> Entry {
             at_us: 7,
         }),
         api: None,
+        event: Some("id=1&source=/&specversion=1.0&type=t".into()),
     };
     Entry::new(&record, None)
 }

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use crate::{
+    cloud_events::may_be_event,
     delivery::{Acker, Delivery, Verdict},
     record::{Origin, Record, is_traceparent, is_visible_ascii},
 };
@@ -17,6 +18,8 @@ pub mod header {
     pub const ORIGIN: &str = "Waypost-Origin";
     /// The name of the API that takes the record; absent for `[api]`.
     pub const API: &str = "Waypost-Api";
+    /// The attributes of the event that the record is the data of; absent if it is of none.
+    pub const EVENT: &str = "Waypost-Event";
     /// The number of records in the message; absent where the body is one record.
     pub const BUNDLE: &str = "Waypost-Bundle";
     /// W3C Trace Context.
@@ -40,6 +43,8 @@ pub struct Headers {
     pub traceparent: Option<Arc<str>>,
     /// See [`Record::api`]. A bundle has it in its records.
     pub api: Option<Arc<str>>,
+    /// See [`Record::event`]. A bundle has it in its records.
+    pub event: Option<Arc<str>>,
     /// The number of records in a bundle; `None` where the body is one record.
     pub bundle: Option<usize>,
 }
@@ -50,11 +55,13 @@ impl Headers {
         let origin = self.origin.as_ref().map(|origin| origin.to_text().into());
         let traceparent = self.traceparent.as_deref().map(Cow::from);
         let api = self.api.as_deref().map(Cow::from);
+        let event = self.event.as_deref().map(Cow::from);
         let bundle = self.bundle.map(|count| count.to_string().into());
         let optional = [
             (header::ORIGIN, origin),
             (header::TRACEPARENT, traceparent),
             (header::API, api),
+            (header::EVENT, event),
             (header::BUNDLE, bundle),
         ];
         let optional = optional
@@ -79,6 +86,9 @@ impl Headers {
                 .filter(|text| is_traceparent(text))
                 .map(Arc::from),
             api: visible(header::API).map(Arc::from),
+            event: header(header::EVENT)
+                .filter(|text| may_be_event(text))
+                .map(Arc::from),
             bundle: visible(header::BUNDLE).and_then(|count| count.parse().ok()),
         }
     }
@@ -91,6 +101,7 @@ impl From<&Record> for Message {
             origin: record.origin.clone(),
             traceparent: record.traceparent.clone(),
             api: record.api.clone(),
+            event: record.event.clone(),
             bundle: None,
         };
         Self {
@@ -108,6 +119,7 @@ impl From<Message> for Record {
             traceparent: headers.traceparent,
             origin: headers.origin,
             api: headers.api,
+            event: headers.event,
         }
     }
 }
@@ -183,12 +195,14 @@ mod tests {
             }),
             traceparent: Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".into()),
             api: Some("billing".into()),
+            event: Some("id=1&note=a%26b&source=/&specversion=1.0&type=t".into()),
             bundle: Some(128),
         };
         let bare = Headers {
             origin: None,
             traceparent: None,
             api: None,
+            event: None,
             bundle: None,
             ..whole.clone()
         };

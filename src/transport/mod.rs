@@ -283,6 +283,7 @@ impl From<&Message> for proto::Record {
             traceparent: traceparent.to_owned(),
             origin: origin.unwrap_or_default(),
             api: headers.api.as_deref().unwrap_or_default().to_owned(),
+            event: headers.event.as_deref().unwrap_or_default().to_owned(),
         }
     }
 }

@@ -412,6 +412,7 @@ fn message(stored: &jetstream::Message) -> Message {
             header::ID,
             header::ORIGIN,
             header::API,
+            header::EVENT,
             header::BUNDLE,
             header::TRACEPARENT,
         ];
@@ -439,6 +440,7 @@ mod tests {
             traceparent: None,
             bundle: None,
             api: None,
+            event: None,
         };
         assert!(headers(&good, "1").is_ok());
         let with_id = |id: &str| Headers {
@@ -473,7 +475,8 @@ mod tests {
                 run: Record::new_id(),
                 at_us: u64::MAX,
             }),
-            api: None,
+            api: Some("a".repeat(40).into()),
+            event: Some("e".repeat(6 << 10).into()),
         };
         let message = Message::from(&record);
         // Published again, it has both ids.

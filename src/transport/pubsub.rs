@@ -44,9 +44,9 @@ use self::{
 };
 use super::{
     Backlog, BrokerInfo, Durability, Headers, Incoming, Inspection, Message, Remedy, Transport,
-    TransportError, lost::Lost, publish_each,
+    TransportError, header, lost::Lost, publish_each,
 };
-use crate::config;
+use crate::{config, record::EVENT_PART};
 
 /// A batch is sent when it has this many messages, or after this delay.
 const BATCH_MESSAGES: u32 = 200;
@@ -380,16 +380,35 @@ fn is_not_found(failure: &PublishError) -> bool {
 }
 
 fn to_service(Message { headers, body }: &Message) -> model::Message {
-    let attributes = headers.pairs();
-    let attributes = attributes.map(|(name, value)| (name, value.into_owned()));
+    let short = headers.pairs().filter(|(name, _)| *name != header::EVENT);
+    let short = short.map(|(name, value)| (name.to_owned(), value.into_owned()));
+    let event = headers.event.as_deref().unwrap_or_default();
+    let event = event.as_bytes().chunks(EVENT_PART).enumerate();
+    let event = event.map(|(number, part)| {
+        let part = String::from_utf8_lossy(part).into_owned();
+        (event_part(number), part)
+    });
     model::Message::new()
         .set_data(body.clone())
-        .set_attributes(attributes)
+        .set_attributes(short.chain(event))
+}
+
+/// The name of a part of an event's attributes.
+fn event_part(number: usize) -> String {
+    match number {
+        0 => header::EVENT.to_owned(),
+        _ => format!("{}-{number}", header::EVENT),
+    }
 }
 
 /// A message of another publisher gets the service's id, which is the same at each redelivery.
 fn from_service(message: model::Message) -> Message {
-    let attribute = |name: &str| message.attributes.get(name).map(String::as_str);
+    let part = |number| message.attributes.get(&event_part(number));
+    let event: String = (0..).map_while(part).map(String::as_str).collect();
+    let attribute = |name: &str| match name {
+        header::EVENT => Some(&*event),
+        _ => message.attributes.get(name).map(String::as_str),
+    };
     Message {
         headers: Headers::read(attribute, || message.message_id.as_str().into()),
         body: message.data,
@@ -409,12 +428,36 @@ mod tests {
                 traceparent: None,
                 bundle: None,
                 api: None,
+                event: None,
             },
             body: "hello".into(),
         };
         let foreign = model::Message::new().set_data("hello").set_message_id("17");
         assert_eq!(from_service(foreign), sent);
         assert_eq!(from_service(to_service(&sent)), sent);
+    }
+
+    #[test]
+    fn the_attributes_of_an_event_fit_into_those_of_a_message_however_long_they_are() {
+        for length in [1, EVENT_PART, EVENT_PART + 1, 6 << 10] {
+            let sent = Message {
+                headers: Headers {
+                    id: "1".into(),
+                    origin: None,
+                    traceparent: None,
+                    bundle: None,
+                    api: None,
+                    event: Some("e".repeat(length).into()),
+                },
+                body: "{}".into(),
+            };
+            let message = to_service(&sent);
+            assert!(message.attributes.len() <= 100);
+            for (name, value) in &message.attributes {
+                assert!(name.len() <= 256 && value.len() <= 1024, "{name}");
+            }
+            assert_eq!(from_service(message), sent);
+        }
     }
 
     #[test]

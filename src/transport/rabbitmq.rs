@@ -124,7 +124,7 @@ impl Transport for RabbitMq {
             if self.fits(message) {
                 request.messages.push((index, message.clone()));
             } else {
-                let why = "its id and trace context are too long for the broker";
+                let why = "its headers are too long for the broker";
                 let failure = TransportError::Publish(why.into());
                 // The receiver is above.
                 request.outcomes.send((index, Err(failure))).ok();
@@ -259,7 +259,8 @@ impl RabbitMq {
         let headers = &message.headers;
         let origin = headers.origin.as_ref().map_or(0, |origin| origin.run.len());
         let traceparent = headers.traceparent.as_ref().map_or(0, |text| text.len());
-        let length = headers.id.len() + origin + traceparent;
+        let event = headers.event.as_ref().map_or(0, |text| text.len());
+        let length = headers.id.len() + origin + traceparent + event;
         length + PROPERTIES_ROOM <= self.publish.frame_max()
     }
 

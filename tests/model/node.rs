@@ -422,6 +422,7 @@ impl Node {
             traceparent: None,
             origin,
             api: None,
+            event: None,
         }
     }
 

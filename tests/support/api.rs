@@ -1,7 +1,7 @@
 //! A test API: a real HTTP server that keeps every POST and answers as the test says.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     net::{SocketAddr, TcpListener},
     sync::{Arc, Mutex, MutexGuard, mpsc},
     thread,
@@ -9,8 +9,10 @@ use std::{
 };
 
 use actix_web::{
-    App, HttpRequest, HttpResponse, HttpResponseBuilder, HttpServer, dev::ServerHandle,
-    http::StatusCode, web,
+    App, HttpRequest, HttpResponse, HttpResponseBuilder, HttpServer,
+    dev::ServerHandle,
+    http::{StatusCode, header},
+    web,
 };
 use futures_util::stream;
 
@@ -23,6 +25,8 @@ pub struct Post {
     pub authorization: Option<String>,
     /// `webhook-id`, `webhook-timestamp` and `webhook-signature`.
     pub webhook: [Option<String>; 3],
+    /// The headers that begin with `ce-`.
+    pub event: BTreeMap<String, String>,
     pub body: web::Bytes,
     /// The client's address; one per connection.
     pub peer: Option<SocketAddr>,
@@ -221,10 +225,20 @@ impl Post {
             authorization: header("Authorization"),
             webhook: ["id", "timestamp", "signature"]
                 .map(|part| header(&format!("webhook-{part}"))),
+            event: event(request),
             body,
             peer: request.peer_addr(),
         }
     }
+}
+
+fn event(request: &HttpRequest) -> BTreeMap<String, String> {
+    let headers = request.headers().iter();
+    let attributes = headers.filter(|(name, _)| name.as_str().starts_with("ce-"));
+    let text = |value: &header::HeaderValue| value.to_str().expect("visible ASCII").to_owned();
+    attributes
+        .map(|(name, value)| (name.to_string(), text(value)))
+        .collect()
 }
 
 impl State {

@@ -105,6 +105,7 @@ pub fn record(id: &str) -> Record {
             at_us: 17,
         }),
         api: None,
+        event: None,
     }
 }
 

@@ -23,7 +23,7 @@ use super::{
     slots::PostSlot,
 };
 use crate::{
-    api::Limits,
+    api::{Limits, content::PostForm},
     config::CONCURRENCY_MAX,
     delivery::Delivery,
     record::{Record, Tag},
@@ -141,7 +141,7 @@ fn fitting(waiting: &[QueuedDelivery]) -> usize {
     let fit = waiting.iter().take_while(|queued| {
         let record = &queued.delivery.record;
         ids += listed(&record.id).len() + 1;
-        bytes += record.body.len() + 1;
+        bytes += record.body.len() + record.event.as_ref().map_or(0, |text| text.len()) + 1;
         ids <= IDS_MAX && bytes <= BODY_MAX
     });
     fit.count().max(1)
@@ -215,6 +215,7 @@ impl Poster {
         let (body, places, key) = array.end();
         let payload = Payload {
             body,
+            headers: self.params.api.form.batch_headers(),
             records: batch.len(),
             key: &key,
             traceparent: common_traceparent(&batch),
@@ -312,7 +313,7 @@ impl Poster {
     /// Puts the deliveries that can be POSTed into one array. The others are settled.
     async fn array(&self, deliveries: Vec<QueuedDelivery>) -> (Vec<QueuedDelivery>, JsonArray) {
         let mut batch = Vec::with_capacity(deliveries.len());
-        let mut array = JsonArray::default();
+        let mut array = JsonArray::new(self.params.api.form);
         let mut ids = HashSet::new();
         for mut queued in deliveries {
             let Some(delivery) = self.skip_if_delivered(queued.delivery).await else {
@@ -342,8 +343,8 @@ fn common_traceparent(batch: &[QueuedDelivery]) -> Option<&str> {
 }
 
 /// The body and the key of a POST of many records.
-#[derive(Default)]
 struct JsonArray {
+    form: PostForm,
     body: BytesMut,
     /// The place of each record in the body.
     places: Vec<Range<usize>>,
@@ -351,12 +352,21 @@ struct JsonArray {
 }
 
 impl JsonArray {
+    fn new(form: PostForm) -> Self {
+        Self {
+            form,
+            body: BytesMut::new(),
+            places: Vec::new(),
+            key: String::new(),
+        }
+    }
+
     /// Adds `record` with its tag. False if it is no JSON object: then nothing is added.
     fn add(&mut self, record: &Record, tag: &Tag) -> bool {
         let is_first = self.places.is_empty();
         let before = self.body.len();
         self.body.put_u8(if is_first { b'[' } else { b',' });
-        if !tag.splice_onto(&record.body, &mut self.body) {
+        if !self.form.write(record, tag, &mut self.body) {
             self.body.truncate(before);
             return false;
         }
@@ -377,8 +387,8 @@ impl JsonArray {
 
 /// The body and the key of a POST of `record` alone, where a POST may have many. `None` if it is no
 /// JSON object.
-pub fn array_of_one(record: &Record, tag: &Tag) -> Option<(Bytes, String)> {
-    let mut array = JsonArray::default();
+pub fn array_of_one(form: PostForm, record: &Record, tag: &Tag) -> Option<(Bytes, String)> {
+    let mut array = JsonArray::new(form);
     array.add(record, tag).then(|| {
         let (body, _, key) = array.end();
         (body, key)
@@ -388,10 +398,11 @@ pub fn array_of_one(record: &Record, tag: &Tag) -> Option<(Bytes, String)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cloud_events::EventMode;
 
     #[test]
     fn an_array_has_its_records_and_their_ids_in_order_and_leaves_out_what_cannot_be_written() {
-        let mut array = JsonArray::default();
+        let mut array = JsonArray::new(PostForm::new(EventMode::Off));
         let mut add = |id: &str, body: &'static str| {
             let record = Record {
                 id: id.into(),
@@ -399,6 +410,7 @@ mod tests {
                 traceparent: None,
                 origin: None,
                 api: None,
+                event: None,
             };
             array.add(&record, &Tag::new("T"))
         };

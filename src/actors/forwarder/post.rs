@@ -2,6 +2,7 @@
 
 use std::{cell::RefCell, mem, pin::pin, sync::Arc, time::Duration};
 
+use awc::http::header::HeaderMap;
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use tokio::{
@@ -76,6 +77,8 @@ pub struct Poster {
 /// The content of a POST.
 pub struct Payload<'a> {
     pub body: Bytes,
+    /// See [`Content::headers`](crate::api::content::Content::headers).
+    pub headers: HeaderMap,
     /// Records in the body.
     pub records: usize,
     pub key: &'a str,
@@ -133,11 +136,12 @@ impl Poster {
         };
         let record = &delivery.record;
         // Dead letters are rare: boxed, they do not make the future of every record larger.
-        let Some(body) = self.tag(&delivery).splice(&record.body) else {
+        let Some(content) = self.params.api.form.content(record, self.tag(&delivery)) else {
             return Box::pin(self.dead_letter(delivery, not_an_object())).await;
         };
         let payload = Payload {
-            body,
+            body: content.body,
+            headers: content.headers,
             records: 1,
             key: &record.id,
             traceparent: record.traceparent.as_deref(),
@@ -456,7 +460,13 @@ pub async fn post(
     let _in_flight = counts.begin();
     let began = std::time::Instant::now();
     let body = payload.body.clone();
-    let answer = api.post(body, payload.key, payload.traceparent).await;
+    let Payload {
+        key,
+        traceparent,
+        headers,
+        ..
+    } = payload;
+    let answer = api.post_with(body, key, *traceparent, headers).await;
     ledger.posted(lane, began);
     match answer.failure() {
         Some(class) => counts.failed(class),

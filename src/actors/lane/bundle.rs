@@ -23,6 +23,7 @@ use prost::Message as _;
 use ring::digest::{Context, SHA256};
 
 use crate::{
+    cloud_events::may_be_event,
     delivery::{Acker, Delivery, Verdict},
     proto,
     recent::{FingerprintMap, Hasher128},
@@ -125,6 +126,7 @@ fn size(record: &Record) -> usize {
         + record.body.len()
         + record.traceparent.as_ref().map_or(0, |text| text.len())
         + record.api.as_ref().map_or(0, |name| name.len())
+        + record.event.as_ref().map_or(0, |text| text.len())
         + OVERHEAD
 }
 
@@ -151,6 +153,7 @@ fn bundle(records: &[impl AsRef<Record>]) -> Message {
             origin: None,
             traceparent: None,
             api: None,
+            event: None,
             bundle: Some(records.len()),
         },
         body: body.encode_to_vec().into(),
@@ -181,6 +184,9 @@ fn unpack_record(packed: proto::Record) -> Option<Record> {
         origin: Origin::parse(&packed.origin),
         api: Some(packed.api)
             .filter(|name| is_visible_ascii(name))
+            .map(Into::into),
+        event: Some(packed.event)
+            .filter(|text| may_be_event(text))
             .map(Into::into),
     })
 }
@@ -383,6 +389,7 @@ fn combine(one: Verdict, other: Verdict) -> Verdict {
 #[cfg(test)]
 mod tests {
     const TRACE: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    const EVENT: &str = "id=1&source=/&specversion=1.0&type=t";
 
     use std::time::Duration;
 
@@ -398,6 +405,7 @@ mod tests {
                 at_us: 7,
             }),
             api: None,
+            event: at.is_multiple_of(3).then(|| EVENT.into()),
         }
     }
 

@@ -97,6 +97,7 @@ impl IngestState {
                 traceparent: traceparent.clone(),
                 origin: origin.clone(),
                 api: assignment.route.api.clone(),
+                event: event.map(|event| event.to_text().into()),
             };
             AssignedRecord { record, assignment }
         });

@@ -16,6 +16,7 @@ use super::{
     reached,
 };
 use crate::{
+    cloud_events::{EventAttributes, may_be_event},
     proto,
     record::{self, Origin, Record, Schema, is_traceparent, is_visible_ascii},
 };
@@ -77,6 +78,7 @@ impl Intake {
             traceparent,
             origin,
             api,
+            event,
         } = sent;
         if id.is_empty() && sender == Sender::Client {
             id = Record::new_id().to_string();
@@ -94,6 +96,13 @@ impl Intake {
             _ if api.len() > ID_MAX || !api.is_empty() && !is_visible_ascii(&api) => Err(format!(
                 "api must be the name of an API, or empty: at most {ID_MAX} visible ASCII characters"
             )),
+            // Attributes that cannot be read are not dropped in silence.
+            _ if sender == Sender::Client
+                && !event.is_empty()
+                && EventAttributes::from_text(&event).is_none() =>
+            {
+                Err("event must have the attributes of a CloudEvent, or be empty".into())
+            }
             // This node has checked the record. Only nodes that it sent records to know the name
             // of its run.
             (Sender::Node, Some(origin)) if origin.run == self.run => Ok(body),
@@ -110,6 +119,7 @@ impl Intake {
                 traceparent: is_traceparent(&traceparent).then(|| traceparent.into()),
                 origin,
                 api: is_visible_ascii(&api).then(|| api.into()),
+                event: may_be_event(&event).then(|| event.into()),
             }),
             Err(detail) => Err(receipt(id, proto::Outcome::Refused, &detail)),
         }

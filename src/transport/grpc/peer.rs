@@ -299,6 +299,7 @@ mod tests {
                 traceparent: None,
                 origin: None,
                 api: None,
+                event: None,
             };
             let pending = PendingReceipt {
                 at,

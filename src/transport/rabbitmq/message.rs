@@ -78,6 +78,7 @@ mod tests {
                     ),
                     bundle,
                     api: None,
+                    event: None,
                 },
                 body: Bytes::from_static(br#"{"a":1}"#),
             };
