@@ -34,18 +34,18 @@ use crate::{
     },
     api::gate::Gate,
     changes::{self, Change, ChangeLog},
-    config::Config,
+    config::{Config, GrpcConfig},
     control::{ConfigSource, Control, ControlParams, Orders},
     http::{
         self, ServerLimits, admin, events::EventHub, ingest, signatures::Signatures,
-        status::AdminState, tls::Tls, tokens::Tokens,
+        status::AdminState, tokens::Tokens,
     },
     idempotency::IdempotencyStore,
     lane_id::LaneId,
     ledger::{self, Ledger, TakenFile},
     record::{Record, Tag},
     routing::{explain::Explanations, rules::RouteError, scores::Scores, settings::CurrentRouting},
-    secrets::{FileHealth, TlsFiles},
+    secrets::{FileHealth, ServingTls, TlsFiles},
     spool::{OpenError, Queue, Spool, SpoolStats},
     tap::Tap,
     transport::{
@@ -137,7 +137,7 @@ impl Node {
         let ingest_state = graph.ingest()?;
         graph.feeder(&ingest_state.admission);
         graph.retrier();
-        graph.lanes();
+        graph.lanes()?;
         graph.serve(ingest_state, ingest_socket, admin_socket, source)
     }
 
@@ -373,11 +373,12 @@ impl<'a> Graph<'a> {
         &mut self,
         key: &'static str,
         files: Option<TlsFiles>,
-    ) -> Result<Option<Tls>, StartError> {
+    ) -> Result<Option<ServingTls>, StartError> {
         let Some(files) = files else {
             return Ok(None);
         };
-        let tls = Tls::open(key, files).map_err(|why| StartError::File(key, why))?;
+        let tls = ServingTls::open(key, files).map_err(|why| StartError::File(key, why))?;
+        actix_rt::spawn(tls.clone().keep_reading());
         self.files.push(Arc::clone(tls.health()));
         Ok(Some(tls))
     }
@@ -415,13 +416,16 @@ impl<'a> Graph<'a> {
     }
 
     /// Router → lane → transport ══▶ lane → forwarder → API, once per lane.
-    fn lanes(&mut self) {
+    fn lanes(&mut self) -> Result<(), StartError> {
         let config = &self.config.lanes;
         for index in 0..self.lanes.len() {
             match self.lanes[index].0 {
                 LaneId::Grpc => {
+                    let files = config.grpc.as_ref().and_then(GrpcConfig::tls);
+                    let server_tls = self.tls("lanes.grpc.cert_file", files)?;
                     let settings = config.grpc.clone().map(|config| grpc::Settings {
                         config,
+                        server_tls,
                         tap: self.tap.clone(),
                         schema: self.config.ingest.schema,
                         run: Arc::clone(&self.ledger.run),
@@ -442,6 +446,7 @@ impl<'a> Graph<'a> {
                 }
             }
         }
+        Ok(())
     }
 
     /// The lanes whose records on disk the lane at `index` POSTs: its own, and the first lane those

@@ -29,6 +29,7 @@ use waypost::{
     lane_id::LaneId,
     proto::{self, Outcome, Receipt, WatchRequest},
     record::Schema,
+    secrets::ServingTls,
     spool::Queue,
     tap::Passage,
     transport::{
@@ -783,6 +784,7 @@ async fn nodes_speak_tls_to_each_other_and_to_themselves_and_trust_nobody_else()
         "a certificate without its key"
     );
     own.config.key_file = Some(key.into());
+    own.server_tls = Some(served(&own));
     let node = connect(&own).await;
     let record = record("k");
     let (published, ()) = tokio::join!(node.send(&record), async { next(&node).await.ack() });
@@ -804,6 +806,53 @@ async fn nodes_speak_tls_to_each_other_and_to_themselves_and_trust_nobody_else()
         };
         assert_eq!(published.await, trusted);
     }
+}
+
+/// The certificate and key of the settings, which are read again from now on.
+fn served(settings: &Settings) -> ServingTls {
+    let files = settings.config.tls().expect("both files are named");
+    let tls = ServingTls::open("lanes.grpc.cert_file", files).expect("they fit together");
+    actix_rt::spawn(tls.clone().keep_reading());
+    tls
+}
+
+#[actix_rt::test]
+async fn a_new_certificate_is_for_new_connections_and_cuts_none() {
+    rustls::crypto::ring::default_provider()
+        .install_default()
+        .ok();
+    let dir = tempfile::tempdir().unwrap();
+    let Some((cert, key)) = certificate(dir.path(), "DNS:localhost") else {
+        return;
+    };
+    let mut own = settings();
+    own.config.cert_file = Some(cert.into());
+    own.config.key_file = Some(key.into());
+    own.server_tls = Some(served(&own));
+    let node = connect(&own).await;
+    let SocketAddr::V4(address) = node.address() else {
+        panic!("an IPv4 address")
+    };
+    let (new_cert, _) = certificate(dir.path(), "DNS:localhost").expect("it is installed");
+    // A peer that trusts the new certificate alone.
+    let record = record("k");
+    eventually("the new certificate is served", PATIENCE, async || {
+        let mut peer = settings();
+        peer.config.ca_file = Some(new_cert.clone().into());
+        peer.config.peers = vec![format!("https://localhost:{}", address.port())];
+        let peer = connect(&peer).await;
+        tokio::select! {
+            published = peer.send(&record) => published.ok(),
+            () = async { loop { next(&node).await.ack() } } => unreachable!("the loop has no end"),
+        }
+    })
+    .await;
+    assert!(
+        node.lost().now_or_never().is_none(),
+        "its own stream goes on"
+    );
+    let (published, ()) = tokio::join!(node.send(&record), async { next(&node).await.ack() });
+    published.unwrap();
 }
 
 fn no_answer() -> Answer {

@@ -18,6 +18,7 @@ use crate::{
     config::{ApiConfig, Config, GrpcConfig},
     lane_id::LaneId,
     record::{HEADERS_MAX, Record},
+    secrets::ServingTls,
     spool::Spool,
     tap::Tap,
     transport::{
@@ -174,8 +175,11 @@ fn warn_of_size(config: &Config, limits: &BTreeMap<LaneId, usize>) {
 /// With a spool of its own, since a node that runs has the real one open.
 async fn inspect_grpc(lane: GrpcConfig, config: &Config) -> Result<(String, Inspection), String> {
     let folder = tempfile::tempdir().map_err(|why| why.to_string())?;
+    let server_tls = lane.tls();
+    let server_tls = server_tls.map(|files| ServingTls::open("lanes.grpc.cert_file", files));
     let settings = grpc::Settings {
         config: lane,
+        server_tls: server_tls.transpose()?,
         tap: Tap::default(),
         schema: config.ingest.schema,
         run: Record::new_id(),

@@ -1,6 +1,6 @@
 //! The files of the node's own servers.
 
-use super::{AdminConfig, IngestConfig, ReadableFile};
+use super::{AdminConfig, GrpcConfig, IngestConfig, ReadableFile};
 use crate::secrets::TlsFiles;
 
 impl IngestConfig {
@@ -11,6 +11,17 @@ impl IngestConfig {
             &self.tls_key_file,
             &self.client_ca_file,
         )
+    }
+}
+
+impl GrpcConfig {
+    /// The files of its TLS, if it speaks TLS.
+    pub fn tls(&self) -> Option<TlsFiles> {
+        let files = tls(&self.cert_file, &self.key_file, &None)?;
+        Some(TlsFiles {
+            protocol: "h2",
+            ..files
+        })
     }
 }
 
@@ -35,5 +46,7 @@ fn tls(
         cert: cert.as_deref()?.to_owned(),
         key: key.as_deref()?.to_owned(),
         client_ca: client_ca.as_deref().map(ToOwned::to_owned),
+        // HTTP/2 is not offered: the library bounds neither its streams nor its headers.
+        protocol: "http/1.1",
     })
 }

@@ -17,6 +17,8 @@ use crate::{
 
 const HTTP: &[&str] = &["http", "https"];
 const PLAIN: &str = "has a character that is not allowed; allowed are letters, digits, - and _";
+/// The keys of ingest and of the admin side that go together.
+const OWN_PAIR: [&str; 2] = ["tls_cert_file", "tls_key_file"];
 const PUBSUB_ID: &str = "is no Pub/Sub name; allowed are 3 to 255 letters, digits and -_.~+%, \
                          beginning with a letter but not with goog";
 
@@ -80,7 +82,7 @@ impl Rules {
             "ingest.signing_keys_file",
             ingest.signing_keys_file.as_deref(),
         );
-        self.server_tls("ingest", ingest.tls(), &ingest.client_ca_file);
+        self.server_tls("ingest", OWN_PAIR, ingest.tls(), &ingest.client_ca_file);
         self.pair(
             "ingest",
             ("tls_cert_file", &ingest.tls_cert_file),
@@ -108,7 +110,7 @@ impl Rules {
              a line, or client_ca_file; without them, allowed is an address of this machine alone, as \
              in \"127.0.0.1:8001\"",
         );
-        self.server_tls("admin", admin.tls(), &admin.client_ca_file);
+        self.server_tls("admin", OWN_PAIR, admin.tls(), &admin.client_ca_file);
         self.pair(
             "admin",
             ("tls_cert_file", &admin.tls_cert_file),
@@ -121,6 +123,7 @@ impl Rules {
     fn server_tls(
         &mut self,
         section: &str,
+        [cert, key]: [&str; 2],
         files: Option<TlsFiles>,
         client_ca: &Option<ReadableFile>,
     ) {
@@ -141,11 +144,8 @@ impl Rules {
         }
         if let Err(TlsFileError { file, why }) = ServerTls::read(&files, None) {
             let (name, allowed) = match file {
-                TlsFile::Cert => (
-                    "tls_cert_file",
-                    "a certificate chain in PEM, the server's first",
-                ),
-                TlsFile::Key => ("tls_key_file", "the key of tls_cert_file in PEM"),
+                TlsFile::Cert => (cert, "a certificate chain in PEM, the server's first"),
+                TlsFile::Key => (key, "the key of the certificate in PEM"),
                 TlsFile::ClientCa => ("client_ca_file", "certificates in PEM"),
             };
             let what = format!("{why}; allowed is {allowed}");
@@ -211,6 +211,8 @@ impl Rules {
             );
             self.check(usable, "lanes.grpc.peers", what);
         }
+        let names = ["cert_file", "key_file"];
+        self.server_tls("lanes.grpc", names, lane.tls(), &None);
         self.pair(
             "lanes.grpc",
             ("cert_file", &lane.cert_file),

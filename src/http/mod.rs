@@ -12,7 +12,6 @@ mod page;
 pub mod problem;
 pub mod signatures;
 pub mod status;
-pub mod tls;
 pub mod tokens;
 
 use std::{
@@ -34,7 +33,8 @@ use tokio_io_timeout::TimeoutStream;
 use tokio_util::either::Either;
 use tracing::{debug, error};
 
-use self::{early_problem::EarlyProblemStream, tls::Tls};
+use self::early_problem::EarlyProblemStream;
+use crate::secrets::ServingTls;
 
 /// The most connections that wait to be accepted.
 const BACKLOG: u32 = 1024;
@@ -100,7 +100,7 @@ impl ServerLimits {
 pub fn serve(
     socket: TcpListener,
     limits: ServerLimits,
-    tls: Option<Tls>,
+    tls: Option<ServingTls>,
     routes: impl Fn(&mut web::ServiceConfig) + Clone + Send + 'static,
 ) -> io::Result<ServerHandle> {
     let builder = ServerBuilder::new();

@@ -22,6 +22,8 @@ pub struct TlsFiles {
     pub key: PathBuf,
     /// A client needs a certificate that one of these has signed.
     pub client_ca: Option<PathBuf>,
+    /// The name of the protocol that the server speaks over TLS (RFC 7301).
+    pub protocol: &'static str,
 }
 
 /// One of the files.
@@ -52,6 +54,8 @@ pub struct ServerTls {
     /// Of the contents of the files.
     digests: [Option<Digest>; 3],
     pub config: Arc<ServerConfig>,
+    /// The server's own.
+    pub certificate: CertificateDer<'static>,
 }
 
 impl PartialEq for ServerTls {
@@ -94,7 +98,9 @@ impl ServerTls {
                 builder.with_client_cert_verifier(verifier)
             }
         };
-        let config = builder.with_single_cert(cert.certificates()?, key.private_key()?);
+        let chain = cert.certificates()?;
+        let certificate = chain[0].clone();
+        let config = builder.with_single_cert(chain, key.private_key()?);
         let mut config = config.map_err(|why| match why {
             Error::InconsistentKeys(_) => {
                 let cert = cert.path.display();
@@ -103,11 +109,11 @@ impl ServerTls {
             Error::InvalidCertificate(why) => cert.wrong(format_args!("{why:?}")),
             _ => key.wrong("holds a key of a kind that is not supported"),
         })?;
-        // HTTP/2 is not offered: the server has no limit of its streams and of its headers.
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        config.alpn_protocols = vec![files.protocol.into()];
         Ok(Self {
             digests,
             config: Arc::new(config),
+            certificate,
         })
     }
 }
@@ -137,6 +143,7 @@ impl<'p> Pem<'p> {
         }
     }
 
+    /// At least one.
     fn certificates(&self) -> Result<Vec<CertificateDer<'static>>, TlsFileError> {
         let certificates = CertificateDer::pem_slice_iter(&self.text);
         // The error may quote a line of the file.

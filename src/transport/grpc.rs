@@ -42,7 +42,9 @@ use super::{
     Backlog, BrokerInfo, CLOSE_TIMEOUT, Durability, Incoming, Inspection, Message, Remedy,
     Transport, TransportError,
 };
-use crate::{breaker::ApiBreakers, config, record::Schema, spool::Spool, tap::Tap};
+use crate::{
+    breaker::ApiBreakers, config, record::Schema, secrets::ServingTls, spool::Spool, tap::Tap,
+};
 
 /// Pings on a connection, so that a peer that falls silent is noticed within their sum.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(3);
@@ -67,6 +69,8 @@ const GRACE: Duration = CLOSE_TIMEOUT.saturating_sub(Duration::from_millis(500))
 #[derive(Clone)]
 pub struct Settings {
     pub config: config::GrpcConfig,
+    /// By `cert_file` and `key_file`, if the configuration has them.
+    pub server_tls: Option<ServingTls>,
     /// The source of the call `Watch`.
     pub tap: Tap,
     /// Checks a record that comes from a client, not from a node.
@@ -130,7 +134,7 @@ impl Transport for Grpc {
 
     async fn connect(settings: &Settings) -> Result<Self, TransportError> {
         let config = &settings.config;
-        let tls = Tls::read(config).await?;
+        let tls = Tls::read(settings).await?;
         let listener = bind(config.listen).await;
         let bound = listener.and_then(|listener| Ok((listener.local_addr()?, listener)));
         let (address, listener) = bound.map_err(|why| TransportError::Connect(why.to_string()))?;
@@ -151,7 +155,8 @@ impl Transport for Grpc {
         };
         let tap = settings.tap.clone();
         let service = Service { intake, tap };
-        let serving = server::serve(listener, tls.server(), service, phases.clone())
+        let server_tls = settings.server_tls.clone();
+        let serving = server::serve(listener, server_tls, service, phases.clone())
             .map_err(|why| TransportError::Connect(why.to_string()))?;
         let (server, alive) = watch::channel(());
         tokio::spawn(async move {
@@ -188,7 +193,7 @@ impl Transport for Grpc {
     /// its health.
     async fn inspect(settings: &Settings) -> Result<Inspection, TransportError> {
         let config = &settings.config;
-        let tls = Tls::read(config).await?;
+        let tls = Tls::read(settings).await?;
         let in_use = match TcpListener::bind(config.listen).await {
             Err(why) if why.kind() == io::ErrorKind::AddrInUse => Some(why),
             _ => None,

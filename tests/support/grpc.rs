@@ -61,6 +61,7 @@ pub fn settings_at(port: u16) -> Settings {
     };
     let (spool, _) = spool();
     Settings {
+        server_tls: None,
         config,
         tap: Tap::default(),
         schema: Schema::Any,

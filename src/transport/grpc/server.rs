@@ -6,33 +6,48 @@ use std::{
     io,
     pin::Pin,
     task::{Context, Poll},
+    time::Duration,
 };
 
-use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture};
+use futures_util::{
+    FutureExt as _, StreamExt as _,
+    future::{BoxFuture, ready},
+};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
     sync::watch,
 };
+use tokio_rustls::server::TlsStream;
+use tokio_util::either::Either;
 use tonic::transport::{
-    Server, ServerTlsConfig,
+    Server,
     server::{Connected, TcpConnectInfo, TcpIncoming},
 };
+use tracing::debug;
 
 use super::{
     CONNECTION_WINDOW, KEEP_ALIVE_INTERVAL, KEEP_ALIVE_TIMEOUT, MAX_MESSAGE, Phase, STREAM_WINDOW,
     reached, service::Service,
 };
-use crate::proto::{self, waypost_server::WaypostServer};
+use crate::{
+    proto::{self, waypost_server::WaypostServer},
+    secrets::ServingTls,
+};
+
+/// How long a TLS handshake may take.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// The most handshakes at a time; other connections wait to be accepted.
+const HANDSHAKES_MAX: usize = 1024;
 
 /// Returns a future that serves until [`Phase::Closing`], and then until the open calls have ended
 /// or [`Phase::Cut`] is reached. It stops listening when it stops serving.
 ///
 /// # Errors
-/// If certificate and key do not fit together.
+/// If the descriptors of the service are malformed.
 pub(super) fn serve(
     listener: TcpListener,
-    tls: Option<ServerTlsConfig>,
+    tls: Option<ServingTls>,
     service: Service,
     phase: watch::Receiver<Phase>,
 ) -> Result<impl Future<Output = ()> + Send, Box<dyn Error>> {
@@ -41,9 +56,6 @@ pub(super) fn serve(
         .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW);
-    if let Some(tls) = tls {
-        server = server.tls_config(tls)?;
-    }
     let descriptors = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
@@ -60,11 +72,30 @@ pub(super) fn serve(
     let connections = TcpIncoming::from(listener)
         .with_nodelay(Some(true))
         .map(move |tcp| {
-            tcp.map(|tcp| ServerConnection {
-                tcp,
-                cut: reached(cut.clone(), Phase::Cut).boxed(),
-            })
-        });
+            let (tls, cut) = (tls.clone(), cut.clone());
+            async move {
+                let tcp = match tcp {
+                    Ok(tcp) => tcp,
+                    Err(why) => return Some(Err(why)),
+                };
+                let connect_info = tcp.connect_info();
+                let stream = match tls {
+                    None => Either::Left(tcp),
+                    Some(tls) => {
+                        let accepted = tls.accept(tcp, HANDSHAKE_TIMEOUT).await;
+                        let why = |why: &io::Error| debug!(%why, "no TLS connection");
+                        Either::Right(Box::new(accepted.inspect_err(why).ok()?))
+                    }
+                };
+                Some(Ok(ServerConnection {
+                    stream,
+                    connect_info,
+                    cut: reached(cut, Phase::Cut).boxed(),
+                }))
+            }
+        })
+        .buffer_unordered(HANDSHAKES_MAX)
+        .filter_map(ready);
     Ok(async move {
         health.set_serving::<WaypostServer<Service>>().await;
         let closing = async {
@@ -86,7 +117,8 @@ pub(super) fn serve(
 /// A connection that ends at [`Phase::Cut`] even if its calls are open. A graceful shutdown waits
 /// for calls, which a client may keep open for ever.
 struct ServerConnection {
-    tcp: TcpStream,
+    stream: Either<TcpStream, Box<TlsStream<TcpStream>>>,
+    connect_info: TcpConnectInfo,
     cut: BoxFuture<'static, ()>,
 }
 
@@ -101,7 +133,7 @@ impl AsyncRead for ServerConnection {
             self.cut = std::future::ready(()).boxed();
             return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         }
-        Pin::new(&mut self.tcp).poll_read(cx, buf)
+        Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
 
@@ -111,7 +143,7 @@ impl AsyncWrite for ServerConnection {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.tcp).poll_write(cx, buf)
+        Pin::new(&mut self.stream).poll_write(cx, buf)
     }
 
     fn poll_write_vectored(
@@ -119,19 +151,19 @@ impl AsyncWrite for ServerConnection {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.tcp).poll_write_vectored(cx, bufs)
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.tcp.is_write_vectored()
+        self.stream.is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tcp).poll_flush(cx)
+        Pin::new(&mut self.stream).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tcp).poll_shutdown(cx)
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 
@@ -139,6 +171,6 @@ impl Connected for ServerConnection {
     type ConnectInfo = TcpConnectInfo;
 
     fn connect_info(&self) -> TcpConnectInfo {
-        self.tcp.connect_info()
+        self.connect_info.clone()
     }
 }

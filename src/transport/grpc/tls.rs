@@ -6,46 +6,40 @@ use rustls::{
     CertificateError, DigitallySignedStruct, Error, SignatureScheme,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature},
-    pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject as _},
+    pki_types::{CertificateDer, ServerName, UnixTime},
 };
-use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity, ServerTlsConfig};
+use tonic::transport::{Certificate, ClientTlsConfig, Endpoint};
 
-use super::{CONNECTION_WINDOW, KEEP_ALIVE_INTERVAL, KEEP_ALIVE_TIMEOUT, STREAM_WINDOW};
+use super::{CONNECTION_WINDOW, KEEP_ALIVE_INTERVAL, KEEP_ALIVE_TIMEOUT, STREAM_WINDOW, Settings};
 use crate::{
-    config::GrpcConfig,
+    secrets::ServingTls,
     transport::{TransportError, secret::read_secret},
 };
 
 /// How long a peer may take to accept a TCP connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// The contents of a lane's PEM files.
+/// The TLS of a lane.
 pub(super) struct Tls {
-    /// Certificate chain and key.
-    server: Option<(String, String)>,
+    server: Option<ServingTls>,
     authorities: Option<String>,
 }
 
 impl Tls {
-    pub(super) async fn read(config: &GrpcConfig) -> Result<Self, TransportError> {
+    pub(super) async fn read(settings: &Settings) -> Result<Self, TransportError> {
+        let config = &settings.config;
         if config.cert_file.is_some() != config.key_file.is_some() {
             let why = "cert_file and key_file go together";
             return Err(TransportError::Connect(why.into()));
         }
-        let files = [&config.cert_file, &config.key_file, &config.ca_file];
-        let [cert, key, authorities] = files.map(async |file| match file {
-            Some(file) => read_secret(file).await.map(Some),
-            None => Ok(None),
-        });
+        let authorities = match &config.ca_file {
+            Some(file) => Some(read_secret(file).await?),
+            None => None,
+        };
         Ok(Self {
-            server: cert.await?.zip(key.await?),
-            authorities: authorities.await?,
+            server: settings.server_tls.clone(),
+            authorities,
         })
-    }
-
-    pub(super) fn server(&self) -> Option<ServerTlsConfig> {
-        let (cert, key) = self.server.as_ref()?;
-        Some(ServerTlsConfig::new().identity(Identity::from_pem(cert, key)))
     }
 
     /// A peer's endpoint. Its certificate must come from one of the configured or public
@@ -65,14 +59,12 @@ impl Tls {
     /// This node's own endpoint. The certificate has the name that other nodes use, not the
     /// listener's address, so the client accepts only the certificate that this node serves.
     pub(super) fn own(&self, address: std::net::SocketAddr) -> Result<Endpoint, TransportError> {
-        let Some((chain, _)) = &self.server else {
+        let Some(serving) = &self.server else {
             return endpoint(&format!("http://{address}"));
         };
         let uri = format!("https://{address}");
-        let certificate = CertificateDer::from_pem_slice(chain.as_bytes())
-            .map_err(|e| failed("cert_file", &e))?;
         let verifier = OwnCertificate {
-            certificate,
+            serving: serving.clone(),
             provider: ring::default_provider(),
         };
         endpoint(&uri)?
@@ -97,10 +89,10 @@ fn failed(what: &str, error: &dyn std::error::Error) -> TransportError {
     TransportError::Connect(format!("{what}: {error}"))
 }
 
-/// Accepts one certificate. The handshake proves that the server has its key.
+/// Accepts the certificate that this node serves. The handshake proves that the server has its key.
 #[derive(Debug)]
 struct OwnCertificate {
-    certificate: CertificateDer<'static>,
+    serving: ServingTls,
     provider: CryptoProvider,
 }
 
@@ -113,7 +105,7 @@ impl ServerCertVerifier for OwnCertificate {
         _ocsp_response: &[u8],
         _now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        if *end_entity == self.certificate {
+        if *end_entity == self.serving.certificate() {
             Ok(ServerCertVerified::assertion())
         } else {
             Err(Error::InvalidCertificate(

@@ -1,38 +1,45 @@
-//! TLS on the connections of a server, by files that are read again while it runs.
+//! TLS on the connections that a server takes, by files that are read again while it runs.
 
 use std::{io, sync::Arc, time::Duration};
 
+use rustls::pki_types::CertificateDer;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     time::timeout,
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
-use crate::secrets::{FileHealth, ServerTls, TlsFiles, WatchedFile};
+use super::{FileHealth, ServerTls, TlsFiles, WatchedFile};
 
 /// The certificate of a server, and whose certificates let a client in. Clones share them.
-#[derive(Clone)]
-pub struct Tls(Arc<WatchedFile<ServerTls>>);
+#[derive(Clone, Debug)]
+pub struct ServingTls(Arc<WatchedFile<ServerTls>>);
 
-impl Tls {
-    /// Reads the files, of which `key` of the configuration names the first, and reads them again on
-    /// this thread's runtime.
+impl ServingTls {
+    /// Reads the files, of which `key` of the configuration names the first.
     ///
     /// # Errors
     /// If they cannot be used.
     pub fn open(key: &str, files: TlsFiles) -> Result<Self, String> {
-        let read = move |before: Option<&ServerTls>| {
+        let file = WatchedFile::open(key, move |before| {
             let read = ServerTls::read(&files, before);
             read.map_err(|why| why.to_string())
-        };
-        let file = WatchedFile::open(key, read)?;
-        let file = Arc::new(file);
-        actix_rt::spawn(Arc::clone(&file).keep_reading());
-        Ok(Self(file))
+        });
+        Ok(Self(Arc::new(file?)))
     }
 
     pub fn health(&self) -> &Arc<FileHealth> {
         self.0.health()
+    }
+
+    /// Reads the files again and again.
+    pub async fn keep_reading(self) {
+        self.0.keep_reading().await;
+    }
+
+    /// The server's own certificate, as it was read last.
+    pub fn certificate(&self) -> CertificateDer<'static> {
+        self.0.get().certificate.clone()
     }
 
     /// Waits for the client's handshake, with the certificate that was read last.
