@@ -52,7 +52,8 @@ fn spool() -> (TempDir, Spool) {
 #[divan::bench]
 fn parse_and_validate(bencher: Bencher) {
     let body = body();
-    bencher.bench(|| parse(black_box(&body), Schema::Case));
+    let rules = Schema::Case.into();
+    bencher.bench(|| parse(black_box(&body), &rules));
 }
 
 #[divan::bench]
@@ -98,8 +99,9 @@ fn parse_and_assign(bencher: Bencher, rules: usize) {
     };
     let routes = Routes::new(&rules, &defaults).expect("no rule is wrong");
     let body = body();
+    let rules = Schema::Case.into();
     bencher.bench_local(|| {
-        let parsed = parse_body(black_box(&body), Schema::Case, routes.pointers());
+        let parsed = parse_body(black_box(&body), &rules, routes.pointers());
         let (_, values) = parsed.expect("a record");
         routes.assign("id", &values, |_| Some("org.example.case"))
     });

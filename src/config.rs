@@ -27,7 +27,7 @@ pub use crate::routing::policy::Policy;
 use crate::{
     cloud_events::EventMode,
     lane_id::LaneId,
-    record::Schema,
+    record::{DEPTH_MAX, JsonLimits, NumberRange, RecordRules, Schema},
     routing::{
         policy::HashOn,
         rules::{RouteDefaults, RouteError, RouteRule, Routes},
@@ -133,7 +133,17 @@ section! {
         /// Bytes of one record.
         max_record: usize = 256 << 10, with = "value::Size::<1, GIB>";
         schema: Schema = Schema::Case, deserialize_with = "value::name";
+        /// Objects and arrays inside of each other, the record included.
+        max_depth: usize = JsonLimits::default().max_depth, deserialize_with = "value::whole::<1, DEPTH_MAX, _, _>";
+        /// Members of all objects of a record.
+        max_members: usize = JsonLimits::default().max_members, deserialize_with = "value::whole::<1, 1_000_000, _, _>";
+        /// The numbers that a record may have.
+        numbers: NumberRange = NumberRange::Any, deserialize_with = "value::name";
         ack: Ack = Ack::Durable, deserialize_with = "value::name";
+        /// Each request needs an `Idempotency-Key`, or is an event.
+        require_key: bool = false, deserialize_with = "value::yes_or_no";
+        /// How long a key answers with its first receipt, at least.
+        key_window: Duration = Duration::from_mins(10), with = "value::wait";
         /// A file with bearer tokens, one a line; each lets its owner send records.
         tokens_file: Option<ReadableFile> = None;
         /// A file with Standard Webhooks secrets, one a line; each request is signed by one of them.
@@ -328,6 +338,20 @@ pub enum NatsSync {
     Always,
     /// The stream has three replicas or more, and no power cut takes most of them.
     Replicated,
+}
+
+impl IngestConfig {
+    /// What a record must be.
+    pub const fn record_rules(&self) -> RecordRules {
+        RecordRules {
+            schema: self.schema,
+            limits: JsonLimits {
+                max_depth: self.max_depth,
+                max_members: self.max_members,
+                numbers: self.numbers,
+            },
+        }
+    }
 }
 
 impl Config {

@@ -1,12 +1,12 @@
-//! The table of `Idempotency-Key`s: a key that comes again within ten minutes with the same record
+//! The table of `Idempotency-Key`s: a key that comes again within a window with the same record
 //! gets its first receipt, also after the process was killed. With another record it gets none.
 //!
 //! The same record means the same bytes at the API ([`Record::body`]): white space around a record
 //! and its top-level `path` members do not count, and neither do the lane that was asked for, the
 //! trace context and the form of the request.
 //!
-//! The table is in memory, in two generations: it rotates when the younger one is ten minutes old
-//! or full. Its own thread writes each entry to a file before the receipt leaves. The file is not
+//! The table is in memory, in two generations: it rotates when the younger one is as old as the
+//! window, or full. Its own thread writes each entry to a file before the receipt leaves. The file is not
 //! synced: a power cut may cost keys, and the API still recognises the record by its id.
 
 mod file;
@@ -38,10 +38,8 @@ use crate::{
     spool::frames::check_place,
 };
 
-/// A key is known for at least this time, unless more than [`KEYS_MAX`] come meanwhile.
-pub const KNOWN_FOR: Duration = Duration::from_mins(10);
 /// Keys of one generation: the load factor of a table of 2^19 slots, less the keys that may come
-/// before the rotation. If more come within ten minutes, the oldest are forgotten early. The API
+/// before the rotation. If more come within a window, the oldest are forgotten early. The API
 /// still keeps such a record once, by its id.
 pub const KEYS_MAX: usize = (1 << 19) / 8 * 7 - (1 << 14);
 /// A receipt waits for its key to be written for at most this time.
@@ -71,8 +69,9 @@ struct CompletedKey {
     receipt: Receipt,
 }
 
-#[derive(Default)]
 struct KeyTable {
+    /// A key is known for this time, unless more than [`KEYS_MAX`] come meanwhile.
+    window: Duration,
     hasher: Hasher128,
     pending: FingerprintMap<PendingKey>,
     completed: Recent<CompletedKey>,
@@ -83,8 +82,19 @@ struct KeyTable {
 }
 
 impl KeyTable {
+    fn new(window: Duration) -> Self {
+        Self {
+            window,
+            hasher: Hasher128::default(),
+            pending: FingerprintMap::default(),
+            completed: Recent::default(),
+            began_us: 0,
+            is_failing: false,
+        }
+    }
+
     fn rotate_if_due(&mut self) -> bool {
-        let is_due = age(self.began_us) >= KNOWN_FOR || self.completed.young_len() >= KEYS_MAX;
+        let is_due = age(self.began_us) >= self.window || self.completed.young_len() >= KEYS_MAX;
         if is_due {
             self.completed.rotate();
             self.began_us = unix_us();
@@ -96,7 +106,7 @@ impl KeyTable {
         self.began_us = unix_us();
         read(file, |line| {
             self.began_us = self.began_us.min(line.at_us);
-            if age(line.at_us) < KNOWN_FOR
+            if age(line.at_us) < self.window
                 && let Some(completed) = line.completed()
             {
                 let key = self.hasher.fingerprint(&*line.key);
@@ -152,15 +162,15 @@ pub struct Reservation {
 }
 
 impl IdempotencyStore {
-    /// Opens the table with the entries that an earlier run has left in `folder`. A disk that fails
-    /// or is full costs keys, which is logged, but not the start.
+    /// Opens the table with the entries that an earlier run has left in `folder`. It knows a key for
+    /// `window`. A disk that fails or is full costs keys, which is logged, but not the start.
     ///
     /// # Errors
     /// If the thread cannot be started.
-    pub fn open(folder: &Path) -> io::Result<Self> {
+    pub fn open(folder: &Path, window: Duration) -> io::Result<Self> {
         let young = folder.join("keys.young");
         let old = folder.join("keys.old");
-        let mut table = KeyTable::default();
+        let mut table = KeyTable::new(window);
         for file in [&old, &young] {
             table.completed.rotate();
             if let Err(why) = table.load(file) {
@@ -189,7 +199,7 @@ impl IdempotencyStore {
                 let mut table = self.table.lock();
                 let fingerprint = table.hasher.fingerprint(&*record.id);
                 let completed = table.completed.get(&fingerprint);
-                if let Some(completed) = completed.filter(|key| key.is_known()) {
+                if let Some(completed) = completed.filter(|key| key.is_known(table.window)) {
                     return if completed.digest == digest {
                         Claim::Duplicate(completed.receipt)
                     } else {
@@ -274,8 +284,8 @@ impl CompletedKey {
     }
 
     /// It may be older than its generation.
-    fn is_known(&self) -> bool {
-        age(u64::from(self.at_s) * 1_000_000) < KNOWN_FOR
+    fn is_known(&self, window: Duration) -> bool {
+        age(u64::from(self.at_s) * 1_000_000) < window
     }
 }
 
@@ -346,6 +356,7 @@ mod tests {
     use crate::lane_id::LaneId;
 
     const NATS: Receipt = Receipt::Lane(LaneId::Nats);
+    const WINDOW: Duration = Duration::from_mins(10);
 
     fn record(key: &str, body: &'static str) -> Record {
         Record {
@@ -382,13 +393,13 @@ mod tests {
     #[tokio::test]
     async fn a_key_that_comes_again_gets_its_first_receipt_also_after_a_restart() {
         let folder = TempDir::new().unwrap();
-        let store = IdempotencyStore::open(folder.path()).unwrap();
+        let store = IdempotencyStore::open(folder.path(), WINDOW).unwrap();
         first(&store, "a").await.complete(NATS).await;
         first(&store, "b").await.complete(Receipt::Spool).await;
         assert_eq!(duplicate(&store, "a").await, NATS);
         for _ in 0..3 {
             // As after a kill: nothing is closed.
-            let store = IdempotencyStore::open(folder.path()).unwrap();
+            let store = IdempotencyStore::open(folder.path(), WINDOW).unwrap();
             assert_eq!(
                 (duplicate(&store, "a").await, duplicate(&store, "b").await),
                 (NATS, Receipt::Spool)
@@ -399,13 +410,13 @@ mod tests {
     #[tokio::test]
     async fn a_key_of_another_record_is_reused_under_way_and_later_and_after_a_restart() {
         let folder = TempDir::new().unwrap();
-        let store = IdempotencyStore::open(folder.path()).unwrap();
+        let store = IdempotencyStore::open(folder.path(), WINDOW).unwrap();
         let one = first(&store, "a").await;
         // At once: the answer does not depend on the end of the other request.
         assert_eq!(is_reused(&store, "a").now_or_never(), Some(true));
         one.complete(NATS).await;
         assert!(is_reused(&store, "a").await);
-        let store = IdempotencyStore::open(folder.path()).unwrap();
+        let store = IdempotencyStore::open(folder.path(), WINDOW).unwrap();
         assert!(is_reused(&store, "a").await);
         assert_eq!(duplicate(&store, "a").await, NATS);
     }
@@ -413,7 +424,7 @@ mod tests {
     #[tokio::test]
     async fn a_key_that_was_not_taken_is_free_for_another_record() {
         let folder = TempDir::new().unwrap();
-        let store = IdempotencyStore::open(folder.path()).unwrap();
+        let store = IdempotencyStore::open(folder.path(), WINDOW).unwrap();
         drop(first(&store, "a").await);
         assert!(!is_reused(&store, "a").await);
     }
@@ -426,7 +437,7 @@ mod tests {
         line.digest.clear();
         append(&mut bytes, &line);
         fs::write(folder.path().join("keys.young"), &bytes).unwrap();
-        let store = IdempotencyStore::open(folder.path()).unwrap();
+        let store = IdempotencyStore::open(folder.path(), WINDOW).unwrap();
         first(&store, "a").await.complete(NATS).await;
         assert!(is_reused(&store, "a").await);
     }
@@ -439,7 +450,7 @@ mod tests {
     #[tokio::test]
     async fn a_key_whose_request_is_under_way_waits_for_its_end() {
         let folder = TempDir::new().unwrap();
-        let store = IdempotencyStore::open(folder.path()).unwrap();
+        let store = IdempotencyStore::open(folder.path(), WINDOW).unwrap();
         let one = first(&store, "a").await;
         assert!(store.claim(&record("a", "{}")).now_or_never().is_none());
         let (again, ()) = tokio::join!(duplicate(&store, "a"), one.complete(NATS));
@@ -449,7 +460,7 @@ mod tests {
     #[tokio::test]
     async fn a_key_whose_request_was_not_taken_is_free_again() {
         let folder = TempDir::new().unwrap();
-        let store = IdempotencyStore::open(folder.path()).unwrap();
+        let store = IdempotencyStore::open(folder.path(), WINDOW).unwrap();
         let one = first(&store, "a").await;
         let (again, ()) = tokio::join!(first(&store, "a"), async { drop(one) });
         again.complete(NATS).await;
@@ -459,7 +470,7 @@ mod tests {
     #[tokio::test]
     async fn memory_is_bounded_and_the_last_keys_are_known() {
         let folder = TempDir::new().unwrap();
-        let store = IdempotencyStore::open(folder.path()).unwrap();
+        let store = IdempotencyStore::open(folder.path(), WINDOW).unwrap();
         let all: Vec<_> = (0..2 * KEYS_MAX + 10).map(|key| key.to_string()).collect();
         for some in all.chunks(BATCH) {
             futures_util::future::join_all(
@@ -482,7 +493,7 @@ mod tests {
     #[tokio::test]
     async fn a_folder_that_takes_nothing_costs_no_start_and_no_key_that_is_there() {
         let folder = TempDir::new().unwrap();
-        first(&IdempotencyStore::open(folder.path()).unwrap(), "a")
+        first(&IdempotencyStore::open(folder.path(), WINDOW).unwrap(), "a")
             .await
             .complete(NATS)
             .await;
@@ -493,7 +504,7 @@ mod tests {
         .unwrap();
         // It can be neither read nor written.
         fs::create_dir(folder.path().join("keys.young")).unwrap();
-        let store = IdempotencyStore::open(folder.path()).unwrap();
+        let store = IdempotencyStore::open(folder.path(), WINDOW).unwrap();
         assert_eq!(duplicate(&store, "a").await, NATS);
         first(&store, "b").await.complete(NATS).await;
         assert_eq!(duplicate(&store, "b").await, NATS);
@@ -508,7 +519,7 @@ mod tests {
         line.at_us = 1;
         append(&mut bytes, &line);
         fs::write(&file, &bytes).unwrap();
-        let store = IdempotencyStore::open(folder.path()).unwrap();
+        let store = IdempotencyStore::open(folder.path(), WINDOW).unwrap();
         first(&store, "old").await;
         first(&store, "new").await.complete(NATS).await;
         let mut lines = Vec::new();
@@ -517,9 +528,28 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_key_is_free_when_its_window_is_over_here_and_after_a_restart() {
+        let folder = TempDir::new().unwrap();
+        let window = Duration::from_secs(1);
+        let store = IdempotencyStore::open(folder.path(), window).unwrap();
+        first(&store, "a").await.complete(NATS).await;
+        let until_free = async {
+            while !matches!(store.claim(&record("a", "{}")).await, Claim::New(_)) {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        timeout(Duration::from_mins(1), until_free).await.unwrap();
+        let store = IdempotencyStore::open(folder.path(), window).unwrap();
+        first(&store, "a").await;
+        // The file has it still: with a longer window, it is known.
+        let store = IdempotencyStore::open(folder.path(), WINDOW).unwrap();
+        assert_eq!(duplicate(&store, "a").await, NATS);
+    }
+
+    #[tokio::test]
     async fn damage_costs_the_keys_that_it_hits() {
         let folder = TempDir::new().unwrap();
-        let store = IdempotencyStore::open(folder.path()).unwrap();
+        let store = IdempotencyStore::open(folder.path(), WINDOW).unwrap();
         for key in ["a", "b", "c"] {
             first(&store, key).await.complete(NATS).await;
         }
@@ -528,7 +558,7 @@ mod tests {
         let middle = bytes.len() / 2;
         bytes[middle] ^= 1;
         fs::write(&file, bytes).unwrap();
-        let store = IdempotencyStore::open(folder.path()).unwrap();
+        let store = IdempotencyStore::open(folder.path(), WINDOW).unwrap();
         assert_eq!(
             (duplicate(&store, "a").await, duplicate(&store, "c").await),
             (NATS, NATS)
@@ -539,11 +569,11 @@ mod tests {
         // it.
         let bytes = fs::read(&file).unwrap();
         fs::write(&file, &bytes[..bytes.len() - 3]).unwrap();
-        first(&IdempotencyStore::open(folder.path()).unwrap(), "d")
+        first(&IdempotencyStore::open(folder.path(), WINDOW).unwrap(), "d")
             .await
             .complete(NATS)
             .await;
-        let store = IdempotencyStore::open(folder.path()).unwrap();
+        let store = IdempotencyStore::open(folder.path(), WINDOW).unwrap();
         assert_eq!(
             (duplicate(&store, "a").await, duplicate(&store, "d").await),
             (NATS, NATS)

@@ -325,7 +325,7 @@ impl<'a> Graph<'a> {
             apis: self.apis.clone(),
             lanes: Arc::clone(&self.lanes),
             routing: self.routing.clone(),
-            schema: config.schema,
+            rules: config.record_rules(),
             tokens,
             signatures,
             body: ingest::BodyLimits {
@@ -335,7 +335,8 @@ impl<'a> Graph<'a> {
             },
             max_record: config.max_record,
             run: Arc::clone(&self.ledger.run),
-            keys: IdempotencyStore::open(&self.config.spool.dir)?,
+            keys: IdempotencyStore::open(&self.config.spool.dir, config.key_window)?,
+            require_key: config.require_key,
             ledger: Arc::clone(&self.ledger),
         })
     }
@@ -427,7 +428,7 @@ impl<'a> Graph<'a> {
                         config,
                         server_tls,
                         tap: self.tap.clone(),
-                        schema: self.config.ingest.schema,
+                        rules: self.config.ingest.record_rules(),
                         run: Arc::clone(&self.ledger.run),
                         spool: self.spool.clone(),
                         breakers: self.apis.breakers(),

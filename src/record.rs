@@ -5,8 +5,10 @@
 //! At the end [`Tag::splice`] writes the tag into them without building a JSON tree.
 
 pub mod batch;
+mod limits;
 mod parse;
 pub mod pointer;
+mod schema;
 mod tag;
 
 use std::sync::Arc;
@@ -15,7 +17,9 @@ use bytes::Bytes;
 use uuid::Uuid;
 
 pub use self::{
-    parse::{Invalid, Schema, as_text, parse, parse_body},
+    limits::{DEPTH_MAX, JsonLimits, NumberRange},
+    parse::{Invalid, RecordRules, as_text, parse, parse_any, parse_body},
+    schema::Schema,
     tag::Tag,
 };
 use crate::clock::unix_us;

@@ -131,7 +131,7 @@ fn lanes_unknown_keys_and_keys_at_odds_are_named_too_and_no_secret_is() {
     let expected = [
         r#"lanes.toml:6: ingest.ack: "broker" does not fit; allowed is "durable" or "lane" or "disk""#,
         "lanes.toml:7: ingest.token_file: there is no such key; did you mean ingest.tokens_file?",
-        "lanes.toml:8: ingest.bind: there is no such key; allowed are ack, body_timeout, client_ca_file, header_timeout, keep_alive, listen, max_body, max_connections, max_record, min_body_rate, schema, signing_keys_file, tls_cert_file, tls_key_file, tokens_file",
+        "lanes.toml:8: ingest.bind: there is no such key; allowed are ack, body_timeout, client_ca_file, header_timeout, keep_alive, key_window, listen, max_body, max_connections, max_depth, max_members, max_record, min_body_rate, numbers, require_key, schema, signing_keys_file, tls_cert_file, tls_key_file, tokens_file",
         absent.as_str(),
         r#"lanes.toml:13: api.ca_file: "." cannot be read: it is a folder; allowed is the path of a file that can be read"#,
         r#"lanes.toml:14: api.timeout: "10" does not fit; allowed is a duration over zero, as in "250ms", "10s" or "24h""#,
@@ -717,7 +717,7 @@ fn explain_prints_the_decision_for_a_record_and_starts_nothing() {
          All lanes are up and unused, as if the node had just started.\n"
     );
     for (body, arguments, why) in [
-        ("{}", &[][..], "field `name`: missing"),
+        ("{}", &[][..], "field `/name`: missing"),
         ("{", &[], "malformed JSON"),
         (record, &["--header", "no header"], "'NAME: VALUE'"),
         (

@@ -248,7 +248,7 @@ fn bad_binary() -> Vec<Bad> {
         ("NDJSON", lines.with("ce-id", "1"), 415, json!({})),
         ("many records", of(&format!("[{RECORD}]")), 422, json!({})),
         ("no record", of(""), 400, json!({"line": 1})),
-        ("a bad record", of("{}"), 422, json!({"field": "name"})),
+        ("a bad record", of("{}"), 422, json!({"field": "/name"})),
     ]
 }
 
@@ -333,7 +333,7 @@ fn bad_structured() -> Vec<Bad> {
             "a bad record",
             one("data", json!({})),
             422,
-            json!({"field": "name"}),
+            json!({"field": "/name"}),
         ),
     ]
 }
@@ -352,7 +352,7 @@ fn bad_batches() -> Vec<Bad> {
             "a record that the schema refuses",
             second(with(event("2"), "data", json!({}))),
             422,
-            json!({"field": "name", "index": 1}),
+            json!({"field": "/name", "index": 1}),
         ),
         (
             "an event",

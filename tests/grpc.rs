@@ -109,7 +109,7 @@ async fn send_answers_safe_only_once_the_record_is_settled() {
 #[actix_rt::test]
 async fn send_refuses_what_is_no_record_and_names_one_that_has_no_id() {
     let node = connect(&Settings {
-        schema: Schema::Case,
+        rules: Schema::Case.into(),
         ..settings()
     })
     .await;

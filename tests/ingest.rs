@@ -154,6 +154,24 @@ fn accepted() -> Vec<Case> {
             ("message", json!("ok")),
         ),
         ("an empty batch", post("[]"), 202, ("accepted", json!(0))),
+        (
+            "NDJSON by another name",
+            post(format!("{RECORD}\n")).with("Content-Type", "application/NDJSON; charset=utf-8"),
+            202,
+            ("accepted", json!(1)),
+        ),
+        (
+            "JSON Lines",
+            post(format!("{RECORD}\n")).with("Content-Type", "application/jsonl"),
+            202,
+            ("accepted", json!(1)),
+        ),
+        (
+            "the schema",
+            post("").by(Method::GET).to("/schema"),
+            200,
+            ("title", json!("case")),
+        ),
     ]
 }
 
@@ -245,6 +263,60 @@ fn malformed() -> Vec<Case> {
     ]
 }
 
+/// Requests whose text is no JSON in a way that many programs let pass.
+fn odd() -> Vec<Case> {
+    vec![
+        (
+            "lines that are typed as JSON",
+            post(format!("{RECORD}\n{RECORD}\n")),
+            400,
+            (
+                "detail",
+                json!(
+                    "malformed JSON at line 2, column 1: another value; many records are an array, \
+                     or lines of Content-Type application/x-ndjson"
+                ),
+            ),
+        ),
+        (
+            "a byte order mark",
+            post(format!("\u{feff}{RECORD}")),
+            400,
+            (
+                "detail",
+                json!(
+                    "malformed JSON at line 1, column 1: a byte order mark (BOM), which is no part \
+                     of JSON; send the text without it"
+                ),
+            ),
+        ),
+        (
+            "a byte order mark before a line",
+            lines(&format!("{RECORD}\n\u{feff}{RECORD}\n")),
+            400,
+            ("line", json!(2)),
+        ),
+        (
+            "UTF-16",
+            post(b"\xff\xfe{\0}\0".to_vec()),
+            400,
+            (
+                "detail",
+                json!(
+                    "malformed JSON at line 1, column 1: a byte order mark (BOM) of UTF-16; JSON is \
+                     UTF-8, without one"
+                ),
+            ),
+        ),
+        (
+            "half of a surrogate pair",
+            post(RECORD.replace("Cobán", "\\ud800")),
+            400,
+            ("type", json!("urn:waypost:problem:json")),
+        ),
+    ]
+}
+
 /// Requests to another route, by another method or of another type.
 fn misdirected() -> Vec<Case> {
     vec![
@@ -275,6 +347,12 @@ fn misdirected() -> Vec<Case> {
         (
             "another method at a lane",
             post(RECORD).by(Method::DELETE).to("/grpc"),
+            405,
+            ("status", json!(405)),
+        ),
+        (
+            "another method at the schema",
+            post(RECORD).to("/schema"),
             405,
             ("status", json!(405)),
         ),
@@ -338,25 +416,47 @@ fn invalid() -> Vec<Case> {
             "an old patient",
             post(RECORD.replace("42", "151")),
             422,
-            ("field", json!("age")),
+            ("field", json!("/age")),
         ),
         (
             "an age that no float can hold",
             post(RECORD.replace("42", "1e400")),
             422,
-            ("field", json!("age")),
+            ("field", json!("/age")),
         ),
         (
             "a name that no float can hold",
             post(RECORD.replace("\"Ñusta\"", "-1e400")),
             422,
-            ("field", json!("name")),
+            ("field", json!("/name")),
         ),
         (
             "a missing field",
             post(RECORD.replace("location", "place")),
             422,
-            ("field", json!("location")),
+            ("field", json!("/location")),
+        ),
+        (
+            "a name that is twice",
+            post(RECORD.replacen('{', "{\"a\":{\"b\":1,\"b\":2},", 1)),
+            422,
+            ("field", json!("/a/b")),
+        ),
+        (
+            "a path that is twice",
+            post(RECORD.replacen('{', "{\"path\":1,\"path\":2,", 1)),
+            422,
+            ("field", json!("/path")),
+        ),
+        (
+            "deep",
+            post(RECORD.replacen(
+                '{',
+                &format!("{{\"a\":{}{},", "[".repeat(64), "]".repeat(64)),
+                1,
+            )),
+            422,
+            ("field", json!(format!("/a{}", "/0".repeat(63)))),
         ),
     ]
 }
@@ -369,6 +469,7 @@ async fn each_request_gets_the_answer_that_the_contract_names() {
     let cases = [
         accepted(),
         malformed(),
+        odd(),
         misdirected(),
         too_large(),
         invalid(),
@@ -387,8 +488,8 @@ async fn each_request_gets_the_answer_that_the_contract_names() {
 
     // A refused record was not taken; an accepted one was delivered once.
     let ledger = node.at_rest(PATIENCE).await;
-    assert_eq!(ledger["accepted"], 10);
-    assert_eq!(api.count(), 10);
+    assert_eq!(ledger["accepted"], 12);
+    assert_eq!(api.count(), 12);
 }
 
 #[actix_rt::test]

@@ -46,6 +46,7 @@ mod refusals;
 mod reload;
 mod router;
 mod routing;
+mod schema;
 mod signatures;
 mod simulate;
 mod sink;

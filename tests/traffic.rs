@@ -21,7 +21,7 @@ fn traffic_json_has_a_thousand_varied_records_of_the_case_schema() {
     let records = crate::support::traffic();
     assert_eq!(records.len(), 1000);
     for record in &records {
-        assert_eq!(parse(record, Schema::Case).as_ref(), Ok(record));
+        assert_eq!(parse(record, &Schema::Case.into()).as_ref(), Ok(record));
     }
     assert!(records.iter().collect::<HashSet<&Bytes>>().len() > 990);
 }

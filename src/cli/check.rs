@@ -181,7 +181,7 @@ async fn inspect_grpc(lane: GrpcConfig, config: &Config) -> Result<(String, Insp
         config: lane,
         server_tls: server_tls.transpose()?,
         tap: Tap::default(),
-        schema: config.ingest.schema,
+        rules: config.ingest.record_rules(),
         run: Record::new_id(),
         spool: Spool::open(folder.path(), config.spool.max).map_err(|why| why.to_string())?,
         breakers: ApiBreakers::default(),

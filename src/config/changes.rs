@@ -142,7 +142,7 @@ mod tests {
         ),
     ];
     /// Among these is another value for each key.
-    const VALUES: [&str; 23] = [
+    const VALUES: [&str; 24] = [
         "3",
         "true",
         "7MiB",
@@ -166,6 +166,7 @@ mod tests {
         "500/s",
         "409",
         "structured",
+        "exact",
     ];
 
     fn load(settings: &[(&str, &str)]) -> Option<Config> {

@@ -5,6 +5,7 @@
 //! | `POST /`, `POST /{lane}` with a record | 202 once it is safe |
 //! | the same with a JSON array or NDJSON | 202 once all are safe; a bad one, and none is taken |
 //! | the same with an event of CloudEvents, or a batch of them | the same; its data is the record |
+//! | `GET /schema` | 200, the JSON Schema that a record must fit |
 //! | malformed JSON, headers or events | 400 |
 //! | no token of `[ingest].tokens_file` | 401, `WWW-Authenticate` |
 //! | no signature by a key of `[ingest].signing_keys_file` | 401, `WWW-Authenticate` |
@@ -51,7 +52,7 @@ use crate::{
     idempotency::{Claim, IdempotencyStore},
     lane_id::LaneId,
     ledger::Ledger,
-    record::{Record, Schema, batch::Form},
+    record::{Record, RecordRules, batch::Form},
     routing::settings::CurrentRouting,
 };
 
@@ -63,7 +64,7 @@ pub struct IngestState {
     /// The lanes of this node, with their tags: a receipt names the tag.
     pub lanes: Arc<[(LaneId, String)]>,
     pub routing: CurrentRouting,
-    pub schema: Schema,
+    pub rules: RecordRules,
     /// The tokens of those who may send records; `None` if everybody may.
     pub tokens: Option<Tokens>,
     /// The keys that sign requests; `None` if none is asked for.
@@ -74,6 +75,8 @@ pub struct IngestState {
     /// This run of the node; part of each record's origin.
     pub run: Arc<str>,
     pub keys: IdempotencyStore,
+    /// Each request needs an `Idempotency-Key`, or is an event, which has one.
+    pub require_key: bool,
     /// Counts the answers, by status.
     pub ledger: Arc<Ledger>,
 }
@@ -140,6 +143,12 @@ fn open_routes(app: &mut web::ServiceConfig) {
             })),
     )
     .service(
+        web::resource("/schema")
+            .route(web::get().to(schema))
+            .route(web::head().to(schema))
+            .default_service(web::to(async || Problem::method_not_allowed("GET, HEAD"))),
+    )
+    .service(
         web::resource("/{lane}")
             .route(web::post().to(post))
             .default_service(web::to(
@@ -152,6 +161,13 @@ fn open_routes(app: &mut web::ServiceConfig) {
     .default_service(web::to(async |request: HttpRequest| {
         Problem::not_found(request.path())
     }));
+}
+
+/// The JSON Schema that a record must fit.
+async fn schema(state: web::Data<IngestState>) -> HttpResponse {
+    HttpResponse::Ok()
+        .content_type("application/schema+json")
+        .body(state.rules.schema.to_json())
 }
 
 /// Ingests a request, and counts the answer by its status.

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::{
-    parse::{Invalid, Schema, as_text, parse_first, parse_text, skip_space},
+    parse::{Invalid, RecordRules, as_text, parse_first, parse_text, skip_space},
     pointer::{PointerSet, Values},
 };
 
@@ -40,20 +40,20 @@ type Parsed<'t> = (Bytes, Values<'t>);
 pub fn parse_all<'t>(
     body: &'t Bytes,
     form: Form,
-    schema: Schema,
+    rules: &RecordRules,
     pointers: &PointerSet,
 ) -> Result<Vec<Parsed<'t>>, InvalidBatch> {
     let text = as_text(body)?;
     match form {
-        Form::Array => parse_array(body, text, schema, pointers),
-        Form::Lines => parse_lines(body, text, schema, pointers),
+        Form::Array => parse_array(body, text, rules, pointers),
+        Form::Lines => parse_lines(body, text, rules, pointers),
     }
 }
 
 fn parse_array<'t>(
     body: &Bytes,
     text: &'t str,
-    schema: Schema,
+    rules: &RecordRules,
     pointers: &PointerSet,
 ) -> Result<Vec<Parsed<'t>>, InvalidBatch> {
     let mut records = Vec::new();
@@ -64,7 +64,7 @@ fn parse_array<'t>(
         {
             break end;
         }
-        let first = parse_first(body, &text[at..], schema, pointers);
+        let first = parse_first(body, &text[at..], rules, pointers);
         let (record, values, length) = first.map_err(|why| match why {
             // Malformed JSON spoils the whole body.
             Invalid::Malformed { .. } => InvalidBatch::Body(why.further_on(text, at)),
@@ -90,13 +90,13 @@ fn parse_array<'t>(
 fn parse_lines<'t>(
     body: &Bytes,
     text: &'t str,
-    schema: Schema,
+    rules: &RecordRules,
     pointers: &PointerSet,
 ) -> Result<Vec<Parsed<'t>>, InvalidBatch> {
     let lines = text.lines();
     let lines = lines.filter(|line| !line.as_bytes().trim_ascii().is_empty());
     let records = lines.enumerate().map(|(index, line)| {
-        parse_text(body, line, schema, pointers).map_err(|why| {
+        parse_text(body, line, rules, pointers).map_err(|why| {
             let at = line.as_ptr() as usize - text.as_ptr() as usize;
             let why = why.further_on(text, at);
             InvalidBatch::Record { index, why }
@@ -120,10 +120,11 @@ fn unexpected(text: &str, at: usize, detail: &str) -> Invalid {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::record::Schema;
 
     fn all(text: &str, form: Form) -> Result<Vec<Bytes>, InvalidBatch> {
         let body = Bytes::copy_from_slice(text.as_bytes());
-        let records = parse_all(&body, form, Schema::Any, &PointerSet::default())?;
+        let records = parse_all(&body, form, &Schema::Any.into(), &PointerSet::default())?;
         Ok(records.into_iter().map(|(record, _)| record).collect())
     }
 
@@ -171,8 +172,13 @@ mod tests {
         let latin1 = Bytes::from_static(b"[{}\n,\"\xe9\"]");
         assert_eq!(
             malformed(
-                parse_all(&latin1, Form::Array, Schema::Any, &PointerSet::default())
-                    .map(|_| Vec::new())
+                parse_all(
+                    &latin1,
+                    Form::Array,
+                    &Schema::Any.into(),
+                    &PointerSet::default()
+                )
+                .map(|_| Vec::new())
             ),
             (None, 2, 3)
         );

@@ -4,22 +4,31 @@ use std::{fmt, ops::Range};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use serde::{
-    Deserialize, Serialize,
+    Deserialize,
     de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, Unexpected, Visitor},
 };
 use serde_json::value::RawValue;
 
-use super::pointer::{PointerNode, PointerSet, Values};
+use super::{
+    limits::{self, Broken, JsonLimits},
+    pointer::{PointerNode, PointerSet, Values},
+    schema::Schema,
+};
 
-/// The schema that every accepted record has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Schema {
-    /// `name`, `location` (non-empty strings), `age` (integer 0 to 150), `infectedtype`, `state`
-    /// (strings), and any other member.
-    Case,
-    /// Any JSON object.
-    Any,
+/// What a record must be to be accepted.
+#[derive(Clone, Copy, Debug)]
+pub struct RecordRules {
+    pub schema: Schema,
+    pub limits: JsonLimits,
+}
+
+impl From<Schema> for RecordRules {
+    fn from(schema: Schema) -> Self {
+        Self {
+            schema,
+            limits: JsonLimits::default(),
+        }
+    }
 }
 
 /// Why a body is not a record.
@@ -33,11 +42,19 @@ pub enum Invalid {
         detail: String,
     },
     /// JSON that the schema does not allow.
-    #[error("{}{detail}", field.map(|f| format!("field `{f}`: ")).unwrap_or_default())]
+    #[error("{}{detail}", at_field(field.as_deref()))]
     Schema {
-        field: Option<&'static str>,
+        /// The JSON pointer to the value; empty for the record itself.
+        field: Option<String>,
         detail: String,
     },
+}
+
+fn at_field(pointer: Option<&str>) -> String {
+    match pointer {
+        None | Some("") => String::new(),
+        Some(pointer) => format!("field `{pointer}`: "),
+    }
 }
 
 impl Invalid {
@@ -64,65 +81,118 @@ impl Invalid {
     }
 }
 
-/// `body` as text, if it is UTF-8.
+/// `body` as text, if it is UTF-8 and begins without a byte order mark.
 ///
 /// # Errors
 /// [`Invalid::Malformed`] at the first byte that is not.
 pub fn as_text(body: &[u8]) -> Result<&str, Invalid> {
-    std::str::from_utf8(body)
-        .map_err(|why| Invalid::malformed(body, why.valid_up_to(), "not UTF-8"))
+    if body.starts_with(b"\xff\xfe") || body.starts_with(b"\xfe\xff") {
+        let detail = "a byte order mark (BOM) of UTF-16; JSON is UTF-8, without one";
+        return Err(Invalid::malformed(body, 0, detail));
+    }
+    let text = std::str::from_utf8(body)
+        .map_err(|why| Invalid::malformed(body, why.valid_up_to(), "not UTF-8"))?;
+    no_mark(text, 0).map(|()| text)
 }
 
-/// Checks `body` against `schema`. Returns the bytes that travel: `body` without surrounding white
+/// Refuses a byte order mark before the value at byte `at` (RFC 8259, 8.1).
+fn no_mark(text: &str, at: usize) -> Result<(), Invalid> {
+    if text[at..].starts_with('\u{feff}') {
+        let detail = "a byte order mark (BOM), which is no part of JSON; send the text without it";
+        return Err(Invalid::malformed(text.as_bytes(), at, detail));
+    }
+    Ok(())
+}
+
+/// Checks `body` against `rules`. Returns the bytes that travel: `body` without surrounding white
 /// space and without top-level `path` members. Every other byte stays as it came.
 ///
 /// # Errors
 /// [`Invalid`] names the mistake and its place.
-pub fn parse(body: &Bytes, schema: Schema) -> Result<Bytes, Invalid> {
-    let (record, _) = parse_body(body, schema, &PointerSet::default())?;
+pub fn parse(body: &Bytes, rules: &RecordRules) -> Result<Bytes, Invalid> {
+    let (record, _) = parse_body(body, rules, &PointerSet::default())?;
     Ok(record)
+}
+
+/// The same for a JSON object that another node has checked, or another publisher has not.
+///
+/// # Errors
+/// [`Invalid`] says why it is none.
+pub fn parse_any(body: &Bytes) -> Result<Bytes, Invalid> {
+    let text = as_text(body)?;
+    let (record, _, end) = read(body, text, Schema::Any, &PointerSet::default())?;
+    whole(text, end).map(|()| record)
 }
 
 /// The same. Also returns the values of `pointers`.
 pub fn parse_body<'t>(
     body: &'t Bytes,
-    schema: Schema,
+    rules: &RecordRules,
     pointers: &PointerSet,
 ) -> Result<(Bytes, Values<'t>), Invalid> {
-    parse_text(body, as_text(body)?, schema, pointers)
+    parse_text(body, as_text(body)?, rules, pointers)
 }
 
 /// The same for `text`, which is `body` or a part of it.
 pub(super) fn parse_text<'t>(
     body: &Bytes,
     text: &'t str,
-    schema: Schema,
+    rules: &RecordRules,
     pointers: &PointerSet,
 ) -> Result<(Bytes, Values<'t>), Invalid> {
-    let (record, values, end) = parse_first(body, text, schema, pointers)?;
-    match skip_space(&text[end..]) {
-        "" => Ok((record, values)),
-        rest => {
-            let at = text.len() - rest.len();
-            Err(Invalid::malformed(
-                text.as_bytes(),
-                at,
-                "trailing characters",
-            ))
-        }
-    }
+    let (record, values, end) = parse_first(body, text, rules, pointers)?;
+    whole(text, end).map(|()| (record, values))
 }
 
 /// The same for the first value of `text`. Also returns the end of the value in `text`.
 pub(super) fn parse_first<'t>(
     body: &Bytes,
     text: &'t str,
+    rules: &RecordRules,
+    pointers: &PointerSet,
+) -> Result<(Bytes, Values<'t>, usize), Invalid> {
+    let start = text.len() - skip_space(text).len();
+    let parsed = read(body, text, rules.schema, pointers)?;
+    let record = &text[start..parsed.2];
+    limits::check(record, &rules.limits).map_err(|broken| match broken {
+        Broken::Malformed { at, detail } => Invalid::malformed(text.as_bytes(), start + at, detail),
+        Broken::Limit { pointer, detail } => Invalid::Schema {
+            field: Some(pointer),
+            detail,
+        },
+    })?;
+    Ok(parsed)
+}
+
+/// The error if there is more than white space behind `end`.
+fn whole(text: &str, end: usize) -> Result<(), Invalid> {
+    let rest = skip_space(&text[end..]);
+    let detail = match rest.bytes().next() {
+        None => return Ok(()),
+        Some(b'{') => {
+            "another value; many records are an array, or lines of Content-Type \
+             application/x-ndjson"
+        }
+        Some(_) => "trailing characters",
+    };
+    let at = text.len() - rest.len();
+    Err(Invalid::malformed(text.as_bytes(), at, detail))
+}
+
+/// Reads the first value of `text`, and checks it against `schema`.
+fn read<'t>(
+    body: &Bytes,
+    text: &'t str,
     schema: Schema,
     pointers: &PointerSet,
 ) -> Result<(Bytes, Values<'t>, usize), Invalid> {
     let start = text.len() - skip_space(text).len();
+    no_mark(text, start)?;
     let mut reader = Reader {
-        schema,
+        fields: match schema {
+            Schema::Case => &FIELDS[..],
+            Schema::Any => &[],
+        },
         pointers,
         field: None,
         paths: Vec::new(),
@@ -193,7 +263,8 @@ fn without(body: &[u8], values: impl Iterator<Item = Range<usize>>) -> Bytes {
 /// Reads one record. Keeps the current field, for errors, and the values of `path` members and of
 /// `pointers`.
 struct Reader<'p, 't> {
-    schema: Schema,
+    /// The fields that the schema wants.
+    fields: &'static [(&'static str, FieldCheck)],
     pointers: &'p PointerSet,
     field: Option<&'static str>,
     paths: Vec<&'t str>,
@@ -211,7 +282,7 @@ impl Reader<'_, '_> {
         // `1e400` is JSON (RFC 8259, 6) and no value of a field.
         if why.is_data() || self.field.is_some() && detail == OUT_OF_RANGE {
             Invalid::Schema {
-                field: self.field,
+                field: self.field.map(|field| format!("/{field}")),
                 detail,
             }
         } else {
@@ -289,10 +360,7 @@ impl<'de> Visitor<'de> for &mut Reader<'_, 'de> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        let fields = match self.schema {
-            Schema::Case => &FIELDS[..],
-            Schema::Any => &[],
-        };
+        let fields = self.fields;
         let mut seen = [false; FIELDS.len()];
         while let Some((key, wanted)) = map.next_key_seed(MemberName(self.pointers))? {
             if let Some((name, check)) = fields.get(key as usize) {
@@ -349,13 +417,14 @@ impl<'de> DeserializeSeed<'de> for FieldCheck {
         if value == "-0" || value.parse().is_ok_and(|age: u8| age <= AGE_MAX) {
             return Ok(());
         }
-        let shown = match value.as_bytes()[0] {
+        let found = limits::shown(value);
+        let found = match value.as_bytes()[0] {
             b'{' => Unexpected::Map,
             b'[' => Unexpected::Seq,
             b'"' => Unexpected::Other("a string"),
-            _ => Unexpected::Other(value),
+            _ => Unexpected::Other(&found),
         };
-        Err(D::Error::invalid_value(shown, &self))
+        Err(D::Error::invalid_value(found, &self))
     }
 }
 
@@ -389,6 +458,7 @@ mod tests {
 
     /// Parses, and wants the values of many members. That changes neither record nor error.
     fn parse_both(text: &str, schema: Schema) -> Result<Bytes, Invalid> {
+        let rules = RecordRules::from(schema);
         let body = Bytes::copy_from_slice(text.as_bytes());
         let mut pointers = PointerSet::default();
         let wanted = [
@@ -405,8 +475,8 @@ mod tests {
         for wanted in wanted {
             pointers.add(&format!("/{wanted}").parse().unwrap());
         }
-        let parsed = parse(&body, schema);
-        let with_values = parse_body(&body, schema, &pointers);
+        let parsed = parse(&body, &rules);
+        let with_values = parse_body(&body, &rules, &pointers);
         let detail = |why: &Invalid| why.to_string();
         assert_eq!(
             with_values
@@ -434,7 +504,7 @@ mod tests {
         let indexes = wanted.map(|pointer| pointers.add(&pointer.parse().unwrap()));
         let body = CASE.replacen('{', r#"{"a":[0, {"b" : "\u0061"}],"path":{"x":1}, "#, 1);
         let body = Bytes::from(body);
-        let (record, values) = parse_body(&body, Schema::Case, &pointers).unwrap();
+        let (record, values) = parse_body(&body, &Schema::Case.into(), &pointers).unwrap();
         let found = indexes.map(|index| values.get(index));
         let expected = [
             Some("42"),
@@ -466,9 +536,6 @@ mod tests {
                 r#"{"a":1, "path" : {"path":":,\"}"} , "b":2}"#,
                 r#"{"a":1, "b":2}"#,
             ),
-            (r#"{"a":1,"path":1,"path":[2]}"#, r#"{"a":1}"#),
-            (r#"{"path":1,"path":2,"a":3}"#, r#"{"a":3}"#),
-            (r#"{"path":1,"a":3,"path":2}"#, r#"{"a":3}"#),
             (r#"{"a":1,"p\u0061th":"x"}"#, r#"{"a":1}"#),
             (r#"{"a":{"path":1}}"#, r#"{"a":{"path":1}}"#),
             (
@@ -492,6 +559,12 @@ mod tests {
             ("{} x", (1, 4)),
             ("{\"a\":1,}", (1, 8)),
             ("\u{feff}{}", (1, 1)),
+            ("\n \u{feff}{}", (2, 2)),
+            ("{}\n{}", (2, 1)),
+            ("{\n\"\\ud800\":1}", (2, 8)),
+            ("{\n\"a\":\"\\ud800\"}", (2, 6)),
+            ("{\n\"a\":\"\0\"}", (2, 5)),
+            ("{\n\"\0\":1}", (2, 2)),
         ] {
             match any(text) {
                 Err(Invalid::Malformed { line, column, .. }) => {
@@ -502,7 +575,7 @@ mod tests {
         }
         let latin1 = Bytes::from_static(b"{\"a\":\n\"\xe9\"}");
         assert_eq!(
-            parse(&latin1, Schema::Any),
+            parse(&latin1, &Schema::Any.into()),
             Err(Invalid::Malformed {
                 line: 2,
                 column: 2,
@@ -540,7 +613,8 @@ mod tests {
         ] {
             match case(&CASE.replacen(from, to, 1)) {
                 Err(Invalid::Schema { field: found, .. }) => {
-                    assert_eq!(found, field, "{from} -> {to}");
+                    let expected = field.map(|field| format!("/{field}"));
+                    assert_eq!(found, expected, "{from} -> {to}");
                 }
                 other => panic!("{from} -> {to}: {other:?}"),
             }

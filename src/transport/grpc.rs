@@ -43,7 +43,7 @@ use super::{
     Transport, TransportError,
 };
 use crate::{
-    breaker::ApiBreakers, config, record::Schema, secrets::ServingTls, spool::Spool, tap::Tap,
+    breaker::ApiBreakers, config, record::RecordRules, secrets::ServingTls, spool::Spool, tap::Tap,
 };
 
 /// Pings on a connection, so that a peer that falls silent is noticed within their sum.
@@ -74,7 +74,7 @@ pub struct Settings {
     /// The source of the call `Watch`.
     pub tap: Tap,
     /// Checks a record that comes from a client, not from a node.
-    pub schema: Schema,
+    pub rules: RecordRules,
     /// This run of the node. It has checked the records that it took in itself.
     pub run: Arc<str>,
     /// Keeps the records that the API does not take soon.
@@ -148,7 +148,7 @@ impl Transport for Grpc {
         let (buffer_in, buffer) = buffer::new(settings.spool.clone(), settings.breakers.clone());
         let intake = Intake {
             buffer: buffer_in.clone(),
-            schema: settings.schema,
+            rules: settings.rules,
             run: Arc::clone(&settings.run),
             phase: phases.clone(),
             disk_after: disk_after(settings.publish_timeout),

@@ -64,7 +64,7 @@ pub fn settings_at(port: u16) -> Settings {
         server_tls: None,
         config,
         tap: Tap::default(),
-        schema: Schema::Any,
+        rules: Schema::Any.into(),
         run: Arc::from("this run"),
         spool,
         breakers: ApiBreakers::default(),

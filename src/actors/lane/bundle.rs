@@ -27,7 +27,7 @@ use crate::{
     delivery::{Acker, Delivery, Verdict},
     proto,
     recent::{FingerprintMap, Hasher128},
-    record::{self, Origin, Record, Schema, is_traceparent, is_visible_ascii},
+    record::{self, Origin, Record, is_traceparent, is_visible_ascii},
     transport::{Headers, Incoming, Message},
 };
 
@@ -335,7 +335,7 @@ impl Iterator for Unbundler {
 fn single(incoming: Incoming) -> Delivery {
     let is_ours = incoming.message.headers.origin.is_some();
     let mut delivery = Delivery::from(incoming);
-    if !is_ours && let Ok(body) = record::parse(&delivery.record.body, Schema::Any) {
+    if !is_ours && let Ok(body) = record::parse_any(&delivery.record.body) {
         delivery.record.body = body;
     }
     delivery

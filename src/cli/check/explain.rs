@@ -31,7 +31,8 @@ pub fn explain(config: &Config, file: &Path, headers: &[String]) -> Result<(), E
     let body = body.into();
     // The configuration is valid.
     let routes = config.routes().map_err(|_| ExitCode::FAILURE)?;
-    let parsed = parse_body(&body, config.ingest.schema, routes.pointers());
+    let rules = config.ingest.record_rules();
+    let parsed = parse_body(&body, &rules, routes.pointers());
     let (_, values) = parsed.map_err(|why| wrong(why.to_string()))?;
     let id = key.unwrap_or_else(Record::new_id);
     let attributes = event_attributes(&headers).map_err(misused)?;

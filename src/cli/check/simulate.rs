@@ -30,8 +30,9 @@ pub fn simulate(config: &Config, file: &Path) -> Result<(), ExitCode> {
     // The configuration is valid.
     let routes = config.routes().map_err(|_| ExitCode::FAILURE)?;
     let bodies = bodies(&plan, file).map_err(wrong)?;
+    let rules = config.ingest.record_rules();
     let values = bodies.iter().enumerate().map(|(at, body)| {
-        let parsed = parse_body(body, config.ingest.schema, routes.pointers());
+        let parsed = parse_body(body, &rules, routes.pointers());
         let (_, values) = parsed.map_err(|why| format!("record {}: {why}", at + 1))?;
         Ok(values)
     });

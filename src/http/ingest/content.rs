@@ -46,7 +46,11 @@ impl Content {
         if is_event(headers) {
             return binary_event(headers).map(|event| Self::BinaryEvent(Box::new(event)));
         }
-        if is("application/x-ndjson") {
+        // The first has most users; the others are proposed names of the same form.
+        if ["x-ndjson", "ndjson", "jsonl"]
+            .iter()
+            .any(|subtype| is_of(essence, subtype))
+        {
             return Ok(Self::Lines);
         }
         let is_json = if essence.is_empty() {
@@ -59,6 +63,21 @@ impl Content {
         }
         Err(other_type(essence))
     }
+}
+
+impl Content {
+    /// Whether its records have keys of their own.
+    pub(super) const fn is_event(&self) -> bool {
+        !matches!(self, Self::Json | Self::Lines)
+    }
+}
+
+/// Whether `essence` is `application/` and this subtype.
+fn is_of(essence: &str, subtype: &str) -> bool {
+    let named = essence.split_once('/');
+    named.is_some_and(|(top, of)| {
+        top.eq_ignore_ascii_case("application") && of.eq_ignore_ascii_case(subtype)
+    })
 }
 
 /// Whether `essence` is `application/*+json`, and no other form of an event.

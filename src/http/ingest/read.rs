@@ -44,6 +44,9 @@ impl IngestState {
         let id = signed.as_ref().map(|signed| signed.id.into());
         // Who has seen a signed request may send it again.
         let key = idempotency_key(headers)?.or(id);
+        if self.require_key && key.is_none() && !content.is_event() {
+            return Err(no_key());
+        }
         let traceparent = traceparent(headers);
         let origin = Some(Origin::now(Arc::clone(&self.run)));
         let body = self.body.read(body, coding).await?;
@@ -118,10 +121,10 @@ impl IngestState {
     ) -> Result<Vec<ParsedRecord<'b>>, Problem> {
         match form {
             None => {
-                let parsed = parse_body(body, self.schema, pointers);
+                let parsed = parse_body(body, &self.rules, pointers);
                 Ok(vec![parsed.map_err(|why| self.invalid(&why))?])
             }
-            Some(form) => parse_all(body, form, self.schema, pointers).map_err(|why| match why {
+            Some(form) => parse_all(body, form, &self.rules, pointers).map_err(|why| match why {
                 InvalidBatch::Body(why) => self.invalid(&why),
                 InvalidBatch::Record { index, why } => self.invalid(&why).with("index", index),
             }),
@@ -137,7 +140,7 @@ impl IngestState {
     ) -> Result<Vec<ParsedRecord<'b>>, Problem> {
         let events = events.iter().enumerate();
         let records = events.map(|(index, event)| {
-            let parsed = parse_body(&event.data, self.schema, pointers);
+            let parsed = parse_body(&event.data, &self.rules, pointers);
             parsed.map_err(|why| at(index, form, self.invalid(&why)))
         });
         records.collect()
@@ -219,13 +222,20 @@ impl IngestState {
                     .with("line", *line)
                     .with("column", *column)
             }
-            Invalid::Schema {
-                field: Some(field), ..
-            } if self.schema == Schema::Case => unprocessable(format!(
-                "{why}; the schema is `case`, and `[ingest].schema = \"any\"` takes any JSON object"
-            ))
-            .with("field", *field),
-            Invalid::Schema { .. } => unprocessable(why.to_string()),
+            Invalid::Schema { field, .. } => {
+                let of_case = match self.rules.schema {
+                    Schema::Case => {
+                        "; the schema is `case`, and `[ingest].schema = \"any\"` takes any JSON \
+                         object"
+                    }
+                    Schema::Any => "",
+                };
+                let problem = unprocessable(format!("{why}{of_case}"));
+                match field {
+                    Some(field) => problem.with("field", field.as_str()),
+                    None => problem,
+                }
+            }
         }
     }
 }
@@ -236,6 +246,15 @@ fn at(index: usize, form: Option<Form>, problem: Problem) -> Problem {
         None => problem,
         Some(_) => problem.with("index", index),
     }
+}
+
+fn no_key() -> Problem {
+    Problem::bad_request(
+        ProblemKind::IdempotencyKey,
+        "This node wants an Idempotency-Key with each request ([ingest].require_key): one of 1 to \
+         255 visible ASCII characters, another one for each record, and the same when it is sent \
+         again",
+    )
 }
 
 fn too_many() -> Problem {

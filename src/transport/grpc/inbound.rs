@@ -18,7 +18,7 @@ use super::{
 use crate::{
     cloud_events::{EventAttributes, may_be_event},
     proto,
-    record::{self, Origin, Record, Schema, is_traceparent, is_visible_ascii},
+    record::{self, Origin, Record, RecordRules, is_traceparent, is_visible_ascii},
 };
 
 /// A record that the API has not taken after this goes to disk, which makes it safe.
@@ -56,7 +56,7 @@ pub(super) fn disk_after(publish_timeout: Duration) -> Duration {
 pub(super) struct Intake {
     pub(super) buffer: BufferIn,
     /// Checks a record that no node has checked.
-    pub(super) schema: Schema,
+    pub(super) rules: RecordRules,
     /// This run of the node.
     pub(super) run: Arc<str>,
     pub(super) phase: watch::Receiver<Phase>,
@@ -107,10 +107,8 @@ impl Intake {
             // of its run.
             (Sender::Node, Some(origin)) if origin.run == self.run => Ok(body),
             // Another node has checked the record against its own schema.
-            (Sender::Node, Some(_)) => {
-                record::parse(&body, Schema::Any).map_err(|why| why.to_string())
-            }
-            _ => record::parse(&body, self.schema).map_err(|why| why.to_string()),
+            (Sender::Node, Some(_)) => record::parse_any(&body).map_err(|why| why.to_string()),
+            _ => record::parse(&body, &self.rules).map_err(|why| why.to_string()),
         };
         match body {
             Ok(body) => Ok(Record {
