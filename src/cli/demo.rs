@@ -103,8 +103,7 @@ pub async fn demo(args: Args) -> Result<(), ExitCode> {
     };
     if !args.once && played.is_some() {
         tell(format_args!(
-            "The node stays up: post to http://{}/, status at http://{}/api/status, Ctrl-C ends \
-             it.",
+            "The node stays up: post to http://{}/, the live page is http://{}/, Ctrl-C ends it.",
             node.ingest, node.admin
         ));
         signals.next().await;
@@ -125,7 +124,7 @@ async fn play(
     let total = records.len() as u64;
     if !within(LANES_PATIENCE, async || lanes_are_up(node).await).await {
         tell(format_args!(
-            "waypost: not every lane is up after {LANES_PATIENCE:?}; see http://{}/api/status",
+            "waypost: not every lane is up after {LANES_PATIENCE:?}; see http://{}/",
             node.admin
         ));
     }
