@@ -36,18 +36,19 @@ pub fn warnings(status: &Status<'_>, ack: Ack) -> Vec<NodeWarning> {
     let mut found = WarningList::default();
     found.ledger(status);
     found.disk(status);
+    // One API that is down stops all lanes.
+    if status.apis.is_empty() {
+        found.api("api", &status.api);
+    }
+    for (name, api) in &status.apis {
+        found.named_api(&format!("api {name}"), api);
+    }
     for lane in &status.lanes {
         found.lane(lane, ack);
     }
     if !status.lanes.iter().any(|lane| lane.takes_records) {
         let what = "No lane takes records: new ones wait on disk";
         found.warn("lanes", what, "Mend or resume a lane");
-    }
-    if status.apis.is_empty() {
-        found.api("api", &status.api);
-    }
-    for (name, api) in &status.apis {
-        found.named_api(&format!("api {name}"), api);
     }
     found.node(status);
     let WarningList(mut list) = found;
