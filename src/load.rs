@@ -8,11 +8,13 @@
 //!
 //! All users share one thread. There are as many connections as users.
 
+mod axis;
 pub mod report;
 mod tally;
 
 use std::{
     cell::{Cell, Ref, RefCell},
+    future::pending,
     ops::Range,
     pin::pin,
     time::{Duration, Instant},
@@ -53,8 +55,10 @@ const SAMPLE_PERIOD: Duration = Duration::from_secs(1);
 /// The records to POST, the number of users, and their speed.
 pub struct Plan {
     pub records: Vec<Bytes>,
-    /// How often all records are posted.
+    /// How often all records are posted; with a `duration`, as often as there is time for.
     pub passes: usize,
+    /// No record is posted after this time.
+    pub duration: Option<Duration>,
     pub users: usize,
     /// How many users begin each second.
     pub spawn_rate: f64,
@@ -78,6 +82,7 @@ impl Plan {
         Self {
             records,
             passes: 1,
+            duration: None,
             users,
             spawn_rate: f64::INFINITY,
             wait: Duration::ZERO..Duration::ZERO,
@@ -117,9 +122,10 @@ impl Load {
         }
     }
 
-    /// How many records are POSTed if nothing stops the load.
-    pub fn total(&self) -> usize {
-        self.plan.records.len() * self.plan.passes
+    /// How many records are POSTed if nothing stops the load; `None` if its duration ends it.
+    pub fn total(&self) -> Option<usize> {
+        let is_counted = self.plan.duration.is_none();
+        is_counted.then_some(self.plan.records.len() * self.plan.passes)
     }
 
     pub fn tally(&self) -> Ref<'_, Tally> {
@@ -131,7 +137,7 @@ impl Load {
         self.stopped.send_replace(true);
     }
 
-    /// Ends when each record was POSTed, or the load was stopped. `tick` is called with the counts
+    /// Ends when each record was POSTed, its duration is over, or it was stopped. `tick` is called with the counts
     /// each second.
     pub async fn run(&self, mut tick: impl FnMut(&Tally)) {
         let began = Instant::now();
@@ -139,9 +145,20 @@ impl Load {
             (0..self.plan.users).map(|number| self.user(number, began))
         ));
         let mut seconds = interval_at((began + SAMPLE_PERIOD).into(), SAMPLE_PERIOD);
+        let mut end = pin!(async {
+            match self.plan.duration {
+                Some(duration) => sleep_until((began + duration).into()).await,
+                None => pending().await,
+            }
+        });
+        let mut is_over = false;
         loop {
             tokio::select! {
                 _ = &mut users => break,
+                () = &mut end, if !is_over => {
+                    is_over = true;
+                    self.stop();
+                }
                 _ = seconds.tick() => {
                     self.tally.borrow_mut().sample(began.elapsed());
                     tick(&self.tally());
@@ -199,7 +216,7 @@ impl Load {
     #[expect(clippy::cast_precision_loss, reason = "nobody posts 2^52 records")]
     fn turn(&self, began: Instant) -> Option<Turn> {
         let number = self.next.get();
-        if *self.stopped.borrow() || number == self.total() {
+        if *self.stopped.borrow() || self.total() == Some(number) {
             return None;
         }
         self.next.set(number + 1);

@@ -128,6 +128,85 @@ async fn at_a_fixed_rate_a_server_that_stalls_is_charged_for_what_it_kept_waitin
 }
 
 #[actix_rt::test]
+async fn a_load_with_a_duration_goes_on_until_it_is_over_and_sends_its_headers() {
+    let api = Api::start();
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let file = folder.path().join("two.ndjson");
+    std::fs::write(&file, "{\"a\":1}\n{\"a\":2}\n").expect("the folder is ours");
+    let report = folder.path().join("report.html");
+    let arguments = [
+        file.to_str().expect("a plain path"),
+        "--users=2",
+        "--rate=50/s",
+        "--duration=1500ms",
+        "--header=Content-Type: application/cloudevents+json",
+        "--report",
+        report.to_str().expect("a plain path"),
+    ];
+    let (result, status) = outcome(load(&api.url(), &arguments)).await;
+    assert_eq!(
+        (status, &result["failures"]),
+        (Some(0), &0.into()),
+        "{result}"
+    );
+    // 75 are due by then. It never stops early, and never posts one that is due later.
+    let requests = result["requests"].as_u64().expect("a count");
+    assert!(requests <= 75, "{result}");
+    assert!(
+        result["elapsed_s"].as_f64().expect("a time") >= 1.4,
+        "{result}"
+    );
+    let posts = api.posts();
+    assert_eq!(posts.len() as u64, requests);
+    assert!(posts.len() > 2, "the records come again: {result}");
+    for post in posts {
+        let content_type = post.content_type.as_deref();
+        assert_eq!(content_type, Some("application/cloudevents+json"));
+    }
+    let page = std::fs::read_to_string(report).expect("the report");
+    for wanted in [
+        "<th>duration<td>1s 500ms",
+        "<th>rate<td>50/s",
+        "<th>headers<td>content-type",
+        concat!("<th>waypost<td>", env!("CARGO_PKG_VERSION")),
+    ] {
+        assert!(page.contains(wanted), "{wanted}: {page}");
+    }
+    assert!(
+        !page.contains("cloudevents"),
+        "a header may be a secret: {page}"
+    );
+}
+
+#[actix_rt::test]
+async fn the_limits_of_a_load_decide_on_its_exit_status() {
+    let api = Api::start();
+    api.delay(Duration::from_millis(5));
+    api.behave(|number, _| match number {
+        1..=5 => Conduct::Answer(400),
+        _ => Conduct::Answer(202),
+    });
+    let (result, status) = outcome(load(&api.url(), &["--max-failures", "5"])).await;
+    assert_eq!(
+        (status, &result["failures"]),
+        (Some(0), &5.into()),
+        "{result}"
+    );
+    let slow = outcome(load(&api.url(), &["--max-p99", "1ms"])).await;
+    assert_eq!(slow.1, Some(1), "{}", slow.0);
+    let fast = outcome(load(&api.url(), &["--max-p99", "1h"])).await;
+    assert_eq!(fast.1, Some(0), "{}", fast.0);
+    api.behave(|_, _| Conduct::Answer(400));
+    let (result, status) = outcome(load(&api.url(), &["--max-failures", "99.9%"])).await;
+    assert_eq!(status, Some(1), "{result}");
+    assert_eq!(result["latency_ms"]["max"], 0.0, "{result}");
+    assert!(
+        result["failure_latency_ms"]["max"].as_f64() > Some(1.0),
+        "{result}"
+    );
+}
+
+#[actix_rt::test]
 async fn users_wait_between_records() {
     let api = Api::start();
     let folder = tempfile::tempdir().expect("a temporary folder");
@@ -232,6 +311,7 @@ async fn https_is_spoken_over_a_connection_that_is_kept() {
     let plan = Plan {
         records: vec![Bytes::from_static(b"{}"); 3],
         passes: 1,
+        duration: None,
         users: 1,
         spawn_rate: f64::INFINITY,
         wait: Duration::ZERO..Duration::ZERO,

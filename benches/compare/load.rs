@@ -64,6 +64,7 @@ pub async fn run(options: &Options) {
         Plan {
             records: requests.collect(),
             passes: 1,
+            duration: None,
             users: options.users,
             spawn_rate: f64::INFINITY,
             wait: Duration::ZERO..Duration::ZERO,

@@ -63,6 +63,8 @@ pub struct Endpoint {
     /// The header `Host`.
     host: HeaderValue,
     authorization: Option<HeaderValue>,
+    /// More headers of each POST, in the place of those that it would have.
+    headers: HeaderMap,
     tls: Option<Arc<ClientConfig>>,
     signing_keys: Option<Arc<WatchedFile<SigningKeys>>>,
 }
@@ -108,6 +110,7 @@ impl Endpoint {
                 .parse()
                 .map_err(|why| format!("{text}: {why}"))?,
             authorization: None,
+            headers: HeaderMap::new(),
             tls: is_tls.then(tls),
             signing_keys: None,
         })
@@ -129,6 +132,13 @@ impl Endpoint {
 
     pub(super) const fn signing_keys(&self) -> Option<&Arc<WatchedFile<SigningKeys>>> {
         self.signing_keys.as_ref()
+    }
+
+    /// Each POST carries these headers, in the place of those of their names that it would have.
+    #[must_use]
+    pub fn with_headers(mut self, headers: HeaderMap) -> Self {
+        self.headers = headers;
+        self
     }
 
     /// Sends one request over a connection of its own: a POST of `json`, or a GET. Returns the
@@ -194,8 +204,16 @@ impl Endpoint {
     }
 
     fn post(&self, client: &Client) -> ClientRequest {
-        self.request(client, Method::POST)
-            .content_type(HeaderValue::from_static("application/json"))
+        let mut post = self
+            .request(client, Method::POST)
+            .content_type(HeaderValue::from_static("application/json"));
+        for name in self.headers.keys() {
+            post.headers_mut().remove(name);
+        }
+        for (name, value) in &self.headers {
+            post = post.append_header((name.clone(), value.clone()));
+        }
+        post
     }
 
     /// A POST whose head is built once, over a pool of its own.

@@ -10,6 +10,7 @@ use tokio::time::timeout;
 
 use super::{
     NodeArgs,
+    header::{Header, header},
     output::{print, tell},
 };
 use crate::{
@@ -61,8 +62,13 @@ pub struct Args {
     #[arg(long, value_name = "RECORD.json", conflicts_with = "connect")]
     explain: Option<PathBuf>,
     /// A header of its request, as in 'Idempotency-Key: 7'; may be given again
-    #[arg(long = "header", value_name = "NAME: VALUE", requires = "explain")]
-    headers: Vec<String>,
+    #[arg(
+        long = "header",
+        value_name = "NAME: VALUE",
+        value_parser = header,
+        requires = "explain"
+    )]
+    headers: Vec<Header>,
     /// Play the routing in simulated time with lanes that behave as this file says, and print what
     /// each lane takes instead; nothing is started
     #[arg(long, value_name = "PLAN.toml", conflicts_with_all = ["connect", "explain"])]

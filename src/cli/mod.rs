@@ -4,6 +4,7 @@ mod admin;
 pub mod check;
 pub mod dead;
 pub mod demo;
+mod header;
 pub mod lane;
 pub mod load;
 pub mod manual;

@@ -37,7 +37,8 @@ impl Progress {
         self.bar.set_message(note);
     }
 
+    /// The bar stays as it is: one that was stopped is not full.
     pub fn end(&self) {
-        self.bar.finish();
+        self.bar.abandon();
     }
 }

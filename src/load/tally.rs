@@ -64,13 +64,17 @@ pub struct Tally {
     pub kinds: BTreeMap<String, u64>,
     pub statuses: BTreeMap<u16, u64>,
     pub samples: Vec<Sample>,
+    /// Of the records that were taken.
     latency: Histogram<u64>,
+    /// Of the others: those that fail at once would make a server look fast.
+    failure_latency: Histogram<u64>,
     window: SampleWindow,
 }
 
 /// The counts since the last sample.
 struct SampleWindow {
     since: Duration,
+    requests: u64,
     failures: u64,
     /// The most at a time.
     users: usize,
@@ -91,10 +95,12 @@ impl Tally {
             samples: Vec::new(),
             window: SampleWindow {
                 since: Duration::ZERO,
+                requests: 0,
                 failures: 0,
                 users: 0,
                 latency: empty.clone(),
             },
+            failure_latency: empty.clone(),
             latency: empty,
         }
     }
@@ -111,12 +117,18 @@ impl Tally {
     pub(super) fn count(&mut self, latency: Duration, answer: Result<StatusCode, Refusal>) {
         let us =
             u64::try_from(latency.as_micros()).map_or(LATENCY_MAX_US, |us| us.min(LATENCY_MAX_US));
-        for histogram in [&mut self.latency, &mut self.window.latency] {
+        let histograms = if answer.is_ok() {
+            vec![&mut self.latency, &mut self.window.latency]
+        } else {
+            vec![&mut self.failure_latency]
+        };
+        for histogram in histograms {
             histogram
                 .record(us)
                 .expect("a histogram that grows takes an hour");
         }
         self.requests += 1;
+        self.window.requests += 1;
         let status = answer
             .as_ref()
             .map_or_else(|refusal| refusal.status, |status| Some(*status));
@@ -141,17 +153,18 @@ impl Tally {
         self.elapsed = at;
         let SampleWindow {
             since,
+            requests,
             failures,
             users,
             latency,
         } = &mut self.window;
         let seconds = at.saturating_sub(*since).as_secs_f64();
-        if latency.is_empty() || seconds <= 0.0 {
+        if *requests == 0 || seconds <= 0.0 {
             return;
         }
         self.samples.push(Sample {
             at,
-            per_second: latency.len() as f64 / seconds,
+            per_second: *requests as f64 / seconds,
             failures_per_second: *failures as f64 / seconds,
             p50: ms(latency.value_at_quantile(0.5)),
             p99: ms(latency.value_at_quantile(0.99)),
@@ -159,6 +172,7 @@ impl Tally {
         });
         latency.reset();
         *since = at;
+        *requests = 0;
         *failures = 0;
         *users = self.users;
     }
@@ -172,14 +186,13 @@ impl Tally {
         }
     }
 
-    /// The quantiles of the latency in ms, each with its name.
-    fn latencies(&self) -> impl Iterator<Item = (&'static str, f64)> {
-        QUANTILES
-            .map(|(name, quantile)| (name, ms(self.latency.value_at_quantile(quantile))))
-            .into_iter()
+    /// The 99th percentile of the records that were taken; `None` if none was.
+    pub fn p99(&self) -> Option<Duration> {
+        let p99 = self.latency.value_at_quantile(0.99);
+        (!self.latency.is_empty()).then_some(Duration::from_micros(p99))
     }
 
-    /// For people: each count with its name.
+    /// For people: each count with its name. The latencies are of the records that were taken.
     pub fn rows(&self) -> Vec<(String, String)> {
         let mut rows = vec![
             ("requests".into(), self.requests.to_string()),
@@ -190,10 +203,12 @@ impl Tally {
             ),
             ("requests/s".into(), format!("{:.1}", self.per_second())),
         ];
-        rows.extend(
-            self.latencies()
-                .map(|(name, ms)| (format!("{name} ms"), format!("{ms:.2}"))),
-        );
+        for (histogram, prefix) in [(&self.latency, ""), (&self.failure_latency, "failed, ")] {
+            let quantiles = quantiles_ms(histogram).into_iter();
+            let named =
+                quantiles.map(|(name, ms)| (format!("{prefix}{name} ms"), format!("{ms:.2}")));
+            rows.extend(named.filter(|_| !histogram.is_empty()));
+        }
         let statuses = self.statuses.iter();
         rows.extend(
             statuses.map(|(status, count)| (format!("status {status}"), count.to_string())),
@@ -206,18 +221,24 @@ impl Tally {
         rows
     }
 
-    /// For machines.
+    /// For machines. `latency_ms` is of the records that were taken.
     pub fn json(&self) -> Value {
         json!({
             "requests": self.requests,
             "failures": self.failures,
             "elapsed_s": self.elapsed.as_secs_f64(),
             "requests_per_s": self.per_second(),
-            "latency_ms": self.latencies().collect::<BTreeMap<_, _>>(),
+            "latency_ms": BTreeMap::from(quantiles_ms(&self.latency)),
+            "failure_latency_ms": BTreeMap::from(quantiles_ms(&self.failure_latency)),
             "statuses": self.statuses,
             "kinds_of_failure": self.kinds,
         })
     }
+}
+
+/// The quantiles that are shown, in ms, each with its name.
+fn quantiles_ms(histogram: &Histogram<u64>) -> [(&'static str, f64); QUANTILES.len()] {
+    QUANTILES.map(|(name, quantile)| (name, ms(histogram.value_at_quantile(quantile))))
 }
 
 #[expect(clippy::cast_precision_loss, reason = "three digits are true")]
@@ -228,6 +249,30 @@ fn ms(us: u64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_failure_is_in_no_latency_of_the_records_that_were_taken() {
+        let mut tally = Tally::new();
+        assert_eq!(tally.p99(), None);
+        tally.count(Duration::from_millis(20), Ok(StatusCode::ACCEPTED));
+        for _ in 0..99 {
+            let refusal = Refusal {
+                status: None,
+                why: "cannot connect".into(),
+            };
+            tally.count(Duration::from_micros(100), Err(refusal));
+        }
+        tally.sample(Duration::from_secs(1));
+        let json = tally.json();
+        let rounded = |name: &str| json[name]["p50"].as_f64().unwrap().round();
+        assert_eq!(
+            (rounded("latency_ms"), rounded("failure_latency_ms")),
+            (20.0, 0.0)
+        );
+        assert_eq!(tally.p99().unwrap().as_millis(), 20);
+        let sample = tally.samples[0];
+        assert_eq!((sample.per_second, sample.p50.round()), (100.0, 20.0));
+    }
 
     #[test]
     fn kinds_of_failure_are_bounded() {

@@ -2,9 +2,12 @@
 
 use std::{collections::BTreeMap, fs, path::Path, process::ExitCode, time::Duration};
 
-use actix_web::http::header::{HeaderMap, HeaderName, HeaderValue};
+use actix_web::http::header::HeaderMap;
 
-use super::super::output::{misused, print};
+use super::super::{
+    header::{Header, header_map},
+    output::{misused, print},
+};
 use crate::{
     clock::unix_us,
     cloud_events::header_value,
@@ -22,9 +25,9 @@ use crate::{
 
 /// Prints rule, policy, lane, API and runner-up of the record in `file`, posted with these
 /// `NAME: VALUE` headers, and each rule that was tried.
-pub fn explain(config: &Config, file: &Path, headers: &[String]) -> Result<(), ExitCode> {
+pub fn explain(config: &Config, file: &Path, headers: &[Header]) -> Result<(), ExitCode> {
     let wrong = |why: String| misused(format!("--explain {}: {why}", file.display()));
-    let headers = read_headers(headers).map_err(misused)?;
+    let headers = header_map(headers);
     let key = idempotency_key(&headers);
     let key = key.map_err(|why| misused(format_args!("--header: {why}")))?;
     let body = fs::read(file).map_err(|why| wrong(format!("cannot be read: {why}")))?;
@@ -87,18 +90,4 @@ fn event_attributes(headers: &HeaderMap) -> Result<BTreeMap<&str, String>, Strin
         Ok((name, text))
     });
     decoded.collect()
-}
-
-fn read_headers(lines: &[String]) -> Result<HeaderMap, String> {
-    let mut headers = HeaderMap::new();
-    for line in lines {
-        let header = line.split_once(':').and_then(|(name, value)| {
-            let name = name.trim().parse::<HeaderName>().ok()?;
-            Some((name, HeaderValue::from_str(value.trim()).ok()?))
-        });
-        let (name, value) = header
-            .ok_or_else(|| format!("--header {line:?} is no header; allowed is 'NAME: VALUE'"))?;
-        headers.append(name, value);
-    }
-    Ok(headers)
 }
