@@ -102,6 +102,15 @@ fn work_queue(settings: &config::NatsConfig) -> stream::Config {
 
 /// The stream, with a consumer whose ack wait is `SHORT_WAIT`.
 async fn declare_with_a_short_wait(settings: &config::NatsConfig) {
+    let consumer = consumer::pull::Config {
+        ack_wait: SHORT_WAIT,
+        ..consumer::pull::Config::default()
+    };
+    declare_with(settings, consumer).await;
+}
+
+/// The stream, with this consumer.
+async fn declare_with(settings: &config::NatsConfig, consumer: consumer::pull::Config) {
     let stream = operator(settings)
         .await
         .create_stream(work_queue(settings))
@@ -109,8 +118,7 @@ async fn declare_with_a_short_wait(settings: &config::NatsConfig) {
         .unwrap();
     let consumer = consumer::pull::Config {
         durable_name: Some(settings.durable.clone()),
-        ack_wait: SHORT_WAIT,
-        ..consumer::pull::Config::default()
+        ..consumer
     };
     stream.create_consumer(consumer).await.unwrap();
 }
@@ -125,6 +133,43 @@ async fn stored(operator: &jetstream::Context, settings: &config::NatsConfig) ->
         .unwrap()
         .state
         .messages
+}
+
+/// The server refuses the other pulls of two connections, again and again.
+#[tokio::test]
+async fn a_consumer_that_takes_one_pull_at_a_time_serves_two_connections() {
+    let Some(server) = Server::start().await else {
+        return;
+    };
+    let settings = server.config();
+    let one_pull = consumer::pull::Config {
+        max_waiting: 1,
+        ..consumer::pull::Config::default()
+    };
+    declare_with(&settings, one_pull).await;
+    let connections = [connect(&settings).await, connect(&settings).await];
+    let mut came = 0;
+    for round in 0..5 {
+        publish(
+            &connections[0],
+            (0..20).map(|i| record(&format!("{round}-{i}"))),
+        )
+        .await;
+        while came < (round + 1) * 20 {
+            let [first, second] = &connections;
+            let delivery = tokio::select! {
+                delivery = take(first) => delivery,
+                delivery = take(second) => delivery,
+            };
+            delivery.ack();
+            came += 1;
+        }
+        // The length of a pull.
+        sleep(Duration::from_secs(1)).await;
+    }
+    for connection in connections {
+        connection.close().await;
+    }
 }
 
 #[actix_rt::test]

@@ -18,8 +18,7 @@ use tokio::time::sleep;
 use tracing::warn;
 
 use super::{
-    ACK_PENDING_MAX, ACK_WAIT, DUPLICATE_WINDOW, PULL_EXPIRES, PULL_MAX, PULLS, cannot,
-    consumer_check,
+    ACK_PENDING_MAX, ACK_WAIT, DUPLICATE_WINDOW, PULL_EXPIRES, PULL_MAX, cannot, consumer_check,
 };
 use crate::{config, transport::TransportError};
 
@@ -339,12 +338,6 @@ fn consumer_difference(found: &Consumer, settings: &config::NatsConfig) -> Optio
             "its max_batch is {}, under {PULL_MAX}",
             found.max_batch
         ))
-    } else if found.max_waiting > 0 && found.max_waiting < i64::try_from(PULLS).unwrap_or(i64::MAX)
-    {
-        Some(format!(
-            "its max_waiting is {}, under {PULLS} for each node",
-            found.max_waiting
-        ))
     } else if !found.max_expires.is_zero() && found.max_expires < PULL_EXPIRES {
         Some(format!(
             "its max_expires is {:?}, under {PULL_EXPIRES:?}",
@@ -549,13 +542,6 @@ mod tests {
                     ..good.clone()
                 },
                 "max_batch",
-            ),
-            (
-                Consumer {
-                    max_waiting: 1,
-                    ..good.clone()
-                },
-                "max_waiting",
             ),
             (
                 Consumer {

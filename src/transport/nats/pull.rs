@@ -23,7 +23,7 @@ use async_nats::{
         stream::Stream,
     },
 };
-use futures_util::StreamExt as _;
+use futures_util::{StreamExt as _, future::join};
 use parking_lot::Mutex;
 use tokio::{
     sync::mpsc,
@@ -92,29 +92,24 @@ impl Puller {
     /// Pulls into `ready` as it empties, until the connection is lost or closed. A pull under way
     /// is not interrupted: `close` naks the messages that it brings.
     pub async fn run(self) {
-        if let Err(why) = self.pull_all().await {
-            self.lost.set(why);
-        }
-    }
-
-    /// `Ok` once the connection is lost or closed. An error is the reason for its loss.
-    async fn pull_all(&self) -> Result<(), String> {
         let ends = PullEnds::default();
         let skips = AtomicBool::new(false);
-        let pulls = async {
-            tokio::try_join!(
-                self.pull_in_turn(0, &ends, &skips),
-                self.pull_in_turn(1, &ends, &skips),
-            )
+        // The failure of one ends the connection, and so the other one: once its pull has brought
+        // what is on its way.
+        let pull_in_turn = async |turn| {
+            if let Err(why) = self.pull_in_turn(turn, &ends, &skips).await {
+                self.lost.set(why);
+            }
         };
         tokio::select! {
-            ended = pulls => ended.map(drop),
+            _ = join(pull_in_turn(0), pull_in_turn(1)) => {}
             // Beside the pulls: it takes several round trips, in which no record would come.
             never = self.watch_consumer(&skips) => match never {},
         }
     }
 
-    /// Pulls again as soon as a pull has ended.
+    /// Pulls again as soon as a pull has ended. `Ok` once the connection is lost or closed. An error
+    /// is a reason for its loss.
     async fn pull_in_turn(
         &self,
         turn: usize,
@@ -193,6 +188,11 @@ impl Puller {
                 Some(StatusCode::TIMEOUT | StatusCode::NOT_FOUND) => return PullEnd::Done,
                 Some(status) => {
                     let detail = message.description.as_deref().unwrap_or("no reason given");
+                    // The consumer takes few pulls, and others have made them.
+                    if detail.contains("MaxWaiting") {
+                        sleep(PULL_EXPIRES).await;
+                        return PullEnd::Done;
+                    }
                     return PullEnd::Failed(format!("pull refused: {status}, {detail}"));
                 }
             }
