@@ -3,13 +3,10 @@
 mod orders;
 mod reload;
 
-use std::{sync::Arc, thread, time::Duration};
+use std::sync::Arc;
 
 use actix::{Addr, MailboxError};
-use tokio::{
-    sync::{Mutex, oneshot},
-    time::timeout,
-};
+use tokio::sync::Mutex;
 use tracing::info;
 
 pub use self::{
@@ -23,9 +20,6 @@ use crate::{
     lane_id::LaneId,
     routing::{scores::Scores, settings::CurrentRouting},
 };
-
-/// A file that is not read or written by then holds up no order.
-const FILE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Carries out orders. Clones share their turns.
 #[derive(Clone)]
@@ -134,13 +128,4 @@ impl Control {
         self.0.orders.note_weight(lane, weight, by);
         self.0.orders.keep().await;
     }
-}
-
-/// Runs `work`, which may hang with its disk, on a thread of its own. `None` if it has not ended
-/// within [`FILE_PATIENCE`]: it goes on then, and not even the end of the process waits for it.
-async fn with_a_file<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
-    let (done, result) = oneshot::channel();
-    let started = thread::Builder::new().spawn(move || done.send(work()).ok());
-    started.ok()?;
-    timeout(FILE_PATIENCE, result).await.ok()?.ok()
 }

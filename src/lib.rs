@@ -96,6 +96,7 @@ pub mod cloud_events;
 pub mod config;
 pub mod control;
 pub mod delivery;
+pub mod file_work;
 pub mod http;
 pub mod idempotency;
 pub mod lane_id;

@@ -14,10 +14,10 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
-use super::with_a_file;
 use crate::{
     actors::supervisor::{Action, LaneCommand},
     clock::unix_us,
+    file_work::with_a_file,
     lane_id::{LaneId, PerLane},
     spool::replace_durably,
 };

@@ -6,11 +6,12 @@ use std::{mem, sync::Arc};
 use serde::{Serialize, Serializer};
 use tracing::{error, info, warn};
 
-use super::{Control, FILE_PATIENCE, with_a_file};
+use super::Control;
 use crate::{
     changes::Change,
     clock::{age, unix_us},
     config::{Config, ConfigError},
+    file_work::{FILE_PATIENCE, with_a_file},
     lane_id::LaneId,
 };
 
