@@ -47,6 +47,7 @@ mod reload;
 mod router;
 mod routing;
 mod schema;
+mod secret_files;
 mod signatures;
 mod simulate;
 mod sink;

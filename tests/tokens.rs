@@ -20,38 +20,38 @@ use crate::{
     },
 };
 
-fn file(content: &str) -> NamedTempFile {
+pub fn file(content: &str) -> NamedTempFile {
     let mut file = NamedTempFile::new().expect("a temporary file");
     file.write_all(content.as_bytes()).expect("room");
     file
 }
 
 /// A node whose `key` names the file.
-async fn guarded_by(key: &str, api: &str, file: &NamedTempFile) -> Node {
+pub async fn guarded_by(key: &str, api: &str, file: &NamedTempFile) -> Node {
     let path = file.path().display().to_string();
     let tokens = [(key.to_owned(), path)];
     Node::start(api, &[&grpc_variables()[..], &tokens].concat()).await
 }
 
-async fn guarded(api: &str, file: &NamedTempFile) -> Node {
+pub async fn guarded(api: &str, file: &NamedTempFile) -> Node {
     let node = guarded_by("INGEST__TOKENS_FILE", api, file).await;
     node.lane_is("grpc", "up", PATIENCE).await;
     node
 }
 
-fn with_token(token: &str) -> Request {
+pub fn with_token(token: &str) -> Request {
     post(RECORD).with("Authorization", format!("Bearer {token}"))
 }
 
 /// The only file that is read again, as the status shows it.
-async fn file_status(node: &Node) -> Value {
+pub async fn file_status(node: &Node) -> Value {
     let (_, status) = node.get("/api/status").await.expect("the node answers");
     let files = status["files"].as_array().expect("a list");
     assert_eq!(files.len(), 1, "{status}");
     files[0].clone()
 }
 
-const UNUSABLE: &str = r#"waypost_file_unusable{key="ingest.tokens_file"}"#;
+pub const UNUSABLE: &str = r#"waypost_file_unusable{key="ingest.tokens_file"}"#;
 
 #[actix_rt::test]
 async fn without_a_token_each_request_but_health_is_401_and_takes_nothing() {
@@ -117,8 +117,8 @@ async fn a_change_of_the_file_counts_and_a_file_that_is_gone_changes_nothing() {
     let api = Api::start();
     let file = file("old");
     let node = guarded(&api.url(), &file).await;
-    let well = json!({"key": "ingest.tokens_file", "last_error": null});
-    assert_eq!(file_status(&node).await, well);
+    let well = |count| json!({"key": "ingest.tokens_file", "count": count, "last_error": null});
+    assert_eq!(file_status(&node).await, well(1));
     fs::write(file.path(), "new\nother").expect("room");
     let becomes = async |token: &str, wanted: StatusCode| {
         eventually(&format!("{token}: {wanted}"), PATIENCE, async || {
@@ -144,12 +144,20 @@ async fn a_change_of_the_file_counts_and_a_file_that_is_gone_changes_nothing() {
 
     fs::rename(&away, file.path()).expect("our folder");
     eventually("the status tells no error", PATIENCE, async || {
-        (file_status(&node).await == well).then_some(())
+        (file_status(&node).await == well(2)).then_some(())
     })
     .await;
-    // The last token is gone: nobody comes in.
-    fs::write(file.path(), "").expect("room");
-    becomes("new", StatusCode::UNAUTHORIZED).await;
+    // A file without a token is a mistake: it would lock everybody out.
+    fs::write(file.path(), "\n").expect("room");
+    eventually("the status tells", PATIENCE, async || {
+        let file = file_status(&node).await;
+        let told = file["last_error"].as_str()?.ends_with(" holds no token");
+        told.then_some(())
+    })
+    .await;
+    assert_eq!(node.metric(UNUSABLE).await, "1");
+    becomes("new", StatusCode::ACCEPTED).await;
+    becomes("old", StatusCode::UNAUTHORIZED).await;
 }
 
 #[actix_rt::test]

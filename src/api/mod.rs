@@ -89,9 +89,9 @@ impl Settings {
         let authorization = authorization.transpose()?;
         let endpoint = Endpoint::parse(&config.url, || tls).map_err(ApiError)?;
         let signing_keys = config.signing_key_file.as_deref().map(|path| {
-            let path = path.to_owned();
+            let named = path.to_owned();
             let key = format!("{section}.signing_key_file");
-            WatchedFile::open(key, move |_| SigningKeys::read(&path))
+            WatchedFile::open(key, [path], move |_| SigningKeys::read(&named))
         });
         let signing_keys = signing_keys.transpose().map_err(ApiError)?.map(Arc::new);
         Ok(Self {

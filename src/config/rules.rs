@@ -135,11 +135,8 @@ impl Rules {
             );
             return;
         };
-        let mut all = [&files.cert, &files.key]
-            .into_iter()
-            .chain(&files.client_ca);
         // What comes out of a pipe comes once.
-        if !all.all(|file| file.is_file()) {
+        if !files.paths().all(Path::is_file) {
             return;
         }
         if let Err(TlsFileError { file, why }) = ServerTls::read(&files, None) {
@@ -163,7 +160,7 @@ impl Rules {
     fn tokens(&mut self, key: &str, file: Option<&Path>) {
         // What comes out of a pipe comes once.
         let file = file.filter(|file| file.is_file());
-        if let Some(Err(why)) = file.map(TokenSet::read_some) {
+        if let Some(Err(why)) = file.map(TokenSet::read) {
             self.check(false, key, format!("{why}; allowed is a token a line"));
         }
     }

@@ -37,8 +37,8 @@ impl Signatures {
     /// # Errors
     /// If it cannot be read, has no key, or has a line that is none.
     pub fn open(key: &str, path: &Path) -> Result<Self, String> {
-        let path = path.to_owned();
-        let file = WatchedFile::open(key, move |_| SigningKeys::read(&path))?;
+        let named = path.to_owned();
+        let file = WatchedFile::open(key, [path], move |_| SigningKeys::read(&named))?;
         let file = Arc::new(file);
         actix_rt::spawn(Arc::clone(&file).keep_reading());
         Ok(Self(file))

@@ -23,11 +23,9 @@ impl Tokens {
     /// # Errors
     /// If it cannot be read, has no token, or has one that no client can send.
     pub fn open(key: &str, path: &Path) -> Result<Self, String> {
-        TokenSet::read_some(path)?;
-        let path = path.to_owned();
-        // With the last token, the last client loses its access.
-        let file = WatchedFile::open(key, move |_| TokenSet::read(&path))?;
-        let file = Arc::new(file);
+        let named = path.to_owned();
+        let file = WatchedFile::open(key, [path], move |_| TokenSet::read(&named))?;
+        let file = Arc::new(file.counted(|tokens| Some(tokens.count())));
         actix_rt::spawn(Arc::clone(&file).keep_reading());
         Ok(Self(file))
     }

@@ -26,6 +26,13 @@ pub struct TlsFiles {
     pub protocol: &'static str,
 }
 
+impl TlsFiles {
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        let server = [&*self.cert, &*self.key];
+        server.into_iter().chain(self.client_ca.as_deref())
+    }
+}
+
 /// One of the files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TlsFile {

@@ -21,7 +21,8 @@ impl ServingTls {
     /// # Errors
     /// If they cannot be used.
     pub fn open(key: &str, files: TlsFiles) -> Result<Self, String> {
-        let file = WatchedFile::open(key, move |before| {
+        let named = files.clone();
+        let file = WatchedFile::open(key, named.paths(), move |before| {
             let read = ServerTls::read(&files, before);
             read.map_err(|why| why.to_string())
         });

@@ -16,22 +16,18 @@ impl TokenSet {
     /// Reads the file: a token a line. White space around a token and empty lines do not count.
     ///
     /// # Errors
-    /// If it cannot be read, or has a token that no client can send.
+    /// If it cannot be read, has a token that no client can send, or has none, which would lock
+    /// everybody out.
     pub fn read(path: &Path) -> Result<Self, String> {
         let tokens = lines(path)?;
+        if tokens.is_empty() {
+            return Err(no_token(path));
+        }
         Ok(Self(tokens.iter().map(|token| digest_of(token)).collect()))
     }
 
-    /// The same for a file that must let somebody in.
-    ///
-    /// # Errors
-    /// Those of [`TokenSet::read`], or if it has no token.
-    pub fn read_some(path: &Path) -> Result<Self, String> {
-        let tokens = Self::read(path)?;
-        if tokens.0.is_empty() {
-            return Err(no_token(path));
-        }
-        Ok(tokens)
+    pub const fn count(&self) -> usize {
+        self.0.len()
     }
 
     /// Whether `token` is one of them. Its time does not depend on how much of it is right.
@@ -114,7 +110,7 @@ mod tests {
             );
         }
         fs::write(file.path(), "\nfirst\n\n  second \r\nthird").unwrap();
-        let tokens = TokenSet::read_some(file.path()).unwrap();
+        let tokens = TokenSet::read(file.path()).unwrap();
         assert_eq!(tokens.0.len(), 3);
         for token in ["first", "second", "third"] {
             assert!(tokens.has(token.as_bytes()), "{token}");
@@ -128,9 +124,8 @@ mod tests {
         fs::write(file.path(), "\nfirst \n").unwrap();
         assert_eq!(only_token(file.path()).unwrap(), "first");
         fs::write(file.path(), "\n \n").unwrap();
-        assert!(TokenSet::read(file.path()).is_ok_and(|tokens| !tokens.has(b"")));
         for why in [
-            TokenSet::read_some(file.path()).err().unwrap(),
+            TokenSet::read(file.path()).err().unwrap(),
             first_token(file.path()).unwrap_err(),
         ] {
             assert!(why.ends_with(" holds no token"), "{why}");

@@ -240,6 +240,7 @@ fn each_trouble_of_the_api_and_the_node_is_one_warning() {
             |status| {
                 status.files.push(FileStatus {
                     key: "admin.token_file",
+                    count: Some(1),
                     last_error: Some("no such file".into()),
                 });
             },
