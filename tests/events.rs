@@ -1,8 +1,11 @@
 //! `GET /api/events` of a real node.
 
-use std::{pin::Pin, time::Duration};
+use std::{fs, pin::Pin, time::Duration};
 
-use awc::http::{StatusCode, header};
+use awc::{
+    ClientRequest,
+    http::{StatusCode, header},
+};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _, future::join_all};
 use serde_json::{Value, json};
@@ -12,12 +15,15 @@ use tokio::{
     time::timeout,
 };
 
-use crate::support::{
-    api::Api,
-    eventually,
-    lanes::grpc_variables,
-    node::{Node, PATIENCE},
-    traffic,
+use crate::{
+    support::{
+        api::Api,
+        eventually,
+        lanes::grpc_variables,
+        node::{Node, PATIENCE},
+        traffic,
+    },
+    tokens,
 };
 
 /// The most readers of a node.
@@ -46,6 +52,10 @@ impl Events {
         if let Some(id) = last_id {
             request = request.insert_header(("Last-Event-ID", id));
         }
+        Self::send(request).await
+    }
+
+    async fn send(request: ClientRequest) -> Result<Self, (u16, Value)> {
         let mut answer = request.send().await.expect("the node answers");
         if answer.status() != StatusCode::OK {
             let problem = answer.body().await.expect("a body");
@@ -427,5 +437,39 @@ async fn the_nodes_own_page_may_read_events() {
             StatusCode::OK,
             "{name}"
         );
+    }
+}
+
+type Login = fn(ClientRequest) -> ClientRequest;
+
+#[actix_rt::test]
+async fn a_stream_ends_when_the_token_that_opened_it_is_taken_away() {
+    let (api, tokens) = (Api::start(), tokens::file("first-token\nsecond-token\n"));
+    let node = tokens::guarded_by("ADMIN__TOKEN_FILE", &api.url(), &tokens).await;
+    let url = format!("http://127.0.0.1:{}/api/events", node.admin);
+    let client = awc::Client::builder().disable_timeout().finish();
+    let logins: [(&str, Login); 3] = [
+        ("a token that stays", |request| {
+            request.bearer_auth("first-token")
+        }),
+        ("a token", |request| request.bearer_auth("second-token")),
+        ("a browser", |request| {
+            request.basic_auth("me", "second-token")
+        }),
+    ];
+    let mut streams = Vec::new();
+    for (who, login) in logins {
+        let mut events = Events::send(login(client.get(&url))).await.expect(who);
+        events.next_of("status").await;
+        streams.push((who, events));
+    }
+    fs::write(tokens.path(), "first-token\nthird-token\n").expect("room");
+    let (_, mut stays) = streams.remove(0);
+    for (who, mut events) in streams {
+        let ended = timeout(PATIENCE, async { while events.next().await.is_some() {} }).await;
+        assert!(ended.is_ok(), "{who} still hears");
+    }
+    for _ in 0..3 {
+        stays.next_of("status").await;
     }
 }

@@ -6,6 +6,8 @@
 //! | `change` | its own | a [`Change`](crate::changes::Change) |
 //! | `missed` | none | says that changes before this point are lost to the reader |
 //!
+//! A stream ends when the token that opened it is taken away.
+//!
 //! A status is rendered once for all readers, and none without a reader. A reader costs its place in
 //! the log of changes. One that is slow skips statuses, and one that takes nothing at all loses its
 //! connection: see `WRITE_PATIENCE`.
@@ -21,7 +23,11 @@ use actix_web::{
     web,
 };
 use bytes::Bytes;
-use futures_util::{Stream, stream};
+use futures_util::{
+    Stream, StreamExt as _,
+    future::{Either, pending},
+    stream,
+};
 use parking_lot::Mutex;
 use serde::Deserialize;
 use serde_json::json;
@@ -281,5 +287,10 @@ pub async fn stream(
         }
     };
     let reader = state.events.join(last_id, status)?;
-    Ok(answer.streaming(reader.into_stream()))
+    // The one whose token is taken away hears no more.
+    let refused = match &state.tokens {
+        Some(tokens) => Either::Left(tokens.clone().until_refused(request.headers().clone())),
+        None => Either::Right(pending()),
+    };
+    Ok(answer.streaming(reader.into_stream().take_until(refused)))
 }

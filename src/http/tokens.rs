@@ -52,6 +52,13 @@ impl Tokens {
         })
     }
 
+    /// Ends when [`Tokens::check_operator`] refuses these headers.
+    pub async fn until_refused(self, headers: HeaderMap) {
+        let mut changes = self.0.changes();
+        // This has their sender, so they do not end before.
+        while self.check_operator(&headers).is_ok() && changes.changed().await.is_ok() {}
+    }
+
     fn check_with<'h>(
         &self,
         headers: &'h HeaderMap,
