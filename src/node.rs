@@ -553,6 +553,7 @@ impl<'a> Graph<'a> {
             draining: Arc::clone(&draining),
             ack: config.ingest.ack,
             tokens,
+            needs_certificate: config.admin.client_ca_file.is_some(),
             files: self.files.into(),
             hosts: config.admin.hosts.as_slice().into(),
             read_only: config.admin.read_only,

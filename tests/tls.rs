@@ -16,6 +16,7 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject as _},
     version::{TLS12, TLS13},
 };
+use serde_json::Value;
 use tempfile::TempDir;
 use tokio::{io::AsyncReadExt as _, net::TcpStream, time::timeout};
 use tokio_rustls::TlsConnector;
@@ -379,6 +380,29 @@ async fn the_admin_side_is_open_to_other_machines_that_have_a_certificate() {
         waypost(&with_cert).status.success().then_some(())
     })
     .await;
+    // Without a certificate, probes alone are answered.
+    for version in [&TLS12, &TLS13] {
+        let nobody = client(client_tls(&authority, None, &[version]));
+        let get = async |path: &str| {
+            let answer = nobody.get(format!("{}{path}", node.url)).send().await;
+            let mut answer = answer.expect("a connection");
+            (answer.status(), answer.json::<Value>().await.ok())
+        };
+        for probe in ["/healthz", "/readyz"] {
+            let (status, problem) = get(probe).await;
+            assert_ne!(status, StatusCode::UNAUTHORIZED, "{problem:?}");
+        }
+        for path in ["/", "/metrics", "/api/status", "/api/nothing", "/nothing"] {
+            let (status, problem) = get(path).await;
+            assert_eq!(status, StatusCode::UNAUTHORIZED, "{path}");
+            let problem = problem.expect("JSON");
+            assert_eq!(problem["type"], "urn:waypost:problem:certificate", "{path}");
+        }
+        // One with a wrong certificate gets no connection.
+        let stranger = client(client_tls(&authority, Some(&authority), &[version]));
+        let answer = stranger.get(format!("{}/healthz", node.url)).send().await;
+        assert!(answer.is_err(), "{answer:?}");
+    }
     let untrusting = ["dead", "list", "--admin", &node.url];
     let no_key = [&list[..], &["--cert-file", &cert]].concat();
     let no_cert = [&list[..], &["--cert-file", &key, "--key-file", &key]].concat();

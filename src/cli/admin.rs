@@ -156,14 +156,19 @@ impl AdminClient {
                 .map_err(|why| format!("status {status}, not an answer of a node: {why}"));
         }
         // A proxy before the node may refuse in another form.
-        let detail = answer
-            .ok()
-            .and_then(|answer| answer["detail"].as_str().map(str::to_owned));
+        let answer = answer.unwrap_or_default();
+        let is_certificate = answer["type"] == "urn:waypost:problem:certificate";
+        let detail = answer["detail"].as_str().map(str::to_owned);
         let why = detail.unwrap_or_else(|| format!("status {status}"));
-        if status == StatusCode::UNAUTHORIZED {
-            return Err(format!("{why} (name a file with one by --token-file)"));
+        if status != StatusCode::UNAUTHORIZED {
+            return Err(why);
         }
-        Err(why)
+        let flags = if is_certificate {
+            "--cert-file and --key-file"
+        } else {
+            "--token-file"
+        };
+        Err(format!("{why} (name a file with one by {flags})"))
     }
 
     /// What an answer tells, or the exit status, after it is told that the answer is of no node.

@@ -1,7 +1,7 @@
 //! The files of the node's own servers.
 
 use super::{AdminConfig, GrpcConfig, IngestConfig, ReadableFile};
-use crate::secrets::TlsFiles;
+use crate::secrets::{TlsFiles, WithoutCertificate};
 
 impl IngestConfig {
     /// The files of its TLS, if it speaks TLS.
@@ -28,11 +28,16 @@ impl GrpcConfig {
 impl AdminConfig {
     /// The files of its TLS, if it speaks TLS.
     pub fn tls(&self) -> Option<TlsFiles> {
-        tls(
+        let files = tls(
             &self.tls_cert_file,
             &self.tls_key_file,
             &self.client_ca_file,
-        )
+        )?;
+        // Probes have none.
+        Some(TlsFiles {
+            without_certificate: WithoutCertificate::Connection,
+            ..files
+        })
     }
 }
 
@@ -46,6 +51,7 @@ fn tls(
         cert: cert.as_deref()?.to_owned(),
         key: key.as_deref()?.to_owned(),
         client_ca: client_ca.as_deref().map(ToOwned::to_owned),
+        without_certificate: WithoutCertificate::NoConnection,
         // HTTP/2 is not offered: the library bounds neither its streams nor its headers.
         protocol: "http/1.1",
     })

@@ -22,6 +22,7 @@ use serde_json::json;
 use super::{
     dead_letters, events, foreign,
     metrics::Scrape,
+    operators,
     order_body::OrderBody,
     page,
     problem::{Problem, ProblemKind},
@@ -36,8 +37,8 @@ use crate::{
     transport::Durability,
 };
 
-/// Adds the routes of `[admin].listen`. If there are tokens, all but the probes are for those who
-/// have one. Probes and scrapers come by any name; what is below `/api` is for this site only: see
+/// Adds the routes of `[admin].listen`. If there are tokens, or certificates of clients, all but the
+/// probes are for those who have one. Probes and scrapers come by any name; what is below `/api` is for this site only: see
 /// `foreign`.
 pub fn routes(app: &mut web::ServiceConfig, state: AdminState) {
     app.app_data(web::JsonConfig::default().error_handler(|why, _| malformed(why).into()))
@@ -46,12 +47,11 @@ pub fn routes(app: &mut web::ServiceConfig, state: AdminState) {
         }))
         .service(read("/healthz", async || HttpResponse::Ok().body("ok\n")))
         .service(read("/readyz", ready));
-    match state.tokens {
-        None => open_routes(app),
-        Some(_) => {
-            let guarded = web::scope("").wrap(from_fn(only_with_a_token));
-            app.service(guarded.configure(open_routes));
-        }
+    if state.tokens.is_some() || state.needs_certificate {
+        let guarded = web::scope("").wrap(from_fn(operators::only_operators));
+        app.service(guarded.configure(open_routes));
+    } else {
+        open_routes(app);
     }
     app.app_data(web::Data::new(state));
 }
@@ -106,18 +106,6 @@ fn resource(path: &str, allowed: &'static str) -> Resource {
 
 async fn not_found(request: HttpRequest) -> Problem {
     Problem::not_found(request.path())
-}
-
-/// Refuses requests without a token of operators.
-async fn only_with_a_token(
-    state: web::Data<AdminState>,
-    request: ServiceRequest,
-    next: Next<BoxBody>,
-) -> Result<ServiceResponse<BoxBody>, Error> {
-    if let Some(tokens) = &state.tokens {
-        tokens.check_operator(request.headers())?;
-    }
-    next.call(request).await
 }
 
 /// Refuses the requests of foreign pages.

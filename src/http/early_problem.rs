@@ -40,6 +40,11 @@ impl<S> EarlyProblemStream<S> {
             answer: Bytes::new(),
         }
     }
+
+    /// What is under it.
+    pub const fn get_ref(&self) -> &S {
+        &self.stream
+    }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for EarlyProblemStream<S> {

@@ -7,6 +7,7 @@ pub mod events;
 mod foreign;
 pub mod ingest;
 mod metrics;
+mod operators;
 mod order_body;
 mod page;
 pub mod problem;
@@ -25,11 +26,12 @@ use actix_server::ServerBuilder;
 use actix_service::{IntoServiceFactory as _, ServiceFactoryExt as _, fn_service, map_config};
 use actix_web::{
     App,
-    dev::{AppConfig, ServerHandle, Service as _, ServiceResponse},
+    dev::{AppConfig, Extensions, ServerHandle, Service as _, ServiceResponse},
     web,
 };
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_io_timeout::TimeoutStream;
+use tokio_rustls::server::TlsStream;
 use tokio_util::either::Either;
 use tracing::{debug, error};
 
@@ -127,6 +129,7 @@ pub fn serve(
                 let stopping = stopping.clone();
                 async move { stopping.notified().await }
             })
+            .on_connect_ext(note_certificate)
             .finish(app);
         let tls = tls.clone();
         let connected = move |stream: TcpStream| {
@@ -164,6 +167,22 @@ pub fn serve(
         }
     });
     Ok(handle)
+}
+
+/// Noted with a connection whose client has presented a certificate that counts.
+pub struct ClientCertificate;
+
+type TlsConnection<S> = Box<TlsStream<S>>;
+
+fn note_certificate<S>(
+    connection: &EarlyProblemStream<Either<S, TlsConnection<S>>>,
+    extensions: &mut Extensions,
+) {
+    if let Either::Right(tls) = connection.get_ref()
+        && tls.get_ref().1.peer_certificates().is_some()
+    {
+        extensions.insert(ClientCertificate);
+    }
 }
 
 /// A test may make it shorter.

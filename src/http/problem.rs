@@ -13,6 +13,7 @@ pub const MEDIA_TYPE: &str = "application/problem+json";
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ProblemKind {
     Body,
+    Certificate,
     CloudEvent,
     Configuration,
     Database,
@@ -44,8 +45,9 @@ pub enum ProblemKind {
 }
 
 impl ProblemKind {
-    pub const ALL: [Self; 29] = [
+    pub const ALL: [Self; 30] = [
         Self::Body,
+        Self::Certificate,
         Self::CloudEvent,
         Self::Configuration,
         Self::Database,
@@ -80,6 +82,7 @@ impl ProblemKind {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Body => "body",
+            Self::Certificate => "certificate",
             Self::CloudEvent => "cloud-event",
             Self::Configuration => "configuration",
             Self::Database => "database",

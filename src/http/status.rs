@@ -64,6 +64,8 @@ pub struct AdminState {
     pub ack: Ack,
     /// The tokens of operators; `None` if everybody who reaches the address is one.
     pub tokens: Option<Tokens>,
+    /// Operators need a certificate.
+    pub needs_certificate: bool,
     /// The files that are read again while the node runs.
     pub files: Arc<[Arc<FileHealth>]>,
     /// The names that the admin side may be asked by: see `foreign`.

@@ -7,7 +7,7 @@ mod tokens;
 mod watched;
 
 pub use self::{
-    server_tls::{ServerTls, TlsFile, TlsFileError, TlsFiles},
+    server_tls::{ServerTls, TlsFile, TlsFileError, TlsFiles, WithoutCertificate},
     serving_tls::ServingTls,
     signing::{SigningKeys, parse_timestamp},
     tokens::{TokenSet, first_token, only_token},

@@ -14,14 +14,24 @@ use rustls::{
     server::WebPkiClientVerifier,
 };
 
+/// What a `client_ca` means to a client without a certificate. One with a wrong certificate gets no
+/// connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WithoutCertificate {
+    NoConnection,
+    /// The server looks at each request.
+    Connection,
+}
+
 /// The PEM files of a server.
 #[derive(Clone, Debug)]
 pub struct TlsFiles {
     /// The certificate chain, the server's own first.
     pub cert: PathBuf,
     pub key: PathBuf,
-    /// A client needs a certificate that one of these has signed.
+    /// A client's certificate counts if one of these has signed it.
     pub client_ca: Option<PathBuf>,
+    pub without_certificate: WithoutCertificate,
     /// The name of the protocol that the server speaks over TLS (RFC 7301).
     pub protocol: &'static str,
 }
@@ -101,6 +111,10 @@ impl ServerTls {
             Some(pem) => {
                 let roots = Arc::new(pem.roots()?);
                 let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider);
+                let verifier = match files.without_certificate {
+                    WithoutCertificate::NoConnection => verifier,
+                    WithoutCertificate::Connection => verifier.allow_unauthenticated(),
+                };
                 let verifier = verifier.build().map_err(|why| pem.wrong(why))?;
                 builder.with_client_cert_verifier(verifier)
             }

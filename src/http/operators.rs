@@ -1,0 +1,37 @@
+//! Who may use the admin side: those with a certificate or a token, if the node asks for one.
+
+use actix_web::{
+    Error,
+    body::BoxBody,
+    dev::{ServiceRequest, ServiceResponse},
+    http::{StatusCode, header::WWW_AUTHENTICATE},
+    middleware::Next,
+    web,
+};
+
+use super::{
+    ClientCertificate,
+    problem::{Problem, ProblemKind},
+    status::AdminState,
+};
+
+/// Refuses requests without a certificate or a token of operators.
+pub async fn only_operators(
+    state: web::Data<AdminState>,
+    request: ServiceRequest,
+    next: Next<BoxBody>,
+) -> Result<ServiceResponse<BoxBody>, Error> {
+    if state.needs_certificate && request.conn_data::<ClientCertificate>().is_none() {
+        return Err(no_certificate().into());
+    }
+    if let Some(tokens) = &state.tokens {
+        tokens.check_operator(request.headers())?;
+    }
+    next.call(request).await
+}
+
+fn no_certificate() -> Problem {
+    let detail = "This needs a client's certificate that [admin].client_ca_file has signed";
+    Problem::new(StatusCode::UNAUTHORIZED, ProblemKind::Certificate, detail)
+        .with_header(WWW_AUTHENTICATE, "ClientCertificate realm=\"waypost\"")
+}
