@@ -255,6 +255,18 @@ async fn the_admin_side_answers_probes_to_all_and_the_rest_to_those_with_a_token
             assert_eq!(problem["type"], "urn:waypost:problem:token", "{path}");
         }
     }
+    // Under somebody else's name, a browser is not asked for a password.
+    for path in others {
+        let url = format!("http://127.0.0.1:{}{path}", node.admin);
+        let request = awc::Client::default().get(url);
+        let answer = request
+            .insert_header((header::HOST, "evil.example.com"))
+            .send()
+            .await;
+        let answer = answer.expect("the node answers");
+        let is_asked = answer.headers().contains_key(header::WWW_AUTHENTICATE);
+        assert_eq!(is_asked, path == "/metrics", "{path}: {}", answer.status());
+    }
     let known = Some("Bearer second-token");
     for path in others {
         let (status, _) = ask_admin(&node, path, known).await;

@@ -10,7 +10,7 @@ use actix_web::{
 };
 
 use super::{
-    ClientCertificate,
+    ClientCertificate, foreign,
     problem::{Problem, ProblemKind},
     status::AdminState,
 };
@@ -21,6 +21,10 @@ pub async fn only_operators(
     request: ServiceRequest,
     next: Next<BoxBody>,
 ) -> Result<ServiceResponse<BoxBody>, Error> {
+    // A browser asks for no password under somebody else's name. Scrapers come by any name.
+    if request.path() != "/metrics" {
+        foreign::refuse_unless_link(request.uri(), request.headers(), &state.hosts)?;
+    }
     if state.needs_certificate && request.conn_data::<ClientCertificate>().is_none() {
         return Err(no_certificate().into());
     }
