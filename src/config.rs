@@ -20,7 +20,7 @@ use self::value::{GIB, MIB};
 pub use self::{
     load::{ConfigError, Flag},
     post_rules::{Rate, RetryStatuses},
-    url::SecretUrl,
+    url::{SecretUrl, has_login},
     value::ReadableFile,
 };
 pub use crate::routing::policy::Policy;

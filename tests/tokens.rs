@@ -317,10 +317,11 @@ async fn a_command_presents_the_token_of_a_file() {
     for (arguments, variables, status) in [
         (&list[..], &[][..], 1),
         (&by_flag, &[], 0),
-        (&list, &[(variable, path.as_str())], 0),
+        // It is of this machine's node, and no other node is told it.
+        (&list, &[(variable, path.as_str())], 1),
         // The flag overrides the variable.
         (&by_flag, &[(variable, "/nowhere")], 0),
-        (&list, &[(variable, "/nowhere")], 2),
+        (&list[..2], &[(variable, "/nowhere")], 2),
     ] {
         let output = waypost(arguments, variables);
         let told = String::from_utf8_lossy(&output.stderr);
@@ -329,6 +330,14 @@ async fn a_command_presents_the_token_of_a_file() {
         if status == 1 {
             assert!(told.contains("by --token-file"), "{told}");
         }
+    }
+    for login in ["secret-of-mine@", "me:secret-of-mine@"] {
+        let admin = format!("http://{login}127.0.0.1:{}", node.admin);
+        let output = waypost(&["dead", "list", "--admin", &admin], &[]);
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{told}");
+        assert!(told.contains("by --token-file"), "{told}");
+        assert!(!told.contains("secret-of-mine"), "{told}");
     }
 }
 

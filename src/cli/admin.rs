@@ -6,13 +6,17 @@ use awc::http::{StatusCode, header::HeaderValue};
 use rustls::ClientConfig;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use url::Url;
 
 use super::output::{failed, misused};
 use crate::{
     api::{bearer, client::Endpoint, client_tls},
+    config::has_login,
     secrets::first_token,
 };
 
+/// The admin address of a node by default.
+const OWN_NODE: &str = "http://127.0.0.1:8001";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest answer that is read.
 const ANSWER_MAX: usize = 1 << 30;
@@ -20,18 +24,17 @@ const ANSWER_MAX: usize = 1 << 30;
 /// The flags by which a command finds its node.
 #[derive(Clone, Debug, clap::Args)]
 pub struct AdminArgs {
-    /// The admin address of the node
+    /// The admin address of the node [default: `http://127.0.0.1:8001`]
     #[arg(
         long,
         global = true,
         display_order = 800,
         help_heading = "Node",
-        default_value = "http://127.0.0.1:8001",
         value_name = "URL"
     )]
-    pub admin: String,
+    pub admin: Option<String>,
     /// Present the first token of this file
-    /// [default: the file of `WAYPOST_ADMIN__TOKEN_FILE`, if it is set]
+    /// [default: without --admin, the file of `WAYPOST_ADMIN__TOKEN_FILE`, if it is set]
     #[arg(
         long,
         global = true,
@@ -77,15 +80,22 @@ impl AdminArgs {
         let identity = self.cert_file.as_deref().zip(self.key_file.as_deref());
         let tls = client_tls(self.ca_file.as_deref(), identity);
         let tls = tls.map_err(|why| misused(format_args!("TLS: {why}")))?;
-        let client = AdminClient::new(&self.admin, self.authorization()?, tls);
+        let url = self.admin.as_deref().unwrap_or(OWN_NODE);
+        // It would be known to all who see the arguments of the process.
+        if Url::parse(url).is_ok_and(|url| has_login(&url)) {
+            let why = "has a login, which is never sent; name a file with a token by --token-file";
+            return Err(misused(format_args!("--admin: {why}")));
+        }
+        let client = AdminClient::new(url, self.authorization()?, tls);
         client.map_err(|why| misused(format_args!("--admin: {why}")))
     }
 
     fn authorization(&self) -> Result<Option<HeaderValue>, ExitCode> {
         let named = self.token_file.clone().map(|file| ("--token-file", file));
-        // In the environment of a node, the node's own file.
+        // In the environment of a node, the node's own file. Another node is not told its token.
         let variable = "WAYPOST_ADMIN__TOKEN_FILE";
-        let own = std::env::var_os(variable).filter(|file| !file.is_empty());
+        let own =
+            std::env::var_os(variable).filter(|file| self.admin.is_none() && !file.is_empty());
         let own = own.map(|file| (variable, file.into()));
         let Some((source, file)) = named.or(own) else {
             return Ok(None);
