@@ -13,12 +13,15 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 
-use crate::support::{
-    api::Api,
-    lanes::{Lane, Nats, Pubsub, Rabbitmq, grpc_variables},
-    node::Node,
-    rig::Rig as _,
-    traffic,
+use crate::{
+    support::{
+        api::Api,
+        lanes::{Lane, Nats, Pubsub, Rabbitmq, grpc_variables},
+        node::Node,
+        rig::Rig as _,
+        traffic,
+    },
+    tokens,
 };
 
 /// Connections that post at the same time.
@@ -155,6 +158,16 @@ fn run_demo(arguments: &[&str], variables: &[(String, String)]) -> Output {
         .envs(variables.iter().map(|(key, value)| (key, value)))
         .output()
         .expect("the program runs")
+}
+
+#[actix_rt::test]
+async fn a_demo_of_a_node_that_asks_for_tokens_delivers_all() {
+    let tokens = tokens::file("secret-of-mine");
+    let path = tokens.path().display().to_string();
+    let output = run_demo(&[], &[("WAYPOST_INGEST__TOKENS_FILE".into(), path)]);
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{told}");
+    assert!(told.contains("without the token"), "{told}");
 }
 
 /// The JSON report of the demo.

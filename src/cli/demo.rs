@@ -25,7 +25,7 @@ use super::{
 use crate::{
     actors::supervisor::{ChildId, Snapshot, State},
     api::client::Endpoint,
-    config::Config,
+    config::{Config, IngestConfig},
     ledger::{Balance, Ledger, Quantiles},
     load::{Load, Plan},
     node::Node,
@@ -93,6 +93,7 @@ pub async fn demo(args: Args) -> Result<(), ExitCode> {
     let sink = sink.map_err(failed)?;
     config.api.url = format!("http://{}/", sink.address()).into();
     choose_addresses(&mut config, &args);
+    take_without_proof(&mut config.ingest);
     let same = config.clone();
     let node = Node::start(&config, Arc::new(move || Ok(same.clone())))
         .map_err(|why| failed(format_args!("the node does not start: {why}")))?;
@@ -179,6 +180,21 @@ fn choose_addresses(config: &mut Config, args: &Args) {
     }
     let grpc = config.lanes.grpc.get_or_insert_default();
     grpc.listen = free_or_any(grpc.listen);
+}
+
+/// The demo posts its records itself, in plain HTTP, with no token and no signature.
+fn take_without_proof(ingest: &mut IngestConfig) {
+    let files = [
+        &mut ingest.tokens_file,
+        &mut ingest.signing_keys_file,
+        &mut ingest.tls_cert_file,
+        &mut ingest.tls_key_file,
+        &mut ingest.client_ca_file,
+    ];
+    let files = files.map(Option::take);
+    if files.iter().any(Option::is_some) {
+        tell("The demo takes records without the token, the signature and the TLS of [ingest].");
+    }
 }
 
 /// `address`, or port 0 of its host if the port is taken.
