@@ -155,6 +155,9 @@ async fn an_order_of_an_unclear_choice_touches_nothing() {
             json!({"filter": [null, "grpc", null, null, null, null, null]}),
             "json",
         ),
+        (json!({"all": true, "limit": 1}), "selection"),
+        (json!({"ids": ["bad-0", "bad-1"], "limit": 1}), "selection"),
+        (json!({"filter": {}, "limit": 1}), "selection"),
         (json!({"filter": {"colour": "red"}}), "json"),
         (json!({"filter": {"status": "422"}}), "json"),
     ] {
@@ -170,4 +173,6 @@ async fn an_order_of_an_unclear_choice_touches_nothing() {
         }
     }
     assert_eq!(query(&node, "").await["total"], 15);
+    let (status, problem) = node.get("/api/dead?state=422").await.expect("an answer");
+    assert_eq!(status, 400, "{problem}");
 }

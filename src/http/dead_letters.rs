@@ -48,6 +48,7 @@ fn listed(entry: Entry, records: bool) -> Value {
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct ListQuery {
     limit: Option<usize>,
     #[serde(default)]
@@ -66,8 +67,10 @@ pub(super) struct ListQuery {
 }
 
 impl ListQuery {
-    fn filter(&self) -> LetterFilter {
-        FilterBody {
+    /// At `at_ms`, which is its end if it has another member and no end: an order until then has as
+    /// many letters, whatever dies during the search.
+    fn filter(&self, at_ms: u64) -> LetterFilter {
+        let body = FilterBody {
             id: self.id.clone(),
             lane: self.lane.clone(),
             status: self.status,
@@ -75,8 +78,12 @@ impl ListQuery {
             since_ms: self.since_ms,
             until_ms: self.until_ms,
             text: self.text.clone(),
+        };
+        let mut filter = LetterFilter::from(body);
+        if !filter.is_empty() {
+            filter.until_us.get_or_insert(at_ms.saturating_mul(1000));
         }
-        .into()
+        filter
     }
 }
 
@@ -127,9 +134,9 @@ pub(super) async fn list(
     let limit = query.limit.unwrap_or(LIMIT_DEFAULT).min(LIMIT_MAX);
     let of = undelivered(query.parked);
     let disks = disks(&state, query.api.as_deref())?;
-    let filter = query.filter();
-    let records = query.records.unwrap_or(true);
     let at_ms = unix_us() / 1000;
+    let filter = query.filter(at_ms);
+    let records = query.records.unwrap_or(true);
     let mut entries = Vec::new();
     let mut matching = 0;
     for spool in disks.iter() {
@@ -190,6 +197,12 @@ impl Selection {
         let of = undelivered(self.parked);
         let filter = self.filter.map(|OrderBody(filter)| filter.into());
         let filter = filter.filter(|filter| *filter != LetterFilter::default());
+        if self.limit.is_some() && filter.is_none() {
+            return Err(Problem::bad_request(
+                ProblemKind::Selection,
+                "A limit goes with a filter: all, and ids, have none",
+            ));
+        }
         match (self.ids, self.all, filter) {
             (Some(ids), false, None) => Ok((of, Which::Ids(ids))),
             (None, true, None) => Ok((of, Which::All)),
@@ -242,4 +255,28 @@ pub(super) async fn drop_dead(
 
 fn spool_fails(why: NotSafe) -> Problem {
     Problem::unavailable(ProblemKind::Spool, why.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn filter(query: &str) -> Option<LetterFilter> {
+        let query = web::Query::<ListQuery>::from_query(query).ok()?;
+        Some(query.filter(7))
+    }
+
+    #[test]
+    fn a_query_has_an_end_if_it_has_a_filter() {
+        let until = |query| filter(query).map(|filter| filter.until_us);
+        assert_eq!(until("status=422"), Some(Some(7000)));
+        assert_eq!(until("status=422&until_ms=9"), Some(Some(9000)));
+        assert_eq!(until("limit=5&parked=true"), Some(None));
+    }
+
+    #[test]
+    fn a_query_with_an_unknown_member_is_refused() {
+        assert_eq!(filter("state=422"), None);
+        assert!(filter("status=422&records=false&api=a&given_up=true&since_ms=1").is_some());
+    }
 }
