@@ -16,6 +16,7 @@ mod entry;
 mod filter;
 mod frame;
 mod kept;
+mod letters;
 mod log;
 mod put;
 mod queue;
@@ -27,7 +28,6 @@ mod store;
 mod tail;
 
 use std::{
-    collections::HashSet,
     fs::{self, File},
     io,
     path::{Path, PathBuf},
@@ -45,6 +45,7 @@ pub use self::{
     entry::{DeathReason, Entry, EntryRoute, Parked},
     filter::LetterFilter,
     kept::FoundCopies,
+    letters::{LetterAction, LetterOrdering, LetterQuery, Which},
     log::Position,
     put::CopyWriter,
     queue::{Queue, Undelivered},
@@ -97,6 +98,8 @@ pub enum NotSafe {
     Disk(String),
     #[error("the spool is closed")]
     Closed,
+    #[error("another search reads the spool")]
+    Busy,
 }
 
 /// Why the folder cannot be used.
@@ -106,48 +109,6 @@ pub enum OpenError {
     InUse(PathBuf),
     #[error("{}: {source}", .folder.display())]
     Folder { folder: PathBuf, source: io::Error },
-}
-
-/// A choice of records.
-#[derive(Clone, Debug)]
-pub enum Which {
-    All,
-    Ids(HashSet<String>),
-    /// The oldest ones that match.
-    Matching {
-        filter: LetterFilter,
-        max: u64,
-    },
-}
-
-impl Which {
-    fn contains(&self, entry: &Entry) -> bool {
-        match self {
-            Self::All => true,
-            Self::Ids(ids) => ids.contains(&entry.id),
-            Self::Matching { filter, .. } => filter.matches(entry),
-        }
-    }
-
-    /// What is left of it after so many records.
-    #[must_use]
-    pub fn after(&self, done: u64) -> Self {
-        match self {
-            Self::Matching { filter, max } => Self::Matching {
-                filter: filter.clone(),
-                max: max - done,
-            },
-            all => all.clone(),
-        }
-    }
-
-    /// The most records of it.
-    const fn max(&self) -> u64 {
-        match self {
-            Self::All | Self::Ids(_) => u64::MAX,
-            Self::Matching { max, .. } => *max,
-        }
-    }
 }
 
 /// The entries that are to be settled: at most those that are on disk.
@@ -188,6 +149,8 @@ pub struct Spool {
     readable: Arc<[watch::Receiver<Readable>]>,
     found_copies: Arc<[FoundCopies; LaneId::ALL.len()]>,
     max: u64,
+    /// One search at a time reads all letters.
+    search_turn: Arc<Semaphore>,
     /// Closed when the thread has ended, whatever the cause.
     running: watch::Receiver<()>,
 }
@@ -249,6 +212,7 @@ impl Spool {
             readable,
             found_copies: found_copies.into(),
             max,
+            search_turn: Arc::new(Semaphore::new(1)),
             running,
         })
     }
@@ -338,32 +302,6 @@ impl Spool {
     /// carries.
     pub async fn oldest(&self) -> Option<Entry> {
         self.run(Store::oldest).await.ok().flatten()
-    }
-
-    /// The oldest dead letters, or the oldest parked records of each pause.
-    pub async fn list(&self, of: Undelivered, max: usize) -> Result<Vec<Entry>, NotSafe> {
-        self.run(move |store| store.list(of, max)).await
-    }
-
-    /// The same of those that match, and the number of all that do. It reads all of them.
-    pub async fn search(
-        &self,
-        of: Undelivered,
-        filter: LetterFilter,
-        max: usize,
-    ) -> Result<(Vec<Entry>, u64), NotSafe> {
-        self.run(move |store| store.search(of, &filter, max)).await
-    }
-
-    /// Lets records wait for a lane again. Returns their number. After a crash some may be in both
-    /// places.
-    pub async fn replay(&self, of: Undelivered, which: Which) -> Result<u64, NotSafe> {
-        self.run(move |store| store.replay(of, &which)).await?
-    }
-
-    /// Removes records for good. Returns their number.
-    pub async fn forget(&self, of: Undelivered, which: Which) -> Result<u64, NotSafe> {
-        self.run(move |store| store.forget(of, &which)).await
     }
 
     /// Writes everything and ends the thread. Later requests are refused with [`NotSafe::Closed`].

@@ -14,7 +14,9 @@ use super::{
 use crate::{
     clock::unix_us,
     config::DEFAULT_API,
-    spool::{Entry, LetterFilter, NotSafe, Queue, Spools, Undelivered, Which},
+    spool::{
+        Entry, LetterAction, LetterFilter, LetterQuery, NotSafe, Queue, Spools, Undelivered, Which,
+    },
 };
 
 /// Dead letters in a list, unless the request asks for another number.
@@ -141,14 +143,13 @@ pub(super) async fn list(
     let mut matching = 0;
     for spool in disks.iter() {
         let room = limit - entries.len();
-        let found = if filter.is_empty() {
-            spool.list(of, room).await.map_err(spool_fails)?
-        } else {
-            let searching = spool.search(of, filter.clone(), room);
-            let (found, count) = searching.await.map_err(spool_fails)?;
-            matching += count;
-            found
+        let query = LetterQuery {
+            filter: filter.clone(),
+            max: room,
+            bodies: records,
         };
+        let (found, count) = spool.search(of, query).await.map_err(spool_fails)?;
+        matching += count;
         entries.extend(found.into_iter().map(|entry| listed(entry, records)));
     }
     let found = disks.stats();
@@ -222,35 +223,44 @@ pub(super) async fn replay(
     state: web::Data<AdminState>,
     web::Json(OrderBody(selection)): web::Json<OrderBody<Selection>>,
 ) -> Result<HttpResponse, Problem> {
-    let disks = disks(&state, selection.api.as_deref())?;
-    let (of, which) = selection.which()?;
-    let mut replayed = 0;
-    for spool in disks.iter() {
-        let replaying = spool.replay(of, which.after(replayed));
-        replayed += replaying.await.map_err(spool_fails)?;
-    }
-    Ok(HttpResponse::Ok().json(json!({"replayed": replayed})))
+    order(LetterAction::Replay, state, selection).await
 }
 
 pub(super) async fn drop_dead(
     state: web::Data<AdminState>,
     web::Json(OrderBody(selection)): web::Json<OrderBody<Selection>>,
 ) -> Result<HttpResponse, Problem> {
+    order(LetterAction::Drop, state, selection).await
+}
+
+async fn order(
+    action: LetterAction,
+    state: web::Data<AdminState>,
+    selection: Selection,
+) -> Result<HttpResponse, Problem> {
     let disks = disks(&state, selection.api.as_deref())?;
     let (of, which) = selection.which()?;
-    // Counted though the operator has hung up.
-    let counted = actix_rt::spawn(async move {
+    // Done and counted though the operator has hung up.
+    let ordered = actix_rt::spawn(async move {
         let mut all = 0;
         for spool in disks.iter() {
-            let dropped = spool.forget(of, which.after(all)).await?;
-            state.ledger.dropped(dropped);
-            all += dropped;
+            let mut order = spool.order(action, of, which.after(all));
+            while let Some(done) = order.next().await.map_err(|why| (why, all))? {
+                if action == LetterAction::Drop {
+                    state.ledger.dropped(done);
+                }
+                all += done;
+            }
         }
         Ok(all)
     });
-    let dropped = counted.await.unwrap_or(Err(NotSafe::Closed));
-    let dropped = dropped.map_err(spool_fails)?;
-    Ok(HttpResponse::Ok().json(json!({"dropped": dropped})))
+    let name = match action {
+        LetterAction::Replay => "replayed",
+        LetterAction::Drop => "dropped",
+    };
+    let ordered = ordered.await.unwrap_or(Err((NotSafe::Closed, 0)));
+    let done = ordered.map_err(|(why, done)| spool_fails(why).with(name, done))?;
+    Ok(HttpResponse::Ok().json(json!({name: done})))
 }
 
 fn spool_fails(why: NotSafe) -> Problem {

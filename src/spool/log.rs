@@ -17,14 +17,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use self::{active::Active, reader::Reading};
+use self::active::Active;
 use super::{
     disk::{self, sync, write},
     frame,
     settled::{RUN, SettledSet, append_runs, runs},
 };
 
-pub use self::place::check_place;
+pub use self::{place::check_place, reader::Reading};
 
 /// A segment that has grown past this is sealed, unless [`Log::open`] gets a smaller size.
 pub const SEGMENT_MAX: u64 = 16 << 20;

@@ -21,7 +21,7 @@ use tracing::{error, warn};
 pub use self::place::FolderPlace;
 use super::{
     Entry, EntryKey, Queue, SettledKeys, SpoolRequest, SpoolStats,
-    log::{self, Log},
+    log::{self, Log, Reading},
 };
 use crate::lane_id::LaneId;
 
@@ -267,11 +267,13 @@ impl Store {
             .filter(|queue| !matches!(queue, Queue::Dead | Queue::Parked(_) | Queue::Held(_)));
         let firsts = queues.filter_map(|queue| {
             let mut first = None;
-            self.logs[queue.at()].visit(|_, payload| {
+            let log = &mut self.logs[queue.at()];
+            let visited = log.visit(&mut Reading::default(), |_, payload| {
                 first = Entry::decode(&*payload).ok();
                 first.is_none()
             });
-            first
+            // What cannot be read is logged.
+            visited.ok().and(first)
         });
         firsts.min_by_key(|entry| {
             entry

@@ -1,4 +1,5 @@
 use std::{
+    collections::HashSet,
     io::Write as _,
     pin::pin,
     sync::atomic::{AtomicUsize, Ordering::Relaxed},
@@ -367,6 +368,7 @@ async fn nobody_waits_for_a_thread_that_has_ended() {
     let spool = Spool {
         found_copies: Arc::default(),
         max: 0,
+        search_turn: Arc::new(Semaphore::new(1)),
         settled: SettledKeys::default(),
         requests,
         stats,

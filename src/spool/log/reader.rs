@@ -5,9 +5,9 @@ use std::{fs::File, io};
 use super::{Log, Position, READ_TRIES};
 use crate::spool::scan::{Item, Scanner};
 
-/// The progress of [`Log::next`].
+/// The progress of [`Log::next`], or of a [visit](Log::visit).
 #[derive(Default)]
-pub(super) struct Reading {
+pub struct Reading {
     cursor: Option<Cursor>,
     /// The last segment that was read to its end, if any.
     passed: Option<u32>,
@@ -21,6 +21,9 @@ struct Cursor {
     /// Damage since the last entry: its offset and size in bytes.
     damage: Option<(u64, u64)>,
 }
+
+/// An entry, if there is one more.
+type NextEntry = Option<(Position, Vec<u8>)>;
 
 /// The result of one step.
 enum ReadStep {
@@ -36,31 +39,20 @@ enum ReadStep {
 impl Log {
     /// The oldest entry that was neither read, nor settled, nor held. A segment that cannot be
     /// read, call after call, is logged and left out until the next [`Log::rewind`].
-    pub fn next(&mut self) -> Option<(Position, Vec<u8>)> {
+    pub fn next(&mut self) -> NextEntry {
         loop {
-            let number = match &self.reading.cursor {
-                Some(cursor) => cursor.segment,
-                None => {
-                    let from = self.reading.passed.map_or(0, |number| number + 1);
-                    let end = self.read_end.unwrap_or(u32::MAX).max(from);
-                    *self.segments.range(from..end).next()?.0
-                }
-            };
-            match self.read(number) {
-                Ok(ReadStep::Entry(position, payload)) => {
+            match self.try_next() {
+                Ok(None) => return None,
+                Ok(found) => {
                     self.failures = 0;
-                    return Some((position, payload));
+                    return found;
                 }
-                Ok(ReadStep::Nothing) => {}
-                Ok(ReadStep::UpToDate) => return None,
-                Ok(ReadStep::End) => self.reading.passed = Some(number),
-                Err(why) if self.failures < READ_TRIES => {
+                Err((number, why)) if self.failures < READ_TRIES => {
                     self.failures += 1;
-                    let file = self.segments[&number].file("log");
-                    tracing::warn!(file = %file.display(), %why, "cannot read the spool at present");
+                    self.warn_unread(number, &why);
                     return None;
                 }
-                Err(why) => {
+                Err((number, why)) => {
                     self.segments[&number].log_unreadable(&why);
                     self.reading.passed = Some(number);
                     self.left_out = true;
@@ -71,6 +63,34 @@ impl Log {
                 }
             }
         }
+    }
+
+    /// The same, or the number of the segment that cannot be read.
+    fn try_next(&mut self) -> Result<NextEntry, (u32, io::Error)> {
+        loop {
+            let number = match &self.reading.cursor {
+                Some(cursor) => cursor.segment,
+                None => {
+                    let from = self.reading.passed.map_or(0, |number| number + 1);
+                    let end = self.read_end.unwrap_or(u32::MAX).max(from);
+                    let Some((number, _)) = self.segments.range(from..end).next() else {
+                        return Ok(None);
+                    };
+                    *number
+                }
+            };
+            match self.read(number).map_err(|why| (number, why))? {
+                ReadStep::Entry(position, payload) => return Ok(Some((position, payload))),
+                ReadStep::Nothing => {}
+                ReadStep::UpToDate => return Ok(None),
+                ReadStep::End => self.reading.passed = Some(number),
+            }
+        }
+    }
+
+    fn warn_unread(&self, number: u32, why: &io::Error) {
+        let file = self.segments[&number].file("log");
+        tracing::warn!(file = %file.display(), %why, "cannot read the spool at present");
     }
 
     /// Reads one item of segment `number`. Moves the cursor on unless the segment ends there.
@@ -120,15 +140,35 @@ impl Log {
         Ok(step)
     }
 
-    /// Every unsettled entry, oldest first, for as long as `visit` returns true.
-    pub fn visit(&mut self, mut visit: impl FnMut(Position, Vec<u8>) -> bool) {
-        let reading = std::mem::take(&mut self.reading);
+    /// Every unsettled entry after those of `reading`, oldest first, for as long as `visit` returns
+    /// true. The next visit with `reading` goes on from there.
+    ///
+    /// # Errors
+    /// If a segment cannot be read. The next visit reads that one again from its start.
+    pub fn visit(
+        &mut self,
+        reading: &mut Reading,
+        mut visit: impl FnMut(Position, Vec<u8>) -> bool,
+    ) -> io::Result<()> {
+        let own = std::mem::replace(&mut self.reading, std::mem::take(reading));
         let held = std::mem::take(&mut self.held);
-        while let Some((position, payload)) = self.next()
-            && visit(position, payload)
-        {}
-        self.reading = reading;
+        let visited = loop {
+            match self.try_next() {
+                Ok(Some((position, payload))) => {
+                    if !visit(position, payload) {
+                        break Ok(());
+                    }
+                }
+                Ok(None) => break Ok(()),
+                Err((number, why)) => {
+                    self.warn_unread(number, &why);
+                    break Err(why);
+                }
+            }
+        };
+        *reading = std::mem::replace(&mut self.reading, own);
         self.held = held;
+        visited
     }
 
     /// The cursor has come to entry `found`. The unsettled entries that it should have met before

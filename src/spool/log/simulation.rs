@@ -405,13 +405,14 @@ impl Simulation {
 
     fn visit(&mut self, log: &mut Log) {
         let mut visited = Vec::new();
-        log.visit(|_, bytes| {
+        let read = log.visit(&mut Reading::default(), |_, bytes| {
             visited.push(id(&bytes));
             true
         });
         if with(|disk| disk.has_ended()) {
             return;
         }
+        assert!(read.is_ok(), "{read:?}");
         let end = log.read_end.unwrap_or(u32::MAX);
         let there = self.known.iter();
         let there = there.filter(|known| known.is_there && known.position.segment < end);

@@ -189,12 +189,38 @@ fn a_visit_sees_everything_and_changes_nothing() {
     append(&mut log, 0..5);
     assert_eq!(number(&log.next().unwrap().1), 0);
     let mut seen = Vec::new();
-    log.visit(|_, payload| {
-        seen.push(number(&payload));
-        seen.len() < 4
-    });
+    let mut reading = Reading::default();
+    for until in [2, 4] {
+        let visit = log.visit(&mut reading, |_, payload| {
+            seen.push(number(&payload));
+            seen.len() < until
+        });
+        visit.unwrap();
+    }
     assert_eq!(seen, [0, 1, 2, 3]);
     assert_eq!(drain(&mut log), [1, 2, 3, 4]);
+}
+
+#[test]
+fn a_visit_of_a_file_that_cannot_be_read_fails() {
+    let folder = TempDir::new().unwrap();
+    let mut log = open(&folder);
+    append(&mut log, 0..5);
+    let file = files(&folder, "log").remove(0);
+    let away = folder.path().join("away");
+    fs::rename(&file, &away).unwrap();
+    let mut reading = Reading::default();
+    for _ in 0..2 * READ_TRIES {
+        let visit = log.visit(&mut reading, |_, _| true);
+        assert_eq!(visit.unwrap_err().kind(), io::ErrorKind::NotFound);
+    }
+    fs::rename(&away, &file).unwrap();
+    let mut seen = 0;
+    let visit = log.visit(&mut reading, |_, _| {
+        seen += 1;
+        true
+    });
+    assert_eq!((visit.unwrap(), seen), ((), 5));
 }
 
 #[test]

@@ -1,124 +1,176 @@
 //! Dead letters, and parked records in the hands of an operator: the work of the spool's thread.
 
-use std::{io, time::Instant};
+use std::{
+    io,
+    time::{Duration, Instant},
+};
 
 use prost::Message as _;
 
-use super::{BATCH, Store};
+use super::Store;
 use crate::{
     clock::unix_us,
     record::Origin,
-    spool::{Entry, EntryKey, LetterFilter, NotSafe, Queue, Undelivered, Which},
+    spool::{
+        Entry, EntryKey, NotSafe, Queue, Undelivered,
+        letters::{LetterAction, LetterOrder, LetterSearch, LetterSweep},
+        log::Reading,
+    },
 };
 
-/// The most records of the next batch, after so many.
-fn batch(which: &Which, done: u64) -> usize {
-    let left = which.max() - done;
-    usize::try_from(left).map_or(BATCH, |left| left.min(BATCH))
+/// A slice ends after so many records, bytes or time: puts wait no longer than that.
+const SLICE: usize = 1000;
+const SLICE_BYTES: usize = 8 << 20;
+const SLICE_TIME: Duration = Duration::from_millis(20);
+
+fn disk(why: io::Error) -> NotSafe {
+    NotSafe::Disk(why.to_string())
 }
 
 impl Store {
-    /// Up to `max` of the records that `which` names.
-    fn find(&mut self, of: Undelivered, which: &Which, max: usize) -> Vec<(EntryKey, Entry)> {
-        let mut found = Vec::new();
-        for queue in of.queues().into_iter().map(Queue::at) {
-            if found.len() == max {
-                break;
-            }
-            self.logs[queue].visit(|position, payload| {
-                if let Ok(entry) = Entry::decode(&*payload)
-                    && which.contains(&entry)
-                {
-                    found.push((EntryKey { queue, position }, entry));
-                }
-                found.len() < max
-            });
-        }
-        found
-    }
-
-    pub fn list(&mut self, of: Undelivered, max: usize) -> Vec<Entry> {
-        let found = self.find(of, &Which::All, max);
-        found.into_iter().map(|(_, entry)| entry).collect()
-    }
-
-    /// Up to `max` of those that match, and the number of all of them.
-    pub fn search(
+    /// The next records of `sweep`, for as long as `visit` returns true and the slice lasts.
+    fn sweep(
         &mut self,
         of: Undelivered,
-        filter: &LetterFilter,
-        max: usize,
-    ) -> (Vec<Entry>, u64) {
-        let mut found = Vec::new();
-        let mut matching = 0;
-        for queue in of.queues() {
-            self.logs[queue.at()].visit(|_, payload| {
-                if let Ok(entry) = Entry::decode(&*payload)
-                    && filter.matches(&entry)
-                {
-                    matching += 1;
-                    if found.len() < max {
-                        found.push(entry);
-                    }
+        sweep: &mut LetterSweep,
+        mut visit: impl FnMut(EntryKey, Entry) -> bool,
+    ) -> Result<(), NotSafe> {
+        let began = Instant::now();
+        let mut records = 0;
+        let mut bytes = 0;
+        let left = sweep.left.get_or_insert_with(|| {
+            let queues = of.queues().into_iter().rev().map(Queue::at);
+            let lasts = queues.filter_map(|queue| Some((queue, self.logs[queue].last()?)));
+            lasts.collect()
+        });
+        while let Some(&(queue, last)) = left.last() {
+            let mut has_ended = false;
+            let log = &mut self.logs[queue];
+            let visited = log.visit(&mut sweep.reading, |position, payload| {
+                if position > last {
+                    return false;
                 }
-                true
+                records += 1;
+                bytes += payload.len();
+                has_ended =
+                    records == SLICE || bytes >= SLICE_BYTES || began.elapsed() >= SLICE_TIME;
+                // An entry of a later version stays on disk.
+                if let Ok(entry) = Entry::decode(&*payload) {
+                    has_ended |= !visit(EntryKey { queue, position }, entry);
+                }
+                !has_ended
             });
+            visited.map_err(disk)?;
+            if has_ended {
+                return Ok(());
+            }
+            left.pop();
+            sweep.reading = Reading::default();
         }
-        (found, matching)
+        Ok(())
     }
 
-    pub fn replay(&mut self, of: Undelivered, which: &Which) -> Result<u64, NotSafe> {
-        let disk = |why: io::Error| NotSafe::Disk(why.to_string());
+    /// A slice of a search.
+    pub fn search(&mut self, search: &mut LetterSearch) -> Result<(), NotSafe> {
+        let LetterSearch {
+            of,
+            query,
+            sweep,
+            found,
+            matching,
+        } = search;
+        let all = query.filter.is_empty();
+        self.sweep(*of, sweep, |_, mut entry| {
+            if query.filter.matches(&entry) {
+                *matching += 1;
+                if found.len() < query.max {
+                    if !query.bodies {
+                        entry.body.clear();
+                    }
+                    found.push(entry);
+                }
+            }
+            !all || found.len() < query.max
+        })
+    }
+
+    /// A slice of an order. Returns the number of its records.
+    pub fn order(&mut self, order: &mut LetterOrder) -> Result<u64, NotSafe> {
+        match order.action {
+            LetterAction::Replay => self.replay(order),
+            LetterAction::Drop => {
+                let found = self.find(order, |key, _| key)?;
+                Ok(self.settle_all(found))
+            }
+        }
+    }
+
+    /// The records of a slice that the order names.
+    fn find<T>(
+        &mut self,
+        order: &mut LetterOrder,
+        pick: impl Fn(EntryKey, Entry) -> T,
+    ) -> Result<Vec<T>, NotSafe> {
+        let LetterOrder {
+            of,
+            which,
+            left,
+            sweep,
+            ..
+        } = order;
+        let mut found = Vec::new();
+        let swept = self.sweep(*of, sweep, |key, entry| {
+            if which.contains(&entry) {
+                found.push(pick(key, entry));
+                *left -= 1;
+            }
+            *left > 0
+        });
+        // Those before a file that cannot be read are not held up by it: the next slice fails.
+        swept.or_else(|why| if found.is_empty() { Err(why) } else { Ok(()) })?;
+        Ok(found)
+    }
+
+    fn replay(&mut self, order: &mut LetterOrder) -> Result<u64, NotSafe> {
         self.place.check_not_lost()?;
-        let mut replayed = 0;
-        loop {
-            let found = self.find(of, which, batch(which, replayed));
-            if found.is_empty() {
-                return Ok(replayed);
-            }
-            let waiting = &mut self.logs[Queue::Waiting.at()];
-            for (_, entry) in &found {
-                // To the ledger it is another record: the flags of the dead one do not hold for it.
-                let origin = Origin {
-                    run: "replay".into(),
-                    at_us: unix_us(),
-                };
-                let entry = Entry {
-                    reason: None,
-                    parked: None,
-                    origin: Some(origin.to_text()),
-                    ..entry.clone()
-                };
-                waiting
-                    .append(&entry.encode_to_vec(), false)
-                    .map_err(disk)?;
-            }
-            let began = Instant::now();
-            waiting.commit().map_err(disk)?;
-            self.commit_time += began.elapsed();
-            self.commits += 1;
-            self.committed += found.len() as u64;
-            fail::fail_point!("spool-replay");
-            replayed += self.settle_all(found);
+        let found = self.find(order, |key, entry| (key, entry))?;
+        if found.is_empty() {
+            return Ok(0);
         }
-    }
-
-    pub fn forget(&mut self, of: Undelivered, which: &Which) -> u64 {
-        let mut forgotten = 0;
-        loop {
-            let found = self.find(of, which, batch(which, forgotten));
-            if found.is_empty() {
-                return forgotten;
-            }
-            forgotten += self.settle_all(found);
+        let waiting = &mut self.logs[Queue::Waiting.at()];
+        for (_, entry) in &found {
+            // To the ledger it is another record: the flags of the dead one do not hold for it.
+            let origin = Origin {
+                run: "replay".into(),
+                at_us: unix_us(),
+            };
+            let entry = Entry {
+                reason: None,
+                parked: None,
+                origin: Some(origin.to_text()),
+                ..entry.clone()
+            };
+            waiting
+                .append(&entry.encode_to_vec(), false)
+                .map_err(disk)?;
         }
+        let began = Instant::now();
+        waiting.commit().map_err(disk)?;
+        self.commit_time += began.elapsed();
+        self.commits += 1;
+        self.committed += found.len() as u64;
+        fail::fail_point!("spool-replay");
+        Ok(self.settle_all(found.into_iter().map(|(key, _)| key).collect()))
     }
 
     /// Settles the entries. They count as gone, though a disk that fails may bring them back at a
     /// later start.
-    fn settle_all(&mut self, found: Vec<(EntryKey, Entry)>) -> u64 {
+    fn settle_all(&mut self, found: Vec<EntryKey>) -> u64 {
         let count = found.len() as u64;
-        for (key, _) in found {
+        if count == 0 {
+            return 0;
+        }
+        for key in found {
             self.remove(key);
         }
         self.flush(true);

@@ -1,0 +1,231 @@
+//! Dead letters and parked records in the hands of an operator: search, replay, drop.
+//!
+//! The thread works on a slice of them, answers, and is asked for the next one, so that other
+//! requests wait for a slice at most. Records that come after the first slice are not touched.
+
+use std::{collections::HashSet, time::Duration};
+
+use tokio::time::timeout;
+
+use super::{Entry, LetterFilter, NotSafe, Position, Spool, Undelivered, log::Reading};
+
+/// A search waits this long for the end of another.
+const SEARCH_PATIENCE: Duration = Duration::from_secs(5);
+
+/// A choice of records.
+#[derive(Clone, Debug)]
+pub enum Which {
+    All,
+    Ids(HashSet<String>),
+    /// The oldest ones that match.
+    Matching {
+        filter: LetterFilter,
+        max: u64,
+    },
+}
+
+impl Which {
+    pub(super) fn contains(&self, entry: &Entry) -> bool {
+        match self {
+            Self::All => true,
+            Self::Ids(ids) => ids.contains(&entry.id),
+            Self::Matching { filter, .. } => filter.matches(entry),
+        }
+    }
+
+    /// What is left of it after so many records.
+    #[must_use]
+    pub fn after(&self, done: u64) -> Self {
+        match self {
+            Self::Matching { filter, max } => Self::Matching {
+                filter: filter.clone(),
+                max: max - done,
+            },
+            all => all.clone(),
+        }
+    }
+
+    /// The most records of it.
+    const fn max(&self) -> u64 {
+        match self {
+            Self::All | Self::Ids(_) => u64::MAX,
+            Self::Matching { max, .. } => *max,
+        }
+    }
+}
+
+/// What happens to records that an operator has chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LetterAction {
+    /// They wait for a lane again.
+    Replay,
+    /// They are removed for good.
+    Drop,
+}
+
+/// The records that a search shows.
+#[derive(Clone, Debug, Default)]
+pub struct LetterQuery {
+    pub filter: LetterFilter,
+    /// The most of them, oldest first.
+    pub max: usize,
+    /// With their bodies.
+    pub bodies: bool,
+}
+
+/// The progress through the records that were on disk at its start.
+#[derive(Default)]
+pub(super) struct LetterSweep {
+    /// The queues that are left, by [`Queue::at`](super::Queue::at), the next one last, each with
+    /// its last record of the start. `None` before that.
+    pub left: Option<Vec<(usize, Position)>>,
+    pub reading: Reading,
+}
+
+impl LetterSweep {
+    fn has_ended(&self) -> bool {
+        self.left.as_ref().is_some_and(Vec::is_empty)
+    }
+}
+
+pub(super) struct LetterSearch {
+    pub of: Undelivered,
+    pub query: LetterQuery,
+    pub sweep: LetterSweep,
+    pub found: Vec<Entry>,
+    pub matching: u64,
+}
+
+impl LetterSearch {
+    fn has_ended(&self) -> bool {
+        let is_full = self.query.filter.is_empty() && self.found.len() >= self.query.max;
+        is_full || self.sweep.has_ended()
+    }
+}
+
+pub(super) struct LetterOrder {
+    pub action: LetterAction,
+    pub of: Undelivered,
+    pub which: Which,
+    /// The most records that are still to come.
+    pub left: u64,
+    pub sweep: LetterSweep,
+}
+
+/// An order under way. Dropped, it ends after the slice under way.
+pub struct LetterOrdering {
+    spool: Spool,
+    /// `None` once the spool has closed.
+    order: Option<LetterOrder>,
+}
+
+impl LetterOrdering {
+    /// The number of records of the next slice, which are replayed or dropped now; `None` after the
+    /// last one.
+    ///
+    /// # Errors
+    /// If the disk fails. Slices before that are done.
+    pub async fn next(&mut self) -> Result<Option<u64>, NotSafe> {
+        let mut order = self.order.take().ok_or(NotSafe::Closed)?;
+        if order.left == 0 || order.sweep.has_ended() {
+            self.order = Some(order);
+            return Ok(None);
+        }
+        let slice = self.spool.run(move |store| {
+            let done = store.order(&mut order);
+            (order, done)
+        });
+        let (order, done) = slice.await?;
+        self.order = Some(order);
+        done.map(Some)
+    }
+
+    async fn finish(mut self) -> Result<u64, NotSafe> {
+        let mut all = 0;
+        while let Some(done) = self.next().await? {
+            all += done;
+        }
+        Ok(all)
+    }
+}
+
+impl Spool {
+    /// The oldest dead letters, or the oldest parked records of each pause.
+    pub async fn list(&self, of: Undelivered, max: usize) -> Result<Vec<Entry>, NotSafe> {
+        let query = LetterQuery {
+            max,
+            bodies: true,
+            ..LetterQuery::default()
+        };
+        let (found, _) = self.search(of, query).await?;
+        Ok(found)
+    }
+
+    /// The oldest of those that match, and the number of all that do. It reads all of them, unless
+    /// the filter is empty: then it reads and counts those that it shows.
+    ///
+    /// # Errors
+    /// If the disk fails, or another search takes long.
+    pub async fn search(
+        &self,
+        of: Undelivered,
+        query: LetterQuery,
+    ) -> Result<(Vec<Entry>, u64), NotSafe> {
+        let _turn = if query.filter.is_empty() {
+            None
+        } else {
+            let turn = timeout(SEARCH_PATIENCE, self.search_turn.acquire()).await;
+            let turn = turn.map_err(|_| NotSafe::Busy)?;
+            Some(turn.map_err(|_| NotSafe::Closed)?)
+        };
+        let mut search = LetterSearch {
+            of,
+            query,
+            sweep: LetterSweep::default(),
+            found: Vec::new(),
+            matching: 0,
+        };
+        loop {
+            let slice = self.run(move |store| {
+                let searched = store.search(&mut search);
+                (search, searched)
+            });
+            let (after, searched) = slice.await?;
+            searched?;
+            if after.has_ended() {
+                return Ok((after.found, after.matching));
+            }
+            search = after;
+        }
+    }
+
+    /// Replays or drops records, slice by slice. After a crash some that were replayed may be in
+    /// both places.
+    pub fn order(&self, action: LetterAction, of: Undelivered, which: Which) -> LetterOrdering {
+        let order = LetterOrder {
+            action,
+            of,
+            left: which.max(),
+            which,
+            sweep: LetterSweep::default(),
+        };
+        LetterOrdering {
+            spool: self.clone(),
+            order: Some(order),
+        }
+    }
+
+    /// Lets records wait for a lane again. Returns their number. If it is not awaited, the rest
+    /// stays.
+    pub async fn replay(&self, of: Undelivered, which: Which) -> Result<u64, NotSafe> {
+        self.order(LetterAction::Replay, of, which).finish().await
+    }
+
+    /// Removes records for good. Returns their number. If it is not awaited, the rest stays.
+    pub async fn forget(&self, of: Undelivered, which: Which) -> Result<u64, NotSafe> {
+        self.order(LetterAction::Drop, of, which).finish().await
+    }
+}
+
+#[cfg(test)]
+mod tests;
