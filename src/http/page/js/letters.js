@@ -6,8 +6,10 @@ const LETTERS_SHOWN = 200;
 const RUN_STEP = 500;
 
 const letterList = byId("letter-list");
-// The last query, as a filter of the node.
+// The query on the page, as a filter of the node; null if the form says another one by now.
 let plan = null;
+// Counts the queries and the changes of the form, to tell an answer that comes too late.
+let queryNumber = 0;
 let isCancelled = false;
 
 // A word that a shell takes as it is.
@@ -61,7 +63,7 @@ const letterDetails = (letter) => {
   return made;
 };
 
-const letterItem = (letter) => {
+const letterItem = (letter, parked) => {
   const item = document.createElement("li");
   const details = document.createElement("details");
   const summary = document.createElement("summary");
@@ -71,7 +73,7 @@ const letterItem = (letter) => {
   // Its record is asked for when somebody wants to see it.
   details.addEventListener("toggle", () => tryTo(async () => {
     if (!details.open || details.children.length > 1) return;
-    const told = await ask(`dead?parked=${plan.parked}&limit=1&id=${encodeURIComponent(letter.id)}`);
+    const told = await ask(`dead?parked=${parked}&limit=1&id=${encodeURIComponent(letter.id)}`);
     const [whole] = told.dead ?? told.parked;
     details.append(whole ? letterDetails(whole) : element("p", "It is not there any more."));
   }));
@@ -94,27 +96,61 @@ const canRun = (can) => {
   for (const id of ["replay", "drop"]) if (byId(id)) byId(id).disabled = !can;
 };
 
+// No order goes by a query that the form does not say any more.
+const forgetPlan = (text) => {
+  queryNumber += 1;
+  plan = null;
+  canRun(false);
+  setText(byId("plan"), text);
+};
+
+// A query in words.
+const queryWords = ({ parked, api, filter }) => {
+  const words = [
+    api && `of API ${api}`,
+    filter.lane && `of lane ${filter.lane}`,
+    filter.given_up !== undefined && (filter.given_up ? "given up" : "refused"),
+    filter.status !== undefined && `with status ${filter.status}`,
+    filter.since_ms !== undefined && `since ${clock(filter.since_ms)}`,
+    filter.text && `with the text “${filter.text}”`,
+  ].filter(Boolean);
+  const what = parked ? "parked records" : "dead letters";
+  return words.length > 0 ? `${what} ${words.join(", ")}` : `all ${what}`;
+};
+
 const showLetters = async () => {
   const { parked, api, filter } = readQuery();
   const query = new URLSearchParams({ parked, records: false, limit: LETTERS_SHOWN, ...(api && { api }), ...filter });
-  const told = await ask(`dead?${query}`);
+  forgetPlan("Asking the node.");
+  const number = queryNumber;
+  let told;
+  try {
+    told = await ask(`dead?${query}`);
+  } catch (why) {
+    if (number !== queryNumber) return;
+    forgetPlan("The node gave no answer: show it again.");
+    throw why;
+  }
+  if (number !== queryNumber) return;
   const letters = told[parked ? "parked" : "dead"];
   // What dies after this moment is no part of the plan.
   plan = { parked, api, filter: { ...filter, until_ms: told.at_ms }, count: told.matching };
   const what = parked ? "parked records" : "dead letters";
   const shown = letters.length < told.matching ? `; the oldest ${group(letters.length)} are shown` : "";
   setText(byId("plan"), `${group(told.matching)} of ${group(told.total)} ${what} match${shown}.`);
-  letterList.replaceChildren(...letters.map(letterItem));
+  letterList.replaceChildren(...letters.map((letter) => letterItem(letter, parked)));
   canRun(told.matching > 0);
 };
 
 // Runs the plan in steps. Cancelled, it stops after the step under way.
 const runPlan = async (action) => {
+  if (plan === null) return;
+  const words = queryWords(plan);
   const { parked, api, filter, count } = plan;
   const verb = action === "replay" ? "Replay" : "Drop";
   const what = `${group(count)} ${parked ? "parked records" : "dead letters"}`;
   const text = action === "replay" ? "They are sent to the API again, by any lane." : "They are removed for good. This cannot be undone.";
-  if (!(await question({ title: `${verb} ${what}?`, text, yes: `${verb} ${what}` }))) return;
+  if (!(await question({ title: `${verb} ${words}?`, text: `${group(count)} match. ${text}`, yes: `${verb} ${what}` }))) return;
   isCancelled = false;
   canRun(false);
   const progress = byId("progress");
@@ -144,6 +180,9 @@ byId("query").addEventListener("submit", (event) => {
   event.preventDefault();
   tryTo(showLetters);
 });
+for (const change of ["input", "change"]) {
+  byId("query").addEventListener(change, () => forgetPlan("The query is another one now: show it."));
+}
 for (const action of ["replay", "drop"]) byId(action)?.addEventListener("click", () => tryTo(() => runPlan(action)));
 byId("cancel").addEventListener("click", () => (isCancelled = true));
 
