@@ -10,6 +10,8 @@ const letterList = byId("letter-list");
 let plan = null;
 // Counts the queries and the changes of the form, to tell an answer that comes too late.
 let queryNumber = 0;
+// One run at a time, and no other query meanwhile.
+let isRunning = false;
 let isCancelled = false;
 
 // A word that a shell takes as it is.
@@ -101,7 +103,7 @@ const forgetPlan = (text) => {
   queryNumber += 1;
   plan = null;
   canRun(false);
-  setText(byId("plan"), text);
+  if (!isRunning) setText(byId("plan"), text);
 };
 
 // A query in words.
@@ -142,20 +144,10 @@ const showLetters = async () => {
   canRun(told.matching > 0);
 };
 
-// Runs the plan in steps. Cancelled, it stops after the step under way.
-const runPlan = async (action) => {
-  if (plan === null) return;
-  const words = queryWords(plan);
-  const { parked, api, filter, count } = plan;
-  const verb = action === "replay" ? "Replay" : "Drop";
-  const what = `${group(count)} ${parked ? "parked records" : "dead letters"}`;
-  const text = action === "replay" ? "They are sent to the API again, by any lane." : "They are removed for good. This cannot be undone.";
-  if (!(await question({ title: `${verb} ${words}?`, text: `${group(count)} match. ${text}`, yes: `${verb} ${what}` }))) return;
-  isCancelled = false;
-  canRun(false);
+// Sends the orders of a run, and says how far it came. Cancelled, it stops after the step under way.
+const runSteps = async (action, verb, what, { parked, api, filter, count }) => {
   const progress = byId("progress");
   progress.max = count;
-  for (const id of ["progress", "cancel"]) byId(id).hidden = false;
   let done = 0;
   try {
     while (done < count && !isCancelled) {
@@ -169,16 +161,38 @@ const runPlan = async (action) => {
     }
     const end = isCancelled ? "cancelled after" : "done:";
     announce(`${verb} ${end} ${group(done)} of ${group(count)}`);
-  } finally {
-    for (const id of ["progress", "cancel"]) byId(id).hidden = true;
-    progress.value = 0;
-    await showLetters();
+  } catch (why) {
+    // A step without an answer may have been done all the same.
+    announce(`${verb} stopped after ${group(done)} of ${group(count)}: ${why.message}; the last step may have been done`);
   }
+};
+
+const runPlan = async (action) => {
+  if (plan === null || isRunning) return;
+  const asked = plan;
+  const verb = action === "replay" ? "Replay" : "Drop";
+  const what = `${group(asked.count)} ${asked.parked ? "parked records" : "dead letters"}`;
+  const text = action === "replay" ? "They are sent to the API again, by any lane." : "They are removed for good. This cannot be undone.";
+  const title = `${verb} ${queryWords(asked)}?`;
+  isRunning = true;
+  try {
+    if (!(await question({ title, text: `${group(asked.count)} match. ${text}`, yes: `${verb} ${what}` }))) return;
+    isCancelled = false;
+    forgetPlan("");
+    for (const id of ["progress", "cancel"]) byId(id).hidden = false;
+    await runSteps(action, verb, what, asked);
+  } finally {
+    isRunning = false;
+    for (const id of ["progress", "cancel"]) byId(id).hidden = true;
+    byId("progress").value = 0;
+  }
+  // The end of the run stays said: the line of the plan tells if this fails.
+  await showLetters().catch(() => {});
 };
 
 byId("query").addEventListener("submit", (event) => {
   event.preventDefault();
-  tryTo(showLetters);
+  if (!isRunning) tryTo(showLetters);
 });
 for (const change of ["input", "change"]) {
   byId("query").addEventListener(change, () => forgetPlan("The query is another one now: show it."));
