@@ -176,7 +176,7 @@ const runPlan = async (action) => {
   const title = `${verb} ${queryWords(asked)}?`;
   isRunning = true;
   try {
-    if (!(await question({ title, text: `${group(asked.count)} match. ${text}`, yes: `${verb} ${what}` }))) return;
+    if (!(await question({ title, text: `${group(asked.count)} match. ${text}`, yes: `${verb} ${what}`, isFinal: action === "drop" }))) return;
     isCancelled = false;
     forgetPlan("");
     for (const id of ["progress", "cancel"]) byId(id).hidden = false;
