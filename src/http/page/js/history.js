@@ -5,14 +5,19 @@ const KEPT = 300;
 // Over how many seconds a rate and a trend are measured.
 const RATE_OVER = 3;
 const TREND_OVER = 20;
+// A forecast needs as many seconds.
+const TREND_FROM = 10;
+// What was before a longer gap, as of a hidden tab, says nothing about now.
+const GAP_MAX = 5;
 
 let statuses = [];
 
 const remember = (status) => {
   const last = statuses.at(-1);
-  // A node that was started again counts from zero.
-  if (last && status.uptime_s < last.uptime_s) statuses = [];
   if (last && status.uptime_s === last.uptime_s) return;
+  // A node that was started again counts from zero.
+  const gap = last ? status.uptime_s - last.uptime_s : 0;
+  if (gap < 0 || gap > GAP_MAX) forget();
   statuses.push(status);
   if (statuses.length > KEPT) statuses.shift();
 };
@@ -38,17 +43,17 @@ const valueAt = (status, pointers) => {
   }, 0);
 };
 
-// How fast a value changes, by the second; null if that is not known yet.
-const slope = (pointers, over) => {
+// How fast a value changes, by the second; null if fewer than `least` seconds are known.
+const slope = (pointers, over, least) => {
   const last = statuses.at(-1);
   const first = statuses.findLast((status) => last.uptime_s - status.uptime_s >= over) ?? statuses[0];
   const seconds = last ? last.uptime_s - first.uptime_s : 0;
-  if (seconds < 0.5) return null;
+  if (seconds < least) return null;
   return (valueAt(last, pointers) - valueAt(first, pointers)) / seconds;
 };
 
 const rate = (pointers) => {
-  const found = slope(pointers, RATE_OVER);
+  const found = slope(pointers, RATE_OVER, 0.5);
   // Counters that are not read at the same moment may seem to go back.
   return found === null ? null : Math.max(0, found);
 };
@@ -56,16 +61,18 @@ const rate = (pointers) => {
 // How long until a number of records is gone.
 const trend = (pointer) => {
   const now = at(statuses.at(-1), pointer);
-  const found = slope(pointer, TREND_OVER);
+  const found = slope(pointer, TREND_OVER, TREND_FROM);
   if (now === 0) return "empty";
   if (found === null) return NONE;
   if (Math.abs(found) * TREND_OVER < 1) return "steady";
   return found > 0 ? `growing, ${rateText(found)}` : `empty in ${time(now / -found)}`;
 };
 
-// The seconds until the disk is full at the present pace; null if it is not filling.
+// The seconds until the disk is full at the present pace: infinite if it is not filling, null if the
+// pace is not known yet.
 const secondsToFull = () => {
   const last = statuses.at(-1);
-  const found = slope("/spool/bytes", TREND_OVER);
-  return found > 0 ? (last.spool.max - last.spool.bytes) / found : null;
+  const found = slope("/spool/bytes", TREND_OVER, TREND_FROM);
+  if (found === null) return null;
+  return found > 0 ? (last.spool.max - last.spool.bytes) / found : Infinity;
 };

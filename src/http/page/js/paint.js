@@ -40,7 +40,8 @@ const paintValues = (status) => {
 };
 
 const fullText = (seconds) => {
-  if (seconds === null) return "not filling";
+  if (seconds === null) return NONE;
+  if (seconds === Infinity) return "not filling";
   return seconds > 86400 ? "over a day" : `full in ${time(seconds)}`;
 };
 
