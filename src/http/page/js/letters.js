@@ -17,20 +17,31 @@ let isCancelled = false;
 // A word that a shell takes as it is.
 const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 
+// The URL of a letter's API; undefined if the node does not say, or does not know that API.
 const urlOf = (name) => {
   const status = statuses.at(-1);
-  return status?.apis[name]?.url ?? status?.api.url ?? "";
+  const isOnly = name === "default" && Object.keys(status?.apis ?? {}).length === 0;
+  return (isOnly ? status?.api.url : status?.apis[name]?.url) || undefined;
 };
 
-const curlOf = ({ id, api, record }) =>
-  `curl ${quoted(urlOf(api))} -H 'Content-Type: application/json' -H ${quoted(`Idempotency-Key: ${id}`)} --data-binary ${quoted(record)}`;
+const curlOf = ({ id, record }, url) =>
+  `curl ${quoted(url)} -H 'Content-Type: application/json' -H ${quoted(`Idempotency-Key: ${id}`)} --data-binary ${quoted(record)}`;
 
-const pretty = (record) => {
-  try {
-    return JSON.stringify(JSON.parse(record), null, 2);
-  } catch {
-    return record;
-  }
+// The button that copies a letter's curl line. Where a page may not copy, it shows the line.
+const curlButton = (letter, url) => {
+  const line = curlOf(letter, url);
+  const copies = navigator.clipboard !== undefined;
+  const button = element("button", copies ? "Copy as curl" : "Show as curl");
+  button.type = "button";
+  button.addEventListener("click", () => tryTo(async () => {
+    if (!copies) {
+      button.replaceWith(element("pre", line));
+      return;
+    }
+    await navigator.clipboard.writeText(line);
+    announce("The curl line is copied");
+  }));
+  return button;
 };
 
 const titled = (title, ...parts) => {
@@ -51,14 +62,10 @@ const letterDetails = (letter) => {
   ];
   const facts = document.createElement("ul");
   facts.append(...dates.filter(Boolean).map((date) => element("li", date)));
-  const copy = element("button", "Copy as curl");
-  copy.type = "button";
-  copy.addEventListener("click", () => tryTo(async () => {
-    await navigator.clipboard.writeText(curlOf(letter));
-    announce("The curl line is copied");
-  }));
+  const url = urlOf(letter.api);
   made.append(
-    titled("Record", element("pre", pretty(letter.record)), copy),
+    // As it came: a number that JavaScript reads and writes again may be another one.
+    titled("Record", element("pre", letter.record), ...(url ? [curlButton(letter, url)] : [])),
     titled("Attempts", facts),
     titled(`Answer of the API: ${status}`, element("pre", letter.answer || NONE)),
   );
