@@ -219,11 +219,19 @@ impl Load {
         if *self.stopped.borrow() || self.total() == Some(number) {
             return None;
         }
-        self.next.set(number + 1);
-        let due = self
+        let after = self
             .plan
             .rate
-            .map(|rate| began + Duration::from_secs_f64(number as f64 / rate));
+            .map(|rate| Duration::from_secs_f64(number as f64 / rate));
+        // One that is due at the end comes too late: two timers would decide on it.
+        if after
+            .zip(self.plan.duration)
+            .is_some_and(|(after, end)| after >= end)
+        {
+            return None;
+        }
+        self.next.set(number + 1);
+        let due = after.map(|after| began + after);
         Some(Turn { number, due })
     }
 

@@ -150,7 +150,7 @@ impl Args {
         let own = |header: &&Header| OWN_HEADERS.contains(&header.0.as_str());
         if let Some((name, _)) = self.headers.iter().find(own) {
             return Err(misused(format_args!(
-                "--header: each request has a {name} of its own"
+                "--header: each request has its own {name}"
             )));
         }
         Endpoint::with_public_roots(&self.host)

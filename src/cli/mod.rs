@@ -284,22 +284,21 @@ fn read_records(file: Option<&Path>) -> Result<Vec<Bytes>, ExitCode> {
 /// The sources of a node's configuration. Flags override the environment, and the environment
 /// overrides the file.
 #[derive(Debug, Default, clap::Args)]
-#[command(next_help_heading = "Node")]
 pub struct NodeArgs {
     /// Read the configuration from this TOML file
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = "Node")]
     pub config: Option<PathBuf>,
     /// Post records to this API [default: port 5000 of this machine]
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", help_heading = "Node")]
     pub api: Option<String>,
     /// Take records at this address [default: 0.0.0.0:8000]
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", help_heading = "Node")]
     pub listen: Option<String>,
     /// Serve health, status and the admin API here [default: 127.0.0.1:8001]
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR", help_heading = "Node")]
     pub admin: Option<String>,
     /// Keep the node's data in this folder [default: data]
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", help_heading = "Node")]
     pub data: Option<String>,
 }
 
@@ -398,6 +397,12 @@ mod tests {
             let name = command.get_bin_name().unwrap_or("waypost").to_owned();
             for option in command.get_arguments() {
                 assert!(option.get_help().is_some(), "{name}: {option}");
+                // A heading holds for the options after it, too, unless each has its own.
+                let is_of_node = option.get_help_heading() == Some("Node");
+                assert!(
+                    !is_of_node || option.get_id() != "connect",
+                    "{name}: {option}"
+                );
             }
             let help = command.term_width(80).render_long_help().to_string();
             for line in help.lines() {
