@@ -194,10 +194,34 @@ impl IdempotencyStore {
     /// reserved it for the same record.
     pub async fn claim(&self, record: &Record) -> Claim {
         let digest = RecordDigest::of(&record.body);
+        self.claim_key(&record.id, digest).await
+    }
+
+    /// Whether the signed request `id` is one of this form: the first one that comes settles it, for
+    /// as long as its key is known. No signature covers what tells the form, and in another one the
+    /// same body would be other records.
+    pub async fn settle_form(&self, id: &str, form: &str) -> bool {
+        // No record has this key: theirs have no space.
+        let key = format!("signed {id}");
+        match self
+            .claim_key(&key, RecordDigest::of(form.as_bytes()))
+            .await
+        {
+            Claim::New(reservation) => {
+                // It has no receipt of its own.
+                reservation.complete(Receipt::Spool).await;
+                true
+            }
+            Claim::Duplicate(_) => true,
+            Claim::Reused => false,
+        }
+    }
+
+    async fn claim_key(&self, key: &str, digest: RecordDigest) -> Claim {
         loop {
             let mut outcome = {
                 let mut table = self.table.lock();
-                let fingerprint = table.hasher.fingerprint(&*record.id);
+                let fingerprint = table.hasher.fingerprint(key);
                 let completed = table.completed.get(&fingerprint);
                 if let Some(completed) = completed.filter(|key| key.is_known(table.window)) {
                     return if completed.digest == digest {
@@ -215,7 +239,7 @@ impl IdempotencyStore {
                         table.pending.insert(fingerprint, pending);
                         return Claim::New(Reservation {
                             store: self.clone(),
-                            key: record.id.as_ref().into(),
+                            key: key.into(),
                             fingerprint,
                             digest,
                             outcome: sender,

@@ -178,11 +178,11 @@ async fn a_request_that_the_reference_library_signs_is_taken_and_no_other() {
     let (status, headers, again) = signed.request().send_and_see(&node).await;
     assert_eq!((status, again), (StatusCode::ACCEPTED, receipt));
     assert!(headers.contains_key("idempotent-replayed"));
-    // The client's key is the record's, and each of the node's keys counts.
+    // Each of the node's keys counts.
     let second = Signed::new(SECOND, "msg_4", now(), RECORD).expect("it is installed");
-    let request = second.clone().request().with("Idempotency-Key", "mine");
+    let request = second.clone().request().with("Idempotency-Key", "msg_4");
     let (_, _, receipt) = request.send(&node).await;
-    assert_eq!(receipt["id"], "mine");
+    assert_eq!(receipt["id"], "msg_4");
     let batch = Signed::new(FIRST, "msg_5", now(), &format!("[{RECORD},{RECORD}]"));
     let (_, _, receipt) = batch.expect("it is installed").request().send(&node).await;
     assert_eq!(receipt["records"][1]["id"], "msg_5/1", "{receipt}");
@@ -200,6 +200,86 @@ async fn a_request_that_the_reference_library_signs_is_taken_and_no_other() {
     for told in [status.to_string(), node.log()] {
         assert!(!told.contains(&FIRST[6..]) && !told.contains(&SECOND[6..]));
     }
+}
+
+#[actix_rt::test]
+async fn a_signed_request_that_comes_again_with_other_headers_is_routed_once() {
+    let event = json!({"specversion": "1.0", "id": "7", "source": "/a", "type": "t", "data": {}});
+    let plain = Signed::new(FIRST, "msg_1", now(), RECORD);
+    let event = Signed::new(FIRST, "msg_2", now(), &event.to_string());
+    let (Some(plain), Some(event)) = (plain, event) else {
+        return;
+    };
+    let api = Api::start();
+    let file = file(FIRST);
+    let path = file.path().display().to_string();
+    let own = [
+        ("INGEST__SIGNING_KEYS_FILE".to_owned(), path),
+        ("INGEST__SCHEMA".to_owned(), "any".to_owned()),
+    ];
+    let node = Node::start(&api.url(), &[&grpc_variables()[..], &own].concat()).await;
+    node.lane_is("grpc", "up", PATIENCE).await;
+    let structured = "application/cloudevents+json";
+    let as_type = |signed: &Signed, media_type: &str| {
+        let request = signed.clone().request();
+        request.with("Content-Type", media_type)
+    };
+    let (status, _, first) = plain.clone().request().send(&node).await;
+    assert_eq!(status, StatusCode::ACCEPTED, "{first}");
+    let (status, _, of_event) = as_type(&event, structured).send(&node).await;
+    assert_eq!(
+        (status, &of_event["id"]),
+        (StatusCode::ACCEPTED, &json!("/a|7"))
+    );
+
+    let as_event = |id: &str| {
+        let request = plain.clone().request().with("ce-specversion", "1.0");
+        let request = request.with("ce-id", id.to_owned()).with("ce-source", "/a");
+        request.with("ce-type", "t")
+    };
+    let reused = (StatusCode::UNPROCESSABLE_ENTITY, "idempotency-key-reused");
+    let other_key = (StatusCode::BAD_REQUEST, "idempotency-key");
+    for (name, request, (expected, kind)) in [
+        (
+            "another key",
+            plain.clone().request().with("Idempotency-Key", "other"),
+            other_key,
+        ),
+        (
+            "another key of an event",
+            as_type(&event, structured).with("Idempotency-Key", "other"),
+            other_key,
+        ),
+        ("as lines", as_type(&plain, "application/x-ndjson"), reused),
+        ("as an event", as_event("8"), reused),
+        (
+            "an event as a record",
+            as_type(&event, "application/json"),
+            reused,
+        ),
+        (
+            "an event as lines",
+            as_type(&event, "application/x-ndjson"),
+            reused,
+        ),
+    ] {
+        let (status, _, problem) = request.send(&node).await;
+        assert_eq!(status, expected, "{name}: {problem}");
+        assert_eq!(
+            problem["type"],
+            format!("urn:waypost:problem:{kind}"),
+            "{name}"
+        );
+    }
+    // In its own form it has its receipt, by whatever lane it is asked for.
+    let again = plain.clone().request().to("/grpc").with("traceparent", "x");
+    let (status, headers, receipt) = again.send_and_see(&node).await;
+    assert_eq!((status, receipt), (StatusCode::ACCEPTED, first));
+    assert!(headers.contains_key("idempotent-replayed"));
+    let (status, _, receipt) = as_type(&event, structured).send(&node).await;
+    assert_eq!((status, receipt), (StatusCode::ACCEPTED, of_event));
+    assert_eq!(node.at_rest(PATIENCE).await["accepted"], 2);
+    assert_eq!(api.count(), 2);
 }
 
 /// Whether the reference library verifies each POST with `key`. `None` if it is not installed.

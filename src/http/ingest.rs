@@ -40,7 +40,7 @@ use serde_json::json;
 
 pub use self::body::BodyLimits;
 pub(crate) use self::headers::idempotency_key;
-use self::refusal::{key_reused, no_room, refused};
+use self::refusal::{form_reused, key_reused, no_room, refused};
 use super::{problem::Problem, signatures::Signatures, tokens::Tokens};
 use crate::{
     actors::{
@@ -192,6 +192,15 @@ struct Request {
     /// `None` for a single record, whose answer is not a list.
     form: Option<Form>,
     keys: KeySource,
+    /// `None` if requests are not signed.
+    signed: Option<SignedForm>,
+}
+
+/// What a signed request was read as, which its signature does not cover.
+struct SignedForm {
+    /// The `webhook-id`.
+    id: Arc<str>,
+    form: &'static str,
 }
 
 /// What the ids of a request's records are made of.
@@ -216,6 +225,8 @@ enum NotTaken {
     Refused(Refused),
     /// Another record has the key of the record at this index.
     KeyReused(usize),
+    /// The signed request was taken in another form.
+    FormReused,
 }
 
 impl From<Refused> for NotTaken {
@@ -239,6 +250,7 @@ async fn ingest(
         Ok(submitted) => Ok(state.respond(&request, submitted)),
         Err(NotTaken::Refused(why)) => Err(refused(&request, &why)),
         Err(NotTaken::KeyReused(index)) => Err(key_reused(&request, index)),
+        Err(NotTaken::FormReused) => Err(form_reused()),
     }
 }
 
@@ -262,6 +274,11 @@ impl IngestState {
 
     /// Makes all records safe. An error says that at least one of them is not.
     async fn submit(&self, request: &Request) -> Result<Submitted, NotTaken> {
+        if let Some(SignedForm { id, form }) = &request.signed
+            && !self.keys.settle_form(id, form).await
+        {
+            return Err(NotTaken::FormReused);
+        }
         if matches!(request.keys, KeySource::None) {
             let replies = self.admission.submit(&request.records).await;
             return Ok(Submitted {

@@ -63,6 +63,17 @@ impl Content {
         }
         Err(other_type(essence))
     }
+
+    /// A word for the form. The key table keeps it, on disk too.
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            Self::Json => "json",
+            Self::Lines => "lines",
+            Self::BinaryEvent(_) => "binary event",
+            Self::StructuredEvent => "structured event",
+            Self::EventBatch => "event batch",
+        }
+    }
 }
 
 impl Content {

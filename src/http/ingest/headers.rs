@@ -32,6 +32,22 @@ pub fn idempotency_key(headers: &HeaderMap) -> Result<Option<Arc<str>>, Problem>
     key.map(|key| Some(key.into())).ok_or_else(invalid)
 }
 
+/// The key of a request: the client's, or the id that the request is signed with. No signature covers
+/// an Idempotency-Key, so a signed request has no other: who has seen it could send it again under
+/// another key, as another record.
+pub(super) fn request_key(
+    headers: &HeaderMap,
+    signed_id: Option<&str>,
+) -> Result<Option<Arc<str>>, Problem> {
+    match (idempotency_key(headers)?, signed_id) {
+        (Some(key), Some(id)) if *key != *id => Err(Problem::bad_request(
+            ProblemKind::IdempotencyKey,
+            "No signature covers an Idempotency-Key: leave it out, or make it the webhook-id",
+        )),
+        (key, id) => Ok(key.or_else(|| id.map(Into::into))),
+    }
+}
+
 /// `text` without its quotes and escapes, if it has any; `None` if they are not complete.
 fn unquoted(text: &str) -> Option<Cow<'_, str>> {
     let Some(quoted) = text.strip_prefix('"') else {

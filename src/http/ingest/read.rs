@@ -6,10 +6,10 @@ use actix_web::{HttpRequest, http::StatusCode, web};
 use bytes::Bytes;
 
 use super::{
-    IngestState, KeySource, Request,
+    IngestState, KeySource, Request, SignedForm,
     body::Coding,
     content::{Content, EVENT_PREFIX},
-    headers::{idempotency_key, traceparent},
+    headers::{request_key, traceparent},
     refusal::too_large,
 };
 use crate::{
@@ -41,9 +41,7 @@ impl IngestState {
         let signed = signed.transpose()?;
         let content = Content::of(request)?;
         let coding = Coding::of(headers)?;
-        let id = signed.as_ref().map(|signed| signed.id.into());
-        // Who has seen a signed request may send it again.
-        let key = idempotency_key(headers)?.or(id);
+        let key = request_key(headers, signed.as_ref().map(|signed| signed.id))?;
         if self.require_key && key.is_none() && !content.is_event() {
             return Err(no_key());
         }
@@ -61,6 +59,10 @@ impl IngestState {
         // No signature covers the headers of an event: sent again with another `ce-id`, it would be
         // another one.
         let is_binary = matches!(content, Content::BinaryEvent(_));
+        let signed_form = signed.as_ref().map(|signed| SignedForm {
+            id: signed.id.into(),
+            form: content.name(),
+        });
         let signed_key = signed.filter(|_| is_binary).map(|signed| signed.id.into());
         let events = self.read_events(content, &body)?;
         let routes = self.routing.get();
@@ -108,6 +110,7 @@ impl IngestState {
             records: records.collect(),
             form,
             keys,
+            signed: signed_form,
         })
     }
 

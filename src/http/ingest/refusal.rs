@@ -57,6 +57,16 @@ pub(super) fn key_reused(request: &Request, index: usize) -> Problem {
     }
 }
 
+/// The problem of a signed request that was taken with another `Content-Type`, or as no event.
+pub(super) fn form_reused() -> Problem {
+    Problem::new(
+        StatusCode::UNPROCESSABLE_ENTITY,
+        ProblemKind::KeyReused,
+        "The request of this webhook-id came in another form before (plain JSON, NDJSON or an \
+         event); sent again, it has the same form",
+    )
+}
+
 pub(super) fn too_large(detail: String) -> Problem {
     Problem::new(StatusCode::PAYLOAD_TOO_LARGE, ProblemKind::TooLarge, detail)
 }
