@@ -246,6 +246,17 @@ fn bad_binary() -> Vec<Bad> {
             json!({"header": "ce-id"}),
         ),
         ("NDJSON", lines.with("ce-id", "1"), 415, json!({})),
+        (
+            "another format",
+            post(RECORD)
+                .with("Content-Type", "application/CloudEvents-foo+json")
+                .with("ce-specversion", "1.0")
+                .with("ce-id", "1")
+                .with("ce-source", "/cases")
+                .with("ce-type", "t"),
+            415,
+            json!({}),
+        ),
         ("many records", of(&format!("[{RECORD}]")), 422, json!({})),
         ("no record", of(""), 400, json!({"line": 1})),
         ("a bad record", of("{}"), 422, json!({"field": "/name"})),

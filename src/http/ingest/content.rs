@@ -12,6 +12,8 @@ use crate::{
 
 /// The prefix of headers that are the attributes of an event (CloudEvents, HTTP binding, 3.1.3.1).
 pub(super) const EVENT_PREFIX: &str = "ce-";
+/// How the media types of events begin.
+const EVENT_TYPES: &str = "application/cloudevents";
 /// What a request may be, for the answer to another one.
 const ALLOWED: &str = "A record is application/json, many may be application/x-ndjson, and \
     CloudEvents application/cloudevents+json or application/cloudevents-batch+json";
@@ -42,6 +44,10 @@ impl Content {
         }
         if is("application/cloudevents-batch+json") {
             return Ok(Self::EventBatch);
+        }
+        // HTTP binding, 3: a format that is not known, and no event of the binary mode.
+        if essence.to_ascii_lowercase().starts_with(EVENT_TYPES) {
+            return Err(other_type(essence));
         }
         if is_event(headers) {
             return binary_event(headers).map(|event| Self::BinaryEvent(Box::new(event)));
@@ -96,7 +102,7 @@ fn is_application_json(essence: &str) -> bool {
     let essence = essence.to_ascii_lowercase();
     essence.starts_with("application/")
         && essence.ends_with("+json")
-        && !essence.starts_with("application/cloudevents")
+        && !essence.starts_with(EVENT_TYPES)
 }
 
 fn other_type(essence: &str) -> Problem {
