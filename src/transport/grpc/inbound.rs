@@ -89,6 +89,7 @@ impl Intake {
             // a duplicate.
             Sender::Client => Some(Origin::now(CLIENT.into())),
         };
+        let event = kept_event(&event, sender);
         let body = match (sender, &origin) {
             _ if id.len() > ID_MAX || !is_visible_ascii(&id) => Err(format!(
                 "the id must be 1 to {ID_MAX} visible ASCII characters"
@@ -96,11 +97,7 @@ impl Intake {
             _ if api.len() > ID_MAX || !api.is_empty() && !is_visible_ascii(&api) => Err(format!(
                 "api must be the name of an API, or empty: at most {ID_MAX} visible ASCII characters"
             )),
-            // Attributes that cannot be read are not dropped in silence.
-            _ if sender == Sender::Client
-                && !event.is_empty()
-                && EventAttributes::from_text(&event).is_none() =>
-            {
+            _ if event.is_err() => {
                 Err("event must have the attributes of a CloudEvent, or be empty".into())
             }
             // This node has checked the record. Only nodes that it sent records to know the name
@@ -117,10 +114,23 @@ impl Intake {
                 traceparent: is_traceparent(&traceparent).then(|| traceparent.into()),
                 origin,
                 api: is_visible_ascii(&api).then(|| api.into()),
-                event: may_be_event(&event).then(|| event.into()),
+                event: event.ok().flatten(),
             }),
             Err(detail) => Err(receipt(id, proto::Outcome::Refused, &detail)),
         }
+    }
+}
+
+/// The attributes of a sender's record as this node keeps them. A client's that cannot be read are an
+/// error, not dropped in silence; it may have coded more than it must, and the canonical text is in
+/// bounds.
+fn kept_event(event: &str, sender: Sender) -> Result<Option<Arc<str>>, ()> {
+    match sender {
+        Sender::Client if !event.is_empty() => {
+            let attributes = EventAttributes::from_text(event).ok_or(())?;
+            Ok(Some(attributes.to_text().into()))
+        }
+        _ => Ok(may_be_event(event).then(|| event.into())),
     }
 }
 
@@ -323,6 +333,19 @@ impl<S: Stream<Item = Result<proto::Record, Status>> + Unpin> InboundStream<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_attributes_of_a_clients_record_are_kept_or_refused() {
+        let kept = |text: &str| kept_event(text, Sender::Client);
+        let plain = "id=7&note=NOTE&source=/a&specversion=1.0&type=t";
+        let short = plain.replace("NOTE", &"x".repeat(4000));
+        let coded = plain.replace("NOTE", &"%78".repeat(4000));
+        assert_eq!(kept(&coded), Ok(Some(short.into())));
+        assert_eq!(kept(""), Ok(None));
+        for bad in ["id=7", &plain.replace("NOTE", &"x".repeat(8000))] {
+            assert_eq!(kept(bad), Err(()), "{}", bad.len());
+        }
+    }
 
     #[test]
     fn a_record_is_on_disk_well_before_its_sender_gives_up() {
