@@ -21,13 +21,14 @@ impl AttributeValue {
         Self::Text(text.to_owned())
     }
 
-    /// The boolean or integer that `json` is (JSON format, 2.2).
+    /// The boolean or integer that `json` is (JSON format, 2.2). Another publisher's text may not
+    /// be JSON: `007` would break the event that the API gets.
     pub fn literal(json: &str) -> Option<Self> {
-        let digits = json.strip_prefix('-').unwrap_or(json);
-        let is_integer =
-            digits.bytes().all(|byte| byte.is_ascii_digit()) && json.parse::<i32>().is_ok();
-        let is_literal = matches!(json, "true" | "false") || is_integer;
-        is_literal.then(|| Self::Literal(json.to_owned()))
+        if matches!(json, "true" | "false") {
+            return Some(Self::Literal(json.to_owned()));
+        }
+        let number = json.parse::<i32>().ok()?.to_string();
+        (number == json || json == "-0").then_some(Self::Literal(number))
     }
 
     pub fn text(&self) -> &str {
@@ -291,6 +292,9 @@ mod tests {
             "null",
             "True",
             "+1",
+            "007",
+            "-00",
+            "-07",
             "",
             "-",
         ] {
