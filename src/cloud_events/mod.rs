@@ -32,6 +32,10 @@ pub use self::{
 /// The most bytes of an event's attributes as one text. It is a header in every lane: RabbitMQ gets
 /// all headers of a message in one frame of 8 KiB, and many HTTP servers take no more either.
 pub const ATTRIBUTES_MAX: usize = 6 << 10;
+/// The most attributes of an event: many HTTP servers take no more than 100 headers.
+pub const COUNT_MAX: usize = 64;
+/// The most characters of a name in an error.
+const NAME_SHOWN_MAX: usize = 64;
 /// The most characters of a key.
 const KEY_MAX: usize = 255;
 /// Attributes that each event has (core, "REQUIRED Attributes").
@@ -49,7 +53,7 @@ pub struct EventAttributes {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("attribute `{name}`: {detail}")]
 pub struct InvalidAttribute {
-    /// The attribute that is wrong or missing.
+    /// The attribute that is wrong or missing; of a long name, the begin.
     pub name: String,
     /// What is wrong, and what is allowed.
     pub detail: String,
@@ -57,8 +61,12 @@ pub struct InvalidAttribute {
 
 impl InvalidAttribute {
     fn new(name: &str, detail: impl Into<String>) -> Self {
+        let mut shown: String = name.chars().take(NAME_SHOWN_MAX).collect();
+        if shown.len() < name.len() {
+            shown.push('…');
+        }
         Self {
-            name: name.to_owned(),
+            name: shown,
             detail: detail.into(),
         }
     }
@@ -81,6 +89,12 @@ impl EventAttributes {
             return Err(InvalidAttribute::new(name, detail));
         }
         match self.values.insert(name.to_owned(), value) {
+            None if self.values.len() > COUNT_MAX => {
+                let detail = format!(
+                    "with it, the event has more than {COUNT_MAX} attributes; that many are allowed"
+                );
+                Err(InvalidAttribute::new(name, detail))
+            }
             None => Ok(()),
             Some(_) => Err(InvalidAttribute::new(
                 name,
@@ -184,6 +198,22 @@ mod tests {
         let note = |length| AttributeValue::text_of(&"x".repeat(length));
         full.insert("note", note(room)).unwrap();
         assert!(event.insert("note", note(room + 1)).is_err());
+    }
+
+    #[test]
+    fn an_event_has_a_bound_of_attributes_and_an_error_the_begin_of_a_name() {
+        let mut event = event("/a", "1");
+        for at in REQUIRED.len()..COUNT_MAX {
+            event
+                .insert(&format!("x{at}"), AttributeValue::text_of("1"))
+                .unwrap();
+        }
+        assert!(EventAttributes::from_text(&event.to_text()).is_some());
+        let more = event.insert("note", AttributeValue::text_of("1"));
+        assert_eq!(more.unwrap_err().name, "note");
+        let long = event.insert(&"É".repeat(1000), AttributeValue::text_of("1"));
+        let why = long.unwrap_err();
+        assert_eq!(why.name, "É".repeat(NAME_SHOWN_MAX) + "…");
     }
 
     /// Sources or ids whose keys could be mistaken for others. Every second one is long.
