@@ -202,7 +202,7 @@ impl Copy {
             folder,
         };
         copy.compile(target);
-        copy.link_server(target);
+        copy.link_tools(target);
         copy
     }
 
@@ -250,12 +250,14 @@ impl Copy {
         fs::rename(kept, place).expect("the folder is ours");
     }
 
-    /// The tests look for a server in the folder of their repository.
-    fn link_server(&self, target: &Path) {
+    /// The tests look for a server and a library in the folder of their repository.
+    fn link_tools(&self, target: &Path) {
         let folder = self.folder.join("target");
         fs::create_dir_all(&folder).expect("the folder is ours");
-        // It may be there from an earlier run.
-        symlink(target.join("nats-server"), folder.join("nats-server")).ok();
+        for tool in ["nats-server", "standardwebhooks"] {
+            // It may be there from an earlier run.
+            symlink(target.join(tool), folder.join(tool)).ok();
+        }
     }
 
     fn command(&self, binary: &Path) -> Command {
