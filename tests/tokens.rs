@@ -1,6 +1,7 @@
 //! Who may come in: bearer tokens of files that change while the node runs.
 
 use std::{
+    collections::BTreeMap,
     fs,
     io::Write as _,
     process::{Command, Output},
@@ -9,6 +10,7 @@ use std::{
 use awc::http::{Method, StatusCode, header};
 use serde_json::{Value, json};
 use tempfile::NamedTempFile;
+use waypost::config::{Config, Flag};
 
 use crate::{
     ingest::{RECORD, Request, post},
@@ -350,6 +352,13 @@ fn an_admin_side_that_is_open_to_other_machines_needs_a_token() {
     let data = tempfile::tempdir().expect("a temporary folder");
     let data = data.path().display().to_string();
     let line = "add token_file = \"FILE\" to [admin]";
+    let open = Flag {
+        flag: "--admin",
+        key: "admin.listen",
+        value: "0.0.0.0:0".into(),
+    };
+    let mistakes = Config::load(None, &BTreeMap::new(), &[open]).expect_err("it is refused");
+    assert!(mistakes[0].what.contains(line), "{mistakes:?}");
     for (arguments, place) in [
         (&["--config", &config][..], format!("{config}:2: ")),
         (&["--admin", "0.0.0.0:0"], "--admin: ".into()),
