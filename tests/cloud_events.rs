@@ -487,6 +487,33 @@ async fn rules_read_the_attributes_of_each_event_in_every_form() {
     assert_eq!(keys(&api), ["/cases|0", "/cases|4"]);
 }
 
+#[actix_rt::test]
+async fn a_node_that_wants_keys_takes_events_and_keyed_records_alone() {
+    let api = Api::start();
+    let required = ("INGEST__REQUIRE_KEY".to_owned(), "true".to_owned());
+    let variables = [grpc_variables(), vec![required]].concat();
+    let node = Node::start(&api.url(), &variables).await;
+    node.lane_is("grpc", "up", PATIENCE).await;
+    let lines = || post(RECORD).with("Content-Type", "application/x-ndjson");
+    for request in [post(RECORD), post("[]"), lines()] {
+        let (status, _, body) = request.send(&node).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{body}");
+        assert_eq!(body["type"], "urn:waypost:problem:idempotency-key");
+    }
+    let requests = [
+        post(RECORD).with("Idempotency-Key", "a"),
+        lines().with("Idempotency-Key", "b"),
+        structured(&event("1")),
+        binary(&headers("2", &[])),
+        batched(&[event("3")]),
+    ];
+    for request in requests {
+        let (status, _, body) = request.send(&node).await;
+        assert_eq!(status, StatusCode::ACCEPTED, "{body}");
+    }
+    assert_eq!(node.at_rest(PATIENCE).await["accepted"], 5);
+}
+
 /// A node whose API gets events in this form, in batches of up to `batch`.
 async fn node_with(api: &Api, form: &str, batch: &str) -> Node {
     let keys = [("API__CLOUDEVENTS", form), ("API__BATCH", batch)];

@@ -317,7 +317,7 @@ async fn the_reference_library_verifies_each_post_at_its_own_time_with_the_first
     for key in ["plain", "a.b%c"] {
         node.post("/", key, RECORD.into()).await.expect("an answer");
     }
-    node.at_rest(PATIENCE).await;
+    node.all_ended(2, PATIENCE).await;
     let posts = api.posts();
     let Some(is_well) = are_verified(FIRST, &posts) else {
         return;
@@ -342,7 +342,7 @@ async fn the_reference_library_verifies_each_post_at_its_own_time_with_the_first
         node.post("/", &key, RECORD.into())
             .await
             .expect("an answer");
-        node.at_rest(PATIENCE).await;
+        node.all_ended(2 + number, PATIENCE).await;
         let newest = api.posts().pop().expect("a POST");
         are_verified(SECOND, &[newest])?.then_some(())
     })
