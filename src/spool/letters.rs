@@ -46,7 +46,7 @@ impl Which {
     }
 
     /// The most records of it.
-    const fn max(&self) -> u64 {
+    fn max(&self) -> u64 {
         match self {
             Self::All | Self::Ids(_) => u64::MAX,
             Self::Matching { max, .. } => *max,
