@@ -28,7 +28,7 @@ use crate::{
     api::{
         Api,
         answer::{Answer, Outcome},
-        content::Content,
+        content::PostContent,
     },
     breaker::{Denied, Pass, Trial},
     clock::{age, unix_us},
@@ -211,7 +211,7 @@ impl ParkedPoster {
         let Some(content) = api.form.content(&due.record, &due.tag) else {
             return self.dead_letter(due, not_an_object()).await;
         };
-        let Content {
+        let PostContent {
             body: tagged,
             headers,
         } = content;

@@ -19,7 +19,7 @@ pub struct PostForm {
 }
 
 /// A POST of one record.
-pub struct Content {
+pub struct PostContent {
     pub body: Bytes,
     /// Those of an event; they replace others of the same names.
     pub headers: HeaderMap,
@@ -32,7 +32,7 @@ impl PostForm {
 
     /// The POST of `record` alone. `None` if it is no JSON object: another publisher may have put
     /// any message into the broker.
-    pub fn content(self, record: &Record, tag: &Tag) -> Option<Content> {
+    pub fn content(self, record: &Record, tag: &Tag) -> Option<PostContent> {
         let body = match self.mode {
             EventMode::Off => tag.splice(&record.body)?,
             EventMode::Binary => is_object(record).then(|| record.body.clone())?,
@@ -46,7 +46,7 @@ impl PostForm {
             EventMode::Binary => headers(record, tag),
             EventMode::Structured => content_type(EVENT),
         };
-        Some(Content { body, headers })
+        Some(PostContent { body, headers })
     }
 
     /// Appends `record` as an element of an array. False if it is no JSON object: then nothing is

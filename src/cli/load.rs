@@ -14,7 +14,7 @@ use std::{
 
 use humantime::{format_duration, format_rfc3339_seconds};
 
-use self::limits::{FailuresMax, Limits, failures_max};
+use self::limits::{FailuresMax, LoadLimits, failures_max};
 use super::{
     header::{Header, header, header_map},
     output::{failed, misused, print},
@@ -263,7 +263,7 @@ pub async fn load(args: Args) -> Result<(), ExitCode> {
             None => format!("stopped after {:.1} s", tally.elapsed.as_secs_f64()),
         }));
     }
-    let limits = Limits {
+    let limits = LoadLimits {
         p99: args.max_p99,
         failures: args.max_failures,
     };

@@ -54,7 +54,7 @@ impl Default for JsonLimits {
 
 /// A rule that a text breaks.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Broken {
+pub(super) enum BrokenRule {
     /// The text at this byte is no JSON.
     Malformed { at: usize, detail: &'static str },
     /// The value at this pointer is not allowed.
@@ -62,12 +62,12 @@ pub(super) enum Broken {
 }
 
 /// Checks `text`, a JSON value.
-pub(super) fn check(text: &str, limits: &JsonLimits) -> Result<(), Broken> {
+pub(super) fn check(text: &str, limits: &JsonLimits) -> Result<(), BrokenRule> {
     let mut names = Vec::with_capacity(16);
     let mut open = Vec::with_capacity(8);
     let mut members = 0;
     let bytes = text.as_bytes();
-    let broken = |at, detail| Broken::Limit {
+    let broken = |at, detail| BrokenRule::Limit {
         pointer: pointer(text, at),
         detail,
     };
@@ -92,7 +92,7 @@ pub(super) fn check(text: &str, limits: &JsonLimits) -> Result<(), Broken> {
                     let mut pointer = pointer(text, at);
                     push(&mut pointer, &name);
                     let detail = "is there twice; allowed is each name once in an object".into();
-                    return Err(Broken::Limit { pointer, detail });
+                    return Err(BrokenRule::Limit { pointer, detail });
                 }
                 names.truncate(from);
             }
@@ -129,7 +129,7 @@ pub(super) fn check(text: &str, limits: &JsonLimits) -> Result<(), Broken> {
 }
 
 /// The end of the string that begins at `at`.
-fn string_end(bytes: &[u8], at: usize) -> Result<usize, Broken> {
+fn string_end(bytes: &[u8], at: usize) -> Result<usize, BrokenRule> {
     let mut from = at + 1;
     loop {
         // A valid string has an end.
@@ -148,7 +148,7 @@ fn string_end(bytes: &[u8], at: usize) -> Result<usize, Broken> {
                 from = found + 12;
             }
             Some(0xD800..=0xDFFF) => {
-                return Err(Broken::Malformed {
+                return Err(BrokenRule::Malformed {
                     at: found,
                     detail: "half of a surrogate pair, which is no character",
                 });
@@ -303,7 +303,7 @@ mod tests {
 
     fn limit(text: &str) -> String {
         match check(text, &with(NumberRange::Exact)) {
-            Err(Broken::Limit { pointer, detail }) => format!("{pointer} {detail}"),
+            Err(BrokenRule::Limit { pointer, detail }) => format!("{pointer} {detail}"),
             other => panic!("{text}: {other:?}"),
         }
     }
@@ -369,7 +369,7 @@ mod tests {
                 (format!(r#"{{"a":"{half}"}}"#), 6),
             ] {
                 match check(&text, &with(NumberRange::Any)) {
-                    Err(Broken::Malformed { at: found, .. }) => assert_eq!(found, at, "{text}"),
+                    Err(BrokenRule::Malformed { at: found, .. }) => assert_eq!(found, at, "{text}"),
                     other => panic!("{text}: {other:?}"),
                 }
             }

@@ -10,7 +10,7 @@ use serde::{
 use serde_json::value::RawValue;
 
 use super::{
-    limits::{self, Broken, JsonLimits},
+    limits::{self, BrokenRule, JsonLimits},
     pointer::{PointerNode, PointerSet, Values},
     schema::Schema,
 };
@@ -155,8 +155,10 @@ pub(super) fn parse_first<'t>(
     let parsed = read(body, text, rules.schema, pointers)?;
     let record = &text[start..parsed.2];
     limits::check(record, &rules.limits).map_err(|broken| match broken {
-        Broken::Malformed { at, detail } => Invalid::malformed(text.as_bytes(), start + at, detail),
-        Broken::Limit { pointer, detail } => Invalid::Schema {
+        BrokenRule::Malformed { at, detail } => {
+            Invalid::malformed(text.as_bytes(), start + at, detail)
+        }
+        BrokenRule::Limit { pointer, detail } => Invalid::Schema {
             field: Some(pointer),
             detail,
         },

@@ -77,7 +77,7 @@ pub struct Poster {
 /// The content of a POST.
 pub struct Payload<'a> {
     pub body: Bytes,
-    /// See [`Content::headers`](crate::api::content::Content::headers).
+    /// See [`PostContent::headers`](crate::api::content::PostContent::headers).
     pub headers: HeaderMap,
     /// Records in the body.
     pub records: usize,

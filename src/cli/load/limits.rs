@@ -26,12 +26,12 @@ pub(super) fn failures_max(text: &str) -> Result<FailuresMax, String> {
     read.ok_or_else(|| "a whole number, or a part such as 0.1%".into())
 }
 
-pub(super) struct Limits {
+pub(super) struct LoadLimits {
     pub p99: Option<Duration>,
     pub failures: FailuresMax,
 }
 
-impl Limits {
+impl LoadLimits {
     /// Each limit that does not hold, in a line.
     #[expect(clippy::cast_precision_loss, reason = "nobody posts 2^52 records")]
     pub fn broken(&self, requests: u64, failures: u64, p99: Option<Duration>) -> Vec<String> {
@@ -71,7 +71,7 @@ mod tests {
     fn a_limit_is_broken_by_what_is_above_it_alone() {
         let ms = Duration::from_millis;
         let broken = |failures: &str, p99: Option<u64>, failed, found: Option<u64>| {
-            let limits = Limits {
+            let limits = LoadLimits {
                 p99: p99.map(ms),
                 failures: failures_max(failures).unwrap(),
             };
