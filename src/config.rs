@@ -341,7 +341,7 @@ pub enum NatsSync {
 }
 
 impl IngestConfig {
-    /// What a record must be.
+    /// The rules for each record.
     pub const fn record_rules(&self) -> RecordRules {
         RecordRules {
             schema: self.schema,

@@ -181,7 +181,7 @@ impl AdminClient {
         Err(format!("{why} (name a file with one by {flags})"))
     }
 
-    /// What an answer tells, or the exit status, after it is told that the answer is of no node.
+    /// The value in an answer. If it is not the answer of a node, says so and gives the exit status.
     pub fn read<T: DeserializeOwned>(&self, answer: Value) -> Result<T, ExitCode> {
         let read = serde_json::from_value(answer);
         read.map_err(|why| self.failed(format!("not an answer of a node: {why}")))

@@ -55,7 +55,7 @@ pub struct EventAttributes {
 pub struct InvalidAttribute {
     /// The attribute that is wrong or missing; of a long name, the begin.
     pub name: String,
-    /// What is wrong, and what is allowed.
+    /// The mistake, and the allowed values.
     pub detail: String,
 }
 

@@ -135,7 +135,7 @@ impl Rules {
             );
             return;
         };
-        // What comes out of a pipe comes once.
+        // A pipe gives its content once.
         if !files.paths().all(Path::is_file) {
             return;
         }
@@ -158,7 +158,7 @@ impl Rules {
     }
 
     fn tokens(&mut self, key: &str, file: Option<&Path>) {
-        // What comes out of a pipe comes once.
+        // A pipe gives its content once.
         let file = file.filter(|file| file.is_file());
         if let Some(Err(why)) = file.map(TokenSet::read) {
             self.check(false, key, format!("{why}; allowed is a token a line"));

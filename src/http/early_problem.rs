@@ -41,7 +41,7 @@ impl<S> EarlyProblemStream<S> {
         }
     }
 
-    /// What is under it.
+    /// The stream under it.
     pub const fn get_ref(&self) -> &S {
         &self.stream
     }

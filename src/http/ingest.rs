@@ -196,14 +196,14 @@ struct Request {
     signed: Option<SignedForm>,
 }
 
-/// What a signed request was read as, which its signature does not cover.
+/// The form in which a signed request was read. Its signature does not cover that.
 struct SignedForm {
     /// The `webhook-id`.
     id: Arc<str>,
     form: &'static str,
 }
 
-/// What the ids of a request's records are made of.
+/// The source of the ids of a request's records.
 enum KeySource {
     /// Nothing: they are new.
     None,

@@ -1,4 +1,4 @@
-//! What the body of a request is, by its headers.
+//! The kind of a request's body, by its headers.
 
 use actix_web::{
     HttpMessage as _, HttpRequest,
@@ -14,7 +14,7 @@ use crate::{
 pub(super) const EVENT_PREFIX: &str = "ce-";
 /// How the media types of events begin.
 const EVENT_TYPES: &str = "application/cloudevents";
-/// What a request may be, for the answer to another one.
+/// The kinds that are taken, for the answer to another one.
 const ALLOWED: &str = "A record is application/json, many may be application/x-ndjson, and \
     CloudEvents application/cloudevents+json or application/cloudevents-batch+json";
 
