@@ -155,7 +155,7 @@ section! {
         client_ca_file: Option<ReadableFile> = None;
         /// Connections at a time; others wait to be accepted.
         max_connections: usize = 25_000, deserialize_with = "value::whole::<1, 1_000_000, _, _>";
-        /// How long the head of the first request of a connection may take.
+        /// How long the head of a request may take.
         header_timeout: Duration = Duration::from_secs(5), with = "value::wait";
         /// How long a body may take, and a second more for each `min_body_rate` bytes of it.
         body_timeout: Duration = Duration::from_secs(20), with = "value::wait";

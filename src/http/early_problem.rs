@@ -1,8 +1,8 @@
 //! Problems for requests that end before a handler sees them: malformed, with too large a head, or
 //! too slow.
 //!
-//! actix-http answers these itself, without a body, and has no hook for it. So the stream under it
-//! puts a problem into that answer on its way out.
+//! actix-http answers these itself, without a body, and has no hook for it; `head_deadline` answers
+//! like it. So the stream under them puts a problem into that answer on its way out.
 
 use std::{
     io,
@@ -113,7 +113,7 @@ fn early_answer(bytes: &[u8]) -> Option<(usize, Problem)> {
         b" 408 " => Problem::new(
             StatusCode::REQUEST_TIMEOUT,
             ProblemKind::Slow,
-            "The head of the request did not come in time",
+            "The head of the request, or the rest of the body of the last one, did not come in time",
         ),
         b" 431 " => Problem::new(
             StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,

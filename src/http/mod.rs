@@ -5,6 +5,8 @@ mod dead_letters;
 mod early_problem;
 pub mod events;
 mod foreign;
+mod handshakes;
+mod head_deadline;
 pub mod ingest;
 mod metrics;
 mod operators;
@@ -18,6 +20,7 @@ pub mod tokens;
 use std::{
     fmt, io,
     net::{SocketAddr, TcpListener},
+    rc::Rc,
     time::Duration,
 };
 
@@ -35,7 +38,11 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::either::Either;
 use tracing::{debug, error};
 
-use self::early_problem::EarlyProblemStream;
+use self::{
+    early_problem::EarlyProblemStream,
+    handshakes::Handshakes,
+    head_deadline::{HeadDeadlineStream, HeadState},
+};
 use crate::secrets::ServingTls;
 
 /// The most connections that wait to be accepted.
@@ -74,7 +81,7 @@ pub struct ServerLimits {
     pub workers: usize,
     /// Connections at a time; others wait to be accepted.
     pub max_connections: usize,
-    /// How long the head of the first request of a connection may take, and a TLS handshake before.
+    /// How long the head of a request may take, and a TLS handshake before the first one.
     pub header_timeout: Duration,
     /// How long a connection may wait for its next request.
     pub keep_alive: Duration,
@@ -107,47 +114,60 @@ pub fn serve(
 ) -> io::Result<ServerHandle> {
     let builder = ServerBuilder::new();
     let stopping = builder.graceful_shutdown_signal();
+    let connections = limits.max_connections.div_ceil(limits.workers);
     // `HttpServer` cannot wrap the stream, so its parts are put together here.
     let service = move || {
         let app = App::new()
             .configure(routes.clone())
             .wrap_fn(|request, service| {
+                let head = request.conn_data::<HeadState>().cloned();
+                head.iter().for_each(HeadState::complete);
                 let answering = service.call(request);
-                async {
-                    let answer = answering.await?;
+                async move {
+                    let answer = answering.await;
+                    head.iter().for_each(HeadState::answered);
+                    let answer = answer?;
                     report(&answer);
                     Ok(answer)
                 }
             });
         let app = map_config(app.into_factory(), |()| AppConfig::default());
+        let handshakes = Rc::new(Handshakes::new(connections, stopping.clone()));
         let stopping = stopping.clone();
         let http = HttpService::build()
-            .client_request_timeout(limits.header_timeout)
+            // Each head has its time: see `head_deadline`.
+            .client_request_timeout(Duration::ZERO)
             .keep_alive(limits.keep_alive)
             .client_disconnect_timeout(LINGER)
             .graceful_shutdown_signal(move || {
                 let stopping = stopping.clone();
                 async move { stopping.notified().await }
             })
-            .on_connect_ext(note_certificate)
+            .on_connect_ext(note_connection)
             .finish(app);
         let tls = tls.clone();
         let connected = move |stream: TcpStream| {
             let tls = tls.clone();
+            let handshakes = Rc::clone(&handshakes);
             async move {
                 let client = stream.peer_addr().ok();
+                // An answer in several pieces does not wait for the client's acknowledgement of the
+                // first one. It fails only for a connection that has ended.
+                stream.set_nodelay(true).ok();
                 let mut stream = TimeoutStream::new(stream);
                 stream.set_write_timeout(Some(write_patience()));
                 let stream = Box::pin(stream);
                 let stream = match tls {
                     None => Either::Left(stream),
                     Some(tls) => {
-                        let accepted = tls.accept(stream, limits.header_timeout).await;
+                        let accepted = handshakes.accept(&tls, stream, limits.header_timeout);
+                        let accepted = accepted.await;
                         let accepted = accepted.inspect_err(|why| log_no_tls(client, why))?;
                         Either::Right(Box::new(accepted))
                     }
                 };
                 let stream = EarlyProblemStream::new(stream, client);
+                let stream = HeadDeadlineStream::new(stream, limits.header_timeout);
                 Ok::<_, DispatchError>((stream, Protocol::Http1, client))
             }
         };
@@ -155,7 +175,7 @@ pub fn serve(
     };
     let server = builder
         .workers(limits.workers)
-        .max_concurrent_connections(limits.max_connections.div_ceil(limits.workers))
+        .max_concurrent_connections(connections)
         .shutdown_timeout(limits.drain.as_secs())
         .disable_signals()
         .listen("http", socket, service)?
@@ -173,12 +193,11 @@ pub fn serve(
 pub struct ClientCertificate;
 
 type TlsConnection<S> = Box<TlsStream<S>>;
+type HttpConnection<S> = HeadDeadlineStream<EarlyProblemStream<Either<S, TlsConnection<S>>>>;
 
-fn note_certificate<S>(
-    connection: &EarlyProblemStream<Either<S, TlsConnection<S>>>,
-    extensions: &mut Extensions,
-) {
-    if let Either::Right(tls) = connection.get_ref()
+fn note_connection<S>(connection: &HttpConnection<S>, extensions: &mut Extensions) {
+    extensions.insert(connection.state());
+    if let Either::Right(tls) = connection.get_ref().get_ref()
         && tls.get_ref().1.peer_certificates().is_some()
     {
         extensions.insert(ClientCertificate);

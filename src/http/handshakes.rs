@@ -1,0 +1,90 @@
+//! TLS handshakes: how many there are at a time, and that none holds up the server's end.
+
+use std::{cell::RefCell, collections::BTreeMap, io, rc::Rc, time::Duration};
+
+use actix_server::GracefulShutdownSignal;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    select,
+    sync::oneshot,
+};
+use tokio_rustls::server::TlsStream;
+
+use crate::secrets::ServingTls;
+
+/// The most handshakes of a thread. Each takes some 20 KiB, and an honest one less than a second.
+const HANDSHAKES_MAX: usize = 1024;
+
+/// The handshakes of one thread. When there are too many, the oldest one ends: so a flood of clients
+/// that never answer ends its own, and an honest client, which answers at once, gets in.
+pub struct Handshakes {
+    running: Rc<RefCell<Running>>,
+    max: usize,
+    stopping: GracefulShutdownSignal,
+}
+
+/// By their numbers, in the order in which they began. A handshake hears its end when the sender is
+/// dropped.
+#[derive(Default)]
+struct Running {
+    next: u64,
+    ends: BTreeMap<u64, oneshot::Sender<()>>,
+}
+
+/// The place of a handshake. Dropped, it is free.
+struct Place {
+    number: u64,
+    running: Rc<RefCell<Running>>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.running.borrow_mut().ends.remove(&self.number);
+    }
+}
+
+impl Handshakes {
+    /// They take half of `connections` at most, and end when the server is `stopping`.
+    pub fn new(connections: usize, stopping: GracefulShutdownSignal) -> Self {
+        Self {
+            running: Rc::default(),
+            max: (connections / 2).clamp(1, HANDSHAKES_MAX),
+            stopping,
+        }
+    }
+
+    /// Waits for the client's handshake.
+    ///
+    /// # Errors
+    /// If it fails, is not over within `patience`, or has to end before.
+    pub async fn accept<S: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        tls: &ServingTls,
+        stream: S,
+        patience: Duration,
+    ) -> io::Result<TlsStream<S>> {
+        let (_place, ended) = self.begin();
+        select! {
+            biased;
+            accepted = tls.accept(stream, patience) => accepted,
+            _ = ended => {
+                let max = self.max;
+                Err(io::Error::other(format!("more than {max} handshakes at a time")))
+            }
+            () = self.stopping.notified() => Err(io::Error::other("the server stops")),
+        }
+    }
+
+    fn begin(&self) -> (Place, oneshot::Receiver<()>) {
+        let mut running = self.running.borrow_mut();
+        if running.ends.len() >= self.max {
+            running.ends.pop_first();
+        }
+        let number = running.next;
+        running.next += 1;
+        let (end, ended) = oneshot::channel();
+        running.ends.insert(number, end);
+        let running = Rc::clone(&self.running);
+        (Place { number, running }, ended)
+    }
+}
