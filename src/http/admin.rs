@@ -45,9 +45,12 @@ pub fn routes(app: &mut web::ServiceConfig, state: AdminState) {
         .app_data(web::QueryConfig::default().error_handler(|why, _| {
             Problem::bad_request(ProblemKind::Query, why.to_string()).into()
         }))
-        .service(read("/healthz", async || HttpResponse::Ok().body("ok\n")))
-        .service(read("/readyz", ready));
-    if state.tokens.is_some() || state.needs_certificate {
+        .service(
+            read("/healthz", async || HttpResponse::Ok().body("ok\n"))
+                .wrap(from_fn(operators::probe)),
+        )
+        .service(read("/readyz", ready).wrap(from_fn(operators::probe)));
+    if state.is_guarded() {
         let guarded = web::scope("").wrap(from_fn(operators::only_operators));
         app.service(guarded.configure(open_routes));
     } else {

@@ -41,7 +41,7 @@ use serde_json::json;
 pub use self::body::BodyLimits;
 pub(crate) use self::headers::idempotency_key;
 use self::refusal::{form_reused, key_reused, no_room, refused};
-use super::{problem::Problem, signatures::Signatures, tokens::Tokens};
+use super::{close_behind, problem::Problem, signatures::Signatures, tokens::Tokens};
 use crate::{
     actors::{
         admission::Admission,
@@ -119,7 +119,10 @@ async fn only_with_a_token(
     let is_health =
         request.path() == "/" && matches!(*request.method(), Method::GET | Method::HEAD);
     if is_health {
-        return next.call(request).await;
+        // Everybody may ask, but nobody without a token keeps a connection.
+        let mut answer = next.call(request).await?;
+        close_behind(&mut answer);
+        return Ok(answer);
     }
     let began = Instant::now();
     match tokens.check(request.headers()) {

@@ -30,6 +30,7 @@ use actix_service::{IntoServiceFactory as _, ServiceFactoryExt as _, fn_service,
 use actix_web::{
     App,
     dev::{AppConfig, Extensions, ServerHandle, Service as _, ServiceResponse},
+    http::ConnectionType,
     web,
 };
 use tokio::net::{TcpSocket, TcpStream};
@@ -202,6 +203,12 @@ fn note_connection<S>(connection: &HttpConnection<S>, extensions: &mut Extension
     {
         extensions.insert(ClientCertificate);
     }
+}
+
+/// Ends the connection behind this answer.
+fn close_behind(answer: &mut ServiceResponse) {
+    let head = answer.response_mut().head_mut();
+    head.set_connection_type(ConnectionType::Close);
 }
 
 /// A test may make it shorter.

@@ -10,7 +10,7 @@ use actix_web::{
 };
 
 use super::{
-    ClientCertificate, foreign,
+    ClientCertificate, close_behind, foreign,
     problem::{Problem, ProblemKind},
     status::AdminState,
 };
@@ -32,6 +32,19 @@ pub async fn only_operators(
         tokens.check_operator(request.headers())?;
     }
     next.call(request).await
+}
+
+/// Lets everybody read. Where other requests are for operators, nobody else keeps a connection.
+pub async fn probe(
+    state: web::Data<AdminState>,
+    request: ServiceRequest,
+    next: Next<BoxBody>,
+) -> Result<ServiceResponse<BoxBody>, Error> {
+    let mut answer = next.call(request).await?;
+    if state.is_guarded() {
+        close_behind(&mut answer);
+    }
+    Ok(answer)
 }
 
 fn no_certificate() -> Problem {

@@ -210,6 +210,10 @@ impl ResponseError for Problem {
 
     fn error_response(&self) -> HttpResponse {
         let mut response = HttpResponse::build(self.status);
+        // A client that is not let in keeps no connection.
+        if self.status == StatusCode::UNAUTHORIZED {
+            response.force_close();
+        }
         if let Some((name, value)) = &self.header {
             response.insert_header((name.clone(), value.as_str()));
         }

@@ -75,6 +75,13 @@ pub struct AdminState {
     pub events: Arc<EventHub>,
 }
 
+impl AdminState {
+    /// Not everybody who reaches the address is an operator.
+    pub const fn is_guarded(&self) -> bool {
+        self.tokens.is_some() || self.needs_certificate
+    }
+}
+
 /// `GET /api/status`, as the contract fixes it.
 #[derive(Debug, Serialize)]
 pub struct Status<'s> {
