@@ -51,6 +51,7 @@ mod secret_files;
 mod signatures;
 mod simulate;
 mod sink;
+mod slow_clients;
 mod spool;
 mod supervisor;
 mod support;
