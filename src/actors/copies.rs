@@ -5,20 +5,16 @@
 //! leaves the copies of an earlier run alone until their confirms are durable, though their records
 //! end before. It publishes them again for any other broker.
 
-use std::{
-    collections::{HashMap, VecDeque},
-    hash::BuildHasherDefault,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use tokio::time::Instant;
 use tracing::warn;
 
+use super::copy_table::CopyTable;
 use crate::{
     lane_id::LaneId,
-    recent::{Hasher128, IdentityHasher},
+    recent::Hasher128,
     record::Record,
     spool::{CopyWriter, Entry, EntryKey, NotSafe, Position, Queue, Spool},
     transport::{BrokerInfo, Durability},
@@ -26,8 +22,6 @@ use crate::{
 
 /// The parts of the time after which a confirm is durable. A copy stays for up to one part longer.
 pub const PARTS: u32 = 8;
-/// Copies are found in this many tables, so that one that grows moves few of them.
-const SHARDS: usize = 16;
 
 /// The copies of one lane, over all of its connections. Clones share them.
 #[derive(Clone)]
@@ -40,8 +34,8 @@ pub struct Copies {
 
 #[derive(Default)]
 struct KeptCopies {
-    /// The copies of confirmed records, by half of their fingerprints: 17 bytes each.
-    shards: [HashMap<u64, Position, BuildHasherDefault<IdentityHasher>>; SHARDS],
+    /// The copies of confirmed records, by half of their fingerprints.
+    table: CopyTable,
     /// The copy that was written last.
     last: Option<Position>,
     /// The copy that was the last at each of these times.
@@ -109,14 +103,15 @@ impl Copies {
         kept.last = kept.last.max(Some(position));
         let is_outdated = copy.generation != kept.generation;
         let fingerprint = self.fingerprint(record);
-        let place = kept.shard(fingerprint).entry(fingerprint);
-        let youngest = place.or_insert(position);
-        // The feeder settles the older of two copies, too, if it has read that one.
-        let older = position.min(*youngest);
-        let is_second = *youngest != position;
-        *youngest = position.max(*youngest);
+        let mut older = kept.table.insert(fingerprint, position);
+        if let Some(before) = older
+            && before > position
+        {
+            older = kept.table.insert(fingerprint, before);
+        }
         drop(kept);
-        if is_second {
+        // The feeder settles the older of two copies, too, if it has read that one.
+        if let Some(older) = older {
             self.settle(older);
         }
         if is_outdated {
@@ -137,7 +132,7 @@ impl Copies {
             return;
         }
         let fingerprint = self.fingerprint(record);
-        let found = kept.shard(fingerprint).remove(&fingerprint);
+        let found = kept.table.remove(fingerprint);
         drop(kept);
         if let Some(position) = found {
             self.settle(position);
@@ -172,7 +167,7 @@ impl Copies {
         // They name copies that are about to be read, and that only the feeder may settle.
         kept.marks.clear();
         kept.last = None;
-        kept.shards = Default::default();
+        kept.table = CopyTable::default();
         let lane = self.lane;
         let records = self.count();
         if records > 0 {
@@ -203,9 +198,7 @@ impl Copies {
             durable = Some(position);
         }
         let Some(durable) = durable else { return };
-        for shard in &mut kept.shards {
-            shard.retain(|_, position| *position > durable);
-        }
+        kept.table.remove_through(durable);
         drop(kept);
         self.spool.settle_through(Queue::Kept(self.lane), durable);
     }
@@ -219,17 +212,6 @@ impl Copies {
     fn fingerprint(&self, record: &Record) -> u64 {
         let at_us = record.origin.as_ref().map(|origin| origin.at_us);
         self.hasher.fingerprint((&record.id, at_us)).half()
-    }
-}
-
-impl KeptCopies {
-    fn shard(
-        &mut self,
-        fingerprint: u64,
-    ) -> &mut HashMap<u64, Position, BuildHasherDefault<IdentityHasher>> {
-        // A table uses the other end of the number.
-        let index = (fingerprint >> 32) as usize % SHARDS;
-        &mut self.shards[index]
     }
 }
 
@@ -449,6 +431,6 @@ mod tests {
         assert_eq!(counts(&spool).await, (4, 0));
         let fingerprint = copies.fingerprint(&record(3));
         let mut kept = copies.kept.lock();
-        assert_eq!(kept.shard(fingerprint).get(&fingerprint), Some(&position));
+        assert_eq!(kept.table.remove(fingerprint), Some(position));
     }
 }

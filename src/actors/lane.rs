@@ -147,6 +147,9 @@ impl<T: Transport> Lane<T> {
             let step = (durable_after / copies::PARTS).max(EXPIRE_MIN);
             ctx.run_interval(step, |lane, _| {
                 lane.params.copies.expire(lane.params.publish_timeout);
+                if let Some(Connected { transport, .. }) = &lane.connection {
+                    lane.params.copies.broker_had(transport.last_message());
+                }
             });
         }
         let params = Rc::clone(&self.params);
@@ -344,6 +347,9 @@ async fn drain<T: Transport>(
         debug!(%lane, "forwarder ended while it drained");
     }
     if let Some(connection) = connection {
+        params
+            .copies
+            .broker_had(connection.transport.last_message());
         close(&*connection.transport, lane).await;
     }
 }

@@ -32,6 +32,7 @@
 pub mod admission;
 pub mod apis;
 pub mod copies;
+mod copy_table;
 pub mod dead_letters;
 pub mod fallback;
 pub mod feeder;

@@ -44,6 +44,19 @@ pub struct Position {
     ordinal: u32,
 }
 
+impl Position {
+    /// Comes after all places, and is none: a seal has no entry.
+    pub const NONE: Self = Self {
+        segment: u32::MAX,
+        ordinal: SEAL,
+    };
+
+    #[cfg(test)]
+    pub const fn of(segment: u32, ordinal: u32) -> Self {
+        Self { segment, ordinal }
+    }
+}
+
 /// Bytes that are not a whole entry any more.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Damage {
