@@ -44,7 +44,7 @@ pub(crate) use self::disk::replace_durably;
 pub use self::{
     entry::{DeathReason, Entry, EntryRoute, Parked},
     filter::LetterFilter,
-    kept::FoundCopies,
+    kept::{Confirmer, FoundCopies},
     letters::{LetterAction, LetterOrdering, LetterQuery, Which},
     log::Position,
     put::CopyWriter,
@@ -128,7 +128,7 @@ enum SpoolRequest {
     /// Lets the copies that were put before be read.
     ReadKept {
         lane: LaneId,
-        broker: Option<String>,
+        broker: Option<Confirmer>,
     },
     /// Runs once everything that was put before is durable.
     Run(Box<dyn FnOnce(&mut Store) + Send>),
@@ -186,14 +186,11 @@ impl Spool {
         };
         let logs = Queue::all().map(open);
         let logs: Vec<_> = logs.collect::<Result<_, _>>().map_err(failed)?;
-        let found_copies = LaneId::ALL.map(|lane| FoundCopies {
-            last: logs[Queue::Kept(lane).at()].last(),
-            confirmed_by: kept::read_broker(folder, lane),
-        });
         let (requests, inbox) = mpsc::unbounded_channel();
         let folder = folder.to_owned();
         let settled = SettledKeys::default();
         let store = Store::new(folder, logs, max, Arc::clone(&settled), place);
+        let found_copies = LaneId::ALL.map(|lane| store.found_copies(lane));
         let stats = store.watch_stats();
         let refuses = store.watch_refuses();
         let readable = store.watch_readable();
@@ -248,10 +245,18 @@ impl Spool {
     /// Lets the copies of `lane` that are on disk come out of their [`Tail`]; otherwise none does.
     /// Once they are settled, `broker` is the one that has confirmed those that are left: see
     /// [`FoundCopies`].
-    pub fn read_kept(&self, lane: LaneId, broker: Option<String>) {
+    pub fn read_kept(&self, lane: LaneId, broker: Option<Confirmer>) {
         let read = SpoolRequest::ReadKept { lane, broker };
         // The thread has ended with the node.
         self.requests.send(read).ok();
+    }
+
+    /// The broker that has confirmed the copies of `lane` has had the message of this number. The
+    /// next start learns it: see [`FoundCopies`].
+    pub fn broker_had(&self, lane: LaneId, last_message: u64) {
+        let note = move |store: &mut Store| store.broker_had(lane, last_message);
+        // The thread has ended with the node.
+        self.requests.send(SpoolRequest::Run(Box::new(note))).ok();
     }
 
     /// Whether an entry is there still.

@@ -212,6 +212,61 @@ async fn records_that_a_broker_has_forgotten_while_the_node_was_dead_are_publish
     assert_eq!(ledger["recovered"], json!(RECORDS), "{ledger}");
 }
 
+/// A node that ends by `signal`, and a stream that is put back meanwhile, without its last messages.
+async fn a_start_publishes_again_what_the_restored_stream_lacks(signal: &str) {
+    let Some(mut nats) = Nats::with(&[]).await else {
+        return;
+    };
+    let mut api = Api::start();
+    api.stop().await;
+    let variables = nats.variables();
+    let (_, stream) = variables
+        .iter()
+        .find(|(name, _)| name == "LANES__NATS__STREAM")
+        .expect("a stream");
+    let mut node = Node::start(&api.url(), &variables).await;
+    node.lane_is("nats", "up", PATIENCE).await;
+    post_all(&node, "a", "NATS").await;
+    let backup = nats.back_up(stream).await;
+    post_all(&node, "b", "NATS").await;
+    if signal == "KILL" {
+        // A lane writes it every 19 s.
+        eventually(
+            "the last message's number is on disk",
+            PATIENCE,
+            async || {
+                let confirmer = fs::read_to_string(node.data().join("kept_nats.broker")).ok()?;
+                confirmer
+                    .ends_with(&format!("\n{}", 2 * RECORDS))
+                    .then_some(())
+            },
+        )
+        .await;
+    }
+    node.signal(signal);
+    node.ended(PATIENCE).await;
+    nats.restore(stream, backup).await;
+    node.start_again().await;
+    node.lane_is("nats", "up", PATIENCE).await;
+    api.start_again();
+    all_arrive(&node, &api, 2 * RECORDS).await;
+    let log = node.log();
+    assert!(
+        log.contains("the broker may have lost records: they are published again"),
+        "{log}"
+    );
+}
+
+#[actix_rt::test]
+async fn a_start_notices_a_restored_stream_after_a_stop() {
+    a_start_publishes_again_what_the_restored_stream_lacks("TERM").await;
+}
+
+#[actix_rt::test]
+async fn a_start_notices_a_restored_stream_after_a_kill() {
+    a_start_publishes_again_what_the_restored_stream_lacks("KILL").await;
+}
+
 /// Restarts a node by `signal` whose broker has [`RECORDS`], as so many messages or as bundles, and
 /// expects that it publishes none of them again.
 async fn a_restart_publishes_nothing_twice(signal: &str, bundle: usize) {

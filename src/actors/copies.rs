@@ -16,7 +16,7 @@ use crate::{
     lane_id::LaneId,
     recent::Hasher128,
     record::Record,
-    spool::{CopyWriter, Entry, EntryKey, NotSafe, Position, Queue, Spool},
+    spool::{Confirmer, CopyWriter, Entry, EntryKey, NotSafe, Position, Queue, Spool},
     transport::{BrokerInfo, Durability},
 };
 
@@ -149,7 +149,11 @@ impl Copies {
             }
         } else {
             let found = self.spool.found_copies(self.lane);
-            if found.confirmed_by.is_some() && found.confirmed_by.as_deref() == lasting(broker) {
+            if let Some(now) = lasting(broker)
+                && found.confirmed_by.as_ref().is_some_and(|then| {
+                    then.incarnation == now.incarnation && then.last_message <= now.last_message
+                })
+            {
                 // They expire like those that are written now.
                 kept.last = found.last;
                 return;
@@ -174,7 +178,15 @@ impl Copies {
             warn!(%lane, records, "{why}: they are published again");
         }
         let broker = kept.broker.as_ref().and_then(lasting);
-        self.spool.read_kept(lane, broker.map(str::to_owned));
+        self.spool.read_kept(lane, broker);
+    }
+
+    /// The broker has had the message of this number. To be called now and then, and before the
+    /// connection closes: a later start publishes the copies again for a broker without it.
+    pub fn broker_had(&self, last_message: u64) {
+        if self.kept.lock().last.is_some() {
+            self.spool.broker_had(self.lane, last_message);
+        }
     }
 
     /// Removes the copies whose confirms have become durable. A confirm came at most
@@ -215,10 +227,13 @@ impl Copies {
     }
 }
 
-/// The name of `broker` for the next run, if its confirms become durable after a while.
-fn lasting(broker: &BrokerInfo) -> Option<&str> {
+/// `broker` for the next run, if its confirms become durable after a while.
+fn lasting(broker: &BrokerInfo) -> Option<Confirmer> {
     let after = broker.outlives_power_cut.after();
-    (!after.is_zero() && after < Duration::MAX).then_some(&broker.incarnation)
+    (!after.is_zero() && after < Duration::MAX).then(|| Confirmer {
+        incarnation: broker.incarnation.clone(),
+        last_message: broker.last_message,
+    })
 }
 
 impl Drop for Copy {
@@ -358,6 +373,23 @@ mod tests {
             assert_eq!(counts(&spool).await, (3, left), "{broker:?}");
             expire(&copies).await;
             assert_eq!(counts(&spool).await, (left, left), "{broker:?}");
+            tokio::time::resume();
+        }
+    }
+
+    #[actix_rt::test]
+    async fn copies_of_an_earlier_run_are_published_again_for_a_broker_that_lacks_its_last_message()
+    {
+        let with = |last_message| BrokerInfo {
+            last_message,
+            ..broker("first")
+        };
+        for (noted, found, left) in [(7, 7, 0), (7, 9, 0), (7, 6, 3), (5, 6, 0)] {
+            let (folder, spool, copies) = three().await;
+            copies.broker_had(noted);
+            copies.broker_had(2);
+            let (spool, _) = next_run(&folder, spool, &with(found)).await;
+            assert_eq!(counts(&spool).await, (3, left), "{noted}, {found}");
             tokio::time::resume();
         }
     }

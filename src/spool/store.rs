@@ -20,7 +20,8 @@ use tracing::{error, warn};
 
 pub use self::place::FolderPlace;
 use super::{
-    Entry, EntryKey, Queue, SettledKeys, SpoolRequest, SpoolStats,
+    Confirmer, Entry, EntryKey, Queue, SettledKeys, SpoolRequest, SpoolStats,
+    kept::read_broker,
     log::{self, Log, Reading},
 };
 use crate::lane_id::LaneId;
@@ -54,8 +55,10 @@ pub(super) struct Store {
     /// Records that shared the last sync, and its duration.
     last_group: usize,
     sync_took: Duration,
+    /// Of each lane, the broker that the disk names.
+    named_brokers: [Option<Confirmer>; LaneId::ALL.len()],
     /// Of each lane, the broker whose name is to be written once no copies are to be read.
-    brokers: [Option<String>; LaneId::ALL.len()],
+    next_brokers: [Option<Confirmer>; LaneId::ALL.len()],
     /// See [`SpoolStats`].
     commits: u64,
     committed: u64,
@@ -83,6 +86,7 @@ impl Store {
         settled: SettledKeys,
         place: FolderPlace,
     ) -> Self {
+        let named_brokers = LaneId::ALL.map(|lane| read_broker(&folder, lane));
         let mut store = Self {
             folder,
             logs,
@@ -94,7 +98,8 @@ impl Store {
             failing: false,
             last_group: 0,
             sync_took: Duration::ZERO,
-            brokers: Default::default(),
+            named_brokers,
+            next_brokers: Default::default(),
             commits: 0,
             committed: 0,
             commit_time: Duration::ZERO,

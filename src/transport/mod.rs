@@ -124,6 +124,12 @@ pub trait Transport: Sized + 'static {
     /// The system's version, warnings and limit, as of `connect`.
     fn info(&self) -> BrokerInfo;
 
+    /// The number of the last message that the system is known to have had; 0 if it numbers none.
+    /// Without that message, it has lost what it has confirmed.
+    fn last_message(&self) -> u64 {
+        0
+    }
+
     /// How many messages the system has now.
     ///
     /// # Errors
@@ -156,6 +162,9 @@ pub struct BrokerInfo {
     /// Changes when the system may have lost what it has confirmed.
     #[serde(skip)]
     pub incarnation: String,
+    /// See [`Transport::last_message`], as of `connect`.
+    #[serde(skip)]
+    pub last_message: u64,
 }
 
 /// What a system has, as far as it can be known without a change.

@@ -156,6 +156,7 @@ impl Transport for Nats {
                 format!("{} {}", server.server_id, stream_info.created),
                 stream_info.state.last_sequence,
             ),
+            last_message: stream_info.state.last_sequence,
         };
         let ack_wait = declared.consumer.cached_info().config.ack_wait;
         let (settler, settling) = settle::new(client.clone(), ack_wait);
@@ -267,6 +268,10 @@ impl Transport for Nats {
 
     fn info(&self) -> BrokerInfo {
         self.info.clone()
+    }
+
+    fn last_message(&self) -> u64 {
+        self.confirms.last_message()
     }
 
     async fn backlog(&self) -> Result<Backlog, String> {

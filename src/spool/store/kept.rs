@@ -5,33 +5,65 @@ use tracing::warn;
 use super::Store;
 use crate::{
     lane_id::LaneId,
-    spool::{Queue, kept},
+    spool::{
+        Queue,
+        kept::{self, Confirmer, FoundCopies},
+    },
 };
 
 impl Store {
+    /// The copies of `lane` that are on disk, before any is read.
+    pub fn found_copies(&self, lane: LaneId) -> FoundCopies {
+        FoundCopies {
+            last: self.logs[Queue::Kept(lane).at()].last(),
+            confirmed_by: self.named_brokers[lane as usize].clone(),
+        }
+    }
+
     /// Lets the copies of `lane` be read. Once they are all settled, those that are left were
     /// confirmed by `broker`, and its name is written.
-    pub(super) fn read_kept(&mut self, lane: LaneId, broker: Option<String>) {
+    pub(super) fn read_kept(&mut self, lane: LaneId, broker: Option<Confirmer>) {
         if let Err(why) = kept::forget_broker(&self.folder, lane) {
             warn!(%lane, %why, "cannot remove the name of the broker that has confirmed copies");
         }
         self.logs[Queue::Kept(lane).at()].read_present();
-        self.brokers[lane as usize] = broker;
+        self.named_brokers[lane as usize] = None;
+        self.next_brokers[lane as usize] = broker;
+    }
+
+    /// The broker that has confirmed the copies of `lane` has had `last_message`. Written if there
+    /// are copies, whose loss it could tell the next start.
+    pub fn broker_had(&mut self, lane: LaneId, last_message: u64) {
+        let has_copies = self.logs[Queue::Kept(lane).at()].last().is_some();
+        if let Some(named) = &mut self.named_brokers[lane as usize]
+            && has_copies
+            && named.last_message < last_message
+        {
+            named.last_message = last_message;
+            let named = named.clone();
+            self.write_broker(lane, &named);
+        }
     }
 
     /// Writes the names of brokers that have confirmed all copies now.
     pub(super) fn name_brokers(&mut self) {
         for lane in LaneId::ALL {
             let log = &self.logs[Queue::Kept(lane).at()];
-            if let Some(broker) = self.brokers[lane as usize].take_if(|_| log.readable() == 0)
-                && let Err(why) = kept::write_broker(&self.folder, lane, &broker)
+            if let Some(broker) = self.next_brokers[lane as usize].take_if(|_| log.readable() == 0)
             {
-                warn!(
-                    %lane,
-                    %why,
-                    "cannot write which broker has confirmed copies: the next start publishes them again"
-                );
+                self.write_broker(lane, &broker);
+                self.named_brokers[lane as usize] = Some(broker);
             }
+        }
+    }
+
+    fn write_broker(&self, lane: LaneId, broker: &Confirmer) {
+        if let Err(why) = kept::write_broker(&self.folder, lane, broker) {
+            warn!(
+                %lane,
+                %why,
+                "cannot write which broker has confirmed copies: the next start publishes them again"
+            );
         }
     }
 }

@@ -114,6 +114,11 @@ impl Confirms {
         (format!("{}{number}", self.inbox).into(), receiver)
     }
 
+    /// The last message that the stream is known to have; 0 if it has lost some.
+    pub fn last_message(&self) -> u64 {
+        self.seen.last_present()
+    }
+
     /// Frees the room of a publish that was not sent.
     pub fn forget(&self, reply: &Subject) {
         drop(self.take(reply));

@@ -1,7 +1,8 @@
 //! Notices that a stream has lost its last messages, though its server and the time of its creation
 //! are the same: somebody has restored it from a backup, or a cluster goes on with an older copy.
 //!
-//! A run knows what it has seen, and nothing of an earlier run.
+//! What an earlier run has seen is known with the copies of its records alone: see
+//! [`crate::actors::copies`].
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -9,6 +10,9 @@ use parking_lot::Mutex;
 
 use super::confirm::{Confirm, Stored};
 use crate::transport::TransportError;
+
+/// Stands for the last message after some were lost. No stream has so many.
+const LOST: u64 = u64::MAX;
 
 /// The last message that the stream is known to have had, over all connections of this run.
 #[derive(Default)]
@@ -26,6 +30,14 @@ struct Incarnation {
 impl SeenStream {
     pub fn last(&self) -> u64 {
         self.last.load(Relaxed)
+    }
+
+    /// The last message, unless it is known to be lost.
+    pub fn last_present(&self) -> u64 {
+        match self.last() {
+            LOST => 0,
+            last => last,
+        }
     }
 
     /// A connection has found stream `name`, whose last message is `last`. Returns a name that
@@ -51,7 +63,7 @@ impl SeenStream {
             duplicate,
         } = stored;
         if !duplicate && sequence <= last {
-            self.last.store(u64::MAX, Relaxed);
+            self.last.store(LOST, Relaxed);
             let why = format!(
                 "the stream has lost messages: a new one has the number {sequence}, and {last} \
                  was there before"
