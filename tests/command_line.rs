@@ -1,7 +1,7 @@
 //! The commands that ask a running node, and what all commands share: their errors, and what is
 //! made from the definition of the command line.
 
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use serde_json::Value;
 
@@ -10,24 +10,9 @@ use crate::support::{
     eventually,
     lanes::grpc_variables,
     node::{Node, PATIENCE},
+    process::waypost,
     traffic,
 };
-
-/// The exit status, the standard output and the standard error.
-async fn waypost(arguments: &[&str]) -> (Option<i32>, String, String) {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_waypost"));
-    command.args(arguments).env_clear().stdin(Stdio::null());
-    let output = tokio::task::spawn_blocking(move || command.output())
-        .await
-        .unwrap()
-        .expect("it runs");
-    let text = |bytes| String::from_utf8(bytes).expect("text");
-    (
-        output.status.code(),
-        text(output.stdout),
-        text(output.stderr),
-    )
-}
 
 #[actix_rt::test]
 async fn the_status_of_a_node_is_one_screen_with_its_ledger_lanes_and_apis() {
@@ -140,6 +125,39 @@ async fn dead_letters_are_listed_with_time_lane_and_reason() {
     }
     let (_, table, _) = waypost(&["dead", "list", "--limit", "1", "--admin", admin]).await;
     assert!(table.contains("1 of 2 dead letters shown"), "{table}");
+}
+
+#[actix_rt::test]
+async fn no_command_waits_for_ever_for_a_node_that_hangs() {
+    let node = Node::start("http://127.0.0.1:9/", &grpc_variables()).await;
+    let admin = &*format!("http://127.0.0.1:{}", node.admin);
+    node.signal("STOP");
+    for (arguments, is_order) in [
+        (&["status"][..], false),
+        (&["lane", "list"], false),
+        (&["lane", "pause", "grpc"], true),
+        (&["lane", "resume", "--all"], true),
+        (&["lane", "weight", "grpc=2"], true),
+        (&["dead", "list"], false),
+        (&["dead", "list", "a"], false),
+        (&["dead", "drop", "a"], true),
+        (&["dead", "replay", "--all", "--yes"], false),
+    ] {
+        let arguments = [arguments, &["--timeout", "200ms", "--admin", admin]].concat();
+        let (status, printed, told) = waypost(&arguments).await;
+        assert_eq!((status, &*printed), (Some(1), ""), "{arguments:?}: {told}");
+        let order = if is_order {
+            "; the order may be carried out all the same"
+        } else {
+            ""
+        };
+        let expected = format!("waypost: --admin {admin}: no answer within 200ms{order}\n");
+        assert_eq!(told, expected, "{arguments:?}");
+    }
+    node.signal("CONT");
+    assert_eq!(waypost(&["status", "--admin", admin]).await.0, Some(0));
+    let (status, ..) = waypost(&["status", "--timeout", "0s"]).await;
+    assert_eq!(status, Some(2));
 }
 
 #[actix_rt::test]

@@ -9,6 +9,7 @@ use crate::support::{
     eventually,
     lanes::grpc_variables,
     node::{Node, PATIENCE},
+    process::waypost,
     traffic,
 };
 
@@ -175,4 +176,91 @@ async fn an_order_of_an_unclear_choice_touches_nothing() {
     assert_eq!(query(&node, "").await["total"], 15);
     let (status, problem) = node.get("/api/dead?state=422").await.expect("an answer");
     assert_eq!(status, 400, "{problem}");
+}
+
+#[actix_rt::test]
+async fn the_command_line_shows_a_plan_and_carries_it_out_with_yes() {
+    let api = Api::start();
+    let node = node(&api).await;
+    let admin = &*format!("http://127.0.0.1:{}", node.admin);
+    let dead = async |arguments: &[&str]| {
+        waypost(&[&["dead", "--admin", admin], arguments].concat()).await
+    };
+    let (_, json, _) = dead(&["list", "--reason", "410", "--json"]).await;
+    let json: Value = serde_json::from_str(&json).expect("JSON");
+    assert_eq!((ids(&json).len(), &json["matching"]), (5, &json!(5)));
+    let (_, table, _) = dead(&["list", "--text", "moved", "--limit", "2"]).await;
+    assert!(table.contains("2 of 5 dead letters shown"), "{table}");
+    let (_, table, _) = dead(&["list", "--lane", "nats"]).await;
+    assert_eq!(table, "0 dead letters\n");
+    let (status, table, told) = dead(&["list", "gone-1", "bad-2", "nobody", "bad-2"]).await;
+    assert_eq!(table.lines().count(), 4, "{table}");
+    assert_eq!(
+        (status, &*told),
+        (Some(1), "waypost: 1 of 3 ids name no dead letter\n")
+    );
+
+    let plan = "Plan: drop 5 of 15 on disk: dead letters with status 410\n";
+    let nothing = "waypost: nothing is dropped: --yes goes on\n";
+    let drop_gone = &["drop", "--reason", "410"][..];
+    let (status, printed, told) = dead(drop_gone).await;
+    assert_eq!((status, &*printed), (Some(1), ""));
+    assert_eq!(told, [plan, nothing].concat());
+    let (status, printed, _) = dead(&[drop_gone, &["--json"]].concat()).await;
+    let expected = "{\"matching\":5,\"total\":15}\n";
+    assert_eq!((status, &*printed), (Some(1), expected));
+    for all in ["drop", "replay"] {
+        assert_eq!(dead(&[all, "--all"]).await.0, Some(1), "{all}");
+    }
+    assert_eq!(node.dead().await.len(), 15, "a plan touches nothing");
+
+    let (status, printed, told) = dead(&[drop_gone, &["--yes"]].concat()).await;
+    assert_eq!((status, &*printed, &*told), (Some(0), "5 dropped\n", plan));
+    let (_, printed, _) = dead(&["drop", "--since", "1h", "--text", "bad-3", "--yes"]).await;
+    assert_eq!(printed, "1 dropped\n");
+    let (_, printed, _) = dead(&["drop", "--until", "1h", "--yes"]).await;
+    assert_eq!(printed, "0 dropped\n", "none is as old");
+    let left = node.dead().await;
+    assert!(left.len() == 9 && !left.contains("bad-3"), "{left:?}");
+    api.behave(|_, _| Conduct::Answer(200));
+    let (_, printed, _) = dead(&["replay", "--all", "--yes", "--json"]).await;
+    assert_eq!(printed, "{\"replayed\":9}\n");
+    api.wait_for(24, PATIENCE).await;
+
+    for wrong in [
+        &["drop"][..],
+        &["replay", "--yes"],
+        &["drop", "a", "--all"],
+        &["drop", "a", "--lane", "grpc"],
+        &["list", "--reason", "sad"],
+        &["list", "--since", "soon"],
+    ] {
+        let (status, _, told) = dead(wrong).await;
+        assert_eq!(status, Some(2), "{wrong:?}");
+        assert!(told.starts_with("waypost: "), "{told}");
+    }
+}
+
+#[actix_rt::test]
+async fn an_order_for_many_letters_goes_by_steps_and_tells_how_far_it_is() {
+    let api = Api::start();
+    api.behave(|_, _| Conduct::Answer(422));
+    let node = Node::start(&api.url(), &grpc_variables()).await;
+    node.lane_is("grpc", "up", PATIENCE).await;
+    let records = traffic();
+    let body = [b"[", &records[..600].join(&b","[..])[..], b"]"].concat();
+    let (status, answer) = node
+        .post("/", "many", body.into())
+        .await
+        .expect("an answer");
+    assert_eq!(status, 202, "{answer}");
+    node.all_ended(600, PATIENCE).await;
+    let admin = &*format!("http://127.0.0.1:{}", node.admin);
+    let (status, printed, told) =
+        waypost(&["dead", "drop", "--all", "--yes", "--admin", admin]).await;
+    assert_eq!((status, &*printed), (Some(0), "600 dropped\n"), "{told}");
+    let expected = "Plan: drop 600 of 600 on disk: all dead letters\n\
+                    500 of 600 dropped\n600 of 600 dropped\n";
+    assert_eq!(told, expected);
+    assert!(node.dead().await.is_empty());
 }

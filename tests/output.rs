@@ -227,7 +227,7 @@ async fn an_unknown_dead_letter_is_a_failure_that_is_told() {
     assert_eq!(told, "waypost: 1 of 2 ids name no dead letter\n");
     let (status, printed, _) = dead(&["replay", "b", "--json"]);
     assert_eq!((status, &*printed), (Some(0), "{\"replayed\":1}\n"));
-    let (status, printed, _) = dead(&["replay", "--all"]);
+    let (status, printed, _) = dead(&["replay", "--all", "--yes"]);
     assert_eq!(status, Some(0), "{printed}");
 }
 

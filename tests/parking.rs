@@ -425,7 +425,8 @@ async fn an_operator_lists_replays_and_drops_parked_records() {
 
     assert_eq!(dead(&["drop", "a-0/0"]).await, "1 dropped\n");
     api.behave(|_, _| Conduct::Answer(200));
-    assert_eq!(dead(&["replay", "--all"]).await, "2 replayed\n");
+    let replayed = dead(&["replay", "--all", "--yes"]).await;
+    assert_eq!(replayed, "2 replayed\n");
     eventually("the two arrive", PATIENCE, async || {
         (api.taken().len() == 5).then_some(())
     })

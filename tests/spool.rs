@@ -375,7 +375,10 @@ async fn the_command_line_lists_replays_and_drops_dead_letters() {
     );
     assert_eq!(dead(admin, &["drop", "a-0"]).await.1, "1 dropped\n");
     api.behave(|_, _| Conduct::Answer(200));
-    assert_eq!(dead(admin, &["replay", "--all"]).await.1, "2 replayed\n");
+    let (code, printed, told) = dead(admin, &["replay", "--all"]).await;
+    assert_eq!((code, &*printed), (Some(1), ""), "no --yes: {told}");
+    let (_, printed, _) = dead(admin, &["replay", "--all", "--yes"]).await;
+    assert_eq!(printed, "2 replayed\n");
     eventually("both arrive", PATIENCE, async || {
         (api.taken().len() == 2).then_some(())
     })
@@ -386,7 +389,7 @@ async fn the_command_line_lists_replays_and_drops_dead_letters() {
         (&*api.url(), "status 502 Bad Gateway\n"),
         ("http://127.0.0.1:9", "cannot connect"),
     ] {
-        let (code, _, told) = dead(admin, &["drop", "--all"]).await;
+        let (code, _, told) = dead(admin, &["drop", "--all", "--yes"]).await;
         assert_eq!(code, Some(1), "{told}");
         assert!(told.contains(admin) && told.contains(why), "{told}");
     }

@@ -3,9 +3,11 @@
 use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
 use awc::http::{StatusCode, header::HeaderValue};
+use humantime::{format_duration, parse_duration};
 use rustls::ClientConfig;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use tokio::time::timeout;
 use url::Url;
 
 use super::output::{failed, misused};
@@ -72,6 +74,22 @@ pub struct AdminArgs {
         requires = "cert_file"
     )]
     pub key_file: Option<PathBuf>,
+    /// Fail if an answer takes longer than this
+    #[arg(
+        long,
+        global = true,
+        display_order = 803,
+        help_heading = "Node",
+        value_name = "TIME",
+        default_value = "30s",
+        value_parser = patience
+    )]
+    pub timeout: Duration,
+}
+
+fn patience(text: &str) -> Result<Duration, String> {
+    let time = parse_duration(text).ok().filter(|time| !time.is_zero());
+    time.ok_or_else(|| "a time above 0, such as 30s".into())
 }
 
 impl AdminArgs {
@@ -86,7 +104,7 @@ impl AdminArgs {
             let why = "has a login, which is never sent; name a file with a token by --token-file";
             return Err(misused(format_args!("--admin: {why}")));
         }
-        let client = AdminClient::new(url, self.authorization()?, tls);
+        let client = AdminClient::new(url, self.authorization()?, tls, self.timeout);
         client.map_err(|why| misused(format_args!("--admin: {why}")))
     }
 
@@ -114,10 +132,12 @@ pub struct AdminClient {
     url: String,
     authorization: Option<HeaderValue>,
     tls: Arc<ClientConfig>,
+    timeout: Duration,
 }
 
 impl AdminClient {
     /// A client of the node at `url` that sends this header `Authorization`. `tls` is for `https://`.
+    /// A request has failed if its answer takes longer than `timeout`.
     ///
     /// # Errors
     /// When `url` is no usable `http://` or `https://` URL.
@@ -125,6 +145,7 @@ impl AdminClient {
         url: &str,
         authorization: Option<HeaderValue>,
         tls: ClientConfig,
+        timeout: Duration,
     ) -> Result<Self, String> {
         let tls = Arc::new(tls);
         Endpoint::parse(url, || Arc::clone(&tls))?;
@@ -132,6 +153,7 @@ impl AdminClient {
             url: url.into(),
             authorization,
             tls,
+            timeout,
         })
     }
 
@@ -150,15 +172,23 @@ impl AdminClient {
     /// The node's answer to a POST of `body`, or to a GET.
     ///
     /// # Errors
-    /// When there is no answer, or it is a refusal.
+    /// When there is no answer in time, or it is a refusal.
     pub async fn ask(&self, path: &str, body: Option<&Value>) -> Result<Value, String> {
         let url = format!("{}{path}", self.url.trim_end_matches('/'));
+        let is_order = body.is_some();
         let body = body.map(|body| body.to_string().into());
-        // A long replay takes its time.
-        let asked = Endpoint::parse(&url, || Arc::clone(&self.tls))?
-            .with_authorization(self.authorization.clone())
-            .ask(body, CONNECT_TIMEOUT, ANSWER_MAX)
-            .await;
+        let endpoint = Endpoint::parse(&url, || Arc::clone(&self.tls))?
+            .with_authorization(self.authorization.clone());
+        let asked = endpoint.ask(body, CONNECT_TIMEOUT, ANSWER_MAX);
+        let Ok(asked) = timeout(self.timeout, asked).await else {
+            let patience = format_duration(self.timeout);
+            let order = if is_order {
+                "; the order may be carried out all the same"
+            } else {
+                ""
+            };
+            return Err(format!("no answer within {patience}{order}"));
+        };
         let (status, answer) = asked.map_err(|failure| failure.to_string())?;
         let answer = serde_json::from_slice::<Value>(&answer);
         if status.is_success() {

@@ -1,29 +1,41 @@
 //! `waypost dead`: the dead letters of a running node, and the records that it has parked.
 
-use std::{
-    collections::HashSet,
-    process::ExitCode,
-    time::{Duration, UNIX_EPOCH},
-};
+mod selection;
+mod table;
+
+use std::{collections::HashSet, pin::pin, process::ExitCode};
 
 use clap::Subcommand;
-use serde_json::{Value, json};
-use textwrap::core::display_width;
-use url::form_urlencoded;
+use futures_util::FutureExt as _;
+use serde_json::{Map, Value, json};
 
-use super::{
-    admin::AdminArgs,
-    output::{failed, print, width},
+use self::{
+    selection::{Selection, list_path, order},
+    table::listed,
 };
-use crate::summary::format::{count, one_line, wrapped};
+use super::{
+    admin::{AdminArgs, AdminClient},
+    output::{failed, misused, print, tell, width},
+    progress::Progress,
+    run::stop_signal,
+};
+use crate::summary::format::count;
+
+/// Records of one order. More are several, so that each has its answer in time and a run can end
+/// between two.
+const STEP: u64 = 500;
+/// The most that the node lists.
+const LISTED_MAX: usize = 10_000;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  waypost dead list
+  waypost dead list --lane nats --since 2h
   waypost dead list --parked --limit 20
   waypost dead replay 0198c5a1-7d3e-7a10-b7c2-5a3f0c9d1e2f
-  waypost dead drop --all")]
+  waypost dead replay --reason 503            # shows the plan
+  waypost dead replay --reason 503 --yes
+  waypost dead drop --all --yes")]
 pub struct Args {
     #[command(subcommand)]
     pub action: DeadAction,
@@ -43,173 +55,254 @@ pub struct Args {
 #[derive(Debug, Subcommand)]
 pub enum DeadAction {
     /// List the oldest dead letters
-    #[command(after_help = "Example:\n  waypost dead list --limit 20")]
+    #[command(after_help = "\
+Examples:
+  waypost dead list --limit 20
+  waypost dead list --reason given-up --since 2h")]
     List {
-        /// The most that are listed
-        #[arg(long, default_value_t = 100, value_name = "N")]
-        limit: usize,
+        #[command(flatten)]
+        selection: Selection,
+        /// The most that are listed [default: 100; with --all, 10000]
+        #[arg(long, value_name = "N")]
+        limit: Option<usize>,
     },
     /// Send dead letters to the API again
-    #[command(after_help = "Example:\n  waypost dead replay --all")]
-    Replay(DeadSelection),
+    #[command(after_help = "\
+Examples:
+  waypost dead replay order-4711
+  waypost dead replay --lane nats --reason 422
+  waypost dead replay --all --yes")]
+    Replay(DeadRun),
     /// Remove dead letters for good
-    #[command(after_help = "Example:\n  waypost dead drop order-4711")]
-    Drop(DeadSelection),
+    #[command(after_help = "\
+Examples:
+  waypost dead drop order-4711
+  waypost dead drop --until 30d --yes")]
+    Drop(DeadRun),
 }
 
 #[derive(Debug, clap::Args)]
-#[group(required = true)]
-pub struct DeadSelection {
-    /// Records by their id
-    #[arg(value_name = "ID")]
-    pub ids: Vec<String>,
-    /// All of them
-    #[arg(long, conflicts_with = "ids")]
-    pub all: bool,
+pub struct DeadRun {
+    #[command(flatten)]
+    selection: Selection,
+    /// Carry out the plan; without it, --all and filters only show how many records match
+    #[arg(long)]
+    yes: bool,
 }
 
-impl DeadSelection {
-    fn body(&self, parked: bool, api: Option<&str>) -> Value {
-        let (name, which) = if self.all {
-            ("all", json!(true))
-        } else {
-            ("ids", json!(self.ids))
-        };
-        let mut body = json!({"parked": parked});
-        body[name] = which;
-        if let Some(api) = api {
-            body["api"] = api.into();
-        }
-        body
-    }
+/// An action on records, and what has been done after it.
+#[derive(Clone, Copy)]
+struct Verb {
+    action: &'static str,
+    done: &'static str,
+}
+
+const REPLAY: Verb = Verb {
+    action: "replay",
+    done: "replayed",
+};
+const DROP: Verb = Verb {
+    action: "drop",
+    done: "dropped",
+};
+
+/// Where the records are.
+struct Place<'p> {
+    node: &'p AdminClient,
+    parked: bool,
+    api: Option<&'p str>,
+    json: bool,
 }
 
 /// Lists, replays or drops.
 pub async fn dead(args: Args) -> Result<(), ExitCode> {
-    let parked = args.parked;
-    let api = args.api.as_deref();
     let node = args.node.client()?;
-    let answer = match &args.action {
-        DeadAction::List { limit } => {
-            let mut query = form_urlencoded::Serializer::new(String::new());
-            query.append_pair("limit", &limit.to_string());
-            query.append_pair("parked", &parked.to_string());
-            query.extend_pairs(api.map(|api| ("api", api)));
-            node.get(&format!("/api/dead?{}", query.finish())).await?
-        }
-        DeadAction::Replay(selection) => {
-            let order = selection.body(parked, api);
-            node.order("/api/dead/replay", &order).await?
-        }
-        DeadAction::Drop(selection) => {
-            let order = selection.body(parked, api);
-            node.order("/api/dead/drop", &order).await?
-        }
+    let place = Place {
+        node: &node,
+        parked: args.parked,
+        api: args.api.as_deref(),
+        json: args.json,
     };
-    let (done, selection) = match &args.action {
-        DeadAction::List { .. } if !args.json => return print(listed(&answer, parked, width())),
-        DeadAction::List { .. } => return print(answer),
-        DeadAction::Replay(selection) => ("replayed", selection),
-        DeadAction::Drop(selection) => ("dropped", selection),
+    let (verb, run) = match args.action {
+        DeadAction::List { selection, limit } => return place.list(&selection, limit).await,
+        DeadAction::Replay(run) => (REPLAY, run),
+        DeadAction::Drop(run) => (DROP, run),
     };
-    if args.json {
-        print(&answer)?;
+    if !run.selection.names_any() {
+        let why = "name records by their IDs, by a filter such as --lane, or by --all";
+        return Err(misused(format_args!("{}: {why}", verb.action)));
+    }
+    if run.selection.ids.is_empty() {
+        place.plan(verb, &run).await
     } else {
-        print(format_args!("{} {done}", answer[done]))?;
+        place.order_ids(verb, run.selection.ids).await
     }
-    let asked = selection.ids.iter().collect::<HashSet<_>>().len() as u64;
-    let found = answer[done].as_u64().unwrap_or_default();
-    if found < asked {
-        let missing = asked - found;
-        return Err(failed(format!(
-            "{missing} of {asked} ids name no {}",
-            what(parked)
-        )));
-    }
-    Ok(())
 }
 
-/// The records as a table. If a line does not fit a terminal of `width`, the reasons have lines of
-/// their own.
-fn listed(answer: &Value, parked: bool, width: Option<usize>) -> String {
-    let name = if parked { "parked" } else { "dead" };
-    let records = answer[name].as_array().map_or(&[][..], Vec::as_slice);
-    let (time_name, when) = if parked {
-        ("next_try_ms", "next try")
-    } else {
-        ("dead_ms", "dead since")
-    };
-    let head = ["id", when, "lane", "tries", "reason"].map(str::to_owned);
-    let rows = records.iter().map(|record| {
-        let text = |name: &str| one_line(record[name].as_str().unwrap_or_default());
-        let time = record[time_name].as_u64().unwrap_or_default();
-        let time = UNIX_EPOCH + Duration::from_millis(time);
-        [
-            text("id"),
-            humantime::format_rfc3339_seconds(time).to_string(),
-            text("lane"),
-            record["attempts"].to_string(),
-            reason(record, &text("answer")),
-        ]
-    });
-    let rows: Vec<_> = [head].into_iter().chain(rows).collect();
-    let widest = |column: usize| {
-        let widths = rows.iter().map(|row| display_width(&row[column]));
-        widths.max().unwrap_or_default()
-    };
-    let widths: [usize; 5] = std::array::from_fn(widest);
-    let line_width = widths.iter().sum::<usize>() + 2 * (widths.len() - 1);
-    let apart = width.filter(|width| *width < line_width);
-    let mut lines: Vec<_> = rows.iter().map(|row| line(row, widths, apart)).collect();
-    if records.is_empty() {
-        lines.clear();
+impl Place<'_> {
+    async fn list(&self, selection: &Selection, limit: Option<usize>) -> Result<(), ExitCode> {
+        let usual = if selection.all { LISTED_MAX } else { 100 };
+        let limit = limit.unwrap_or(usual);
+        let answer = if selection.ids.is_empty() {
+            let filter = selection.filter.members();
+            self.find(&filter, limit, self.json).await?
+        } else {
+            self.find_ids(&selection.ids, limit).await?
+        };
+        if self.json {
+            print(&answer)?;
+        } else {
+            print(listed(&answer, self.parked, width()))?;
+        }
+        let asked = selection.ids.iter().collect::<HashSet<_>>();
+        let found: HashSet<_> = self
+            .records(&answer)
+            .iter()
+            .map(|found| &found["id"])
+            .collect();
+        let found = asked.iter().filter(|id| found.contains(&json!(id))).count();
+        let is_cut = self.records(&answer).len() >= limit;
+        if is_cut {
+            Ok(())
+        } else {
+            self.all_found(found, asked.len())
+        }
     }
-    let total = answer["total"].as_u64().unwrap_or_default();
-    let shown = records.len() as u64;
-    lines.push(if shown < total {
-        let (shown, total) = (count(shown), count(total));
-        format!(
-            "{shown} of {total} {}s shown; --limit N shows more",
-            what(parked)
-        )
-    } else {
-        let s = if total == 1 { "" } else { "s" };
-        format!("{} {}{s}", count(total), what(parked))
-    });
-    lines.join("\n")
-}
 
-/// A record. `apart` is the width for its reason, if that has lines of its own.
-fn line(row: &[String; 5], widths: [usize; 5], apart: Option<usize>) -> String {
-    let [id, when, lane, tries, reason] = row;
-    let pad = |text: &str, width: usize| " ".repeat(width - display_width(text));
-    let first = format!(
-        "{id}{}  {when}{}  {lane}{}  {}{tries}",
-        pad(id, widths[0]),
-        pad(when, widths[1]),
-        pad(lane, widths[2]),
-        pad(tries, widths[3]),
-    );
-    let Some(width) = apart else {
-        return format!("{first}  {reason}");
-    };
-    let reason = wrapped("    ", "    ", reason, width);
-    [vec![first], reason].concat().join("\n")
-}
+    /// The node's answer about the records that match.
+    async fn find(
+        &self,
+        filter: &Map<String, Value>,
+        limit: usize,
+        with_records: bool,
+    ) -> Result<Value, ExitCode> {
+        let path = list_path(filter, self.parked, self.api, limit, with_records);
+        self.node.get(&path).await
+    }
 
-/// Why the record is there: the API's last status and answer, and whether it was given up.
-fn reason(record: &Value, answer: &str) -> String {
-    let given_up = record["given_up"].as_bool() == Some(true);
-    let parts = [
-        given_up.then(|| "given up:".to_owned()),
-        record["status"].as_u64().map(|status| status.to_string()),
-        (!answer.is_empty()).then(|| answer.to_owned()),
-    ];
-    let parts: Vec<_> = parts.into_iter().flatten().collect();
-    if parts.is_empty() {
-        "no answer".into()
-    } else {
-        parts.join(" ")
+    /// The same for ids: the node is asked for one after the other.
+    async fn find_ids(&self, ids: &[String], limit: usize) -> Result<Value, ExitCode> {
+        let mut all = json!({});
+        let (mut records, mut matching) = (Vec::new(), 0);
+        let mut asked = HashSet::new();
+        for id in ids.iter().filter(|id| asked.insert(*id)) {
+            let filter = [("id".into(), id.as_str().into())].into_iter().collect();
+            let room = limit - records.len();
+            all = self.find(&filter, room, self.json).await?;
+            records.extend_from_slice(self.records(&all));
+            matching += all["matching"].as_u64().unwrap_or_default();
+        }
+        all["matching"] = matching.into();
+        all[self.list_name()] = records.into();
+        Ok(all)
+    }
+
+    const fn list_name(&self) -> &'static str {
+        if self.parked { "parked" } else { "dead" }
+    }
+
+    fn records<'a>(&self, answer: &'a Value) -> &'a [Value] {
+        let records = answer[self.list_name()].as_array();
+        records.map_or(&[], Vec::as_slice)
+    }
+
+    /// Gives the order for these ids.
+    async fn order_ids(&self, verb: Verb, ids: Vec<String>) -> Result<(), ExitCode> {
+        let asked = ids.iter().collect::<HashSet<_>>().len();
+        let order = order(("ids", json!(ids)), self.parked, self.api);
+        let path = format!("/api/dead/{}", verb.action);
+        let answer = self.node.order(&path, &order).await?;
+        let done = answer[verb.done].as_u64().unwrap_or_default();
+        self.show_done(verb, done)?;
+        self.all_found(usize::try_from(done).unwrap_or(asked), asked)
+    }
+
+    fn all_found(&self, found: usize, asked: usize) -> Result<(), ExitCode> {
+        if found >= asked {
+            return Ok(());
+        }
+        let (missing, what) = (asked - found, what(self.parked));
+        Err(failed(format!("{missing} of {asked} ids name no {what}")))
+    }
+
+    /// Counts the records that match, and if the operator has said so, gives the orders for them.
+    async fn plan(&self, verb: Verb, run: &DeadRun) -> Result<(), ExitCode> {
+        let mut filter = run.selection.filter.members();
+        // A filter with a member has an end, so what comes after the plan is no part of it.
+        filter.entry("since_ms").or_insert_with(|| 0.into());
+        let found = self.find(&filter, 0, false).await?;
+        let number = |name: &str| found[name].as_u64().unwrap_or_default();
+        let (matching, total) = (number("matching"), number("total"));
+        filter
+            .entry("until_ms")
+            .or_insert_with(|| number("at_ms").into());
+        let words = run.selection.filter.words(self.parked, self.api);
+        tell(format_args!(
+            "Plan: {} {} of {} on disk: {words}",
+            verb.action,
+            count(matching),
+            count(total)
+        ));
+        if run.yes || matching == 0 {
+            return self.run(verb, &filter, matching).await;
+        }
+        if self.json {
+            print(json!({"matching": matching, "total": total}))?;
+        }
+        let done = verb.done;
+        Err(failed(format_args!("nothing is {done}: --yes goes on")))
+    }
+
+    /// Gives orders for `planned` records, step by step. Ctrl-C ends it after the step under way.
+    async fn run(
+        &self,
+        verb: Verb,
+        filter: &Map<String, Value>,
+        planned: u64,
+    ) -> Result<(), ExitCode> {
+        let path = format!("/api/dead/{}", verb.action);
+        let progress = (planned > STEP).then(|| Progress::new(planned, verb.done));
+        let mut end = pin!(stop_signal());
+        let mut done = 0;
+        let mut outcome = Ok(());
+        while done < planned {
+            if let Some(stopped) = end.as_mut().now_or_never() {
+                stopped?;
+                outcome = Err(failed("stopped by a signal"));
+                break;
+            }
+            let mut order = order(("filter", filter.clone().into()), self.parked, self.api);
+            order["limit"] = STEP.min(planned - done).into();
+            let step = match self.node.order(&path, &order).await {
+                Ok(answer) => answer[verb.done].as_u64().unwrap_or_default(),
+                Err(status) => {
+                    outcome = Err(status);
+                    break;
+                }
+            };
+            // Somebody else has replayed or dropped the others.
+            if step == 0 {
+                break;
+            }
+            done += step;
+            if let Some(progress) = &progress {
+                progress.reached(done);
+            }
+        }
+        if let Some(progress) = &progress {
+            progress.end();
+        }
+        self.show_done(verb, done)?;
+        outcome
+    }
+
+    fn show_done(&self, verb: Verb, done: u64) -> Result<(), ExitCode> {
+        let name = verb.done;
+        if self.json {
+            print(json!({name: done}))
+        } else {
+            print(format_args!("{done} {name}"))
+        }
     }
 }
 
@@ -218,40 +311,5 @@ const fn what(parked: bool) -> &'static str {
         "parked record"
     } else {
         "dead letter"
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_list_is_aligned_for_ids_of_any_length_and_says_how_many_there_are() {
-        let letter = |id: &str, answer: &str| {
-            json!({
-                "id": id, "lane": "rabbitmq", "status": 422, "answer": answer, "attempts": 1,
-                "given_up": false, "dead_ms": 1_796_000_000_123_u64,
-            })
-        };
-        let long = "order-".repeat(20);
-        let letters = [letter("é", "no\u{1b}[2J\n name"), letter(&long, "no name")];
-        let answer = json!({"total": 1000, "dead": letters});
-        let text = listed(&answer, false, None);
-        let lines: Vec<_> = text.lines().collect();
-        assert_eq!(lines.len(), 4, "{text}");
-        assert!(lines[1].ends_with("422 no[2J name"), "{text}");
-        assert_eq!(
-            lines[3],
-            "2 of 1,000 dead letters shown; --limit N shows more"
-        );
-        let times = [1, 2].map(|at| display_width(lines[at].split("2026-").next().unwrap()));
-        assert_eq!(times, [122, 122], "{text}");
-
-        let narrow = listed(&answer, false, Some(80));
-        assert!(narrow.contains("\n    422 no name\n"), "{narrow}");
-        let nothing = listed(&json!({"total": 0, "parked": []}), true, Some(80));
-        assert_eq!(nothing, "0 parked records");
-        let one = json!({"total": 1, "dead": [letter("a", "")]});
-        assert!(listed(&one, false, None).ends_with("\n1 dead letter"));
     }
 }

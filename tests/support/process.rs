@@ -4,7 +4,7 @@ use std::{
     fs,
     net::TcpListener,
     path::PathBuf,
-    process::{Child, Command},
+    process::{Child, Command, Stdio},
     sync::{
         LazyLock, Mutex,
         atomic::{AtomicU16, Ordering::Relaxed},
@@ -92,6 +92,23 @@ fn has_stopped(process: u32) -> bool {
             .and_then(|stat| Some(stat.rsplit_once(") ")?.1.starts_with('T')))
             .unwrap_or(true)
     })
+}
+
+/// Runs the program with these arguments and no environment. Returns the exit status, the standard
+/// output and the standard error.
+pub async fn waypost(arguments: &[&str]) -> (Option<i32>, String, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_waypost"));
+    command.args(arguments).env_clear().stdin(Stdio::null());
+    let output = tokio::task::spawn_blocking(move || command.output())
+        .await
+        .unwrap()
+        .expect("it runs");
+    let text = |bytes| String::from_utf8(bytes).expect("text");
+    (
+        output.status.code(),
+        text(output.stdout),
+        text(output.stderr),
+    )
 }
 
 /// A memory limit, page cache included, beyond which the kernel ends a process: a Linux control
