@@ -57,6 +57,7 @@ mod supervisor;
 mod support;
 mod tls;
 mod tokens;
+mod top;
 mod traffic;
 mod transport_contract;
 mod trouble;

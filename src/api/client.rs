@@ -167,6 +167,25 @@ impl Endpoint {
         Ok((status, body))
     }
 
+    /// Opens a stream over a connection of its own: a GET whose answer goes on for as long as the
+    /// server likes.
+    ///
+    /// # Errors
+    /// When no connection is open within `connect_timeout`, or no head of an answer can be read.
+    pub async fn open(
+        &self,
+        connect_timeout: Duration,
+        headers: HeaderMap,
+    ) -> Result<AnswerStream, Failure> {
+        let client = self.client(1, connect_timeout);
+        let mut request = self.request(&client, Method::GET);
+        for header in headers {
+            request = request.insert_header(header);
+        }
+        let response = request.send().await?;
+        Ok(AnswerStream { client, response })
+    }
+
     /// The status of the answer to a GET. The rest of the answer is not read.
     ///
     /// # Errors
@@ -224,6 +243,28 @@ impl Endpoint {
         let client = self.client(connections, connect_timeout);
         // `parse` has checked the scheme, the host and the headers, and nothing else can fail.
         self.post(&client).freeze().expect("a valid request")
+    }
+}
+
+/// An answer that is read as it comes.
+pub struct AnswerStream {
+    #[expect(dead_code, reason = "its connection may live as long as its client")]
+    client: Client,
+    response: ClientResponse,
+}
+
+impl AnswerStream {
+    pub fn status(&self) -> StatusCode {
+        self.response.status()
+    }
+
+    /// The next piece of the body; `None` at its end.
+    ///
+    /// # Errors
+    /// When the connection is closed before.
+    pub async fn next(&mut self) -> Option<Result<Bytes, Failure>> {
+        let piece = self.response.next().await?;
+        Some(piece.map_err(|why| Failure::Closed(why.to_string())))
     }
 }
 

@@ -2,7 +2,10 @@
 
 use std::{path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
-use awc::http::{StatusCode, header::HeaderValue};
+use awc::http::{
+    StatusCode,
+    header::{HeaderMap, HeaderName, HeaderValue},
+};
 use humantime::{format_duration, parse_duration};
 use rustls::ClientConfig;
 use serde::de::DeserializeOwned;
@@ -10,7 +13,10 @@ use serde_json::Value;
 use tokio::time::timeout;
 use url::Url;
 
-use super::output::{failed, misused};
+use super::{
+    event_stream::EventStream,
+    output::{failed, misused},
+};
 use crate::{
     api::{bearer, client::Endpoint, client_tls},
     config::has_login,
@@ -22,6 +28,8 @@ const OWN_NODE: &str = "http://127.0.0.1:8001";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest answer that is read.
 const ANSWER_MAX: usize = 1 << 30;
+/// The longest reason of a refusal that is read.
+const REFUSAL_MAX: usize = 64 << 10;
 
 /// The flags by which a command finds its node.
 #[derive(Clone, Debug, clap::Args)]
@@ -35,6 +43,13 @@ pub struct AdminArgs {
         value_name = "URL"
     )]
     pub admin: Option<String>,
+    #[command(flatten)]
+    pub access: AccessArgs,
+}
+
+/// The flags by which a command is let in to a node.
+#[derive(Clone, Debug, clap::Args)]
+pub struct AccessArgs {
     /// Present the first token of this file
     /// [default: without --admin, the file of `WAYPOST_ADMIN__TOKEN_FILE`, if it is set]
     #[arg(
@@ -95,25 +110,33 @@ fn patience(text: &str) -> Result<Duration, String> {
 impl AdminArgs {
     /// The client of that node, or the exit status, after the mistake is told.
     pub fn client(&self) -> Result<AdminClient, ExitCode> {
+        self.access.client(self.admin.as_deref())
+    }
+}
+
+impl AccessArgs {
+    /// The client of the node at `url`, by default that of this machine, or the exit status, after
+    /// the mistake is told.
+    pub fn client(&self, url: Option<&str>) -> Result<AdminClient, ExitCode> {
         let identity = self.cert_file.as_deref().zip(self.key_file.as_deref());
         let tls = client_tls(self.ca_file.as_deref(), identity);
         let tls = tls.map_err(|why| misused(format_args!("TLS: {why}")))?;
-        let url = self.admin.as_deref().unwrap_or(OWN_NODE);
+        let authorization = self.authorization(url.is_none())?;
+        let url = url.unwrap_or(OWN_NODE);
         // It would be known to all who see the arguments of the process.
         if Url::parse(url).is_ok_and(|url| has_login(&url)) {
             let why = "has a login, which is never sent; name a file with a token by --token-file";
             return Err(misused(format_args!("--admin: {why}")));
         }
-        let client = AdminClient::new(url, self.authorization()?, tls, self.timeout);
+        let client = AdminClient::new(url, authorization, tls, self.timeout);
         client.map_err(|why| misused(format_args!("--admin: {why}")))
     }
 
-    fn authorization(&self) -> Result<Option<HeaderValue>, ExitCode> {
+    fn authorization(&self, is_own_node: bool) -> Result<Option<HeaderValue>, ExitCode> {
         let named = self.token_file.clone().map(|file| ("--token-file", file));
         // In the environment of a node, the node's own file. Another node is not told its token.
         let variable = "WAYPOST_ADMIN__TOKEN_FILE";
-        let own =
-            std::env::var_os(variable).filter(|file| self.admin.is_none() && !file.is_empty());
+        let own = std::env::var_os(variable).filter(|file| is_own_node && !file.is_empty());
         let own = own.map(|file| (variable, file.into()));
         let Some((source, file)) = named.or(own) else {
             return Ok(None);
@@ -169,46 +192,74 @@ impl AdminClient {
         answer.map_err(|why| self.failed(why))
     }
 
+    /// The address of the node, as the user has named it.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
     /// The node's answer to a POST of `body`, or to a GET.
     ///
     /// # Errors
     /// When there is no answer in time, or it is a refusal.
     pub async fn ask(&self, path: &str, body: Option<&Value>) -> Result<Value, String> {
-        let url = format!("{}{path}", self.url.trim_end_matches('/'));
         let is_order = body.is_some();
         let body = body.map(|body| body.to_string().into());
-        let endpoint = Endpoint::parse(&url, || Arc::clone(&self.tls))?
-            .with_authorization(self.authorization.clone());
+        let endpoint = self.endpoint(path)?;
         let asked = endpoint.ask(body, CONNECT_TIMEOUT, ANSWER_MAX);
         let Ok(asked) = timeout(self.timeout, asked).await else {
-            let patience = format_duration(self.timeout);
             let order = if is_order {
                 "; the order may be carried out all the same"
             } else {
                 ""
             };
-            return Err(format!("no answer within {patience}{order}"));
+            return Err(format!("{}{order}", self.too_late()));
         };
         let (status, answer) = asked.map_err(|failure| failure.to_string())?;
-        let answer = serde_json::from_slice::<Value>(&answer);
-        if status.is_success() {
-            return answer
-                .map_err(|why| format!("status {status}, not an answer of a node: {why}"));
+        if !status.is_success() {
+            return Err(refusal(status, &answer));
         }
-        // A proxy before the node may refuse in another form.
-        let answer = answer.unwrap_or_default();
-        let is_certificate = answer["type"] == "urn:waypost:problem:certificate";
-        let detail = answer["detail"].as_str().map(str::to_owned);
-        let why = detail.unwrap_or_else(|| format!("status {status}"));
-        if status != StatusCode::UNAUTHORIZED {
-            return Err(why);
+        let answer = serde_json::from_slice(&answer);
+        answer.map_err(|why| format!("status {status}, not an answer of a node: {why}"))
+    }
+
+    /// The events of the node at `path`, behind the event `last_id`.
+    ///
+    /// # Errors
+    /// When the node does not begin to answer in time, or refuses.
+    pub async fn events(&self, path: &str, last_id: Option<&str>) -> Result<EventStream, String> {
+        let endpoint = self.endpoint(path)?;
+        let mut headers = HeaderMap::new();
+        // An id of another form is none of a node.
+        if let Some(id) = last_id.and_then(|id| HeaderValue::from_str(id).ok()) {
+            headers.insert(HeaderName::from_static("last-event-id"), id);
         }
-        let flags = if is_certificate {
-            "--cert-file and --key-file"
-        } else {
-            "--token-file"
+        let open = async {
+            let opened = endpoint.open(CONNECT_TIMEOUT, headers).await;
+            let mut answer = opened.map_err(|failure| failure.to_string())?;
+            let status = answer.status();
+            if status.is_success() {
+                return Ok(EventStream::new(answer));
+            }
+            let mut body = Vec::new();
+            while let Some(Ok(piece)) = answer.next().await
+                && body.len() < REFUSAL_MAX
+            {
+                body.extend_from_slice(&piece);
+            }
+            Err(refusal(status, &body))
         };
-        Err(format!("{why} (name a file with one by {flags})"))
+        let opened = timeout(self.timeout, open).await;
+        opened.unwrap_or_else(|_| Err(self.too_late()))
+    }
+
+    fn endpoint(&self, path: &str) -> Result<Endpoint, String> {
+        let url = format!("{}{path}", self.url.trim_end_matches('/'));
+        let endpoint = Endpoint::parse(&url, || Arc::clone(&self.tls))?;
+        Ok(endpoint.with_authorization(self.authorization.clone()))
+    }
+
+    fn too_late(&self) -> String {
+        format!("no answer within {}", format_duration(self.timeout))
     }
 
     /// The value in an answer. If it is not the answer of a node, says so and gives the exit status.
@@ -217,7 +268,25 @@ impl AdminClient {
         read.map_err(|why| self.failed(format!("not an answer of a node: {why}")))
     }
 
-    fn failed(&self, why: String) -> ExitCode {
+    /// Tells why the node gives no answer. Returns the exit status.
+    pub fn failed(&self, why: String) -> ExitCode {
         failed(format_args!("--admin {}: {why}", self.url))
     }
+}
+
+/// Why a node has refused.
+fn refusal(status: StatusCode, answer: &[u8]) -> String {
+    // A proxy before the node may refuse in another form.
+    let answer = serde_json::from_slice::<Value>(answer).unwrap_or_default();
+    let detail = answer["detail"].as_str().map(str::to_owned);
+    let why = detail.unwrap_or_else(|| format!("status {status}"));
+    if status != StatusCode::UNAUTHORIZED {
+        return why;
+    }
+    let flags = if answer["type"] == "urn:waypost:problem:certificate" {
+        "--cert-file and --key-file"
+    } else {
+        "--token-file"
+    };
+    format!("{why} (name a file with one by {flags})")
 }

@@ -9,10 +9,8 @@ use clap::Subcommand;
 use futures_util::FutureExt as _;
 use serde_json::{Map, Value, json};
 
-use self::{
-    selection::{Selection, list_path, order},
-    table::listed,
-};
+use self::selection::{Selection, list_path, order};
+pub(super) use self::table::listed;
 use super::{
     admin::{AdminArgs, AdminClient},
     output::{failed, misused, print, tell, width},

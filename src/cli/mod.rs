@@ -4,6 +4,7 @@ mod admin;
 pub mod check;
 pub mod dead;
 pub mod demo;
+mod event_stream;
 mod header;
 pub mod lane;
 pub mod load;
@@ -14,6 +15,7 @@ pub mod run;
 mod signals;
 pub mod sink;
 pub mod status;
+pub mod top;
 
 use std::{
     fs,
@@ -128,6 +130,8 @@ Examples:
     Load(load::Args),
     /// Show what a running node does, and what is wrong
     Status(status::Args),
+    /// Show running nodes live in the terminal, and give orders to their lanes
+    Top(top::Args),
     /// List, pause, drain, resume or restart the lanes of a node, or set their weights
     Lane(lane::Args),
     /// List, replay or drop the dead letters of a node
@@ -180,6 +184,7 @@ impl Cli {
                 Command::Sink(args) => sink::sink(args).await,
                 Command::Load(args) => load::load(args).await,
                 Command::Status(args) => status::status(args).await,
+                Command::Top(args) => top::top(args).await,
                 Command::Lane(args) => lane::lane(args).await,
                 Command::Dead(args) => dead::dead(args).await,
                 Command::Completions(args) => manual::completions(&args),
@@ -191,6 +196,10 @@ impl Cli {
 
     /// Logs to the standard error. `RUST_LOG` overrides the flags.
     fn log(&self) {
+        // Its lines would be in the midst of the screen.
+        if matches!(self.command, Some(Command::Top(_))) && std::io::stderr().is_terminal() {
+            return;
+        }
         let filter = std::env::var("RUST_LOG")
             .ok()
             .and_then(|directives| parse_filter(&directives))

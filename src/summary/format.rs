@@ -45,6 +45,20 @@ pub fn ms(value: f64) -> String {
     }
 }
 
+/// How fast a counter grows, such as `7.5/s` and `1,234/s`.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a pace is no larger than its counter"
+)]
+pub fn rate(by_second: f64) -> String {
+    if by_second > 0.0 && by_second < 9.95 {
+        format!("{by_second:.1}/s")
+    } else {
+        format!("{}/s", count(by_second.round() as u64))
+    }
+}
+
 /// A part of 1 in percent, without the unit.
 pub fn percent(part: f64) -> String {
     format!("{:.0}", 100.0 * part)
@@ -90,6 +104,15 @@ mod tests {
             (200_000.0, "2 d"),
         ] {
             assert_eq!(age(seconds), text);
+        }
+        for (pace, text) in [
+            (0.0, "0/s"),
+            (0.04, "0.0/s"),
+            (9.94, "9.9/s"),
+            (9.96, "10/s"),
+            (1_234.4, "1,234/s"),
+        ] {
+            assert_eq!(rate(pace), text);
         }
         for (value, text) in [(0.444, "0.44"), (12.34, "12.3"), (1234.5, "1234")] {
             assert_eq!(ms(value), text);

@@ -2,6 +2,7 @@
 //! had nothing to tell.
 
 pub mod format;
+pub mod history;
 
 use std::collections::BTreeMap;
 

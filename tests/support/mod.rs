@@ -13,6 +13,7 @@ pub mod proxy;
 pub mod pubsub;
 pub mod rabbitmq;
 pub mod rig;
+pub mod terminal;
 pub mod tls;
 
 use std::{

@@ -10,7 +10,7 @@ use crate::summary::format::{count, one_line, wrapped};
 
 /// The records as a table. If a line does not fit a terminal of `width`, the reasons have lines of
 /// their own.
-pub(super) fn listed(answer: &Value, parked: bool, width: Option<usize>) -> String {
+pub(in crate::cli) fn listed(answer: &Value, parked: bool, width: Option<usize>) -> String {
     let name = if parked { "parked" } else { "dead" };
     let records = answer[name].as_array().map_or(&[][..], Vec::as_slice);
     let (time_name, when) = if parked {

@@ -1,0 +1,190 @@
+//! `waypost top`: nodes in a terminal, live.
+
+mod columns;
+mod draw;
+mod feed;
+mod node_lines;
+mod pages;
+mod state;
+mod theme;
+
+use std::{
+    io::{self, IsTerminal as _},
+    process::ExitCode,
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    thread,
+    time::Duration,
+};
+
+use ratatui::crossterm::event::{self, Event, KeyEventKind};
+use serde_json::json;
+use tokio::{sync::mpsc, time::interval};
+
+use self::{
+    draw::draw,
+    feed::{NodeNews, follow},
+    state::{LaneOrder, TopState, Wanted},
+    theme::Theme,
+};
+use super::{
+    admin::{AccessArgs, AdminClient},
+    output::failed,
+    signals::Signals,
+};
+
+/// The ages on the screen change this often.
+const TICK: Duration = Duration::from_millis(500);
+/// How often the thread of the keys looks whether the command has ended.
+const KEY_PATIENCE: Duration = Duration::from_millis(100);
+/// News and keys that wait to be shown.
+const WAITING_MAX: usize = 64;
+/// Dead letters that are shown.
+const LETTERS_SHOWN: usize = 200;
+
+const EXAMPLES: &str = "\
+Examples:
+  waypost top
+  waypost top --admin http://10.0.0.7:8001 --admin http://10.0.0.8:8001
+
+Keys: ? shows them all; q ends it.";
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Args {
+    /// The admin address of a node; may be given again [default: `http://127.0.0.1:8001`]
+    #[arg(long = "admin", help_heading = "Node", value_name = "URL")]
+    admins: Vec<String>,
+    #[command(flatten)]
+    access: AccessArgs,
+}
+
+/// Shows the nodes until a key or a signal ends it. The terminal is then as it was, also after a
+/// panic.
+pub async fn top(args: Args) -> Result<(), ExitCode> {
+    let nodes = if args.admins.is_empty() {
+        vec![args.access.client(None)?]
+    } else {
+        let clients = args.admins.iter().map(|url| args.access.client(Some(url)));
+        clients.collect::<Result<_, _>>()?
+    };
+    if !io::stdout().is_terminal() {
+        let why = "the output is no terminal; `waypost status` prints the state of a node";
+        return Err(failed(why));
+    }
+    let mut signals = Signals::take()?;
+    // It restores the terminal in a panic.
+    let mut terminal =
+        ratatui::try_init().map_err(|why| failed(format_args!("the terminal: {why}")))?;
+    let _restored = Restored;
+    let nodes: Vec<_> = nodes.into_iter().map(Rc::new).collect();
+    let (news, mut heard) = mpsc::channel(WAITING_MAX);
+    for (at, node) in nodes.iter().enumerate() {
+        actix_rt::spawn(follow(Rc::clone(node), at, news.clone()));
+    }
+    let mut keys = Keys::read();
+    let urls = nodes.iter().map(|node| node.url().to_owned());
+    let mut state = TopState::new(urls.collect());
+    let theme = Theme::of_environment();
+    let mut ticks = interval(TICK);
+    loop {
+        fail::fail_point!("top");
+        terminal
+            .draw(|frame| draw(frame, &mut state, theme))
+            .map_err(|why| failed(format_args!("the terminal: {why}")))?;
+        let wanted = tokio::select! {
+            _ = signals.next() => return Ok(()),
+            event = keys.events.recv() => match event {
+                // Its terminal has gone.
+                None => return Ok(()),
+                Some(Event::Key(key)) if key.kind == KeyEventKind::Press => {
+                    state.told = None;
+                    state.press(key)
+                }
+                // A new size is drawn.
+                Some(_) => Wanted::Nothing,
+            },
+            Some((at, news)) = heard.recv() => {
+                state.hear(at, news);
+                Wanted::Nothing
+            }
+            _ = ticks.tick() => Wanted::Nothing,
+        };
+        match wanted {
+            Wanted::Nothing => {}
+            Wanted::Quit => return Ok(()),
+            Wanted::Order(order) => give(&nodes, order, &news),
+            Wanted::Letters(at) => ask_letters(&nodes, at, &news),
+        }
+    }
+}
+
+/// The terminal is as it was once this is dropped.
+struct Restored;
+
+impl Drop for Restored {
+    fn drop(&mut self) {
+        // If it has gone, there is nothing to restore.
+        ratatui::try_restore().ok();
+    }
+}
+
+/// The keys, which a thread reads: reading them blocks.
+struct Keys {
+    events: mpsc::Receiver<Event>,
+    has_ended: Arc<AtomicBool>,
+}
+
+impl Keys {
+    fn read() -> Self {
+        let (sender, events) = mpsc::channel(WAITING_MAX);
+        let has_ended = Arc::new(AtomicBool::new(false));
+        let ended = Arc::clone(&has_ended);
+        thread::spawn(move || {
+            while !ended.load(Relaxed) {
+                let event = match event::poll(KEY_PATIENCE) {
+                    Ok(true) => event::read(),
+                    Ok(false) => continue,
+                    Err(why) => Err(why),
+                };
+                if event.is_err() || event.is_ok_and(|event| sender.blocking_send(event).is_err()) {
+                    return;
+                }
+            }
+        });
+        Self { events, has_ended }
+    }
+}
+
+impl Drop for Keys {
+    fn drop(&mut self) {
+        self.has_ended.store(true, Relaxed);
+    }
+}
+
+type NewsSender = mpsc::Sender<(usize, NodeNews)>;
+
+/// Gives the order, and tells its outcome.
+fn give(nodes: &[Rc<AdminClient>], order: LaneOrder, news: &NewsSender) {
+    let LaneOrder { of, action } = order;
+    let (node, news) = (Rc::clone(&nodes[of.node]), news.clone());
+    actix_rt::spawn(async move {
+        let lane = &of.lane;
+        let path = format!("/api/lanes/{lane}/{action}");
+        let answer = node.ask(&path, Some(&json!({}))).await;
+        let told = answer.map(|_| format!("{action} of lane {lane}: done"));
+        news.send((of.node, NodeNews::Told(told))).await.ok();
+    });
+}
+
+fn ask_letters(nodes: &[Rc<AdminClient>], at: usize, news: &NewsSender) {
+    let (node, news) = (Rc::clone(&nodes[at]), news.clone());
+    actix_rt::spawn(async move {
+        let path = format!("/api/dead?limit={LETTERS_SHOWN}&records=false");
+        let letters = node.ask(&path, None).await;
+        news.send((at, NodeNews::Letters(letters))).await.ok();
+    });
+}
