@@ -38,7 +38,7 @@ use crate::{
     control::{ConfigSource, Control, ControlParams, Orders},
     http::{
         self, ServerLimits, admin, events::EventHub, ingest, signatures::Signatures,
-        status::AdminState, tokens::Tokens,
+        status::AdminState, tap::TapStreams, tokens::Tokens,
     },
     idempotency::IdempotencyStore,
     lane_id::LaneId,
@@ -558,6 +558,7 @@ impl<'a> Graph<'a> {
             hosts: config.admin.hosts.as_slice().into(),
             read_only: config.admin.read_only,
             events: Arc::new(EventHub::new(self.change_log.clone())),
+            tap: TapStreams::new(self.tap.clone()),
         };
         let ingest = ingest_socket.local_addr()?;
         let admin = admin_socket.local_addr()?;

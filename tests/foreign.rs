@@ -29,8 +29,8 @@ const QUESTIONS: [Route; 3] = [
     ("GET", "/api/explain?id=unknown", None),
     ("GET", "/api/dead?limit=1", None),
 ];
-/// Its answer has no end.
-const STREAM: Route = ("GET", "/api/events", None);
+/// Their answers have no end.
+const STREAMS: [Route; 2] = [("GET", "/api/events", None), ("GET", "/api/tap", None)];
 const ORDERS: [Route; 12] = [
     ("POST", "/api/dead/replay", Some(r#"{"all":true}"#)),
     ("POST", "/api/dead/drop", Some(r#"{"ids":[]}"#)),
@@ -141,7 +141,7 @@ async fn a_foreign_page_can_neither_read_nor_give_an_order() {
         ((SEC_FETCH_SITE, "cross-site"), "origin", 403),
         ((SEC_FETCH_SITE, "same-site"), "origin", 403),
     ] {
-        for route in QUESTIONS.into_iter().chain([STREAM]).chain(ORDERS) {
+        for route in QUESTIONS.into_iter().chain(STREAMS).chain(ORDERS) {
             let what = format!("{} {}, {header:?}", route.0, route.1);
             let answer = ask(&node, route, &[JSON, header.clone()]).await;
             answer.is_problem(status, kind, &what);
@@ -207,7 +207,7 @@ async fn each_error_of_the_admin_side_is_a_problem_and_each_405_has_allow() {
     let api = Api::start();
     let node = Node::start(&api.url(), &grpc_variables()).await;
     node.lane_is("grpc", "up", PATIENCE).await;
-    let readable = PROBES.into_iter().chain(QUESTIONS).chain([STREAM]);
+    let readable = PROBES.into_iter().chain(QUESTIONS).chain(STREAMS);
     for (_, path, body) in readable.chain(ORDERS) {
         let allowed = if body.is_some() { "POST" } else { "GET, HEAD" };
         let methods = METHODS.into_iter();

@@ -55,6 +55,7 @@ mod slow_clients;
 mod spool;
 mod supervisor;
 mod support;
+mod tap;
 mod tls;
 mod tokens;
 mod top;

@@ -120,7 +120,7 @@ async fn no_command_panics_when_its_output_is_of_no_use() {
     api.behave(|_, _| Conduct::Answer(200));
     let admin = format!("http://127.0.0.1:{}", node.admin);
     let (url, listen) = (api.url(), format!("127.0.0.1:{}", free_port()));
-    let commands: [(&[&str], i32); 22] = [
+    let commands: [(&[&str], i32); 24] = [
         (&["--help"], 0),
         (&["--version"], 0),
         (&["--version", "--json"], 0),
@@ -131,6 +131,8 @@ async fn no_command_panics_when_its_output_is_of_no_use() {
         (&["status", "--json", "--admin", &admin], 0),
         (&["lane", "list", "--admin", &admin], 0),
         (&["lane", "pause", "nats", "--admin", &admin], 1),
+        (&["top", "--admin", &admin], 1),
+        (&["tap", "--lane", "nats", "--admin", &admin], 1),
         (&["check"], 0),
         (&["check", "--listen", "here"], 2),
         (&["check", "--paint"], 2),

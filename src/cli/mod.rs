@@ -15,6 +15,7 @@ pub mod run;
 mod signals;
 pub mod sink;
 pub mod status;
+pub mod tap;
 pub mod top;
 
 use std::{
@@ -130,6 +131,8 @@ Examples:
     Load(load::Args),
     /// Show what a running node does, and what is wrong
     Status(status::Args),
+    /// Print records as they pass, one JSON line each
+    Tap(tap::Args),
     /// Show running nodes live in the terminal, and give orders to their lanes
     Top(top::Args),
     /// List, pause, drain, resume or restart the lanes of a node, or set their weights
@@ -184,6 +187,7 @@ impl Cli {
                 Command::Sink(args) => sink::sink(args).await,
                 Command::Load(args) => load::load(args).await,
                 Command::Status(args) => status::status(args).await,
+                Command::Tap(args) => tap::tap(args).await,
                 Command::Top(args) => top::top(args).await,
                 Command::Lane(args) => lane::lane(args).await,
                 Command::Dead(args) => dead::dead(args).await,

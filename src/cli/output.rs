@@ -4,6 +4,7 @@
 use std::{
     fmt::Display,
     io::{self, ErrorKind, Write as _},
+    ops::ControlFlow,
     process::ExitCode,
 };
 
@@ -17,13 +18,21 @@ pub fn print(result: impl Display) -> Result<(), ExitCode> {
 
 /// Prints a result as it is, like [`print`].
 pub fn print_bytes(result: &[u8]) -> Result<(), ExitCode> {
+    write(result).map(|_| ())
+}
+
+/// Prints one of many lines, and says whether there is still a reader.
+pub fn print_line(line: &str) -> Result<ControlFlow<()>, ExitCode> {
+    write(format!("{line}\n").as_bytes())
+}
+
+fn write(result: &[u8]) -> Result<ControlFlow<()>, ExitCode> {
     let mut output = io::stdout().lock();
     let printed = output.write_all(result).and_then(|()| output.flush());
     match printed {
-        Err(why) if why.kind() != ErrorKind::BrokenPipe => {
-            Err(failed(format!("the result cannot be written: {why}")))
-        }
-        _ => Ok(()),
+        Ok(()) => Ok(ControlFlow::Continue(())),
+        Err(why) if why.kind() == ErrorKind::BrokenPipe => Ok(ControlFlow::Break(())),
+        Err(why) => Err(failed(format!("the result cannot be written: {why}"))),
     }
 }
 

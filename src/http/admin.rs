@@ -27,6 +27,7 @@ use super::{
     page,
     problem::{Problem, ProblemKind},
     status::{AdminState, no_supervisor},
+    tap,
 };
 use crate::{
     actors::supervisor::{Action, ChildId, View},
@@ -67,6 +68,7 @@ fn open_routes(app: &mut web::ServiceConfig) {
                 .wrap(from_fn(only_this_site))
                 .service(read("/status", status))
                 .service(read("/events", events::stream))
+                .service(read("/tap", tap::stream))
                 .service(read("/explain", explain))
                 .service(read("/dead", dead_letters::list))
                 .service(order("/dead/replay", dead_letters::replay))
@@ -277,7 +279,7 @@ async fn command(
 ) -> Result<HttpResponse, Problem> {
     let (lane, action) = path.into_inner();
     let action = action_of(&action)?;
-    let lane = lane_of(&state, &lane)?;
+    let lane = state.lane_named(&lane)?;
     give_order(&state, &request, vec![lane], action).await?;
     let views = state.views().await?;
     let mut statuses = state.lane_statuses(&views);
@@ -346,19 +348,6 @@ fn action_of(name: &str) -> Result<Action, Problem> {
     })
 }
 
-/// The lane of that name, if it is this node's.
-fn lane_of(state: &AdminState, name: &str) -> Result<LaneId, Problem> {
-    let lanes = state.lanes.iter().map(|(lane, _)| *lane);
-    lanes
-        .clone()
-        .find(|lane| lane.name() == name)
-        .ok_or_else(|| {
-            let lanes: Vec<_> = lanes.map(LaneId::name).collect();
-            let detail = format!("This node has no lane {name}; it has {}", lanes.join(", "));
-            Problem::new(StatusCode::NOT_FOUND, ProblemKind::NotFound, detail)
-        })
-}
-
 /// The name of the one who gives an order: the address.
 fn operator(request: &HttpRequest) -> String {
     let address = request.peer_addr();
@@ -389,7 +378,7 @@ async fn set_weight(
     lane: web::Path<String>,
     web::Json(OrderBody(order)): web::Json<OrderBody<NewWeight>>,
 ) -> Result<HttpResponse, Problem> {
-    let lane = lane_of(&state, &lane)?;
+    let lane = state.lane_named(&lane)?;
     let (control, by, weight) = (state.control.clone(), operator(&request), order.weight);
     // It is noted though the operator has hung up.
     let done = actix_rt::spawn(async move { control.set_weight(lane, weight, &by).await });

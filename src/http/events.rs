@@ -51,13 +51,13 @@ const STATUS_EVERY: Duration = Duration::from_secs(1);
 /// While no status can be made, the readers hear this often that the connection lives.
 const PING_EVERY: Duration = Duration::from_secs(10);
 /// A comment, which is no event.
-const PING: &[u8] = b": ping\n\n";
+pub(super) const PING: &[u8] = b": ping\n\n";
 /// Asks a browser to come back a second after it has lost the connection.
 const RETRY: &str = "retry: 1000\n\n";
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 /// A proxy that understands it does not wait for more.
-const NO_BUFFERING: (&str, &str) = ("x-accel-buffering", "no");
-const MEDIA_TYPE: &str = "text/event-stream";
+pub(super) const NO_BUFFERING: (&str, &str) = ("x-accel-buffering", "no");
+pub(super) const MEDIA_TYPE: &str = "text/event-stream";
 
 /// All readers of events, and the task that renders the statuses for them.
 pub struct EventHub {

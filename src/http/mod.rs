@@ -15,6 +15,7 @@ mod page;
 pub mod problem;
 pub mod signatures;
 pub mod status;
+pub mod tap;
 pub mod tokens;
 
 use std::{

@@ -20,6 +20,7 @@ use self::warnings::{NodeWarning, warnings};
 use super::{
     events::EventHub,
     problem::{Problem, ProblemKind},
+    tap::TapStreams,
     tokens::Tokens,
 };
 use crate::{
@@ -73,9 +74,20 @@ pub struct AdminState {
     /// No order is taken.
     pub read_only: bool,
     pub events: Arc<EventHub>,
+    pub tap: TapStreams,
 }
 
 impl AdminState {
+    /// The lane of that name, if it is this node's.
+    pub fn lane_named(&self, name: &str) -> Result<LaneId, Problem> {
+        let mut lanes = self.lanes.iter().map(|(lane, _)| *lane);
+        lanes.find(|lane| lane.name() == name).ok_or_else(|| {
+            let lanes: Vec<_> = self.lanes.iter().map(|(lane, _)| lane.name()).collect();
+            let detail = format!("This node has no lane {name}; it has {}", lanes.join(", "));
+            Problem::new(StatusCode::NOT_FOUND, ProblemKind::NotFound, detail)
+        })
+    }
+
     /// Not everybody who reaches the address is an operator.
     pub const fn is_guarded(&self) -> bool {
         self.tokens.is_some() || self.needs_certificate

@@ -4,14 +4,13 @@ use futures_util::{
     Stream, StreamExt as _, TryStreamExt as _,
     stream::{self, BoxStream},
 };
-use tokio::sync::broadcast;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::inbound::{CLOSING, InboundStream, Intake, Sender};
 use crate::{
     lane_id::LaneId,
     proto::{self, waypost_server::Waypost},
-    tap::{Passage, Tap},
+    tap::{Passage, Tap, Tapped},
 };
 
 /// How many receipts a [`proto::Summary`] lists.
@@ -81,12 +80,10 @@ impl Waypost for Service {
         }
         let passages = stream::unfold(self.tap.watch(), move |mut tap| async move {
             loop {
-                match tap.recv().await {
-                    Ok(passage) if lane.is_none_or(|lane| lane == passage.lane) => {
-                        return Some((Ok(to_proto(&passage)), tap));
-                    }
-                    Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
-                    Err(broadcast::error::RecvError::Closed) => return None,
+                if let Tapped::Passage(passage) = tap.next().await
+                    && lane.is_none_or(|lane| lane == passage.lane)
+                {
+                    return Some((Ok(to_proto(&passage)), tap));
                 }
             }
         });
