@@ -12,8 +12,10 @@
 mod balance;
 mod comparison;
 mod counts;
+mod delivery_times;
 mod latency;
 mod memory;
+mod progress;
 mod refusals;
 mod rules;
 mod taken;
@@ -32,7 +34,9 @@ pub use self::{
     balance::{Balance, audit},
     comparison::{Finding, Present},
     counts::{ApiCounts, Counts, LaneLedger, NodeCounts, Posting},
-    latency::{Latency, Quantiles},
+    delivery_times::DeliveryTimes,
+    latency::{BOUNDS_S, Latency, Quantiles},
+    progress::Progress,
     refusals::Refusals,
     taken_file::TakenFile,
 };
@@ -123,6 +127,9 @@ impl Ledger {
 
     fn confirmed(&self, lane: LaneId, after: Duration) -> MutexGuard<'_, LaneLedger> {
         let mut ledger = self.lane(lane);
+        if ledger.counts.in_flight() == 0 {
+            ledger.progress.begins();
+        }
         ledger.publish.record(after);
         if ledger.refusals.confirmed(lane, Instant::now) {
             let refusing = None;
@@ -184,7 +191,7 @@ impl Ledger {
                     if let Some(origin) = &record.origin {
                         let us = now_us.saturating_sub(origin.at_us);
                         let took = Duration::from_micros(us);
-                        ledger.delivery.record(took);
+                        ledger.delivery.record(record, took, now_us);
                         longest = longest.max(Some(took));
                     }
                     moved.extend(memory.confirmed_by_another(lane, flags, key));
@@ -195,7 +202,8 @@ impl Ledger {
                 }
             }
             ledger.counts.delivered += 1;
-            ledger.last_delivery_us = now_us;
+            ledger.progress.last_delivery_us = now_us;
+            ledger.progress.came_out(record);
             if let Some(key) = key {
                 memory.add_delivered(lane, key);
             }
@@ -243,6 +251,7 @@ impl Ledger {
             self.moved(from, Some(lane));
         }
         let mut ledger = self.lane(lane);
+        ledger.progress.came_out(record);
         if !is_counted {
             ledger.counts.recovered += 1;
             if ledger.taken_over.count(record, &self.run) {
@@ -258,10 +267,11 @@ impl Ledger {
         let mut ledger = self.lane(lane);
         ledger.counts.unparked += 1;
         ledger.counts.delivered += 1;
-        ledger.last_delivery_us = now_us;
+        ledger.progress.last_delivery_us = now_us;
         if let Some(origin) = &record.origin {
             let us = now_us.saturating_sub(origin.at_us);
-            ledger.delivery.record(Duration::from_micros(us));
+            let took = Duration::from_micros(us);
+            ledger.delivery.record(record, took, now_us);
         }
         let mut memory = self.memory.lock();
         if let (_, Some(key)) = memory.look_up(record) {

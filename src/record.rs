@@ -151,6 +151,13 @@ pub fn is_traceparent(text: &str) -> bool {
         && (more.is_empty() || is_later && text.len() <= MAX && is_visible_ascii(text))
 }
 
+/// The trace id of a `traceparent`, if its flags say that the trace is recorded.
+pub fn sampled_trace_id(traceparent: &str) -> Option<&str> {
+    let flags = traceparent.split('-').nth(3)?;
+    let is_sampled = u8::from_str_radix(flags, 16).ok()? & 1 == 1;
+    traceparent.split('-').nth(1).filter(|_| is_sampled)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -190,6 +197,18 @@ mod tests {
             with("00-", "01-") + "-" + &"a".repeat(255),
         ] {
             assert!(!is_traceparent(&bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_trace_is_named_if_it_is_recorded() {
+        const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+        let with = |flags: &str| format!("00-{TRACE}-00f067aa0ba902b7-{flags}");
+        for flags in ["01", "03", "ff", "01-more"] {
+            assert_eq!(sampled_trace_id(&with(flags)), Some(TRACE), "{flags}");
+        }
+        for flags in ["00", "02", "fe"] {
+            assert_eq!(sampled_trace_id(&with(flags)), None, "{flags}");
         }
     }
 

@@ -29,6 +29,7 @@ mod lane;
 mod letters;
 mod load;
 mod log;
+mod metrics;
 mod model;
 mod nats;
 mod output;

@@ -15,14 +15,11 @@ use actix_web::{
     middleware::{Next, from_fn},
     web,
 };
-use prometheus_client::encoding::prometheus_text;
 use serde::{Deserialize, Deserializer, de::Error as _};
 use serde_json::json;
 
 use super::{
-    dead_letters, events, foreign,
-    metrics::Scrape,
-    operators,
+    dead_letters, events, foreign, metrics, operators,
     order_body::OrderBody,
     page,
     problem::{Problem, ProblemKind},
@@ -62,7 +59,7 @@ pub fn routes(app: &mut web::ServiceConfig, state: AdminState) {
 
 fn open_routes(app: &mut web::ServiceConfig) {
     app.configure(page::routes)
-        .service(read("/metrics", scrape))
+        .service(read("/metrics", metrics::scrape))
         .service(
             web::scope("/api")
                 .wrap(from_fn(only_this_site))
@@ -210,37 +207,6 @@ fn unready(why: &str) -> Problem {
 async fn status(state: web::Data<AdminState>) -> Result<HttpResponse, Problem> {
     let source = state.status_source().await?;
     Ok(HttpResponse::Ok().json(state.status(&source)))
-}
-
-async fn scrape(state: web::Data<AdminState>) -> Result<HttpResponse, Problem> {
-    let views = state.views().await?;
-    let oldest = state.spool.oldest().await;
-    let scrape = Scrape {
-        ledger: &state.ledger,
-        lanes: state.lane_statuses(&views).collect(),
-        stats: state.apis.spools().stats(),
-        apis: &state.apis,
-        reload: state.control.last_reload(),
-        api_limits: state
-            .apis
-            .all()
-            .iter()
-            .map(|api| state.limit_of(api))
-            .collect(),
-        files: &state.files,
-        oldest_us: oldest.and_then(|entry| Some(entry.record().origin?.at_us)),
-    };
-    let text = scrape.text().map_err(|why| {
-        let detail = format!("The metrics cannot be encoded: {why}");
-        Problem::new(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            ProblemKind::Metrics,
-            detail,
-        )
-    })?;
-    Ok(HttpResponse::Ok()
-        .content_type(prometheus_text::CONTENT_TYPE)
-        .body(text))
 }
 
 #[derive(Deserialize)]

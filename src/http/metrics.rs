@@ -1,69 +1,120 @@
-//! The ledger in the text format of Prometheus, version 0.0.4.
+//! The ledger as metrics, in the text format of Prometheus, version 0.0.4, or as OpenMetrics 1.0.
 //!
 //! Each scrape reads the same counts as `GET /api/status`. The encoder ends each help with a full
 //! stop, and the name of each counter with `_total`.
 
 mod each_api;
+mod each_lane;
+#[cfg(target_os = "linux")]
+mod process;
+mod runs;
+mod samples;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, sync::Arc};
 
+use actix_web::{
+    HttpRequest, HttpResponse,
+    http::{StatusCode, header},
+    web,
+};
 use prometheus_client::{
-    encoding::{EncodeMetric, MetricEncoder, NoLabelSet, prometheus_text},
-    metrics::{MetricType, TypedMetric, counter::ConstCounter, gauge::ConstGauge},
+    encoding::{prometheus_text, text},
+    metrics::{counter::ConstCounter, gauge::ConstGauge, info::Info},
     registry::Registry,
 };
 
-use super::status::LaneStatus;
+use self::samples::Samples;
+use super::{
+    accept,
+    problem::{Problem, ProblemKind},
+    status::{AdminState, LaneStatus},
+};
 use crate::{
     actors::apis::Apis,
     api::answer::FailureClass,
-    clock::unix_us,
+    build_info::BUILD_INFO,
+    clock,
     control::{ReloadOutcome, ReloadReport},
-    ledger::{Counts, LaneLedger, Latency, Ledger},
+    ledger::{Counts, LaneLedger, Ledger},
     secrets::FileHealth,
     spool::{Queue, SpoolStats},
-    transport::Durability,
 };
 
-/// Upper bounds of all histograms, in seconds: from a confirm in memory to a record that waited for
-/// an hour.
-const BOUNDS_S: [f64; 20] = [
-    0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
-    10.0, 30.0, 60.0, 300.0, 900.0, 3600.0,
-];
+/// With exemplars, which the text format of Prometheus has no place for.
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// `GET /metrics`.
+pub async fn scrape(
+    state: web::Data<AdminState>,
+    request: HttpRequest,
+) -> Result<HttpResponse, Problem> {
+    let views = state.views().await?;
+    let oldest = state.spool.oldest().await;
+    let apis = state.apis.all().iter();
+    let scrape = Scrape {
+        ledger: &state.ledger,
+        lanes: state.lane_statuses(&views).collect(),
+        stats: state.apis.spools().stats(),
+        apis: &state.apis,
+        reload: state.control.last_reload(),
+        api_limits: apis.map(|api| state.limit_of(api)).collect(),
+        files: &state.files,
+        spool_max: state.spool_max,
+        oldest_us: oldest.and_then(|entry| Some(entry.record().origin?.at_us)),
+    };
+    let registry = scrape.registry();
+    let mut body = String::new();
+    let (content_type, encoded) =
+        if accept::prefers(&request, "application/openmetrics-text", "text/plain") {
+            (OPEN_METRICS, text::encode(&mut body, &registry))
+        } else {
+            let encoded = prometheus_text::encode(&mut body, &registry);
+            (prometheus_text::CONTENT_TYPE, encoded)
+        };
+    encoded.map_err(cannot_encode)?;
+    Ok(HttpResponse::Ok()
+        .content_type(content_type)
+        .append_header((header::VARY, "accept"))
+        .body(body))
+}
+
+fn cannot_encode(why: fmt::Error) -> Problem {
+    let detail = format!("The metrics cannot be encoded: {why}");
+    let status = StatusCode::INTERNAL_SERVER_ERROR;
+    Problem::new(status, ProblemKind::Metrics, detail)
+}
 
 /// The values of one scrape.
-pub struct Scrape<'s> {
-    pub ledger: &'s Ledger,
-    pub lanes: Vec<LaneStatus<'s>>,
-    pub stats: SpoolStats,
-    pub apis: &'s Apis,
-    pub reload: Option<ReloadReport>,
+struct Scrape<'s> {
+    ledger: &'s Ledger,
+    lanes: Vec<LaneStatus<'s>>,
+    stats: SpoolStats,
+    apis: &'s Apis,
+    reload: Option<ReloadReport>,
     /// Of each API, over all lanes.
-    pub api_limits: Vec<usize>,
-    pub files: &'s [Arc<FileHealth>],
+    api_limits: Vec<usize>,
+    files: &'s [Arc<FileHealth>],
+    /// The most bytes of the spool's records.
+    spool_max: u64,
     /// The time at which the oldest record in the spool was accepted, in µs since the Unix epoch.
-    pub oldest_us: Option<u64>,
+    oldest_us: Option<u64>,
 }
 
 impl Scrape<'_> {
-    /// The whole answer to a scrape.
-    ///
-    /// # Errors
-    /// None: a string takes all that is written.
-    pub fn text(&self) -> Result<String, fmt::Error> {
+    fn registry(&self) -> Registry {
         let mut registry = Registry::default();
+        register_build(&mut registry);
+        #[cfg(target_os = "linux")]
+        process::register(&mut registry);
         self.register_counters(&mut registry);
-        self.register_lane_gauges(&mut registry);
+        each_lane::register(self, &mut registry);
         self.register_node_gauges(&mut registry);
-        self.register_runs(&mut registry);
+        runs::register(self, &mut registry);
         self.register_files(&mut registry);
         self.register_api(&mut registry);
         each_api::register(self, &mut registry);
         self.register_histograms(&mut registry);
-        let mut text = String::new();
-        prometheus_text::encode(&mut text, &registry)?;
-        Ok(text)
+        registry
     }
 
     fn register_counters(&self, registry: &mut Registry) {
@@ -144,78 +195,6 @@ impl Scrape<'_> {
         );
     }
 
-    fn register_lane_gauges(&self, registry: &mut Registry) {
-        registry.register(
-            "waypost_lane_up",
-            "1 while the lane takes records",
-            self.by_lane(|lane, _| ConstGauge::new(u64::from(lane.takes_records))),
-        );
-        registry.register(
-            "waypost_lane_paused_seconds",
-            "Time since an operator paused or drained the lane; 0 if none did, or it was resumed",
-            self.by_lane(|lane, _| ConstGauge::new(lane.paused_s())),
-        );
-        registry.register(
-            "waypost_in_flight",
-            "Records that a lane has confirmed and the API has not taken",
-            self.by_lane(|lane, _| ConstGauge::new(lane.in_flight)),
-        );
-        registry.register(
-            "waypost_kept_copies",
-            "Copies on this disk of records whose confirm a power cut could take",
-            self.by_lane(|lane, _| ConstGauge::new(lane.kept)),
-        );
-        registry.register(
-            "waypost_lane_outlives_power_cut",
-            "1 if a confirm of the lane survives a power cut of its broker; 0 if not, or unknown",
-            self.by_lane(|lane, _| {
-                let is_durable = lane.broker.outlives_power_cut == Durability::Yes;
-                ConstGauge::new(u64::from(is_durable))
-            }),
-        );
-        registry.register(
-            "waypost_last_delivery_seconds",
-            "Time since the API took a record of the lane",
-            self.by_lane::<ConstGauge<f64>, _>(|_, lane| {
-                let at_us = Some(lane.last_delivery_us);
-                at_us.filter(|at_us| *at_us > 0).map(age)
-            }),
-        );
-    }
-
-    /// The records that nodes on one broker have taken of each other.
-    fn register_runs(&self, registry: &mut Registry) {
-        for (name, help, samples) in [
-            (
-                "waypost_ledger_handed_over",
-                "Records of this run that another node took from the broker",
-                self.by_run(|lane| vec![(None, lane.counts.handed_over())]),
-            ),
-            (
-                "waypost_ledger_taken_over",
-                "Records of other runs, by run, that ended at this node",
-                self.by_run(|lane| {
-                    let runs = lane.taken_over.by_run();
-                    runs.map(|(run, taken)| (Some(run.to_owned()), taken.records))
-                        .collect()
-                }),
-            ),
-            (
-                "waypost_ledger_uncounted_max",
-                "Records that may have been taken over and not counted as such, by run: a node was killed",
-                self.by_run(|lane| {
-                    let runs = lane.taken_over.by_run();
-                    let runs = runs.filter(|(_, taken)| taken.uncounted_max > 0);
-                    runs.map(|(run, taken)| (Some(run.to_owned()), taken.uncounted_max))
-                        .chain([(None, lane.readopted)])
-                        .collect()
-                }),
-            ),
-        ] {
-            registry.register(name, help, samples);
-        }
-    }
-
     fn register_node_gauges(&self, registry: &mut Registry) {
         registry.register(
             "waypost_oldest_waiting_seconds",
@@ -245,6 +224,11 @@ impl Scrape<'_> {
                 "waypost_spool_bytes",
                 "Size of the spool on disk",
                 self.stats.bytes,
+            ),
+            (
+                "waypost_spool_max_bytes",
+                "Size at which the spool takes no more records",
+                self.spool_max,
             ),
             (
                 "waypost_spool_refuses",
@@ -345,14 +329,14 @@ impl Scrape<'_> {
                 "From a POST to the API's answer or its failure",
                 self.by_lane(|_, lane| lane.post.clone()),
             ),
-            (
-                "waypost_delivery_seconds",
-                "From accepted to delivered",
-                self.by_path(|lane| lane.delivery.clone()),
-            ),
         ] {
             registry.register(name, help, samples);
         }
+        registry.register(
+            "waypost_delivery_seconds",
+            "From accepted to delivered",
+            self.by_path(|lane| lane.delivery.histogram.clone()),
+        );
     }
 
     fn by_lane<M, O: Into<Option<M>>>(
@@ -373,75 +357,20 @@ impl Scrape<'_> {
         });
         Samples(samples.collect())
     }
-
-    /// Counts of records by the run that accepted them; `None` is this run.
-    fn by_run(
-        &self,
-        counts: impl Fn(&LaneLedger) -> Vec<(Option<String>, u64)>,
-    ) -> Samples<ConstGauge<u64>> {
-        let mut samples = Vec::new();
-        for lane in &self.lanes {
-            for (run, records) in counts(&self.ledger.lane(lane.lane)) {
-                let run = run.unwrap_or_else(|| self.ledger.run.to_string());
-                let labels = vec![("path", lane.tag.to_owned()), ("run", run)];
-                samples.push((labels, ConstGauge::new(records)));
-            }
-        }
-        Samples(samples)
-    }
 }
 
-/// The samples of a metric, each with its labels.
-#[derive(Debug)]
-struct Samples<M>(Vec<(Vec<(&'static str, String)>, M)>);
-
-impl<M: EncodeMetric + TypedMetric> EncodeMetric for Samples<M> {
-    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
-        for (labels, sample) in &self.0 {
-            sample.encode(encoder.encode_family(labels)?)?;
-        }
-        Ok(())
-    }
-
-    fn metric_type(&self) -> MetricType {
-        M::TYPE
-    }
-
-    fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-}
-
-impl TypedMetric for Latency {
-    const TYPE: MetricType = MetricType::Histogram;
-}
-
-impl EncodeMetric for Latency {
-    fn encode(&self, mut encoder: MetricEncoder<'_>) -> fmt::Result {
-        let mut below = 0;
-        let buckets = BOUNDS_S.map(|bound| {
-            let bound_us = Duration::from_secs_f64(bound).as_micros();
-            let bound_us = u64::try_from(bound_us).unwrap_or(u64::MAX);
-            // To two significant digits: a time just above a bound may be counted below it.
-            let up_to = self.times.count_between(0, bound_us);
-            let count = up_to - below;
-            below = up_to;
-            (bound, count)
-        });
-        let sum_s = seconds(self.sum_us);
-        encoder.encode_histogram::<NoLabelSet>(sum_s, self.times.len(), &buckets, None)
-    }
-
-    fn metric_type(&self) -> MetricType {
-        Self::TYPE
-    }
+/// The encoder ends the name with `_info`.
+fn register_build(registry: &mut Registry) {
+    let mut labels = vec![("version", BUILD_INFO.version)];
+    labels.extend(BUILD_INFO.commit.map(|commit| ("commit", commit)));
+    registry.register(
+        "waypost_build",
+        "The build of this program",
+        Info::new(labels),
+    );
 }
 
 /// The time since `at_us`, in µs since the Unix epoch.
 fn age(at_us: u64) -> ConstGauge<f64> {
-    ConstGauge::new(seconds(unix_us().saturating_sub(at_us)))
-}
-
-fn seconds(us: u64) -> f64 {
-    Duration::from_micros(us).as_secs_f64()
+    ConstGauge::new(clock::age(at_us).as_secs_f64())
 }

@@ -1,5 +1,6 @@
 //! The HTTP that a node serves: ingest for clients, admin for operators.
 
+mod accept;
 pub mod admin;
 mod dead_letters;
 mod early_problem;

@@ -13,14 +13,14 @@ use actix_web::{
     Error, HttpRequest, HttpResponse,
     body::BoxBody,
     dev::{ServiceRequest, ServiceResponse},
-    http::header::{self, Accept, Header as _, HeaderName, HeaderValue},
+    http::header::{self, HeaderName, HeaderValue},
     middleware::{Next, from_fn},
     web,
 };
 use flate2::Compression;
 
 use self::assets::{PackedText, SCRIPT, STYLES};
-use super::{admin::read, foreign, problem::Problem, status::AdminState};
+use super::{accept, admin::read, foreign, problem::Problem, status::AdminState};
 
 /// Nothing is loaded from elsewhere, no script is in the HTML, and no other page shows this one.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; \
@@ -62,7 +62,7 @@ async fn page(state: web::Data<AdminState>, request: HttpRequest) -> Result<Http
     let source = state.status_source().await?;
     let status = serde_json::to_value(state.status(&source));
     let status = status.expect("the keys of a status are text, so it has a JSON");
-    let (media_type, text) = if prefers_text(&request) {
+    let (media_type, text) = if accept::prefers(&request, "text/plain", "text/html") {
         ("text/plain; charset=utf-8", text::page(&status))
     } else {
         let page = html::page(&status, state.read_only).into_string();
@@ -75,16 +75,6 @@ async fn page(state: web::Data<AdminState>, request: HttpRequest) -> Result<Http
         // It is another one a second later.
         .insert_header((header::CACHE_CONTROL, "no-store"));
     Ok(PackedText::new(text, Compression::fast()).answer(&request, answer))
-}
-
-fn prefers_text(request: &HttpRequest) -> bool {
-    let ranked = Accept::parse(request).map(|accepted| accepted.ranked());
-    let ranked = ranked.unwrap_or_default();
-    let at = |name: &str| ranked.iter().position(|range| range.essence_str() == name);
-    match (at("text/plain"), at("text/html")) {
-        (Some(text), Some(html)) => text < html,
-        (text, _) => text.is_some(),
-    }
 }
 
 async fn styles(request: HttpRequest) -> HttpResponse {

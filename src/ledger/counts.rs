@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use super::{Latency, Refusals, comparison::Comparison, taken::TakenOver};
+use super::{DeliveryTimes, Latency, Progress, Refusals, comparison::Comparison, taken::TakenOver};
 use crate::api::answer::FailureClass;
 
 /// The counts and times of one lane.
@@ -15,9 +15,8 @@ pub struct LaneLedger {
     /// From a POST to its answer or failure.
     pub post: Latency,
     /// From accepted to delivered.
-    pub delivery: Latency,
-    /// The time of the last delivery, in microseconds since the Unix epoch; 0 for never.
-    pub last_delivery_us: u64,
+    pub delivery: DeliveryTimes,
+    pub progress: Progress,
     /// Records of other runs that ended here.
     pub taken_over: TakenOver,
     /// Records of an earlier run that this one has found on disk and sent again. The broker may have

@@ -5,6 +5,13 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
+/// Upper bounds of all histograms, in seconds: from a confirm in memory to a record that waited for
+/// an hour.
+pub const BOUNDS_S: [f64; 20] = [
+    0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
+    10.0, 30.0, 60.0, 300.0, 900.0, 3600.0,
+];
+
 /// Median and 99th percentile, in milliseconds; zero before the first time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
