@@ -285,6 +285,8 @@ fn listens(name: &str, service: &Service) -> BTreeSet<u16> {
         // The defaults of their images.
         "rabbitmq" => [5672].into(),
         "locust" => [8089].into(),
+        "prometheus" => [9090].into(),
+        "grafana" => [3000].into(),
         _ => panic!("{name}: its ports are not known here"),
     }
 }
@@ -695,5 +697,88 @@ fn locust_finds_its_files_and_the_balancer() {
             "{file}: {mounted:?}"
         );
         leads_to(stack, flag(locust, "--host").expect("it says where"));
+    }
+}
+
+/// The part of `prometheus.yaml` that names nodes and files.
+#[derive(Deserialize)]
+struct PrometheusConfig {
+    rule_files: Vec<String>,
+    scrape_configs: Vec<ScrapeConfig>,
+}
+
+#[derive(Deserialize)]
+struct ScrapeConfig {
+    job_name: String,
+    authorization: Credentials,
+    static_configs: Vec<Targets>,
+}
+
+#[derive(Deserialize)]
+struct Credentials {
+    credentials_file: String,
+}
+
+#[derive(Deserialize)]
+struct Targets {
+    targets: Vec<String>,
+}
+
+#[test]
+fn prometheus_scrapes_the_admin_side_of_both_nodes_with_their_token() {
+    let config: PrometheusConfig =
+        serde_saphyr::from_str(&text("prometheus.yaml")).expect("it is YAML");
+    let [scrape] = &config.scrape_configs[..] else {
+        panic!("one job")
+    };
+    assert!(
+        text("alerts.yaml").contains(&format!("up{{job=\"{}\"}}", scrape.job_name)),
+        "the alerts are about its job"
+    );
+    for (file, stack) in &stacks() {
+        let prometheus = &stack.services["prometheus"];
+        let mounted = |source: &str| {
+            let found = mounts(prometheus).find(|(from, _)| *from == source);
+            found.map(|(_, target)| target)
+        };
+        let config_file = flag(prometheus, "--config.file");
+        assert_eq!(mounted("./prometheus.yaml"), config_file, "{file}");
+        let folder = Path::new(config_file.expect("it says where")).parent();
+        for rules in &config.rule_files {
+            let target = mounted(&format!("./{rules}")).map(Path::new);
+            assert_eq!(target, folder.map(|folder| folder.join(rules)).as_deref());
+        }
+        let token = mounted("./admin-token");
+        assert_eq!(
+            token,
+            Some(&*scrape.authorization.credentials_file),
+            "{file}"
+        );
+        let storage = flag(prometheus, "--storage.tsdb.path").expect("it says where");
+        assert!(lies_on_a_volume(prometheus, Path::new(storage)), "{file}");
+
+        let mut scraped: Vec<_> = scrape.static_configs[0].targets.iter().collect();
+        scraped.sort_unstable();
+        for (node, target) in NODES.into_iter().zip(scraped) {
+            let port = configuration(&stack.services[node]).admin.listen.port();
+            assert_eq!(*target, format!("{node}:{port}"), "{file}");
+        }
+    }
+}
+
+#[test]
+fn grafana_finds_the_dashboard_and_prometheus() {
+    let sources = text("grafana-datasource.yaml");
+    let providers = text("grafana-dashboards.yaml");
+    let url = settings(&sources, "url").next().expect("a URL");
+    let path = settings(&providers, "path").next().expect("a path");
+    for (file, stack) in &stacks() {
+        assert_eq!(leads_to(stack, url), "prometheus", "{file}");
+        let grafana = &stack.services["grafana"];
+        let home = &grafana.environment["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"];
+        let dashboard = mounts(grafana).find(|(from, _)| *from == "./grafana-dashboard.json");
+        let (_, target) = dashboard.expect("it is mounted");
+        assert_eq!(target, home, "{file}");
+        assert!(Path::new(target).starts_with(path), "{file}");
     }
 }

@@ -5,6 +5,7 @@
 compile_error!("the tests need fault points: run tests/run, or cargo test --features failpoints");
 
 mod admin;
+mod alerts;
 mod api;
 mod apis;
 mod bad_requests;
@@ -16,6 +17,7 @@ mod concurrency;
 mod connect;
 mod containers;
 mod control;
+mod dashboard;
 mod durable;
 mod end_to_end;
 mod events;

@@ -9,6 +9,7 @@ pub mod nats;
 pub mod node;
 pub mod power;
 pub mod process;
+pub mod prometheus;
 pub mod proxy;
 pub mod pubsub;
 pub mod rabbitmq;
