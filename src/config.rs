@@ -132,7 +132,7 @@ section! {
         max_body: usize = 1 << 20, with = "value::Size::<1, GIB>";
         /// Bytes of one record.
         max_record: usize = 256 << 10, with = "value::Size::<1, GIB>";
-        schema: Schema = Schema::Case, deserialize_with = "value::name";
+        schema: Schema = Schema::Case, deserialize_with = "value::from_text";
         /// Objects and arrays inside of each other, the record included.
         max_depth: usize = JsonLimits::default().max_depth, deserialize_with = "value::whole::<1, DEPTH_MAX, _, _>";
         /// Members of all objects of a record.
@@ -342,13 +342,18 @@ pub enum NatsSync {
 
 impl IngestConfig {
     /// The rules for each record.
-    pub const fn record_rules(&self) -> RecordRules {
+    pub fn record_rules(&self) -> RecordRules {
+        let numbers = match (&self.schema, self.numbers) {
+            // Other numbers cannot be compared with those of the file.
+            (Schema::File(_), NumberRange::Any) => NumberRange::Double,
+            (_, numbers) => numbers,
+        };
         RecordRules {
-            schema: self.schema,
+            schema: self.schema.clone(),
             limits: JsonLimits {
                 max_depth: self.max_depth,
                 max_members: self.max_members,
-                numbers: self.numbers,
+                numbers,
             },
         }
     }

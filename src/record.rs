@@ -9,6 +9,7 @@ mod limits;
 mod parse;
 pub mod pointer;
 mod schema;
+mod schema_file;
 mod tag;
 
 use std::sync::Arc;
@@ -20,6 +21,7 @@ pub use self::{
     limits::{DEPTH_MAX, JsonLimits, NumberRange},
     parse::{Invalid, RecordRules, as_text, parse, parse_any, parse_body},
     schema::Schema,
+    schema_file::SchemaFile,
     tag::Tag,
 };
 use crate::clock::unix_us;

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    fs,
     path::Path,
     process::{Command, Output},
 };
@@ -38,7 +39,7 @@ fn mistakes(arguments: &[&str], environment: &[(&str, &str)]) -> Vec<String> {
 fn each_mistake_is_named_by_file_line_and_key_with_what_is_allowed() {
     let expected = [
         r#"mistakes.toml:4: ingest.listen: "localhost" does not fit; allowed is an IP address and a port, as in "127.0.0.1:8000""#,
-        r#"mistakes.toml:6: ingest.schema: "cases" does not fit; allowed is "case" or "any""#,
+        r#"mistakes.toml:6: ingest.schema: "cases" cannot be read: No such file or directory (os error 2); allowed is "case", "any" or the path of a JSON Schema file"#,
         r#"mistakes.toml:10: api.timeout: "fast" does not fit; allowed is a duration over zero, as in "250ms", "10s" or "24h""#,
         r#"mistakes.toml:11: api.concurrency: "0" does not fit; allowed is a whole number from 1 to 4096"#,
         "mistakes.toml:12: api.time_out: there is no such key; did you mean api.timeout?",
@@ -52,6 +53,31 @@ fn each_mistake_is_named_by_file_line_and_key_with_what_is_allowed() {
         "mistakes.toml:29: lanes.grpc.listen: is taken by admin.listen, 127.0.0.1:8001; allowed is an address and port of its own",
     ];
     assert_eq!(mistakes(&["--config", "mistakes.toml"], &[]), expected);
+}
+
+#[test]
+fn each_fault_of_a_schema_is_named_by_its_file_line_and_pointer() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("record.schema.json");
+    let schema = "{\n\"type\": \"object\",\n\"properties\": {\n\"age\": {\"maximum\": \"150\"},\n\
+                  \"name\": {\"minLength\": -1}\n}\n}";
+    fs::write(&path, schema).expect("the folder is ours");
+    let path = path.to_str().expect("a plain path");
+    let lines = mistakes(&[], &[("WAYPOST_INGEST__SCHEMA", path)]);
+    let [line] = &lines[..] else {
+        panic!("{lines:?}");
+    };
+    assert!(
+        line.starts_with("WAYPOST_INGEST__SCHEMA: ingest.schema: "),
+        "{line}"
+    );
+    for fault in [
+        "4: /properties/age/maximum: \"150\"",
+        "5: /properties/name/minLength: -1",
+    ] {
+        assert!(line.contains(&format!("{path}:{fault}")), "{line}");
+    }
+    assert!(line.ends_with("the path of a JSON Schema file"), "{line}");
 }
 
 #[test]

@@ -170,7 +170,7 @@ fn open_routes(app: &mut web::ServiceConfig) {
 async fn schema(state: web::Data<IngestState>) -> HttpResponse {
     HttpResponse::Ok()
         .content_type("application/schema+json")
-        .body(state.rules.schema.to_json())
+        .body(state.rules.schema.to_json().to_owned())
 }
 
 /// Ingests a request, and counts the answer by its status.

@@ -16,7 +16,7 @@ use super::{
 };
 
 /// What a record must be to be accepted.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct RecordRules {
     pub schema: Schema,
     pub limits: JsonLimits,
@@ -120,7 +120,7 @@ pub fn parse(body: &Bytes, rules: &RecordRules) -> Result<Bytes, Invalid> {
 /// [`Invalid`] says why it is none.
 pub fn parse_any(body: &Bytes) -> Result<Bytes, Invalid> {
     let text = as_text(body)?;
-    let (record, _, end) = read(body, text, Schema::Any, &PointerSet::default())?;
+    let (record, _, end) = read(body, text, &Schema::Any, &PointerSet::default())?;
     whole(text, end).map(|()| record)
 }
 
@@ -152,7 +152,7 @@ pub(super) fn parse_first<'t>(
     pointers: &PointerSet,
 ) -> Result<(Bytes, Values<'t>, usize), Invalid> {
     let start = text.len() - skip_space(text).len();
-    let parsed = read(body, text, rules.schema, pointers)?;
+    let parsed = read(body, text, &rules.schema, pointers)?;
     let record = &text[start..parsed.2];
     limits::check(record, &rules.limits).map_err(|broken| match broken {
         BrokenRule::Malformed { at, detail } => {
@@ -163,6 +163,9 @@ pub(super) fn parse_first<'t>(
             detail,
         },
     })?;
+    if let Schema::File(file) = &rules.schema {
+        file.check(record)?;
+    }
     Ok(parsed)
 }
 
@@ -185,7 +188,7 @@ fn whole(text: &str, end: usize) -> Result<(), Invalid> {
 fn read<'t>(
     body: &Bytes,
     text: &'t str,
-    schema: Schema,
+    schema: &Schema,
     pointers: &PointerSet,
 ) -> Result<(Bytes, Values<'t>, usize), Invalid> {
     let start = text.len() - skip_space(text).len();
@@ -193,7 +196,7 @@ fn read<'t>(
     let mut reader = Reader {
         fields: match schema {
             Schema::Case => &FIELDS[..],
-            Schema::Any => &[],
+            Schema::Any | Schema::File(_) => &[],
         },
         pointers,
         field: None,
@@ -222,7 +225,7 @@ pub(super) fn skip_space(text: &str) -> &str {
 }
 
 /// Line and column of byte `at` in `text`, counted from 1.
-fn place(text: &[u8], at: usize) -> (usize, usize) {
+pub(super) fn place(text: &[u8], at: usize) -> (usize, usize) {
     let before = &text[..at];
     let line_start = memchr::memrchr(b'\n', before).map_or(0, |newline| newline + 1);
     let line = memchr::memchr_iter(b'\n', before).count() + 1;

@@ -1,29 +1,70 @@
 //! The schema of accepted records.
 
-use serde::{Deserialize, Serialize};
+use std::{fmt, str::FromStr, sync::Arc};
+
+use serde::{Serialize, Serializer};
+
+use super::schema_file::SchemaFile;
 
 /// The schema of `case`, as its parser checks it.
 const CASE: &str = include_str!("case.schema.json");
 const ANY: &str = r#"{"$schema":"https://json-schema.org/draft/2020-12/schema","type":"object"}"#;
 
 /// The schema that every accepted record has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Schema {
     /// `name`, `location` (non-empty strings), `age` (integer 0 to 150), `infectedtype`, `state`
     /// (strings), and any other member.
     Case,
     /// Any JSON object.
     Any,
+    /// Any JSON object that a JSON Schema allows.
+    File(Arc<SchemaFile>),
 }
 
 impl Schema {
     /// The same as a JSON Schema.
-    pub const fn to_json(self) -> &'static str {
+    pub fn to_json(&self) -> &str {
         match self {
             Self::Case => CASE,
             Self::Any => ANY,
+            Self::File(file) => file.text(),
         }
+    }
+}
+
+impl fmt::Display for Schema {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Case => "case",
+            Self::Any => "any",
+            Self::File(file) => file.path(),
+        })
+    }
+}
+
+impl FromStr for Schema {
+    type Err = String;
+
+    /// `case`, `any`, or the path of a file, which is read and compiled.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let file = |why: String| {
+            format!("{why}; allowed is \"case\", \"any\" or the path of a JSON Schema file")
+        };
+        match text {
+            "case" => Ok(Self::Case),
+            "any" => Ok(Self::Any),
+            "" => Err(file("is empty".into())),
+            path => SchemaFile::read(path)
+                .map(|read| Self::File(read.into()))
+                .map_err(file),
+        }
+    }
+}
+
+impl Serialize for Schema {
+    fn serialize<S: Serializer>(&self, output: S) -> Result<S::Ok, S::Error> {
+        output.collect_str(self)
     }
 }
 

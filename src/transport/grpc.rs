@@ -148,7 +148,7 @@ impl Transport for Grpc {
         let (buffer_in, buffer) = buffer::new(settings.spool.clone(), settings.breakers.clone());
         let intake = Intake {
             buffer: buffer_in.clone(),
-            rules: settings.rules,
+            rules: settings.rules.clone(),
             run: Arc::clone(&settings.run),
             phase: phases.clone(),
             disk_after: disk_after(settings.publish_timeout),

@@ -226,12 +226,12 @@ impl IngestState {
                     .with("column", *column)
             }
             Invalid::Schema { field, .. } => {
-                let of_case = match self.rules.schema {
+                let of_case = match &self.rules.schema {
                     Schema::Case => {
                         "; the schema is `case`, and `[ingest].schema = \"any\"` takes any JSON \
                          object"
                     }
-                    Schema::Any => "",
+                    Schema::Any | Schema::File(_) => "",
                 };
                 let problem = unprocessable(format!("{why}{of_case}"));
                 match field {
