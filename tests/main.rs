@@ -12,6 +12,7 @@ mod bad_requests;
 mod bodies;
 mod check;
 mod cloud_events;
+mod cloud_events_sdk;
 mod command_line;
 mod concurrency;
 mod connect;

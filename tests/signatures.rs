@@ -4,8 +4,6 @@
 use std::{
     fs,
     io::Write as _,
-    path::Path,
-    process::{Command, Stdio},
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -16,11 +14,11 @@ use tempfile::NamedTempFile;
 use crate::{
     ingest::{RECORD, Request, post},
     support::{
-        self,
         api::{Api, Conduct, Post},
         eventually,
         lanes::grpc_variables,
         node::{Node, PATIENCE},
+        python::answers,
     },
 };
 
@@ -49,30 +47,7 @@ for line in sys.stdin:
 
 /// What the reference library answers. `None` if it is not installed, which is a failure in CI.
 fn library(asked: &[Value]) -> Option<Vec<Value>> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/standardwebhooks");
-    if !folder.is_dir() {
-        support::missing("the Python package standardwebhooks");
-        return None;
-    }
-    let mut python = Command::new("python3")
-        .args(["-c", PROGRAM])
-        .env("PYTHONPATH", folder)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("python3 is there");
-    let lines: Vec<_> = asked.iter().map(Value::to_string).collect();
-    let lines = lines.join("\n");
-    let mut input = python.stdin.take().expect("piped");
-    input.write_all(lines.as_bytes()).expect("it reads");
-    drop(input);
-    let output = python.wait_with_output().expect("it ends");
-    assert!(output.status.success(), "{output:?}");
-    let text = String::from_utf8(output.stdout).expect("text");
-    let answers = text
-        .lines()
-        .map(|line| serde_json::from_str(line).expect("JSON"));
-    Some(answers.collect())
+    answers("standardwebhooks", PROGRAM, asked)
 }
 
 fn file(lines: &str) -> NamedTempFile {

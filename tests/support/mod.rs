@@ -12,6 +12,7 @@ pub mod process;
 pub mod prometheus;
 pub mod proxy;
 pub mod pubsub;
+pub mod python;
 pub mod rabbitmq;
 pub mod rig;
 pub mod terminal;
