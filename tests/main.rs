@@ -25,6 +25,7 @@ mod events;
 mod faults;
 mod fleet;
 mod foreign;
+mod fuzz;
 mod grpc;
 mod idempotency;
 mod ingest;
