@@ -228,13 +228,13 @@ impl Breaker {
         if !was_open {
             state.since = now;
             let (api, reason) = (&*self.api, &*why);
-            let retry_in_ms = delay.as_millis();
-            warn!(api, reason, retry_in_ms, "API is down: records wait");
+            let retry_in_s = delay.as_secs_f64();
+            warn!(api, reason, retry_in_s, "API is down: records wait");
             self.change_log.add(Change::Api {
                 url: api,
                 state: "down",
                 last_error: Some(ShortReason(reason)),
-                retry_in_s: Some(delay.as_secs_f64()),
+                retry_in_s: Some(retry_in_s),
             });
         }
         state.last_error = Some(why);
@@ -305,7 +305,7 @@ impl Pass<'_> {
                 info!(
                     api = &*self.breaker.api,
                     down_s,
-                    waited = waiting(),
+                    waiting = waiting(),
                     "API is up again"
                 );
                 self.breaker.change_log.add(Change::Api {

@@ -120,7 +120,7 @@ impl KeyTable {
         let was_failing = mem::replace(&mut self.is_failing, failure.is_some());
         match failure {
             Some(why) if !was_failing => {
-                error!(%why, "cannot write the key table: after a restart its newest keys count as new");
+                error!(reason = %why, "cannot write the key table: after a restart its newest keys count as new");
             }
             None if was_failing => info!("the key table is written again"),
             _ => {}
@@ -174,7 +174,7 @@ impl IdempotencyStore {
         for file in [&old, &young] {
             table.completed.rotate();
             if let Err(why) = table.load(file) {
-                error!(file = %file.display(), %why, "cannot read the key table: its keys count as new");
+                error!(file = %file.display(), reason = %why, "cannot read the key table: its keys count as new");
             }
         }
         let (writes, inbox) = mpsc::channel(UNWRITTEN_MAX);
@@ -366,7 +366,7 @@ impl KeyWriter {
         };
         match renamed.and_then(|()| File::create(&self.young)) {
             Ok(file) => self.file = Some(file),
-            Err(why) => error!(%why, "cannot rotate the key table's file: it grows"),
+            Err(why) => error!(reason = %why, "cannot rotate the key table's file: it grows"),
         }
     }
 }

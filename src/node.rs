@@ -235,8 +235,9 @@ impl<'a> Graph<'a> {
             let lanes: Vec<_> = queue.lanes().map(LaneId::name).collect();
             let records = found.records(queue);
             if records > 0 {
+                let lanes = lanes.join(", ");
                 error!(
-                    ?lanes,
+                    lanes,
                     records, "the spool has records for lanes that are not configured any more"
                 );
             }

@@ -168,7 +168,7 @@ impl Spool {
         let above = folder.parent().filter(|above| *above != Path::new(""));
         let above = above.unwrap_or(Path::new("."));
         if let Err(why) = File::open(above).and_then(|above| above.sync_all()) {
-            warn!(folder = %folder.display(), %why, "the folder's name cannot be synced");
+            warn!(folder = %folder.display(), reason = %why, "the folder's name cannot be synced");
         }
         let place = FolderPlace::lock(folder)?;
         // The entries are not of the future, whatever the machine's clock says now.

@@ -110,7 +110,7 @@ async fn each_gets_a_problem_and_is_logged_at_debug_with_its_address() {
             assert!(!problem[part].is_null(), "{what}: no {part} in {body}");
         }
         let log = node.log();
-        let address = format!("bad request client={client} why={status} ");
+        let address = format!("bad request client={client} reason={status} ");
         let line = log.lines().find(|line| line.contains(&address));
         let line = line.unwrap_or_else(|| panic!("{what}: no {address} in {log}"));
         assert!(line.contains(" DEBUG "), "{line}");
@@ -153,7 +153,7 @@ async fn what_a_handler_refuses_is_logged_at_debug_with_its_address_too() {
             answer.starts_with(&format!("HTTP/1.1 {status} ")),
             "{head}: {answer}"
         );
-        let address = format!("bad request client={client} why={status} ");
+        let address = format!("bad request client={client} reason={status} ");
         assert!(node.log().contains(&address), "{head}: {}", node.log());
     }
 }

@@ -1,12 +1,18 @@
-//! The log of a healthy node: one start-up line, and only lines that an operator can use.
+//! The log: one start-up line of a healthy node, only lines that an operator can use, and the fields
+//! that the docs name.
 
-use std::collections::HashSet;
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet},
+    fs,
+    path::{Path, PathBuf},
+};
 
 use awc::http::StatusCode;
 use serde_json::{Map, Value, json};
 
 use crate::support::{
-    api::Api,
+    api::{Api, Conduct},
+    eventually,
     lanes::{Lane as _, Nats, Rabbitmq, grpc_variables},
     node::{Node, PATIENCE},
     rig::Rig as _,
@@ -112,5 +118,159 @@ fn json_log_is_clean(node: &Node, api: &Api) {
             }
         }
         assert!(seen.insert(text.clone()), "twice: {text}");
+    }
+}
+
+/// Members of each line that are no fields.
+const COMMON: [&str; 4] = ["timestamp", "level", "target", "message"];
+
+/// Names and types of the table of fields in `docs/operate.md`.
+fn documented_fields() -> BTreeMap<String, String> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operate.md");
+    let page = fs::read_to_string(path).expect("the page is there");
+    let rows = page.split("| field | type | is |").nth(1);
+    let rows = rows.expect("a table of fields").lines().skip(2);
+    let mut fields = BTreeMap::new();
+    for row in rows.map_while(|line| line.strip_prefix("| ")) {
+        let mut cells = row.split(" | ");
+        let names = cells.next().expect("names").split('`').skip(1).step_by(2);
+        // One type for all, or one for each.
+        let kinds = cells.next().expect("a type").split(", ").cycle();
+        for (name, kind) in names.zip(kinds) {
+            let before = fields.insert(name.to_owned(), kind.to_owned());
+            assert_eq!(before, None, "{name} twice");
+        }
+    }
+    fields
+}
+
+/// The arguments before the message of each line that the program may log.
+fn logged_arguments(source: &str) -> Vec<String> {
+    let mut arguments = Vec::new();
+    for level in ["error", "warn", "info", "debug", "trace"] {
+        for (at, call) in source.match_indices(&format!("{level}!(")) {
+            let mut depth = 0_usize;
+            let mut argument = String::new();
+            for letter in source[at + call.len()..].chars() {
+                match letter {
+                    // The message is the last argument, or only its values follow.
+                    '"' if argument.trim().is_empty() => break,
+                    ')' if depth == 0 => break,
+                    ',' if depth == 0 => arguments.push(std::mem::take(&mut argument)),
+                    _ => {
+                        depth += usize::from("([{".contains(letter));
+                        depth -= usize::from(")]}".contains(letter));
+                        argument.push(letter);
+                    }
+                }
+            }
+        }
+    }
+    arguments
+}
+
+/// The name of the field that an argument of `tracing` is.
+fn field_name(argument: &str) -> &str {
+    let name = argument
+        .split_once(" = ")
+        .map_or(argument, |(name, _)| name);
+    name.trim().trim_start_matches(['%', '?'])
+}
+
+fn sources(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).expect("the folder is there");
+    let paths = entries.map(|entry| entry.expect("it can be read").path());
+    let files = paths.flat_map(|path| {
+        if path.is_dir() {
+            sources(&path)
+        } else {
+            vec![path]
+        }
+    });
+    files.collect()
+}
+
+#[test]
+fn the_docs_list_each_field_that_the_program_logs() {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let files = sources(&source).into_iter();
+    let files = files.filter(|path| path.extension() == Some("rs".as_ref()));
+    let texts = files.map(|path| fs::read_to_string(path).expect("text"));
+    let arguments: Vec<_> = texts.flat_map(|text| logged_arguments(&text)).collect();
+    let logged: BTreeSet<_> = arguments
+        .iter()
+        .map(|argument| field_name(argument))
+        .collect();
+    let documented = documented_fields();
+    let documented: BTreeSet<_> = documented.keys().map(String::as_str).collect();
+    assert_eq!(logged, documented);
+}
+
+/// Each line has the fields of the docs, with their types.
+fn fields_are_documented(line: &Map<String, Value>) {
+    let documented = documented_fields();
+    for (name, value) in line {
+        let kind = match value {
+            Value::Number(_) => "number",
+            Value::Bool(_) => "boolean",
+            _ => "text",
+        };
+        if !COMMON.contains(&name.as_str()) {
+            assert_eq!(
+                documented.get(name).map(String::as_str),
+                Some(kind),
+                "{name}: {line:?}"
+            );
+        }
+    }
+}
+
+#[actix_rt::test]
+async fn the_lines_of_an_outage_have_the_fields_and_types_of_the_docs() {
+    let mut api = Api::start();
+    let variables = [
+        grpc_variables(),
+        vec![("API__GIVE_UP_AFTER".into(), "1s".into())],
+    ]
+    .concat();
+    let mut node = Node::start_with_json_log(&api.url(), &variables).await;
+    node.lane_is("grpc", "up", PATIENCE).await;
+    api.behave(|_, _| Conduct::Answer(422));
+    node.post("/", "refused", traffic()[0].clone())
+        .await
+        .unwrap();
+    node.tell("/api/lanes/grpc/weight", json!({"weight": 2}))
+        .await;
+    node.order("grpc", "restart").await;
+    node.tell("/api/reload", json!({})).await;
+    eventually("the record is dead", PATIENCE, async || {
+        (node.dead().await.len() == 1).then_some(())
+    })
+    .await;
+    api.stop().await;
+    for number in 0..10 {
+        let key = format!("away-{number}");
+        node.post("/", &key, traffic()[0].clone()).await.unwrap();
+    }
+    eventually("the API is down", PATIENCE, async || {
+        (node.status().await["api"]["state"] == "down").then_some(())
+    })
+    .await;
+    api.start_again();
+    api.behave(|_, _| Conduct::Answer(200));
+    node.all_ended(11, PATIENCE).await;
+    node.signal("TERM");
+    assert!(node.ended(PATIENCE).await.success());
+    let log = node.log();
+    let lines = log.lines().map(serde_json::from_str::<Map<String, Value>>);
+    let lines: Vec<_> = lines.map(|line| line.expect("an object a line")).collect();
+    lines.iter().for_each(fields_are_documented);
+    for message in [
+        "dead letter",
+        "the weight of the lane is set",
+        "API is down: records wait",
+    ] {
+        let is_told = lines.iter().any(|line| line["message"] == message);
+        assert!(is_told, "no {message:?} in {log}");
     }
 }

@@ -88,14 +88,14 @@ async fn an_outage_of_the_api_is_one_warning_and_one_line_when_it_is_back() {
     let [warning] = &*warned else {
         panic!("one warning: {warned:?}");
     };
-    for part in ["WARN", "500", "retry_in_ms=", &api.url()] {
+    for part in ["WARN", "500", "retry_in_s=", &api.url()] {
         assert!(warning.contains(part), "{part}: {warning}");
     }
     let told = lines(&node, "API is up again");
     let [line] = &*told else {
         panic!("one line: {told:?}");
     };
-    for part in ["INFO", "down_s=", "waited=20"] {
+    for part in ["INFO", "down_s=", "waiting=20"] {
         assert!(line.contains(part), "{part}: {line}");
     }
 }

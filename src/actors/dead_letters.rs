@@ -59,7 +59,7 @@ impl DeadLetters {
                 Ok(())
             }
             Err(why) => {
-                error!(lane, id = &*record.id, %why, "cannot write a dead letter: the record stays where it is");
+                error!(lane, id = &*record.id, reason = %why, "cannot write a dead letter: the record stays where it is");
                 Err(why)
             }
         }

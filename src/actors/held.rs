@@ -100,7 +100,7 @@ impl HeldRecords {
             error!(
                 api = &*self.api,
                 %lane,
-                %why,
+                reason = %why,
                 "records cannot be held on disk: they hold up the lane until their API takes them"
             );
         }
@@ -156,7 +156,7 @@ impl HeldRecords {
         while let Some((key, entry, _permit)) = tail.next().await {
             if let Some(to) = held_by(entry.api.as_deref()) {
                 while let Err(why) = to.spool.put(Queue::Held(lane), &entry).await {
-                    debug!(id = entry.id, %why, "a record is not moved to its API yet");
+                    debug!(id = entry.id, reason = %why, "a record is not moved to its API yet");
                     if why == NotSafe::Closed {
                         return;
                     }

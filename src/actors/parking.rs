@@ -99,7 +99,8 @@ impl Parking {
         let is_first = stats.parked() == stats.held();
         let key = spool.put(queue, &entry).await?;
         let id = &*record.id;
-        debug!(%lane, id, attempts = entry.reason.map(|reason| reason.attempts), ?pause, "parked");
+        let attempts = entry.reason.map(|reason| reason.attempts);
+        debug!(%lane, id, attempts, retry_in_s = pause.as_secs_f64(), "parked");
         if is_first && self.is_to_be_told() {
             let DeathReason { status, answer, .. } = failing.reason;
             warn!(

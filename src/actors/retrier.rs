@@ -309,7 +309,7 @@ impl ParkedPoster {
             Ok(true) => taken(),
             Ok(false) => gone(),
             // The spool is closed: the next run finds the record again.
-            Err(why) => debug!(id = &*due.record.id, %why, "a parked record stays"),
+            Err(why) => debug!(id = &*due.record.id, reason = %why, "a parked record stays"),
         }
     }
 }

@@ -63,7 +63,7 @@ impl Orders {
             match read(&path) {
                 Ok(found) => lanes = found,
                 Err(why) => warn!(
-                    file = %path.display(), %why,
+                    file = %path.display(), reason = %why,
                     "cannot be read: the orders of earlier runs have no effect; give them again"
                 ),
             }
@@ -71,7 +71,7 @@ impl Orders {
             && why.kind() != io::ErrorKind::NotFound
         {
             warn!(
-                file = %path.display(), %why,
+                file = %path.display(), reason = %why,
                 "cannot be removed: a later run that keeps orders would obey these; remove it"
             );
         }
@@ -140,7 +140,7 @@ impl Orders {
                 }
             }
             Err(why) => warn!(
-                %why,
+                reason = %why,
                 "orders cannot be written: a restart of the node forgets the last one; free or repair \
                  the disk, and give it again"
             ),

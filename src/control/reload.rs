@@ -119,7 +119,11 @@ impl Control {
                     self.0.routing.replace(routes);
                 }
                 // `with_run_time_settings` takes no rules that have mistakes.
-                Err(mistakes) => error!(?mistakes, "the rules before stay in effect"),
+                Err(mistakes) => {
+                    let mistakes = mistakes.iter().map(|mistake| &*mistake.what);
+                    let reason = mistakes.collect::<Vec<_>>().join("; ");
+                    error!(reason, "the rules before stay in effect");
+                }
             }
         }
         let mut replaces_orders = false;
@@ -153,10 +157,10 @@ impl ReloadReport {
             ),
             ReloadOutcome::Rejected => {
                 let reasons: Vec<_> = self.reasons.iter().map(ToString::to_string).collect();
-                let reasons = reasons.join("; ");
+                let reason = reasons.join("; ");
                 warn!(
                     by,
-                    reasons, "the configuration is rejected, and nothing has changed"
+                    reason, "the configuration is rejected, and nothing has changed"
                 );
             }
         }

@@ -186,7 +186,7 @@ pub fn serve(
     let handle = server.handle();
     actix_rt::spawn(async move {
         if let Err(failure) = server.await {
-            error!(%failure, "HTTP server ended");
+            error!(reason = %failure, "HTTP server ended");
         }
     });
     Ok(handle)
@@ -231,10 +231,10 @@ fn report<B>(answer: &ServiceResponse<B>) {
 }
 
 fn log_no_tls(client: Option<SocketAddr>, why: &io::Error) {
-    debug!(client = client.map(tracing::field::display), %why, "no TLS connection");
+    debug!(client = client.map(tracing::field::display), reason = %why, "no TLS connection");
 }
 
 /// The client's mistake, which is no event of the node.
 fn log_bad_request(client: Option<SocketAddr>, why: &dyn fmt::Display) {
-    debug!(client = client.map(tracing::field::display), %why, "bad request");
+    debug!(client = client.map(tracing::field::display), reason = %why, "bad request");
 }

@@ -73,7 +73,7 @@ pub(super) fn read(path: &Path, mut each: impl FnMut(KeyLine)) -> io::Result<()>
         match item {
             Item::Frame { payload, .. } => match KeyLine::decode(&*payload) {
                 Ok(line) => each(line),
-                Err(why) => warn!(%why, "cannot read an entry of the key table"),
+                Err(why) => warn!(reason = %why, "cannot read an entry of the key table"),
             },
             Item::Damage { at, size } => {
                 warn!(file = %path.display(), at, size, "damage in the key table");

@@ -80,8 +80,8 @@ impl Refusals {
         let Some(Episode { began, records, .. }) = self.episode.take_if(over) else {
             return false;
         };
-        let seconds = (now - began).as_secs();
-        info!(%lane, seconds, records, "the broker takes records again");
+        let refused_s = (now - began).as_secs_f64();
+        info!(%lane, refused_s, records, "the broker takes records again");
         true
     }
 }

@@ -58,7 +58,7 @@ impl TakenFile {
                 "the file is damaged: what this node has taken over before is not known"
             ),
             Err(why) if why.kind() == io::ErrorKind::NotFound => {}
-            Err(why) => warn!(file = %file.0.path.display(), %why, "cannot be read"),
+            Err(why) => warn!(file = %file.0.path.display(), reason = %why, "cannot be read"),
         }
         file
     }
@@ -93,7 +93,7 @@ impl Inner {
         if let Err(why) = &written
             && !state.fails
         {
-            warn!(file = %self.path.display(), %why, "cannot write what was taken over");
+            warn!(file = %self.path.display(), reason = %why, "cannot write what was taken over");
         }
         state.fails = written.is_err();
     }

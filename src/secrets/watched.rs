@@ -172,7 +172,7 @@ impl<T: PartialEq + Send + Sync + 'static> WatchedFile<T> {
             }
             // Once for each reason.
             Err(why) if last_error.as_ref() != Some(&why) => {
-                error!(key, %why, "a file cannot be used; what was read last stays");
+                error!(key, reason = %why, "a file cannot be used; what was read last stays");
                 *last_error = Some(why);
             }
             Err(_) => {}

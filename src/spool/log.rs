@@ -142,7 +142,7 @@ impl Log {
         }
         log.first_own = log.next_number;
         if let Err(why) = log.delete_settled() {
-            tracing::warn!(folder = %folder.display(), %why, "cannot delete what is settled: it is tried again");
+            tracing::warn!(folder = %folder.display(), reason = %why, "cannot delete what is settled: it is tried again");
         }
         Ok(log)
     }

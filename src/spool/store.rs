@@ -254,7 +254,7 @@ impl Store {
             match Entry::decode(&*payload) {
                 Ok(entry) => taken.push((EntryKey { queue, position }, entry)),
                 Err(why) => {
-                    error!(queue = name, %why, "an entry of a later version stays on disk");
+                    error!(queue = name, reason = %why, "an entry of a later version stays on disk");
                 }
             }
         }
@@ -301,7 +301,7 @@ impl Store {
         if let Some(why) = &failure
             && !self.flush_failed
         {
-            warn!(%why, "cannot write which entries are settled: they may come again");
+            warn!(reason = %why, "cannot write which entries are settled: they may come again");
         }
         self.flush_failed = failure.is_some();
         let is_due = self.logs.iter().any(Log::has_unsynced);

@@ -254,7 +254,13 @@ impl Poster {
                         return end;
                     }
                     let delay = delay(&mut backoff, &answer, at_least);
-                    debug!(lane = %params.lane, key = payload.key, %answer, ?delay, "POST failed");
+                    debug!(
+                        lane = %params.lane,
+                        id = payload.key,
+                        %answer,
+                        retry_in_s = delay.as_secs_f64(),
+                        "POST failed"
+                    );
                     let next_try = sleep(delay).then(|()| slot.enter());
                     tokio::select! {
                         () = Box::pin(next_try) => {}

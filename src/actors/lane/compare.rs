@@ -31,7 +31,7 @@ pub async fn compare<T: Transport>(transport: &T, params: &LaneParams) {
         let backlog = match counted.unwrap_or_else(|_| Err(format!("silent for {PATIENCE:?}"))) {
             Ok(backlog) => backlog,
             Err(why) => {
-                debug!(%lane, why, "the records in flight cannot be compared");
+                debug!(%lane, reason = why, "the records in flight cannot be compared");
                 continue;
             }
         };

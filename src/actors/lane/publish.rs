@@ -257,7 +257,7 @@ fn return_unconfirmed(jobs: Vec<Job>, failure: &TransportError, params: &LanePar
         if job.records.is_empty() {
             continue;
         }
-        debug!(lane = %params.lane, records = job.records.len(), %failure, "records not confirmed");
+        debug!(lane = %params.lane, records = job.records.len(), reason = %failure, "records not confirmed");
         for pending in &job.records {
             params.ledger.maybe_published(&pending.record);
         }

@@ -51,11 +51,11 @@ impl OutageLog {
         // A lane that comes and goes was up in between.
         let is_new = self.up_since.take().is_some() || self.told_at.is_none();
         if was_settled || self.told_at.is_none_or(|at| at.elapsed() >= TELL_AGAIN) {
-            let (away_s, retry_in_ms) = (away.as_secs_f64(), retry_in.as_millis());
+            let (away_s, retry_in_s) = (away.as_secs_f64(), retry_in.as_secs_f64());
             if is_new {
-                warn!(%lane, reason, retry_in_ms, "lane is away");
+                warn!(%lane, reason, retry_in_s, "lane is away");
             } else {
-                warn!(%lane, reason, away_s, retry_in_ms, "lane is still away");
+                warn!(%lane, reason, away_s, retry_in_s, "lane is still away");
             }
             self.told_at = Some(Instant::now());
             self.is_told = true;

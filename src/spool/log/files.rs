@@ -107,7 +107,7 @@ impl Segment {
     pub(super) fn settle_on_disk(&self, ordinals: Range<u32>) {
         let runs = runs(&ordinals.collect::<Vec<_>>(), self.salt);
         if let Err(why) = append_runs(&self.file("done"), &runs) {
-            tracing::warn!(%why, "cannot remove entries whose clients were refused");
+            tracing::warn!(reason = %why, "cannot remove entries whose clients were refused");
         }
     }
 
@@ -127,7 +127,7 @@ impl Segment {
 
     pub(super) fn log_unreadable(&self, why: &io::Error) {
         let file = self.file("log");
-        tracing::error!(file = %file.display(), %why, "cannot read a file of the spool: its entries wait there");
+        tracing::error!(file = %file.display(), reason = %why, "cannot read a file of the spool: its entries wait there");
     }
 }
 

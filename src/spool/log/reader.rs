@@ -90,7 +90,7 @@ impl Log {
 
     fn warn_unread(&self, number: u32, why: &io::Error) {
         let file = self.segments[&number].file("log");
-        tracing::warn!(file = %file.display(), %why, "cannot read the spool at present");
+        tracing::warn!(file = %file.display(), reason = %why, "cannot read the spool at present");
     }
 
     /// Reads one item of segment `number`. Moves the cursor on unless the segment ends there.

@@ -24,7 +24,7 @@ impl Store {
     /// confirmed by `broker`, and its name is written.
     pub(super) fn read_kept(&mut self, lane: LaneId, broker: Option<Confirmer>) {
         if let Err(why) = kept::forget_broker(&self.folder, lane) {
-            warn!(%lane, %why, "cannot remove the name of the broker that has confirmed copies");
+            warn!(%lane, reason = %why, "cannot remove the name of the broker that has confirmed copies");
         }
         self.logs[Queue::Kept(lane).at()].read_present();
         self.named_brokers[lane as usize] = None;
@@ -61,7 +61,7 @@ impl Store {
         if let Err(why) = kept::write_broker(&self.folder, lane, broker) {
             warn!(
                 %lane,
-                %why,
+                reason = %why,
                 "cannot write which broker has confirmed copies: the next start publishes them again"
             );
         }

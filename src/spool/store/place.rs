@@ -92,7 +92,7 @@ impl Store {
     pub(super) fn fails(&mut self, why: &dyn Display) {
         if !mem::replace(&mut self.failing, true) {
             let folder = self.folder.display();
-            error!(%folder, %why, "the spool takes no records until its folder works again");
+            error!(%folder, reason = %why, "the spool takes no records until its folder works again");
         }
     }
 

@@ -118,7 +118,7 @@ impl BufferedRecord {
             }
             (Err(why), State::Memory { is_writing, .. }) => {
                 *is_writing = false;
-                warn!(id = &*self.record.id, %why, "a record stays in memory, unconfirmed");
+                warn!(id = &*self.record.id, reason = %why, "a record stays in memory, unconfirmed");
             }
             (Err(_), _) => {}
         }

@@ -185,7 +185,7 @@ impl Peer {
                 return;
             }
             if !is_known {
-                tracing::warn!(peer = %self.endpoint.uri(), %why, "not connected to the peer");
+                tracing::warn!(peer = %self.endpoint.uri(), reason = %why, "not connected to the peer");
             }
             // A peer whose streams break at once keeps its back-off.
             if started.elapsed() > RECONNECT_CAP {

@@ -83,7 +83,7 @@ pub(super) fn serve(
                     None => Either::Left(tcp),
                     Some(tls) => {
                         let accepted = tls.accept(tcp, HANDSHAKE_TIMEOUT).await;
-                        let why = |why: &io::Error| debug!(%why, "no TLS connection");
+                        let why = |why: &io::Error| debug!(reason = %why, "no TLS connection");
                         Either::Right(Box::new(accepted.inspect_err(why).ok()?))
                     }
                 };
@@ -109,7 +109,7 @@ pub(super) fn serve(
             .serve_with_incoming_shutdown(connections, closing)
             .await
         {
-            tracing::error!(%error, "the gRPC server has failed");
+            tracing::error!(reason = %error, "the gRPC server has failed");
         }
     })
 }

@@ -184,7 +184,7 @@ async fn get_or_create_consumer(
             warn!(
                 stream = settings.stream,
                 consumer = durable,
-                %why,
+                reason = %why,
                 "the server cannot open the consumer's files: the consumer is created in memory; \
                  to have it on file again, stop the server, remove the folder `obs/{durable}` of \
                  the stream, and start it"
@@ -220,7 +220,7 @@ async fn without_skew(
             warn!(
                 stream = settings.stream,
                 consumer = settings.durable,
-                %skew,
+                reason = %skew,
                 "the consumer would skip records: it is recreated"
             );
             consumer_check::recreate(stream, &consumer)
@@ -230,7 +230,8 @@ async fn without_skew(
         Err(why) => {
             warn!(
                 stream = settings.stream,
-                why, "the consumer cannot be compared with its stream"
+                reason = why,
+                "the consumer cannot be compared with its stream"
             );
             Ok(consumer)
         }

@@ -160,7 +160,10 @@ impl Puller {
                 // The same finding twice is not momentary.
                 Ok(Some(found)) if Some(found) == skew => skips.store(true, Relaxed),
                 Ok(found) => skew = found,
-                Err(why) => debug!(why, "the consumer cannot be compared with its stream"),
+                Err(why) => debug!(
+                    reason = why,
+                    "the consumer cannot be compared with its stream"
+                ),
             }
         }
     }

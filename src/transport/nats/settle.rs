@@ -128,7 +128,7 @@ async fn run(
             _ = rounds.tick() => extend(&client, &unacked, ack_wait / 3).await,
         };
         if let Err(why) = sent {
-            debug!(%why, "acks cannot be sent: their messages are redelivered");
+            debug!(reason = %why, "acks cannot be sent: their messages are redelivered");
             return;
         }
     }

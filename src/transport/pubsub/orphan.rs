@@ -65,7 +65,7 @@ pub(super) async fn drain(
                 is_marked = false;
                 warn!(
                     lane = %LaneId::Pubsub,
-                    why,
+                    reason = why,
                     "the subscription of the deleted topic cannot be updated: another node may \
                      delete it while this one holds its records"
                 );
