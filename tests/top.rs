@@ -102,6 +102,10 @@ async fn keys_choose_sort_filter_explain_and_give_orders() {
     screen.shows("restart the lane; asks first").await;
     screen.press(ESC);
     screen.shows("q quit").await;
+    screen.press("w");
+    screen.shows("-> Read why (waypost dead list)").await;
+    screen.press("q");
+    screen.shows("q quit").await;
 
     screen.press("/zebra");
     screen.until("no row", |text| row(text).is_empty()).await;

@@ -10,14 +10,14 @@ use ratatui::{
 use super::{
     columns,
     node_lines::node_lines,
-    pages::{details, help, letters},
+    pages::{details, help, letters, warnings},
     state::{NodeView, Screen, TopState, severity},
     theme::{CHOSEN, QUIET, TITLE, Theme},
 };
 use crate::summary::format::{age, count, one_line, rate, wrapped};
 
 /// The most lines of warnings above the lanes, as a part of the screen.
-const WARNINGS_PART: u16 = 4;
+const WARNINGS_PART: u16 = 3;
 
 /// Draws the screen.
 pub fn draw(frame: &mut Frame<'_>, state: &mut TopState, theme: Theme) {
@@ -39,6 +39,10 @@ pub fn draw(frame: &mut Frame<'_>, state: &mut TopState, theme: Theme) {
             " Details ",
             details(state, middle.width),
         ),
+        Screen::Warnings => {
+            let lines = warnings(state, middle.width);
+            page(frame, state, middle, " Warnings ", lines);
+        }
         Screen::Help => page(frame, state, middle, " Help ", help()),
         Screen::Letters(shown) => {
             let (title, lines) = letters(state, shown.as_ref(), middle.width);
@@ -174,10 +178,7 @@ fn warning_lines(state: &TopState, theme: Theme, width: u16, most: usize) -> Vec
         );
     }
     if shown < all.len() {
-        let more = format!(
-            "        and {} more: Enter shows those of a lane",
-            all.len() - shown
-        );
+        let more = format!("        and {} more: w shows all", all.len() - shown);
         lines.push(Line::styled(more, QUIET));
     }
     lines
@@ -282,7 +283,7 @@ fn foot(state: &TopState) -> Line<'static> {
         }
         Screen::Confirm(_) => "y yes, any other key: no",
         Screen::Letters(_) => "Up Down scroll  d again  Esc back",
-        Screen::Details | Screen::Help => "Up Down scroll  Esc back",
+        Screen::Details | Screen::Warnings | Screen::Help => "Up Down scroll  Esc back",
     };
     Line::styled(keys, QUIET)
 }

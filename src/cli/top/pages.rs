@@ -9,12 +9,12 @@ use crate::{
     cli::dead::listed,
     ledger::Quantiles,
     summary::{
-        LaneSummary, NodeSummary, OrderSummary,
+        LaneSummary, NodeSummary, OrderSummary, WarningSummary,
         format::{age, count, ms, one_line, percent, wrapped},
     },
 };
 
-const KEYS: [(&str, &str); 14] = [
+const KEYS: [(&str, &str); 15] = [
     ("Up, Down, k, j", "choose a lane, or scroll a page"),
     ("Enter", "all about the lane that is chosen; Esc goes back"),
     (
@@ -31,12 +31,13 @@ const KEYS: [(&str, &str); 14] = [
     ("p", "pause the lane, or resume it; asks first"),
     ("R", "restart the lane; asks first"),
     ("d", "the dead letters of the node"),
+    ("w", "all warnings of all nodes"),
     ("?", "this page"),
     ("q, Ctrl-C", "quit"),
     ("", ""),
     (
         "warn",
-        "ERROR: a record needs a person; WARN: something is wrong, nothing is lost",
+        "ERROR: a record needs a person; WARN: nothing is lost yet",
     ),
 ];
 
@@ -79,7 +80,7 @@ pub fn details(state: &TopState, width: u16) -> Vec<String> {
         one_line(&lane.tag)
     )];
     lines.push(String::new());
-    lines.extend(warnings(status, lane, width));
+    lines.extend(warnings_of(status, lane, width));
     lines.push(String::new());
     for (name, value) in members(lane) {
         lines.extend(wrapped(
@@ -98,16 +99,37 @@ pub fn details(state: &TopState, width: u16) -> Vec<String> {
     lines
 }
 
-fn warnings(status: &NodeSummary, lane: &LaneSummary, width: usize) -> Vec<String> {
+/// All warnings of all nodes.
+pub fn warnings(state: &TopState, width: u16) -> Vec<String> {
+    let width = usize::from(width.saturating_sub(2));
+    let lines = state.nodes.iter().flat_map(|node| {
+        let name = format!("{} ({})", node.name(), node.address());
+        let all = node.warnings();
+        let told = all.iter().flat_map(|warning| {
+            let about = format!("{}: ", one_line(&warning.about));
+            in_lines(warning, &about, width)
+        });
+        let told: Vec<_> = told.collect();
+        let nothing = told.is_empty().then(|| "Nothing is wrong.".to_owned());
+        [name].into_iter().chain(told).chain(nothing)
+    });
+    lines.collect()
+}
+
+/// A warning and its remedy.
+fn in_lines(warning: &WarningSummary, about: &str, width: usize) -> Vec<String> {
+    let first = format!("{:<8}{about}", warning.level.to_uppercase());
+    let what = wrapped(&first, "        ", &one_line(&warning.what), width);
+    let remedy = wrapped("     -> ", "        ", &one_line(&warning.remedy), width);
+    [what, remedy].concat()
+}
+
+fn warnings_of(status: &NodeSummary, lane: &LaneSummary, width: usize) -> Vec<String> {
     let about = status.all_warnings().iter();
     let about = about.filter(|warning| warning.about == lane.lane);
-    let lines = about.flat_map(|warning| {
-        let first = format!("{:<8}", warning.level.to_uppercase());
-        let what = wrapped(&first, "        ", &one_line(&warning.what), width);
-        let remedy = wrapped("     -> ", "        ", &one_line(&warning.remedy), width);
-        what.into_iter().chain(remedy)
-    });
-    let lines: Vec<_> = lines.collect();
+    let lines: Vec<_> = about
+        .flat_map(|warning| in_lines(warning, "", width))
+        .collect();
     if lines.is_empty() {
         vec!["No warnings about this lane".into()]
     } else {

@@ -50,7 +50,7 @@ impl NodeView {
         let lost = self.lost.iter().map(|(why, _)| WarningSummary {
             level: "error".into(),
             about: "node".into(),
-            what: format!("{} gives no answer, the values are old: {why}", self.url),
+            what: format!("{} gives no answer: {why}", self.address()),
             remedy: "Look whether it runs; it is asked again and again".into(),
         });
         let told = self.history.last().into_iter();
@@ -84,6 +84,8 @@ pub enum Screen {
     Lanes,
     /// All about the lane that is chosen.
     Details,
+    /// All warnings of all nodes.
+    Warnings,
     Help,
     /// The dead letters of a node, once they are there.
     Letters(Option<Result<Value, String>>),
@@ -296,6 +298,7 @@ impl TopState {
             }
             KeyCode::Enter if self.chosen.is_some() => self.open(Screen::Details),
             KeyCode::Char('?' | 'h') => self.open(Screen::Help),
+            KeyCode::Char('w') => self.open(Screen::Warnings),
             KeyCode::Char('p') => self.ask(|lane| match lane.shown_state() {
                 "paused" | "draining" => "resume",
                 _ => "pause",
@@ -326,7 +329,7 @@ impl TopState {
             KeyCode::Char('d') if matches!(self.screen, Screen::Letters(_)) => {
                 return Wanted::Letters(self.chosen_node());
             }
-            KeyCode::Esc | KeyCode::Enter | KeyCode::Char('q' | '?' | 'h') => {
+            KeyCode::Esc | KeyCode::Enter | KeyCode::Char('q' | 'w' | '?' | 'h') => {
                 self.open(Screen::Lanes);
             }
             _ => {}
