@@ -132,6 +132,11 @@ impl Load {
         self.tally.borrow()
     }
 
+    /// The `Idempotency-Key` of the record with this number, if records have keys.
+    pub fn key(&self, number: usize) -> String {
+        format!("{}-{number}", self.run)
+    }
+
     /// No user POSTs another record. The load ends when the requests under way are answered.
     pub fn stop(&self) {
         self.stopped.send_replace(true);
@@ -238,7 +243,7 @@ impl Load {
     /// POSTs a record and reads the whole answer.
     async fn post(&self, number: usize) -> Result<StatusCode, Refusal> {
         let record = &self.plan.records[number % self.plan.records.len()];
-        let key = self.plan.keyed.then(|| format!("{}-{number}", self.run));
+        let key = self.plan.keyed.then(|| self.key(number));
         let mut reason = Vec::new();
         let finish = async |response: ClientResponse| {
             let status = response.status();

@@ -42,7 +42,8 @@ const LIST_MAX: usize = 10_000;
 /// A running sink.
 pub struct Sink {
     address: SocketAddr,
-    server: ServerHandle,
+    /// `None` while it is away.
+    server: Option<ServerHandle>,
     state: web::Data<SinkState>,
 }
 
@@ -64,22 +65,29 @@ impl Sink {
         thread::Builder::new()
             .name("sink-db".into())
             .spawn(move || store::serve(database, &inbox, &counts))?;
-        let shared = state.clone();
-        let server = http::serve(
-            listener,
-            ServerLimits::of_one_thread(DRAIN),
-            None,
-            move |app| {
-                app.app_data(shared.clone())
-                    .app_data(web::PayloadConfig::new(BODY_MAX))
-                    .configure(routes);
-            },
-        )?;
+        let server = serve(listener, &state)?;
         Ok(Self {
             address,
-            server,
+            server: Some(server),
             state,
         })
+    }
+
+    /// Closes its connections and takes no others, as if its machine had failed. The records stay.
+    pub async fn go_away(&mut self) {
+        if let Some(server) = self.server.take() {
+            server.stop(false).await;
+        }
+    }
+
+    /// Serves the same address again.
+    ///
+    /// # Errors
+    /// If the address is taken by now.
+    pub fn come_back(&mut self) -> io::Result<()> {
+        let listener = TcpListener::bind(self.address)?;
+        self.server = Some(serve(listener, &self.state)?);
+        Ok(())
     }
 
     /// The address that it serves.
@@ -103,8 +111,20 @@ impl Sink {
 
     /// Answers the requests in flight, then ends.
     pub async fn stop(self) {
-        self.server.stop(true).await;
+        if let Some(server) = self.server {
+            server.stop(true).await;
+        }
     }
+}
+
+fn serve(listener: TcpListener, state: &web::Data<SinkState>) -> io::Result<ServerHandle> {
+    let state = state.clone();
+    let limits = ServerLimits::of_one_thread(DRAIN);
+    http::serve(listener, limits, None, move |app| {
+        app.app_data(state.clone())
+            .app_data(web::PayloadConfig::new(BODY_MAX))
+            .configure(routes);
+    })
 }
 
 /// The state that the handlers share.

@@ -217,6 +217,52 @@ async fn the_demo_shows_a_record_as_the_api_received_it_and_the_ledgers_terms() 
 }
 
 #[actix_rt::test]
+async fn a_demo_of_chaos_breaks_all_and_loses_nothing() {
+    let output = run_demo(&["--chaos=10s", "--json"], &[]);
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{told}");
+    for step in [
+        "The live page is http://127.0.0.1:",
+        "lane grpc is disconnected",
+        "lane grpc may connect again",
+        "the API is away",
+        "the API is back",
+        "the disk is full: new records are refused",
+    ] {
+        assert!(told.contains(step), "no {step} in\n{told}");
+    }
+    let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let (chaos, ledger) = (&report["chaos"], &report["ledger"]);
+    let count = |value: &Value| value.as_u64().expect("a count");
+    assert_eq!(
+        (count(&chaos["lost"]), &chaos["disk_was_full"]),
+        (0, &json!(true)),
+        "{report}"
+    );
+    // 200 are due each second.
+    assert!(count(&chaos["taken"]) > 500, "{report}");
+    assert_eq!(ledger["accepted"], chaos["taken"], "{report}");
+    assert!(
+        ledger["delivered"].as_u64() >= chaos["taken"].as_u64(),
+        "{report}"
+    );
+    for nowhere in [
+        "dead",
+        "dropped",
+        "missing",
+        "spooled",
+        "parked",
+        "in_flight",
+    ] {
+        assert_eq!(ledger[nowhere], 0, "{nowhere}: {report}");
+    }
+    assert!(
+        count(&report["api"]["records"]) >= count(&chaos["taken"]),
+        "{report}"
+    );
+}
+
+#[actix_rt::test]
 async fn the_demo_says_why_a_record_was_refused() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("records.json");

@@ -1,5 +1,7 @@
 //! `waypost demo`: a node, an API and a load in one process. The API is a built-in sink.
 
+mod chaos;
+
 use std::{
     cell::RefCell,
     collections::BTreeMap,
@@ -15,6 +17,7 @@ use std::{
 use bytes::Bytes;
 use serde::Serialize;
 
+use self::chaos::ChaosReport;
 use super::{
     NodeArgs,
     output::{failed, print, tell},
@@ -45,7 +48,9 @@ const REASONS_MAX: usize = 5;
 #[command(after_help = "\
 Examples:
   waypost demo
-  waypost demo --once --records traffic.json")]
+  waypost demo --once --records traffic.json
+  waypost demo --chaos
+  waypost demo --chaos=2min --once")]
 pub struct Args {
     /// Read the node's configuration from this TOML file
     #[arg(long, value_name = "FILE", help_heading = "Node")]
@@ -62,6 +67,17 @@ pub struct Args {
     /// Post this JSON array or NDJSON [default: 1,000 built-in records]
     #[arg(long, value_name = "FILE")]
     records: Option<PathBuf>,
+    /// Under load for a minute, or for TIME, break the lanes, the API and the disk in turn, and show
+    /// that no record is lost
+    #[arg(
+        long,
+        value_name = "TIME",
+        value_parser = chaos::length,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "60s"
+    )]
+    chaos: Option<Duration>,
     /// Exit once all is delivered; with status 1 if not within 30 s
     #[arg(long)]
     once: bool,
@@ -90,16 +106,30 @@ pub async fn demo(args: Args) -> Result<(), ExitCode> {
         scratch.path().clone_into(&mut config.spool.dir);
     }
     let sink = TcpListener::bind("127.0.0.1:0").and_then(|listener| Sink::start(listener, None));
-    let sink = sink.map_err(failed)?;
+    let mut sink = sink.map_err(failed)?;
     config.api.url = format!("http://{}/", sink.address()).into();
     choose_addresses(&mut config, &args);
     take_without_proof(&mut config.ingest);
+    if let Some(length) = args.chaos {
+        config.spool.max = chaos::disk_size(&records, length);
+        // A lane that is broken when a signal comes is not to stay so.
+        config.admin.keep_orders = false;
+    }
     let same = config.clone();
     let node = Node::start(&config, Arc::new(move || Ok(same.clone())))
         .map_err(|why| failed(format_args!("the node does not start: {why}")))?;
+    tell(format_args!("The live page is http://{}/", node.admin));
+    let played = async {
+        match args.chaos {
+            Some(length) => {
+                chaos::play(&node, &config, &mut sink, records, length, args.json).await
+            }
+            None => play(&node, &config, &sink, records, &args).await,
+        }
+    };
     // Any signal ends it, SIGHUP too: its terminal has gone.
     let played = tokio::select! {
-        outcome = play(&node, &config, &sink, records, &args) => Some(outcome),
+        outcome = played => Some(outcome),
         _ = signals.next() => None,
     };
     if !args.once && played.is_some() {
@@ -137,14 +167,7 @@ async fn play(
     let elapsed = began.elapsed();
     progress.end();
 
-    let newest = sink.records(1).await.map_err(failed)?.pop();
-    let report = Report {
-        paths: paths(&node.ledger, config),
-        ledger: node.ledger.balance(&node.apis.spools().stats()),
-        api: sink.stats(),
-        record: newest,
-        elapsed_s: elapsed.as_secs_f64(),
-    };
+    let report = Report::new(node, config, sink, elapsed).await?;
     let printed = if args.json {
         print(serde_json::to_string(&report).map_err(failed)?)
     } else {
@@ -269,6 +292,27 @@ struct Report {
     /// The newest record of the API.
     record: Option<StoredRecord>,
     elapsed_s: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    chaos: Option<ChaosReport>,
+}
+
+impl Report {
+    async fn new(
+        node: &Node,
+        config: &Config,
+        sink: &Sink,
+        elapsed: Duration,
+    ) -> Result<Self, ExitCode> {
+        let newest = sink.records(1).await.map_err(failed)?.pop();
+        Ok(Self {
+            paths: paths(&node.ledger, config),
+            ledger: node.ledger.balance(&node.apis.spools().stats()),
+            api: sink.stats(),
+            record: newest,
+            elapsed_s: elapsed.as_secs_f64(),
+            chaos: None,
+        })
+    }
 }
 
 /// The counts of a lane.
@@ -340,6 +384,10 @@ impl fmt::Display for Report {
             f,
             "{} records at the API after {:.2} s; {} redelivered by a broker.",
             self.api.records, self.elapsed_s, ledger.redelivered
-        )
+        )?;
+        match &self.chaos {
+            Some(chaos) => write!(f, "\n{chaos}"),
+            None => Ok(()),
+        }
     }
 }
