@@ -1,17 +1,17 @@
-//! Problems for requests that end before a handler sees them: malformed, with too large a head, or
-//! too slow.
+//! Problems for requests that end before a handler sees them: malformed, or with too large a head.
 //!
-//! actix-http answers these itself, without a body, and has no hook for it; `head_deadline` answers
-//! like it. So the stream under them puts a problem into that answer on its way out.
+//! actix-http answers these itself, without a body, and has no hook for it. So the stream under it
+//! puts a problem into that answer on its way out.
 
 use std::{
     io,
     net::SocketAddr,
     pin::Pin,
     task::{Context, Poll, ready},
+    time::SystemTime,
 };
 
-use actix_web::http::StatusCode;
+use actix_web::{ResponseError as _, http::StatusCode};
 use bytes::{Buf as _, Bytes};
 use memchr::memmem;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -110,11 +110,6 @@ fn early_answer(bytes: &[u8]) -> Option<(usize, Problem)> {
             ProblemKind::Request,
             "The request line, a header or the length of the body is malformed",
         ),
-        b" 408 " => Problem::new(
-            StatusCode::REQUEST_TIMEOUT,
-            ProblemKind::Slow,
-            "The head of the request, or the rest of the body of the last one, did not come in time",
-        ),
         b" 431 " => Problem::new(
             StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             ProblemKind::LargeHead,
@@ -123,6 +118,18 @@ fn early_answer(bytes: &[u8]) -> Option<(usize, Problem)> {
         _ => return None,
     };
     Some((at, problem))
+}
+
+/// A whole answer with `problem`, after which the connection ends.
+pub fn last_answer(problem: &Problem) -> Bytes {
+    let status = problem.status_code();
+    let date = httpdate::fmt_http_date(SystemTime::now());
+    let head = format!("HTTP/1.1 {status}\r\n");
+    let end = format!("connection: close\r\ndate: {date}\r\n\r\n");
+    with_problem(
+        &[head.as_bytes(), NO_BODY, end.as_bytes()].concat(),
+        problem,
+    )
 }
 
 /// An answer that has `problem` as its body and is else as `head` says.
@@ -168,11 +175,7 @@ mod tests {
     #[tokio::test]
     async fn an_early_answer_gets_its_problem_however_it_is_written() {
         let ok = "HTTP/1.1 202 Accepted\r\ncontent-length: 2\r\n\r\n{}";
-        for (status, kind) in [
-            ("400 Bad", "request"),
-            ("408 Slow", "slow"),
-            ("431 Big", "large-head"),
-        ] {
+        for (status, kind) in [("400 Bad", "request"), ("431 Big", "large-head")] {
             for (before, room) in [("", 1), ("", 7), ("", 4096), (ok, 1), (ok, 4096)] {
                 let out = sent(room, &format!("{before}HTTP/1.1 {status}{HEAD}")).await;
                 let early = out.strip_prefix(before).expect("the answers before it");

@@ -2,12 +2,13 @@
 
 mod accept;
 pub mod admin;
+mod checked_stream;
 mod dead_letters;
 mod early_problem;
 pub mod events;
 mod foreign;
+mod framing;
 mod handshakes;
-mod head_deadline;
 pub mod ingest;
 mod metrics;
 mod operators;
@@ -17,6 +18,7 @@ pub mod problem;
 pub mod signatures;
 pub mod status;
 pub mod tap;
+mod target;
 pub mod tokens;
 
 use std::{
@@ -35,16 +37,20 @@ use actix_web::{
     http::ConnectionType,
     web,
 };
-use tokio::net::{TcpSocket, TcpStream};
+use futures_util::future::{Either as Answering, pending, ready};
+use tokio::{
+    net::{TcpSocket, TcpStream},
+    task::yield_now,
+};
 use tokio_io_timeout::TimeoutStream;
 use tokio_rustls::server::TlsStream;
 use tokio_util::either::Either;
 use tracing::{debug, error};
 
 use self::{
+    checked_stream::{CheckedStream, HeadState},
     early_problem::EarlyProblemStream,
     handshakes::Handshakes,
-    head_deadline::{HeadDeadlineStream, HeadState},
 };
 use crate::secrets::ServingTls;
 
@@ -123,22 +129,40 @@ pub fn serve(
         let app = App::new()
             .configure(routes.clone())
             .wrap_fn(|request, service| {
-                let head = request.conn_data::<HeadState>().cloned();
-                head.iter().for_each(HeadState::complete);
-                let answering = service.call(request);
+                let state = request.conn_data::<HeadState>().cloned();
+                let is_one = state.as_ref().is_none_or(HeadState::complete);
+                let goes_on = request.head().connection_type() == ConnectionType::KeepAlive;
+                let answering = is_one.then(|| match target::check(request.head()) {
+                    Ok(()) => Answering::Left(service.call(request)),
+                    Err(problem) => {
+                        let mut answer = request.error_response(problem);
+                        close_behind(&mut answer);
+                        Answering::Right(ready(Ok(answer)))
+                    }
+                });
                 async move {
+                    let Some(answering) = answering else {
+                        // The connection ends once its stream is read again.
+                        yield_now().await;
+                        return pending().await;
+                    };
                     let answer = answering.await;
-                    head.iter().for_each(HeadState::answered);
-                    let answer = answer?;
-                    report(&answer);
-                    Ok(answer)
+                    let mut goes_on = goes_on;
+                    if let Ok(answer) = &answer {
+                        goes_on = goes_on && answer.response().keep_alive();
+                        report(answer);
+                    }
+                    if let Some(state) = state {
+                        state.answered(goes_on);
+                    }
+                    answer
                 }
             });
         let app = map_config(app.into_factory(), |()| AppConfig::default());
         let handshakes = Rc::new(Handshakes::new(connections, stopping.clone()));
         let stopping = stopping.clone();
         let http = HttpService::build()
-            // Each head has its time: see `head_deadline`.
+            // Each head has its time: see `checked_stream`.
             .client_request_timeout(Duration::ZERO)
             .keep_alive(limits.keep_alive)
             .client_disconnect_timeout(LINGER)
@@ -170,7 +194,7 @@ pub fn serve(
                     }
                 };
                 let stream = EarlyProblemStream::new(stream, client);
-                let stream = HeadDeadlineStream::new(stream, limits.header_timeout);
+                let stream = CheckedStream::new(stream, client, limits.header_timeout);
                 Ok::<_, DispatchError>((stream, Protocol::Http1, client))
             }
         };
@@ -196,7 +220,7 @@ pub fn serve(
 pub struct ClientCertificate;
 
 type TlsConnection<S> = Box<TlsStream<S>>;
-type HttpConnection<S> = HeadDeadlineStream<EarlyProblemStream<Either<S, TlsConnection<S>>>>;
+type HttpConnection<S> = CheckedStream<EarlyProblemStream<Either<S, TlsConnection<S>>>>;
 
 fn note_connection<S>(connection: &HttpConnection<S>, extensions: &mut Extensions) {
     extensions.insert(connection.state());

@@ -1,0 +1,290 @@
+//! Checks what clients send, before the HTTP library reads it.
+//!
+//! actix-http has a timer for the first head of a connection only, so that a client could send the
+//! next one byte by byte and hold its connection for ever. The stream of a connection sees when a
+//! head begins, and the service when one is complete. Both together time each head. What the library
+//! takes and other servers do not is found by [`Framing`].
+
+use std::{
+    cell::Cell,
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use actix_web::http::StatusCode;
+use bytes::{Buf as _, Bytes};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::{Instant, Sleep, sleep_until},
+};
+
+use super::{
+    LINGER,
+    early_problem::last_answer,
+    framing::{Fault, Framing},
+    log_bad_request,
+    problem::{Problem, ProblemKind},
+};
+
+/// What a connection waits for. Clones share it.
+#[derive(Clone)]
+pub struct HeadState(Rc<States>);
+
+struct States {
+    phase: Cell<Phase>,
+    end: Cell<End>,
+}
+
+#[derive(Clone, Copy)]
+enum Phase {
+    /// Nothing has come since the last answer.
+    Idle,
+    /// A head, or the rest of a body that nobody wanted, comes since then.
+    Head(Instant),
+    /// The service has a request.
+    Service,
+}
+
+/// Whether the connection goes on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    Open,
+    /// The last answer has been given.
+    Closing,
+    /// Another request has come behind the last answer.
+    Beyond,
+}
+
+impl HeadState {
+    /// The first head of a connection begins with the connection.
+    fn new() -> Self {
+        Self(Rc::new(States {
+            phase: Cell::new(Phase::Head(Instant::now())),
+            end: Cell::new(End::Open),
+        }))
+    }
+
+    /// The service has a request: its head is complete. False if it comes behind the last answer, and
+    /// is none (RFC 9112, 9.6); then the stream ends.
+    pub fn complete(&self) -> bool {
+        let is_one = self.0.end.get() == End::Open;
+        if is_one {
+            self.0.phase.set(Phase::Service);
+        } else {
+            self.0.end.set(End::Beyond);
+        }
+        is_one
+    }
+
+    /// The service has answered. The connection may go on, or this was the last answer.
+    pub fn answered(&self, goes_on: bool) {
+        self.0.phase.set(Phase::Idle);
+        if !goes_on {
+            self.0.end.set(End::Closing);
+        }
+    }
+}
+
+/// A stream that ends for its reader when a head takes too long, or at a fault. The client gets a
+/// problem then.
+pub struct CheckedStream<S> {
+    stream: S,
+    client: Option<SocketAddr>,
+    timeout: Duration,
+    state: HeadState,
+    /// It never fires later than the deadline of the head that comes. A request costs no timer: one
+    /// that fires too early is set again.
+    timer: Pin<Box<Sleep>>,
+    framing: Framing,
+    has_ended: bool,
+    /// The rest of the problem.
+    answer: Bytes,
+    /// The client has all that it gets.
+    is_shut: bool,
+}
+
+impl<S> CheckedStream<S> {
+    pub fn new(stream: S, client: Option<SocketAddr>, timeout: Duration) -> Self {
+        Self {
+            stream,
+            client,
+            timeout,
+            state: HeadState::new(),
+            timer: Box::pin(sleep_until(Instant::now() + timeout)),
+            framing: Framing::default(),
+            has_ended: false,
+            answer: Bytes::new(),
+            is_shut: false,
+        }
+    }
+
+    /// The stream under it.
+    pub const fn get_ref(&self) -> &S {
+        &self.stream
+    }
+
+    /// The service of the connection keeps it up to date.
+    pub fn state(&self) -> HeadState {
+        self.state.clone()
+    }
+
+    /// Some bytes have come. Returns how many of them the reader gets.
+    fn check(&mut self, bytes: &[u8]) -> usize {
+        match self.state.0.phase.get() {
+            Phase::Idle => self.state.0.phase.set(Phase::Head(Instant::now())),
+            Phase::Head(began) if began.elapsed() >= self.timeout => {
+                self.end(Some(&late()));
+                return 0;
+            }
+            Phase::Head(_) | Phase::Service => {}
+        }
+        match self.framing.follow(bytes) {
+            Ok(()) => bytes.len(),
+            Err((good, fault)) => {
+                // A body that ends early is a problem of the handler's.
+                self.end(fault.is_of_head().then(|| malformed(fault)).as_ref());
+                good
+            }
+        }
+    }
+
+    /// Ready once the head that comes is too late.
+    fn poll_late(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let Phase::Head(began) = self.state.0.phase.get() else {
+            return Poll::Pending;
+        };
+        let deadline = began + self.timeout;
+        loop {
+            ready!(self.timer.as_mut().poll(context));
+            if Instant::now() >= deadline {
+                return Poll::Ready(());
+            }
+            self.timer.as_mut().reset(deadline);
+        }
+    }
+
+    /// Nothing more is read. The problem leaves when the reader closes the stream, behind the answers
+    /// before it.
+    fn end(&mut self, problem: Option<&Problem>) {
+        self.has_ended = true;
+        if let Some(problem) = problem {
+            log_bad_request(self.client, problem);
+            self.answer = last_answer(problem);
+        }
+    }
+}
+
+fn late() -> Problem {
+    Problem::new(
+        StatusCode::REQUEST_TIMEOUT,
+        ProblemKind::Slow,
+        "The head of the request, or the rest of the body of the last one, did not come in time",
+    )
+}
+
+fn malformed(fault: Fault) -> Problem {
+    Problem::bad_request(ProblemKind::Request, fault.detail())
+}
+
+impl<S: AsyncWrite + Unpin> CheckedStream<S> {
+    /// Tells the client that nothing more comes.
+    fn poll_shut(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(Pin::new(&mut self.stream).poll_shutdown(context))?;
+        self.is_shut = true;
+        self.timer.as_mut().reset(Instant::now() + LINGER);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncRead + Unpin> CheckedStream<S> {
+    /// Reads what the client still sends, for a while: it may not see its answer if the connection ends
+    /// with bytes unread (RFC 9112, 9.6).
+    fn poll_linger(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let mut bytes = [0; 4096];
+        while self.timer.as_mut().poll(context).is_pending() {
+            let mut unread = ReadBuf::new(&mut bytes);
+            let read = ready!(Pin::new(&mut self.stream).poll_read(context, &mut unread));
+            if read.is_err() || unread.filled().is_empty() {
+                break;
+            }
+        }
+        Poll::Ready(())
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for CheckedStream<S> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.has_ended {
+            return Poll::Ready(Ok(()));
+        }
+        if this.is_shut {
+            // The answers are with the client.
+            ready!(this.poll_linger(context));
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
+        let before = into.filled().len();
+        match Pin::new(&mut this.stream).poll_read(context, into) {
+            Poll::Ready(Ok(())) if into.filled().len() > before => {
+                let good = this.check(&into.filled()[before..]);
+                into.set_filled(before + good);
+                Poll::Ready(Ok(()))
+            }
+            Poll::Pending => {
+                ready!(this.poll_late(context));
+                this.end(Some(&late()));
+                Poll::Ready(Ok(()))
+            }
+            ended @ Poll::Ready(_) => ended,
+        }
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for CheckedStream<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        ready!(Pin::new(&mut this.stream).poll_flush(context))?;
+        // The reader flushes when all answers are written, and has a request that is none.
+        if !this.is_shut && this.state.0.end.get() == End::Beyond {
+            ready!(this.poll_shut(context))?;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        while this.answer.has_remaining() {
+            let written = ready!(Pin::new(&mut this.stream).poll_write(context, &this.answer))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            this.answer.advance(written);
+        }
+        if !this.is_shut {
+            ready!(this.poll_shut(context))?;
+        }
+        if this.has_ended {
+            ready!(this.poll_linger(context));
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests;

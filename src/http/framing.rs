@@ -1,0 +1,312 @@
+//! Follows the requests of a connection through its bytes (RFC 9112), and finds what another server
+//! may read differently.
+//!
+//! The HTTP library takes lines that end with LF alone, and chunk extensions and trailers of any
+//! length and content. A proxy that reads them in another way sees other requests than this node does,
+//! so they are refused (RFC 9112, 11.2). What the library refuses is left to it.
+
+use memchr::memchr;
+
+/// How much of a line is kept: more than any field that frames a request is long.
+const LINE_START: usize = 64;
+/// The most characters of a field's name. The library panics at 65,536.
+const NAME_MAX: usize = 256;
+/// The most bytes of the line before a chunk, with its extensions. Hardly a client sends any.
+const CHUNK_LINE_MAX: usize = 256;
+/// The most bytes of all trailers.
+const TRAILERS_MAX: usize = 8 << 10;
+/// Bytes that a chunk may have beside its data, and those that all may have beyond that: as Go's
+/// server does it.
+const CHUNK_OVERHEAD: u64 = 16;
+const OVERHEAD_MAX: u64 = 16 << 10;
+
+/// Why a request is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    BareLf,
+    LongName,
+    LongFraming,
+    Upgrade,
+    ChunkLine,
+    Trailer,
+}
+
+impl Fault {
+    /// Whether the head of the request is at fault, so that nobody else answers.
+    pub const fn is_of_head(self) -> bool {
+        matches!(
+            self,
+            Self::BareLf | Self::LongName | Self::LongFraming | Self::Upgrade
+        )
+    }
+
+    pub const fn detail(self) -> &'static str {
+        match self {
+            Self::BareLf => "A line of the head ends with LF alone; each ends with CRLF",
+            Self::LongName => "The name of a header has more than 256 characters",
+            Self::LongFraming => "A Content-Length, Transfer-Encoding or Upgrade is too long",
+            Self::Upgrade => "This node speaks no WebSocket",
+            Self::ChunkLine => "The line before a chunk is malformed or too long",
+            Self::Trailer => "A trailer is malformed, or the trailers are too long",
+        }
+    }
+}
+
+/// The place in the bytes of a connection.
+pub struct Framing {
+    place: Place,
+    line: Line,
+    body: BodyFraming,
+    /// Bytes of chunk lines beyond what their data allows.
+    overhead: u64,
+    /// Bytes of the trailers.
+    trailers: usize,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// Before a request, where empty lines may be.
+    Start,
+    Head,
+    /// In a body that has so many bytes left.
+    Body(u64),
+    ChunkLine,
+    /// In a chunk, whose data and line end have so many bytes left.
+    Chunk(u64),
+    Trailers,
+    /// The rest is no request, or the library refuses it.
+    Unknown,
+}
+
+/// What a head says of the body.
+#[derive(Clone, Copy, Default)]
+struct BodyFraming {
+    length: Option<u64>,
+    is_chunked: bool,
+    is_connect: bool,
+    is_upgrade: bool,
+}
+
+/// The line that comes.
+struct Line {
+    start: [u8; LINE_START],
+    length: usize,
+    last: u8,
+    /// The place of the first one.
+    colon: Option<usize>,
+}
+
+impl Line {
+    const fn new() -> Self {
+        Self {
+            start: [0; LINE_START],
+            length: 0,
+            last: 0,
+            colon: None,
+        }
+    }
+
+    fn extend(&mut self, bytes: &[u8]) {
+        let Some(last) = bytes.last() else { return };
+        let kept = self.length.min(LINE_START);
+        let more = bytes.len().min(LINE_START - kept);
+        self.start[kept..kept + more].copy_from_slice(&bytes[..more]);
+        if self.colon.is_none() {
+            self.colon = memchr(b':', bytes).map(|at| self.length + at);
+        }
+        self.length += bytes.len();
+        self.last = *last;
+    }
+
+    /// The beginning of the line, or all of it, without CR.
+    fn start(&self) -> &[u8] {
+        let all = &self.start[..self.length.min(LINE_START)];
+        if self.is_whole() {
+            all.strip_suffix(b"\r").unwrap_or(all)
+        } else {
+            all
+        }
+    }
+
+    const fn is_whole(&self) -> bool {
+        self.length <= LINE_START
+    }
+
+    /// There is nothing before CR.
+    const fn is_empty(&self) -> bool {
+        self.length == 1
+    }
+}
+
+impl Default for Framing {
+    fn default() -> Self {
+        Self {
+            place: Place::Start,
+            line: Line::new(),
+            body: BodyFraming::default(),
+            overhead: 0,
+            trailers: 0,
+        }
+    }
+}
+
+impl Framing {
+    /// Goes on by `bytes`.
+    ///
+    /// # Errors
+    /// The fault, and how many of the bytes are good. The request is not whole without the others.
+    pub fn follow(&mut self, bytes: &[u8]) -> Result<(), (usize, Fault)> {
+        let mut at = 0;
+        while at < bytes.len() {
+            let rest = &bytes[at..];
+            match &mut self.place {
+                Place::Unknown => return Ok(()),
+                Place::Body(left) | Place::Chunk(left) => {
+                    let passed = usize::try_from(*left).unwrap_or(usize::MAX).min(rest.len());
+                    *left -= passed as u64;
+                    at += passed;
+                    match self.place {
+                        Place::Body(0) => self.begin(Place::Start),
+                        Place::Chunk(0) => self.begin(Place::ChunkLine),
+                        _ => {}
+                    }
+                }
+                _ => {
+                    let end = memchr(b'\n', rest);
+                    let piece = &rest[..end.unwrap_or(rest.len())];
+                    self.line.extend(piece);
+                    let mut checked = self.check_length();
+                    if end.is_some() {
+                        checked = checked.and_then(|()| self.end_of_line());
+                    }
+                    checked.map_err(|fault| (at + piece.len(), fault))?;
+                    at += piece.len() + usize::from(end.is_some());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn begin(&mut self, place: Place) {
+        self.place = place;
+        self.line = Line::new();
+    }
+
+    /// The line so far is not too long.
+    fn check_length(&self) -> Result<(), Fault> {
+        let Line { length, colon, .. } = self.line;
+        match self.place {
+            Place::Head if colon.unwrap_or(length) > NAME_MAX => Err(Fault::LongName),
+            Place::ChunkLine if length > CHUNK_LINE_MAX => Err(Fault::ChunkLine),
+            Place::Trailers if self.trailers + length > TRAILERS_MAX => Err(Fault::Trailer),
+            _ => Ok(()),
+        }
+    }
+
+    fn end_of_line(&mut self) -> Result<(), Fault> {
+        let is_whole_line = self.line.last == b'\r';
+        match self.place {
+            Place::Start | Place::Head if !is_whole_line => return Err(Fault::BareLf),
+            Place::ChunkLine if !is_whole_line => return Err(Fault::ChunkLine),
+            Place::Trailers if !is_whole_line => return Err(Fault::Trailer),
+            _ => {}
+        }
+        let next = match self.place {
+            Place::Start | Place::Trailers if self.line.is_empty() => Place::Start,
+            Place::Start => {
+                self.body = BodyFraming {
+                    is_connect: self.line.start().starts_with(b"CONNECT "),
+                    ..BodyFraming::default()
+                };
+                Place::Head
+            }
+            Place::Head if self.line.is_empty() => self.end_of_head()?,
+            Place::Head => self.field()?,
+            Place::ChunkLine => self.chunk()?,
+            Place::Trailers if self.line.colon.is_none() => return Err(Fault::Trailer),
+            Place::Trailers => {
+                self.trailers += self.line.length;
+                Place::Trailers
+            }
+            others => others,
+        };
+        self.begin(next);
+        Ok(())
+    }
+
+    /// Reads a field that frames the body.
+    fn field(&mut self) -> Result<Place, Fault> {
+        let start = self.line.start();
+        let Some(colon) = memchr(b':', start) else {
+            return Ok(Place::Head);
+        };
+        let (name, value) = (&start[..colon], start[colon + 1..].trim_ascii());
+        let is = |known: &str| name.eq_ignore_ascii_case(known.as_bytes());
+        let (is_length, is_coding) = (is("content-length"), is("transfer-encoding"));
+        let is_upgrade = is("upgrade");
+        if !(is_length || is_coding || is_upgrade) {
+            return Ok(Place::Head);
+        }
+        if !self.line.is_whole() {
+            return Err(Fault::LongFraming);
+        }
+        let body = &mut self.body;
+        if is_length {
+            let length = str::from_utf8(value)
+                .ok()
+                .and_then(|text| text.parse().ok());
+            body.length = length;
+            if length.is_none() {
+                return Ok(Place::Unknown);
+            }
+        }
+        body.is_chunked |= is_coding && value.eq_ignore_ascii_case(b"chunked");
+        body.is_upgrade |= is_upgrade && value.eq_ignore_ascii_case(b"websocket");
+        Ok(Place::Head)
+    }
+
+    fn end_of_head(&mut self) -> Result<Place, Fault> {
+        let BodyFraming {
+            length,
+            is_chunked,
+            is_connect,
+            is_upgrade,
+        } = self.body;
+        self.overhead = 0;
+        self.trailers = 0;
+        Ok(match length {
+            _ if is_chunked => Place::ChunkLine,
+            // The library would take all that comes for the body.
+            _ if is_upgrade => return Err(Fault::Upgrade),
+            None if is_connect => Place::Unknown,
+            None | Some(0) => Place::Start,
+            Some(length) => Place::Body(length),
+        })
+    }
+
+    fn chunk(&mut self) -> Result<Place, Fault> {
+        let start = self.line.start();
+        let digits = start.iter().take_while(|byte| byte.is_ascii_hexdigit());
+        let digits = digits.count();
+        if digits == LINE_START {
+            return Err(Fault::ChunkLine);
+        }
+        let size = str::from_utf8(&start[..digits]).unwrap_or_default();
+        let Ok(size) = u64::from_str_radix(size, 16) else {
+            return Ok(Place::Unknown);
+        };
+        let line = self.line.length as u64 + 1;
+        let allowed = CHUNK_OVERHEAD.saturating_add(size.saturating_mul(2));
+        self.overhead = (self.overhead + line).saturating_sub(allowed);
+        if self.overhead > OVERHEAD_MAX {
+            return Err(Fault::ChunkLine);
+        }
+        Ok(match size {
+            0 => Place::Trailers,
+            _ => Place::Chunk(size.saturating_add(2)),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;
