@@ -1,4 +1,4 @@
-//! The wall clock, without its steps.
+//! The wall clock, without its steps, and the clock of rates.
 //!
 //! The machine's clock is read once, and goes on with the monotonic clock: if NTP or an operator
 //! sets it while the node runs, no age changes.
@@ -10,6 +10,8 @@ use std::{
     },
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
+
+use governor::{clock::Clock, nanos::Nanos};
 
 /// The one reading.
 static START: LazyLock<(Instant, u64)> =
@@ -55,8 +57,27 @@ fn since_epoch(at: SystemTime) -> u64 {
 fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
+
 /// Seconds since the Unix epoch by the system's clock, as other machines count them. It may be set.
 pub fn system_unix_s() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     since.map_or(0, |since| since.as_secs())
+}
+
+/// The time since it was made, which tests can simulate.
+#[derive(Clone, Copy)]
+pub struct SinceStart(tokio::time::Instant);
+
+impl Default for SinceStart {
+    fn default() -> Self {
+        Self(tokio::time::Instant::now())
+    }
+}
+
+impl Clock for SinceStart {
+    type Instant = Nanos;
+
+    fn now(&self) -> Nanos {
+        self.0.elapsed().into()
+    }
 }

@@ -42,6 +42,8 @@ pub const BUNDLE_MAX: usize = 128;
 pub const APIS_MAX: usize = 16;
 /// The name of `[api]` where one is needed; none of `[apis.NAME]` has it.
 pub const DEFAULT_API: &str = "default";
+/// The most headers of a request that the HTTP library reads.
+pub const HEADERS_MAX: usize = 96;
 /// The highest weight of a lane.
 pub const WEIGHT_MAX: usize = 1000;
 
@@ -163,6 +165,10 @@ section! {
         min_body_rate: u64 = 500, with = "value::Size::<1, GIB>";
         /// How long a connection may wait for its next request.
         keep_alive: Duration = Duration::from_secs(5), with = "value::wait";
+        /// Headers of a request.
+        max_headers: usize = HEADERS_MAX, deserialize_with = "value::whole::<1, HEADERS_MAX, _, _>";
+        /// Requests of each client in a time; `None` for as many as it likes.
+        rate: Option<Rate> = None;
     }
 }
 

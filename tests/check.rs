@@ -105,6 +105,27 @@ fn a_host_of_the_admin_side_is_a_name_without_a_port() {
 }
 
 #[test]
+fn the_limits_of_clients_are_checked() {
+    for (variable, wrong, why) in [
+        (
+            "WAYPOST_INGEST__RATE",
+            "500",
+            r#"ingest.rate: "500" does not fit; allowed is a number from 1 to 1000000 for each second, minute or hour, as in "500/s", "30/m" or "100/h""#,
+        ),
+        (
+            "WAYPOST_INGEST__MAX_HEADERS",
+            "97",
+            r#"ingest.max_headers: "97" does not fit; allowed is a whole number from 1 to 96"#,
+        ),
+    ] {
+        assert_eq!(
+            mistakes(&[], &[(variable, wrong)]),
+            [format!("{variable}: {why}")]
+        );
+    }
+}
+
+#[test]
 fn a_rate_and_the_statuses_that_are_retried_are_checked_and_shown() {
     for (variable, wrong, why) in [
         (
@@ -157,7 +178,7 @@ fn lanes_unknown_keys_and_keys_at_odds_are_named_too_and_no_secret_is() {
     let expected = [
         r#"lanes.toml:6: ingest.ack: "broker" does not fit; allowed is "durable" or "lane" or "disk""#,
         "lanes.toml:7: ingest.token_file: there is no such key; did you mean ingest.tokens_file?",
-        "lanes.toml:8: ingest.bind: there is no such key; allowed are ack, body_timeout, client_ca_file, header_timeout, keep_alive, key_window, listen, max_body, max_connections, max_depth, max_members, max_record, min_body_rate, numbers, require_key, schema, signing_keys_file, tls_cert_file, tls_key_file, tokens_file",
+        "lanes.toml:8: ingest.bind: there is no such key; allowed are ack, body_timeout, client_ca_file, header_timeout, keep_alive, key_window, listen, max_body, max_connections, max_depth, max_headers, max_members, max_record, min_body_rate, numbers, rate, require_key, schema, signing_keys_file, tls_cert_file, tls_key_file, tokens_file",
         absent.as_str(),
         r#"lanes.toml:13: api.ca_file: "." cannot be read: it is a folder; allowed is the path of a file that can be read"#,
         r#"lanes.toml:14: api.timeout: "10" does not fit; allowed is a duration over zero, as in "250ms", "10s" or "24h""#,

@@ -11,6 +11,7 @@ mod apis;
 mod bad_requests;
 mod bodies;
 mod check;
+mod client_rate;
 mod cloud_events;
 mod cloud_events_sdk;
 mod command_line;

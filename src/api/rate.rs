@@ -11,8 +11,7 @@ use std::{
 
 use governor::{
     Quota, RateLimiter,
-    clock::Clock,
-    nanos::Nanos,
+    clock::Clock as _,
     state::{InMemoryState, NotKeyed},
 };
 use serde::Serialize;
@@ -22,7 +21,7 @@ use tokio::{
 };
 use tracing::info;
 
-use crate::config::Rate;
+use crate::{clock::SinceStart, config::Rate};
 
 /// The turns of this time may be taken at once, so that a timer that is late costs none.
 const BURST: Duration = Duration::from_millis(50);
@@ -59,17 +58,6 @@ struct TurnQueue {
     /// A turn that was taken for whoever comes next.
     spare: bool,
     told_at: Option<Instant>,
-}
-
-/// The time since the start, which tests can simulate.
-struct SinceStart(Instant);
-
-impl Clock for SinceStart {
-    type Instant = Nanos;
-
-    fn now(&self) -> Nanos {
-        self.0.elapsed().into()
-    }
 }
 
 /// A POST that waits. Dropped, it does not any more.
@@ -152,7 +140,7 @@ impl Turns {
         let quota = Quota::with_period(interval)?.allow_burst(burst);
         Some(Self {
             rate,
-            limiter: RateLimiter::direct_with_clock(quota, SinceStart(Instant::now())),
+            limiter: RateLimiter::direct_with_clock(quota, SinceStart::default()),
             queue: Mutex::default(),
             waiting: AtomicUsize::new(0),
         })

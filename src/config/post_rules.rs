@@ -1,4 +1,4 @@
-//! How often the API may be POSTed to, and which of its answers are retried.
+//! How often the API may be POSTed to, or a client may ask, and which of the API's answers are retried.
 
 use std::{fmt, num::NonZeroU32, str::FromStr, time::Duration};
 
@@ -26,6 +26,15 @@ pub struct Rate {
 }
 
 impl Rate {
+    pub const fn count(self) -> NonZeroU32 {
+        self.count
+    }
+
+    /// The time that the count is for.
+    pub const fn window(self) -> Duration {
+        Duration::from_secs(self.seconds)
+    }
+
     /// The time between two, if they are spread evenly; over zero.
     pub fn interval(self) -> Duration {
         Duration::from_secs(self.seconds) / self.count.get()

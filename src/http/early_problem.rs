@@ -2,6 +2,9 @@
 //!
 //! actix-http answers these itself, without a body, and has no hook for it. So the stream under it
 //! puts a problem into that answer on its way out.
+//!
+//! actix-http asks for the body of a request with `Expect: 100-continue` before the handler is called.
+//! If the handler has its answer without the body, the stream leaves that out.
 
 use std::{
     io,
@@ -22,6 +25,7 @@ use super::{
 };
 
 const END_OF_HEAD: &[u8] = b"\r\n\r\n";
+const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 const NO_BODY: &[u8] = b"content-length: 0\r\n";
 
 /// The stream of a connection that HTTP/1.1 is spoken on.
@@ -65,6 +69,10 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for EarlyProblemStream<S> {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         if this.answer.is_empty() {
+            // The final answer is there already.
+            if bytes.len() > CONTINUE.len() && bytes.starts_with(CONTINUE) {
+                return Poll::Ready(Ok(CONTINUE.len()));
+            }
             let Some((at, problem)) = early_answer(bytes) else {
                 return Pin::new(&mut this.stream).poll_write(context, bytes);
             };
@@ -190,6 +198,16 @@ mod tests {
                 assert!(status.contains(&problem["status"].to_string()));
             }
         }
+    }
+
+    #[tokio::test]
+    async fn a_body_is_asked_for_only_before_the_answer() {
+        let asks = "HTTP/1.1 100 Continue\r\n\r\n";
+        let answer = "HTTP/1.1 413 Large\r\ncontent-length: 2\r\n\r\n{}";
+        assert_eq!(sent(4096, asks).await, asks);
+        assert_eq!(sent(4096, &format!("{asks}{answer}")).await, answer);
+        let behind = format!("{answer}{asks}");
+        assert_eq!(sent(4096, &behind).await, behind);
     }
 
     #[tokio::test]

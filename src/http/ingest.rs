@@ -12,6 +12,7 @@
 //! | unknown lane or route | 404 |
 //! | another method | 405 |
 //! | a body or a record over its limit, or over each lane's | 413 |
+//! | more requests than `[ingest].rate` | 429, `Retry-After`, `RateLimit`, `RateLimit-Policy` |
 //! | a body that comes too slowly | 408 |
 //! | another type or encoding | 415 |
 //! | a record that breaks the schema, or a key that has another record | 422 |
@@ -21,27 +22,24 @@
 mod body;
 mod content;
 mod headers;
+mod permit;
 mod read;
 mod refusal;
 
 use std::{sync::Arc, time::Instant};
 
-use actix_web::{
-    Error, HttpRequest, HttpResponse, ResponseError as _,
-    body::BoxBody,
-    dev::{ServiceRequest, ServiceResponse},
-    http::Method,
-    middleware::{Next, from_fn},
-    web,
-};
+use actix_web::{HttpRequest, HttpResponse, ResponseError as _, middleware::from_fn, web};
 use futures_util::future::join_all;
 use serde::Serialize;
 use serde_json::json;
 
 pub use self::body::BodyLimits;
 pub(crate) use self::headers::idempotency_key;
-use self::refusal::{form_reused, key_reused, no_room, refused};
-use super::{close_behind, problem::Problem, signatures::Signatures, tokens::Tokens};
+use self::{
+    permit::only_permitted,
+    refusal::{form_reused, key_reused, no_room, refused},
+};
+use super::{client_rate::ClientRate, problem::Problem, signatures::Signatures, tokens::Tokens};
 use crate::{
     actors::{
         admission::Admission,
@@ -69,6 +67,10 @@ pub struct IngestState {
     pub tokens: Option<Tokens>,
     /// The keys that sign requests; `None` if none is asked for.
     pub signatures: Option<Signatures>,
+    /// How often a client may ask; `None` if as often as it likes.
+    pub rate: Option<ClientRate>,
+    /// The most headers of a request.
+    pub max_headers: usize,
     pub body: BodyLimits,
     /// In bytes.
     pub max_record: usize,
@@ -95,44 +97,15 @@ struct AllAccepted<'a> {
     records: Vec<Accepted<'a>>,
 }
 
-/// Adds the routes of `[ingest].listen`. If there are tokens, each but `GET /` is for those who have
-/// one.
+/// Adds the routes of `[ingest].listen`. Each but `GET /` is for those who are permitted.
 pub fn routes(app: &mut web::ServiceConfig, state: IngestState) {
-    match &state.tokens {
-        None => open_routes(app),
-        Some(tokens) => {
-            let guarded = web::scope("").wrap(from_fn(only_with_a_token));
-            app.app_data(web::Data::new(tokens.clone()))
-                .service(guarded.configure(open_routes));
-        }
+    if state.has_terms() {
+        let guarded = web::scope("").wrap(from_fn(only_permitted));
+        app.service(guarded.configure(open_routes));
+    } else {
+        open_routes(app);
     }
     app.app_data(web::Data::new(state));
-}
-
-/// Refuses a request without a token before its body is read.
-async fn only_with_a_token(
-    tokens: web::Data<Tokens>,
-    state: web::Data<IngestState>,
-    request: ServiceRequest,
-    next: Next<BoxBody>,
-) -> Result<ServiceResponse<BoxBody>, Error> {
-    let is_health =
-        request.path() == "/" && matches!(*request.method(), Method::GET | Method::HEAD);
-    if is_health {
-        // Everybody may ask, but nobody without a token keeps a connection.
-        let mut answer = next.call(request).await?;
-        close_behind(&mut answer);
-        return Ok(answer);
-    }
-    let began = Instant::now();
-    match tokens.check(request.headers()) {
-        Ok(()) => next.call(request).await,
-        Err(problem) => {
-            let status = problem.status_code().as_u16();
-            state.ledger.answered(status, began);
-            Ok(request.into_response(HttpResponse::from_error(problem)))
-        }
-    }
 }
 
 fn open_routes(app: &mut web::ServiceConfig) {

@@ -3,6 +3,7 @@
 mod accept;
 pub mod admin;
 mod checked_stream;
+pub mod client_rate;
 mod dead_letters;
 mod early_problem;
 pub mod events;
@@ -131,6 +132,7 @@ pub fn serve(
             .wrap_fn(|request, service| {
                 let state = request.conn_data::<HeadState>().cloned();
                 let is_one = state.as_ref().is_none_or(HeadState::complete);
+                let waits = request.head().expect();
                 let goes_on = request.head().connection_type() == ConnectionType::KeepAlive;
                 let answering = is_one.then(|| match target::check(request.head()) {
                     Ok(()) => Answering::Left(service.call(request)),
@@ -146,9 +148,13 @@ pub fn serve(
                         yield_now().await;
                         return pending().await;
                     };
-                    let answer = answering.await;
+                    let mut answer = answering.await;
                     let mut goes_on = goes_on;
-                    if let Ok(answer) = &answer {
+                    if let Ok(answer) = &mut answer {
+                        // The client may leave the body out then: what comes next may be either.
+                        if waits && !answer.status().is_success() {
+                            close_behind(answer);
+                        }
                         goes_on = goes_on && answer.response().keep_alive();
                         report(answer);
                     }

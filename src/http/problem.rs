@@ -29,6 +29,7 @@ pub enum ProblemKind {
     NotFound,
     Origin,
     Query,
+    QuotaExceeded,
     ReadOnly,
     Request,
     Schema,
@@ -45,7 +46,7 @@ pub enum ProblemKind {
 }
 
 impl ProblemKind {
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 31] = [
         Self::Body,
         Self::Certificate,
         Self::CloudEvent,
@@ -63,6 +64,7 @@ impl ProblemKind {
         Self::NotFound,
         Self::Origin,
         Self::Query,
+        Self::QuotaExceeded,
         Self::ReadOnly,
         Self::Request,
         Self::Schema,
@@ -98,6 +100,7 @@ impl ProblemKind {
             Self::NotFound => "not-found",
             Self::Origin => "origin",
             Self::Query => "query",
+            Self::QuotaExceeded => "quota-exceeded",
             Self::ReadOnly => "read-only",
             Self::Request => "request",
             Self::Schema => "schema",
@@ -115,8 +118,18 @@ impl ProblemKind {
     }
 }
 
-/// A problem that ends a request. Its `type` is `urn:waypost:problem:<kind>`, its `title` the
-/// reason phrase of the status.
+impl ProblemKind {
+    /// The `type`: that of the registry of HTTP problem types where it has one.
+    fn uri(self) -> String {
+        let registry = match self {
+            Self::QuotaExceeded => "https://iana.org/assignments/http-problem-types#",
+            _ => "urn:waypost:problem:",
+        };
+        format!("{registry}{}", self.name())
+    }
+}
+
+/// A problem that ends a request. Its `title` is the reason phrase of the status.
 #[derive(Debug, thiserror::Error)]
 #[error("{status}: {detail}")]
 pub struct Problem {
@@ -125,7 +138,7 @@ pub struct Problem {
     detail: String,
     /// More members of the body.
     members: Vec<(&'static str, Value)>,
-    header: Option<(header::HeaderName, String)>,
+    headers: Vec<(header::HeaderName, String)>,
 }
 
 impl Problem {
@@ -136,7 +149,7 @@ impl Problem {
             kind,
             detail: detail.into(),
             members: Vec::new(),
-            header: None,
+            headers: Vec::new(),
         }
     }
 
@@ -175,17 +188,18 @@ impl Problem {
         self
     }
 
-    /// Sets the header that belongs to its status.
+    /// Sets a header that belongs to its status.
     #[must_use]
     pub fn with_header(mut self, name: header::HeaderName, value: impl Into<String>) -> Self {
-        self.header = Some((name, value.into()));
+        self.headers.retain(|(known, _)| *known != name);
+        self.headers.push((name, value.into()));
         self
     }
 
     /// The JSON of its body.
     pub fn body(&self) -> String {
         let mut body = json!({
-            "type": format!("urn:waypost:problem:{}", self.kind.name()),
+            "type": self.kind.uri(),
             "title": self.status.canonical_reason().unwrap_or_default(),
             "status": self.status.as_u16(),
             "detail": self.detail,
@@ -210,11 +224,14 @@ impl ResponseError for Problem {
 
     fn error_response(&self) -> HttpResponse {
         let mut response = HttpResponse::build(self.status);
-        // A client that is not let in keeps no connection.
-        if self.status == StatusCode::UNAUTHORIZED {
+        // A client that is not let in, or sends too much of a head, keeps no connection.
+        if matches!(
+            self.status,
+            StatusCode::UNAUTHORIZED | StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE
+        ) {
             response.force_close();
         }
-        if let Some((name, value)) = &self.header {
+        for (name, value) in &self.headers {
             response.insert_header((name.clone(), value.as_str()));
         }
         response.content_type(MEDIA_TYPE).body(self.body())

@@ -34,10 +34,12 @@ impl Tokens {
         self.0.health()
     }
 
+    /// The token of a request that presents one.
+    ///
     /// # Errors
     /// The problem of a request that presents none of the tokens.
-    pub fn check(&self, headers: &HeaderMap) -> Result<(), Problem> {
-        self.check_with(headers, "", |line| bearer(line).map(Cow::Borrowed))
+    pub fn check<'h>(&self, headers: &'h HeaderMap) -> Result<&'h [u8], Problem> {
+        self.check_with(headers, "", bearer)
     }
 
     /// The same for a person at a browser, too, who gives a token as the password of any user
@@ -46,10 +48,11 @@ impl Tokens {
     /// # Errors
     /// The problem of a request that presents none of the tokens.
     pub fn check_operator(&self, headers: &HeaderMap) -> Result<(), Problem> {
-        self.check_with(headers, ", Basic realm=\"waypost\"", |line| {
+        let checked = self.check_with(headers, ", Basic realm=\"waypost\"", |line| {
             let bearer = bearer(line).map(Cow::Borrowed);
             bearer.or_else(|| Some(Cow::Owned(password(line)?)))
-        })
+        });
+        checked.map(drop)
     }
 
     /// Ends when [`Tokens::check_operator`] refuses these headers.
@@ -59,12 +62,12 @@ impl Tokens {
         while self.check_operator(&headers).is_ok() && changes.changed().await.is_ok() {}
     }
 
-    fn check_with<'h>(
+    fn check_with<'h, T: AsRef<[u8]>>(
         &self,
         headers: &'h HeaderMap,
         other_challenges: &str,
-        token: impl Fn(&'h [u8]) -> Option<Cow<'h, [u8]>>,
-    ) -> Result<(), Problem> {
+        token: impl Fn(&'h [u8]) -> Option<T>,
+    ) -> Result<T, Problem> {
         let mut lines = headers.get_all(header::AUTHORIZATION);
         let (challenge, detail) = match lines.next() {
             None => (
@@ -73,8 +76,8 @@ impl Tokens {
             ),
             Some(line) => {
                 let token = token(line.as_bytes()).filter(|_| lines.next().is_none());
-                if token.is_some_and(|token| self.0.get().has(&token)) {
-                    return Ok(());
+                if let Some(token) = token.filter(|token| self.0.get().has(token.as_ref())) {
+                    return Ok(token);
                 }
                 (
                     "Bearer realm=\"waypost\", error=\"invalid_token\"",
@@ -144,8 +147,13 @@ mod tests {
             &["Bearer first", "Bearer first"],
             &["Bearer fourth", "Bearer first"],
         ] {
-            for check in [Tokens::check, Tokens::check_operator] {
-                let problem = check(&tokens, &headers(lines)).unwrap_err();
+            let headers = headers(lines);
+            let checks = [
+                tokens.check(&headers).map(drop),
+                tokens.check_operator(&headers),
+            ];
+            for checked in checks {
+                let problem = checked.unwrap_err();
                 assert_eq!(problem.status_code(), StatusCode::UNAUTHORIZED, "{lines:?}");
             }
         }

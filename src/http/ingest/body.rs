@@ -116,6 +116,18 @@ fn larger_than(max: usize, when: &str) -> Problem {
 }
 
 impl BodyLimits {
+    /// Whether a body may come that is as long as the headers say: nobody has to send one in vain.
+    pub(super) fn check_length(&self, headers: &HeaderMap) -> Result<(), Problem> {
+        let length = headers.get(header::CONTENT_LENGTH);
+        let length = length.and_then(|length| length.to_str().ok()?.trim().parse::<u64>().ok());
+        let is_larger = length.is_some_and(|length| length > self.max as u64);
+        if is_larger {
+            Err(larger_than(self.max, ""))
+        } else {
+            Ok(())
+        }
+    }
+
     /// The content of a body that has this coding.
     pub(super) async fn read(&self, body: web::Payload, coding: Coding) -> Result<Bytes, Problem> {
         let body = self.receive(body).await?;

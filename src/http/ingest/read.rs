@@ -45,6 +45,7 @@ impl IngestState {
         if self.require_key && key.is_none() && !content.is_event() {
             return Err(no_key());
         }
+        self.body.check_length(headers)?;
         let traceparent = traceparent(headers);
         let origin = Some(Origin::now(Arc::clone(&self.run)));
         let body = self.body.read(body, coding).await?;
