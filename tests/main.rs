@@ -28,6 +28,7 @@ mod fleet;
 mod foreign;
 mod fuzz;
 mod grpc;
+mod hostile;
 mod idempotency;
 mod ingest;
 mod lane;
