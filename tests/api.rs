@@ -114,6 +114,11 @@ async fn each_answer_is_told_with_its_start() {
             headers: vec![],
             body: b"somewhere".to_vec(),
         },
+        6 => Conduct::AnswerWith {
+            status: 410,
+            headers: vec![],
+            body: b"moved away".to_vec(),
+        },
         _ => Conduct::AnswerWith {
             status: 201,
             headers: vec![],
@@ -142,11 +147,15 @@ async fn each_answer_is_told_with_its_start() {
         (301, cut(&format!("Location: {}", "/".repeat(2000)))),
         (302, cut(&format!("Location: /login\n{}", "x".repeat(3000)))),
         (308, "somewhere".into()),
+        (
+            410,
+            "the API is gone: it asks for no more POSTs\nmoved away".into(),
+        ),
     ] {
         assert_eq!(post(&client).await, status(redirect, None, excerpt));
     }
     assert_eq!(post(&client).await, status(201, None, String::new()));
-    assert_eq!(api.count(), 7);
+    assert_eq!(api.count(), 8);
 }
 
 #[actix_rt::test]

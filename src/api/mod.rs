@@ -37,6 +37,8 @@ use crate::{
 
 /// The most bytes of an answer's body that a dead letter keeps.
 const EXCERPT_MAX: usize = 1024;
+/// The beginning of the excerpt of a 410.
+const GONE: &str = "the API is gone: it asks for no more POSTs\n";
 /// An answer is read to its end, so that its connection can serve again, but no further than this.
 const ANSWER_MAX: usize = 64 << 10;
 
@@ -216,6 +218,10 @@ impl Api {
                 excerpt.extend_from_slice(location.as_bytes());
                 excerpt.push(b'\n');
                 excerpt.truncate(keep);
+            }
+            // Standard Webhooks: whoever answers so wants no more.
+            if status == StatusCode::GONE {
+                excerpt.extend_from_slice(GONE.as_bytes());
             }
             let body = read(response, ANSWER_MAX, |piece| {
                 excerpt.extend_from_slice(&piece[..piece.len().min(keep - excerpt.len())]);
