@@ -167,6 +167,8 @@ section! {
         keep_alive: Duration = Duration::from_secs(5), with = "value::wait";
         /// Headers of a request.
         max_headers: usize = HEADERS_MAX, deserialize_with = "value::whole::<1, HEADERS_MAX, _, _>";
+        /// Origins whose web pages may send records.
+        cors_origins: Vec<String> = Vec::new(), deserialize_with = "value::origins";
         /// Requests of each client in a time; `None` for as many as it likes.
         rate: Option<Rate> = None;
     }

@@ -37,8 +37,8 @@ use crate::{
     config::{Config, GrpcConfig},
     control::{ConfigSource, Control, ControlParams, Orders},
     http::{
-        self, ServerLimits, admin, client_rate::ClientRate, events::EventHub, ingest,
-        signatures::Signatures, status::AdminState, tap::TapStreams, tokens::Tokens,
+        self, ServerLimits, admin, client_rate::ClientRate, cors::CorsOrigins, events::EventHub,
+        ingest, signatures::Signatures, status::AdminState, tap::TapStreams, tokens::Tokens,
     },
     idempotency::IdempotencyStore,
     lane_id::LaneId,
@@ -329,6 +329,8 @@ impl<'a> Graph<'a> {
             rules: config.record_rules(),
             tokens,
             signatures,
+            cors: (!config.cors_origins.is_empty())
+                .then(|| CorsOrigins(config.cors_origins.clone())),
             rate: config.rate.and_then(ClientRate::new),
             max_headers: config.max_headers,
             body: ingest::BodyLimits {

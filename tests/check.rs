@@ -123,6 +123,29 @@ fn the_limits_of_clients_are_checked() {
             [format!("{variable}: {why}")]
         );
     }
+    let origins = "WAYPOST_INGEST__CORS_ORIGINS";
+    for wrong in [
+        "*",
+        "null",
+        "a.com",
+        "https://a.com/",
+        "HTTPS://a.com",
+        "https://a.com:443",
+        "ftp://a",
+    ] {
+        let lines = mistakes(&[], &[(origins, wrong)]);
+        let [line] = &lines[..] else {
+            panic!("{wrong}: {lines:?}");
+        };
+        assert!(
+            line.contains("allowed are origins in small letters"),
+            "{line}"
+        );
+    }
+    let output = check(&[], &[(origins, "https://a.com, http://localhost:3000")]);
+    let printed = String::from_utf8(output.stdout).expect("text");
+    let shown = r#"cors_origins = ["https://a.com", "http://localhost:3000"]"#;
+    assert!(printed.contains(shown), "{printed}");
 }
 
 #[test]
@@ -178,7 +201,7 @@ fn lanes_unknown_keys_and_keys_at_odds_are_named_too_and_no_secret_is() {
     let expected = [
         r#"lanes.toml:6: ingest.ack: "broker" does not fit; allowed is "durable" or "lane" or "disk""#,
         "lanes.toml:7: ingest.token_file: there is no such key; did you mean ingest.tokens_file?",
-        "lanes.toml:8: ingest.bind: there is no such key; allowed are ack, body_timeout, client_ca_file, header_timeout, keep_alive, key_window, listen, max_body, max_connections, max_depth, max_headers, max_members, max_record, min_body_rate, numbers, rate, require_key, schema, signing_keys_file, tls_cert_file, tls_key_file, tokens_file",
+        "lanes.toml:8: ingest.bind: there is no such key; allowed are ack, body_timeout, client_ca_file, cors_origins, header_timeout, keep_alive, key_window, listen, max_body, max_connections, max_depth, max_headers, max_members, max_record, min_body_rate, numbers, rate, require_key, schema, signing_keys_file, tls_cert_file, tls_key_file, tokens_file",
         absent.as_str(),
         r#"lanes.toml:13: api.ca_file: "." cannot be read: it is a folder; allowed is the path of a file that can be read"#,
         r#"lanes.toml:14: api.timeout: "10" does not fit; allowed is a duration over zero, as in "250ms", "10s" or "24h""#,

@@ -19,6 +19,7 @@ mod concurrency;
 mod connect;
 mod containers;
 mod control;
+mod cors;
 mod dashboard;
 mod durable;
 mod end_to_end;

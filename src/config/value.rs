@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use ::url::Url;
 use bytesize::ByteSize;
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
@@ -162,6 +163,23 @@ pub fn host_names<'de, D: Deserializer<'de>>(input: D) -> Result<Vec<String>, D:
         )));
     }
     Ok(names)
+}
+
+/// Origins of web pages, as a browser sends them (RFC 6454, 6.2).
+pub fn origins<'de, D: Deserializer<'de>>(input: D) -> Result<Vec<String>, D::Error> {
+    let origins = list(input)?;
+    let is_origin = |text: &String| {
+        let parsed = Url::parse(text).ok();
+        let parsed = parsed.filter(|url| matches!(url.scheme(), "http" | "https"));
+        parsed.is_some_and(|url| url.origin().ascii_serialization() == *text)
+    };
+    if let Some(wrong) = origins.iter().find(|origin| !is_origin(origin)) {
+        return Err(Error::custom(format!(
+            "{wrong:?} does not fit; allowed are origins in small letters, without a path or a port \
+             that is the scheme's own, as in \"https://app.example.com\""
+        )));
+    }
+    Ok(origins)
 }
 
 /// `true` or `false`.

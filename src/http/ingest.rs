@@ -39,7 +39,13 @@ use self::{
     permit::only_permitted,
     refusal::{form_reused, key_reused, no_room, refused},
 };
-use super::{client_rate::ClientRate, problem::Problem, signatures::Signatures, tokens::Tokens};
+use super::{
+    client_rate::ClientRate,
+    cors::{CorsOrigins, only_named_origins},
+    problem::Problem,
+    signatures::Signatures,
+    tokens::Tokens,
+};
 use crate::{
     actors::{
         admission::Admission,
@@ -67,6 +73,8 @@ pub struct IngestState {
     pub tokens: Option<Tokens>,
     /// The keys that sign requests; `None` if none is asked for.
     pub signatures: Option<Signatures>,
+    /// The origins whose pages may send records; `None` if there are none.
+    pub cors: Option<CorsOrigins>,
     /// How often a client may ask; `None` if as often as it likes.
     pub rate: Option<ClientRate>,
     /// The most headers of a request.
@@ -99,9 +107,14 @@ struct AllAccepted<'a> {
 
 /// Adds the routes of `[ingest].listen`. Each but `GET /` is for those who are permitted.
 pub fn routes(app: &mut web::ServiceConfig, state: IngestState) {
-    if state.has_terms() {
-        let guarded = web::scope("").wrap(from_fn(only_permitted));
-        app.service(guarded.configure(open_routes));
+    let permitted = || web::scope("").wrap(from_fn(only_permitted));
+    if let Some(origins) = &state.cors {
+        // The last one is the first to see a request: a browser asks without a token.
+        let guarded = permitted().wrap(from_fn(only_named_origins));
+        app.app_data(web::Data::new(origins.clone()))
+            .service(guarded.configure(open_routes));
+    } else if state.has_terms() {
+        app.service(permitted().configure(open_routes));
     } else {
         open_routes(app);
     }

@@ -4,6 +4,7 @@ mod accept;
 pub mod admin;
 mod checked_stream;
 pub mod client_rate;
+pub mod cors;
 mod dead_letters;
 mod early_problem;
 pub mod events;
