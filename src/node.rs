@@ -342,6 +342,7 @@ impl<'a> Graph<'a> {
             run: Arc::clone(&self.ledger.run),
             keys: IdempotencyStore::open(&self.config.spool.dir, config.key_window)?,
             require_key: config.require_key,
+            forecast: ingest::DiskForecast::default(),
             ledger: Arc::clone(&self.ledger),
         })
     }

@@ -24,12 +24,15 @@ use waypost::{
     spool::{Entry, Queue, Spool},
 };
 
-use crate::support::{
-    api::{Api, Conduct},
-    eventually,
-    lanes::{Lane, Nats, Pubsub, Rabbitmq, grpc_variables},
-    node::{Node, PATIENCE},
-    rig::Rig as _,
+use crate::{
+    ingest,
+    support::{
+        api::{Api, Conduct},
+        eventually,
+        lanes::{Lane, Nats, Pubsub, Rabbitmq, grpc_variables},
+        node::{Node, PATIENCE},
+        rig::Rig as _,
+    },
 };
 
 /// Records of one request.
@@ -448,6 +451,12 @@ async fn a_full_disk_of_one_api_refuses_its_records_and_no_others() {
     let problem = eventually("it is refused", PATIENCE, refused).await;
     let detail = problem["detail"].as_str().expect("a detail");
     assert!(detail.contains("[apis.slow].spool_max"), "{detail}");
+    eventually("nobody knows when there is room", PATIENCE, async || {
+        let (_, headers, _) = ingest::post(large(SLOW)).send_and_see(&node).await;
+        let pause = headers.get("retry-after")?.to_str().ok()?;
+        (pause.parse::<u64>().ok()? > 1).then_some(())
+    })
+    .await;
     assert_eq!(of_api(&node, SLOW).await["refuses"], true);
     assert_eq!(
         node.metric("waypost_each_api_refuses{api=\"slow\"}").await,

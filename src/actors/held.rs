@@ -15,7 +15,7 @@ use crate::{
     delivery::HeldEntry,
     lane_id::LaneId,
     record::{Record, Tag},
-    spool::{DeathReason, Entry, EntryKey, NotSafe, Parked, Queue, Spool, Tail},
+    spool::{DeathReason, Entry, EntryKey, NotSafe, Parked, Queue, Spool, SpoolStats, Tail},
 };
 
 /// It is logged once in this time that records are held, or cannot be.
@@ -67,8 +67,13 @@ impl HeldRecords {
     /// Whether only the room for records that lanes have already is left.
     pub fn is_nearly_full(&self) -> bool {
         let stats = self.spool.stats();
+        stats.refuses || self.bytes_over(&stats) > 0
+    }
+
+    /// The bytes that have to go before a record of a client finds room.
+    pub fn bytes_over(&self, stats: &SpoolStats) -> u64 {
         let max = self.spool.max();
-        stats.refuses || max.saturating_sub(stats.bytes) <= max / RESERVE
+        (stats.bytes + max / RESERVE + 1).saturating_sub(max)
     }
 
     /// Resolves when `record`, which came out of `lane`, is on disk.

@@ -21,6 +21,7 @@
 
 mod body;
 mod content;
+mod forecast;
 mod headers;
 mod permit;
 mod read;
@@ -33,11 +34,11 @@ use futures_util::future::join_all;
 use serde::Serialize;
 use serde_json::json;
 
-pub use self::body::BodyLimits;
 pub(crate) use self::headers::idempotency_key;
+pub use self::{body::BodyLimits, forecast::DiskForecast};
 use self::{
     permit::only_permitted,
-    refusal::{form_reused, key_reused, no_room, refused},
+    refusal::{form_reused, key_reused},
 };
 use super::{
     client_rate::ClientRate,
@@ -87,6 +88,8 @@ pub struct IngestState {
     pub keys: IdempotencyStore,
     /// Each request needs an `Idempotency-Key`, or is an event, which has one.
     pub require_key: bool,
+    /// When those that find no room on disk may send again.
+    pub forecast: DiskForecast,
     /// Counts the answers, by status.
     pub ledger: Arc<Ledger>,
 }
@@ -232,12 +235,12 @@ async fn ingest(
 ) -> Result<HttpResponse, Problem> {
     let pinned = state.pinned_lane(request)?;
     let request = state.read_request(request, body, pinned).await?;
-    if let Some(record) = state.for_full_api(&request) {
-        return Err(no_room(record.api.as_deref()));
+    if let Some(problem) = state.full_api(&request) {
+        return Err(problem);
     }
     match state.submit(&request).await {
         Ok(submitted) => Ok(state.respond(&request, submitted)),
-        Err(NotTaken::Refused(why)) => Err(refused(&request, &why)),
+        Err(NotTaken::Refused(why)) => Err(state.refused(&request, &why)),
         Err(NotTaken::KeyReused(index)) => Err(key_reused(&request, index)),
         Err(NotTaken::FormReused) => Err(form_reused()),
     }
@@ -253,12 +256,6 @@ impl IngestState {
         let lane = lanes.find(|lane| lane.name() == name);
         let unknown = || Problem::not_found(request.path());
         lane.ok_or_else(unknown).map(Some)
-    }
-
-    /// A record that would find no room on disk if its API did not take it.
-    fn for_full_api<'r>(&self, request: &'r Request) -> Option<&'r Record> {
-        let mut records = request.records.iter().map(|assigned| &assigned.record);
-        records.find(|record| self.apis.is_full(record.api.as_deref()))
     }
 
     /// Makes all records safe. An error says that at least one of them is not.

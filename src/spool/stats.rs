@@ -30,6 +30,16 @@ impl SpoolStats {
         self.records[queue.at()]
     }
 
+    /// All records, letters and copies.
+    pub fn on_disk(&self) -> u64 {
+        self.records.iter().chain(&self.kept).sum()
+    }
+
+    /// How many have left, to compare with another time of the same run.
+    pub fn drained(&self) -> i64 {
+        self.committed.wrapping_sub(self.on_disk()).cast_signed()
+    }
+
     /// Copies of records that `lane` has confirmed.
     pub const fn kept(&self, lane: LaneId) -> u64 {
         self.kept[lane as usize]
@@ -64,6 +74,20 @@ impl SpoolStats {
             .map(|lane| self.records(Queue::Held(lane)))
             .iter()
             .sum()
+    }
+}
+
+#[cfg(test)]
+impl SpoolStats {
+    /// A disk with so many records that wait, of so many that came.
+    pub fn of_waiting(waiting: u64, committed: u64, bytes: u64) -> Self {
+        let mut stats = Self {
+            bytes,
+            committed,
+            ..Self::default()
+        };
+        stats.records[Queue::Waiting.at()] = waiting;
+        stats
     }
 }
 
