@@ -18,6 +18,7 @@ mod memory;
 mod progress;
 mod refusals;
 mod rules;
+mod steps;
 mod taken;
 mod taken_file;
 
@@ -38,6 +39,7 @@ pub use self::{
     latency::{BOUNDS_S, Latency, Quantiles},
     progress::Progress,
     refusals::Refusals,
+    steps::{Step, StepLog, ToldStep},
     taken_file::TakenFile,
 };
 use self::{
@@ -66,6 +68,7 @@ pub struct Ledger {
     /// Notified when a record was taken over.
     taken_over: Notify,
     change_log: ChangeLog,
+    pub steps: StepLog,
 }
 
 impl Ledger {
@@ -80,6 +83,7 @@ impl Ledger {
             imbalanced: AtomicBool::new(false),
             taken_over: Notify::new(),
             change_log: ChangeLog::default(),
+            steps: StepLog::default(),
         }
     }
 
@@ -92,6 +96,7 @@ impl Ledger {
     /// `lane` has confirmed a record, and its client has a receipt. The confirm took `after`.
     pub fn accepted(&self, lane: LaneId, record: &Record, after: Duration) {
         self.confirmed(lane, after).counts.accepted += 1;
+        self.steps.add(record, Step::Confirmed(lane), unix_us());
         let mut memory = self.memory.lock();
         if memory.is_maybe_published(record)
             && let (_, Some(key)) = memory.look_up(record)
@@ -104,6 +109,7 @@ impl Ledger {
 
     /// `lane` has confirmed a record from the spool. The confirm took `after`.
     pub fn resent(&self, lane: LaneId, record: &Record, after: Duration) {
+        self.steps.add(record, Step::Confirmed(lane), unix_us());
         let mut memory = self.memory.lock();
         let (flags, key) = memory.look_up(record);
         let counted = count(Transition::Resent, flags, self.is_own(record));
@@ -156,8 +162,9 @@ impl Ledger {
         }
     }
 
-    /// A client has the spool's receipt.
-    pub fn spooled(&self) {
+    /// A client has the spool's receipt for the record.
+    pub fn spooled(&self, record: &Record) {
+        self.steps.add(record, Step::Spooled, unix_us());
         self.node.lock().spooled += 1;
     }
 
@@ -220,12 +227,14 @@ impl Ledger {
 
     /// The dead letter of a record that came out of `lane` is on disk.
     pub fn dead(&self, lane: LaneId, record: &Record) {
+        self.steps.add(record, Step::Dead(lane), unix_us());
         let mut ledger = self.set_aside(lane, record, Transition::Dead, Flags::DEAD);
         ledger.counts.dead += 1;
     }
 
     /// A record that came out of `lane` is parked on disk.
     pub fn parked(&self, lane: LaneId, record: &Record) {
+        self.steps.add(record, Step::Parked(lane), unix_us());
         let mut ledger = self.set_aside(lane, record, Transition::Parked, Flags::PARKED);
         ledger.counts.parked += 1;
     }
@@ -373,9 +382,13 @@ impl Ledger {
             .is_some_and(|origin| origin.run == self.run)
     }
 
-    /// A POST of `lane` that began at `began` has ended.
-    pub fn posted(&self, lane: LaneId, began: Instant) {
-        self.lane(lane).post.record(began.elapsed());
+    /// A POST of `lane`, with this `Idempotency-Key`, that began at `began` has ended. `status` is
+    /// that of its answer; without an answer, 0.
+    pub fn posted(&self, lane: LaneId, key: &str, began: Instant, status: u16) {
+        let took = began.elapsed();
+        self.lane(lane).post.record(took);
+        let step = Step::Posted { lane, took, status };
+        self.steps.add_post(key, step, unix_us());
     }
 
     /// A request that came at `began` was answered with `code`.
@@ -807,7 +820,7 @@ mod tests {
         sleep(3 * REST).await;
         assert!(ledger.is_imbalanced());
         assert_eq!(ledger.change_log.last(), 1);
-        ledger.spooled();
+        ledger.spooled(&record("c", "run"));
         sleep(3 * REST).await;
         assert!(!ledger.is_imbalanced());
         assert_eq!(ledger.change_log.last(), 2);

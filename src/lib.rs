@@ -97,6 +97,7 @@ pub mod config;
 pub mod control;
 pub mod delivery;
 pub mod file_work;
+pub mod history;
 pub mod http;
 pub mod idempotency;
 pub mod lane_id;

@@ -36,6 +36,7 @@ use crate::{
     changes::{self, Change, ChangeLog},
     config::{Config, GrpcConfig},
     control::{ConfigSource, Control, ControlParams, Orders},
+    history::History,
     http::{
         self, ServerLimits, admin, client_rate::ClientRate, cors::CorsOrigins, events::EventHub,
         ingest, signatures::Signatures, status::AdminState, tap::TapStreams, tokens::Tokens,
@@ -545,6 +546,9 @@ impl<'a> Graph<'a> {
             change_log: self.change_log.clone(),
         });
         let draining = Arc::new(AtomicBool::new(false));
+        let history = History::new(self.lanes.iter().map(|(lane, _)| *lane));
+        let counting = history.clone();
+        actix_rt::spawn(counting.keep(Arc::clone(&self.ledger), self.apis.spools().clone()));
         let admin_state = AdminState {
             supervisor: supervisor.clone(),
             ledger: Arc::clone(&self.ledger),
@@ -565,6 +569,7 @@ impl<'a> Graph<'a> {
             read_only: config.admin.read_only,
             events: Arc::new(EventHub::new(self.change_log.clone())),
             tap: TapStreams::new(self.tap.clone()),
+            history,
         };
         let ingest = ingest_socket.local_addr()?;
         let admin = admin_socket.local_addr()?;

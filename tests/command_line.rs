@@ -60,7 +60,7 @@ async fn lanes_are_listed_and_take_orders_from_the_command_line() {
     node.lane_is("grpc", "up", PATIENCE).await;
     assert_eq!(lane(&["drain", "grpc"]).await.0, Some(0));
     let (_, table, _) = lane(&["list"]).await;
-    assert!(table.contains("grpc      draining"), "{table}");
+    assert!(table.contains("grpc      drained "), "{table}");
     assert_eq!(lane(&["resume", "grpc"]).await.0, Some(0));
     assert_eq!(lane(&["weight", "grpc=7"]).await.0, Some(0));
     assert_eq!(node.lane("grpc").await["weight"], 7);

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tempfile::NamedTempFile;
 
 use crate::support::{
-    api::Api,
+    api::{Api, Conduct},
     eventually,
     lanes::{Lane as _, Nats, Rabbitmq, grpc_variables, through_proxy},
     load::Load,
@@ -118,6 +118,61 @@ async fn a_choice_is_explained_with_the_factors_of_its_score() {
         assert_eq!(answered, status, "{query}: {problem}");
         assert_eq!(problem["status"], status.as_u16(), "{query}: {problem}");
     }
+}
+
+/// The steps of a record, each with the status of the answer.
+fn steps(told: &Value) -> Vec<(String, Option<u64>)> {
+    let steps = told["steps"].as_array().expect("a list");
+    let mut last_ms = 0.0;
+    let steps = steps.iter().map(|step| {
+        let at_ms = step["at_ms"].as_f64().expect("a time");
+        assert!(at_ms >= last_ms, "{told}");
+        last_ms = at_ms;
+        let what = step["what"].as_str().expect("a text");
+        (what.to_owned(), step["status"].as_u64())
+    });
+    steps.collect()
+}
+
+#[actix_rt::test]
+async fn a_record_has_its_steps_with_their_times() {
+    let api = Api::start();
+    api.behave(|number, post| match post.key.as_deref() {
+        Some("bad") => Conduct::Answer(422),
+        Some("again") if number == 0 => Conduct::Answer(500),
+        _ => Conduct::Answer(200),
+    });
+    let node = Node::start(&api.url(), &grpc_variables()).await;
+    node.lane_is("grpc", "up", PATIENCE).await;
+    for key in ["again", "bad"] {
+        let (status, _) = node.post("/", key, traffic()[0].clone()).await.unwrap();
+        assert_eq!(status, StatusCode::ACCEPTED);
+        node.at_rest(PATIENCE).await;
+    }
+    let step = |what: &str, status: u64| (what.to_owned(), Some(status).filter(|it| *it > 0));
+    let (_, told) = explained(&node, "again").await;
+    let mut found = steps(&told);
+    // The answer of the API may be faster than the receipt of the lane.
+    let confirmed = found.iter().position(|step| step.0 == "confirmed");
+    found.remove(confirmed.expect("a receipt"));
+    let way = [
+        step("accepted", 0),
+        step("posted", 500),
+        step("posted", 200),
+        step("delivered", 0),
+    ];
+    assert_eq!(found, way, "{told}");
+    let posts = told["steps"].as_array().expect("a list").iter();
+    let mut posts = posts.filter(|step| step["what"] == "posted");
+    assert!(
+        posts.all(|post| post["took_ms"].as_f64() > Some(0.0) && post["lane"] == "grpc"),
+        "{told}"
+    );
+    let (_, told) = explained(&node, "bad").await;
+    let found = steps(&told);
+    assert!(found.contains(&step("posted", 422)), "{told}");
+    assert!(found.contains(&step("dead", 0)), "{told}");
+    assert!(!found.contains(&step("delivered", 0)), "{told}");
 }
 
 #[actix_rt::test]

@@ -45,7 +45,7 @@ impl DiskFallback {
         let store = async |pending: &PendingRecord| {
             let entry = stored_route::entry(route, pending);
             match self.spool.put(queue, &entry).await {
-                Ok(_) if pending.reply(Ok(Receipt::Spool)) => self.ledger.spooled(),
+                Ok(_) if pending.reply(Ok(Receipt::Spool)) => self.ledger.spooled(&pending.record),
                 Ok(key) => self.spool.settle(key),
                 Err(why) => drop(pending.reply(Err(why.into()))),
             }

@@ -24,7 +24,7 @@ use tokio_util::{
 
 use self::outlet::{Outlet, hold_unclaimed};
 pub use self::{
-    batch::array_of_one,
+    batch::{array_of_one, listed},
     post::{Payload, PosterParams, UNWRITTEN_REST, not_an_object, post},
     slots::{LaneWindow, PostSlots},
 };

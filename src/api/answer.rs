@@ -104,6 +104,14 @@ impl Answer {
         })
     }
 
+    /// The status; 0 without an answer.
+    pub const fn status(&self) -> u16 {
+        match *self {
+            Self::Status { status, .. } => status,
+            Self::NoAnswer { .. } => 0,
+        }
+    }
+
     /// 429 or 503: the API has too much to do, which says nothing about the payload.
     pub const fn is_overloaded(&self) -> bool {
         matches!(

@@ -19,7 +19,7 @@ use serde::{Deserialize, Deserializer, de::Error as _};
 use serde_json::json;
 
 use super::{
-    dead_letters, events, foreign, metrics, operators,
+    dead_letters, events, explain, foreign, history, metrics, operators,
     order_body::OrderBody,
     page,
     problem::{Problem, ProblemKind},
@@ -31,7 +31,6 @@ use crate::{
     config::{Ack, WEIGHT_MAX},
     control::ReloadOutcome,
     lane_id::LaneId,
-    routing::explain::EXPLAINED_MAX,
     transport::Durability,
 };
 
@@ -66,7 +65,8 @@ fn open_routes(app: &mut web::ServiceConfig) {
                 .service(read("/status", status))
                 .service(read("/events", events::stream))
                 .service(read("/tap", tap::stream))
-                .service(read("/explain", explain))
+                .service(read("/explain", explain::of_record))
+                .service(read("/history", history::of_range))
                 .service(read("/dead", dead_letters::list))
                 .service(order("/dead/replay", dead_letters::replay))
                 .service(order("/dead/drop", dead_letters::drop_dead))
@@ -207,33 +207,6 @@ fn unready(why: &str) -> Problem {
 async fn status(state: web::Data<AdminState>) -> Result<HttpResponse, Problem> {
     let source = state.status_source().await?;
     Ok(HttpResponse::Ok().json(state.status(&source)))
-}
-
-#[derive(Deserialize)]
-struct ExplainQuery {
-    id: Option<String>,
-}
-
-/// The choices for a record: see [`crate::routing::explain`].
-async fn explain(
-    state: web::Data<AdminState>,
-    query: Result<web::Query<ExplainQuery>, actix_web::Error>,
-) -> Result<HttpResponse, Problem> {
-    let wrong = |why: String| Problem::bad_request(ProblemKind::Query, why);
-    let query = query.map_err(|why| wrong(why.to_string()))?.into_inner();
-    let id = query.id.filter(|id| !id.is_empty());
-    let id = id.ok_or_else(|| wrong("The id is missing, as in /api/explain?id=ID".into()))?;
-    let choices = state.explanations.of(&id);
-    if choices.is_empty() {
-        let detail = format!("No record {id:?} is among the last {EXPLAINED_MAX} of this node");
-        return Err(Problem::new(
-            StatusCode::NOT_FOUND,
-            ProblemKind::NotFound,
-            detail,
-        ));
-    }
-    let choices: Vec<_> = choices.iter().map(|choice| &**choice).collect();
-    Ok(HttpResponse::Ok().json(json!({"id": id, "choices": choices})))
 }
 
 /// An order to one lane.

@@ -19,7 +19,8 @@ use actix_web::{
 };
 use flate2::Compression;
 
-use self::assets::{PackedText, SCRIPT, STYLES};
+pub use self::assets::PackedText;
+use self::assets::{SCRIPT, STYLES};
 use super::{accept, admin::read, foreign, problem::Problem, status::AdminState};
 
 /// Nothing is loaded from elsewhere, no script is in the HTML, and no other page shows this one.

@@ -32,6 +32,7 @@ use crate::{
     clock::age,
     config::Ack,
     control::{Control, Order, ReloadReport},
+    history::{Columns, History},
     lane_id::LaneId,
     ledger::{Balance, Ledger, Quantiles},
     routing::{
@@ -75,6 +76,7 @@ pub struct AdminState {
     pub read_only: bool,
     pub events: Arc<EventHub>,
     pub tap: TapStreams,
+    pub history: History,
 }
 
 impl AdminState {
@@ -114,6 +116,8 @@ pub struct Status<'s> {
     /// Restarts of the router, which is of no lane.
     router_restarts: u64,
     policy: &'static str,
+    /// What the last second counted: see [`crate::history`].
+    recent: Columns<f64>,
     /// The last one; null if there was none.
     reload: Option<ReloadReport>,
     /// The files that are read again while the node runs.
@@ -146,6 +150,8 @@ pub struct LaneStatus<'s> {
     pub lane: LaneId,
     pub tag: &'s str,
     pub state: &'static str,
+    /// An operator lets it deliver what it has, and take nothing new.
+    draining: bool,
     /// It is up, and no operator drains it.
     #[serde(skip)]
     pub takes_records: bool,
@@ -292,6 +298,7 @@ impl AdminState {
             },
             router_restarts: view_of(views, ChildId::Router).map_or(0, |router| router.restarts),
             policy: self.control.policy().name(),
+            recent: self.history.last_second(),
             reload: self.control.last_reload(),
             files: self.files.iter().map(|file| file.status()).collect(),
             warnings: Vec::new(),
@@ -367,6 +374,7 @@ impl AdminState {
             lane,
             tag,
             state: view.state.name(),
+            draining: view.is_draining,
             takes_records: view.takes_records(),
             since_s: view.since.elapsed().as_secs_f64(),
             restarts: view.restarts + forwarder.map_or(0, |forwarder| forwarder.restarts),

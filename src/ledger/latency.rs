@@ -41,11 +41,16 @@ impl Latency {
     }
 
     pub fn quantiles_ms(&self) -> Quantiles {
+        Self::quantiles_of(&self.times)
+    }
+
+    /// The quantiles of times in microseconds.
+    pub fn quantiles_of(times: &Histogram<u32>) -> Quantiles {
         #[expect(
             clippy::cast_precision_loss,
             reason = "a time of centuries would lose a microsecond"
         )]
-        let ms = |quantile| self.times.value_at_quantile(quantile) as f64 / 1000.0;
+        let ms = |quantile| times.value_at_quantile(quantile) as f64 / 1000.0;
         Quantiles {
             p50: ms(0.5),
             p99: ms(0.99),

@@ -58,12 +58,18 @@ impl Explanations {
         let kept = self.0.lock();
         let is_copy = |known: &str, explanation: &Explanation| {
             let lane = known.strip_prefix(id).and_then(|end| end.strip_prefix('/'));
-            explanation.route.policy == Policy::Broadcast
-                && lane.is_some_and(|name| LaneId::from_name(name).is_some())
+            explanation.is_of_copies() && lane.is_some_and(|name| LaneId::from_name(name).is_some())
         };
         let of_id = kept.choices.iter();
         let of_id = of_id.filter(|(known, choice)| **known == *id || is_copy(known, choice));
         of_id.map(|(_, choice)| Arc::clone(choice)).collect()
+    }
+}
+
+impl Explanation {
+    /// The record has a copy for each lane, whose id ends with the name of the lane.
+    pub fn is_of_copies(&self) -> bool {
+        self.route.policy == Policy::Broadcast
     }
 }
 

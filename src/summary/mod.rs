@@ -36,6 +36,8 @@ pub struct LaneSummary {
     pub lane: String,
     pub tag: String,
     pub state: String,
+    /// An operator lets it take no new records.
+    pub draining: bool,
     pub since_s: f64,
     pub restarts: u64,
     pub last_error: Option<String>,
@@ -116,17 +118,18 @@ pub struct WarningSummary {
 }
 
 impl LaneSummary {
-    /// The state for people: an operator drains a lane that is still up.
+    /// The state for people: see [`shown_state`].
     pub fn shown_state(&self) -> &str {
-        let action = self
-            .ordered
-            .as_ref()
-            .and_then(|order| order.action.as_deref());
-        if action == Some("drain") && self.state != "paused" {
-            "draining"
-        } else {
-            &self.state
-        }
+        shown_state(&self.state, self.draining, self.in_flight)
+    }
+}
+
+/// The state of a lane for people. One that drains stays up, and is drained once it has nothing left.
+pub fn shown_state(state: &str, draining: bool, in_flight: u64) -> &str {
+    match (draining && state != "paused", in_flight) {
+        (false, _) => state,
+        (true, 0) => "drained",
+        (true, _) => "draining",
     }
 }
 

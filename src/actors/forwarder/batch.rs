@@ -147,8 +147,9 @@ fn fitting(waiting: &[QueuedDelivery]) -> usize {
     fit.count().max(1)
 }
 
-/// An id as an element of a list. An id has visible characters only, and few need an escape.
-fn listed(id: &str) -> Cow<'_, str> {
+/// An id as an element of the list that is the `Idempotency-Key` of a batch. An id has visible
+/// characters only, and few need an escape.
+pub fn listed(id: &str) -> Cow<'_, str> {
     match memchr::memchr2(b',', b'%', id.as_bytes()) {
         None => id.into(),
         Some(_) => utf8_percent_encode(id, IN_LIST).into(),

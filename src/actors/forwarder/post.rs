@@ -473,7 +473,7 @@ pub async fn post(
         ..
     } = payload;
     let answer = api.post_with(body, key, *traceparent, headers).await;
-    ledger.posted(lane, began);
+    ledger.posted(lane, key, began, answer.status());
     match answer.failure() {
         Some(class) => counts.failed(class),
         None => counts.delivered(unix_us()),

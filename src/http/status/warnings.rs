@@ -152,8 +152,12 @@ impl WarningList {
                 }
             }
         }
-        let is_drained = ordered.is_some_and(|order| order.action == Some(Action::Drain));
-        if is_drained && lane.state != "paused" {
+        if lane.draining && lane.state != "paused" {
+            // A restart ends no drain.
+            let by = match ordered.and_then(|order| order.action) {
+                Some(Action::Drain) => by,
+                _ => "an operator",
+            };
             let what = format!("Drained by {by}: it takes no new records");
             self.notice(name, what, "Resume the lane");
         }

@@ -27,6 +27,7 @@ fn lane() -> LaneStatus<'static> {
         lane: LaneId::Nats,
         tag: "NATS",
         state: "up",
+        draining: false,
         takes_records: true,
         since_s: 1.0,
         restarts: 0,
@@ -85,6 +86,7 @@ fn well() -> Status<'static> {
         },
         router_restarts: 0,
         policy: "round-robin",
+        recent: crate::history::History::new([].into_iter()).last_second(),
         reload: None,
         files: Vec::new(),
         warnings: Vec::new(),
@@ -194,7 +196,8 @@ fn each_trouble_of_a_lane_is_one_warning() {
             (lane.state, lane.ordered) = ("paused", Some(order(Action::Pause)));
         }),
         (Notice, "nats", "Drained by 10.0.0.7", |status| {
-            status.lanes[0].ordered = Some(order(Action::Drain));
+            let lane = &mut status.lanes[0];
+            (lane.draining, lane.ordered) = (true, Some(order(Action::Drain)));
         }),
         (Warning, "nats", "refuses records: full", |status| {
             status.lanes[0].refusing = Some("full".into());
