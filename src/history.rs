@@ -188,7 +188,7 @@ impl KeptHistory {
             let ledger = ledger.lane(*lane);
             let (accepted, delivered) = (ledger.counts.accepted, ledger.counts.delivered);
             let publish = last.times.publish.advance(&ledger.publish.times);
-            let delivery = last.times.delivery.advance(&ledger.delivery.times);
+            let delivery = last.times.delivery.advance(&ledger.delivery.times.times);
             drop(ledger);
             let open = &mut self.open_times[at];
             second.lanes[at] = LaneInterval {

@@ -10,6 +10,7 @@ mod api;
 mod apis;
 mod bad_requests;
 mod bodies;
+mod browser;
 mod check;
 mod client_rate;
 mod cloud_events;

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use crate::support::{
     api::{Api, Conduct},
+    eventually,
     lanes::grpc_variables,
     node::{Node, PATIENCE},
     process::free_port,
@@ -239,7 +240,7 @@ async fn without_scripts_the_page_says_what_the_status_says() {
     let texts = values(page, "text");
     for shown in [
         ("/node", status["node"].as_str().expect("a name")),
-        ("/lanes/0/state", "up"),
+        ("/lanes/0/state", "drained"),
         ("/lanes/0/ordered/action", "drain"),
         ("/lanes/0/ordered/by", "127.0.0.1"),
         ("/api/state", "up"),
@@ -275,10 +276,72 @@ async fn without_scripts_the_page_says_what_the_status_says() {
         "accepted               1,234",
         "dead                       3",
         "Drained by 127.0.0.1",
+        "grpc  drained",
     ] {
         assert!(text.text().contains(line), "{line}: {}", text.text());
     }
     assert!(!text.text().contains("<span"), "{}", text.text());
+}
+
+#[actix_rt::test]
+async fn the_history_counts_what_has_passed() {
+    let api = Api::start();
+    let node = node(&api).await;
+    for number in 0..50 {
+        let key = format!("key-{number}");
+        node.post("/", &key, traffic()[0].clone())
+            .await
+            .expect("an answer");
+    }
+    node.at_rest(PATIENCE).await;
+    let history = eventually("the records are history", PATIENCE, async || {
+        let (status, history) = node.get("/api/history?range=5m").await?;
+        assert_eq!(status, 200, "{history}");
+        let rates = history["lanes"][0]["delivered_per_s"].as_array()?.iter();
+        let passed: f64 = rates.filter_map(Value::as_f64).sum();
+        // Each rate is of a second, or of a little more.
+        (passed > 45.0).then_some(history)
+    })
+    .await;
+    assert_eq!(history["step_s"], 1);
+    let seconds = history["node"]["accepted_per_s"].as_array().map(Vec::len);
+    for pointer in [
+        "/node/delivered_per_s",
+        "/node/waiting",
+        "/lanes/0/publish_ms/p50",
+        "/lanes/0/delivery_ms/p99",
+    ] {
+        let values = history.pointer(pointer).and_then(Value::as_array);
+        assert_eq!(values.map(Vec::len), seconds, "{pointer}: {history}");
+    }
+    // Since the start, there is one; of the last second, in which nothing passed, there is none.
+    let p50 = history.pointer("/lanes/0/publish_ms/p50");
+    let p50 = p50.and_then(Value::as_array).expect("a list");
+    assert!(p50.iter().any(|ms| ms.as_f64() > Some(0.0)), "{history}");
+    eventually("a second without a record", PATIENCE, async || {
+        let status = node.status().await;
+        let of_lane = |pointer: &str| status.pointer(pointer).and_then(Value::as_f64);
+        let since_start = of_lane("/lanes/0/publish_ms/p50")?;
+        let recent = of_lane("/recent/lanes/0/publish_ms/p50")?;
+        (since_start > 0.0 && recent == 0.0).then_some(())
+    })
+    .await;
+    for (range, step) in [("1h", 10), ("all", 10)] {
+        let (_, history) = node
+            .get(&format!("/api/history?range={range}"))
+            .await
+            .expect("an answer");
+        assert_eq!(history["step_s"], step, "{history}");
+    }
+    for wrong in ["range=2h", "range=5m&other=1"] {
+        let (status, problem) = node
+            .get(&format!("/api/history?{wrong}"))
+            .await
+            .expect("an answer");
+        assert_eq!(status, 400, "{wrong}: {problem}");
+    }
+    let packed = ask(&node, "/api/history", &[(GZIP.0.as_str(), GZIP.1)]).await;
+    assert_eq!(packed.header("content-encoding"), "gzip");
 }
 
 #[actix_rt::test]

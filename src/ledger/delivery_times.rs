@@ -16,7 +16,7 @@ pub struct TraceLabel {
 
 /// The times of the records that one lane has delivered.
 pub struct DeliveryTimes {
-    times: Latency,
+    pub times: Latency,
     /// With the last sampled trace of each bucket.
     pub histogram: HistogramWithExemplars<TraceLabel>,
 }

@@ -1,6 +1,7 @@
 //! Real brokers as child processes, and waiting for conditions.
 
 pub mod api;
+pub mod browser;
 pub mod grpc;
 pub mod lanes;
 pub mod load;

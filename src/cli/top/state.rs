@@ -300,7 +300,7 @@ impl TopState {
             KeyCode::Char('?' | 'h') => self.open(Screen::Help),
             KeyCode::Char('w') => self.open(Screen::Warnings),
             KeyCode::Char('p') => self.ask(|lane| match lane.shown_state() {
-                "paused" | "draining" => "resume",
+                "paused" | "draining" | "drained" => "resume",
                 _ => "pause",
             }),
             KeyCode::Char('R') => self.ask(|_| "restart"),

@@ -69,6 +69,7 @@ pub static STYLES: LazyLock<PageFile> = LazyLock::new(|| {
     let parts = concat!(
         include_str!("css/base.css"),
         include_str!("css/node.css"),
+        include_str!("css/charts.css"),
         include_str!("css/tools.css"),
         include_str!("css/narrow.css"),
     );
@@ -81,10 +82,13 @@ pub static SCRIPT: LazyLock<PageFile> = LazyLock::new(|| {
         include_str!("js/format.js"),
         include_str!("js/history.js"),
         include_str!("js/paint.js"),
+        include_str!("js/changes.js"),
         include_str!("js/orders.js"),
+        include_str!("js/charts.js"),
         include_str!("js/letters.js"),
         include_str!("js/records.js"),
         include_str!("js/keys.js"),
+        include_str!("js/stream.js"),
         include_str!("js/live.js"),
     );
     PageFile::new("text/javascript; charset=utf-8", parts)

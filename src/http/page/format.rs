@@ -2,6 +2,8 @@
 
 use serde_json::Value;
 
+use crate::summary::format::age;
+
 /// What a value is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
@@ -15,6 +17,8 @@ pub enum Format {
     Bytes,
     /// A number without a unit.
     Score,
+    /// So many a second.
+    Rate,
 }
 
 /// The text of a value that is not there.
@@ -31,6 +35,7 @@ impl Format {
             Self::Percent => "percent",
             Self::Bytes => "bytes",
             Self::Score => "score",
+            Self::Rate => "rate",
         }
     }
 
@@ -47,13 +52,14 @@ impl Format {
     fn number(self, number: f64) -> String {
         match self {
             Self::Text | Self::Count => grouped(number),
-            Self::Time => time(number),
+            Self::Time => age(number),
             // No time was measured.
             Self::Milliseconds if number == 0.0 => NONE.into(),
             Self::Milliseconds => format!("{} ms", short(number)),
             Self::Percent => format!("{:.0} %", number * 100.0),
             Self::Bytes => bytes(number),
             Self::Score => short(number),
+            Self::Rate => rate(number),
         }
     }
 }
@@ -86,24 +92,21 @@ fn grouped(number: f64) -> String {
 }
 
 fn short(number: f64) -> String {
-    if number < 10.0 {
+    if number < 9.995 {
         format!("{number:.2}")
-    } else if number < 100.0 {
+    } else if number < 99.95 {
         format!("{number:.1}")
     } else {
         grouped(number)
     }
 }
 
-fn time(seconds: f64) -> String {
-    let (parts, unit) = match seconds {
-        ..10.0 => return format!("{seconds:.1} s"),
-        ..120.0 => (1.0, "s"),
-        ..7200.0 => (60.0, "min"),
-        ..172_800.0 => (3600.0, "h"),
-        _ => (86_400.0, "d"),
-    };
-    format!("{} {unit}", grouped(seconds / parts))
+fn rate(rate: f64) -> String {
+    if rate > 0.0 && rate < 9.95 {
+        format!("{rate:.1}/s")
+    } else {
+        format!("{}/s", grouped(rate))
+    }
 }
 
 fn bytes(bytes: f64) -> String {
@@ -144,6 +147,8 @@ mod tests {
             (Format::Count, json!(-123), "-123"),
             (Format::Time, json!(0.36), "0.4 s"),
             (Format::Time, json!(65.2), "65 s"),
+            (Format::Time, json!(9.97), "10 s"),
+            (Format::Time, json!(110), "2 min"),
             (Format::Time, json!(600), "10 min"),
             (Format::Time, json!(90_000), "25 h"),
             (Format::Time, json!(200_000), "2 d"),
@@ -157,6 +162,9 @@ mod tests {
             (Format::Bytes, json!(1536), "1.5 KiB"),
             (Format::Bytes, json!(5u64 << 30), "5.0 GiB"),
             (Format::Score, json!(1.234), "1.23"),
+            (Format::Rate, json!(0), "0/s"),
+            (Format::Rate, json!(1.25), "1.2/s"),
+            (Format::Rate, json!(1234.5), "1,234/s"),
         ] {
             assert_eq!(format.text(&value), text, "{format:?} {value}");
         }

@@ -1,5 +1,6 @@
 //! The page as HTML. All text goes through `maud`, which escapes it.
 
+mod charts;
 mod counts;
 mod map;
 mod tables;
@@ -9,6 +10,7 @@ use maud::{DOCTYPE, Markup, html};
 use serde_json::Value;
 
 use super::format::{Format, NONE, value_at};
+use crate::summary::shown_state;
 
 /// A record on its way, in the colours of the page.
 const ICON: &str = "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 16 \
@@ -38,6 +40,7 @@ pub fn page(status: &Value, read_only: bool) -> Markup {
                 main {
                     (page.warnings())
                     (page.map())
+                    (page.over_time())
                     (page.lanes())
                     div.pair { (page.ledger()) (page.waiting()) }
                     (page.apis())
@@ -66,6 +69,16 @@ fn changes() -> Markup {
 /// How fast a counter grows. Only the script knows: it takes two statuses.
 fn rate(pointers: &str) -> Markup {
     html! { span.rate data-r=(pointers) { (NONE) "/s" } }
+}
+
+/// The state of a lane for people.
+pub(super) fn shown_lane_state(lane: &Value) -> String {
+    let draining = lane["draining"].as_bool().unwrap_or_default();
+    let in_flight = lane["in_flight"].as_u64().unwrap_or_default();
+    match lane["state"].as_str() {
+        Some(state) if !state.is_empty() => shown_state(state, draining, in_flight).to_owned(),
+        _ => NONE.to_owned(),
+    }
 }
 
 struct StatusPage<'s> {
@@ -112,6 +125,12 @@ impl StatusPage<'_> {
         html! { span data-v=(pointers) data-f=(format.name()) { (text) } }
     }
 
+    /// A value of the history: of its last interval, or of the one at the cursor.
+    fn recent(&self, pointer: &str, format: Format) -> Markup {
+        let text = format.text(&value_at(self.status, &format!("/recent{pointer}")));
+        html! { span data-h=(pointer) data-f=(format.name()) { (text) } }
+    }
+
     fn count(&self, pointers: &str) -> Markup {
         self.value(pointers, Format::Count)
     }
@@ -133,6 +152,15 @@ impl StatusPage<'_> {
         let text = Format::Text.text(&value_at(self.status, pointer));
         html! {
             span.state data-state=(text) data-v=(pointer) data-f="text" data-colour { (text) }
+        }
+    }
+
+    /// The state of a lane.
+    fn lane_state(&self, at: &str) -> Markup {
+        let text = shown_lane_state(&value_at(self.status, at));
+        html! {
+            span.state data-state=(text) data-v=(format!("{at}/state")) data-f="text" data-colour
+                data-lane-state=(at) { (text) }
         }
     }
 

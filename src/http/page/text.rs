@@ -2,11 +2,16 @@
 
 use serde_json::Value;
 
-use super::format::{Format, value_at};
+use super::{
+    format::{Format, value_at},
+    html::shown_lane_state,
+};
 
 /// A column: its title, the member, and the member's format.
 type TextColumn = (&'static str, &'static str, Format);
 
+/// The place of the state among them.
+const STATE_COLUMN: usize = 1;
 const LANES: [TextColumn; 14] = [
     ("lane", "lane", Format::Text),
     ("state", "state", Format::Text),
@@ -45,7 +50,12 @@ pub fn page(status: &Value) -> String {
     ));
     page.warnings(&status["warnings"]);
     let lanes = status["lanes"].as_array().into_iter().flatten();
-    let lanes = lanes.map(|lane| cells(lane, &LANES)).collect();
+    let lanes = lanes.map(|lane| {
+        let mut cells = cells(lane, &LANES);
+        cells[STATE_COLUMN] = shown_lane_state(lane);
+        cells
+    });
+    let lanes = lanes.collect();
     page.table("LANES", titles(&LANES), lanes);
     page.apis(status);
     page.heading("LEDGER");

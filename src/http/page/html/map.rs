@@ -38,7 +38,7 @@ impl StatusPage<'_> {
             li {
                 div.edge { (rate(&format!("{at}/accepted"))) }
                 div.box {
-                    h3 { (name) " " (self.state(&format!("{at}/state"))) }
+                    h3 { (name) " " (self.lane_state(at)) }
                     p { "in flight " (self.count(&format!("{at}/in_flight"))) }
                 }
                 div.edge { (rate(&format!("{at}/delivered"))) }

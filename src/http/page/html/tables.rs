@@ -2,7 +2,7 @@
 
 use maud::{Markup, html};
 
-use super::{StatusPage, rate, tools::orders_to};
+use super::{StatusPage, charts::sparkline, rate, tools::orders_to};
 use crate::http::page::format::Format;
 
 /// A column: its title, and the label on a card.
@@ -26,15 +26,17 @@ const LANES: [Column; 15] = [
     ("score", "score"),
     ("restarts", "restarts"),
 ];
-/// The same of an API, with the member of each.
-const APIS: [(&str, &str, Format); 7] = [
-    ("since", "since_s", Format::Time),
-    ("next try", "retry_in_s", Format::Time),
-    ("in flight", "in_flight", Format::Count),
-    ("limit", "limit", Format::Count),
-    ("held", "held", Format::Count),
-    ("parked", "parked", Format::Count),
-    ("dead", "dead", Format::Count),
+/// The same of an API: the member of each, and where the node has it if there is one API alone.
+const APIS: [(&str, &str, &str, Format); 8] = [
+    ("since", "since_s", "/api/since_s", Format::Time),
+    ("next try", "retry_in_s", "/api/retry_in_s", Format::Time),
+    ("in flight", "in_flight", "/api/in_flight", Format::Count),
+    ("limit", "limit", "/api/limit", Format::Count),
+    // One API alone parks what it does not take.
+    ("held", "held", "/api/held", Format::Count),
+    ("parked", "parked", "/ledger/parked", Format::Count),
+    ("dead", "dead", "/ledger/dead", Format::Count),
+    ("on disk", "disk_bytes", "/spool/bytes", Format::Bytes),
 ];
 
 /// The head of a table.
@@ -50,16 +52,6 @@ fn titles<'t>(name: &str, others: impl Iterator<Item = &'t str>) -> Markup {
                 }
             }
         }
-    }
-}
-
-/// Two lines over time.
-fn chart(name: &str, at: &str, what: &str) -> Markup {
-    let pointers = format!("{at}/{what}_ms/p50 {at}/{what}_ms/p99");
-    let label = format!("{name}: {what} p50 and p99");
-    html! {
-        svg data-chart=(pointers) data-name=(label) role="img" aria-label=(label)
-            viewBox="0 0 120 24" preserveAspectRatio="none" {}
     }
 }
 
@@ -94,18 +86,19 @@ impl StatusPage<'_> {
 
     fn lane(&self, at: &str, name: &str) -> Markup {
         let value = |member: &str, format| self.value(&format!("{at}/{member}"), format);
+        let recent = |member: &str| self.recent(&format!("{at}/{member}"), Format::Milliseconds);
         let cells = [
             value("since_s", Format::Time),
             value("retry_in_s", Format::Time),
             rate(&format!("{at}/accepted")),
             rate(&format!("{at}/delivered")),
             value("in_flight", Format::Count),
-            value("publish_ms/p50", Format::Milliseconds),
-            value("publish_ms/p99", Format::Milliseconds),
-            chart(name, at, "publish"),
-            value("delivery_ms/p50", Format::Milliseconds),
-            value("delivery_ms/p99", Format::Milliseconds),
-            chart(name, at, "delivery"),
+            recent("publish_ms/p50"),
+            recent("publish_ms/p99"),
+            sparkline(name, at, "publish"),
+            recent("delivery_ms/p50"),
+            recent("delivery_ms/p99"),
+            sparkline(name, at, "delivery"),
             value("share", Format::Percent),
             value("weight", Format::Count),
             value("score", Format::Score),
@@ -113,7 +106,7 @@ impl StatusPage<'_> {
         ];
         html! {
             tr role="row" {
-                (self.row_head(at, name))
+                (row_head(name, &self.lane_state(at)))
                 @for ((_, label), cell) in LANES.iter().zip(cells) {
                     td role="cell" data-label=(label) { (cell) }
                 }
@@ -130,10 +123,11 @@ impl StatusPage<'_> {
                     @for (at, name) in self.api_names() {
                         tbody role="rowgroup" {
                             tr role="row" {
-                                (self.row_head(&at, name))
-                                @for (label, member, format) in APIS {
+                                (row_head(name, &self.state(&format!("{at}/state"))))
+                                @for (label, member, only, format) in APIS {
                                     td role="cell" data-label=(label) {
-                                        (self.value(&format!("{at}/{member}"), format))
+                                        @if at == "/api" { (self.value(only, format)) }
+                                        @else { (self.value(&format!("{at}/{member}"), format)) }
                                     }
                                 }
                             }
@@ -150,12 +144,12 @@ impl StatusPage<'_> {
             }
         }
     }
+}
 
-    /// Name and state.
-    fn row_head(&self, at: &str, name: &str) -> Markup {
-        html! {
-            th.name role="rowheader" scope="row" { (name) }
-            td.name role="cell" data-label="state" { (self.state(&format!("{at}/state"))) }
-        }
+/// Name and state.
+fn row_head(name: &str, state: &Markup) -> Markup {
+    html! {
+        th.name role="rowheader" scope="row" { (name) }
+        td.name role="cell" data-label="state" { (state) }
     }
 }

@@ -43,7 +43,7 @@ pub(super) fn find() -> Markup {
                 button type="submit" { "Find" }
             }
             div #found aria-live="polite" tabindex="0" role="region" aria-label="The way of the record" {
-                p.note { "Why one of the last 10,000 records took its lane, and whether it waits on disk." }
+                p.note { "The way of one of the last 10,000 records with its times, why it took it, and whether it waits on disk." }
             }
         }
     }
@@ -70,6 +70,7 @@ pub(super) fn dialogs() -> Markup {
                 div { dt { kbd { "/" } } dd { "find a record" } }
                 div { dt { kbd { "w" } } dd { "warnings" } }
                 div { dt { kbd { "d" } } dd { "dead letters" } }
+                div { dt { kbd { "c" } } dd { "cursor of the charts: " kbd { "←" } " " kbd { "→" } } }
                 div { dt { kbd { "↑" } " " kbd { "↓" } } dd { "from letter to letter" } }
                 div { dt { kbd { "?" } } dd { "this help" } }
                 div { dt { kbd { "Esc" } } dd { "close" } }

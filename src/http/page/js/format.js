@@ -8,14 +8,14 @@ const group = (number) => {
 };
 
 const short = (number) => {
-  if (number < 10) return number.toFixed(2);
-  return number < 100 ? number.toFixed(1) : group(number);
+  if (number < 9.995) return number.toFixed(2);
+  return number < 99.95 ? number.toFixed(1) : group(number);
 };
 
 const time = (seconds) => {
-  if (seconds < 10) return `${seconds.toFixed(1)} s`;
-  if (seconds < 120) return `${group(seconds)} s`;
-  if (seconds < 7200) return `${group(seconds / 60)} min`;
+  if (seconds < 9.95) return `${seconds.toFixed(1)} s`;
+  if (seconds < 99.5) return `${group(seconds)} s`;
+  if (seconds < 5400) return `${group(seconds / 60)} min`;
   if (seconds < 172800) return `${group(seconds / 3600)} h`;
   return `${group(seconds / 86400)} d`;
 };
@@ -27,6 +27,11 @@ const bytes = (size) => {
   return `${size.toFixed(at === 0 ? 0 : 1)} ${units[at]}`;
 };
 
+const rateText = (rate) => {
+  if (rate === null) return `${NONE}/s`;
+  return `${rate > 0 && rate < 9.95 ? rate.toFixed(1) : group(rate)}/s`;
+};
+
 const NUMBERS = {
   text: group,
   count: group,
@@ -35,15 +40,11 @@ const NUMBERS = {
   percent: (number) => `${(number * 100).toFixed(0)} %`,
   bytes,
   score: short,
+  rate: rateText,
 };
 
 const format = (value, name) => {
   if (typeof value === "number") return NUMBERS[name](value);
   if (typeof value === "boolean" && name === "text") return value ? "yes" : "no";
   return typeof value === "string" && value !== "" && name === "text" ? value : NONE;
-};
-
-const rateText = (rate) => {
-  if (rate === null) return `${NONE}/s`;
-  return `${rate > 0 && rate < 9.95 ? rate.toFixed(1) : group(rate)}/s`;
 };

@@ -1,7 +1,7 @@
 // The last statuses of this run of the node, and what follows from two of them. Their number is
 // bounded, so a page that stays open does not grow.
 
-const KEPT = 300;
+const KEPT = 60;
 // Over how many seconds a rate and a trend are measured.
 const RATE_OVER = 3;
 const TREND_OVER = 20;

@@ -4,6 +4,7 @@ const KEYS = {
   "/": () => byId("find-id").focus(),
   w: () => byId("list").focus(),
   d: () => byId("query").querySelector("select").focus(),
+  c: () => byId("cursor").focus(),
   "?": () => byId("help").showModal(),
 };
 

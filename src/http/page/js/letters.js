@@ -44,9 +44,21 @@ const curlButton = (letter, url) => {
   return button;
 };
 
+// The button that shows the way of a letter.
+const wayButton = ({ id }) => {
+  const button = element("button", "Its way");
+  button.type = "button";
+  button.addEventListener("click", () => {
+    byId("find-id").value = id;
+    byId("find").requestSubmit();
+    byId("find-id").focus();
+  });
+  return button;
+};
+
 const titled = (title, ...parts) => {
   const made = document.createElement("div");
-  made.append(element("h4", title), ...parts);
+  made.append(element("h3", title), ...parts);
   return made;
 };
 
@@ -66,7 +78,7 @@ const letterDetails = (letter) => {
   made.append(
     // As it came: a number that JavaScript reads and writes again may be another one.
     titled("Record", element("pre", letter.record), ...(url ? [curlButton(letter, url)] : [])),
-    titled("Attempts", facts),
+    titled("Attempts", facts, wayButton(letter)),
     titled(`Answer of the API: ${status}`, element("pre", letter.answer || NONE)),
   );
   return made;

@@ -1,6 +1,5 @@
 // Puts a status into the page.
 
-const SVG = "http://www.w3.org/2000/svg";
 // A disk that is full sooner than this is worth a warning.
 const FULL_SOON = 3600;
 
@@ -11,7 +10,6 @@ const values = all("[data-v]");
 const rates = all("[data-r]");
 const trends = all("[data-trend]");
 const fulls = all("[data-full]");
-const charts = all("[data-chart]");
 const alarms = all("[data-some]");
 
 // An element whose text stays is not touched: a browser would lay it out again.
@@ -26,9 +24,17 @@ const element = (name, text, className) => {
   return made;
 };
 
+// A lane that drains stays up, and is drained once it has nothing left.
+const textOf = (status, { v, f, laneState }) => {
+  const text = format(valueAt(status, v), f);
+  const lane = laneState ? at(status, laneState) : undefined;
+  if (!lane?.draining || text === "paused") return text;
+  return lane.in_flight === 0 ? "drained" : "draining";
+};
+
 const paintValues = (status) => {
   for (const shown of values) {
-    const text = format(valueAt(status, shown.dataset.v), shown.dataset.f);
+    const text = textOf(status, shown.dataset);
     setText(shown, text);
     if ("title" in shown.dataset && shown.title !== text) shown.title = text;
     if ("colour" in shown.dataset && shown.dataset.state !== text) shown.dataset.state = text;
@@ -90,54 +96,7 @@ const paintWarnings = (status) => {
   document.title = urgent > 0 ? `(${urgent}) ${title}` : title;
 };
 
-// A line for each pointer. What it shows is in its label too, for those who do not see it.
-const paintChart = (chart) => {
-  const { width, height } = chart.viewBox.baseVal;
-  const lines = chart.dataset.chart
-    .split(" ")
-    .map((pointer) => statuses.map((status) => at(status, pointer) ?? 0));
-  const highest = Math.max(...lines.flat(), 0.001);
-  lines.forEach((line, number) => {
-    const drawn = chart.children[number] ?? chart.appendChild(document.createElementNS(SVG, "polyline"));
-    const points = line.map((value, place) => {
-      // The newest is at the right end.
-      const x = width - ((line.length - 1 - place) * width) / Math.max(line.length - 1, 59);
-      const y = height - 1 - (value / highest) * (height - 2);
-      return `${x.toFixed(1)},${y.toFixed(1)}`;
-    });
-    drawn.setAttribute("points", points.join(" "));
-  });
-  const now = lines.map((line) => NUMBERS.ms(line.at(-1) ?? 0)).join(" and ");
-  const label = `${chart.dataset.name}: now ${now}, highest ${NUMBERS.ms(highest)} in ${statuses.length} s`;
-  chart.setAttribute("aria-label", label);
-};
-
 const paint = (status) => {
   paintValues(status);
   paintWarnings(status);
-  charts.forEach(paintChart);
-};
-
-const changeList = document.querySelector("#changes");
-const CHANGES_SHOWN = 100;
-
-// A change in words.
-const told = ({ what, at_ms, ...members }) => {
-  const parts = Object.entries(members).filter(([, value]) => value !== null && value !== false);
-  const words = parts.map(([name, value]) => {
-    if (typeof value === "number") value = Number(value.toFixed(1));
-    return value === true ? name : `${name.replaceAll("_", " ")} ${value}`;
-  });
-  return `${what}: ${words.join(", ")}`;
-};
-
-const addChange = (change) => {
-  if (changeList.dataset.begun === undefined) changeList.replaceChildren();
-  changeList.dataset.begun = "";
-  const item = document.createElement("li");
-  const when = element("time", new Date(change.at_ms).toLocaleTimeString());
-  when.dateTime = new Date(change.at_ms).toISOString();
-  item.append(when, element("span", told(change)));
-  changeList.prepend(item);
-  while (changeList.children.length > CHANGES_SHOWN) changeList.lastChild.remove();
 };

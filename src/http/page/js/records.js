@@ -34,11 +34,39 @@ const choicesTable = (choices) =>
     ]),
   );
 
+const STEPS = {
+  accepted: "accepted",
+  confirmed: "confirmed: its client has a receipt",
+  spooled: "on disk: its client has a receipt",
+  posted: "POSTed",
+  delivered: "delivered: the API has it",
+  parked: "parked until its next try",
+  dead: "a dead letter",
+};
+
+// To the thousandth of a second.
+const moment = (ms) => `${new Date(ms).toLocaleTimeString()}.${String(Math.floor(ms % 1000)).padStart(3, "0")}`;
+
+// The steps of the record, each with the time since the first.
+const stepsTable = (steps) =>
+  table(
+    ["when", "after", "step", "lane", "took", "answer"],
+    steps.map(({ at_ms, what, lane, took_ms, status }) => [
+      moment(at_ms),
+      `${short(at_ms - steps[0].at_ms)} ms`,
+      STEPS[what],
+      lane ?? NONE,
+      took_ms === null ? NONE : format(took_ms, "ms"),
+      what === "posted" ? String(status ?? "none") : NONE,
+    ]),
+  );
+
 const findRecord = async (id) => {
   const parts = [];
   try {
-    const { choices } = await ask(`explain?id=${encodeURIComponent(id)}`);
-    parts.push(element("h3", "Choices of the router"), choicesTable(choices));
+    const { choices, steps } = await ask(`explain?id=${encodeURIComponent(id)}`);
+    if (steps.length > 0) parts.push(element("h3", "Its way"), stepsTable(steps));
+    if (choices.length > 0) parts.push(element("h3", "Why it took it"), choicesTable(choices));
   } catch (why) {
     parts.push(element("p", why.message));
   }

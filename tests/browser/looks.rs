@@ -1,0 +1,118 @@
+//! What the page looks like, and its charts.
+
+use serde_json::json;
+
+use super::{LIVE, PacedLoad, grpc_node};
+use crate::support::{
+    api::{Api, Conduct},
+    browser::{Browser, PATIENCE, Window},
+    eventually,
+};
+
+const WIDTHS: [u32; 3] = [360, 1440, 2560];
+const SCHEMES: [&str; 2] = ["light", "dark"];
+
+#[actix_rt::test]
+async fn all_charts_have_one_range_and_one_cursor() {
+    let Some(mut browser) = Browser::start() else {
+        return;
+    };
+    let api = Api::start();
+    let node = grpc_node(&api).await;
+    let context = browser.context(Window::USUAL).await;
+    let page = browser.open(context, &node).await;
+    let _load = PacedLoad::start(&node);
+    // A time of the interval, and lines in the charts of node and lane.
+    let shown = "document.querySelector('[data-h=\"/lanes/0/delivery_ms/p50\"]').textContent";
+    browser
+        .wait(page, &format!("{shown}.endsWith(' ms')"))
+        .await;
+    let drawn = "[...document.querySelectorAll('[data-chart]')].every((chart) =>
+        chart.querySelector('path').getAttribute('d').split('L').length > 4)";
+    browser.wait(page, drawn).await;
+    let now = "document.querySelector('#cursor-time').textContent";
+    assert_eq!(browser.evaluate(page, now).await, "now");
+    // Two seconds back, by the keyboard.
+    browser.press(page, "c").await;
+    browser.press(page, "ArrowLeft").await;
+    browser.press(page, "ArrowLeft").await;
+    let back = browser.text(page, "#cursor-time").await;
+    assert!(back.ends_with(", 2.0 s ago"), "{back}");
+    let cursors = "new Set([...document.querySelectorAll('[data-chart] line')].map((line) =>
+        `${line.getAttribute('x1')} ${line.getAttribute('y2')}`)).size";
+    assert_eq!(browser.evaluate(page, cursors).await, 1);
+    browser.picture(page, "cursor").await;
+    browser.press(page, "Escape").await;
+    assert_eq!(browser.evaluate(page, now).await, "now");
+    // The mouse.
+    browser.hover(page, "[data-chart*=publish]", 0.99).await;
+    browser.wait(page, &format!("{now} !== 'now'")).await;
+    let time = "[data-cursor] [data-h='/node/accepted_per_s']";
+    browser
+        .wait(
+            page,
+            &format!("document.querySelector(\"{time}\") !== null"),
+        )
+        .await;
+    for range in ["1h", "all", "5m"] {
+        browser
+            .click(page, &format!("[data-range='{range}']"))
+            .await;
+        let pressed = format!(
+            "document.querySelectorAll('[data-range][aria-pressed=true]').length === 1 &&
+             document.querySelector('[data-range=\"{range}\"]').ariaPressed === 'true'"
+        );
+        browser.wait(page, &pressed).await;
+    }
+    browser.wait(page, drawn).await;
+    browser.no_shift(page).await;
+    browser.no_faults().await;
+}
+
+#[actix_rt::test]
+async fn each_width_and_theme_is_accessible_and_fits() {
+    let Some(mut browser) = Browser::start() else {
+        return;
+    };
+    let api = Api::start();
+    api.behave(|number, _| Conduct::Answer(if number % 10 == 0 { 422 } else { 200 }));
+    let node = grpc_node(&api).await;
+    let _load = PacedLoad::start(&node);
+    eventually("there are dead letters", PATIENCE, async || {
+        (node.status().await["ledger"]["dead"].as_u64() > Some(5)).then_some(())
+    })
+    .await;
+    for scheme in SCHEMES {
+        for width in WIDTHS {
+            let window = Window {
+                width,
+                scheme,
+                ..Window::USUAL
+            };
+            let context = browser.context(window).await;
+            let page = browser.open(context, &node).await;
+            browser.wait(page, LIVE).await;
+            // A list that somebody has asked for may move what is below it.
+            browser.no_shift(page).await;
+            browser.click(page, "#query button[type=submit]").await;
+            browser.click(page, "#letter-list summary").await;
+            browser
+                .wait(page, "document.querySelector('.letter') !== null")
+                .await;
+            let found = browser.violations(page).await;
+            assert_eq!(found, json!([]), "{scheme} {width}");
+            let wide = "document.documentElement.scrollWidth";
+            assert_eq!(browser.evaluate(page, wide).await, width, "{scheme}");
+            browser.picture(page, &format!("{scheme}-{width}")).await;
+            browser.close(page).await;
+        }
+    }
+    let window = Window {
+        scripts: false,
+        ..Window::USUAL
+    };
+    let context = browser.context(window).await;
+    let page = browser.open(context, &node).await;
+    browser.picture(page, "no-scripts").await;
+    browser.no_faults().await;
+}
