@@ -24,7 +24,8 @@ Examples:
   waypost tap --sample 100 | jq .record
 
 A line is a record that the API has taken, or {\"missed\":N}: so many passed
-unseen, because the reader was too slow. The node waits for no reader.")]
+unseen, because the reader was too slow; they are of all lanes, and --sample
+leaves none of them out. The node waits for no reader.")]
 pub struct Args {
     /// Only records of this lane
     #[arg(long, value_name = "LANE", value_parser = PossibleValuesParser::new(LaneId::ALL.map(LaneId::name)))]

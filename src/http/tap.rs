@@ -5,8 +5,9 @@
 //! | `record` | a record that the API has taken: lane, id, status, time, and the record as POSTed |
 //! | `missed` | the number of records that passed before this point and were not shown |
 //!
-//! With `sample=N`, one of N records of the lane is shown; the others do not count as missed. A stream
-//! ends when the token that opened it is taken away.
+//! With `sample=N`, one of N records of the lane is shown. Those that are left out do not count as
+//! missed, but `missed` counts all that passed meanwhile, also those that the stream would not have
+//! shown: of other lanes, or not of the sample. A stream ends when the token that opened it is taken away.
 
 use std::{
     convert::Infallible,
