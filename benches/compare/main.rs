@@ -23,6 +23,7 @@ mod waiting;
 use std::{net::SocketAddr, num::ParseIntError, path::PathBuf, str::FromStr};
 
 use clap::{Parser, Subcommand, ValueEnum};
+use neighbour::SecondApi;
 use serde::Serialize;
 use stage::{Measured, Program, Side};
 use support::{
@@ -92,6 +93,8 @@ enum Case {
     Control,
     /// A healthy API with one that hangs and gets 1,000 records a second, against it alone
     Apis,
+    /// The same, but the second one answers: what its records cost anyway
+    BothApis,
 }
 
 /// A program to compare with: `FILE`, or `BUNDLE:FILE` to run this build with that `bundle`.
@@ -183,13 +186,17 @@ impl Case {
                 };
                 [named("ack lane"), disk]
             }
-            Self::Apis => {
+            Self::Apis | Self::BothApis => {
+                let (second_api, name) = match self {
+                    Self::Apis => (SecondApi::Hangs, "with a dead neighbour"),
+                    _ => (SecondApi::Answers, "with a healthy neighbour"),
+                };
                 let alone = Side {
-                    has_dead_api: true,
+                    second_api: Some(second_api),
                     ..named("healthy API alone")
                 };
                 let beside = Side {
-                    name: "with a dead neighbour".into(),
+                    name: name.into(),
                     has_neighbour: true,
                     ..alone.clone()
                 };

@@ -1,5 +1,4 @@
-//! A second API of the node: it takes connections and never answers, and a client posts records for
-//! it at a steady rate.
+//! A second API of the node, and a client that posts records for it at a steady rate.
 
 use std::{
     net::TcpListener,
@@ -17,12 +16,20 @@ use super::support::process::free_port;
 
 /// The configuration of a node with that API.
 pub const CONFIG: &str =
-    "[[routes]]\nwhen = { header = \"x-api\", equals = \"dead\" }\napi = \"dead\"\n";
+    "[[routes]]\nwhen = { header = \"x-api\", equals = \"second\" }\napi = \"second\"\n";
 /// Requests for it a second, and the records of each.
 const REQUESTS: u32 = 50;
 const RECORDS: u32 = 20;
 
-/// Records for the API that hangs. They end with it.
+/// The conduct of the second API.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SecondApi {
+    /// It takes connections and never answers.
+    Hangs,
+    Answers,
+}
+
+/// Records for the second API. They end with it.
 pub struct Neighbour {
     posted: Arc<AtomicU64>,
     _posting: AbortOnDropHandle<()>,
@@ -57,7 +64,7 @@ impl Neighbour {
                 ticks.tick().await;
                 let request = client
                     .post(&url)
-                    .insert_header(("x-api", "dead"))
+                    .insert_header(("x-api", "second"))
                     .content_type("application/json");
                 let answer = request.send_body(body.clone()).await;
                 if answer.is_ok_and(|answer| answer.status().is_success()) {

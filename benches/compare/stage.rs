@@ -14,7 +14,7 @@ use tokio::time::sleep;
 
 use super::{
     api,
-    neighbour::{self, Neighbour},
+    neighbour::{self, Neighbour, SecondApi},
     support::{
         eventually,
         lanes::grpc_variables,
@@ -50,9 +50,8 @@ pub struct Side {
     pub bundle: Option<u8>,
     /// Variables of this side, besides the lane's.
     pub variables: &'static [(&'static str, &'static str)],
-    /// The node has a second API, that hangs.
-    pub has_dead_api: bool,
-    /// Records come for that one.
+    pub second_api: Option<SecondApi>,
+    /// Records come for the second API.
     pub has_neighbour: bool,
 }
 
@@ -84,6 +83,8 @@ pub struct Stage {
     environment: Vec<(String, String)>,
     lane: String,
     api: Child,
+    /// The second API, if it is a process.
+    second: Option<Child>,
     api_url: String,
     host: String,
     folder: tempfile::TempDir,
@@ -98,7 +99,10 @@ pub struct Stage {
 
 impl Drop for Stage {
     fn drop(&mut self) {
-        for child in [&mut self.program, &mut self.api] {
+        for child in [&mut self.program, &mut self.api]
+            .into_iter()
+            .chain(&mut self.second)
+        {
             child
                 .kill()
                 .and_then(|()| child.wait())
@@ -189,10 +193,21 @@ impl Stage {
             .map(|(key, value)| (format!("WAYPOST_{key}"), value.clone()))
             .collect();
         environment.extend(side.environment(lane, variables));
-        if side.has_dead_api {
+        let mut second = None;
+        if let Some(conduct) = side.second_api {
+            let url = match conduct {
+                SecondApi::Hangs => neighbour::hanging_api(),
+                SecondApi::Answers => {
+                    let listen = format!("127.0.0.1:{}", free_port());
+                    second = Some(own(&["api", &listen], |_| {}));
+                    let url = format!("http://{listen}/");
+                    get(&url).await;
+                    url
+                }
+            };
             let config = folder.path().join("waypost.toml");
             fs::write(&config, neighbour::CONFIG).expect("the folder is ours");
-            environment.push(("WAYPOST_APIS__DEAD__URL".into(), neighbour::hanging_api()));
+            environment.push(("WAYPOST_APIS__SECOND__URL".into(), url));
             environment.push((CONFIG.into(), config.display().to_string()));
         }
         let is_node = side.program != Program::Floor;
@@ -210,6 +225,7 @@ impl Stage {
             environment,
             lane: lane.into(),
             api,
+            second,
             api_url,
             host,
             folder,
@@ -541,7 +557,7 @@ impl Side {
             batch: 1,
             bundle: None,
             variables: &[],
-            has_dead_api: false,
+            second_api: None,
             has_neighbour: false,
         }
     }
