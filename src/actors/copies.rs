@@ -95,13 +95,13 @@ impl Copies {
             .broker
             .as_ref()
             .is_none_or(|broker| broker.outlives_power_cut == Durability::Yes);
-        if is_durable {
+        let is_outdated = copy.generation != kept.generation;
+        if is_durable && !is_outdated {
             return;
         }
         let Some(key) = copy.key.take() else { return };
         let position = key.position();
         kept.last = kept.last.max(Some(position));
-        let is_outdated = copy.generation != kept.generation;
         let fingerprint = self.fingerprint(record);
         let mut older = kept.table.insert(fingerprint, position);
         if let Some(before) = older
@@ -145,6 +145,8 @@ impl Copies {
         let mut kept = self.kept.lock();
         if let Some(before) = kept.broker.replace(broker.clone()) {
             if before.incarnation == broker.incarnation {
+                // It may have stood still meanwhile, as a paused machine does.
+                kept.marks.clear();
                 return;
             }
         } else {

@@ -254,6 +254,8 @@ impl<T: Transport> Actor for Lane<T> {
         self.flush(ctx);
         if let Some(connection) = connection {
             let lane = self.params.lane;
+            let last_message = connection.transport.last_message();
+            self.params.copies.broker_had(last_message);
             actix_rt::spawn(async move { close(&*connection.transport, lane).await });
         }
     }

@@ -57,6 +57,8 @@ pub(super) struct Store {
     sync_took: Duration,
     /// Of each lane, the broker that the disk names.
     named_brokers: [Option<Confirmer>; LaneId::ALL.len()],
+    /// Of each lane, whether that name is still to be removed.
+    stale_brokers: [bool; LaneId::ALL.len()],
     /// Of each lane, the broker whose name is to be written once no copies are to be read.
     next_brokers: [Option<Confirmer>; LaneId::ALL.len()],
     /// See [`SpoolStats`].
@@ -99,6 +101,7 @@ impl Store {
             last_group: 0,
             sync_took: Duration::ZERO,
             named_brokers,
+            stale_brokers: Default::default(),
             next_brokers: Default::default(),
             commits: 0,
             committed: 0,

@@ -275,9 +275,17 @@ impl Transport for Nats {
     }
 
     async fn backlog(&self) -> Result<Backlog, String> {
+        let last = self.confirms.last_message();
         let (consumer, stream) = join(self.consumer.get_info(), self.stream.get_info()).await;
         let consumer = consumer.map_err(|why| why.to_string())?;
         let stream = stream.map_err(|why| why.to_string())?;
+        // A server of a cluster may come back with an older stream behind a connection that lives.
+        if stream.state.last_sequence < last {
+            self.confirms.forget_last_message();
+            let why = format!("the stream has lost messages: it had number {last}");
+            self.lost.set(why.as_str());
+            return Err(why);
+        }
         // A purge takes the messages that this node has in hand, too, and it delivers them.
         let in_hand = self.settler.unsettled().max(consumer.num_ack_pending);
         let mut messages = consumer.num_pending + in_hand as u64;

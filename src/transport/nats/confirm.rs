@@ -119,6 +119,11 @@ impl Confirms {
         self.seen.last_present()
     }
 
+    /// The stream has lost its last message. The next connection finds another stream.
+    pub fn forget_last_message(&self) {
+        self.seen.lose();
+    }
+
     /// Frees the room of a publish that was not sent.
     pub fn forget(&self, reply: &Subject) {
         drop(self.take(reply));

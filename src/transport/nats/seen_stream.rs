@@ -40,6 +40,11 @@ impl SeenStream {
         }
     }
 
+    /// The stream has lost its last message. The next [`SeenStream::found`] tells it.
+    pub fn lose(&self) {
+        self.last.store(LOST, Relaxed);
+    }
+
     /// A connection has found stream `name`, whose last message is `last`. Returns a name that
     /// changes when the stream has lost messages.
     pub fn found(&self, name: String, last: u64) -> String {
@@ -63,7 +68,7 @@ impl SeenStream {
             duplicate,
         } = stored;
         if !duplicate && sequence <= last {
-            self.last.store(LOST, Relaxed);
+            self.lose();
             let why = format!(
                 "the stream has lost messages: a new one has the number {sequence}, and {last} \
                  was there before"
@@ -99,7 +104,12 @@ mod tests {
         let second = found(8);
         assert_ne!(second, first);
         assert_eq!(found(8), second);
-        assert_ne!(seen.found("T".into(), 3), second);
+        let third = seen.found("T".into(), 3);
+        assert_ne!(third, second);
+        seen.lose();
+        assert_eq!(seen.last_present(), 0);
+        // By then others may have published more than it has lost.
+        assert_ne!(seen.found("T".into(), 9), third);
     }
 
     #[test]
