@@ -122,6 +122,32 @@ async fn the_head_of_each_request_of_a_connection_has_to_come_in_time() {
 }
 
 #[actix_rt::test]
+async fn a_client_that_never_ends_its_body_keeps_no_connection_after_the_answer() {
+    let limit = [("INGEST__HEADER_TIMEOUT".into(), "1s".into())];
+    let variables = [&grpc_variables()[..], &limit].concat();
+    let node = Node::start("http://127.0.0.1:9/", &variables).await;
+    let rest = "Host: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let clients = [
+        (node.ingest, "GET /", "200"),
+        (node.ingest, "POST /unknown/path", "404"),
+        (node.admin, "GET /healthz", "200"),
+    ];
+    let clients = clients.map(|(port, line, status)| {
+        let client = move || {
+            let mut stream = connect(port);
+            let answer = ask(&mut stream, &format!("{line} HTTP/1.1\r\n{rest}"));
+            assert_eq!(&answer[9..12], status, "{answer}");
+            until_closed(stream, b"")
+        };
+        (line, thread::spawn(client))
+    });
+    for (line, client) in clients {
+        let more = client.join().unwrap_or_else(|_| panic!("{line}: it stays"));
+        assert_eq!(more, "", "{line}: one answer is enough");
+    }
+}
+
+#[actix_rt::test]
 async fn a_client_without_a_token_keeps_no_connection() {
     let tokens = file("token");
     for (key, side) in [

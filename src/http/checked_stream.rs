@@ -41,9 +41,10 @@ struct States {
 
 #[derive(Clone, Copy)]
 enum Phase {
-    /// Nothing has come since the last answer.
-    Idle,
-    /// A head, or the rest of a body that nobody wanted, comes since then.
+    /// No head has come since the last answer, which was then. The rest of a body that nobody wanted
+    /// may come.
+    Idle(Instant),
+    /// A head comes since then.
     Head(Instant),
     /// The service has a request.
     Service,
@@ -82,7 +83,7 @@ impl HeadState {
 
     /// The service has answered. The connection may go on, or this was the last answer.
     pub fn answered(&self, goes_on: bool) {
-        self.0.phase.set(Phase::Idle);
+        self.0.phase.set(Phase::Idle(Instant::now()));
         if !goes_on {
             self.0.end.set(End::Closing);
         }
@@ -135,12 +136,14 @@ impl<S> CheckedStream<S> {
     /// Some bytes have come. Returns how many of them the reader gets.
     fn check(&mut self, bytes: &[u8]) -> usize {
         match self.state.0.phase.get() {
-            Phase::Idle => self.state.0.phase.set(Phase::Head(Instant::now())),
-            Phase::Head(began) if began.elapsed() >= self.timeout => {
-                self.end(Some(&late()));
+            Phase::Idle(_) if self.framing.is_between_requests() => {
+                self.state.0.phase.set(Phase::Head(Instant::now()));
+            }
+            Phase::Idle(since) | Phase::Head(since) if since.elapsed() >= self.timeout => {
+                self.end_late();
                 return 0;
             }
-            Phase::Head(_) | Phase::Service => {}
+            Phase::Idle(_) | Phase::Head(_) | Phase::Service => {}
         }
         match self.framing.follow(bytes) {
             Ok(()) => bytes.len(),
@@ -152,12 +155,15 @@ impl<S> CheckedStream<S> {
         }
     }
 
-    /// Ready once the head that comes is too late.
+    /// Ready once the head that comes, or the rest of a body, is too late.
     fn poll_late(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        let Phase::Head(began) = self.state.0.phase.get() else {
-            return Poll::Pending;
+        let since = match self.state.0.phase.get() {
+            Phase::Idle(_) if self.framing.is_between_requests() => return Poll::Pending,
+            Phase::Idle(since) | Phase::Head(since) => since,
+            // An answer wakes nobody who reads, so it looks again after a while.
+            Phase::Service => Instant::now(),
         };
-        let deadline = began + self.timeout;
+        let deadline = since + self.timeout;
         loop {
             ready!(self.timer.as_mut().poll(context));
             if Instant::now() >= deadline {
@@ -165,6 +171,12 @@ impl<S> CheckedStream<S> {
             }
             self.timer.as_mut().reset(deadline);
         }
+    }
+
+    /// A request that comes is answered. One that has its answer gets no second one.
+    fn end_late(&mut self) {
+        let is_head = matches!(self.state.0.phase.get(), Phase::Head(_));
+        self.end(is_head.then(late).as_ref());
     }
 
     /// Nothing more is read. The problem leaves when the reader closes the stream, behind the answers
@@ -182,7 +194,7 @@ fn late() -> Problem {
     Problem::new(
         StatusCode::REQUEST_TIMEOUT,
         ProblemKind::Slow,
-        "The head of the request, or the rest of the body of the last one, did not come in time",
+        "The head of the request did not come in time",
     )
 }
 
@@ -240,7 +252,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for CheckedStream<S> {
             }
             Poll::Pending => {
                 ready!(this.poll_late(context));
-                this.end(Some(&late()));
+                this.end_late();
                 Poll::Ready(Ok(()))
             }
             ended @ Poll::Ready(_) => ended,

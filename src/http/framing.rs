@@ -187,6 +187,11 @@ impl Framing {
         Ok(())
     }
 
+    /// No request is under way: the last one is whole, and no byte of the next one is there.
+    pub fn is_between_requests(&self) -> bool {
+        self.place == Place::Start && self.line.length == 0
+    }
+
     fn begin(&mut self, place: Place) {
         self.place = place;
         self.line = Line::new();

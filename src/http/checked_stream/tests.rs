@@ -40,8 +40,8 @@ async fn each_head_has_the_same_time_from_its_first_byte_on() {
     for _ in 0..3 {
         // The timer of an earlier head fires in between.
         for rest in [0, 1, 4, 7] {
-            client.write_all(b"head").await.unwrap();
-            let mut head = [0; 4];
+            client.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+            let mut head = [0; 18];
             stream.read_exact(&mut head).await.unwrap();
             state.complete();
             sleep(Duration::from_secs(rest)).await;
@@ -52,6 +52,34 @@ async fn each_head_has_the_same_time_from_its_first_byte_on() {
         }
     }
     assert_eq!(lasts(&mut stream, &mut client).await, TIMEOUT);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_rest_of_a_body_has_the_same_time_from_the_answer_on() {
+    for sends in [false, true] {
+        let (mut stream, mut client) = connection();
+        let head = b"PUT / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n";
+        client.write_all(head).await.unwrap();
+        let mut read = [0; 64];
+        assert_eq!(stream.read(&mut read).await.unwrap(), head.len());
+        stream.state().complete();
+        // It looks again after the answer, which wakes nobody.
+        let early = timeout(TIMEOUT / 2, stream.read(&mut read)).await;
+        assert!(early.is_err());
+        stream.state().answered(true);
+        if sends {
+            client.write_all(b"1\r\nx").await.unwrap();
+            assert_eq!(stream.read(&mut read).await.unwrap(), 4);
+        }
+        let began = Instant::now();
+        assert_eq!(stream.read(&mut read).await.unwrap(), 0);
+        assert_eq!(began.elapsed(), TIMEOUT);
+        stream.shutdown().await.unwrap();
+        drop(stream);
+        let mut answers = String::new();
+        client.read_to_string(&mut answers).await.unwrap();
+        assert_eq!(answers, "", "it has its answer");
+    }
 }
 
 #[tokio::test(start_paused = true)]
