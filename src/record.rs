@@ -10,6 +10,7 @@ mod parse;
 pub mod pointer;
 mod schema;
 mod schema_file;
+mod schema_references;
 mod tag;
 
 use std::sync::Arc;

@@ -11,6 +11,7 @@ use super::{
     parse::{Invalid, RecordRules, as_text, parse, place},
     pointer::{Pointer, PointerSet},
     schema::Schema,
+    schema_references::{broken_reference, searched_max},
 };
 
 /// The most faults of a file that are told at once.
@@ -18,14 +19,16 @@ const FAULTS_MAX: usize = 10;
 /// The most characters of an error: it may list what a record has and what a schema allows.
 const DETAIL_MAX: usize = 500;
 
-/// The members that lead to other schemas.
-const REFERENCES: [&str; 4] = ["/$ref", "/$dynamicRef", "/$recursiveRef", "/$schema"];
+const UNSEARCHED: &str = "does not fit the schema; with its alternatives, the rule that it breaks \
+                          would take too long to find";
 
 /// A compiled JSON Schema. It reads no other file, and asks no server.
 pub struct SchemaFile {
     path: String,
     text: String,
     validator: Validator,
+    /// The rule that a longer record breaks is not searched.
+    searched_max: usize,
 }
 
 impl SchemaFile {
@@ -64,6 +67,7 @@ impl SchemaFile {
             path: path.to_owned(),
             text: text.to_owned(),
             validator,
+            searched_max: searched_max(&schema),
         })
     }
 
@@ -83,10 +87,18 @@ impl SchemaFile {
             field: None,
             detail: why.to_string(),
         })?;
-        match self.validator.iter_errors(&value).next() {
-            None => Ok(()),
-            Some(broken) => Err(invalid(record, &broken)),
+        if self.validator.is_valid(&value) {
+            return Ok(());
         }
+        if record.len() <= self.searched_max
+            && let Err(broken) = self.validator.validate(&value)
+        {
+            return Err(invalid(record, &broken));
+        }
+        Err(Invalid::Schema {
+            field: Some(String::new()),
+            detail: UNSEARCHED.into(),
+        })
     }
 }
 
@@ -112,7 +124,9 @@ fn compile(schema: &Value) -> Result<Validator, Vec<Fault>> {
         let found = why.instance().to_string();
         let what = why.masked_with(shown(&found)).to_string();
         let pointer = match why.kind() {
-            ValidationErrorKind::Referencing(_) => reference(schema, &what).unwrap_or_default(),
+            ValidationErrorKind::Referencing(_) => {
+                broken_reference(schema, &what).unwrap_or_default()
+            }
             _ => why.instance_path().as_str().to_owned(),
         };
         (pointer, brief(what))
@@ -136,36 +150,6 @@ fn compile(schema: &Value) -> Result<Validator, Vec<Fault>> {
     let linear = PatternOptions::regex();
     let options = jsonschema::options().offline().with_pattern_options(linear);
     options.build(schema).map_err(|why| vec![fault(&why)])
-}
-
-/// The pointer to the reference that an error is about: its text has the end of what is not there.
-fn reference(schema: &Value, error: &str) -> Option<String> {
-    let mut open = vec![(String::new(), schema)];
-    while let Some((pointer, value)) = open.pop() {
-        let inside = |token: &str| {
-            let mut pointer = pointer.clone();
-            push(&mut pointer, token);
-            pointer
-        };
-        match value {
-            Value::Object(members) => {
-                open.extend(members.iter().map(|(name, value)| (inside(name), value)));
-            }
-            Value::Array(items) => {
-                let items = items.iter().enumerate();
-                open.extend(items.map(|(at, item)| (inside(&at.to_string()), item)));
-            }
-            Value::String(text) if REFERENCES.iter().any(|name| pointer.ends_with(name)) => {
-                let (document, place) = text.split_once('#').unwrap_or((text, ""));
-                let missing = if document.is_empty() { place } else { document };
-                if error.contains(&format!("{missing}'")) {
-                    return Some(pointer);
-                }
-            }
-            _ => {}
-        }
-    }
-    None
 }
 
 fn allows_objects(types: &Value) -> bool {
