@@ -359,6 +359,7 @@ impl IngestConfig {
         RecordRules {
             schema: self.schema.clone(),
             limits: JsonLimits {
+                max_size: self.max_record,
                 max_depth: self.max_depth,
                 max_members: self.max_members,
                 numbers,

@@ -339,7 +339,6 @@ impl<'a> Graph<'a> {
                 timeout: config.body_timeout,
                 min_rate: config.min_body_rate,
             },
-            max_record: config.max_record,
             run: Arc::clone(&self.ledger.run),
             keys: IdempotencyStore::open(&self.config.spool.dir, config.key_window)?,
             require_key: config.require_key,

@@ -81,8 +81,6 @@ pub struct IngestState {
     /// The most headers of a request.
     pub max_headers: usize,
     pub body: BodyLimits,
-    /// In bytes.
-    pub max_record: usize,
     /// This run of the node; part of each record's origin.
     pub run: Arc<str>,
     pub keys: IdempotencyStore,

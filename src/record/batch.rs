@@ -68,7 +68,7 @@ fn parse_array<'t>(
         let (record, values, length) = first.map_err(|why| match why {
             // Malformed JSON spoils the whole body.
             Invalid::Malformed { .. } => InvalidBatch::Body(why.further_on(text, at)),
-            Invalid::Schema { .. } => InvalidBatch::Record {
+            Invalid::TooLarge { .. } | Invalid::Schema { .. } => InvalidBatch::Record {
                 index: records.len(),
                 why,
             },

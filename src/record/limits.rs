@@ -17,6 +17,8 @@ use serde::{Deserialize, Serialize};
 /// The limits of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct JsonLimits {
+    /// Bytes, as the record travels.
+    pub max_size: usize,
     /// Objects and arrays inside of each other, the record included.
     pub max_depth: usize,
     /// Members of all objects.
@@ -45,6 +47,7 @@ const EXACT_MAX: f64 = 9_007_199_254_740_991.0;
 impl Default for JsonLimits {
     fn default() -> Self {
         Self {
+            max_size: usize::MAX,
             max_depth: 64,
             max_members: 10_000,
             numbers: NumberRange::Any,
@@ -295,6 +298,7 @@ mod tests {
 
     fn with(numbers: NumberRange) -> JsonLimits {
         JsonLimits {
+            max_size: usize::MAX,
             max_depth: 4,
             max_members: 6,
             numbers,

@@ -41,6 +41,9 @@ pub enum Invalid {
         column: usize,
         detail: String,
     },
+    /// More bytes than [`JsonLimits::max_size`].
+    #[error("The record is larger than {max} bytes")]
+    TooLarge { max: usize },
     /// JSON that the schema does not allow.
     #[error("{}{detail}", at_field(field.as_deref()))]
     Schema {
@@ -153,6 +156,11 @@ pub(super) fn parse_first<'t>(
 ) -> Result<(Bytes, Values<'t>, usize), Invalid> {
     let start = text.len() - skip_space(text).len();
     let parsed = read(body, text, &rules.schema, pointers)?;
+    // Before the checks that take memory of many times the size.
+    let max = rules.limits.max_size;
+    if parsed.0.len() > max {
+        return Err(Invalid::TooLarge { max });
+    }
     let record = &text[start..parsed.2];
     limits::check(record, &rules.limits).map_err(|broken| match broken {
         BrokenRule::Malformed { at, detail } => {

@@ -49,6 +49,7 @@ impl SchemaFile {
         let rules = RecordRules {
             schema: Schema::Any,
             limits: JsonLimits {
+                max_size: usize::MAX,
                 max_depth: DEPTH_MAX,
                 max_members: usize::MAX,
                 numbers: NumberRange::Double,
@@ -163,7 +164,7 @@ fn allows_objects(types: &Value) -> bool {
 /// The mistake of a file whose JSON breaks a rule.
 fn told(path: &str, text: &str, why: &Invalid) -> String {
     match why {
-        Invalid::Malformed { .. } => format!("{path}: {why}"),
+        Invalid::Malformed { .. } | Invalid::TooLarge { .. } => format!("{path}: {why}"),
         Invalid::Schema { field, detail } => {
             let pointer = field.as_deref().unwrap_or_default();
             format!("{path}:{}: {pointer}: {detail}", line_of(text, pointer))

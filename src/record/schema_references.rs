@@ -36,7 +36,7 @@ const CHILDREN: [&str; 5] = [
 ];
 /// The longest record that is searched with [`ALTERNATIVES`]: an error of each of its values fits
 /// into a few MiB.
-const SEARCHED_MAX: usize = 16 << 10;
+const SEARCHED_MAX: usize = 8 << 10;
 /// References that lead on to each other; more count as a circle.
 const CHAIN_MAX: usize = 64;
 

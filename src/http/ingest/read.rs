@@ -71,7 +71,9 @@ impl IngestState {
             None => self.parse(&body, form, routes.pointers())?,
             Some(events) => self.parse_data(events, form, routes.pointers())?,
         };
-        self.check_sizes(&bodies, form)?;
+        if bodies.len() > batch::MAX {
+            return Err(too_many());
+        }
         let keys = match (&events, signed_key, key) {
             (_, Some(key), _) | (None, None, Some(key)) => KeySource::Header(key),
             (Some(_), None, _) => KeySource::Event,
@@ -200,18 +202,6 @@ impl IngestState {
         }
     }
 
-    fn check_sizes(&self, bodies: &[ParsedRecord<'_>], form: Option<Form>) -> Result<(), Problem> {
-        if bodies.len() > batch::MAX {
-            return Err(too_many());
-        }
-        let is_large = |(body, _): &ParsedRecord<'_>| body.len() > self.max_record;
-        let Some(index) = bodies.iter().position(is_large) else {
-            return Ok(());
-        };
-        let detail = format!("The record is larger than {} bytes", self.max_record);
-        Err(at(index, form, too_large(detail)))
-    }
-
     fn invalid(&self, why: &Invalid) -> Problem {
         let unprocessable = |detail| {
             Problem::new(
@@ -226,6 +216,7 @@ impl IngestState {
                     .with("line", *line)
                     .with("column", *column)
             }
+            Invalid::TooLarge { .. } => too_large(why.to_string()),
             Invalid::Schema { field, .. } => {
                 let of_case = match &self.rules.schema {
                     Schema::Case => {
