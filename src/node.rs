@@ -14,6 +14,7 @@ use std::{
 
 use actix::Addr;
 use actix_web::dev::ServerHandle;
+use bytes::Bytes;
 use tracing::{error, info, warn};
 
 use crate::{
@@ -327,6 +328,7 @@ impl<'a> Graph<'a> {
             apis: self.apis.clone(),
             lanes: Arc::clone(&self.lanes),
             routing: self.routing.clone(),
+            schema: Bytes::copy_from_slice(config.schema.to_json().as_bytes()),
             rules: config.record_rules(),
             tokens,
             signatures,

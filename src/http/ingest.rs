@@ -30,6 +30,7 @@ mod refusal;
 use std::{sync::Arc, time::Instant};
 
 use actix_web::{HttpRequest, HttpResponse, ResponseError as _, middleware::from_fn, web};
+use bytes::Bytes;
 use futures_util::future::join_all;
 use serde::Serialize;
 use serde_json::json;
@@ -70,6 +71,8 @@ pub struct IngestState {
     pub lanes: Arc<[(LaneId, String)]>,
     pub routing: CurrentRouting,
     pub rules: RecordRules,
+    /// The schema of the rules, as JSON.
+    pub schema: Bytes,
     /// The tokens of those who may send records; `None` if everybody may.
     pub tokens: Option<Tokens>,
     /// The keys that sign requests; `None` if none is asked for.
@@ -157,7 +160,7 @@ fn open_routes(app: &mut web::ServiceConfig) {
 async fn schema(state: web::Data<IngestState>) -> HttpResponse {
     HttpResponse::Ok()
         .content_type("application/schema+json")
-        .body(state.rules.schema.to_json().to_owned())
+        .body(state.schema.clone())
 }
 
 /// Ingests a request, and counts the answer by its status.

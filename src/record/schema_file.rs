@@ -58,10 +58,9 @@ impl SchemaFile {
         parse(&body, &rules).map_err(|why| told(path, text, &why))?;
         let schema: Value = serde_json::from_str(text).map_err(|why| format!("{path}: {why}"))?;
         let validator = compile(&schema).map_err(|faults| {
-            let faults = faults.iter().map(|(pointer, what)| {
-                let line = line_of(text, pointer);
-                format!("{path}:{line}: {pointer}: {what}")
-            });
+            let faults = faults
+                .iter()
+                .map(|(pointer, what)| located(path, text, pointer, what));
             faults.collect::<Vec<_>>().join("; ")
         })?;
         Ok(Self {
@@ -166,9 +165,17 @@ fn told(path: &str, text: &str, why: &Invalid) -> String {
     match why {
         Invalid::Malformed { .. } | Invalid::TooLarge { .. } => format!("{path}: {why}"),
         Invalid::Schema { field, detail } => {
-            let pointer = field.as_deref().unwrap_or_default();
-            format!("{path}:{}: {pointer}: {detail}", line_of(text, pointer))
+            located(path, text, field.as_deref().unwrap_or_default(), detail)
         }
+    }
+}
+
+fn located(path: &str, text: &str, pointer: &str, what: &str) -> String {
+    let line = line_of(text, pointer);
+    if pointer.is_empty() {
+        format!("{path}:{line}: {what}")
+    } else {
+        format!("{path}:{line}: {pointer}: {what}")
     }
 }
 
@@ -275,14 +282,18 @@ mod tests {
                 "/type: is there twice",
             ),
             ("{\n\"type\": }", "FILE: malformed JSON at line 2, column 9"),
-            ("true", "FILE:1: : "),
+            (
+                "{\n\"properties\": {\n\"a\": {\"$ref\": \"#/$defs/none\"},\n\"b\": {\"$ref\": \"#\"}}}",
+                "FILE:3: /properties/a/$ref: ",
+            ),
+            ("true", "expected a JSON object"),
         ] {
             let why = read(text).unwrap_err();
             assert!(
                 why.contains(expected) && why.starts_with("FILE"),
                 "{text}: {why}"
             );
-            assert!(!why.contains('\n'), "{why}");
+            assert!(!why.contains('\n') && !why.contains(": :"), "{why}");
         }
         let why = read(r#"{"type":1,"maxProperties":-1,"required":["a","a"]}"#).unwrap_err();
         assert_eq!(why.matches("FILE:1: ").count(), 3, "{why}");

@@ -143,7 +143,7 @@ pub(super) fn broken_reference(schema: &Value, error: &str) -> Option<String> {
             Value::String(text) if REFERENCES.iter().any(|name| pointer.ends_with(name)) => {
                 let (document, place) = text.split_once('#').unwrap_or((text, ""));
                 let missing = if document.is_empty() { place } else { document };
-                if error.contains(&format!("{missing}'")) {
+                if !missing.is_empty() && error.contains(&format!("{missing}'")) {
                     return Some(pointer);
                 }
             }
