@@ -4,11 +4,13 @@ use std::fs;
 
 use awc::http::StatusCode;
 use serde_json::{Value, json};
+use waypost::proto::{Outcome, waypost_client::WaypostClient};
 
 use crate::{
     ingest::post,
     support::{
         api::Api,
+        grpc::message,
         lanes::grpc_variables,
         node::{Node, PATIENCE},
     },
@@ -172,4 +174,63 @@ async fn a_schema_file_decides_what_is_a_record_until_the_next_start() {
     node.lane_is("grpc", "up", PATIENCE).await;
     assert_eq!(schema_of(&node).await, new.as_bytes());
     assert_eq!(post(r#"{"code":1}"#).send(&node).await.0.as_u16(), 202);
+}
+
+#[actix_rt::test]
+async fn a_record_costs_little_whatever_its_schema_multiplies() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("expression.schema.json");
+    let of = |op: &str| {
+        json!({
+            "properties": { "op": { "const": op }, "args": { "items": { "$ref": "#" } } },
+            "required": ["op", "args"],
+        })
+    };
+    let leaf = json!({ "properties": { "n": { "type": "integer" } }, "required": ["n"] });
+    let schema = json!({ "oneOf": [of("and"), of("or"), of("not"), leaf] });
+    fs::write(&path, schema.to_string()).expect("the folder is ours");
+    let file = path.to_str().expect("a plain path").to_owned();
+    let api = Api::start();
+    let grpc = grpc_variables();
+    let address = format!("http://{}", grpc[0].1);
+    let keys = [("INGEST__SCHEMA".to_owned(), file)];
+    let node = Node::start(&api.url(), &[grpc, keys.to_vec()].concat()).await;
+    node.lane_is("grpc", "up", PATIENCE).await;
+    let nested = |leaf: &str| {
+        let depth = 30;
+        let begin = r#"{"op":"and","args":["#.repeat(depth);
+        [&begin, leaf, &"]}".repeat(depth)].concat()
+    };
+    let deep = nested(r#"{"n":"1"}"#);
+    let fits_and_is_large = format!(r#"{{"n":1,"text":"{}"}}"#, "x".repeat(256 << 10));
+    let large = fits_and_is_large.replace("1,", "true,");
+    let refused = [
+        (&deep, 422, Some(""), "does not fit the schema"),
+        (&large, 413, None, "larger than 262144 bytes"),
+        (&fits_and_is_large, 413, None, "larger than 262144 bytes"),
+    ];
+    let mut client = WaypostClient::connect(address)
+        .await
+        .expect("the lane is up");
+    for (record, status, field, part) in refused {
+        let (got, _, answer) = post(&**record).send(&node).await;
+        assert_eq!(got.as_u16(), status, "{answer}");
+        assert_eq!(answer["field"].as_str(), field, "{answer}");
+        let detail = answer["detail"].as_str().unwrap_or_default();
+        assert!(detail.contains(part), "{answer}");
+        let receipt = client.send(message("k", record)).await.expect("a receipt");
+        let receipt = receipt.into_inner();
+        assert_eq!(receipt.outcome(), Outcome::Refused, "{receipt:?}");
+        assert!(receipt.detail.contains(part), "{receipt:?}");
+    }
+    let batch = format!(r#"[{{"n":1}},{large}]"#);
+    let (status, _, answer) = post(batch).send(&node).await;
+    assert_eq!(
+        (status.as_u16(), &answer["index"]),
+        (413, &json!(1)),
+        "{answer}"
+    );
+    let (status, _, answer) = post(nested(r#"{"n":1}"#)).send(&node).await;
+    assert_eq!(status, StatusCode::ACCEPTED, "{answer}");
+    assert_eq!(node.at_rest(PATIENCE).await["accepted"], 1);
 }
