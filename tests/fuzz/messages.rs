@@ -1,0 +1,202 @@
+//! Messages of brokers, one record or a bundle of them.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering::Relaxed},
+};
+
+use proptest::{collection::vec, prelude::*, sample::Index, string::string_regex};
+use prost::Message as _;
+use serde_json::Value;
+use waypost::{
+    actors::lane::bundle::{BundleSize, Packed, SettledRecords, Unbundler},
+    delivery::Verdict,
+    proto,
+    record::{Origin, Record, Tag, is_visible_ascii},
+    transport::{Headers, Incoming, Message},
+};
+
+use super::cases;
+
+fn visible(most: usize) -> impl Strategy<Value = String> {
+    string_regex(&format!("[!-~]{{1,{most}}}")).expect("an expression")
+}
+
+fn origin() -> impl Strategy<Value = Origin> {
+    (visible(20), any::<u64>()).prop_map(|(run, at_us)| Origin {
+        run: run.into(),
+        at_us,
+    })
+}
+
+fn trace() -> impl Strategy<Value = Arc<str>> {
+    let trace = string_regex("00-[1-9a-f][0-9a-f]{31}-[1-9a-f][0-9a-f]{15}-0[01]");
+    trace.expect("an expression").prop_map(Into::into)
+}
+
+fn body() -> impl Strategy<Value = Vec<u8>> {
+    let object = string_regex(r#"\{("a" ?: ?[0-9]{1,3})? ?\}"#).expect("an expression");
+    prop_oneof![
+        object.prop_map(String::into_bytes),
+        vec(any::<u8>(), 0..200)
+    ]
+}
+
+fn record() -> impl Strategy<Value = Record> {
+    let optional = (
+        proptest::option::of(trace()),
+        proptest::option::weighted(0.9, origin()),
+        proptest::option::of(visible(10)),
+    );
+    let own = (visible(40), body());
+    (own, optional, any::<bool>()).prop_map(|((id, body), (traceparent, origin, api), is_event)| {
+        Record {
+            id: id.into(),
+            body: body.into(),
+            traceparent,
+            origin,
+            api: api.map(Into::into),
+            event: is_event.then(|| "id=1&source=/&specversion=1.0&type=t".into()),
+        }
+    })
+}
+
+/// Each record comes out of its messages as it went in, and each message is settled once.
+fn check_bundles(records: &[Record], most: usize, largest: usize) {
+    let packed = Packed::new(records, BundleSize::new(most, largest));
+    let count = packed.messages.len();
+    let acked = Arc::new(AtomicUsize::new(0));
+    let mut incoming: Vec<_> = packed
+        .messages
+        .into_iter()
+        .map(|message| {
+            // As every system carries them.
+            let pairs: Vec<_> = message
+                .headers
+                .pairs()
+                .map(|(name, value)| (name, value.into_owned()))
+                .collect();
+            let header = |name: &str| {
+                let (_, value) = pairs.iter().find(|(known, _)| *known == name)?;
+                Some(&**value)
+            };
+            let headers = Headers::read(header, || "other".into());
+            assert_eq!(headers, message.headers);
+            let acked = Arc::clone(&acked);
+            let message = Message {
+                headers,
+                body: message.body,
+            };
+            Incoming::new(message, false, move |verdict| {
+                assert_eq!(verdict, Verdict::Ack);
+                acked.fetch_add(1, Relaxed);
+            })
+        })
+        .collect();
+    let mut unbundler = Unbundler::new(SettledRecords::default());
+    unbundler.add(&mut incoming);
+    let deliveries: Vec<_> = unbundler.collect();
+    assert_eq!(deliveries.len(), records.len());
+    for (delivery, record) in deliveries.into_iter().zip(records) {
+        assert_eq!(delivery.record, *record);
+        delivery.acker.settle(Verdict::Ack);
+    }
+    assert_eq!(acked.load(Relaxed), count);
+}
+
+/// A message of any publisher comes out as records that can be POSTed.
+fn check_foreign(body: Vec<u8>, headers: &[(usize, String)]) {
+    const NAMES: [&str; 6] = [
+        "Waypost-Id",
+        "Waypost-Origin",
+        "Waypost-Api",
+        "Waypost-Event",
+        "Waypost-Bundle",
+        "traceparent",
+    ];
+    let header = |name: &str| {
+        let found = headers.iter().find(|(at, _)| NAMES[*at] == name)?;
+        Some(&*found.1)
+    };
+    let headers = Headers::read(header, || "other".into());
+    let message = Message {
+        headers,
+        body: body.into(),
+    };
+    let mut unbundler = Unbundler::new(SettledRecords::default());
+    unbundler.add(&mut vec![Incoming::new(message, false, |_| {})]);
+    let deliveries: Vec<_> = unbundler.collect();
+    assert!(!deliveries.is_empty(), "a message is lost");
+    for delivery in deliveries {
+        let Record {
+            id,
+            traceparent,
+            api,
+            event,
+            body,
+            ..
+        } = &delivery.record;
+        for text in [Some(id), traceparent.as_ref(), api.as_ref(), event.as_ref()]
+            .into_iter()
+            .flatten()
+        {
+            assert!(is_visible_ascii(text), "{text:?}");
+        }
+        let tagged = Tag::new("T").splice(body);
+        if let Ok(Value::Object(mut expected)) = serde_json::from_slice(body) {
+            expected.insert("path".into(), "T".into());
+            let tagged = tagged.expect("an object has a place for a tag");
+            let read: Value = serde_json::from_slice(&tagged).expect("JSON");
+            assert_eq!(read, Value::Object(expected));
+        }
+    }
+}
+
+/// Bytes that are a bundle, or nearly.
+fn wire() -> impl Strategy<Value = Vec<u8>> {
+    let bundle = vec(record(), 0..4).prop_map(|records| {
+        let records = records
+            .iter()
+            .map(|record| proto::Record::from(&Message::from(record)));
+        proto::Bundle {
+            records: records.collect(),
+        }
+        .encode_to_vec()
+    });
+    let change = (any::<Index>(), any::<u8>());
+    let changed = (bundle, vec(change, 0..4), any::<Index>(), any::<bool>());
+    let changed = changed.prop_map(|(mut bytes, changes, end, is_cut)| {
+        for (at, byte) in changes {
+            if !bytes.is_empty() {
+                let at = at.index(bytes.len());
+                bytes[at] = byte;
+            }
+        }
+        if is_cut {
+            bytes.truncate(end.index(bytes.len() + 1));
+        }
+        bytes
+    });
+    prop_oneof![4 => changed, 2 => body()]
+}
+
+proptest! {
+    #![proptest_config(cases())]
+
+    #[test]
+    fn records_come_out_of_bundles_as_they_went_in(
+        records in vec(record(), 0..12), most in 1..8_usize, largest in 100..3000_usize
+    ) {
+        check_bundles(&records, most, largest);
+    }
+
+    #[test]
+    fn a_message_of_anyone_is_records_that_can_be_posted(
+        body in wire(),
+        headers in vec((0..6_usize, prop_oneof![
+            visible(30), "[1-3]", "[0-9]{1,4}", "[a-z]{1,3}/[0-9]{1,22}", any::<String>(), trace().prop_map(|trace| trace.to_string()),
+        ]), 0..6),
+    ) {
+        check_foreign(body, &headers);
+    }
+}
