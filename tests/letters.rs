@@ -264,3 +264,29 @@ async fn an_order_for_many_letters_goes_by_steps_and_tells_how_far_it_is() {
     assert_eq!(told, expected);
     assert!(node.dead().await.is_empty());
 }
+
+#[actix_rt::test]
+async fn what_dies_after_the_plan_is_no_part_of_an_order_whatever_its_end() {
+    // In the place of a node: at the time 7000 it knows of one letter.
+    let node = Api::start();
+    node.behave(|_, _| Conduct::AnswerWith {
+        status: 200,
+        headers: Vec::new(),
+        body: br#"{"at_ms":7000,"matching":1,"total":2,"dropped":1}"#.to_vec(),
+    });
+    for (filter, until_ms) in [
+        (&["--all"][..], 7000),
+        (&["--reason", "422"], 7000),
+        (&["--until", "2999-01-01T00:00:00Z"], 7000),
+        (&["--until", "1970-01-01T00:00:06Z"], 6000),
+    ] {
+        let order = &["dead", "drop", "--yes", "--admin", &node.url()];
+        let (status, printed, told) = waypost(&[&order[..], filter].concat()).await;
+        assert_eq!((status, &*printed), (Some(0), "1 dropped\n"), "{told}");
+        let posts = node.posts();
+        let order = &posts.last().expect("an order").body;
+        let order: Value = serde_json::from_slice(order).expect("JSON");
+        assert_eq!(order["filter"]["until_ms"], until_ms, "{order}");
+        assert_eq!(order["limit"], 1, "{order}");
+    }
+}

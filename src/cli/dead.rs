@@ -9,7 +9,7 @@ use clap::Subcommand;
 use futures_util::FutureExt as _;
 use serde_json::{Map, Value, json};
 
-use self::selection::{Selection, list_path, order};
+use self::selection::{Selection, end_at, list_path, order};
 pub(super) use self::table::listed;
 use super::{
     admin::{AdminArgs, AdminClient},
@@ -231,9 +231,7 @@ impl Place<'_> {
         let found = self.find(&filter, 0, false).await?;
         let number = |name: &str| found[name].as_u64().unwrap_or_default();
         let (matching, total) = (number("matching"), number("total"));
-        filter
-            .entry("until_ms")
-            .or_insert_with(|| number("at_ms").into());
+        end_at(&mut filter, number("at_ms"));
         let words = run.selection.filter.words(self.parked, self.api);
         tell(format_args!(
             "Plan: {} {} of {} on disk: {words}",

@@ -69,8 +69,8 @@ pub(super) struct ListQuery {
 }
 
 impl ListQuery {
-    /// At `at_ms`, which is its end if it has another member and no end: an order until then has as
-    /// many letters, whatever dies during the search.
+    /// At `at_ms`, which is its end if it has a member and no earlier end: an order until then has
+    /// as many letters, whatever dies during the search.
     fn filter(&self, at_ms: u64) -> LetterFilter {
         let body = FilterBody {
             id: self.id.clone(),
@@ -83,7 +83,8 @@ impl ListQuery {
         };
         let mut filter = LetterFilter::from(body);
         if !filter.is_empty() {
-            filter.until_us.get_or_insert(at_ms.saturating_mul(1000));
+            let now = at_ms.saturating_mul(1000);
+            filter.until_us = Some(filter.until_us.map_or(now, |until| until.min(now)));
         }
         filter
     }
@@ -280,7 +281,8 @@ mod tests {
     fn a_query_has_an_end_if_it_has_a_filter() {
         let until = |query| filter(query).map(|filter| filter.until_us);
         assert_eq!(until("status=422"), Some(Some(7000)));
-        assert_eq!(until("status=422&until_ms=9"), Some(Some(9000)));
+        assert_eq!(until("status=422&until_ms=6"), Some(Some(6000)));
+        assert_eq!(until("until_ms=9"), Some(Some(7000)), "no later one");
         assert_eq!(until("limit=5&parked=true"), Some(None));
     }
 

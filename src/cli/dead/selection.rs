@@ -139,6 +139,13 @@ impl LetterFilterArgs {
     }
 }
 
+/// Ends the filter at `at_ms`, unless its own end is earlier: what dies later is no part of it.
+pub fn end_at(filter: &mut Map<String, Value>, at_ms: u64) {
+    let own = filter.get("until_ms").and_then(Value::as_u64);
+    let end = own.map_or(at_ms, |own| own.min(at_ms));
+    filter.insert("until_ms".into(), end.into());
+}
+
 /// The path that lists at most `limit` records which match.
 pub fn list_path(
     filter: &Map<String, Value>,
