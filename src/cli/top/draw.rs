@@ -44,8 +44,8 @@ pub fn draw(frame: &mut Frame<'_>, state: &mut TopState, theme: Theme) {
             page(frame, state, middle, " Warnings ", lines);
         }
         Screen::Help => page(frame, state, middle, " Help ", help()),
-        Screen::Letters(shown) => {
-            let (title, lines) = letters(state, shown.as_ref(), middle.width);
+        Screen::Letters { of, shown } => {
+            let (title, lines) = letters(state, of, shown.as_ref(), middle.width);
             page(frame, state, middle, &title, lines);
         }
         Screen::Confirm(order) => {
@@ -282,7 +282,7 @@ fn foot(state: &TopState) -> Line<'static> {
             "q quit  / filter  s sort  Enter details  p pause  R restart  d dead  ? help"
         }
         Screen::Confirm(_) => "y yes, any other key: no",
-        Screen::Letters(_) => "Up Down scroll  d again  Esc back",
+        Screen::Letters { .. } => "Up Down scroll  d again  Esc back",
         Screen::Details | Screen::Warnings | Screen::Help => "Up Down scroll  Esc back",
     };
     Line::styled(keys, QUIET)

@@ -224,14 +224,15 @@ fn told(change: &Value) -> String {
     format!("{at} {what}: {}", words.join(", "))
 }
 
-/// The dead letters of the node whose lane is chosen: the title, and the lines.
+/// The dead letters of the node `of`: the title, and the lines.
 pub fn letters(
     state: &TopState,
+    of: usize,
     shown: Option<&Result<Value, String>>,
     width: u16,
 ) -> (String, Vec<String>) {
     let width = usize::from(width.saturating_sub(2));
-    let node = state.nodes.get(state.chosen_node());
+    let node = state.nodes.get(of);
     let name = node.map(NodeView::name).unwrap_or_default();
     let lines = match shown {
         None => vec!["Asking the node".into()],

@@ -87,8 +87,11 @@ pub enum Screen {
     /// All warnings of all nodes.
     Warnings,
     Help,
-    /// The dead letters of a node, once they are there.
-    Letters(Option<Result<Value, String>>),
+    /// The dead letters of the node `of`, once they are there.
+    Letters {
+        of: usize,
+        shown: Option<Result<Value, String>>,
+    },
     /// An order waits for its confirmation.
     Confirm(LaneOrder),
 }
@@ -171,7 +174,10 @@ impl TopState {
             }
             NodeNews::Told(outcome) => self.told = Some(outcome),
             NodeNews::Letters(letters) => {
-                if let Screen::Letters(shown) = &mut self.screen {
+                // An answer may come when those of another node are asked for.
+                if let Screen::Letters { of, shown } = &mut self.screen
+                    && *of == at
+                {
                     *shown = Some(letters);
                 }
             }
@@ -232,14 +238,24 @@ impl TopState {
         self.rows().iter().position(|(key, ..)| key == chosen)
     }
 
-    /// Chooses the row so many steps down, or the first if none is chosen.
+    /// Chooses the row so many steps down, or the first if none is chosen. A lane that the operator
+    /// has chosen stays so without a row, until the operator goes to another: an order is never for
+    /// a lane that has moved into its place.
     fn choose_by(&mut self, steps: isize) {
+        let has_choice = self.is_own_choice && self.chosen.is_some();
+        if has_choice && steps == 0 {
+            return;
+        }
+        let own = self.chosen_row().filter(|_| self.is_own_choice);
+        // Without a row, the first step down goes to the first one.
+        let (now, steps) = own.map_or((0, steps.saturating_sub(1)), |row| (row, steps));
         let rows = self.rows();
         let last = rows.len().saturating_sub(1);
-        let own = self.chosen_row().filter(|_| self.is_own_choice);
-        let now = own.unwrap_or(0);
         let at = now.saturating_add_signed(steps).min(last);
-        self.chosen = rows.into_iter().nth(at).map(|(key, ..)| key);
+        let found = rows.into_iter().nth(at).map(|(key, ..)| key);
+        if found.is_some() || !has_choice {
+            self.chosen = found;
+        }
     }
 
     /// The node whose lane is chosen.
@@ -262,7 +278,9 @@ impl TopState {
         self.is_own_choice = true;
         if self.is_typing {
             self.type_key(key.code);
-            self.choose_by(0);
+            if self.chosen_row().is_none() {
+                self.choose_by(1);
+            }
             return Wanted::Nothing;
         }
         match &self.screen {
@@ -296,7 +314,7 @@ impl TopState {
                 let at = digit.to_digit(10).unwrap_or(1) as usize - 1;
                 self.sort = columns::at(at).unwrap_or(self.sort);
             }
-            KeyCode::Enter if self.chosen.is_some() => self.open(Screen::Details),
+            KeyCode::Enter if self.chosen_row().is_some() => self.open(Screen::Details),
             KeyCode::Char('?' | 'h') => self.open(Screen::Help),
             KeyCode::Char('w') => self.open(Screen::Warnings),
             KeyCode::Char('p') => self.ask(|lane| match lane.shown_state() {
@@ -305,8 +323,9 @@ impl TopState {
             }),
             KeyCode::Char('R') => self.ask(|_| "restart"),
             KeyCode::Char('d') => {
-                self.open(Screen::Letters(None));
-                return Wanted::Letters(self.chosen_node());
+                let of = self.chosen_node();
+                self.open(Screen::Letters { of, shown: None });
+                return Wanted::Letters(of);
             }
             _ => {}
         }
@@ -326,8 +345,10 @@ impl TopState {
             KeyCode::Down | KeyCode::Char('j') => self.scroll = self.scroll.saturating_add(1),
             KeyCode::PageUp => self.scroll = self.scroll.saturating_sub(10),
             KeyCode::PageDown => self.scroll = self.scroll.saturating_add(10),
-            KeyCode::Char('d') if matches!(self.screen, Screen::Letters(_)) => {
-                return Wanted::Letters(self.chosen_node());
+            KeyCode::Char('d') => {
+                if let Screen::Letters { of, .. } = self.screen {
+                    return Wanted::Letters(of);
+                }
             }
             KeyCode::Esc | KeyCode::Enter | KeyCode::Char('q' | 'w' | '?' | 'h') => {
                 self.open(Screen::Lanes);
@@ -352,14 +373,20 @@ impl TopState {
         }
     }
 
-    /// Asks whether the lane that is chosen is to have an order.
+    /// Asks whether the lane of the chosen row is to have an order.
     fn ask(&mut self, action: impl Fn(&LaneSummary) -> &'static str) {
-        if let (Some(lane), Some(of)) = (self.chosen_lane(), &self.chosen) {
+        let lane = self.chosen_lane().filter(|_| self.chosen_row().is_some());
+        if let (Some(lane), Some(of)) = (lane, &self.chosen) {
             let order = LaneOrder {
                 of: of.clone(),
                 action: action(lane),
             };
             self.screen = Screen::Confirm(order);
+        } else {
+            self.told = Some(Ok("No order was given: choose a row first".into()));
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
