@@ -229,13 +229,15 @@ async fn the_terminal_is_restored_after_a_key_a_signal_and_a_panic() {
         })
         .await;
     }
-    let fault = [("FAILPOINTS", "top=panic")];
-    let mut screen = Terminal::run(&["top", "--admin", &admin], &fault, SMALL);
-    let status = screen.ended().await;
-    assert_eq!(status.code(), Some(101));
-    // Said where it is seen.
-    screen.shows("panicked at").await;
-    assert!(screen.is_restored());
+    for fault in ["top=panic", "top-follow=panic", "top-keys=panic"] {
+        let variables = [("FAILPOINTS", fault)];
+        let mut screen = Terminal::run(&["top", "--admin", &admin], &variables, SMALL);
+        let status = screen.ended().await;
+        assert_eq!(status.code(), Some(101), "{fault}");
+        // Said where it is seen.
+        screen.shows("panicked at").await;
+        assert!(screen.is_restored(), "{fault}");
+    }
 }
 
 #[actix_rt::test]

@@ -10,19 +10,24 @@ mod theme;
 
 use std::{
     io::{self, IsTerminal as _},
+    panic::resume_unwind,
     process::ExitCode,
     rc::Rc,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
-    thread,
+    thread::{self, JoinHandle},
     time::Duration,
 };
 
 use ratatui::crossterm::event::{self, Event, KeyEventKind};
 use serde_json::json;
-use tokio::{sync::mpsc, time::interval};
+use tokio::{
+    sync::mpsc,
+    task::{JoinError, JoinSet},
+    time::interval,
+};
 
 use self::{
     draw::draw,
@@ -82,8 +87,9 @@ pub async fn top(args: Args) -> Result<(), ExitCode> {
     let _restored = Restored;
     let nodes: Vec<_> = nodes.into_iter().map(Rc::new).collect();
     let (news, mut heard) = mpsc::channel(WAITING_MAX);
+    let mut tasks = JoinSet::new();
     for (at, node) in nodes.iter().enumerate() {
-        actix_rt::spawn(follow(Rc::clone(node), at, news.clone()));
+        tasks.spawn_local(follow(Rc::clone(node), at, news.clone()));
     }
     let mut keys = Keys::read();
     let urls = nodes.iter().map(|node| node.url().to_owned());
@@ -96,8 +102,14 @@ pub async fn top(args: Args) -> Result<(), ExitCode> {
             .draw(|frame| draw(frame, &mut state, theme))
             .map_err(|why| failed(format_args!("the terminal: {why}")))?;
         let wanted = tokio::select! {
+            // First: a panic has restored the terminal, so nothing more is drawn.
+            biased;
+            Some(ended) = tasks.join_next() => {
+                go_on_with_panic(ended);
+                Wanted::Nothing
+            }
             _ = signals.next() => return Ok(()),
-            event = keys.events.recv() => match event {
+            event = keys.next() => match event {
                 // Its terminal has gone.
                 None => return Ok(()),
                 Some(Event::Key(key)) if key.kind == KeyEventKind::Press => {
@@ -116,9 +128,20 @@ pub async fn top(args: Args) -> Result<(), ExitCode> {
         match wanted {
             Wanted::Nothing => {}
             Wanted::Quit => return Ok(()),
-            Wanted::Order(order) => give(&nodes, order, &news),
-            Wanted::Letters(at) => ask_letters(&nodes, at, &news),
+            Wanted::Order(order) => {
+                tasks.spawn_local(give(Rc::clone(&nodes[order.of.node]), order, news.clone()));
+            }
+            Wanted::Letters(at) => {
+                tasks.spawn_local(ask_letters(Rc::clone(&nodes[at]), at, news.clone()));
+            }
         }
+    }
+}
+
+/// A panic of a task is one of the command.
+fn go_on_with_panic(ended: Result<(), JoinError>) {
+    if let Err(Ok(panic)) = ended.map_err(JoinError::try_into_panic) {
+        resume_unwind(panic);
     }
 }
 
@@ -136,6 +159,7 @@ impl Drop for Restored {
 struct Keys {
     events: mpsc::Receiver<Event>,
     has_ended: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
 }
 
 impl Keys {
@@ -143,8 +167,9 @@ impl Keys {
         let (sender, events) = mpsc::channel(WAITING_MAX);
         let has_ended = Arc::new(AtomicBool::new(false));
         let ended = Arc::clone(&has_ended);
-        thread::spawn(move || {
+        let thread = thread::spawn(move || {
             while !ended.load(Relaxed) {
+                fail::fail_point!("top-keys");
                 let event = match event::poll(KEY_PATIENCE) {
                     Ok(true) => event::read(),
                     Ok(false) => continue,
@@ -155,7 +180,24 @@ impl Keys {
                 }
             }
         });
-        Self { events, has_ended }
+        Self {
+            events,
+            has_ended,
+            thread: Some(thread),
+        }
+    }
+
+    /// The next one; `None` if there are no more. A panic of the thread is one of the command.
+    async fn next(&mut self) -> Option<Event> {
+        let event = self.events.recv().await;
+        // It has dropped the sender, so it ends.
+        if event.is_none()
+            && let Some(thread) = self.thread.take()
+            && let Err(panic) = thread.join()
+        {
+            resume_unwind(panic);
+        }
+        event
     }
 }
 
@@ -168,23 +210,17 @@ impl Drop for Keys {
 type NewsSender = mpsc::Sender<(usize, NodeNews)>;
 
 /// Gives the order, and tells its outcome.
-fn give(nodes: &[Rc<AdminClient>], order: LaneOrder, news: &NewsSender) {
+async fn give(node: Rc<AdminClient>, order: LaneOrder, news: NewsSender) {
     let LaneOrder { of, action } = order;
-    let (node, news) = (Rc::clone(&nodes[of.node]), news.clone());
-    actix_rt::spawn(async move {
-        let lane = &of.lane;
-        let path = format!("/api/lanes/{lane}/{action}");
-        let answer = node.ask(&path, Some(&json!({}))).await;
-        let told = answer.map(|_| format!("{action} of lane {lane}: done"));
-        news.send((of.node, NodeNews::Told(told))).await.ok();
-    });
+    let lane = &of.lane;
+    let path = format!("/api/lanes/{lane}/{action}");
+    let answer = node.ask(&path, Some(&json!({}))).await;
+    let told = answer.map(|_| format!("{action} of lane {lane}: done"));
+    news.send((of.node, NodeNews::Told(told))).await.ok();
 }
 
-fn ask_letters(nodes: &[Rc<AdminClient>], at: usize, news: &NewsSender) {
-    let (node, news) = (Rc::clone(&nodes[at]), news.clone());
-    actix_rt::spawn(async move {
-        let path = format!("/api/dead?limit={LETTERS_SHOWN}&records=false");
-        let letters = node.ask(&path, None).await;
-        news.send((at, NodeNews::Letters(letters))).await.ok();
-    });
+async fn ask_letters(node: Rc<AdminClient>, at: usize, news: NewsSender) {
+    let path = format!("/api/dead?limit={LETTERS_SHOWN}&records=false");
+    let letters = node.ask(&path, None).await;
+    news.send((at, NodeNews::Letters(letters))).await.ok();
 }

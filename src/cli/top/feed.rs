@@ -32,6 +32,7 @@ pub enum NodeNews {
 pub async fn follow(node: Rc<AdminClient>, at: usize, news: mpsc::Sender<(usize, NodeNews)>) {
     let mut last_id = None;
     loop {
+        fail::fail_point!("top-follow");
         let why = match hear(&node, at, &mut last_id, &news).await {
             Ok(()) => return,
             Err(why) => why,
