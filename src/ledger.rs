@@ -37,7 +37,7 @@ pub use self::{
     counts::{ApiCounts, Counts, LaneLedger, NodeCounts, Posting},
     delivery_times::DeliveryTimes,
     latency::{BOUNDS_S, Latency, Quantiles},
-    progress::Progress,
+    progress::LaneProgress,
     refusals::Refusals,
     steps::{Step, StepLog, ToldStep},
     taken_file::TakenFile,

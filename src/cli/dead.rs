@@ -9,7 +9,7 @@ use clap::Subcommand;
 use futures_util::FutureExt as _;
 use serde_json::{Map, Value, json};
 
-use self::selection::{Selection, end_at, list_path, order};
+use self::selection::{LetterArgs, end_at, list_path, order};
 pub(super) use self::table::listed;
 use super::{
     admin::{AdminArgs, AdminClient},
@@ -59,7 +59,7 @@ Examples:
   waypost dead list --reason given-up --since 2h")]
     List {
         #[command(flatten)]
-        selection: Selection,
+        selection: LetterArgs,
         /// The most that are listed [default: 100; with --all, 10000]
         #[arg(long, value_name = "N")]
         limit: Option<usize>,
@@ -82,7 +82,7 @@ Examples:
 #[derive(Debug, clap::Args)]
 pub struct DeadRun {
     #[command(flatten)]
-    selection: Selection,
+    selection: LetterArgs,
     /// Carry out the plan; without it, --all and filters only show how many records match
     #[arg(long)]
     yes: bool,
@@ -105,7 +105,7 @@ const DROP: Verb = Verb {
 };
 
 /// Where the records are.
-struct Place<'p> {
+struct LetterPlace<'p> {
     node: &'p AdminClient,
     parked: bool,
     api: Option<&'p str>,
@@ -115,7 +115,7 @@ struct Place<'p> {
 /// Lists, replays or drops.
 pub async fn dead(args: Args) -> Result<(), ExitCode> {
     let node = args.node.client()?;
-    let place = Place {
+    let place = LetterPlace {
         node: &node,
         parked: args.parked,
         api: args.api.as_deref(),
@@ -137,8 +137,8 @@ pub async fn dead(args: Args) -> Result<(), ExitCode> {
     }
 }
 
-impl Place<'_> {
-    async fn list(&self, selection: &Selection, limit: Option<usize>) -> Result<(), ExitCode> {
+impl LetterPlace<'_> {
+    async fn list(&self, selection: &LetterArgs, limit: Option<usize>) -> Result<(), ExitCode> {
         let usual = if selection.all { LISTED_MAX } else { 100 };
         let limit = limit.unwrap_or(usual);
         let answer = if selection.ids.is_empty() {

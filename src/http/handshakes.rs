@@ -32,12 +32,12 @@ struct Running {
 }
 
 /// The place of a handshake. Dropped, it is free.
-struct Place {
+struct HandshakePlace {
     number: u64,
     running: Rc<RefCell<Running>>,
 }
 
-impl Drop for Place {
+impl Drop for HandshakePlace {
     fn drop(&mut self) {
         self.running.borrow_mut().ends.remove(&self.number);
     }
@@ -75,7 +75,7 @@ impl Handshakes {
         }
     }
 
-    fn begin(&self) -> (Place, oneshot::Receiver<()>) {
+    fn begin(&self) -> (HandshakePlace, oneshot::Receiver<()>) {
         let mut running = self.running.borrow_mut();
         if running.ends.len() >= self.max {
             running.ends.pop_first();
@@ -85,6 +85,6 @@ impl Handshakes {
         let (end, ended) = oneshot::channel();
         running.ends.insert(number, end);
         let running = Rc::clone(&self.running);
-        (Place { number, running }, ended)
+        (HandshakePlace { number, running }, ended)
     }
 }

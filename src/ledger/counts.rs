@@ -2,7 +2,9 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use super::{DeliveryTimes, Latency, Progress, Refusals, comparison::Comparison, taken::TakenOver};
+use super::{
+    DeliveryTimes, LaneProgress, Latency, Refusals, comparison::Comparison, taken::TakenOver,
+};
 use crate::api::answer::FailureClass;
 
 /// The counts and times of one lane.
@@ -16,7 +18,7 @@ pub struct LaneLedger {
     pub post: Latency,
     /// From accepted to delivered.
     pub delivery: DeliveryTimes,
-    pub progress: Progress,
+    pub progress: LaneProgress,
     /// Records of other runs that ended here.
     pub taken_over: TakenOver,
     /// Records of an earlier run that this one has found on disk and sent again. The broker may have

@@ -9,7 +9,7 @@ use crate::{
 
 /// Times of one lane, in microseconds since the Unix epoch; 0 for never.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Progress {
+pub struct LaneProgress {
     /// The last delivery.
     pub last_delivery_us: u64,
     /// The latest time at which a record was accepted that has come out of the lane.
@@ -18,7 +18,7 @@ pub struct Progress {
     busy_since_us: u64,
 }
 
-impl Progress {
+impl LaneProgress {
     /// A record comes into the lane, and none is in it.
     pub(super) fn begins(&mut self) {
         self.busy_since_us = unix_us();

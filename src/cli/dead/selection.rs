@@ -9,7 +9,7 @@ use url::form_urlencoded;
 use super::what;
 
 #[derive(Clone, Debug, clap::Args)]
-pub struct Selection {
+pub struct LetterArgs {
     /// Records by their id
     #[arg(
         value_name = "ID",
@@ -31,7 +31,7 @@ pub struct LetterFilterArgs {
     pub lane: Option<String>,
     /// Only those with this reason: a status of the API such as 422, no-answer, refused or given-up
     #[arg(long, value_name = "REASON", value_parser = reason, help_heading = "Filter")]
-    pub reason: Option<Reason>,
+    pub reason: Option<ReasonFilter>,
     /// Only those that died, or failed last, at this time or later: 2h (ago), or
     /// 2026-11-29T10:00:00Z
     #[arg(long, value_name = "TIME", value_parser = time, help_heading = "Filter")]
@@ -46,23 +46,23 @@ pub struct LetterFilterArgs {
 
 /// Why a record was not delivered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reason {
+pub enum ReasonFilter {
     /// The API's last answer had this status; 0 if none came.
     Status(u32),
     /// Given up, rather than refused.
     GivenUp(bool),
 }
 
-fn reason(text: &str) -> Result<Reason, String> {
+fn reason(text: &str) -> Result<ReasonFilter, String> {
     match text {
-        "no-answer" => Ok(Reason::Status(0)),
-        "refused" => Ok(Reason::GivenUp(false)),
-        "given-up" => Ok(Reason::GivenUp(true)),
+        "no-answer" => Ok(ReasonFilter::Status(0)),
+        "refused" => Ok(ReasonFilter::GivenUp(false)),
+        "given-up" => Ok(ReasonFilter::GivenUp(true)),
         status => status
             .parse()
             .ok()
             .filter(|status| (100..600).contains(status))
-            .map(Reason::Status)
+            .map(ReasonFilter::Status)
             .ok_or_else(|| "a status such as 422, no-answer, refused or given-up".into()),
     }
 }
@@ -78,7 +78,7 @@ fn time(text: &str) -> Result<SystemTime, String> {
     known.ok_or_else(|| "a time ago such as 2h, or a time such as 2026-11-29T10:00:00Z".into())
 }
 
-impl Selection {
+impl LetterArgs {
     /// It says which records, by their ids or otherwise.
     pub fn names_any(&self) -> bool {
         self.all || !self.ids.is_empty() || !self.filter.members().is_empty()
@@ -93,8 +93,8 @@ impl LetterFilterArgs {
             u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX)
         };
         let (status, given_up) = match self.reason {
-            Some(Reason::Status(status)) => (Some(status), None),
-            Some(Reason::GivenUp(is)) => (None, Some(is)),
+            Some(ReasonFilter::Status(status)) => (Some(status), None),
+            Some(ReasonFilter::GivenUp(is)) => (None, Some(is)),
             None => (None, None),
         };
         let members = [
@@ -114,10 +114,10 @@ impl LetterFilterArgs {
     pub fn words(&self, parked: bool, api: Option<&str>) -> String {
         let shown = |time: SystemTime| format_rfc3339_seconds(time).to_string();
         let reason = self.reason.map(|reason| match reason {
-            Reason::Status(0) => "without an answer".into(),
-            Reason::Status(status) => format!("with status {status}"),
-            Reason::GivenUp(true) => "given up".into(),
-            Reason::GivenUp(false) => "refused".into(),
+            ReasonFilter::Status(0) => "without an answer".into(),
+            ReasonFilter::Status(status) => format!("with status {status}"),
+            ReasonFilter::GivenUp(true) => "given up".into(),
+            ReasonFilter::GivenUp(false) => "refused".into(),
         });
         let words = [
             api.map(|api| format!("of API {api}")),
@@ -216,10 +216,10 @@ mod tests {
     #[test]
     fn a_reason_and_a_time_are_words_that_the_list_shows() {
         for (text, expected) in [
-            ("422", Some(Reason::Status(422))),
-            ("no-answer", Some(Reason::Status(0))),
-            ("given-up", Some(Reason::GivenUp(true))),
-            ("refused", Some(Reason::GivenUp(false))),
+            ("422", Some(ReasonFilter::Status(422))),
+            ("no-answer", Some(ReasonFilter::Status(0))),
+            ("given-up", Some(ReasonFilter::GivenUp(true))),
+            ("refused", Some(ReasonFilter::GivenUp(false))),
             ("0", None),
             ("5xx", None),
             ("", None),

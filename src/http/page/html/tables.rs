@@ -6,10 +6,10 @@ use super::{StatusPage, charts::sparkline, rate, tools::orders_to};
 use crate::http::page::format::Format;
 
 /// A column: its title, and the label on a card.
-type Column = (&'static str, &'static str);
+type TableColumn = (&'static str, &'static str);
 
 /// Behind name and state.
-const LANES: [Column; 15] = [
+const LANES: [TableColumn; 15] = [
     ("since", "since"),
     ("next try", "next try"),
     ("in", "records in"),
