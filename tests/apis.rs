@@ -462,6 +462,11 @@ async fn a_full_disk_of_one_api_refuses_its_records_and_no_others() {
         node.metric("waypost_each_api_refuses{api=\"slow\"}").await,
         "1"
     );
+    eventually("it is the node's own", PATIENCE, async || {
+        let own = node.status().await["spool"]["bytes"].to_string();
+        (node.metric("waypost_spool_bytes").await == own).then_some(())
+    })
+    .await;
     let (status, receipt) = node.post("/", "b", large(WELL)).await.expect("an answer");
     assert_eq!(status, StatusCode::ACCEPTED, "{receipt}");
     eventually("the other gets its own", PATIENCE, async || {

@@ -22,6 +22,7 @@ use prometheus_client::{
     metrics::{counter::ConstCounter, gauge::ConstGauge, info::Info},
     registry::Registry,
 };
+use tokio::time::error::Elapsed;
 
 use self::samples::Samples;
 use super::{
@@ -49,7 +50,7 @@ pub async fn scrape(
     request: HttpRequest,
 ) -> Result<HttpResponse, Problem> {
     let views = state.views().await?;
-    let oldest = state.spool.oldest().await;
+    let oldest_us = state.oldest_us().await;
     let apis = state.apis.all().iter();
     let scrape = Scrape {
         ledger: &state.ledger,
@@ -59,8 +60,9 @@ pub async fn scrape(
         reload: state.control.last_reload(),
         api_limits: apis.map(|api| state.limit_of(api)).collect(),
         files: &state.files,
+        spool_bytes: state.spool.stats().bytes,
         spool_max: state.spool_max,
-        oldest_us: oldest.and_then(|entry| Some(entry.record().origin?.at_us)),
+        oldest_us,
     };
     let registry = scrape.registry();
     let mut body = String::new();
@@ -94,10 +96,11 @@ struct Scrape<'s> {
     /// Of each API, over all lanes.
     api_limits: Vec<usize>,
     files: &'s [Arc<FileHealth>],
-    /// The most bytes of the spool's records.
+    /// The bytes of the node's own spool, and the most of its records.
+    spool_bytes: u64,
     spool_max: u64,
-    /// The time at which the oldest record in the spool was accepted, in µs since the Unix epoch.
-    oldest_us: Option<u64>,
+    /// See [`AdminState::oldest_us`].
+    oldest_us: Result<Option<u64>, Elapsed>,
 }
 
 impl Scrape<'_> {
@@ -196,10 +199,12 @@ impl Scrape<'_> {
     }
 
     fn register_node_gauges(&self, registry: &mut Registry) {
+        let oldest = self.oldest_us.iter();
+        let oldest = oldest.map(|at_us| (Vec::new(), at_us.map_or(ConstGauge::new(0.0), age)));
         registry.register(
             "waypost_oldest_waiting_seconds",
-            "Age of the oldest record in the spool; 0 if none waits",
-            self.oldest_us.map_or(ConstGauge::new(0.0), age),
+            "Age of the oldest record on disk that waits for a lane; 0 if none does",
+            Samples(oldest.collect()),
         );
         let reload = self.reload.as_ref();
         let is_rejected = reload.is_some_and(|last| last.outcome == ReloadOutcome::Rejected);
@@ -217,13 +222,13 @@ impl Scrape<'_> {
             ),
             (
                 "waypost_parked_records",
-                "Records on disk between two tries: the API fails at them while it answers others",
+                "Records on disk between two tries, held until their API has a place, or for no API",
                 self.stats.parked(),
             ),
             (
                 "waypost_spool_bytes",
-                "Size of the spool on disk",
-                self.stats.bytes,
+                "Size of the node's own spool on disk, without those of the APIs",
+                self.spool_bytes,
             ),
             (
                 "waypost_spool_max_bytes",
@@ -232,7 +237,7 @@ impl Scrape<'_> {
             ),
             (
                 "waypost_spool_refuses",
-                "1 while the spool takes no records: its disk fails or is full, or its folder is gone",
+                "1 while the spool takes no records: its disk fails, stalls or is full, or its folder is gone",
                 self.stats.refuses.into(),
             ),
             (

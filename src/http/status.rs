@@ -1,5 +1,6 @@
 //! `GET /api/status`, and the state that the admin side's handlers share.
 
+mod oldest;
 mod warnings;
 
 use std::{
@@ -8,13 +9,12 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
-    time::Duration,
 };
 
 use actix::Addr;
 use actix_web::http::StatusCode;
 use serde::Serialize;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 use self::warnings::{NodeWarning, warnings};
 use super::{
@@ -43,9 +43,6 @@ use crate::{
     spool::{Queue, Spool},
     transport::BrokerInfo,
 };
-
-/// A status waits this long at most for a disk that is slow.
-const DISK_PATIENCE: Duration = Duration::from_millis(200);
 
 /// Shared by all HTTP workers of the admin side.
 #[derive(Clone)]
@@ -265,13 +262,7 @@ impl AdminState {
 
     pub async fn status_source(&self) -> Result<StatusSource, Problem> {
         let views = self.views().await?;
-        let oldest_us = if self.spool.stats().waiting() > 0 {
-            let oldest = timeout(DISK_PATIENCE, self.spool.oldest()).await;
-            let oldest = oldest.ok().flatten();
-            oldest.and_then(|entry| Some(entry.record().origin?.at_us))
-        } else {
-            None
-        };
+        let oldest_us = self.oldest_us().await.ok().flatten();
         Ok(StatusSource { views, oldest_us })
     }
 

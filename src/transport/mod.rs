@@ -206,6 +206,16 @@ impl Durability {
             Self::No { after } | Self::Unknown { after } => after,
         }
     }
+
+    /// Copies whose records have left the system, and that stay all the same: another node has
+    /// taken the records, and no confirm of this system becomes durable.
+    pub fn stranded(self, copies: u64, in_flight: u64) -> u64 {
+        if self.after() == Duration::MAX {
+            copies.saturating_sub(in_flight)
+        } else {
+            0
+        }
+    }
 }
 
 impl Default for Durability {
@@ -316,4 +326,25 @@ pub enum TransportError {
     /// The connection is gone, or the system has fallen silent.
     #[error("connection lost: {0}")]
     Lost(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_is_stranded_if_its_record_is_gone_and_no_confirm_releases_it() {
+        let (never, soon) = (Duration::MAX, Duration::from_mins(2));
+        for (durability, copies, in_flight, expected) in [
+            (Durability::No { after: never }, 100, 30, 70),
+            (Durability::Unknown { after: never }, 100, 30, 70),
+            (Durability::Unknown { after: never }, 30, 100, 0),
+            (Durability::Unknown { after: soon }, 100, 30, 0),
+            (Durability::No { after: soon }, 100, 30, 0),
+            (Durability::Yes, 100, 30, 0),
+        ] {
+            let found = durability.stranded(copies, in_flight);
+            assert_eq!(found, expected, "{durability:?} {copies} {in_flight}");
+        }
+    }
 }

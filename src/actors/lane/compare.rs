@@ -8,7 +8,7 @@ use tracing::{debug, error, info, warn};
 use super::LaneParams;
 use crate::{
     ledger::{Finding, Present},
-    transport::{Durability, Transport},
+    transport::Transport,
 };
 
 /// The time between two comparisons.
@@ -56,7 +56,7 @@ pub async fn compare<T: Transport>(transport: &T, params: &LaneParams) {
             None => {}
         }
         let in_flight = params.ledger.lane(lane).counts.in_flight();
-        let copies = stranded(durability, params.copies.count(), in_flight);
+        let copies = durability.stranded(params.copies.count(), in_flight);
         if copies >= STRANDED_MIN && !is_told {
             is_told = true;
             warn!(
@@ -65,37 +65,6 @@ pub async fn compare<T: Transport>(transport: &T, params: &LaneParams) {
                 "copies stay on this disk until the next start, and may fill it: other nodes have \
                  taken their records, and it is not known whether the broker survives a power cut"
             );
-        }
-    }
-}
-
-/// Copies whose records have left the system, and that stay all the same: another node has taken
-/// the records, and no confirm of this system becomes durable.
-fn stranded(durability: Durability, copies: u64, in_flight: u64) -> u64 {
-    if durability.after() == Duration::MAX {
-        copies.saturating_sub(in_flight)
-    } else {
-        0
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_copy_is_stranded_if_its_record_is_gone_and_no_confirm_releases_it() {
-        let (never, soon) = (Duration::MAX, Duration::from_mins(2));
-        for (durability, copies, in_flight, expected) in [
-            (Durability::No { after: never }, 100, 30, 70),
-            (Durability::Unknown { after: never }, 100, 30, 70),
-            (Durability::Unknown { after: never }, 30, 100, 0),
-            (Durability::Unknown { after: soon }, 100, 30, 0),
-            (Durability::No { after: soon }, 100, 30, 0),
-            (Durability::Yes, 100, 30, 0),
-        ] {
-            let found = stranded(durability, copies, in_flight);
-            assert_eq!(found, expected, "{durability:?} {copies} {in_flight}");
         }
     }
 }

@@ -27,6 +27,14 @@ pub(super) fn register(scrape: &Scrape<'_>, registry: &mut Registry) {
         scrape.by_lane(|lane, _| ConstGauge::new(lane.kept)),
     );
     registry.register(
+        "waypost_stranded_copies",
+        "Copies that stay until the next start: it is not known when the broker syncs its confirms",
+        scrape.by_lane(|lane, _| {
+            let durability = lane.broker.outlives_power_cut;
+            ConstGauge::new(durability.stranded(lane.kept, lane.in_flight))
+        }),
+    );
+    registry.register(
         "waypost_lane_outlives_power_cut",
         "1 if a confirm of the lane survives a power cut of its broker; 0 if not, or unknown",
         scrape.by_lane(|lane, _| {
