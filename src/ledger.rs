@@ -427,8 +427,9 @@ impl Ledger {
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
+    use std::sync::atomic::Ordering::Relaxed;
 
+    use bytes::Bytes;
     use tokio::{sync::watch, time::sleep};
 
     use super::{balance::REST, *};
@@ -815,7 +816,7 @@ mod tests {
     async fn an_imbalance_at_rest_is_reported_until_it_is_over() {
         let ledger = Arc::new(Ledger::new(Arc::from("run")));
         let (_spool, stats) = watch::channel(SpoolStats::default());
-        tokio::spawn(audit(Arc::clone(&ledger), vec![stats]));
+        tokio::spawn(audit(Arc::clone(&ledger), vec![stats], || false));
         ledger.dropped(1);
         sleep(3 * REST).await;
         assert!(ledger.is_imbalanced());
@@ -830,7 +831,7 @@ mod tests {
     async fn records_that_take_turns_on_disk_are_no_imbalance_at_rest() {
         let ledger = Arc::new(Ledger::new(Arc::from("run")));
         let (spool, stats) = watch::channel(SpoolStats::default());
-        tokio::spawn(audit(Arc::clone(&ledger), vec![stats]));
+        tokio::spawn(audit(Arc::clone(&ledger), vec![stats], || false));
         // It is one too many whenever somebody looks.
         ledger.dropped(1);
         for _ in 0..8 {
@@ -839,6 +840,30 @@ mod tests {
             assert!(!ledger.is_imbalanced());
         }
         sleep(3 * REST).await;
+        assert!(ledger.is_imbalanced());
+    }
+
+    /// The lanes' counts go on while the disk stalls, and those of the disk do not.
+    #[tokio::test(start_paused = true)]
+    async fn nothing_is_compared_while_a_disk_is_behind() {
+        let ledger = Arc::new(Ledger::new(Arc::from("run")));
+        let (_spool, stats) = watch::channel(SpoolStats::default());
+        let is_behind = Arc::new(AtomicBool::new(true));
+        let behind = Arc::clone(&is_behind);
+        let audit = audit(Arc::clone(&ledger), vec![stats], move || {
+            behind.load(Relaxed)
+        });
+        tokio::spawn(audit);
+        ledger.dropped(1);
+        sleep(5 * REST + REST / 2).await;
+        assert!(!ledger.is_imbalanced());
+        is_behind.store(false, Relaxed);
+        sleep(REST).await;
+        assert!(
+            !ledger.is_imbalanced(),
+            "compared with what was read before"
+        );
+        sleep(2 * REST).await;
         assert!(ledger.is_imbalanced());
     }
 }

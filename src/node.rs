@@ -48,7 +48,7 @@ use crate::{
     record::{Record, Tag},
     routing::{explain::Explanations, rules::RouteError, scores::Scores, settings::CurrentRouting},
     secrets::{FileHealth, ServingTls, TlsFiles},
-    spool::{OpenError, Queue, Spool, SpoolStats},
+    spool::{BusySince, OpenError, Queue, Spool, SpoolStats},
     tap::Tap,
     transport::{
         Transport,
@@ -244,10 +244,15 @@ impl<'a> Graph<'a> {
                 );
             }
         }
+        let busy = apis.spools().busy_since();
         actix_rt::spawn(ledger::audit(
             Arc::clone(&ledger),
             apis.spools().watch_stats(),
+            move || busy.iter().any(BusySince::is_behind),
         ));
+        for spool in apis.spools().iter() {
+            actix_rt::spawn(spool.tell_of_stalls());
+        }
         actix_rt::spawn(changes::log_spool(
             change_log.clone(),
             spool.watch_refuses(),

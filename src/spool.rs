@@ -11,6 +11,7 @@
 //! folder or a file that is written is not where the next start would look for it; what is still
 //! open is written again there.
 
+mod busy;
 mod disk;
 mod entry;
 mod filter;
@@ -42,6 +43,7 @@ use tracing::warn;
 
 pub(crate) use self::disk::replace_durably;
 pub use self::{
+    busy::BusySince,
     entry::{DeathReason, Entry, EntryRoute, Parked},
     filter::LetterFilter,
     kept::{Confirmer, FoundCopies},
@@ -140,6 +142,7 @@ enum SpoolRequest {
 /// when the last clone is dropped.
 #[derive(Clone)]
 pub struct Spool {
+    folder: Arc<Path>,
     /// Bounded by its senders: each put belongs to a record that holds its permit or its place
     /// until the answer, each settled key to a put, and a reader waits for its last answer.
     requests: mpsc::UnboundedSender<SpoolRequest>,
@@ -153,6 +156,7 @@ pub struct Spool {
     search_turn: Arc<Semaphore>,
     /// Closed when the thread has ended, whatever the cause.
     running: watch::Receiver<()>,
+    busy: BusySince,
 }
 
 impl Spool {
@@ -187,10 +191,11 @@ impl Spool {
         let logs = Queue::all().map(open);
         let logs: Vec<_> = logs.collect::<Result<_, _>>().map_err(failed)?;
         let (requests, inbox) = mpsc::unbounded_channel();
-        let folder = folder.to_owned();
+        let (at, folder) = (folder.into(), folder.to_owned());
         let settled = SettledKeys::default();
         let store = Store::new(folder, logs, max, Arc::clone(&settled), place);
         let found_copies = LaneId::ALL.map(|lane| store.found_copies(lane));
+        let busy = store.busy.clone();
         let stats = store.watch_stats();
         let refuses = store.watch_refuses();
         let readable = store.watch_readable();
@@ -202,6 +207,7 @@ impl Spool {
         let thread = thread::Builder::new().name("spool".into());
         thread.spawn(run).map_err(failed)?;
         Ok(Self {
+            folder: at,
             requests,
             settled,
             stats,
@@ -211,6 +217,7 @@ impl Spool {
             max,
             search_turn: Arc::new(Semaphore::new(1)),
             running,
+            busy,
         })
     }
 
@@ -303,8 +310,7 @@ impl Spool {
         self.requests.send(SpoolRequest::Rewind(queue)).ok();
     }
 
-    /// The record that was accepted first of those that wait for a lane, or that the gRPC lane
-    /// carries.
+    /// The record that was accepted first of those that wait for a lane.
     pub async fn oldest(&self) -> Option<Entry> {
         self.run(Store::oldest).await.ok().flatten()
     }
@@ -322,7 +328,7 @@ impl Spool {
         let has_ended = self.stats.has_changed().is_err();
         let stats = *self.stats.borrow();
         SpoolStats {
-            refuses: stats.refuses || has_ended,
+            refuses: stats.refuses || has_ended || self.busy.is_stalled(),
             ..stats
         }
     }
@@ -335,6 +341,17 @@ impl Spool {
     /// The contents of the disk, as they change.
     pub fn watch_stats(&self) -> watch::Receiver<SpoolStats> {
         self.stats.clone()
+    }
+
+    /// How long the thread has been at what it does.
+    pub fn busy_since(&self) -> BusySince {
+        self.busy.clone()
+    }
+
+    /// Logs each stall of the disk, until the spool has ended. The future keeps no spool alive.
+    pub fn tell_of_stalls(&self) -> impl Future<Output = ()> + use<> {
+        let (busy, running) = (self.busy.clone(), self.running.clone());
+        busy::tell_of_stalls(Arc::clone(&self.folder), busy, running)
     }
 
     /// Runs `job` on the thread.

@@ -597,3 +597,38 @@ async fn a_data_folder_that_is_removed_is_a_503_until_it_is_back_and_loses_nothi
     );
     assert_eq!(node.status().await["ledger"]["accepted"], 0);
 }
+
+#[actix_rt::test]
+async fn a_disk_that_stalls_is_told_and_holds_up_no_probe() {
+    // The folder is synced twice, then the first record is, and the second one stalls.
+    let fault = "spool-sync=3*off->1*sleep(15000)->off";
+    let node = Node::start_with_fault("http://127.0.0.1:9/", &ingest::nobody(), fault).await;
+    let post = |key| node.post("/", key, traffic()[0].clone());
+    assert_eq!(post("a").await.unwrap().0, StatusCode::ACCEPTED);
+    let oldest = "\nwaypost_oldest_waiting_seconds ";
+    assert!(node.text("/metrics").await.1.contains(oldest));
+    let watch = async {
+        let stalled = eventually("the stall is told", PATIENCE, async || {
+            let metrics = tokio::time::timeout(Duration::from_secs(5), node.text("/metrics"));
+            let (_, text) = metrics.await.expect("a scrape waits for no disk");
+            text.contains("\nwaypost_spool_refuses 1\n").then_some(text)
+        });
+        let metrics = stalled.await;
+        assert!(!metrics.contains(oldest), "{metrics}");
+        assert_eq!(node.status().await["spool"]["refuses"], true);
+        let ready = node.get("/readyz").await.unwrap().0;
+        assert_eq!(ready, StatusCode::SERVICE_UNAVAILABLE);
+        eventually("the log tells it", PATIENCE, async || {
+            node.log().contains("the spool's disk stalls").then_some(())
+        })
+        .await;
+    };
+    tokio::join!(post("b"), watch);
+    eventually("the disk answers again", PATIENCE, async || {
+        let is_ready = node.get("/readyz").await?.0 == StatusCode::OK;
+        (is_ready && node.log().contains("the spool's disk answers again")).then_some(())
+    })
+    .await;
+    assert!(node.text("/metrics").await.1.contains(oldest));
+    assert!(!node.log().contains("the ledger does not balance"));
+}

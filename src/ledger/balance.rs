@@ -111,10 +111,19 @@ impl Ledger {
 
 /// Compares the counts whenever nothing has changed for a while, until a spool has ended. An
 /// imbalance is an error of this program, and is logged as one. `spools` are those of the node.
-pub async fn audit(ledger: Arc<Ledger>, spools: Vec<watch::Receiver<SpoolStats>>) {
+/// Nothing is compared while one of them `is_behind` what it was asked: the lanes' counts are not.
+pub async fn audit(
+    ledger: Arc<Ledger>,
+    spools: Vec<watch::Receiver<SpoolStats>>,
+    is_behind: impl Fn() -> bool,
+) {
     let mut before = None;
     while spools.iter().all(|stats| stats.has_changed().is_ok()) {
         sleep(REST).await;
+        if is_behind() {
+            before = None;
+            continue;
+        }
         let stats = spools.iter().map(|stats| *stats.borrow());
         let stats = stats.reduce(SpoolStats::add).unwrap_or_default();
         let balance = ledger.balance(&stats);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use super::{Spool, SpoolStats};
+use super::{BusySince, Spool, SpoolStats};
 
 /// The spool of a node, and those of its APIs. Clones share them.
 #[derive(Clone)]
@@ -37,6 +37,11 @@ impl Spools {
     /// The contents of each, as they change.
     pub fn watch_stats(&self) -> Vec<watch::Receiver<SpoolStats>> {
         self.0.iter().map(Spool::watch_stats).collect()
+    }
+
+    /// How long the thread of each has been at what it does.
+    pub fn busy_since(&self) -> Vec<BusySince> {
+        self.0.iter().map(Spool::busy_since).collect()
     }
 
     /// Closes all: see [`Spool::close`].

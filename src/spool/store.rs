@@ -20,7 +20,7 @@ use tracing::{error, warn};
 
 pub use self::place::FolderPlace;
 use super::{
-    Confirmer, Entry, EntryKey, Queue, SettledKeys, SpoolRequest, SpoolStats,
+    BusySince, Confirmer, Entry, EntryKey, Queue, SettledKeys, SpoolRequest, SpoolStats,
     kept::read_broker,
     log::{self, Log, Reading},
 };
@@ -71,6 +71,7 @@ pub(super) struct Store {
     /// By [`Queue::at`]. Each has its own, so that only the reader of a queue with more is woken.
     readable: Vec<watch::Sender<Readable>>,
     place: FolderPlace,
+    pub(super) busy: BusySince,
 }
 
 /// The readable part of a queue.
@@ -110,6 +111,7 @@ impl Store {
             refuses: watch::Sender::default(),
             readable: Queue::all().map(|_| watch::Sender::default()).collect(),
             place,
+            busy: BusySince::default(),
         };
         store.report();
         store
@@ -149,8 +151,10 @@ impl Store {
                 .map_or(Duration::MAX, |at| {
                     at.saturating_duration_since(Instant::now())
                 });
+            self.busy.set(None);
             let received = runtime
                 .block_on(async { timeout(patience, inbox.recv_many(&mut requests, BATCH)).await });
+            self.busy.set(Some(Instant::now()));
             if received == Ok(0) {
                 break;
             }
@@ -271,8 +275,9 @@ impl Store {
     }
 
     pub fn oldest(&mut self) -> Option<Entry> {
+        // Those of `SpoolStats::waiting`.
         let queues = Queue::all()
-            .filter(|queue| !matches!(queue, Queue::Dead | Queue::Parked(_) | Queue::Held(_)));
+            .filter(|queue| matches!(queue, Queue::Waiting | Queue::Pinned(_) | Queue::Routed(_)));
         let firsts = queues.filter_map(|queue| {
             let mut first = None;
             let log = &mut self.logs[queue.at()];

@@ -13,7 +13,10 @@ use tempfile::TempDir;
 use tokio::{sync::OwnedSemaphorePermit, time::timeout};
 
 use super::*;
-use crate::record::{Origin, Record};
+use crate::{
+    lane_id::LaneSet,
+    record::{Origin, Record},
+};
 
 const NATS: LaneId = LaneId::Nats;
 
@@ -185,6 +188,57 @@ async fn a_full_spool_refuses_and_takes_again_when_there_is_room() {
 async fn while_busy(spool: &Spool, meanwhile: impl AsyncFnOnce()) {
     let busy = spool.run(|_| thread::sleep(Duration::from_millis(50)));
     tokio::join!(busy, meanwhile()).0.unwrap();
+}
+
+#[tokio::test]
+async fn a_spool_whose_disk_stalls_refuses_until_it_answers() {
+    let folder = TempDir::new().unwrap();
+    let spool = open(&folder);
+    put(&spool, Queue::Waiting, &["a"]).await;
+    assert!(!spool.stats().refuses);
+    let (thaw, frozen) = std::sync::mpsc::channel::<()>();
+    let stall = spool.run(move |store| {
+        let long_ago = std::time::Instant::now().checked_sub(Duration::from_mins(1));
+        store.busy.set(long_ago);
+        frozen.recv().unwrap_err();
+    });
+    let refuses = async |refuses: bool| {
+        let wait = async {
+            while spool.stats().refuses != refuses {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let changed = timeout(Duration::from_secs(20), wait).await;
+        assert!(changed.is_ok(), "refuses: {refuses}");
+    };
+    let watch = async {
+        refuses(true).await;
+        drop(thaw);
+    };
+    tokio::join!(stall, watch).0.unwrap();
+    refuses(false).await;
+}
+
+/// What the gRPC lane carries waits for the API.
+#[tokio::test]
+async fn the_oldest_record_is_one_that_waits_for_a_lane() {
+    let folder = TempDir::new().unwrap();
+    let spool = open(&folder);
+    let lanes: LaneSet = [NATS, LaneId::Grpc].into_iter().collect();
+    let parked = [Queue::Parked(0), Queue::Held(NATS), Queue::Dead];
+    for queue in [Queue::Carried, Queue::Kept(NATS)]
+        .into_iter()
+        .chain(parked)
+    {
+        put(&spool, queue, &["other"]).await;
+        assert_eq!(spool.oldest().await, None, "{queue:?}");
+    }
+    for queue in [Queue::of(lanes), Queue::Pinned(NATS), Queue::Waiting] {
+        let key = spool.put(queue, &entry("waits")).await.unwrap();
+        let oldest = spool.oldest().await.expect("it waits");
+        assert_eq!(oldest.id, "waits", "{queue:?}");
+        assert_eq!(spool.remove(key).await, Ok(true));
+    }
 }
 
 #[actix_rt::test]
@@ -375,6 +429,8 @@ async fn nobody_waits_for_a_thread_that_has_ended() {
         refuses: watch::channel(false).1,
         readable: Arc::default(),
         running,
+        busy: BusySince::default(),
+        folder: Path::new("").into(),
     };
     drop(thread);
     let answer = timeout(Duration::from_secs(20), spool.list(Undelivered::Dead, 1)).await;

@@ -116,7 +116,7 @@ impl WarningList {
     fn disk(&mut self, status: &Status<'_>) {
         let disk = &status.spool;
         if disk.refuses {
-            let what = "The disk takes no records: it is full, or it fails";
+            let what = "The disk takes no records: it is full, stalls, or fails";
             self.warn("disk", what, "The log says why; free or repair the disk");
         } else if disk.bytes / 9 >= disk.max / 10 {
             let what = "More than nine tenths of [spool].max are in use";
