@@ -25,7 +25,7 @@ use tokio::{
 use super::{
     LINGER,
     early_problem::last_answer,
-    framing::{Fault, Framing},
+    framing::{Framing, FramingFault},
     log_bad_request,
     problem::{Problem, ProblemKind},
 };
@@ -35,12 +35,12 @@ use super::{
 pub struct HeadState(Rc<States>);
 
 struct States {
-    phase: Cell<Phase>,
-    end: Cell<End>,
+    phase: Cell<RequestPhase>,
+    end: Cell<ConnectionEnd>,
 }
 
 #[derive(Clone, Copy)]
-enum Phase {
+enum RequestPhase {
     /// No head has come since the last answer, which was then. The rest of a body that nobody wanted
     /// may come.
     Idle(Instant),
@@ -52,7 +52,7 @@ enum Phase {
 
 /// Whether the connection goes on.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum End {
+enum ConnectionEnd {
     Open,
     /// The last answer has been given.
     Closing,
@@ -64,28 +64,28 @@ impl HeadState {
     /// The first head of a connection begins with the connection.
     fn new() -> Self {
         Self(Rc::new(States {
-            phase: Cell::new(Phase::Head(Instant::now())),
-            end: Cell::new(End::Open),
+            phase: Cell::new(RequestPhase::Head(Instant::now())),
+            end: Cell::new(ConnectionEnd::Open),
         }))
     }
 
     /// The service has a request: its head is complete. False if it comes behind the last answer, and
     /// is none (RFC 9112, 9.6); then the stream ends.
     pub fn complete(&self) -> bool {
-        let is_one = self.0.end.get() == End::Open;
+        let is_one = self.0.end.get() == ConnectionEnd::Open;
         if is_one {
-            self.0.phase.set(Phase::Service);
+            self.0.phase.set(RequestPhase::Service);
         } else {
-            self.0.end.set(End::Beyond);
+            self.0.end.set(ConnectionEnd::Beyond);
         }
         is_one
     }
 
     /// The service has answered. The connection may go on, or this was the last answer.
     pub fn answered(&self, goes_on: bool) {
-        self.0.phase.set(Phase::Idle(Instant::now()));
+        self.0.phase.set(RequestPhase::Idle(Instant::now()));
         if !goes_on {
-            self.0.end.set(End::Closing);
+            self.0.end.set(ConnectionEnd::Closing);
         }
     }
 }
@@ -136,14 +136,16 @@ impl<S> CheckedStream<S> {
     /// Some bytes have come. Returns how many of them the reader gets.
     fn check(&mut self, bytes: &[u8]) -> usize {
         match self.state.0.phase.get() {
-            Phase::Idle(_) if self.framing.is_between_requests() => {
-                self.state.0.phase.set(Phase::Head(Instant::now()));
+            RequestPhase::Idle(_) if self.framing.is_between_requests() => {
+                self.state.0.phase.set(RequestPhase::Head(Instant::now()));
             }
-            Phase::Idle(since) | Phase::Head(since) if since.elapsed() >= self.timeout => {
+            RequestPhase::Idle(since) | RequestPhase::Head(since)
+                if since.elapsed() >= self.timeout =>
+            {
                 self.end_late();
                 return 0;
             }
-            Phase::Idle(_) | Phase::Head(_) | Phase::Service => {}
+            RequestPhase::Idle(_) | RequestPhase::Head(_) | RequestPhase::Service => {}
         }
         match self.framing.follow(bytes) {
             Ok(()) => bytes.len(),
@@ -158,10 +160,10 @@ impl<S> CheckedStream<S> {
     /// Ready once the head that comes, or the rest of a body, is too late.
     fn poll_late(&mut self, context: &mut Context<'_>) -> Poll<()> {
         let since = match self.state.0.phase.get() {
-            Phase::Idle(_) if self.framing.is_between_requests() => return Poll::Pending,
-            Phase::Idle(since) | Phase::Head(since) => since,
+            RequestPhase::Idle(_) if self.framing.is_between_requests() => return Poll::Pending,
+            RequestPhase::Idle(since) | RequestPhase::Head(since) => since,
             // An answer wakes nobody who reads, so it looks again after a while.
-            Phase::Service => Instant::now(),
+            RequestPhase::Service => Instant::now(),
         };
         let deadline = since + self.timeout;
         loop {
@@ -175,7 +177,7 @@ impl<S> CheckedStream<S> {
 
     /// A request that comes is answered. One that has its answer gets no second one.
     fn end_late(&mut self) {
-        let is_head = matches!(self.state.0.phase.get(), Phase::Head(_));
+        let is_head = matches!(self.state.0.phase.get(), RequestPhase::Head(_));
         self.end(is_head.then(late).as_ref());
     }
 
@@ -198,7 +200,7 @@ fn late() -> Problem {
     )
 }
 
-fn malformed(fault: Fault) -> Problem {
+fn malformed(fault: FramingFault) -> Problem {
     Problem::bad_request(ProblemKind::Request, fault.detail())
 }
 
@@ -273,7 +275,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for CheckedStream<S> {
         let this = self.get_mut();
         ready!(Pin::new(&mut this.stream).poll_flush(context))?;
         // The reader flushes when all answers are written, and has a request that is none.
-        if !this.is_shut && this.state.0.end.get() == End::Beyond {
+        if !this.is_shut && this.state.0.end.get() == ConnectionEnd::Beyond {
             ready!(this.poll_shut(context))?;
         }
         Poll::Ready(Ok(()))

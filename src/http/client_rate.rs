@@ -42,9 +42,9 @@ const TOLD_EACH: Duration = Duration::from_mins(10);
 
 /// One for all HTTP workers. Clones share it.
 #[derive(Clone)]
-pub struct ClientRate(Arc<Shared>);
+pub struct ClientRate(Arc<SharedRates>);
 
-struct Shared {
+struct SharedRates {
     rate: Rate,
     limiter: RateLimiter<Fingerprint, Clients, SinceStart, StateInformationMiddleware>,
     hasher: Hasher128,
@@ -99,7 +99,7 @@ impl ClientRate {
     pub fn new(rate: Rate) -> Option<Self> {
         let quota = Quota::with_period(rate.interval())?.allow_burst(rate.count());
         let limiter = RateLimiter::new(quota, Clients::default(), SinceStart::default());
-        Some(Self(Arc::new(Shared {
+        Some(Self(Arc::new(SharedRates {
             rate,
             limiter,
             hasher: Hasher128::default(),

@@ -22,7 +22,7 @@ const OVERHEAD_MAX: u64 = 16 << 10;
 
 /// Why a request is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
+pub enum FramingFault {
     BareLf,
     LongName,
     LongFraming,
@@ -31,7 +31,7 @@ pub enum Fault {
     Trailer,
 }
 
-impl Fault {
+impl FramingFault {
     /// Whether the head of the request is at fault, so that nobody else answers.
     pub const fn is_of_head(self) -> bool {
         matches!(
@@ -155,7 +155,7 @@ impl Framing {
     ///
     /// # Errors
     /// The fault, and how many of the bytes are good. The request is not whole without the others.
-    pub fn follow(&mut self, bytes: &[u8]) -> Result<(), (usize, Fault)> {
+    pub fn follow(&mut self, bytes: &[u8]) -> Result<(), (usize, FramingFault)> {
         let mut at = 0;
         while at < bytes.len() {
             let rest = &bytes[at..];
@@ -198,22 +198,22 @@ impl Framing {
     }
 
     /// The line so far is not too long.
-    fn check_length(&self) -> Result<(), Fault> {
+    fn check_length(&self) -> Result<(), FramingFault> {
         let Line { length, colon, .. } = self.line;
         match self.place {
-            Place::Head if colon.unwrap_or(length) > NAME_MAX => Err(Fault::LongName),
-            Place::ChunkLine if length > CHUNK_LINE_MAX => Err(Fault::ChunkLine),
-            Place::Trailers if self.trailers + length > TRAILERS_MAX => Err(Fault::Trailer),
+            Place::Head if colon.unwrap_or(length) > NAME_MAX => Err(FramingFault::LongName),
+            Place::ChunkLine if length > CHUNK_LINE_MAX => Err(FramingFault::ChunkLine),
+            Place::Trailers if self.trailers + length > TRAILERS_MAX => Err(FramingFault::Trailer),
             _ => Ok(()),
         }
     }
 
-    fn end_of_line(&mut self) -> Result<(), Fault> {
+    fn end_of_line(&mut self) -> Result<(), FramingFault> {
         let is_whole_line = self.line.last == b'\r';
         match self.place {
-            Place::Start | Place::Head if !is_whole_line => return Err(Fault::BareLf),
-            Place::ChunkLine if !is_whole_line => return Err(Fault::ChunkLine),
-            Place::Trailers if !is_whole_line => return Err(Fault::Trailer),
+            Place::Start | Place::Head if !is_whole_line => return Err(FramingFault::BareLf),
+            Place::ChunkLine if !is_whole_line => return Err(FramingFault::ChunkLine),
+            Place::Trailers if !is_whole_line => return Err(FramingFault::Trailer),
             _ => {}
         }
         let next = match self.place {
@@ -228,7 +228,7 @@ impl Framing {
             Place::Head if self.line.is_empty() => self.end_of_head()?,
             Place::Head => self.field()?,
             Place::ChunkLine => self.chunk()?,
-            Place::Trailers if self.line.colon.is_none() => return Err(Fault::Trailer),
+            Place::Trailers if self.line.colon.is_none() => return Err(FramingFault::Trailer),
             Place::Trailers => {
                 self.trailers += self.line.length;
                 Place::Trailers
@@ -240,7 +240,7 @@ impl Framing {
     }
 
     /// Reads a field that frames the body.
-    fn field(&mut self) -> Result<Place, Fault> {
+    fn field(&mut self) -> Result<Place, FramingFault> {
         let start = self.line.start();
         let Some(colon) = memchr(b':', start) else {
             return Ok(Place::Head);
@@ -253,7 +253,7 @@ impl Framing {
             return Ok(Place::Head);
         }
         if !self.line.is_whole() {
-            return Err(Fault::LongFraming);
+            return Err(FramingFault::LongFraming);
         }
         let body = &mut self.body;
         if is_length {
@@ -270,7 +270,7 @@ impl Framing {
         Ok(Place::Head)
     }
 
-    fn end_of_head(&mut self) -> Result<Place, Fault> {
+    fn end_of_head(&mut self) -> Result<Place, FramingFault> {
         let BodyFraming {
             length,
             is_chunked,
@@ -282,19 +282,19 @@ impl Framing {
         Ok(match length {
             _ if is_chunked => Place::ChunkLine,
             // The library would take all that comes for the body.
-            _ if is_upgrade => return Err(Fault::Upgrade),
+            _ if is_upgrade => return Err(FramingFault::Upgrade),
             None if is_connect => Place::Unknown,
             None | Some(0) => Place::Start,
             Some(length) => Place::Body(length),
         })
     }
 
-    fn chunk(&mut self) -> Result<Place, Fault> {
+    fn chunk(&mut self) -> Result<Place, FramingFault> {
         let start = self.line.start();
         let digits = start.iter().take_while(|byte| byte.is_ascii_hexdigit());
         let digits = digits.count();
         if digits == LINE_START {
-            return Err(Fault::ChunkLine);
+            return Err(FramingFault::ChunkLine);
         }
         let size = str::from_utf8(&start[..digits]).unwrap_or_default();
         let Ok(size) = u64::from_str_radix(size, 16) else {
@@ -304,7 +304,7 @@ impl Framing {
         let allowed = CHUNK_OVERHEAD.saturating_add(size.saturating_mul(2));
         self.overhead = (self.overhead + line).saturating_sub(allowed);
         if self.overhead > OVERHEAD_MAX {
-            return Err(Fault::ChunkLine);
+            return Err(FramingFault::ChunkLine);
         }
         Ok(match size {
             0 => Place::Trailers,

@@ -18,7 +18,7 @@ const HANDSHAKES_MAX: usize = 1024;
 /// The handshakes of one thread. When there are too many, the oldest one ends: so a flood of clients
 /// that never answer ends its own, and an honest client, which answers at once, gets in.
 pub struct Handshakes {
-    running: Rc<RefCell<Running>>,
+    running: Rc<RefCell<RunningHandshakes>>,
     max: usize,
     stopping: GracefulShutdownSignal,
 }
@@ -26,7 +26,7 @@ pub struct Handshakes {
 /// By their numbers, in the order in which they began. A handshake hears its end when the sender is
 /// dropped.
 #[derive(Default)]
-struct Running {
+struct RunningHandshakes {
     next: u64,
     ends: BTreeMap<u64, oneshot::Sender<()>>,
 }
@@ -34,7 +34,7 @@ struct Running {
 /// The place of a handshake. Dropped, it is free.
 struct HandshakePlace {
     number: u64,
-    running: Rc<RefCell<Running>>,
+    running: Rc<RefCell<RunningHandshakes>>,
 }
 
 impl Drop for HandshakePlace {

@@ -109,7 +109,7 @@ pub async fn play(
     }
     let ingest = format!("http://{}/", node.ingest);
     let ingest = Endpoint::with_public_roots(&ingest).map_err(failed)?;
-    let seen = Rc::new(RefCell::new(Seen::default()));
+    let seen = Rc::new(RefCell::new(SeenCounts::default()));
     let watched = Rc::clone(&seen);
     let plan = Plan {
         duration: Some(length),
@@ -134,7 +134,7 @@ pub async fn play(
         load.run(|tally| progress.reached(tally.elapsed.min(length).as_secs()))
     );
     let disk_was_full = disk_was_full?;
-    let Seen {
+    let SeenCounts {
         taken,
         refused,
         why,
@@ -179,7 +179,7 @@ pub async fn play(
 }
 
 #[derive(Default)]
-struct Seen {
+struct SeenCounts {
     /// The numbers of the records that were taken.
     taken: Vec<usize>,
     refused: usize,

@@ -3,7 +3,7 @@ use proptest::{collection::vec, prelude::*};
 use super::*;
 
 /// The fault of `bytes` that come in pieces of this size, and the number of good ones.
-fn fault(bytes: &[u8], piece: usize) -> Option<(usize, Fault)> {
+fn fault(bytes: &[u8], piece: usize) -> Option<(usize, FramingFault)> {
     let mut framing = Framing::default();
     let mut pieces = bytes.chunks(piece).enumerate();
     pieces.find_map(|(number, bytes)| {
@@ -24,54 +24,66 @@ fn what_servers_read_differently_is_a_fault_wherever_the_pieces_end() {
     let chunked = |body: &str| get("Transfer-Encoding: chunked") + body;
     for (request, expected) in [
         (get("A: b"), None),
-        (get("A: b").replace("\r\n", "\n"), Some(Fault::BareLf)),
-        (get("A: b\nC: d"), Some(Fault::BareLf)),
+        (
+            get("A: b").replace("\r\n", "\n"),
+            Some(FramingFault::BareLf),
+        ),
+        (get("A: b\nC: d"), Some(FramingFault::BareLf)),
         (
             "GET / HTTP/1.1\r\nHost: a\n\n".to_owned(),
-            Some(Fault::BareLf),
+            Some(FramingFault::BareLf),
         ),
         ("\r\n\r\n".to_owned() + &get("A: b"), None),
-        ("\nGET".to_owned(), Some(Fault::BareLf)),
-        (get(&format!("{name}: a")), Some(Fault::LongName)),
-        (get(&name), Some(Fault::LongName)),
+        ("\nGET".to_owned(), Some(FramingFault::BareLf)),
+        (get(&format!("{name}: a")), Some(FramingFault::LongName)),
+        (get(&name), Some(FramingFault::LongName)),
         (get(&format!("{}: a", &name[2..])), None),
         (get(&format!("A: {extension}")), None),
         (
             get(&format!("Content-Length:{pad}1")),
-            Some(Fault::LongFraming),
+            Some(FramingFault::LongFraming),
         ),
-        (get("Upgrade: WebSocket"), Some(Fault::Upgrade)),
+        (get("Upgrade: WebSocket"), Some(FramingFault::Upgrade)),
         (get("Upgrade: h2c"), None),
         (get("Content-Length: 3") + "\n\n\n" + &get("A: b"), None),
-        (get("Content-Length: 3") + "\n\n\n\nG", Some(Fault::BareLf)),
+        (
+            get("Content-Length: 3") + "\n\n\n\nG",
+            Some(FramingFault::BareLf),
+        ),
         (
             get("content-length:0") + &get("A: b\n"),
-            Some(Fault::BareLf),
+            Some(FramingFault::BareLf),
         ),
         (chunked("3\r\n\n\n\n\r\n0\r\n\r\n") + &get("A: b"), None),
         (
             chunked("3;a=b\r\nabc\r\n0\r\nX: y\r\n\r\n") + &get("A: b"),
             None,
         ),
-        (chunked("3\nabc\r\n"), Some(Fault::ChunkLine)),
+        (chunked("3\nabc\r\n"), Some(FramingFault::ChunkLine)),
         (
             chunked(&format!("3;{extension}\r\nabc\r\n")),
-            Some(Fault::ChunkLine),
+            Some(FramingFault::ChunkLine),
         ),
         (
             chunked(&format!("{zeros}3\r\nabc\r\n")),
-            Some(Fault::ChunkLine),
+            Some(FramingFault::ChunkLine),
         ),
-        (chunked(&overhead), Some(Fault::ChunkLine)),
+        (chunked(&overhead), Some(FramingFault::ChunkLine)),
         (chunked(&"1\r\nx\r\n".repeat(9000)), None),
-        (chunked("0\r\nX: y\n\r\n"), Some(Fault::Trailer)),
-        (chunked("0\r\nnonsense\r\n\r\n"), Some(Fault::Trailer)),
-        (chunked(&format!("0\r\n{trailer}")), Some(Fault::Trailer)),
+        (chunked("0\r\nX: y\n\r\n"), Some(FramingFault::Trailer)),
+        (
+            chunked("0\r\nnonsense\r\n\r\n"),
+            Some(FramingFault::Trailer),
+        ),
+        (
+            chunked(&format!("0\r\n{trailer}")),
+            Some(FramingFault::Trailer),
+        ),
         (
             chunked(&format!("0\r\n{}", "X: y\r\n".repeat(2000))),
-            Some(Fault::Trailer),
+            Some(FramingFault::Trailer),
         ),
-        (chunked("0\r\n\r\nGET\n"), Some(Fault::BareLf)),
+        (chunked("0\r\n\r\nGET\n"), Some(FramingFault::BareLf)),
         (
             "CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n\n\n".to_owned(),
             None,
@@ -121,7 +133,7 @@ proptest! {
         prop_assert_eq!(fault(&requests, piece), None);
         let good = requests.len();
         let bad = [&*requests, b"GET / HTTP/1.1\nHost: a\r\n\r\n"].concat();
-        prop_assert_eq!(fault(&bad, piece), Some((good + 14, Fault::BareLf)));
+        prop_assert_eq!(fault(&bad, piece), Some((good + 14, FramingFault::BareLf)));
     }
 
     #[test]

@@ -17,7 +17,7 @@ const PACE_MAX: Duration = Duration::from_secs(10);
 
 /// The pauses of each disk: that of an API by its name, and the node's own. Clones share them.
 #[derive(Clone, Default)]
-pub struct DiskForecast(Arc<Mutex<HashMap<Option<Arc<str>>, Drain>>>);
+pub struct DiskForecast(Arc<Mutex<HashMap<Option<Arc<str>>, DrainPace>>>);
 
 impl DiskForecast {
     /// Seconds until this disk has room for a request of `bytes`, behind the others that were
@@ -32,7 +32,7 @@ impl DiskForecast {
 
 /// A disk that was full.
 #[derive(Default)]
-struct Drain {
+struct DrainPace {
     /// A look at the disk: when, and the records that had left it.
     seen: Option<(Instant, i64)>,
     /// Records a second. `None` if nobody knows yet.
@@ -41,7 +41,7 @@ struct Drain {
     promised: Option<Instant>,
 }
 
-impl Drain {
+impl DrainPace {
     fn pause(&mut self, now: Instant, stats: &SpoolStats, over: u64, bytes: u64) -> Duration {
         self.look(now, stats.drained());
         let Some(pace) = self.pace else {
