@@ -70,11 +70,16 @@ impl Watcher {
 
     /// The data of the next event.
     async fn next(&mut self) -> Value {
-        loop {
-            if let Some(data) = self.line().await.strip_prefix("data: ") {
-                return serde_json::from_str(data).expect("JSON");
+        // Pings come for ever.
+        let data = timeout(PATIENCE, async {
+            loop {
+                if let Some(data) = self.line().await.strip_prefix("data: ") {
+                    return data.to_owned();
+                }
             }
-        }
+        });
+        let data = data.await.expect("an event in time");
+        serde_json::from_str(&data).expect("JSON")
     }
 }
 
