@@ -176,7 +176,7 @@ impl History {
 }
 
 impl KeptHistory {
-    /// What the lanes count since the last call, which was `long` ago.
+    /// The counts of the lanes since the last call, which was `long` ago.
     fn of_lanes(&mut self, ledger: &Ledger, long: Duration) -> Interval {
         let mut second = Interval {
             seconds: long.as_secs_f32(),

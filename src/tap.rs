@@ -33,7 +33,7 @@ pub struct Passage {
 const KEPT_MAX: usize = 1024;
 const KEPT_BYTES: usize = 4 << 20;
 
-/// What a watcher sees next.
+/// The next thing that a watcher sees.
 #[derive(Clone, Debug)]
 pub enum Tapped {
     Passage(Passage),

@@ -14,7 +14,7 @@ use crate::{
 
 const NAMED: &str = "https://app.example.com";
 
-/// What a browser asks before a page of `origin` may send a record.
+/// The question of a browser before a page of `origin` may send a record.
 fn question(origin: &str) -> Request {
     post("")
         .by(Method::OPTIONS)

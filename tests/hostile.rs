@@ -36,7 +36,7 @@ const CLIENTS: usize = 16;
 const SMUGGLED: &str =
     r#"{"name":"smuggled","location":"b","age":1,"infectedtype":"c","state":"d"}"#;
 
-/// What is promised for a request.
+/// The promised answer to a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Promise {
     status: u16,
@@ -85,7 +85,7 @@ pub struct Case {
     rest: Rest,
 }
 
-/// What a client sends behind a request of the table.
+/// The bytes that a client sends behind a request of the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rest {
     /// Another request.

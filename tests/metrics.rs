@@ -23,7 +23,7 @@ use crate::support::{
     traffic,
 };
 
-/// What the contract promises: name, type, labels.
+/// The promises of the contract: name, type, labels.
 const CONTRACT: [(&str, &str, &[&str]); 17] = [
     ("waypost_records_accepted_total", "counter", &["path"]),
     ("waypost_records_delivered_total", "counter", &["path"]),

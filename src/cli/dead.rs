@@ -104,7 +104,7 @@ const DROP: Verb = Verb {
     done: "dropped",
 };
 
-/// Where the records are.
+/// The node, and the API there, that have the records.
 struct LetterPlace<'p> {
     node: &'p AdminClient,
     parked: bool,

@@ -48,7 +48,7 @@ impl EventStream {
 /// Cuts pieces of a stream into events.
 #[derive(Default)]
 struct EventReader {
-    /// What has come, and how much of it is read.
+    /// The text that has come, and how much of it is read.
     text: Vec<u8>,
     read: usize,
     event: ServerEvent,

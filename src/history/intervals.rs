@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use crate::{lane_id::PerLane, ledger::Quantiles};
 
-/// What a node counts in an interval.
+/// The counts of a node in an interval.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Interval {
     /// How long it was.

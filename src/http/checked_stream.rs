@@ -30,7 +30,7 @@ use super::{
     problem::{Problem, ProblemKind},
 };
 
-/// What a connection waits for. Clones share it.
+/// The state of a connection's request. Clones share it.
 #[derive(Clone)]
 pub struct HeadState(Rc<States>);
 

@@ -52,7 +52,7 @@ struct SharedRates {
     told_at: Mutex<Option<Instant>>,
 }
 
-/// Who sends a request.
+/// The sender of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RequestClient<'r> {
     /// The owner of a token that counts.

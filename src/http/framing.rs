@@ -78,7 +78,7 @@ enum Place {
     Unknown,
 }
 
-/// What a head says of the body.
+/// The framing of the body, as the head says it.
 #[derive(Clone, Copy, Default)]
 struct BodyFraming {
     length: Option<u64>,

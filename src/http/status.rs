@@ -113,7 +113,7 @@ pub struct Status<'s> {
     /// Restarts of the router, which is of no lane.
     router_restarts: u64,
     policy: &'static str,
-    /// What the last second counted: see [`crate::history`].
+    /// The counts of the last second: see [`crate::history`].
     recent: Columns<f64>,
     /// The last one; null if there was none.
     reload: Option<ReloadReport>,

@@ -29,7 +29,7 @@ pub enum Step {
     Dead(LaneId),
 }
 
-/// What [`StepLog::of`] tells of a step.
+/// A step, as [`StepLog::of`] tells it.
 #[derive(Debug, PartialEq, Serialize)]
 pub struct ToldStep {
     /// Milliseconds since the Unix epoch.

@@ -12,7 +12,7 @@ use tracing::{info, warn};
 
 /// Work takes less, unless the disk stalls.
 const STALLED: Duration = Duration::from_secs(5);
-/// What is on disk may be other than the counts say once the thread has been busy for so long.
+/// The disk may have other records than the counts say once the thread has been busy for so long.
 const BEHIND: Duration = Duration::from_millis(200);
 /// The time between two looks.
 const LOOK: Duration = Duration::from_secs(1);

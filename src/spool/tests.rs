@@ -219,7 +219,7 @@ async fn a_spool_whose_disk_stalls_refuses_until_it_answers() {
     refuses(false).await;
 }
 
-/// What the gRPC lane carries waits for the API.
+/// Records that the gRPC lane carries wait for the API.
 #[tokio::test]
 async fn the_oldest_record_is_one_that_waits_for_a_lane() {
     let folder = TempDir::new().unwrap();

@@ -15,7 +15,7 @@ const RATE_FROM_S: f64 = 0.5;
 const TREND_OVER_S: f64 = 20.0;
 /// A forecast needs as many.
 const TREND_FROM_S: f64 = 10.0;
-/// What was before a longer gap says nothing about now.
+/// Statuses from before a longer gap say nothing about now.
 const GAP_MAX_S: f64 = 5.0;
 /// A disk that is full sooner is worth a warning.
 const FULL_SOON_S: f64 = 3_600.0;

@@ -14,7 +14,7 @@ const axe = readFileSync(require.resolve("axe-core/axe.min.js"), "utf8");
 const browser = await chromium.launch({ executablePath, args: ["--no-sandbox"] });
 const contexts = [];
 const pages = [];
-// What a page has logged as an error, and the requests that left its origin.
+// Errors that a page has logged, and the requests that left its origin.
 const faults = [];
 
 // Adds up how far the page has moved what it had shown.

@@ -1,4 +1,4 @@
-//! What the page looks like, and its charts.
+//! The looks of the page, and its charts.
 
 use serde_json::json;
 

@@ -98,7 +98,7 @@ async fn a_page_of_another_origin_neither_reads_nor_pauses() {
             .evaluate(page, &format!("({TRIES})('{base}')"))
             .await;
         let tries: Vec<_> = tries.as_array().expect("a list").iter().collect();
-        // What a page sends without asking is opaque to it, and refused by the node.
+        // A request that a page sends without asking is opaque to it, and refused by the node.
         let opaque = ["opaque 0", "refused"];
         for (at, tried) in tries.iter().enumerate() {
             let allowed = if at == 3 { &opaque[..] } else { &["refused"] };

@@ -16,7 +16,7 @@ use tokio::{
 
 use super::{node::Node, process};
 
-/// What `tests/run` installs.
+/// The packages that `tests/run` installs.
 const MODULES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/browser");
 const DRIVER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/browser/driver.mjs");
 const CHROMIUM: &str = "/usr/bin/chromium";
@@ -33,7 +33,7 @@ pub struct Browser {
     answers: Lines<BufReader<pipe::Receiver>>,
 }
 
-/// What a window looks like.
+/// The looks of a window.
 #[derive(Clone, Copy)]
 pub struct Window {
     pub width: u32,
@@ -189,7 +189,7 @@ impl Browser {
         self.done("close", json!({"page": page.0})).await;
     }
 
-    /// What axe-core finds wrong.
+    /// The violations that axe-core finds.
     pub async fn violations(&mut self, page: Page) -> Value {
         self.done("violations", json!({"page": page.0})).await
     }

@@ -23,7 +23,7 @@ pub fn python(folder: &str) -> Option<Command> {
     Some(python)
 }
 
-/// What `program` answers to each question, a JSON value a line.
+/// The answers of `program` to each question, a JSON value a line.
 pub fn answers(folder: &str, program: &str, asked: &[Value]) -> Option<Vec<Value>> {
     let mut python = python(folder)?
         .args(["-c", program])

@@ -67,7 +67,7 @@ impl Terminal {
         }
     }
 
-    /// What the screen shows, a line for each row.
+    /// The text of the screen, a line for each row.
     pub fn text(&self) -> String {
         let parser = self.screen.lock().unwrap();
         let screen = parser.screen();

@@ -30,7 +30,7 @@ use crate::{
 
 /// Records that are due each second.
 const RATE: u32 = 200;
-/// What a record on disk has beside its body, about.
+/// Bytes of a record on disk beside its body, about.
 const ENTRY_HEAD: u64 = 100;
 /// The lanes, the API and the disk break at these parts of the time, and are whole again at the
 /// others. In the last part, what waits is delivered.
@@ -53,7 +53,7 @@ pub fn length(text: &str) -> Result<Duration, String> {
     time.ok_or_else(|| "a time from 10s to 1h, such as 60s".into())
 }
 
-/// What the load has seen.
+/// The counts of the load, and what became of its records.
 #[derive(Debug, Serialize)]
 pub struct ChaosReport {
     /// Records that got a 2xx.

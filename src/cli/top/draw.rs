@@ -131,7 +131,7 @@ fn lanes(frame: &mut Frame<'_>, state: &mut TopState, theme: Theme, area: Rect) 
     frame.render_widget(Paragraph::new(foot), below);
 }
 
-/// What is wrong, in at most `most` lines.
+/// The warnings, in at most `most` lines.
 fn warning_lines(state: &TopState, theme: Theme, width: u16, most: usize) -> Vec<Line<'static>> {
     let mut all: Vec<_> = state
         .nodes

@@ -1,4 +1,4 @@
-//! What `top` hears from a node: its events, for as long as the command runs.
+//! The events that `top` hears from a node, for as long as the command runs.
 
 use std::{rc::Rc, time::Duration};
 
@@ -15,7 +15,7 @@ const SILENCE_MAX: Duration = Duration::from_secs(5);
 /// The time between two attempts.
 const AGAIN_AFTER: Duration = Duration::from_millis(500);
 
-/// What is heard from a node, or about it.
+/// News from a node, or about it.
 #[derive(Debug)]
 pub enum NodeNews {
     Status(Box<NodeSummary>),

@@ -82,7 +82,7 @@ pub fn node_lines(state: &TopState, width: u16) -> Vec<Line<'static>> {
     [rule].into_iter().chain(lines).collect()
 }
 
-/// What waits, since when, and where that leads.
+/// The waiting records, since when they wait, and where that leads.
 fn waiting(node: &NodeView) -> String {
     let Some(status) = node.history.last() else {
         return String::new();

@@ -143,7 +143,7 @@ fn order(order: &OrderSummary) -> String {
     format!("{} by {by}, {ago} ago", one_line(action))
 }
 
-/// What there is to tell of a lane, by name.
+/// The facts of a lane, by name.
 fn members(lane: &LaneSummary) -> Vec<(&'static str, String)> {
     let quantiles = |of: &Quantiles| format!("p50 {}, p99 {} ms", ms(of.p50), ms(of.p99));
     let measured = |of: &Quantiles| (of.p50 > 0.0).then(|| quantiles(of));

@@ -1,4 +1,4 @@
-//! What `top` shows: the nodes, the choice of the operator, and what keys do to them. It draws
+//! The state that `top` shows: the nodes, the operator's choice, and what keys do to them. It draws
 //! nothing and asks nobody.
 
 use std::collections::VecDeque;
@@ -78,7 +78,7 @@ pub struct LaneKey {
     pub lane: String,
 }
 
-/// What fills the screen.
+/// The contents of the screen.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Screen {
     Lanes,
@@ -103,7 +103,7 @@ pub struct LaneOrder {
     pub action: &'static str,
 }
 
-/// What a key asks of the command beyond the screen.
+/// A task beyond the screen that a key asks for.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Wanted {
     Nothing,

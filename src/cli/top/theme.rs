@@ -20,7 +20,7 @@ impl Theme {
         }
     }
 
-    /// What is bad is bold without colours, too.
+    /// Bad news is bold without colours, too.
     pub fn level(self, level: &str) -> Style {
         let (colour, modifier) = match severity(level) {
             0 => (Color::Red, Modifier::BOLD),

@@ -115,7 +115,7 @@ async fn a_request_behind_the_last_answer_is_none_and_the_answer_is_not_cut() {
     let write = async {
         stream.write_all(answer.as_bytes()).await.unwrap();
         stream.flush().await.unwrap();
-        // What the client sends meanwhile is read and not seen.
+        // Bytes that the client sends meanwhile are read and not seen.
         let ended = stream.read(&mut [0; 16]).await;
         assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
     };

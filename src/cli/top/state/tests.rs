@@ -105,7 +105,7 @@ fn a_choice_without_a_row_goes_to_the_first_one_with_the_next_step() {
         press(&mut state, &[key]);
         assert_eq!(state.chosen_row(), Some(row), "{key:?}");
     }
-    // Who types a filter means its rows.
+    // A typed filter means its rows.
     let mut state = two_nodes();
     let keys: Vec<_> = "/nats".chars().map(KeyCode::Char).collect();
     press(&mut state, &keys);

@@ -18,7 +18,7 @@ const recents = all("[data-h]");
 const cursorField = byId("cursor");
 
 let range = "5m";
-// What the node has told of the range.
+// The intervals of the range that the node has told.
 let series = null;
 let asked = 0;
 let askedAt = -Infinity;

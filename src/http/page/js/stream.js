@@ -59,7 +59,7 @@ const sharedStream = (deliver) => {
     else if (event.name === "status" && heardOwn - heardLeader < LEADER_SILENT_AFTER) closeSource();
   };
 
-  // What follows the last event that this tab has heard. Of anything else, its own stream tells.
+  // Events behind the last one that this tab has heard. Of anything else, its own stream tells.
   const isNext = ({ name, id }) => {
     if (!id || lastId === null) return false;
     const last = placeOf(lastId);
