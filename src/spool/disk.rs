@@ -3,6 +3,7 @@
 
 use std::{
     fs::{self, File},
+    hash::{BuildHasher as _, RandomState},
     io::{self, Write as _},
     os::unix::fs::FileExt as _,
     path::Path,
@@ -12,6 +13,17 @@ use std::{
 pub mod simulated;
 #[cfg(test)]
 use self::simulated::{Call, see};
+
+/// A number that nobody outside this process can guess.
+pub fn salt() -> u32 {
+    #[cfg(test)]
+    if let Some(salt) = simulated::salt() {
+        return salt;
+    }
+    #[expect(clippy::cast_possible_truncation, reason = "any 32 bits will do")]
+    let salt = RandomState::new().hash_one(0) as u32;
+    salt
+}
 
 /// Creates a file that is not there yet.
 pub fn create(path: &Path) -> io::Result<File> {

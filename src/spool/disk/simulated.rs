@@ -67,6 +67,8 @@ struct Synced {
 pub struct Disk {
     folder: PathBuf,
     pub rng: Rng,
+    /// Of its own, so that a salt changes nothing else.
+    salts: Rng,
     /// By inode: what outlives a power cut for certain.
     files: HashMap<u64, Synced>,
     /// The same, of the folder.
@@ -88,6 +90,7 @@ pub fn watch(folder: &Path, seed: u64) {
     let disk = Disk {
         folder: folder.to_owned(),
         rng: Rng::with_seed(seed),
+        salts: Rng::with_seed(!seed),
         files: HashMap::new(),
         names: BTreeMap::new(),
         faults: Faults::default(),
@@ -104,6 +107,11 @@ pub fn with<T>(act: impl FnOnce(&mut Disk) -> T) -> T {
 
 pub(super) fn see(call: Call<'_>) -> io::Result<()> {
     DISK.with_borrow_mut(|disk| disk.as_mut().map_or(Ok(()), |disk| disk.see(call)))
+}
+
+/// The salt of a file that this thread is about to create on a watched disk.
+pub(super) fn salt() -> Option<u32> {
+    DISK.with_borrow_mut(|disk| disk.as_mut().map(|disk| disk.salts.u32(..)))
 }
 
 impl Disk {

@@ -1,10 +1,6 @@
 //! The segment that a queue appends to.
 
-use std::{
-    fs::File,
-    hash::{BuildHasher as _, RandomState},
-    io,
-};
+use std::{fs::File, io};
 
 use super::{Log, SEAL, SEAL_SIZE};
 use crate::spool::{
@@ -30,9 +26,7 @@ pub(super) struct Active {
 impl Log {
     pub(super) fn begin_segment(&mut self) -> io::Result<Active> {
         let number = self.next_number;
-        #[expect(clippy::cast_possible_truncation, reason = "any 32 bits will do")]
-        let salt = RandomState::new().hash_one(number) as u32;
-        let segment = self.new_segment(number, salt);
+        let segment = self.new_segment(number, disk::salt());
         if number == self.first_own {
             // A power cut must not bring back a file of an earlier run that has this number.
             sync(&File::open(&self.folder)?)?;

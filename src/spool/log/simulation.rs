@@ -3,7 +3,8 @@
 //!
 //! - The queue opens, whatever the disk holds.
 //! - Each entry that was committed and not settled is there once, in order, with its bytes.
-//! - A settled entry comes again only if no sync has covered it.
+//! - A settled entry comes again only if no sync has covered it, and a power cut may then settle it
+//!   once more: what it left of an unsynced run can become whole by a zero behind it.
 //! - A refused entry does not come, unless the disk failed to take it back too.
 //! - A flipped bit costs the entry that it lies in, and no other.
 //!
@@ -32,6 +33,8 @@ struct Known {
     id: u32,
     position: Position,
     settled: Settled,
+    /// In this life or an earlier one.
+    was_settled: bool,
     /// Its commit has succeeded, or a start after a power cut has found it.
     promised: bool,
     /// The present life has it.
@@ -238,7 +241,10 @@ impl Simulation {
         }
         for known in &mut self.known {
             known.is_there = came.iter().any(|(_, id)| *id == known.id);
-            let must = known.promised && known.settled == Settled::No && !known.damaged;
+            let must = known.promised
+                && known.settled == Settled::No
+                && !known.damaged
+                && !(known.was_settled && self.was_cut);
             assert!(known.is_there || !must, "lost: {known:?}");
             if known.is_there {
                 known.settled = Settled::No;
@@ -295,6 +301,7 @@ impl Simulation {
                     id,
                     position,
                     settled: Settled::No,
+                    was_settled: false,
                     promised: false,
                     is_there: true,
                     held,
@@ -319,6 +326,7 @@ impl Simulation {
     fn settle(known: &mut Known) {
         known.is_there = false;
         known.settled = Settled::InMemory;
+        known.was_settled = true;
     }
 
     fn settle_one(&mut self, log: &mut Log) {
