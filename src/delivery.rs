@@ -1,8 +1,9 @@
 //! Both ends of a lane: the [`Receipt`] that proves that a record is safe, and the [`Delivery`]
 //! that must be settled.
 
-use std::{fmt, time::Duration};
+use std::{fmt, mem, sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::{
@@ -34,26 +35,99 @@ pub enum Verdict {
 }
 
 /// Settles one message, once. Dropped, it means *not delivered*.
-pub struct Acker(Option<Box<dyn FnOnce(Verdict) + Send>>);
+pub struct Acker(Settle);
+
+enum Settle {
+    Done,
+    Call(Box<dyn FnOnce(Verdict) + Send>),
+    Movable(Arc<MovableMessage>),
+}
 
 impl Acker {
     /// `settle` is called exactly once. It must not block; the transport's `close` waits for the
     /// acks that it has to send.
     pub fn new(settle: impl FnOnce(Verdict) + Send + 'static) -> Self {
-        Self(Some(Box::new(settle)))
+        Self(Settle::Call(Box::new(settle)))
     }
 
     pub fn settle(mut self, verdict: Verdict) {
-        if let Some(settle) = self.0.take() {
-            settle(verdict);
+        self.settle_now(verdict);
+    }
+
+    fn settle_now(&mut self, verdict: Verdict) {
+        match mem::replace(&mut self.0, Settle::Done) {
+            Settle::Done => {}
+            Settle::Call(settle) => settle(verdict),
+            Settle::Movable(message) => message.settle(verdict),
         }
     }
 }
 
 impl Drop for Acker {
     fn drop(&mut self) {
-        if let Some(settle) = self.0.take() {
-            settle(Verdict::Unsettled);
+        self.settle_now(Verdict::Unsettled);
+    }
+}
+
+/// A message that may move from its broker to this node's disk until its record has reached its end.
+pub struct MovableMessage {
+    pub record: Record,
+    place: Mutex<MessagePlace>,
+}
+
+enum MessagePlace {
+    Broker(Acker),
+    /// It is too late to move it.
+    BrokerOnly(Acker),
+    Disk(HeldEntry, Acker),
+    Settled,
+}
+
+impl MovableMessage {
+    fn settle(&self, verdict: Verdict) {
+        let place = mem::replace(&mut *self.place.lock(), MessagePlace::Settled);
+        match place {
+            MessagePlace::Settled => {}
+            MessagePlace::Broker(acker)
+            | MessagePlace::BrokerOnly(acker)
+            | MessagePlace::Disk(_, acker) => acker.settle(verdict),
+        }
+    }
+
+    pub fn is_movable(&self) -> bool {
+        matches!(*self.place.lock(), MessagePlace::Broker(_))
+    }
+
+    /// Makes `entry` its place, and `acker` the one that gets its verdict. Returns the one that
+    /// settles it in its broker; `None` if its record has reached its end: then it does not move.
+    pub fn move_to(&self, entry: HeldEntry, acker: Acker) -> Option<Acker> {
+        let mut place = self.place.lock();
+        match mem::replace(&mut *place, MessagePlace::Settled) {
+            MessagePlace::Broker(in_broker) => {
+                *place = MessagePlace::Disk(entry, acker);
+                Some(in_broker)
+            }
+            other => {
+                *place = other;
+                None
+            }
+        }
+    }
+
+    fn stay(&self) -> Option<HeldEntry> {
+        let mut place = self.place.lock();
+        match mem::replace(&mut *place, MessagePlace::Settled) {
+            MessagePlace::Broker(acker) => {
+                *place = MessagePlace::BrokerOnly(acker);
+                None
+            }
+            other => {
+                *place = other;
+                match &*place {
+                    MessagePlace::Disk(entry, _) => Some(entry.clone()),
+                    _ => None,
+                }
+            }
         }
     }
 }
@@ -81,6 +155,25 @@ pub struct HeldEntry {
 }
 
 impl Delivery {
+    /// The same delivery, and its message, which may move from now on.
+    pub fn movable(self) -> (Self, Arc<MovableMessage>) {
+        let message = Arc::new(MovableMessage {
+            record: self.record.clone(),
+            place: Mutex::new(MessagePlace::Broker(self.acker)),
+        });
+        let acker = Acker(Settle::Movable(Arc::clone(&message)));
+        (Self { acker, ..self }, message)
+    }
+
+    /// Its place on disk, if it has one. It does not move any more.
+    pub fn last_place(&self) -> Option<HeldEntry> {
+        match (&self.held, &self.acker.0) {
+            (Some(held), _) => Some(held.clone()),
+            (None, Settle::Movable(message)) => message.stay(),
+            (None, _) => None,
+        }
+    }
+
     /// Settles it: the API's 2xx is here.
     pub fn ack(self) {
         self.acker.settle(Verdict::Ack);
@@ -113,6 +206,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
+    use crate::spool::{Position, Queue};
 
     fn delivery() -> (Delivery, Arc<Mutex<Vec<Verdict>>>) {
         let verdicts = Arc::new(Mutex::new(Vec::new()));
@@ -154,5 +248,44 @@ mod tests {
         let (delivery, verdicts) = self::delivery();
         drop(delivery);
         assert_eq!(*verdicts.lock().unwrap(), [Verdict::Unsettled]);
+    }
+    #[test]
+    fn a_message_moves_to_disk_once_and_not_after_its_end() {
+        let held = || HeldEntry {
+            key: EntryKey::new(Queue::Held(LaneId::Nats), Position::of(1, 7)),
+            tag: Tag::new("T"),
+        };
+        let acker = |verdicts: &Arc<Mutex<Vec<Verdict>>>| {
+            let kept = Arc::clone(verdicts);
+            Acker::new(move |verdict| kept.lock().unwrap().push(verdict))
+        };
+        let (on_disk, unused) = (Arc::default(), Arc::default());
+
+        let (delivery, in_broker) = self::delivery();
+        let (delivery, message) = delivery.movable();
+        assert!(message.is_movable());
+        let broker = message.move_to(held(), acker(&on_disk)).unwrap();
+        broker.settle(Verdict::Ack);
+        assert!(!message.is_movable());
+        assert!(message.move_to(held(), acker(&unused)).is_none());
+        assert_eq!(delivery.last_place().unwrap().key, held().key);
+        delivery.retry_after(Duration::from_secs(1));
+        assert_eq!(*in_broker.lock().unwrap(), [Verdict::Ack]);
+        let again = [Verdict::RetryAfter(Duration::from_secs(1))];
+        assert_eq!(*on_disk.lock().unwrap(), again);
+
+        let (delivery, in_broker) = self::delivery();
+        let (delivery, message) = delivery.movable();
+        assert!(delivery.last_place().is_none(), "its record is at its end");
+        assert!(!message.is_movable());
+        assert!(message.move_to(held(), acker(&unused)).is_none());
+        delivery.ack();
+        assert_eq!(*in_broker.lock().unwrap(), [Verdict::Ack]);
+
+        let (delivery, in_broker) = self::delivery();
+        let (delivery, message) = delivery.movable();
+        drop(delivery);
+        assert_eq!(*in_broker.lock().unwrap(), [Verdict::Unsettled]);
+        assert!(message.move_to(held(), acker(&unused)).is_none());
     }
 }

@@ -9,6 +9,7 @@
 
 mod batch;
 mod batch_size;
+mod mover;
 mod outlet;
 mod post;
 mod slots;
@@ -134,6 +135,10 @@ impl Actor for Forwarder {
                 let delivering = actix_rt::spawn(delivering);
                 self.held.push(AbortOnDropHandle::new(delivering));
             }
+            let moving = Rc::clone(outlet)
+                .move_late(self.held_in_flight.clone(), self.params.stopping.clone());
+            let moving = actix_rt::spawn(moving);
+            self.held.push(AbortOnDropHandle::new(moving));
         }
         self.supervisor.ready(None);
     }

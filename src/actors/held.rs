@@ -1,7 +1,13 @@
 //! Records that came out of a lane while their API had no place for them. They wait on disk, and
 //! hold up no record of another API.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use parking_lot::Mutex;
 use tokio::{
@@ -13,7 +19,7 @@ use tracing::{debug, error, warn};
 use crate::{
     clock::unix_us,
     delivery::HeldEntry,
-    lane_id::LaneId,
+    lane_id::{LaneId, PerLane},
     record::{Record, Tag},
     spool::{DeathReason, Entry, EntryKey, NotSafe, Parked, Queue, Spool, SpoolStats, Tail},
 };
@@ -35,6 +41,8 @@ pub struct HeldRecords {
     run: Arc<str>,
     told_at: Arc<Mutex<Option<Instant>>>,
     told_full_at: Arc<Mutex<Option<Instant>>>,
+    /// Of each lane, the records here whose POST has begun before they came here.
+    moved: Arc<PerLane<AtomicU64>>,
 }
 
 impl HeldRecords {
@@ -45,6 +53,7 @@ impl HeldRecords {
             run,
             told_at: Arc::default(),
             told_full_at: Arc::default(),
+            moved: Arc::default(),
         }
     }
 
@@ -52,9 +61,10 @@ impl HeldRecords {
         &self.spool
     }
 
-    /// Whether records that came out of `lane` wait here.
-    pub fn has_any(&self, lane: LaneId) -> bool {
-        self.spool.stats().records(Queue::Held(lane)) > 0
+    /// Whether records that came out of `lane` wait here for their POST.
+    pub fn has_waiting(&self, lane: LaneId) -> bool {
+        let moved = self.moved[lane as usize].load(Relaxed);
+        self.spool.stats().records(Queue::Held(lane)) > moved
     }
 
     /// The lanes whose records wait here.
@@ -81,13 +91,43 @@ impl HeldRecords {
     /// # Errors
     /// If it cannot be written. The record must stay where it is.
     pub async fn put(&self, lane: LaneId, tag: &Tag, record: &Record) -> Result<(), NotSafe> {
+        let entry = self.entry(lane, tag, record, "not POSTed yet: it waits for a place");
+        let put = self.spool.put(Queue::Held(lane), &entry).await;
+        self.tell_refused(lane, put).map(drop)
+    }
+
+    /// The same for a record that is being POSTed: no [tail](Self::tail) that reads now yields it.
+    ///
+    /// # Errors
+    /// If it cannot be written. The record must stay where it is.
+    pub async fn put_moved(
+        &self,
+        lane: LaneId,
+        tag: &Tag,
+        record: &Record,
+    ) -> Result<EntryKey, NotSafe> {
+        let entry = self.entry(lane, tag, record, "its POST had not ended");
+        let put = self.spool.put_held(Queue::Held(lane), &entry).await;
+        self.tell_refused(lane, put)
+    }
+
+    /// Lets a record that was moved here not count as waiting, until it is dropped.
+    pub fn moved(&self, lane: LaneId) -> MovedRecord {
+        self.moved[lane as usize].fetch_add(1, Relaxed);
+        MovedRecord {
+            moved: Arc::clone(&self.moved),
+            lane,
+        }
+    }
+
+    fn entry(&self, lane: LaneId, tag: &Tag, record: &Record, answer: &str) -> Entry {
         let now_us = unix_us();
         let mut entry = Entry::new(
             record,
             Some(DeathReason {
                 lane: lane.name().to_owned(),
                 at_us: now_us,
-                answer: "not POSTed yet: it waits for a place".into(),
+                answer: answer.into(),
                 ..DeathReason::default()
             }),
         );
@@ -98,18 +138,21 @@ impl HeldRecords {
             tag: tag.name().to_owned(),
             proven: false,
         });
-        let put = self.spool.put(Queue::Held(lane), &entry).await;
-        if let Err(why) = &put
-            && is_to_be_told(&self.told_full_at)
-        {
-            error!(
-                api = &*self.api,
-                %lane,
-                reason = %why,
-                "records cannot be held on disk: they hold up the lane until their API takes them"
-            );
-        }
-        put.map(drop)
+        entry
+    }
+
+    /// Logs, once in a while, that a record cannot be held.
+    fn tell_refused<T>(&self, lane: LaneId, put: Result<T, NotSafe>) -> Result<T, NotSafe> {
+        put.inspect_err(|why| {
+            if is_to_be_told(&self.told_full_at) {
+                error!(
+                    api = &*self.api,
+                    %lane,
+                    reason = %why,
+                    "records cannot be held on disk: they hold up the lane until their API takes them"
+                );
+            }
+        })
     }
 
     /// Logs, once in a while, that records of the API are held.
@@ -170,6 +213,18 @@ impl HeldRecords {
                 self.spool.settle(key);
             }
         }
+    }
+}
+
+/// A record on disk whose POST has begun before it came there.
+pub struct MovedRecord {
+    moved: Arc<PerLane<AtomicU64>>,
+    lane: LaneId,
+}
+
+impl Drop for MovedRecord {
+    fn drop(&mut self) {
+        self.moved[self.lane as usize].fetch_sub(1, Relaxed);
     }
 }
 

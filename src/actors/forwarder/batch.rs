@@ -275,15 +275,17 @@ impl Poster {
 
     /// Counts the records of a batch that the API has taken.
     async fn count_batch(&self, batch: &[QueuedDelivery], at_once: bool) {
-        let all = || batch.iter().map(|queued| &queued.delivery);
-        let fresh = || all().filter(|delivery| delivery.held.is_none());
+        let all = batch.iter().map(|queued| &queued.delivery);
+        let (held, fresh): (Vec<_>, Vec<_>) = all
+            .map(|delivery| (delivery.last_place(), delivery))
+            .partition(|(place, _)| place.is_some());
+        let fresh = || fresh.iter().map(|(_, delivery)| delivery);
         if let Some(since) = fresh().map(|delivery| delivery.since).min() {
             let records = fresh().map(|delivery| &delivery.record);
             self.count_delivered(records, since, at_once);
         }
-        let held = all().filter_map(|delivery| {
-            let held = delivery.held.as_ref()?;
-            Some(self.count_delivered_held(held, &delivery.record))
+        let held = held.iter().filter_map(|(place, delivery)| {
+            Some(self.count_delivered_held(place.as_ref()?, &delivery.record))
         });
         join_all(held).await;
     }

@@ -19,12 +19,15 @@ use tracing::debug;
 
 use super::{
     batch::{self, QueuedDelivery},
+    mover::Mover,
     post::{Poster, PosterParams},
 };
 use crate::{
     actors::held::{HeldRecord, HeldRecords},
-    delivery::{Acker, Delivery, Verdict},
+    delivery::{Acker, Delivery, HeldEntry, MovableMessage, Verdict},
     lane_id::LaneId,
+    record::Record,
+    spool::NotSafe,
 };
 
 /// How long a delivery may wait in the lane for a place. With the number of those that may wait, it
@@ -43,6 +46,7 @@ pub struct Outlet {
     /// Changes with each drain of the lane, and of the records on disk.
     drain: watch::Receiver<()>,
     drain_held: watch::Receiver<()>,
+    mover: Mover,
 }
 
 impl Outlet {
@@ -60,6 +64,7 @@ impl Outlet {
             batcher,
             drain,
             drain_held,
+            mover: Mover::default(),
         }
     }
 
@@ -96,6 +101,11 @@ impl Outlet {
         place: OwnedSemaphorePermit,
         token: TaskTrackerToken,
     ) {
+        let delivery = if self.holds() && delivery.held.is_none() {
+            self.mover.watch(delivery)
+        } else {
+            delivery
+        };
         if let Some(batcher) = &self.batcher {
             let queued = QueuedDelivery {
                 delivery,
@@ -130,7 +140,7 @@ impl Outlet {
         let Some(held) = &params.api.held else { return };
         let mut drain = self.drain.clone();
         // Those on disk would wait for longer than this one.
-        let is_behind = held.has_any(params.lane) || params.api.breaker.is_open();
+        let is_behind = held.has_waiting(params.lane) || params.api.breaker.is_open();
         let mut patience = if is_behind {
             Duration::ZERO
         } else {
@@ -194,20 +204,19 @@ impl Outlet {
             held,
             permit,
         } = next;
-        let mut place = permit;
+        let verdict = self.deliver_entry(&record, &held, permit, &tracker);
+        self.repeat(record, held, verdict, &tracker).await;
+    }
+
+    /// POSTs a record on disk until it is settled. `verdict` is that of the last time.
+    async fn repeat(
+        &self,
+        record: Record,
+        held: HeldEntry,
+        mut verdict: oneshot::Receiver<Verdict>,
+        tracker: &TaskTracker,
+    ) {
         loop {
-            let (sender, verdict) = oneshot::channel();
-            let delivery = Delivery {
-                record: record.clone(),
-                redelivered: false,
-                since: Instant::now(),
-                held: Some(held.clone()),
-                acker: Acker::new(move |verdict| {
-                    // The task ends with the forwarder.
-                    sender.send(verdict).ok();
-                }),
-            };
-            self.deliver(delivery, place, tracker.token());
             let rest = match verdict.await {
                 Ok(Verdict::Ack | Verdict::Reject) => return,
                 Ok(Verdict::RetryAfter(rest)) => rest,
@@ -216,12 +225,89 @@ impl Outlet {
             sleep(rest).await;
             let places = Arc::clone(&self.poster.params.slots.deliveries);
             // They are never closed.
-            let Ok(next) = places.acquire_owned().await else {
+            let Ok(place) = places.acquire_owned().await else {
                 return;
             };
-            place = next;
+            verdict = self.deliver_entry(&record, &held, place, tracker);
         }
     }
+
+    /// POSTs a record on disk, and gives its verdict.
+    fn deliver_entry(
+        &self,
+        record: &Record,
+        held: &HeldEntry,
+        place: OwnedSemaphorePermit,
+        tracker: &TaskTracker,
+    ) -> oneshot::Receiver<Verdict> {
+        let (acker, verdict) = acker();
+        let delivery = Delivery {
+            record: record.clone(),
+            redelivered: false,
+            since: Instant::now(),
+            held: Some(held.clone()),
+            acker,
+        };
+        self.deliver(delivery, place, tracker.token());
+        verdict
+    }
+
+    /// Moves the messages of deliveries that take long to disk, for ever.
+    pub async fn move_late(self: Rc<Self>, tracker: TaskTracker, stopping: CancellationToken) {
+        let mut moving = JoinSet::new();
+        loop {
+            let late = tokio::select! {
+                biased;
+                () = stopping.cancelled() => return,
+                late = self.mover.next() => late,
+            };
+            while moving.try_join_next().is_some() {}
+            moving.spawn_local(Rc::clone(&self).move_message(late, tracker.clone()));
+        }
+    }
+
+    /// Moves a message to disk unless its record reaches its end before. Then sees to the record.
+    async fn move_message(self: Rc<Self>, message: Arc<MovableMessage>, tracker: TaskTracker) {
+        let params = &self.poster.params;
+        let Some(held) = &params.api.held else { return };
+        let record = &message.record;
+        let key = loop {
+            match held.put_moved(params.lane, &params.tag, record).await {
+                Ok(key) => break key,
+                Err(NotSafe::Closed) => return,
+                Err(_) => sleep(HOLD_AGAIN).await,
+            }
+            if !message.is_movable() {
+                return;
+            }
+        };
+        let entry = HeldEntry {
+            key,
+            tag: params.tag.clone(),
+        };
+        let (acker, verdict) = acker();
+        let Some(in_broker) = message.move_to(entry.clone(), acker) else {
+            return held.spool().settle(key);
+        };
+        let _moved = held.moved(params.lane);
+        params.ledger.parked(params.lane, record);
+        params.copies.release(record);
+        in_broker.settle(Verdict::Ack);
+        held.tell(params.lane);
+        let record = record.clone();
+        drop(message);
+        self.repeat(record, entry, verdict, &tracker).await;
+    }
+}
+
+/// An acker, and the verdict that it gets.
+fn acker() -> (Acker, oneshot::Receiver<Verdict>) {
+    let (sender, verdict) = oneshot::channel();
+    let acker = Acker::new(move |verdict| {
+        // The task that waits for it ends with the forwarder.
+        sender.send(verdict).ok();
+    });
+    (acker, verdict)
 }
 
 /// Puts the record of `delivery` on disk, and counts that. Returns whether it is there.

@@ -158,9 +158,9 @@ impl Poster {
             .await
         {
             PostEnd::Delivered { status, at_once } => {
-                match &delivery.held {
+                match delivery.last_place() {
                     None => self.count_delivered([record], delivery.since, at_once),
-                    Some(held) => Box::pin(self.count_delivered_held(held, record)).await,
+                    Some(held) => Box::pin(self.count_delivered_held(&held, record)).await,
                 }
                 self.params.copies.release(record);
                 self.show(record, || payload.body, status);
@@ -186,8 +186,8 @@ impl Poster {
     pub async fn skip_if_delivered(&self, delivery: Delivery) -> Option<Delivery> {
         let ledger = &self.params.ledger;
         if ledger.is_delivered(&delivery.record) {
-            if let Some(held) = &delivery.held {
-                let removed = Box::pin(self.take_out(held)).await;
+            if let Some(held) = delivery.last_place() {
+                let removed = Box::pin(self.take_out(&held)).await;
                 if removed == Some(true) {
                     ledger.parked_twice();
                 }
@@ -401,8 +401,8 @@ impl Poster {
             .is_ok()
         {
             let ledger = &self.params.ledger;
-            let removed = match &delivery.held {
-                Some(held) => self.take_out(held).await,
+            let removed = match delivery.last_place() {
+                Some(held) => self.take_out(&held).await,
                 None => Some(false),
             };
             match removed {
@@ -420,8 +420,8 @@ impl Poster {
     /// Acks a delivery whose record is parked on disk.
     pub async fn parked(&self, delivery: Delivery) {
         let Self { params, .. } = self;
-        let was_parked = match &delivery.held {
-            Some(held) => self.take_out(held).await != Some(false),
+        let was_parked = match delivery.last_place() {
+            Some(held) => self.take_out(&held).await != Some(false),
             None => false,
         };
         if !was_parked {
