@@ -31,6 +31,7 @@ mod foreign;
 mod fuzz;
 mod grpc;
 mod hostile;
+mod http2;
 mod idempotency;
 mod ingest;
 mod lane;

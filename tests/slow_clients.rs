@@ -194,7 +194,7 @@ async fn handshakes_without_end_are_few_and_hold_up_no_drain() {
         key,
         client_ca: None,
         without_certificate: WithoutCertificate::NoConnection,
-        protocol: "http/1.1",
+        protocols: &["http/1.1"],
     };
     let tls = ServingTls::open("ingest.tls_cert_file", files).expect("good files");
     let socket = http::listen(SocketAddr::from(([127, 0, 0, 1], 0)), None).expect("a free port");

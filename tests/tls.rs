@@ -10,7 +10,11 @@ use std::{
     sync::Arc,
 };
 
-use awc::{Connector, http::StatusCode};
+use awc::{
+    Connector,
+    http::{StatusCode, Version},
+};
+use futures_util::StreamExt as _;
 use rustls::{
     ClientConfig, RootCertStore, SupportedProtocolVersion,
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject as _},
@@ -36,10 +40,10 @@ use crate::{
 type Variables = Vec<(String, String)>;
 
 /// The certificate and the key of a server, in a folder of their own.
-struct Files(TempDir);
+pub struct Files(TempDir);
 
 impl Files {
-    fn new(authority: &Authority) -> Self {
+    pub fn new(authority: &Authority) -> Self {
         let files = Self(tempfile::tempdir().expect("a temporary folder"));
         files.renew(authority);
         files
@@ -64,7 +68,7 @@ impl Files {
     }
 
     /// The variables by which `section` speaks TLS.
-    fn variables(&self, section: &str) -> Variables {
+    pub fn variables(&self, section: &str) -> Variables {
         let variable = |name, path: PathBuf| (format!("{section}__{name}"), shown(&path));
         vec![
             variable("TLS_CERT_FILE", self.cert()),
@@ -77,11 +81,13 @@ fn shown(path: &Path) -> String {
     path.to_str().expect("a plain path").to_owned()
 }
 
-/// A client's TLS that trusts `authority`, and presents a certificate of `own` if there is one.
-fn client_tls(
+/// A client's TLS that trusts `authority`, presents a certificate of `own` if there is one, and
+/// speaks these protocols over it.
+pub fn client_tls(
     authority: &Authority,
     own: Option<&Authority>,
     versions: &[&'static SupportedProtocolVersion],
+    protocols: &[&str],
 ) -> Arc<ClientConfig> {
     let mut roots = RootCertStore::empty();
     let root = CertificateDer::from_pem_slice(authority.cert().as_bytes());
@@ -92,7 +98,7 @@ fn client_tls(
         .with_protocol_versions(versions)
         .expect("known ones");
     let builder = builder.with_root_certificates(roots);
-    Arc::new(match own {
+    let mut config = match own {
         None => builder.with_no_client_auth(),
         Some(own) => {
             let (cert, key) = own.issue("a-client");
@@ -101,7 +107,10 @@ fn client_tls(
             let config = builder.with_client_auth_cert(vec![cert], key);
             config.expect("a certificate and its key")
         }
-    })
+    };
+    let protocols = protocols.iter();
+    config.alpn_protocols = protocols.map(|&name| name.into()).collect();
+    Arc::new(config)
 }
 
 fn client(tls: Arc<ClientConfig>) -> awc::Client {
@@ -146,14 +155,14 @@ async fn records_come_over_tls_1_2_and_1_3_and_over_nothing_older() {
     let (api, files) = (Api::start(), Files::new(&authority));
     let node = started(&api, &[files.variables("INGEST")]).await;
     for version in [&TLS12, &TLS13] {
-        let client = client(client_tls(&authority, None, &[version]));
+        let client = client(client_tls(&authority, None, &[version], &[]));
         let status = post(&client, "https", &node).await;
         assert_eq!(status, Some(StatusCode::ACCEPTED), "{version:?}");
     }
     let plain = awc::Client::default();
     assert_eq!(post(&plain, "http", &node).await, None);
     let stranger = Authority::new().expect("it is installed");
-    let untrusting = client(client_tls(&stranger, None, &[&TLS13]));
+    let untrusting = client(client_tls(&stranger, None, &[&TLS13], &[]));
     assert_eq!(post(&untrusting, "https", &node).await, None);
     for (version, is_spoken) in [
         ("-tls1", false),
@@ -164,8 +173,15 @@ async fn records_come_over_tls_1_2_and_1_3_and_over_nothing_older() {
         let (is_connected, told) = handshake(node.ingest, &[version]).await;
         assert_eq!(is_connected, is_spoken, "{version}: {told}");
     }
-    let (_, told) = handshake(node.ingest, &["-alpn", "h2,http/1.1"]).await;
-    assert!(told.contains("ALPN protocol: http/1.1"), "{told}");
+    for (offered, expected) in [
+        ("h2,http/1.1", "h2"),
+        ("http/1.1,h2", "h2"),
+        ("http/1.1", "http/1.1"),
+    ] {
+        let (_, told) = handshake(node.ingest, &["-alpn", offered]).await;
+        let expected = format!("ALPN protocol: {expected}");
+        assert!(told.contains(&expected), "{offered}: {told}");
+    }
     node.at_rest(PATIENCE).await;
     assert_eq!(api.count(), 2);
 }
@@ -186,7 +202,7 @@ async fn with_a_client_ca_only_its_clients_get_in() {
             (Some(&authority), None),
             (None, None),
         ] {
-            let client = client(client_tls(&authority, own, &[version]));
+            let client = client(client_tls(&authority, own, &[version], &[]));
             assert_eq!(post(&client, "https", &node).await, status, "{version:?}");
         }
     }
@@ -194,11 +210,11 @@ async fn with_a_client_ca_only_its_clients_get_in() {
     fs::write(&client_ca, authority.cert()).expect("room");
     let (before, after) = (Some(&clients), Some(&authority));
     eventually("the file counts", PATIENCE, async || {
-        let client = client(client_tls(&authority, after, &[&TLS13]));
+        let client = client(client_tls(&authority, after, &[&TLS13], &[]));
         post(&client, "https", &node).await
     })
     .await;
-    let client = client(client_tls(&authority, before, &[&TLS13]));
+    let client = client(client_tls(&authority, before, &[&TLS13], &[]));
     assert_eq!(post(&client, "https", &node).await, None);
     node.at_rest(PATIENCE).await;
     assert_eq!(api.count(), 3);
@@ -221,7 +237,7 @@ async fn a_new_certificate_under_load_fails_no_request_and_a_wrong_one_changes_n
     };
     let (api, files) = (Api::start(), Files::new(&authority));
     let node = Rc::new(started(&api, &[files.variables("INGEST")]).await);
-    let tls = client_tls(&authority, None, &[&TLS12, &TLS13]);
+    let tls = client_tls(&authority, None, &[&TLS12, &TLS13], &[]);
     let (is_over, posted) = (Rc::new(Cell::new(false)), Rc::new(Cell::new(0)));
     let load = [(); 4].map(|()| {
         let (node, tls) = (Rc::clone(&node), Arc::clone(&tls));
@@ -310,7 +326,7 @@ async fn handshakes_that_never_end_are_closed_and_leave_room_for_others() {
         let stream = TcpStream::connect(("127.0.0.1", node.ingest)).await;
         silent.push(stream.expect("the system takes it"));
     }
-    let client = client(client_tls(&authority, None, &[&TLS13]));
+    let client = client(client_tls(&authority, None, &[&TLS13], &[]));
     let status = post(&client, "https", &node).await;
     assert_eq!(status, Some(StatusCode::ACCEPTED));
     for mut stream in silent {
@@ -381,9 +397,27 @@ async fn the_admin_side_is_open_to_other_machines_that_have_a_certificate() {
     })
     .await;
     // Without a certificate, probes alone are answered.
-    for version in [&TLS12, &TLS13] {
-        let nobody = client(client_tls(&authority, None, &[version]));
+    for (version, protocols, http) in [
+        (&TLS12, &[][..], Version::HTTP_11),
+        (&TLS13, &[], Version::HTTP_11),
+        (&TLS13, &["h2"], Version::HTTP_2),
+    ] {
+        let operator = client(client_tls(
+            &authority,
+            Some(&clients),
+            &[version],
+            protocols,
+        ));
+        let url = format!("{}/api/events", node.url);
+        let mut answer = operator.get(url).send().await.expect("a connection");
+        assert_eq!(answer.status(), StatusCode::OK);
+        assert_eq!(answer.version(), http);
+        let first = answer.next().await.expect("an event").expect("a piece");
+        assert!(!first.is_empty());
+        let nobody = client_tls(&authority, None, &[version], protocols);
         let get = async |path: &str| {
+            // Nobody keeps a connection.
+            let nobody = client(Arc::clone(&nobody));
             let answer = nobody.get(format!("{}{path}", node.url)).send().await;
             let mut answer = answer.expect("a connection");
             (answer.status(), answer.json::<Value>().await.ok())
@@ -399,7 +433,12 @@ async fn the_admin_side_is_open_to_other_machines_that_have_a_certificate() {
             assert_eq!(problem["type"], "urn:waypost:problem:certificate", "{path}");
         }
         // One with a wrong certificate gets no connection.
-        let stranger = client(client_tls(&authority, Some(&authority), &[version]));
+        let stranger = client(client_tls(
+            &authority,
+            Some(&authority),
+            &[version],
+            protocols,
+        ));
         let answer = stranger.get(format!("{}/healthz", node.url)).send().await;
         assert!(answer.is_err(), "{answer:?}");
     }

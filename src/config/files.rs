@@ -19,7 +19,7 @@ impl GrpcConfig {
     pub fn tls(&self) -> Option<TlsFiles> {
         let files = tls(&self.cert_file, &self.key_file, &None)?;
         Some(TlsFiles {
-            protocol: "h2",
+            protocols: &["h2"],
             ..files
         })
     }
@@ -52,7 +52,6 @@ fn tls(
         key: key.as_deref()?.to_owned(),
         client_ca: client_ca.as_deref().map(ToOwned::to_owned),
         without_certificate: WithoutCertificate::NoConnection,
-        // HTTP/2 is not offered: the library bounds neither its streams nor its headers.
-        protocol: "http/1.1",
+        protocols: &["h2", "http/1.1"],
     })
 }

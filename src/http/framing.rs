@@ -10,7 +10,7 @@ use memchr::memchr;
 /// How much of a line is kept: more than any field that frames a request is long.
 const LINE_START: usize = 64;
 /// The most characters of a field's name. The library panics at 65,536.
-const NAME_MAX: usize = 256;
+pub const NAME_MAX: usize = 256;
 /// The most bytes of the line before a chunk, with its extensions. Hardly a client sends any.
 const CHUNK_LINE_MAX: usize = 256;
 /// The most bytes of all trailers.

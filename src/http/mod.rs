@@ -13,6 +13,7 @@ mod foreign;
 mod framing;
 mod handshakes;
 mod history;
+mod http2;
 pub mod ingest;
 mod metrics;
 mod operators;
@@ -28,16 +29,19 @@ pub mod tokens;
 use std::{
     fmt, io,
     net::{SocketAddr, TcpListener},
+    pin::Pin,
     rc::Rc,
     time::Duration,
 };
 
 use actix_http::{HttpService, Protocol, error::DispatchError};
 use actix_server::ServerBuilder;
-use actix_service::{IntoServiceFactory as _, ServiceFactoryExt as _, fn_service, map_config};
+use actix_service::{
+    IntoServiceFactory as _, Service as _, ServiceFactory as _, fn_factory, fn_service, map_config,
+};
 use actix_web::{
-    App,
-    dev::{AppConfig, Extensions, ServerHandle, Service as _, ServiceResponse},
+    App, HttpMessage as _,
+    dev::{AppConfig, Extensions, ServerHandle, ServiceRequest, ServiceResponse},
     http::ConnectionType,
     web,
 };
@@ -55,6 +59,7 @@ use self::{
     checked_stream::{CheckedStream, HeadState},
     early_problem::EarlyProblemStream,
     handshakes::Handshakes,
+    http2::{Http2, Http2Client},
 };
 use crate::secrets::ServingTls;
 
@@ -168,53 +173,59 @@ pub fn serve(
                 }
             });
         let app = map_config(app.into_factory(), |()| AppConfig::default());
-        let handshakes = Rc::new(Handshakes::new(connections, stopping.clone()));
         let stopping = stopping.clone();
-        let http = HttpService::build()
-            // Each head has its time: see `checked_stream`.
-            .client_request_timeout(Duration::ZERO)
-            .keep_alive(limits.keep_alive)
-            .client_disconnect_timeout(LINGER)
-            .graceful_shutdown_signal(move || {
-                let stopping = stopping.clone();
-                async move { stopping.notified().await }
-            })
-            .on_connect_ext(note_connection)
-            .finish(app);
         let tls = tls.clone();
-        let connected = move |stream: TcpStream| {
-            let tls = tls.clone();
-            let handshakes = Rc::clone(&handshakes);
-            async move {
-                let client = stream.peer_addr().ok();
-                // An answer in several pieces does not wait for the client's acknowledgement of the
-                // first one. It fails only for a connection that has ended.
-                stream.set_nodelay(true).ok();
-                let mut stream = TimeoutStream::new(stream);
-                stream.set_write_timeout(Some(write_patience()));
-                let stream = Box::pin(stream);
-                let stream = match tls {
-                    None => Either::Left(stream),
-                    Some(tls) => {
-                        let accepted = handshakes.accept(&tls, stream, limits.header_timeout);
-                        let accepted = accepted.await;
-                        let accepted = accepted.inspect_err(|why| log_no_tls(client, why))?;
-                        Either::Right(Box::new(accepted))
+        async move {
+            // Both versions of HTTP have the same.
+            let app = Rc::new(app.new_service(()).await?);
+            let shared = Rc::clone(&app);
+            let handshakes = Handshakes::new(connections, stopping.clone());
+            let http2 = Http2::new(app, limits, connections, stopping.clone());
+            let http1 = HttpService::build()
+                // Each head has its time: see `checked_stream`.
+                .client_request_timeout(Duration::ZERO)
+                .keep_alive(limits.keep_alive)
+                .client_disconnect_timeout(LINGER)
+                .graceful_shutdown_signal(move || {
+                    let stopping = stopping.clone();
+                    async move { stopping.notified().await }
+                })
+                .on_connect_ext(note_connection)
+                .finish(fn_factory(move || ready(Ok::<_, ()>(Rc::clone(&shared)))));
+            let http1 = http1.new_service(()).await?;
+            let parts = Rc::new((tls, handshakes, http1, http2));
+            Ok::<_, ()>(fn_service(move |stream: TcpStream| {
+                let parts = Rc::clone(&parts);
+                async move {
+                    let (tls, handshakes, http1, http2) = &*parts;
+                    let client = stream.peer_addr().ok();
+                    let opened = open(stream, tls.as_ref(), handshakes, limits);
+                    let stream = opened.await.inspect_err(|why| log_no_tls(client, why))?;
+                    if let Either::Right(tls) = &stream
+                        && tls.get_ref().1.alpn_protocol() == Some(b"h2")
+                    {
+                        let client = Http2Client {
+                            address: client,
+                            has_certificate: has_presented(tls),
+                        };
+                        let served = http2.serve(stream, client).await;
+                        return Ok::<_, DispatchError>(
+                            served.inspect_err(|why| log_end(client.address, why))?,
+                        );
                     }
-                };
-                let stream = EarlyProblemStream::new(stream, client);
-                let stream = CheckedStream::new(stream, client, limits.header_timeout);
-                Ok::<_, DispatchError>((stream, Protocol::Http1, client))
-            }
-        };
-        fn_service(connected).and_then(http)
+                    let stream = EarlyProblemStream::new(stream, client);
+                    let stream = CheckedStream::new(stream, client, limits.header_timeout);
+                    http1.call((stream, Protocol::Http1, client)).await
+                }
+            }))
+        }
     };
     let server = builder
         .workers(limits.workers)
         .max_concurrent_connections(connections)
         .shutdown_timeout(limits.drain.as_secs())
         .disable_signals()
-        .listen("http", socket, service)?
+        .listen("http", socket, move || fn_factory(service.clone()))?
         .run();
     let handle = server.handle();
     actix_rt::spawn(async move {
@@ -225,19 +236,56 @@ pub fn serve(
     Ok(handle)
 }
 
-/// Noted with a connection whose client has presented a certificate that counts.
-pub struct ClientCertificate;
+/// Noted with a connection of HTTP/1.1, or a request of HTTP/2, whose client has presented a
+/// certificate that counts.
+struct ClientCertificate;
 
-type TlsConnection<S> = Box<TlsStream<S>>;
-type HttpConnection<S> = CheckedStream<EarlyProblemStream<Either<S, TlsConnection<S>>>>;
+type PlainStream = Pin<Box<TimeoutStream<TcpStream>>>;
+type ClientStream = Either<PlainStream, Box<TlsStream<PlainStream>>>;
 
-fn note_connection<S>(connection: &HttpConnection<S>, extensions: &mut Extensions) {
+/// What HTTP is spoken on: the connection, or TLS on it.
+async fn open(
+    stream: TcpStream,
+    tls: Option<&ServingTls>,
+    handshakes: &Handshakes,
+    limits: ServerLimits,
+) -> io::Result<ClientStream> {
+    // An answer in several pieces does not wait for the client's acknowledgement of the first one.
+    // It fails only for a connection that has ended.
+    stream.set_nodelay(true).ok();
+    let mut stream = TimeoutStream::new(stream);
+    stream.set_write_timeout(Some(write_patience()));
+    let stream = Box::pin(stream);
+    let Some(tls) = tls else {
+        return Ok(Either::Left(stream));
+    };
+    let accepted = handshakes
+        .accept(tls, stream, limits.header_timeout)
+        .await?;
+    Ok(Either::Right(Box::new(accepted)))
+}
+
+fn note_connection(
+    connection: &CheckedStream<EarlyProblemStream<ClientStream>>,
+    extensions: &mut Extensions,
+) {
     extensions.insert(connection.state());
     if let Either::Right(tls) = connection.get_ref().get_ref()
-        && tls.get_ref().1.peer_certificates().is_some()
+        && has_presented(tls)
     {
         extensions.insert(ClientCertificate);
     }
+}
+
+/// Whether the client has presented a certificate. One that does not count has no connection.
+fn has_presented(tls: &TlsStream<PlainStream>) -> bool {
+    tls.get_ref().1.peer_certificates().is_some()
+}
+
+/// Whether the client of a request has presented a certificate that counts.
+fn has_certificate(request: &ServiceRequest) -> bool {
+    request.conn_data::<ClientCertificate>().is_some()
+        || request.extensions().contains::<ClientCertificate>()
 }
 
 /// Ends the connection behind this answer.
@@ -265,6 +313,10 @@ fn report<B>(answer: &ServiceResponse<B>) {
 
 fn log_no_tls(client: Option<SocketAddr>, why: &io::Error) {
     debug!(client = client.map(tracing::field::display), reason = %why, "no TLS connection");
+}
+
+fn log_end(client: Option<SocketAddr>, why: &io::Error) {
+    debug!(client = client.map(tracing::field::display), reason = %why, "HTTP/2 connection ended");
 }
 
 /// The client's mistake, which is no event of the node.

@@ -10,7 +10,7 @@ use actix_web::{
 };
 
 use super::{
-    ClientCertificate, close_behind, foreign,
+    close_behind, foreign, has_certificate,
     problem::{Problem, ProblemKind},
     status::AdminState,
 };
@@ -25,7 +25,7 @@ pub async fn only_operators(
     if request.path() != "/metrics" {
         foreign::refuse_unless_link(request.uri(), request.headers(), &state.hosts)?;
     }
-    if state.needs_certificate && request.conn_data::<ClientCertificate>().is_none() {
+    if state.needs_certificate && !has_certificate(&request) {
         return Err(no_certificate().into());
     }
     if let Some(tokens) = &state.tokens {

@@ -32,8 +32,8 @@ pub struct TlsFiles {
     /// A client's certificate counts if one of these has signed it.
     pub client_ca: Option<PathBuf>,
     pub without_certificate: WithoutCertificate,
-    /// The name of the protocol that the server speaks over TLS (RFC 7301).
-    pub protocol: &'static str,
+    /// The names of the protocols that the server speaks over TLS, the best first (RFC 7301).
+    pub protocols: &'static [&'static str],
 }
 
 impl TlsFiles {
@@ -130,7 +130,8 @@ impl ServerTls {
             Error::InvalidCertificate(why) => cert.wrong(format_args!("{why:?}")),
             _ => key.wrong("holds a key of a kind that is not supported"),
         })?;
-        config.alpn_protocols = vec![files.protocol.into()];
+        let protocols = files.protocols.iter();
+        config.alpn_protocols = protocols.map(|&name| name.into()).collect();
         Ok(Self {
             digests,
             config: Arc::new(config),

@@ -1,0 +1,269 @@
+//! HTTP/2 on a connection that has negotiated it by TLS (RFC 9113).
+//!
+//! actix-http's own dispatcher bounds neither the streams of a connection nor the size of their
+//! headers, and has no time for anything. This one hands each stream to the same service as HTTP/1.1:
+//!
+//! | what a client may do | its bound |
+//! | --- | --- |
+//! | open streams | [`STREAMS_MAX`] a connection, and all streams together as many as connections |
+//! | send headers | [`HEAD_MAX`] bytes and `HEADERS_MAX` lines; `CONTINUATION` frames by the library |
+//! | send a body that nobody reads yet | the windows |
+//! | break streams off | [`BROKEN_MAX`] more than it lets end; in one go, by the library |
+//! | open no stream, or not end its head | `header_timeout` for the first one, then `keep_alive` |
+//! | not take its answer | `WRITE_PATIENCE`, for the stream and for the connection |
+//! | send small or empty frames | the library's budget of `DATA`; the rest by the times above |
+//!
+//! The body of a request has the times and limits of its handler.
+
+mod answer;
+mod request;
+mod room;
+
+use std::{
+    future::{Future, poll_fn},
+    io,
+    net::SocketAddr,
+    pin::pin,
+};
+
+use actix_http::{Request, Response};
+use actix_server::GracefulShutdownSignal;
+use actix_service::Service;
+use actix_web::{
+    Error, ResponseError as _,
+    body::{BoxBody, MessageBody},
+    dev::ServiceResponse,
+};
+use bytes::Bytes;
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
+use h2::{
+    Reason, RecvStream,
+    server::{Builder, Connection, SendResponse},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    select,
+    time::{Instant, sleep, timeout},
+};
+
+use self::{
+    answer::send,
+    request::{BodyDemand, service_request},
+    room::{StreamPlace, StreamRoom},
+};
+use super::{LINGER, ServerLimits, log_bad_request, problem::Problem};
+
+/// The most streams of a connection: no fewer are recommended (RFC 9113, 6.5.2).
+const STREAMS_MAX: u32 = 100;
+/// The most bytes of a request's headers, as for HTTP/1.1.
+const HEAD_MAX: u32 = 128 << 10;
+/// The most bytes of a body, and of all bodies of a connection, that wait to be read. A client at 100
+/// ms may send 2.5 MB a second on one stream.
+const STREAM_WINDOW: u32 = 256 << 10;
+const CONNECTION_WINDOW: u32 = 1 << 20;
+/// The most bytes of a stream's answer that wait for the connection.
+const SEND_BUFFER: usize = 64 << 10;
+/// A client that gives up may break off all its streams.
+const BROKEN_MAX: u32 = STREAMS_MAX;
+
+/// The client of a connection.
+#[derive(Clone, Copy)]
+pub struct Http2Client {
+    pub address: Option<SocketAddr>,
+    /// It has presented one that counts.
+    pub has_certificate: bool,
+}
+
+/// What a server thread needs to serve connections of HTTP/2.
+pub struct Http2<S> {
+    service: S,
+    limits: ServerLimits,
+    room: StreamRoom,
+    stopping: GracefulShutdownSignal,
+}
+
+/// How a stream ended.
+enum StreamEnd {
+    Answered,
+    /// Answered, and the client is to keep no connection.
+    Last,
+    /// The client has broken it off, or did not take its answer.
+    Broken,
+}
+
+/// Whether a connection takes more streams.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Intake {
+    Open,
+    /// The client has been told to open no more. Those on their way are answered.
+    Ending,
+    /// It has had its time.
+    Refusing,
+}
+
+impl<S, B> Http2<S>
+where
+    S: Service<Request, Response = ServiceResponse<B>, Error = Error>,
+    B: MessageBody,
+{
+    /// All connections of the thread together have as many streams as they may be connections.
+    pub fn new(
+        service: S,
+        limits: ServerLimits,
+        connections: usize,
+        stopping: GracefulShutdownSignal,
+    ) -> Self {
+        Self {
+            service,
+            limits,
+            room: StreamRoom::new(connections),
+            stopping,
+        }
+    }
+
+    /// Serves a connection until it ends.
+    ///
+    /// # Errors
+    /// If the client breaks a rule or a limit of the protocol, or the connection is lost.
+    pub async fn serve<T: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        stream: T,
+        client: Http2Client,
+    ) -> io::Result<()> {
+        let opened = timeout(self.limits.header_timeout, builder().handshake(stream));
+        let connection = select! {
+            opened = opened => opened,
+            () = self.stopping.notified() => return Ok(()),
+        };
+        let late = |_| io::Error::new(io::ErrorKind::TimedOut, "no HTTP/2 in time");
+        let mut connection = connection.map_err(late)?.map_err(io::Error::other)?;
+        self.serve_streams(&mut connection, client)
+            .await
+            .map_err(io::Error::other)?;
+        // The last frames leave.
+        let closed = poll_fn(|context| connection.poll_closed(context));
+        timeout(LINGER, closed).await.ok();
+        Ok(())
+    }
+
+    async fn serve_streams<T: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        connection: &mut Connection<T, Bytes>,
+        client: Http2Client,
+    ) -> Result<(), h2::Error> {
+        let mut stopping = pin!(self.stopping.notified());
+        // While there is no stream, or the connection ends.
+        let mut timer = pin!(sleep(self.limits.header_timeout));
+        let mut intake = Intake::Open;
+        let mut breaks_left = BROKEN_MAX;
+        let mut streams = FuturesUnordered::new();
+        loop {
+            let mut ends = false;
+            select! {
+                biased;
+                () = &mut stopping, if intake == Intake::Open => ends = true,
+                Some(end) = streams.next() => {
+                    match end {
+                        StreamEnd::Broken => breaks_left -= 1,
+                        StreamEnd::Answered | StreamEnd::Last => {
+                            breaks_left = BROKEN_MAX.min(breaks_left + 1);
+                        }
+                    }
+                    if breaks_left == 0 {
+                        connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+                        return Ok(());
+                    }
+                    ends = matches!(end, StreamEnd::Last);
+                    if streams.is_empty() && intake == Intake::Open {
+                        timer.as_mut().reset(Instant::now() + self.limits.keep_alive);
+                    }
+                }
+                () = &mut timer, if streams.is_empty() || intake == Intake::Ending => {
+                    match intake {
+                        Intake::Open => ends = true,
+                        Intake::Ending if !streams.is_empty() => intake = Intake::Refusing,
+                        Intake::Ending | Intake::Refusing => {
+                            connection.abrupt_shutdown(Reason::NO_ERROR);
+                            return Ok(());
+                        }
+                    }
+                }
+                accepted = connection.accept() => {
+                    let Some(accepted) = accepted else { return Ok(()) };
+                    let (request, mut respond) = accepted?;
+                    let place = self.room.take(streams.is_empty());
+                    match place.filter(|_| intake != Intake::Refusing) {
+                        Some(place) => {
+                            streams.push(self.answer(request, respond, client, place));
+                        }
+                        // The client may send it again, to another connection.
+                        None => respond.send_reset(Reason::REFUSED_STREAM),
+                    }
+                }
+            }
+            if ends && intake == Intake::Open {
+                intake = Intake::Ending;
+                connection.graceful_shutdown();
+                timer.as_mut().reset(Instant::now() + LINGER);
+            }
+        }
+    }
+
+    /// Has the service answer the request of a stream. It hears of it if the client breaks that off:
+    /// its future is dropped.
+    async fn answer(
+        &self,
+        request: http::Request<RecvStream>,
+        mut respond: SendResponse<Bytes>,
+        client: Http2Client,
+        _place: StreamPlace,
+    ) -> StreamEnd {
+        let is_head = request.method() == http::Method::HEAD;
+        let demand = BodyDemand::of(&request);
+        let request = match service_request(request, client, demand.clone()) {
+            Ok(request) => request,
+            Err(problem) => {
+                log_bad_request(client.address, &problem);
+                return send(problem_response(&problem), &mut respond, is_head).await;
+            }
+        };
+        let mut answering = pin!(self.service.call(request));
+        let answered = poll_fn(|context| {
+            let answer = answering.as_mut().poll(context);
+            if answer.is_pending() {
+                if demand.is_due() {
+                    // It fails where the stream has ended, which the next line sees.
+                    respond.send_informational(continues()).ok();
+                }
+                return respond.poll_reset(context).map(|_| None);
+            }
+            answer.map(Some)
+        });
+        match answered.await {
+            None => StreamEnd::Broken,
+            Some(Ok(answer)) => send(answer.into(), &mut respond, is_head).await,
+            Some(Err(error)) => send(Response::from(error), &mut respond, is_head).await,
+        }
+    }
+}
+
+fn builder() -> Builder {
+    let mut builder = Builder::new();
+    builder
+        .max_concurrent_streams(STREAMS_MAX)
+        .max_header_list_size(HEAD_MAX)
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buffer_size(SEND_BUFFER);
+    builder
+}
+
+fn continues() -> http::Response<()> {
+    let mut response = http::Response::new(());
+    *response.status_mut() = http::StatusCode::CONTINUE;
+    response
+}
+
+fn problem_response(problem: &Problem) -> Response<BoxBody> {
+    problem.error_response().into()
+}
