@@ -16,14 +16,14 @@ pub struct ServerEvent {
 /// The events of an answer.
 pub struct EventStream {
     answer: AnswerStream,
-    events: EventReader,
+    events: EventParser,
 }
 
 impl EventStream {
     pub fn new(answer: AnswerStream) -> Self {
         Self {
             answer,
-            events: EventReader::default(),
+            events: EventParser::default(),
         }
     }
 
@@ -47,7 +47,7 @@ impl EventStream {
 
 /// Cuts pieces of a stream into events.
 #[derive(Default)]
-struct EventReader {
+struct EventParser {
     /// The text that has come, and how much of it is read.
     text: Vec<u8>,
     read: usize,
@@ -56,7 +56,7 @@ struct EventReader {
     has_begun: bool,
 }
 
-impl EventReader {
+impl EventParser {
     fn add(&mut self, piece: &[u8]) {
         self.text.drain(..self.read);
         self.read = 0;
@@ -129,7 +129,7 @@ mod tests {
             },
         ];
         for size in [1, 2, 7, text.len()] {
-            let mut reader = EventReader::default();
+            let mut reader = EventParser::default();
             let mut found = Vec::new();
             for piece in text.as_bytes().chunks(size) {
                 reader.add(piece);
@@ -143,10 +143,10 @@ mod tests {
 
     #[test]
     fn an_endless_line_is_refused() {
-        let mut reader = EventReader::default();
+        let mut reader = EventParser::default();
         reader.add(&vec![b'x'; EVENT_MAX + 1]);
         assert!(reader.next().is_err());
-        let mut reader = EventReader::default();
+        let mut reader = EventParser::default();
         reader.add(b"data: \xff\n\n");
         assert!(reader.next().is_err());
     }
