@@ -9,7 +9,7 @@ use bytes::Bytes;
 use serde_json::Value;
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
-    net::{TcpSocket, TcpStream},
+    net::{TcpSocket, TcpStream, unix::pipe},
     time::timeout,
 };
 
@@ -263,6 +263,42 @@ async fn the_command_prints_a_line_for_each_record_up_to_its_limit() {
         );
         assert!(error.contains(told), "{arguments:?}: {error}");
     }
+}
+
+#[actix_rt::test]
+async fn the_command_follows_a_node_through_a_restart_and_says_that_it_was_away() {
+    let api = Api::start();
+    let mut node = node(&api).await;
+    let mut tap = running_tap(&node, &["--limit", "1000"]);
+    let lines = tap.stdout.take().expect("it is piped");
+    let lines = pipe::Receiver::from_owned_fd(lines.into()).expect("it is a pipe");
+    let mut lines = BufReader::new(lines).lines();
+    let mut posted = 0;
+    // Posts until a line comes: a record that passes before the watch is not shown.
+    let mut next = async |node: &Node| loop {
+        let name = format!("a-{posted}");
+        posted += 1;
+        post_all(node, &name, traffic().into_iter().take(1)).await;
+        if let Ok(line) = timeout(Duration::from_millis(300), lines.next_line()).await {
+            let line = line.expect("a pipe").expect("it has not ended");
+            return serde_json::from_str::<Value>(&line).expect("JSON");
+        }
+    };
+    assert_eq!(next(&node).await["lane"], "grpc");
+    node.killed_and_started().await;
+    node.lane_is("grpc", "up", PATIENCE).await;
+    // What was posted before the kill may come first.
+    let away = loop {
+        let line = next(&node).await;
+        if line["lane"] != "grpc" {
+            break line;
+        }
+    };
+    let is_told = away.get("missed") == Some(&Value::Null) && away["away_s"].as_f64() > Some(0.0);
+    assert!(is_told, "{away}");
+    assert_eq!(next(&node).await["lane"], "grpc");
+    tap.kill().expect("it runs");
+    tap.wait().expect("it has ended");
 }
 
 #[actix_rt::test]
