@@ -150,6 +150,30 @@ fn number(id: &str) -> u64 {
     number.parse().expect("a number")
 }
 
+/// As that many open pages.
+#[actix_rt::test]
+async fn a_hundred_readers_take_less_than_a_mebibyte() {
+    const READERS: usize = 100;
+    let api = Api::start();
+    let node = node(&api).await;
+    // What the first one takes is shared by the others.
+    let mut first = Events::start(&node).await;
+    for _ in 0..3 {
+        first.next_of("status").await;
+    }
+    let before = node.memory();
+    let mut readers = Vec::new();
+    for _ in 0..READERS {
+        readers.push(Events::start(&node).await);
+    }
+    for _ in 0..3 {
+        join_all(readers.iter_mut().map(|reader| reader.next_of("status"))).await;
+    }
+    let took = node.memory().saturating_sub(before);
+    println!("{READERS} readers take {} KiB", took >> 10);
+    assert!(took < 1 << 20, "{took} bytes");
+}
+
 #[actix_rt::test]
 async fn the_statuses_are_those_of_the_node_and_each_change_is_told() {
     let mut api = Api::start();

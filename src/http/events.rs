@@ -9,7 +9,7 @@
 //! A stream ends when the token that opened it is taken away.
 //!
 //! A status is rendered once for all readers, and none without a reader. A reader costs its place in
-//! the log of changes. One that is slow skips statuses, and one that takes nothing at all loses its
+//! the log of changes, and a task that writes what all readers share: see [`super::handover`]. One that is slow skips statuses, and one that takes nothing at all loses its
 //! connection: see `WRITE_PATIENCE`.
 
 #[cfg(test)]
@@ -39,6 +39,7 @@ use tokio::{
 };
 
 use super::{
+    handover::Handover,
     problem::{Problem, ProblemKind},
     status::AdminState,
 };
@@ -238,10 +239,10 @@ impl EventReader {
         }
     }
 
-    fn into_stream(self) -> impl Stream<Item = Result<Bytes, Infallible>> {
+    fn into_stream(self) -> impl Stream<Item = Bytes> {
         stream::unfold(self, |mut reader| async move {
             let text = reader.next().await;
-            Some((Ok(text), reader))
+            Some((text, reader))
         })
     }
 }
@@ -292,5 +293,9 @@ pub async fn stream(
         Some(tokens) => Either::Left(tokens.clone().until_refused(request.headers().clone())),
         None => Either::Right(pending()),
     };
-    Ok(answer.streaming(reader.into_stream().take_until(refused)))
+    let events = reader.into_stream().take_until(refused);
+    Ok(match request.conn_data::<Handover>() {
+        Some(handover) => handover.answer(request.version(), answer, events),
+        None => answer.streaming(events.map(Ok::<_, Infallible>)),
+    })
 }

@@ -11,6 +11,7 @@ pub mod events;
 mod explain;
 mod foreign;
 mod framing;
+mod handover;
 mod handshakes;
 mod history;
 mod http2;
@@ -58,6 +59,7 @@ use tracing::{debug, error};
 use self::{
     checked_stream::{CheckedStream, HeadState},
     early_problem::EarlyProblemStream,
+    handover::HandoverStream,
     handshakes::Handshakes,
     http2::{Http2, Http2Client},
 };
@@ -213,6 +215,7 @@ pub fn serve(
                             served.inspect_err(|why| log_end(client.address, why))?,
                         );
                     }
+                    let stream = HandoverStream::new(stream);
                     let stream = EarlyProblemStream::new(stream, client);
                     let stream = CheckedStream::new(stream, client, limits.header_timeout);
                     http1.call((stream, Protocol::Http1, client)).await
@@ -242,6 +245,7 @@ struct ClientCertificate;
 
 type PlainStream = Pin<Box<TimeoutStream<TcpStream>>>;
 type ClientStream = Either<PlainStream, Box<TlsStream<PlainStream>>>;
+type HttpConnection = CheckedStream<EarlyProblemStream<HandoverStream<ClientStream>>>;
 
 /// What HTTP is spoken on: the connection, or TLS on it.
 async fn open(
@@ -265,12 +269,11 @@ async fn open(
     Ok(Either::Right(Box::new(accepted)))
 }
 
-fn note_connection(
-    connection: &CheckedStream<EarlyProblemStream<ClientStream>>,
-    extensions: &mut Extensions,
-) {
+fn note_connection(connection: &HttpConnection, extensions: &mut Extensions) {
     extensions.insert(connection.state());
-    if let Either::Right(tls) = connection.get_ref().get_ref()
+    let stream = connection.get_ref().get_ref();
+    extensions.insert(stream.handover());
+    if let Some(Either::Right(tls)) = stream.get_ref()
         && has_presented(tls)
     {
         extensions.insert(ClientCertificate);

@@ -1,0 +1,230 @@
+//! Long answers that leave the HTTP library behind their head.
+//!
+//! A connection in the hands of actix-http has buffers for requests and answers, and the room for a
+//! request under way: about 15 KiB. A stream of events needs none of them. So its handler answers with
+//! a head alone, which says that the connection ends behind this answer, and hands over the body. When
+//! the library closes the connection, a small task takes it, and writes pieces that all readers share.
+
+use std::{
+    cell::RefCell,
+    io,
+    pin::{Pin, pin},
+    rc::Rc,
+    task::{Context, Poll},
+};
+
+use actix_web::{
+    HttpResponse, HttpResponseBuilder,
+    http::{Version, header},
+};
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt as _, stream};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf, split};
+
+use super::problem::Problem;
+
+const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
+
+/// What comes behind the head.
+struct LongBody {
+    pieces: Pin<Box<dyn Stream<Item = Bytes>>>,
+    /// A client of HTTP/1.0 knows no chunks: its body ends with the connection.
+    is_chunked: bool,
+}
+
+/// The body that a connection is to have, once there is one. Clones share it.
+#[derive(Clone, Default)]
+pub struct Handover(Rc<RefCell<Option<LongBody>>>);
+
+impl Handover {
+    /// An answer of this version whose body the connection has to itself, until it ends or the client
+    /// leaves.
+    pub fn answer(
+        &self,
+        version: Version,
+        mut head: HttpResponseBuilder,
+        pieces: impl Stream<Item = Bytes> + 'static,
+    ) -> HttpResponse {
+        let is_chunked = version >= Version::HTTP_11;
+        let pieces = Box::pin(pieces);
+        *self.0.borrow_mut() = Some(LongBody { pieces, is_chunked });
+        if is_chunked {
+            head.insert_header((header::TRANSFER_ENCODING, "chunked"));
+        }
+        let nothing = stream::empty::<Result<Bytes, Problem>>();
+        let mut answer = head.force_close().streaming(nothing);
+        // The library would write the last chunk at once.
+        answer.head_mut().no_chunking(true);
+        answer
+    }
+}
+
+/// A stream that outlives the HTTP library if it has a long answer to give.
+pub struct HandoverStream<S> {
+    /// `None` once it is handed over.
+    stream: Option<S>,
+    handover: Handover,
+}
+
+impl<S> HandoverStream<S> {
+    pub fn new(stream: S) -> Self {
+        Self {
+            stream: Some(stream),
+            handover: Handover::default(),
+        }
+    }
+
+    /// The stream under it.
+    pub const fn get_ref(&self) -> Option<&S> {
+        self.stream.as_ref()
+    }
+
+    /// Takes the long answer of its connection.
+    pub fn handover(&self) -> Handover {
+        self.handover.clone()
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for HandoverStream<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match &mut self.stream {
+            Some(stream) => Pin::new(stream).poll_read(context, into),
+            None => Poll::Ready(Ok(())),
+        }
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + 'static> AsyncWrite for HandoverStream<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.stream {
+            Some(stream) => Pin::new(stream).poll_write(context, bytes),
+            None => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.stream {
+            Some(stream) => Pin::new(stream).poll_flush(context),
+            None => Poll::Ready(Ok(())),
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let body = self.handover.0.borrow_mut().take();
+        match (body, &mut self.stream) {
+            (Some(body), stream) => {
+                if let Some(stream) = stream.take() {
+                    actix_rt::spawn(carry(stream, body));
+                }
+                Poll::Ready(Ok(()))
+            }
+            (None, Some(stream)) => Pin::new(stream).poll_shutdown(context),
+            (None, None) => Poll::Ready(Ok(())),
+        }
+    }
+}
+
+/// The piece with its length (RFC 9112, 7.1). One write makes one packet of it.
+fn chunk(piece: &[u8]) -> Vec<u8> {
+    let length = format!("{:x}\r\n", piece.len());
+    [length.as_bytes(), piece, b"\r\n"].concat()
+}
+
+/// Writes the body until it ends, the client leaves, or it takes nothing for too long.
+async fn carry<S: AsyncRead + AsyncWrite>(stream: S, mut body: LongBody) {
+    let (mut from, mut to) = split(stream);
+    let written = async {
+        while let Some(piece) = body.pieces.next().await {
+            if body.is_chunked {
+                to.write_all(&chunk(&piece)).await?;
+            } else {
+                to.write_all(&piece).await?;
+            }
+            to.flush().await?;
+        }
+        if body.is_chunked {
+            to.write_all(LAST_CHUNK).await?;
+        }
+        to.shutdown().await
+    };
+    // A client that has its last answer has nothing to say.
+    let left = async {
+        let mut unread = [0; 64];
+        while from.read(&mut unread).await.is_ok_and(|read| read > 0) {}
+    };
+    let (written, left) = (pin!(written), pin!(left));
+    tokio::select! {
+        _ = written => {}
+        () = left => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::{io::duplex, time::timeout};
+
+    use super::*;
+
+    fn pieces(count: usize) -> impl Stream<Item = Bytes> {
+        stream::iter((0..count).map(|_| Bytes::from_static(b"piece")))
+    }
+
+    #[actix_rt::test]
+    async fn the_body_follows_when_the_library_closes_the_stream() {
+        for (version, end) in [
+            (Version::HTTP_10, "piece".repeat(100)),
+            (Version::HTTP_11, "5\r\npiece\r\n".repeat(100) + "0\r\n\r\n"),
+        ] {
+            let (ours, mut client) = duplex(64);
+            let mut stream = HandoverStream::new(ours);
+            stream.write_all(b"head ").await.unwrap();
+            let handover = stream.handover();
+            drop(handover.answer(version, HttpResponse::Ok(), pieces(100)));
+            stream.shutdown().await.unwrap();
+            drop(stream);
+            let mut read = String::new();
+            client.read_to_string(&mut read).await.unwrap();
+            assert_eq!(read, format!("head {end}"));
+        }
+    }
+
+    #[actix_rt::test]
+    async fn a_body_ends_with_its_client_and_without_one_the_stream_is_shut() {
+        let (ours, client) = duplex(64);
+        let mut stream = HandoverStream::new(ours);
+        let held = Rc::new(());
+        let kept = Rc::clone(&held);
+        let silent = stream::once(async move {
+            std::future::pending::<()>().await;
+            drop(kept);
+            Bytes::new()
+        });
+        let handover = stream.handover();
+        drop(handover.answer(Version::HTTP_11, HttpResponse::Ok(), silent));
+        stream.shutdown().await.unwrap();
+        assert_eq!(Rc::strong_count(&held), 2);
+        drop(client);
+        timeout(Duration::from_secs(20), async {
+            while Rc::strong_count(&held) > 1 {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await
+        .expect("the body is dropped");
+
+        let (ours, mut client) = duplex(64);
+        let mut stream = HandoverStream::new(ours);
+        stream.shutdown().await.unwrap();
+        assert_eq!(client.read(&mut [0; 8]).await.unwrap(), 0);
+    }
+}
