@@ -173,6 +173,15 @@ impl History {
         let last = last.copied().unwrap_or_default();
         Columns::of_one(kept.at_ms, &kept.lanes, &last)
     }
+
+    /// How long half of the lane's confirms took in the last ten seconds that have ended; 0 if there
+    /// was none.
+    pub fn recent_publish(&self, lane: LaneId) -> Duration {
+        let kept = self.0.lock();
+        let last = kept.tens.intervals().next_back();
+        let ms = last.map_or(0.0, |ten| ten.lanes[lane as usize].publish.p50);
+        Duration::from_secs_f64(ms / 1000.0)
+    }
 }
 
 impl KeptHistory {

@@ -14,6 +14,7 @@
 //!   large steps when the API does. A time-out says nothing about what a record costs.
 //! - Nothing is tried while POSTs hang: with fewer places, those that hang would take all.
 
+mod post_time;
 #[cfg(test)]
 mod simulation;
 mod window;
@@ -22,7 +23,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use self::window::{Measured, Window};
+use self::{
+    post_time::PostTime,
+    window::{Measured, Window},
+};
 
 /// The limit at the start, unless its bound is lower: the default of the bound.
 const START: u32 = 64;
@@ -79,6 +83,7 @@ pub struct AdaptiveLimit {
     /// POSTs that began before this ended after the API had stopped: they do not count.
     resumed_at: Instant,
     settled_at: Option<Instant>,
+    post_time: PostTime,
 }
 
 #[derive(Debug)]
@@ -117,7 +122,13 @@ impl AdaptiveLimit {
             good: limit,
             resumed_at: now,
             settled_at: None,
+            post_time: PostTime::default(),
         }
+    }
+
+    /// How long a POST takes; `None` if none has ended lately.
+    pub fn post_time(&self, now: Instant) -> Option<Duration> {
+        self.post_time.get(now)
     }
 
     /// The most POSTs that may be in flight now.
@@ -136,6 +147,10 @@ impl AdaptiveLimit {
         let has_stopped = self.window.pass(now, self.in_flight);
         self.in_flight = self.in_flight.saturating_sub(1);
         let Some(result) = result else { return };
+        if result != PostResult::Failed {
+            self.post_time
+                .add(now.saturating_duration_since(began), now);
+        }
         if has_stopped && result != PostResult::TimedOut {
             let limit = self.trial.as_ref().map_or(self.limit, |trial| trial.from);
             self.change(limit, now);

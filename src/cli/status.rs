@@ -202,7 +202,7 @@ fn waiting(node: &NodeSummary, width: usize) -> Vec<String> {
         )
     };
     let spool = node.spool.as_ref();
-    let oldest = spool.and_then(|spool| spool.oldest_s);
+    let oldest = node.oldest_s.or_else(|| spool?.oldest_s);
     let oldest = oldest.map(|seconds| format!("the oldest was accepted {} ago", age(seconds)));
     let disk = spool.map(|spool| {
         let (used, max) = (ByteSize(spool.bytes), ByteSize(spool.max));

@@ -1,5 +1,6 @@
 //! `GET /api/status`, and the state that the admin side's handlers share.
 
+mod apis;
 mod oldest;
 mod warnings;
 
@@ -9,6 +10,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
+    time::Duration,
 };
 
 use actix::Addr;
@@ -16,7 +18,10 @@ use actix_web::http::StatusCode;
 use serde::Serialize;
 use tokio::time::Instant;
 
-use self::warnings::{NodeWarning, warnings};
+use self::{
+    apis::{ApiStatus, NamedApiStatus},
+    warnings::{NodeWarning, warnings},
+};
 use super::{
     events::EventHub,
     problem::{Problem, ProblemKind},
@@ -25,10 +30,9 @@ use super::{
 };
 use crate::{
     actors::{
-        apis::{Apis, SharedApi},
+        apis::Apis,
         supervisor::{Action, ChildId, Snapshot, State, Supervisor, View},
     },
-    api::rate::RateStatus,
     clock::age,
     config::Ack,
     control::{Control, Order, ReloadReport},
@@ -40,7 +44,7 @@ use crate::{
         scores::{LaneRouting, Scores},
     },
     secrets::{FileHealth, FileStatus},
-    spool::{Queue, Spool},
+    spool::Spool,
     transport::BrokerInfo,
 };
 
@@ -109,6 +113,8 @@ pub struct Status<'s> {
     apis: BTreeMap<&'s str, NamedApiStatus<'s>>,
     /// Records on disk for APIs that are not configured.
     unclaimed: u64,
+    /// Age of the oldest record that waits, in a lane or for one; null if none does.
+    oldest_s: Option<f64>,
     spool: SpoolStatus,
     /// Restarts of the router, which is of no lane.
     router_restarts: u64,
@@ -168,6 +174,8 @@ pub struct LaneStatus<'s> {
     delivered: u64,
     dead: u64,
     pub in_flight: u64,
+    /// Age of the oldest of them; null if there is none.
+    lag_s: Option<f64>,
     handed_over: u64,
     missing: u64,
     redelivered: u64,
@@ -175,6 +183,9 @@ pub struct LaneStatus<'s> {
     pub kept: u64,
     publish_ms: Quantiles,
     delivery_ms: Quantiles,
+    /// The median of the last ten seconds that have ended; 0 if nothing was published.
+    #[serde(skip)]
+    recent_publish: Duration,
     pub broker: &'s BrokerInfo,
     /// Why the broker refuses records, while it does.
     refusing: Option<String>,
@@ -213,34 +224,6 @@ impl LaneStatus<'_> {
     }
 }
 
-/// One of several APIs.
-#[derive(Debug, Serialize)]
-struct NamedApiStatus<'s> {
-    #[serde(flatten)]
-    api: ApiStatus<'s>,
-    /// On disk until the API has a place for them.
-    held: u64,
-    /// On disk between two tries.
-    parked: u64,
-    dead: u64,
-    disk_bytes: u64,
-    /// New records for it are refused: its room on disk is nearly full.
-    refuses: bool,
-}
-
-#[derive(Debug, Serialize)]
-struct ApiStatus<'s> {
-    url: &'s str,
-    state: &'static str,
-    since_s: f64,
-    last_error: Option<String>,
-    retry_in_s: Option<f64>,
-    in_flight: u64,
-    limit: usize,
-    /// Null if nothing limits the rate.
-    rate: Option<RateStatus>,
-}
-
 /// The view of one actor.
 pub fn view_of(views: &[View], child: ChildId) -> Option<&View> {
     views.iter().find(|view| view.child == child)
@@ -270,6 +253,9 @@ impl AdminState {
         let StatusSource { views, oldest_us } = source;
         let ledger = self.ledger.balance(&self.apis.spools().stats());
         let disk = self.spool.stats();
+        let lanes: Vec<_> = self.lane_statuses(views).collect();
+        let on_disk = oldest_us.map(|at_us| age(at_us).as_secs_f64());
+        let ages = lanes.iter().filter_map(|lane| lane.lag_s).chain(on_disk);
         let mut status = Status {
             version: env!("CARGO_PKG_VERSION"),
             node: &self.node,
@@ -277,7 +263,8 @@ impl AdminState {
             draining: self.draining.load(Relaxed),
             balanced: ledger.missing == 0 && !self.ledger.is_imbalanced(),
             ledger,
-            lanes: self.lane_statuses(views).collect(),
+            oldest_s: ages.reduce(f64::max),
+            lanes,
             api: self.api_status(self.apis.default_api()),
             apis: self.several_apis().map(|api| self.named(api)).collect(),
             unclaimed: self.apis.unclaimed_records(),
@@ -285,7 +272,7 @@ impl AdminState {
                 bytes: disk.bytes,
                 max: self.spool_max,
                 refuses: disk.refuses,
-                oldest_s: oldest_us.map(|at_us| age(at_us).as_secs_f64()),
+                oldest_s: on_disk,
             },
             router_restarts: view_of(views, ChildId::Router).map_or(0, |router| router.restarts),
             policy: self.control.policy().name(),
@@ -296,44 +283,6 @@ impl AdminState {
         };
         status.warnings = warnings(&status, self.ack);
         status
-    }
-
-    /// All APIs, if there is more than one.
-    pub fn several_apis(&self) -> impl Iterator<Item = &SharedApi> {
-        let all = self.apis.all();
-        all.iter().filter(|_| all.len() > 1)
-    }
-
-    fn named<'s>(&'s self, api: &'s SharedApi) -> (&'s str, NamedApiStatus<'s>) {
-        let stats = api.stats();
-        let named = NamedApiStatus {
-            api: self.api_status(api),
-            held: stats.held(),
-            parked: stats.parked() - stats.held(),
-            dead: stats.records(Queue::Dead),
-            disk_bytes: api.disk_bytes(),
-            refuses: self.apis.is_full(api.name.as_deref()),
-        };
-        (api.shown_name(), named)
-    }
-
-    /// POSTs that may be in flight now, over all lanes.
-    pub fn limit_of(&self, api: &SharedApi) -> usize {
-        api.limit.lock().get() * self.lanes.len()
-    }
-
-    fn api_status<'s>(&self, api: &'s SharedApi) -> ApiStatus<'s> {
-        let health = api.breaker.health();
-        ApiStatus {
-            url: &api.url,
-            state: if health.is_up { "up" } else { "down" },
-            since_s: health.since.elapsed().as_secs_f64(),
-            last_error: health.last_error,
-            retry_in_s: health.retry_in.map(|time| time.as_secs_f64()),
-            in_flight: api.counts.in_flight(),
-            limit: self.limit_of(api),
-            rate: api.rate.status(),
-        }
     }
 
     /// The lanes that are supervised, in the order of the configuration.
@@ -382,12 +331,14 @@ impl AdminState {
             delivered: ledger.counts.delivered,
             dead: ledger.counts.dead,
             in_flight,
+            lag_s: (in_flight > 0).then(|| ledger.progress.lag().as_secs_f64()),
             handed_over: ledger.counts.handed_over(),
             missing: ledger.counts.missing(),
             redelivered: ledger.counts.redelivered,
             kept: stats.kept(lane),
             publish_ms: ledger.publish.quantiles_ms(),
             delivery_ms: ledger.delivery.quantiles_ms(),
+            recent_publish: self.history.recent_publish(lane),
             broker: &view.broker,
             refusing: ledger
                 .refusals

@@ -21,6 +21,8 @@ pub struct NodeSummary {
     pub policy: String,
     pub ledger: Balance,
     pub balanced: bool,
+    /// The age of the oldest record that waits, in a lane or for one.
+    pub oldest_s: Option<f64>,
     pub lanes: Vec<LaneSummary>,
     pub api: ApiSummary,
     /// Empty if there is `api` alone.

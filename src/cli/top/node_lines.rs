@@ -99,7 +99,7 @@ fn waiting(node: &NodeView) -> String {
         format!("{} {name}{trend}", count(number))
     };
     let disk = status.spool.as_ref();
-    let oldest = disk.and_then(|disk| disk.oldest_s);
+    let oldest = status.oldest_s.or_else(|| disk?.oldest_s);
     let told = [
         Some(with(ledger.spooled, "on disk", spooled)),
         Some(with(ledger.parked, "parked", parked)),

@@ -3,9 +3,14 @@
 //! A text holds nothing that changes with every status, such as an age: a page that reads warnings
 //! aloud reads each one once.
 
+mod slow;
+
 use serde::Serialize;
 
-use super::{ApiStatus, LaneStatus, NamedApiStatus, Status};
+use super::{
+    LaneStatus, Status,
+    apis::{ApiStatus, NamedApiStatus},
+};
 use crate::{
     actors::supervisor::Action, config::Ack, control::ReloadOutcome, transport::Durability,
 };
@@ -46,6 +51,7 @@ pub fn warnings(status: &Status<'_>, ack: Ack) -> Vec<NodeWarning> {
     for lane in &status.lanes {
         found.lane(lane, ack);
     }
+    slow::add(&mut found, status);
     if !status.lanes.iter().any(|lane| lane.takes_records) {
         let what = "No lane takes records: new ones wait on disk";
         found.warn("lanes", what, "Mend or resume a lane");
@@ -83,10 +89,17 @@ impl WarningList {
             self.add(WarningLevel::Error, about, what, remedy);
         };
         if status.ledger.missing > 0 {
-            let what = "Records are missing: a broker had confirmed them, and has them no more";
+            let lanes = status.lanes.iter().filter(|lane| lane.missing > 0);
+            let lanes: Vec<_> = lanes.map(|lane| lane.lane.name()).collect();
+            let brokers = match &*lanes.join(", ") {
+                "" => "a broker".into(),
+                lanes => format!("the broker of {lanes}"),
+            };
+            let what =
+                format!("Records are missing: {brokers} had confirmed them, and has them no more");
             error(
                 "ledger",
-                what,
+                &what,
                 "The log names the lane; look who has purged or deleted there",
             );
         } else if !status.balanced {

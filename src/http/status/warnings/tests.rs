@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     config::ConfigError,
     control::ReloadReport,
-    http::status::{OrderStatus, SpoolStatus},
+    http::status::{OrderStatus, SpoolStatus, apis::ApiStatus, apis::NamedApiStatus},
     lane_id::LaneId,
     ledger::{Balance, Quantiles},
     routing::scores::Scores,
@@ -41,12 +41,14 @@ fn lane() -> LaneStatus<'static> {
         delivered: 0,
         dead: 0,
         in_flight: 0,
+        lag_s: None,
         handed_over: 0,
         missing: 0,
         redelivered: 0,
         kept: 0,
         publish_ms: NO_TIME,
         delivery_ms: NO_TIME,
+        recent_publish: Duration::ZERO,
         broker: durable(),
         refusing: None,
     }
@@ -61,6 +63,7 @@ fn api() -> ApiStatus<'static> {
         retry_in_s: None,
         in_flight: 0,
         limit: 64,
+        post_ms: None,
         rate: None,
     }
 }
@@ -78,6 +81,7 @@ fn well() -> Status<'static> {
         api: api(),
         apis: BTreeMap::new(),
         unclaimed: 0,
+        oldest_s: None,
         spool: SpoolStatus {
             bytes: 0,
             max: 1000,
@@ -155,9 +159,15 @@ fn are_one_warning_each(cases: &[(WarningLevel, &str, &str, Spoil)]) {
 fn each_trouble_of_the_records_and_the_disk_is_one_warning() {
     use WarningLevel::{Error, Notice, Warning};
     are_one_warning_each(&[
-        (Error, "ledger", "missing", |status| {
-            (status.ledger.missing, status.balanced) = (1, false);
-        }),
+        (
+            Error,
+            "ledger",
+            "missing: the broker of nats had",
+            |status| {
+                (status.ledger.missing, status.balanced) = (1, false);
+                status.lanes[0].missing = 1;
+            },
+        ),
         (Error, "ledger", "does not balance", |status| {
             status.balanced = false;
         }),
@@ -205,7 +215,49 @@ fn each_trouble_of_a_lane_is_one_warning() {
         (Warning, "lanes", "No lane", |status| {
             status.lanes[0].takes_records = false;
         }),
+        (
+            Warning,
+            "nats",
+            "Slow: half of its confirms take over 2 s",
+            |status| {
+                status.lanes[0].recent_publish = Duration::from_millis(4_900);
+            },
+        ),
+        (
+            Warning,
+            "grpc",
+            "Slow: half of its confirms take over 0.25 s",
+            |status| {
+                status.lanes[0].recent_publish = Duration::from_millis(60);
+                status.lanes.push(other(300));
+            },
+        ),
     ]);
+}
+
+/// A lane to itself, half of whose confirms take so long.
+fn other(ms: u64) -> LaneStatus<'static> {
+    LaneStatus {
+        lane: LaneId::Grpc,
+        recent_publish: Duration::from_millis(ms),
+        ..lane()
+    }
+}
+
+#[test]
+fn a_lane_that_is_no_slower_than_the_others_or_waits_for_the_api_has_no_warning() {
+    let (about, _) = found(Ack::Durable, |status| {
+        status.lanes[0].recent_publish = Duration::from_millis(900);
+        status.lanes.push(other(2_000));
+    });
+    assert_eq!(about, []);
+    // What its API takes is no fault of the lane.
+    let (about, _) = found(Ack::Durable, |status| {
+        status.lanes[0].recent_publish = Duration::from_millis(5);
+        status.api.post_ms = Some(900.0);
+        status.lanes.push(other(1_700));
+    });
+    assert_eq!(about, []);
 }
 
 #[test]
@@ -220,6 +272,9 @@ fn each_trouble_of_the_api_and_the_node_is_one_warning() {
                 (status.api.state, status.api.last_error) = ("down", Some("503".into()));
             },
         ),
+        (Warning, "api", "a POST takes over 5 s", |status| {
+            status.api.post_ms = Some(9_000.0);
+        }),
         (
             Warning,
             "configuration",
