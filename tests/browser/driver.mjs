@@ -17,14 +17,19 @@ const pages = [];
 // Errors that a page has logged, and the requests that left its origin.
 const faults = [];
 
-// Adds up how far the page has moved what it had shown.
+// Keeps each time that the page has moved what it had shown, and what it was.
 const watchShifts = () => {
-  window.shifted = { sum: 0, what: [] };
+  window.shifts = [];
+  const place = ({ x, y, width, height }) => `${x},${y} ${width}x${height}`;
   const add = (list) => {
     for (const { value, hadRecentInput, sources } of list.getEntries()) {
       if (hadRecentInput) continue;
-      window.shifted.sum += value;
-      window.shifted.what.push(...sources.map(({ node }) => (node?.outerHTML ?? String(node)).slice(0, 200)));
+      // Generated content has no node.
+      const what = sources.map(({ node, previousRect, currentRect }) => {
+        const html = node?.outerHTML ?? node?.parentElement?.outerHTML ?? String(node);
+        return `${html.slice(0, 200)} from ${place(previousRect)} to ${place(currentRect)}`;
+      });
+      window.shifts.push({ value, what });
     }
   };
   new PerformanceObserver(add).observe({ type: "layout-shift", buffered: true });
@@ -82,7 +87,11 @@ const ORDERS = {
     await pages[page].locator(selector).first().hover({ position: { x: part * width, y: height / 2 } });
   },
   close: ({ page }) => pages[page].close(),
-  picture: ({ page, path }) => pages[page].screenshot({ path, fullPage: true }).then(() => null),
+  picture: async ({ page, path, height }) => {
+    const { width } = pages[page].viewportSize();
+    const clip = height ? { x: 0, y: 0, width, height } : undefined;
+    await pages[page].screenshot({ path, fullPage: true, clip });
+  },
   violations: async ({ page }) => {
     await pages[page].evaluate(`${axe}; undefined`);
     const { violations } = await pages[page].evaluate("axe.run()");

@@ -2,7 +2,7 @@
 
 use awc::http::StatusCode;
 
-use super::{LIVE, grpc_node};
+use super::{LIVE, PacedLoad, grpc_node};
 use crate::support::{
     api::{Api, Conduct},
     browser::{Browser, PATIENCE, Window},
@@ -48,6 +48,9 @@ async fn ten_thousand_dead_letters_are_planned_replayed_watched_and_cancelled() 
         )
         .await;
 
+    // Unasked, what is dead is shown.
+    let all = "10,000 of 10,000 dead letters match; the oldest 200 are shown.";
+    browser.shows(page, "#plan", all).await;
     browser.fill(page, "[name=status]", "422").await;
     browser.click(page, "#query button[type=submit]").await;
     browser
@@ -126,5 +129,32 @@ async fn ten_thousand_dead_letters_are_planned_replayed_watched_and_cancelled() 
     browser
         .shows(page, "#plan", "0 of 0 dead letters match.")
         .await;
+    browser.no_faults().await;
+}
+
+#[actix_rt::test]
+async fn the_way_of_a_record_that_passes_is_a_click_away() {
+    let Some(mut browser) = Browser::start() else {
+        return;
+    };
+    let api = Api::start();
+    let node = grpc_node(&api).await;
+    let context = browser.context(Window::USUAL).await;
+    let page = browser.open(context, &node).await;
+    browser.wait(page, LIVE).await;
+    let _load = PacedLoad::start(&node);
+    browser.click(page, "#find-next").await;
+    let rows = "document.querySelectorAll('#found tbody tr').length === 12";
+    browser.wait(page, rows).await;
+    let shown = browser.text(page, "#found tbody tr").await;
+    assert!(shown.contains(r#""path":"GRPC""#), "{shown}");
+    let id = browser.text(page, "#found tbody button").await;
+    browser.click(page, "#found tbody button").await;
+    let way = "document.querySelector('#found').textContent";
+    let is_told =
+        format!("{way}.includes('Its way') && {way}.includes('delivered: the API has it')");
+    browser.wait(page, &is_told).await;
+    let is_its = format!("document.querySelector('#find-id').value === '{id}'");
+    browser.wait(page, &is_its).await;
     browser.no_faults().await;
 }

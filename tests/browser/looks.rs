@@ -1,12 +1,19 @@
 //! The looks of the page, and its charts.
 
+use std::time::Duration;
+
 use serde_json::json;
+use tokio::time::sleep;
 
 use super::{LIVE, PacedLoad, grpc_node};
 use crate::support::{
     api::{Api, Conduct},
     browser::{Browser, PATIENCE, Window},
     eventually,
+    lanes::{Lane as _, Nats, grpc_variables},
+    node::Node,
+    rig::Rig as _,
+    wanted,
 };
 
 const WIDTHS: [u32; 3] = [360, 1440, 2560];
@@ -66,6 +73,48 @@ async fn all_charts_have_one_range_and_one_cursor() {
     }
     browser.wait(page, drawn).await;
     browser.no_shift(page).await;
+    browser.no_faults().await;
+}
+
+/// `SHIFT_SECONDS=60` for longer.
+#[actix_rt::test]
+async fn nothing_moves_while_lanes_and_api_come_and_go_under_load() {
+    let (Some(mut nats), Some(mut browser)) = (Nats::start().await, Browser::start()) else {
+        return;
+    };
+    let mut api = Api::start();
+    let variables = [grpc_variables(), nats.variables()].concat();
+    let node = Node::start(&api.url(), &variables).await;
+    let mut pages = Vec::new();
+    for width in WIDTHS {
+        let window = Window {
+            width,
+            ..Window::USUAL
+        };
+        let context = browser.context(window).await;
+        pages.push(browser.open(context, &node).await);
+    }
+    let _load = PacedLoad::start(&node);
+    let part = Duration::from_secs(wanted("SHIFT_SECONDS", 10)) / 5;
+    sleep(part).await;
+    // By somebody else: what the page does for its own person may move something.
+    node.order("grpc", "pause").await;
+    node.tell("/api/lanes/nats/weight", json!({"weight": 1000}))
+        .await;
+    sleep(part).await;
+    node.order("grpc", "resume").await;
+    nats.kill().await;
+    sleep(part).await;
+    api.stop().await;
+    sleep(part).await;
+    nats.revive().await;
+    api.start_again();
+    api.behave(|number, _| Conduct::Answer(if number % 10 == 0 { 422 } else { 200 }));
+    sleep(part).await;
+    for page in pages {
+        browser.wait(page, LIVE).await;
+        browser.no_shift(page).await;
+    }
     browser.no_faults().await;
 }
 

@@ -24,9 +24,6 @@ const NODE_JS: [&str; 2] = ["/usr/bin/node", "/usr/local/bin/node"];
 /// How long a page may take for what it does at once on an idle machine.
 pub const PATIENCE: Duration = Duration::from_mins(1);
 
-/// Less than half a page that moves by a line of text.
-const SHIFT_MAX: f64 = 0.001;
-
 pub struct Browser {
     driver: Child,
     orders: ChildStdin,
@@ -56,6 +53,14 @@ pub struct Context(u64);
 /// A tab.
 #[derive(Clone, Copy)]
 pub struct Page(u64);
+
+/// How much of a page is in a picture.
+#[derive(Clone, Copy)]
+pub enum Picture {
+    Whole,
+    /// So many pixels from its top.
+    Top(u32),
+}
 
 impl Browser {
     /// `None`, after a line that names what is missing, if this machine has no browser. Panics
@@ -200,19 +205,29 @@ impl Browser {
         assert_eq!(faults, json!([]));
     }
 
-    /// Fails if what the page had shown has moved so that a person sees it.
+    /// Fails if anything that the page had shown has moved.
     pub async fn no_shift(&mut self, page: Page) {
-        let shifted = self.evaluate(page, "window.shifted").await;
-        assert!(shifted["sum"].as_f64() < Some(SHIFT_MAX), "{shifted}");
+        let shifts = self.evaluate(page, "window.shifts").await;
+        assert_eq!(shifts, json!([]));
     }
 
     /// Saves a picture in the folder that the variable `PICTURES` names, if it is set.
     pub async fn picture(&mut self, page: Page, name: &str) {
         if let Ok(folder) = env::var("PICTURES") {
             fs::create_dir_all(&folder).expect("a folder");
-            let members = json!({"page": page.0, "path": format!("{folder}/{name}.png")});
-            self.done("picture", members).await;
+            let path = Path::new(&folder).join(format!("{name}.png"));
+            self.save(page, &path, Picture::Whole).await;
         }
+    }
+
+    /// Saves a picture.
+    pub async fn save(&mut self, page: Page, path: &Path, part: Picture) {
+        let height = match part {
+            Picture::Whole => None,
+            Picture::Top(height) => Some(height),
+        };
+        let members = json!({"page": page.0, "path": path, "height": height});
+        self.done("picture", members).await;
     }
 }
 

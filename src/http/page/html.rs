@@ -2,6 +2,7 @@
 
 mod charts;
 mod counts;
+mod glance;
 mod map;
 mod tables;
 mod tools;
@@ -38,14 +39,14 @@ pub fn page(status: &Value, read_only: bool) -> Markup {
                 a.skip href="#warnings" { "Skip to the warnings" }
                 (page.head())
                 main {
+                    (page.glance())
                     (page.warnings())
                     (page.map())
                     (page.over_time())
                     (page.lanes())
                     div.pair { (page.ledger()) (page.waiting()) }
                     (page.apis())
-                    (page.letters())
-                    (tools::find())
+                    div.side-by-side { (page.letters()) (tools::find()) }
                     div.pair { (page.orders()) (changes()) }
                 }
                 (tools::dialogs())
@@ -69,6 +70,11 @@ fn changes() -> Markup {
 /// How fast a counter grows. Only the script knows: it takes two statuses.
 fn rate(pointers: &str) -> Markup {
     html! { span.rate data-r=(pointers) { (NONE) "/s" } }
+}
+
+/// Where a number of records leads. Only the script knows.
+fn trend(pointers: &str) -> Markup {
+    html! { span.trend data-trend=(pointers) { (NONE) } }
 }
 
 /// The state of a lane for people.

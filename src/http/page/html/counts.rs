@@ -2,7 +2,7 @@
 
 use maud::{Markup, html};
 
-use super::StatusPage;
+use super::{StatusPage, trend};
 use crate::http::page::format::{Format, NONE};
 
 /// What came in.
@@ -25,6 +25,13 @@ const ORDERS: [(&str, Format); 5] = [
     ("ordered/since_s", Format::Time),
     ("weight_set/by", Format::Text),
     ("weight_set/since_s", Format::Time),
+];
+
+/// How the last reload of the configuration has ended.
+const RELOAD: [(&str, &str, Format); 3] = [
+    ("last reload", "/reload/outcome", Format::Text),
+    ("ago", "/reload/since_s", Format::Time),
+    ("by", "/reload/by", Format::Text),
 ];
 
 impl StatusPage<'_> {
@@ -69,7 +76,6 @@ impl StatusPage<'_> {
     }
 
     pub(super) fn waiting(&self) -> Markup {
-        let trend = |pointer: &str| html! { span.trend data-trend=(pointer) { (NONE) } };
         let counted = |title, pointer: &str| (title, self.count(pointer), trend(pointer));
         let other = |title, pointer: &str, format| (title, self.value(pointer, format));
         let (oldest, age) = other("oldest on disk", "/spool/oldest_s", Format::Time);
@@ -123,10 +129,10 @@ impl StatusPage<'_> {
                         }
                     }
                 }
-                p.note {
-                    "Last reload: " (self.value("/reload/outcome", Format::Text))
-                    " by " (self.value("/reload/by", Format::Text))
-                    ", age " (self.value("/reload/since_s", Format::Time))
+                dl.facts.note {
+                    @for (title, pointer, format) in RELOAD {
+                        div { dt { (title) } dd { (self.value(pointer, format)) } }
+                    }
                 }
             }
         }

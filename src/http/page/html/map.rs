@@ -2,8 +2,8 @@
 
 use maud::{Markup, html};
 
-use super::{StatusPage, rate};
-use crate::http::page::format::{Format, NONE};
+use super::{StatusPage, rate, trend};
+use crate::http::page::format::Format;
 
 impl StatusPage<'_> {
     pub(super) fn map(&self) -> Markup {
@@ -66,7 +66,7 @@ impl StatusPage<'_> {
             .chain(by_lanes)
             .collect();
         let dead: Vec<_> = lanes().map(|at| format!("{at}/dead")).collect();
-        let parked = html! { span.trend data-trend="/ledger/parked" { (NONE) } };
+        let parked = trend("/ledger/parked");
         html! {
             div.stores {
                 @for (edge, title, what, pointer, level) in [

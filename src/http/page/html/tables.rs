@@ -17,21 +17,27 @@ const LANES: [TableColumn; 15] = [
     ("in flight", "in flight"),
     ("publish p50", "publish p50"),
     ("p99", "publish p99"),
-    ("over time", "publish over time"),
+    ("over time", "publish times"),
     ("delivery p50", "delivery p50"),
     ("p99", "delivery p99"),
-    ("over time", "delivery over time"),
+    ("over time", "delivery times"),
     ("share", "share"),
     ("weight", "weight"),
     ("score", "score"),
     ("restarts", "restarts"),
 ];
 /// The same of an API: the member of each, and where the node has it if there is one API alone.
-const APIS: [(&str, &str, &str, Format); 8] = [
+const APIS: [(&str, &str, &str, Format); 9] = [
     ("since", "since_s", "/api/since_s", Format::Time),
     ("next try", "retry_in_s", "/api/retry_in_s", Format::Time),
     ("in flight", "in_flight", "/api/in_flight", Format::Count),
     ("limit", "limit", "/api/limit", Format::Count),
+    (
+        "a POST takes",
+        "post_ms",
+        "/api/post_ms",
+        Format::Milliseconds,
+    ),
     // One API alone parks what it does not take.
     ("held", "held", "/api/held", Format::Count),
     ("parked", "parked", "/ledger/parked", Format::Count),
@@ -133,9 +139,11 @@ impl StatusPage<'_> {
                             }
                             tr.note role="row" {
                                 td.note role="cell" colspan=(APIS.len() + 2) {
-                                    (self.long(&format!("{at}/url")))
-                                    span.label { " last error " }
-                                    (self.long(&format!("{at}/last_error")))
+                                    div.note {
+                                        span.url { (self.long(&format!("{at}/url"))) }
+                                        span.label { "last error " }
+                                        (self.long(&format!("{at}/last_error")))
+                                    }
                                 }
                             }
                         }

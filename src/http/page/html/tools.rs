@@ -41,6 +41,7 @@ pub(super) fn find() -> Markup {
                 input #find-id type="search" autocomplete="off" spellcheck="false" size="46"
                     title="Shortcut: /";
                 button type="submit" { "Find" }
+                button #find-next type="button" { "Show the next that pass" }
             }
             div #found aria-live="polite" tabindex="0" role="region" aria-label="The way of the record" {
                 p.note { "The way of one of the last 10,000 records with its times, why it took it, and whether it waits on disk." }

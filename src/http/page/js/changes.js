@@ -4,13 +4,15 @@ const changeList = document.querySelector("#changes");
 const CHANGES_SHOWN = 100;
 
 // A change in words.
-const told = ({ what, at_ms, ...members }) => {
+const told = ({ what, at_ms, lane, url, actor, retry_in_s, ...members }) => {
+  const about = [what, lane ?? url ?? actor].filter(Boolean).join(" ");
   const parts = Object.entries(members).filter(([, value]) => value !== null && value !== false);
   const words = parts.map(([name, value]) => {
     if (typeof value === "number") value = Number(value.toFixed(1));
     return value === true ? name : `${name.replaceAll("_", " ")} ${value}`;
   });
-  return `${what}: ${words.join(", ")}`;
+  if (typeof retry_in_s === "number") words.push(`next try in ${time(retry_in_s)}`);
+  return `${about}: ${words.join(", ")}`;
 };
 
 // The parts of a status that a change is about.

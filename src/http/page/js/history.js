@@ -59,12 +59,14 @@ const rate = (pointers) => {
 };
 
 // How long until a number of records is gone.
-const trend = (pointer) => {
-  const now = at(statuses.at(-1), pointer);
-  const found = slope(pointer, TREND_OVER, TREND_FROM);
+const trend = (pointers) => {
+  const now = valueAt(statuses.at(-1), pointers);
+  const found = slope(pointers, TREND_OVER, TREND_FROM);
   if (now === 0) return "empty";
   if (found === null) return NONE;
-  if (Math.abs(found) * TREND_OVER < 1) return "steady";
+  // Some are always on their way.
+  const noise = pointers.includes("in_flight") ? Math.max(5, now / 20) : 1;
+  if (Math.abs(found) * TREND_OVER < noise) return "steady";
   return found > 0 ? `growing, ${rateText(found)}` : `empty in ${time(now / -found)}`;
 };
 

@@ -2,6 +2,9 @@
 
 // Letters on the page. The plan counts, and the run takes, all that match.
 const LETTERS_SHOWN = 200;
+// With no more than these, the page shows them unasked, and again when their number has changed.
+const UNASKED_MAX = 10000;
+const UNASKED_EVERY = 10000;
 // Records of one order, so that a run can tell where it is.
 const RUN_STEP = 500;
 
@@ -12,6 +15,9 @@ let plan = null;
 let queryNumber = 0;
 // One run at a time, and no other query meanwhile.
 let isRunning = false;
+// Somebody has used the form. Until then the page asks by itself.
+let isUsed = false;
+let unasked = { count: 0, at: -Infinity };
 let isCancelled = false;
 
 // A word that a shell takes as it is.
@@ -186,8 +192,20 @@ const runSteps = async (action, verb, what, { parked, api, filter, count }) => {
   }
 };
 
+// Shows what is dead, or else what is parked, until somebody asks.
+const showUnasked = ({ ledger: { dead, parked } }) => {
+  const count = dead > 0 ? dead : parked;
+  const isRead = letterList.contains(document.activeElement) || letterList.querySelector("[open]") !== null;
+  const isDue = count !== unasked.count && performance.now() - unasked.at >= UNASKED_EVERY;
+  if (isUsed || isRead || !isDue || count === 0 || count > UNASKED_MAX) return;
+  unasked = { count, at: performance.now() };
+  byId("query").elements.parked.value = String(dead === 0);
+  showLetters().catch(() => {});
+};
+
 const runPlan = async (action) => {
   if (plan === null || isRunning) return;
+  isUsed = true;
   const asked = plan;
   const verb = action === "replay" ? "Replay" : "Drop";
   const what = `${group(asked.count)} ${asked.parked ? "parked records" : "dead letters"}`;
@@ -211,10 +229,14 @@ const runPlan = async (action) => {
 
 byId("query").addEventListener("submit", (event) => {
   event.preventDefault();
+  isUsed = true;
   if (!isRunning) tryTo(showLetters);
 });
 for (const change of ["input", "change"]) {
-  byId("query").addEventListener(change, () => forgetPlan("The query is another one now: show it."));
+  byId("query").addEventListener(change, () => {
+    isUsed = true;
+    forgetPlan("The query is another one now: show it.");
+  });
 }
 for (const action of ["replay", "drop"]) byId(action)?.addEventListener("click", () => tryTo(() => runPlan(action)));
 byId("cancel").addEventListener("click", () => (isCancelled = true));

@@ -31,6 +31,7 @@ const onStatus = (status) => {
   remember(status);
   paint(status);
   followHistory(status.recent);
+  showUnasked(status);
   say("live", "Live");
 };
 

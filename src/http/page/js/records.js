@@ -62,6 +62,9 @@ const stepsTable = (steps) =>
   );
 
 const findRecord = async (id) => {
+  // What passes is not to come in its place.
+  passing?.close();
+  passing = null;
   const parts = [];
   try {
     const { choices, steps } = await ask(`explain?id=${encodeURIComponent(id)}`);
@@ -79,8 +82,60 @@ const findRecord = async (id) => {
   found.replaceChildren(...parts);
 };
 
+const showWay = (id) => {
+  byId("find-id").value = id;
+  tryTo(() => findRecord(id));
+};
+
 byId("find").addEventListener("submit", (event) => {
   event.preventDefault();
   const id = byId("find-id").value.trim();
-  if (id !== "") tryTo(() => findRecord(id));
+  if (id !== "") showWay(id);
 });
+
+// The next records that pass: so many, or for so long. Their stream is open no longer than that.
+const NEXT_SHOWN = 12;
+const NEXT_WITHIN = 5000;
+let passing = null;
+
+// The button that shows the way of the record of that id.
+const idButton = (id) => {
+  const button = element("button", id);
+  button.type = "button";
+  button.addEventListener("click", () => showWay(id));
+  return button;
+};
+
+const showNext = () => {
+  passing?.close();
+  const records = [];
+  const source = new EventSource("api/tap");
+  passing = source;
+  const rows = table(["record", "when", "lane", "answer", "as POSTed"], []);
+  const end = () => {
+    source.close();
+    clearTimeout(late);
+  };
+  const late = setTimeout(() => {
+    end();
+    if (records.length === 0 && source === passing) found.replaceChildren(element("p", `No record has passed within ${time(NEXT_WITHIN / 1000)}.`));
+  }, NEXT_WITHIN);
+  found.replaceChildren(element("p", "Waits for the next records."));
+  source.addEventListener("error", () => {
+    end();
+    if (records.length === 0 && source === passing) found.replaceChildren(element("p", "The node shows no records: it is away, or shows them to too many others."));
+  });
+  source.addEventListener("record", ({ data }) => {
+    const { id, at_ms, lane, status } = JSON.parse(data);
+    // As it was sent: a number that JavaScript reads and writes again may be another one.
+    const [, record] = data.split(/,"record":(.*)}$/);
+    if (source !== passing || records.length === NEXT_SHOWN) return;
+    if (records.length === 0) found.replaceChildren(rows);
+    records.push(id);
+    const shown = row(["", moment(at_ms), lane, String(status), record.slice(0, 200)], "td");
+    shown.firstChild.append(idButton(id));
+    rows.tBodies[0].append(shown);
+    if (records.length === NEXT_SHOWN) end();
+  });
+};
+byId("find-next").addEventListener("click", showNext);
