@@ -239,7 +239,7 @@ async fn a_purge_is_noticed<L: Lane>(lane: &mut L, purge: impl AsyncFnOnce(&[(St
     assert!(lines <= 2, "no storm: {}", node.log());
 }
 
-async fn purge_stream(address: &str, variables: &[(String, String)]) {
+pub async fn purge_stream(address: &str, variables: &[(String, String)]) {
     let client = async_nats::connect(address).await.expect("it runs");
     let stream = value(variables, "LANES__NATS__STREAM");
     let stream = jetstream::new(client).get_stream(stream).await;

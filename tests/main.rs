@@ -44,6 +44,7 @@ mod nats;
 mod output;
 mod page;
 mod parking;
+mod pictures;
 mod plain;
 mod planted;
 mod post_rules;

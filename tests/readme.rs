@@ -58,8 +58,10 @@ impl Page {
 
     fn all() -> Vec<Self> {
         let docs = fs::read_dir(root().join("docs")).expect("the docs are there");
-        let names = docs.map(|entry| {
-            let name = entry.expect("the folder can be read").file_name();
+        let docs = docs.map(|entry| entry.expect("the folder can be read"));
+        let pages = docs.filter(|entry| entry.path().is_file());
+        let names = pages.map(|entry| {
+            let name = entry.file_name();
             format!("docs/{}", name.to_str().expect("a plain name"))
         });
         let mut names: Vec<_> = names.collect();

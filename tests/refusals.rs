@@ -56,7 +56,7 @@ fn value<'v>(variables: &'v [(String, String)], key: &str) -> &'v str {
 }
 
 /// The lane's stream, with more limits than a node gives it.
-async fn declare(
+pub async fn declare(
     variables: &[(String, String)],
     limit: impl FnOnce(&mut stream::Config),
 ) -> (jetstream::Context, stream::Config) {
