@@ -1,6 +1,6 @@
 //! Long answers that leave the HTTP library behind their head.
 //!
-//! A connection in the hands of actix-http has buffers for requests and answers, and the room for a
+//! A connection of HTTP/1.1 in the hands of actix-http has buffers for requests and answers, and the room for a
 //! request under way: about 15 KiB. A stream of events needs none of them. So its handler answers with
 //! a head alone, which says that the connection ends behind this answer, and hands over the body. When
 //! the library closes the connection, a small task takes it, and writes pieces that all readers share.

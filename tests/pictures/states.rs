@@ -149,7 +149,7 @@ async fn refusing_lane(brokers: &mut Brokers) {
     let api = Api::start();
     api.delay(Duration::from_millis(200));
     let nats = brokers.nats.variables();
-    declare(&nats, |config| config.max_messages = 5).await;
+    declare(&nats, |config| config.max_messages = 2).await;
     let lanes = brokers.lanes(nats);
     let node = started(&api, &lanes).await;
     let _load = load(&node);

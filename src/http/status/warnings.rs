@@ -49,7 +49,7 @@ pub fn warnings(status: &Status<'_>, ack: Ack) -> Vec<NodeWarning> {
         found.named_api(&format!("api {name}"), api);
     }
     for lane in &status.lanes {
-        found.lane(lane, ack);
+        found.lane(lane);
     }
     slow::add(&mut found, status);
     if !status.lanes.iter().any(|lane| lane.takes_records) {
@@ -57,6 +57,10 @@ pub fn warnings(status: &Status<'_>, ack: Ack) -> Vec<NodeWarning> {
         found.warn("lanes", what, "Mend or resume a lane");
     }
     found.node(status);
+    // The last of their level: they are as they were when the node was set up.
+    for lane in status.lanes.iter().filter(|lane| lane.state == "up") {
+        found.broker(lane, ack);
+    }
     let WarningList(mut list) = found;
     // Stable: those of a level stay in their order.
     list.sort_by_key(|warning| warning.level);
@@ -100,7 +104,7 @@ impl WarningList {
             error(
                 "ledger",
                 &what,
-                "The log names the lane; look who has purged or deleted there",
+                "Look who has purged or deleted there; the log has when and how many",
             );
         } else if !status.balanced {
             let what = "The ledger does not balance";
@@ -141,7 +145,7 @@ impl WarningList {
         }
     }
 
-    fn lane(&mut self, lane: &LaneStatus<'_>, ack: Ack) {
+    fn lane(&mut self, lane: &LaneStatus<'_>) {
         let name = lane.lane.name();
         let ordered = lane.ordered.as_ref();
         let by = ordered.map_or("an operator", |order| &order.by);
@@ -181,9 +185,6 @@ impl WarningList {
         if let Some(reason) = lane.routing.ejection_reason() {
             let what = format!("Ejected, so other lanes take its records: {reason}");
             self.warn(name, what, "Mend its broker; the lane comes back by itself");
-        }
-        if lane.state == "up" {
-            self.broker(lane, ack);
         }
     }
 

@@ -5,8 +5,8 @@ use maud::{Markup, html};
 use super::{StatusPage, rate, trend};
 use crate::http::page::format::Format;
 
-/// Records that are accepted and have not ended.
-const WAITING: &str = "/ledger/in_flight /ledger/spooled /ledger/parked";
+/// Records in a lane, and those that wait for one.
+const WAITING: &str = "/ledger/in_flight /ledger/spooled";
 
 impl StatusPage<'_> {
     pub(super) fn glance(&self) -> Markup {
@@ -22,6 +22,12 @@ impl StatusPage<'_> {
                     p.figure { (self.count(WAITING)) }
                     p { "oldest " (self.value("/oldest_s", Format::Time)) (trend(WAITING)) }
                 }
+                div.tile data-some="/ledger/parked" data-is=(self.some("/ledger/parked"))
+                    data-level="warning" {
+                    h2 { "Parked" }
+                    p.figure { (self.count("/ledger/parked")) }
+                    p { "the API fails at them; tried again" }
+                }
                 div.tile data-some="/ledger/dead" data-is=(self.some("/ledger/dead")) data-level="error" {
                     h2 { "Dead letters" }
                     p.figure { (self.count("/ledger/dead")) }
@@ -31,7 +37,7 @@ impl StatusPage<'_> {
                     data-level="error" {
                     h2 { "Lost" }
                     p.figure { (self.count("/ledger/missing")) }
-                    p { "accepted, and gone from a broker" }
+                    p { "gone from a broker" }
                 }
             }
         }

@@ -135,6 +135,10 @@ impl StatusPage<'_> {
                     progress #progress max="1" value="0" aria-label="Records done" hidden {}
                     button #cancel type="button" hidden { "Cancel" }
                 }
+                div.letter-head aria-hidden="true" {
+                    span { "record" } span { "lane" } span { "status" }
+                    span #letter-time { "dead since" } span.answer { "answer of the API" }
+                }
                 ol #letter-list tabindex="0" aria-label="Records found" {}
             }
         }

@@ -90,11 +90,18 @@ const letterDetails = (letter) => {
   return made;
 };
 
-const letterItem = (letter, parked) => {
+// When it died; of a parked record, how long it waits, and its next try.
+const letterTime = ({ accepted_ms, dead_ms, next_try_ms }, now) => {
+  if (!next_try_ms) return dead_ms ? clock(dead_ms) : NONE;
+  const waits = accepted_ms ? `${time((now - accepted_ms) / 1000)}, ` : "";
+  return `${waits}next try ${new Date(next_try_ms).toLocaleTimeString()}`;
+};
+
+const letterItem = (letter, parked, now) => {
   const item = document.createElement("li");
   const details = document.createElement("details");
   const summary = document.createElement("summary");
-  const texts = [letter.id, letter.lane || NONE, String(letter.status ?? "no answer"), clock(letter.dead_ms ?? letter.next_try_ms)];
+  const texts = [letter.id, letter.lane || NONE, String(letter.status ?? "no answer"), letterTime(letter, now)];
   summary.append(...texts.map((text) => element("span", text)), element("span", letter.answer, "answer"));
   details.append(summary);
   // Its record is asked for when somebody wants to see it.
@@ -165,7 +172,8 @@ const showLetters = async () => {
   const what = parked ? "parked records" : "dead letters";
   const shown = letters.length < told.matching ? `; the oldest ${group(letters.length)} are shown` : "";
   setText(byId("plan"), `${group(told.matching)} of ${group(told.total)} ${what} match${shown}.`);
-  letterList.replaceChildren(...letters.map((letter) => letterItem(letter, parked)));
+  letterList.replaceChildren(...letters.map((letter) => letterItem(letter, parked, told.at_ms)));
+  setText(byId("letter-time"), parked ? "waits for" : "dead since");
   canRun(told.matching > 0);
 };
 
@@ -196,7 +204,9 @@ const runSteps = async (action, verb, what, { parked, api, filter, count }) => {
 const showUnasked = ({ ledger: { dead, parked } }) => {
   const count = dead > 0 ? dead : parked;
   const isRead = letterList.contains(document.activeElement) || letterList.querySelector("[open]") !== null;
-  const isDue = count !== unasked.count && performance.now() - unasked.at >= UNASKED_EVERY;
+  // What is parked gets older.
+  const hasChanged = count !== unasked.count || dead === 0;
+  const isDue = hasChanged && performance.now() - unasked.at >= UNASKED_EVERY;
   if (isUsed || isRead || !isDue || count === 0 || count > UNASKED_MAX) return;
   unasked = { count, at: performance.now() };
   byId("query").elements.parked.value = String(dead === 0);

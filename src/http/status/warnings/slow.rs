@@ -54,7 +54,7 @@ fn api(list: &mut WarningList, about: &str, api: &ApiStatus<'_>) {
     let time = seconds(api.post_ms.unwrap_or_default() / 1000.0);
     if api.state == "up" && time >= POST_MAX {
         let what = format!("Slow: a POST takes over {}, and records wait", step(time));
-        let remedy = "Look at the API; the node has found how many POSTs at a time it takes";
+        let remedy = "Make the API quicker; the node finds by itself how many POSTs at a time help";
         list.warn(about, what, remedy);
     }
 }
