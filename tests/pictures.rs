@@ -8,12 +8,10 @@ use std::{fs, path::Path, time::Duration};
 
 use tokio::time::sleep;
 
-use self::paced::PacedRecords;
+use self::{paced::PacedRecords, states::Brokers};
 use crate::support::{
     api::Api,
-    browser::{Browser, PATIENCE, Picture, Window},
-    lanes::{Lane as _, Nats, Pubsub, Rabbitmq, grpc_variables},
-    node::Node,
+    browser::{PATIENCE, Picture, Window},
     rig::Rig as _,
     terminal::Terminal,
     wanted,
@@ -22,7 +20,7 @@ use crate::support::{
 /// The text of a page that hears its node.
 const LIVE: &str = "document.querySelector('#live').textContent === 'Live'";
 /// The part of the page that the README shows.
-const TOP_OF_PAGE: u32 = 955;
+const TOP_OF_PAGE: u32 = 970;
 const TERMINAL: (u16, u16) = (118, 19);
 
 /// The pace of the load, by the seconds since its begin: up and down, as users are.
@@ -33,27 +31,13 @@ fn waves(seconds: f64) -> f64 {
 #[actix_rt::test]
 #[ignore = "writes files of the repository: tests/run pictures"]
 async fn of_the_page_and_of_top_while_a_broker_is_down() {
-    let (Some(mut nats), Some(mut rabbitmq), Some(mut pubsub), Some(mut browser)) = (
-        Nats::start().await,
-        Rabbitmq::start().await,
-        Pubsub::start().await,
-        Browser::start(),
-    ) else {
+    let Some(mut brokers) = Brokers::start().await else {
         return;
     };
     let api = Api::start();
-    api.keep_keys_only();
     api.delay(Duration::from_millis(5));
-    let variables = [
-        grpc_variables(),
-        nats.variables(),
-        rabbitmq.variables(),
-        pubsub.variables(),
-    ];
-    let node = Node::start(&api.url(), &variables.concat()).await;
-    for lane in ["grpc", "nats", "rabbitmq", "pubsub"] {
-        node.lane_is(lane, "up", PATIENCE).await;
-    }
+    let node = brokers.node(&api).await;
+    let browser = &mut brokers.browser;
     let mut pages = Vec::new();
     for scheme in ["light", "dark"] {
         let window = Window {
@@ -71,9 +55,9 @@ async fn of_the_page_and_of_top_while_a_broker_is_down() {
     // The charts of the page show five minutes.
     let minutes = wanted("PICTURES_MINUTES", 4);
     sleep(Duration::from_mins(minutes)).await;
-    nats.kill().await;
+    brokers.nats.kill().await;
     node.lane_is_away("nats", PATIENCE).await;
-    // Attempts come seldom enough by then that the countdown is seen.
+    // The outage has an age, and a trend is known.
     sleep(Duration::from_secs(25)).await;
     node.lane_is("nats", "backoff", PATIENCE).await;
 
@@ -81,7 +65,10 @@ async fn of_the_page_and_of_top_while_a_broker_is_down() {
     fs::create_dir_all(&folder).expect("a folder");
     for (scheme, page) in pages {
         let path = folder.join(format!("page-{scheme}.png"));
-        browser.save(page, &path, Picture::Top(TOP_OF_PAGE)).await;
+        brokers
+            .browser
+            .save(page, &path, Picture::Top(TOP_OF_PAGE))
+            .await;
     }
     terminal.shows("backoff").await;
     let top = terminal.read(screen::svg);

@@ -27,15 +27,17 @@ const PACE: f64 = 80.0;
 
 type Variables = Vec<(String, String)>;
 
-struct Brokers {
-    nats: Nats,
+/// The brokers of the three lanes that need one, and a browser.
+pub struct Brokers {
+    pub nats: Nats,
     rabbitmq: Rabbitmq,
     pubsub: Pubsub,
-    browser: Browser,
+    pub browser: Browser,
 }
 
 impl Brokers {
-    async fn start() -> Option<Self> {
+    /// `None`, after a line that names what is missing.
+    pub async fn start() -> Option<Self> {
         Some(Self {
             nats: Nats::start().await?,
             rabbitmq: Rabbitmq::start().await?,
@@ -54,7 +56,8 @@ impl Brokers {
         [nats, others.concat()].concat()
     }
 
-    async fn node(&mut self, api: &Api) -> Node {
+    /// A node with all four lanes up.
+    pub async fn node(&mut self, api: &Api) -> Node {
         let nats = self.nats.variables();
         let lanes = self.lanes(nats);
         started(api, &lanes).await
