@@ -95,6 +95,8 @@ enum Case {
     Apis,
     /// The same, but the second one answers: what its records cost anyway
     BothApis,
+    /// A healthy API with one that hangs, against it with one that answers; both get as many records
+    DeadApi,
 }
 
 /// A program to compare with: `FILE`, or `BUNDLE:FILE` to run this build with that `bundle`.
@@ -186,21 +188,24 @@ impl Case {
                 };
                 [named("ack lane"), disk]
             }
-            Self::Apis | Self::BothApis => {
-                let (second_api, name) = match self {
-                    Self::Apis => (SecondApi::Hangs, "with a dead neighbour"),
-                    _ => (SecondApi::Answers, "with a healthy neighbour"),
-                };
-                let alone = Side {
+            Self::Apis | Self::BothApis | Self::DeadApi => {
+                let alone = |second_api| Side {
                     second_api: Some(second_api),
                     ..named("healthy API alone")
                 };
-                let beside = Side {
-                    name: name.into(),
+                let beside = |second_api| Side {
+                    name: match second_api {
+                        SecondApi::Hangs => "with a dead neighbour".into(),
+                        SecondApi::Answers => "with a healthy neighbour".into(),
+                    },
                     has_neighbour: true,
-                    ..alone.clone()
+                    ..alone(second_api)
                 };
-                [alone, beside]
+                match self {
+                    Self::DeadApi => [beside(SecondApi::Answers), beside(SecondApi::Hangs)],
+                    Self::Apis => [alone(SecondApi::Hangs), beside(SecondApi::Hangs)],
+                    _ => [alone(SecondApi::Answers), beside(SecondApi::Answers)],
+                }
             }
             Self::Control => [named("ack lane"), named("ack lane again")],
         }
