@@ -164,7 +164,7 @@ impl WarningList {
                     self.warn(
                         name,
                         what,
-                        "Mend what it names; its records go by other lanes",
+                        "Mend what it names; its records go by other lanes or wait on disk",
                     );
                 }
             }
