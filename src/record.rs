@@ -6,6 +6,7 @@
 
 pub mod batch;
 mod limits;
+mod number;
 mod parse;
 pub mod pointer;
 mod schema;
@@ -20,6 +21,7 @@ use uuid::Uuid;
 
 pub use self::{
     limits::{DEPTH_MAX, JsonLimits, NumberRange},
+    number::whole_number,
     parse::{Invalid, RecordRules, as_text, parse, parse_any, parse_body},
     schema::Schema,
     schema_file::SchemaFile,

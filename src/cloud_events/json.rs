@@ -11,7 +11,7 @@ use serde::{
 use serde_json::value::RawValue;
 
 use super::{AttributeValue, EventAttributes, InvalidAttribute, is_json};
-use crate::record::{Invalid, as_text};
+use crate::record::{Invalid, as_text, whole_number};
 
 /// An event, and its data.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -141,7 +141,9 @@ fn attribute(name: &str, json: &str) -> Result<Option<AttributeValue>, InvalidJs
         let text = text.map_err(|_| invalid(name, "has half of a surrogate pair"))?;
         return Ok(Some(AttributeValue::Text(text)));
     }
-    let literal = AttributeValue::literal(json);
+    // A publisher that knows floats alone writes an integer as one.
+    let number = whole_number(json).map(|number| number.to_string());
+    let literal = AttributeValue::literal(number.as_deref().unwrap_or(json));
     let wrong = "is not allowed; allowed are a string, a boolean and an integer of 32 bits";
     literal.ok_or_else(|| invalid(name, wrong)).map(Some)
 }
@@ -258,13 +260,14 @@ mod tests {
 
     #[test]
     fn the_data_is_as_it_was_sent() {
-        let event = r#"{ "specversion":"1.0","id":"é\u00e9" , "source":"/a","type":"t","n":-7,"on":true,
+        let event = r#"{ "specversion":"1.0","id":"é\u00e9" , "source":"/a","type":"t","n":-7,"m":-7.0,"on":true,
             "unset":null, "da\u0074a" : {"b" : [1.0, "\u00e9"], "b":2} }"#;
         let JsonEvent { attributes, data } = parse(event).unwrap();
         assert_eq!(data, r#"{"b" : [1.0, "\u00e9"], "b":2}"#);
         let attribute = |name| attributes.get(name);
         assert_eq!(attribute("id"), Some("éé"));
         assert_eq!(attribute("n"), Some("-7"));
+        assert_eq!(attribute("m"), Some("-7"));
         assert_eq!(attribute("on"), Some("true"));
         assert_eq!(attribute("unset"), None);
         assert_eq!(attribute("data"), None);

@@ -11,6 +11,7 @@ use serde_json::value::RawValue;
 
 use super::{
     limits::{self, BrokenRule, JsonLimits},
+    number::whole_number,
     pointer::{PointerNode, PointerSet, Values},
     schema::Schema,
 };
@@ -311,7 +312,7 @@ impl Reader<'_, '_> {
 /// The text of the parser's error for a number that no float can hold.
 const OUT_OF_RANGE: &str = "number out of range";
 /// The highest age.
-const AGE_MAX: u8 = 150;
+const AGE_MAX: i64 = 150;
 
 /// The fields of schema `case`, in the order of [`MemberKey`].
 const FIELDS: [(&str, FieldCheck); 5] = [
@@ -425,9 +426,9 @@ impl<'de> DeserializeSeed<'de> for FieldCheck {
         if self != Self::Age {
             return json.deserialize_any(self);
         }
-        // The digits as they came: read as a number, `-0` and `-1e-400` would be the same float.
+        // The digits as they came: read as a number, `0` and `1e-400` would be the same float.
         let value = <&RawValue>::deserialize(json)?.get();
-        if value == "-0" || value.parse().is_ok_and(|age: u8| age <= AGE_MAX) {
+        if whole_number(value).is_some_and(|age| (0..=AGE_MAX).contains(&age)) {
             return Ok(());
         }
         let found = limits::shown(value);
@@ -605,9 +606,11 @@ mod tests {
             ("42", "4.5", Some("age")),
             ("42", "\"42\"", Some("age")),
             ("42", "256", Some("age")),
-            ("42", "42.0", Some("age")),
-            ("42", "-0.0", Some("age")),
+            ("42", "42.5e0", Some("age")),
+            ("42", "151.0", Some("age")),
+            ("42", "-1.0", Some("age")),
             ("42", "-1e-400", Some("age")),
+            ("42", "1e-400", Some("age")),
             ("42", "1e400", Some("age")),
             ("42", "-1e400", Some("age")),
             ("42", "99999999999999999999", Some("age")),
@@ -642,6 +645,9 @@ mod tests {
             ("imported", ""),
             ("42", "0"),
             ("42", "-0"),
+            ("42", "-0.0"),
+            ("42", "42.0"),
+            ("42", "1.5e2"),
             ("42", "150"),
             ("42", "42,\"mass\":1e400"),
         ] {

@@ -120,4 +120,33 @@ mod tests {
         }
         assert!(is_taken(&record("more", 1.into())));
     }
+
+    #[test]
+    fn the_json_schema_of_case_and_its_parser_take_the_same_numbers() {
+        let schema: Value = serde_json::from_str(CASE).unwrap();
+        let schema = jsonschema::validator_for(&schema).unwrap();
+        for (age, expected) in [
+            ("0", true),
+            ("150", true),
+            ("136.0", true),
+            ("1e1", true),
+            ("1.5E+2", true),
+            ("0.0", true),
+            ("-0.0", true),
+            ("1.5", false),
+            ("151.0", false),
+            ("-1.0", false),
+            ("151", false),
+            ("-1", false),
+            ("1e300", false),
+        ] {
+            let record = format!(
+                "{{\"name\":\"a\",\"location\":\"b\",\"age\":{age},\"infectedtype\":\"\",\"state\":\"\"}}"
+            );
+            let value: Value = serde_json::from_str(&record).unwrap();
+            assert_eq!(schema.is_valid(&value), expected, "{age}");
+            let read = parse(&record.into(), &Schema::Case.into());
+            assert_eq!(read.is_ok(), expected, "{age}");
+        }
+    }
 }
