@@ -15,7 +15,7 @@
 #[cfg(test)]
 mod tests;
 
-use std::{cmp::Ordering, convert::Infallible, future::Future, sync::Arc, time::Duration};
+use std::{cmp::Ordering, future::Future, sync::Arc, time::Duration};
 
 use actix_web::{
     HttpRequest, HttpResponse,
@@ -39,7 +39,7 @@ use tokio::{
 };
 
 use super::{
-    handover::Handover,
+    handover::long_answer,
     problem::{Problem, ProblemKind},
     status::AdminState,
 };
@@ -294,8 +294,5 @@ pub async fn stream(
         None => Either::Right(pending()),
     };
     let events = reader.into_stream().take_until(refused);
-    Ok(match request.conn_data::<Handover>() {
-        Some(handover) => handover.answer(request.version(), answer, events),
-        None => answer.streaming(events.map(Ok::<_, Infallible>)),
-    })
+    Ok(long_answer(&request, answer, events))
 }

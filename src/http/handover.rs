@@ -7,6 +7,7 @@
 
 use std::{
     cell::RefCell,
+    convert::Infallible,
     io,
     pin::{Pin, pin},
     rc::Rc,
@@ -14,7 +15,7 @@ use std::{
 };
 
 use actix_web::{
-    HttpResponse, HttpResponseBuilder,
+    HttpRequest, HttpResponse, HttpResponseBuilder,
     http::{Version, header},
 };
 use bytes::Bytes;
@@ -56,6 +57,19 @@ impl Handover {
         // The library would write the last chunk at once.
         answer.head_mut().no_chunking(true);
         answer
+    }
+}
+
+/// An answer to this request without an end, of which the connection is told by [`Handover`] if it is
+/// of HTTP/1.
+pub fn long_answer(
+    request: &HttpRequest,
+    mut head: HttpResponseBuilder,
+    pieces: impl Stream<Item = Bytes> + 'static,
+) -> HttpResponse {
+    match request.conn_data::<Handover>() {
+        Some(handover) => handover.answer(request.version(), head, pieces),
+        None => head.streaming(pieces.map(Ok::<_, Infallible>)),
     }
 }
 

@@ -7,10 +7,10 @@
 //!
 //! With `sample=N`, one of N records of the lane is shown. Those that are left out do not count as
 //! missed, but `missed` counts all that passed meanwhile, also those that the stream would not have
-//! shown: of other lanes, or not of the sample. A stream ends when the token that opened it is taken away.
+//! shown: of other lanes, or not of the sample. A stream ends when its client leaves, or when the token that
+//! opened it is taken away.
 
 use std::{
-    convert::Infallible,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
@@ -35,6 +35,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{
     events::{MEDIA_TYPE, NO_BUFFERING, PING},
+    handover::long_answer,
     problem::{Problem, ProblemKind},
     status::AdminState,
 };
@@ -209,13 +210,14 @@ pub async fn stream(
     };
     let events = stream::unfold(reader, |mut reader| async move {
         let piece = reader.next().await;
-        Some((Ok::<_, Infallible>(piece), reader))
+        Some((piece, reader))
     });
     // A client knows that its watch has begun.
-    let begun = stream::once(async { Ok(Bytes::from_static(b": watching\n\n")) });
+    let begun = stream::once(async { Bytes::from_static(b": watching\n\n") });
     let refused = match &state.tokens {
         Some(tokens) => Either::Left(tokens.clone().until_refused(request.headers().clone())),
         None => Either::Right(pending()),
     };
-    Ok(answer.streaming(begun.chain(events).take_until(refused)))
+    let events = begun.chain(events).take_until(refused);
+    Ok(long_answer(&request, answer, events))
 }
