@@ -2,13 +2,14 @@
 
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 /// Declares the lanes, each with its name in the configuration, in URLs and in metrics.
 macro_rules! lanes {
     ($($lane:ident = $name:literal,)+) => {
         /// One way from ingest to the API.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, JsonSchema)]
         pub enum LaneId {
             $(
                 #[serde(rename = $name)]

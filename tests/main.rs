@@ -41,6 +41,7 @@ mod log;
 mod metrics;
 mod model;
 mod nats;
+mod openapi;
 mod output;
 mod page;
 mod parking;

@@ -254,7 +254,7 @@ impl Copy {
     fn link_tools(&self, target: &Path) {
         let folder = self.folder.join("target");
         fs::create_dir_all(&folder).expect("the folder is ours");
-        for tool in ["cloudevents", "nats-server", "standardwebhooks"] {
+        for tool in ["cloudevents", "nats-server", "openapi", "standardwebhooks"] {
             // It may be there from an earlier run.
             symlink(target.join(tool), folder.join(tool)).ok();
         }

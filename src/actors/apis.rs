@@ -270,6 +270,12 @@ impl Apis {
         removed.map(|(_, spool)| Spools::new(spool.clone(), None))
     }
 
+    /// The APIs that [`Apis::disk_of`] finds.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        let all = self.0.all.iter().map(SharedApi::shown_name);
+        all.chain(self.0.removed.iter().map(|(removed, _)| &**removed))
+    }
+
     pub fn spools(&self) -> &Spools {
         &self.0.spools
     }

@@ -14,6 +14,7 @@ use governor::{
     clock::Clock as _,
     state::{InMemoryState, NotKeyed},
 };
+use schemars::JsonSchema;
 use serde::Serialize;
 use tokio::{
     sync::Mutex,
@@ -39,8 +40,9 @@ pub struct RateLimit {
 }
 
 /// The rate, and the POSTs that wait for their turn.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize, JsonSchema)]
 pub struct RateStatus {
+    #[schemars(with = "String")]
     pub limit: Rate,
     pub waiting: usize,
 }

@@ -13,6 +13,7 @@ use std::{
     path::Path,
 };
 
+use schemars::JsonSchema;
 use serde::{Deserialize as _, Serialize};
 use toml::{
     Spanned, Table, Value,
@@ -31,7 +32,7 @@ const EMULATOR: &str = "PUBSUB_EMULATOR_HOST";
 const ENDPOINT: &str = "lanes.pubsub.endpoint";
 
 /// A mistake in the configuration.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct ConfigError {
     /// `FILE:LINE`, or the name of the variable or flag.
     pub place: String,

@@ -3,6 +3,7 @@
 
 use std::{mem, sync::Arc};
 
+use schemars::JsonSchema;
 use serde::{Serialize, Serializer};
 use tracing::{error, info, warn};
 
@@ -19,11 +20,12 @@ use crate::{
 pub type ConfigSource = Arc<dyn Fn() -> Result<Config, Vec<ConfigError>> + Send + Sync>;
 
 /// The result of a reload, in `GET /api/status` and in the answer to `POST /api/reload`.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub struct ReloadReport {
     /// The operator's address, or the signal.
     pub by: String,
     #[serde(rename = "since_s", serialize_with = "seconds_since")]
+    #[schemars(with = "f64")]
     pub at_us: u64,
     pub outcome: ReloadOutcome,
     /// The keys whose new values are in effect.
@@ -34,7 +36,7 @@ pub struct ReloadReport {
     pub reasons: Vec<ConfigError>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum ReloadOutcome {
     Applied,

@@ -1,12 +1,13 @@
 //! The history as JSON.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::intervals::{Interval, Intervals, LaneInterval};
 use crate::lane_id::LaneId;
 
 /// How far back, and so how long an interval is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 pub enum HistoryRange {
     #[default]
     #[serde(rename = "5m")]
@@ -18,7 +19,7 @@ pub enum HistoryRange {
 }
 
 /// Each value of one interval, or each value of several, oldest first.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct Columns<T> {
     /// The end of the last interval, in milliseconds since the Unix epoch.
     at_ms: u64,
@@ -28,7 +29,7 @@ pub struct Columns<T> {
     lanes: Vec<LaneColumns<T>>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct NodeColumns<T> {
     accepted_per_s: T,
     delivered_per_s: T,
@@ -37,7 +38,7 @@ struct NodeColumns<T> {
     dead: T,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct LaneColumns<T> {
     lane: LaneId,
     accepted_per_s: T,
@@ -47,7 +48,7 @@ struct LaneColumns<T> {
 }
 
 /// Zero where no record passed.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct QuantileColumns<T> {
     p50: T,
     p99: T,

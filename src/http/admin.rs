@@ -19,8 +19,10 @@ use serde::{Deserialize, Deserializer, de::Error as _};
 use serde_json::json;
 
 use super::{
-    dead_letters, events, explain, foreign, history, metrics, operators,
-    order_body::OrderBody,
+    dead_letters, events, explain, foreign, history, metrics,
+    openapi::{self, ApiDocument, admin::AdminSide},
+    operators,
+    order_body::{OrderBody, whole_number},
     page,
     problem::{Problem, ProblemKind},
     status::{AdminState, no_supervisor},
@@ -34,6 +36,9 @@ use crate::{
     transport::Durability,
 };
 
+/// The media type of the probes.
+const TEXT: &str = "text/plain; charset=utf-8";
+
 /// Adds the routes of `[admin].listen`. If there are tokens, or certificates of clients, all but the
 /// probes are for those who have one. Probes and scrapers come by any name; what is below `/api` is for this site only: see
 /// `foreign`.
@@ -43,8 +48,10 @@ pub fn routes(app: &mut web::ServiceConfig, state: AdminState) {
             Problem::bad_request(ProblemKind::Query, why.to_string()).into()
         }))
         .service(
-            read("/healthz", async || HttpResponse::Ok().body("ok\n"))
-                .wrap(from_fn(operators::probe)),
+            read("/healthz", async || {
+                HttpResponse::Ok().content_type(TEXT).body("ok\n")
+            })
+            .wrap(from_fn(operators::probe)),
         )
         .service(read("/readyz", ready).wrap(from_fn(operators::probe)));
     if state.is_guarded() {
@@ -53,12 +60,28 @@ pub fn routes(app: &mut web::ServiceConfig, state: AdminState) {
     } else {
         open_routes(app);
     }
-    app.app_data(web::Data::new(state));
+    app.app_data(web::Data::new(document(&state)))
+        .app_data(web::Data::new(state));
+}
+
+/// The description of this side.
+fn document(state: &AdminState) -> ApiDocument {
+    let lanes: Vec<_> = state.lanes.iter().map(|(lane, _)| lane.name()).collect();
+    let apis: Vec<_> = state.apis.names().collect();
+    let side = AdminSide {
+        lanes: &lanes,
+        apis: &apis,
+        needs_token: state.tokens.is_some(),
+        needs_certificate: state.needs_certificate,
+        is_read_only: state.read_only,
+    };
+    ApiDocument::new(&side.document())
 }
 
 fn open_routes(app: &mut web::ServiceConfig) {
     app.configure(page::routes)
         .service(read("/metrics", metrics::scrape))
+        .service(read("/openapi.json", openapi::describe).wrap(from_fn(only_this_site)))
         .service(
             web::scope("/api")
                 .wrap(from_fn(only_this_site))
@@ -197,7 +220,7 @@ async fn ready(state: web::Data<AdminState>) -> Result<HttpResponse, Problem> {
             "The spool takes no records, and no lane may or can take them instead",
         ));
     }
-    Ok(HttpResponse::Ok().body("ready\n"))
+    Ok(HttpResponse::Ok().content_type(TEXT).body("ready\n"))
 }
 
 fn unready(why: &str) -> Problem {
@@ -301,7 +324,7 @@ struct NewWeight {
 }
 
 fn allowed_weight<'de, D: Deserializer<'de>>(input: D) -> Result<u32, D::Error> {
-    let weight = u32::deserialize(input)?;
+    let weight = whole_number::<u32, _>(input)?;
     if weight as usize <= WEIGHT_MAX {
         Ok(weight)
     } else {

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{
-    order_body::OrderBody,
+    order_body::{OrderBody, whole_number_or_null},
     problem::{Problem, ProblemKind},
     status::AdminState,
 };
@@ -22,7 +22,7 @@ use crate::{
 /// Dead letters in a list, unless the request asks for another number.
 const LIMIT_DEFAULT: usize = 100;
 /// The most dead letters in a list.
-const LIMIT_MAX: usize = 10_000;
+pub(super) const LIMIT_MAX: usize = 10_000;
 
 /// A dead letter, or a parked record, as `GET /api/dead` lists it. Times are in milliseconds since
 /// the Unix epoch.
@@ -96,9 +96,12 @@ impl ListQuery {
 pub(super) struct FilterBody {
     id: Option<String>,
     lane: Option<String>,
+    #[serde(default, deserialize_with = "whole_number_or_null")]
     status: Option<u32>,
     given_up: Option<bool>,
+    #[serde(default, deserialize_with = "whole_number_or_null")]
     since_ms: Option<u64>,
+    #[serde(default, deserialize_with = "whole_number_or_null")]
     until_ms: Option<u64>,
     text: Option<String>,
 }
@@ -187,6 +190,7 @@ pub(super) struct Selection {
     all: bool,
     filter: Option<OrderBody<FilterBody>>,
     /// The most records of a filter.
+    #[serde(default, deserialize_with = "whole_number_or_null")]
     limit: Option<u64>,
     #[serde(default)]
     parked: bool,
@@ -195,7 +199,7 @@ pub(super) struct Selection {
 }
 
 impl Selection {
-    fn which(self) -> Result<(Undelivered, Which), Problem> {
+    pub(super) fn which(self) -> Result<(Undelivered, Which), Problem> {
         let of = undelivered(self.parked);
         let filter = self.filter.map(|OrderBody(filter)| filter.into());
         let filter = filter.filter(|filter| *filter != LetterFilter::default());

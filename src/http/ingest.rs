@@ -6,6 +6,7 @@
 //! | the same with a JSON array or NDJSON | 202 once all are safe; a bad one, and none is taken |
 //! | the same with an event of CloudEvents, or a batch of them | the same; its data is the record |
 //! | `GET /schema` | 200, the JSON Schema that a record must fit |
+//! | `GET /openapi.json` | 200, this table as OpenAPI 3.1 |
 //! | malformed JSON, headers or events | 400 |
 //! | no token of `[ingest].tokens_file` | 401, `WWW-Authenticate` |
 //! | no signature by a key of `[ingest].signing_keys_file` | 401, `WWW-Authenticate` |
@@ -42,8 +43,10 @@ use self::{
     refusal::{form_reused, key_reused},
 };
 use super::{
+    admin::read,
     client_rate::ClientRate,
     cors::{CorsOrigins, only_named_origins},
+    openapi::{self, ApiDocument, ingest::IngestSide},
     problem::Problem,
     signatures::Signatures,
     tokens::Tokens,
@@ -122,7 +125,8 @@ pub fn routes(app: &mut web::ServiceConfig, state: IngestState) {
     } else {
         open_routes(app);
     }
-    app.app_data(web::Data::new(state));
+    app.app_data(web::Data::new(state.document()))
+        .app_data(web::Data::new(state));
 }
 
 fn open_routes(app: &mut web::ServiceConfig) {
@@ -135,12 +139,8 @@ fn open_routes(app: &mut web::ServiceConfig) {
                 Problem::method_not_allowed("GET, HEAD, POST")
             })),
     )
-    .service(
-        web::resource("/schema")
-            .route(web::get().to(schema))
-            .route(web::head().to(schema))
-            .default_service(web::to(async || Problem::method_not_allowed("GET, HEAD"))),
-    )
+    .service(read("/schema", schema))
+    .service(read("/openapi.json", openapi::describe))
     .service(
         web::resource("/{lane}")
             .route(web::post().to(post))
@@ -248,6 +248,21 @@ async fn ingest(
 }
 
 impl IngestState {
+    /// The description of this side.
+    fn document(&self) -> ApiDocument {
+        let lanes = self.lanes.iter();
+        let lanes: Vec<_> = lanes.map(|(lane, tag)| (lane.name(), &**tag)).collect();
+        let side = IngestSide {
+            schema: &self.rules.schema,
+            lanes: &lanes,
+            needs_key: self.require_key,
+            needs_token: self.tokens.is_some(),
+            needs_signature: self.signatures.is_some(),
+            has_rate: self.rate.is_some(),
+        };
+        ApiDocument::new(&side.document())
+    }
+
     /// The lane in the path, if there is one. An error says that this node has no such lane.
     fn pinned_lane(&self, request: &HttpRequest) -> Result<Option<LaneId>, Problem> {
         let Some(name) = request.match_info().get("lane") else {

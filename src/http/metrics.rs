@@ -42,7 +42,7 @@ use crate::{
 };
 
 /// With exemplars, which the text format of Prometheus has no place for.
-const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+pub(super) const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// `GET /metrics`.
 pub async fn scrape(

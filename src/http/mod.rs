@@ -17,6 +17,7 @@ mod history;
 mod http2;
 pub mod ingest;
 mod metrics;
+mod openapi;
 mod operators;
 mod order_body;
 mod page;

@@ -120,7 +120,7 @@ impl ProblemKind {
 
 impl ProblemKind {
     /// The `type`: that of the registry of HTTP problem types where it has one.
-    fn uri(self) -> String {
+    pub fn uri(self) -> String {
         let registry = match self {
             Self::QuotaExceeded => "https://iana.org/assignments/http-problem-types#",
             _ => "urn:waypost:problem:",

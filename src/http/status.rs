@@ -15,6 +15,7 @@ use std::{
 
 use actix::Addr;
 use actix_web::http::StatusCode;
+use schemars::JsonSchema;
 use serde::Serialize;
 use tokio::time::Instant;
 
@@ -98,7 +99,7 @@ impl AdminState {
 }
 
 /// `GET /api/status`, as the contract fixes it.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct Status<'s> {
     version: &'static str,
     node: &'s str,
@@ -120,6 +121,7 @@ pub struct Status<'s> {
     router_restarts: u64,
     policy: &'static str,
     /// The counts of the last second: see [`crate::history`].
+    #[schemars(description = "The counts of the last second.")]
     recent: Columns<f64>,
     /// The last one; null if there was none.
     reload: Option<ReloadReport>,
@@ -138,7 +140,7 @@ pub struct StatusSource {
 }
 
 /// The disk of the node.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct SpoolStatus {
     bytes: u64,
     max: u64,
@@ -148,7 +150,7 @@ struct SpoolStatus {
     oldest_s: Option<f64>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct LaneStatus<'s> {
     pub lane: LaneId,
     pub tag: &'s str,
@@ -192,7 +194,7 @@ pub struct LaneStatus<'s> {
 }
 
 /// The last order of its kind.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 struct OrderStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     action: Option<Action>,

@@ -2,6 +2,7 @@
 
 use std::{ops::Add as _, sync::Arc, sync::atomic::Ordering::Relaxed, time::Duration};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::{sync::watch, time::sleep};
 use tracing::error;
@@ -17,7 +18,7 @@ use crate::{
 pub(super) const REST: Duration = Duration::from_secs(2);
 
 /// The number of records in each state.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Balance {
     pub accepted: u64,

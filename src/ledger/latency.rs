@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Upper bounds of all histograms, in seconds: from a confirm in memory to a record that waited for
@@ -13,7 +14,7 @@ pub const BOUNDS_S: [f64; 20] = [
 ];
 
 /// Median and 99th percentile, in milliseconds; zero before the first time.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Quantiles {
     pub p50: f64,

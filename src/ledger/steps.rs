@@ -3,6 +3,7 @@
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::{lane_id::LaneId, record::Record};
@@ -30,7 +31,8 @@ pub enum Step {
 }
 
 /// A step, as [`StepLog::of`] tells it.
-#[derive(Debug, PartialEq, Serialize)]
+#[derive(Debug, PartialEq, Serialize, JsonSchema)]
+#[schemars(description = "A step of a record.")]
 pub struct ToldStep {
     /// Milliseconds since the Unix epoch.
     at_ms: f64,

@@ -3,6 +3,7 @@
 use std::{collections::VecDeque, fmt, sync::Arc};
 
 use parking_lot::Mutex;
+use schemars::JsonSchema;
 use serde::{Serialize, Serializer};
 
 use super::{
@@ -111,8 +112,8 @@ impl Reason {
 }
 
 /// An explanation in words and numbers.
-#[derive(Serialize)]
-struct Told<'e> {
+#[derive(Serialize, JsonSchema)]
+pub struct ToldChoice<'e> {
     /// Milliseconds since the Unix epoch.
     at_ms: u64,
     /// The rule that the record takes.
@@ -130,7 +131,7 @@ struct Told<'e> {
 }
 
 /// A score, and its factors.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct WeighedLane {
     lane: LaneId,
     /// `None` for a lane of weight 0, whose score is infinite.
@@ -144,9 +145,9 @@ struct WeighedLane {
 }
 
 impl Explanation {
-    fn told(&self) -> Told<'_> {
+    fn told(&self) -> ToldChoice<'_> {
         let choice = self.choice.as_ref();
-        Told {
+        ToldChoice {
             at_ms: self.at_us / 1000,
             rule: &self.route.name,
             when: self.route.when.as_ref().map(ToString::to_string),

@@ -8,6 +8,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
+use schemars::JsonSchema;
 use serde::Serialize;
 use tokio::{
     sync::watch,
@@ -43,7 +44,7 @@ pub struct FileHealth {
 }
 
 /// A file in `/api/status`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct FileStatus<'s> {
     /// The key of the configuration that names it.
     pub key: &'s str,

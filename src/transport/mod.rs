@@ -44,6 +44,7 @@ mod secret;
 use std::{future::ready, time::Duration};
 
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
+use schemars::JsonSchema;
 use serde::{Serialize, Serializer};
 use tokio::time::{error::Elapsed, timeout};
 
@@ -150,7 +151,7 @@ pub struct Backlog {
 }
 
 /// The system behind a lane.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct BrokerInfo {
     pub version: Option<String>,
     /// Settings that weaken the guarantee.
@@ -158,6 +159,7 @@ pub struct BrokerInfo {
     /// The most bytes of a message, headers included; `None` if the system does not tell.
     pub largest_message: Option<usize>,
     /// Whether a confirm survives a power cut of the system.
+    #[schemars(with = "String", extend("enum" = ["yes", "no", "unknown"]))]
     pub outlives_power_cut: Durability,
     /// Changes when the system may have lost what it has confirmed.
     #[serde(skip)]

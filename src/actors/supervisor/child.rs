@@ -3,6 +3,7 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use actix::Recipient;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::{sync::watch, time::Instant};
 use tracing::warn;
@@ -24,7 +25,7 @@ use crate::{
 };
 
 /// The commands of an operator.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Action {
     /// Disconnect.
@@ -37,7 +38,7 @@ pub enum Action {
 }
 
 impl Action {
-    const ALL: [Self; 4] = [Self::Pause, Self::Drain, Self::Resume, Self::Restart];
+    pub const ALL: [Self; 4] = [Self::Pause, Self::Drain, Self::Resume, Self::Restart];
 
     /// The name in URLs.
     pub const fn name(self) -> &'static str {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use tokio::time::Instant;
 
@@ -9,7 +10,7 @@ use super::AdminState;
 use crate::{actors::apis::SharedApi, api::rate::RateStatus, spool::Queue};
 
 /// One of several APIs.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct NamedApiStatus<'s> {
     #[serde(flatten)]
     pub api: ApiStatus<'s>,
@@ -23,7 +24,7 @@ pub(super) struct NamedApiStatus<'s> {
     pub refuses: bool,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct ApiStatus<'s> {
     pub url: &'s str,
     pub state: &'static str,

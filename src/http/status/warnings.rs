@@ -5,6 +5,7 @@
 
 mod slow;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::{
@@ -16,7 +17,7 @@ use crate::{
 };
 
 /// How bad a warning is, as the levels of the log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum WarningLevel {
     /// A record needs a person.
@@ -27,7 +28,7 @@ pub enum WarningLevel {
     Notice,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct NodeWarning {
     level: WarningLevel,
     /// The lane, or the part of the node.

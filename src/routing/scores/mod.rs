@@ -30,6 +30,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
+use schemars::JsonSchema;
 use serde::Serialize;
 use tokio::time::Instant;
 
@@ -70,11 +71,14 @@ impl Drop for SentRecords {
 }
 
 /// A lane's routing in `GET /api/status`.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct LaneRouting {
     weight: u32,
     /// [`Factors::score`]; `None` before the first delivery, for weight 0, and with a policy that
     /// reads no score.
+    #[schemars(
+        description = "Null before the first delivery, for weight 0, and with a policy that reads no score."
+    )]
     score: Option<f64>,
     /// Of the records that were sent in the last ten seconds, this lane's part.
     share: f64,
@@ -91,7 +95,7 @@ impl LaneRouting {
 }
 
 /// An ejection in `GET /api/status`.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct EjectionStatus {
     /// Its end.
     retry_in_s: f64,
