@@ -20,7 +20,7 @@ use self::value::{GIB, MIB};
 pub use self::{
     load::{ConfigError, Flag},
     post_rules::{Rate, RetryStatuses},
-    url::{SecretUrl, has_login},
+    url::{SecretUrl, has_login, masked as masked_url},
     value::ReadableFile,
 };
 pub use crate::routing::policy::Policy;
@@ -32,6 +32,7 @@ use crate::{
         policy::HashOn,
         rules::{RouteDefaults, RouteError, RouteRule, Routes},
     },
+    trace::OtelVariables,
 };
 
 /// The most POSTs that a lane may be configured to have in flight.
@@ -92,6 +93,7 @@ const SECTIONS: &[(&str, &[&str])] = &[
     ("lanes.rabbitmq", RabbitmqConfig::KEYS),
     ("router", RouterConfig::KEYS),
     ("spool", SpoolConfig::KEYS),
+    ("telemetry", TelemetryConfig::KEYS),
 ];
 
 /// The whole configuration of a node.
@@ -103,6 +105,7 @@ pub struct Config {
     pub router: RouterConfig,
     pub spool: SpoolConfig,
     pub admin: AdminConfig,
+    pub telemetry: TelemetryConfig,
     pub lanes: Lanes,
     /// `[apis.NAME]`, by name: other APIs, which rules choose.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
@@ -110,6 +113,9 @@ pub struct Config {
     /// `[[routes]]`, in their order.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub routes: Vec<RouteRule>,
+    /// The variables that all programs with OpenTelemetry have.
+    #[serde(skip)]
+    pub otel: OtelVariables,
 }
 
 /// `[lanes.*]`: a lane is on when its section, or one of its variables, is there; the gRPC lane
@@ -240,6 +246,15 @@ section! {
         read_only: bool = false, deserialize_with = "value::yes_or_no";
         /// The next start obeys the last orders to each lane.
         keep_orders: bool = false, deserialize_with = "value::yes_or_no";
+    }
+}
+
+section! {
+    /// `[telemetry]`: traces.
+    TelemetryConfig {
+        /// A collector of OpenTelemetry, which takes OTLP over HTTP; `None` for no traces, unless a
+        /// variable names one.
+        otlp: Option<SecretUrl> = None;
     }
 }
 

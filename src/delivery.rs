@@ -10,6 +10,7 @@ use crate::{
     lane_id::LaneId,
     record::{Record, Tag},
     spool::EntryKey,
+    trace::OpenSpan,
 };
 
 /// The proof that a record is safe.
@@ -143,6 +144,8 @@ pub struct Delivery {
     pub since: Instant,
     /// The place on this node's disk, if it comes from there and not from a broker.
     pub held: Option<HeldEntry>,
+    /// Its span until it is settled, if its trace is recorded.
+    pub span: Option<OpenSpan>,
     pub acker: Acker,
 }
 
@@ -176,17 +179,23 @@ impl Delivery {
 
     /// Settles it: the API's 2xx is here.
     pub fn ack(self) {
-        self.acker.settle(Verdict::Ack);
+        self.settle(Verdict::Ack);
     }
 
     /// Gives it back to the broker for another try after `delay`.
     pub fn retry_after(self, delay: Duration) {
-        self.acker.settle(Verdict::RetryAfter(delay));
+        self.settle(Verdict::RetryAfter(delay));
     }
 
     /// Settles it without the API: its dead letter is on disk.
     pub fn reject(self) {
-        self.acker.settle(Verdict::Reject);
+        self.settle(Verdict::Reject);
+    }
+
+    fn settle(self, verdict: Verdict) {
+        let settling = self.span.and_then(|span| span.settle(verdict));
+        self.acker.settle(verdict);
+        drop(settling);
     }
 }
 
@@ -225,6 +234,7 @@ mod tests {
                 redelivered: false,
                 since: Instant::now(),
                 held: None,
+                span: None,
                 acker: Acker::new(move |verdict| kept.lock().unwrap().push(verdict)),
             },
             verdicts,

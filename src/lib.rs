@@ -112,6 +112,7 @@ pub mod sink;
 pub mod spool;
 pub mod summary;
 pub mod tap;
+pub mod trace;
 pub mod transport;
 
 /// The gRPC service, compiled from `proto/waypost/v1/waypost.proto`.

@@ -50,6 +50,7 @@ use crate::{
     secrets::{FileHealth, ServingTls, TlsFiles},
     spool::{BusySince, OpenError, Queue, Spool, SpoolStats},
     tap::Tap,
+    trace::Exporter,
     transport::{
         Transport,
         grpc::{self, Grpc},
@@ -79,6 +80,7 @@ pub struct Node {
     feeder: Slot<Feeder>,
     taken_file: TakenFile,
     retrier: Slot<Retrier>,
+    exporter: Exporter,
     draining: Arc<AtomicBool>,
     change_log: ChangeLog,
     ingest_server: ServerHandle,
@@ -168,6 +170,7 @@ impl Node {
         self.taken_file.close();
         self.admin_server.stop(false).await;
         self.apis.spools().close().await;
+        self.exporter.close().await;
         let balance = self.ledger.balance(&self.apis.spools().stats());
         info!(
             accepted = balance.accepted,
@@ -192,6 +195,7 @@ struct Graph<'a> {
     spool: Spool,
     apis: Apis,
     tap: Tap,
+    exporter: Exporter,
     /// The lanes in configuration order, with their tags.
     lanes: Arc<[(LaneId, String)]>,
     live_lanes: LiveLanes,
@@ -217,6 +221,7 @@ impl<'a> Graph<'a> {
         let change_log = ChangeLog::new(Arc::clone(&run));
         let ledger = Ledger::new(run).with_change_log(change_log.clone());
         let ledger = Arc::new(ledger);
+        let exporter = Exporter::start(config, &ledger.run);
         let spool = Spool::open(&config.spool.dir, config.spool.max)?;
         let apis = Apis::open(config, &spool, &ledger.run, &change_log)?;
         let on_all = apis.spools().stats();
@@ -281,6 +286,7 @@ impl<'a> Graph<'a> {
             spool,
             apis,
             tap: Tap::default(),
+            exporter,
             live_lanes: LiveLanes::new(Arc::new(scores)).with_change_log(change_log.clone()),
             change_log,
             routing: CurrentRouting::new(routes),
@@ -351,6 +357,7 @@ impl<'a> Graph<'a> {
             require_key: config.require_key,
             forecast: ingest::DiskForecast::default(),
             ledger: Arc::clone(&self.ledger),
+            tracer: self.exporter.tracer(),
         })
     }
 
@@ -421,6 +428,7 @@ impl<'a> Graph<'a> {
             apis: self.apis.clone(),
             ledger: Arc::clone(&self.ledger),
             tap: self.tap.clone(),
+            tracer: self.exporter.tracer(),
         };
         let start = factory(self.retrier.clone(), move |supervisor| {
             Retrier::new(params.clone(), supervisor)
@@ -482,6 +490,7 @@ impl<'a> Graph<'a> {
         let lane = *lane;
         let thread = self.threads[index % self.threads.len()].clone();
         let copies = Copies::new(lane, self.spool.clone());
+        let tracer = self.exporter.tracer().lane(lane);
         let window = LaneWindow::new(&self.apis.limits());
         let posters = self.apis.all().iter().zip(window.slots());
         let posters = posters.map(|(api, slots)| PosterParams {
@@ -494,6 +503,7 @@ impl<'a> Graph<'a> {
             copies: copies.clone(),
             tap: self.tap.clone(),
             slots: slots.clone(),
+            tracer: tracer.clone(),
         });
         let params = ForwarderParams {
             posters: posters.collect(),
@@ -519,6 +529,7 @@ impl<'a> Graph<'a> {
             settled: SettledRecords::default(),
             copies,
             ack: self.config.ingest.ack,
+            tracer,
         };
         let start = factory(Slot::default(), move |supervisor| {
             Lane::<T>::new(settings.clone(), params.clone(), supervisor)
@@ -576,6 +587,7 @@ impl<'a> Graph<'a> {
             events: Arc::new(EventHub::new(self.change_log.clone())),
             tap: TapStreams::new(self.tap.clone()),
             history,
+            exporter: self.exporter.clone(),
         };
         let ingest = ingest_socket.local_addr()?;
         let admin = admin_socket.local_addr()?;
@@ -609,6 +621,7 @@ impl<'a> Graph<'a> {
             feeder: self.feeder,
             taken_file: self.taken_file,
             retrier: self.retrier,
+            exporter: self.exporter,
             draining,
             change_log: self.change_log,
             ingest_server,

@@ -45,6 +45,7 @@ use waypost::{
     },
     spool::{NotSafe, Queue, Spool, Undelivered},
     tap::Tap,
+    trace::LaneTracer,
     transport::{BrokerInfo, Transport, nats},
 };
 
@@ -188,6 +189,7 @@ fn graph<T: Transport>(
         settled: SettledRecords::default(),
         copies: copies.clone(),
         ack,
+        tracer: LaneTracer::default(),
     };
     let fallback = DiskFallback {
         spool: spool.clone(),
@@ -212,6 +214,7 @@ fn graph<T: Transport>(
         copies: copies.clone(),
         tap: Tap::default(),
         slots: slots.clone(),
+        tracer: LaneTracer::default(),
     };
     let forwarding = ForwarderParams {
         posters: window.slots().map(poster).collect(),

@@ -71,6 +71,7 @@ mod tap;
 mod tls;
 mod tokens;
 mod top;
+mod traces;
 mod traffic;
 mod transport_contract;
 mod trouble;

@@ -122,6 +122,8 @@ pub async fn run(listen: SocketAddr) {
             .route("/arrivals", web::get().to(all))
             .route(AWAY, web::put().to(set_away))
             .route(AWAY, web::delete().to(set_away))
+            // The collector of traces.
+            .route("/v1/traces", web::post().to(HttpResponse::Ok))
             .default_service(web::to(answer))
     })
     .workers(1)

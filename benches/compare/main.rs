@@ -91,6 +91,8 @@ enum Case {
     Disk,
     /// `ack = "lane"` against itself: how far the ratios scatter
     Control,
+    /// 1 % of the records traced against none
+    Traces,
     /// A healthy API with one that hangs and gets 1,000 records a second, against it alone
     Apis,
     /// The same, but the second one answers: what its records cost anyway
@@ -206,6 +208,13 @@ impl Case {
                     Self::Apis => [alone(SecondApi::Hangs), beside(SecondApi::Hangs)],
                     _ => [alone(SecondApi::Answers), beside(SecondApi::Answers)],
                 }
+            }
+            Self::Traces => {
+                let traces = Side {
+                    traced: Some("0.01"),
+                    ..named("1 % traces")
+                };
+                [named("no traces"), traces]
             }
             Self::Control => [named("ack lane"), named("ack lane again")],
         }

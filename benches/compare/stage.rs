@@ -50,6 +50,8 @@ pub struct Side {
     pub bundle: Option<u8>,
     /// Variables of this side, besides the lane's.
     pub variables: &'static [(&'static str, &'static str)],
+    /// The part of the records that is traced.
+    pub traced: Option<&'static str>,
     pub second_api: Option<SecondApi>,
     /// Records come for the second API.
     pub has_neighbour: bool,
@@ -193,6 +195,14 @@ impl Stage {
             .map(|(key, value)| (format!("WAYPOST_{key}"), value.clone()))
             .collect();
         environment.extend(side.environment(lane, variables));
+        if let Some(part) = side.traced {
+            let traces = [
+                ("OTEL_EXPORTER_OTLP_ENDPOINT", &*api_url),
+                ("OTEL_TRACES_SAMPLER", "parentbased_traceidratio"),
+                ("OTEL_TRACES_SAMPLER_ARG", part),
+            ];
+            environment.extend(traces.map(|(key, value)| (key.to_owned(), value.to_owned())));
+        }
         let mut second = None;
         if let Some(conduct) = side.second_api {
             let url = match conduct {
@@ -557,6 +567,7 @@ impl Side {
             batch: 1,
             bundle: None,
             variables: &[],
+            traced: None,
             second_api: None,
             has_neighbour: false,
         }

@@ -45,6 +45,7 @@ use crate::{
     lane_id::LaneId,
     ledger::Ledger,
     spool::CopyWriter,
+    trace::LaneTracer,
     transport::{self, CLOSE_TIMEOUT, Durability, Transport},
 };
 
@@ -69,6 +70,7 @@ pub struct LaneParams {
     pub settled: SettledRecords,
     pub copies: Copies,
     pub ack: Ack,
+    pub tracer: LaneTracer,
 }
 
 /// The lane of transport `T`.
@@ -109,6 +111,7 @@ struct Broken(Exit);
 impl<T: Transport> Lane<T> {
     pub fn new(settings: T::Settings, params: LaneParams, supervisor: SupervisorHandle) -> Self {
         let unbundler = Unbundler::new(params.settled.clone());
+        let unbundler = unbundler.with_tracer(params.tracer.clone());
         Self {
             settings,
             params: Rc::new(params),

@@ -37,6 +37,7 @@ use crate::{
     record::{Record, Tag},
     spool::{DeathReason, Entry, EntryKey, Queue, Spool},
     tap::Tap,
+    trace::Tracer,
 };
 
 /// Parked records of one queue that are POSTed at the same time, or read ahead.
@@ -50,6 +51,7 @@ pub struct RetrierParams {
     pub apis: Apis,
     pub ledger: Arc<Ledger>,
     pub tap: Tap,
+    pub tracer: Tracer,
 }
 
 /// One per node.
@@ -68,6 +70,7 @@ struct ParkedPoster {
     api: SharedApi,
     ledger: Arc<Ledger>,
     tap: Tap,
+    tracer: Tracer,
 }
 
 /// A parked record whose turn has come.
@@ -100,13 +103,19 @@ impl Due {
 
 impl Retrier {
     pub fn new(params: RetrierParams, supervisor: SupervisorHandle) -> Self {
-        let RetrierParams { apis, ledger, tap } = params;
+        let RetrierParams {
+            apis,
+            ledger,
+            tap,
+            tracer,
+        } = params;
         let posters = apis.all().iter().map(|api| {
             Rc::new(ParkedPoster {
                 client: Api::new(&api.settings),
                 api: api.clone(),
                 ledger: Arc::clone(&ledger),
                 tap: tap.clone(),
+                tracer: tracer.clone(),
             })
         });
         Self {
@@ -207,6 +216,7 @@ impl ParkedPoster {
             api,
             ledger,
             tap,
+            tracer,
         } = self;
         let Some(content) = api.form.content(&due.record, &due.tag) else {
             return self.dead_letter(due, not_an_object()).await;
@@ -223,14 +233,16 @@ impl ParkedPoster {
             Some((body, key)) => (body, key, api.form.batch_headers()),
             None => (tagged.clone(), due.record.id.to_string(), headers),
         };
+        let span = tracer.lane(due.lane).process(&due.record);
         let payload = Payload {
             body,
             headers,
             records: 1,
             key: &key,
             traceparent: due.record.traceparent.as_deref(),
+            spans: span.iter().collect(),
         };
-        let answer = post(client, &api.counts, ledger, due.lane, &payload).await;
+        let answer = post(client, api, ledger, due.lane, &payload).await;
         add_attempt(&mut due.reason, &answer);
         let waiting = || api.parking.waiting(ledger);
         match (answer.outcome(), &answer) {
@@ -242,6 +254,9 @@ impl ParkedPoster {
                     ledger.delivered(lane, [record]);
                 };
                 self.take_out(due, counted, twice).await;
+                if let Some(span) = span {
+                    span.succeeded();
+                }
                 tap.show_delivered(lane, record, || tagged, status);
                 true
             }

@@ -30,6 +30,7 @@ impl Config {
             ("ingest", self.ingest.changes(&other.ingest)),
             ("router", self.router.changes(&other.router)),
             ("spool", self.spool.changes(&other.spool)),
+            ("telemetry", self.telemetry.changes(&other.telemetry)),
         ];
         let mut changes = self.lanes.changes(&other.lanes);
         for (section, keys) in sections {

@@ -8,7 +8,7 @@ mod routes;
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    fmt, fs,
+    fmt, fs, mem,
     net::IpAddr,
     path::Path,
 };
@@ -23,7 +23,10 @@ use tracing::warn;
 
 use self::{apis::APIS, routes::ROUTES};
 use super::{Config, SECTIONS, rules};
-use crate::lane_id::LaneId;
+use crate::{
+    lane_id::LaneId,
+    trace::{OtelVariables, settings::PREFIX as OTEL},
+};
 
 /// The beginning of our variables' names.
 const PREFIX: &str = "WAYPOST_";
@@ -122,6 +125,7 @@ struct Loader {
     torn: HashSet<String>,
     /// The place of each key that a source sets.
     places: HashMap<String, String>,
+    otel: OtelVariables,
 }
 
 impl Loader {
@@ -237,6 +241,11 @@ impl Loader {
 
     fn environment(&mut self, environment: &BTreeMap<String, String>) {
         let keys: BTreeMap<_, _> = Config::keys().map(|key| (variable(&key), key)).collect();
+        let otel = environment
+            .iter()
+            .filter(|(name, _)| name.starts_with(OTEL));
+        let otel = otel.map(|(name, text)| (name.clone(), text.clone()));
+        self.otel = OtelVariables(otel.collect());
         for (name, text) in environment {
             let key = keys.get(name).cloned().or_else(|| apis::key_of(name));
             if let Some(key) = key {
@@ -290,6 +299,7 @@ impl Loader {
             }
         };
         config.lanes.order = self.lanes();
+        config.otel = mem::take(&mut self.otel);
         self.check_urls(&config);
         // A key that has its error already needs no second one.
         let wrong: HashSet<_> = self.errors.iter().map(|error| error.key.clone()).collect();

@@ -37,6 +37,12 @@ pub fn violations(config: &Config) -> Vec<Vec<Violation>> {
     let lanes = &config.lanes;
     rules.ingest(&config.ingest);
     rules.admin(&config.admin);
+    let otlp = config.telemetry.otlp.as_deref();
+    rules.check(
+        otlp.is_none_or(|text| url::of_server(text, HTTP).is_some()),
+        "telemetry.otlp",
+        "is no collector; allowed is http:// or https:// with a host",
+    );
     rules.api("api", &config.api);
     for (name, api) in &config.apis {
         rules.api(&format!("apis.{name}"), api);

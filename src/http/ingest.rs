@@ -63,6 +63,7 @@ use crate::{
     ledger::Ledger,
     record::{Record, RecordRules, batch::Form},
     routing::settings::CurrentRouting,
+    trace::{RequestTrace, Tracer},
 };
 
 /// Shared by all HTTP workers. Cloned for each request that has a key.
@@ -96,6 +97,7 @@ pub struct IngestState {
     pub forecast: DiskForecast,
     /// Counts the answers, by status.
     pub ledger: Arc<Ledger>,
+    pub tracer: Tracer,
 }
 
 /// The receipt of one record.
@@ -170,13 +172,26 @@ async fn post(
     body: web::Payload,
 ) -> Result<HttpResponse, Problem> {
     let began = Instant::now();
-    let answer = ingest(&state, &request, body).await;
+    let traceparent = || headers::traceparent(request.headers());
+    let mut trace = state.tracer.request(traceparent, || described(&request));
+    let answer = ingest(&state, &request, body, &mut trace).await;
     let status = match &answer {
         Ok(response) => response.status(),
         Err(problem) => problem.status_code(),
     };
     state.ledger.answered(status.as_u16(), began);
+    trace.answered(status.as_u16());
     answer
+}
+
+/// What the trace of a request says of it: scheme, path and route.
+fn described(request: &HttpRequest) -> (&'static str, &str, &'static str) {
+    let is_tls = request.app_config().secure();
+    let route = match request.match_info().get("lane") {
+        Some(_) => "/{lane}",
+        None => "/",
+    };
+    (if is_tls { "https" } else { "http" }, request.path(), route)
 }
 
 /// A request that was read: a single record is a batch of one.
@@ -233,14 +248,18 @@ async fn ingest(
     state: &IngestState,
     request: &HttpRequest,
     body: web::Payload,
+    trace: &mut RequestTrace,
 ) -> Result<HttpResponse, Problem> {
     let pinned = state.pinned_lane(request)?;
-    let request = state.read_request(request, body, pinned).await?;
+    let request = state.read_request(request, body, pinned, trace).await?;
     if let Some(problem) = state.full_api(&request) {
         return Err(problem);
     }
     match state.submit(&request).await {
-        Ok(submitted) => Ok(state.respond(&request, submitted)),
+        Ok(submitted) => {
+            trace.created(&submitted.receipts, submitted.is_replay);
+            Ok(state.respond(&request, submitted))
+        }
         Err(NotTaken::Refused(why)) => Err(state.refused(&request, &why)),
         Err(NotTaken::KeyReused(index)) => Err(key_reused(&request, index)),
         Err(NotTaken::FormReused) => Err(form_reused()),

@@ -9,6 +9,7 @@ mod each_lane;
 mod process;
 mod runs;
 mod samples;
+mod traces;
 
 use std::{fmt, sync::Arc};
 
@@ -39,6 +40,7 @@ use crate::{
     ledger::{Counts, LaneLedger, Ledger},
     secrets::FileHealth,
     spool::{Queue, SpoolStats},
+    trace::Exporter,
 };
 
 /// With exemplars, which the text format of Prometheus has no place for.
@@ -60,6 +62,7 @@ pub async fn scrape(
         reload: state.control.last_reload(),
         api_limits: apis.map(|api| state.limit_of(api)).collect(),
         files: &state.files,
+        exporter: &state.exporter,
         spool_bytes: state.spool.stats().bytes,
         spool_max: state.spool_max,
         oldest_us,
@@ -96,6 +99,7 @@ struct Scrape<'s> {
     /// Of each API, over all lanes.
     api_limits: Vec<usize>,
     files: &'s [Arc<FileHealth>],
+    exporter: &'s Exporter,
     /// The bytes of the node's own spool, and the most of its records.
     spool_bytes: u64,
     spool_max: u64,
@@ -114,6 +118,7 @@ impl Scrape<'_> {
         self.register_node_gauges(&mut registry);
         runs::register(self, &mut registry);
         self.register_files(&mut registry);
+        traces::register(self, &mut registry);
         self.register_api(&mut registry);
         each_api::register(self, &mut registry);
         self.register_histograms(&mut registry);

@@ -46,6 +46,7 @@ use crate::{
     },
     secrets::{FileHealth, FileStatus},
     spool::Spool,
+    trace::{Exporter, TraceStatus},
     transport::BrokerInfo,
 };
 
@@ -79,6 +80,7 @@ pub struct AdminState {
     pub events: Arc<EventHub>,
     pub tap: TapStreams,
     pub history: History,
+    pub exporter: Exporter,
 }
 
 impl AdminState {
@@ -127,6 +129,8 @@ pub struct Status<'s> {
     reload: Option<ReloadReport>,
     /// The files that are read again while the node runs.
     files: Vec<FileStatus<'s>>,
+    /// Null if traces are off.
+    traces: Option<TraceStatus>,
     /// What is wrong, the worst first.
     warnings: Vec<NodeWarning>,
 }
@@ -281,6 +285,7 @@ impl AdminState {
             recent: self.history.last_second(),
             reload: self.control.last_reload(),
             files: self.files.iter().map(|file| file.status()).collect(),
+            traces: self.exporter.status(),
             warnings: Vec::new(),
         };
         status.warnings = warnings(&status, self.ack);

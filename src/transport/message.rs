@@ -159,6 +159,7 @@ impl From<Incoming> for Delivery {
             redelivered: incoming.redelivered,
             since: incoming.since,
             held: None,
+            span: None,
             acker: incoming.acker,
         }
     }

@@ -330,6 +330,19 @@ pub enum TransportError {
     Lost(String),
 }
 
+impl TransportError {
+    /// The class of the failure, in traces.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Connect(_) => "connect",
+            Self::Publish(_) => "not_confirmed",
+            Self::Refused(_) => "refused",
+            Self::TooLarge(_) => "too_large",
+            Self::Lost(_) => "connection_lost",
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

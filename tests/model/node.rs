@@ -45,6 +45,7 @@ use waypost::{
     record::{Origin, Record},
     routing::{explain::Explanations, settings::CurrentRouting},
     spool::{NotSafe, OpenError, Queue, Spool, SpoolStats, Spools, Undelivered},
+    trace::LaneTracer,
     transport::{
         Backlog, BrokerInfo, Durability, Incoming, Inspection, Message, Transport, TransportError,
     },
@@ -386,6 +387,7 @@ impl Node {
             settled: SettledRecords::default(),
             copies: copies[lane].clone(),
             ack: Ack::Durable,
+            tracer: LaneTracer::default(),
         };
         let graph = vec![
             start_router(&router, &live_lanes, fallback),

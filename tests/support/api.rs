@@ -20,7 +20,10 @@ use futures_util::stream;
 #[derive(Clone, Debug)]
 pub struct Post {
     pub key: Option<String>,
+    pub path: String,
     pub content_type: Option<String>,
+    /// `Content-Encoding`.
+    pub encoding: Option<String>,
     pub traceparent: Option<String>,
     pub authorization: Option<String>,
     /// `webhook-id`, `webhook-timestamp` and `webhook-signature`.
@@ -220,7 +223,9 @@ impl Post {
         };
         Self {
             key: header("Idempotency-Key"),
+            path: request.path().to_owned(),
             content_type: header("Content-Type"),
+            encoding: header("Content-Encoding"),
             traceparent: header("traceparent"),
             authorization: header("Authorization"),
             webhook: ["id", "timestamp", "signature"]

@@ -2,6 +2,7 @@
 
 pub mod api;
 pub mod browser;
+pub mod collector;
 pub mod grpc;
 pub mod lanes;
 pub mod load;

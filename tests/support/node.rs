@@ -36,7 +36,7 @@ pub struct Node {
 }
 
 impl Node {
-    /// Starts a node with `variables` (without their `WAYPOST_`) and waits until it answers. Its
+    /// Starts a node with `variables` (without their `WAYPOST_`, or of OpenTelemetry) and waits until it answers. Its
     /// lanes may still connect.
     pub async fn start(api: &str, variables: &[(String, String)]) -> Self {
         Self::begin(api, variables, "", &[]).await
@@ -82,7 +82,7 @@ impl Node {
         environment.extend(
             variables
                 .iter()
-                .map(|(key, value)| (format!("WAYPOST_{key}"), value.clone())),
+                .map(|(key, value)| (variable(key), value.clone())),
         );
         let http = awc::Client::builder()
             .timeout(Duration::from_secs(20))
@@ -416,6 +416,15 @@ impl Client {
 }
 
 /// `NODE_UNDER_TEST` names another build of the program, such as an optimized one.
+/// The whole name of a variable.
+fn variable(key: &str) -> String {
+    if key.starts_with("OTEL_") {
+        key.to_owned()
+    } else {
+        format!("WAYPOST_{key}")
+    }
+}
+
 fn launch(environment: &[(String, String)], log: &Path, arguments: &[String]) -> Child {
     let log = File::options().append(true).open(log).expect("the log");
     let program =

@@ -214,12 +214,15 @@ impl Poster {
         };
         let mut slot = PostSlot::new(&self.params.slots, slot, permit);
         let (body, places, key) = array.end();
+        let spans = batch.iter();
+        let spans = spans.filter_map(|queued| queued.delivery.span.as_ref());
         let payload = Payload {
             body,
             headers: self.params.api.form.batch_headers(),
             records: batch.len(),
             key: &key,
             traceparent: common_traceparent(&batch),
+            spans: spans.collect(),
         };
         let limits = self.limits(&batch)?;
         let end = self

@@ -246,6 +246,7 @@ impl Outlet {
             redelivered: false,
             since: Instant::now(),
             held: Some(held.clone()),
+            span: self.poster.params.tracer.process(record),
             acker,
         };
         self.deliver(delivery, place, tracker.token());

@@ -32,11 +32,12 @@ use crate::{
     clock::unix_us,
     delivery::{Delivery, HeldEntry},
     lane_id::LaneId,
-    ledger::{ApiCounts, Ledger},
+    ledger::Ledger,
     record::{Record, Tag},
     routing::scores::Scores,
     spool::DeathReason,
     tap::Tap,
+    trace::{LaneTracer, OpenSpan},
 };
 
 /// The first retry waits at most this: a record that the API fails at holds up others meanwhile.
@@ -65,6 +66,7 @@ pub struct PosterParams {
     pub tap: Tap,
     pub slots: PostSlots,
     pub gate: Arc<Gate>,
+    pub tracer: LaneTracer,
 }
 
 /// POSTs the deliveries of a lane and settles them.
@@ -83,6 +85,8 @@ pub struct Payload<'a> {
     pub records: usize,
     pub key: &'a str,
     pub traceparent: Option<&'a str>,
+    /// The spans of the records whose traces are recorded.
+    pub spans: Vec<&'a OpenSpan>,
 }
 
 /// How long a failed POST is retried here.
@@ -145,6 +149,7 @@ impl Poster {
             records: 1,
             key: &record.id,
             traceparent: record.traceparent.as_deref(),
+            spans: delivery.span.iter().collect(),
         };
         let limits = RetryLimits {
             held_until: delivery.since + HOLD_MAX,
@@ -225,14 +230,7 @@ impl Poster {
                 // An error means that the forwarder is gone, which gives the delivery back too.
                 _ = drain.changed() => return PostEnd::Drained,
             };
-            let answer = post(
-                api,
-                &params.api.counts,
-                &params.ledger,
-                params.lane,
-                payload,
-            )
-            .await;
+            let answer = post(api, &params.api, &params.ledger, params.lane, payload).await;
             if let Some(place) = place {
                 place.end(&answer, payload.records);
             }
@@ -457,12 +455,13 @@ fn delay(backoff: &mut Backoff, answer: &Answer, at_least: Option<Duration>) -> 
 
 /// POSTs `payload` once, and counts that.
 pub async fn post(
-    api: &Api,
-    counts: &ApiCounts,
+    client: &Api,
+    api: &SharedApi,
     ledger: &Ledger,
     lane: LaneId,
     payload: &Payload<'_>,
 ) -> Answer {
+    let counts = &api.counts;
     let _in_flight = counts.begin();
     let began = std::time::Instant::now();
     let body = payload.body.clone();
@@ -470,9 +469,17 @@ pub async fn post(
         key,
         traceparent,
         headers,
+        records,
+        spans,
         ..
     } = payload;
-    let answer = api.post_with(body, key, *traceparent, headers).await;
+    let span = OpenSpan::post(spans, *records, &api.url);
+    let own = span.as_ref().map(OpenSpan::traceparent);
+    let traceparent = own.as_deref().or(*traceparent);
+    let answer = client.post_with(body, key, traceparent, headers).await;
+    if let Some(span) = span {
+        span.answered(&answer);
+    }
     ledger.posted(lane, key, began, answer.status());
     match answer.failure() {
         Some(class) => counts.failed(class),

@@ -28,6 +28,7 @@ use crate::{
     proto,
     recent::{FingerprintMap, Hasher128},
     record::{self, Origin, Record, is_traceparent, is_visible_ascii},
+    trace::LaneTracer,
     transport::{Headers, Incoming, Message},
 };
 
@@ -241,6 +242,7 @@ fn are_all(settled: &SettledFlags) -> bool {
 /// one is added.
 pub struct Unbundler {
     settled: SettledRecords,
+    tracer: LaneTracer,
     messages: VecDeque<Incoming>,
     /// The records of an open bundle that have not come out yet.
     open: vec::IntoIter<Delivery>,
@@ -250,9 +252,17 @@ impl Unbundler {
     pub fn new(settled: SettledRecords) -> Self {
         Self {
             settled,
+            tracer: LaneTracer::default(),
             messages: VecDeque::new(),
             open: Vec::new().into_iter(),
         }
+    }
+
+    /// Tells of each message and record that comes out.
+    #[must_use]
+    pub fn with_tracer(mut self, tracer: LaneTracer) -> Self {
+        self.tracer = tracer;
+        self
     }
 
     /// Adds messages, and leaves `messages` empty.
@@ -305,6 +315,7 @@ impl Unbundler {
                 // The system holds the message, for all of its records.
                 since,
                 held: None,
+                span: None,
                 acker: Acker::new(move |verdict| settle(&open, index, verdict)),
             }
         });
@@ -317,13 +328,21 @@ impl Iterator for Unbundler {
 
     fn next(&mut self) -> Option<Delivery> {
         loop {
-            if let Some(delivery) = self.open.next() {
+            if let Some(mut delivery) = self.open.next() {
+                delivery.span = self.tracer.process(&delivery.record);
                 return Some(delivery);
             }
             let message = self.messages.pop_front()?;
             match unpack(&message.message) {
-                Some(records) => self.open = self.open(message, records).into_iter(),
-                None => return Some(single(message)),
+                Some(records) => {
+                    self.tracer.received(&records, message.since);
+                    self.open = self.open(message, records).into_iter();
+                }
+                None => {
+                    let mut delivery = single(message);
+                    self.tracer.received_one(&mut delivery);
+                    return Some(delivery);
+                }
             }
         }
     }

@@ -20,6 +20,7 @@ use crate::{
     delivery::Receipt,
     record::Record,
     spool::{CopyWriter, NotSafe},
+    trace::LaneTracer,
     transport::{Transport, TransportError},
 };
 
@@ -33,6 +34,8 @@ struct Unconfirmed<'a> {
     copy: Cell<CopyState>,
     /// The time that the confirm took, once it has come.
     confirmed: Cell<Option<Duration>>,
+    /// Why there is none, for its trace.
+    error: Cell<Option<&'static str>>,
 }
 
 enum CopyState {
@@ -59,6 +62,7 @@ impl<'a> Unconfirmed<'a> {
             source,
             copy: Cell::new(copy),
             confirmed: Cell::new(None),
+            error: Cell::new(None),
         }
     }
 
@@ -136,6 +140,9 @@ pub async fn publish<T: Transport>(
             answered.set(Some(now));
         }
         refused(records, &why, params);
+        for record in records {
+            record.error.set(Some(why.name()));
+        }
         // A lost connection matters more than the failure of one message.
         if !matches!(failure, Some(TransportError::Lost(_))) {
             failure = Some(why);
@@ -149,6 +156,7 @@ pub async fn publish<T: Transport>(
         (_, Err(_)) => had_time,
     };
     score(&records, is_evidence, params);
+    trace(&records, &packed, began, &params.tracer);
     let failure = match ended {
         _ if matches!(failure, Some(TransportError::Lost(_))) => failure,
         Ok(((), copied)) => failure.or_else(|| copied.err().map(no_copy)),
@@ -189,6 +197,20 @@ fn score(records: &[Unconfirmed<'_>], is_evidence: bool, params: &LaneParams) {
             reason: ShortReason(&ejection.to_string()),
             retry_in_s: ejection.length.as_secs_f64(),
         });
+    }
+}
+
+/// Tells how the publish of each message has ended.
+fn trace(records: &[Unconfirmed<'_>], packed: &Packed, began: Instant, tracer: &LaneTracer) {
+    if !tracer.is_on() {
+        return;
+    }
+    for index in 0..packed.messages.len() {
+        let records = &records[packed.records(index)];
+        let confirmed = records.first().and_then(|record| record.confirmed.get());
+        let error = records.first().and_then(|record| record.error.get());
+        let result = confirmed.ok_or(error.unwrap_or("timeout"));
+        tracer.sent(records, began, result);
     }
 }
 

@@ -70,9 +70,9 @@ fn unquoted(text: &str) -> Option<Cow<'_, str>> {
 
 /// The trace context. The record is taken without one if it is malformed or given twice (W3C Trace
 /// Context, 3.2.1 and 4.3).
-pub(super) fn traceparent(headers: &HeaderMap) -> Option<Arc<str>> {
+pub(super) fn traceparent(headers: &HeaderMap) -> Option<&str> {
     let text = only_line(headers, "traceparent").ok()??;
-    is_traceparent(text).then(|| text.into())
+    is_traceparent(text).then_some(text)
 }
 
 /// The text of the header that `name` names, if there is one.

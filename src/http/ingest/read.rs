@@ -24,6 +24,7 @@ use crate::{
         pointer::{PointerSet, Values},
     },
     routing::rules::Assignment,
+    trace::RequestTrace,
 };
 
 /// A record that is as the schema wants it, and the values that rules look at.
@@ -35,6 +36,7 @@ impl IngestState {
         request: &HttpRequest,
         body: web::Payload,
         pinned: Option<LaneId>,
+        trace: &mut RequestTrace,
     ) -> Result<Request, Problem> {
         let headers = request.headers();
         let signed = self.signatures.as_ref().map(|keys| keys.begin(headers));
@@ -46,7 +48,7 @@ impl IngestState {
             return Err(no_key());
         }
         self.body.check_length(headers)?;
-        let traceparent = traceparent(headers);
+        let traceparent = traceparent(headers).map(Arc::from);
         let origin = Some(Origin::now(Arc::clone(&self.run)));
         let body = self.body.read(body, coding).await?;
         if let Some(signed) = &signed {
@@ -100,9 +102,9 @@ impl IngestState {
                 ..routes.assign(&id, &values, header)
             };
             let record = Record {
+                traceparent: trace.record(&id, traceparent.as_ref()),
                 id,
                 body,
-                traceparent: traceparent.clone(),
                 origin: origin.clone(),
                 api: assignment.route.api.clone(),
                 event: event.map(|event| event.to_text().into()),

@@ -93,6 +93,7 @@ fn well() -> Status<'static> {
         recent: crate::history::History::new([].into_iter()).last_second(),
         reload: None,
         files: Vec::new(),
+        traces: None,
         warnings: Vec::new(),
     }
 }

@@ -1,0 +1,92 @@
+//! W3C Trace Context as numbers.
+
+use std::fmt;
+
+use crate::record::is_traceparent;
+
+/// The flag of a trace that is recorded.
+const SAMPLED: u8 = 1;
+
+/// A span, as others refer to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SpanContext {
+    pub trace: u128,
+    pub span: u64,
+    pub flags: u8,
+}
+
+impl SpanContext {
+    /// The first span of a new trace.
+    pub fn root(is_sampled: bool) -> Self {
+        Self {
+            trace: fastrand::u128(1..),
+            span: new_span_id(),
+            flags: u8::from(is_sampled),
+        }
+    }
+
+    /// Another span of the same trace.
+    #[must_use]
+    pub fn child(self, is_sampled: bool) -> Self {
+        Self {
+            span: new_span_id(),
+            flags: self.flags & !SAMPLED | u8::from(is_sampled),
+            ..self
+        }
+    }
+
+    /// Reads a `traceparent`.
+    pub fn parse(text: &str) -> Option<Self> {
+        if !is_traceparent(text) {
+            return None;
+        }
+        let mut fields = text.split('-').skip(1);
+        Some(Self {
+            trace: u128::from_str_radix(fields.next()?, 16).ok()?,
+            span: u64::from_str_radix(fields.next()?, 16).ok()?,
+            flags: u8::from_str_radix(fields.next()?, 16).ok()?,
+        })
+    }
+
+    /// The context in a `traceparent` whose trace is recorded.
+    pub fn sampled(text: Option<&str>) -> Option<Self> {
+        Self::parse(text?).filter(|context| context.is_sampled())
+    }
+
+    pub const fn is_sampled(self) -> bool {
+        self.flags & SAMPLED != 0
+    }
+}
+
+/// The `traceparent` of version 00.
+impl fmt::Display for SpanContext {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { trace, span, flags } = self;
+        write!(f, "00-{trace:032x}-{span:016x}-{flags:02x}")
+    }
+}
+
+/// Zero is no id.
+fn new_span_id() -> u64 {
+    fastrand::u64(1..)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_traceparent_reads_back_and_a_child_is_of_its_trace() {
+        let text = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-03";
+        let parent = SpanContext::parse(text).unwrap();
+        assert_eq!(parent.to_string(), text);
+        let child = parent.child(false);
+        assert_eq!((child.trace, child.flags), (parent.trace, 2));
+        assert_ne!(child.span, parent.span);
+        let root = SpanContext::root(true);
+        assert_eq!(SpanContext::parse(&root.to_string()), Some(root));
+        assert!(root.is_sampled() && !child.is_sampled());
+        assert_eq!(SpanContext::sampled(Some(&child.to_string())), None);
+        assert_eq!(SpanContext::parse("00-1-2-03"), None);
+    }
+}

@@ -1,0 +1,492 @@
+//! The spans of the node while they are under way, each of which ends when it is dropped.
+
+use std::{
+    borrow::Cow,
+    cell::Cell,
+    fmt, mem, slice,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::{
+    context::SpanContext,
+    queue::SpanQueue,
+    sampler::Sampler,
+    span::{Operation, Parent, Span, Work},
+};
+use crate::{
+    api::answer::Answer,
+    delivery::{Delivery, Receipt, Verdict},
+    lane_id::LaneId,
+    record::Record,
+};
+
+/// Makes spans, if traces are on. Clones are one.
+#[derive(Clone, Default)]
+pub struct Tracer(Option<Arc<On>>);
+
+struct On {
+    queue: Arc<SpanQueue>,
+    sampler: Sampler,
+}
+
+/// Makes the spans of one lane, if traces are on.
+#[derive(Clone, Default)]
+pub struct LaneTracer(Option<(Arc<On>, LaneId)>);
+
+/// A span that is under way. Dropped, it has ended.
+pub struct OpenSpan(Box<Under>);
+
+struct Under {
+    on: Arc<On>,
+    context: SpanContext,
+    parent: Option<Parent>,
+    links: Vec<SpanContext>,
+    began: Instant,
+    ended: Option<Instant>,
+    error: Option<Cow<'static, str>>,
+    work: Work,
+    /// POSTs of its record.
+    posts: Cell<u32>,
+    /// Nobody is told of it.
+    is_void: bool,
+}
+
+/// The trace of a client's request, if traces are on.
+#[derive(Default)]
+pub enum RequestTrace {
+    /// The client's trace context goes on as it is.
+    #[default]
+    Untouched,
+    /// The client records its trace, and this node does not.
+    Unsampled(Arc<str>),
+    Sampled {
+        request: OpenSpan,
+        /// One for each record.
+        creates: Vec<OpenSpan>,
+    },
+}
+
+impl Tracer {
+    pub(super) fn new(queue: Arc<SpanQueue>, sampler: Sampler) -> Self {
+        Self(Some(Arc::new(On { queue, sampler })))
+    }
+
+    /// The trace of a client's request, which brings this context. `describe` says its scheme, path
+    /// and route.
+    pub fn request<'r>(
+        &self,
+        traceparent: impl FnOnce() -> Option<&'r str>,
+        describe: impl FnOnce() -> (&'static str, &'r str, &'static str),
+    ) -> RequestTrace {
+        let Some(on) = &self.0 else {
+            return RequestTrace::Untouched;
+        };
+        let parent = traceparent().and_then(SpanContext::parse);
+        let context = on.sampler.next(parent);
+        if !context.is_sampled() {
+            return if parent.is_some_and(SpanContext::is_sampled) {
+                RequestTrace::Unsampled(context.to_string().into())
+            } else {
+                RequestTrace::Untouched
+            };
+        }
+        let (scheme, path, route) = describe();
+        let work = Work::Request {
+            path: path.into(),
+            scheme,
+            route,
+            status: 0,
+        };
+        let parent = parent.map(Parent::remote);
+        let mut request = OpenSpan::new(on, context, parent, work);
+        // Until it is answered.
+        request.0.error = Some("client_closed".into());
+        RequestTrace::Sampled {
+            request,
+            creates: Vec::new(),
+        }
+    }
+
+    /// The tracer of what happens in `lane`.
+    pub fn lane(&self, lane: LaneId) -> LaneTracer {
+        LaneTracer(self.0.clone().map(|on| (on, lane)))
+    }
+}
+
+impl LaneTracer {
+    pub const fn is_on(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// Tells how the publish of a message with `records` has ended, which began at `began`: after a
+    /// time with a confirm, or with a class of failure.
+    pub fn sent(
+        &self,
+        records: &[impl AsRef<Record>],
+        began: Instant,
+        result: Result<Duration, &'static str>,
+    ) {
+        if let Some(mut span) = self.message(Operation::Send, records) {
+            span.0.began = began;
+            span.0.ended = result.ok().map(|took| began + took);
+            span.0.error = result.err().map(Into::into);
+        }
+    }
+
+    /// Tells that the bundle of `records` has come out of the lane. The client crate has it since
+    /// `since`.
+    pub fn received(&self, records: &[Record], since: tokio::time::Instant) {
+        if let Some(mut span) = self.message(Operation::Receive, records) {
+            span.0.began = since.into_std();
+        }
+    }
+
+    /// Tells that `delivery` has come out of the lane, as a message of its own, and begins the span
+    /// of its process.
+    pub fn received_one(&self, delivery: &mut Delivery) {
+        let Some((on, _)) = &self.0 else { return };
+        let record = &mut delivery.record;
+        let mut adopted = None;
+        if record.origin.is_none() {
+            // Of another publisher: a trace may begin here.
+            let parent = record.traceparent.as_deref().and_then(SpanContext::parse);
+            let next = on.sampler.next(parent);
+            if next.is_sampled() {
+                adopted = Some((next, parent));
+            }
+            if next.is_sampled() || parent.is_some_and(SpanContext::is_sampled) {
+                record.traceparent = Some(next.to_string().into());
+            }
+        }
+        if let Some(mut span) = self.message(Operation::Receive, slice::from_ref(record)) {
+            span.0.began = delivery.since.into_std();
+            if let Some((next, parent)) = adopted {
+                span.0.context = next;
+                span.0.parent = parent.map(Parent::remote);
+            }
+        }
+        delivery.span = self.process(record);
+    }
+
+    /// The span from now on until `record`, which came out of the lane, is settled.
+    pub fn process(&self, record: &Record) -> Option<OpenSpan> {
+        let mut span = self.message(Operation::Process, slice::from_ref(record))?;
+        // Until something else is known.
+        span.0.error = Some("not_settled".into());
+        Some(span)
+    }
+
+    /// A span of the message of `records`, if the trace of one of them is recorded.
+    fn message(&self, operation: Operation, records: &[impl AsRef<Record>]) -> Option<OpenSpan> {
+        let (on, lane) = self.0.as_ref()?;
+        let recorded = records.iter().filter_map(|record| {
+            let record = record.as_ref();
+            let context = SpanContext::sampled(record.traceparent.as_deref())?;
+            Some((context, &record.id))
+        });
+        let (contexts, ids): (Vec<_>, Vec<_>) = recorded.unzip();
+        let is_several = records.len() > 1;
+        let work = Work::Message {
+            operation,
+            lane: Some(*lane),
+            // The bundle has an id of its own, which no span of a record has.
+            id: ids.first().filter(|_| !is_several).map(|id| Arc::clone(id)),
+            bundle: is_several.then_some(records.len()),
+        };
+        let is_any = !contexts.is_empty();
+        is_any.then(|| OpenSpan::about(on, contexts, is_several, work))
+    }
+}
+
+impl OpenSpan {
+    fn new(on: &Arc<On>, context: SpanContext, parent: Option<Parent>, work: Work) -> Self {
+        Self(Box::new(Under {
+            on: Arc::clone(on),
+            context,
+            parent,
+            links: Vec::new(),
+            began: Instant::now(),
+            ended: None,
+            error: None,
+            work,
+            posts: Cell::new(0),
+            is_void: false,
+        }))
+    }
+
+    /// A span about records with these contexts: the child of the only one, or one of its own with
+    /// links.
+    fn about(on: &Arc<On>, contexts: Vec<SpanContext>, is_several: bool, work: Work) -> Self {
+        let (context, parent, links) = match &*contexts {
+            [only] if !is_several => {
+                let parent = Some(Parent::remote(*only));
+                (only.child(true), parent, Vec::new())
+            }
+            _ => (SpanContext::root(true), None, contexts),
+        };
+        let mut span = Self::new(on, context, parent, work);
+        span.0.links = links;
+        span
+    }
+
+    fn child(&self, work: Work) -> Self {
+        let parent = Parent {
+            span: self.0.context.span,
+            is_remote: false,
+        };
+        let context = self.0.context.child(true);
+        Self::new(&self.0.on, context, Some(parent), work)
+    }
+
+    /// The `traceparent` of what this span causes elsewhere.
+    pub fn traceparent(&self) -> String {
+        self.0.context.to_string()
+    }
+
+    /// A POST to the API at `url` of `records`, those of the processes `of` among them.
+    pub fn post(of: &[&Self], records: usize, url: &Arc<str>) -> Option<Self> {
+        let first = of.first()?;
+        let work = Work::Post {
+            url: Arc::clone(url),
+            status: 0,
+            resends: first.0.posts.get(),
+        };
+        for span in of {
+            span.0.posts.update(|posts| posts + 1);
+        }
+        if records == 1 {
+            return Some(first.child(work));
+        }
+        let contexts = of.iter().map(|span| span.0.context).collect();
+        Some(Self::about(&first.0.on, contexts, true, work))
+    }
+
+    /// Ends a POST by the API's answer.
+    pub fn answered(mut self, answer: &Answer) {
+        if let Work::Post { status, .. } = &mut self.0.work {
+            *status = answer.status();
+        }
+        self.0.error = match answer {
+            Answer::Status { status, .. } if *status >= 400 => Some(status.to_string().into()),
+            Answer::Status { .. } => None,
+            Answer::NoAnswer { class, .. } => Some(class.name().into()),
+        };
+    }
+
+    /// Ends a process: its record is delivered.
+    pub fn succeeded(mut self) {
+        self.0.error = None;
+    }
+
+    /// Ends a process, and begins the span of its settlement.
+    pub fn settle(mut self, verdict: Verdict) -> Option<Self> {
+        let (operation, error) = match verdict {
+            Verdict::Ack => (Operation::Ack, None),
+            Verdict::RetryAfter(_) => (Operation::Nack, Some("retry_later")),
+            Verdict::Reject => (Operation::Reject, Some("dead_letter")),
+            Verdict::Unsettled => return None,
+        };
+        self.0.error = error.map(Into::into);
+        let mut work = self.0.work.clone();
+        if let Work::Message { operation: of, .. } = &mut work {
+            *of = operation;
+        }
+        Some(self.child(work))
+    }
+}
+
+impl Drop for OpenSpan {
+    fn drop(&mut self) {
+        let under = &mut *self.0;
+        if under.is_void {
+            return;
+        }
+        let work = Work::Post {
+            url: Arc::default(),
+            status: 0,
+            resends: 0,
+        };
+        under.on.queue.add(Span {
+            context: under.context,
+            parent: under.parent,
+            links: mem::take(&mut under.links),
+            began: under.began,
+            ended: under.ended.unwrap_or_else(Instant::now),
+            error: under.error.take(),
+            work: mem::replace(&mut under.work, work),
+        });
+    }
+}
+
+impl fmt::Debug for OpenSpan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("OpenSpan").field(&self.0.context).finish()
+    }
+}
+
+impl RequestTrace {
+    /// The trace context of the next record of the request, which brings `client`.
+    pub fn record(&mut self, id: &Arc<str>, client: Option<&Arc<str>>) -> Option<Arc<str>> {
+        match self {
+            Self::Untouched => client.cloned(),
+            Self::Unsampled(context) => Some(Arc::clone(context)),
+            Self::Sampled { request, creates } => {
+                let mut create = request.child(Work::Message {
+                    operation: Operation::Create,
+                    lane: None,
+                    id: Some(Arc::clone(id)),
+                    bundle: None,
+                });
+                create.0.ended = Some(Instant::now());
+                let context = create.traceparent();
+                creates.push(create);
+                Some(context.into())
+            }
+        }
+    }
+
+    /// Ends the spans of the records by their receipts. Those of earlier requests made no records.
+    pub fn created(&mut self, receipts: &[Receipt], is_replay: bool) {
+        let Self::Sampled { creates, .. } = self else {
+            return;
+        };
+        for (create, receipt) in creates.iter_mut().zip(receipts) {
+            if let (Work::Message { lane, .. }, Receipt::Lane(by)) = (&mut create.0.work, receipt) {
+                *lane = Some(*by);
+            }
+            create.0.is_void = is_replay;
+        }
+        creates.clear();
+    }
+
+    /// Ends the span of the request.
+    pub fn answered(self, code: u16) {
+        let Self::Sampled {
+            mut request,
+            creates,
+        } = self
+        else {
+            return;
+        };
+        for mut create in creates {
+            create.0.error = Some("not_taken".into());
+        }
+        if let Work::Request { status, .. } = &mut request.0.work {
+            *status = code;
+        }
+        // A client's mistake is no error of the server.
+        request.0.error = (code >= 500).then(|| code.to_string().into());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::{delivery::Acker, record::Origin};
+
+    const CONTEXT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+
+    fn tracer(sampler: &str) -> (Tracer, Arc<SpanQueue>) {
+        let queue = Arc::new(SpanQueue::new(100, 100));
+        let sampler = Sampler::named(sampler, 1.0).unwrap();
+        (Tracer::new(Arc::clone(&queue), sampler), queue)
+    }
+
+    fn delivery(traceparent: Option<&str>, is_ours: bool) -> Delivery {
+        Delivery {
+            record: Record {
+                id: "1".into(),
+                body: Bytes::from_static(b"{}"),
+                traceparent: traceparent.map(Into::into),
+                origin: is_ours.then(|| Origin::now("run".into())),
+                api: None,
+                event: None,
+            },
+            redelivered: false,
+            since: tokio::time::Instant::now(),
+            held: None,
+            span: None,
+            acker: Acker::new(|_| {}),
+        }
+    }
+
+    #[test]
+    fn the_sampler_is_asked_where_a_trace_enters_and_not_again() {
+        for (sampler, context, is_ours, spans) in [
+            ("always_on", None, false, 3),
+            ("always_on", None, true, 0),
+            ("always_on", Some(CONTEXT), true, 3),
+            ("parentbased_always_off", None, false, 0),
+            ("parentbased_always_off", Some(CONTEXT), false, 3),
+            ("always_off", Some(CONTEXT), true, 3),
+            ("always_off", Some(CONTEXT), false, 0),
+        ] {
+            let (tracer, queue) = tracer(sampler);
+            let mut delivery = delivery(context, is_ours);
+            tracer.lane(LaneId::Nats).received_one(&mut delivery);
+            let traceparent = delivery.record.traceparent.clone();
+            delivery.ack();
+            let told = queue.take(true);
+            assert_eq!(told.len(), spans, "{sampler} {context:?} {is_ours}");
+            let Some(receive) = told.first() else {
+                assert_ne!(traceparent.as_deref(), Some(CONTEXT));
+                continue;
+            };
+            let parent = context.and_then(SpanContext::parse);
+            assert_eq!(
+                receive.parent.map(|parent| parent.span),
+                parent.map(|parent| parent.span)
+            );
+            // Where the trace enters, it goes on from the span of the message.
+            let next = if is_ours {
+                parent
+            } else {
+                Some(receive.context)
+            };
+            let next = next.map(|next| next.span);
+            let process = told[1..].iter().find(|span| {
+                matches!(
+                    span.work,
+                    Work::Message {
+                        operation: Operation::Process,
+                        ..
+                    }
+                )
+            });
+            assert_eq!(process.unwrap().parent.map(|parent| parent.span), next);
+        }
+    }
+
+    #[test]
+    fn a_record_that_was_taken_before_is_not_created_again() {
+        let (tracer, queue) = tracer("always_on");
+        let mut trace = tracer.request(|| None, || ("http", "/", "/"));
+        trace.record(&"1".into(), None);
+        trace.created(&[Receipt::Spool], true);
+        trace.answered(202);
+        assert_eq!(queue.take(true).len(), 1);
+    }
+
+    #[test]
+    fn a_request_whose_client_goes_away_is_told_as_that() {
+        let (tracer, queue) = tracer("always_on");
+        let trace = tracer.request(|| Some(CONTEXT), || ("http", "/", "/"));
+        drop(trace);
+        let told = queue.take(true);
+        assert_eq!(told[0].error.as_deref(), Some("client_closed"));
+    }
+
+    #[test]
+    fn a_delivery_that_is_dropped_is_not_settled() {
+        let (tracer, queue) = tracer("always_on");
+        let mut delivery = delivery(Some(CONTEXT), true);
+        tracer.lane(LaneId::Nats).received_one(&mut delivery);
+        drop(delivery);
+        let told = queue.take(true);
+        assert_eq!(told.len(), 2);
+        assert_eq!(told[1].error.as_deref(), Some("not_settled"));
+    }
+}
