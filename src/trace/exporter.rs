@@ -25,6 +25,7 @@ use opentelemetry_proto::tonic::{
 };
 use parking_lot::Mutex;
 use prost::Message as _;
+use schemars::JsonSchema;
 use serde::Serialize;
 use tokio::time::{self, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
@@ -72,7 +73,7 @@ struct Running {
 }
 
 /// The traces in `GET /api/status`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub struct TraceStatus {
     url: String,
     sampler: &'static str,
