@@ -5,7 +5,15 @@
 //! a record is on disk, its sender gets its receipt. A record goes to disk at once while memory is
 //! full or the API is known to be down; it returns to memory when there is room.
 
-use std::{mem, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    mem,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use parking_lot::Mutex;
@@ -13,13 +21,13 @@ use tokio::{
     sync::{Mutex as AsyncMutex, OwnedSemaphorePermit, Semaphore, mpsc},
     time::{Instant, sleep_until},
 };
-use tracing::warn;
+use tracing::{info, warn};
 
 use crate::{
     breaker::ApiBreakers,
     delivery::Verdict,
     record::Record,
-    spool::{Entry, EntryKey, Queue, Spool},
+    spool::{Entry, EntryKey, NotSafe, Queue, Spool},
     transport::{Incoming, Message},
 };
 
@@ -106,6 +114,7 @@ impl BufferedRecord {
         let spool = &self.buffer.0.spool;
         let entry = Entry::new(&self.record, None);
         let put = spool.put_held(Queue::Carried, &entry).await;
+        self.buffer.tell_disk(put.as_ref().err());
         let mut state = self.state.lock();
         match (put, &mut *state) {
             // It was settled during the write.
@@ -116,10 +125,8 @@ impl BufferedRecord {
                     reporter.report_safe();
                 }
             }
-            (Err(why), State::Memory { is_writing, .. }) => {
-                *is_writing = false;
-                warn!(id = &*self.record.id, reason = %why, "a record stays in memory, unconfirmed");
-            }
+            // It is tried again soon.
+            (Err(_), State::Memory { is_writing, .. }) => *is_writing = false,
             (Err(_), _) => {}
         }
     }
@@ -152,9 +159,30 @@ struct BufferShared {
     queued: mpsc::Sender<Queued>,
     spool: Spool,
     breakers: ApiBreakers,
+    /// The disk did not take the last record.
+    disk_refuses: AtomicBool,
 }
 
 impl BufferIn {
+    /// Tells once that the disk takes no records, and once that it takes them again: each of them is
+    /// tried again and again.
+    fn tell_disk(&self, failure: Option<&NotSafe>) {
+        if !self.is_news(failure.is_some()) {
+            return;
+        }
+        match failure {
+            Some(why) => warn!(
+                reason = %why,
+                "the disk takes no carried records; those that the API has not taken stay unconfirmed"
+            ),
+            None => info!("the disk takes carried records again"),
+        }
+    }
+
+    fn is_news(&self, refuses: bool) -> bool {
+        self.0.disk_refuses.swap(refuses, Relaxed) != refuses
+    }
+
     /// The most records that are in memory or on disk.
     pub(super) fn records(&self) -> u64 {
         // A record takes one unit of memory at least, and may be on disk, too.
@@ -291,6 +319,7 @@ pub(super) fn new(spool: Spool, breakers: ApiBreakers) -> (BufferIn, BufferOut) 
         queued,
         spool,
         breakers,
+        disk_refuses: AtomicBool::new(false),
     };
     let inbox = Inbox {
         queued: inbox,
@@ -356,3 +385,6 @@ fn deliver(queued: Queued) -> Incoming {
         });
     })
 }
+
+#[cfg(test)]
+mod tests;
