@@ -80,8 +80,10 @@ async fn pages_of_named_origins_send_records_and_read_the_answers() {
             !headers.contains_key("access-control-allow-origin"),
             "{origin}"
         );
+        assert_eq!(headers.get("vary").expect("it varies"), "Origin");
         let request = with_token("token").with("Origin", origin);
         let (_, headers, _) = request.send_and_see(&node).await;
+        assert_eq!(headers.get("vary").expect("it varies"), "Origin");
         assert!(
             !headers.contains_key("access-control-allow-origin"),
             "{origin}"
@@ -99,6 +101,7 @@ async fn without_a_named_origin_no_page_is_allowed_anything() {
     let get = post("").by(Method::GET).with("Origin", NAMED);
     let (_, of_answer, _) = get.send_and_see(&node).await;
     for headers in [headers, of_answer] {
+        assert!(!headers.contains_key("vary"));
         let mut names = headers.keys().map(HeaderName::as_str);
         assert!(names.all(|name| !name.starts_with("access-control-")));
     }

@@ -38,7 +38,10 @@ pub async fn only_named_origins(
     let origin = headers.get(header::ORIGIN);
     let named = origin.filter(|origin| origins.0.iter().any(|named| *origin == named.as_str()));
     let Some(named) = named.cloned() else {
-        return next.call(request).await;
+        let mut answer = next.call(request).await?;
+        // A cache gives it to no page of a named origin.
+        varies(&mut answer);
+        return Ok(answer);
     };
     // A browser sends it without a token.
     let is_question = request.method() == Method::OPTIONS
@@ -62,6 +65,12 @@ pub async fn only_named_origins(
     };
     let headers = answer.headers_mut();
     headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, named);
-    headers.insert(header::VARY, HeaderValue::from_static("Origin"));
+    varies(&mut answer);
     Ok(answer)
+}
+
+/// The answer to another origin is another one.
+fn varies(answer: &mut ServiceResponse<BoxBody>) {
+    let origin = HeaderValue::from_static("Origin");
+    answer.headers_mut().append(header::VARY, origin);
 }
