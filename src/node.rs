@@ -39,8 +39,9 @@ use crate::{
     control::{ConfigSource, Control, ControlParams, Orders},
     history::History,
     http::{
-        self, ServerLimits, admin, client_rate::ClientRate, cors::CorsOrigins, events::EventHub,
-        ingest, signatures::Signatures, status::AdminState, tap::TapStreams, tokens::Tokens,
+        self, ServerLimits, admin, client_rate::ClientRate, cors::CorsOrigins,
+        early_ends::EarlyEnds, events::EventHub, ingest, signatures::Signatures,
+        status::AdminState, tap::TapStreams, tokens::Tokens,
     },
     idempotency::IdempotencyStore,
     lane_id::LaneId,
@@ -562,6 +563,9 @@ impl<'a> Graph<'a> {
             source,
             change_log: self.change_log.clone(),
         });
+        let (ends, admin_ends) = (EarlyEnds::default(), EarlyEnds::default());
+        actix_rt::spawn(ends.clone().keep_telling("ingest"));
+        actix_rt::spawn(admin_ends.clone().keep_telling("admin"));
         let draining = Arc::new(AtomicBool::new(false));
         let history = History::new(self.lanes.iter().map(|(lane, _)| *lane));
         let counting = history.clone();
@@ -582,6 +586,11 @@ impl<'a> Graph<'a> {
             tokens,
             needs_certificate: config.admin.client_ca_file.is_some(),
             files: self.files.into(),
+            early_ends: [("ingest", ends.clone()), ("admin", admin_ends.clone())],
+            order_limits: ingest::BodyLimits {
+                max: admin::ORDER_MAX,
+                ..ingest_state.body
+            },
             hosts: config.admin.hosts.as_slice().into(),
             read_only: config.admin.read_only,
             events: Arc::new(EventHub::new(self.change_log.clone())),
@@ -598,13 +607,21 @@ impl<'a> Graph<'a> {
             keep_alive: config.ingest.keep_alive,
             drain: INGEST_DRAIN,
         };
-        let ingest_server = http::serve(ingest_socket, ingest_limits, ingest_tls, move |app| {
-            ingest::routes(app, ingest_state.clone());
-        })?;
+        let ingest_server = http::serve(
+            ingest_socket,
+            ingest_limits,
+            ingest_tls,
+            &ends,
+            move |app| ingest::routes(app, ingest_state.clone()),
+        )?;
         let admin_limits = ServerLimits::of_one_thread(ADMIN_DRAIN);
-        let admin_server = http::serve(admin_socket, admin_limits, admin_tls, move |app| {
-            admin::routes(app, admin_state.clone());
-        })?;
+        let admin_server = http::serve(
+            admin_socket,
+            admin_limits,
+            admin_tls,
+            &admin_ends,
+            move |app| admin::routes(app, admin_state.clone()),
+        )?;
         let lanes: Vec<_> = self.lanes.iter().map(|(lane, _)| lane.name()).collect();
         let lanes = lanes.join(", ");
         let policy = config.router.policy.name();

@@ -25,6 +25,7 @@ use self::store::{NewRecord, SinkAnswer, SinkRequest};
 pub use self::store::{Stats, StoredRecord};
 use crate::http::{
     self, ServerLimits,
+    early_ends::EarlyEnds,
     problem::{Problem, ProblemKind},
 };
 
@@ -120,7 +121,7 @@ impl Sink {
 fn serve(listener: TcpListener, state: &web::Data<SinkState>) -> io::Result<ServerHandle> {
     let state = state.clone();
     let limits = ServerLimits::of_one_thread(DRAIN);
-    http::serve(listener, limits, None, move |app| {
+    http::serve(listener, limits, None, &EarlyEnds::default(), move |app| {
         app.app_data(state.clone())
             .app_data(web::PayloadConfig::new(BODY_MAX))
             .configure(routes);

@@ -1,6 +1,6 @@
 //! HTTP/2 over TLS at the ingest side: the same answers as HTTP/1.1, and bounds of its own.
 
-mod client;
+pub mod client;
 mod floods;
 
 use std::{process::Command, time::Duration};

@@ -11,7 +11,10 @@ use actix_web::{HttpResponse, web};
 use serde_json::Value;
 use tokio::{io::AsyncReadExt as _, time::timeout};
 use waypost::{
-    http::{self, ServerLimits},
+    http::{
+        self, ServerLimits,
+        early_ends::{EarlyEnd, EarlyEnds},
+    },
     secrets::{ServingTls, TlsFiles, WithoutCertificate},
 };
 
@@ -119,6 +122,49 @@ async fn the_head_of_each_request_of_a_connection_has_to_come_in_time() {
         let answer = client.join().unwrap_or_else(|_| panic!("{what}: no 408"));
         assert_late(&answer);
     }
+    // A connection that was kept may have ended meanwhile.
+    node.status().await;
+    for (side, late) in [("ingest", "3"), ("admin", "1")] {
+        let metric = "waypost_connections_ended_total";
+        let labels = format!(r#"{{side="{side}",reason="head_late"}}"#);
+        assert_eq!(node.metric(&format!("{metric}{labels}")).await, late);
+    }
+}
+
+#[actix_rt::test]
+async fn an_order_whose_body_does_not_come_ends_and_one_that_is_too_large_is_none() {
+    let limit = [("INGEST__BODY_TIMEOUT".into(), "1s".into())];
+    let variables = [&grpc_variables()[..], &limit].concat();
+    let node = Node::start("http://127.0.0.1:9/", &variables).await;
+    let head = "POST /api/lanes/pause HTTP/1.1\r\nHost: 127.0.0.1\r\n\
+        Content-Type: application/json\r\n";
+    let large = (2 << 20) + 1;
+    let orders = [
+        (format!("{head}Content-Length: 2\r\n\r\n{{"), "408", "slow"),
+        (
+            format!("{head}Transfer-Encoding: chunked\r\n\r\n"),
+            "408",
+            "slow",
+        ),
+        (
+            format!("{head}Content-Length: {large}\r\n\r\n"),
+            "413",
+            "too-large",
+        ),
+        (format!("{head}Content-Length: 1\r\n\r\n]"), "400", "json"),
+        (format!("{head}Content-Length: 2\r\n\r\n{{}}"), "202", ""),
+    ];
+    let admin = node.admin;
+    let asked = orders.map(|(order, status, kind)| {
+        let asking = thread::spawn(move || ask(&mut connect(admin), &order));
+        (asking, status, kind)
+    });
+    for (asking, status, kind) in asked {
+        let answer = asking.join().expect("an answer");
+        assert_eq!(&answer[9..12], status, "{answer}");
+        assert!(answer.contains(&format!("urn:waypost:problem:{kind}")) || kind.is_empty());
+    }
+    node.lane_is("grpc", "paused", PATIENCE).await;
 }
 
 #[actix_rt::test]
@@ -199,7 +245,7 @@ async fn handshakes_without_end_are_few_and_hold_up_no_drain() {
     let tls = ServingTls::open("ingest.tls_cert_file", files).expect("good files");
     let socket = http::listen(SocketAddr::from(([127, 0, 0, 1], 0)), None).expect("a free port");
     let port = socket.local_addr().expect("it is bound").port();
-    let long = Duration::from_mins(10);
+    let (long, ends) = (Duration::from_mins(10), EarlyEnds::default());
     let limits = ServerLimits {
         workers: 1,
         max_connections: 16,
@@ -207,7 +253,7 @@ async fn handshakes_without_end_are_few_and_hold_up_no_drain() {
         keep_alive: long,
         drain: long,
     };
-    let server = http::serve(socket, limits, Some(tls), |app| {
+    let server = http::serve(socket, limits, Some(tls), &ends, |app| {
         app.default_service(web::to(HttpResponse::Ok));
     })
     .expect("it serves");
@@ -219,6 +265,7 @@ async fn handshakes_without_end_are_few_and_hold_up_no_drain() {
     // Half of the connections may be in their handshakes, and the oldest one is one too many.
     let closed = timeout(PATIENCE, silent[0].read(&mut [0])).await;
     closed.expect("it is closed").ok();
+    assert_eq!(ends.counted(EarlyEnd::HandshakeEvicted), 1);
     let stopped = timeout(PATIENCE, server.stop(true)).await;
     stopped.expect("the server ends");
     for stream in &mut silent[1..] {

@@ -22,10 +22,15 @@ use rustls::{
 };
 use serde_json::Value;
 use tempfile::TempDir;
-use tokio::{io::AsyncReadExt as _, net::TcpStream, time::timeout};
-use tokio_rustls::TlsConnector;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    time::timeout,
+};
+use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use crate::{
+    http2::client::Http2Connection,
     ingest::RECORD,
     support::{
         api::Api,
@@ -195,7 +200,8 @@ async fn with_a_client_ca_only_its_clients_get_in() {
     let client_ca = files.0.path().join("client-ca.pem");
     fs::write(&client_ca, clients.cert()).expect("room");
     let required = vec![("INGEST__CLIENT_CA_FILE".to_owned(), shown(&client_ca))];
-    let node = started(&api, &[files.variables("INGEST"), required]).await;
+    let long = vec![("INGEST__KEEP_ALIVE".to_owned(), "10m".to_owned())];
+    let node = started(&api, &[files.variables("INGEST"), required, long]).await;
     for version in [&TLS12, &TLS13] {
         for (own, status) in [
             (Some(&clients), Some(StatusCode::ACCEPTED)),
@@ -206,8 +212,32 @@ async fn with_a_client_ca_only_its_clients_get_in() {
             assert_eq!(post(&client, "https", &node).await, status, "{version:?}");
         }
     }
-    // The next connections need another one.
+    let own = Some(&clients);
+    let kept = client_tls(&authority, own, &[&TLS13], &["h2"]);
+    let mut kept = Http2Connection::open(node.ingest, kept).await;
+    let kept_plain = client_tls(&authority, own, &[&TLS13], &["http/1.1"]);
+    let mut kept_plain = connect(node.ingest, &kept_plain).await;
+    let get = || http::Request::get("https://localhost/");
+    // With one more, nobody loses a connection.
+    let both = [clients.cert(), authority.cert()].concat();
+    fs::write(&client_ca, both).expect("room");
+    eventually("the file counts", PATIENCE, async || {
+        let client = client(client_tls(&authority, Some(&authority), &[&TLS13], &[]));
+        post(&client, "https", &node).await
+    })
+    .await;
+    let answer = kept.ask(get(), "").await.expect("an answer");
+    assert_eq!(answer.status, 200);
+    let request = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    kept_plain.write_all(request).await.expect("it is open");
+    let read = kept_plain.read(&mut [0; 4096]).await.expect("an answer");
+    assert!(read > 0);
+    // Connections need another one, those that are open too.
     fs::write(&client_ca, authority.cert()).expect("room");
+    let ended = timeout(PATIENCE, kept.ended()).await;
+    ended.expect("it ends").ok();
+    let ended = timeout(PATIENCE, kept_plain.read(&mut [0; 4096])).await;
+    assert!(!matches!(ended.expect("it ends"), Ok(1..)));
     let (before, after) = (Some(&clients), Some(&authority));
     eventually("the file counts", PATIENCE, async || {
         let client = client(client_tls(&authority, after, &[&TLS13], &[]));
@@ -217,15 +247,19 @@ async fn with_a_client_ca_only_its_clients_get_in() {
     let client = client(client_tls(&authority, before, &[&TLS13], &[]));
     assert_eq!(post(&client, "https", &node).await, None);
     node.at_rest(PATIENCE).await;
-    assert_eq!(api.count(), 3);
+    assert_eq!(api.count(), 4);
+}
+
+pub async fn connect(port: u16, tls: &Arc<ClientConfig>) -> TlsStream<TcpStream> {
+    let stream = TcpStream::connect(("127.0.0.1", port)).await;
+    let name = ServerName::try_from("localhost").expect("a name");
+    let connecting = TlsConnector::from(Arc::clone(tls)).connect(name, stream.expect("a socket"));
+    connecting.await.expect("a handshake")
 }
 
 /// The certificate that a new connection gets.
 async fn served(node: &Node, tls: &Arc<ClientConfig>) -> Vec<u8> {
-    let stream = TcpStream::connect(("127.0.0.1", node.ingest)).await;
-    let name = ServerName::try_from("localhost").expect("a name");
-    let connecting = TlsConnector::from(Arc::clone(tls)).connect(name, stream.expect("a socket"));
-    let stream = connecting.await.expect("a handshake");
+    let stream = connect(node.ingest, tls).await;
     let (_, session) = stream.get_ref();
     session.peer_certificates().expect("a certificate")[0].to_vec()
 }
@@ -321,6 +355,10 @@ async fn handshakes_that_never_end_are_closed_and_leave_room_for_others() {
     let limits = [("MAX_CONNECTIONS", "8"), ("HEADER_TIMEOUT", "1s")];
     let limits = limits.map(|(key, value)| (format!("INGEST__{key}"), value.to_owned()));
     let node = started(&api, &[files.variables("INGEST"), limits.into()]).await;
+    let ended = |reason| {
+        let metric = "waypost_connections_ended_total";
+        format!(r#"{metric}{{side="ingest",reason="{reason}"}}"#)
+    };
     let mut silent = Vec::new();
     for _ in 0..32 {
         let stream = TcpStream::connect(("127.0.0.1", node.ingest)).await;
@@ -334,6 +372,10 @@ async fn handshakes_that_never_end_are_closed_and_leave_room_for_others() {
         let closed = timeout(PATIENCE, stream.read_to_end(&mut rest)).await;
         closed.expect("it is closed").ok();
     }
+    // A connection that was kept may have ended meanwhile.
+    node.status().await;
+    assert_ne!(node.metric(&ended("handshake_late")).await, "0");
+    assert_ne!(node.metric(&ended("handshake_evicted")).await, "0");
     node.at_rest(PATIENCE).await;
 }
 

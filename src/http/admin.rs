@@ -38,12 +38,15 @@ use crate::{
 
 /// The media type of the probes.
 const TEXT: &str = "text/plain; charset=utf-8";
+/// The most bytes of an order.
+pub const ORDER_MAX: usize = 2 << 20;
 
 /// Adds the routes of `[admin].listen`. If there are tokens, or certificates of clients, all but the
 /// probes are for those who have one. Probes and scrapers come by any name; what is below `/api` is for this site only: see
 /// `foreign`.
 pub fn routes(app: &mut web::ServiceConfig, state: AdminState) {
-    app.app_data(web::JsonConfig::default().error_handler(|why, _| malformed(why).into()))
+    let json = web::JsonConfig::default().limit(ORDER_MAX);
+    app.app_data(json.error_handler(|why, _| malformed(&why).into()))
         .app_data(web::QueryConfig::default().error_handler(|why, _| {
             Problem::bad_request(ProblemKind::Query, why.to_string()).into()
         }))
@@ -154,11 +157,11 @@ async fn only_this_site(
     Ok(answer)
 }
 
-/// Refuses orders to a node that takes none, and those that are not JSON: a browser asks the node
-/// before a foreign page may send JSON, and the node does not allow it.
+/// Refuses orders to a node that takes none, those that are not JSON, and those that do not come in
+/// time. A browser asks the node before a foreign page may send JSON, and the node does not allow it.
 async fn only_orders(
     state: web::Data<AdminState>,
-    request: ServiceRequest,
+    mut request: ServiceRequest,
     next: Next<BoxBody>,
 ) -> Result<ServiceResponse<BoxBody>, Error> {
     if state.read_only {
@@ -172,22 +175,20 @@ async fn only_orders(
         let detail = "An order is JSON: send Content-Type: application/json";
         return Err(Problem::unsupported(ProblemKind::MediaType, detail).into());
     }
+    let limits = &state.order_limits;
+    limits.check_length(request.headers())?;
+    let mut payload = request.take_payload();
+    let body = web::Payload::from_request(request.request(), &mut payload).await?;
+    let body = limits.receive(body).await?;
+    request.set_payload(body.into());
     next.call(request).await
 }
 
-fn malformed(why: JsonPayloadError) -> Problem {
-    match why {
-        JsonPayloadError::Overflow { limit }
-        | JsonPayloadError::OverflowKnownLength { limit, .. } => {
-            let status = StatusCode::PAYLOAD_TOO_LARGE;
-            let detail = format!("An order has at most {limit} bytes");
-            Problem::new(status, ProblemKind::TooLarge, detail)
-        }
-        why => Problem::bad_request(
-            ProblemKind::Json,
-            format!("{why}. An order is a JSON object, {{}} if it has no members"),
-        ),
-    }
+fn malformed(why: &JsonPayloadError) -> Problem {
+    Problem::bad_request(
+        ProblemKind::Json,
+        format!("{why}. An order is a JSON object, {{}} if it has no members"),
+    )
 }
 
 /// The body of an order that is told by its path.

@@ -24,6 +24,7 @@ use tokio::{
 
 use super::{
     LINGER,
+    early_ends::{EarlyEnd, EarlyEnds},
     early_problem::last_answer,
     framing::{Framing, FramingFault},
     log_bad_request,
@@ -96,6 +97,7 @@ pub struct CheckedStream<S> {
     stream: S,
     client: Option<SocketAddr>,
     timeout: Duration,
+    ends: EarlyEnds,
     state: HeadState,
     /// It never fires later than the deadline of the head that comes. A request costs no timer: one
     /// that fires too early is set again.
@@ -109,11 +111,12 @@ pub struct CheckedStream<S> {
 }
 
 impl<S> CheckedStream<S> {
-    pub fn new(stream: S, client: Option<SocketAddr>, timeout: Duration) -> Self {
+    pub fn new(stream: S, client: Option<SocketAddr>, timeout: Duration, ends: EarlyEnds) -> Self {
         Self {
             stream,
             client,
             timeout,
+            ends,
             state: HeadState::new(),
             timer: Box::pin(sleep_until(Instant::now() + timeout)),
             framing: Framing::default(),
@@ -178,6 +181,7 @@ impl<S> CheckedStream<S> {
     /// A request that comes is answered. One that has its answer gets no second one.
     fn end_late(&mut self) {
         let is_head = matches!(self.state.0.phase.get(), RequestPhase::Head(_));
+        self.ends.count(EarlyEnd::HeadLate);
         self.end(is_head.then(late).as_ref());
     }
 

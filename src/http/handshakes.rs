@@ -10,6 +10,7 @@ use tokio::{
 };
 use tokio_rustls::server::TlsStream;
 
+use super::early_ends::{EarlyEnd, EarlyEnds};
 use crate::secrets::ServingTls;
 
 /// The most handshakes of a thread. Each takes some 20 KiB, and an honest one less than a second.
@@ -21,6 +22,7 @@ pub struct Handshakes {
     running: Rc<RefCell<RunningHandshakes>>,
     max: usize,
     stopping: GracefulShutdownSignal,
+    ends: EarlyEnds,
 }
 
 /// By their numbers, in the order in which they began. A handshake hears its end when the sender is
@@ -45,11 +47,12 @@ impl Drop for HandshakePlace {
 
 impl Handshakes {
     /// They take half of `connections` at most, and end when the server is `stopping`.
-    pub fn new(connections: usize, stopping: GracefulShutdownSignal) -> Self {
+    pub fn new(connections: usize, stopping: GracefulShutdownSignal, ends: EarlyEnds) -> Self {
         Self {
             running: Rc::default(),
             max: (connections / 2).clamp(1, HANDSHAKES_MAX),
             stopping,
+            ends,
         }
     }
 
@@ -66,7 +69,11 @@ impl Handshakes {
         let (_place, ended) = self.begin();
         select! {
             biased;
-            accepted = tls.accept(stream, patience) => accepted,
+            accepted = tls.accept(stream, patience) => accepted.inspect_err(|why| {
+                if why.kind() == io::ErrorKind::TimedOut {
+                    self.ends.count(EarlyEnd::HandshakeLate);
+                }
+            }),
             _ = ended => {
                 let max = self.max;
                 Err(io::Error::other(format!("more than {max} handshakes at a time")))
@@ -77,8 +84,8 @@ impl Handshakes {
 
     fn begin(&self) -> (HandshakePlace, oneshot::Receiver<()>) {
         let mut running = self.running.borrow_mut();
-        if running.ends.len() >= self.max {
-            running.ends.pop_first();
+        if running.ends.len() >= self.max && running.ends.pop_first().is_some() {
+            self.ends.count(EarlyEnd::HandshakeEvicted);
         }
         let number = running.next;
         running.next += 1;

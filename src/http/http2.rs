@@ -51,7 +51,12 @@ use self::{
     request::{BodyDemand, service_request},
     room::{StreamPlace, StreamRoom},
 };
-use super::{LINGER, ServerLimits, log_bad_request, problem::Problem};
+use super::{
+    LINGER, ServerLimits,
+    early_ends::{EarlyEnd, EarlyEnds},
+    log_bad_request,
+    problem::Problem,
+};
 
 /// The most streams of a connection: no fewer are recommended (RFC 9113, 6.5.2).
 const STREAMS_MAX: u32 = 100;
@@ -80,6 +85,7 @@ pub struct Http2<S> {
     limits: ServerLimits,
     room: StreamRoom,
     stopping: GracefulShutdownSignal,
+    ends: EarlyEnds,
 }
 
 /// How a stream ended.
@@ -112,12 +118,14 @@ where
         limits: ServerLimits,
         connections: usize,
         stopping: GracefulShutdownSignal,
+        ends: EarlyEnds,
     ) -> Self {
         Self {
             service,
             limits,
             room: StreamRoom::new(connections),
             stopping,
+            ends,
         }
     }
 
@@ -135,7 +143,10 @@ where
             opened = opened => opened,
             () = self.stopping.notified() => return Ok(()),
         };
-        let late = |_| io::Error::new(io::ErrorKind::TimedOut, "no HTTP/2 in time");
+        let late = |_| {
+            self.ends.count(EarlyEnd::HeadLate);
+            io::Error::new(io::ErrorKind::TimedOut, "no HTTP/2 in time")
+        };
         let mut connection = connection.map_err(late)?.map_err(io::Error::other)?;
         self.serve_streams(&mut connection, client)
             .await
@@ -170,6 +181,7 @@ where
                         }
                     }
                     if breaks_left == 0 {
+                        self.ends.count(EarlyEnd::StreamsBroken);
                         connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
                         return Ok(());
                     }

@@ -5,6 +5,7 @@
 
 mod each_api;
 mod each_lane;
+mod early_ends;
 #[cfg(target_os = "linux")]
 mod process;
 mod runs;
@@ -28,6 +29,7 @@ use tokio::time::error::Elapsed;
 use self::samples::Samples;
 use super::{
     accept,
+    early_ends::EarlyEnds,
     problem::{Problem, ProblemKind},
     status::{AdminState, LaneStatus},
 };
@@ -63,6 +65,7 @@ pub async fn scrape(
         api_limits: apis.map(|api| state.limit_of(api)).collect(),
         files: &state.files,
         exporter: &state.exporter,
+        early_ends: &state.early_ends,
         spool_bytes: state.spool.stats().bytes,
         spool_max: state.spool_max,
         oldest_us,
@@ -100,6 +103,7 @@ struct Scrape<'s> {
     api_limits: Vec<usize>,
     files: &'s [Arc<FileHealth>],
     exporter: &'s Exporter,
+    early_ends: &'s [(&'static str, EarlyEnds)],
     /// The bytes of the node's own spool, and the most of its records.
     spool_bytes: u64,
     spool_max: u64,
@@ -119,6 +123,7 @@ impl Scrape<'_> {
         runs::register(self, &mut registry);
         self.register_files(&mut registry);
         traces::register(self, &mut registry);
+        early_ends::register(self, &mut registry);
         self.register_api(&mut registry);
         each_api::register(self, &mut registry);
         self.register_histograms(&mut registry);

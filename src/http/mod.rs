@@ -4,8 +4,10 @@ mod accept;
 pub mod admin;
 mod checked_stream;
 pub mod client_rate;
+mod connection;
 pub mod cors;
 mod dead_letters;
+pub mod early_ends;
 mod early_problem;
 pub mod events;
 mod explain;
@@ -31,19 +33,18 @@ pub mod tokens;
 use std::{
     fmt, io,
     net::{SocketAddr, TcpListener},
-    pin::Pin,
     rc::Rc,
     time::Duration,
 };
 
-use actix_http::{HttpService, Protocol, error::DispatchError};
+use actix_http::HttpService;
 use actix_server::ServerBuilder;
 use actix_service::{
     IntoServiceFactory as _, Service as _, ServiceFactory as _, fn_factory, fn_service, map_config,
 };
 use actix_web::{
     App, HttpMessage as _,
-    dev::{AppConfig, Extensions, ServerHandle, ServiceRequest, ServiceResponse},
+    dev::{AppConfig, ServerHandle, ServiceRequest, ServiceResponse},
     http::ConnectionType,
     web,
 };
@@ -52,17 +53,11 @@ use tokio::{
     net::{TcpSocket, TcpStream},
     task::yield_now,
 };
-use tokio_io_timeout::TimeoutStream;
-use tokio_rustls::server::TlsStream;
-use tokio_util::either::Either;
 use tracing::{debug, error};
 
 use self::{
-    checked_stream::{CheckedStream, HeadState},
-    early_problem::EarlyProblemStream,
-    handover::HandoverStream,
-    handshakes::Handshakes,
-    http2::{Http2, Http2Client},
+    checked_stream::HeadState, connection::Connections, early_ends::EarlyEnds,
+    handshakes::Handshakes, http2::Http2,
 };
 use crate::secrets::ServingTls;
 
@@ -123,7 +118,8 @@ impl ServerLimits {
     }
 }
 
-/// Serves until the handle says stop, over TLS if there is one.
+/// Serves until the handle says stop, over TLS if there is one, and counts the connections that it
+/// ends early.
 ///
 /// # Errors
 /// If the socket cannot be served.
@@ -131,11 +127,13 @@ pub fn serve(
     socket: TcpListener,
     limits: ServerLimits,
     tls: Option<ServingTls>,
+    ends: &EarlyEnds,
     routes: impl Fn(&mut web::ServiceConfig) + Clone + Send + 'static,
 ) -> io::Result<ServerHandle> {
     let builder = ServerBuilder::new();
     let stopping = builder.graceful_shutdown_signal();
     let connections = limits.max_connections.div_ceil(limits.workers);
+    let ends = ends.clone();
     // `HttpServer` cannot wrap the stream, so its parts are put together here.
     let service = move || {
         let app = App::new()
@@ -178,12 +176,13 @@ pub fn serve(
         let app = map_config(app.into_factory(), |()| AppConfig::default());
         let stopping = stopping.clone();
         let tls = tls.clone();
+        let ends = ends.clone();
         async move {
             // Both versions of HTTP have the same.
             let app = Rc::new(app.new_service(()).await?);
             let shared = Rc::clone(&app);
-            let handshakes = Handshakes::new(connections, stopping.clone());
-            let http2 = Http2::new(app, limits, connections, stopping.clone());
+            let handshakes = Handshakes::new(connections, stopping.clone(), ends.clone());
+            let http2 = Http2::new(app, limits, connections, stopping.clone(), ends.clone());
             let http1 = HttpService::build()
                 // Each head has its time: see `checked_stream`.
                 .client_request_timeout(Duration::ZERO)
@@ -193,34 +192,20 @@ pub fn serve(
                     let stopping = stopping.clone();
                     async move { stopping.notified().await }
                 })
-                .on_connect_ext(note_connection)
+                .on_connect_ext(connection::note)
                 .finish(fn_factory(move || ready(Ok::<_, ()>(Rc::clone(&shared)))));
             let http1 = http1.new_service(()).await?;
-            let parts = Rc::new((tls, handshakes, http1, http2));
+            let connections = Rc::new(Connections {
+                tls,
+                limits,
+                handshakes,
+                http1,
+                http2,
+                ends,
+            });
             Ok::<_, ()>(fn_service(move |stream: TcpStream| {
-                let parts = Rc::clone(&parts);
-                async move {
-                    let (tls, handshakes, http1, http2) = &*parts;
-                    let client = stream.peer_addr().ok();
-                    let opened = open(stream, tls.as_ref(), handshakes, limits);
-                    let stream = opened.await.inspect_err(|why| log_no_tls(client, why))?;
-                    if let Either::Right(tls) = &stream
-                        && tls.get_ref().1.alpn_protocol() == Some(b"h2")
-                    {
-                        let client = Http2Client {
-                            address: client,
-                            has_certificate: has_presented(tls),
-                        };
-                        let served = http2.serve(stream, client).await;
-                        return Ok::<_, DispatchError>(
-                            served.inspect_err(|why| log_end(client.address, why))?,
-                        );
-                    }
-                    let stream = HandoverStream::new(stream);
-                    let stream = EarlyProblemStream::new(stream, client);
-                    let stream = CheckedStream::new(stream, client, limits.header_timeout);
-                    http1.call((stream, Protocol::Http1, client)).await
-                }
+                let connections = Rc::clone(&connections);
+                async move { connections.serve(stream).await }
             }))
         }
     };
@@ -243,48 +228,6 @@ pub fn serve(
 /// Noted with a connection of HTTP/1.1, or a request of HTTP/2, whose client has presented a
 /// certificate that counts.
 struct ClientCertificate;
-
-type PlainStream = Pin<Box<TimeoutStream<TcpStream>>>;
-type ClientStream = Either<PlainStream, Box<TlsStream<PlainStream>>>;
-type HttpConnection = CheckedStream<EarlyProblemStream<HandoverStream<ClientStream>>>;
-
-/// What HTTP is spoken on: the connection, or TLS on it.
-async fn open(
-    stream: TcpStream,
-    tls: Option<&ServingTls>,
-    handshakes: &Handshakes,
-    limits: ServerLimits,
-) -> io::Result<ClientStream> {
-    // An answer in several pieces does not wait for the client's acknowledgement of the first one.
-    // It fails only for a connection that has ended.
-    stream.set_nodelay(true).ok();
-    let mut stream = TimeoutStream::new(stream);
-    stream.set_write_timeout(Some(write_patience()));
-    let stream = Box::pin(stream);
-    let Some(tls) = tls else {
-        return Ok(Either::Left(stream));
-    };
-    let accepted = handshakes
-        .accept(tls, stream, limits.header_timeout)
-        .await?;
-    Ok(Either::Right(Box::new(accepted)))
-}
-
-fn note_connection(connection: &HttpConnection, extensions: &mut Extensions) {
-    extensions.insert(connection.state());
-    let stream = connection.get_ref().get_ref();
-    extensions.insert(stream.handover());
-    if let Some(Either::Right(tls)) = stream.get_ref()
-        && has_presented(tls)
-    {
-        extensions.insert(ClientCertificate);
-    }
-}
-
-/// Whether the client has presented a certificate. One that does not count has no connection.
-fn has_presented(tls: &TlsStream<PlainStream>) -> bool {
-    tls.get_ref().1.peer_certificates().is_some()
-}
 
 /// Whether the client of a request has presented a certificate that counts.
 fn has_certificate(request: &ServiceRequest) -> bool {
@@ -313,14 +256,6 @@ fn report<B>(answer: &ServiceResponse<B>) {
     {
         log_bad_request(answer.request().peer_addr(), why);
     }
-}
-
-fn log_no_tls(client: Option<SocketAddr>, why: &io::Error) {
-    debug!(client = client.map(tracing::field::display), reason = %why, "no TLS connection");
-}
-
-fn log_end(client: Option<SocketAddr>, why: &io::Error) {
-    debug!(client = client.map(tracing::field::display), reason = %why, "HTTP/2 connection ended");
 }
 
 /// The client's mistake, which is no event of the node.

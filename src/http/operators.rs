@@ -15,6 +15,13 @@ use super::{
     status::AdminState,
 };
 
+impl AdminState {
+    /// Not everybody who reaches the address is an operator.
+    pub const fn is_guarded(&self) -> bool {
+        self.tokens.is_some() || self.needs_certificate
+    }
+}
+
 /// Refuses requests without a certificate or a token of operators.
 pub async fn only_operators(
     state: web::Data<AdminState>,

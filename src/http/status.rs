@@ -24,7 +24,9 @@ use self::{
     warnings::{NodeWarning, warnings},
 };
 use super::{
+    early_ends::EarlyEnds,
     events::EventHub,
+    ingest::BodyLimits,
     problem::{Problem, ProblemKind},
     tap::TapStreams,
     tokens::Tokens,
@@ -73,6 +75,9 @@ pub struct AdminState {
     pub needs_certificate: bool,
     /// The files that are read again while the node runs.
     pub files: Arc<[Arc<FileHealth>]>,
+    /// The connections that each side ended early.
+    pub early_ends: [(&'static str, EarlyEnds); 2],
+    pub order_limits: BodyLimits,
     /// The names that the admin side may be asked by: see `foreign`.
     pub hosts: Arc<[String]>,
     /// No order is taken.
@@ -92,11 +97,6 @@ impl AdminState {
             let detail = format!("This node has no lane {name}; it has {}", lanes.join(", "));
             Problem::new(StatusCode::NOT_FOUND, ProblemKind::NotFound, detail)
         })
-    }
-
-    /// Not everybody who reaches the address is an operator.
-    pub const fn is_guarded(&self) -> bool {
-        self.tokens.is_some() || self.needs_certificate
     }
 }
 

@@ -10,8 +10,8 @@ use ring::digest::{Digest, SHA256, digest};
 use rustls::{
     Error, RootCertStore, ServerConfig,
     crypto::ring::default_provider,
-    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
-    server::WebPkiClientVerifier,
+    pki_types::{CertificateDer, PrivateKeyDer, UnixTime, pem::PemObject as _},
+    server::{WebPkiClientVerifier, danger::ClientCertVerifier},
 };
 
 /// What a `client_ca` means to a client without a certificate. One with a wrong certificate gets no
@@ -71,6 +71,8 @@ pub struct ServerTls {
     /// Of the contents of the files.
     digests: [Option<Digest>; 3],
     pub config: Arc<ServerConfig>,
+    /// Whose certificates count; `None` if none is asked for.
+    clients: Option<Arc<dyn ClientCertVerifier>>,
     /// The server's own.
     pub certificate: CertificateDer<'static>,
 }
@@ -106,8 +108,8 @@ impl ServerTls {
         let builder = ServerConfig::builder_with_provider(Arc::clone(&provider));
         let builder = builder.with_safe_default_protocol_versions();
         let builder = builder.map_err(|why| cert.wrong(why))?;
-        let builder = match &client_ca {
-            None => builder.with_no_client_auth(),
+        let clients = match &client_ca {
+            None => None,
             Some(pem) => {
                 let roots = Arc::new(pem.roots()?);
                 let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider);
@@ -115,9 +117,12 @@ impl ServerTls {
                     WithoutCertificate::NoConnection => verifier,
                     WithoutCertificate::Connection => verifier.allow_unauthenticated(),
                 };
-                let verifier = verifier.build().map_err(|why| pem.wrong(why))?;
-                builder.with_client_cert_verifier(verifier)
+                Some(verifier.build().map_err(|why| pem.wrong(why))?)
             }
+        };
+        let builder = match &clients {
+            None => builder.with_no_client_auth(),
+            Some(verifier) => builder.with_client_cert_verifier(Arc::clone(verifier)),
         };
         let chain = cert.certificates()?;
         let certificate = chain[0].clone();
@@ -135,7 +140,21 @@ impl ServerTls {
         Ok(Self {
             digests,
             config: Arc::new(config),
+            clients,
             certificate,
+        })
+    }
+}
+
+impl ServerTls {
+    /// Whether a client gets in that has presented this chain, its own certificate first.
+    pub fn permits(&self, chain: &[CertificateDer<'static>]) -> bool {
+        let Some(clients) = &self.clients else {
+            return true;
+        };
+        chain.split_first().is_none_or(|(own, others)| {
+            let verified = clients.verify_client_cert(own, others, UnixTime::now());
+            verified.is_ok()
         })
     }
 }

@@ -1,6 +1,6 @@
 //! TLS on the connections that a server takes, by files that are read again while it runs.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{future::pending, io, sync::Arc, time::Duration};
 
 use rustls::pki_types::CertificateDer;
 use tokio::{
@@ -41,6 +41,17 @@ impl ServingTls {
     /// The server's own certificate, as it was read last.
     pub fn certificate(&self) -> CertificateDer<'static> {
         self.0.get().certificate.clone()
+    }
+
+    /// Ends once the files do not permit a client any more that has presented this chain.
+    pub async fn until_revoked(&self, chain: &[CertificateDer<'static>]) {
+        let mut changes = self.0.changes();
+        // They may have changed during the handshake.
+        while changes.borrow_and_update().permits(chain) {
+            if changes.changed().await.is_err() {
+                return pending().await;
+            }
+        }
     }
 
     /// Waits for the client's handshake, with the certificate that was read last.

@@ -117,7 +117,7 @@ fn larger_than(max: usize, when: &str) -> Problem {
 
 impl BodyLimits {
     /// Whether a body may come that is as long as the headers say: nobody has to send one in vain.
-    pub(super) fn check_length(&self, headers: &HeaderMap) -> Result<(), Problem> {
+    pub fn check_length(&self, headers: &HeaderMap) -> Result<(), Problem> {
         let length = headers.get(header::CONTENT_LENGTH);
         let length = length.and_then(|length| length.to_str().ok()?.trim().parse::<u64>().ok());
         let is_larger = length.is_some_and(|length| length > self.max as u64);
@@ -134,8 +134,8 @@ impl BodyLimits {
         coding.decode(body, self.max)
     }
 
-    /// The body as it arrives. One that comes in one piece is not copied.
-    async fn receive(&self, mut body: web::Payload) -> Result<Bytes, Problem> {
+    /// The body as it arrives, within the limits. One that comes in one piece is not copied.
+    pub async fn receive(&self, mut body: web::Payload) -> Result<Bytes, Problem> {
         let began = Instant::now();
         let mut first = Bytes::new();
         let mut all = BytesMut::new();

@@ -15,7 +15,8 @@ use crate::{
 };
 
 const ORDER: Problems<'_> = &[
-    (400, &[ProblemKind::Json]),
+    (400, &[ProblemKind::Body, ProblemKind::Json]),
+    (408, &[ProblemKind::Slow]),
     (413, &[ProblemKind::TooLarge]),
     (415, &[ProblemKind::MediaType]),
 ];

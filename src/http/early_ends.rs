@@ -1,0 +1,131 @@
+//! Connections that the server has ended because their clients held them without a request.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use tokio::time::sleep;
+use tracing::warn;
+
+/// At most one line of the log in this time.
+const TOLD_EACH: Duration = Duration::from_mins(1);
+/// So many late clients in that time are worth a line. Browsers open connections that they may never
+/// use, and scanners come by.
+const LATE_TOLD: u64 = 100;
+
+/// Why a connection was ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EarlyEnd {
+    /// There were too many TLS handshakes at a time, and this was the oldest.
+    HandshakeEvicted,
+    /// The TLS handshake was not over in time.
+    HandshakeLate,
+    /// The head of a request was not complete in time.
+    HeadLate,
+    /// The client broke off too many streams of HTTP/2.
+    StreamsBroken,
+}
+
+impl EarlyEnd {
+    pub const ALL: [Self; 4] = [
+        Self::HandshakeEvicted,
+        Self::HandshakeLate,
+        Self::HeadLate,
+        Self::StreamsBroken,
+    ];
+
+    /// The label of the metric.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::HandshakeEvicted => "handshake_evicted",
+            Self::HandshakeLate => "handshake_late",
+            Self::HeadLate => "head_late",
+            Self::StreamsBroken => "streams_broken",
+        }
+    }
+}
+
+/// The ends of one server's connections. Clones share them.
+#[derive(Clone, Default)]
+pub struct EarlyEnds(Arc<[AtomicU64; EarlyEnd::ALL.len()]>);
+
+impl EarlyEnds {
+    pub fn count(&self, end: EarlyEnd) {
+        self.0[end as usize].fetch_add(1, Relaxed);
+    }
+
+    pub fn counted(&self, end: EarlyEnd) -> u64 {
+        self.0[end as usize].load(Relaxed)
+    }
+
+    fn all(&self) -> [u64; EarlyEnd::ALL.len()] {
+        EarlyEnd::ALL.map(|end| self.counted(end))
+    }
+
+    /// Tells the operator, for ever: `section` of the configuration has the limits of the server.
+    pub async fn keep_telling(self, section: &'static str) {
+        let mut before = self.all();
+        loop {
+            sleep(TOLD_EACH).await;
+            let now = self.all();
+            let new = [0, 1, 2, 3].map(|at| now[at] - before[at]);
+            before = now;
+            if is_worth_a_line(new) {
+                let [
+                    handshakes_evicted,
+                    handshakes_late,
+                    heads_late,
+                    streams_broken,
+                ] = new;
+                warn!(
+                    section,
+                    handshakes_evicted,
+                    handshakes_late,
+                    heads_late,
+                    streams_broken,
+                    "clients hold connections without requests, and were disconnected; see \
+                     waypost_connections_ended_total"
+                );
+            }
+        }
+    }
+}
+
+/// Honest clients neither hold handshakes by the hundred nor break off all their streams.
+const fn is_worth_a_line([evicted, handshakes, heads, broken]: [u64; 4]) -> bool {
+    evicted + broken > 0 || handshakes + heads >= LATE_TOLD
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_end_has_its_count() {
+        let ends = EarlyEnds::default();
+        for (number, end) in EarlyEnd::ALL.into_iter().enumerate() {
+            assert_eq!(end as usize, number, "each is in the list");
+            for _ in 0..=number {
+                ends.clone().count(end);
+            }
+        }
+        assert_eq!(ends.all(), [1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn a_few_late_clients_are_not_worth_a_line() {
+        for (new, expected) in [
+            ([0, 0, 0, 0], false),
+            ([0, 50, 49, 0], false),
+            ([0, 50, 50, 0], true),
+            ([1, 0, 0, 0], true),
+            ([0, 0, 0, 1], true),
+        ] {
+            assert_eq!(is_worth_a_line(new), expected, "{new:?}");
+        }
+    }
+}
