@@ -12,6 +12,7 @@ use flate2::{Compression, write::GzEncoder};
 use serde_json::{Value, json};
 
 use crate::{
+    bombs::bomb,
     ingest::{RECORD, lines, post},
     support::{
         api::Api,
@@ -20,7 +21,7 @@ use crate::{
     },
 };
 
-fn gzip(content: &[u8]) -> Vec<u8> {
+pub fn gzip(content: &[u8]) -> Vec<u8> {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
     encoder.write_all(content).expect("a vector takes all");
     encoder.finish().expect("a vector takes all")
@@ -28,16 +29,6 @@ fn gzip(content: &[u8]) -> Vec<u8> {
 
 fn zstd(content: &[u8]) -> Vec<u8> {
     zstd::encode_all(content, 0).expect("a vector takes all")
-}
-
-/// As many zeros, compressed, without ever being in memory.
-fn bomb(zeros: u64) -> [(&'static str, Vec<u8>); 2] {
-    let zeros = || std::io::repeat(0).take(zeros);
-    let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
-    std::io::copy(&mut zeros(), &mut encoder).expect("a vector takes all");
-    let gzip = encoder.finish().expect("a vector takes all");
-    let zstd = zstd::encode_all(zeros(), 0).expect("a vector takes all");
-    [("gzip", gzip), ("zstd", zstd)]
 }
 
 #[actix_rt::test]

@@ -177,6 +177,16 @@ impl Node {
         self.memory_line("VmHWM:")
     }
 
+    /// The time that its threads have run, in the program and in the kernel.
+    pub fn cpu(&self) -> Duration {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.child.id())).expect("it runs");
+        let ran = tasks.filter_map(|task| {
+            let stat = fs::read_to_string(task.ok()?.path().join("schedstat")).ok()?;
+            stat.split(' ').next()?.parse::<u64>().ok()
+        });
+        Duration::from_nanos(ran.sum())
+    }
+
     fn memory_line(&self, name: &str) -> u64 {
         let status =
             fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
