@@ -67,7 +67,7 @@ async fn is_refused(sizes: &[u64]) {
                 status = Some(refuse(coding, &body).await);
             }
             let each = node.cpu().saturating_sub(began) / TIMES;
-            let (sent, more) = (body.len(), node.peak_memory() - before);
+            let (sent, more) = (body.len(), node.peak_memory().saturating_sub(before));
             println!(
                 "{size} {coding} {shape}: {sent} bytes sent, {status:?}, {each:?} each, \
                  {more} bytes more memory so far"
