@@ -97,6 +97,7 @@ impl HeldRecords {
     }
 
     /// The same for a record that is being POSTed: no [tail](Self::tail) that reads now yields it.
+    /// Returns the record as it is on disk.
     ///
     /// # Errors
     /// If it cannot be written. The record must stay where it is.
@@ -105,10 +106,11 @@ impl HeldRecords {
         lane: LaneId,
         tag: &Tag,
         record: &Record,
-    ) -> Result<EntryKey, NotSafe> {
+    ) -> Result<(EntryKey, Record), NotSafe> {
         let entry = self.entry(lane, tag, record, "its POST had not ended");
         let put = self.spool.put_held(Queue::Held(lane), &entry).await;
-        self.tell_refused(lane, put)
+        let key = self.tell_refused(lane, put)?;
+        Ok((key, entry.record()))
     }
 
     /// Lets a record that was moved here not count as waiting, until it is dropped.

@@ -81,8 +81,8 @@ impl Ledger {
             accepted: lanes.accepted + node.spooled,
             // Records of an earlier run in the gRPC lane are counted when they end, since two
             // copies of a record are one.
-            recovered: lanes.recovered + node.recovered_from_disk + stats.found_carried
-                - node.double_counted,
+            recovered: (lanes.recovered + node.recovered_from_disk + stats.found_carried)
+                .saturating_sub(node.double_counted),
             delivered: lanes.delivered,
             handed_over: lanes.handed_over(),
             dead: stats.records(Queue::Dead),

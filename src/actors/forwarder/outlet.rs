@@ -23,7 +23,7 @@ use super::{
     post::{Poster, PosterParams},
 };
 use crate::{
-    actors::held::{HeldRecord, HeldRecords},
+    actors::held::{HeldRecord, HeldRecords, MovedRecord},
     delivery::{Acker, Delivery, HeldEntry, MovableMessage, Verdict},
     lane_id::LaneId,
     record::Record,
@@ -269,17 +269,33 @@ impl Outlet {
 
     /// Moves a message to disk unless its record reaches its end before. Then sees to the record.
     async fn move_message(self: Rc<Self>, message: Arc<MovableMessage>, tracker: TaskTracker) {
+        // On its own: it must not stop between the disk and the broker.
+        let moving = actix_rt::spawn(Rc::clone(&self).try_move(message));
+        let Ok(Some(moved)) = moving.await else {
+            return;
+        };
+        let MovedMessage {
+            record,
+            entry,
+            verdict,
+            _moved,
+        } = moved;
+        self.repeat(record, entry, verdict, &tracker).await;
+    }
+
+    /// `None` if the record has reached its end before.
+    async fn try_move(self: Rc<Self>, message: Arc<MovableMessage>) -> Option<MovedMessage> {
         let params = &self.poster.params;
-        let Some(held) = &params.api.held else { return };
-        let record = &message.record;
-        let key = loop {
-            match held.put_moved(params.lane, &params.tag, record).await {
-                Ok(key) => break key,
-                Err(NotSafe::Closed) => return,
-                Err(_) => sleep(HOLD_AGAIN).await,
+        let held = params.api.held.as_ref()?;
+        let (key, record) = loop {
+            if !message.is_movable() || params.ledger.is_delivered(&message.record) {
+                return None;
             }
-            if !message.is_movable() {
-                return;
+            let put = held.put_moved(params.lane, &params.tag, &message.record);
+            match put.await {
+                Ok(put) => break put,
+                Err(NotSafe::Closed) => return None,
+                Err(_) => sleep(HOLD_AGAIN).await,
             }
         };
         let entry = HeldEntry {
@@ -288,17 +304,28 @@ impl Outlet {
         };
         let (acker, verdict) = acker();
         let Some(in_broker) = message.move_to(entry.clone(), acker) else {
-            return held.spool().settle(key);
+            held.spool().settle(key);
+            return None;
         };
-        let _moved = held.moved(params.lane);
-        params.ledger.parked(params.lane, record);
-        params.copies.release(record);
+        params.ledger.parked(params.lane, &record);
+        params.copies.release(&record);
         in_broker.settle(Verdict::Ack);
         held.tell(params.lane);
-        let record = record.clone();
-        drop(message);
-        self.repeat(record, entry, verdict, &tracker).await;
+        Some(MovedMessage {
+            record,
+            entry,
+            verdict,
+            _moved: held.moved(params.lane),
+        })
     }
+}
+
+/// A record that is on disk, and is being POSTed.
+struct MovedMessage {
+    record: Record,
+    entry: HeldEntry,
+    verdict: oneshot::Receiver<Verdict>,
+    _moved: MovedRecord,
 }
 
 /// An acker, and the verdict that it gets.
