@@ -18,7 +18,7 @@ use http::{
     HeaderName, HeaderValue,
     header::{CONNECTION, CONTENT_LENGTH, DATE, TRANSFER_ENCODING, UPGRADE},
 };
-use tokio::time::sleep;
+use tokio::time::{Instant, Sleep, sleep};
 
 use super::StreamEnd;
 use crate::http::write_patience;
@@ -71,9 +71,17 @@ async fn send_parts<B: MessageBody>(
     };
     let mut body = pin!(body);
     while let Some(mut piece) = next_piece(body.as_mut(), &mut stream).await? {
+        let mut late = pin!(sleep(write_patience()));
+        let mut taken = 0;
         while !piece.is_empty() {
-            let room = room(&mut stream, piece.len()).await?;
+            let room = room(&mut stream, piece.len(), late.as_mut()).await?;
             let part = piece.split_to(room.min(piece.len()));
+            // A client that takes a byte at a time gets no more time for it.
+            taken += part.len();
+            if taken >= PIECE {
+                taken = 0;
+                late.as_mut().reset(Instant::now() + write_patience());
+            }
             left = left.map(|left| left.saturating_sub(part.len() as u64));
             let is_end = left == Some(0);
             stream.send_data(part, is_end)?;
@@ -104,10 +112,13 @@ async fn next_piece<B: MessageBody>(
     }
 }
 
-/// How many of `wanted` bytes the client takes now. It has to take some within a time.
-async fn room(stream: &mut SendStream<Bytes>, wanted: usize) -> Result<usize, Broken> {
+/// How many of `wanted` bytes the client takes now. It has to take some before `late`.
+async fn room(
+    stream: &mut SendStream<Bytes>,
+    wanted: usize,
+    mut late: Pin<&mut Sleep>,
+) -> Result<usize, Broken> {
     stream.reserve_capacity(wanted.min(PIECE));
-    let mut late = pin!(sleep(write_patience()));
     let room = poll_fn(|context| {
         loop {
             let room = stream.capacity();
