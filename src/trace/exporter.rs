@@ -197,7 +197,8 @@ fn endpoint(settings: &TraceSettings) -> Result<Endpoint, String> {
         headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
     }
     for (name, value) in &settings.headers {
-        let unusable = || format!("{name} cannot be a header");
+        // Not the name: of `Authorization: Bearer …` it would show the token.
+        let unusable = || "OTEL_EXPORTER_OTLP_HEADERS has what cannot be a header";
         let name = HeaderName::try_from(name.as_str()).map_err(|_| unusable())?;
         let value = HeaderValue::try_from(value.as_str()).map_err(|_| unusable())?;
         headers.insert(name, value);
@@ -205,7 +206,9 @@ fn endpoint(settings: &TraceSettings) -> Result<Endpoint, String> {
     let identity = settings.identity.as_ref();
     let identity = identity.map(|(chain, key)| (chain.as_path(), key.as_path()));
     let tls = client_tls(settings.ca_file.as_deref(), identity).map_err(|why| why.to_string())?;
-    let endpoint = Endpoint::parse(settings.url.as_str(), || Arc::new(tls))?;
+    let url = settings.url.as_str();
+    let endpoint = Endpoint::parse(url, || Arc::new(tls));
+    let endpoint = endpoint.map_err(|why| why.replace(url, &masked_url(url)))?;
     Ok(endpoint.with_headers(headers))
 }
 

@@ -21,6 +21,9 @@ use crate::{
     record::Record,
 };
 
+/// The bytes of a path that a span keeps: a client may send many long ones.
+const PATH_MAX: usize = 256;
+
 /// Makes spans, if traces are on. Clones are one.
 #[derive(Clone, Default)]
 pub struct Tracer(Option<Arc<On>>);
@@ -93,7 +96,7 @@ impl Tracer {
         }
         let (scheme, path, route) = describe();
         let work = Work::Request {
-            path: path.into(),
+            path: path[..path.floor_char_boundary(PATH_MAX)].into(),
             scheme,
             route,
             status: 0,
