@@ -174,8 +174,8 @@ impl History {
         Columns::of_one(kept.at_ms, &kept.lanes, &last)
     }
 
-    /// How long half of the lane's confirms took in the last ten seconds that have ended; 0 if there
-    /// was none.
+    /// The time that half of the lane's confirms took in the last ten seconds that have ended; 0 if
+    /// there was none.
     pub fn recent_publish(&self, lane: LaneId) -> Duration {
         let kept = self.0.lock();
         let last = kept.tens.intervals().next_back();

@@ -156,7 +156,7 @@ async fn a_hundred_readers_take_less_than_a_mebibyte() {
     const READERS: usize = 100;
     let api = Api::start();
     let node = node(&api).await;
-    // What the first one takes is shared by the others.
+    // The others share the memory of the first one.
     let mut first = Events::start(&node).await;
     for _ in 0..3 {
         first.next_of("status").await;

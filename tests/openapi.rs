@@ -24,7 +24,7 @@ use crate::{
 
 const EVENT: &str = r#"{"specversion":"1.0","id":"1","source":"/a","type":"t","data":{"name":"a","location":"b","age":1,"infectedtype":"","state":"s"}}"#;
 
-/// What a client gets that sends these bytes and then waits.
+/// The answer to a client that sends these bytes and then waits.
 fn raw(port: u16, bytes: &str) -> (u16, Value) {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("a connection");
     stream.set_read_timeout(Some(PATIENCE)).expect("a time-out");

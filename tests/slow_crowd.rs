@@ -27,7 +27,7 @@ use crate::{
     tls::{Files, client_tls, connect},
 };
 
-/// How a slow client holds its connection.
+/// The way in which a slow client holds its connection.
 #[derive(Clone, Copy)]
 enum Slowness {
     /// It sends the head byte by byte.

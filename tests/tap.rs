@@ -287,7 +287,7 @@ async fn the_command_follows_a_node_through_a_restart_and_says_that_it_was_away(
     assert_eq!(next(&node).await["lane"], "grpc");
     node.killed_and_started().await;
     node.lane_is("grpc", "up", PATIENCE).await;
-    // What was posted before the kill may come first.
+    // Records from before the kill may come first.
     let away = loop {
         let line = next(&node).await;
         if line["lane"] != "grpc" {

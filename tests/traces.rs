@@ -351,7 +351,7 @@ async fn a_collector_that_hangs_costs_spans_and_no_record() {
     assert_eq!(log.matches("spans of traces are lost").count(), 1, "{log}");
 }
 
-/// What the program reads of its environment, beside what the table of `trace::settings` tests.
+/// The variables that the program reads, beside what the table of `trace::settings` tests.
 #[actix_rt::test]
 async fn the_variables_of_opentelemetry_reach_the_collector() {
     let (api, collector) = (Api::start(), Collector::start());
@@ -427,7 +427,7 @@ async fn a_trace_that_is_not_recorded_goes_on_as_such() {
     let none = [("OTEL_TRACES_SAMPLER", "always_off")];
     let (node, context) = context_at_the_api(&collector, &none).await;
     assert_eq!(traces(&node).await["sampler"], "always_off");
-    // Who gets it must not wait for a parent that nobody tells of.
+    // The receiver must not wait for a parent that nobody tells of.
     let context = context.expect("a context");
     assert!(context.starts_with(&format!("00-{TRACE}-")), "{context}");
     assert!(

@@ -126,7 +126,7 @@ impl AdaptiveLimit {
         }
     }
 
-    /// How long a POST takes; `None` if none has ended lately.
+    /// The time that a POST takes; `None` if none has ended lately.
     pub fn post_time(&self, now: Instant) -> Option<Duration> {
         self.post_time.get(now)
     }

@@ -84,7 +84,7 @@ async fn watch(node: &AdminClient, path: &str, mut left: Option<u64>) -> Result<
             "waypost: --admin {}: it shows records again",
             node.url()
         ));
-        // How many have passed meanwhile, nobody knows.
+        // Nobody knows how many have passed meanwhile.
         let missed = json!({"missed": null, "away_s": away.as_secs_f64()});
         if print_line(&missed.to_string())? == ControlFlow::Break(()) {
             break;

@@ -30,10 +30,10 @@ use crate::secrets::ServingTls;
 
 type PlainStream = Pin<Box<TimeoutStream<TcpStream>>>;
 type ClientStream = Either<PlainStream, Box<TlsStream<PlainStream>>>;
-/// What HTTP/1.1 is spoken on.
+/// The stream under HTTP/1.1.
 pub type Http1Stream = CheckedStream<EarlyProblemStream<HandoverStream<ClientStream>>>;
 
-/// What a server thread needs to serve connections.
+/// The parts of a server thread for its connections.
 pub struct Connections<H, S> {
     pub tls: Option<ServingTls>,
     pub limits: ServerLimits,
@@ -118,7 +118,7 @@ pub fn note(connection: &Http1Stream, extensions: &mut Extensions) {
     if stream.get_ref().and_then(presented).is_some() {
         extensions.insert(ClientCertificate);
     } else {
-        // What is handed over outlives a certificate that counts no more.
+        // A stream that is handed over outlives a certificate that counts no more.
         extensions.insert(stream.handover());
     }
 }

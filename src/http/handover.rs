@@ -26,7 +26,7 @@ use super::problem::Problem;
 
 const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 
-/// What comes behind the head.
+/// The body behind the head.
 struct LongBody {
     pieces: Pin<Box<dyn Stream<Item = Bytes>>>,
     /// A client of HTTP/1.0 knows no chunks: its body ends with the connection.

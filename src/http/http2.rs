@@ -79,7 +79,7 @@ pub struct Http2Client {
     pub has_certificate: bool,
 }
 
-/// What a server thread needs to serve connections of HTTP/2.
+/// The parts of a server thread for its connections of HTTP/2.
 pub struct Http2<S> {
     service: S,
     limits: ServerLimits,
@@ -88,7 +88,7 @@ pub struct Http2<S> {
     ends: EarlyEnds,
 }
 
-/// How a stream ended.
+/// The end of a stream.
 enum StreamEnd {
     Answered,
     /// Answered, and the client is to keep no connection.

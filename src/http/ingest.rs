@@ -184,7 +184,7 @@ async fn post(
     answer
 }
 
-/// What the trace of a request says of it: scheme, path and route.
+/// The parts of a request that its trace names: scheme, path and route.
 fn described(request: &HttpRequest) -> (&'static str, &str, &'static str) {
     let is_tls = request.app_config().secure();
     let route = match request.match_info().get("lane") {

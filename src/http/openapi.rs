@@ -122,7 +122,7 @@ fn headers_of(status: u16, kinds: &[ProblemKind]) -> Map<String, Value> {
     let text = json!({ "type": "string" });
     let (name, is_required, schema) = match status {
         401 => ("WWW-Authenticate", true, text),
-        // What the node decodes, if it does not decode this.
+        // The codings that the node decodes, if it does not decode this one.
         415 if kinds.contains(&ProblemKind::Encoding) => ("Accept-Encoding", false, text),
         429 | 503 => (
             "Retry-After",

@@ -66,8 +66,8 @@ impl TapStreams {
         }
     }
 
-    fn join(&self) -> Result<StreamPlace, Problem> {
-        let place = StreamPlace(Arc::clone(&self.count));
+    fn join(&self) -> Result<TapPlace, Problem> {
+        let place = TapPlace(Arc::clone(&self.count));
         if self.count.fetch_add(1, Relaxed) < WATCHERS_MAX {
             return Ok(place);
         }
@@ -77,9 +77,9 @@ impl TapStreams {
 }
 
 /// The place of one stream.
-struct StreamPlace(Arc<AtomicUsize>);
+struct TapPlace(Arc<AtomicUsize>);
 
-impl Drop for StreamPlace {
+impl Drop for TapPlace {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Relaxed);
     }
@@ -111,7 +111,7 @@ struct TapReader {
     sample: u64,
     /// Passages of the lane since the last one that was shown.
     skipped: u64,
-    _place: StreamPlace,
+    _place: TapPlace,
 }
 
 impl TapReader {

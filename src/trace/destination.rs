@@ -1,4 +1,4 @@
-//! What spans say of a lane: its system, the names in it, and its server.
+//! The attributes of a lane's spans: its system, the names in it, and its server.
 
 use url::Url;
 

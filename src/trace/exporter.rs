@@ -52,14 +52,14 @@ const SCHEMA: &str = "https://opentelemetry.io/schemas/1.44.0";
 const ANSWER_MAX: usize = 64 << 10;
 const RETRY_FIRST: Duration = Duration::from_millis(500);
 const RETRY_CAP: Duration = Duration::from_secs(5);
-/// How long a node that stops waits for its last spans.
+/// A node that stops waits this long for its last spans.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// The exporter of a node, or none if traces are off. Clones are one.
 #[derive(Clone, Default)]
-pub struct Exporter(Option<Arc<Running>>);
+pub struct Exporter(Option<Arc<RunningExporter>>);
 
-struct Running {
+struct RunningExporter {
     tracer: Tracer,
     queue: Arc<SpanQueue>,
     /// The URL without its login.
@@ -107,7 +107,7 @@ impl Exporter {
         let url = masked_url(settings.url.as_str());
         let sampler = settings.sampler.clone();
         let queue = Arc::new(SpanQueue::new(settings.queue_max, settings.batch_max));
-        let running = Arc::new(Running {
+        let running = Arc::new(RunningExporter {
             tracer: Tracer::new(Arc::clone(&queue), sampler.clone()),
             queue: Arc::clone(&queue),
             url: url.clone(),
@@ -212,7 +212,7 @@ fn endpoint(settings: &TraceSettings) -> Result<Endpoint, String> {
     Ok(endpoint.with_headers(headers))
 }
 
-/// What the spans say of this node.
+/// The attributes of this node in its spans.
 fn resource(settings: &TraceSettings, run: &str) -> Resource {
     let host = gethostname::gethostname().to_string_lossy().into_owned();
     let own = [
@@ -234,7 +234,7 @@ fn resource(settings: &TraceSettings, run: &str) -> Resource {
     }
 }
 
-/// What runs on the exporter's thread.
+/// The work of the exporter's thread.
 struct Task {
     client: HttpClient,
     settings: TraceSettings,
@@ -242,7 +242,7 @@ struct Task {
     destinations: Destinations,
     queue: Arc<SpanQueue>,
     closing: CancellationToken,
-    shared: Weak<Running>,
+    shared: Weak<RunningExporter>,
     /// The spans that were lost by the last POST.
     lost: u64,
     /// It is logged that spans are lost.

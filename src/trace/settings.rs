@@ -1,6 +1,6 @@
-//! Where traces go, and which: `[telemetry]` and the variables of the OpenTelemetry specification.
-//! A variable goes before the key. One that cannot be used is ignored, as the specification asks, and
-//! named in the log.
+//! The destination and the choice of traces: `[telemetry]` and the variables of the OpenTelemetry
+//! specification. A variable goes before the key. One that cannot be used is ignored, as the
+//! specification asks, and named in the log.
 
 use std::{collections::BTreeMap, fmt, path::PathBuf, time::Duration};
 
@@ -37,17 +37,17 @@ pub struct TraceSettings {
     /// PEM certificate chain and key of this client.
     pub identity: Option<(PathBuf, PathBuf)>,
     pub compresses: bool,
-    /// How long one POST may take.
+    /// The longest time of one POST.
     pub timeout: Duration,
     pub sampler: Sampler,
-    /// What the spans say of this node.
+    /// The attributes of this node in its spans.
     pub resource: Vec<(String, String)>,
     /// Spans that may wait, and spans of a POST.
     pub queue_max: usize,
     pub batch_max: usize,
-    /// How long spans may wait for a POST.
+    /// The longest time that spans wait for a POST.
     pub delay: Duration,
-    /// How long spans are POSTed again and again.
+    /// Spans are POSTed again and again for this long.
     pub export_timeout: Duration,
     pub limits: SpanLimits,
 }

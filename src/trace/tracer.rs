@@ -443,7 +443,7 @@ mod tests {
                 receive.parent.map(|parent| parent.span),
                 parent.map(|parent| parent.span)
             );
-            // Where the trace enters, it goes on from the span of the message.
+            // At its entrance, the trace goes on from the span of the message.
             let next = if is_ours {
                 parent
             } else {

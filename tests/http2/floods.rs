@@ -31,7 +31,7 @@ const CLIENTS: usize = 4;
 /// The node may take so much more memory for all of them.
 const MEMORY_MAX: u64 = 64 << 20;
 
-/// Where a client connects, and how.
+/// The address of a client's connection, and its kind.
 #[derive(Clone)]
 struct Target {
     port: u16,

@@ -17,7 +17,7 @@ use crate::{
     tokens::{file, with_token},
 };
 
-/// Which of the ways in a client has, and how long a stream of events is read, which has no end.
+/// The way in that a client has, and how long a stream of events is read, which has no end.
 const CONFIG: &str = r#"
 auth.openapi.token.bearer = "token"
 
@@ -25,7 +25,7 @@ auth.openapi.token.bearer = "token"
 include-path-regex = "^/api/(events|tap)$"
 request-timeout = 0.2
 "#;
-/// What no schema says.
+/// The parts that no schema says.
 const HOOKS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/openapi/fresh_keys.py");
 
 /// `schemathesis` finds no false statement in the document at this port.

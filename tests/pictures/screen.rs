@@ -17,7 +17,7 @@ const COLOURS: [&str; 16] = [
     "#a3b0bd", "#ff8b90", "#4fd6a4", "#f0b341", "#7cb7ff", "#c3a4ff", "#6fd3e0", "#ffffff",
 ];
 
-/// What the cells of a piece of text have in common.
+/// The look that the cells of a piece of text share.
 #[derive(Clone, PartialEq)]
 struct Look {
     colour: String,

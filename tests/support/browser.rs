@@ -54,7 +54,7 @@ pub struct Context(u64);
 #[derive(Clone, Copy)]
 pub struct Page(u64);
 
-/// How much of a page is in a picture.
+/// The part of a page that is in a picture.
 #[derive(Clone, Copy)]
 pub enum Picture {
     Whole,

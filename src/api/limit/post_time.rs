@@ -1,4 +1,4 @@
-//! How long a POST takes.
+//! The time that a POST takes.
 
 use std::time::Duration;
 
@@ -54,7 +54,7 @@ mod tests {
         let mean = time.get(at(3)).expect("it is recent");
         assert!(mean > Duration::from_millis(1990), "{mean:?}");
         assert_eq!(time.get(at(63)), None);
-        // What was before says nothing about now.
+        // The times before say nothing about now.
         time.add(Duration::from_millis(10), at(63));
         assert_eq!(time.get(at(63)), Some(Duration::from_millis(10)));
     }

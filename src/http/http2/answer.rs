@@ -27,9 +27,9 @@ use crate::http::write_patience;
 const PIECE: usize = 16 << 10;
 
 /// The answer did not arrive.
-struct Broken;
+struct NotTaken;
 
-impl From<h2::Error> for Broken {
+impl From<h2::Error> for NotTaken {
     fn from(_: h2::Error) -> Self {
         Self
     }
@@ -46,7 +46,7 @@ pub async fn send<B: MessageBody>(
     match send_parts(response.head(), body, respond, is_head).await {
         Ok(()) if is_last => StreamEnd::Last,
         Ok(()) => StreamEnd::Answered,
-        Err(Broken) => StreamEnd::Broken,
+        Err(NotTaken) => StreamEnd::Broken,
     }
 }
 
@@ -55,7 +55,7 @@ async fn send_parts<B: MessageBody>(
     body: B,
     respond: &mut SendResponse<Bytes>,
     is_head: bool,
-) -> Result<(), Broken> {
+) -> Result<(), NotTaken> {
     let size = match head.status {
         StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED => BodySize::None,
         _ => body.size(),
@@ -98,26 +98,26 @@ async fn send_parts<B: MessageBody>(
 async fn next_piece<B: MessageBody>(
     mut body: Pin<&mut B>,
     stream: &mut SendStream<Bytes>,
-) -> Result<Option<Bytes>, Broken> {
+) -> Result<Option<Bytes>, NotTaken> {
     let next = poll_fn(|context| match body.as_mut().poll_next(context) {
         Poll::Ready(piece) => Poll::Ready(Ok(piece)),
-        Poll::Pending => stream.poll_reset(context).map(|_| Err(Broken)),
+        Poll::Pending => stream.poll_reset(context).map(|_| Err(NotTaken)),
     });
     match next.await?.transpose() {
         Ok(piece) => Ok(piece),
         Err(_) => {
             stream.send_reset(Reason::INTERNAL_ERROR);
-            Err(Broken)
+            Err(NotTaken)
         }
     }
 }
 
-/// How many of `wanted` bytes the client takes now. It has to take some before `late`.
+/// The number of `wanted` bytes that the client takes now. It has to take some before `late`.
 async fn room(
     stream: &mut SendStream<Bytes>,
     wanted: usize,
     mut late: Pin<&mut Sleep>,
-) -> Result<usize, Broken> {
+) -> Result<usize, NotTaken> {
     stream.reserve_capacity(wanted.min(PIECE));
     let room = poll_fn(|context| {
         loop {
@@ -127,9 +127,9 @@ async fn room(
             }
             match stream.poll_capacity(context) {
                 Poll::Ready(Some(Ok(_))) => {}
-                Poll::Ready(Some(Err(_)) | None) => return Poll::Ready(Err(Broken)),
+                Poll::Ready(Some(Err(_)) | None) => return Poll::Ready(Err(NotTaken)),
                 Poll::Pending if late.as_mut().poll(context).is_ready() => {
-                    return Poll::Ready(Err(Broken));
+                    return Poll::Ready(Err(NotTaken));
                 }
                 Poll::Pending => return Poll::Pending,
             }

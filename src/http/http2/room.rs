@@ -2,7 +2,7 @@
 
 use std::{cell::Cell, rc::Rc};
 
-/// How many streams there may be more.
+/// The number of streams that there may be more.
 pub struct StreamRoom(Rc<Cell<usize>>);
 
 /// The place of a stream. Dropped, it is free.

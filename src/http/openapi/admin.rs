@@ -94,7 +94,7 @@ struct Paths<'s> {
     open: [Problems<'s>; 2],
     /// The same of one that is for this site only.
     own: [Problems<'s>; 3],
-    /// What an order has besides.
+    /// The other parts of an order.
     order: Problems<'s>,
 }
 

@@ -20,7 +20,7 @@ const KEY: &str = r#"^(?:[!#-~][!-~]{0,254}|"(?:[!#-\[\]-~]|\\["\\]){1,255}")$"#
 
 const UNAUTHORIZED: Problems<'_> = &[(401, &[ProblemKind::Token])];
 const OVER_RATE: Problems<'_> = &[(429, &[ProblemKind::QuotaExceeded])];
-/// What an answer tells of the client's rate (draft-ietf-httpapi-ratelimit-headers-11).
+/// The headers that tell the client's rate (draft-ietf-httpapi-ratelimit-headers-11).
 const RATE_HEADERS: [&str; 2] = ["RateLimit", "RateLimit-Policy"];
 const POST: Problems<'_> = &[
     (

@@ -72,7 +72,7 @@ fn rate(pointers: &str) -> Markup {
     html! { span.rate data-r=(pointers) { (NONE) "/s" } }
 }
 
-/// Where a number of records leads. Only the script knows.
+/// The link behind a number of records. Only the script follows it.
 fn trend(pointers: &str) -> Markup {
     html! { span.trend data-trend=(pointers) { (NONE) } }
 }

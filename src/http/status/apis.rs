@@ -33,7 +33,7 @@ pub(super) struct ApiStatus<'s> {
     pub retry_in_s: Option<f64>,
     pub in_flight: u64,
     pub limit: usize,
-    /// How long a POST takes, as the mean of the last ones that the API has answered; null if it
+    /// The time that a POST takes, as the mean of the last ones that the API has answered; null if it
     /// answered none in the last minute.
     pub post_ms: Option<f64>,
     /// Null if nothing limits the rate.

@@ -88,7 +88,7 @@ impl Paths<'_> {
     }
 }
 
-/// What a dead letter may be chosen by.
+/// The filters that choose dead letters.
 fn members_of_a_filter() -> Map<String, Value> {
     let members = [
         ("id", text()),

@@ -1,4 +1,4 @@
-//! What an operator reads.
+//! The reads of an operator.
 
 use prometheus_client::encoding::prometheus_text;
 use schemars::SchemaGenerator;

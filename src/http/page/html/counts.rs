@@ -27,7 +27,7 @@ const ORDERS: [(&str, Format); 5] = [
     ("weight_set/since_s", Format::Time),
 ];
 
-/// How the last reload of the configuration has ended.
+/// The end of the last reload of the configuration.
 const RELOAD: [(&str, &str, Format); 3] = [
     ("last reload", "/reload/outcome", Format::Text),
     ("ago", "/reload/since_s", Format::Time),

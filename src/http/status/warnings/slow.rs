@@ -1,4 +1,4 @@
-//! What is slow: an API, or a lane beside the others.
+//! Warnings of an API that is slow, or a lane that is slower than the others.
 
 use std::time::Duration;
 
@@ -59,7 +59,7 @@ fn api(list: &mut WarningList, about: &str, api: &ApiStatus<'_>) {
     }
 }
 
-/// How long the lane's own confirms take. That of the gRPC lane is the answer to the POST.
+/// The time that the lane's own confirms take. That of the gRPC lane is the answer to the POST.
 fn confirm_time(lane: &LaneStatus<'_>, status: &Status<'_>) -> Duration {
     let apis = status.apis.values().map(|named| &named.api);
     let posts = apis.chain([&status.api]).filter_map(|api| api.post_ms);

@@ -252,7 +252,7 @@ fn a_lane_that_is_no_slower_than_the_others_or_waits_for_the_api_has_no_warning(
         status.lanes.push(other(2_000));
     });
     assert_eq!(about, []);
-    // What its API takes is no fault of the lane.
+    // The time of its API is no fault of the lane.
     let (about, _) = found(Ack::Durable, |status| {
         status.lanes[0].recent_publish = Duration::from_millis(5);
         status.api.post_ms = Some(900.0);
