@@ -293,9 +293,10 @@ async fn an_api_that_is_removed_keeps_its_records_until_it_is_back() {
     };
     let apis = TwoApis::start("timeout = \"2s\"");
     apis.hangs.store(true, Relaxed);
+    let mut node = apis.node(&nats.variables()).await;
     // Some are to be in the broker when the node is killed.
-    let stay = [("FAILPOINTS", "messages-stay=return")];
-    let mut node = apis.node(&with(&nats.variables(), &stay)).await;
+    node.plant("messages-stay=return");
+    node.killed_and_started().await;
     node.lane_is("nats", "up", PATIENCE).await;
     let slow = post(&node, "a", SLOW, MANY).await;
     eventually("most are held", PATIENCE, async || {
