@@ -242,7 +242,7 @@ async fn a_record_that_its_slow_api_takes_is_posted_once_though_it_has_left_its_
     for batch in ["1", "20"] {
         let apis = TwoApis::start(&format!("batch = {batch}"));
         apis.slow.delay(Duration::from_secs(2));
-        let node = apis.node(&rabbit.variables()).await;
+        let mut node = apis.node(&rabbit.variables()).await;
         node.lane_is("rabbitmq", "up", PATIENCE).await;
         let slow = post(&node, "a", SLOW, 60).await;
         eventually("they have left the broker", PATIENCE, async || {
@@ -254,12 +254,15 @@ async fn a_record_that_its_slow_api_takes_is_posted_once_though_it_has_left_its_
         let ledger = node.all_ended(60, PATIENCE).await;
         assert_eq!(ledger["delivered"], 60, "{ledger}");
         assert_eq!(apis.taken()[1], slow);
-        assert!(apis.slow.taken().values().all(|count| *count == 1));
         eventually("nothing is left on disk", PATIENCE, async || {
             let status = node.status().await;
             (status["balanced"] == true && status["apis"]["slow"]["held"] == 0).then_some(())
         })
         .await;
+        // A second POST would have begun by now, and the node waits for it.
+        node.signal("TERM");
+        assert!(node.ended(PATIENCE).await.success());
+        assert!(apis.slow.taken().values().all(|count| *count == 1));
     }
 }
 
