@@ -175,11 +175,12 @@ impl Framing {
                     let end = memchr(b'\n', rest);
                     let piece = &rest[..end.unwrap_or(rest.len())];
                     self.line.extend(piece);
-                    let mut checked = self.check_length();
+                    self.check_length()
+                        .map_err(|(more, fault)| (at + piece.len() - more, fault))?;
                     if end.is_some() {
-                        checked = checked.and_then(|()| self.end_of_line());
+                        self.end_of_line()
+                            .map_err(|fault| (at + piece.len(), fault))?;
                     }
-                    checked.map_err(|fault| (at + piece.len(), fault))?;
                     at += piece.len() + usize::from(end.is_some());
                 }
             }
@@ -198,13 +199,21 @@ impl Framing {
     }
 
     /// The line so far is not too long.
-    fn check_length(&self) -> Result<(), FramingFault> {
+    ///
+    /// # Errors
+    /// The fault, and how many bytes of the line come behind those that it may have.
+    fn check_length(&self) -> Result<(), (usize, FramingFault)> {
         let Line { length, colon, .. } = self.line;
-        match self.place {
-            Place::Head if colon.unwrap_or(length) > NAME_MAX => Err(FramingFault::LongName),
-            Place::ChunkLine if length > CHUNK_LINE_MAX => Err(FramingFault::ChunkLine),
-            Place::Trailers if self.trailers + length > TRAILERS_MAX => Err(FramingFault::Trailer),
-            _ => Ok(()),
+        let (checked, max, fault) = match self.place {
+            Place::Head => (colon.unwrap_or(length), NAME_MAX, FramingFault::LongName),
+            Place::ChunkLine => (length, CHUNK_LINE_MAX, FramingFault::ChunkLine),
+            Place::Trailers => (length, TRAILERS_MAX - self.trailers, FramingFault::Trailer),
+            _ => return Ok(()),
+        };
+        if checked > max {
+            Err((length - max, fault))
+        } else {
+            Ok(())
         }
     }
 
