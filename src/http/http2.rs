@@ -99,7 +99,7 @@ enum StreamEnd {
 
 /// Whether a connection takes more streams.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Intake {
+enum StreamIntake {
     Open,
     /// The client has been told to open no more. Those on their way are answered.
     Ending,
@@ -165,14 +165,14 @@ where
         let mut stopping = pin!(self.stopping.notified());
         // While there is no stream, or the connection ends.
         let mut timer = pin!(sleep(self.limits.header_timeout));
-        let mut intake = Intake::Open;
+        let mut intake = StreamIntake::Open;
         let mut breaks_left = BROKEN_MAX;
         let mut streams = FuturesUnordered::new();
         loop {
             let mut ends = false;
             select! {
                 biased;
-                () = &mut stopping, if intake == Intake::Open => ends = true,
+                () = &mut stopping, if intake == StreamIntake::Open => ends = true,
                 Some(end) = streams.next() => {
                     match end {
                         StreamEnd::Broken => breaks_left -= 1,
@@ -186,15 +186,15 @@ where
                         return Ok(());
                     }
                     ends = matches!(end, StreamEnd::Last);
-                    if streams.is_empty() && intake == Intake::Open {
+                    if streams.is_empty() && intake == StreamIntake::Open {
                         timer.as_mut().reset(Instant::now() + self.limits.keep_alive);
                     }
                 }
-                () = &mut timer, if streams.is_empty() || intake == Intake::Ending => {
+                () = &mut timer, if streams.is_empty() || intake == StreamIntake::Ending => {
                     match intake {
-                        Intake::Open => ends = true,
-                        Intake::Ending if !streams.is_empty() => intake = Intake::Refusing,
-                        Intake::Ending | Intake::Refusing => {
+                        StreamIntake::Open => ends = true,
+                        StreamIntake::Ending if !streams.is_empty() => intake = StreamIntake::Refusing,
+                        StreamIntake::Ending | StreamIntake::Refusing => {
                             connection.abrupt_shutdown(Reason::NO_ERROR);
                             return Ok(());
                         }
@@ -204,7 +204,7 @@ where
                     let Some(accepted) = accepted else { return Ok(()) };
                     let (request, mut respond) = accepted?;
                     let place = self.room.take(streams.is_empty());
-                    match place.filter(|_| intake != Intake::Refusing) {
+                    match place.filter(|_| intake != StreamIntake::Refusing) {
                         Some(place) => {
                             streams.push(self.answer(request, respond, client, place));
                         }
@@ -213,8 +213,8 @@ where
                     }
                 }
             }
-            if ends && intake == Intake::Open {
-                intake = Intake::Ending;
+            if ends && intake == StreamIntake::Open {
+                intake = StreamIntake::Ending;
                 connection.graceful_shutdown();
                 timer.as_mut().reset(Instant::now() + LINGER);
             }

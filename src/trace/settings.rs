@@ -74,7 +74,7 @@ impl TraceSettings {
         otlp: Option<&str>,
         variables: &OtelVariables,
     ) -> (Option<Self>, Vec<IgnoredVariable>) {
-        let mut reader = Reader {
+        let mut reader = VariableReader {
             variables: &variables.0,
             ignored: Vec::new(),
         };
@@ -83,12 +83,12 @@ impl TraceSettings {
     }
 }
 
-struct Reader<'v> {
+struct VariableReader<'v> {
     variables: &'v BTreeMap<String, String>,
     ignored: Vec<IgnoredVariable>,
 }
 
-impl<'v> Reader<'v> {
+impl<'v> VariableReader<'v> {
     fn settings(&mut self, otlp: Option<&str>) -> Option<TraceSettings> {
         if self.is_disabled() {
             return None;

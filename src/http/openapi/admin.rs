@@ -31,7 +31,7 @@ const UNREADY: Problems<'_> = &[(503, &[ProblemKind::Unready])];
 /// The settings of a node that its operators see.
 pub struct AdminSide<'s> {
     pub lanes: &'s [&'s str],
-    /// Those that are configured, and those that have records on disk.
+    /// The names that are configured, or have records on disk.
     pub apis: &'s [&'s str],
     pub needs_token: bool,
     pub needs_certificate: bool,
