@@ -150,7 +150,7 @@ fn a_line_that_is_too_long_has_its_fault_at_the_same_byte_wherever_the_pieces_en
         ),
     ] {
         let request = format!("{before}{line}");
-        for piece in 1..request.len() + 1 {
+        for piece in 1..=request.len() {
             let found = fault(request.as_bytes(), piece);
             assert_eq!(found, Some((before.len() + max, expected)), "{piece}");
         }
