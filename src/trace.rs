@@ -14,7 +14,7 @@
 //! bundle, a POST of many) has no parent, and a link to each of them.
 //!
 //! A [`Tracer`] that is off costs a branch. With one that is on, a record that is not sampled costs
-//! the reading of its trace context. Spans go to a bounded queue; the [`exporter`] has its own thread,
+//! the reading of its trace context. Spans go to a bounded queue; the `exporter` has its own thread,
 //! and no record ever waits for it.
 
 pub mod context;

@@ -9,7 +9,7 @@
 //! A stream ends when the token that opened it is taken away.
 //!
 //! A status is rendered once for all readers, and none without a reader. A reader costs its place in
-//! the log of changes, and a task that writes what all readers share: see [`super::handover`]. One that is slow skips statuses, and one that takes nothing at all loses its
+//! the log of changes, and a task that writes what all readers share: see `super::handover`. One that is slow skips statuses, and one that takes nothing at all loses its
 //! connection: see `WRITE_PATIENCE`.
 
 #[cfg(test)]
