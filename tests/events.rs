@@ -8,6 +8,7 @@ use awc::{
 };
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _, future::join_all};
+use memchr::memmem::find_iter;
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -150,28 +151,79 @@ fn number(id: &str) -> u64 {
     number.parse().expect("a number")
 }
 
-/// As that many open pages.
+/// A connection to the admin side, on which nothing was said yet.
+async fn connected(node: &Node) -> TcpStream {
+    let stream = TcpStream::connect(("127.0.0.1", node.admin)).await;
+    stream.expect("the node listens")
+}
+
+async fn asks(stream: &mut TcpStream) {
+    let ask = "GET /api/events HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n";
+    stream.write_all(ask.as_bytes()).await.expect("it is sent");
+}
+
+/// Reads until there were so many statuses more.
+async fn reads_statuses(stream: &mut TcpStream, count: usize) {
+    let mut seen = Vec::new();
+    let read = timeout(PATIENCE, async {
+        while find_iter(&seen, "event: status").count() < count {
+            let read = stream.read_buf(&mut seen).await.expect("the node goes on");
+            assert_ne!(read, 0, "{}", String::from_utf8_lossy(&seen));
+        }
+    });
+    read.await.expect("statuses in time");
+}
+
+/// As that many open pages: opened all at once, and one after the other.
 #[actix_rt::test]
 async fn a_hundred_readers_take_less_than_a_mebibyte() {
     const READERS: usize = 100;
+    for at_once in [true, false] {
+        let api = Api::start();
+        let node = node(&api).await;
+        // The others share the memory of the first one.
+        let mut first = connected(&node).await;
+        asks(&mut first).await;
+        reads_statuses(&mut first, 3).await;
+        let before = node.memory();
+        let mut readers = Vec::new();
+        for _ in 0..READERS {
+            let mut reader = connected(&node).await;
+            if !at_once {
+                asks(&mut reader).await;
+                reads_statuses(&mut reader, 1).await;
+            }
+            readers.push(reader);
+        }
+        if at_once {
+            join_all(readers.iter_mut().map(asks)).await;
+        }
+        join_all(readers.iter_mut().map(|reader| reads_statuses(reader, 3))).await;
+        let took = node.memory().saturating_sub(before);
+        println!(
+            "{READERS} readers take {} KiB, at once: {at_once}",
+            took >> 10
+        );
+        assert!(took < 1 << 20, "{took} bytes, at once: {at_once}");
+    }
+}
+
+/// The HTTP library's buffers of a connection are 16 KiB.
+#[actix_rt::test]
+async fn a_connection_without_a_request_takes_little_memory() {
+    const CONNECTIONS: usize = 500;
     let api = Api::start();
     let node = node(&api).await;
-    // The others share the memory of the first one.
-    let mut first = Events::start(&node).await;
-    for _ in 0..3 {
-        first.next_of("status").await;
-    }
     let before = node.memory();
-    let mut readers = Vec::new();
-    for _ in 0..READERS {
-        readers.push(Events::start(&node).await);
+    let mut silent = Vec::new();
+    for _ in 0..CONNECTIONS {
+        silent.push(connected(&node).await);
     }
-    for _ in 0..3 {
-        join_all(readers.iter_mut().map(|reader| reader.next_of("status"))).await;
-    }
-    let took = node.memory().saturating_sub(before);
-    println!("{READERS} readers take {} KiB", took >> 10);
-    assert!(took < 1 << 20, "{took} bytes");
+    // They are served in turn.
+    node.status().await;
+    let took = node.memory().saturating_sub(before) / CONNECTIONS as u64;
+    println!("a connection without a request takes {took} bytes");
+    assert!(took < 8 << 10, "{took} bytes");
 }
 
 #[actix_rt::test]

@@ -63,9 +63,9 @@ enum ConnectionEnd {
 
 impl HeadState {
     /// The first head of a connection begins with the connection.
-    fn new() -> Self {
+    fn new(since: Instant) -> Self {
         Self(Rc::new(States {
-            phase: Cell::new(RequestPhase::Head(Instant::now())),
+            phase: Cell::new(RequestPhase::Head(since)),
             end: Cell::new(ConnectionEnd::Open),
         }))
     }
@@ -111,14 +111,21 @@ pub struct CheckedStream<S> {
 }
 
 impl<S> CheckedStream<S> {
-    pub fn new(stream: S, client: Option<SocketAddr>, timeout: Duration, ends: EarlyEnds) -> Self {
+    /// The stream of a connection that has been open `since` then.
+    pub fn new(
+        stream: S,
+        client: Option<SocketAddr>,
+        since: Instant,
+        timeout: Duration,
+        ends: EarlyEnds,
+    ) -> Self {
         Self {
             stream,
             client,
             timeout,
             ends,
-            state: HeadState::new(),
-            timer: Box::pin(sleep_until(Instant::now() + timeout)),
+            state: HeadState::new(since),
+            timer: Box::pin(sleep_until(since + timeout)),
             framing: Framing::default(),
             has_ended: false,
             answer: Bytes::new(),

@@ -3,6 +3,7 @@
 use std::{future::pending, io, net::SocketAddr, pin::Pin};
 
 use actix_http::{Protocol, Request, error::DispatchError};
+use actix_server::GracefulShutdownSignal;
 use actix_service::Service;
 use actix_web::{
     Error,
@@ -10,7 +11,11 @@ use actix_web::{
     dev::{Extensions, ServiceResponse},
 };
 use rustls::pki_types::CertificateDer;
-use tokio::{net::TcpStream, select};
+use tokio::{
+    net::TcpStream,
+    select,
+    time::{Instant, timeout_at},
+};
 use tokio_io_timeout::TimeoutStream;
 use tokio_rustls::server::TlsStream;
 use tokio_util::either::Either;
@@ -40,6 +45,7 @@ pub struct Connections<H, S> {
     pub handshakes: Handshakes,
     pub http1: H,
     pub http2: Http2<S>,
+    pub stopping: GracefulShutdownSignal,
     pub ends: EarlyEnds,
 }
 
@@ -104,10 +110,32 @@ where
             return Ok(served.inspect_err(|why| log_end(address, "HTTP/2 ended", why))?);
         }
         let timeout = self.limits.header_timeout;
+        let since = Instant::now();
+        // The library has 16 KiB of buffers for a connection, so none is its own before it has a request.
+        // A late client, and one that is left when the server stops, get their end from the library.
+        select! {
+            _ = timeout_at(since + timeout, readable(&stream)) => {}
+            () = self.stopping.notified() => {}
+        }
         let stream = HandoverStream::new(stream);
         let stream = EarlyProblemStream::new(stream, address);
-        let stream = CheckedStream::new(stream, address, timeout, self.ends.clone());
+        let stream = CheckedStream::new(stream, address, since, timeout, self.ends.clone());
         self.http1.call((stream, Protocol::Http1, address)).await
+    }
+}
+
+/// Waits until the client has sent something, or is gone.
+async fn readable(stream: &ClientStream) -> io::Result<()> {
+    match stream {
+        Either::Left(plain) => plain.get_ref().readable().await,
+        Either::Right(tls) => {
+            let (plain, session) = tls.get_ref();
+            // It may have come with the end of the handshake.
+            if session.wants_read() {
+                plain.get_ref().readable().await?;
+            }
+            Ok(())
+        }
     }
 }
 

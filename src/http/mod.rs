@@ -183,14 +183,15 @@ pub fn serve(
             let shared = Rc::clone(&app);
             let handshakes = Handshakes::new(connections, stopping.clone(), ends.clone());
             let http2 = Http2::new(app, limits, connections, stopping.clone(), ends.clone());
+            let ending = stopping.clone();
             let http1 = HttpService::build()
                 // Each head has its time: see `checked_stream`.
                 .client_request_timeout(Duration::ZERO)
                 .keep_alive(limits.keep_alive)
                 .client_disconnect_timeout(LINGER)
                 .graceful_shutdown_signal(move || {
-                    let stopping = stopping.clone();
-                    async move { stopping.notified().await }
+                    let ending = ending.clone();
+                    async move { ending.notified().await }
                 })
                 .on_connect_ext(connection::note)
                 .finish(fn_factory(move || ready(Ok::<_, ()>(Rc::clone(&shared)))));
@@ -201,6 +202,7 @@ pub fn serve(
                 handshakes,
                 http1,
                 http2,
+                stopping,
                 ends,
             });
             Ok::<_, ()>(fn_service(move |stream: TcpStream| {

@@ -10,7 +10,7 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 fn connection() -> (CheckedStream<DuplexStream>, DuplexStream) {
     let (ours, clients) = duplex(1024);
     (
-        CheckedStream::new(ours, None, TIMEOUT, EarlyEnds::default()),
+        CheckedStream::new(ours, None, Instant::now(), TIMEOUT, EarlyEnds::default()),
         clients,
     )
 }
@@ -106,7 +106,7 @@ async fn a_request_in_service_is_not_timed() {
 #[tokio::test(start_paused = true)]
 async fn a_request_behind_the_last_answer_is_none_and_the_answer_is_not_cut() {
     let (ours, mut client) = duplex(16);
-    let mut stream = CheckedStream::new(ours, None, TIMEOUT, EarlyEnds::default());
+    let mut stream = CheckedStream::new(ours, None, Instant::now(), TIMEOUT, EarlyEnds::default());
     let state = stream.state();
     assert!(state.complete());
     state.answered(true);
