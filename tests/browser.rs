@@ -5,13 +5,9 @@ mod letters;
 mod looks;
 mod tabs;
 
-use std::{
-    rc::Rc,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use tokio::{task::JoinHandle, time::interval};
 
 use crate::support::{
     api::Api,
@@ -19,42 +15,20 @@ use crate::support::{
     eventually,
     lanes::{Lane as _, Nats, Pubsub, Rabbitmq, grpc_variables},
     node::Node,
+    paced::PacedRecords,
     rig::Rig as _,
-    traffic,
 };
 
 /// Records a second.
-const PACE: u32 = 100;
+const PACE: f64 = 100.0;
 /// How far a rate on the page may be from the ledger's.
 const RATE_OFF: f64 = 0.05;
 /// The text of the connection to the node.
 const LIVE: &str = "document.querySelector('#live').textContent === 'Live'";
 
-/// Posts records at a pace until it is dropped.
-struct PacedLoad(JoinHandle<()>);
-
-impl PacedLoad {
-    fn start(node: &Node) -> Self {
-        let client = Rc::new(node.client());
-        let records = traffic();
-        let task = async move {
-            let mut ticks = interval(Duration::from_secs(1) / PACE);
-            for number in 0.. {
-                ticks.tick().await;
-                let client = Rc::clone(&client);
-                let record = records[number % records.len()].clone();
-                let key = format!("paced-{number}");
-                actix_rt::spawn(async move { client.post("/", &key, record).await });
-            }
-        };
-        Self(actix_rt::spawn(task))
-    }
-}
-
-impl Drop for PacedLoad {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
+/// A load of that many records a second.
+fn load(node: &Node) -> PacedRecords {
+    PacedRecords::start(node, "paced", |_| PACE)
 }
 
 async fn grpc_node(api: &Api) -> Node {
@@ -159,7 +133,7 @@ async fn the_page_of_four_lanes_shows_the_load_and_what_fails_and_recovers() {
     let context = browser.context(Window::USUAL).await;
     let page = browser.open(context, &node).await;
     browser.wait(page, LIVE).await;
-    let _load = PacedLoad::start(&node);
+    let _load = load(&node);
     rates_hold(&mut browser, page, &node).await;
     browser.picture(page, "load").await;
 

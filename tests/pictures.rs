@@ -1,6 +1,5 @@
 //! The pictures of a real node. `tests/run pictures` makes those of the README anew.
 
-mod paced;
 mod screen;
 mod states;
 
@@ -8,10 +7,11 @@ use std::{fs, path::Path, time::Duration};
 
 use tokio::time::sleep;
 
-use self::{paced::PacedRecords, states::Brokers};
+use self::states::Brokers;
 use crate::support::{
     api::Api,
     browser::{PATIENCE, Picture, Window},
+    paced::PacedRecords,
     rig::Rig as _,
     terminal::Terminal,
     wanted,

@@ -2,7 +2,7 @@
 
 use awc::http::StatusCode;
 
-use super::{LIVE, PacedLoad, grpc_node};
+use super::{LIVE, grpc_node, load};
 use crate::support::{
     api::{Api, Conduct},
     browser::{Browser, PATIENCE, Window},
@@ -142,7 +142,7 @@ async fn the_way_of_a_record_that_passes_is_a_click_away() {
     let context = browser.context(Window::USUAL).await;
     let page = browser.open(context, &node).await;
     browser.wait(page, LIVE).await;
-    let _load = PacedLoad::start(&node);
+    let _load = load(&node);
     browser.click(page, "#find-next").await;
     let rows = "document.querySelectorAll('#found tbody tr').length === 12";
     browser.wait(page, rows).await;

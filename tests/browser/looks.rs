@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::json;
 use tokio::time::sleep;
 
-use super::{LIVE, PacedLoad, grpc_node};
+use super::{LIVE, grpc_node, load};
 use crate::support::{
     api::{Api, Conduct},
     browser::{Browser, PATIENCE, Window},
@@ -28,7 +28,7 @@ async fn all_charts_have_one_range_and_one_cursor() {
     let node = grpc_node(&api).await;
     let context = browser.context(Window::USUAL).await;
     let page = browser.open(context, &node).await;
-    let _load = PacedLoad::start(&node);
+    let _load = load(&node);
     // A time of the interval, and lines in the charts of node and lane.
     let shown = "document.querySelector('[data-h=\"/lanes/0/delivery_ms/p50\"]').textContent";
     browser
@@ -94,7 +94,7 @@ async fn nothing_moves_while_lanes_and_api_come_and_go_under_load() {
         let context = browser.context(window).await;
         pages.push(browser.open(context, &node).await);
     }
-    let _load = PacedLoad::start(&node);
+    let _load = load(&node);
     let part = Duration::from_secs(wanted("SHIFT_SECONDS", 10)) / 5;
     sleep(part).await;
     // By somebody else: what the page does for its own person may move something.
@@ -126,7 +126,7 @@ async fn each_width_and_theme_is_accessible_and_fits() {
     let api = Api::start();
     api.behave(|number, _| Conduct::Answer(if number % 10 == 0 { 422 } else { 200 }));
     let node = grpc_node(&api).await;
-    let _load = PacedLoad::start(&node);
+    let _load = load(&node);
     eventually("there are dead letters", PATIENCE, async || {
         (node.status().await["ledger"]["dead"].as_u64() > Some(5)).then_some(())
     })

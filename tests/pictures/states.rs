@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
-use super::{LIVE, paced::PacedRecords};
+use super::LIVE;
 use crate::{
     fleet::purge_stream,
     refusals::declare,
@@ -16,6 +16,7 @@ use crate::{
         eventually,
         lanes::{Lane as _, Nats, Pubsub, Rabbitmq, grpc_variables, through_proxy},
         node::Node,
+        paced::PacedRecords,
         proxy::{Flow, Network},
         rig::Rig as _,
     },

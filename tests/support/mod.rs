@@ -9,6 +9,7 @@ pub mod load;
 pub mod memory;
 pub mod nats;
 pub mod node;
+pub mod paced;
 pub mod power;
 pub mod process;
 pub mod prometheus;

@@ -7,7 +7,7 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval},
 };
 
-use crate::support::{node::Node, traffic};
+use super::{node::Node, traffic};
 
 const TICK: Duration = Duration::from_millis(10);
 
@@ -22,10 +22,15 @@ impl PacedRecords {
         let task = async move {
             let mut ticks = interval(TICK);
             ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
-            let (began, mut due, mut sent) = (Instant::now(), 0.0, 0_usize);
+            let began = Instant::now();
+            let mut last = began;
+            let (mut due, mut sent) = (0.0, 0_usize);
             loop {
                 ticks.tick().await;
-                due += pace(began.elapsed().as_secs_f64()) * TICK.as_secs_f64();
+                let now = Instant::now();
+                // A tick that came late has more.
+                due += pace((now - began).as_secs_f64()) * (now - last).as_secs_f64();
+                last = now;
                 while due >= 1.0 {
                     due -= 1.0;
                     let client = Rc::clone(&client);
