@@ -13,8 +13,9 @@ use crate::support::{
     traffic,
 };
 
-/// A node with dead letters: `gone-0` to `gone-4`, refused with 410 and an answer, and `bad-0` to
-/// `bad-9`, refused with 422.
+/// A node with dead letters: `gone-0` to `gone-4`, refused with 410 and an answer, and later `bad-0`
+/// to `bad-9`, refused with 422. They have died in this order, the first bad one in a later
+/// millisecond than all before it.
 async fn node(api: &Api) -> Node {
     api.behave(|_, post| match post.key.as_deref() {
         Some(key) if key.starts_with("gone") => Conduct::AnswerWith {
@@ -27,15 +28,24 @@ async fn node(api: &Api) -> Node {
     });
     let node = Node::start(&api.url(), &grpc_variables()).await;
     node.lane_is("grpc", "up", PATIENCE).await;
+    let mut ended = 0;
     for (name, count) in [("gone", 5), ("bad", 10)] {
+        let began_ms = query(&node, "limit=0").await["at_ms"].as_u64();
+        eventually("the node's clock goes on", PATIENCE, async || {
+            let now_ms = query(&node, "limit=0").await["at_ms"].as_u64();
+            (now_ms > began_ms).then_some(())
+        })
+        .await;
         for number in 0..count {
             let key = format!("{name}-{number}");
             node.post("/", &key, traffic()[number].clone())
                 .await
                 .expect("an answer");
+            // The node POSTs several at a time, and each dies with its answer.
+            ended += 1;
+            node.all_ended(ended, PATIENCE).await;
         }
     }
-    node.all_ended(15, PATIENCE).await;
     node
 }
 
