@@ -10,6 +10,7 @@
 //! So its memory has a bound, however long the node runs. The times of an interval are exact to two
 //! digits; where intervals are put together, p50 is the mean by deliveries, and p99 the higher one.
 
+mod disk_pace;
 mod intervals;
 mod told;
 
@@ -19,7 +20,10 @@ use hdrhistogram::Histogram;
 use parking_lot::Mutex;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use self::intervals::{GrowingIntervals, IntervalRing};
+use self::{
+    disk_pace::DiskPace,
+    intervals::{GrowingIntervals, IntervalRing},
+};
 pub use self::{
     intervals::{Interval, LaneInterval},
     told::{Columns, HistoryRange},
@@ -59,6 +63,7 @@ struct KeptHistory {
     open_seconds: u32,
     open_times: PerLane<LaneTimes>,
     last: LastCounts,
+    disk: DiskPace,
 }
 
 /// The counts and times at the end of the last interval.
@@ -130,6 +135,7 @@ impl History {
             open_seconds: 0,
             open_times: PerLane::default(),
             last: LastCounts::default(),
+            disk: DiskPace::default(),
         })))
     }
 
@@ -151,6 +157,9 @@ impl History {
             second.accepted = balance.accepted.saturating_sub(kept.last.accepted);
             kept.last.accepted = balance.accepted;
             kept.add(second);
+            if let Some(own) = spools.iter().next() {
+                kept.disk.look(now, own.stats().bytes);
+            }
             began = now;
         }
     }
@@ -172,6 +181,11 @@ impl History {
         let last = kept.seconds.intervals().next_back();
         let last = last.copied().unwrap_or_default();
         Columns::of_one(kept.at_ms, &kept.lanes, &last)
+    }
+
+    /// The seconds until the node's own disk has `max` bytes: see [`DiskPace::full_in_s`].
+    pub fn disk_full_in_s(&self, max: u64) -> Option<f64> {
+        self.0.lock().disk.full_in_s(max)
     }
 
     /// The time that half of the lane's confirms took in the last ten seconds that have ended; 0 if

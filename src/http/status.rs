@@ -150,6 +150,9 @@ struct SpoolStatus {
     max: u64,
     /// It takes no records.
     refuses: bool,
+    /// The time until it is full, if it goes on filling as in the last seconds, in coarse steps; null
+    /// if it does not fill, or that takes more than a day.
+    full_in_s: Option<f64>,
     /// Age of the oldest record that waits; null if none waits, or the disk is slow.
     oldest_s: Option<f64>,
 }
@@ -278,6 +281,7 @@ impl AdminState {
                 bytes: disk.bytes,
                 max: self.spool_max,
                 refuses: disk.refuses,
+                full_in_s: self.history.disk_full_in_s(self.spool_max),
                 oldest_s: on_disk,
             },
             router_restarts: view_of(views, ChildId::Router).map_or(0, |router| router.restarts),

@@ -1,10 +1,10 @@
-//! The last statuses of one run of a node, and what follows from two of them: rates and forecasts.
+//! The last statuses of one run of a node, and what follows from two of them: rates and trends.
 //! Their number is bounded.
 
 use std::collections::VecDeque;
 
 use super::{
-    NodeSummary, WarningSummary,
+    NodeSummary,
     format::{age, rate},
 };
 
@@ -17,8 +17,6 @@ const TREND_OVER_S: f64 = 20.0;
 const TREND_FROM_S: f64 = 10.0;
 /// Statuses from before a longer gap say nothing about now.
 const GAP_MAX_S: f64 = 5.0;
-/// A disk that is full sooner is worth a warning.
-const FULL_SOON_S: f64 = 3_600.0;
 
 /// Statuses of a node, the newest last.
 #[derive(Debug, Default)]
@@ -77,32 +75,11 @@ impl StatusHistory {
             Some(pace) => format!("empty in {}", age(now / -pace)),
         }
     }
-
-    /// The warning that a single status cannot tell.
-    #[expect(clippy::cast_precision_loss, reason = "no disk has 2^52 bytes")]
-    pub fn foreseen(&self) -> Option<WarningSummary> {
-        let spool = self.last()?.spool.as_ref()?;
-        let bytes =
-            |status: &NodeSummary| status.spool.as_ref().map_or(0, |spool| spool.bytes) as f64;
-        let pace = self.slope(TREND_OVER_S, TREND_FROM_S, bytes)?;
-        let left = spool.max.saturating_sub(spool.bytes) as f64 / pace;
-        if pace <= 0.0 || left > FULL_SOON_S {
-            return None;
-        }
-        let minutes = (left / 60.0).ceil();
-        Some(WarningSummary {
-            level: "warning".into(),
-            about: "disk".into(),
-            what: format!("At this pace it is full in {minutes:.0} min"),
-            remedy: "Mend what its records wait for, or raise [spool].max".into(),
-        })
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::summary::SpoolSummary;
 
     fn status(uptime_s: f64, count: u64) -> NodeSummary {
         let mut status = NodeSummary {
@@ -110,11 +87,6 @@ mod tests {
             ..NodeSummary::default()
         };
         status.ledger.accepted = count;
-        status.spool = Some(SpoolSummary {
-            bytes: count,
-            max: 100_000,
-            ..SpoolSummary::default()
-        });
         status
     }
 
@@ -155,14 +127,5 @@ mod tests {
         assert_eq!((history.0.len(), history.rate(accepted)), (1, None));
         history.add(status(60.0, 9));
         assert_eq!(history.rate(accepted), None);
-    }
-
-    #[test]
-    fn a_disk_that_fills_is_foreseen() {
-        let filling = history((0..=20).map(|at| at * 500));
-        let warning = filling.foreseen().expect("a warning");
-        assert_eq!(warning.what, "At this pace it is full in 3 min");
-        assert!(history((0..=20).map(|at| at / 10)).foreseen().is_none());
-        assert!(history((0..=20).map(|_| 50_000)).foreseen().is_none());
     }
 }

@@ -55,7 +55,7 @@ impl NodeView {
         });
         let told = self.history.last().into_iter();
         let told = told.flat_map(|status| status.all_warnings().iter().cloned());
-        let mut all: Vec<_> = lost.chain(told).chain(self.history.foreseen()).collect();
+        let mut all: Vec<_> = lost.chain(told).collect();
         all.sort_by_key(|warning| severity(&warning.level));
         all
     }

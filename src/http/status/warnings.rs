@@ -13,8 +13,12 @@ use super::{
     apis::{ApiStatus, NamedApiStatus},
 };
 use crate::{
-    actors::supervisor::Action, config::Ack, control::ReloadOutcome, transport::Durability,
+    actors::supervisor::Action, config::Ack, control::ReloadOutcome, summary::format::age,
+    transport::Durability,
 };
+
+/// A disk that is full sooner is worth a warning.
+const FULL_SOON_S: f64 = 3_600.0;
 
 /// How bad a warning is, as the levels of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
@@ -133,16 +137,16 @@ impl WarningList {
 
     fn disk(&mut self, status: &Status<'_>) {
         let disk = &status.spool;
+        let remedy = "Mend what its records wait for, or raise [spool].max";
         if disk.refuses {
             let what = "The disk takes no records: it is full, stalls, or fails";
             self.warn("disk", what, "The log says why; free or repair the disk");
+        } else if let Some(full) = disk.full_in_s.filter(|full| *full <= FULL_SOON_S) {
+            let what = format!("At this pace it is full in {}", age(full));
+            self.warn("disk", what, remedy);
         } else if disk.bytes / 9 >= disk.max / 10 {
             let what = "More than nine tenths of [spool].max are in use";
-            self.warn(
-                "disk",
-                what,
-                "Mend what its records wait for, or raise [spool].max",
-            );
+            self.warn("disk", what, remedy);
         }
     }
 

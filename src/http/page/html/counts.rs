@@ -3,7 +3,7 @@
 use maud::{Markup, html};
 
 use super::{StatusPage, trend};
-use crate::http::page::format::{Format, NONE};
+use crate::http::page::format::Format;
 
 /// What came in.
 const CAME: [(&str, &str); 2] = [("accepted", "accepted"), ("recovered", "recovered")];
@@ -81,6 +81,7 @@ impl StatusPage<'_> {
         let (oldest, age) = other("oldest on disk", "/spool/oldest_s", Format::Time);
         let (used, bytes) = other("disk in use", "/spool/bytes", Format::Bytes);
         let (most, max) = other("disk at most", "/spool/max", Format::Bytes);
+        let (full, left) = other("disk is full in", "/spool/full_in_s", Format::Time);
         html! {
             section aria-labelledby="waiting-title" {
                 h2 id="waiting-title" { "Waiting" }
@@ -91,8 +92,9 @@ impl StatusPage<'_> {
                             counted("waiting on disk", "/ledger/spooled"),
                             counted("parked", "/ledger/parked"),
                             (oldest, age, html! {}),
-                            (used, bytes, html! { span.trend data-full { (NONE) } }),
+                            (used, bytes, html! {}),
                             (most, max, html! {}),
+                            (full, left, html! {}),
                         ] {
                             tr {
                                 th.name scope="row" { (title) }

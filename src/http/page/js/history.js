@@ -70,11 +70,3 @@ const trend = (pointers) => {
   return found > 0 ? `growing, ${rateText(found)}` : `empty in ${time(now / -found)}`;
 };
 
-// The seconds until the disk is full at the present pace: infinite if it is not filling, null if the
-// pace is not known yet.
-const secondsToFull = () => {
-  const last = statuses.at(-1);
-  const found = slope("/spool/bytes", TREND_OVER, TREND_FROM);
-  if (found === null) return null;
-  return found > 0 ? (last.spool.max - last.spool.bytes) / found : Infinity;
-};

@@ -1,15 +1,11 @@
 // Puts a status into the page.
 
-// A disk that is full sooner than this is worth a warning.
-const FULL_SOON = 3600;
-
 const all = (selector) => [...document.querySelectorAll(selector)];
 
 // The elements stay, only their texts change.
 const values = all("[data-v]");
 const rates = all("[data-r]");
 const trends = all("[data-trend]");
-const fulls = all("[data-full]");
 const alarms = all("[data-some]");
 
 // An element whose text stays is not touched: a browser would lay it out again.
@@ -41,25 +37,7 @@ const paintValues = (status) => {
   }
   for (const shown of rates) setText(shown, rateText(rate(shown.dataset.r)));
   for (const shown of trends) setText(shown, trend(shown.dataset.trend));
-  for (const shown of fulls) setText(shown, fullText(secondsToFull()));
   for (const shown of alarms) shown.dataset.is = at(status, shown.dataset.some) > 0 ? "some" : "none";
-};
-
-const fullText = (seconds) => {
-  if (seconds === null) return NONE;
-  if (seconds === Infinity) return "not filling";
-  return seconds > 86400 ? "over a day" : `full in ${time(seconds)}`;
-};
-
-// What a single status cannot tell.
-const foreseen = () => {
-  const full = secondsToFull();
-  if (full === null || full > FULL_SOON) return [];
-  // Coarse, so that it is not read aloud each second.
-  const minutes = Math.ceil(full / 60);
-  const coarse = minutes > 10 ? Math.ceil(minutes / 5) * 5 : minutes;
-  const what = `At this pace it is full in ${coarse} min`;
-  return [{ level: "warning", about: "disk", what, remedy: "Mend what its records wait for, or raise [spool].max" }];
 };
 
 const warningList = document.querySelector("#list");
@@ -68,9 +46,7 @@ const title = document.title;
 let paintedWarnings = null;
 
 const paintWarnings = (status) => {
-  const levels = ["error", "warning", "notice"];
-  const found = [...status.warnings, ...foreseen()];
-  found.sort((one, other) => levels.indexOf(one.level) - levels.indexOf(other.level));
+  const found = status.warnings;
   const painted = JSON.stringify(found);
   if (painted === paintedWarnings) return;
   paintedWarnings = painted;

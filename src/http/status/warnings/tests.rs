@@ -86,6 +86,7 @@ fn well() -> Status<'static> {
             bytes: 0,
             max: 1000,
             refuses: false,
+            full_in_s: None,
             oldest_s: None,
         },
         router_restarts: 0,
@@ -360,4 +361,17 @@ fn the_worst_comes_first_and_a_first_attempt_is_no_trouble() {
     });
     let about: Vec<_> = about.iter().map(|(_, about)| &**about).collect();
     assert_eq!(about, ["ledger", "disk", "parked"]);
+}
+
+#[test]
+fn a_disk_that_is_full_soon_is_a_warning() {
+    for (full_in_s, expected) in [
+        (None, ""),
+        (Some(7_200.0), ""),
+        (Some(1_500.0), "At this pace it is full in 25 min"),
+        (Some(60.0), "At this pace it is full in 60 s"),
+    ] {
+        let (_, what) = found(Ack::Durable, |status| status.spool.full_in_s = full_in_s);
+        assert_eq!(what, expected);
+    }
 }
