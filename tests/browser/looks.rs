@@ -12,12 +12,67 @@ use crate::support::{
     eventually,
     lanes::{Lane as _, Nats, grpc_variables},
     node::Node,
+    process::free_port,
     rig::Rig as _,
-    wanted,
+    traffic, wanted,
 };
 
 const WIDTHS: [u32; 3] = [360, 1440, 2560];
 const SCHEMES: [&str; 2] = ["light", "dark"];
+
+/// The list has a fixed height, so that warnings which come and go move nothing.
+#[actix_rt::test]
+async fn five_warnings_are_in_sight_or_counted() {
+    let Some(mut browser) = Browser::start() else {
+        return;
+    };
+    let api = Api::start();
+    let nobody = |url: &str| url.replace("PORT", &free_port().to_string());
+    let mut variables = grpc_variables();
+    for (name, url) in [
+        ("LANES__NATS__URL", "nats://127.0.0.1:PORT"),
+        (
+            "LANES__RABBITMQ__URL",
+            "amqp://guest:guest@127.0.0.1:PORT/%2f",
+        ),
+    ] {
+        variables.push((name.into(), nobody(url)));
+    }
+    api.behave(|_, _| Conduct::Answer(410));
+    let node = Node::start(&api.url(), &variables).await;
+    node.lane_is("grpc", "up", PATIENCE).await;
+    node.post("/grpc", "dead", traffic()[0].clone())
+        .await
+        .unwrap();
+    node.all_ended(1, PATIENCE).await;
+    node.order("grpc", "pause").await;
+    let count = "document.querySelector('#count').textContent";
+    // Those that are in the list's box as a whole.
+    let seen = "(() => {
+        const box = document.querySelector('#list').getBoundingClientRect();
+        const is = (item) => item.getBoundingClientRect().bottom <= box.bottom;
+        return [...document.querySelectorAll('#list li')].filter(is).length;
+    })()";
+    for (width, all_seen) in [(1280, true), (360, false)] {
+        let window = Window {
+            width,
+            ..Window::USUAL
+        };
+        let context = browser.context(window).await;
+        let page = browser.open(context, &node).await;
+        browser.wait(page, &format!("{count} === '5'")).await;
+        let seen = browser.evaluate(page, seen).await;
+        let seen = seen.as_u64().expect("a number");
+        let below = browser.text(page, "#more").await;
+        let expected = match 5 - seen {
+            0 => String::new(),
+            more => format!("{more} more below"),
+        };
+        assert_eq!((&*below, seen == 5), (&*expected, all_seen), "{width}");
+        browser.picture(page, &format!("warnings-{width}")).await;
+        browser.no_shift(page).await;
+    }
+}
 
 #[actix_rt::test]
 async fn all_charts_have_one_range_and_one_cursor() {

@@ -190,15 +190,19 @@ impl StatusPage<'_> {
         let list = self.status["warnings"].as_array().unwrap_or(&none);
         html! {
             section #warnings aria-labelledby="warnings-title" {
-                h2 id="warnings-title" { "Warnings " span #count { (list.len()) } }
+                h2 id="warnings-title" {
+                    "Warnings " span #count { (list.len()) } span #more aria-hidden="true" {}
+                }
                 ul #list tabindex="0" aria-live="polite" aria-labelledby="warnings-title" {
                     @for warning in list {
                         @let text = |name: &str| warning[name].as_str().unwrap_or_default();
                         li data-level=(text("level")) {
                             span.level { (text("level")) }
                             b { (text("about")) }
-                            span.what { (text("what")) }
-                            span.remedy { (text("remedy")) }
+                            p {
+                                span.what { (text("what")) } ". "
+                                span.remedy { (text("remedy")) }
+                            }
                         }
                     }
                     @if list.is_empty() {

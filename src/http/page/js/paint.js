@@ -42,8 +42,19 @@ const paintValues = (status) => {
 
 const warningList = document.querySelector("#list");
 const warningCount = document.querySelector("#count");
+const warningsBelow = document.querySelector("#more");
 const title = document.title;
 let paintedWarnings = null;
+
+// The list has a fixed height. Says how many of its warnings are further down.
+const countBelow = () => {
+  const { bottom } = warningList.getBoundingClientRect();
+  const isBelow = (item) => item.getBoundingClientRect().bottom > bottom;
+  const below = [...warningList.children].filter(isBelow).length;
+  setText(warningsBelow, below > 0 ? `${below} more below` : "");
+};
+warningList.addEventListener("scroll", countBelow);
+addEventListener("resize", countBelow);
 
 const paintWarnings = (status) => {
   const found = status.warnings;
@@ -53,12 +64,9 @@ const paintWarnings = (status) => {
   const items = found.map(({ level, about, what, remedy }) => {
     const item = document.createElement("li");
     item.dataset.level = level;
-    item.append(
-      element("span", level, "level"),
-      element("b", about),
-      element("span", what, "what"),
-      element("span", remedy, "remedy"),
-    );
+    const text = element("p", "");
+    text.append(element("span", what, "what"), ". ", element("span", remedy, "remedy"));
+    item.append(element("span", level, "level"), element("b", about), text);
     return item;
   });
   if (items.length === 0) {
@@ -68,6 +76,7 @@ const paintWarnings = (status) => {
   }
   warningList.replaceChildren(...items);
   setText(warningCount, String(found.length));
+  countBelow();
   const urgent = found.filter(({ level }) => level !== "notice").length;
   document.title = urgent > 0 ? `(${urgent}) ${title}` : title;
 };
