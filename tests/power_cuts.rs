@@ -77,6 +77,7 @@ async fn no_2xx_is_lost<L: Lane>(
         tokio::time::sleep(Duration::from_millis(fastrand::u64(0..=LOAD_MAX_MS))).await;
         let settled = api.count();
         tokio::time::sleep(SETTLED_AFTER).await;
+        load.power_fails();
         disk.cut();
         node.signal("KILL");
         if let Some(broker) = &mut broker {
@@ -93,7 +94,13 @@ async fn no_2xx_is_lost<L: Lane>(
         }
         ApiState::Well.apply(&api);
         node.start_again().await;
-        load.is_met(&api, REDELIVERY).await;
+        if let Err(lost) = load.met(&api, REDELIVERY).await {
+            let holds = match &mut broker {
+                Some(broker) => broker.holds().await,
+                None => "no broker".into(),
+            };
+            panic!("{lost}; {}; {holds}", node.status().await);
+        }
         node.at_rest(REDELIVERY).await;
         last = Some(load);
     }

@@ -11,6 +11,11 @@ pub trait Lane: Rig {
     /// Names and values of variables, without their `WAYPOST_`, for a stream, queue or subscription
     /// of its own.
     fn variables(&mut self) -> Vec<(String, String)>;
+
+    /// The messages that it has, for the report of a test that fails.
+    async fn holds(&mut self) -> String {
+        "it does not tell".into()
+    }
 }
 
 /// The same variables, with a proxy in front of the server that they name.
@@ -49,6 +54,10 @@ impl Lane for Nats {
             ("LANES__NATS__DURABLE", lane.durable),
         ])
     }
+
+    async fn holds(&mut self) -> String {
+        self.states().await
+    }
 }
 
 impl Lane for Rabbitmq {
@@ -61,6 +70,11 @@ impl Lane for Rabbitmq {
             ("LANES__RABBITMQ__URL", (*lane.url).to_owned()),
             ("LANES__RABBITMQ__QUEUE", lane.queue),
         ])
+    }
+
+    async fn holds(&mut self) -> String {
+        let columns = ["messages_ready", "messages_unacknowledged", "consumers"];
+        self.ctl(&[&["list_queues", "name"], &columns[..]].concat())
     }
 }
 

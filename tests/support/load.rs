@@ -3,7 +3,7 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     fmt,
     rc::Rc,
     time::{Duration, Instant},
@@ -11,6 +11,7 @@ use std::{
 
 use awc::http::StatusCode;
 use bytes::Bytes;
+use serde_json::Value;
 use tokio::task::JoinHandle;
 
 use super::{
@@ -38,10 +39,13 @@ struct Account {
     together: usize,
     attempted: Cell<usize>,
     refused: Cell<usize>,
-    obligations: RefCell<HashSet<String>>,
-    /// No answer came; the node may have the record.
+    /// The answer to each record with a 2xx.
+    obligations: RefCell<HashMap<String, Value>>,
+    /// No answer came, or none that counts; the node may have the record.
     unanswered: RefCell<HashSet<String>>,
     stop: Cell<bool>,
+    /// See [`Load::power_fails`].
+    has_no_power: Cell<bool>,
 }
 
 /// The result of a load.
@@ -135,14 +139,16 @@ impl Load {
                         .post("/", &key(number), account.body(number, &records))
                         .await
                     {
-                        Some((StatusCode::ACCEPTED, _)) => {
-                            account.obligations.borrow_mut().extend(account.ids(number));
+                        Some((StatusCode::ACCEPTED, answer)) if !account.has_no_power.get() => {
+                            let ids = account.ids(number).into_iter();
+                            let obligations = ids.map(|id| (id, answer.clone()));
+                            account.obligations.borrow_mut().extend(obligations);
                         }
-                        Some(_) => {
+                        Some((status, _)) if status != StatusCode::ACCEPTED => {
                             account.refused.set(account.refused.get() + 1);
                             tokio::time::sleep(REST).await;
                         }
-                        None => {
+                        _ => {
                             account.unanswered.borrow_mut().extend(account.ids(number));
                             tokio::time::sleep(REST).await;
                         }
@@ -174,6 +180,11 @@ impl Load {
         self.refused() + self.account.unanswered.borrow().len()
     }
 
+    /// The machine of the node has lost its power: no answer leaves it from now on.
+    pub fn power_fails(&self) {
+        self.account.has_no_power.set(true);
+    }
+
     /// Waits until `more` records are taken.
     pub async fn take(&self, more: usize) {
         let goal = self.accepted() + more;
@@ -193,31 +204,44 @@ impl Load {
 
     /// Waits until the API has each accepted record; panics with the number of lost ones otherwise.
     pub async fn is_met(&self, api: &Api, patience: Duration) {
+        if let Err(lost) = self.met(api, patience).await {
+            panic!("{lost}");
+        }
+    }
+
+    /// The same; the error names lost records, with the answers that they got.
+    pub async fn met(&self, api: &Api, patience: Duration) -> Result<(), String> {
         let deadline = Instant::now() + patience;
         loop {
-            {
-                let obligations = self.account.obligations.borrow();
-                let lost = api.misses(obligations.iter());
-                if lost.is_empty() {
-                    return;
-                }
-                assert!(
-                    Instant::now() < deadline,
-                    "{} of {} lost, as {:?}",
+            let lost = self.lost(api);
+            if lost.is_empty() {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                let some = lost.iter().take(5).collect::<Vec<_>>();
+                return Err(format!(
+                    "{} of {} lost, as {some:?}",
                     lost.len(),
-                    obligations.len(),
-                    lost[0]
-                );
+                    self.accepted(),
+                ));
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
+    }
+
+    fn lost(&self, api: &Api) -> Vec<(String, Value)> {
+        let obligations = self.account.obligations.borrow();
+        let missed = api.misses(obligations.keys()).into_iter();
+        missed
+            .map(|id| (id.clone(), obligations[id].clone()))
+            .collect()
     }
 
     /// The number of records that the node may have, and the API has not.
     pub fn in_flight(&self, api: &Api) -> usize {
         let obligations = self.account.obligations.borrow();
         let unanswered = self.account.unanswered.borrow();
-        api.misses(obligations.iter().chain(&*unanswered)).len()
+        api.misses(obligations.keys().chain(&*unanswered)).len()
     }
 
     /// The number of records that the API has though their requests got no answer.
@@ -258,7 +282,7 @@ impl Load {
             delivered: taken.len(),
             dead: dead.len(),
             lost: obligations
-                .iter()
+                .keys()
                 .filter(|key| !taken.contains_key(*key) && !dead.contains(*key))
                 .count(),
             duplicated: taken.values().map(|times| *times as usize - 1).sum(),

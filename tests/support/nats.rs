@@ -219,6 +219,20 @@ impl Nats {
             .expect("a connection")
     }
 
+    /// The states of all streams and of their consumers, as JSON.
+    pub async fn states(&self) -> String {
+        let client = self.client().await;
+        let mut states = Self::order(&client, "LIST", &json!({})).await["streams"].take();
+        for stream in states.as_array_mut().into_iter().flatten() {
+            let name = stream["config"]["name"].as_str().unwrap_or_default();
+            let subject = format!("$JS.API.CONSUMER.LIST.{name}");
+            let consumers = client.request(subject, Bytes::new()).await;
+            let consumers = consumers.expect("an answer").payload;
+            stream["consumers"] = serde_json::from_slice(&consumers).expect("JSON");
+        }
+        states.to_string()
+    }
+
     /// Sends an order for a stream, and returns the answer.
     async fn order(client: &async_nats::Client, order: &str, payload: &Value) -> Value {
         let subject = format!("$JS.API.STREAM.{order}");

@@ -68,7 +68,9 @@ impl Disk {
     }
 
     /// Cuts the power. Everything that was not synced is gone, and each later write fails. The
-    /// processes on the disk do not know yet, so they are to be killed.
+    /// processes on the disk do not know yet, so they are to be killed, and what they say meanwhile does
+    /// not count: ext4 lets a sync succeed that waits for the journal while that is shut down, though its
+    /// data are gone. A disk without power tells nobody anything.
     pub fn cut(&self) {
         let path = self.path();
         let shutdown = ["-x", "-c", "shutdown"].map(OsStr::new);

@@ -114,8 +114,8 @@ impl Rabbit {
         process::signal(&self.server().child, signal);
     }
 
-    /// Runs an administrator's command.
-    pub fn ctl(&mut self, args: &[&str]) {
+    /// Runs an administrator's command, and returns what it prints.
+    pub fn ctl(&mut self, args: &[&str]) -> String {
         let files = &self.server().files;
         let mut command = Command::new(CTL);
         files.set_environment(&mut command);
@@ -129,6 +129,7 @@ impl Rabbit {
             "rabbitmqctl {args:?}: {}",
             String::from_utf8_lossy(&output.stderr)
         );
+        String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
     /// The TLS port, and the server's certificate.
