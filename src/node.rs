@@ -315,6 +315,7 @@ impl<'a> Graph<'a> {
         let fallback = DiskFallback {
             spool: self.spool.clone(),
             ledger: Arc::clone(&self.ledger),
+            of_apis: self.apis.disks(),
         };
         let params = RouterParams {
             routing: self.routing.clone(),
@@ -408,7 +409,7 @@ impl<'a> Graph<'a> {
     /// Spool → feeder → router.
     fn feeder(&mut self, admission: &Admission) {
         let params = FeederParams {
-            spools: self.apis.spools().clone(),
+            spool: self.spool.clone(),
             admission: admission.clone(),
             ledger: Arc::clone(&self.ledger),
             lanes: self.lane_ids(),

@@ -18,20 +18,22 @@ use waypost::{
     actors::{
         Job, Publish, RECORDS_MAX, Route,
         admission::Admission,
-        fallback::DiskFallback,
+        fallback::{ApiDisk, ApiDisks, DiskFallback},
         live_lanes::LiveLanes,
         receipts::{Refused, Replies, Reply},
         router::{Router, RouterParams},
         slot::Slot,
         supervisor::{ChildId, Supervisor, Thread, factory},
     },
+    api::answer::{Answer, FailureClass},
+    breaker::{Breaker, Trial},
     config::Policy,
     delivery::Receipt,
     lane_id::LaneId,
     ledger::Ledger,
     record::Record,
     routing::{choose::Reason, explain::Explanations, settings::CurrentRouting},
-    spool::NotSafe,
+    spool::{NotSafe, Queue},
 };
 
 use crate::support::{
@@ -153,11 +155,16 @@ impl House {
     }
 
     async fn without_lanes(failures: usize, policy: Policy) -> Self {
+        Self::with_disks(ApiDisks::default(), failures, policy).await
+    }
+
+    async fn with_disks(of_apis: ApiDisks, failures: usize, policy: Policy) -> Self {
         let router = Slot::default();
         let ledger = Arc::new(Ledger::new(Arc::from("run")));
         let fallback = DiskFallback {
             spool: closed_spool().await,
             ledger: Arc::clone(&ledger),
+            of_apis,
         };
         let live_lanes = live_lanes(policy);
         let explanations = Explanations::default();
@@ -471,6 +478,7 @@ async fn a_record_whose_client_has_gone_does_not_stay_on_disk() {
     let disk = DiskFallback {
         spool: spool.clone(),
         ledger: Arc::new(Ledger::new(Arc::from("run"))),
+        of_apis: ApiDisks::default(),
     };
     let records = [assigned(
         record(),
@@ -488,6 +496,42 @@ async fn a_record_whose_client_has_gone_does_not_stay_on_disk() {
         async || came_and_went().then_some(()),
     )
     .await;
+}
+
+#[actix_rt::test]
+async fn a_record_of_an_api_that_is_down_goes_to_its_disk_and_to_no_lane() {
+    let (spool, _folder) = spool();
+    let breaker = Arc::new(Breaker::default());
+    let disk = ApiDisk {
+        name: None,
+        breaker: Arc::clone(&breaker),
+        spool: spool.clone(),
+    };
+    let disks = ApiDisks::new([disk].into_iter());
+    let house = House::with_disks(disks, 0, Policy::RoundRobin).await;
+    let house = house.with_lanes([Conduct::Confirms; 3]).await;
+    lane_of(house.submit(None).await.unwrap());
+
+    while !breaker.is_open() {
+        let refused = Answer::NoAnswer {
+            class: FailureClass::Connect,
+            why: "refused".into(),
+        };
+        let pass = breaker.pass(&Trial::default()).await;
+        pass.failed(&refused, &mut Trial::default());
+    }
+    // A probe in flight: no record may come for one.
+    let probe = breaker.pass(&Trial::default()).await;
+    let before = house.seen.lock().unwrap().len();
+    assert_eq!(house.submit(None).await, Ok(Receipt::Spool));
+    let pinned = house.submit(Some(LaneId::Nats)).await;
+    assert_eq!(pinned, Ok(Receipt::Spool));
+    let on_disk = [Queue::Waiting, Queue::Pinned(LaneId::Nats)];
+    assert_eq!(on_disk.map(|queue| spool.stats().records(queue)), [1, 1]);
+    assert_eq!(house.seen.lock().unwrap().len(), before);
+
+    probe.succeeded(|| 0);
+    lane_of(house.submit(None).await.unwrap());
 }
 
 /// The records that each lane is given of `count` that come one after the other.

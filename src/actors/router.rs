@@ -1,6 +1,7 @@
 //! The router: chooses one of the lanes that are up for the records of each request, and the next
 //! one when a lane gives them back. Records that no lane confirms in time go to the spool, unless no
-//! lane will ever carry them. The router never waits for the network.
+//! lane will ever carry them; so do those of an API that is down, if there are several APIs. The
+//! router never waits for the network.
 
 use std::{mem, sync::Arc, time::Duration};
 
@@ -77,6 +78,12 @@ impl Router {
     }
 
     fn route_together(&mut self, job: Job) {
+        if job.source == Source::Client
+            && let Some(disk) = self.params.fallback.of_api_that_is_down(&job.route)
+        {
+            self.params.explain(&job, &job.records, None);
+            return disk.store_job(job);
+        }
         let size = job.largest_message();
         let Err(job) = self.send_to_lane(job, size) else {
             return;
