@@ -175,16 +175,32 @@ fn own_path(problems: &[Problems<'_>]) -> Value {
     reading("The description of this API.", "describe", answer, problems)
 }
 
-/// Asks each operation but `open` for one of the `ways` to be let in.
-fn guard(document: &mut Value, ways: &[(&str, Value)], open: &[&str]) {
-    if ways.is_empty() {
+/// The ways to meet one demand, by their names.
+type Ways<'w> = &'w [(&'w str, Value)];
+
+/// Asks each operation but `open` for all `demands`, each of which has one way or more to be met.
+fn guard(document: &mut Value, demands: &[Ways<'_>], open: &[&str]) {
+    if demands.is_empty() {
         return;
     }
-    for (name, way) in ways {
-        document["components"]["securitySchemes"][*name] = way.clone();
+    for (name, way) in demands.concat() {
+        document["components"]["securitySchemes"][name] = way;
     }
-    let all: Vec<_> = ways.iter().map(|(name, _)| json!({ *name: [] })).collect();
-    document["security"] = all.into();
+    // The members of a requirement belong together; one of the requirements is to be met.
+    let mut requirements = vec![Map::new()];
+    for ways in demands {
+        requirements = requirements
+            .iter()
+            .flat_map(|others| {
+                ways.iter().map(|(name, _)| {
+                    let mut all = others.clone();
+                    all.insert((*name).to_owned(), json!([]));
+                    all
+                })
+            })
+            .collect();
+    }
+    document["security"] = json!(requirements);
     for path in open {
         for method in ["get", "head"] {
             document["paths"][*path][method]["security"] = json!([]);

@@ -9,7 +9,7 @@ pub(super) mod tests;
 use schemars::{JsonSchema, SchemaGenerator, generate::SchemaSettings};
 use serde_json::{Value, json};
 
-use super::{EARLY, Problems, document, guard};
+use super::{EARLY, Problems, Ways, document, guard};
 use crate::http::problem::ProblemKind;
 
 const DESCRIPTION: &str = "Tells how a node does, and takes orders. An order is a JSON object, and is \
@@ -49,15 +49,19 @@ impl AdminSide<'_> {
             })
             .for_serialize()
             .into_generator();
-        let mut ways = Vec::new();
+        let tokens = [
+            ("token", json!({ "type": "http", "scheme": "bearer" })),
+            ("password", json!({ "type": "http", "scheme": "basic" })),
+        ];
+        let certificates = [("certificate", json!({ "type": "mutualTLS" }))];
+        let mut demands: Vec<Ways<'_>> = Vec::new();
         let mut kinds = Vec::new();
         if self.needs_token {
-            ways.push(("token", json!({ "type": "http", "scheme": "bearer" })));
-            ways.push(("password", json!({ "type": "http", "scheme": "basic" })));
+            demands.push(&tokens);
             kinds.push(ProblemKind::Token);
         }
         if self.needs_certificate {
-            ways.push(("certificate", json!({ "type": "mutualTLS" })));
+            demands.push(&certificates);
             kinds.push(ProblemKind::Certificate);
         }
         let unauthorized = [(401, &kinds[..])];
@@ -81,7 +85,7 @@ impl AdminSide<'_> {
         if let Some(schemas) = all["components"]["schemas"].as_object_mut() {
             schemas.extend(definitions);
         }
-        guard(&mut all, &ways, &["/healthz", "/readyz"]);
+        guard(&mut all, &demands, &["/healthz", "/readyz"]);
         all
     }
 }

@@ -100,7 +100,7 @@ impl IngestSide<'_> {
         }
         if self.needs_token {
             let token = json!({ "type": "http", "scheme": "bearer" });
-            guard(&mut all, &[("token", token)], &["/"]);
+            guard(&mut all, &[&[("token", token)]], &["/"]);
         }
         all
     }
