@@ -294,6 +294,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for CheckedStream<S> {
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        // Behind the last answer there is no request to answer. Its body may still come.
+        if this.state.0.end.get() != ConnectionEnd::Open {
+            this.answer.clear();
+        }
         while this.answer.has_remaining() {
             let written = ready!(Pin::new(&mut this.stream).poll_write(context, &this.answer))?;
             if written == 0 {

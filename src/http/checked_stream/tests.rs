@@ -165,3 +165,27 @@ async fn a_late_head_is_answered_behind_the_answers_before_it() {
     let late = answers.matches("HTTP/1.1 408").count();
     assert_eq!(late, 1, "only a late one");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_fault_behind_the_last_answer_gets_none() {
+    for goes_on in [true, false] {
+        let (mut stream, mut client) = connection();
+        let request = b"GET / HTTP/1.1\r\n\r\n";
+        let sent = [&request[..], b"GET / HTTP/1.1\n"].concat();
+        client.write_all(&sent).await.unwrap();
+        stream.read_exact(&mut [0; 18]).await.unwrap();
+        let state = stream.state();
+        assert!(state.complete());
+        // The fault is known before the answer is there.
+        while stream.read(&mut [0; 64]).await.unwrap() > 0 {}
+        state.answered(goes_on);
+        stream.write_all(b"the answer").await.unwrap();
+        stream.shutdown().await.unwrap();
+        drop(stream);
+        let mut answers = String::new();
+        client.read_to_string(&mut answers).await.unwrap();
+        let rest = answers.strip_prefix("the answer").expect("it comes first");
+        assert_eq!(rest.starts_with("HTTP/1.1 400 "), goes_on, "{rest}");
+        assert_eq!(rest.is_empty(), !goes_on, "{rest}");
+    }
+}
