@@ -10,6 +10,7 @@ use actix_web::{
     body::MessageBody,
     dev::{Extensions, ServiceResponse},
 };
+use futures_util::FutureExt as _;
 use rustls::pki_types::CertificateDer;
 use tokio::{
     net::TcpStream,
@@ -71,12 +72,14 @@ where
             }
         };
         select! {
-            served = self.speak(stream, client) => served,
+            // A client whose certificate counts no more is not served again.
+            biased;
             () = revoked => {
                 let client = client.map(tracing::field::display);
                 debug!(client, "the client's certificate counts no more");
                 Ok(())
             }
+            served = self.speak(stream, client) => served,
         }
     }
 
@@ -117,7 +120,11 @@ where
             _ = timeout_at(since + timeout, readable(&stream)) => {}
             () = self.stopping.notified() => {}
         }
-        let stream = HandoverStream::new(stream);
+        // A stream that is handed over is beyond the reach of [`Self::serve`].
+        let revoked = self.tls.clone().zip(presented(&stream));
+        let revoked = revoked
+            .map(|(tls, chain)| async move { tls.until_revoked(&chain).await }.boxed_local());
+        let stream = HandoverStream::new(stream, revoked);
         let stream = EarlyProblemStream::new(stream, address);
         let stream = CheckedStream::new(stream, address, since, timeout, self.ends.clone());
         self.http1.call((stream, Protocol::Http1, address)).await
@@ -143,11 +150,9 @@ async fn readable(stream: &ClientStream) -> io::Result<()> {
 pub fn note(connection: &Http1Stream, extensions: &mut Extensions) {
     extensions.insert(connection.state());
     let stream = connection.get_ref().get_ref();
+    extensions.insert(stream.handover());
     if stream.get_ref().and_then(presented).is_some() {
         extensions.insert(ClientCertificate);
-    } else {
-        // A stream that is handed over outlives a certificate that counts no more.
-        extensions.insert(stream.handover());
     }
 }
 

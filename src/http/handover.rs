@@ -1,4 +1,4 @@
-//! Long answers that leave the HTTP library behind their head.
+//! Streams of events that leave the HTTP library behind their head.
 //!
 //! A connection of HTTP/1.1 in the hands of actix-http has buffers for requests and answers, and the room for a
 //! request under way: about 15 KiB. A stream of events needs none of them. So its handler answers with
@@ -9,9 +9,10 @@ use std::{
     cell::RefCell,
     convert::Infallible,
     io,
-    pin::{Pin, pin},
+    pin::Pin,
     rc::Rc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use actix_web::{
@@ -19,12 +20,24 @@ use actix_web::{
     http::{Version, header},
 };
 use bytes::Bytes;
-use futures_util::{Stream, StreamExt as _, stream};
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf, split};
+use futures_util::{
+    Stream, StreamExt as _,
+    future::{LocalBoxFuture, OptionFuture},
+    stream,
+};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf},
+    time::{Instant, sleep_until},
+};
 
-use super::problem::Problem;
+use super::{events::PING, problem::Problem};
 
 const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
+/// The most bytes that a client may send behind its last request, which nobody answers.
+const UNREAD_MAX: usize = 16 << 10;
+/// What is written to a client that sends no more, and when, to know whether it still reads.
+const PROBES: u32 = 2;
+const PROBE_EVERY: Duration = Duration::from_secs(1);
 
 /// The body behind the head.
 struct LongBody {
@@ -78,13 +91,17 @@ pub struct HandoverStream<S> {
     /// `None` once it is handed over.
     stream: Option<S>,
     handover: Handover,
+    /// Ready once the client may not read on.
+    revoked: Option<LocalBoxFuture<'static, ()>>,
 }
 
 impl<S> HandoverStream<S> {
-    pub fn new(stream: S) -> Self {
+    /// A long answer ends when `revoked` does.
+    pub fn new(stream: S, revoked: Option<LocalBoxFuture<'static, ()>>) -> Self {
         Self {
             stream: Some(stream),
             handover: Handover::default(),
+            revoked,
         }
     }
 
@@ -131,12 +148,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin + 'static> AsyncWrite for HandoverStream<
         }
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let body = self.handover.0.borrow_mut().take();
-        match (body, &mut self.stream) {
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let body = this.handover.0.borrow_mut().take();
+        match (body, &mut this.stream) {
             (Some(body), stream) => {
                 if let Some(stream) = stream.take() {
-                    actix_rt::spawn(carry(stream, body));
+                    let revoked = OptionFuture::from(this.revoked.take());
+                    actix_rt::spawn(async move {
+                        tokio::select! {
+                            biased;
+                            Some(()) = revoked => {}
+                            // Its end is that of the client, which is no event of the node.
+                            _ = carry(stream, body) => {}
+                        }
+                    });
                 }
                 Poll::Ready(Ok(()))
             }
@@ -152,40 +178,62 @@ fn chunk(piece: &[u8]) -> Vec<u8> {
     [length.as_bytes(), piece, b"\r\n"].concat()
 }
 
-/// Writes the body until it ends, the client leaves, or it takes nothing for too long.
-async fn carry<S: AsyncRead + AsyncWrite>(stream: S, mut body: LongBody) {
-    let (mut from, mut to) = split(stream);
-    let written = async {
-        while let Some(piece) = body.pieces.next().await {
-            if body.is_chunked {
-                to.write_all(&chunk(&piece)).await?;
-            } else {
-                to.write_all(&piece).await?;
+/// Writes the body until it ends, the client leaves or sends more than [`UNREAD_MAX`], or it takes
+/// nothing for too long.
+async fn carry<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, body: LongBody) -> io::Result<()> {
+    let LongBody {
+        mut pieces,
+        is_chunked,
+    } = body;
+    let mut unread = [0; 64];
+    let mut left = UNREAD_MAX;
+    // A client that is gone and one that only sends no more look the same until it is written to. The
+    // system tells at the second write.
+    let mut probes_left = 0;
+    let mut probe_at = Instant::now();
+    let mut has_said_all = false;
+    loop {
+        let piece = tokio::select! {
+            biased;
+            piece = pieces.next() => piece,
+            () = sleep_until(probe_at), if probes_left > 0 => {
+                probes_left -= 1;
+                probe_at = Instant::now() + PROBE_EVERY;
+                Some(Bytes::from_static(PING))
             }
-            to.flush().await?;
+            read = stream.read(&mut unread), if !has_said_all => {
+                let read = read?;
+                if read == 0 {
+                    has_said_all = true;
+                    probes_left = PROBES;
+                    probe_at = Instant::now();
+                }
+                left = left.checked_sub(read).ok_or(io::ErrorKind::InvalidData)?;
+                continue;
+            }
+        };
+        let Some(piece) = piece else { break };
+        if is_chunked {
+            stream.write_all(&chunk(&piece)).await?;
+        } else {
+            stream.write_all(&piece).await?;
         }
-        if body.is_chunked {
-            to.write_all(LAST_CHUNK).await?;
-        }
-        to.shutdown().await
-    };
-    // A client that has its last answer has nothing to say.
-    let left = async {
-        let mut unread = [0; 64];
-        while from.read(&mut unread).await.is_ok_and(|read| read > 0) {}
-    };
-    let (written, left) = (pin!(written), pin!(left));
-    tokio::select! {
-        _ = written => {}
-        () = left => {}
+        stream.flush().await?;
     }
+    if is_chunked {
+        stream.write_all(LAST_CHUNK).await?;
+    }
+    stream.shutdown().await
 }
 
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
-    use tokio::{io::duplex, time::timeout};
+    use tokio::{
+        io::{DuplexStream, duplex},
+        time::{sleep, timeout},
+    };
 
     use super::*;
 
@@ -200,7 +248,7 @@ mod tests {
             (Version::HTTP_11, "5\r\npiece\r\n".repeat(100) + "0\r\n\r\n"),
         ] {
             let (ours, mut client) = duplex(64);
-            let mut stream = HandoverStream::new(ours);
+            let mut stream = HandoverStream::new(ours, None);
             stream.write_all(b"head ").await.unwrap();
             let handover = stream.handover();
             drop(handover.answer(version, HttpResponse::Ok(), pieces(100)));
@@ -215,7 +263,7 @@ mod tests {
     #[actix_rt::test]
     async fn a_body_ends_with_its_client_and_without_one_the_stream_is_shut() {
         let (ours, client) = duplex(64);
-        let mut stream = HandoverStream::new(ours);
+        let mut stream = HandoverStream::new(ours, None);
         let held = Rc::new(());
         let kept = Rc::clone(&held);
         let silent = stream::once(async move {
@@ -237,8 +285,61 @@ mod tests {
         .expect("the body is dropped");
 
         let (ours, mut client) = duplex(64);
-        let mut stream = HandoverStream::new(ours);
+        let mut stream = HandoverStream::new(ours, None);
         stream.shutdown().await.unwrap();
         assert_eq!(client.read(&mut [0; 8]).await.unwrap(), 0);
+    }
+
+    /// A stream that is handed over with a body of these pieces, as its client sees it behind the head.
+    async fn carried(
+        pieces: impl Stream<Item = Bytes> + 'static,
+        revoked: Option<LocalBoxFuture<'static, ()>>,
+    ) -> DuplexStream {
+        let (ours, client) = duplex(64);
+        let mut stream = HandoverStream::new(ours, revoked);
+        let handover = stream.handover();
+        drop(handover.answer(Version::HTTP_10, HttpResponse::Ok(), pieces));
+        stream.shutdown().await.unwrap();
+        client
+    }
+
+    /// A piece a minute, without an end.
+    fn slow_pieces() -> impl Stream<Item = Bytes> {
+        stream::repeat(()).then(|()| async {
+            sleep(Duration::from_mins(1)).await;
+            Bytes::from_static(b"piece")
+        })
+    }
+
+    #[actix_rt::test]
+    async fn a_client_that_sends_no_more_reads_on() {
+        tokio::time::pause();
+        let mut client = carried(slow_pieces(), None).await;
+        client.shutdown().await.unwrap();
+        let expected = [PING, PING, b"piece", b"piece"].concat();
+        let mut read = vec![0; expected.len()];
+        client.read_exact(&mut read).await.unwrap();
+        assert_eq!(read, expected);
+    }
+
+    #[actix_rt::test]
+    async fn a_client_that_sends_without_end_loses_its_stream() {
+        let mut client = carried(stream::pending(), None).await;
+        let mut sent = 0;
+        while client.write_all(&[b'x'; 64]).await.is_ok() {
+            sent += 64;
+            assert!(sent < 1 << 20, "it is read without end");
+        }
+        assert!(sent >= UNREAD_MAX, "{sent}");
+    }
+
+    #[actix_rt::test]
+    async fn a_stream_ends_when_its_client_may_not_read_on() {
+        tokio::time::pause();
+        let revoked = Box::pin(sleep(Duration::from_secs(90)));
+        let mut client = carried(slow_pieces(), Some(revoked)).await;
+        let mut read = String::new();
+        client.read_to_string(&mut read).await.unwrap();
+        assert_eq!(read, "piece");
     }
 }
