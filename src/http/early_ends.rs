@@ -1,4 +1,5 @@
-//! Connections that the server has ended because their clients held them without a request.
+//! Connections that the server has ended because their clients held them without a request, and the
+//! streams that it has refused.
 
 use std::{
     sync::{
@@ -49,17 +50,55 @@ impl EarlyEnd {
     }
 }
 
-/// The ends of one server's connections. Clones share them.
+/// Why a stream of HTTP/2 was refused. Its client may send the request again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RefusedStream {
+    /// The connection was to take no other.
+    Ending,
+    /// The heads of the connection's requests took too much memory.
+    LargeHeads,
+    /// The thread had too many streams for another one of this connection.
+    NoPlace,
+}
+
+impl RefusedStream {
+    pub const ALL: [Self; 3] = [Self::Ending, Self::LargeHeads, Self::NoPlace];
+
+    /// The label of the metric.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ending => "connection_ends",
+            Self::LargeHeads => "large_heads",
+            Self::NoPlace => "no_place",
+        }
+    }
+}
+
+/// The ends of one server's connections, and the streams that it has refused. Clones share them.
 #[derive(Clone, Default)]
-pub struct EarlyEnds(Arc<[AtomicU64; EarlyEnd::ALL.len()]>);
+pub struct EarlyEnds(Arc<EarlyCounts>);
+
+#[derive(Default)]
+struct EarlyCounts {
+    ends: [AtomicU64; EarlyEnd::ALL.len()],
+    refused: [AtomicU64; RefusedStream::ALL.len()],
+}
 
 impl EarlyEnds {
     pub fn count(&self, end: EarlyEnd) {
-        self.0[end as usize].fetch_add(1, Relaxed);
+        self.0.ends[end as usize].fetch_add(1, Relaxed);
     }
 
     pub fn counted(&self, end: EarlyEnd) -> u64 {
-        self.0[end as usize].load(Relaxed)
+        self.0.ends[end as usize].load(Relaxed)
+    }
+
+    pub fn count_refused(&self, why: RefusedStream) {
+        self.0.refused[why as usize].fetch_add(1, Relaxed);
+    }
+
+    pub fn refused(&self, why: RefusedStream) -> u64 {
+        self.0.refused[why as usize].load(Relaxed)
     }
 
     fn all(&self) -> [u64; EarlyEnd::ALL.len()] {
@@ -68,7 +107,9 @@ impl EarlyEnds {
 
     /// Tells the operator, for ever: `section` of the configuration has the limits of the server.
     pub async fn keep_telling(self, section: &'static str) {
+        let told = [RefusedStream::NoPlace, RefusedStream::LargeHeads];
         let mut before = self.all();
+        let mut refused_before = told.map(|why| self.refused(why));
         loop {
             sleep(TOLD_EACH).await;
             let now = self.all();
@@ -89,6 +130,19 @@ impl EarlyEnds {
                     streams_broken,
                     "clients hold connections without requests, and were disconnected; see \
                      waypost_connections_ended_total"
+                );
+            }
+            // That a connection ends is no fault of anybody.
+            let refused = told.map(|why| self.refused(why));
+            let [without_place, with_large_heads] =
+                [0, 1].map(|at| refused[at] - refused_before[at]);
+            refused_before = refused;
+            if without_place + with_large_heads > 0 {
+                warn!(
+                    section,
+                    without_place,
+                    with_large_heads,
+                    "HTTP/2 streams were refused; see waypost_streams_refused_total"
                 );
             }
         }
@@ -114,6 +168,11 @@ mod tests {
             }
         }
         assert_eq!(ends.all(), [1, 2, 3, 4]);
+        for (number, why) in RefusedStream::ALL.into_iter().enumerate() {
+            assert_eq!(why as usize, number, "each is in the list");
+            ends.count_refused(why);
+            assert_eq!(ends.refused(why), 1);
+        }
     }
 
     #[test]

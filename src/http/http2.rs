@@ -5,12 +5,13 @@
 //!
 //! | what a client may do | its bound |
 //! | --- | --- |
-//! | open streams | [`STREAMS_MAX`] a connection, and all streams together as many as connections |
-//! | send headers | [`HEAD_MAX`] bytes and `HEADERS_MAX` lines; `CONTINUATION` frames by the library |
+//! | open streams | [`STREAMS_MAX`] a connection, and all streams together twice as many as connections, of which each gets some |
+//! | send headers | [`HEAD_MAX`] bytes and `HEADERS_MAX` lines of a request, [`HEADS_MAX`] bytes of all that have no answer; `CONTINUATION` frames by the library |
 //! | send a body that nobody reads yet | the windows |
 //! | break streams off | [`BROKEN_MAX`] more than it lets end; in one go, by the library |
 //! | open no stream, or not end its head | `header_timeout` for the first one, then `keep_alive` |
 //! | not take its answer | `WRITE_PATIENCE`, for the stream and for the connection |
+//! | keep streams open on a connection that ends | [`ENDING_MAX`] |
 //! | send small or empty frames | the library's budget of `DATA`; the rest by the times above |
 //!
 //! The body of a request has the times and limits of its handler.
@@ -24,6 +25,7 @@ use std::{
     io,
     net::SocketAddr,
     pin::pin,
+    time::Duration,
 };
 
 use actix_http::{Request, Response};
@@ -48,20 +50,24 @@ use tokio::{
 
 use self::{
     answer::send,
-    request::{BodyDemand, service_request},
-    room::{StreamPlace, StreamRoom},
+    request::{BodyDemand, head_size, service_request},
+    room::{HeadPlace, HeadRoom, StreamPlace, StreamRoom},
 };
 use super::{
     LINGER, ServerLimits,
-    early_ends::{EarlyEnd, EarlyEnds},
+    early_ends::{EarlyEnd, EarlyEnds, RefusedStream},
     log_bad_request,
     problem::Problem,
 };
 
 /// The most streams of a connection: no fewer are recommended (RFC 9113, 6.5.2).
 const STREAMS_MAX: u32 = 100;
-/// The most bytes of a request's headers, as for HTTP/1.1.
-const HEAD_MAX: u32 = 128 << 10;
+/// The most bytes of a request's headers, of which few on the wire may stand for all. No browser or
+/// proxy sends so many.
+const HEAD_MAX: u32 = 32 << 10;
+/// The most bytes of memory for the heads of a connection's requests that have no answer: about 5 KiB
+/// for each of its streams. The largest head alone has room.
+const HEADS_MAX: usize = 512 << 10;
 /// The most bytes of a body, and of all bodies of a connection, that wait to be read. A client at 100
 /// ms may send 2.5 MB a second on one stream.
 const STREAM_WINDOW: u32 = 256 << 10;
@@ -70,6 +76,10 @@ const CONNECTION_WINDOW: u32 = 1 << 20;
 const SEND_BUFFER: usize = 64 << 10;
 /// A client that gives up may break off all its streams.
 const BROKEN_MAX: u32 = STREAMS_MAX;
+
+/// How long the streams of a connection that takes no other ones may go on: longer than a handler needs
+/// for a body that comes.
+const ENDING_MAX: Duration = Duration::from_mins(2);
 
 /// The client of a connection.
 #[derive(Clone, Copy)]
@@ -112,7 +122,8 @@ where
     S: Service<Request, Response = ServiceResponse<B>, Error = Error>,
     B: MessageBody,
 {
-    /// All connections of the thread together have as many streams as they may be connections.
+    /// All connections of the thread together have as many streams as they may be connections, beside
+    /// the first one of each.
     pub fn new(
         service: S,
         limits: ServerLimits,
@@ -168,6 +179,8 @@ where
         let mut intake = StreamIntake::Open;
         let mut breaks_left = BROKEN_MAX;
         let mut streams = FuturesUnordered::new();
+        let heads = HeadRoom::new();
+        let mut has_begun = false;
         loop {
             let mut ends = false;
             select! {
@@ -186,14 +199,28 @@ where
                         return Ok(());
                     }
                     ends = matches!(end, StreamEnd::Last);
-                    if streams.is_empty() && intake == StreamIntake::Open {
-                        timer.as_mut().reset(Instant::now() + self.limits.keep_alive);
+                    if streams.is_empty() {
+                        match intake {
+                            StreamIntake::Open => {
+                                timer.as_mut().reset(Instant::now() + self.limits.keep_alive);
+                            }
+                            StreamIntake::Ending => {}
+                            StreamIntake::Refusing => timer.as_mut().reset(Instant::now()),
+                        }
                     }
                 }
-                () = &mut timer, if streams.is_empty() || intake == StreamIntake::Ending => {
+                () = &mut timer, if streams.is_empty() || intake != StreamIntake::Open => {
                     match intake {
-                        StreamIntake::Open => ends = true,
-                        StreamIntake::Ending if !streams.is_empty() => intake = StreamIntake::Refusing,
+                        StreamIntake::Open => {
+                            ends = true;
+                            if !has_begun {
+                                self.ends.count(EarlyEnd::HeadLate);
+                            }
+                        }
+                        StreamIntake::Ending if !streams.is_empty() => {
+                            intake = StreamIntake::Refusing;
+                            timer.as_mut().reset(Instant::now() + ENDING_MAX);
+                        }
                         StreamIntake::Ending | StreamIntake::Refusing => {
                             connection.abrupt_shutdown(Reason::NO_ERROR);
                             return Ok(());
@@ -203,13 +230,16 @@ where
                 accepted = connection.accept() => {
                     let Some(accepted) = accepted else { return Ok(()) };
                     let (request, mut respond) = accepted?;
-                    let place = self.room.take(streams.is_empty());
-                    match place.filter(|_| intake != StreamIntake::Refusing) {
-                        Some(place) => {
-                            streams.push(self.answer(request, respond, client, place));
+                    has_begun = true;
+                    match self.admit(&request, intake, streams.len(), &heads) {
+                        Ok(places) => {
+                            streams.push(self.answer(request, respond, client, places));
                         }
-                        // The client may send it again, to another connection.
-                        None => respond.send_reset(Reason::REFUSED_STREAM),
+                        Err(why) => {
+                            self.ends.count_refused(why);
+                            // The client may send it again, to another connection.
+                            respond.send_reset(Reason::REFUSED_STREAM);
+                        }
                     }
                 }
             }
@@ -221,6 +251,23 @@ where
         }
     }
 
+    /// The places of a request, on a connection that has `open` streams.
+    fn admit(
+        &self,
+        request: &http::Request<RecvStream>,
+        intake: StreamIntake,
+        open: usize,
+        heads: &HeadRoom,
+    ) -> Result<(StreamPlace, HeadPlace), RefusedStream> {
+        if intake == StreamIntake::Refusing {
+            return Err(RefusedStream::Ending);
+        }
+        let head = heads.take(head_size(request));
+        let head = head.ok_or(RefusedStream::LargeHeads)?;
+        let place = self.room.take(open).ok_or(RefusedStream::NoPlace)?;
+        Ok((place, head))
+    }
+
     /// Has the service answer the request of a stream. It hears of it if the client breaks that off:
     /// its future is dropped.
     async fn answer(
@@ -228,7 +275,7 @@ where
         request: http::Request<RecvStream>,
         mut respond: SendResponse<Bytes>,
         client: Http2Client,
-        _place: StreamPlace,
+        (_place, head): (StreamPlace, HeadPlace),
     ) -> StreamEnd {
         let is_head = request.method() == http::Method::HEAD;
         let demand = BodyDemand::of(&request);
@@ -253,7 +300,12 @@ where
         });
         match answered.await {
             None => StreamEnd::Broken,
-            Some(Ok(answer)) => send(answer.into(), &mut respond, is_head).await,
+            Some(Ok(answer)) => {
+                // The head goes with its request. The answer may take long.
+                let answer = answer.into();
+                drop(head);
+                send(answer, &mut respond, is_head).await
+            }
             Some(Err(error)) => send(Response::from(error), &mut respond, is_head).await,
         }
     }
@@ -279,3 +331,6 @@ fn continues() -> http::Response<()> {
 fn problem_response(problem: &Problem) -> Response<BoxBody> {
     problem.error_response().into()
 }
+
+#[cfg(test)]
+mod tests;

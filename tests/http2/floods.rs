@@ -6,7 +6,10 @@ use futures_util::{FutureExt as _, future::LocalBoxFuture, future::join_all};
 use h2::Reason;
 use http::StatusCode;
 use rustls::{ClientConfig, version::TLS13};
-use tokio::{io::AsyncWriteExt as _, time::sleep};
+use tokio::{
+    io::AsyncWriteExt as _,
+    time::{sleep, timeout},
+};
 
 use super::{
     TlsNode,
@@ -266,4 +269,64 @@ async fn floods_leave_an_honest_client_served() {
     let more = tls.node.peak_memory().saturating_sub(before);
     assert!(more < MEMORY_MAX, "{more} bytes more");
     assert_eq!(tls.node.at_rest(PATIENCE).await["accepted"], posted);
+}
+
+/// A header of 4 KiB that the connection keeps (RFC 7541, 6.2.1), and the byte that stands for it from
+/// then on.
+fn kept_header() -> (Vec<u8>, u8) {
+    const LENGTH: usize = 4000;
+    // What an integer of seven bits does not hold (RFC 7541, 5.1).
+    let rest = u8::try_from((LENGTH - 127) % 128 + 128).expect("seven bits");
+    let last = u8::try_from((LENGTH - 127) / 128).expect("seven bits");
+    let mut header = vec![0x40, 1, b'x', 0x7f, rest, last];
+    header.extend([b'x'; LENGTH]);
+    (header, 0x80 + 62)
+}
+
+#[actix_rt::test]
+async fn a_byte_that_stands_for_a_large_header_does_not_cost_its_memory_each_time() {
+    let api = Api::start();
+    let Some(tls) = TlsNode::start(&api.url(), &[], "").await else {
+        return;
+    };
+    let target = Target {
+        port: tls.node.ingest,
+        tls: client_tls(&tls.authority, None, &[&TLS13], &["h2"]),
+    };
+    let (header, byte) = kept_header();
+    let before = tls.node.memory();
+    let mut open = Vec::new();
+    for _ in 0..32 {
+        let mut client = target.raw(&[]).await;
+        let heads = (0..100).flat_map(|number| {
+            let kept = if number == 0 { &header[..] } else { &[byte; 7] };
+            let head = [&head("POST", "/"), kept].concat();
+            frame(HEADERS, END_HEADERS, stream_id(number), &head)
+        });
+        let mut heads: Vec<_> = heads.collect();
+        heads.extend(frame(PING, 0, 0, &[0; 8]));
+        client.writer.write_all(&heads).await.expect("room");
+        // No body comes, so that the requests stay.
+        let (mut refused, mut are_read) = (0, false);
+        while refused == 0 || !are_read {
+            let frame = timeout(PATIENCE, client.reader.frame()).await;
+            match frame.expect("in time").expect("it is open") {
+                (PING, ..) => are_read = true,
+                (RST_STREAM, .., code) => {
+                    assert_eq!(code, REFUSED_STREAM.to_be_bytes());
+                    refused += 1;
+                }
+                _ => {}
+            }
+        }
+        open.push(client);
+    }
+    // The node's peak is that of its start.
+    let more = tls.node.memory().saturating_sub(before);
+    assert!(more < 48 << 20, "{more} bytes more");
+    let mut honest = Http2Connection::open(target.port, target.tls).await;
+    let answer = honest.ask(record(), RECORD).await.expect("an answer");
+    assert_eq!(answer.status, StatusCode::ACCEPTED);
+    let refused = r#"waypost_streams_refused_total{side="ingest",reason="large_heads"}"#;
+    assert_ne!(tls.node.metric(refused).await, "0");
 }

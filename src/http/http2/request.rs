@@ -32,6 +32,25 @@ use crate::{
     },
 };
 
+/// About what a header takes beside its name and value: actix's map has room for four values of each
+/// name.
+pub(super) const HEADER_COST: usize = 256;
+
+/// About the memory that the head of a request takes. A client may send a byte for a header of 4 KiB
+/// that it has sent before (RFC 7541, 6.1).
+pub fn head_size(request: &http::Request<RecvStream>) -> usize {
+    let target = request.uri();
+    let path = target
+        .path_and_query()
+        .map_or(0, |path| path.as_str().len());
+    let host = target.authority().map_or(0, |host| host.as_str().len());
+    let headers = request
+        .headers()
+        .iter()
+        .map(|(name, value)| name.as_str().len() + value.len() + HEADER_COST);
+    path + host + headers.sum::<usize>()
+}
+
 /// Whether a client waits to be asked for its body (RFC 9110, 10.1.1). Clones share it.
 #[derive(Clone)]
 pub struct BodyDemand(Rc<Cell<Demand>>);
