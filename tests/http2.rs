@@ -209,6 +209,13 @@ async fn bad_requests_get_the_answers_of_http_1_1() {
             "request",
         ),
         (
+            "another port",
+            record().header("host", "localhost:1"),
+            RECORD,
+            400,
+            "request",
+        ),
+        (
             "two hosts",
             record()
                 .header("host", "localhost")
