@@ -307,6 +307,13 @@ async fn records_of_an_api_that_is_down_wait_on_its_disk_and_take_no_lane_before
         let of_slow = of_api(&node, SLOW).await;
         let on_disk = of_slow["waiting"].as_u64().expect("a count");
         assert!(on_disk >= 2 * REQUEST as u64, "{of_slow}");
+        assert!(node.status().await["spool"]["oldest_s"].is_number());
+        let (_, explained) = node
+            .get(&format!("/api/explain?id=b-{}/0", number - 1))
+            .await
+            .expect("an answer");
+        let reason = explained["choices"][0]["reason"].as_str();
+        assert!(reason.is_some_and(|reason| reason.contains("its API is down")));
 
         node.killed_and_started().await;
         apis.slow.start_again();

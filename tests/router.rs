@@ -363,7 +363,7 @@ async fn a_pinned_record_takes_its_lane_or_none() {
 fn tries_of(house: &House, id: &str) -> Vec<(Option<LaneId>, Option<LaneId>)> {
     let choices = house.explanations.of(id);
     let lanes = choices.iter().map(|explanation| {
-        let choice = explanation.choice.as_ref();
+        let choice = explanation.choice.as_ref().ok();
         (
             choice.map(|choice| choice.lane),
             choice.and_then(|choice| choice.runner_up),
@@ -393,7 +393,7 @@ async fn each_try_of_a_record_is_explained_and_the_spool_too() {
     assert_eq!(receipt, NOT_SAFE);
     assert_eq!(tries_of(&house, "id"), [(nats, None), (None, None)]);
     let first = &house.explanations.of("id")[0];
-    let reason = first.choice.as_ref().map(|choice| choice.reason);
+    let reason = first.choice.as_ref().ok().map(|choice| choice.reason);
     assert_eq!(reason, Some(Reason::Pinned));
     assert_eq!(tries_of(&house, "other"), []);
 }

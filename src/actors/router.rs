@@ -21,7 +21,7 @@ use crate::{
     lane_id::{LaneId, PerLane},
     routing::{
         choose::{Candidates, Choice, Chooser},
-        explain::{Explanation, Explanations},
+        explain::{Explanation, Explanations, OnDisk},
         hash::KeyHash,
         policy::Policy,
         rules::Routes,
@@ -81,7 +81,8 @@ impl Router {
         if job.source == Source::Client
             && let Some(disk) = self.params.fallback.of_api_that_is_down(&job.route)
         {
-            self.params.explain(&job, &job.records, None);
+            let why = Err(OnDisk::ApiDown);
+            self.params.explain(&job, &job.records, why);
             return disk.store_job(job);
         }
         let size = job.largest_message();
@@ -95,7 +96,7 @@ impl Router {
         if job.source != Source::Client {
             return job.refuse(&Refused::NoLane);
         }
-        self.params.explain(&job, &job.records, None);
+        self.params.explain(&job, &job.records, Err(OnDisk::NoLane));
         self.params.fallback.store_job(job);
     }
 
@@ -203,10 +204,11 @@ impl<'a> LaneView<'a> {
     /// those of a job have that lane in common, and each its own runner-up.
     fn explain(&self, chooser: &mut Chooser, job: &Job, choice: Choice, size: usize) {
         if job.records.len() == 1 || !is_by_key(job) {
-            return self.params.explain(job, &job.records, Some(choice));
+            return self.params.explain(job, &job.records, Ok(choice));
         }
         for pending in &job.records {
             let choice = self.choose(chooser, job, pending.key, size);
+            let choice = choice.ok_or(OnDisk::NoLane);
             self.params.explain(job, [pending], choice);
         }
     }
@@ -218,7 +220,7 @@ impl RouterParams {
         &self,
         job: &Job,
         records: impl IntoIterator<Item = &'j PendingRecord>,
-        choice: Option<Choice>,
+        choice: Result<Choice, OnDisk>,
     ) {
         let explanation = Explanation {
             at_us: unix_us(),
