@@ -150,7 +150,7 @@ fn spool_append_commit_and_settle(bencher: Bencher, count: usize) {
     let record = Record {
         id: Record::new_id(),
         body: body(),
-        traceparent: None,
+        trace: None,
         origin,
         api: None,
         event: None,

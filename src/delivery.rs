@@ -10,7 +10,7 @@ use crate::{
     lane_id::LaneId,
     record::{Record, Tag},
     spool::EntryKey,
-    trace::OpenSpan,
+    trace::{MoveMark, OpenSpan},
 };
 
 /// The proof that a record is safe.
@@ -74,6 +74,8 @@ impl Drop for Acker {
 pub struct MovableMessage {
     pub record: Record,
     place: Mutex<MessagePlace>,
+    /// Set when it moves, if its trace is recorded.
+    mark: Option<MoveMark>,
 }
 
 enum MessagePlace {
@@ -106,6 +108,9 @@ impl MovableMessage {
         match mem::replace(&mut *place, MessagePlace::Settled) {
             MessagePlace::Broker(in_broker) => {
                 *place = MessagePlace::Disk(entry, acker);
+                if let Some(mark) = &self.mark {
+                    mark.set();
+                }
                 Some(in_broker)
             }
             other => {
@@ -159,10 +164,11 @@ pub struct HeldEntry {
 
 impl Delivery {
     /// The same delivery, and its message, which may move from now on.
-    pub fn movable(self) -> (Self, Arc<MovableMessage>) {
+    pub fn movable(mut self) -> (Self, Arc<MovableMessage>) {
         let message = Arc::new(MovableMessage {
             record: self.record.clone(),
             place: Mutex::new(MessagePlace::Broker(self.acker)),
+            mark: self.span.as_mut().map(OpenSpan::move_mark),
         });
         let acker = Acker(Settle::Movable(Arc::clone(&message)));
         (Self { acker, ..self }, message)
@@ -193,6 +199,13 @@ impl Delivery {
     }
 
     fn settle(self, verdict: Verdict) {
+        if self.held.is_some() {
+            self.acker.settle(verdict);
+            if let Some(span) = self.span {
+                span.ended(verdict);
+            }
+            return;
+        }
         let settling = self.span.and_then(|span| span.settle(verdict));
         self.acker.settle(verdict);
         drop(settling);
@@ -223,7 +236,7 @@ mod tests {
         let record = Record {
             id: Arc::from("1"),
             body: Bytes::from_static(b"{}"),
-            traceparent: None,
+            trace: None,
             origin: None,
             api: None,
             event: None,

@@ -386,7 +386,7 @@ mod tests {
         Record {
             id: key.into(),
             body: body.into(),
-            traceparent: None,
+            trace: None,
             origin: None,
             api: None,
             event: None,

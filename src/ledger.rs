@@ -443,7 +443,7 @@ mod tests {
         Record {
             id: Arc::from(id),
             body: Bytes::from_static(b"{}"),
-            traceparent: None,
+            trace: None,
             origin,
             api: None,
             event: None,

@@ -360,6 +360,11 @@ impl<'a> Graph<'a> {
             forecast: ingest::DiskForecast::default(),
             ledger: Arc::clone(&self.ledger),
             tracer: self.exporter.tracer(),
+            scheme: if config.tls_cert_file.is_some() {
+                "https"
+            } else {
+                "http"
+            },
         })
     }
 

@@ -13,6 +13,7 @@ mod schema;
 mod schema_file;
 mod schema_references;
 mod tag;
+mod trace_headers;
 
 use std::sync::Arc;
 
@@ -26,6 +27,7 @@ pub use self::{
     schema::Schema,
     schema_file::SchemaFile,
     tag::Tag,
+    trace_headers::{KNOWN_FLAGS, TraceHeaders, sampled_trace_id},
 };
 use crate::clock::unix_us;
 
@@ -36,8 +38,8 @@ pub struct Record {
     pub id: Arc<str>,
     /// A JSON object without surrounding white space and without a `path` member.
     pub body: Bytes,
-    /// W3C Trace Context, unchanged.
-    pub traceparent: Option<Arc<str>>,
+    /// W3C Trace Context.
+    pub trace: Option<TraceHeaders>,
     /// The run that accepted the record, and the time. `None` for a message that no Waypost node
     /// published.
     pub origin: Option<Origin>,
@@ -67,13 +69,13 @@ impl AsRef<Self> for Record {
 impl Record {
     /// The most bytes of the record as a message of any system, headers included.
     pub fn message_size(&self) -> usize {
-        let traceparent = self.traceparent.as_ref().map_or(0, |text| text.len());
+        let trace = self.trace.as_ref().map_or(0, TraceHeaders::size);
         let run = self.origin.as_ref().map_or(0, |origin| origin.run.len());
         let api = self.api.as_ref().map_or(0, |name| name.len());
         let event = self.event.as_ref().map_or(0, |text| {
             text.len() + (text.len() / EVENT_PART + 1) * EVENT_HEADER_MAX
         });
-        self.body.len() + self.id.len() + traceparent + run + api + event + HEADERS_MAX
+        self.body.len() + self.id.len() + trace + run + api + event + HEADERS_MAX
     }
 
     /// A new id: a UUID version 7 (RFC 9562), unique without coordination and in order of time.
@@ -132,90 +134,9 @@ pub fn is_visible_ascii(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
-/// Whether `text` is a `traceparent` of W3C Trace Context (3.2.2): version, trace id, parent id and
-/// flags. A later version than ours may have more behind them (4.3).
-pub fn is_traceparent(text: &str) -> bool {
-    const MAX: usize = 255;
-    let is_hex = |field: &str, digits| {
-        field.len() == digits
-            && field
-                .bytes()
-                .all(|at| matches!(at, b'0'..=b'9' | b'a'..=b'f'))
-    };
-    let is_id = |field, digits| is_hex(field, digits) && field.bytes().any(|digit| digit != b'0');
-    let fields: Vec<_> = text.splitn(5, '-').collect();
-    let [version, trace, parent, flags, ref more @ ..] = fields[..] else {
-        return false;
-    };
-    let is_later = version != "00";
-    is_hex(version, 2)
-        && version != "ff"
-        && is_id(trace, 32)
-        && is_id(parent, 16)
-        && is_hex(flags, 2)
-        && (more.is_empty() || is_later && text.len() <= MAX && is_visible_ascii(text))
-}
-
-/// The trace id of a `traceparent`, if its flags say that the trace is recorded.
-pub fn sampled_trace_id(traceparent: &str) -> Option<&str> {
-    let flags = traceparent.split('-').nth(3)?;
-    let is_sampled = u8::from_str_radix(flags, 16).ok()? & 1 == 1;
-    traceparent.split('-').nth(1).filter(|_| is_sampled)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_traceparent_is_as_w3c_trace_context_says() {
-        const GOOD: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
-        let with = |from: &str, to: &str| GOOD.replacen(from, to, 1);
-        for good in [
-            GOOD.to_owned(),
-            with("-01", "-ff"),
-            with("00-", "01-"),
-            with("00-", "cc-") + "-more-of_it",
-        ] {
-            assert!(is_traceparent(&good), "{good}");
-        }
-        for bad in [
-            String::new(),
-            "00-1-2-01".into(),
-            "nonsense".into(),
-            format!(" {GOOD}"),
-            format!("{GOOD} "),
-            format!("{GOOD}-more"),
-            format!("{GOOD}-"),
-            with("00-", "ff-"),
-            with("00-", "0-"),
-            with("00-", "0g-"),
-            with("4bf9", "4BF9"),
-            with("4bf9", "4bf"),
-            with("4bf92f3577b34da6a3ce929d0e0e4736", &"0".repeat(32)),
-            with("00f067aa0ba902b7", &"0".repeat(16)),
-            with("00f067aa0ba902b7", "00f067aa0ba902b"),
-            with("-01", ""),
-            with("-01", "-1"),
-            with("-01", "-0é"),
-            with("00-", "01-") + "-a b",
-            with("00-", "01-") + "-" + &"a".repeat(255),
-        ] {
-            assert!(!is_traceparent(&bad), "{bad}");
-        }
-    }
-
-    #[test]
-    fn a_trace_is_named_if_it_is_recorded() {
-        const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
-        let with = |flags: &str| format!("00-{TRACE}-00f067aa0ba902b7-{flags}");
-        for flags in ["01", "03", "ff", "01-more"] {
-            assert_eq!(sampled_trace_id(&with(flags)), Some(TRACE), "{flags}");
-        }
-        for flags in ["00", "02", "fe"] {
-            assert_eq!(sampled_trace_id(&with(flags)), None, "{flags}");
-        }
-    }
 
     #[test]
     fn ids_of_a_batch_are_as_new_as_any_and_in_their_order() {

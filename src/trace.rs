@@ -5,10 +5,13 @@
 //! └─ create          PRODUCER  each record of it; this is the context that travels with the record
 //!    ├─ send         CLIENT    the lane's publish of its message
 //!    ├─ receive      CLIENT    the message came out of the lane
-//!    └─ process      CONSUMER  from then on until it is settled
+//!    └─ process      CONSUMER  from then on until it is settled, or on disk
 //!       ├─ POST      CLIENT    each POST to the API, which gets this span's context
 //!       └─ ack       CLIENT    how the message is settled
 //! ```
+//!
+//! A record that waits on disk for its POST is a process again each time that it is POSTed, without
+//! receive and ack: no broker has it.
 //!
 //! On the gRPC lane, send and receive are the two sides of a call. A span of several records (a
 //! bundle, a POST of many) has no parent, and a link to each of them.
@@ -31,5 +34,5 @@ pub use self::{
     exporter::{Exporter, TraceStatus},
     queue::LossReason,
     settings::{OtelVariables, TraceSettings},
-    tracer::{LaneTracer, OpenSpan, RequestTrace, Tracer},
+    tracer::{LaneTracer, MoveMark, OpenSpan, RequestTrace, Tracer},
 };

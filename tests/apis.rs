@@ -581,7 +581,7 @@ async fn an_entry_of_an_earlier_version_goes_to_the_first_api() {
     let record = Record {
         id: "old".into(),
         body: Bytes::from_static(b"{\"state\":\"x\"}"),
-        traceparent: None,
+        trace: None,
         origin: Some(Origin::now("earlier".into())),
         api: None,
         event: None,

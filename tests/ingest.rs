@@ -515,8 +515,10 @@ async fn a_record_with_a_malformed_trace_context_is_taken_and_goes_without_it() 
     let node = Node::start(&api.url(), &grpc_variables()).await;
     node.lane_is("grpc", "up", PATIENCE).await;
     let zero = "0".repeat(32);
-    let cases: [(&[&str], bool); 6] = [
-        (&[GOOD], true),
+    let (unknown, known) = (GOOD.replace("-01", "-fd"), GOOD);
+    let cases: [(&[&str], bool); 7] = [
+        (&[known], true),
+        (&[&unknown], true),
         (&["nonsense"], false),
         (&["00-1-2-01"], false),
         (&[&format!("00-{zero}-00f067aa0ba902b7-01")], false),
@@ -528,11 +530,19 @@ async fn a_record_with_a_malformed_trace_context_is_taken_and_goes_without_it() 
         for line in lines {
             request = request.with("traceparent", *line);
         }
+        // Of two vendors, one a line.
+        request = request.with("tracestate", "a=1 ").with("tracestate", "b=2");
         let (status, _, body) = request.send(&node).await;
         assert_eq!(status, StatusCode::ACCEPTED, "{lines:?}: {body}");
         api.wait_for(number + 1, PATIENCE).await;
         let posted = api.posts()[number].traceparent.clone();
         assert_eq!(posted.as_deref(), is_carried.then_some(GOOD), "{lines:?}");
+        let state = api.posts()[number].tracestate.clone();
+        assert_eq!(
+            state.as_deref(),
+            is_carried.then_some("a=1,b=2"),
+            "{lines:?}"
+        );
     }
 }
 

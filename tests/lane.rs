@@ -272,7 +272,7 @@ fn record() -> Record {
     Record {
         id: Record::new_id(),
         body: Bytes::from_static(b"{\"a\":1}"),
-        traceparent: None,
+        trace: None,
         origin,
         api: None,
         event: None,

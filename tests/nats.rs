@@ -41,7 +41,7 @@ fn record(id: &str) -> Record {
     Record {
         id: Arc::from(id),
         body: Bytes::from_static(b"{}"),
-        traceparent: None,
+        trace: None,
         origin: None,
         api: None,
         event: None,

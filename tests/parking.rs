@@ -592,7 +592,7 @@ async fn many_parked_records_take_no_memory() {
             let record = Record {
                 id: format!("{thousand}-{number}").into(),
                 body: body(POISON).into(),
-                traceparent: None,
+                trace: None,
                 origin: origin.clone(),
                 api: None,
                 event: None,

@@ -27,7 +27,7 @@ fn record(id: String) -> Record {
     Record {
         body: format!("{{\"id\":\"{id}\"}}").into(),
         id: Arc::from(id),
-        traceparent: None,
+        trace: None,
         origin: None,
         api: None,
         event: None,

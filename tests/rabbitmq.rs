@@ -28,7 +28,7 @@ fn record(n: usize) -> Record {
     Record {
         id: Arc::from(format!("r{n}")),
         body: format!("{{\"n\":{n}}}").into(),
-        traceparent: None,
+        trace: None,
         origin: None,
         api: None,
         event: None,

@@ -242,7 +242,7 @@ fn record() -> Record {
     Record {
         id: Record::new_id(),
         body: Bytes::from_static(b"{}"),
-        traceparent: None,
+        trace: None,
         origin: None,
         api: None,
         event: None,

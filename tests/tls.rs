@@ -118,14 +118,14 @@ pub fn client_tls(
     Arc::new(config)
 }
 
-fn client(tls: Arc<ClientConfig>) -> awc::Client {
+pub fn client(tls: Arc<ClientConfig>) -> awc::Client {
     let connector = Connector::new().rustls_0_23(tls).timeout(PATIENCE);
     let client = awc::Client::builder().timeout(PATIENCE);
     client.connector(connector).finish()
 }
 
 /// The status of the answer to a record; `None` if there is no answer.
-async fn post(client: &awc::Client, scheme: &str, node: &Node) -> Option<StatusCode> {
+pub async fn post(client: &awc::Client, scheme: &str, node: &Node) -> Option<StatusCode> {
     let url = format!("{scheme}://localhost:{}/", node.ingest);
     let request = client.post(url).content_type("application/json");
     Some(request.send_body(RECORD).await.ok()?.status())

@@ -1,26 +1,36 @@
 //! Traces: the spans that a collector gets of a record, by names and attributes of the conventions, and
 //! a collector that does not take them.
 
+mod disk;
+
 use std::{collections::BTreeSet, time::Duration};
 
 use awc::http::StatusCode;
 use bytes::Bytes;
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
+use rustls::version::TLS13;
 use serde_json::Value;
 
-use crate::support::{
-    api::{Api, Conduct},
-    collector::{Collector, SeenSpan, texts},
-    eventually,
-    lanes::{Lane, Nats, Pubsub, Rabbitmq, grpc_variables},
-    node::{Node, PATIENCE},
-    rig::Rig as _,
-    traffic,
+use crate::{
+    support::{
+        api::{Api, Conduct},
+        collector::{Collector, SeenSpan, texts},
+        eventually,
+        lanes::{Lane, Nats, Pubsub, Rabbitmq, grpc_variables},
+        node::{Node, PATIENCE},
+        rig::Rig as _,
+        tls::Authority,
+        traffic,
+    },
+    tls::{self, Files},
 };
 
 /// A client's trace and span.
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const SPAN: &str = "00f067aa0ba902b7";
+/// `tracestate` of the client, which comes as two lines.
+const STATES: [&str; 2] = ["rojo=00f067aa0ba902b7 , congo=t61rcWkgMzE", "azul=1"];
+const STATE: &str = "rojo=00f067aa0ba902b7,congo=t61rcWkgMzE,azul=1";
 /// For a broker that has to be started, beside others.
 const LANE_PATIENCE: Duration = Duration::from_mins(1);
 
@@ -36,6 +46,9 @@ async fn post(node: &Node, path: &str, traceparent: Option<&str>, body: Bytes) -
         .content_type("application/json");
     if let Some(text) = traceparent {
         request = request.insert_header(("traceparent", text));
+        for line in STATES {
+            request = request.append_header(("tracestate", line));
+        }
     }
     request.send_body(body).await.expect("an answer").status()
 }
@@ -156,6 +169,8 @@ async fn is_one_chain(lane: &str, system: &str, name: &str, variables: &[(String
     assert_eq!(to_api.attribute("http.response.status_code"), "200");
     let context = format!("00-{TRACE}-{}-01", to_api.id);
     assert_eq!(api.posts()[0].traceparent, Some(context));
+    assert_eq!(api.posts()[0].tracestate.as_deref(), Some(STATE));
+    assert!(spans.iter().all(|span| span.state == STATE), "{spans:#?}");
 }
 
 #[actix_rt::test]
@@ -213,8 +228,12 @@ async fn a_bundle_and_a_batch_are_linked_to_their_records() {
         post(&node, "/", Some(&client), three()).await,
         StatusCode::ACCEPTED
     );
-    let is_settled = |span: &SeenSpan| span.attribute("messaging.operation.name") == "ack";
-    let spans = collector.spans_when(3, is_settled, PATIENCE).await;
+    // The records may be delivered before their request and the publish have heard that.
+    let is_last = |span: &SeenSpan| {
+        let kind = span.attribute("messaging.operation.type");
+        ["create", "send", "settle"].contains(&kind)
+    };
+    let spans = collector.spans_when(3 + 1 + 3, is_last, PATIENCE).await;
     are_conventional(spans.iter().flat_map(|span| span.attributes.keys()));
 
     let of_type = |kind: &str| -> Vec<_> {
@@ -260,6 +279,9 @@ async fn a_bundle_and_a_batch_are_linked_to_their_records() {
     for (posted, to_api) in api.posts().iter().zip(&posts) {
         let context = format!("00-{}-{}-01", to_api.trace, to_api.id);
         assert_eq!(posted.traceparent, Some(context));
+        // A trace of several records is another one.
+        let is_several = !to_api.links.is_empty();
+        assert_eq!(posted.tracestate.is_none(), is_several, "{to_api:#?}");
     }
 }
 
@@ -398,6 +420,16 @@ async fn context_at_the_api(
     collector: &Collector,
     more: &[(&str, &str)],
 ) -> (Node, Option<String>) {
+    let (node, [parent, state]) = headers_at_the_api(collector, more).await;
+    assert_eq!(state.as_deref(), Some(STATE));
+    (node, parent)
+}
+
+/// `traceparent` and `tracestate` at the API.
+async fn headers_at_the_api(
+    collector: &Collector,
+    more: &[(&str, &str)],
+) -> (Node, [Option<String>; 2]) {
     let api = Api::start();
     let mut variables = [grpc_variables(), collector.variables()].concat();
     let more = more.iter();
@@ -412,8 +444,27 @@ async fn context_at_the_api(
     )
     .await;
     api.wait_for(1, PATIENCE).await;
-    let context = api.posts()[0].traceparent.clone();
-    (node, context)
+    let posted = api.posts().remove(0);
+    (node, [posted.traceparent, posted.tracestate])
+}
+
+/// A request over TLS is told as that.
+#[actix_rt::test]
+async fn a_request_has_the_scheme_that_the_node_speaks() {
+    let Some(authority) = Authority::new() else {
+        return;
+    };
+    let (api, collector, files) = (Api::start(), Collector::start(), Files::new(&authority));
+    for (scheme, tls) in [("http", Vec::new()), ("https", files.variables("INGEST"))] {
+        let variables = [grpc_variables(), tls, collector.variables()].concat();
+        let node = Node::start(&api.url(), &variables).await;
+        node.lane_is("grpc", "up", PATIENCE).await;
+        let client = tls::client(tls::client_tls(&authority, None, &[&TLS13], &[]));
+        let status = tls::post(&client, scheme, &node).await;
+        assert_eq!(status, Some(StatusCode::ACCEPTED));
+        let is_it = |span: &SeenSpan| span.attribute("url.scheme") == scheme;
+        collector.spans_when(1, is_it, PATIENCE).await;
+    }
 }
 
 #[actix_rt::test]

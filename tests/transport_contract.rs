@@ -13,7 +13,7 @@ use tokio::{task::JoinHandle, time::timeout};
 use waypost::{
     actors::lane::bundle::SettledRecords,
     delivery::{Delivery, Verdict},
-    record::{Origin, Record},
+    record::{Origin, Record, TraceHeaders},
     transport::{self, Headers, Message, Transport},
 };
 
@@ -32,9 +32,10 @@ fn record(at: usize) -> Record {
     Record {
         id: Record::new_id(),
         body: Bytes::from(format!("{{\"number\":{at},\"place\":\"Cobán\"}}")),
-        traceparent: Some(Arc::from(
+        trace: TraceHeaders::read(
             "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
-        )),
+            Some("rojo=00f067aa0ba902b7,congo=t61rcWkgMzE"),
+        ),
         origin: Some(Origin {
             run: Arc::from("run"),
             at_us: 1_700_000_000_000_000,
@@ -129,7 +130,7 @@ pub async fn what_goes_in_comes_out<R: Rig>() {
     let mut large = record(1);
     large.body = Bytes::from(format!("{{\"place\":\"{}\"}}", "ñ".repeat(100 << 10)));
     let mut bare = record(2);
-    (bare.traceparent, bare.origin, bare.id) = (None, None, Arc::from("a/key_of-the.client:0"));
+    (bare.trace, bare.origin, bare.id) = (None, None, Arc::from("a/key_of-the.client:0"));
     let mut event = record(3);
     event.event = Some(Arc::from(
         "id=1&note=%C3%A9&source=/&specversion=1.0&type=t&n:=5",
@@ -176,7 +177,7 @@ pub async fn what_is_published_together_is_settled_one_by_one<R: Rig>() {
     let transport = connect::<R>(&rig.settings()).await;
     let mut records: Vec<_> = (0..300).map(record).collect();
     records[7].body = Bytes::from(format!("{{\"place\":\"{}\"}}", "ñ".repeat(100 << 10)));
-    (records[9].traceparent, records[9].origin) = (None, None);
+    (records[9].trace, records[9].origin) = (None, None);
     records[11].event = Some(Arc::from("id=1&source=/&specversion=1.0&type=t"));
     let most = if R::CARRIES_BUNDLES { 128 } else { 1 };
     let publishing = {
@@ -285,7 +286,7 @@ pub async fn a_bundle_keeps_its_headers_and_its_bytes<R: Rig>() {
         headers: Headers {
             id: Record::new_id(),
             origin: None,
-            traceparent: None,
+            trace: None,
             bundle: Some(7),
             api: None,
             event: None,

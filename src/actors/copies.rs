@@ -271,7 +271,7 @@ mod tests {
         Record {
             id: number.to_string().into(),
             body: Bytes::from_static(b"{}"),
-            traceparent: None,
+            trace: None,
             origin: Some(Origin {
                 run: "run".into(),
                 at_us: number,

@@ -250,7 +250,7 @@ mod tests {
             record: Record {
                 id: id.into(),
                 body: Bytes::from_static(b"{}"),
-                traceparent: None,
+                trace: None,
                 origin: None,
                 api: None,
                 event: None,

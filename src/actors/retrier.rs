@@ -32,6 +32,7 @@ use crate::{
     },
     breaker::{Denied, Pass, Trial},
     clock::{age, unix_us},
+    delivery::Verdict,
     lane_id::LaneId,
     ledger::Ledger,
     record::{Record, Tag},
@@ -239,10 +240,15 @@ impl ParkedPoster {
             headers,
             records: 1,
             key: &key,
-            traceparent: due.record.traceparent.as_deref(),
+            trace: due.record.trace.as_ref(),
             spans: span.iter().collect(),
         };
         let answer = post(client, api, ledger, due.lane, &payload).await;
+        let end = |verdict| {
+            if let Some(span) = span {
+                span.ended(verdict);
+            }
+        };
         add_attempt(&mut due.reason, &answer);
         let waiting = || api.parking.waiting(ledger);
         match (answer.outcome(), &answer) {
@@ -254,9 +260,7 @@ impl ParkedPoster {
                     ledger.delivered(lane, [record]);
                 };
                 self.take_out(due, counted, twice).await;
-                if let Some(span) = span {
-                    span.succeeded();
-                }
+                end(Verdict::Ack);
                 tap.show_delivered(lane, record, || tagged, status);
                 true
             }
@@ -268,17 +272,29 @@ impl ParkedPoster {
                 let left = api.dead_letters.time_left(&due.record);
                 if is_reached && left == Some(Duration::ZERO) {
                     due.reason.given_up = true;
-                    return self.dead_letter(due, due.reason.clone()).await;
+                    let is_settled = self.dead_letter(due, due.reason.clone()).await;
+                    end(Verdict::Reject);
+                    return is_settled;
                 }
-                self.park_again(due, at_least).await
+                let is_settled = self.park_again(due, at_least).await;
+                end(Verdict::RetryAfter(at_least.unwrap_or_default()));
+                is_settled
             }
             (Outcome::Denied, _) => {
                 let denied = pass.denied(&answer).await;
-                denied == Denied::TheRecord && self.dead_letter(due, due.reason.clone()).await
+                if denied != Denied::TheRecord {
+                    end(Verdict::RetryAfter(Duration::ZERO));
+                    return false;
+                }
+                let is_settled = self.dead_letter(due, due.reason.clone()).await;
+                end(Verdict::Reject);
+                is_settled
             }
             (Outcome::Delivered | Outcome::Refused, _) => {
                 pass.succeeded(waiting);
-                self.dead_letter(due, due.reason.clone()).await
+                let is_settled = self.dead_letter(due, due.reason.clone()).await;
+                end(Verdict::Reject);
+                is_settled
             }
         }
     }

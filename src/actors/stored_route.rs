@@ -88,7 +88,7 @@ mod tests {
         let record = Record {
             id: "id".into(),
             body: r#"{"a":1,"b":"key"}"#.into(),
-            traceparent: None,
+            trace: None,
             origin: None,
             api: None,
             event: None,

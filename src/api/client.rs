@@ -38,6 +38,7 @@ use url::{Host, Position, Url};
 use super::answer::FailureClass;
 use crate::{
     clock::system_unix_s,
+    record::TraceHeaders,
     secrets::{SigningKeys, WatchedFile},
 };
 
@@ -52,6 +53,7 @@ const SMALL_BODY: usize = 16 << 10;
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 /// The most characters of a `webhook-id` that is no digest: as many as an Idempotency-Key has.
 const WEBHOOK_ID_MAX: usize = 255;
 const WEBHOOK_ID: HeaderName = HeaderName::from_static("webhook-id");
@@ -347,14 +349,14 @@ impl HttpClient {
         &self,
         body: &Bytes,
         key: Option<&str>,
-        traceparent: Option<&str>,
+        trace: Option<&TraceHeaders>,
         headers: &HeaderMap,
         mut finish: impl AsyncFnMut(ClientResponse) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
         let mut is_second_try = false;
         loop {
             let asks_first = is_second_try && body.len() > SMALL_BODY;
-            let ended = match self.send(body, key, traceparent, headers, asks_first).await {
+            let ended = match self.send(body, key, trace, headers, asks_first).await {
                 Ok(response) => finish(response).await,
                 Err(failure) => Err(failure),
             };
@@ -373,7 +375,7 @@ impl HttpClient {
         &self,
         body: &Bytes,
         key: Option<&str>,
-        traceparent: Option<&str>,
+        trace: Option<&TraceHeaders>,
         headers: &HeaderMap,
         asks_first: bool,
     ) -> Result<ClientResponse, Failure> {
@@ -388,8 +390,14 @@ impl HttpClient {
             }
         }
         // The record goes without a trace rather than not at all.
-        if let Some(traceparent) = traceparent.and_then(|text| HeaderValue::from_str(text).ok()) {
-            headers.insert(TRACEPARENT, traceparent);
+        if let Some(trace) = trace
+            && let Ok(parent) = HeaderValue::from_str(trace.parent())
+        {
+            headers.insert(TRACEPARENT, parent);
+            let state = trace.state().map(HeaderValue::from_str);
+            if let Some(Ok(state)) = state {
+                headers.insert(TRACESTATE, state);
+            }
         }
         let sending = if asks_first {
             let client = self.endpoint.client(1, self.connect_timeout);

@@ -110,7 +110,7 @@ mod tests {
         Record {
             id: "1".into(),
             body: body.into(),
-            traceparent: None,
+            trace: None,
             origin: None,
             api: None,
             event: Some("id=7&source=/a&specversion=1.0&subject=%C3%A9&type=t".into()),

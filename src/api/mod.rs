@@ -32,6 +32,7 @@ use self::client::{Endpoint, HttpClient, public_roots, read};
 use crate::{
     api::answer::{Answer, FailureClass},
     config,
+    record::TraceHeaders,
     secrets::{SigningKeys, WatchedFile, only_token},
 };
 
@@ -191,9 +192,9 @@ impl Api {
 
     /// POSTs `body` under `id`. The time-out of the configuration covers connecting, sending and
     /// the whole answer.
-    pub async fn post(&self, body: Bytes, id: &str, traceparent: Option<&str>) -> Answer {
+    pub async fn post(&self, body: Bytes, id: &str, trace: Option<&TraceHeaders>) -> Answer {
         let headers = HeaderMap::new();
-        self.post_with(body, id, traceparent, &headers).await
+        self.post_with(body, id, trace, &headers).await
     }
 
     /// The same with these `headers` beside those of every POST.
@@ -201,7 +202,7 @@ impl Api {
         &self,
         body: Bytes,
         id: &str,
-        traceparent: Option<&str>,
+        trace: Option<&TraceHeaders>,
         headers: &HeaderMap,
     ) -> Answer {
         let mut head = None;
@@ -231,9 +232,7 @@ impl Api {
             body.await.ok();
             Ok(())
         };
-        let exchange = self
-            .client
-            .post(&body, Some(id), traceparent, headers, finish);
+        let exchange = self.client.post(&body, Some(id), trace, headers, finish);
         let ended = timeout(self.timeout, exchange).await;
         match (head, ended) {
             (Some((status, retry_after)), _) => Answer::Status {

@@ -114,7 +114,7 @@ mod tests {
         Record {
             id: "a/1".into(),
             body: Bytes::from_static(br#"{ "a":1 }"#),
-            traceparent: None,
+            trace: None,
             origin: Some(Origin {
                 run: "node/1".into(),
                 at_us: 1_700_000_000_123_456,

@@ -15,7 +15,7 @@ fn record(number: u64) -> Record {
     Record {
         id: number.to_string().into(),
         body: Bytes::from_static(b"{}"),
-        traceparent: None,
+        trace: None,
         origin: Some(Origin {
             run: Arc::from("run"),
             at_us,

@@ -98,6 +98,8 @@ pub struct IngestState {
     /// Counts the answers, by status.
     pub ledger: Arc<Ledger>,
     pub tracer: Tracer,
+    /// `https` if the node speaks TLS here, as its traces say.
+    pub scheme: &'static str,
 }
 
 /// The receipt of one record.
@@ -172,8 +174,10 @@ async fn post(
     body: web::Payload,
 ) -> Result<HttpResponse, Problem> {
     let began = Instant::now();
-    let traceparent = || headers::traceparent(request.headers());
-    let mut trace = state.tracer.request(traceparent, || described(&request));
+    let client = || headers::trace(request.headers());
+    let mut trace = state
+        .tracer
+        .request(client, || described(&request, state.scheme));
     let answer = ingest(&state, &request, body, &mut trace).await;
     let status = match &answer {
         Ok(response) => response.status(),
@@ -185,13 +189,15 @@ async fn post(
 }
 
 /// The parts of a request that its trace names: scheme, path and route.
-fn described(request: &HttpRequest) -> (&'static str, &str, &'static str) {
-    let is_tls = request.app_config().secure();
+fn described<'r>(
+    request: &'r HttpRequest,
+    scheme: &'static str,
+) -> (&'static str, &'r str, &'static str) {
     let route = match request.match_info().get("lane") {
         Some(_) => "/{lane}",
         None => "/",
     };
-    (if is_tls { "https" } else { "http" }, request.path(), route)
+    (scheme, request.path(), route)
 }
 
 /// A request that was read: a single record is a batch of one.

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use prometheus_client::{encoding::EncodeLabelSet, metrics::exemplar::HistogramWithExemplars};
 
 use super::{BOUNDS_S, Latency, Quantiles};
-use crate::record::{Record, sampled_trace_id};
+use crate::record::{Record, TraceHeaders, sampled_trace_id};
 
 /// The trace that an exemplar leads to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -25,8 +25,8 @@ impl DeliveryTimes {
     /// `record` was delivered at `now_us`, `took` after it was accepted.
     pub(super) fn record(&mut self, record: &Record, took: Duration, now_us: u64) {
         self.times.record(took);
-        let traceparent = record.traceparent.as_deref();
-        let trace = traceparent.and_then(sampled_trace_id);
+        let trace = record.trace.as_ref().map(TraceHeaders::parent);
+        let trace = trace.and_then(sampled_trace_id);
         let exemplar = trace.map(|trace_id| TraceLabel {
             trace_id: trace_id.to_owned(),
         });

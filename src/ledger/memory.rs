@@ -211,7 +211,7 @@ mod tests {
         Record {
             id: Arc::from(number.to_string()),
             body: Bytes::from_static(b"{}"),
-            traceparent: None,
+            trace: None,
             origin: Some(Origin {
                 run: Arc::from("run"),
                 at_us: 1,

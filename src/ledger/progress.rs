@@ -49,7 +49,7 @@ mod tests {
         Record {
             id: id.into(),
             body: "{}".into(),
-            traceparent: None,
+            trace: None,
             origin: Some(Origin {
                 run: "run".into(),
                 at_us: unix_us() - age_us,

@@ -165,7 +165,7 @@ mod tests {
         Record {
             id: id.into(),
             body: Bytes::from_static(b"{}"),
-            traceparent: None,
+            trace: None,
             origin: Some(Origin {
                 run: "run".into(),
                 at_us: 1000,

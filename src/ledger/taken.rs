@@ -85,7 +85,7 @@ mod tests {
         Record {
             id: "a".into(),
             body: Bytes::from_static(b"{}"),
-            traceparent: None,
+            trace: None,
             origin: run.map(|run| Origin {
                 run: run.into(),
                 at_us: 1,

@@ -159,7 +159,7 @@ mod tests {
         let record = Record {
             id: id.into(),
             body: Bytes::from_static(b"{}"),
-            traceparent: None,
+            trace: None,
             origin: Some(Origin {
                 run: "other".into(),
                 at_us: 1,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use prost::Message;
 
-use crate::record::{Origin, Record};
+use crate::record::{Origin, Record, TraceHeaders};
 
 /// A record on disk.
 #[derive(Clone, PartialEq, Message)]
@@ -34,6 +34,9 @@ pub struct Entry {
     /// See [`Record::event`]. None of an entry of a version without events.
     #[prost(string, optional, tag = "9")]
     pub event: Option<String>,
+    /// None of an entry of a version without it.
+    #[prost(string, optional, tag = "10")]
+    pub tracestate: Option<String>,
 }
 
 /// The route of a record, as its rule was when the record was accepted.
@@ -94,10 +97,12 @@ pub struct DeathReason {
 
 impl Entry {
     pub fn new(record: &Record, reason: Option<DeathReason>) -> Self {
+        let trace = record.trace.as_ref();
         Self {
             id: record.id.as_ref().into(),
             body: record.body.clone(),
-            traceparent: record.traceparent.as_deref().map(Into::into),
+            traceparent: trace.map(|trace| trace.parent().into()),
+            tracestate: trace.and_then(TraceHeaders::state).map(Into::into),
             origin: record.origin.as_ref().map(Origin::to_text),
             reason,
             parked: None,
@@ -120,7 +125,10 @@ impl Entry {
         Record {
             id: self.id.as_str().into(),
             body: self.body.clone(),
-            traceparent: self.traceparent.as_deref().map(Into::into),
+            trace: self
+                .traceparent
+                .as_deref()
+                .and_then(|parent| TraceHeaders::read(parent, self.tracestate.as_deref())),
             origin: self.origin.as_deref().and_then(Origin::parse),
             api: self.api.as_deref().map(Into::into),
             event: self.event.as_deref().map(Into::into),

@@ -15,7 +15,7 @@ use tokio::{sync::OwnedSemaphorePermit, time::timeout};
 use super::*;
 use crate::{
     lane_id::LaneSet,
-    record::{Origin, Record},
+    record::{Origin, Record, TraceHeaders},
 };
 
 const NATS: LaneId = LaneId::Nats;
@@ -24,7 +24,10 @@ fn entry(id: &str) -> Entry {
     let record = Record {
         id: id.into(),
         body: Bytes::from_static(b"{\"a\":1}"),
-        traceparent: Some("00-1-2-03".into()),
+        trace: TraceHeaders::read(
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-03",
+            Some("congo=t61rcWkgMzE"),
+        ),
         origin: Some(Origin {
             run: "run".into(),
             at_us: 7,

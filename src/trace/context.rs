@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::record::is_traceparent;
+use crate::record::{KNOWN_FLAGS, TraceHeaders};
 
 /// The flag of a trace that is recorded.
 const SAMPLED: u8 = 1;
@@ -35,22 +35,19 @@ impl SpanContext {
         }
     }
 
-    /// Reads a `traceparent`.
-    pub fn parse(text: &str) -> Option<Self> {
-        if !is_traceparent(text) {
-            return None;
-        }
-        let mut fields = text.split('-').skip(1);
+    /// The context in these headers. Flags that this node does not know are not passed on.
+    pub fn of(headers: &TraceHeaders) -> Option<Self> {
+        let mut fields = headers.parent().split('-').skip(1);
         Some(Self {
             trace: u128::from_str_radix(fields.next()?, 16).ok()?,
             span: u64::from_str_radix(fields.next()?, 16).ok()?,
-            flags: u8::from_str_radix(fields.next()?, 16).ok()?,
+            flags: u8::from_str_radix(fields.next()?, 16).ok()? & KNOWN_FLAGS,
         })
     }
 
-    /// The context in a `traceparent` whose trace is recorded.
-    pub fn sampled(text: Option<&str>) -> Option<Self> {
-        Self::parse(text?).filter(|context| context.is_sampled())
+    /// The context in these headers, if its trace is recorded.
+    pub fn sampled(headers: Option<&TraceHeaders>) -> Option<Self> {
+        Self::of(headers?).filter(|context| context.is_sampled())
     }
 
     pub const fn is_sampled(self) -> bool {
@@ -75,18 +72,24 @@ fn new_span_id() -> u64 {
 mod tests {
     use super::*;
 
+    fn context(text: &str) -> SpanContext {
+        SpanContext::of(&TraceHeaders::read(text, None).unwrap()).unwrap()
+    }
+
     #[test]
     fn a_traceparent_reads_back_and_a_child_is_of_its_trace() {
         let text = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-03";
-        let parent = SpanContext::parse(text).unwrap();
+        let parent = context(text);
         assert_eq!(parent.to_string(), text);
         let child = parent.child(false);
         assert_eq!((child.trace, child.flags), (parent.trace, 2));
         assert_ne!(child.span, parent.span);
         let root = SpanContext::root(true);
-        assert_eq!(SpanContext::parse(&root.to_string()), Some(root));
+        assert_eq!(context(&root.to_string()), root);
         assert!(root.is_sampled() && !child.is_sampled());
-        assert_eq!(SpanContext::sampled(Some(&child.to_string())), None);
-        assert_eq!(SpanContext::parse("00-1-2-03"), None);
+        let unsampled = TraceHeaders::read(&child.to_string(), None);
+        assert_eq!(SpanContext::sampled(unsampled.as_ref()), None);
+        let later = context("01-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-ff");
+        assert_eq!(later.child(true).flags, 3);
     }
 }

@@ -17,7 +17,7 @@ use super::{
     destination::{Destination, Destinations, OWN_SYSTEM, server},
     settings::SpanLimits,
 };
-use crate::lane_id::LaneId;
+use crate::{lane_id::LaneId, record::TraceHeaders};
 
 /// The RPC of the gRPC lane.
 const CARRY: &str = "waypost.v1.Waypost/Carry";
@@ -29,6 +29,8 @@ const IS_REMOTE: u32 = 0x200;
 #[derive(Clone, Debug)]
 pub struct Span {
     pub context: SpanContext,
+    /// With the `tracestate` of its trace, if a client has sent one.
+    pub state: Option<TraceHeaders>,
     pub parent: Option<Parent>,
     /// The spans of the records that it is about, if there are several.
     pub links: Vec<SpanContext>,
@@ -217,6 +219,12 @@ impl Span {
         otlp::Span {
             trace_id: self.context.trace.to_be_bytes().into(),
             span_id: self.context.span.to_be_bytes().into(),
+            trace_state: self
+                .state
+                .as_ref()
+                .and_then(TraceHeaders::state)
+                .unwrap_or_default()
+                .into(),
             parent_span_id: parent.unwrap_or_default(),
             flags: u32::from(self.context.flags)
                 | HAS_IS_REMOTE

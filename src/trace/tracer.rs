@@ -4,7 +4,7 @@ use std::{
     borrow::Cow,
     cell::Cell,
     fmt, mem, slice,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
@@ -18,7 +18,7 @@ use crate::{
     api::answer::Answer,
     delivery::{Delivery, Receipt, Verdict},
     lane_id::LaneId,
-    record::Record,
+    record::{Record, TraceHeaders},
 };
 
 /// The bytes of a path that a span keeps: a client may send many long ones.
@@ -43,6 +43,8 @@ pub struct OpenSpan(Box<Under>);
 struct Under {
     on: Arc<On>,
     context: SpanContext,
+    /// The headers that the trace came with.
+    trace: Option<TraceHeaders>,
     parent: Option<Parent>,
     links: Vec<SpanContext>,
     began: Instant,
@@ -51,8 +53,22 @@ struct Under {
     work: Work,
     /// POSTs of its record.
     posts: Cell<u32>,
+    /// Of a process whose message may leave its broker before it ends.
+    moved: Option<MoveMark>,
     /// Nobody is told of it.
     is_void: bool,
+}
+
+/// Marks the end of a process: its message is settled, and its record is on disk. What goes on with
+/// the record is a process of its own. Clones are one.
+#[derive(Clone, Default)]
+pub struct MoveMark(Arc<OnceLock<Instant>>);
+
+impl MoveMark {
+    /// The message is settled now.
+    pub fn set(&self) {
+        self.0.set(Instant::now()).ok();
+    }
 }
 
 /// The trace of a client's request, if traces are on.
@@ -61,8 +77,8 @@ pub enum RequestTrace {
     /// The client's trace context goes on as it is.
     #[default]
     Untouched,
-    /// The client records its trace, and this node does not.
-    Unsampled(Arc<str>),
+    /// The client records its trace, and this node does not: its records get this `traceparent`.
+    Unsampled(String),
     Sampled {
         request: OpenSpan,
         /// One for each record.
@@ -79,17 +95,18 @@ impl Tracer {
     /// and route.
     pub fn request<'r>(
         &self,
-        traceparent: impl FnOnce() -> Option<&'r str>,
+        client: impl FnOnce() -> Option<TraceHeaders>,
         describe: impl FnOnce() -> (&'static str, &'r str, &'static str),
     ) -> RequestTrace {
         let Some(on) = &self.0 else {
             return RequestTrace::Untouched;
         };
-        let parent = traceparent().and_then(SpanContext::parse);
+        let client = client();
+        let parent = client.as_ref().and_then(SpanContext::of);
         let context = on.sampler.next(parent);
         if !context.is_sampled() {
             return if parent.is_some_and(SpanContext::is_sampled) {
-                RequestTrace::Unsampled(context.to_string().into())
+                RequestTrace::Unsampled(context.to_string())
             } else {
                 RequestTrace::Untouched
             };
@@ -103,6 +120,7 @@ impl Tracer {
         };
         let parent = parent.map(Parent::remote);
         let mut request = OpenSpan::new(on, context, parent, work);
+        request.0.trace = client;
         // Until it is answered.
         request.0.error = Some("client_closed".into());
         RequestTrace::Sampled {
@@ -153,13 +171,13 @@ impl LaneTracer {
         let mut adopted = None;
         if record.origin.is_none() {
             // Of another publisher: a trace may begin here.
-            let parent = record.traceparent.as_deref().and_then(SpanContext::parse);
+            let parent = record.trace.as_ref().and_then(SpanContext::of);
             let next = on.sampler.next(parent);
             if next.is_sampled() {
                 adopted = Some((next, parent));
             }
             if next.is_sampled() || parent.is_some_and(SpanContext::is_sampled) {
-                record.traceparent = Some(next.to_string().into());
+                record.trace = headers_at(record.trace.as_ref(), next);
             }
         }
         if let Some(mut span) = self.message(Operation::Receive, slice::from_ref(record)) {
@@ -185,7 +203,7 @@ impl LaneTracer {
         let (on, lane) = self.0.as_ref()?;
         let recorded = records.iter().filter_map(|record| {
             let record = record.as_ref();
-            let context = SpanContext::sampled(record.traceparent.as_deref())?;
+            let context = SpanContext::sampled(record.trace.as_ref())?;
             Some((context, &record.id))
         });
         let (contexts, ids): (Vec<_>, Vec<_>) = recorded.unzip();
@@ -197,8 +215,14 @@ impl LaneTracer {
             id: ids.first().filter(|_| !is_several).map(|id| Arc::clone(id)),
             bundle: is_several.then_some(records.len()),
         };
-        let is_any = !contexts.is_empty();
-        is_any.then(|| OpenSpan::about(on, contexts, is_several, work))
+        if contexts.is_empty() {
+            return None;
+        }
+        let mut span = OpenSpan::about(on, contexts, is_several, work);
+        if !is_several {
+            span.0.trace.clone_from(&records[0].as_ref().trace);
+        }
+        Some(span)
     }
 }
 
@@ -207,6 +231,7 @@ impl OpenSpan {
         Self(Box::new(Under {
             on: Arc::clone(on),
             context,
+            trace: None,
             parent,
             links: Vec::new(),
             began: Instant::now(),
@@ -214,6 +239,7 @@ impl OpenSpan {
             error: None,
             work,
             posts: Cell::new(0),
+            moved: None,
             is_void: false,
         }))
     }
@@ -239,12 +265,19 @@ impl OpenSpan {
             is_remote: false,
         };
         let context = self.0.context.child(true);
-        Self::new(&self.0.on, context, Some(parent), work)
+        let mut child = Self::new(&self.0.on, context, Some(parent), work);
+        child.0.trace.clone_from(&self.0.trace);
+        child
     }
 
-    /// The `traceparent` of what this span causes elsewhere.
-    pub fn traceparent(&self) -> String {
-        self.0.context.to_string()
+    /// The headers of what this span causes elsewhere.
+    pub fn headers(&self) -> Option<TraceHeaders> {
+        headers_at(self.0.trace.as_ref(), self.0.context)
+    }
+
+    /// The mark by which the message of this process leaves its broker.
+    pub fn move_mark(&mut self) -> MoveMark {
+        self.0.moved.get_or_insert_default().clone()
     }
 
     /// A POST to the API at `url` of `records`, those of the processes `of` among them.
@@ -277,34 +310,66 @@ impl OpenSpan {
         };
     }
 
-    /// Ends a process: its record is delivered.
-    pub fn succeeded(mut self) {
-        self.0.error = None;
+    /// Ends the process of a record on disk, which no broker has.
+    pub fn ended(mut self, verdict: Verdict) {
+        self.0.error = match verdict {
+            Verdict::Ack => None,
+            Verdict::RetryAfter(_) => Some("retry_later".into()),
+            Verdict::Reject => Some("dead_letter".into()),
+            Verdict::Unsettled => return,
+        };
     }
 
-    /// Ends a process, and begins the span of its settlement.
-    pub fn settle(mut self, verdict: Verdict) -> Option<Self> {
-        let (operation, error) = match verdict {
-            Verdict::Ack => (Operation::Ack, None),
-            Verdict::RetryAfter(_) => (Operation::Nack, Some("retry_later")),
-            Verdict::Reject => (Operation::Reject, Some("dead_letter")),
+    /// Ends a process, and begins the span of its settlement. One whose message was settled before
+    /// has ended then.
+    pub fn settle(self, verdict: Verdict) -> Option<Self> {
+        let operation = match verdict {
+            Verdict::Ack => Operation::Ack,
+            Verdict::RetryAfter(_) => Operation::Nack,
+            Verdict::Reject => Operation::Reject,
             Verdict::Unsettled => return None,
         };
-        self.0.error = error.map(Into::into);
+        if self.moved_at().is_some() {
+            return None;
+        }
+        let settling = self.settlement(operation);
+        self.ended(verdict);
+        Some(settling)
+    }
+
+    fn settlement(&self, operation: Operation) -> Self {
         let mut work = self.0.work.clone();
         if let Work::Message { operation: of, .. } = &mut work {
             *of = operation;
         }
-        Some(self.child(work))
+        self.child(work)
+    }
+
+    fn moved_at(&self) -> Option<Instant> {
+        self.0.moved.as_ref()?.0.get().copied()
+    }
+}
+
+/// The headers at a span: those that its trace came with, or new ones.
+fn headers_at(trace: Option<&TraceHeaders>, context: SpanContext) -> Option<TraceHeaders> {
+    let parent = context.to_string();
+    match trace {
+        Some(trace) => Some(trace.at(&parent)),
+        None => TraceHeaders::read(&parent, None),
     }
 }
 
 impl Drop for OpenSpan {
     fn drop(&mut self) {
-        let under = &mut *self.0;
-        if under.is_void {
+        if self.0.is_void {
             return;
         }
+        if let Some(at) = self.moved_at() {
+            let mut ack = self.settlement(Operation::Ack);
+            (ack.0.began, ack.0.ended) = (at, Some(at));
+            (self.0.error, self.0.ended) = (None, Some(at));
+        }
+        let under = &mut *self.0;
         let work = Work::Post {
             url: Arc::default(),
             status: 0,
@@ -312,6 +377,7 @@ impl Drop for OpenSpan {
         };
         under.on.queue.add(Span {
             context: under.context,
+            state: under.trace.take(),
             parent: under.parent,
             links: mem::take(&mut under.links),
             began: under.began,
@@ -330,10 +396,10 @@ impl fmt::Debug for OpenSpan {
 
 impl RequestTrace {
     /// The trace context of the next record of the request, which brings `client`.
-    pub fn record(&mut self, id: &Arc<str>, client: Option<&Arc<str>>) -> Option<Arc<str>> {
+    pub fn record(&mut self, id: &Arc<str>, client: Option<&TraceHeaders>) -> Option<TraceHeaders> {
         match self {
             Self::Untouched => client.cloned(),
-            Self::Unsampled(context) => Some(Arc::clone(context)),
+            Self::Unsampled(parent) => client.map(|client| client.at(parent)),
             Self::Sampled { request, creates } => {
                 let mut create = request.child(Work::Message {
                     operation: Operation::Create,
@@ -342,9 +408,9 @@ impl RequestTrace {
                     bundle: None,
                 });
                 create.0.ended = Some(Instant::now());
-                let context = create.traceparent();
+                let headers = create.headers();
                 creates.push(create);
-                Some(context.into())
+                headers
             }
         }
     }
@@ -392,6 +458,12 @@ mod tests {
 
     const CONTEXT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
+    const STATE: &str = "congo=t61rcWkgMzE";
+
+    fn headers(parent: Option<&str>) -> Option<TraceHeaders> {
+        TraceHeaders::read(parent?, Some(STATE))
+    }
+
     fn tracer(sampler: &str) -> (Tracer, Arc<SpanQueue>) {
         let queue = Arc::new(SpanQueue::new(100, 100));
         let sampler = Sampler::named(sampler, 1.0).unwrap();
@@ -403,7 +475,7 @@ mod tests {
             record: Record {
                 id: "1".into(),
                 body: Bytes::from_static(b"{}"),
-                traceparent: traceparent.map(Into::into),
+                trace: traceparent.and_then(|parent| TraceHeaders::read(parent, Some(STATE))),
                 origin: is_ours.then(|| Origin::now("run".into())),
                 api: None,
                 event: None,
@@ -430,15 +502,17 @@ mod tests {
             let (tracer, queue) = tracer(sampler);
             let mut delivery = delivery(context, is_ours);
             tracer.lane(LaneId::Nats).received_one(&mut delivery);
-            let traceparent = delivery.record.traceparent.clone();
+            let traceparent = delivery.record.trace.clone();
+            let traceparent = traceparent.as_ref().map(TraceHeaders::parent);
             delivery.ack();
             let told = queue.take(true);
             assert_eq!(told.len(), spans, "{sampler} {context:?} {is_ours}");
             let Some(receive) = told.first() else {
-                assert_ne!(traceparent.as_deref(), Some(CONTEXT));
+                assert_ne!(traceparent, Some(CONTEXT));
                 continue;
             };
-            let parent = context.and_then(SpanContext::parse);
+            let parent = headers(context);
+            let parent = parent.as_ref().and_then(SpanContext::of);
             assert_eq!(
                 receive.parent.map(|parent| parent.span),
                 parent.map(|parent| parent.span)
@@ -476,7 +550,7 @@ mod tests {
     #[test]
     fn a_request_whose_client_goes_away_is_told_as_that() {
         let (tracer, queue) = tracer("always_on");
-        let trace = tracer.request(|| Some(CONTEXT), || ("http", "/", "/"));
+        let trace = tracer.request(|| headers(Some(CONTEXT)), || ("http", "/", "/"));
         drop(trace);
         let told = queue.take(true);
         assert_eq!(told[0].error.as_deref(), Some("client_closed"));
@@ -491,5 +565,104 @@ mod tests {
         let told = queue.take(true);
         assert_eq!(told.len(), 2);
         assert_eq!(told[1].error.as_deref(), Some("not_settled"));
+    }
+
+    #[test]
+    fn the_state_of_a_trace_goes_along_and_not_into_another_trace() {
+        let (tracer, queue) = tracer("parentbased_always_on");
+        let client = headers(Some(CONTEXT));
+        let mut trace = tracer.request(|| headers(Some(CONTEXT)), || ("http", "/", "/"));
+        let first = trace.record(&"1".into(), client.as_ref());
+        trace.answered(202);
+        assert_eq!(first.as_ref().and_then(TraceHeaders::state), Some(STATE));
+        assert_ne!(first.as_ref().map(TraceHeaders::parent), Some(CONTEXT));
+        let mut delivery = delivery(Some(CONTEXT), true);
+        tracer.lane(LaneId::Nats).received_one(&mut delivery);
+        let process = delivery.span.as_ref().expect("a span");
+        let url = Arc::from("http://api/");
+        let alone = OpenSpan::post(&[process], 1, &url).expect("a span");
+        let sent = alone.headers().expect("headers");
+        assert_eq!(sent.state(), Some(STATE));
+        let several = OpenSpan::post(&[process], 2, &url).expect("a span");
+        let sent = several.headers().expect("headers");
+        assert_eq!(sent.state(), None);
+        drop((alone, several));
+        delivery.ack();
+        for span in queue.take(true) {
+            let state = span.state.as_ref().and_then(TraceHeaders::state);
+            let expected = span.links.is_empty().then_some(STATE);
+            assert_eq!(state, expected, "{span:?}");
+        }
+        let none = [
+            ("always_off", Some(STATE)),
+            ("parentbased_always_off", Some(STATE)),
+        ];
+        for (sampler, expected) in none {
+            let (tracer, _) = self::tracer(sampler);
+            let mut trace = tracer.request(|| headers(Some(CONTEXT)), || ("http", "/", "/"));
+            let record = trace.record(&"1".into(), client.as_ref());
+            assert_eq!(record.as_ref().and_then(TraceHeaders::state), expected);
+        }
+    }
+
+    /// The operation and error of each span, with its times.
+    fn told(queue: &SpanQueue) -> Vec<(Operation, Option<String>, Instant, Instant)> {
+        let spans = queue.take(true).into_iter();
+        let operations = spans.map(|span| {
+            let Work::Message { operation, .. } = span.work else {
+                panic!("{span:?}");
+            };
+            let error = span.error.map(Cow::into_owned);
+            (operation, error, span.began, span.ended)
+        });
+        operations.collect()
+    }
+
+    #[test]
+    fn a_process_ends_when_its_message_moves_to_disk_whatever_comes_after() {
+        for verdict in [Some(Verdict::Ack), Some(Verdict::Reject), None] {
+            let (tracer, queue) = tracer("always_on");
+            let mut delivery = delivery(Some(CONTEXT), true);
+            tracer.lane(LaneId::Nats).received_one(&mut delivery);
+            drop(queue.take(true));
+            let mark = delivery.span.as_mut().expect("a span").move_mark();
+            let before = Instant::now();
+            mark.set();
+            let after = Instant::now();
+            // The POST goes on.
+            std::thread::sleep(Duration::from_millis(2));
+            match verdict {
+                Some(Verdict::Ack) => delivery.ack(),
+                Some(_) => delivery.reject(),
+                None => drop(delivery),
+            }
+            let told = told(&queue);
+            let operations: Vec<_> = told.iter().map(|(operation, ..)| *operation).collect();
+            assert_eq!(operations, [Operation::Ack, Operation::Process]);
+            for (operation, error, _, ended) in told {
+                assert_eq!(error, None, "{operation:?}");
+                assert!((before..=after).contains(&ended), "{operation:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_record_on_disk_is_processed_and_has_no_message_to_settle() {
+        for (verdict, expected) in [
+            (Verdict::Ack, None),
+            (Verdict::Reject, Some("dead_letter")),
+            (Verdict::RetryAfter(Duration::ZERO), Some("retry_later")),
+            (Verdict::Unsettled, Some("not_settled")),
+        ] {
+            let (tracer, queue) = tracer("always_on");
+            let record = delivery(Some(CONTEXT), true).record;
+            let span = tracer.lane(LaneId::Nats).process(&record).expect("a span");
+            span.ended(verdict);
+            let told = told(&queue);
+            let [(Operation::Process, error, ..)] = &told[..] else {
+                panic!("{told:?}");
+            };
+            assert_eq!(error.as_deref(), expected);
+        }
     }
 }

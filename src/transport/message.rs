@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use crate::{
     cloud_events::may_be_event,
     delivery::{Acker, Delivery, Verdict},
-    record::{Origin, Record, is_traceparent, is_visible_ascii},
+    record::{Origin, Record, TraceHeaders, is_visible_ascii},
 };
 
 /// Names of the headers.
@@ -24,6 +24,7 @@ pub mod header {
     pub const BUNDLE: &str = "Waypost-Bundle";
     /// W3C Trace Context.
     pub const TRACEPARENT: &str = "traceparent";
+    pub const TRACESTATE: &str = "tracestate";
 }
 
 /// A message on its way through a system. Clones share the bytes.
@@ -40,7 +41,7 @@ pub struct Headers {
     /// The system may drop a message whose id it has stored before.
     pub id: Arc<str>,
     pub origin: Option<Origin>,
-    pub traceparent: Option<Arc<str>>,
+    pub trace: Option<TraceHeaders>,
     /// See [`Record::api`]. A bundle has it in its records.
     pub api: Option<Arc<str>>,
     /// See [`Record::event`]. A bundle has it in its records.
@@ -53,13 +54,16 @@ impl Headers {
     /// The name and value of each header.
     pub fn pairs(&self) -> impl Iterator<Item = (&'static str, Cow<'_, str>)> {
         let origin = self.origin.as_ref().map(|origin| origin.to_text().into());
-        let traceparent = self.traceparent.as_deref().map(Cow::from);
+        let trace = self.trace.as_ref();
+        let traceparent = trace.map(|trace| trace.parent().into());
+        let tracestate = trace.and_then(TraceHeaders::state).map(Cow::from);
         let api = self.api.as_deref().map(Cow::from);
         let event = self.event.as_deref().map(Cow::from);
         let bundle = self.bundle.map(|count| count.to_string().into());
         let optional = [
             (header::ORIGIN, origin),
             (header::TRACEPARENT, traceparent),
+            (header::TRACESTATE, tracestate),
             (header::API, api),
             (header::EVENT, event),
             (header::BUNDLE, bundle),
@@ -82,9 +86,8 @@ impl Headers {
         Self {
             id: visible(header::ID).map_or_else(other_id, Arc::from),
             origin: visible(header::ORIGIN).and_then(Origin::parse),
-            traceparent: header(header::TRACEPARENT)
-                .filter(|text| is_traceparent(text))
-                .map(Arc::from),
+            trace: header(header::TRACEPARENT)
+                .and_then(|parent| TraceHeaders::read(parent, header(header::TRACESTATE))),
             api: visible(header::API).map(Arc::from),
             event: header(header::EVENT)
                 .filter(|text| may_be_event(text))
@@ -99,7 +102,7 @@ impl From<&Record> for Message {
         let headers = Headers {
             id: Arc::clone(&record.id),
             origin: record.origin.clone(),
-            traceparent: record.traceparent.clone(),
+            trace: record.trace.clone(),
             api: record.api.clone(),
             event: record.event.clone(),
             bundle: None,
@@ -116,7 +119,7 @@ impl From<Message> for Record {
         Self {
             id: headers.id,
             body,
-            traceparent: headers.traceparent,
+            trace: headers.trace,
             origin: headers.origin,
             api: headers.api,
             event: headers.event,
@@ -194,14 +197,17 @@ mod tests {
                 run: "node-1/7".into(),
                 at_us: 1_700_000_000_000_000,
             }),
-            traceparent: Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".into()),
+            trace: TraceHeaders::read(
+                "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+                Some("congo=t61rcWkgMzE"),
+            ),
             api: Some("billing".into()),
             event: Some("id=1&note=a%26b&source=/&specversion=1.0&type=t".into()),
             bundle: Some(128),
         };
         let bare = Headers {
             origin: None,
-            traceparent: None,
+            trace: None,
             api: None,
             event: None,
             bundle: None,
@@ -223,6 +229,7 @@ mod tests {
             let headers = read(&[
                 (header::ID, unusable),
                 (header::TRACEPARENT, "00-1-2-01"),
+                (header::TRACESTATE, "congo=1"),
                 (header::ORIGIN, "nonsense"),
                 (header::BUNDLE, "many"),
             ]);

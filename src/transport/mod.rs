@@ -53,7 +53,11 @@ pub use self::{
     message::{Headers, Incoming, Message, header},
     remedy::Remedy,
 };
-use crate::{lane_id::LaneId, proto, record::Origin};
+use crate::{
+    lane_id::LaneId,
+    proto,
+    record::{Origin, TraceHeaders},
+};
 
 /// How long [`connect`] may take, declarations included.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -296,12 +300,14 @@ pub async fn publish_each(
 
 impl From<&Message> for proto::Record {
     fn from(Message { headers, body }: &Message) -> Self {
-        let traceparent = headers.traceparent.as_deref().unwrap_or_default();
+        let trace = headers.trace.as_ref();
+        let state = trace.and_then(TraceHeaders::state);
         let origin = headers.origin.as_ref().map(Origin::to_text);
         Self {
             id: headers.id.to_string(),
             body: body.clone(),
-            traceparent: traceparent.to_owned(),
+            traceparent: trace.map_or("", TraceHeaders::parent).to_owned(),
+            tracestate: state.unwrap_or_default().to_owned(),
             origin: origin.unwrap_or_default(),
             api: headers.api.as_deref().unwrap_or_default().to_owned(),
             event: headers.event.as_deref().unwrap_or_default().to_owned(),

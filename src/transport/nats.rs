@@ -428,6 +428,7 @@ fn message(stored: &jetstream::Message) -> Message {
             header::EVENT,
             header::BUNDLE,
             header::TRACEPARENT,
+            header::TRACESTATE,
         ];
         let name = names.into_iter().find(|known| *known == name)?;
         header(HeaderName::from_static(name))
@@ -443,14 +444,17 @@ mod tests {
     use prost::Message as _;
 
     use super::*;
-    use crate::{proto, record::Origin};
+    use crate::{
+        proto,
+        record::{Origin, TraceHeaders},
+    };
 
     #[test]
-    fn a_message_whose_id_or_trace_context_cannot_be_a_header_is_not_published() {
+    fn a_message_whose_id_or_api_cannot_be_a_header_is_not_published() {
         let good = Headers {
             id: "a/0".into(),
             origin: None,
-            traceparent: None,
+            trace: None,
             bundle: None,
             api: None,
             event: None,
@@ -460,16 +464,11 @@ mod tests {
             id: id.into(),
             ..good.clone()
         };
-        let with_traceparent = Headers {
-            traceparent: Some("a\nb".into()),
+        let with_api = Headers {
+            api: Some("a\nb".into()),
             ..good.clone()
         };
-        for bad in [
-            with_id(""),
-            with_id("a\r\nb"),
-            with_id("ñ"),
-            with_traceparent,
-        ] {
+        for bad in [with_id(""), with_id("a\r\nb"), with_id("ñ"), with_api] {
             let refused = headers(&bad, "1");
             assert!(
                 matches!(refused, Err(TransportError::Publish(_))),
@@ -483,7 +482,15 @@ mod tests {
         let record = Record {
             id: "k".repeat(300).into(),
             body: Bytes::from_static(b"{}"),
-            traceparent: Some("t".repeat(255).into()),
+            trace: TraceHeaders::read(
+                &("01-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-".to_owned()
+                    + &"t".repeat(199)),
+                Some(
+                    &["a", "b"]
+                        .map(|key| key.to_owned() + "=" + &"v".repeat(253))
+                        .join(","),
+                ),
+            ),
             origin: Some(Origin {
                 run: Record::new_id(),
                 at_us: u64::MAX,

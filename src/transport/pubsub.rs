@@ -425,7 +425,7 @@ mod tests {
             headers: Headers {
                 id: "17".into(),
                 origin: None,
-                traceparent: None,
+                trace: None,
                 bundle: None,
                 api: None,
                 event: None,
@@ -444,7 +444,7 @@ mod tests {
                 headers: Headers {
                     id: "1".into(),
                     origin: None,
-                    traceparent: None,
+                    trace: None,
                     bundle: None,
                     api: None,
                     event: Some("e".repeat(length).into()),

@@ -41,7 +41,7 @@ use super::{
     Backlog, BrokerInfo, CLOSE_TIMEOUT, Durability, Incoming, Inspection, Message, Remedy,
     Transport, TransportError, UNSETTLED_MAX, lost::Lost,
 };
-use crate::{config, lane_id::LaneId};
+use crate::{config, lane_id::LaneId, record::TraceHeaders};
 
 /// A publish without a confirm fails after this. Callers with a shorter time-out fail earlier.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(10);
@@ -258,9 +258,9 @@ impl RabbitMq {
     fn fits(&self, message: &Message) -> bool {
         let headers = &message.headers;
         let origin = headers.origin.as_ref().map_or(0, |origin| origin.run.len());
-        let traceparent = headers.traceparent.as_ref().map_or(0, |text| text.len());
+        let trace = headers.trace.as_ref().map_or(0, TraceHeaders::size);
         let event = headers.event.as_ref().map_or(0, |text| text.len());
-        let length = headers.id.len() + origin + traceparent + event;
+        let length = headers.id.len() + origin + trace + event;
         length + PROPERTIES_ROOM <= self.publish.frame_max()
     }
 

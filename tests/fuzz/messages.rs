@@ -12,7 +12,7 @@ use waypost::{
     actors::lane::bundle::{BundleSize, Packed, SettledRecords, Unbundler},
     delivery::Verdict,
     proto,
-    record::{Origin, Record, Tag, is_visible_ascii},
+    record::{Origin, Record, Tag, TraceHeaders, is_visible_ascii},
     transport::{Headers, Incoming, Message},
 };
 
@@ -29,9 +29,14 @@ fn origin() -> impl Strategy<Value = Origin> {
     })
 }
 
-fn trace() -> impl Strategy<Value = Arc<str>> {
-    let trace = string_regex("00-[1-9a-f][0-9a-f]{31}-[1-9a-f][0-9a-f]{15}-0[01]");
-    trace.expect("an expression").prop_map(Into::into)
+fn trace() -> impl Strategy<Value = TraceHeaders> {
+    let parent = string_regex("00-[1-9a-f][0-9a-f]{31}-[1-9a-f][0-9a-f]{15}-0[0-3]");
+    let state = string_regex("[a-z][a-z0-9]{0,9}=[!-+\\--<>-~]{1,40}").expect("an expression");
+    let both = (parent.expect("an expression"), proptest::option::of(state));
+    both.prop_map(|(parent, state)| {
+        let read = TraceHeaders::read(&parent, state.as_deref());
+        read.expect("a valid context")
+    })
 }
 
 fn body() -> impl Strategy<Value = Vec<u8>> {
@@ -49,15 +54,13 @@ fn record() -> impl Strategy<Value = Record> {
         proptest::option::of(visible(10)),
     );
     let own = (visible(40), body());
-    (own, optional, any::<bool>()).prop_map(|((id, body), (traceparent, origin, api), is_event)| {
-        Record {
-            id: id.into(),
-            body: body.into(),
-            traceparent,
-            origin,
-            api: api.map(Into::into),
-            event: is_event.then(|| "id=1&source=/&specversion=1.0&type=t".into()),
-        }
+    (own, optional, any::<bool>()).prop_map(|((id, body), (trace, origin, api), is_event)| Record {
+        id: id.into(),
+        body: body.into(),
+        trace,
+        origin,
+        api: api.map(Into::into),
+        event: is_event.then(|| "id=1&source=/&specversion=1.0&type=t".into()),
     })
 }
 
@@ -106,13 +109,14 @@ fn check_bundles(records: &[Record], most: usize, largest: usize) {
 
 /// A message of any publisher comes out as records that can be POSTed.
 fn check_foreign(body: Vec<u8>, headers: &[(usize, String)]) {
-    const NAMES: [&str; 6] = [
+    const NAMES: [&str; 7] = [
         "Waypost-Id",
         "Waypost-Origin",
         "Waypost-Api",
         "Waypost-Event",
         "Waypost-Bundle",
         "traceparent",
+        "tracestate",
     ];
     let header = |name: &str| {
         let found = headers.iter().find(|(at, _)| NAMES[*at] == name)?;
@@ -130,13 +134,21 @@ fn check_foreign(body: Vec<u8>, headers: &[(usize, String)]) {
     for delivery in deliveries {
         let Record {
             id,
-            traceparent,
+            trace,
             api,
             event,
             body,
             ..
         } = &delivery.record;
-        for text in [Some(id), traceparent.as_ref(), api.as_ref(), event.as_ref()]
+        if let Some(trace) = trace {
+            assert!(is_visible_ascii(trace.parent()), "{trace:?}");
+            let state = trace.state().unwrap_or_default();
+            assert!(
+                state.bytes().all(|byte| matches!(byte, b' '..=b'~')),
+                "{trace:?}"
+            );
+        }
+        for text in [Some(id), api.as_ref(), event.as_ref()]
             .into_iter()
             .flatten()
         {
@@ -193,8 +205,8 @@ proptest! {
     #[test]
     fn a_message_of_anyone_is_records_that_can_be_posted(
         body in wire(),
-        headers in vec((0..6_usize, prop_oneof![
-            visible(30), "[1-3]", "[0-9]{1,4}", "[a-z]{1,3}/[0-9]{1,22}", any::<String>(), trace().prop_map(|trace| trace.to_string()),
+        headers in vec((0..7_usize, prop_oneof![
+            visible(30), "[1-3]", "[0-9]{1,4}", "[a-z]{1,3}/[0-9]{1,22}", any::<String>(), trace().prop_map(|trace| trace.parent().to_owned()), "[a-z]=[0-9]",
         ]), 0..6),
     ) {
         check_foreign(body, &headers);

@@ -422,7 +422,7 @@ impl Node {
         Record {
             id: id(number),
             body: body(number),
-            traceparent: None,
+            trace: None,
             origin,
             api: None,
             event: None,

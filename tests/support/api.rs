@@ -25,6 +25,7 @@ pub struct Post {
     /// `Content-Encoding`.
     pub encoding: Option<String>,
     pub traceparent: Option<String>,
+    pub tracestate: Option<String>,
     pub authorization: Option<String>,
     /// `webhook-id`, `webhook-timestamp` and `webhook-signature`.
     pub webhook: [Option<String>; 3],
@@ -227,6 +228,7 @@ impl Post {
             content_type: header("Content-Type"),
             encoding: header("Content-Encoding"),
             traceparent: header("traceparent"),
+            tracestate: header("tracestate"),
             authorization: header("Authorization"),
             webhook: ["id", "timestamp", "signature"]
                 .map(|part| header(&format!("webhook-{part}"))),

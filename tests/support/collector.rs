@@ -26,6 +26,10 @@ pub struct SeenSpan {
     /// Trace and span of each.
     pub links: Vec<(String, String)>,
     pub is_error: bool,
+    /// `tracestate`
+    pub state: String,
+    pub began: u64,
+    pub ended: u64,
 }
 
 pub struct Collector(pub Api);
@@ -121,6 +125,9 @@ impl SeenSpan {
                 .map(|link| (hex(&link.trace_id), hex(&link.span_id)))
                 .collect(),
             is_error: span.status.is_some(),
+            state: span.trace_state.clone(),
+            began: span.start_time_unix_nano,
+            ended: span.end_time_unix_nano,
         }
     }
 

@@ -17,7 +17,7 @@ use waypost::{
     breaker::ApiBreakers,
     config,
     proto::{self, waypost_client::WaypostClient},
-    record::{Origin, Record, Schema},
+    record::{Origin, Record, Schema, TraceHeaders},
     tap::Tap,
     transport::{
         Transport as _,
@@ -98,9 +98,10 @@ pub fn record(id: &str) -> Record {
     Record {
         id: Arc::from(id),
         body: Bytes::from(format!(r#"{{"id":"{id}"}}"#)),
-        traceparent: Some(Arc::from(
+        trace: TraceHeaders::read(
             "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
-        )),
+            None,
+        ),
         origin: Some(Origin {
             run: Arc::from("node-a/1"),
             at_us: 17,

@@ -26,7 +26,7 @@ use crate::{
     api::{Limits, content::PostForm},
     config::CONCURRENCY_MAX,
     delivery::Delivery,
-    record::{Record, Tag},
+    record::{Record, Tag, TraceHeaders},
     spool::DeathReason,
 };
 
@@ -221,7 +221,7 @@ impl Poster {
             headers: self.params.api.form.batch_headers(),
             records: batch.len(),
             key: &key,
-            traceparent: common_traceparent(&batch),
+            trace: common_trace(&batch),
             spans: spans.collect(),
         };
         let limits = self.limits(&batch)?;
@@ -340,10 +340,10 @@ impl Poster {
 }
 
 /// The trace context of a batch, if all of its records have the same: a request has only one.
-fn common_traceparent(batch: &[QueuedDelivery]) -> Option<&str> {
+fn common_trace(batch: &[QueuedDelivery]) -> Option<&TraceHeaders> {
     let mut all = batch
         .iter()
-        .map(|queued| queued.delivery.record.traceparent.as_deref());
+        .map(|queued| queued.delivery.record.trace.as_ref());
     let first = all.next()??;
     all.all(|other| other == Some(first)).then_some(first)
 }
@@ -413,7 +413,7 @@ mod tests {
             let record = Record {
                 id: id.into(),
                 body: Bytes::from_static(body.as_bytes()),
-                traceparent: None,
+                trace: None,
                 origin: None,
                 api: None,
                 event: None,

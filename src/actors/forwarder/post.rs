@@ -33,7 +33,7 @@ use crate::{
     delivery::{Delivery, HeldEntry},
     lane_id::LaneId,
     ledger::Ledger,
-    record::{Record, Tag},
+    record::{Record, Tag, TraceHeaders},
     routing::scores::Scores,
     spool::DeathReason,
     tap::Tap,
@@ -84,7 +84,7 @@ pub struct Payload<'a> {
     /// Records in the body.
     pub records: usize,
     pub key: &'a str,
-    pub traceparent: Option<&'a str>,
+    pub trace: Option<&'a TraceHeaders>,
     /// The spans of the records whose traces are recorded.
     pub spans: Vec<&'a OpenSpan>,
 }
@@ -148,7 +148,7 @@ impl Poster {
             headers: content.headers,
             records: 1,
             key: &record.id,
-            traceparent: record.traceparent.as_deref(),
+            trace: record.trace.as_ref(),
             spans: delivery.span.iter().collect(),
         };
         let limits = RetryLimits {
@@ -467,16 +467,16 @@ pub async fn post(
     let body = payload.body.clone();
     let Payload {
         key,
-        traceparent,
+        trace,
         headers,
         records,
         spans,
         ..
     } = payload;
     let span = OpenSpan::post(spans, *records, &api.url);
-    let own = span.as_ref().map(OpenSpan::traceparent);
-    let traceparent = own.as_deref().or(*traceparent);
-    let answer = client.post_with(body, key, traceparent, headers).await;
+    let own = span.as_ref().and_then(OpenSpan::headers);
+    let trace = own.as_ref().or(*trace);
+    let answer = client.post_with(body, key, trace, headers).await;
     if let Some(span) = span {
         span.answered(&answer);
     }

@@ -27,7 +27,7 @@ use crate::{
     delivery::{Acker, Delivery, Verdict},
     proto,
     recent::{FingerprintMap, Hasher128},
-    record::{self, Origin, Record, is_traceparent, is_visible_ascii},
+    record::{self, Origin, Record, TraceHeaders, is_visible_ascii},
     trace::LaneTracer,
     transport::{Headers, Incoming, Message},
 };
@@ -125,7 +125,7 @@ fn groups(records: &[impl AsRef<Record>], max: BundleSize) -> impl Iterator<Item
 fn size(record: &Record) -> usize {
     record.id.len()
         + record.body.len()
-        + record.traceparent.as_ref().map_or(0, |text| text.len())
+        + record.trace.as_ref().map_or(0, TraceHeaders::size)
         + record.api.as_ref().map_or(0, |name| name.len())
         + record.event.as_ref().map_or(0, |text| text.len())
         + OVERHEAD
@@ -152,7 +152,7 @@ fn bundle(records: &[impl AsRef<Record>]) -> Message {
         headers: Headers {
             id: id.into(),
             origin: None,
-            traceparent: None,
+            trace: None,
             api: None,
             event: None,
             bundle: Some(records.len()),
@@ -179,9 +179,7 @@ fn unpack_record(packed: proto::Record) -> Option<Record> {
     is_visible_ascii(&packed.id).then(|| Record {
         id: packed.id.into(),
         body: packed.body,
-        traceparent: Some(packed.traceparent)
-            .filter(|text| is_traceparent(text))
-            .map(Into::into),
+        trace: TraceHeaders::read(&packed.traceparent, Some(&packed.tracestate)),
         origin: Origin::parse(&packed.origin),
         api: Some(packed.api)
             .filter(|name| is_visible_ascii(name))
@@ -418,7 +416,7 @@ mod tests {
         Record {
             id: format!("id/{at}").into(),
             body: vec![b'x'; body].into(),
-            traceparent: at.is_multiple_of(2).then(|| TRACE.into()),
+            trace: TraceHeaders::read(TRACE, None).filter(|_| at.is_multiple_of(2)),
             origin: Some(Origin {
                 run: "node/1".into(),
                 at_us: 7,

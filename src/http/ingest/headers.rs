@@ -2,11 +2,11 @@
 
 use std::{borrow::Cow, sync::Arc};
 
-use actix_web::http::header::HeaderMap;
+use actix_web::http::header::{HeaderMap, HeaderValue};
 
 use crate::{
     http::problem::{Problem, ProblemKind},
-    record::{is_traceparent, is_visible_ascii},
+    record::{TraceHeaders, is_visible_ascii},
 };
 
 /// The most characters of an Idempotency-Key.
@@ -69,10 +69,12 @@ fn unquoted(text: &str) -> Option<Cow<'_, str>> {
 }
 
 /// The trace context. The record is taken without one if it is malformed or given twice (W3C Trace
-/// Context, 3.2.1 and 4.3).
-pub(super) fn traceparent(headers: &HeaderMap) -> Option<&str> {
-    let text = only_line(headers, "traceparent").ok()??;
-    is_traceparent(text).then_some(text)
+/// Context, 3.2.1 and 4.3). A `tracestate` may have several lines, which are one list.
+pub(super) fn trace(headers: &HeaderMap) -> Option<TraceHeaders> {
+    let parent = only_line(headers, "traceparent").ok()??;
+    let state = headers.get_all("tracestate").map(HeaderValue::to_str);
+    let state = state.collect::<Result<Vec<_>, _>>().unwrap_or_default();
+    TraceHeaders::read(parent, Some(&state.join(",")))
 }
 
 /// The text of the header that `name` names, if there is one.

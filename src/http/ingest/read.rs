@@ -9,7 +9,7 @@ use super::{
     IngestState, KeySource, Request, SignedForm,
     body::Coding,
     content::{Content, EVENT_PREFIX},
-    headers::{request_key, traceparent},
+    headers::{self, request_key},
     refusal::too_large,
 };
 use crate::{
@@ -48,7 +48,7 @@ impl IngestState {
             return Err(no_key());
         }
         self.body.check_length(headers)?;
-        let traceparent = traceparent(headers).map(Arc::from);
+        let client_trace = headers::trace(headers);
         let origin = Some(Origin::now(Arc::clone(&self.run)));
         let body = self.body.read(body, coding).await?;
         if let Some(signed) = &signed {
@@ -102,7 +102,7 @@ impl IngestState {
                 ..routes.assign(&id, &values, header)
             };
             let record = Record {
-                traceparent: trace.record(&id, traceparent.as_ref()),
+                trace: trace.record(&id, client_trace.as_ref()),
                 id,
                 body,
                 origin: origin.clone(),

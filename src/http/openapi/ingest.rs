@@ -176,6 +176,12 @@ impl IngestSide<'_> {
                 "description": "W3C Trace Context. One that is malformed is left out.",
                 "schema": text,
             }),
+            json!({
+                "name": "tracestate", "in": "header",
+                "description": "W3C Trace Context. It goes with a traceparent; one that is malformed \
+                                is left out.",
+                "schema": text,
+            }),
         ];
         if self.needs_signature {
             all.extend(
@@ -309,7 +315,7 @@ pub(super) mod tests {
         let all = document();
         let post = &all["paths"]["/{lane}"]["post"];
         assert_eq!(
-            post["parameters"][5]["schema"]["enum"],
+            post["parameters"][6]["schema"]["enum"],
             json!(["grpc", "nats"])
         );
         assert_eq!(post["parameters"][0]["required"], true);
@@ -332,7 +338,7 @@ pub(super) mod tests {
         assert_eq!(open["security"], json!([]));
         let post = &open["paths"]["/"]["post"];
         assert_eq!(post["responses"]["401"], Value::Null);
-        assert_eq!(post["parameters"].as_array().unwrap().len(), 2);
+        assert_eq!(post["parameters"].as_array().unwrap().len(), 3);
     }
 
     proptest! {

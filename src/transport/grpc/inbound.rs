@@ -18,7 +18,7 @@ use super::{
 use crate::{
     cloud_events::{EventAttributes, may_be_event},
     proto,
-    record::{self, Origin, Record, RecordRules, is_traceparent, is_visible_ascii},
+    record::{self, Origin, Record, RecordRules, TraceHeaders, is_visible_ascii},
 };
 
 /// A record that the API has not taken after this goes to disk, which makes it safe.
@@ -79,6 +79,7 @@ impl Intake {
             origin,
             api,
             event,
+            tracestate,
         } = sent;
         if id.is_empty() && sender == Sender::Client {
             id = Record::new_id().to_string();
@@ -111,7 +112,7 @@ impl Intake {
             Ok(body) => Ok(Record {
                 id: id.into(),
                 body,
-                traceparent: is_traceparent(&traceparent).then(|| traceparent.into()),
+                trace: TraceHeaders::read(&traceparent, Some(&tracestate)),
                 origin,
                 api: is_visible_ascii(&api).then(|| api.into()),
                 event: event.ok().flatten(),

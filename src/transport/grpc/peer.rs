@@ -296,7 +296,7 @@ mod tests {
             let record = Record {
                 id: id.into(),
                 body: Bytes::new(),
-                traceparent: None,
+                trace: None,
                 origin: None,
                 api: None,
                 event: None,

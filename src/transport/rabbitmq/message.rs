@@ -62,6 +62,7 @@ pub(super) fn from_properties(properties: &BasicProperties, body: Bytes) -> Mess
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::record::TraceHeaders;
 
     #[test]
     fn a_message_comes_out_as_it_went_in_even_with_an_id_too_long_for_message_id() {
@@ -73,8 +74,9 @@ mod tests {
                 headers: Headers {
                     id: id.as_str().into(),
                     origin: None,
-                    traceparent: Some(
-                        "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".into(),
+                    trace: TraceHeaders::read(
+                        "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+                        Some("congo=t61rcWkgMzE"),
                     ),
                     bundle,
                     api: None,
