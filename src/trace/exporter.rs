@@ -4,10 +4,10 @@
 use std::{
     io::{self, Write as _},
     sync::{Arc, Weak, atomic::Ordering::Relaxed},
+    thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use actix_rt::Arbiter;
 use awc::{
     ClientResponse,
     http::{
@@ -54,6 +54,7 @@ const RETRY_FIRST: Duration = Duration::from_millis(500);
 const RETRY_CAP: Duration = Duration::from_secs(5);
 /// A node that stops waits this long for its last spans.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
+const THREAD: &str = "traces";
 
 /// The exporter of a node, or none if traces are off. Clones are one.
 #[derive(Clone, Default)]
@@ -67,9 +68,15 @@ struct RunningExporter {
     sampler: (&'static str, f64),
     last_error: Mutex<Option<String>>,
     closing: CancellationToken,
+    /// The thread has done what it could.
     closed: CancellationToken,
-    /// It ends with this.
-    thread: Arbiter,
+}
+
+/// The thread ends with the last handle, if not before.
+impl Drop for RunningExporter {
+    fn drop(&mut self) {
+        self.closing.cancel();
+    }
 }
 
 /// The traces in `GET /api/status`.
@@ -115,28 +122,38 @@ impl Exporter {
             last_error: Mutex::default(),
             closing: CancellationToken::new(),
             closed: CancellationToken::new(),
-            thread: Arbiter::new(),
         });
         let resource = resource(&settings, run);
         let destinations = destinations(&config.lanes);
         // Weak, so that the thread ends with the last handle.
         let shared = Arc::downgrade(&running);
-        let closing = running.closing.clone();
-        running.thread.spawn_fn(move || {
-            let client = HttpClient::new(endpoint, 1, settings.timeout);
-            let task = Task {
-                client,
-                settings,
-                resource,
-                destinations,
-                queue,
-                closing,
-                shared,
-                lost: 0,
-                is_told: false,
+        let (closing, closed) = (running.closing.clone(), running.closed.clone());
+        let begun = thread::Builder::new().name(THREAD.into()).spawn(move || {
+            let _closed = closed.drop_guard();
+            let run = async {
+                let client = HttpClient::new(endpoint, 1, settings.timeout);
+                let task = Task {
+                    client,
+                    settings,
+                    resource,
+                    destinations,
+                    queue,
+                    closing,
+                    shared,
+                    lost: 0,
+                    is_told: false,
+                };
+                task.run().await;
             };
-            actix_rt::spawn(task.run());
+            match actix_rt::Runtime::new() {
+                Ok(runtime) => runtime.block_on(run),
+                Err(why) => warn!(reason = %why, "traces are off: their thread cannot work"),
+            }
         });
+        if let Err(why) = begun {
+            warn!(reason = %why, "traces are off: their thread cannot be started");
+            return Self::default();
+        }
         info!(
             url,
             sampler = sampler.name,
@@ -257,7 +274,21 @@ struct ExportError {
 }
 
 impl Task {
+    /// Ends soon after the exporter is closed, whether the collector answers or not.
     async fn run(mut self) {
+        let closing = self.closing.clone();
+        let too_late = async {
+            closing.cancelled().await;
+            sleep(CLOSE_PATIENCE).await;
+        };
+        tokio::select! {
+            () = self.export_all() => {}
+            () = too_late => {}
+        }
+    }
+
+    /// Exports the spans until the exporter is closed.
+    async fn export_all(&mut self) {
         let mut due = time::Instant::now() + self.settings.delay;
         loop {
             let is_closing = tokio::select! {
@@ -280,11 +311,8 @@ impl Task {
                 takes_all = is_closing;
             }
             if is_closing {
-                break;
+                return;
             }
-        }
-        if let Some(shared) = self.shared.upgrade() {
-            shared.closed.cancel();
         }
     }
 
@@ -433,5 +461,52 @@ impl Task {
             );
         }
         *shared.last_error.lock() = failure;
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use std::{fs, net::TcpListener};
+
+    use super::*;
+
+    fn threads() -> usize {
+        let tasks = fs::read_dir("/proc/self/task").expect("Linux has it");
+        let names =
+            tasks.filter_map(|task| fs::read_to_string(task.ok()?.path().join("comm")).ok());
+        names.filter(|name| name.trim_end() == THREAD).count()
+    }
+
+    /// Until there are so many threads.
+    async fn has_threads(count: usize) {
+        let ended = timeout(Duration::from_secs(20), async {
+            while threads() != count {
+                sleep(Duration::from_millis(10)).await;
+            }
+        });
+        ended
+            .await
+            .unwrap_or_else(|_| panic!("{} threads", threads()));
+    }
+
+    #[actix_rt::test]
+    async fn the_thread_ends_with_the_node_though_the_collector_never_answers() {
+        // It takes connections, and says nothing.
+        let collector = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let mut config = Config::default();
+        let url = format!("http://{}/", collector.local_addr().unwrap());
+        config.telemetry.otlp = Some(url.into());
+        for closes in [true, false] {
+            let exporter = Exporter::start(&config, "run");
+            let tracer = exporter.tracer();
+            drop(tracer.request(|| None, || ("http", "/", "/")));
+            has_threads(1).await;
+            if closes {
+                exporter.close().await;
+                has_threads(0).await;
+            }
+            drop(exporter);
+            has_threads(0).await;
+        }
     }
 }
