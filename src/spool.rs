@@ -47,7 +47,7 @@ pub use self::{
     entry::{DeathReason, Entry, EntryRoute, Parked},
     filter::LetterFilter,
     kept::{Confirmer, FoundCopies},
-    letters::{LetterAction, LetterOrdering, LetterQuery, Which},
+    letters::{FoundLetters, LetterAction, LetterOrdering, LetterQuery, Which},
     log::Position,
     put::CopyWriter,
     queue::{Queue, Undelivered},

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use bytes::Bytes;
 use serde_json::{Value, json};
 
 use crate::support::{
@@ -111,6 +112,63 @@ async fn a_query_counts_all_that_match_and_lists_the_oldest() {
         (&none["matching"], &none["parked"]),
         (&json!(0), &json!([]))
     );
+}
+
+/// The node has no list of all in its memory, however many are asked for.
+#[actix_rt::test]
+async fn a_list_of_large_letters_ends_early_and_goes_on_from_there() {
+    const LETTERS: usize = 45;
+    const LIST_BYTES: usize = 8 << 20;
+    let api = Api::start();
+    api.behave(|_, _| Conduct::Answer(422));
+    let node = Node::start(&api.url(), &grpc_variables()).await;
+    node.lane_is("grpc", "up", PATIENCE).await;
+    let mut record: Value = serde_json::from_slice(&traffic()[0]).expect("JSON");
+    record["more"] = "x".repeat(240 << 10).into();
+    let body = Bytes::from(record.to_string());
+    for number in 0..LETTERS {
+        let key = format!("large-{number}");
+        let posted = node.post("/", &key, body.clone()).await;
+        assert_eq!(posted.expect("an answer").0, 202);
+    }
+    node.all_ended(LETTERS, PATIENCE).await;
+    for filter in ["", "&status=422"] {
+        let (mut found, mut after) = (Vec::new(), String::new());
+        loop {
+            let path = format!("limit=10000{filter}{after}");
+            let page = query(&node, &path).await;
+            assert_eq!(page["matching"], LETTERS, "{filter}");
+            let on_page = page["dead"].as_array().expect("a list");
+            let ids = on_page.iter().map(|letter| letter["id"].clone());
+            found.extend(ids);
+            let size = on_page.len() * body.len();
+            assert!(size <= LIST_BYTES + body.len(), "{size} bytes");
+            match page["next"].as_str() {
+                Some(next) => after = format!("&after={next}"),
+                None => break,
+            }
+            assert!(size + body.len() >= LIST_BYTES, "{size} bytes");
+        }
+        assert_eq!(found.len(), LETTERS, "each once: {found:?}");
+        let ids: BTreeSet<_> = found.iter().map(Value::to_string).collect();
+        assert_eq!(ids.len(), LETTERS);
+    }
+    // Without the records all have room.
+    let brief = query(&node, "limit=10000&records=false").await;
+    assert_eq!((ids(&brief).len(), &brief["next"]), (LETTERS, &Value::Null));
+    let admin = format!("http://127.0.0.1:{}", node.admin);
+    let arguments = ["dead", "list", "--all", "--json", "--admin", &admin];
+    let (_, listed, problem) = waypost(&arguments).await;
+    let listed: Value = serde_json::from_str(&listed).expect(&problem);
+    assert_eq!(
+        (ids(&listed).len(), &listed["next"]),
+        (LETTERS, &Value::Null)
+    );
+    let (status, problem) = node
+        .get("/api/dead?after=nonsense")
+        .await
+        .expect("an answer");
+    assert_eq!((status.as_u16(), &problem["status"]), (400, &json!(400)));
 }
 
 #[actix_rt::test]

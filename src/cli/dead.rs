@@ -174,8 +174,23 @@ impl LetterPlace<'_> {
         limit: usize,
         with_records: bool,
     ) -> Result<Value, ExitCode> {
-        let path = list_path(filter, self.parked, self.api, limit, with_records);
-        self.node.get(&path).await
+        let path = |limit: usize, after: Option<&str>| {
+            list_path(filter, self.parked, self.api, (limit, after), with_records)
+        };
+        let mut all: Value = self.node.get(&path(limit, None)).await?;
+        // Large records make a list end early.
+        while let Some(next) = all["next"].as_str()
+            && let left = limit - self.records(&all).len()
+            && left > 0
+        {
+            let mut page: Value = self.node.get(&path(left, Some(next))).await?;
+            all["next"] = page["next"].take();
+            let name = self.list_name();
+            if let (Some(all), Some(more)) = (all[name].as_array_mut(), page[name].as_array_mut()) {
+                all.append(more);
+            }
+        }
+        Ok(all)
     }
 
     /// The same for ids: the node is asked for one after the other.

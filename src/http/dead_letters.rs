@@ -1,6 +1,6 @@
 //! The dead letters, and the records that are parked: list, replay, drop.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, fmt};
 
 use actix_web::{HttpResponse, web};
 use serde::Deserialize;
@@ -15,7 +15,8 @@ use crate::{
     clock::unix_us,
     config::DEFAULT_API,
     spool::{
-        Entry, LetterAction, LetterFilter, LetterQuery, NotSafe, Queue, Spools, Undelivered, Which,
+        Entry, EntryKey, LetterAction, LetterFilter, LetterQuery, NotSafe, Queue, Spools,
+        Undelivered, Which,
     },
 };
 
@@ -23,6 +24,8 @@ use crate::{
 const LIMIT_DEFAULT: usize = 100;
 /// The most dead letters in a list.
 pub(super) const LIMIT_MAX: usize = 10_000;
+/// A list ends with the dead letter that brings it over so many bytes.
+const LIST_BYTES: usize = 8 << 20;
 
 /// A dead letter, or a parked record, as `GET /api/dead` lists it. Times are in milliseconds since
 /// the Unix epoch.
@@ -58,6 +61,8 @@ pub(super) struct ListQuery {
     api: Option<String>,
     /// Without the records themselves, if false.
     records: Option<bool>,
+    /// The [`ListPlace`] behind which the list begins.
+    after: Option<String>,
     // A filter, which a query cannot have in one.
     id: Option<String>,
     lane: Option<String>,
@@ -121,6 +126,30 @@ impl From<FilterBody> for LetterFilter {
     }
 }
 
+/// The end of a list, from where another one goes on.
+struct ListPlace {
+    /// The disk, by its number among those that are asked.
+    disk: usize,
+    key: EntryKey,
+}
+
+impl fmt::Display for ListPlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.disk, self.key)
+    }
+}
+
+impl ListPlace {
+    fn parse(text: &str) -> Result<Self, Problem> {
+        let place = text.split_once('-').and_then(|(disk, key)| {
+            let (disk, key) = (disk.parse().ok()?, EntryKey::parse(key)?);
+            Some(Self { disk, key })
+        });
+        let detail = "after is the next of an earlier answer";
+        place.ok_or_else(|| Problem::bad_request(ProblemKind::Query, detail))
+    }
+}
+
 /// The disks that have the records of this API; without a name, of all.
 fn disks(state: &AdminState, api: Option<&str>) -> Result<Spools, Problem> {
     let Some(name) = api else {
@@ -143,18 +172,32 @@ pub(super) async fn list(
     let at_ms = unix_us() / 1000;
     let filter = query.filter(at_ms);
     let records = query.records.unwrap_or(true);
-    let mut entries = Vec::new();
-    let mut matching = 0;
-    for spool in disks.iter() {
-        let room = limit - entries.len();
+    let after = query.after.as_deref().map(ListPlace::parse).transpose()?;
+    let mut end = after;
+    let (mut entries, mut bytes) = (Vec::new(), 0);
+    let (mut matching, mut has_more) = (0, false);
+    for (disk, spool) in disks.iter().enumerate() {
+        let is_passed = end.as_ref().is_some_and(|end| disk < end.disk);
+        let behind = end.as_ref().filter(|end| end.disk == disk);
         let query = LetterQuery {
             filter: filter.clone(),
-            max: room,
+            max: if is_passed { 0 } else { limit - entries.len() },
+            bytes_max: LIST_BYTES.saturating_sub(bytes),
             bodies: records,
+            after: behind.map(|end| end.key),
         };
-        let (found, count) = spool.search(of, query).await.map_err(spool_fails)?;
-        matching += count;
-        entries.extend(found.into_iter().map(|entry| listed(entry, records)));
+        let found = spool.search(of, query).await.map_err(spool_fails)?;
+        matching += found.matching;
+        if is_passed {
+            continue;
+        }
+        has_more |= found.has_more;
+        bytes += found.bytes;
+        if let Some(key) = found.last {
+            end = Some(ListPlace { disk, key });
+        }
+        let found = found.entries.into_iter();
+        entries.extend(found.map(|entry| listed(entry, records)));
     }
     let found = disks.stats();
     let (name, total) = match of {
@@ -168,6 +211,7 @@ pub(super) async fn list(
         "at_ms": at_ms,
         "total": total,
         "matching": matching,
+        "next": end.filter(|_| has_more).map(|end| end.to_string()),
         name: entries,
     })))
 }

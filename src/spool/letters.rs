@@ -3,11 +3,11 @@
 //! The thread works on a slice of them, answers, and is asked for the next one, so that other
 //! requests wait for a slice at most. Records that come after the first slice are not touched.
 
-use std::{collections::HashSet, time::Duration};
+use std::{collections::HashSet, fmt, time::Duration};
 
 use tokio::time::timeout;
 
-use super::{Entry, LetterFilter, NotSafe, Position, Spool, Undelivered, log::Reading};
+use super::{Entry, EntryKey, LetterFilter, NotSafe, Position, Spool, Undelivered, log::Reading};
 
 /// A search waits this long for the end of another.
 const SEARCH_PATIENCE: Duration = Duration::from_secs(5);
@@ -69,8 +69,26 @@ pub struct LetterQuery {
     pub filter: LetterFilter,
     /// The most of them, oldest first.
     pub max: usize,
+    /// None after so many bytes: the last one may be over.
+    pub bytes_max: usize,
     /// With their bodies.
     pub bodies: bool,
+    /// Only those behind this place. Those before it count as well.
+    pub after: Option<EntryKey>,
+}
+
+/// The records that a search has found.
+#[derive(Debug, Default, PartialEq)]
+pub struct FoundLetters {
+    pub entries: Vec<Entry>,
+    /// The bytes that count for [`LetterQuery::bytes_max`].
+    pub bytes: usize,
+    /// All that match, but for an empty filter: then it is not known.
+    pub matching: u64,
+    /// The place of the last one; that where the search began if there is none.
+    pub last: Option<EntryKey>,
+    /// There are more behind it.
+    pub has_more: bool,
 }
 
 /// The progress through the records that were on disk at its start.
@@ -88,17 +106,36 @@ impl LetterSweep {
     }
 }
 
+/// The text that a client brings back to go on behind this place.
+impl fmt::Display for EntryKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [segment, ordinal] = self.position.into();
+        write!(f, "{}-{segment}-{ordinal}", self.queue)
+    }
+}
+
+impl EntryKey {
+    /// Reads what [`Display`](fmt::Display) wrote; `None` if it is something else.
+    pub fn parse(text: &str) -> Option<Self> {
+        let mut numbers = text.splitn(3, '-');
+        let queue = numbers.next()?.parse().ok()?;
+        let segment = numbers.next()?.parse().ok()?;
+        let ordinal = numbers.next()?.parse().ok()?;
+        let position = Position::of(segment, ordinal);
+        Some(Self { queue, position })
+    }
+}
+
 pub(super) struct LetterSearch {
     pub of: Undelivered,
     pub query: LetterQuery,
     pub sweep: LetterSweep,
-    pub found: Vec<Entry>,
-    pub matching: u64,
+    pub found: FoundLetters,
 }
 
 impl LetterSearch {
     fn has_ended(&self) -> bool {
-        let is_full = self.query.filter.is_empty() && self.found.len() >= self.query.max;
+        let is_full = self.query.filter.is_empty() && self.found.has_more;
         is_full || self.sweep.has_ended()
     }
 }
@@ -154,15 +191,15 @@ impl Spool {
     pub async fn list(&self, of: Undelivered, max: usize) -> Result<Vec<Entry>, NotSafe> {
         let query = LetterQuery {
             max,
+            bytes_max: usize::MAX,
             bodies: true,
             ..LetterQuery::default()
         };
-        let (found, _) = self.search(of, query).await?;
-        Ok(found)
+        Ok(self.search(of, query).await?.entries)
     }
 
     /// The oldest of those that match, and the number of all that do. It reads all of them, unless
-    /// the filter is empty: then it reads and counts those that it shows.
+    /// the filter is empty: then it reads those that it shows.
     ///
     /// # Errors
     /// If the disk fails, or another search takes long.
@@ -170,7 +207,7 @@ impl Spool {
         &self,
         of: Undelivered,
         query: LetterQuery,
-    ) -> Result<(Vec<Entry>, u64), NotSafe> {
+    ) -> Result<FoundLetters, NotSafe> {
         let _turn = if query.filter.is_empty() {
             None
         } else {
@@ -178,12 +215,15 @@ impl Spool {
             let turn = turn.map_err(|_| NotSafe::Busy)?;
             Some(turn.map_err(|_| NotSafe::Closed)?)
         };
+        let found = FoundLetters {
+            last: query.after,
+            ..FoundLetters::default()
+        };
         let mut search = LetterSearch {
             of,
             query,
             sweep: LetterSweep::default(),
-            found: Vec::new(),
-            matching: 0,
+            found,
         };
         loop {
             let slice = self.run(move |store| {
@@ -193,7 +233,7 @@ impl Spool {
             let (after, searched) = slice.await?;
             searched?;
             if after.has_ended() {
-                return Ok((after.found, after.matching));
+                return Ok(after.found);
             }
             search = after;
         }

@@ -51,7 +51,6 @@ impl Position {
         ordinal: SEAL,
     };
 
-    #[cfg(test)]
     pub const fn of(segment: u32, ordinal: u32) -> Self {
         Self { segment, ordinal }
     }

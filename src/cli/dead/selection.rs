@@ -146,12 +146,12 @@ pub fn end_at(filter: &mut Map<String, Value>, at_ms: u64) {
     filter.insert("until_ms".into(), end.into());
 }
 
-/// The path that lists at most `limit` records which match.
+/// The path that lists at most `limit` records which match, behind `after` if it is there.
 pub fn list_path(
     filter: &Map<String, Value>,
     parked: bool,
     api: Option<&str>,
-    limit: usize,
+    (limit, after): (usize, Option<&str>),
     with_records: bool,
 ) -> String {
     let mut query = form_urlencoded::Serializer::new(String::new());
@@ -159,6 +159,7 @@ pub fn list_path(
     query.append_pair("parked", &parked.to_string());
     query.append_pair("records", &with_records.to_string());
     query.extend_pairs(api.map(|api| ("api", api)));
+    query.extend_pairs(after.map(|after| ("after", after)));
     for (name, value) in filter {
         let text = value.as_str().map_or_else(|| value.to_string(), Into::into);
         query.append_pair(name, &text);
@@ -198,9 +199,9 @@ mod tests {
             })
         );
         assert_eq!(
-            list_path(&members, true, Some("b"), 7, false),
-            "/api/dead?limit=7&parked=true&records=false&api=b&lane=nats&since_ms=1795946400000\
-             &status=422&text=a+b%26&until_ms=1795950000000"
+            list_path(&members, true, Some("b"), (7, Some("0-1-2-3")), false),
+            "/api/dead?limit=7&parked=true&records=false&api=b&after=0-1-2-3&lane=nats\
+             &since_ms=1795946400000&status=422&text=a+b%26&until_ms=1795950000000"
         );
         assert_eq!(
             filter.words(true, Some("b")),

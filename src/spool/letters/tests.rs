@@ -5,7 +5,10 @@ use futures_util::future::join_all;
 use tempfile::TempDir;
 
 use super::*;
-use crate::spool::{DeathReason, Queue};
+use crate::{
+    lane_id::LaneId,
+    spool::{DeathReason, Queue},
+};
 
 /// More than some slices.
 const MANY: usize = 10_000;
@@ -46,7 +49,9 @@ fn query(max: usize, bodies: bool) -> LetterQuery {
     LetterQuery {
         filter: refused(),
         max,
+        bytes_max: usize::MAX,
         bodies,
+        after: None,
     }
 }
 
@@ -81,9 +86,9 @@ async fn puts_are_answered_between_the_slices_of_a_search_or_an_order() {
     let spool = spool(&folder, &many()).await;
     let search = async {
         let found = spool.search(Undelivered::Dead, query(10, true)).await;
-        let (found, matching) = found.unwrap();
-        assert_eq!(found, many()[..10]);
-        matching
+        let found = found.unwrap();
+        assert_eq!(found.entries, many()[..10]);
+        found.matching
     };
     let puts = puts_during(&spool, search).await;
     assert!(puts > 2, "{puts} during a search");
@@ -129,9 +134,9 @@ async fn a_slice_has_few_bytes_and_a_list_without_bodies_none() {
     let spool = spool(&folder, &letters).await;
     for (bodies, size) in [(true, 200 << 10), (false, 0)] {
         let found = spool.search(Undelivered::Dead, query(99, bodies)).await;
-        let (found, matching) = found.unwrap();
-        assert_eq!((found.len(), matching), (99, 100));
-        assert!(found.iter().all(|entry| entry.body.len() == size));
+        let found = found.unwrap();
+        assert_eq!((found.entries.len(), found.matching), (99, 100));
+        assert!(found.entries.iter().all(|entry| entry.body.len() == size));
     }
     let mut order = spool.order(LetterAction::Replay, Undelivered::Dead, Which::All);
     let done = order.next().await.unwrap().unwrap();
@@ -147,7 +152,7 @@ async fn a_search_waits_a_while_for_its_turn() {
     assert_eq!(second, Err(NotSafe::Busy));
     drop(turn);
     let third = spool.search(Undelivered::Dead, query(1, true)).await;
-    assert_eq!(third, Ok((Vec::new(), 0)));
+    assert_eq!(third, Ok(FoundLetters::default()));
 }
 
 #[tokio::test]
@@ -174,4 +179,98 @@ async fn a_file_that_cannot_be_read_fails_a_search_and_an_order() {
     }
     fs::rename(&away, &log).unwrap();
     assert_eq!(ids(&spool).await, ["a", "b"]);
+}
+
+/// The ids on each page of a list that ends after so many records, or bytes.
+async fn pages(spool: &Spool, of: Undelivered, first: LetterQuery) -> Vec<Vec<String>> {
+    let (mut pages, mut after) = (Vec::new(), None);
+    loop {
+        let query = LetterQuery {
+            after,
+            ..first.clone()
+        };
+        let found = spool.search(of, query).await.unwrap();
+        let ids = found.entries.into_iter().map(|entry| entry.id);
+        pages.push(ids.collect());
+        let Some(last) = found.last.filter(|_| found.has_more) else {
+            return pages;
+        };
+        assert_eq!(EntryKey::parse(&last.to_string()), Some(last));
+        after = Some(last);
+    }
+}
+
+#[tokio::test]
+async fn pages_have_each_letter_once_in_its_order_whatever_ends_them() {
+    let folder = TempDir::new().unwrap();
+    let letter = |number: u32| Entry {
+        body: Bytes::from(vec![b'x'; 1000]),
+        ..dead(&number.to_string())
+    };
+    let letters: Vec<_> = (0..100).map(letter).collect();
+    let spool = spool(&folder, &letters).await;
+    // Of several queues.
+    for (number, queue) in Queue::parked()
+        .chain([Queue::Held(LaneId::Nats)])
+        .enumerate()
+    {
+        for at in 0..3 {
+            let entry = dead(&format!("{number}-{at}"));
+            spool.put(queue, &entry).await.unwrap();
+        }
+    }
+    for filter in [LetterFilter::default(), refused()] {
+        let query = |max, bytes_max| LetterQuery {
+            filter: filter.clone(),
+            bytes_max,
+            ..query(max, true)
+        };
+        for (max, bytes_max, expected) in [
+            (30, usize::MAX, vec![30, 30, 30, 10]),
+            (50, usize::MAX, vec![50, 50]),
+            (99, 10_000, vec![10; 10]),
+            (99, 1, vec![1; 100]),
+        ] {
+            let pages = pages(&spool, Undelivered::Dead, query(max, bytes_max)).await;
+            let sizes: Vec<_> = pages.iter().map(Vec::len).collect();
+            assert_eq!(sizes, expected, "{max} {bytes_max}");
+            let all: Vec<_> = (0..100).map(|number| number.to_string()).collect();
+            assert_eq!(pages.concat(), all);
+        }
+        let whole = spool.list(Undelivered::Parked, 1000).await.unwrap();
+        let whole: Vec<_> = whole.into_iter().map(|entry| entry.id).collect();
+        for max in 1..5 {
+            let pages = pages(&spool, Undelivered::Parked, query(max, usize::MAX)).await;
+            assert_eq!(pages.concat(), whole, "{max}");
+        }
+    }
+    // All that match count on each page.
+    let first = spool
+        .search(Undelivered::Dead, query(60, true))
+        .await
+        .unwrap();
+    let second = LetterQuery {
+        after: first.last,
+        ..query(60, true)
+    };
+    let second = spool.search(Undelivered::Dead, second).await.unwrap();
+    assert_eq!(
+        (second.entries.len(), second.matching, second.has_more),
+        (40, 100, false)
+    );
+}
+
+#[test]
+fn a_place_is_three_numbers() {
+    for wrong in [
+        "",
+        "1",
+        "1-2",
+        "1-2-3-4",
+        "1-2-x",
+        "-1-2-3",
+        "1-2-4294967296",
+    ] {
+        assert_eq!(EntryKey::parse(wrong), None, "{wrong}");
+    }
 }

@@ -13,6 +13,23 @@ pub struct Reading {
     passed: Option<u32>,
 }
 
+impl Reading {
+    /// A visit that begins in the file of this place.
+    pub fn from(place: Position) -> Self {
+        Self {
+            cursor: None,
+            passed: place.segment.checked_sub(1),
+        }
+    }
+}
+
+/// The numbers of a place: its file, and its order there.
+impl From<Position> for [u32; 2] {
+    fn from(place: Position) -> Self {
+        [place.segment, place.ordinal]
+    }
+}
+
 struct Cursor {
     segment: u32,
     scanner: Scanner,

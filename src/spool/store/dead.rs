@@ -23,16 +23,23 @@ const SLICE: usize = 1000;
 const SLICE_BYTES: usize = 8 << 20;
 const SLICE_TIME: Duration = Duration::from_millis(20);
 
+/// The place of a queue in the order of a sweep.
+fn order_of(of: Undelivered, queue: usize) -> Option<usize> {
+    of.queues().into_iter().position(|one| one.at() == queue)
+}
+
 fn disk(why: io::Error) -> NotSafe {
     NotSafe::Disk(why.to_string())
 }
 
 impl Store {
-    /// The next records of `sweep`, for as long as `visit` returns true and the slice lasts.
+    /// The next records of `sweep`, for as long as `visit` returns true and the slice lasts. It begins
+    /// in the file of `from`, if there is one.
     fn sweep(
         &mut self,
         of: Undelivered,
         sweep: &mut LetterSweep,
+        from: Option<EntryKey>,
         mut visit: impl FnMut(EntryKey, Entry) -> bool,
     ) -> Result<(), NotSafe> {
         let began = Instant::now();
@@ -41,7 +48,18 @@ impl Store {
         let left = sweep.left.get_or_insert_with(|| {
             let queues = of.queues().into_iter().rev().map(Queue::at);
             let lasts = queues.filter_map(|queue| Some((queue, self.logs[queue].last()?)));
-            lasts.collect()
+            let mut left: Vec<_> = lasts.collect();
+            if let Some(from) = from {
+                let first = order_of(of, from.queue);
+                while left
+                    .pop_if(|(queue, _)| order_of(of, *queue) < first)
+                    .is_some()
+                {}
+                if left.last().is_some_and(|(queue, _)| *queue == from.queue) {
+                    sweep.reading = Reading::from(from.position);
+                }
+            }
+            left
         });
         while let Some(&(queue, last)) = left.last() {
             let mut has_ended = false;
@@ -77,20 +95,31 @@ impl Store {
             query,
             sweep,
             found,
-            matching,
         } = search;
         let all = query.filter.is_empty();
-        self.sweep(*of, sweep, |_, mut entry| {
-            if query.filter.matches(&entry) {
-                *matching += 1;
-                if found.len() < query.max {
-                    if !query.bodies {
-                        entry.body.clear();
-                    }
-                    found.push(entry);
-                }
+        // Those before it count if they match, so they are read.
+        let from = query.after.filter(|_| all);
+        let place = |key: EntryKey| (order_of(*of, key.queue), key.position);
+        let after = query.after.map(place);
+        self.sweep(*of, sweep, from, |key, mut entry| {
+            if !query.filter.matches(&entry) {
+                return true;
             }
-            !all || found.len() < query.max
+            found.matching += 1;
+            if after.is_some_and(|after| place(key) <= after) {
+                return true;
+            }
+            if found.entries.len() >= query.max || found.bytes >= query.bytes_max {
+                found.has_more = true;
+                return !all;
+            }
+            if !query.bodies {
+                entry.body.clear();
+            }
+            found.bytes += entry.encoded_len();
+            found.last = Some(key);
+            found.entries.push(entry);
+            true
         })
     }
 
@@ -119,7 +148,7 @@ impl Store {
             ..
         } = order;
         let mut found = Vec::new();
-        let swept = self.sweep(*of, sweep, |key, entry| {
+        let swept = self.sweep(*of, sweep, None, |key, entry| {
             if which.contains(&entry) {
                 found.push(pick(key, entry));
                 *left -= 1;

@@ -10,6 +10,9 @@ use super::{
 };
 use crate::{http::dead_letters::LIMIT_MAX, lane_id::LaneId};
 
+/// The end of a list, from where another one goes on.
+const PLACE: &str = "^[0-9]{1,9}-[0-9]{1,9}-[0-9]{1,9}-[0-9]{1,9}$";
+
 impl Paths<'_> {
     pub(super) fn letters(&self) -> Value {
         let dead = reading(
@@ -27,6 +30,8 @@ impl Paths<'_> {
         all.insert("limit".into(), whole(u64::MAX));
         all.insert("parked".into(), json!({ "type": "boolean" }));
         all.insert("records".into(), json!({ "type": "boolean" }));
+        let place = json!({ "type": "string", "pattern": PLACE });
+        all.insert("after".into(), place);
         all.insert("api".into(), json!({ "type": "string", "enum": self.apis }));
         let all = all.into_iter();
         all.map(|(name, schema)| query(&name, &schema)).collect()
@@ -137,11 +142,12 @@ fn letters() -> Value {
         json!({
             "type": "object",
             "additionalProperties": false,
-            "required": ["at_ms", "total", "matching", name],
+            "required": ["at_ms", "total", "matching", "next", name],
             "properties": {
                 "at_ms": count,
                 "total": count,
                 "matching": count,
+                "next": { "type": ["string", "null"], "pattern": PLACE },
                 name: { "type": "array", "maxItems": LIMIT_MAX, "items": letter(time) },
             },
         })
