@@ -183,7 +183,8 @@ impl History {
         Columns::of_one(kept.at_ms, &kept.lanes, &last)
     }
 
-    /// The seconds until the node's own disk has `max` bytes: see [`DiskPace::full_in_s`].
+    /// The seconds until the node's own disk has `max` bytes, in coarse steps; `None` if nobody knows, or
+    /// there is more than a day.
     pub fn disk_full_in_s(&self, max: u64) -> Option<f64> {
         self.0.lock().disk.full_in_s(max)
     }
