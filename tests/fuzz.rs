@@ -5,6 +5,7 @@
 
 mod configuration;
 mod events;
+mod grpc;
 mod messages;
 mod records;
 
