@@ -344,6 +344,7 @@ impl<'a> Graph<'a> {
             schema: Bytes::copy_from_slice(config.schema.to_json().as_bytes()),
             rules: config.record_rules(),
             tokens,
+            needs_certificate: config.client_ca_file.is_some(),
             signatures,
             cors: (!config.cors_origins.is_empty())
                 .then(|| CorsOrigins(config.cors_origins.clone())),

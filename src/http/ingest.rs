@@ -79,6 +79,8 @@ pub struct IngestState {
     pub schema: Bytes,
     /// The tokens of those who may send records; `None` if everybody may.
     pub tokens: Option<Tokens>,
+    /// A client without a certificate has no connection.
+    pub needs_certificate: bool,
     /// The keys that sign requests; `None` if none is asked for.
     pub signatures: Option<Signatures>,
     /// The origins whose pages may send records; `None` if there are none.
@@ -282,6 +284,7 @@ impl IngestState {
             lanes: &lanes,
             needs_key: self.require_key,
             needs_token: self.tokens.is_some(),
+            needs_certificate: self.needs_certificate,
             needs_signature: self.signatures.is_some(),
             has_rate: self.rate.is_some(),
         };

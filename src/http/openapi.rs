@@ -175,6 +175,9 @@ fn own_path(problems: &[Problems<'_>]) -> Value {
     reading("The description of this API.", "describe", answer, problems)
 }
 
+/// The methods of an operation that everybody may read.
+const READ_METHODS: [&str; 2] = ["get", "head"];
+
 /// The ways to meet one demand, by their names.
 type Ways<'w> = &'w [(&'w str, Value)];
 
@@ -202,7 +205,7 @@ fn guard(document: &mut Value, demands: &[Ways<'_>], open: &[&str]) {
     }
     document["security"] = json!(requirements);
     for path in open {
-        for method in ["get", "head"] {
+        for method in READ_METHODS {
             document["paths"][*path][method]["security"] = json!([]);
         }
     }

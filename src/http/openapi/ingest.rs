@@ -2,7 +2,9 @@
 
 use serde_json::{Value, json};
 
-use super::{EARLY, Problems, answers, body, document, guard, own_path, reading};
+use super::{
+    EARLY, Problems, READ_METHODS, Ways, answers, body, document, guard, own_path, reading,
+};
 use crate::{
     cloud_events::REQUIRED,
     http::problem::ProblemKind,
@@ -48,6 +50,8 @@ pub struct IngestSide<'s> {
     pub lanes: &'s [(&'s str, &'s str)],
     pub needs_key: bool,
     pub needs_token: bool,
+    /// There is no connection without one.
+    pub needs_certificate: bool,
     pub needs_signature: bool,
     pub has_rate: bool,
 }
@@ -98,9 +102,20 @@ impl IngestSide<'_> {
         if self.has_rate {
             tell_rate(&mut all);
         }
+        let tokens = [("token", json!({ "type": "http", "scheme": "bearer" }))];
+        let certificates = [("certificate", json!({ "type": "mutualTLS" }))];
+        let mut demands: Vec<Ways<'_>> = Vec::new();
         if self.needs_token {
-            let token = json!({ "type": "http", "scheme": "bearer" });
-            guard(&mut all, &[&[("token", token)]], &["/"]);
+            demands.push(&tokens);
+        }
+        if self.needs_certificate {
+            demands.push(&certificates);
+        }
+        guard(&mut all, &demands, &["/"]);
+        if self.needs_certificate {
+            for method in READ_METHODS {
+                all["paths"]["/"][method]["security"] = json!([{ "certificate": [] }]);
+            }
         }
         all
     }
@@ -304,6 +319,7 @@ pub(super) mod tests {
             lanes: &[("grpc", "GRPC"), ("nats", "NATS")],
             needs_key: true,
             needs_token: true,
+            needs_certificate: true,
             needs_signature: true,
             has_rate: true,
         };
@@ -323,14 +339,17 @@ pub(super) mod tests {
         let paths = &schemas["Receipt"]["properties"]["path"]["enum"];
         assert_eq!(*paths, json!(["GRPC", "NATS", "spool"]));
         assert_eq!(schemas["Record"]["title"], "case");
-        assert_eq!(all["paths"]["/"]["get"]["security"], json!([]));
-        assert_eq!(all["security"], json!([{ "token": [] }]));
+        let certificate = json!([{ "certificate": [] }]);
+        assert_eq!(all["paths"]["/"]["get"]["security"], certificate);
+        let both = json!([{ "token": [], "certificate": [] }]);
+        assert_eq!(all["security"], both);
 
         let open = IngestSide {
             schema: &Schema::Any,
             lanes: &[("grpc", "GRPC")],
             needs_key: false,
             needs_token: false,
+            needs_certificate: false,
             needs_signature: false,
             has_rate: false,
         };
