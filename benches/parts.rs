@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use waypost::{
     actors::{
         Ping,
-        fallback::{ApiDisks, DiskFallback},
+        fallback::DiskFallback,
         live_lanes::LiveLanes,
         router::{Router, RouterParams},
         slot::Slot,
@@ -181,7 +181,6 @@ fn actor_hop(bencher: Bencher, crosses_threads: bool) {
         let fallback = DiskFallback {
             spool,
             ledger: Arc::new(Ledger::new(Arc::from("run"))),
-            of_apis: ApiDisks::default(),
         };
         let live_lanes = LiveLanes::new(Arc::new(scores(Policy::RoundRobin)));
         let params = RouterParams {

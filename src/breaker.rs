@@ -8,7 +8,6 @@
 //! It also opens when the API denies every POST (401, 403 or 404): that is a wrong token or a wrong
 //! path, and says nothing about the records.
 
-mod arrivals;
 mod by_api;
 #[cfg(test)]
 mod simulation;
@@ -74,8 +73,6 @@ struct State {
     succeeded_at: Option<Instant>,
     /// POSTs that have succeeded or failed.
     ended: u64,
-    /// When a record was last let through for a probe.
-    admitted_at: Option<Instant>,
 }
 
 enum BreakerPhase {
@@ -146,7 +143,6 @@ impl Default for State {
             succeeded: 0,
             succeeded_at: None,
             ended: 0,
-            admitted_at: None,
         }
     }
 }

@@ -315,7 +315,6 @@ impl<'a> Graph<'a> {
         let fallback = DiskFallback {
             spool: self.spool.clone(),
             ledger: Arc::clone(&self.ledger),
-            of_apis: self.apis.disks(),
         };
         let params = RouterParams {
             routing: self.routing.clone(),
@@ -415,7 +414,7 @@ impl<'a> Graph<'a> {
     /// Spool → feeder → router.
     fn feeder(&mut self, admission: &Admission) {
         let params = FeederParams {
-            spool: self.spool.clone(),
+            spools: self.apis.spools().clone(),
             admission: admission.clone(),
             ledger: Arc::clone(&self.ledger),
             lanes: self.lane_ids(),

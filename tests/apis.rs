@@ -171,9 +171,8 @@ async fn an_api_that_hangs_holds_up_no_other(
         assert_eq!(status["apis"]["default"]["held"], 0, "{status}");
         eventually("no broker waits for the other", PATIENCE, async || {
             let status = node.status().await;
-            let of_slow = &status["apis"]["slow"];
-            let on_disk = of_slow["held"].as_u64()? + of_slow["waiting"].as_u64()?;
-            (on_disk == MANY as u64 && status["ledger"]["in_flight"] == 0).then_some(())
+            let held = status["apis"]["slow"]["held"].as_u64()?;
+            (held == MANY as u64 && status["ledger"]["in_flight"] == 0).then_some(())
         })
         .await;
         assert!(
@@ -264,66 +263,6 @@ async fn a_record_that_its_slow_api_takes_is_posted_once_though_it_has_left_its_
         node.signal("TERM");
         assert!(node.ended(PATIENCE).await.success());
         assert!(apis.slow.taken().values().all(|count| *count == 1));
-    }
-}
-
-/// With and without lanes that their rule names: those wait in another queue.
-#[actix_rt::test]
-async fn records_of_an_api_that_is_down_wait_on_its_disk_and_take_no_lane_before_it_is_up() {
-    for lanes in ["", "lanes = [\"grpc\"]"] {
-        let mut apis = TwoApis::start("");
-        let text = fs::read_to_string(&apis.file).expect("the file is ours");
-        apis.write(&(text + lanes));
-        let mut node = apis.node(&grpc_variables()).await;
-        node.lane_is("grpc", "up", PATIENCE).await;
-        apis.slow.stop().await;
-        let mut slow = post(&node, "a", SLOW, 10).await;
-        eventually("it is down", PATIENCE, async || {
-            (of_api(&node, SLOW).await["state"] == "down").then_some(())
-        })
-        .await;
-        let records = vec![json!({"state": SLOW}); REQUEST];
-        let records = Bytes::from(Value::from(records).to_string());
-        let mut number = 0;
-        let mut waiting = 0;
-        // Now and then some are let through for a probe.
-        eventually("they wait on its disk", PATIENCE, async || {
-            let key = format!("b-{number}");
-            number += 1;
-            let (status, answer) = node.post("/", &key, records.clone()).await?;
-            assert_eq!(status, StatusCode::ACCEPTED, "{answer}");
-            slow.extend((0..REQUEST).map(|index| format!("{key}/{index}")));
-            waiting += REQUEST * usize::from(answer["records"][0]["path"] == "spool");
-            (waiting >= 3 * REQUEST).then_some(())
-        })
-        .await;
-        let body = Bytes::from(json!({"state": WELL}).to_string());
-        let (_, receipt) = node.post("/", "c", body).await.expect("an answer");
-        assert_eq!(receipt["path"], "GRPC");
-        eventually("the other gets its own", PATIENCE, async || {
-            (apis.taken()[0].len() == 1).then_some(())
-        })
-        .await;
-        let of_slow = of_api(&node, SLOW).await;
-        let on_disk = of_slow["waiting"].as_u64().expect("a count");
-        assert!(on_disk >= 2 * REQUEST as u64, "{of_slow}");
-        assert!(node.status().await["spool"]["oldest_s"].is_number());
-        let (_, explained) = node
-            .get(&format!("/api/explain?id=b-{}/0", number - 1))
-            .await
-            .expect("an answer");
-        let reason = explained["choices"][0]["reason"].as_str();
-        assert!(reason.is_some_and(|reason| reason.contains("its API is down")));
-
-        node.killed_and_started().await;
-        apis.slow.start_again();
-        eventually("it gets all of them", PATIENCE, async || {
-            (apis.taken()[1] == slow).then_some(())
-        })
-        .await;
-        each_is_tagged(&apis.slow, "1", "GRPC");
-        node.at_rest(PATIENCE).await;
-        assert_eq!(node.status().await["balanced"], true);
     }
 }
 

@@ -19,7 +19,7 @@ use waypost::{
         admission::Admission,
         apis::SharedApi,
         copies::Copies,
-        fallback::{ApiDisks, DiskFallback},
+        fallback::DiskFallback,
         forwarder::{Forwarder, ForwarderParams, LaneWindow, PostSlots, PosterParams},
         held::HeldRecords,
         lane::{Lane, LaneParams, bundle::SettledRecords},
@@ -194,7 +194,6 @@ fn graph<T: Transport>(
     let fallback = DiskFallback {
         spool: spool.clone(),
         ledger: Arc::clone(&ledger),
-        of_apis: ApiDisks::default(),
     };
     let api = config::ApiConfig {
         url: api.into(),

@@ -18,22 +18,20 @@ use waypost::{
     actors::{
         Job, Publish, RECORDS_MAX, Route,
         admission::Admission,
-        fallback::{ApiDisk, ApiDisks, DiskFallback},
+        fallback::DiskFallback,
         live_lanes::LiveLanes,
         receipts::{Refused, Replies, Reply},
         router::{Router, RouterParams},
         slot::Slot,
         supervisor::{ChildId, Supervisor, Thread, factory},
     },
-    api::answer::{Answer, FailureClass},
-    breaker::{Breaker, Trial},
     config::Policy,
     delivery::Receipt,
     lane_id::LaneId,
     ledger::Ledger,
     record::Record,
     routing::{choose::Reason, explain::Explanations, settings::CurrentRouting},
-    spool::{NotSafe, Queue},
+    spool::NotSafe,
 };
 
 use crate::support::{
@@ -155,16 +153,11 @@ impl House {
     }
 
     async fn without_lanes(failures: usize, policy: Policy) -> Self {
-        Self::with_disks(ApiDisks::default(), failures, policy).await
-    }
-
-    async fn with_disks(of_apis: ApiDisks, failures: usize, policy: Policy) -> Self {
         let router = Slot::default();
         let ledger = Arc::new(Ledger::new(Arc::from("run")));
         let fallback = DiskFallback {
             spool: closed_spool().await,
             ledger: Arc::clone(&ledger),
-            of_apis,
         };
         let live_lanes = live_lanes(policy);
         let explanations = Explanations::default();
@@ -363,7 +356,7 @@ async fn a_pinned_record_takes_its_lane_or_none() {
 fn tries_of(house: &House, id: &str) -> Vec<(Option<LaneId>, Option<LaneId>)> {
     let choices = house.explanations.of(id);
     let lanes = choices.iter().map(|explanation| {
-        let choice = explanation.choice.as_ref().ok();
+        let choice = explanation.choice.as_ref();
         (
             choice.map(|choice| choice.lane),
             choice.and_then(|choice| choice.runner_up),
@@ -393,7 +386,7 @@ async fn each_try_of_a_record_is_explained_and_the_spool_too() {
     assert_eq!(receipt, NOT_SAFE);
     assert_eq!(tries_of(&house, "id"), [(nats, None), (None, None)]);
     let first = &house.explanations.of("id")[0];
-    let reason = first.choice.as_ref().ok().map(|choice| choice.reason);
+    let reason = first.choice.as_ref().map(|choice| choice.reason);
     assert_eq!(reason, Some(Reason::Pinned));
     assert_eq!(tries_of(&house, "other"), []);
 }
@@ -478,7 +471,6 @@ async fn a_record_whose_client_has_gone_does_not_stay_on_disk() {
     let disk = DiskFallback {
         spool: spool.clone(),
         ledger: Arc::new(Ledger::new(Arc::from("run"))),
-        of_apis: ApiDisks::default(),
     };
     let records = [assigned(
         record(),
@@ -496,42 +488,6 @@ async fn a_record_whose_client_has_gone_does_not_stay_on_disk() {
         async || came_and_went().then_some(()),
     )
     .await;
-}
-
-#[actix_rt::test]
-async fn a_record_of_an_api_that_is_down_goes_to_its_disk_and_to_no_lane() {
-    let (spool, _folder) = spool();
-    let breaker = Arc::new(Breaker::default());
-    let disk = ApiDisk {
-        name: None,
-        breaker: Arc::clone(&breaker),
-        spool: spool.clone(),
-    };
-    let disks = ApiDisks::new([disk].into_iter());
-    let house = House::with_disks(disks, 0, Policy::RoundRobin).await;
-    let house = house.with_lanes([Conduct::Confirms; 3]).await;
-    lane_of(house.submit(None).await.unwrap());
-
-    while !breaker.is_open() {
-        let refused = Answer::NoAnswer {
-            class: FailureClass::Connect,
-            why: "refused".into(),
-        };
-        let pass = breaker.pass(&Trial::default()).await;
-        pass.failed(&refused, &mut Trial::default());
-    }
-    // A probe in flight: no record may come for one.
-    let probe = breaker.pass(&Trial::default()).await;
-    let before = house.seen.lock().unwrap().len();
-    assert_eq!(house.submit(None).await, Ok(Receipt::Spool));
-    let pinned = house.submit(Some(LaneId::Nats)).await;
-    assert_eq!(pinned, Ok(Receipt::Spool));
-    let on_disk = [Queue::Waiting, Queue::Pinned(LaneId::Nats)];
-    assert_eq!(on_disk.map(|queue| spool.stats().records(queue)), [1, 1]);
-    assert_eq!(house.seen.lock().unwrap().len(), before);
-
-    probe.succeeded(|| 0);
-    lane_of(house.submit(None).await.unwrap());
 }
 
 /// The records that each lane is given of `count` that come one after the other.

@@ -13,12 +13,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
-use super::{
-    dead_letters::DeadLetters,
-    fallback::{ApiDisk, ApiDisks},
-    held::HeldRecords,
-    parking::Parking,
-};
+use super::{dead_letters::DeadLetters, held::HeldRecords, parking::Parking};
 use crate::{
     api::{ApiError, Limits, Settings, content::PostForm, limit::AdaptiveLimit, rate::RateLimit},
     breaker::{ApiBreakers, Breaker},
@@ -124,12 +119,6 @@ impl SharedApi {
     pub fn disk_bytes(&self) -> u64 {
         let held = self.held.as_ref();
         held.map_or(0, |held| held.spool().stats().bytes)
-    }
-
-    /// Records on its disk that have been in no lane yet.
-    pub fn waiting(&self) -> u64 {
-        let held = self.held.as_ref();
-        held.map_or(0, |held| held.spool().stats().waiting())
     }
 
     /// The counts of its disk for it alone: the node's own spool has more than that of `[api]`.
@@ -257,18 +246,6 @@ impl Apis {
         ApiBreakers::new(all.map(|api| (api.name.clone(), Arc::clone(&api.breaker))))
     }
 
-    /// The disks of the APIs, if there are several.
-    pub fn disks(&self) -> ApiDisks {
-        ApiDisks::new(self.0.all.iter().filter_map(|api| {
-            let held = api.held.as_ref()?;
-            Some(ApiDisk {
-                name: api.name.clone(),
-                breaker: Arc::clone(&api.breaker),
-                spool: held.spool().clone(),
-            })
-        }))
-    }
-
     /// Takes records for APIs that are not configured.
     pub fn unclaimed(&self) -> &HeldRecords {
         &self.0.unclaimed
@@ -277,8 +254,7 @@ impl Apis {
     /// Records for APIs that are not configured, dead letters apart.
     pub fn unclaimed_records(&self) -> u64 {
         let removed = self.0.removed.iter();
-        let removed = removed.map(|(_, spool)| spool.stats());
-        let removed: u64 = removed.map(|stats| stats.parked() + stats.waiting()).sum();
+        let removed: u64 = removed.map(|(_, spool)| spool.stats().parked()).sum();
         self.0.unclaimed.spool().stats().held() + removed
     }
 

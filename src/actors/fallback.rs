@@ -1,4 +1,4 @@
-//! The disk: takes the records that no lane takes, and those of an API that is down.
+//! The disk: takes the records that no lane takes.
 
 use std::sync::Arc;
 
@@ -6,8 +6,7 @@ use futures_util::future::join_all;
 
 use super::{Job, receipts::PendingRecord, stored_route};
 use crate::{
-    breaker::Breaker, delivery::Receipt, lane_id::LaneId, ledger::Ledger,
-    routing::rules::CompiledRoute, spool::Spool,
+    delivery::Receipt, lane_id::LaneId, ledger::Ledger, routing::rules::CompiledRoute, spool::Spool,
 };
 
 /// Writes records to the spool and replies to their clients.
@@ -15,42 +14,9 @@ use crate::{
 pub struct DiskFallback {
     pub spool: Spool,
     pub ledger: Arc<Ledger>,
-    pub of_apis: ApiDisks,
-}
-
-/// The disks of a node's APIs, if there are several. Clones share them.
-#[derive(Clone, Default)]
-pub struct ApiDisks(Arc<[ApiDisk]>);
-
-/// The disk of one API.
-pub struct ApiDisk {
-    /// As in [`Record::api`](crate::record::Record::api).
-    pub name: Option<Arc<str>>,
-    pub breaker: Arc<Breaker>,
-    pub spool: Spool,
-}
-
-impl ApiDisks {
-    pub fn new(all: impl Iterator<Item = ApiDisk>) -> Self {
-        Self(all.collect())
-    }
-
-    pub fn iter(&self) -> impl Iterator<Item = &ApiDisk> {
-        self.0.iter()
-    }
 }
 
 impl DiskFallback {
-    /// The disk of the API of `route`, if records for it are to wait there: in a lane they would
-    /// cost the other APIs their share of it, only to come to that disk all the same.
-    pub fn of_api_that_is_down(&self, route: &CompiledRoute) -> Option<Self> {
-        let disk = self.of_apis.iter().find(|disk| disk.name == route.api)?;
-        (!disk.breaker.admit()).then(|| Self {
-            spool: disk.spool.clone(),
-            ..self.clone()
-        })
-    }
-
     /// Stores the records of `job`. It goes on if the client hangs up, and holds the permit until
     /// the records are stored.
     pub fn store_job(&self, job: Job) {

@@ -1,5 +1,4 @@
-//! The feeder: gives the records that wait in the spool back to the router, oldest first. Those of
-//! an API that is down wait until it is up.
+//! The feeder: gives the records that wait in the spool back to the router, oldest first.
 //!
 //! It is admitted apart from clients, for few records at a time, so that the backlog does not crowd
 //! out new records. A record that no lane confirms stays on disk, and is tried again after a
@@ -26,11 +25,10 @@ use super::{
 };
 use crate::{
     backoff::Backoff,
-    breaker::Breaker,
     lane_id::LaneId,
     ledger::Ledger,
     routing::{rules::Assignment, settings::CurrentRouting},
-    spool::{DeathReason, Entry, EntryKey, Queue, Spool},
+    spool::{DeathReason, Entry, EntryKey, Queue, Spool, Spools},
 };
 
 /// The first retry waits at most this.
@@ -41,8 +39,8 @@ const RETRY_CAP: Duration = Duration::from_secs(1);
 /// The parts of the feeder.
 #[derive(Clone)]
 pub struct FeederParams {
-    /// The node's own.
-    pub spool: Spool,
+    /// The first is the node's own. The others have records of APIs that an operator has replayed.
+    pub spools: Spools,
     pub admission: Admission,
     pub ledger: Arc<Ledger>,
     pub lanes: Arc<[LaneId]>,
@@ -65,8 +63,6 @@ pub struct Feeder {
 struct QueueFeeder {
     params: FeederParams,
     spool: Spool,
-    /// Lets its records come, if they are all of one API.
-    breaker: Option<Arc<Breaker>>,
     admission: Admission,
     queue: Queue,
     /// The only lane that they may take, if there is one.
@@ -85,14 +81,8 @@ impl Feeder {
         }
     }
 
-    /// Resends the entries of a queue, up to the window at a time, until the spool ends. With a
-    /// `breaker`, they are the records of its API.
-    fn feed(
-        &self,
-        spool: &Spool,
-        queue: Queue,
-        breaker: Option<&Arc<Breaker>>,
-    ) -> AbortOnDropHandle<()> {
+    /// Resends the entries of a queue, up to the window at a time, until the spool ends.
+    fn feed(&self, spool: &Spool, queue: Queue) -> AbortOnDropHandle<()> {
         let pinned = match queue {
             Queue::Pinned(lane) => Some(lane),
             // Copies go to the lane that has confirmed them, so that its broker knows them again.
@@ -107,7 +97,6 @@ impl Feeder {
         let feeder = Rc::new(QueueFeeder {
             params: self.params.clone(),
             spool: spool.clone(),
-            breaker: breaker.cloned(),
             admission: admission.from_disk(source, FEEDER_WINDOW),
             queue,
             pinned,
@@ -119,9 +108,6 @@ impl Feeder {
             let mut tail = feeder.spool.tail(queue, window);
             while let Some((key, entry, permit)) = tail.next().await {
                 fail::fail_point!("feed");
-                if let Some(breaker) = &feeder.breaker {
-                    breaker.until_admitted().await;
-                }
                 let feeder = Rc::clone(&feeder);
                 in_flight.spawn_local(async move {
                     feeder.resend(key, &entry).await;
@@ -211,15 +197,14 @@ impl Actor for Feeder {
         // Records whose lanes are all gone from the configuration stay on disk.
         let is_on = |lane: &LaneId| self.params.lanes.contains(lane);
         let routed = Queue::routed().filter(|queue| queue.lanes().any(|lane| is_on(&lane)));
-        let waiting: Vec<_> = pinned.chain(routed).chain([Queue::Waiting]).collect();
-        let own = &self.params.spool;
-        let mut fed = Vec::from(kept.map(|queue| self.feed(own, queue, None)));
-        fed.extend(waiting.iter().map(|queue| self.feed(own, *queue, None)));
-        for disk in self.params.apis.disks().iter() {
-            let queues = waiting.iter();
-            fed.extend(queues.map(|queue| self.feed(&disk.spool, *queue, Some(&disk.breaker))));
-        }
-        self.queues = fed;
+        let queues = pinned.chain(kept).chain(routed).chain([Queue::Waiting]);
+        let spools: Vec<_> = self.params.spools.iter().collect();
+        let [own, of_apis @ ..] = &*spools else {
+            return;
+        };
+        let replayed = of_apis.iter().map(|spool| self.feed(spool, Queue::Waiting));
+        let fed = queues.map(|queue| self.feed(own, queue)).chain(replayed);
+        self.queues = fed.collect();
         self.supervisor.ready(None);
     }
 }

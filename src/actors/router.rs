@@ -1,7 +1,6 @@
 //! The router: chooses one of the lanes that are up for the records of each request, and the next
 //! one when a lane gives them back. Records that no lane confirms in time go to the spool, unless no
-//! lane will ever carry them; so do those of an API that is down, if there are several APIs. The
-//! router never waits for the network.
+//! lane will ever carry them. The router never waits for the network.
 
 use std::{mem, sync::Arc, time::Duration};
 
@@ -21,7 +20,7 @@ use crate::{
     lane_id::{LaneId, PerLane},
     routing::{
         choose::{Candidates, Choice, Chooser},
-        explain::{Explanation, Explanations, OnDisk},
+        explain::{Explanation, Explanations},
         hash::KeyHash,
         policy::Policy,
         rules::Routes,
@@ -78,13 +77,6 @@ impl Router {
     }
 
     fn route_together(&mut self, job: Job) {
-        if job.source == Source::Client
-            && let Some(disk) = self.params.fallback.of_api_that_is_down(&job.route)
-        {
-            let why = Err(OnDisk::ApiDown);
-            self.params.explain(&job, &job.records, why);
-            return disk.store_job(job);
-        }
         let size = job.largest_message();
         let Err(job) = self.send_to_lane(job, size) else {
             return;
@@ -96,7 +88,7 @@ impl Router {
         if job.source != Source::Client {
             return job.refuse(&Refused::NoLane);
         }
-        self.params.explain(&job, &job.records, Err(OnDisk::NoLane));
+        self.params.explain(&job, &job.records, None);
         self.params.fallback.store_job(job);
     }
 
@@ -204,11 +196,10 @@ impl<'a> LaneView<'a> {
     /// those of a job have that lane in common, and each its own runner-up.
     fn explain(&self, chooser: &mut Chooser, job: &Job, choice: Choice, size: usize) {
         if job.records.len() == 1 || !is_by_key(job) {
-            return self.params.explain(job, &job.records, Ok(choice));
+            return self.params.explain(job, &job.records, Some(choice));
         }
         for pending in &job.records {
             let choice = self.choose(chooser, job, pending.key, size);
-            let choice = choice.ok_or(OnDisk::NoLane);
             self.params.explain(job, [pending], choice);
         }
     }
@@ -220,7 +211,7 @@ impl RouterParams {
         &self,
         job: &Job,
         records: impl IntoIterator<Item = &'j PendingRecord>,
-        choice: Result<Choice, OnDisk>,
+        choice: Option<Choice>,
     ) {
         let explanation = Explanation {
             at_us: unix_us(),

@@ -27,18 +27,10 @@ pub struct Explanation {
     /// Microseconds since the Unix epoch.
     pub at_us: u64,
     pub route: Arc<CompiledRoute>,
-    pub choice: Result<Choice, OnDisk>,
+    /// `None` if no lane could take the record in time: then the spool did.
+    pub choice: Option<Choice>,
     /// No lane has given the record back before.
     pub is_first: bool,
-}
-
-/// Why the spool has taken a record, and no lane.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OnDisk {
-    /// No lane could take it in time.
-    NoLane,
-    /// Its API is down, and one of several.
-    ApiDown,
 }
 
 /// The choices for the last [`EXPLAINED_MAX`] records. Clones share them.
@@ -154,20 +146,19 @@ struct WeighedLane {
 
 impl Explanation {
     fn told(&self) -> ToldChoice<'_> {
-        let choice = self.choice.as_ref().ok();
+        let choice = self.choice.as_ref();
         ToldChoice {
             at_ms: self.at_us / 1000,
             rule: &self.route.name,
             when: self.route.when.as_ref().map(ToString::to_string),
             policy: self.route.policy.name(),
             lane: choice.map(|choice| choice.lane),
-            reason: match self.choice.as_ref().map(|choice| choice.reason) {
-                Ok(Reason::Pinned) if self.route.policy == Policy::Broadcast => {
+            reason: match choice.map(|choice| choice.reason) {
+                Some(Reason::Pinned) if self.route.policy == Policy::Broadcast => {
                     "each lane of the rule takes a copy"
                 }
-                Ok(reason) => reason.text(),
-                Err(OnDisk::NoLane) => "no lane could take it in time: the spool did",
-                Err(OnDisk::ApiDown) => "its API is down: the disk of that API has taken it",
+                Some(reason) => reason.text(),
+                None => "no lane could take it in time: the spool did",
             },
             runner_up: choice.and_then(|choice| choice.runner_up),
             api: match &self.route.api {

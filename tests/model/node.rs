@@ -27,7 +27,7 @@ use waypost::{
         admission::Admission,
         apis::{Apis, SharedApi},
         copies::Copies,
-        fallback::{ApiDisks, DiskFallback},
+        fallback::DiskFallback,
         feeder::{self, Feeder},
         forwarder::LaneWindow,
         lane::{self, Lane, bundle::SettledRecords},
@@ -44,7 +44,7 @@ use waypost::{
     ledger::Ledger,
     record::{Origin, Record},
     routing::{explain::Explanations, settings::CurrentRouting},
-    spool::{NotSafe, OpenError, Queue, Spool, SpoolStats, Undelivered},
+    spool::{NotSafe, OpenError, Queue, Spool, SpoolStats, Spools, Undelivered},
     trace::LaneTracer,
     transport::{
         Backlog, BrokerInfo, Durability, Incoming, Inspection, Message, Transport, TransportError,
@@ -371,7 +371,6 @@ impl Node {
         let fallback = DiskFallback {
             spool: spool.clone(),
             ledger: Arc::clone(&ledger),
-            of_apis: ApiDisks::default(),
         };
         let admission = Admission::new(router.clone(), PUBLISH_TIMEOUT, Arc::clone(&ledger));
         let live_lanes = live_lanes(Policy::RoundRobin);
@@ -535,7 +534,7 @@ fn start_feeder(
     let run = Arc::clone(&ledger.run);
     let api = SharedApi::new(None, &ApiConfig::default(), spool.clone(), None, &run).unwrap();
     let params = feeder::FeederParams {
-        spool: spool.clone(),
+        spools: Spools::new(spool.clone(), []),
         admission: admission.clone(),
         ledger: Arc::clone(ledger),
         lanes: LANES.into(),

@@ -16,7 +16,7 @@ use crate::{
     record::{Record, parse_body},
     routing::{
         choose::{Candidates, Choice, Chooser},
-        explain::{Explanation, OnDisk, trace_lines},
+        explain::{Explanation, trace_lines},
         policy::Policy,
         rules::Assignment,
         scores::Scores,
@@ -72,11 +72,8 @@ fn decide(config: &Config, Assignment { route, key, .. }: Assignment) -> Explana
     Explanation {
         at_us: unix_us(),
         choice: match (route.policy, route.lanes.first()) {
-            (Policy::Broadcast, Some(lane)) => Ok(Choice::pinned(*lane)),
-            _ => {
-                let choice = Chooser::new(0).choose(&route, key, 1, &candidates);
-                choice.ok_or(OnDisk::NoLane)
-            }
+            (Policy::Broadcast, Some(lane)) => Some(Choice::pinned(*lane)),
+            _ => Chooser::new(0).choose(&route, key, 1, &candidates),
         },
         route,
         is_first: true,

@@ -37,11 +37,6 @@ pub(super) fn register(scrape: &Scrape<'_>, registry: &mut Registry) {
             gauge(&|at, _| scrape.api_limits[at] as u64),
         ),
         (
-            "waypost_each_api_waiting_records",
-            "Records on disk until the API is up",
-            gauge(&|_, api| api.waiting()),
-        ),
-        (
             "waypost_each_api_held_records",
             "Records on disk until the API has a place for them",
             gauge(&|_, api| api.stats().held()),

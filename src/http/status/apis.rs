@@ -14,8 +14,6 @@ use crate::{actors::apis::SharedApi, api::rate::RateStatus, spool::Queue};
 pub(super) struct NamedApiStatus<'s> {
     #[serde(flatten)]
     pub api: ApiStatus<'s>,
-    /// On disk until the API is up: they have been in no lane yet.
-    pub waiting: u64,
     /// On disk until the API has a place for them.
     pub held: u64,
     /// On disk between two tries.
@@ -53,7 +51,6 @@ impl AdminState {
         let stats = api.stats();
         let named = NamedApiStatus {
             api: self.api_status(api),
-            waiting: api.waiting(),
             held: stats.held(),
             parked: stats.parked() - stats.held(),
             dead: stats.records(Queue::Dead),

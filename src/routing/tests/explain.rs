@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::routing::{
     choose::Reason,
-    explain::{EXPLAINED_MAX, Explanation, Explanations, OnDisk, trace_lines},
+    explain::{EXPLAINED_MAX, Explanation, Explanations, trace_lines},
 };
 
 proptest! {
@@ -48,7 +48,7 @@ proptest! {
     }
 }
 
-fn explanation(choice: Result<Choice, OnDisk>) -> Explanation {
+fn explanation(choice: Option<Choice>) -> Explanation {
     Explanation {
         at_us: 5_000,
         route: chooser(Policy::Adaptive, 0).route,
@@ -71,7 +71,7 @@ fn adaptive_choice() -> Choice {
 
 #[test]
 fn an_explanation_is_text_of_80_columns() {
-    let text = explanation(Ok(adaptive_choice())).to_string();
+    let text = explanation(Some(adaptive_choice())).to_string();
     assert_eq!(
         text,
         "rule       default\n\
@@ -84,7 +84,7 @@ fn an_explanation_is_text_of_80_columns() {
          nats       0.008000        4.000          1       1    1.000        1.00\n\
          pubsub     infinite      unknown          0       0    1.000        1.00"
     );
-    let none = explanation(Err(OnDisk::NoLane)).to_string();
+    let none = explanation(None).to_string();
     assert_eq!(
         none.lines().skip(2).collect::<Vec<_>>(),
         [
@@ -97,7 +97,7 @@ fn an_explanation_is_text_of_80_columns() {
 
 #[test]
 fn an_explanation_is_json_with_the_four_factors_of_each_score() {
-    let told = serde_json::to_value(explanation(Ok(adaptive_choice()))).unwrap();
+    let told = serde_json::to_value(explanation(Some(adaptive_choice()))).unwrap();
     assert_eq!(
         told,
         json!({
@@ -113,7 +113,7 @@ fn an_explanation_is_json_with_the_four_factors_of_each_score() {
             ],
         })
     );
-    let none = serde_json::to_value(explanation(Err(OnDisk::NoLane))).unwrap();
+    let none = serde_json::to_value(explanation(None)).unwrap();
     assert_eq!((&none["lane"], &none["lanes"]), (&Value::Null, &json!([])));
 }
 
@@ -133,7 +133,7 @@ fn a_rule_is_explained_with_its_condition_and_the_values_that_the_rules_tested()
     let values = routes.pointers().read(r#"{"age":7}"#).unwrap();
     let explanation = Explanation {
         route: routes.assign("", &values, |_| None).route,
-        ..explanation(Err(OnDisk::NoLane))
+        ..explanation(None)
     };
     let text = explanation.to_string();
     assert_eq!(
@@ -195,7 +195,7 @@ fn the_last_ten_thousand_records_are_explained_with_each_of_their_tries() {
         let explanation = Explanation {
             at_us,
             is_first,
-            ..explanation(Err(OnDisk::NoLane))
+            ..explanation(None)
         };
         explanations.push([Arc::from(id)].iter(), explanation);
     };

@@ -27,7 +27,7 @@ const LANES: [TableColumn; 15] = [
     ("restarts", "restarts"),
 ];
 /// The same of an API: the member of each, and where the node has it if there is one API alone.
-const APIS: [(&str, &str, &str, Format); 10] = [
+const APIS: [(&str, &str, &str, Format); 9] = [
     ("since", "since_s", "/api/since_s", Format::Time),
     ("next try", "retry_in_s", "/api/retry_in_s", Format::Time),
     ("in flight", "in_flight", "/api/in_flight", Format::Count),
@@ -38,8 +38,7 @@ const APIS: [(&str, &str, &str, Format); 10] = [
         "/api/post_ms",
         Format::Milliseconds,
     ),
-    // One API alone leaves to the lanes what waits for it, and parks what it does not take.
-    ("waiting", "waiting", "/api/waiting", Format::Count),
+    // One API alone parks what it does not take.
     ("held", "held", "/api/held", Format::Count),
     ("parked", "parked", "/ledger/parked", Format::Count),
     ("dead", "dead", "/ledger/dead", Format::Count),

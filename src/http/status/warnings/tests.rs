@@ -323,7 +323,6 @@ fn each_of_several_apis_is_named() {
         for (name, api, refuses) in [("default", api(), false), ("other", down, true)] {
             let named = NamedApiStatus {
                 api,
-                waiting: 0,
                 held: 0,
                 parked: 0,
                 dead: 0,
