@@ -269,7 +269,9 @@ async fn a_client_without_a_token_keeps_no_connection() {
     let api = Api::start();
     let tokens = file("a-token");
     let path = tokens.path().display().to_string();
-    let Some(tls) = TlsNode::start(&api.url(), &[("TOKENS_FILE", &path)], "").await else {
+    // An idle connection would end by itself.
+    let limits = [("TOKENS_FILE", &*path), ("KEEP_ALIVE", "10m")];
+    let Some(tls) = TlsNode::start(&api.url(), &limits, "").await else {
         return;
     };
     let mut connection = tls.connect().await;
