@@ -438,6 +438,7 @@ async fn the_admin_side_is_open_to_other_machines_that_have_a_certificate() {
         waypost(&with_cert).status.success().then_some(())
     })
     .await;
+    let mut watchers = Vec::new();
     // Without a certificate, probes alone are answered.
     for (version, protocols, http) in [
         (&TLS12, &[][..], Version::HTTP_11),
@@ -456,6 +457,7 @@ async fn the_admin_side_is_open_to_other_machines_that_have_a_certificate() {
         assert_eq!(answer.version(), http);
         let first = answer.next().await.expect("an event").expect("a piece");
         assert!(!first.is_empty());
+        watchers.push(answer);
         let nobody = client_tls(&authority, None, &[version], protocols);
         let get = async |path: &str| {
             // Nobody keeps a connection.
@@ -487,6 +489,12 @@ async fn the_admin_side_is_open_to_other_machines_that_have_a_certificate() {
     let untrusting = ["dead", "list", "--admin", &node.url];
     let no_key = [&list[..], &["--cert-file", &cert]].concat();
     let no_cert = [&list[..], &["--cert-file", &key, "--key-file", &key]].concat();
+    // Those who watch need a certificate that still counts.
+    path("client-ca.pem", authority.cert());
+    for mut watcher in watchers {
+        let events = async { while let Some(Ok(_)) = watcher.next().await {} };
+        timeout(PATIENCE, events).await.expect("it ends");
+    }
     for (arguments, status) in [
         (&list[..], 1),
         (&untrusting, 1),
