@@ -52,15 +52,17 @@ pub fn damaged(
     ];
     let change = (any::<Index>(), 0..4_usize, piece);
     let changes = prop_oneof![Just(Vec::new()), vec(change, 1..3)];
-    (texts, changes).prop_map(|(text, changes)| {
-        let mut text = text.into_bytes();
-        for (at, length, piece) in changes {
-            let at = at.index(text.len() + 1);
-            let end = (at + length).min(text.len());
-            text.splice(at..end, piece);
-        }
-        text
-    })
+    (texts, changes).prop_map(|(text, changes)| changed(text.into_bytes(), changes))
+}
+
+/// The bytes with some of them replaced: from where, how many, and by what.
+pub fn changed(mut bytes: Vec<u8>, changes: Vec<(Index, usize, Vec<u8>)>) -> Vec<u8> {
+    for (at, length, piece) in changes {
+        let at = at.index(bytes.len() + 1);
+        let end = (at + length).min(bytes.len());
+        bytes.splice(at..end, piece);
+    }
+    bytes
 }
 
 pub fn cases() -> ProptestConfig {

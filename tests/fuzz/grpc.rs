@@ -37,7 +37,7 @@ use waypost::{
     transport::grpc::{Grpc, Settings},
 };
 
-use super::{TORN, cases, damaged};
+use super::{TORN, cases, changed, damaged};
 use crate::{
     ingest::RECORD,
     support::{
@@ -216,15 +216,7 @@ fn wire(of: &MessageDescriptor) -> impl Strategy<Value = Vec<u8>> {
     ];
     let change = (any::<Index>(), 0..4_usize, piece);
     let changes = prop_oneof![3 => Just(Vec::new()), 1 => vec(change, 1..3)];
-    (messages(of), changes).prop_map(|(message, changes)| {
-        let mut wire = message.encode_to_vec();
-        for (at, length, piece) in changes {
-            let at = at.index(wire.len() + 1);
-            let end = (at + length).min(wire.len());
-            wire.splice(at..end, piece);
-        }
-        wire
-    })
+    (messages(of), changes).prop_map(|(message, changes)| changed(message.encode_to_vec(), changes))
 }
 
 /// A record that comes out of the node once it is safe, and no other way.
