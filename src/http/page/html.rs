@@ -33,6 +33,8 @@ pub fn page(status: &Value, read_only: bool) -> Markup {
                 meta name="color-scheme" content="light dark";
                 link rel="icon" href=(ICON);
                 link rel="stylesheet" href="page.css";
+                // Painted in pieces, tables and charts would move as their last columns come.
+                link rel="expect" href="#end" blocking="render";
                 script type="module" src="page.js" {}
             }
             body data-layout=(page.layout()) {
@@ -50,6 +52,7 @@ pub fn page(status: &Value, read_only: bool) -> Markup {
                     div.pair { (page.orders()) (changes()) }
                 }
                 (tools::dialogs())
+                span #end hidden {}
             }
         }
     }

@@ -55,6 +55,7 @@ const countBelow = () => {
 };
 warningList.addEventListener("scroll", countBelow);
 addEventListener("resize", countBelow);
+countBelow();
 
 const paintWarnings = (status) => {
   const found = status.warnings;
