@@ -17,7 +17,7 @@ use crate::support::{
     traffic, wanted,
 };
 
-const WIDTHS: [u32; 3] = [360, 1440, 2560];
+const WIDTHS: [u32; 4] = [360, 1280, 1440, 2560];
 const SCHEMES: [&str; 2] = ["light", "dark"];
 
 /// The list has a fixed height, so that warnings which come and go move nothing.
@@ -60,6 +60,7 @@ async fn five_warnings_are_in_sight_or_counted() {
         };
         let context = browser.context(window).await;
         let page = browser.open(context, &node).await;
+        browser.wait(page, LIVE).await;
         browser.wait(page, &format!("{count} === '5'")).await;
         let seen = browser.evaluate(page, seen).await;
         let seen = seen.as_u64().expect("a number");
@@ -199,6 +200,9 @@ async fn each_width_and_theme_is_accessible_and_fits() {
             // A list that somebody has asked for may move what is below it.
             browser.no_shift(page).await;
             browser.click(page, "#query button[type=submit]").await;
+            // In place of the list that came unasked.
+            let is_answered = "document.querySelector('#plan').textContent.includes(' match')";
+            browser.wait(page, is_answered).await;
             browser.click(page, "#letter-list summary").await;
             browser
                 .wait(page, "document.querySelector('.letter') !== null")
@@ -207,6 +211,14 @@ async fn each_width_and_theme_is_accessible_and_fits() {
             assert_eq!(found, json!([]), "{scheme} {width}");
             let wide = "document.documentElement.scrollWidth";
             assert_eq!(browser.evaluate(page, wide).await, width, "{scheme}");
+            // No value of a chart runs into the next chart's.
+            let captions = "[...document.querySelectorAll('figcaption')].every(
+                (caption) => caption.scrollWidth <= caption.clientWidth)";
+            assert_eq!(
+                browser.evaluate(page, captions).await,
+                true,
+                "{scheme} {width}"
+            );
             browser.picture(page, &format!("{scheme}-{width}")).await;
             browser.close(page).await;
         }
