@@ -10,12 +10,12 @@ use std::{
 
 use bytes::Bytes;
 use clap::Args;
-use waypost::{
-    api::client::Endpoint,
-    load::{Load, Plan, records},
-};
+use waypost::load::{Load, Plan, records};
 
-use super::api::{NUMBER, now_us};
+use super::{
+    api::{NUMBER, now_us},
+    door::Credentials,
+};
 
 /// Options of the load.
 #[derive(Args)]
@@ -32,6 +32,8 @@ pub struct Options {
     count: usize,
     /// Records per second.
     rate: Option<f64>,
+    #[command(flatten)]
+    credentials: Credentials,
 }
 
 /// Posts, and prints the result as JSON.
@@ -60,7 +62,7 @@ pub async fn run(options: &Options) {
     ]));
     let watched = Rc::clone(&since);
     let load = Load::new(
-        Endpoint::with_public_roots(&options.host).expect("a URL"),
+        options.credentials.endpoint(&options.host),
         Plan {
             records: requests.collect(),
             passes: 1,

@@ -6,6 +6,7 @@
 //! ratio within a round. CPU is user and system time of the program under test alone.
 
 mod api;
+mod door;
 mod floor;
 mod idle;
 mod load;
@@ -23,6 +24,7 @@ mod waiting;
 use std::{net::SocketAddr, num::ParseIntError, path::PathBuf, str::FromStr};
 
 use clap::{Parser, Subcommand, ValueEnum};
+use door::Door;
 use neighbour::SecondApi;
 use serde::Serialize;
 use stage::{Measured, Program, Side};
@@ -93,6 +95,10 @@ enum Case {
     Control,
     /// 1 % of the records traced against none
     Traces,
+    /// Clients that need one of a thousand tokens against none
+    Tokens,
+    /// TLS against none, over connections that are kept
+    Tls,
     /// A healthy API with one that hangs and gets 1,000 records a second, against it alone
     Apis,
     /// The same, but the second one answers: what its records cost anyway
@@ -215,6 +221,20 @@ impl Case {
                     ..named("1 % traces")
                 };
                 [named("no traces"), traces]
+            }
+            Self::Tokens => {
+                let tokens = Side {
+                    door: Some(Door::Token),
+                    ..named("tokens")
+                };
+                [named("no tokens"), tokens]
+            }
+            Self::Tls => {
+                let tls = Side {
+                    door: Some(Door::Tls),
+                    ..named("TLS")
+                };
+                [named("no TLS"), tls]
             }
             Self::Control => [named("ack lane"), named("ack lane again")],
         }

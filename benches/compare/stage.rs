@@ -14,6 +14,7 @@ use tokio::time::sleep;
 
 use super::{
     api,
+    door::Door,
     neighbour::{self, Neighbour, SecondApi},
     support::{
         eventually,
@@ -50,6 +51,7 @@ pub struct Side {
     pub bundle: Option<u8>,
     /// Variables of this side, besides the lane's.
     pub variables: &'static [(&'static str, &'static str)],
+    pub door: Option<Door>,
     /// The part of the records that is traced.
     pub traced: Option<&'static str>,
     pub second_api: Option<SecondApi>,
@@ -89,6 +91,8 @@ pub struct Stage {
     second: Option<Child>,
     api_url: String,
     host: String,
+    /// Options of the load.
+    credentials: Vec<String>,
     folder: tempfile::TempDir,
     admin: Option<String>,
     users: usize,
@@ -182,7 +186,14 @@ impl Stage {
         let [api_listen, listen, admin] = [(); 3].map(|()| format!("127.0.0.1:{}", free_port()));
         let api = own(&["api", &api_listen], |_| {});
         let api_url = format!("http://{api_listen}/");
-        let host = format!("http://{listen}/");
+        let scheme = if side.door == Some(Door::Tls) {
+            "https"
+        } else {
+            "http"
+        };
+        let host = format!("{scheme}://{listen}/");
+        let door = side.door.map(|door| door.set_up(folder.path()));
+        let (guarded, credentials) = door.unwrap_or_default();
         let data = folder.path().join("data").display().to_string();
         let places = [
             ("INGEST__LISTEN", &listen),
@@ -195,6 +206,7 @@ impl Stage {
             .map(|(key, value)| (format!("WAYPOST_{key}"), value.clone()))
             .collect();
         environment.extend(side.environment(lane, variables));
+        environment.extend(guarded);
         if let Some(part) = side.traced {
             let traces = [
                 ("OTEL_EXPORTER_OTLP_ENDPOINT", &*api_url),
@@ -238,6 +250,7 @@ impl Stage {
             second,
             api_url,
             host,
+            credentials,
             folder,
             admin,
             users,
@@ -362,7 +375,8 @@ impl Stage {
         let numbers = [self.users, self.batch, self.posted, count].map(|number| number.to_string());
         let rate = rate.map(|rate| rate.to_string());
         let mut arguments = vec!["load", &self.host, times.to_str().expect("a plain path")];
-        arguments.extend(numbers.iter().chain(&rate).map(String::as_str));
+        let numbers = numbers.iter().chain(&rate);
+        arguments.extend(numbers.chain(&self.credentials).map(String::as_str));
         let load = own(&arguments, |command| {
             command.stdout(Stdio::piped());
         });
@@ -567,6 +581,7 @@ impl Side {
             batch: 1,
             bundle: None,
             variables: &[],
+            door: None,
             traced: None,
             second_api: None,
             has_neighbour: false,
