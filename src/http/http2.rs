@@ -58,6 +58,7 @@ use super::{
     early_ends::{EarlyEnd, EarlyEnds, RefusedStream},
     log_bad_request,
     problem::Problem,
+    write_patience,
 };
 
 /// The most streams of a connection: no fewer are recommended (RFC 9113, 6.5.2).
@@ -65,9 +66,9 @@ const STREAMS_MAX: u32 = 100;
 /// The most bytes of a request's headers, of which few on the wire may stand for all. No browser or
 /// proxy sends so many.
 const HEAD_MAX: u32 = 32 << 10;
-/// The most bytes of memory for the heads of a connection's requests that have no answer: about 5 KiB
-/// for each of its streams. The largest head alone has room.
-const HEADS_MAX: usize = 512 << 10;
+/// The most bytes of memory for the heads of a connection's requests that have no answer: about 10 KiB
+/// for each of its streams, as 30 headers take. The largest head alone has room.
+const HEADS_MAX: usize = 1 << 20;
 /// The most bytes of a body, and of all bodies of a connection, that wait to be read. A client at 100
 /// ms may send 2.5 MB a second on one stream.
 const STREAM_WINDOW: u32 = 256 << 10;
@@ -77,8 +78,8 @@ const SEND_BUFFER: usize = 64 << 10;
 /// A client that gives up may break off all its streams.
 const BROKEN_MAX: u32 = STREAMS_MAX;
 
-/// How long the streams of a connection that takes no other ones may go on: longer than a handler needs
-/// for a body that comes.
+/// How long the streams of a connection that takes no other ones may go on. A body that comes more
+/// slowly is sent again, on another connection.
 const ENDING_MAX: Duration = Duration::from_mins(2);
 
 /// The client of a connection.
@@ -205,7 +206,11 @@ where
                                 timer.as_mut().reset(Instant::now() + self.limits.keep_alive);
                             }
                             StreamIntake::Ending => {}
-                            StreamIntake::Refusing => timer.as_mut().reset(Instant::now()),
+                            // The end of the last answer may still be on its way. Without one, the
+                            // connection has ended by itself before.
+                            StreamIntake::Refusing => {
+                                timer.as_mut().reset(Instant::now() + write_patience());
+                            }
                         }
                     }
                 }

@@ -275,7 +275,7 @@ async fn floods_leave_an_honest_client_served() {
 /// then on.
 fn kept_header() -> (Vec<u8>, u8) {
     const LENGTH: usize = 4000;
-    // What an integer of seven bits does not hold (RFC 7541, 5.1).
+    // The rest of an integer of more than seven bits (RFC 7541, 5.1).
     let rest = u8::try_from((LENGTH - 127) % 128 + 128).expect("seven bits");
     let last = u8::try_from((LENGTH - 127) / 128).expect("seven bits");
     let mut header = vec![0x40, 1, b'x', 0x7f, rest, last];
