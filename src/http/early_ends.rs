@@ -132,7 +132,7 @@ impl EarlyEnds {
                      waypost_connections_ended_total"
                 );
             }
-            // That a connection ends is no fault of anybody.
+            // Nobody is at fault where a connection ends.
             let refused = told.map(|why| self.refused(why));
             let [without_place, with_large_heads] =
                 [0, 1].map(|at| refused[at] - refused_before[at]);

@@ -35,7 +35,7 @@ use super::{events::PING, problem::Problem};
 const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 /// The most bytes that a client may send behind its last request, which nobody answers.
 const UNREAD_MAX: usize = 16 << 10;
-/// What is written to a client that sends no more, and when, to know whether it still reads.
+/// The pings to a client that sends no more, to know whether it still reads.
 const PROBES: u32 = 2;
 const PROBE_EVERY: Duration = Duration::from_secs(1);
 
