@@ -1,4 +1,4 @@
-//! What a node asks of its clients, and what the load brings.
+//! Guarded nodes: the token or the TLS that a node asks for, and the load that has it.
 
 use std::{fs, path::Path, sync::Arc};
 
@@ -9,7 +9,7 @@ use super::support::tls::certificate;
 
 const TOKEN: &str = "0123456789abcdef0123456789abcdef";
 
-/// What a node asks of its clients.
+/// The guard of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Door {
     /// One of a thousand tokens.
@@ -43,7 +43,7 @@ impl Door {
     }
 }
 
-/// What the load brings.
+/// The options of the load for a guarded node.
 #[derive(Args)]
 pub struct Credentials {
     #[arg(long)]

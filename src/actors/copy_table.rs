@@ -151,19 +151,19 @@ mod tests {
     use crate::recent::Hasher128;
 
     #[derive(Clone, Copy, Debug)]
-    enum Step {
+    enum TableStep {
         Insert(u32, u32),
         Remove(u32),
         RemoveThrough(u32),
     }
 
-    fn steps() -> impl Strategy<Value = Vec<Step>> {
+    fn steps() -> impl Strategy<Value = Vec<TableStep>> {
         // Few things, which are so often there already.
         let thing = 0..20_000_u32;
         let step = prop_oneof![
-            60 => (thing.clone(), 0..1000_u32).prop_map(|(thing, at)| Step::Insert(thing, at)),
-            40 => thing.prop_map(Step::Remove),
-            1 => (0..300_u32).prop_map(Step::RemoveThrough),
+            60 => (thing.clone(), 0..1000_u32).prop_map(|(thing, at)| TableStep::Insert(thing, at)),
+            40 => thing.prop_map(TableStep::Remove),
+            1 => (0..300_u32).prop_map(TableStep::RemoveThrough),
         ];
         vec(step, 0..20_000)
     }
@@ -181,16 +181,16 @@ mod tests {
             let mut map = HashMap::new();
             for step in steps {
                 match step {
-                    Step::Insert(thing, at) => {
+                    TableStep::Insert(thing, at) => {
                         let position = Position::of(0, at);
                         let before = table.insert(fingerprint(&hasher, thing), position);
                         prop_assert_eq!(before, map.insert(thing, position));
                     }
-                    Step::Remove(thing) => {
+                    TableStep::Remove(thing) => {
                         let position = table.remove(fingerprint(&hasher, thing));
                         prop_assert_eq!(position, map.remove(&thing));
                     }
-                    Step::RemoveThrough(at) => {
+                    TableStep::RemoveThrough(at) => {
                         let last = Position::of(0, at);
                         table.remove_through(last);
                         map.retain(|_, position| *position > last);

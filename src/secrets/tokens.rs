@@ -4,8 +4,8 @@ use std::{collections::HashSet, fs, path::Path};
 
 use ring::digest::{SHA256, SHA256_OUTPUT_LEN, digest};
 
-/// A token as it is kept. The time of a look-up may tell of digests, and those tell nothing of tokens
-/// that nobody can guess.
+/// A token as it is kept. The time of a look-up may tell something of a digest, and so nothing of the
+/// token.
 type TokenDigest = [u8; SHA256_OUTPUT_LEN];
 
 /// The tokens of a file. Each lets its owner in.

@@ -47,7 +47,7 @@ async fn five_warnings_are_in_sight_or_counted() {
     node.all_ended(1, PATIENCE).await;
     node.order("grpc", "pause").await;
     let count = "document.querySelector('#count').textContent";
-    // Those that are in the list's box as a whole.
+    // A warning that the edge of the list cuts is not seen.
     let seen = "(() => {
         const box = document.querySelector('#list').getBoundingClientRect();
         const is = (item) => item.getBoundingClientRect().bottom <= box.bottom;

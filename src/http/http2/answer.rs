@@ -27,9 +27,9 @@ use crate::http::write_patience;
 const PIECE: usize = 16 << 10;
 
 /// The answer did not arrive.
-struct Undelivered;
+struct BrokenStream;
 
-impl From<h2::Error> for Undelivered {
+impl From<h2::Error> for BrokenStream {
     fn from(_: h2::Error) -> Self {
         Self
     }
@@ -46,7 +46,7 @@ pub async fn send<B: MessageBody>(
     match send_parts(response.head(), body, respond, is_head).await {
         Ok(()) if is_last => StreamEnd::Last,
         Ok(()) => StreamEnd::Answered,
-        Err(Undelivered) => StreamEnd::Broken,
+        Err(BrokenStream) => StreamEnd::Broken,
     }
 }
 
@@ -55,7 +55,7 @@ async fn send_parts<B: MessageBody>(
     body: B,
     respond: &mut SendResponse<Bytes>,
     is_head: bool,
-) -> Result<(), Undelivered> {
+) -> Result<(), BrokenStream> {
     let size = match head.status {
         StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED => BodySize::None,
         _ => body.size(),
@@ -98,16 +98,16 @@ async fn send_parts<B: MessageBody>(
 async fn next_piece<B: MessageBody>(
     mut body: Pin<&mut B>,
     stream: &mut SendStream<Bytes>,
-) -> Result<Option<Bytes>, Undelivered> {
+) -> Result<Option<Bytes>, BrokenStream> {
     let next = poll_fn(|context| match body.as_mut().poll_next(context) {
         Poll::Ready(piece) => Poll::Ready(Ok(piece)),
-        Poll::Pending => stream.poll_reset(context).map(|_| Err(Undelivered)),
+        Poll::Pending => stream.poll_reset(context).map(|_| Err(BrokenStream)),
     });
     match next.await?.transpose() {
         Ok(piece) => Ok(piece),
         Err(_) => {
             stream.send_reset(Reason::INTERNAL_ERROR);
-            Err(Undelivered)
+            Err(BrokenStream)
         }
     }
 }
@@ -117,7 +117,7 @@ async fn room(
     stream: &mut SendStream<Bytes>,
     wanted: usize,
     mut late: Pin<&mut Sleep>,
-) -> Result<usize, Undelivered> {
+) -> Result<usize, BrokenStream> {
     stream.reserve_capacity(wanted.min(PIECE));
     let room = poll_fn(|context| {
         loop {
@@ -127,9 +127,9 @@ async fn room(
             }
             match stream.poll_capacity(context) {
                 Poll::Ready(Some(Ok(_))) => {}
-                Poll::Ready(Some(Err(_)) | None) => return Poll::Ready(Err(Undelivered)),
+                Poll::Ready(Some(Err(_)) | None) => return Poll::Ready(Err(BrokenStream)),
                 Poll::Pending if late.as_mut().poll(context).is_ready() => {
-                    return Poll::Ready(Err(Undelivered));
+                    return Poll::Ready(Err(BrokenStream));
                 }
                 Poll::Pending => return Poll::Pending,
             }
