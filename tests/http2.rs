@@ -6,12 +6,13 @@ mod floods;
 use std::{process::Command, time::Duration};
 
 use bytes::Bytes;
+use futures_util::{StreamExt as _, stream};
 use h2::Reason;
 use http::{Request, StatusCode, request::Builder};
 use rustls::version::TLS13;
 use serde_json::Value;
 use tempfile::TempDir;
-use tokio::time::timeout;
+use tokio::{sync::Mutex, time::timeout};
 
 use self::client::{Answer, Http2Connection};
 use crate::{
@@ -324,4 +325,63 @@ async fn a_stop_answers_what_is_under_way_and_takes_nothing_more() {
     ended.expect("it ends").ok();
     let status = tls.node.ended(Duration::from_secs(10)).await;
     assert!(status.success(), "{status}");
+}
+
+/// Sends a record until it has an answer, as a client does that knows what `REFUSED_STREAM` and `GOAWAY`
+/// say: it was not read. The room that the client's rate has left, and how often it was refused.
+async fn sent_at_last(tls: &TlsNode, connection: &Mutex<Http2Connection>) -> (u64, u64) {
+    let mut refused = 0;
+    loop {
+        let begun = {
+            let mut connection = connection.lock().await;
+            if connection.is_over() {
+                *connection = tls.connect().await;
+            }
+            connection.begin(record(), Some(RECORD.into()))
+        };
+        let why = match timeout(PATIENCE, begun).await.expect("an answer in time") {
+            Ok(answer) => {
+                assert_eq!(answer.status, StatusCode::ACCEPTED);
+                let room = answer.headers["ratelimit"].to_str().expect("text");
+                let (_, left) = room.split_once("r=").expect("what is left");
+                return (left.parse().expect("a number"), refused);
+            }
+            Err(why) => why,
+        };
+        assert!(
+            matches!(
+                why.reason(),
+                Some(Reason::REFUSED_STREAM | Reason::NO_ERROR)
+            ),
+            "{why}"
+        );
+        refused += 1;
+    }
+}
+
+#[actix_rt::test]
+async fn a_client_that_is_refused_streams_loses_no_record_and_pays_for_each_once() {
+    const RECORDS: usize = 300;
+    let api = Api::start();
+    // A place beside the first one, for each thread.
+    let limits = [("MAX_CONNECTIONS", "2"), ("RATE", "10000/h")];
+    let Some(tls) = TlsNode::start(&api.url(), &limits, "").await else {
+        return;
+    };
+    let connection = Mutex::new(tls.connect().await);
+    // As many at a time as a connection may have streams.
+    let sent: Vec<_> = stream::iter(0..RECORDS)
+        .map(|_| sent_at_last(&tls, &connection))
+        .buffer_unordered(100)
+        .collect()
+        .await;
+    let refused: u64 = sent.iter().map(|(_, refused)| refused).sum();
+    assert!(refused > 1000, "there is room for all of them: {refused}");
+    let left = sent.iter().map(|(left, _)| *left).min().expect("some");
+    assert!(left >= 10_000 - RECORDS as u64, "{left} of 10000 are left");
+    let ledger = tls.node.at_rest(PATIENCE).await;
+    assert_eq!(ledger["accepted"], RECORDS);
+    assert_eq!(api.count(), RECORDS);
+    let metric = r#"waypost_connections_ended_total{side="ingest",reason="streams_refused"}"#;
+    assert_eq!(tls.node.metric(metric).await, "0");
 }

@@ -29,14 +29,17 @@ pub enum EarlyEnd {
     HeadLate,
     /// The client broke off too many streams of HTTP/2.
     StreamsBroken,
+    /// The client went on opening streams of HTTP/2 that were refused.
+    StreamsRefused,
 }
 
 impl EarlyEnd {
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 5] = [
         Self::HandshakeEvicted,
         Self::HandshakeLate,
         Self::HeadLate,
         Self::StreamsBroken,
+        Self::StreamsRefused,
     ];
 
     /// The label of the metric.
@@ -46,6 +49,7 @@ impl EarlyEnd {
             Self::HandshakeLate => "handshake_late",
             Self::HeadLate => "head_late",
             Self::StreamsBroken => "streams_broken",
+            Self::StreamsRefused => "streams_refused",
         }
     }
 }
@@ -113,7 +117,7 @@ impl EarlyEnds {
         loop {
             sleep(TOLD_EACH).await;
             let now = self.all();
-            let new = [0, 1, 2, 3].map(|at| now[at] - before[at]);
+            let new = [0, 1, 2, 3, 4].map(|at| now[at] - before[at]);
             before = now;
             if is_worth_a_line(new) {
                 let [
@@ -121,6 +125,7 @@ impl EarlyEnds {
                     handshakes_late,
                     heads_late,
                     streams_broken,
+                    streams_refused,
                 ] = new;
                 warn!(
                     section,
@@ -128,6 +133,7 @@ impl EarlyEnds {
                     handshakes_late,
                     heads_late,
                     streams_broken,
+                    streams_refused,
                     "clients hold connections without requests, and were disconnected; see \
                      waypost_connections_ended_total"
                 );
@@ -149,9 +155,10 @@ impl EarlyEnds {
     }
 }
 
-/// Honest clients neither hold handshakes by the hundred nor break off all their streams.
-const fn is_worth_a_line([evicted, handshakes, heads, broken]: [u64; 4]) -> bool {
-    evicted + broken > 0 || handshakes + heads >= LATE_TOLD
+/// Honest clients neither hold handshakes by the hundred nor break off all their streams, and they end a
+/// connection that the node ends.
+const fn is_worth_a_line([evicted, handshakes, heads, broken, refused]: [u64; 5]) -> bool {
+    evicted + broken + refused > 0 || handshakes + heads >= LATE_TOLD
 }
 
 #[cfg(test)]
@@ -167,7 +174,7 @@ mod tests {
                 ends.clone().count(end);
             }
         }
-        assert_eq!(ends.all(), [1, 2, 3, 4]);
+        assert_eq!(ends.all(), [1, 2, 3, 4, 5]);
         for (number, why) in RefusedStream::ALL.into_iter().enumerate() {
             assert_eq!(why as usize, number, "each is in the list");
             ends.count_refused(why);
@@ -178,11 +185,12 @@ mod tests {
     #[test]
     fn a_few_late_clients_are_not_worth_a_line() {
         for (new, expected) in [
-            ([0, 0, 0, 0], false),
-            ([0, 50, 49, 0], false),
-            ([0, 50, 50, 0], true),
-            ([1, 0, 0, 0], true),
-            ([0, 0, 0, 1], true),
+            ([0, 0, 0, 0, 0], false),
+            ([0, 50, 49, 0, 0], false),
+            ([0, 50, 50, 0, 0], true),
+            ([1, 0, 0, 0, 0], true),
+            ([0, 0, 0, 1, 0], true),
+            ([0, 0, 0, 0, 1], true),
         ] {
             assert_eq!(is_worth_a_line(new), expected, "{new:?}");
         }

@@ -9,6 +9,7 @@
 //! | send headers | [`HEAD_MAX`] bytes and `HEADERS_MAX` lines of a request, [`HEADS_MAX`] bytes of all that have no answer; `CONTINUATION` frames by the library |
 //! | send a body that nobody reads yet | the windows |
 //! | break streams off | [`BROKEN_MAX`] more than it lets end; in one go, by the library |
+//! | have streams refused | [`REFUSED_MAX`] more than get an answer, and as many again while the connection ends; those beyond [`STREAMS_MAX`] by the library |
 //! | open no stream, or not end its head | `header_timeout` for the first one, then `keep_alive` |
 //! | not take its answer | `WRITE_PATIENCE`, for the stream and for the connection |
 //! | keep streams open on a connection that ends | [`ENDING_MAX`] |
@@ -77,6 +78,9 @@ const CONNECTION_WINDOW: u32 = 1 << 20;
 const SEND_BUFFER: usize = 64 << 10;
 /// A client that gives up may break off all its streams.
 const BROKEN_MAX: u32 = STREAMS_MAX;
+/// A client that has no place may send all its streams again some times. No rate counts them: they are no
+/// requests yet.
+const REFUSED_MAX: u32 = 10 * STREAMS_MAX;
 
 /// How long the streams of a connection that takes no other ones may go on. A body that comes more
 /// slowly is sent again, on another connection.
@@ -179,6 +183,7 @@ where
         let mut timer = pin!(sleep(self.limits.header_timeout));
         let mut intake = StreamIntake::Open;
         let mut breaks_left = BROKEN_MAX;
+        let mut refusals_left = REFUSED_MAX;
         let mut streams = FuturesUnordered::new();
         let heads = HeadRoom::new();
         let mut has_begun = false;
@@ -192,6 +197,7 @@ where
                         StreamEnd::Broken => breaks_left -= 1,
                         StreamEnd::Answered | StreamEnd::Last => {
                             breaks_left = BROKEN_MAX.min(breaks_left + 1);
+                            refusals_left = REFUSED_MAX.min(refusals_left + 1);
                         }
                     }
                     if breaks_left == 0 {
@@ -244,11 +250,19 @@ where
                             self.ends.count_refused(why);
                             // The client may send it again, to another connection.
                             respond.send_reset(Reason::REFUSED_STREAM);
+                            refusals_left -= 1;
                         }
                     }
                 }
             }
-            if ends && intake == StreamIntake::Open {
+            if refusals_left == 0 && intake != StreamIntake::Open {
+                self.ends.count(EarlyEnd::StreamsRefused);
+                connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+                return Ok(());
+            }
+            // An honest client goes on by another connection, and loses nothing.
+            if (ends || refusals_left == 0) && intake == StreamIntake::Open {
+                refusals_left = REFUSED_MAX;
                 intake = StreamIntake::Ending;
                 connection.graceful_shutdown();
                 timer.as_mut().reset(Instant::now() + LINGER);

@@ -190,6 +190,20 @@ async fn streams(target: Target) {
     reader.until_closed().await;
 }
 
+/// Streams that are refused, for ever, by a client that hears nothing.
+async fn refused_streams(target: Target) {
+    let connection = target.raw(&[]).await;
+    let (header, byte) = kept_header();
+    let heads = (0..5000).flat_map(|number| {
+        let kept = if number == 0 { &header[..] } else { &[byte; 7] };
+        let head = [&head("POST", "/"), kept].concat();
+        frame(HEADERS, END_HEADERS, stream_id(number), &head)
+    });
+    let heads: Vec<_> = heads.collect();
+    let code = connection.flood(heads, 1).await;
+    assert_eq!(code, Some(ENHANCE_YOUR_CALM));
+}
+
 /// Bodies that come slowly, on all streams of a connection.
 async fn slow_bodies(target: Target) {
     let connection = Http2Connection::open(target.port, target.tls).await;
@@ -232,6 +246,7 @@ async fn floods_leave_an_honest_client_served() {
             ("empty data", empty_data(target()).boxed_local()),
             ("no window", no_window(target()).boxed_local()),
             ("streams", streams(target()).boxed_local()),
+            ("refused streams", refused_streams(target()).boxed_local()),
             ("slow bodies", slow_bodies(target()).boxed_local()),
         ]
     };

@@ -1,4 +1,4 @@
-use std::rc::Rc;
+use std::{cell::Cell, rc::Rc};
 
 use actix_web::{App, HttpRequest, HttpResponse, test::init_service, web};
 use futures_util::{StreamExt as _, future::pending, stream};
@@ -21,11 +21,19 @@ struct Server<S> {
     ends: EarlyEnds,
 }
 
+/// Bytes of a long answer: no more than a client takes by itself, more than a socket of [`SMALL`] does.
+const BODY: usize = 40 << 10;
+const SMALL: usize = 1 << 10;
+
 const LIMITS: ServerLimits = ServerLimits::of_one_thread(Duration::ZERO);
 
 async fn by_path(request: HttpRequest) -> HttpResponse {
     match request.path() {
         "/never" => pending().await,
+        "/later" => {
+            sleep(5 * LINGER).await;
+            HttpResponse::Ok().body(vec![b'x'; BODY])
+        }
         "/last" => HttpResponse::Ok().force_close().finish(),
         "/long" => {
             let piece = stream::once(async { Ok::<_, Error>(Bytes::from_static(b"piece")) });
@@ -55,7 +63,12 @@ where
     B: MessageBody + 'static,
 {
     async fn connect(&self) -> Client {
-        let (ours, clients) = duplex(1 << 16);
+        self.connect_by(1 << 16, Rc::new(Cell::new(true))).await
+    }
+
+    /// By a socket of so many bytes. The client looks at it while `reads` is true.
+    async fn connect_by(&self, socket: usize, reads: Rc<Cell<bool>>) -> Client {
+        let (ours, clients) = duplex(socket);
         let http2 = Rc::clone(&self.http2);
         let client = Http2Client {
             address: None,
@@ -67,12 +80,18 @@ where
         });
         let (requests, driver) = h2::client::handshake(clients).await.unwrap();
         actix_rt::spawn(async move {
+            let mut driver = pin!(driver);
             // It may end by an error, as the server says.
-            driver.await.ok();
+            while !reads.get() || timeout(LOOK_EACH, driver.as_mut()).await.is_err() {
+                sleep(LOOK_EACH).await;
+            }
         });
         Client { requests, served }
     }
 }
+
+/// A client that does not read looks again after this time.
+const LOOK_EACH: Duration = Duration::from_micros(100);
 
 impl Client {
     /// Opens a stream whose head takes about `size` bytes.
@@ -215,4 +234,75 @@ async fn a_connection_that_ends_has_a_deadline() {
         drop(open);
     });
     assert!(client.lasts().await < ENDING_MAX);
+}
+
+#[actix_rt::test]
+async fn the_last_answer_of_a_connection_arrives_whole() {
+    pause();
+    let server = server(8).await;
+    let reads = Rc::new(Cell::new(true));
+    let mut client = server.connect_by(SMALL, Rc::clone(&reads)).await;
+    let later = client.open("/later", 1).await;
+    assert_eq!(client.ask("/last", 1).await, Ok(StatusCode::OK));
+    // The connection takes nothing more by now, and the other answer is yet to come.
+    sleep(3 * LINGER).await;
+    reads.set(false);
+    sleep(5 * LINGER).await;
+    assert!(
+        !client.served.is_finished(),
+        "the answer waits for the client"
+    );
+    reads.set(true);
+    let mut body = later.await.expect("a head").into_body();
+    let mut length = 0;
+    while let Some(piece) = body.data().await {
+        length += piece.expect("the rest of the answer").len();
+    }
+    assert_eq!(length, BODY);
+    assert!(client.lasts().await < ENDING_MAX);
+}
+
+#[actix_rt::test]
+async fn a_client_whose_streams_are_refused_for_long_is_sent_to_another_connection() {
+    pause();
+    let server = server(1).await;
+    let mut greedy = server.connect().await;
+    let (first, second) = (
+        greedy.open("/later", 1).await,
+        greedy.open("/later", 1).await,
+    );
+    let mut refused = 0;
+    while let Ok(requests) = greedy.requests.clone().ready().await {
+        greedy.requests = requests;
+        assert_eq!(greedy.ask("/", 1).await, REFUSED);
+        refused += 1;
+        assert!(refused <= REFUSED_MAX, "it goes on");
+    }
+    assert_eq!(refused, REFUSED_MAX);
+    assert_eq!(server.ends.counted(EarlyEnd::StreamsRefused), 0);
+    for answer in [first, second] {
+        let mut body = answer.await.expect("a head").into_body();
+        while let Some(piece) = body.data().await {
+            body.flow_control()
+                .release_capacity(piece.expect("a piece").len())
+                .unwrap();
+        }
+    }
+    greedy.lasts().await;
+    // Each answer makes good for a refusal.
+    let mut patient = server.connect().await;
+    for _ in 0..2 {
+        let open = [
+            patient.open("/later", 1).await,
+            patient.open("/later", 1).await,
+        ];
+        for _ in 1..REFUSED_MAX {
+            assert_eq!(patient.ask("/", 1).await, REFUSED);
+        }
+        drop(open);
+        sleep(Duration::from_millis(1)).await;
+        for _ in 1..REFUSED_MAX {
+            assert_eq!(patient.ask("/", 1).await, Ok(StatusCode::OK));
+        }
+    }
 }
