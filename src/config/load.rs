@@ -22,7 +22,7 @@ use toml::{
 use tracing::warn;
 
 use self::{apis::APIS, routes::ROUTES};
-use super::{Config, SECTIONS, rules};
+use super::{Config, SECTIONS, rules, url::without_logins};
 use crate::{
     lane_id::LaneId,
     trace::{OtelVariables, settings::PREFIX as OTEL},
@@ -135,7 +135,7 @@ impl Loader {
             self.errors.push(ConfigError {
                 place,
                 key: key.into(),
-                what: what.into(),
+                what: without_logins(&what.into()),
             });
         }
     }

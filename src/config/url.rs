@@ -82,6 +82,21 @@ pub fn masked(text: &str) -> String {
     hidden.map_or_else(|()| "***".into(), |()| format!("{space}{url}"))
 }
 
+/// A message that shows a value, without the logins that are in it: a URL may be at the wrong key, or be
+/// none.
+pub fn without_logins(message: &str) -> String {
+    // What follows is ours.
+    let end = message.rfind("; allowed").unwrap_or(message.len());
+    let (shown, rest) = message.split_at(end);
+    let hidden = shown.find("://").zip(shown.rfind('@'));
+    match hidden {
+        Some((scheme, at)) if scheme < at && !shown.contains("***") => {
+            format!("{}://***{}{rest}", &shown[..scheme], &shown[at..])
+        }
+        _ => message.into(),
+    }
+}
+
 /// The URL in `text` if it has one of the `schemes`, a host, and no port 0.
 pub fn of_server(text: &str, schemes: &[&str]) -> Option<Url> {
     // The crate would drop white space and the slashes of a missing host.
@@ -139,6 +154,35 @@ mod tests {
             let url = SecretUrl::from(url);
             assert_eq!(url.to_string(), shown);
             assert_eq!(format!("{url:?}"), format!("{shown:?}"));
+        }
+    }
+
+    #[test]
+    fn a_message_shows_no_login() {
+        for (message, shown) in [
+            (
+                "\"nats://me:pw@a\" does not fit",
+                "\"nats://***@a\" does not fit",
+            ),
+            (
+                "\"nats://a:p@b,nats://c:p@d\"; allowed is a",
+                "\"nats://***@d\"; allowed is a",
+            ),
+            (
+                "\"amqp://a:\\\"p /q@b\"; allowed is c@d",
+                "\"amqp://***@b\"; allowed is c@d",
+            ),
+            (
+                "\"amqp://a:***@b\" has no port",
+                "\"amqp://a:***@b\" has no port",
+            ),
+            (
+                "\"http://a b/\"; allowed is a",
+                "\"http://a b/\"; allowed is a",
+            ),
+            ("me@home", "me@home"),
+        ] {
+            assert_eq!(without_logins(message), shown);
         }
     }
 

@@ -2,7 +2,7 @@
 //! number may be one too.
 
 use std::{
-    fmt, fs,
+    fmt, fs, io,
     net::SocketAddr,
     ops::Deref,
     path::{Path, PathBuf},
@@ -21,6 +21,9 @@ use toml::Value;
 pub const KIB: u64 = 1 << 10;
 pub const MIB: u64 = 1 << 20;
 pub const GIB: u64 = 1 << 30;
+
+/// Tokens that nobody guesses have as many characters; few names of files have.
+const SECRET_LENGTH: usize = 20;
 
 /// The path of a secret or certificate. It is tried when it is read, so that no node starts without
 /// it.
@@ -56,7 +59,16 @@ impl<'de> Deserialize<'de> for ReadableFile {
                 "{path:?} cannot be read: {why}; allowed is {allowed}"
             ))
         };
-        let found = fs::metadata(&path).map_err(|why| unreadable(why.to_string()))?;
+        let missing = |why: io::Error| {
+            if may_be_secret(&path) {
+                Error::custom(format!(
+                    "no file has this name, which may be the secret itself; allowed is {allowed}"
+                ))
+            } else {
+                unreadable(why.to_string())
+            }
+        };
+        let found = fs::metadata(&path).map_err(missing)?;
         if found.is_dir() {
             return Err(unreadable("it is a folder".into()));
         }
@@ -66,6 +78,14 @@ impl<'de> Deserialize<'de> for ReadableFile {
         }
         Ok(Self(path.into()))
     }
+}
+
+/// Whether the path of a file looks more like a secret, as somebody may write who takes the key for
+/// that of the secret.
+fn may_be_secret(path: &str) -> bool {
+    let is_long = path.len() >= SECRET_LENGTH && !path.contains(['.', '\\', ' ']);
+    let has_digit = path.bytes().any(|byte| byte.is_ascii_digit());
+    path.starts_with("whsec_") || is_long && has_digit && !path.starts_with('/')
 }
 
 /// A text that is not empty.
@@ -324,4 +344,30 @@ fn wrong_type<E: Error>(value: &Value, allowed: &str) -> E {
         other => format!("is of type {}", other.type_str()),
     };
     E::custom(format!("{found}; allowed is {allowed}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn why_not(path: &str) -> String {
+        let read = ReadableFile::deserialize(Value::from(path));
+        read.unwrap_err().message().to_owned()
+    }
+
+    #[test]
+    fn a_secret_in_the_place_of_its_file_is_not_shown() {
+        for secret in [
+            "whsec_MfKQ",
+            "0123456789abcdef0123456789abcdef",
+            "a/b+7Dk1VQq0aXc5fP2w==",
+        ] {
+            let why = why_not(secret);
+            assert!(!why.contains(secret) && why.contains("allowed"), "{why}");
+        }
+        for path in ["tokens", "tls/key.pem", "/run/secrets/0123456789abcdef"] {
+            let why = why_not(path);
+            assert!(why.contains(path), "{why}");
+        }
+    }
 }
