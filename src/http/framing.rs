@@ -24,6 +24,7 @@ const OVERHEAD_MAX: u64 = 16 << 10;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FramingFault {
     BareLf,
+    Fragment,
     LongName,
     LongFraming,
     Upgrade,
@@ -36,13 +37,14 @@ impl FramingFault {
     pub const fn is_of_head(self) -> bool {
         matches!(
             self,
-            Self::BareLf | Self::LongName | Self::LongFraming | Self::Upgrade
+            Self::BareLf | Self::Fragment | Self::LongName | Self::LongFraming | Self::Upgrade
         )
     }
 
     pub const fn detail(self) -> &'static str {
         match self {
             Self::BareLf => "A line of the head ends with LF alone; each ends with CRLF",
+            Self::Fragment => "The target of the request has a #, and may have none",
             Self::LongName => "The name of a header has more than 256 characters",
             Self::LongFraming => "A Content-Length, Transfer-Encoding or Upgrade is too long",
             Self::Upgrade => "This node speaks no WebSocket",
@@ -94,6 +96,7 @@ struct Line {
     last: u8,
     /// The place of the first one.
     colon: Option<usize>,
+    has_hash: bool,
 }
 
 impl Line {
@@ -103,6 +106,7 @@ impl Line {
             length: 0,
             last: 0,
             colon: None,
+            has_hash: false,
         }
     }
 
@@ -174,6 +178,10 @@ impl Framing {
                 _ => {
                     let end = memchr(b'\n', rest);
                     let piece = &rest[..end.unwrap_or(rest.len())];
+                    // The library drops a fragment, and another server may not (RFC 9112, 3.2).
+                    if self.place == Place::Start && memchr(b'#', piece).is_some() {
+                        self.line.has_hash = true;
+                    }
                     self.line.extend(piece);
                     self.check_length()
                         .map_err(|(more, fault)| (at + piece.len() - more, fault))?;
@@ -221,6 +229,7 @@ impl Framing {
         let is_whole_line = self.line.last == b'\r';
         match self.place {
             Place::Start | Place::Head if !is_whole_line => return Err(FramingFault::BareLf),
+            Place::Start if self.line.has_hash => return Err(FramingFault::Fragment),
             Place::ChunkLine if !is_whole_line => return Err(FramingFault::ChunkLine),
             Place::Trailers if !is_whole_line => return Err(FramingFault::Trailer),
             _ => {}

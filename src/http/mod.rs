@@ -37,7 +37,7 @@ use std::{
     time::Duration,
 };
 
-use actix_http::HttpService;
+use actix_http::{HttpService, RequestHead};
 use actix_server::ServerBuilder;
 use actix_service::{
     IntoServiceFactory as _, Service as _, ServiceFactory as _, fn_factory, fn_service, map_config,
@@ -45,7 +45,7 @@ use actix_service::{
 use actix_web::{
     App, HttpMessage as _,
     dev::{AppConfig, ServerHandle, ServiceRequest, ServiceResponse},
-    http::ConnectionType,
+    http::{ConnectionType, header},
     web,
 };
 use futures_util::future::{Either as Answering, pending, ready};
@@ -56,8 +56,12 @@ use tokio::{
 use tracing::{debug, error};
 
 use self::{
-    checked_stream::HeadState, connection::Connections, early_ends::EarlyEnds,
-    handshakes::Handshakes, http2::Http2,
+    checked_stream::HeadState,
+    connection::Connections,
+    early_ends::EarlyEnds,
+    handshakes::Handshakes,
+    http2::Http2,
+    problem::{Problem, ProblemKind},
 };
 use crate::secrets::ServingTls;
 
@@ -143,7 +147,7 @@ pub fn serve(
                 let is_one = state.as_ref().is_none_or(HeadState::complete);
                 let waits = request.head().expect();
                 let goes_on = request.head().connection_type() == ConnectionType::KeepAlive;
-                let answering = is_one.then(|| match target::check(request.head()) {
+                let answering = is_one.then(|| match check_head(request.head()) {
                     Ok(()) => Answering::Left(service.call(request)),
                     Err(problem) => {
                         let mut answer = request.error_response(problem);
@@ -225,6 +229,17 @@ pub fn serve(
         }
     });
     Ok(handle)
+}
+
+/// Refuses a request that another server may take for something else.
+fn check_head(head: &RequestHead) -> Result<(), Problem> {
+    target::check(head)?;
+    // It would read the other one (RFC 9110, 8.3).
+    if head.headers().get_all(header::CONTENT_TYPE).count() > 1 {
+        let detail = "The request has more than one Content-Type";
+        return Err(Problem::bad_request(ProblemKind::Request, detail));
+    }
+    Ok(())
 }
 
 /// Noted with a connection of HTTP/1.1, or a request of HTTP/2, whose client has presented a

@@ -38,6 +38,10 @@ fn targets() -> Vec<Case> {
         "a",
     ];
     let malformed = [
+        "/#",
+        "/#grpc",
+        "/grpc?x#y",
+        "http://a/#b",
         "",
         "?",
         "/a b",

@@ -1,6 +1,6 @@
 //! Requests that are HTTP, with types, codings, keys, events and records that are not as they must be.
 
-use super::{Case, TAKEN, class, either, open, post, request};
+use super::{Case, TAKEN, class, closed, either, open, post, request};
 use crate::ingest::RECORD;
 
 pub fn cases() -> Vec<Case> {
@@ -51,6 +51,16 @@ fn types() -> Vec<Case> {
     let with = |media_type| typed(media_type, RECORD);
     [
         class("another type", either(415), bad.map(with)),
+        class(
+            "two types",
+            closed(400),
+            [
+                "application/json\r\nContent-Type: text/plain",
+                "application/json\r\ncontent-type: application/json",
+                "\r\nContent-Type: application/json",
+            ]
+            .map(with),
+        ),
         class("a type of JSON", TAKEN, good.map(with)),
     ]
     .into_iter()

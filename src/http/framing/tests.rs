@@ -35,6 +35,12 @@ fn what_servers_read_differently_is_a_fault_wherever_the_pieces_end() {
         ),
         ("\r\n\r\n".to_owned() + &get("A: b"), None),
         ("\nGET".to_owned(), Some(FramingFault::BareLf)),
+        (
+            get("A: b#").replace("/ ", "/#grpc "),
+            Some(FramingFault::Fragment),
+        ),
+        (get("A: #\r\n#: b"), None),
+        (get("Content-Length: 3") + "#\r\n" + &get("A: #"), None),
         (get(&format!("{name}: a")), Some(FramingFault::LongName)),
         (get(&name), Some(FramingFault::LongName)),
         (get(&format!("{}: a", &name[2..])), None),

@@ -7,6 +7,7 @@ use std::{
 };
 
 use actix_web::{
+    error::PayloadError,
     http::{
         StatusCode,
         header::{self, HeaderMap},
@@ -146,6 +147,10 @@ impl BodyLimits {
                 break;
             };
             let piece = piece.map_err(|why| {
+                let why = match why {
+                    PayloadError::Incomplete(_) => "it ended early, or is no chunks".into(),
+                    other => other.to_string(),
+                };
                 let detail = format!("The body did not arrive: {why}");
                 Problem::bad_request(ProblemKind::Body, detail)
             })?;
