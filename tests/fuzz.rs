@@ -4,9 +4,12 @@
 //! `PROPTEST_CASES` is the number of cases of each test, 256 by default.
 
 mod configuration;
+mod event_posts;
 mod events;
 mod grpc;
+mod keys;
 mod messages;
+mod orders;
 mod records;
 
 use proptest::{collection::vec, prelude::*, sample::Index, sample::select};

@@ -36,7 +36,7 @@ use futures_util::future::join_all;
 use serde::Serialize;
 use serde_json::json;
 
-pub(crate) use self::headers::idempotency_key;
+pub use self::headers::idempotency_key;
 pub use self::{body::BodyLimits, forecast::DiskForecast};
 use self::{
     permit::only_permitted,
