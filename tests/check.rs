@@ -56,6 +56,36 @@ fn each_mistake_is_named_by_file_line_and_key_with_what_is_allowed() {
 }
 
 #[test]
+fn a_mistake_is_one_line_and_shows_no_secret_whatever_is_written() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let file = folder.path().join("odd.toml");
+    let text = [
+        "[ingest]",
+        r#"listen = "nats://me:hunter2@localhost""#,
+        r#"schema = "a\nb""#,
+        r#"tokens_file = "hunter2hunter2hunter2hunter2""#,
+        r#""a\nb" = 1"#,
+        "[[routes]]",
+        r#"policy = "fast\u001b[2Jest\n""#,
+        "lanes = [\"a\\r\"]",
+    ];
+    fs::write(&file, text.join("\n")).expect("room");
+    let file = file.to_str().expect("a plain path");
+    let variables = [
+        ("WAYPOST_API__RATE", "https://me:hunter2@a/\n"),
+        ("WAYPOST_LANES__NATS__MONITOR", "https://me:hunter2@a/"),
+        ("WAYPOST_ADMIN__HOSTS", "me:hunter2@a"),
+    ];
+    let told = mistakes(&["--config", file], &variables);
+    assert_eq!(told.len(), 9, "{told:?}");
+    for line in &told {
+        let is_ours = line.starts_with(file) || line.starts_with("WAYPOST_");
+        assert!(is_ours && !line.contains("hunter2"), "{line:?}");
+        assert!(!line.contains(char::is_control), "{line:?}");
+    }
+}
+
+#[test]
 fn each_fault_of_a_schema_is_named_by_its_file_line_and_pointer() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("record.schema.json");

@@ -134,8 +134,8 @@ impl Loader {
         if !self.torn.contains(&place) {
             self.errors.push(ConfigError {
                 place,
-                key: key.into(),
-                what: without_logins(&what.into()),
+                key: in_one_line(key.into()),
+                what: in_one_line(without_logins(&what.into())),
             });
         }
     }
@@ -339,6 +339,21 @@ impl Loader {
             );
         }
     }
+}
+
+/// A mistake is one line, whatever a file or a variable has in its names and values.
+fn in_one_line(text: String) -> String {
+    if !text.contains(char::is_control) {
+        return text;
+    }
+    let shown = text.chars().map(|character| {
+        if character.is_control() {
+            character.escape_debug().to_string()
+        } else {
+            character.to_string()
+        }
+    });
+    shown.collect()
 }
 
 /// Sets a key of a section, and makes the section if it is missing.

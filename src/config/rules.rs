@@ -206,7 +206,7 @@ impl Rules {
 
     fn grpc(&mut self, lane: &GrpcConfig) {
         for peer in &lane.peers {
-            let usable = url::of_server(peer, HTTP).is_some_and(|url| !url::has_login(&url));
+            let usable = is_without_login(peer);
             let peer = url::masked(peer);
             let what = format!(
                 "{peer:?} is no node; allowed is http:// or https:// with a host and without a \
@@ -236,9 +236,10 @@ impl Rules {
         );
         let monitor = lane.monitor.as_deref();
         self.check(
-            monitor.is_none_or(|text| url::of_server(text, HTTP).is_some()),
+            monitor.is_none_or(is_without_login),
             "lanes.nats.monitor",
-            "is no monitoring address; allowed is http:// or https:// with a host",
+            "is no monitoring address; allowed is http:// or https:// with a host and without a \
+             login, which is never sent",
         );
         self.check(is_plain(&lane.stream, ""), "lanes.nats.stream", PLAIN);
         self.check(is_plain(&lane.durable, ""), "lanes.nats.durable", PLAIN);
@@ -374,6 +375,11 @@ fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
     let covers =
         |a: SocketAddr, b: SocketAddr| a.ip().is_unspecified() && (a.is_ipv6() || b.is_ipv4());
     a.port() == b.port() && a.port() != 0 && (a.ip() == b.ip() || covers(a, b) || covers(b, a))
+}
+
+/// Whether `text` is a URL of HTTP that has a host and no login.
+fn is_without_login(text: &str) -> bool {
+    url::of_server(text, HTTP).is_some_and(|url| !url::has_login(&url))
 }
 
 fn is_plain(name: &str, beside: &str) -> bool {

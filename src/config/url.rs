@@ -86,12 +86,18 @@ pub fn masked(text: &str) -> String {
 /// none.
 pub fn without_logins(message: &str) -> String {
     // What follows is ours.
-    let end = message.rfind("; allowed").unwrap_or(message.len());
-    let (shown, rest) = message.split_at(end);
-    let hidden = shown.find("://").zip(shown.rfind('@'));
-    match hidden {
-        Some((scheme, at)) if scheme < at && !shown.contains("***") => {
-            format!("{}://***{}{rest}", &shown[..scheme], &shown[at..])
+    let allowed = message.rfind("; allowed").unwrap_or(message.len());
+    let (shown, rest) = message.split_at(allowed);
+    let scheme = shown.find("://").map(|scheme| scheme + "://".len());
+    let quote = shown.find('"').map(|quote| quote + 1);
+    let end = shown.rfind('@');
+    // Without a scheme, a login is a user with a password.
+    let is_login = |login: &str| scheme.is_some() || login.contains(':');
+    match scheme.or(quote).zip(end) {
+        Some((start, end))
+            if start < end && is_login(&shown[start..end]) && !shown.contains("***") =>
+        {
+            format!("{}***{}{rest}", &shown[..start], &shown[end..])
         }
         _ => message.into(),
     }
@@ -180,6 +186,8 @@ mod tests {
                 "\"http://a b/\"; allowed is a",
                 "\"http://a b/\"; allowed is a",
             ),
+            ("\"me:pw@home\"; allowed is a", "\"***@home\"; allowed is a"),
+            ("matches \"a@b(\" is none", "matches \"a@b(\" is none"),
             ("me@home", "me@home"),
         ] {
             assert_eq!(without_logins(message), shown);
