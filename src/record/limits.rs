@@ -153,13 +153,16 @@ fn string_end(bytes: &[u8], at: usize) -> Result<usize, BrokenRule> {
             Some(0xD800..=0xDFFF) => {
                 return Err(BrokenRule::Malformed {
                     at: found,
-                    detail: "half of a surrogate pair, which is no character",
+                    detail: HALF_A_PAIR,
                 });
             }
             _ => {}
         }
     }
 }
+
+/// What an error says of `\ud800` alone.
+pub(super) const HALF_A_PAIR: &str = "half of a surrogate pair, which is no character";
 
 /// The code unit of the escape `\uXXXX` at `at`.
 fn code_unit(bytes: &[u8], at: usize) -> Option<u16> {

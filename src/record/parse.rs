@@ -10,7 +10,7 @@ use serde::{
 use serde_json::value::RawValue;
 
 use super::{
-    limits::{self, BrokenRule, JsonLimits},
+    limits::{self, BrokenRule, HALF_A_PAIR, JsonLimits},
     number::whole_number,
     pointer::{PointerNode, PointerSet, Values},
     schema::Schema,
@@ -292,7 +292,9 @@ impl Reader<'_, '_> {
         let detail = text
             .rsplit_once(" at line ")
             .map_or(&*text, |(text, _)| text);
-        let detail = detail.to_owned();
+        // The parser finds it in names, and `limits` in values.
+        let is_half = HALF_PAIR.contains(&detail);
+        let detail = if is_half { HALF_A_PAIR } else { detail }.to_owned();
         // `1e400` is JSON (RFC 8259, 6) and no value of a field.
         if why.is_data() || self.field.is_some() && detail == OUT_OF_RANGE {
             Invalid::Schema {
@@ -309,6 +311,11 @@ impl Reader<'_, '_> {
     }
 }
 
+/// The texts of the parser's errors for half of a surrogate pair.
+const HALF_PAIR: [&str; 2] = [
+    "lone leading surrogate in hex escape",
+    "unexpected end of hex escape",
+];
 /// The text of the parser's error for a number that no float can hold.
 const OUT_OF_RANGE: &str = "number out of range";
 /// The highest age.
@@ -562,6 +569,22 @@ mod tests {
             let tagged = Tag::new("NATS").splice(&body).unwrap();
             let value: serde_json::Value = serde_json::from_slice(&tagged).unwrap();
             assert_eq!(value["path"], "NATS", "{sent}");
+        }
+    }
+
+    #[test]
+    fn half_of_a_surrogate_pair_has_one_error_in_names_and_values() {
+        for half in [r"\ud800", r"\udc00", r"\ud800\ud800", r"\ud800x"] {
+            for text in [
+                format!(r#"{{"{half}":1}}"#),
+                format!(r#"{{"a":"{half}"}}"#),
+                format!(r#"{{"a":{{"{half}":1}}}}"#),
+            ] {
+                match any(&text) {
+                    Err(Invalid::Malformed { detail, .. }) => assert_eq!(detail, HALF_A_PAIR),
+                    other => panic!("{text}: {other:?}"),
+                }
+            }
         }
     }
 
