@@ -173,6 +173,7 @@ async fn bad_requests_get_the_answers_of_http_1_1() {
         request.header(format!("x-{at}"), "x".repeat(1000))
     });
     let long = record().header("x".repeat(300), "x");
+    let length = RECORD.len();
     for (what, request, body, status, kind) in [
         ("no JSON", record(), "{]", 400, "json"),
         ("no field", record(), "{}", 422, "schema"),
@@ -222,6 +223,22 @@ async fn bad_requests_get_the_answers_of_http_1_1() {
             record()
                 .header("host", "localhost")
                 .header("host", "localhost"),
+            RECORD,
+            400,
+            "request",
+        ),
+        (
+            "two lengths",
+            record()
+                .header("content-length", length)
+                .header("content-length", length),
+            RECORD,
+            400,
+            "request",
+        ),
+        (
+            "two types",
+            record().header("content-type", "text/plain"),
             RECORD,
             400,
             "request",

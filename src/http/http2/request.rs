@@ -153,6 +153,12 @@ fn headers(parts: &Parts) -> Result<HeaderMap, Problem> {
             format!("The head of the request has more than {HEADERS_MAX} headers"),
         ));
     }
+    // The library looks at the first one.
+    let lengths = parts.headers.get_all(http::header::CONTENT_LENGTH);
+    if lengths.iter().nth(1).is_some() {
+        let detail = "The request has more than one Content-Length";
+        return Err(Problem::bad_request(ProblemKind::Request, detail));
+    }
     let mut headers = HeaderMap::with_capacity(parts.headers.len() + 1);
     for (name, value) in &parts.headers {
         if name.as_str().len() > NAME_MAX {
