@@ -105,7 +105,7 @@ const LISTS: &[&str] = &[
 ];
 const CONDITIONS: &[&str] = &[
     "{ pointer = \"/a\", in = [1, \"b\"] }",
-    "{ pointer = \"/a/0\", range = [1, 2.5] }",
+    "{ pointer = \"/a/0\", range = { min = 1, max = 2.5 } }",
     "{ pointer = \"\", exists = true }",
     "{ header = \"X\", matches = \"^a|b$\" }",
     "{ header = \"X\", prefix = \"é\" }",

@@ -47,8 +47,32 @@ const ATTRIBUTE_VALUES: &[&str] = &[
     "\"\\ud800\"",
 ];
 
+/// The values that an attribute may have, for the most part.
+fn values_of(name: &str) -> &'static [&'static str] {
+    match name {
+        "specversion" => &["\"1.0\"", "\"1.0\"", "1.0", "\"0.3\""],
+        "source" | "dataschema" => &["\"urn:a\"", "\"https://a/b?c=%C3%A9#d\"", "\"/a\"", "\"é\""],
+        "time" => &[
+            "\"2026-11-29T12:00:00Z\"",
+            "\"1990-12-31t23:59:60.5+01:00\"",
+            "\"12:00\"",
+        ],
+        "datacontenttype" => &[
+            "\"application/json\"",
+            "\"a/b+json; c=\\\"d\\\"\"",
+            "\"text/plain\"",
+        ],
+        "data" => &["{\"a\" : 1}", "{ }", "[\"}\"]", "null", "-0.0"],
+        "data_base64" => &["null", "\"e30=\"", "\"e30\""],
+        _ => ATTRIBUTE_VALUES,
+    }
+}
+
 fn event_text() -> impl Strategy<Value = String> {
-    let other = (select(ATTRIBUTES), select(ATTRIBUTE_VALUES));
+    let other = select(ATTRIBUTES).prop_flat_map(|name| {
+        let value = prop_oneof![6 => select(values_of(name)), 1 => select(ATTRIBUTE_VALUES)];
+        (Just(name), value)
+    });
     vec(other, 0..5).prop_map(|others| {
         let required = [
             ("specversion", "\"1.0\""),

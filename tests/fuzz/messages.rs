@@ -16,7 +16,7 @@ use waypost::{
     transport::{Headers, Incoming, Message},
 };
 
-use super::cases;
+use super::{cases, changed};
 
 fn visible(most: usize) -> impl Strategy<Value = String> {
     string_regex(&format!("[!-~]{{1,{most}}}")).expect("an expression")
@@ -107,17 +107,19 @@ fn check_bundles(records: &[Record], most: usize, largest: usize) {
     assert_eq!(acked.load(Relaxed), count);
 }
 
+const NAMES: [&str; 7] = [
+    "Waypost-Id",
+    "Waypost-Origin",
+    "Waypost-Api",
+    "Waypost-Event",
+    "Waypost-Bundle",
+    "traceparent",
+    "tracestate",
+];
+const BUNDLE: usize = 4;
+
 /// A message of any publisher comes out as records that can be POSTed.
 fn check_foreign(body: Vec<u8>, headers: &[(usize, String)]) {
-    const NAMES: [&str; 7] = [
-        "Waypost-Id",
-        "Waypost-Origin",
-        "Waypost-Api",
-        "Waypost-Event",
-        "Waypost-Bundle",
-        "traceparent",
-        "tracestate",
-    ];
     let header = |name: &str| {
         let found = headers.iter().find(|(at, _)| NAMES[*at] == name)?;
         Some(&*found.1)
@@ -164,32 +166,23 @@ fn check_foreign(body: Vec<u8>, headers: &[(usize, String)]) {
     }
 }
 
-/// Bytes that are a bundle, or nearly.
-fn wire() -> impl Strategy<Value = Vec<u8>> {
+/// Bytes that are a bundle, or nearly, and the number of its records.
+fn wire() -> impl Strategy<Value = (Vec<u8>, usize)> {
     let bundle = vec(record(), 0..4).prop_map(|records| {
+        let count = records.len();
         let records = records
             .iter()
             .map(|record| proto::Record::from(&Message::from(record)));
-        proto::Bundle {
+        let bundle = proto::Bundle {
             records: records.collect(),
-        }
-        .encode_to_vec()
+        };
+        (bundle.encode_to_vec(), count)
     });
-    let change = (any::<Index>(), any::<u8>());
-    let changed = (bundle, vec(change, 0..4), any::<Index>(), any::<bool>());
-    let changed = changed.prop_map(|(mut bytes, changes, end, is_cut)| {
-        for (at, byte) in changes {
-            if !bytes.is_empty() {
-                let at = at.index(bytes.len());
-                bytes[at] = byte;
-            }
-        }
-        if is_cut {
-            bytes.truncate(end.index(bytes.len() + 1));
-        }
-        bytes
-    });
-    prop_oneof![4 => changed, 2 => body()]
+    let piece = (any::<Index>(), 0..4_usize, vec(any::<u8>(), 0..4));
+    let changes = prop_oneof![Just(Vec::new()), vec(piece, 1..4)];
+    let nearly =
+        (bundle, changes).prop_map(|((bytes, count), changes)| (changed(bytes, changes), count));
+    prop_oneof![4 => nearly, 2 => body().prop_map(|body| (body, 1))]
 }
 
 proptest! {
@@ -204,11 +197,15 @@ proptest! {
 
     #[test]
     fn a_message_of_anyone_is_records_that_can_be_posted(
-        body in wire(),
-        headers in vec((0..7_usize, prop_oneof![
+        (body, count) in wire(),
+        is_counted in proptest::bool::weighted(0.7),
+        mut headers in vec((0..7_usize, prop_oneof![
             visible(30), "[1-3]", "[0-9]{1,4}", "[a-z]{1,3}/[0-9]{1,22}", any::<String>(), trace().prop_map(|trace| trace.parent().to_owned()), "[a-z]=[0-9]",
         ]), 0..6),
     ) {
+        if is_counted {
+            headers.insert(0, (BUNDLE, count.to_string()));
+        }
         check_foreign(body, &headers);
     }
 }
