@@ -161,9 +161,6 @@ fn string_end(bytes: &[u8], at: usize) -> Result<usize, BrokenRule> {
     }
 }
 
-/// What an error says of `\ud800` alone.
-pub(super) const HALF_A_PAIR: &str = "half of a surrogate pair, which is no character";
-
 /// The code unit of the escape `\uXXXX` at `at`.
 fn code_unit(bytes: &[u8], at: usize) -> Option<u16> {
     let digits = bytes.get(at..at + 6)?.strip_prefix(b"\\u")?;
@@ -292,6 +289,9 @@ fn pointer(text: &str, until: usize) -> String {
     }
     pointer
 }
+
+/// What an error says of `\ud800` alone.
+pub(super) const HALF_A_PAIR: &str = "half of a surrogate pair, which is no character";
 
 #[cfg(test)]
 mod tests {

@@ -156,7 +156,12 @@ pub(super) fn parse_first<'t>(
     pointers: &PointerSet,
 ) -> Result<(Bytes, Values<'t>, usize), Invalid> {
     let start = text.len() - skip_space(text).len();
-    let parsed = read(body, text, &rules.schema, pointers)?;
+    let parsed = match read(body, text, &rules.schema, pointers) {
+        // What rules look at is read apart, and its errors would be others: the record has the error that
+        // it has without rules, at the latest by `limits`.
+        Err(_) if !pointers.is_empty() => read(body, text, &rules.schema, &PointerSet::default())?,
+        parsed => parsed?,
+    };
     // Before the checks that take memory of many times the size.
     let max = rules.limits.max_size;
     if parsed.0.len() > max {
@@ -585,6 +590,13 @@ mod tests {
                     other => panic!("{text}: {other:?}"),
                 }
             }
+            // A rule looks at it.
+            let text = format!(r#"{{"a/b":"x","b":{{"{half}":1}},"name":"{half}"}}"#);
+            assert!(
+                matches!(any(&text), Err(Invalid::Malformed { .. })),
+                "{text}"
+            );
+            assert!(case(&text).is_err());
         }
     }
 
