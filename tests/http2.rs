@@ -393,7 +393,7 @@ async fn a_client_that_is_refused_streams_loses_no_record_and_pays_for_each_once
         .collect()
         .await;
     let refused: u64 = sent.iter().map(|(_, refused)| refused).sum();
-    assert!(refused > 1000, "there is room for all of them: {refused}");
+    assert!(refused > 50, "there is room for all of them: {refused}");
     let left = sent.iter().map(|(left, _)| *left).min().expect("some");
     assert!(left >= 10_000 - RECORDS as u64, "{left} of 10000 are left");
     let ledger = tls.node.at_rest(PATIENCE).await;
