@@ -171,6 +171,46 @@ async fn a_list_of_large_letters_ends_early_and_goes_on_from_there() {
     assert_eq!((status.as_u16(), &problem["status"]), (400, &json!(400)));
 }
 
+/// A node in whose place `answer` answers each request, with the pause that it asks for.
+fn busy_node(answer: impl Fn(usize) -> (u16, Value) + Send + 'static) -> Api {
+    let node = Api::start();
+    node.behave(move |asked, _| {
+        let (status, body) = answer(asked);
+        Conduct::AnswerWith {
+            status,
+            headers: vec![("Retry-After", "0".to_owned())],
+            body: body.to_string().into_bytes(),
+        }
+    });
+    node
+}
+
+#[actix_rt::test]
+async fn a_node_that_is_busy_between_two_pages_is_asked_again_and_nothing_is_lost() {
+    let page = |id: &str, next: Option<&str>| json!({"total": 2, "matching": 2, "next": next, "dead": [{"id": id}]});
+    let busy = json!({"detail": "another search reads the spool"});
+    let pages = [page("a", Some("0-2-1-0-0")), page("b", None)];
+    let answers = [&pages[0], &busy, &busy, &pages[1]].map(Value::clone);
+    let node = busy_node(move |asked| {
+        let status = if matches!(asked, 1 | 2) { 503 } else { 200 };
+        (status, answers[asked].clone())
+    });
+    let arguments = ["dead", "list", "--text", "x", "--json", "--admin"];
+    let url = node.url();
+    let (status, listed, told) = waypost(&[&arguments[..], &[&url]].concat()).await;
+    assert_eq!((status, node.count()), (Some(0), 4), "{told}");
+    let listed: Value = serde_json::from_str(&listed).expect(&told);
+    assert_eq!(ids(&listed), ["a", "b"].into());
+    assert_eq!(told.matches("another search reads the spool").count(), 2);
+
+    // Not without end.
+    let node = busy_node(move |_| (503, busy.clone()));
+    let url = node.url();
+    let (status, listed, told) = waypost(&[&arguments[..], &[&url]].concat()).await;
+    assert_eq!((status, &*listed), (Some(1), ""), "{told}");
+    assert_eq!(node.count(), 5, "{told}");
+}
+
 #[actix_rt::test]
 async fn an_order_takes_those_that_match_up_to_its_limit() {
     let api = Api::start();

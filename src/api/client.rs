@@ -35,7 +35,7 @@ use ring::digest::{SHA256, digest};
 use rustls::{ClientConfig, RootCertStore};
 use url::{Host, Position, Url};
 
-use super::answer::FailureClass;
+use super::{answer::FailureClass, retry_after};
 use crate::{
     clock::system_unix_s,
     record::TraceHeaders,
@@ -147,7 +147,7 @@ impl Endpoint {
     }
 
     /// Sends one request over a connection of its own: a POST of `json`, or a GET. Returns the
-    /// status and the body.
+    /// status, the pause that the server asks for before the next try, and the body.
     ///
     /// # Errors
     /// When no connection is open within `connect_timeout`, or there is no whole answer of at most
@@ -157,16 +157,17 @@ impl Endpoint {
         json: Option<Bytes>,
         connect_timeout: Duration,
         max: usize,
-    ) -> Result<(StatusCode, Vec<u8>), Failure> {
+    ) -> Result<(StatusCode, Option<Duration>, Vec<u8>), Failure> {
         let client = self.client(1, connect_timeout);
         let response = match json {
             Some(json) => self.post(&client).send_body(json).await?,
             None => self.request(&client, Method::GET).send().await?,
         };
         let status = response.status();
+        let pause = retry_after(status, response.headers());
         let mut body = Vec::new();
         read(response, max, |piece| body.extend_from_slice(piece)).await?;
-        Ok((status, body))
+        Ok((status, pause, body))
     }
 
     /// Opens a stream over a connection of its own: a GET whose answer goes on for as long as the

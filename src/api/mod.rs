@@ -257,7 +257,7 @@ impl Api {
 ///
 /// The header has one value. A server and a proxy before it may each add one; the longest pause
 /// suits both.
-fn retry_after(status: StatusCode, headers: &HeaderMap) -> Option<Duration> {
+pub(super) fn retry_after(status: StatusCode, headers: &HeaderMap) -> Option<Duration> {
     if status.is_success() {
         return None;
     }

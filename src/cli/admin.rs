@@ -10,12 +10,12 @@ use humantime::{format_duration, parse_duration};
 use rustls::ClientConfig;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use url::Url;
 
 use super::{
     event_stream::EventStream,
-    output::{failed, misused},
+    output::{failed, misused, tell},
 };
 use crate::{
     api::{bearer, client::Endpoint, client_tls},
@@ -30,6 +30,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const ANSWER_MAX: usize = 1 << 30;
 /// The longest reason of a refusal that is read.
 const REFUSAL_MAX: usize = 64 << 10;
+/// The tries to get an answer of a node that is busy, and the longest pause between two.
+const BUSY_TRIES: u32 = 5;
+const BUSY_PAUSE_MAX: Duration = Duration::from_secs(5);
 
 /// The flags by which a command finds its node.
 #[derive(Clone, Debug, clap::Args)]
@@ -149,6 +152,19 @@ impl AccessArgs {
     }
 }
 
+/// Why a node gives no answer.
+struct AskError {
+    why: String,
+    /// It asks for this pause before the next try.
+    pause: Option<Duration>,
+}
+
+impl From<String> for AskError {
+    fn from(why: String) -> Self {
+        Self { why, pause: None }
+    }
+}
+
 /// Asks one node.
 pub struct AdminClient {
     /// As the user has named it.
@@ -180,8 +196,26 @@ impl AdminClient {
         })
     }
 
-    /// The node's answer to a GET of `path`, or the exit status, after the reason is told.
+    /// The node's answer to a GET of `path`, or the exit status, after the reason is told. A node that
+    /// asks for a pause, as one that is busy does, is asked some more times.
     pub async fn get(&self, path: &str) -> Result<Value, ExitCode> {
+        for _ in 1..BUSY_TRIES {
+            match self.try_ask(path, None).await {
+                Err(AskError {
+                    pause: Some(pause),
+                    why,
+                }) => {
+                    let pause = pause.min(BUSY_PAUSE_MAX);
+                    tell(format_args!(
+                        "--admin {}: {why}: asked again in {}",
+                        self.url,
+                        format_duration(pause)
+                    ));
+                    sleep(pause).await;
+                }
+                answer => return answer.map_err(|error| self.failed(error.why)),
+            }
+        }
         let answer = self.ask(path, None).await;
         answer.map_err(|why| self.failed(why))
     }
@@ -202,6 +236,11 @@ impl AdminClient {
     /// # Errors
     /// When there is no answer in time, or it is a refusal.
     pub async fn ask(&self, path: &str, body: Option<&Value>) -> Result<Value, String> {
+        let answer = self.try_ask(path, body).await;
+        answer.map_err(|error| error.why)
+    }
+
+    async fn try_ask(&self, path: &str, body: Option<&Value>) -> Result<Value, AskError> {
         let is_order = body.is_some();
         let body = body.map(|body| body.to_string().into());
         let endpoint = self.endpoint(path)?;
@@ -212,14 +251,15 @@ impl AdminClient {
             } else {
                 ""
             };
-            return Err(format!("{}{order}", self.too_late()));
+            return Err(format!("{}{order}", self.too_late()).into());
         };
-        let (status, answer) = asked.map_err(|failure| failure.to_string())?;
+        let (status, pause, answer) = asked.map_err(|failure| failure.to_string())?;
         if !status.is_success() {
-            return Err(refusal(status, &answer));
+            let why = refusal(status, &answer);
+            return Err(AskError { why, pause });
         }
         let answer = serde_json::from_slice(&answer);
-        answer.map_err(|why| format!("status {status}, not an answer of a node: {why}"))
+        answer.map_err(|why| format!("status {status}, not an answer of a node: {why}").into())
     }
 
     /// The events of the node at `path`, behind the event `last_id`.

@@ -130,23 +130,29 @@ impl From<FilterBody> for LetterFilter {
 struct ListPlace {
     /// The disk, by its number among those that are asked.
     disk: usize,
+    /// What the first list has counted, so that the others need not read all again.
+    matching: u64,
     key: EntryKey,
 }
 
 impl fmt::Display for ListPlace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}-{}", self.disk, self.key)
+        write!(f, "{}-{}-{}", self.disk, self.matching, self.key)
     }
 }
 
 impl ListPlace {
     fn parse(text: &str) -> Result<Self, Problem> {
-        let place = text.split_once('-').and_then(|(disk, key)| {
-            let (disk, key) = (disk.parse().ok()?, EntryKey::parse(key)?);
-            Some(Self { disk, key })
-        });
+        let place = || {
+            let mut parts = text.splitn(3, '-');
+            Some(Self {
+                disk: parts.next()?.parse().ok()?,
+                matching: parts.next()?.parse().ok()?,
+                key: EntryKey::parse(parts.next()?)?,
+            })
+        };
         let detail = "after is the next of an earlier answer";
-        place.ok_or_else(|| Problem::bad_request(ProblemKind::Query, detail))
+        place().ok_or_else(|| Problem::bad_request(ProblemKind::Query, detail))
     }
 }
 
@@ -173,28 +179,31 @@ pub(super) async fn list(
     let filter = query.filter(at_ms);
     let records = query.records.unwrap_or(true);
     let after = query.after.as_deref().map(ListPlace::parse).transpose()?;
-    let mut end = after;
+    // All that match are known, or counted without reading them.
+    let counts = after.is_none() && !filter.is_empty();
+    let mut matching = after.as_ref().map_or(0, |after| after.matching);
+    let first = after.as_ref().map_or(0, |after| after.disk);
+    let mut end = after.map(|after| (after.disk, after.key));
     let (mut entries, mut bytes) = (Vec::new(), 0);
-    let (mut matching, mut has_more) = (0, false);
-    for (disk, spool) in disks.iter().enumerate() {
-        let is_passed = end.as_ref().is_some_and(|end| disk < end.disk);
-        let behind = end.as_ref().filter(|end| end.disk == disk);
+    let mut has_more = false;
+    for (disk, spool) in disks.iter().enumerate().skip(first) {
+        if has_more && !counts {
+            break;
+        }
         let query = LetterQuery {
             filter: filter.clone(),
-            max: if is_passed { 0 } else { limit - entries.len() },
+            max: limit - entries.len(),
             bytes_max: LIST_BYTES.saturating_sub(bytes),
             bodies: records,
-            after: behind.map(|end| end.key),
+            after: end.filter(|end| end.0 == disk).map(|end| end.1),
+            counts,
         };
         let found = spool.search(of, query).await.map_err(spool_fails)?;
         matching += found.matching;
-        if is_passed {
-            continue;
-        }
         has_more |= found.has_more;
         bytes += found.bytes;
         if let Some(key) = found.last {
-            end = Some(ListPlace { disk, key });
+            end = Some((disk, key));
         }
         let found = found.entries.into_iter();
         entries.extend(found.map(|entry| listed(entry, records)));
@@ -207,11 +216,17 @@ pub(super) async fn list(
     if filter.is_empty() {
         matching = total;
     }
+    let next = end.filter(|_| has_more);
+    let next = next.map(|(disk, key)| ListPlace {
+        disk,
+        matching,
+        key,
+    });
     Ok(HttpResponse::Ok().json(json!({
         "at_ms": at_ms,
         "total": total,
         "matching": matching,
-        "next": end.filter(|_| has_more).map(|end| end.to_string()),
+        "next": next.map(|place| place.to_string()),
         name: entries,
     })))
 }

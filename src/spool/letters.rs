@@ -73,8 +73,11 @@ pub struct LetterQuery {
     pub bytes_max: usize,
     /// With their bodies.
     pub bodies: bool,
-    /// Only those behind this place. Those before it count as well.
+    /// Only those behind this place.
     pub after: Option<EntryKey>,
+    /// Counts all that match. Otherwise the search ends once it knows whether there are more than
+    /// it shows.
+    pub counts: bool,
 }
 
 /// The records that a search has found.
@@ -83,7 +86,7 @@ pub struct FoundLetters {
     pub entries: Vec<Entry>,
     /// The bytes that count for [`LetterQuery::bytes_max`].
     pub bytes: usize,
-    /// All that match, but for an empty filter: then it is not known.
+    /// All that match behind [`LetterQuery::after`], if the query counts them.
     pub matching: u64,
     /// The place of the last one; that where the search began if there is none.
     pub last: Option<EntryKey>,
@@ -135,7 +138,7 @@ pub(super) struct LetterSearch {
 
 impl LetterSearch {
     fn has_ended(&self) -> bool {
-        let is_full = self.query.filter.is_empty() && self.found.has_more;
+        let is_full = !self.query.counts && self.found.has_more;
         is_full || self.sweep.has_ended()
     }
 }
@@ -198,8 +201,8 @@ impl Spool {
         Ok(self.search(of, query).await?.entries)
     }
 
-    /// The oldest of those that match, and the number of all that do. It reads all of them, unless
-    /// the filter is empty: then it reads those that it shows.
+    /// The oldest of those that match behind a place. It reads from the file of that place on: up to
+    /// the first one that it does not show, or to the end if the query counts.
     ///
     /// # Errors
     /// If the disk fails, or another search takes long.

@@ -52,6 +52,7 @@ fn query(max: usize, bodies: bool) -> LetterQuery {
         bytes_max: usize::MAX,
         bodies,
         after: None,
+        counts: true,
     }
 }
 
@@ -219,9 +220,14 @@ async fn pages_have_each_letter_once_in_its_order_whatever_ends_them() {
             spool.put(queue, &entry).await.unwrap();
         }
     }
-    for filter in [LetterFilter::default(), refused()] {
+    for (filter, counts) in [
+        (LetterFilter::default(), false),
+        (refused(), false),
+        (refused(), true),
+    ] {
         let query = |max, bytes_max| LetterQuery {
             filter: filter.clone(),
+            counts,
             bytes_max,
             ..query(max, true)
         };
@@ -244,11 +250,12 @@ async fn pages_have_each_letter_once_in_its_order_whatever_ends_them() {
             assert_eq!(pages.concat(), whole, "{max}");
         }
     }
-    // All that match count on each page.
+    // All that match behind the place count.
     let first = spool
         .search(Undelivered::Dead, query(60, true))
         .await
         .unwrap();
+    assert_eq!((first.matching, first.has_more), (100, true));
     let second = LetterQuery {
         after: first.last,
         ..query(60, true)
@@ -256,8 +263,49 @@ async fn pages_have_each_letter_once_in_its_order_whatever_ends_them() {
     let second = spool.search(Undelivered::Dead, second).await.unwrap();
     assert_eq!(
         (second.entries.len(), second.matching, second.has_more),
-        (40, 100, false)
+        (40, 40, false)
     );
+}
+
+/// So all pages together read each file about once.
+#[tokio::test]
+async fn a_page_reads_no_file_before_its_place_and_none_behind_its_end() {
+    let folder = TempDir::new().unwrap();
+    // Seven letters fill a file.
+    let spool = Spool::open(folder.path(), 1 << 20).unwrap();
+    for number in 0..28 {
+        let letter = Entry {
+            body: Bytes::from(vec![b'x'; 10_000]),
+            ..dead(&number.to_string())
+        };
+        spool.put(Queue::Dead, &letter).await.unwrap();
+    }
+    let first = spool.search(Undelivered::Dead, query(9, false)).await;
+    let page = LetterQuery {
+        after: first.unwrap().last,
+        counts: false,
+        ..query(3, false)
+    };
+    let files = fs::read_dir(folder.path()).unwrap();
+    let mut logs: Vec<_> = files.map(|file| file.unwrap().path()).collect();
+    logs.retain(|path| {
+        let name = path.file_name().unwrap().to_string_lossy();
+        name.starts_with("dead-") && name.ends_with(".log")
+    });
+    logs.sort();
+    assert_eq!(logs.len(), 4, "{logs:?}");
+    for file in [0, 2, 3] {
+        fs::rename(&logs[file], folder.path().join(file.to_string())).unwrap();
+    }
+    let found = spool.search(Undelivered::Dead, page.clone()).await.unwrap();
+    let ids: Vec<_> = found.entries.iter().map(|entry| &*entry.id).collect();
+    assert_eq!((ids, found.has_more), (vec!["9", "10", "11"], true));
+    let counting = LetterQuery {
+        counts: true,
+        ..page
+    };
+    let failed = spool.search(Undelivered::Dead, counting).await;
+    assert!(matches!(failed, Err(NotSafe::Disk(_))), "{failed:?}");
 }
 
 #[test]

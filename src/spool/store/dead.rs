@@ -96,22 +96,17 @@ impl Store {
             sweep,
             found,
         } = search;
-        let all = query.filter.is_empty();
-        // Those before it count if they match, so they are read.
-        let from = query.after.filter(|_| all);
         let place = |key: EntryKey| (order_of(*of, key.queue), key.position);
         let after = query.after.map(place);
-        self.sweep(*of, sweep, from, |key, mut entry| {
-            if !query.filter.matches(&entry) {
+        self.sweep(*of, sweep, query.after, |key, mut entry| {
+            let is_before = after.is_some_and(|after| place(key) <= after);
+            if is_before || !query.filter.matches(&entry) {
                 return true;
             }
-            found.matching += 1;
-            if after.is_some_and(|after| place(key) <= after) {
-                return true;
-            }
+            found.matching += u64::from(query.counts);
             if found.entries.len() >= query.max || found.bytes >= query.bytes_max {
                 found.has_more = true;
-                return !all;
+                return query.counts;
             }
             if !query.bodies {
                 entry.body.clear();

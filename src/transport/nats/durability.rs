@@ -147,7 +147,7 @@ async fn ask_monitor(url: &str) -> Result<Jsz, String> {
     let url = format!("{}/jsz?config=true", url.trim_end_matches('/'));
     let endpoint = Endpoint::with_public_roots(&url)?;
     let asked = endpoint.ask(None, REPORT_TIMEOUT, REPORT_MAX).await;
-    let (status, body) = asked.map_err(|why| why.to_string())?;
+    let (status, _, body) = asked.map_err(|why| why.to_string())?;
     if !status.is_success() {
         return Err(format!("the monitoring address answers {status}"));
     }

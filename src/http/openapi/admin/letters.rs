@@ -11,7 +11,7 @@ use super::{
 use crate::{http::dead_letters::LIMIT_MAX, lane_id::LaneId};
 
 /// The end of a list, from where another one goes on.
-const PLACE: &str = "^[0-9]{1,9}-[0-9]{1,9}-[0-9]{1,9}-[0-9]{1,9}$";
+const PLACE: &str = "^[0-9]{1,9}-[0-9]{1,19}-[0-9]{1,9}-[0-9]{1,9}-[0-9]{1,9}$";
 
 impl Paths<'_> {
     pub(super) fn letters(&self) -> Value {
