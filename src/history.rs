@@ -158,7 +158,7 @@ impl History {
             kept.last.accepted = balance.accepted;
             kept.add(second);
             if let Some(own) = spools.iter().next() {
-                kept.disk.look(now, own.stats().bytes);
+                kept.disk.look(now, own.stats().into());
             }
             began = now;
         }
@@ -183,10 +183,10 @@ impl History {
         Columns::of_one(kept.at_ms, &kept.lanes, &last)
     }
 
-    /// The seconds until the node's own disk has `max` bytes, in coarse steps; `None` if nobody knows, or
-    /// there is more than a day.
-    pub fn disk_full_in_s(&self, max: u64) -> Option<f64> {
-        self.0.lock().disk.full_in_s(max)
+    /// The seconds until the node's own disk has `max` bytes, in coarse steps, if each lane's copies
+    /// stay for at most `copies_stay`; `None` if nobody knows, or there is more than a day.
+    pub fn disk_full_in_s(&self, max: u64, copies_stay: &PerLane<Duration>) -> Option<f64> {
+        self.0.lock().disk.full_in_s(max, copies_stay)
     }
 
     /// The time that half of the lane's confirms took in the last ten seconds that have ended; 0 if

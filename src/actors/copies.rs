@@ -23,6 +23,13 @@ use crate::{
 /// The parts of the time after which a confirm is durable. A copy stays for up to one part longer.
 pub const PARTS: u32 = 8;
 
+/// The longest time that copies stay for a broker whose confirms become durable `after` a while. They
+/// go when their records end, if that is earlier.
+pub fn stay_max(after: Duration) -> Duration {
+    // A part until it is marked, and one until the mark is looked at.
+    after.saturating_add((after / PARTS).saturating_mul(2))
+}
+
 /// The copies of one lane, over all of its connections. Clones share them.
 #[derive(Clone)]
 pub struct Copies {
@@ -317,6 +324,22 @@ mod tests {
         let copies = Copies::new(LANE, spool.clone());
         copies.connected(broker);
         (spool, copies)
+    }
+
+    #[actix_rt::test]
+    async fn no_copy_stays_for_longer_than_is_said() {
+        let (_folder, spool, copies) = three().await;
+        let began = Instant::now();
+        loop {
+            advance(AFTER / PARTS).await;
+            copies.expire(PUBLISH_TIMEOUT);
+            if counts(&spool).await.0 == 0 {
+                break;
+            }
+        }
+        let stayed = began.elapsed();
+        assert!(stayed <= stay_max(AFTER) + PUBLISH_TIMEOUT, "{stayed:?}");
+        assert_eq!(stay_max(Duration::MAX), Duration::MAX);
     }
 
     /// The copies on disk, and those of them that are to be published again.

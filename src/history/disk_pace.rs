@@ -1,42 +1,97 @@
 //! How soon the disk is full, by the pace at which it fills.
+//!
+//! A disk that works and does not fill goes up and down all the same: files go as a whole, once all
+//! that they had is gone, and a lane's copies go together once their confirms are durable. So the pace
+//! is that of what is there, whatever files have it, and of its least amounts. Copies level off once as
+//! many go as come: they count only if the disk is full before that.
 
 use std::{collections::VecDeque, time::Duration};
 
 use tokio::time::Instant;
 
-/// The pace is that of so long, or at least of the time below it.
-const PACE_OVER: Duration = Duration::from_secs(20);
-const PACE_FROM: Duration = Duration::from_secs(10);
+use crate::{lane_id::PerLane, spool::SpoolStats};
+
+/// The least amount of each of these times counts, so that there is no pace before the last of them
+/// has nearly ended.
+const PART: Duration = Duration::from_secs(10);
+const PARTS: u32 = 3;
+const PACE_FROM: Duration = Duration::from_secs(29);
 /// Nobody needs to know of a later time.
 const FORESEEN_MAX: f64 = 86_400.0;
 
-/// The bytes on the disk in the last seconds.
+/// Bytes on the disk at a time.
+#[derive(Clone, Copy, Default)]
+pub struct DiskUse {
+    /// All files together.
+    pub files: u64,
+    /// What stays until it is delivered, or somebody removes it.
+    pub staying: u64,
+    /// The copies of each lane.
+    pub kept: PerLane<u64>,
+}
+
+impl From<SpoolStats> for DiskUse {
+    fn from(stats: SpoolStats) -> Self {
+        Self {
+            files: stats.bytes,
+            staying: stats.live_bytes,
+            kept: stats.kept_bytes,
+        }
+    }
+}
+
+/// The use of the disk in the last seconds.
 #[derive(Default)]
-pub struct DiskPace(VecDeque<(Instant, u64)>);
+pub struct DiskPace(VecDeque<(Instant, DiskUse)>);
 
 impl DiskPace {
-    /// Notes how many bytes there are now.
-    pub fn look(&mut self, now: Instant, bytes: u64) {
-        self.0.push_back((now, bytes));
+    /// Notes what there is now.
+    pub fn look(&mut self, now: Instant, disk: DiskUse) {
+        self.0.push_back((now, disk));
+        let over = PART * PARTS;
         // The first one is as old as the pace needs.
-        while self.0.get(1).is_some_and(|(at, _)| now - *at >= PACE_OVER) {
+        while self.0.get(1).is_some_and(|(at, _)| now - *at >= over) {
             self.0.pop_front();
         }
     }
 
-    /// The seconds until there are `max` bytes, in coarse steps; `None` if the disk does not fill, its
-    /// pace is not known yet, or there is more than a day.
+    /// The seconds until the files have `max` bytes, in coarse steps, if each lane's copies stay for
+    /// at most `copies_stay`; `None` if the disk does not fill, its pace is not known yet, or there is
+    /// more than a day.
     #[expect(clippy::cast_precision_loss, reason = "no disk has 2^52 bytes")]
-    pub fn full_in_s(&self, max: u64) -> Option<f64> {
-        let (began, first) = self.0.front()?;
-        let (now, last) = self.0.back()?;
-        let passed = *now - *began;
-        if passed < PACE_FROM || last <= first {
-            return None;
+    pub fn full_in_s(&self, max: u64, copies_stay: &PerLane<Duration>) -> Option<f64> {
+        let (_, now) = self.0.back()?;
+        let left = max.saturating_sub(now.files) as f64;
+        let mut pace = self.pace(|disk| disk.staying);
+        for (lane, stay) in copies_stay.iter().enumerate() {
+            let own = self.pace(|disk| disk.kept[lane]);
+            let most = own * stay.as_secs_f64();
+            if most > now.kept[lane] as f64 + left {
+                pace += own;
+            }
         }
-        let pace = (last - first) as f64 / passed.as_secs_f64();
-        let left = max.saturating_sub(*last) as f64 / pace;
-        (left <= FORESEEN_MAX).then(|| coarse(left))
+        let seconds = left / pace;
+        (pace > 0.0 && seconds <= FORESEEN_MAX).then(|| coarse(seconds))
+    }
+
+    /// The bytes a second by which the least amount has grown from each part to the next.
+    #[expect(clippy::cast_precision_loss, reason = "no disk has 2^52 bytes")]
+    fn pace(&self, of: impl Fn(&DiskUse) -> u64) -> f64 {
+        let ends = self.0.front().zip(self.0.back());
+        let known = ends.filter(|((began, _), (now, _))| *now - *began >= PACE_FROM);
+        let Some(((began, _), _)) = known else {
+            return 0.0;
+        };
+        let mut least = [u64::MAX; PARTS as usize];
+        for (at, disk) in &self.0 {
+            let part = (*at - *began).as_secs() / PART.as_secs();
+            let part = usize::try_from(part).unwrap_or(usize::MAX);
+            if let Some(least) = least.get_mut(part) {
+                *least = of(disk).min(*least);
+            }
+        }
+        let growth = least.windows(2).map(|pair| pair[1].saturating_sub(pair[0]));
+        growth.min().unwrap_or_default() as f64 / PART.as_secs_f64()
     }
 }
 
@@ -53,34 +108,63 @@ fn coarse(seconds: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lane_id::LaneId;
 
-    /// A disk that has had so many bytes in each second.
-    fn pace(bytes: impl Iterator<Item = u64>) -> DiskPace {
-        let (began, mut pace) = (Instant::now(), DiskPace::default());
-        for (second, bytes) in (0..).zip(bytes) {
-            pace.look(began + Duration::from_secs(second), bytes);
+    const MIB: u64 = 1 << 20;
+    const LANE: usize = LaneId::Nats as usize;
+    const SYNC: Duration = Duration::from_mins(2);
+
+    /// The longest stay of copies whose confirms are durable after [`SYNC`].
+    fn stay() -> PerLane<Duration> {
+        let mut stay = PerLane::default();
+        stay[LANE] = SYNC + SYNC / 4;
+        stay
+    }
+
+    fn staying(bytes: u64) -> DiskUse {
+        DiskUse {
+            files: bytes,
+            staying: bytes,
+            kept: PerLane::default(),
         }
-        pace
+    }
+
+    /// What is told in each second of a disk of `max` bytes with this use.
+    fn told(max: u64, uses: impl IntoIterator<Item = DiskUse>) -> Vec<Option<f64>> {
+        let (began, mut pace) = (Instant::now(), DiskPace::default());
+        let uses = (0..).zip(uses);
+        let told = uses.map(|(second, disk)| {
+            pace.look(began + Duration::from_secs(second), disk);
+            pace.full_in_s(max, &stay())
+        });
+        told.collect()
+    }
+
+    fn last(max: u64, bytes: impl IntoIterator<Item = u64>) -> Option<f64> {
+        told(max, bytes.into_iter().map(staying)).pop().flatten()
     }
 
     #[test]
     fn a_disk_that_fills_is_foreseen() {
-        let filling = pace((0..=20).map(|at| at * 500));
-        assert_eq!(filling.full_in_s(100_000), Some(180.0));
-        assert_eq!(filling.full_in_s(10_500), Some(60.0), "a second");
-        assert_eq!(filling.full_in_s(1_000_000_000_000), None, "in years");
-        assert_eq!(pace((0..10).map(|at| at * 500)).full_in_s(100_000), None);
-        assert_eq!(pace((0..=20).map(|_| 50_000)).full_in_s(100_000), None);
-        assert_eq!(pace((0..=20).rev()).full_in_s(100_000), None);
+        let filling = || (0..=30).map(|at| at * 500);
+        assert_eq!(last(100_000, filling()), Some(120.0));
+        assert_eq!(last(15_500, filling()), Some(60.0), "a second");
+        assert_eq!(last(1_000_000_000_000, filling()), None, "in years");
+        assert_eq!(last(100_000, filling().take(29)), None, "not yet");
+        assert_eq!(last(100_000, [50_000; 31]), None);
+        assert_eq!(last(100_000, filling().rev()), None);
     }
 
     #[test]
     fn the_pace_is_that_of_the_last_seconds() {
         let bytes = (0..100).map(|at| at * 7_000);
-        let slower = (1..=20).map(|at| 99 * 7_000 + at * 10);
-        let pace = pace(bytes.chain(slower));
-        assert_eq!(pace.0.len(), 21);
-        assert_eq!(pace.full_in_s(99 * 7_000 + 200 + 1_234), Some(120.0));
+        let slower = (1..=40).map(|at| 99 * 7_000 + at * 10);
+        let left = last(99 * 7_000 + 400 + 1_234, bytes.chain(slower));
+        assert_eq!(left, Some(120.0));
+        // What comes at once, and no more, is no pace.
+        let step = |at: u64| if at < 50 { 0 } else { 90_000 };
+        let told = told(100_000, (0..100).map(|at| staying(step(at))));
+        assert!(told.iter().all(Option::is_none), "{told:?}");
     }
 
     #[test]
@@ -95,5 +179,106 @@ mod tests {
         ] {
             assert!((coarse(seconds) - told).abs() < 0.1, "{seconds}");
         }
+    }
+
+    /// The use of a disk with files of 4 MiB that takes `rate` bytes a second. They go after `seconds`,
+    /// and in steps of `step` seconds; a file goes once all of it is gone.
+    fn coming_and_going(
+        rate: u64,
+        (seconds, step): (u64, u64),
+        pick: fn(u64, u64) -> DiskUse,
+    ) -> impl Iterator<Item = DiskUse> {
+        (0..3_600_u64).map(move |at| {
+            let gone = at.saturating_sub(seconds) / step * step * rate;
+            let came = at * rate;
+            let files = came - gone / (4 * MIB) * 4 * MIB;
+            pick(files, came - gone)
+        })
+    }
+
+    fn copies(files: u64, kept: u64) -> DiskUse {
+        let mut disk = DiskUse {
+            files,
+            ..DiskUse::default()
+        };
+        disk.kept[LANE] = kept;
+        disk
+    }
+
+    #[test]
+    fn a_disk_that_only_comes_and_goes_is_never_foreseen_to_be_full() {
+        let other = |files, live| DiskUse {
+            files,
+            ..staying(live)
+        };
+        // Files of records that go at once, in a second, or together every some seconds.
+        for rate in [1 << 10, 20 << 10, 100 << 10, 300 << 10, 2 * MIB] {
+            for goes in [(0, 1), (1, 1), (1, 5), (3, 7)] {
+                for pick in [other, copies] {
+                    let told = told(64 * MIB, coming_and_going(rate, goes, pick));
+                    assert!(
+                        told.iter().all(Option::is_none),
+                        "{rate} {goes:?}: {told:?}"
+                    );
+                }
+            }
+        }
+        // Copies that stay until their broker has synced, as far as they have room.
+        for rate in [1 << 10, 20 << 10, 100 << 10, 300 << 10] {
+            let kept = coming_and_going(rate, (SYNC.as_secs(), 15), copies);
+            let told = told(64 * MIB, kept);
+            assert!(told.iter().all(Option::is_none), "{rate}: {told:?}");
+        }
+    }
+
+    #[test]
+    fn a_disk_that_fills_is_foreseen_in_time_whatever_comes_and_goes_there() {
+        const MAX: u64 = 64 * MIB;
+        let full_at = |uses: &[DiskUse]| uses.iter().position(|disk| disk.files >= MAX);
+        for (name, uses) in [
+            // Beside files that come and go.
+            (
+                "filling",
+                coming_and_going(100 << 10, (1, 1), |files, live| DiskUse {
+                    files,
+                    ..staying(live)
+                })
+                .zip(0..)
+                .map(|(disk, at)| DiskUse {
+                    files: disk.files + at * (100 << 10),
+                    staying: disk.staying + at * (100 << 10),
+                    ..disk
+                })
+                .collect::<Vec<_>>(),
+            ),
+            // More copies than have room until they may go.
+            (
+                "copies",
+                coming_and_going(MIB, (SYNC.as_secs(), 15), copies).collect(),
+            ),
+        ] {
+            let full_at = full_at(&uses).expect("it fills");
+            let told = told(MAX, uses);
+            let first = told.iter().position(Option::is_some).expect(name);
+            assert!(first <= 40, "{name}: full at {full_at}, told at {first}");
+            let said = &told[first..full_at];
+            assert!(said.iter().all(Option::is_some), "{name}: {said:?}");
+            // Never by half too late or too early, but for the last minutes.
+            for (at, full_in) in (first..).zip(said) {
+                let left = f64::from(u32::try_from(full_at - at).expect("an hour"));
+                let full_in = full_in.expect("it is told");
+                let is_near = full_in <= left * 1.5 + 60.0 && full_in >= left / 2.0 - 60.0;
+                assert!(is_near, "{name}: {full_in} at {at} of {full_at}");
+            }
+        }
+        // Copies that never go, as those of a broker that syncs never.
+        let (began, mut pace) = (Instant::now(), DiskPace::default());
+        for (second, disk) in (0..).zip(coming_and_going(1 << 10, (9_999, 1), copies).take(60)) {
+            pace.look(began + Duration::from_secs(second), disk);
+        }
+        let mut never = PerLane::default();
+        never[LANE] = Duration::MAX;
+        assert_eq!(pace.full_in_s(MIB, &never), Some(900.0));
+        assert_eq!(pace.full_in_s(MIB, &stay()), None);
     }
 }

@@ -10,6 +10,7 @@ mod early_ends;
 mod process;
 mod runs;
 mod samples;
+mod spool;
 mod traces;
 
 use std::{fmt, sync::Arc};
@@ -56,9 +57,11 @@ pub async fn scrape(
     let views = state.views().await?;
     let oldest_us = state.oldest_us().await;
     let apis = state.apis.all().iter();
+    let lanes: Vec<_> = state.lane_statuses(&views).collect();
     let scrape = Scrape {
         ledger: &state.ledger,
-        lanes: state.lane_statuses(&views).collect(),
+        full_in_s: state.disk_full_in_s(&lanes),
+        lanes,
         stats: state.apis.spools().stats(),
         apis: &state.apis,
         reload: state.control.last_reload(),
@@ -107,6 +110,7 @@ struct Scrape<'s> {
     /// The bytes of the node's own spool, and the most of its records.
     spool_bytes: u64,
     spool_max: u64,
+    full_in_s: Option<f64>,
     /// See [`AdminState::oldest_us`].
     oldest_us: Result<Option<u64>, Elapsed>,
 }
@@ -120,6 +124,7 @@ impl Scrape<'_> {
         self.register_counters(&mut registry);
         each_lane::register(self, &mut registry);
         self.register_node_gauges(&mut registry);
+        spool::register(self, &mut registry);
         runs::register(self, &mut registry);
         self.register_files(&mut registry);
         traces::register(self, &mut registry);
@@ -191,21 +196,6 @@ impl Scrape<'_> {
         ] {
             registry.register(name, help, samples);
         }
-        registry.register(
-            "waypost_spool_commits",
-            "Syncs of the disk that made records safe",
-            ConstCounter::new(self.stats.commits),
-        );
-        registry.register(
-            "waypost_spool_committed_records",
-            "Records that these syncs made safe",
-            ConstCounter::new(self.stats.committed),
-        );
-        registry.register(
-            "waypost_spool_commit_seconds",
-            "Time that these syncs took",
-            ConstCounter::new(self.stats.commit_time.as_secs_f64()),
-        );
     }
 
     fn register_node_gauges(&self, registry: &mut Registry) {

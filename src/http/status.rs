@@ -34,13 +34,14 @@ use super::{
 use crate::{
     actors::{
         apis::Apis,
+        copies,
         supervisor::{Action, ChildId, Snapshot, State, Supervisor, View},
     },
     clock::age,
     config::Ack,
     control::{Control, Order, ReloadReport},
     history::{Columns, History},
-    lane_id::LaneId,
+    lane_id::{LaneId, PerLane},
     ledger::{Balance, Ledger, Quantiles},
     routing::{
         explain::Explanations,
@@ -263,6 +264,7 @@ impl AdminState {
         let ledger = self.ledger.balance(&self.apis.spools().stats());
         let disk = self.spool.stats();
         let lanes: Vec<_> = self.lane_statuses(views).collect();
+        let full_in_s = self.disk_full_in_s(&lanes);
         let on_disk = oldest_us.map(|at_us| age(at_us).as_secs_f64());
         let ages = lanes.iter().filter_map(|lane| lane.lag_s).chain(on_disk);
         let mut status = Status {
@@ -281,7 +283,7 @@ impl AdminState {
                 bytes: disk.bytes,
                 max: self.spool_max,
                 refuses: disk.refuses,
-                full_in_s: self.history.disk_full_in_s(self.spool_max),
+                full_in_s,
                 oldest_s: on_disk,
             },
             router_restarts: view_of(views, ChildId::Router).map_or(0, |router| router.restarts),
@@ -294,6 +296,16 @@ impl AdminState {
         };
         status.warnings = warnings(&status, self.ack);
         status
+    }
+
+    /// The seconds until the node's own disk is full; see [`History::disk_full_in_s`].
+    pub fn disk_full_in_s(&self, lanes: &[LaneStatus<'_>]) -> Option<f64> {
+        let mut copies_stay = PerLane::default();
+        for lane in lanes {
+            let durable_after = lane.broker.outlives_power_cut.after();
+            copies_stay[lane.lane as usize] = copies::stay_max(durable_after);
+        }
+        self.history.disk_full_in_s(self.spool_max, &copies_stay)
     }
 
     /// The lanes that are supervised, in the order of the configuration.

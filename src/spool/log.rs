@@ -203,6 +203,13 @@ impl Log {
             .sum()
     }
 
+    /// About the bytes of unsettled entries. The others leave the disk by whole segments.
+    pub fn live_bytes(&self) -> u64 {
+        let live =
+            |segment: &Segment| segment.size * segment.len() / u64::from(segment.count.max(1));
+        self.segments.values().map(live).sum()
+    }
+
     /// The damages found since the last call.
     pub fn damages(&mut self) -> Vec<Damage> {
         std::mem::take(&mut self.damages)

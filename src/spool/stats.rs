@@ -3,7 +3,7 @@
 use std::{array, ops::Add, time::Duration};
 
 use super::Queue;
-use crate::lane_id::LaneId;
+use crate::lane_id::{LaneId, PerLane};
 
 /// The contents of the disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -15,6 +15,11 @@ pub struct SpoolStats {
     pub(super) kept: [u64; LaneId::ALL.len()],
     /// All files together.
     pub bytes: u64,
+    /// About the bytes of what is there, copies apart. Files also have what is gone, until all of a
+    /// file is.
+    pub live_bytes: u64,
+    /// The same for the copies of each lane.
+    pub kept_bytes: PerLane<u64>,
     /// Syncs since the start that made records safe, each of one queue.
     pub commits: u64,
     /// Records that they made safe.
@@ -101,6 +106,8 @@ impl Add for SpoolStats {
             found_carried: self.found_carried + other.found_carried,
             kept: array::from_fn(|at| self.kept[at] + other.kept[at]),
             bytes: self.bytes + other.bytes,
+            live_bytes: self.live_bytes + other.live_bytes,
+            kept_bytes: array::from_fn(|at| self.kept_bytes[at] + other.kept_bytes[at]),
             commits: self.commits + other.commits,
             committed: self.committed + other.committed,
             commit_time: self.commit_time + other.commit_time,

@@ -328,6 +328,7 @@ impl Store {
         let mut stats = SpoolStats {
             found_carried: self.logs[Queue::Carried.at()].found(),
             kept: LaneId::ALL.map(|lane| self.logs[Queue::Kept(lane).at()].len()),
+            kept_bytes: LaneId::ALL.map(|lane| self.logs[Queue::Kept(lane).at()].live_bytes()),
             commits: self.commits,
             committed: self.committed,
             commit_time: self.commit_time,
@@ -342,6 +343,7 @@ impl Store {
             };
             readable.send_if_modified(|before| std::mem::replace(before, now) != now);
             stats.bytes += log.bytes();
+            stats.live_bytes += log.live_bytes();
             for damage in log.damages() {
                 error!(
                     file = %damage.file.display(),
@@ -352,6 +354,7 @@ impl Store {
                 );
             }
         }
+        stats.live_bytes -= stats.kept_bytes.iter().sum::<u64>();
         stats.refuses =
             self.failing || self.max.saturating_sub(stats.bytes) <= self.max / NEARLY_FULL;
         self.stats

@@ -194,6 +194,43 @@ async fn while_busy(spool: &Spool, meanwhile: impl AsyncFnOnce()) {
 }
 
 #[tokio::test]
+async fn what_is_gone_is_in_the_files_for_a_while_and_counts_as_no_live_bytes() {
+    const BODY: u64 = 10_000;
+    let folder = TempDir::new().unwrap();
+    // Seven entries fill a file.
+    let spool = Spool::open(folder.path(), 1 << 20).unwrap();
+    let large = Entry {
+        body: vec![b'x'; 10_000].into(),
+        ..entry("large")
+    };
+    for queue in [Queue::Carried, Queue::Kept(NATS)] {
+        let mut most = 0;
+        let mut before = None;
+        for _ in 0..20 {
+            let key = spool.put(queue, &large).await.unwrap();
+            if let Some(before) = before.replace(key) {
+                spool.settle(before);
+            }
+            // The thread has done all that it was asked to before.
+            spool.oldest().await;
+            spool.oldest().await;
+            let stats = spool.stats();
+            most = most.max(stats.bytes);
+            let (live, kept) = (stats.live_bytes, stats.kept_bytes[NATS as usize]);
+            let (own, other) = if queue == Queue::Carried {
+                (live, kept)
+            } else {
+                (kept, live)
+            };
+            assert!((BODY..3 * BODY).contains(&own), "{queue:?}: {stats:?}");
+            // About the one that has stayed in the other queue.
+            assert!(other < 2 * BODY, "{queue:?}: {stats:?}");
+        }
+        assert!(most > 6 * BODY, "{queue:?}: {most}");
+    }
+}
+
+#[tokio::test]
 async fn a_spool_whose_disk_stalls_refuses_until_it_answers() {
     let folder = TempDir::new().unwrap();
     let spool = open(&folder);
