@@ -322,7 +322,7 @@ impl OpenSpan {
 
     /// Ends a process, and begins the span of its settlement. One whose message was settled before
     /// has ended then.
-    pub fn settle(self, verdict: Verdict) -> Option<Self> {
+    pub fn settle(mut self, verdict: Verdict) -> Option<Self> {
         let operation = match verdict {
             Verdict::Ack => Operation::Ack,
             Verdict::RetryAfter(_) => Operation::Nack,
@@ -332,6 +332,8 @@ impl OpenSpan {
         if self.moved_at().is_some() {
             return None;
         }
+        // A message that moves from now on is settled here, and not again at the end.
+        self.0.moved = None;
         let settling = self.settlement(operation);
         self.ended(verdict);
         Some(settling)
@@ -451,6 +453,12 @@ impl RequestTrace {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        hint,
+        sync::{Barrier, mpsc},
+        thread,
+    };
+
     use bytes::Bytes;
 
     use super::*;
@@ -644,6 +652,38 @@ mod tests {
                 assert!((before..=after).contains(&ended), "{operation:?}");
             }
         }
+    }
+
+    #[test]
+    fn a_message_that_moves_while_it_is_settled_is_settled_once() {
+        const TURNS: u32 = 5_000;
+        let (tracer, queue) = tracer("always_on");
+        let together = Barrier::new(2);
+        let (marks, to_set) = mpsc::channel::<MoveMark>();
+        thread::scope(|threads| {
+            threads.spawn(|| {
+                for mark in to_set {
+                    together.wait();
+                    mark.set();
+                }
+            });
+            for turn in 0..TURNS {
+                let mut delivery = delivery(Some(CONTEXT), true);
+                tracer.lane(LaneId::Nats).received_one(&mut delivery);
+                drop(queue.take(true));
+                let mark = delivery.span.as_mut().expect("a span").move_mark();
+                marks.send(mark).expect("the thread waits");
+                together.wait();
+                // Sooner or later than the other.
+                (0..turn % 256).for_each(|_| hint::spin_loop());
+                delivery.ack();
+                let told = told(&queue);
+                let is_ack = |operation| operation == Operation::Ack;
+                let acks = told.iter().filter(|(operation, ..)| is_ack(*operation));
+                assert_eq!((told.len(), acks.count()), (2, 1), "{turn}: {told:?}");
+            }
+            drop(marks);
+        });
     }
 
     #[test]
