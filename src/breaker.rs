@@ -8,6 +8,7 @@
 //! It also opens when the API denies every POST (401, 403 or 404): that is a wrong token or a wrong
 //! path, and says nothing about the records.
 
+mod announcer;
 mod by_api;
 #[cfg(test)]
 mod simulation;
@@ -20,15 +21,13 @@ use tokio::{
     sync::{Notify, watch},
     time::{Instant, timeout, timeout_at},
 };
-use tracing::{info, warn};
 
-use self::trial::Judgement;
-pub use self::{by_api::ApiBreakers, trial::Trial};
-use crate::{
-    api::answer::Answer,
-    backoff::Backoff,
-    changes::{Change, ChangeLog, ShortReason},
+use self::{
+    announcer::{Announcer, ApiChange},
+    trial::Judgement,
 };
+pub use self::{by_api::ApiBreakers, trial::Trial};
+use crate::{api::answer::Answer, backoff::Backoff, changes::ChangeLog};
 
 /// Failures in a row that open it if none of them has reached the API.
 const FAILURES_MAX: u32 = 5;
@@ -58,6 +57,7 @@ pub struct Breaker {
     /// Wakes the callers that wait for a pass.
     changes: Notify,
     change_log: ChangeLog,
+    announcer: Announcer,
 }
 
 struct State {
@@ -215,7 +215,7 @@ impl Breaker {
         }
     }
 
-    /// Opens, and logs why; or counts one more failed probe.
+    /// Opens, and notes why for [`Breaker::announce`]; or counts one more failed probe.
     fn open(&self, state: &mut State, why: String, at_least: Option<Duration>) {
         let (was_open, mut backoff) = match mem::replace(&mut state.phase, BreakerPhase::closed()) {
             BreakerPhase::Closed(_) => (false, Backoff::new(PROBE_FIRST, PROBE_CAP)),
@@ -227,20 +227,20 @@ impl Breaker {
         state.phase = BreakerPhase::Open { backoff, probe_at };
         if !was_open {
             state.since = now;
-            let (api, reason) = (&*self.api, &*why);
-            let retry_in_s = delay.as_secs_f64();
-            warn!(api, reason, retry_in_s, "API is down: records wait");
-            self.change_log.add(Change::Api {
-                url: api,
-                state: "down",
-                last_error: Some(ShortReason(reason)),
-                retry_in_s: Some(retry_in_s),
+            self.announcer.note(ApiChange::Down {
+                why: why.clone(),
+                retry_in_s: delay.as_secs_f64(),
             });
         }
         state.last_error = Some(why);
         if let Some(denials) = state.denials.take() {
             denials.everything.send_replace(true);
         }
+    }
+
+    /// Logs the changes that were noted. The state must not be locked.
+    fn announce(&self) {
+        self.announcer.tell(&self.api, &self.change_log);
     }
 }
 
@@ -290,6 +290,7 @@ impl Pass<'_> {
     /// The API answered, and neither asked for a retry nor denied the POST. `waiting` counts the
     /// records that an outage has kept waiting.
     pub fn succeeded(self, waiting: impl FnOnce() -> u64) {
+        let waiting = if self.is_probe { waiting() } else { 0 };
         let mut state = self.breaker.state.lock();
         state.succeeded += 1;
         state.succeeded_at = Some(Instant::now());
@@ -301,22 +302,17 @@ impl Pass<'_> {
             BreakerPhase::Open { .. } => {
                 state.phase = BreakerPhase::closed();
                 let down = mem::replace(&mut state.since, Instant::now()).elapsed();
-                let down_s = down.as_secs_f64();
-                info!(
-                    api = &*self.breaker.api,
-                    down_s,
-                    waiting = waiting(),
-                    "API is up again"
-                );
-                self.breaker.change_log.add(Change::Api {
-                    url: &self.breaker.api,
-                    state: "up",
-                    last_error: None,
-                    retry_in_s: None,
+                self.breaker.announcer.note(ApiChange::Up {
+                    down_s: down.as_secs_f64(),
+                    waiting,
                 });
             }
         }
         state.denials = None;
+        drop(state);
+        if self.is_probe {
+            self.breaker.announce();
+        }
     }
 
     /// No answer, or one that asks for a retry. `trial` is that of what was POSTed.
@@ -345,6 +341,8 @@ impl Pass<'_> {
             succeeded: [self.succeeded, state.succeeded],
             ended: state.ended,
         });
+        drop(state);
+        self.breaker.announce();
     }
 
     /// The API denied the POST with a status that a wrong token or a wrong path causes, too.
@@ -368,6 +366,8 @@ impl Pass<'_> {
                     why.to_string()
                 );
                 self.breaker.open(&mut state, why, None);
+                drop(state);
+                self.breaker.announce();
                 return Denied::Everything;
             }
             denials.everything.send_replace(false);
