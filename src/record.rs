@@ -8,6 +8,7 @@ pub mod batch;
 mod limits;
 mod number;
 mod parse;
+mod passed_id;
 pub mod pointer;
 mod schema;
 mod schema_file;
@@ -24,6 +25,7 @@ pub use self::{
     limits::{DEPTH_MAX, JsonLimits, NumberRange},
     number::whole_number,
     parse::{Invalid, RecordRules, as_text, parse, parse_any, parse_body},
+    passed_id::PassedId,
     schema::Schema,
     schema_file::SchemaFile,
     tag::Tag,

@@ -9,7 +9,10 @@ use super::{
     status::AdminState,
 };
 use crate::{
-    actors::forwarder::listed, lane_id::LaneId, ledger::ToldStep, routing::explain::EXPLAINED_MAX,
+    actors::forwarder::listed,
+    lane_id::LaneId,
+    ledger::ToldStep,
+    routing::explain::{EXPLAINED_MAX, Explanation},
 };
 
 #[derive(Deserialize)]
@@ -28,7 +31,7 @@ pub async fn of_record(
     let id = query.id.filter(|id| !id.is_empty());
     let id = id.ok_or_else(|| wrong("The id is missing, as in /api/explain?id=ID".into()))?;
     let choices = state.explanations.of(&id);
-    let has_copies = choices.iter().any(|choice| choice.is_of_copies());
+    let has_copies = choices.iter().any(Explanation::is_of_copies);
     let copies = LaneId::ALL.into_iter().filter(|_| has_copies);
     let copies = copies.map(|lane| format!("{id}/{lane}"));
     let ids = [id.clone()].into_iter().chain(copies);
@@ -43,7 +46,6 @@ pub async fn of_record(
             detail,
         ));
     }
-    let choices: Vec<_> = choices.iter().map(|choice| &**choice).collect();
     let told = json!({"id": id, "choices": choices, "steps": steps});
     Ok(HttpResponse::Ok().json(told))
 }

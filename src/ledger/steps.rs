@@ -1,12 +1,15 @@
 //! The last steps of records, with their times.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{collections::VecDeque, time::Duration};
 
 use parking_lot::Mutex;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use crate::{lane_id::LaneId, record::Record};
+use crate::{
+    lane_id::LaneId,
+    record::{PassedId, Record},
+};
 
 /// The most steps that are kept: two of each record on a good day, for about ten thousand.
 const STEPS_MAX: usize = 25_000;
@@ -47,7 +50,7 @@ pub struct ToldStep {
 
 struct LoggedStep {
     /// Of a batch, the list of all.
-    ids: Arc<str>,
+    ids: PassedId,
     /// Microseconds since the Unix epoch; of a POST, its end.
     at_us: u64,
     /// When the record was accepted; 0 if that is not known.
@@ -63,7 +66,7 @@ impl StepLog {
     pub fn add(&self, record: &Record, step: Step, at_us: u64) {
         let accepted_us = record.origin.as_ref().map_or(0, |origin| origin.at_us);
         self.push(LoggedStep {
-            ids: Arc::clone(&record.id),
+            ids: (&*record.id).into(),
             at_us,
             accepted_us,
             step,
@@ -93,9 +96,7 @@ impl StepLog {
     pub fn of(&self, id: &str, in_list: &str) -> Vec<ToldStep> {
         let steps = self.0.lock();
         let is_of = |step: &&LoggedStep| {
-            *step.ids == *id
-                || matches!(step.step, Step::Posted { .. })
-                    && step.ids.split(',').any(|listed| listed == in_list)
+            step.ids.is(id) || matches!(step.step, Step::Posted { .. }) && step.ids.lists(in_list)
         };
         let mut told = Vec::new();
         let mut is_accepted = false;

@@ -13,6 +13,7 @@
 use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
 
 /// The limits of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,8 +67,8 @@ pub(super) enum BrokenRule {
 
 /// Checks `text`, a JSON value.
 pub(super) fn check(text: &str, limits: &JsonLimits) -> Result<(), BrokenRule> {
-    let mut names = Vec::with_capacity(16);
-    let mut open = Vec::with_capacity(8);
+    let mut names = SmallVec::<[Cow<'_, str>; 16]>::new();
+    let mut open = SmallVec::<[usize; 8]>::new();
     let mut members = 0;
     let bytes = text.as_bytes();
     let broken = |at, detail| BrokenRule::Limit {
@@ -164,7 +165,10 @@ fn string_end(bytes: &[u8], at: usize) -> Result<usize, BrokenRule> {
 /// The code unit of the escape `\uXXXX` at `at`.
 fn code_unit(bytes: &[u8], at: usize) -> Option<u16> {
     let digits = bytes.get(at..at + 6)?.strip_prefix(b"\\u")?;
-    u16::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()
+    digits.iter().try_fold(0, |unit, digit| {
+        let digit = char::from(*digit).to_digit(16)?;
+        Some(unit << 4 | u16::try_from(digit).ok()?)
+    })
 }
 
 /// A name without quotes and escapes.

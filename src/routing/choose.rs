@@ -4,7 +4,7 @@
 //! a record that a lane gives back goes to the next one. What a policy remembers between choices is
 //! in the [`Chooser`], one per router; what it knows of the lanes is in [`Scores`], shared by all.
 
-use std::{cmp::Reverse, time::Duration};
+use std::{cmp::Reverse, sync::Arc, time::Duration};
 
 use super::{
     hash::KeyHash,
@@ -36,7 +36,7 @@ pub struct Choice {
     pub runner_up: Option<LaneId>,
     pub reason: Reason,
     /// The factors of each lane, if they were compared by their scores.
-    pub weighed: Option<Box<PerLane<Option<Factors>>>>,
+    pub weighed: Option<Arc<PerLane<Option<Factors>>>>,
 }
 
 /// Why a lane takes a record.
@@ -202,7 +202,7 @@ impl RouteMemory {
         });
         let (best, runner_up) = two_least(keys)?;
         let choice = |lanes, reason| Choice {
-            weighed: Some(Box::new(weighed)),
+            weighed: Some(Arc::new(weighed)),
             ..Choice::of(lanes, reason)
         };
         let reason = if scores.is_ejected(best, *now) {

@@ -12,7 +12,7 @@ use super::{
     rules::{CompiledRoute, Scalar},
     scores::Factors,
 };
-use crate::lane_id::LaneId;
+use crate::{lane_id::LaneId, record::PassedId};
 
 /// Records that are explained: the last ones that came to the router.
 pub const EXPLAINED_MAX: usize = 10_000;
@@ -21,7 +21,7 @@ const COLUMNS: usize = 80;
 /// Each record has a choice for each lane that gives it back, and one for the spool.
 const CHOICES_MAX: usize = EXPLAINED_MAX * (LaneId::ALL.len() + 1);
 
-/// One choice, with what was known at that moment. Records that go together share it.
+/// One choice, with what was known at that moment.
 #[derive(Clone, Debug)]
 pub struct Explanation {
     /// Microseconds since the Unix epoch.
@@ -39,7 +39,7 @@ pub struct Explanations(Arc<Mutex<KeptExplanations>>);
 
 #[derive(Debug, Default)]
 struct KeptExplanations {
-    choices: VecDeque<(Arc<str>, Arc<Explanation>)>,
+    choices: VecDeque<(PassedId, Explanation)>,
     /// The number of those that are the first of their record.
     records: usize,
 }
@@ -47,23 +47,22 @@ struct KeptExplanations {
 impl Explanations {
     /// Keeps the explanation of the records `ids`, and forgets the oldest records.
     pub fn push<'i>(&self, ids: impl Iterator<Item = &'i Arc<str>>, explanation: Explanation) {
-        let explanation = Arc::new(explanation);
         let mut kept = self.0.lock();
         for id in ids {
-            kept.push(Arc::clone(id), Arc::clone(&explanation));
+            kept.push((&**id).into(), explanation.clone());
         }
     }
 
     /// The choices for the record `id`, or for its copies, one per try, in their order.
-    pub fn of(&self, id: &str) -> Vec<Arc<Explanation>> {
+    pub fn of(&self, id: &str) -> Vec<Explanation> {
         let kept = self.0.lock();
-        let is_copy = |known: &str, explanation: &Explanation| {
-            let lane = known.strip_prefix(id).and_then(|end| end.strip_prefix('/'));
-            explanation.is_of_copies() && lane.is_some_and(|name| LaneId::from_name(name).is_some())
+        let is_copy = |known: &PassedId, explanation: &Explanation| {
+            let lane = known.name_behind(id).and_then(LaneId::from_name);
+            explanation.is_of_copies() && lane.is_some()
         };
         let of_id = kept.choices.iter();
-        let of_id = of_id.filter(|(known, choice)| **known == *id || is_copy(known, choice));
-        of_id.map(|(_, choice)| Arc::clone(choice)).collect()
+        let of_id = of_id.filter(|(known, choice)| known.is(id) || is_copy(known, choice));
+        of_id.map(|(_, choice)| choice.clone()).collect()
     }
 }
 
@@ -75,7 +74,7 @@ impl Explanation {
 }
 
 impl KeptExplanations {
-    fn push(&mut self, id: Arc<str>, explanation: Arc<Explanation>) {
+    fn push(&mut self, id: PassedId, explanation: Explanation) {
         self.records += usize::from(explanation.is_first);
         self.choices.push_back((id, explanation));
         let is_over =
