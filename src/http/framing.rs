@@ -89,6 +89,25 @@ struct BodyFraming {
     is_upgrade: bool,
 }
 
+/// A field that says how the body is framed.
+enum FramingField {
+    Length,
+    Coding,
+    Upgrade,
+}
+
+impl FramingField {
+    fn of(name: &[u8]) -> Option<Self> {
+        let is = |known: &str| name.eq_ignore_ascii_case(known.as_bytes());
+        match name.len() {
+            7 if is("upgrade") => Some(Self::Upgrade),
+            14 if is("content-length") => Some(Self::Length),
+            17 if is("transfer-encoding") => Some(Self::Coding),
+            _ => None,
+        }
+    }
+}
+
 /// The line that comes.
 struct Line {
     start: [u8; LINE_START],
@@ -108,6 +127,14 @@ impl Line {
             colon: None,
             has_hash: false,
         }
+    }
+
+    /// Begins another line. What is kept of this one is written over.
+    const fn clear(&mut self) {
+        self.length = 0;
+        self.last = 0;
+        self.colon = None;
+        self.has_hash = false;
     }
 
     fn extend(&mut self, bytes: &[u8]) {
@@ -178,6 +205,10 @@ impl Framing {
                 _ => {
                     let end = memchr(b'\n', rest);
                     let piece = &rest[..end.unwrap_or(rest.len())];
+                    if end.is_some() && self.is_plain_field(piece) {
+                        at += piece.len() + 1;
+                        continue;
+                    }
                     // The library drops a fragment, and another server may not (RFC 9112, 3.2).
                     if self.place == Place::Start && memchr(b'#', piece).is_some() {
                         self.line.has_hash = true;
@@ -203,7 +234,17 @@ impl Framing {
 
     fn begin(&mut self, place: Place) {
         self.place = place;
-        self.line = Line::new();
+        self.line.clear();
+    }
+
+    /// Whether `line` is a whole field that is neither at fault nor frames the body, as most are: it
+    /// need not be kept.
+    fn is_plain_field(&self, line: &[u8]) -> bool {
+        let name = &line[..line.len().min(NAME_MAX + 1)];
+        self.place == Place::Head
+            && self.line.length == 0
+            && line.last() == Some(&b'\r')
+            && memchr(b':', name).is_some_and(|colon| FramingField::of(&name[..colon]).is_none())
     }
 
     /// The line so far is not too long.
@@ -264,27 +305,24 @@ impl Framing {
             return Ok(Place::Head);
         };
         let (name, value) = (&start[..colon], start[colon + 1..].trim_ascii());
-        let is = |known: &str| name.eq_ignore_ascii_case(known.as_bytes());
-        let (is_length, is_coding) = (is("content-length"), is("transfer-encoding"));
-        let is_upgrade = is("upgrade");
-        if !(is_length || is_coding || is_upgrade) {
+        let Some(field) = FramingField::of(name) else {
             return Ok(Place::Head);
-        }
+        };
         if !self.line.is_whole() {
             return Err(FramingFault::LongFraming);
         }
         let body = &mut self.body;
-        if is_length {
-            let length = str::from_utf8(value)
-                .ok()
-                .and_then(|text| text.parse().ok());
-            body.length = length;
-            if length.is_none() {
-                return Ok(Place::Unknown);
+        match field {
+            FramingField::Length => {
+                let text = str::from_utf8(value).ok();
+                body.length = text.and_then(|text| text.parse().ok());
+                if body.length.is_none() {
+                    return Ok(Place::Unknown);
+                }
             }
+            FramingField::Coding => body.is_chunked |= value.eq_ignore_ascii_case(b"chunked"),
+            FramingField::Upgrade => body.is_upgrade |= value.eq_ignore_ascii_case(b"websocket"),
         }
-        body.is_chunked |= is_coding && value.eq_ignore_ascii_case(b"chunked");
-        body.is_upgrade |= is_upgrade && value.eq_ignore_ascii_case(b"websocket");
         Ok(Place::Head)
     }
 
