@@ -188,13 +188,14 @@ impl<T: Transport> Lane<T> {
         let params = Rc::clone(&self.params);
         let answered = Rc::clone(&self.answered);
         let lane = ctx.address();
-        self.publishing.spawn_local(async move {
+        // Boxed: a task is moved several times before it runs, and its future is large.
+        self.publishing.spawn_local(Box::pin(async move {
             let copy_writer = copy_writer.as_deref();
             let publishing = publish(&*transport, jobs, bundle, &params, copy_writer, &answered);
             if let Some(exit) = publishing.await {
                 lane.do_send(Broken(exit));
             }
-        });
+        }));
     }
 
     /// Whether this record may share a message. A record that may already be published, as a copy

@@ -66,7 +66,7 @@ use crate::{
     trace::{RequestTrace, Tracer},
 };
 
-/// Shared by all HTTP workers. Cloned for each request that has a key.
+/// Shared by all HTTP workers.
 #[derive(Clone)]
 pub struct IngestState {
     pub admission: Admission,
@@ -253,7 +253,7 @@ impl From<Refused> for NotTaken {
 
 /// Reads the request, makes its records safe, and answers.
 async fn ingest(
-    state: &IngestState,
+    state: &web::Data<IngestState>,
     request: &HttpRequest,
     body: web::Payload,
     trace: &mut RequestTrace,
@@ -263,7 +263,7 @@ async fn ingest(
     if let Some(problem) = state.full_api(&request) {
         return Err(problem);
     }
-    match state.submit(&request).await {
+    match submit(state, &request).await {
         Ok(submitted) => {
             trace.created(&submitted.receipts, submitted.is_replay);
             Ok(state.respond(&request, submitted))
@@ -302,27 +302,6 @@ impl IngestState {
         lane.ok_or_else(unknown).map(Some)
     }
 
-    /// Makes all records safe. An error says that at least one of them is not.
-    async fn submit(&self, request: &Request) -> Result<Submitted, NotTaken> {
-        if let Some(SignedForm { id, form }) = &request.signed
-            && !self.keys.settle_form(id, form).await
-        {
-            return Err(NotTaken::FormReused);
-        }
-        if matches!(request.keys, KeySource::None) {
-            let replies = self.admission.submit(&request.records).await;
-            return Ok(Submitted {
-                receipts: replies.into_iter().collect::<Result<_, _>>()?,
-                is_replay: false,
-            });
-        }
-        // Goes on if the client hangs up, so that its next try finds the receipts of this one.
-        let submitting = submit_once(self.clone(), request.records.clone());
-        actix_rt::spawn(submitting)
-            .await
-            .unwrap_or(Err(Refused::NoLane.into()))
-    }
-
     fn respond(&self, request: &Request, submitted: Submitted) -> HttpResponse {
         let mut response = HttpResponse::Accepted();
         if submitted.is_replay {
@@ -355,9 +334,31 @@ impl IngestState {
     }
 }
 
+/// Makes all records safe. An error says that at least one of them is not.
+async fn submit(state: &web::Data<IngestState>, request: &Request) -> Result<Submitted, NotTaken> {
+    if let Some(SignedForm { id, form }) = &request.signed
+        && !state.keys.settle_form(id, form).await
+    {
+        return Err(NotTaken::FormReused);
+    }
+    if matches!(request.keys, KeySource::None) {
+        let replies = state.admission.submit(&request.records).await;
+        return Ok(Submitted {
+            receipts: replies.into_iter().collect::<Result<_, _>>()?,
+            is_replay: false,
+        });
+    }
+    // Goes on if the client hangs up, so that its next try finds the receipts of this one. Boxed: a
+    // task is moved several times before it runs, and its future is large.
+    let submitting = submit_once(web::Data::clone(state), request.records.clone());
+    actix_rt::spawn(Box::pin(submitting))
+        .await
+        .unwrap_or(Err(Refused::NoLane.into()))
+}
+
 /// Submits the records whose keys are new; the others have their receipts already.
 async fn submit_once(
-    state: IngestState,
+    state: web::Data<IngestState>,
     records: Vec<AssignedRecord>,
 ) -> Result<Submitted, NotTaken> {
     let mut receipts = vec![None; records.len()];

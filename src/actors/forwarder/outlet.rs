@@ -122,10 +122,11 @@ impl Outlet {
             None => self.drain.clone(),
             Some(_) => self.drain_held.clone(),
         };
-        actix_rt::spawn(async move {
+        // Boxed: a task is moved several times before it runs, and its future is large.
+        actix_rt::spawn(Box::pin(async move {
             poster.deliver(delivery, place, drain).await;
             drop(token);
-        });
+        }));
     }
 
     /// Waits a moment for a place, or lets the disk keep the record. `waiting` is the permit of the
