@@ -148,7 +148,7 @@ impl House {
         for (lane, conduct) in LANES.into_iter().zip(conduct) {
             self.lane(lane, conduct);
         }
-        self.router.wait(Duration::from_secs(1)).await.unwrap();
+        assert!(self.router.is_alive_within(Duration::from_secs(1)).await);
         self
     }
 

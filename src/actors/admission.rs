@@ -136,9 +136,9 @@ impl Admission {
                 return;
             }
             let began = Instant::now();
-            let Some(router) = self.router.wait(ROUTER_PATIENCE).await else {
+            if !self.router.is_alive_within(ROUTER_PATIENCE).await {
                 return;
-            };
+            }
             let mut is_sent = false;
             for (assignment, records) in groups {
                 let job = Job {
@@ -151,7 +151,7 @@ impl Admission {
                     began,
                     permit: Arc::clone(permit),
                 };
-                match router.try_send(Route(job)) {
+                match self.router.try_send(Route(job)) {
                     Ok(()) => is_sent = true,
                     Err(SendError::Full(Route(job))) => job.refuse(&Refused::Overloaded),
                     // Its records go to the next router.

@@ -2,7 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use actix::{Actor, Addr};
+use actix::{
+    Actor, Addr, Handler, Message,
+    dev::{SendError, ToEnvelope},
+};
 use tokio::{sync::watch, time::timeout};
 
 /// The address of an actor that may be restarted. It outlives the actor; only the supervisor
@@ -19,15 +22,30 @@ impl<A: Actor> Slot<A> {
             .cloned()
     }
 
-    /// The address; waits up to `patience` for a restart.
-    pub async fn wait(&self, patience: Duration) -> Option<Addr<A>> {
-        if let Some(address) = self.get() {
-            return Some(address);
+    /// Gives `message` to the actor. This costs less than an address of one's own.
+    ///
+    /// # Errors
+    /// The message, if the mailbox is full, or the actor is not alive.
+    pub fn try_send<M>(&self, message: M) -> Result<(), SendError<M>>
+    where
+        A: Handler<M, Context: ToEnvelope<A, M>>,
+        M: Message<Result: Send> + Send + 'static,
+    {
+        match &*self.0.borrow() {
+            Some(address) => address.try_send(message),
+            None => Err(SendError::Closed(message)),
+        }
+    }
+
+    /// Whether the actor is alive; waits up to `patience` for a restart.
+    pub async fn is_alive_within(&self, patience: Duration) -> bool {
+        let alive = |address: &Option<Addr<A>>| address.as_ref().is_some_and(Addr::connected);
+        if alive(&self.0.borrow()) {
+            return true;
         }
         let mut changes = self.0.subscribe();
-        let alive = |address: &Option<Addr<A>>| address.as_ref().is_some_and(Addr::connected);
-        let address = timeout(patience, changes.wait_for(alive)).await.ok()?;
-        address.ok()?.clone()
+        let change = timeout(patience, changes.wait_for(alive)).await;
+        change.is_ok_and(|change| change.is_ok())
     }
 
     pub(super) fn set(&self, address: Addr<A>) {

@@ -290,9 +290,7 @@ fn return_unconfirmed(jobs: Vec<Job>, failure: &TransportError, params: &LanePar
 /// Hands a job back to the router. A router that has just died drops it, and admission sends it
 /// again.
 pub fn return_job(job: Job, params: &LaneParams) {
-    if let Some(router) = params.router.get()
-        && router.try_send(Route(job)).is_err()
-    {
+    if params.router.try_send(Route(job)).is_err() {
         debug!(lane = %params.lane, "router did not take records back");
     }
 }

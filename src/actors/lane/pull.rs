@@ -62,15 +62,15 @@ pub async fn pull<T: Transport>(
         let mut deliveries = vec![first];
         take_ready(params, unbundler, &mut deliveries, &mut permits);
         fail::fail_point!("pull");
-        let Some(forwarder) = params.forwarder.wait(FORWARDER_PATIENCE).await else {
+        if !params.forwarder.is_alive_within(FORWARDER_PATIENCE).await {
             return TransportError::Lost("there is no forwarder".into());
-        };
+        }
         // A forwarder that has just died drops the deliveries, which nacks them.
         let forward = Forward {
             deliveries,
             permits,
         };
-        if forwarder.try_send(forward).is_err() {
+        if params.forwarder.try_send(forward).is_err() {
             debug!(lane = %params.lane, "forwarder did not take deliveries");
         }
         if params.window.is_batched {
@@ -112,14 +112,11 @@ pub async fn settle_open(params: &LaneParams, unbundler: &RefCell<Unbundler>) {
         let Ok(permits) = Arc::clone(&params.window.deliveries).acquire_owned().await else {
             return;
         };
-        let Some(forwarder) = params.forwarder.get() else {
-            return;
-        };
         let forward = Forward {
             deliveries: vec![delivery],
             permits,
         };
-        if forwarder.try_send(forward).is_err() {
+        if params.forwarder.try_send(forward).is_err() {
             return debug!(lane = %params.lane, "forwarder did not take deliveries");
         }
     }
