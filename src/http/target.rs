@@ -18,6 +18,8 @@ pub fn check(request: &RequestHead) -> Result<(), Problem> {
     // A target that is no URL may have no host.
     let parsed = match host {
         b"" => None,
+        // As nearly all are.
+        host if request.uri.authority().is_none() && is_plain(host) => return Ok(()),
         host => Some(authority(host).ok_or_else(malformed)?),
     };
     let Some(target) = request.uri.authority() else {
@@ -43,6 +45,17 @@ pub fn check(request: &RequestHead) -> Result<(), Problem> {
     } else {
         Err(foreign())
     }
+}
+
+/// Whether `host` is a name or an address of version 4, and perhaps a port: then it is well-formed.
+fn is_plain(host: &[u8]) -> bool {
+    let name = host.iter().take_while(|byte| is_of_name(**byte)).count();
+    let port = host[name..].strip_prefix(b":").unwrap_or(&host[name..]);
+    name > 0 && port.len() < 5 && port.iter().all(u8::is_ascii_digit)
+}
+
+fn is_of_name(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.')
 }
 
 /// The host and the port, without a login.

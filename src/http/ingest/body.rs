@@ -16,7 +16,7 @@ use actix_web::{
 };
 use bytes::{Bytes, BytesMut};
 use flate2::bufread::MultiGzDecoder;
-use futures_util::StreamExt as _;
+use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::time::{Instant, timeout_at};
 
 use super::refusal::too_large;
@@ -142,10 +142,14 @@ impl BodyLimits {
         let mut all = BytesMut::new();
         loop {
             let received = first.len() + all.len();
-            let next = timeout_at(began + self.time_for(received), body.next());
-            let Some(piece) = next.await.map_err(|_| self.too_slow())? else {
-                break;
+            // Usually it is there, and no timer is needed.
+            let next = match body.next().now_or_never() {
+                Some(next) => next,
+                None => timeout_at(began + self.time_for(received), body.next())
+                    .await
+                    .map_err(|_| self.too_slow())?,
             };
+            let Some(piece) = next else { break };
             let piece = piece.map_err(|why| {
                 let why = match why {
                     PayloadError::Incomplete(_) => "it ended early, or is no chunks".into(),

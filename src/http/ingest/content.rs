@@ -39,6 +39,8 @@ impl Content {
         let headers = request.headers();
         let essence = request.content_type();
         let is = |other: &str| essence.eq_ignore_ascii_case(other);
+        // As nearly all are: then no other type is looked for.
+        let is_plain_json = is("application/json");
         if is("application/cloudevents+json") {
             return Ok(Self::StructuredEvent);
         }
@@ -46,11 +48,14 @@ impl Content {
             return Ok(Self::EventBatch);
         }
         // HTTP binding, 3: a format that is not known, and no event of the binary mode.
-        if essence.to_ascii_lowercase().starts_with(EVENT_TYPES) {
+        if !is_plain_json && essence.to_ascii_lowercase().starts_with(EVENT_TYPES) {
             return Err(other_type(essence));
         }
         if is_event(headers) {
             return binary_event(headers).map(|event| Self::BinaryEvent(Box::new(event)));
+        }
+        if is_plain_json {
+            return Ok(Self::Json);
         }
         // The first has most users; the others are proposed names of the same form.
         if ["x-ndjson", "ndjson", "jsonl"]
@@ -62,7 +67,7 @@ impl Content {
         let is_json = if essence.is_empty() {
             !headers.contains_key(header::CONTENT_TYPE)
         } else {
-            is("application/json") || is_application_json(essence)
+            is_application_json(essence)
         };
         if is_json {
             return Ok(Self::Json);

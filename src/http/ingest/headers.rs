@@ -2,13 +2,16 @@
 
 use std::{borrow::Cow, sync::Arc};
 
-use actix_web::http::header::{HeaderMap, HeaderValue};
+use actix_web::http::header::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::{
     http::problem::{Problem, ProblemKind},
     record::{TraceHeaders, is_visible_ascii},
 };
 
+static IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+static TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 /// The most characters of an Idempotency-Key.
 const KEY_MAX: usize = 255;
 
@@ -24,7 +27,7 @@ pub fn idempotency_key(headers: &HeaderMap) -> Result<Option<Arc<str>>, Problem>
             "An Idempotency-Key is one of 1 to 255 visible ASCII characters, which may be quoted",
         )
     };
-    let line = only_line(headers, "Idempotency-Key").map_err(|NotOneText| invalid())?;
+    let line = only_line(headers, &IDEMPOTENCY_KEY).map_err(|NotOneText| invalid())?;
     let Some(line) = line else {
         return Ok(None);
     };
@@ -71,8 +74,8 @@ fn unquoted(text: &str) -> Option<Cow<'_, str>> {
 /// The trace context. The record is taken without one if it is malformed or given twice (W3C Trace
 /// Context, 3.2.1 and 4.3). A `tracestate` may have several lines, which are one list.
 pub(super) fn trace(headers: &HeaderMap) -> Option<TraceHeaders> {
-    let parent = only_line(headers, "traceparent").ok()??;
-    let state = headers.get_all("tracestate").map(HeaderValue::to_str);
+    let parent = only_line(headers, &TRACEPARENT).ok()??;
+    let state = headers.get_all(&TRACESTATE).map(HeaderValue::to_str);
     let state = state.collect::<Result<Vec<_>, _>>().unwrap_or_default();
     TraceHeaders::read(parent, Some(&state.join(",")))
 }
@@ -81,7 +84,7 @@ pub(super) fn trace(headers: &HeaderMap) -> Option<TraceHeaders> {
 ///
 /// # Errors
 /// If it has several lines, or is not ASCII.
-fn only_line<'h>(headers: &'h HeaderMap, name: &str) -> Result<Option<&'h str>, NotOneText> {
+fn only_line<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Result<Option<&'h str>, NotOneText> {
     let mut lines = headers.get_all(name);
     let Some(first) = lines.next() else {
         return Ok(None);
