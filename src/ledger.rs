@@ -382,13 +382,13 @@ impl Ledger {
             .is_some_and(|origin| origin.run == self.run)
     }
 
-    /// A POST of `lane`, with this `Idempotency-Key`, that began at `began` has ended. `status` is
-    /// that of its answer; without an answer, 0.
-    pub fn posted(&self, lane: LaneId, key: &str, began: Instant, status: u16) {
-        let took = began.elapsed();
+    /// A POST of `lane`, with this `Idempotency-Key`, has ended. It began and ended at these times, in
+    /// microseconds since the Unix epoch. `status` is that of its answer; without an answer, 0.
+    pub fn posted(&self, lane: LaneId, key: &str, [began_us, ended_us]: [u64; 2], status: u16) {
+        let took = Duration::from_micros(ended_us.saturating_sub(began_us));
         self.lane(lane).post.record(took);
         let step = Step::Posted { lane, took, status };
-        self.steps.add_post(key, step, unix_us());
+        self.steps.add_post(key, step, ended_us);
     }
 
     /// A request that came at `began` was answered with `code`.

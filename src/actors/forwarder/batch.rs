@@ -321,18 +321,17 @@ impl Poster {
         let mut batch = Vec::with_capacity(deliveries.len());
         let mut array = JsonArray::new(self.params.api.form);
         let mut ids = HashSet::new();
-        for mut queued in deliveries {
-            let Some(delivery) = self.skip_if_delivered(queued.delivery).await else {
-                continue;
-            };
-            if !ids.insert(Arc::clone(&delivery.record.id)) {
+        for queued in deliveries {
+            let delivery = &queued.delivery;
+            if self.is_delivered(delivery).await {
+                queued.delivery.ack();
+            } else if !ids.insert(Arc::clone(&delivery.record.id)) {
                 // An array has each id once. The other copy is in this one.
-                delivery.retry_after(HOLD_REST);
-            } else if array.add(&delivery.record, self.tag(&delivery)) {
-                queued.delivery = delivery;
+                queued.delivery.retry_after(HOLD_REST);
+            } else if array.add(&delivery.record, self.tag(delivery)) {
                 batch.push(queued);
             } else {
-                self.dead_letter(delivery, not_an_object()).await;
+                self.dead_letter(queued.delivery, not_an_object()).await;
             }
         }
         (batch, array)

@@ -135,9 +135,9 @@ impl Poster {
         permit: OwnedSemaphorePermit,
         mut drain: watch::Receiver<()>,
     ) {
-        let Some(delivery) = self.skip_if_delivered(delivery).await else {
-            return;
-        };
+        if self.is_delivered(&delivery).await {
+            return delivery.ack();
+        }
         let record = &delivery.record;
         // Dead letters are rare: boxed, they do not make the future of every record larger.
         let Some(content) = self.params.api.form.content(record, self.tag(&delivery)) else {
@@ -187,25 +187,24 @@ impl Poster {
         held.map_or(&self.params.tag, |held| &held.tag)
     }
 
-    /// Acks a delivery that the API is known to have, and returns any other.
-    pub async fn skip_if_delivered(&self, delivery: Delivery) -> Option<Delivery> {
+    /// Whether the API is known to have the record of `delivery`. Then that is counted, and it may be
+    /// acked.
+    pub async fn is_delivered(&self, delivery: &Delivery) -> bool {
         let ledger = &self.params.ledger;
-        if ledger.is_delivered(&delivery.record) {
-            if let Some(held) = delivery.last_place() {
-                let removed = Box::pin(self.take_out(&held)).await;
-                if removed == Some(true) {
-                    ledger.parked_twice();
-                }
-                delivery.ack();
-                return None;
+        if !ledger.is_delivered(&delivery.record) {
+            return false;
+        }
+        if let Some(held) = delivery.last_place() {
+            let removed = Box::pin(self.take_out(&held)).await;
+            if removed == Some(true) {
+                ledger.parked_twice();
             }
+        } else {
             ledger.redelivered(self.params.lane);
             // Another lane has delivered it, and this one may have kept a copy.
             self.params.copies.release(&delivery.record);
-            delivery.ack();
-            return None;
         }
-        Some(delivery)
+        true
     }
 
     /// POSTs `payload` until it is delivered, refused or parked, or a limit is reached. `reason` has
@@ -463,7 +462,7 @@ pub async fn post(
 ) -> Answer {
     let counts = &api.counts;
     let _in_flight = counts.begin();
-    let began = std::time::Instant::now();
+    let began_us = unix_us();
     let body = payload.body.clone();
     let Payload {
         key,
@@ -480,10 +479,11 @@ pub async fn post(
     if let Some(span) = span {
         span.answered(&answer);
     }
-    ledger.posted(lane, key, began, answer.status());
+    let now_us = unix_us();
+    ledger.posted(lane, key, [began_us, now_us], answer.status());
     match answer.failure() {
         Some(class) => counts.failed(class),
-        None => counts.delivered(unix_us()),
+        None => counts.delivered(now_us),
     }
     answer
 }
