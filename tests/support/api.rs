@@ -64,6 +64,8 @@ struct State {
     keeps_posts: bool,
     delay: Duration,
     judge: Judge,
+    /// It answers no POST any more: the server takes a moment to end.
+    is_stopped: bool,
 }
 
 /// A running API; dropping it stops it.
@@ -85,6 +87,7 @@ impl Api {
             keeps_posts: true,
             delay: Duration::ZERO,
             judge: Box::new(|_, _| Conduct::Answer(200)),
+            is_stopped: false,
         };
         let state = Arc::new(Mutex::new(state));
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
@@ -154,6 +157,7 @@ impl Api {
 
     /// Refuses connections from now on.
     pub async fn stop(&mut self) {
+        self.state().is_stopped = true;
         if let Some(server) = self.server.take() {
             server.stop(false).await;
         }
@@ -162,6 +166,7 @@ impl Api {
     /// Serves again on the same port.
     pub fn start_again(&mut self) {
         let listener = TcpListener::bind(self.address).expect("the port is still free");
+        self.state().is_stopped = false;
         self.server = Some(serve(listener, Arc::clone(&self.state)));
     }
 }
@@ -281,6 +286,9 @@ impl PostInFlight {
 }
 
 async fn answer(state: Arc<Mutex<State>>, request: HttpRequest, body: web::Bytes) -> HttpResponse {
+    if lock(&state).is_stopped {
+        std::future::pending::<()>().await;
+    }
     let in_flight = PostInFlight::begin(state);
     let post = Post::new(&request, body);
     let (conduct, delay) = {
