@@ -13,7 +13,6 @@
 use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
-use smallvec::SmallVec;
 
 /// The limits of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,8 +66,8 @@ pub(super) enum BrokenRule {
 
 /// Checks `text`, a JSON value.
 pub(super) fn check(text: &str, limits: &JsonLimits) -> Result<(), BrokenRule> {
-    let mut names = SmallVec::<[Cow<'_, str>; 16]>::new();
-    let mut open = SmallVec::<[usize; 8]>::new();
+    let mut names = Vec::with_capacity(16);
+    let mut open = Vec::with_capacity(8);
     let mut members = 0;
     let bytes = text.as_bytes();
     let broken = |at, detail| BrokenRule::Limit {
@@ -294,7 +293,7 @@ fn pointer(text: &str, until: usize) -> String {
     pointer
 }
 
-/// What an error says of `\ud800` alone.
+/// The error of `\ud800` alone.
 pub(super) const HALF_A_PAIR: &str = "half of a surrogate pair, which is no character";
 
 #[cfg(test)]

@@ -1,36 +1,52 @@
 //! Ids of records that have passed, for logs of the last thousands.
 
-use smallvec::SmallVec;
-
 /// The length of an id of our own, and a few bytes more.
 const SHORT: usize = 40;
 
 /// The id of a record, or a list of ids. A short one is in place: to forget it frees no memory, which
 /// no processor has at hand any more.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PassedId(SmallVec<[u8; SHORT]>);
+pub enum PassedId {
+    /// So many of the bytes.
+    Short(u8, [u8; SHORT]),
+    Long(Box<str>),
+}
 
 impl PassedId {
     pub fn is(&self, id: &str) -> bool {
-        *self.0 == *id.as_bytes()
+        *self.bytes() == *id.as_bytes()
     }
 
     /// Whether `id` is in this list, which has commas between its ids.
     pub fn lists(&self, id: &str) -> bool {
-        let mut ids = self.0.split(|byte| *byte == b',');
+        let mut ids = self.bytes().split(|byte| *byte == b',');
         ids.any(|listed| *listed == *id.as_bytes())
     }
 
     /// The name behind `id` and a slash.
     pub fn name_behind(&self, id: &str) -> Option<&str> {
-        let end = self.0.strip_prefix(id.as_bytes())?;
+        let end = self.bytes().strip_prefix(id.as_bytes())?;
         str::from_utf8(end.strip_prefix(b"/")?).ok()
+    }
+
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Short(length, bytes) => &bytes[..usize::from(*length)],
+            Self::Long(id) => id.as_bytes(),
+        }
     }
 }
 
 impl From<&str> for PassedId {
     fn from(id: &str) -> Self {
-        Self(SmallVec::from_slice(id.as_bytes()))
+        let mut bytes = [0; SHORT];
+        match (u8::try_from(id.len()), bytes.get_mut(..id.len())) {
+            (Ok(length), Some(place)) => {
+                place.copy_from_slice(id.as_bytes());
+                Self::Short(length, bytes)
+            }
+            _ => Self::Long(id.into()),
+        }
     }
 }
 
