@@ -584,6 +584,7 @@ impl<'a> Graph<'a> {
             explanations: self.explanations,
             spool: self.spool.clone(),
             spool_max: config.spool.max,
+            publish_timeout: config.router.publish_timeout,
             apis: self.apis.clone(),
             node: gethostname::gethostname().to_string_lossy().into(),
             lanes: Arc::clone(&self.lanes),

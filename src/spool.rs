@@ -179,8 +179,7 @@ impl Spool {
         if let Some(newest) = newest(folder) {
             clock::not_before(newest);
         }
-        // A record that stays long keeps its segment: no more than a small part of the room.
-        let segment_max = (max / 16).min(SEGMENT_MAX);
+        let segment_max = segment_max(max);
         let open = |queue: Queue| {
             let mut log = Log::open(folder, &queue.name(), segment_max)?;
             if let Queue::Kept(_) = queue {
@@ -382,6 +381,12 @@ impl Spool {
             _ = running.changed() => answered.try_recv().map_err(|_| NotSafe::Closed),
         }
     }
+}
+
+/// The bytes of a file of a spool that has at most `max`. A record that stays long keeps its file: no
+/// more than a small part of the room.
+pub fn segment_max(max: u64) -> u64 {
+    (max / 16).min(SEGMENT_MAX)
 }
 
 /// When a file in `folder` was last written.

@@ -23,11 +23,13 @@ use crate::{
 /// The parts of the time after which a confirm is durable. A copy stays for up to one part longer.
 pub const PARTS: u32 = 8;
 
-/// The longest time that copies stay for a broker whose confirms become durable `after` a while. They
-/// go when their records end, if that is earlier.
-pub fn stay_max(after: Duration) -> Duration {
+/// The longest time that copies stay, over one connection to a broker whose confirms become durable
+/// `after` a while, and come within `publish_timeout`. They go when their records end, if that is
+/// earlier.
+pub fn stay_max(after: Duration, publish_timeout: Duration) -> Duration {
     // A part until it is marked, and one until the mark is looked at.
-    after.saturating_add((after / PARTS).saturating_mul(2))
+    let after = after.saturating_add((after / PARTS).saturating_mul(2));
+    after.saturating_add(publish_timeout)
 }
 
 /// The copies of one lane, over all of its connections. Clones share them.
@@ -338,8 +340,9 @@ mod tests {
             }
         }
         let stayed = began.elapsed();
-        assert!(stayed <= stay_max(AFTER) + PUBLISH_TIMEOUT, "{stayed:?}");
-        assert_eq!(stay_max(Duration::MAX), Duration::MAX);
+        let max = |after| stay_max(after, PUBLISH_TIMEOUT);
+        assert!(stayed <= max(AFTER), "{stayed:?}");
+        assert_eq!(max(Duration::MAX), Duration::MAX);
     }
 
     /// The copies on disk, and those of them that are to be published again.

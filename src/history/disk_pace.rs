@@ -1,21 +1,29 @@
 //! How soon the disk is full, by the pace at which it fills.
 //!
 //! A disk that works and does not fill goes up and down all the same: files go as a whole, once all
-//! that they had is gone, and a lane's copies go together once their confirms are durable. So the pace
-//! is that of what is there, whatever files have it, and of its least amounts. Copies level off once as
-//! many go as come: they count only if the disk is full before that.
+//! that they had is gone, and a lane's copies go together once their confirms are durable. So there are
+//! two looks, and the faster pace counts. The quick one follows the entries that are there, whatever
+//! files have them. The slow one follows the files, which a few entries can hold, and sees a disk that
+//! fills in bursts; it counts no more than comes and goes with a file. Both go by the least amounts of
+//! their parts. Copies level off once as many go as come: they count only if the disk is full before
+//! that.
 
 use std::{collections::VecDeque, time::Duration};
 
 use tokio::time::Instant;
 
-use crate::{lane_id::PerLane, spool::SpoolStats};
+use crate::{
+    lane_id::PerLane,
+    spool::{SpoolStats, segment_max},
+};
 
 /// The least amount of each of these times counts, so that there is no pace before the last of them
 /// has nearly ended.
-const PART: Duration = Duration::from_secs(10);
+const QUICK_PART: Duration = Duration::from_secs(10);
+const SLOW_PART: Duration = Duration::from_mins(2);
 const PARTS: u32 = 3;
-const PACE_FROM: Duration = Duration::from_secs(29);
+/// The disk is looked at once a second.
+const LOOK: Duration = Duration::from_secs(1);
 /// Nobody needs to know of a later time.
 const FORESEEN_MAX: f64 = 86_400.0;
 
@@ -24,7 +32,7 @@ const FORESEEN_MAX: f64 = 86_400.0;
 pub struct DiskUse {
     /// All files together.
     pub files: u64,
-    /// What stays until it is delivered, or somebody removes it.
+    /// Entries that stay until they are delivered, or somebody removes them.
     pub staying: u64,
     /// The copies of each lane.
     pub kept: PerLane<u64>,
@@ -40,7 +48,7 @@ impl From<SpoolStats> for DiskUse {
     }
 }
 
-/// The use of the disk in the last seconds.
+/// The use of the disk in the last minutes.
 #[derive(Default)]
 pub struct DiskPace(VecDeque<(Instant, DiskUse)>);
 
@@ -48,7 +56,7 @@ impl DiskPace {
     /// Notes what there is now.
     pub fn look(&mut self, now: Instant, disk: DiskUse) {
         self.0.push_back((now, disk));
-        let over = PART * PARTS;
+        let over = SLOW_PART * PARTS;
         // The first one is as old as the pace needs.
         while self.0.get(1).is_some_and(|(at, _)| now - *at >= over) {
             self.0.pop_front();
@@ -62,9 +70,10 @@ impl DiskPace {
     pub fn full_in_s(&self, max: u64, copies_stay: &PerLane<Duration>) -> Option<f64> {
         let (_, now) = self.0.back()?;
         let left = max.saturating_sub(now.files) as f64;
-        let mut pace = self.pace(|disk| disk.staying);
+        let quick = self.pace(QUICK_PART, |disk| disk.staying);
+        let mut pace = quick.max(self.slow_pace(max));
         for (lane, stay) in copies_stay.iter().enumerate() {
-            let own = self.pace(|disk| disk.kept[lane]);
+            let own = self.pace(QUICK_PART, |disk| disk.kept[lane]);
             let most = own * stay.as_secs_f64();
             if most > now.kept[lane] as f64 + left {
                 pace += own;
@@ -74,24 +83,38 @@ impl DiskPace {
         (pace > 0.0 && seconds <= FORESEEN_MAX).then(|| coarse(seconds))
     }
 
+    /// The pace of the files, without that of the copies, if it is more than comes and goes with a file.
+    #[expect(clippy::cast_precision_loss, reason = "no disk has 2^52 bytes")]
+    fn slow_pace(&self, max: u64) -> f64 {
+        let copies = |disk: &DiskUse| disk.kept.iter().sum::<u64>();
+        let pace = self.pace(SLOW_PART, |disk| disk.files.saturating_sub(copies(disk)));
+        if pace * SLOW_PART.as_secs_f64() > segment_max(max) as f64 {
+            pace
+        } else {
+            0.0
+        }
+    }
+
     /// The bytes a second by which the least amount has grown from each part to the next.
     #[expect(clippy::cast_precision_loss, reason = "no disk has 2^52 bytes")]
-    fn pace(&self, of: impl Fn(&DiskUse) -> u64) -> f64 {
+    fn pace(&self, part: Duration, of: impl Fn(&DiskUse) -> u64) -> f64 {
         let ends = self.0.front().zip(self.0.back());
-        let known = ends.filter(|((began, _), (now, _))| *now - *began >= PACE_FROM);
-        let Some(((began, _), _)) = known else {
+        let known = ends.filter(|((began, _), (now, _))| *now - *began + LOOK >= part * PARTS);
+        let Some((_, (now, _))) = known else {
             return 0.0;
         };
+        // The latest part first.
         let mut least = [u64::MAX; PARTS as usize];
-        for (at, disk) in &self.0 {
-            let part = (*at - *began).as_secs() / PART.as_secs();
-            let part = usize::try_from(part).unwrap_or(usize::MAX);
-            if let Some(least) = least.get_mut(part) {
-                *least = of(disk).min(*least);
-            }
+        for (at, disk) in self.0.iter().rev() {
+            let before = (*now - *at).as_secs() / part.as_secs();
+            let before = usize::try_from(before).unwrap_or(usize::MAX);
+            let Some(least) = least.get_mut(before) else {
+                break;
+            };
+            *least = of(disk).min(*least);
         }
-        let growth = least.windows(2).map(|pair| pair[1].saturating_sub(pair[0]));
-        growth.min().unwrap_or_default() as f64 / PART.as_secs_f64()
+        let growth = least.windows(2).map(|pair| pair[0].saturating_sub(pair[1]));
+        growth.min().unwrap_or_default() as f64 / part.as_secs_f64()
     }
 }
 
@@ -129,7 +152,7 @@ mod tests {
         }
     }
 
-    /// What is told in each second of a disk of `max` bytes with this use.
+    /// The forecast in each second for a disk of `max` bytes with this use.
     fn told(max: u64, uses: impl IntoIterator<Item = DiskUse>) -> Vec<Option<f64>> {
         let (began, mut pace) = (Instant::now(), DiskPace::default());
         let uses = (0..).zip(uses);
@@ -161,7 +184,7 @@ mod tests {
         let slower = (1..=40).map(|at| 99 * 7_000 + at * 10);
         let left = last(99 * 7_000 + 400 + 1_234, bytes.chain(slower));
         assert_eq!(left, Some(120.0));
-        // What comes at once, and no more, is no pace.
+        // Bytes that come at once, and no more, are no pace.
         let step = |at: u64| if at < 50 { 0 } else { 90_000 };
         let told = told(100_000, (0..100).map(|at| staying(step(at))));
         assert!(told.iter().all(Option::is_none), "{told:?}");
@@ -270,6 +293,19 @@ mod tests {
                 let is_near = full_in <= left * 1.5 + 60.0 && full_in >= left / 2.0 - 60.0;
                 assert!(is_near, "{name}: {full_in} at {at} of {full_at}");
             }
+        }
+        // A burst of a minute's records each minute, and files that a hundredth of their entries hold.
+        let bursts = |at: u64| staying(at / 60 * 60 * MIB);
+        let held = |at: u64| DiskUse {
+            files: at * MIB,
+            ..staying(at * MIB / 100)
+        };
+        for use_at in [&bursts as &dyn Fn(u64) -> DiskUse, &held] {
+            let told = told(4096 * MIB, (0..2048).map(use_at));
+            let is_near = |full_in: &Option<f64>| {
+                full_in.is_some_and(|seconds| (1024.0..=4096.0).contains(&seconds))
+            };
+            assert!(told[420..].iter().all(is_near), "{told:?}");
         }
         // Copies that never go, as those of a broker that syncs never.
         let (began, mut pace) = (Instant::now(), DiskPace::default());

@@ -64,6 +64,7 @@ pub struct AdminState {
     pub spool: Spool,
     /// The most bytes of its records.
     pub spool_max: u64,
+    pub publish_timeout: Duration,
     pub apis: Apis,
     pub node: Arc<str>,
     /// The lanes of this node, with their tags.
@@ -303,7 +304,7 @@ impl AdminState {
         let mut copies_stay = PerLane::default();
         for lane in lanes {
             let durable_after = lane.broker.outlives_power_cut.after();
-            copies_stay[lane.lane as usize] = copies::stay_max(durable_after);
+            copies_stay[lane.lane as usize] = copies::stay_max(durable_after, self.publish_timeout);
         }
         self.history.disk_full_in_s(self.spool_max, &copies_stay)
     }
