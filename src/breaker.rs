@@ -310,8 +310,11 @@ impl Pass<'_> {
         }
         state.denials = None;
         drop(state);
-        if self.is_probe {
-            self.breaker.announce();
+        let (breaker, is_probe) = (self.breaker, self.is_probe);
+        // Others go on before the log is written.
+        drop(self);
+        if is_probe {
+            breaker.announce();
         }
     }
 
@@ -342,7 +345,10 @@ impl Pass<'_> {
             ended: state.ended,
         });
         drop(state);
-        self.breaker.announce();
+        let breaker = self.breaker;
+        // Others go on before the log is written.
+        drop(self);
+        breaker.announce();
     }
 
     /// The API denied the POST with a status that a wrong token or a wrong path causes, too.
@@ -367,7 +373,10 @@ impl Pass<'_> {
                 );
                 self.breaker.open(&mut state, why, None);
                 drop(state);
-                self.breaker.announce();
+                let breaker = self.breaker;
+                // Others go on before the log is written.
+                drop(self);
+                breaker.announce();
                 return Denied::Everything;
             }
             denials.everything.send_replace(false);

@@ -1,5 +1,5 @@
-//! What the log and the event stream hear of the breaker, in order, and without its lock: a log that
-//! cannot be written holds up whoever speaks, and nobody else.
+//! The breaker's news for the log and the event stream, in order, and without its lock: a log that
+//! cannot be written holds up the one that speaks, and nobody else.
 
 use std::{collections::VecDeque, mem};
 
@@ -28,7 +28,7 @@ pub(super) enum ApiChange {
 /// Tells of changes, one after the other.
 #[derive(Default)]
 pub(super) struct Announcer {
-    /// Those that nobody has heard of.
+    /// Changes that nobody has heard of.
     untold: Mutex<VecDeque<ApiChange>>,
     /// Held by whoever speaks.
     voice: Mutex<()>,
@@ -47,7 +47,7 @@ impl Announcer {
 
     /// Tells what is noted, unless somebody else is about to. To be called without the breaker's lock.
     pub fn tell(&self, api: &str, change_log: &ChangeLog) {
-        // Whoever speaks looks again after it, so that nothing stays untold.
+        // The one that speaks looks again after it, so that nothing stays untold.
         while self.has_untold()
             && let Some(_voice) = self.voice.try_lock()
         {
@@ -182,7 +182,7 @@ mod tests {
             ApiChange::Up { waiting, .. } => waiting * 2 + 1,
         };
         let numbers: Vec<_> = untold.iter().map(last).collect();
-        // Whoever hears it has heard of an API that is up.
+        // Its hearer knows of an API that is up.
         assert_eq!(numbers, (186..=200).collect::<Vec<_>>());
         assert!(untold.len() <= WAITING_MAX);
     }
