@@ -85,18 +85,19 @@ pub fn masked(text: &str) -> String {
 /// A message that shows a value, without the logins that are in it: a URL may be at the wrong key, or be
 /// none.
 pub fn without_logins(message: &str) -> String {
-    // What follows is ours.
+    // The rest is ours.
     let allowed = message.rfind("; allowed").unwrap_or(message.len());
     let (shown, rest) = message.split_at(allowed);
-    let scheme = shown.find("://").map(|scheme| scheme + "://".len());
-    let quote = shown.find('"').map(|quote| quote + 1);
     let end = shown.rfind('@');
+    let scheme = shown[..end.unwrap_or_default()].find("://");
+    let scheme = scheme.map(|scheme| scheme + "://".len());
+    let quote = shown.find('"').map(|quote| quote + 1);
+    let is_masked = |(at, _)| shown[..at].ends_with("***");
+    let all_are_masked = shown.match_indices('@').all(is_masked);
     // Without a scheme, a login is a user with a password.
     let is_login = |login: &str| scheme.is_some() || login.contains(':');
     match scheme.or(quote).zip(end) {
-        Some((start, end))
-            if start < end && is_login(&shown[start..end]) && !shown.contains("***") =>
-        {
+        Some((start, end)) if start < end && is_login(&shown[start..end]) && !all_are_masked => {
             format!("{}***{}{rest}", &shown[..start], &shown[end..])
         }
         _ => message.into(),
@@ -187,6 +188,14 @@ mod tests {
                 "\"http://a b/\"; allowed is a",
             ),
             ("\"me:pw@home\"; allowed is a", "\"***@home\"; allowed is a"),
+            (
+                "\"me:pw@a,nats://b\"; allowed is a",
+                "\"***@a,nats://b\"; allowed is a",
+            ),
+            (
+                "\"nats://me:a***b@h\" has no port",
+                "\"nats://***@h\" has no port",
+            ),
             ("matches \"a@b(\" is none", "matches \"a@b(\" is none"),
             ("me@home", "me@home"),
         ] {

@@ -60,7 +60,8 @@ impl<'de> Deserialize<'de> for ReadableFile {
             ))
         };
         let missing = |why: io::Error| {
-            if may_be_secret(&path) {
+            let is_there = why.kind() == io::ErrorKind::PermissionDenied;
+            if may_be_secret(&path) && !is_there {
                 Error::custom(format!(
                     "no file has this name, which may be the secret itself; allowed is {allowed}"
                 ))
@@ -83,9 +84,12 @@ impl<'de> Deserialize<'de> for ReadableFile {
 /// Whether the path of a file looks more like a secret, as somebody may write who takes the key for
 /// that of the secret.
 fn may_be_secret(path: &str) -> bool {
+    // A JSON Web Token begins with `eyJ`, which is `{"` in base64.
+    let begins_as_one = path.starts_with("whsec_") || path.starts_with("eyJ");
     let is_long = path.len() >= SECRET_LENGTH && !path.contains(['.', '\\', ' ']);
+    let is_longer = path.len() >= 2 * SECRET_LENGTH && !path.contains(['/', '\\', ' ']);
     let has_digit = path.bytes().any(|byte| byte.is_ascii_digit());
-    path.starts_with("whsec_") || is_long && has_digit && !path.starts_with('/')
+    begins_as_one || (is_long || is_longer) && has_digit && !path.starts_with('/')
 }
 
 /// A text that is not empty.
@@ -361,6 +365,8 @@ mod tests {
             "whsec_MfKQ",
             "0123456789abcdef0123456789abcdef",
             "a/b+7Dk1VQq0aXc5fP2w==",
+            "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2ln",
+            "sk.live_0123456789abcdef0123456789abcdef",
         ] {
             let why = why_not(secret);
             assert!(!why.contains(secret) && why.contains("allowed"), "{why}");
