@@ -130,7 +130,7 @@ impl From<FilterBody> for LetterFilter {
 struct ListPlace {
     /// The disk, by its number among those that are asked.
     disk: usize,
-    /// What the first list has counted, so that the others need not read all again.
+    /// The count of the first list, so that the others need not read all again.
     matching: u64,
     key: EntryKey,
 }

@@ -129,7 +129,7 @@ impl Line {
         }
     }
 
-    /// Begins another line. What is kept of this one is written over.
+    /// Begins another line, which is written over this one.
     const fn clear(&mut self) {
         self.length = 0;
         self.last = 0;

@@ -122,7 +122,7 @@ fn attributes() -> impl Strategy<Value = BTreeMap<String, String>> {
         if let Some((name, value)) = wrong {
             all.insert(name.to_owned(), value);
         }
-        // What these would say is said elsewhere.
+        // Content-Type has it, or the way in sets it.
         all.remove("datacontenttype");
         all
     })

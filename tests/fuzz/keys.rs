@@ -101,7 +101,7 @@ proptest! {
     }
 }
 
-/// What happens to the table.
+/// An event in the life of the table.
 #[derive(Clone, Debug)]
 enum Event {
     /// A request with this key and this record. It gets a receipt, or none.
