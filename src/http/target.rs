@@ -18,7 +18,7 @@ pub fn check(request: &RequestHead) -> Result<(), Problem> {
     // A target that is no URL may have no host.
     let parsed = match host {
         b"" => None,
-        // As nearly all are.
+        // Nearly all are, and need no parser.
         host if request.uri.authority().is_none() && is_plain(host) => return Ok(()),
         host => Some(authority(host).ok_or_else(malformed)?),
     };

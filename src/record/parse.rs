@@ -157,8 +157,8 @@ pub(super) fn parse_first<'t>(
 ) -> Result<(Bytes, Values<'t>, usize), Invalid> {
     let start = text.len() - skip_space(text).len();
     let parsed = match read(body, text, &rules.schema, pointers) {
-        // The values for rules are read apart, and their errors would be others: the record has the error that
-        // it has without rules, at the latest by `limits`.
+        // The values for rules are read apart, and their errors would be others: the record has the
+        // error that it has without rules, at the latest by `limits`.
         Err(_) if !pointers.is_empty() => read(body, text, &rules.schema, &PointerSet::default())?,
         parsed => parsed?,
     };

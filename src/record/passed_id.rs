@@ -3,11 +3,11 @@
 /// The length of an id of our own, and a few bytes more.
 const SHORT: usize = 40;
 
-/// The id of a record, or a list of ids. A short one is in place: to forget it frees no memory, which
-/// no processor has at hand any more.
+/// A copy of a record's id, or of a list of ids. A short one needs no memory of its own, which would
+/// have left all caches by the time that a log forgets it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PassedId {
-    /// So many of the bytes.
+    /// The number of its bytes, and these with zeros behind them.
     Short(u8, [u8; SHORT]),
     Long(Box<str>),
 }

@@ -39,7 +39,7 @@ impl Content {
         let headers = request.headers();
         let essence = request.content_type();
         let is = |other: &str| essence.eq_ignore_ascii_case(other);
-        // As nearly all are: then no other type is looked for.
+        // Nearly all requests are, and need no other look at the type.
         let is_plain_json = is("application/json");
         if is("application/cloudevents+json") {
             return Ok(Self::StructuredEvent);
