@@ -86,7 +86,14 @@ impl ApiChange {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::{
+        pin::pin,
+        sync::{
+            Arc,
+            atomic::{AtomicBool, Ordering::Relaxed},
+        },
+        task::{self, Wake, Waker},
+    };
 
     use tracing::{Event, Subscriber, subscriber};
     use tracing_subscriber::{
@@ -152,6 +159,50 @@ mod tests {
         futures_util::future::join_all(denied).await;
         assert_eq!(seen(), [true], "down by denials");
         assert!(breaker.is_open());
+    }
+
+    /// Whether it was woken; as a layer, whether it was at each line.
+    #[derive(Clone, Default)]
+    struct WakeWatch(Arc<Woken>);
+
+    #[derive(Default)]
+    struct Woken {
+        is: AtomicBool,
+        at_lines: Mutex<Vec<bool>>,
+    }
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.is.store(true, Relaxed);
+        }
+    }
+
+    impl<S: Subscriber> Layer<S> for WakeWatch {
+        fn on_event(&self, _: &Event<'_>, _: Context<'_, S>) {
+            let is_woken = self.0.is.load(Relaxed);
+            self.0.at_lines.lock().push(is_woken);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn those_that_wait_go_on_before_the_log_is_written() {
+        let breaker = Breaker::default();
+        let denied = (0..DENIALS_MAX).map(async |_| {
+            let pass = breaker.pass(&Trial::default()).await;
+            pass.denied(401).await
+        });
+        futures_util::future::join_all(denied).await;
+        let probe = breaker.pass(&Trial::default()).await;
+        let watch = WakeWatch::default();
+        let _log = subscriber::set_default(Registry::default().with(watch.clone()));
+        let trial = Trial::default();
+        let mut waiting = pin!(breaker.pass(&trial));
+        let waker = Waker::from(Arc::clone(&watch.0));
+        let mut task = task::Context::from_waker(&waker);
+        assert!(waiting.as_mut().poll(&mut task).is_pending());
+        probe.succeeded(|| 0);
+        assert_eq!(*watch.0.at_lines.lock(), [true], "up");
+        assert!(waiting.as_mut().poll(&mut task).is_ready());
     }
 
     #[test]
