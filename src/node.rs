@@ -83,7 +83,7 @@ pub struct Node {
     retrier: Slot<Retrier>,
     exporter: Exporter,
     draining: Arc<AtomicBool>,
-    change_log: ChangeLog,
+    events: Arc<EventHub>,
     ingest_server: ServerHandle,
     admin_server: ServerHandle,
 }
@@ -152,7 +152,7 @@ impl Node {
     pub async fn drain(self) {
         info!("draining");
         self.draining.store(true, Relaxed);
-        self.change_log.add(Change::Node { draining: true });
+        self.events.changes().add(Change::Node { draining: true });
         self.apis.stop();
         self.ingest_server.stop(true).await;
         if let Some(feeder) = self.feeder.get()
@@ -169,6 +169,7 @@ impl Node {
             warn!("the supervisor ended before the drain");
         }
         self.taken_file.close();
+        self.events.end(ADMIN_DRAIN).await;
         self.admin_server.stop(false).await;
         self.apis.spools().close().await;
         self.exporter.close().await;
@@ -576,6 +577,7 @@ impl<'a> Graph<'a> {
         let history = History::new(self.lanes.iter().map(|(lane, _)| *lane));
         let counting = history.clone();
         actix_rt::spawn(counting.keep(Arc::clone(&self.ledger), self.apis.spools().clone()));
+        let events = Arc::new(EventHub::new(self.change_log.clone()));
         let admin_state = AdminState {
             supervisor: supervisor.clone(),
             ledger: Arc::clone(&self.ledger),
@@ -600,7 +602,7 @@ impl<'a> Graph<'a> {
             },
             hosts: config.admin.hosts.as_slice().into(),
             read_only: config.admin.read_only,
-            events: Arc::new(EventHub::new(self.change_log.clone())),
+            events: Arc::clone(&events),
             tap: TapStreams::new(self.tap.clone()),
             history,
             exporter: self.exporter.clone(),
@@ -647,7 +649,7 @@ impl<'a> Graph<'a> {
             retrier: self.retrier,
             exporter: self.exporter,
             draining,
-            change_log: self.change_log,
+            events,
             ingest_server,
             admin_server,
         })

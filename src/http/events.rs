@@ -6,7 +6,8 @@
 //! | `change` | its own | a [`Change`](crate::changes::Change) |
 //! | `missed` | none | says that changes before this point are lost to the reader |
 //!
-//! A stream ends when the token that opened it is taken away.
+//! A stream ends when the token that opened it is taken away, and behind its last change when the node
+//! stops.
 //!
 //! A status is rendered once for all readers, and none without a reader. A reader costs its place in
 //! the log of changes, and a task that writes what all readers share: see `super::handover`. One that is slow skips statuses, and one that takes nothing at all loses its
@@ -64,6 +65,8 @@ pub(super) const MEDIA_TYPE: &str = "text/event-stream";
 pub struct EventHub {
     changes: ChangeLog,
     statuses: watch::Sender<RenderedStatus>,
+    /// Whether no change comes any more. Each reader has a receiver.
+    has_ended: watch::Sender<bool>,
     readers: Mutex<Readers>,
 }
 
@@ -87,8 +90,14 @@ impl EventHub {
         Self {
             changes,
             statuses: watch::Sender::default(),
+            has_ended: watch::Sender::default(),
             readers: Mutex::default(),
         }
+    }
+
+    /// What its readers are told.
+    pub const fn changes(&self) -> &ChangeLog {
+        &self.changes
     }
 
     /// One more reader, which has read up to the event `last_id`. The first one has `status` called
@@ -113,6 +122,14 @@ impl EventHub {
         }
         drop(readers);
         Ok(EventReader::new(Arc::clone(self), last_id))
+    }
+
+    /// Ends each stream behind the last change, and waits for that. A client that takes nothing is not
+    /// waited for longer than `patience`.
+    pub async fn end(&self, patience: Duration) {
+        self.has_ended.send_replace(true);
+        // The stream that is left then is cut.
+        let _ = timeout(patience, self.has_ended.closed()).await;
     }
 
     fn leave(&self) {
@@ -152,6 +169,7 @@ struct EventReader {
     hub: Arc<EventHub>,
     statuses: watch::Receiver<RenderedStatus>,
     changes: watch::Receiver<u64>,
+    has_ended: watch::Receiver<bool>,
     /// The last change that it has read.
     position: u64,
     /// The events that come before all others.
@@ -160,7 +178,7 @@ struct EventReader {
 
 impl EventReader {
     fn new(hub: Arc<EventHub>, last_id: Option<&str>) -> Self {
-        let changes = hub.changes.watch();
+        let (changes, has_ended) = (hub.changes.watch(), hub.has_ended.subscribe());
         let mut statuses = hub.statuses.subscribe();
         let status = statuses.borrow().clone();
         let last = hub.changes.last();
@@ -190,26 +208,32 @@ impl EventReader {
             hub,
             statuses,
             changes,
+            has_ended,
             position,
             greeting: Some(greeting.into()),
         }
     }
 
-    /// The next event, once there is one.
-    async fn next(&mut self) -> Bytes {
+    /// The next event, once there is one. `None` behind the last change.
+    async fn next(&mut self) -> Option<Bytes> {
         if let Some(greeting) = self.greeting.take() {
-            return greeting;
+            return Some(greeting);
         }
         loop {
+            // Read first: no change comes behind it.
+            let has_ended = *self.has_ended.borrow();
             self.changes.mark_unchanged();
             if let Some(text) = self.next_change() {
-                return text;
+                return Some(text);
             }
-            // The hub has both senders, so they are not gone.
+            if has_ended {
+                return None;
+            }
+            // The hub has all senders, so they are not gone.
             if self.statuses.has_changed().unwrap_or(false) {
                 let status = self.statuses.borrow_and_update().clone();
                 match status.number.cmp(&self.position) {
-                    Ordering::Equal => return status.text,
+                    Ordering::Equal => return Some(status.text),
                     // Ids only grow: first the change that has come meanwhile.
                     Ordering::Greater => {
                         self.statuses.mark_changed();
@@ -221,6 +245,7 @@ impl EventReader {
             select! {
                 _ = self.changes.changed() => {}
                 _ = self.statuses.changed() => self.statuses.mark_changed(),
+                _ = self.has_ended.changed() => {}
             }
         }
     }
@@ -241,7 +266,7 @@ impl EventReader {
 
     fn into_stream(self) -> impl Stream<Item = Bytes> {
         stream::unfold(self, |mut reader| async move {
-            let text = reader.next().await;
+            let text = reader.next().await?;
             Some((text, reader))
         })
     }

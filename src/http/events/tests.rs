@@ -27,6 +27,7 @@ fn change(hub: &EventHub) {
 /// The event that it has to read at this moment.
 fn now(reader: &mut EventReader) -> String {
     let text = reader.next().now_or_never().expect("there is an event");
+    let text = text.expect("it has not ended");
     String::from_utf8(text.to_vec()).unwrap()
 }
 
@@ -36,7 +37,7 @@ fn nothing(reader: &mut EventReader) -> bool {
 
 /// The next event's name, and its number or the reason why it was missed.
 async fn next(reader: &mut EventReader) -> (String, String) {
-    let text = reader.next().await;
+    let text = reader.next().await.expect("it has not ended");
     let text = String::from_utf8(text.to_vec()).unwrap();
     let line = |name: &str| {
         let value = text.lines().find_map(|line| line.strip_prefix(name));
@@ -70,7 +71,7 @@ async fn a_status_is_rendered_once_for_all_readers_and_never_without_one() {
         for second in 1..4 {
             let mut texts = Vec::new();
             for reader in &mut readers {
-                texts.push(reader.next().await);
+                texts.push(reader.next().await.unwrap());
             }
             assert_eq!(rendered.get(), 3 * (round - 1) + second);
             assert!(texts.iter().all(|text| text.as_ptr() == texts[0].as_ptr()));
@@ -185,7 +186,7 @@ async fn a_ping_is_sent_while_no_status_can_be_made() {
         now(&mut reader);
         for _ in 0..2 {
             let began = Instant::now();
-            assert_eq!(reader.next().await, PING);
+            assert_eq!(reader.next().await.unwrap(), PING);
             let after = began.elapsed();
             assert!(
                 after >= PING_EVERY && after <= PING_EVERY + 2 * STATUS_EVERY,
@@ -209,4 +210,27 @@ async fn beyond_the_most_readers_the_answer_is_a_problem_until_one_leaves() {
     assert!(refused.body().contains("urn:waypost:problem:streams"));
     readers.pop();
     assert!(join().is_ok());
+}
+
+#[actix_rt::test]
+async fn each_reader_hears_the_last_change_before_the_end_and_one_that_takes_nothing_is_left() {
+    pause();
+    let hub = hub();
+    let early = reader(&hub, None);
+    change(&hub);
+    let readers = [early, reader(&hub, Some("run-0"))];
+    let ending = hub.end(PING_EVERY);
+    let reading = async {
+        for mut reader in readers {
+            is(next(&mut reader).await, ("change", "1"));
+            assert_eq!(reader.next().await, None);
+        }
+    };
+    let began = Instant::now();
+    futures_util::join!(ending, reading);
+    assert_eq!(began.elapsed(), Duration::ZERO);
+
+    let _takes_nothing = hub.join(None, async || None).unwrap();
+    hub.end(PING_EVERY).await;
+    assert!(began.elapsed() >= PING_EVERY);
 }
