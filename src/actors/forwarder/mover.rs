@@ -2,7 +2,8 @@
 //!
 //! A broker pays for an old message that is not settled with each later one: RabbitMQ gets an ack
 //! for each instead of one for many. So, if there are several APIs, the message of a record whose
-//! POST takes long moves to the disk of its API. The POST goes on.
+//! POST takes long moves to the disk of its API, and sooner once the API is known to be behind. The
+//! POST goes on.
 
 use std::{
     sync::{Arc, Weak},
@@ -18,6 +19,8 @@ use crate::delivery::{Delivery, MovableMessage};
 
 /// A message stays in its broker for this long.
 const PATIENCE: Duration = Duration::from_millis(500);
+/// The same once records of its API are held on disk.
+const PATIENCE_BEHIND: Duration = Duration::from_millis(100);
 /// The messages of this time move together, and share syncs.
 const TICK: Duration = Duration::from_millis(100);
 
@@ -29,7 +32,7 @@ pub struct Mover {
 }
 
 struct WatchedMessage {
-    due: Instant,
+    since: Instant,
     message: Weak<MovableMessage>,
 }
 
@@ -51,7 +54,7 @@ impl Mover {
         }
         let (delivery, message) = delivery.movable();
         let watched = WatchedMessage {
-            due: Instant::now() + PATIENCE,
+            since: Instant::now(),
             message: Arc::downgrade(&message),
         };
         // The receiver is in the same place.
@@ -59,17 +62,23 @@ impl Mover {
         delivery
     }
 
-    /// The next message that is to move.
-    pub async fn next(&self) -> Arc<MovableMessage> {
+    /// The next message that is to move. `is_behind` says whether records of its API are held on disk.
+    pub async fn next(&self, is_behind: impl Fn() -> bool) -> Arc<MovableMessage> {
+        let patience = || {
+            if is_behind() {
+                PATIENCE_BEHIND
+            } else {
+                PATIENCE
+            }
+        };
         let mut due = self.due.lock().await;
         loop {
             let Some(watched) = due.recv().await else {
                 // The sender is in the same place.
                 std::future::pending().await
             };
-            let left = watched.due.saturating_duration_since(Instant::now());
-            if !left.is_zero() {
-                sleep(left.max(TICK)).await;
+            while watched.since.elapsed() < patience() {
+                sleep(TICK).await;
             }
             let message = watched.message.upgrade();
             if let Some(message) = message.filter(|message| message.is_movable()) {
@@ -83,4 +92,50 @@ impl Mover {
 fn stays() -> bool {
     fail::fail_point!("messages-stay", |_| true);
     false
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::{delivery::Acker, record::Record};
+
+    fn delivery() -> Delivery {
+        let record = Record {
+            id: Arc::from("1"),
+            body: Bytes::from_static(b"{}"),
+            trace: None,
+            origin: None,
+            api: None,
+            event: None,
+        };
+        Delivery {
+            record,
+            redelivered: false,
+            since: Instant::now(),
+            held: None,
+            span: None,
+            acker: Acker::new(drop),
+        }
+    }
+
+    #[actix_rt::test]
+    async fn a_message_moves_sooner_while_later_records_are_held() {
+        tokio::time::pause();
+        let mover = Mover::default();
+        for (is_behind, patience) in [(false, PATIENCE), (true, PATIENCE_BEHIND)] {
+            let began = Instant::now();
+            drop(mover.watch(delivery()));
+            let held: Vec<_> = (0..3).map(|_| mover.watch(delivery())).collect();
+            for _ in &held {
+                mover.next(|| is_behind).await;
+            }
+            let after = began.elapsed();
+            assert!(
+                after >= patience && after <= patience + 2 * TICK,
+                "{after:?}"
+            );
+        }
+    }
 }

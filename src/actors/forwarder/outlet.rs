@@ -256,12 +256,16 @@ impl Outlet {
 
     /// Moves the messages of deliveries that take long to disk, for ever.
     pub async fn move_late(self: Rc<Self>, tracker: TaskTracker, stopping: CancellationToken) {
+        let params = &self.poster.params;
+        let Some(held) = &params.api.held else {
+            return;
+        };
         let mut moving = JoinSet::new();
         loop {
             let late = tokio::select! {
                 biased;
                 () = stopping.cancelled() => return,
-                late = self.mover.next() => late,
+                late = self.mover.next(|| held.has_waiting(params.lane)) => late,
             };
             while moving.try_join_next().is_some() {}
             moving.spawn_local(Rc::clone(&self).move_message(late, tracker.clone()));
