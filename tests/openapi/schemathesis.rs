@@ -58,25 +58,35 @@ async fn finds_nothing(port: u16) {
 }
 
 /// A node that knows one token. Its API refuses each record.
-async fn node(api: &Api, tokens: &NamedTempFile) -> Node {
+async fn node(api: &Api, tokens: &NamedTempFile, more: &[(&str, &str)]) -> Node {
     api.behave(|_, _| Conduct::Answer(422));
     let path = tokens.path().display().to_string();
-    let keys = ["INGEST__TOKENS_FILE", "ADMIN__TOKEN_FILE"];
-    let keys = keys.map(|key| (key.to_owned(), path.clone()));
-    Node::start(&api.url(), &[grpc_variables(), keys.to_vec()].concat()).await
+    let keys = ["INGEST__TOKENS_FILE", "ADMIN__TOKEN_FILE"].map(|key| (key, &*path));
+    let keys = keys.iter().chain(more);
+    let keys: Vec<_> = keys
+        .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+        .collect();
+    Node::start(&api.url(), &[grpc_variables(), keys].concat()).await
 }
 
 #[actix_rt::test]
 async fn schemathesis_finds_nothing_at_ingest() {
     let (api, tokens) = (Api::start(), file("token"));
-    let node = node(&api, &tokens).await;
+    let node = node(&api, &tokens, &[]).await;
+    finds_nothing(node.ingest).await;
+}
+
+#[actix_rt::test]
+async fn schemathesis_finds_nothing_at_ingest_that_wants_a_key() {
+    let (api, tokens) = (Api::start(), file("token"));
+    let node = node(&api, &tokens, &[("INGEST__REQUIRE_KEY", "true")]).await;
     finds_nothing(node.ingest).await;
 }
 
 #[actix_rt::test]
 async fn schemathesis_finds_nothing_at_admin() {
     let (api, tokens) = (Api::start(), file("token"));
-    let node = node(&api, &tokens).await;
+    let node = node(&api, &tokens, &[]).await;
     // Some of the lists are not empty.
     for _ in 0..20 {
         let (status, _, receipt) = with_token("token").send(&node).await;

@@ -62,7 +62,9 @@ impl IngestSide<'_> {
         let mut all = document("Waypost ingest", DESCRIPTION);
         let schemas = &mut all["components"]["schemas"];
         schemas["Record"] = self.record();
-        schemas["Event"] = event();
+        if !self.needs_key {
+            schemas["Event"] = event();
+        }
         schemas["Receipt"] = self.receipt();
         schemas["Receipts"] = receipts();
         let guarded: Vec<_> = [EARLY]
@@ -172,9 +174,35 @@ impl IngestSide<'_> {
             "operationId": id,
             "summary": summary,
             "parameters": self.parameters(),
-            "requestBody": { "required": true, "content": content() },
+            "requestBody": self.request_body(),
             "responses": answers(202, accepted, &problems, false),
         })
+    }
+
+    /// The forms of a request. Those that need the key, if the node wants one: that a parameter is
+    /// required of some media types only cannot be said.
+    fn request_body(&self) -> Value {
+        let record = json!({ "$ref": "#/components/schemas/Record" });
+        // No `maxItems`: more are too large, as more bytes are, which no schema says either.
+        let many = |of: &Value| {
+            let description = format!("At most {}: more are a 413.", batch::MAX);
+            json!({ "type": "array", "items": of, "description": description })
+        };
+        let lines = json!({ "schema": many(&record) });
+        let mut content = json!({
+            "application/json": { "schema": { "anyOf": [record, many(&record)] } },
+            "application/x-ndjson": lines,
+            "application/ndjson": lines,
+            "application/jsonl": lines,
+        });
+        if self.needs_key {
+            let description = "CloudEvents are taken too, and have a key of their own.";
+            return json!({ "required": true, "content": content, "description": description });
+        }
+        let event = json!({ "$ref": "#/components/schemas/Event" });
+        content["application/cloudevents-batch+json"] = json!({ "schema": many(&event) });
+        content["application/cloudevents+json"] = json!({ "schema": event });
+        json!({ "required": true, "content": content })
     }
 
     fn parameters(&self) -> Value {
@@ -233,26 +261,6 @@ fn tell_rate(document: &mut Value) {
             }
         }
     }
-}
-
-/// The forms of a request.
-fn content() -> Value {
-    let record = json!({ "$ref": "#/components/schemas/Record" });
-    let event = json!({ "$ref": "#/components/schemas/Event" });
-    // No `maxItems`: more are too large, as more bytes are, which no schema says either.
-    let many = |of: &Value| {
-        let description = format!("At most {}: more are a 413.", batch::MAX);
-        json!({ "type": "array", "items": of, "description": description })
-    };
-    let lines = json!({ "schema": many(&record) });
-    json!({
-        "application/json": { "schema": { "anyOf": [record, many(&record)] } },
-        "application/x-ndjson": lines,
-        "application/ndjson": lines,
-        "application/jsonl": lines,
-        "application/cloudevents+json": { "schema": event },
-        "application/cloudevents-batch+json": { "schema": many(&event) },
-    })
 }
 
 fn receipts() -> Value {
@@ -334,7 +342,10 @@ pub(super) mod tests {
             post["parameters"][6]["schema"]["enum"],
             json!(["grpc", "nats"])
         );
+        // An event would be refused without a key by this description, and not by the node.
         assert_eq!(post["parameters"][0]["required"], true);
+        let types = |post: &Value| post["requestBody"]["content"].as_object().unwrap().len();
+        assert_eq!(types(post), 4);
         let schemas = &all["components"]["schemas"];
         let paths = &schemas["Receipt"]["properties"]["path"]["enum"];
         assert_eq!(*paths, json!(["GRPC", "NATS", "spool"]));
@@ -356,6 +367,7 @@ pub(super) mod tests {
         let open = open.document();
         assert_eq!(open["security"], json!([]));
         let post = &open["paths"]["/"]["post"];
+        assert_eq!(types(post), 6);
         assert_eq!(post["responses"]["401"], Value::Null);
         assert_eq!(post["parameters"].as_array().unwrap().len(), 3);
     }
