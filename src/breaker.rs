@@ -10,6 +10,7 @@
 
 mod announcer;
 mod by_api;
+mod failures;
 #[cfg(test)]
 mod simulation;
 #[cfg(test)]
@@ -26,19 +27,12 @@ use tokio::{
 
 use self::{
     announcer::{Announcer, ApiChange},
+    failures::Failures,
     trial::Judgement,
 };
 pub use self::{by_api::ApiBreakers, trial::Trial};
 use crate::{api::answer::Answer, backoff::Backoff, changes::ChangeLog};
 
-/// Failures in a row that open it if none of them has reached the API.
-const FAILURES_MAX: u32 = 5;
-/// Failures that have reached the API may be the records' fault. As many in a row open it once the
-/// API has taken nothing for this long.
-const REACHED_PATIENCE: Duration = Duration::from_secs(5);
-/// The same when only parked records are left to fail: a stream may end with a few bad ones.
-/// Longer than the first two pauses.
-const PARKED_PATIENCE: Duration = Duration::from_secs(10);
 /// Denials in a row that open it.
 const DENIALS_MAX: u32 = 50;
 /// A record that is denied waits this long for the next POST to show whose fault it is.
@@ -84,17 +78,6 @@ enum BreakerPhase {
         /// `None` while a probe is in flight.
         probe_at: Option<Instant>,
     },
-}
-
-/// Failures since a POST has succeeded last.
-#[derive(Clone, Copy, Default)]
-struct Failures {
-    count: u32,
-    /// Those since the last that has reached the API.
-    unreached: u32,
-    first: Option<Instant>,
-    /// Failures of records in the lanes, without a long time between them: the first and the last.
-    run: Option<(Instant, Instant)>,
 }
 
 /// Denials in a row.
@@ -260,26 +243,6 @@ impl State {
 impl BreakerPhase {
     fn closed() -> Self {
         Self::Closed(Failures::default())
-    }
-}
-
-impl Failures {
-    /// Counts a POST that has failed. Returns whether the API is down.
-    fn add(&mut self, trial: &Trial, is_reached: bool, now: Instant) -> bool {
-        self.count += 1;
-        self.unreached = if is_reached { 0 } else { self.unreached + 1 };
-        let first = *self.first.get_or_insert(now);
-        let (since, patience) = if trial.is_parked() {
-            (first, PARKED_PATIENCE)
-        } else {
-            // After a time without POSTs, the failures of others say nothing about the API now.
-            let run = self.run.filter(|(_, last)| now - *last < REACHED_PATIENCE);
-            let since = run.map_or(now, |(first, _)| first);
-            self.run = Some((since, now));
-            let own = trial.first_failed_at().unwrap_or(now);
-            (since.min(own), REACHED_PATIENCE)
-        };
-        self.unreached >= FAILURES_MAX || self.count >= FAILURES_MAX && now - since >= patience
     }
 }
 

@@ -18,34 +18,28 @@
 //! - awc follows redirects, and its time-out ends with the head. Both are off; the caller has one
 //!   time-out for the exchange.
 
-use std::{cell::RefCell, sync::Arc, time::Duration};
+mod endpoint;
+mod signature;
+
+use std::{cell::RefCell, time::Duration};
 
 use actix_web::error::ParseError;
 use awc::{
-    Client, ClientRequest, ClientResponse, Connector, FrozenClientRequest,
+    ClientResponse, FrozenClientRequest,
     error::{ConnectError, SendRequestError},
     http::{
-        Method, StatusCode, Uri, Version,
+        StatusCode, Version,
         header::{self, HeaderMap, HeaderName, HeaderValue, InvalidHeaderValue},
     },
 };
 use bytes::Bytes;
 use futures_util::StreamExt as _;
-use ring::digest::{SHA256, digest};
-use rustls::{ClientConfig, RootCertStore};
-use url::{Host, Position, Url};
+use rustls::RootCertStore;
 
-use super::{answer::FailureClass, retry_after};
-use crate::{
-    clock::system_unix_s,
-    record::TraceHeaders,
-    secrets::{SigningKeys, WatchedFile},
-};
-
-/// A connection that was idle for longer is not used again.
-const IDLE_MAX: Duration = Duration::from_secs(4);
-/// A connection is replaced after this time, so that a new address of the server is noticed.
-const LIFETIME_MAX: Duration = Duration::from_mins(5);
+pub use self::endpoint::{AnswerStream, Endpoint};
+use self::signature::signature;
+use super::answer::FailureClass;
+use crate::record::TraceHeaders;
 
 /// A socket takes a body of this size at once (it is the default send buffer of Linux), so the
 /// answer is read even if the server closes the connection.
@@ -54,222 +48,6 @@ const SMALL_BODY: usize = 16 << 10;
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
-/// The most characters of a `webhook-id` that is no digest: as many as an Idempotency-Key has.
-const WEBHOOK_ID_MAX: usize = 255;
-const WEBHOOK_ID: HeaderName = HeaderName::from_static("webhook-id");
-const WEBHOOK_TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
-const WEBHOOK_SIGNATURE: HeaderName = HeaderName::from_static("webhook-signature");
-const USER_AGENT: &str = concat!("waypost/", env!("CARGO_PKG_VERSION"));
-
-/// The URL that requests go to, the trusted certificates, and the token.
-#[derive(Clone, Debug)]
-pub struct Endpoint {
-    uri: Uri,
-    /// The header `Host`.
-    host: HeaderValue,
-    authorization: Option<HeaderValue>,
-    /// More headers of each POST, in the place of those that it would have.
-    headers: HeaderMap,
-    tls: Option<Arc<ClientConfig>>,
-    signing_keys: Option<Arc<WatchedFile<SigningKeys>>>,
-}
-
-impl Endpoint {
-    /// Reads `url`. An HTTPS server must have a certificate that the public roots vouch for.
-    ///
-    /// # Errors
-    /// When `url` is no usable `http://` or `https://` URL.
-    pub fn with_public_roots(url: &str) -> Result<Self, String> {
-        Self::parse(url, || {
-            Arc::new(
-                ClientConfig::builder()
-                    .with_root_certificates(public_roots())
-                    .with_no_client_auth(),
-            )
-        })
-    }
-
-    /// Reads `url`. `tls` makes the TLS configuration of an HTTPS URL.
-    ///
-    /// # Errors
-    /// When `url` is no usable `http://` or `https://` URL.
-    pub fn parse(text: &str, tls: impl FnOnce() -> Arc<ClientConfig>) -> Result<Self, String> {
-        let mut url = Url::parse(text).map_err(|why| format!("{text} is not a URL: {why}"))?;
-        let is_tls = url.scheme() == "https";
-        if !is_tls && url.scheme() != "http" {
-            return Err(format!("{text} is not an http:// or https:// URL"));
-        }
-        if is_tls && matches!(url.host(), Some(Host::Ipv6(_))) {
-            return Err(format!(
-                "{text}: HTTPS to an IPv6 address is not supported; use a host name"
-            ));
-        }
-        // A login is no part of `Host` (RFC 9110, 7.2). Every HTTP URL can do without.
-        url.set_username("").ok();
-        url.set_password(None).ok();
-        let host = &url[Position::BeforeHost..Position::AfterPort];
-        Ok(Self {
-            host: HeaderValue::from_str(host).map_err(|why| format!("{text}: {why}"))?,
-            uri: url
-                .as_str()
-                .parse()
-                .map_err(|why| format!("{text}: {why}"))?,
-            authorization: None,
-            headers: HeaderMap::new(),
-            tls: is_tls.then(tls),
-            signing_keys: None,
-        })
-    }
-
-    /// Each request carries this header `Authorization`.
-    #[must_use]
-    pub fn with_authorization(mut self, value: Option<HeaderValue>) -> Self {
-        self.authorization = value;
-        self
-    }
-
-    /// Each POST with a key is signed, as Standard Webhooks has it.
-    #[must_use]
-    pub fn with_signing_keys(mut self, keys: Option<Arc<WatchedFile<SigningKeys>>>) -> Self {
-        self.signing_keys = keys;
-        self
-    }
-
-    pub(super) const fn signing_keys(&self) -> Option<&Arc<WatchedFile<SigningKeys>>> {
-        self.signing_keys.as_ref()
-    }
-
-    /// Each POST carries these headers, in the place of those of their names that it would have.
-    #[must_use]
-    pub fn with_headers(mut self, headers: HeaderMap) -> Self {
-        self.headers = headers;
-        self
-    }
-
-    /// Sends one request over a connection of its own: a POST of `json`, or a GET. Returns the
-    /// status, the pause that the server asks for before the next try, and the body.
-    ///
-    /// # Errors
-    /// When no connection is open within `connect_timeout`, or there is no whole answer of at most
-    /// `max` bytes. The answer may take any time.
-    pub async fn ask(
-        &self,
-        json: Option<Bytes>,
-        connect_timeout: Duration,
-        max: usize,
-    ) -> Result<(StatusCode, Option<Duration>, Vec<u8>), Failure> {
-        let client = self.client(1, connect_timeout);
-        let response = match json {
-            Some(json) => self.post(&client).send_body(json).await?,
-            None => self.request(&client, Method::GET).send().await?,
-        };
-        let status = response.status();
-        let pause = retry_after(status, response.headers());
-        let mut body = Vec::new();
-        read(response, max, |piece| body.extend_from_slice(piece)).await?;
-        Ok((status, pause, body))
-    }
-
-    /// Opens a stream over a connection of its own: a GET whose answer goes on for as long as the
-    /// server likes.
-    ///
-    /// # Errors
-    /// When no connection is open within `connect_timeout`, or no head of an answer can be read.
-    pub async fn open(
-        &self,
-        connect_timeout: Duration,
-        headers: HeaderMap,
-    ) -> Result<AnswerStream, Failure> {
-        let client = self.client(1, connect_timeout);
-        let mut request = self.request(&client, Method::GET);
-        for header in headers {
-            request = request.insert_header(header);
-        }
-        let response = request.send().await?;
-        Ok(AnswerStream { client, response })
-    }
-
-    /// The status of the answer to a GET. The rest of the answer is not read.
-    ///
-    /// # Errors
-    /// When no connection is open within `connect_timeout`, or no head of an answer can be read.
-    pub async fn status(&self, connect_timeout: Duration) -> Result<StatusCode, Failure> {
-        let client = self.client(1, connect_timeout);
-        let response = self.request(&client, Method::GET).send().await?;
-        Ok(response.status())
-    }
-
-    fn client(&self, connections: usize, connect_timeout: Duration) -> Client {
-        let mut connector = Connector::new()
-            .limit(connections)
-            .conn_keep_alive(IDLE_MAX)
-            .conn_lifetime(LIFETIME_MAX)
-            .timeout(connect_timeout)
-            .handshake_timeout(connect_timeout);
-        if let Some(tls) = &self.tls {
-            connector = connector.rustls_0_23(Arc::clone(tls));
-        }
-        Client::builder()
-            .connector(connector)
-            .disable_timeout()
-            .disable_redirects()
-            .finish()
-    }
-
-    fn request(&self, client: &Client, method: Method) -> ClientRequest {
-        let request = client
-            .request(method, self.uri.clone())
-            .no_decompress()
-            .insert_header((header::HOST, self.host.clone()))
-            .insert_header((header::USER_AGENT, HeaderValue::from_static(USER_AGENT)));
-        match &self.authorization {
-            Some(value) => request.insert_header((header::AUTHORIZATION, value.clone())),
-            None => request,
-        }
-    }
-
-    fn post(&self, client: &Client) -> ClientRequest {
-        let mut post = self
-            .request(client, Method::POST)
-            .content_type(HeaderValue::from_static("application/json"));
-        for name in self.headers.keys() {
-            post.headers_mut().remove(name);
-        }
-        for (name, value) in &self.headers {
-            post = post.append_header((name.clone(), value.clone()));
-        }
-        post
-    }
-
-    /// A POST whose head is built once, over a pool of its own.
-    fn frozen_post(&self, connections: usize, connect_timeout: Duration) -> FrozenClientRequest {
-        let client = self.client(connections, connect_timeout);
-        // `parse` has checked the scheme, the host and the headers, and nothing else can fail.
-        self.post(&client).freeze().expect("a valid request")
-    }
-}
-
-/// An answer that is read as it comes.
-pub struct AnswerStream {
-    #[expect(dead_code, reason = "its connection may live as long as its client")]
-    client: Client,
-    response: ClientResponse,
-}
-
-impl AnswerStream {
-    pub fn status(&self) -> StatusCode {
-        self.response.status()
-    }
-
-    /// The next piece of the body; `None` at its end.
-    ///
-    /// # Errors
-    /// When the connection is closed before.
-    pub async fn next(&mut self) -> Option<Result<Bytes, Failure>> {
-        let piece = self.response.next().await?;
-        Some(piece.map_err(|why| Failure::Closed(why.to_string())))
-    }
-}
 
 pub(super) fn public_roots() -> RootCertStore {
     RootCertStore {
@@ -385,7 +163,7 @@ impl HttpClient {
         if let Some(key) = key {
             headers.insert(IDEMPOTENCY_KEY, HeaderValue::from_str(key)?);
         }
-        if let (Some(keys), Some(key)) = (&self.endpoint.signing_keys, key) {
+        if let (Some(keys), Some(key)) = (self.endpoint.signing_keys(), key) {
             for (name, value) in signature(&keys.get(), key, body) {
                 headers.insert(name, HeaderValue::from_str(&value)?);
             }
@@ -435,30 +213,6 @@ impl HttpClient {
     }
 }
 
-/// The headers that sign a POST under `key`, at this attempt's time.
-fn signature(keys: &SigningKeys, key: &str, body: &[u8]) -> [(HeaderName, String); 3] {
-    let id = webhook_id(key);
-    let timestamp = system_unix_s();
-    let signature = keys.sign(&id, timestamp, body);
-    [
-        (WEBHOOK_ID, id),
-        (WEBHOOK_TIMESTAMP, timestamp.to_string()),
-        (WEBHOOK_SIGNATURE, signature),
-    ]
-}
-
-/// The id that a POST under `key` is signed with. A full stop would blur where the id ends in what is
-/// signed, and the ids of a batch are longer than servers take in a line, once they are coded.
-fn webhook_id(key: &str) -> String {
-    let id = key.replace('%', "%25").replace('.', "%2E");
-    if id.len() <= WEBHOOK_ID_MAX {
-        return id;
-    }
-    let digest = digest(&SHA256, key.as_bytes());
-    let digest = Bytes::copy_from_slice(digest.as_ref());
-    format!("sha256:{digest:x}")
-}
-
 /// awc has kept the connection as if the answer had ended with its head, and the server may send
 /// more of it.
 fn has_more_to_come(response: &ClientResponse) -> bool {
@@ -497,79 +251,4 @@ pub async fn read(
         return Err(Failure::Closed("the answer is cut short".into()));
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_webhook_id_has_no_full_stop_and_is_a_digest_if_it_is_long() {
-        assert_eq!(webhook_id("a.b%c"), "a%2Eb%25c");
-        let most = "k".repeat(WEBHOOK_ID_MAX);
-        assert_eq!(webhook_id(&most), most);
-        // `printf 'a.%0253d' 0 | sha256sum`
-        let digest = webhook_id(&format!("a.{}", "0".repeat(253)));
-        assert_eq!(
-            digest,
-            "sha256:05b23f2d3b79516a0390352a82a6ffd549b07123b744abcb4233f51327f0f0e1"
-        );
-    }
-
-    #[test]
-    fn an_endpoint_is_a_url_with_scheme_and_host() {
-        let parse = |url| Endpoint::parse(url, || unreachable!("nothing here is trusted"));
-        for (url, uri, host) in [
-            (
-                "http://127.0.0.1:8000",
-                "http://127.0.0.1:8000/",
-                "127.0.0.1:8000",
-            ),
-            (
-                "http://me:secret@node.example/nats",
-                "http://node.example/nats",
-                "node.example",
-            ),
-            ("http://[::1]/a?b=c", "http://[::1]/a?b=c", "[::1]"),
-            (
-                "HTTP://Node.Example/Año nuevo?b=ñ",
-                "http://node.example/A%C3%B1o%20nuevo?b=%C3%B1",
-                "node.example",
-            ),
-            (
-                "http://bücher.example/%C3%B1",
-                "http://xn--bcher-kva.example/%C3%B1",
-                "xn--bcher-kva.example",
-            ),
-            (
-                "http://node.example?b=c",
-                "http://node.example/?b=c",
-                "node.example",
-            ),
-        ] {
-            let endpoint = parse(url).unwrap();
-            assert_eq!(endpoint.uri.to_string(), uri, "{url}");
-            assert_eq!(endpoint.host, host, "{url}");
-            endpoint.frozen_post(1, Duration::from_secs(1));
-        }
-        for url in [
-            "node:8000",
-            "127.0.0.1:8000",
-            "/nats",
-            "ftp://node/",
-            "http://",
-            "https://[::1]/",
-        ] {
-            parse(url).expect_err(url);
-        }
-        let no_roots = || {
-            Arc::new(
-                ClientConfig::builder()
-                    .with_root_certificates(RootCertStore::empty())
-                    .with_no_client_auth(),
-            )
-        };
-        let endpoint = Endpoint::parse("https://node.example", no_roots).unwrap();
-        assert!(endpoint.tls.is_some());
-    }
 }

@@ -104,7 +104,7 @@ mod tests {
     use super::*;
     use crate::{
         api::answer::{Answer, FailureClass},
-        breaker::{Breaker, DENIALS_MAX, FAILURES_MAX, Trial},
+        breaker::{Breaker, DENIALS_MAX, Trial, failures::FAILURES_MAX},
     };
 
     /// Looks at each line whether the breaker is locked meanwhile.

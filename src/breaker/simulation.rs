@@ -6,7 +6,10 @@ use std::cell::{Cell, RefCell};
 use futures_util::future::join_all;
 use tokio::{sync::Semaphore, time::sleep};
 
-use super::*;
+use super::{
+    failures::{FAILURES_MAX, PARKED_PATIENCE},
+    *,
+};
 use crate::api::answer::FailureClass;
 
 const SEEDS: u64 = 10;

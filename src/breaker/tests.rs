@@ -1,6 +1,10 @@
 use futures_util::FutureExt as _;
 
-use super::{trial::TRIES, *};
+use super::{
+    failures::{FAILURES_MAX, REACHED_PATIENCE},
+    trial::TRIES,
+    *,
+};
 use crate::api::answer::FailureClass;
 
 fn none(why: &str) -> Answer {

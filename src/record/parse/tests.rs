@@ -1,5 +1,5 @@
 use super::*;
-use crate::record::Tag;
+use crate::record::{Tag, limits::HALF_A_PAIR};
 
 const CASE: &str = r#"{"name":"Ñusta","location":"San Marcos","age":42,"infectedtype":"imported","state":"symptomatic"}"#;
 

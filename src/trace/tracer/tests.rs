@@ -2,12 +2,17 @@ use std::{
     hint,
     sync::{Barrier, mpsc},
     thread,
+    time::Duration,
 };
 
 use bytes::Bytes;
 
 use super::*;
-use crate::{delivery::Acker, record::Origin};
+use crate::{
+    delivery::{Acker, Delivery, Receipt},
+    lane_id::LaneId,
+    record::{Origin, Record},
+};
 
 const CONTEXT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 

@@ -1,9 +1,15 @@
 const TRACE: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 const EVENT: &str = "id=1&source=/&specversion=1.0&type=t";
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use super::*;
+use parking_lot::Mutex;
+
+use super::{unbundler::BUNDLES_MAX, *};
+use crate::{
+    delivery::{Delivery, Verdict},
+    transport::Incoming,
+};
 
 fn record(at: usize, body: usize) -> Record {
     Record {
