@@ -146,6 +146,12 @@ impl Log {
         Ok(log)
     }
 
+    /// Whether it has files. Without any there is nothing to count or to write. Of the many queues
+    /// few have some, and this is asked with each commit.
+    pub fn has_files(&self) -> bool {
+        !self.segments.is_empty() || !self.ended.is_empty()
+    }
+
     /// Unsettled entries on disk.
     pub fn len(&self) -> u64 {
         self.segments.values().map(Segment::len).sum()

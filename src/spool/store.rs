@@ -304,7 +304,8 @@ impl Store {
             }
             Ok(())
         };
-        let flushed = self.logs.iter_mut().map(|log| flush(log).err());
+        let logs = self.logs.iter_mut().filter(|log| log.has_files());
+        let flushed = logs.map(|log| flush(log).err());
         let failure = flushed.fold(None, Option::or);
         if let Some(why) = &failure
             && !self.flush_failed
@@ -336,14 +337,16 @@ impl Store {
         };
         let logs = self.logs.iter_mut().zip(&mut stats.records);
         for ((log, records), readable) in logs.zip(&self.readable) {
-            *records = log.readable();
+            if log.has_files() {
+                *records = log.readable();
+                stats.bytes += log.bytes();
+                stats.live_bytes += log.live_bytes();
+            }
             let now = Readable {
                 records: *records,
                 end: log.end(),
             };
             readable.send_if_modified(|before| std::mem::replace(before, now) != now);
-            stats.bytes += log.bytes();
-            stats.live_bytes += log.live_bytes();
             for damage in log.damages() {
                 error!(
                     file = %damage.file.display(),

@@ -40,8 +40,8 @@ impl Store {
     }
 
     pub(super) fn room(&self) -> u64 {
-        self.max
-            .saturating_sub(self.logs.iter().map(Log::bytes).sum())
+        let logs = self.logs.iter().filter(|log| log.has_files());
+        self.max.saturating_sub(logs.map(Log::bytes).sum())
     }
 
     pub(super) fn append(
