@@ -82,7 +82,6 @@ async fn it_shows_lanes_ledger_and_apis_on_a_small_and_on_a_large_terminal() {
     assert!(text.contains("API      down for "), "{text}");
     // It follows the size of its terminal.
     screen.resize(200, 60);
-    // It may be seen half painted: then its last line is still to come.
     let whole = |text: &str| text.contains("weight") && text.lines().count() == 60;
     screen.until("sixty lines with all columns", whole).await;
 }

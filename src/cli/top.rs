@@ -21,7 +21,14 @@ use std::{
     time::Duration,
 };
 
-use ratatui::crossterm::event::{self, Event, KeyEventKind};
+use ratatui::{
+    DefaultTerminal,
+    crossterm::{
+        event::{self, Event, KeyEventKind},
+        execute, queue,
+        terminal::{BeginSynchronizedUpdate, EndSynchronizedUpdate},
+    },
+};
 use serde_json::json;
 use tokio::{
     sync::mpsc,
@@ -98,9 +105,8 @@ pub async fn top(args: Args) -> Result<(), ExitCode> {
     let mut ticks = interval(TICK);
     loop {
         fail::fail_point!("top");
-        terminal
-            .draw(|frame| draw(frame, &mut state, theme))
-            .map_err(|why| failed(format_args!("the terminal: {why}")))?;
+        let shown = show(&mut terminal, &mut state, theme);
+        shown.map_err(|why| failed(format_args!("the terminal: {why}")))?;
         let wanted = tokio::select! {
             // First: a panic has restored the terminal, so nothing more is drawn.
             biased;
@@ -204,6 +210,29 @@ impl Keys {
 impl Drop for Keys {
     fn drop(&mut self) {
         self.has_ended.store(true, Relaxed);
+    }
+}
+
+fn show(terminal: &mut DefaultTerminal, state: &mut TopState, theme: Theme) -> io::Result<()> {
+    let _whole = WholeFrame::begin()?;
+    terminal.draw(|frame| draw(frame, state, theme))?;
+    Ok(())
+}
+
+/// While it lives, a terminal that can shows nothing of what is written, and then all at once.
+struct WholeFrame;
+
+impl WholeFrame {
+    fn begin() -> io::Result<Self> {
+        queue!(io::stdout(), BeginSynchronizedUpdate)?;
+        Ok(Self)
+    }
+}
+
+impl Drop for WholeFrame {
+    fn drop(&mut self) {
+        // The next frame fails too, and tells why.
+        execute!(io::stdout(), EndSynchronizedUpdate).ok();
     }
 }
 

@@ -16,6 +16,10 @@ use rustix::{
 
 use crate::support::{eventually, node::PATIENCE, process};
 
+/// "Synchronized output", as terminals call it.
+const FRAME_BEGINS: &[u8] = b"\x1b[?2026h";
+const FRAME_ENDS: &[u8] = b"\x1b[?2026l";
+
 pub struct Terminal {
     program: Child,
     /// The side of the person.
@@ -54,9 +58,15 @@ impl Terminal {
         let (shown, mut written) = (Arc::clone(&screen), own.try_clone().expect("a descriptor"));
         // It ends once no program has the device.
         thread::spawn(move || {
-            let mut piece = [0; 4096];
+            let (mut piece, mut unseen) = ([0; 4096], Vec::new());
             while let Ok(length @ 1..) = written.read(&mut piece) {
-                shown.lock().unwrap().process(&piece[..length]);
+                unseen.extend_from_slice(&piece[..length]);
+                // A frame is seen once it is whole.
+                let last = |mark| memchr::memmem::rfind(&unseen, mark);
+                if last(FRAME_BEGINS) <= last(FRAME_ENDS) {
+                    shown.lock().unwrap().process(&unseen);
+                    unseen.clear();
+                }
             }
         });
         Self {
