@@ -222,7 +222,7 @@ impl fmt::Debug for Delivery {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use std::sync::{Arc, Mutex};
 
     use bytes::Bytes;
@@ -230,7 +230,8 @@ mod tests {
     use super::*;
     use crate::spool::{Position, Queue};
 
-    fn delivery() -> (Delivery, Arc<Mutex<Vec<Verdict>>>) {
+    /// A delivery, and the verdicts that it gets.
+    pub fn delivery() -> (Delivery, Arc<Mutex<Vec<Verdict>>>) {
         let verdicts = Arc::new(Mutex::new(Vec::new()));
         let kept = Arc::clone(&verdicts);
         let record = Record {

@@ -96,29 +96,8 @@ fn stays() -> bool {
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
-
     use super::*;
-    use crate::{delivery::Acker, record::Record};
-
-    fn delivery() -> Delivery {
-        let record = Record {
-            id: Arc::from("1"),
-            body: Bytes::from_static(b"{}"),
-            trace: None,
-            origin: None,
-            api: None,
-            event: None,
-        };
-        Delivery {
-            record,
-            redelivered: false,
-            since: Instant::now(),
-            held: None,
-            span: None,
-            acker: Acker::new(drop),
-        }
-    }
+    use crate::delivery::tests::delivery;
 
     #[actix_rt::test]
     async fn a_message_moves_sooner_while_later_records_are_held() {
@@ -126,8 +105,8 @@ mod tests {
         let mover = Mover::default();
         for (is_behind, patience) in [(false, PATIENCE), (true, PATIENCE_BEHIND)] {
             let began = Instant::now();
-            drop(mover.watch(delivery()));
-            let held: Vec<_> = (0..3).map(|_| mover.watch(delivery())).collect();
+            drop(mover.watch(delivery().0));
+            let held: Vec<_> = (0..3).map(|_| mover.watch(delivery().0)).collect();
             for _ in &held {
                 mover.next(|| is_behind).await;
             }
