@@ -64,7 +64,8 @@
 //! 5. Every queue is bounded. Records are admitted by permit ([`actors::admission`]) and pulled by
 //!    permit ([`actors::lane`]). A record that no lane takes in time goes to the spool; if the
 //!    spool takes none, the client gets 503.
-//! 6. Nothing blocks an event loop: the spool and the idempotency keys have their own threads.
+//! 6. Nothing blocks an event loop: the spool, the idempotency keys and the [`log`] have their own
+//!    threads.
 //! 7. Only the supervisor starts, restarts and stops actors, each time from a factory:
 //!    [`actors::supervisor`].
 //! 8. Alive means progress: a missed heartbeat, a missing confirm or a silent connection ends an
@@ -103,6 +104,7 @@ pub mod idempotency;
 pub mod lane_id;
 pub mod ledger;
 pub mod load;
+pub mod log;
 pub mod node;
 pub mod recent;
 pub mod record;

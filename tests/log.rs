@@ -4,7 +4,10 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     fs,
+    io::{self, PipeReader, Read as _},
+    net::TcpListener,
     path::{Path, PathBuf},
+    thread::{self, JoinHandle},
 };
 
 use awc::http::StatusCode;
@@ -15,6 +18,7 @@ use crate::support::{
     eventually,
     lanes::{Lane as _, Nats, Rabbitmq, grpc_variables},
     node::{Node, PATIENCE},
+    process,
     rig::Rig as _,
     traffic,
 };
@@ -273,4 +277,155 @@ async fn the_lines_of_an_outage_have_the_fields_and_types_of_the_docs() {
         let is_told = lines.iter().any(|line| line["message"] == message);
         assert!(is_told, "no {message:?} in {log}");
     }
+}
+
+fn traffic_texts() -> Vec<String> {
+    let records = traffic().into_iter();
+    let texts = records.map(|record| String::from_utf8(record.into()).expect("text"));
+    texts.collect()
+}
+
+const LOST: &str = "lines of the log were lost here: the standard error did not take them";
+
+/// A node whose standard error is a full pipe that nobody reads, with the records that it has
+/// taken and delivered meanwhile.
+async fn node_with_full_pipe(api: &Api) -> (Node, PipeReader) {
+    let (pipe, stderr) = io::pipe().expect("a pipe");
+    // It logs some thousand lines for a batch.
+    let variables = [grpc_variables(), vec![("RUST_LOG".into(), "trace".into())]].concat();
+    let node = Node::start_with_stderr(&api.url(), &variables, "", stderr).await;
+    node.lane_is("grpc", "up", PATIENCE).await;
+    let batch = format!("[{}]", traffic_texts().join(","));
+    let (status, receipt) = node.post("/", "batch", batch.into()).await.unwrap();
+    assert_eq!(status, StatusCode::ACCEPTED, "{receipt}");
+    node.at_rest(PATIENCE).await;
+    eventually("lines are lost", PATIENCE, async || {
+        (node.status().await["log"]["refuses"] == true).then_some(())
+    })
+    .await;
+    (node, pipe)
+}
+
+/// Reads the pipe until the node has ended.
+fn read(mut pipe: PipeReader) -> JoinHandle<Vec<Map<String, Value>>> {
+    thread::spawn(move || {
+        let mut text = String::new();
+        pipe.read_to_string(&mut text).expect("text");
+        let lines = text.lines().map(serde_json::from_str::<Map<String, Value>>);
+        lines.map(|line| line.expect("a whole line")).collect()
+    })
+}
+
+#[actix_rt::test]
+async fn a_standard_error_that_nobody_reads_holds_up_nothing_and_its_lost_lines_are_told() {
+    let api = Api::start();
+    let (mut node, pipe) = node_with_full_pipe(&api).await;
+    assert_eq!(api.taken().len(), traffic().len());
+    let status = node.status().await;
+    let warnings = status["warnings"].as_array().expect("a list");
+    let told = warnings.iter().find(|warning| warning["about"] == "log");
+    assert_eq!(told.expect("a warning")["level"], "warning", "{status}");
+    let lost = node.metric("waypost_log_lines_lost_total").await;
+    assert!(lost.parse::<u64>().expect("a number") > 0, "{lost}");
+    assert_eq!(node.get("/healthz").await.unwrap().0, StatusCode::OK);
+    assert_eq!(node.get("/readyz").await.unwrap().0, StatusCode::OK);
+
+    let reader = read(pipe);
+    eventually("the log takes lines again", PATIENCE, async || {
+        (node.status().await["log"]["refuses"] == false).then_some(())
+    })
+    .await;
+    node.signal("TERM");
+    assert!(node.ended(PATIENCE).await.success());
+    let lines = reader.join().expect("whole lines");
+    let told = lines
+        .iter()
+        .filter(|line| line.get("message") == Some(&json!(LOST)));
+    let told: u64 = told
+        .map(|line| line["lines"].as_u64().expect("a number"))
+        .sum();
+    assert!(told >= lost.parse().unwrap(), "{told} of {lost}");
+}
+
+#[actix_rt::test]
+async fn a_standard_error_that_nobody_reads_keeps_no_node_from_its_end() {
+    let api = Api::start();
+    let (mut node, pipe) = node_with_full_pipe(&api).await;
+    node.signal("TERM");
+    assert!(node.ended(PATIENCE).await.success());
+    drop(pipe);
+
+    // The second signal ends it, whatever the drain waits for.
+    let (mut node, pipe) = node_with_full_pipe(&api).await;
+    api.behave(|_, _| Conduct::Hang);
+    node.post("/", "slow", traffic()[0].clone()).await.unwrap();
+    node.signal("TERM");
+    eventually("it drains", PATIENCE, async || {
+        (node.status().await["draining"] == true).then_some(())
+    })
+    .await;
+    node.signal("TERM");
+    assert_eq!(node.ended(PATIENCE).await.code(), Some(1));
+    drop(pipe);
+}
+
+#[actix_rt::test]
+async fn the_last_lines_are_there_however_a_node_ends() {
+    // Its reason is told, each time.
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = taken.local_addr().expect("it has one").to_string();
+    for _ in 0..50 {
+        let data = tempfile::tempdir().expect("a folder");
+        let data = data.path().to_str().expect("a plain path");
+        let free = format!("127.0.0.1:{}", process::free_port());
+        let arguments = [
+            "run", "--data", data, "--admin", &free, "--listen", &address,
+        ];
+        let (status, _, told) = process::waypost(&arguments).await;
+        assert_eq!(status, Some(1), "{told}");
+        let why = format!("cannot listen on {address}: Address already in use (os error 98)\n");
+        assert!(told.ends_with(&why), "{told}");
+    }
+    // A second signal.
+    let api = Api::start();
+    let mut node = Node::start(&api.url(), &grpc_variables()).await;
+    node.lane_is("grpc", "up", PATIENCE).await;
+    api.behave(|_, _| Conduct::Hang);
+    node.post("/", "slow", traffic()[0].clone()).await.unwrap();
+    node.signal("TERM");
+    eventually("it drains", PATIENCE, async || {
+        (node.status().await["draining"] == true).then_some(())
+    })
+    .await;
+    node.signal("TERM");
+    assert_eq!(node.ended(PATIENCE).await.code(), Some(1));
+    let log = node.log();
+    assert!(log.ends_with("second signal: ending at once\n"), "{log}");
+}
+
+#[actix_rt::test]
+async fn a_panic_is_a_line_of_the_log() {
+    let api = Api::start();
+    let (pipe, stderr) = io::pipe().expect("a pipe");
+    let fault = "lane=1*panic(planted)->off";
+    let mut node = Node::start_with_stderr(&api.url(), &grpc_variables(), fault, stderr).await;
+    let reader = read(pipe);
+    node.lane_is("grpc", "up", PATIENCE).await;
+    node.post("/", "a", traffic()[0].clone()).await.unwrap();
+    eventually("the lane was started again", PATIENCE, async || {
+        (node.lane("grpc").await["restarts"] == 1).then_some(())
+    })
+    .await;
+    node.signal("TERM");
+    assert!(node.ended(PATIENCE).await.success());
+    let lines = reader.join().expect("whole lines");
+    let panics: Vec<_> = lines
+        .iter()
+        .filter(|line| line.get("message") == Some(&json!("panicked")))
+        .collect();
+    assert_eq!(panics.len(), 1, "{lines:?}");
+    assert_eq!(panics[0]["reason"], "planted");
+    let location = panics[0]["location"].as_str().expect("text");
+    assert!(location.contains(".rs:"), "{location}");
+    fields_are_documented(panics[0]);
 }

@@ -41,6 +41,7 @@ use crate::{
     build_info::BUILD_INFO,
     config::{Config, ConfigError, Flag},
     load::records,
+    log::{self, LastLines},
 };
 
 /// The built-in records.
@@ -178,7 +179,11 @@ impl Cli {
         if self.version {
             return print_version(self.json).err().unwrap_or(ExitCode::SUCCESS);
         }
-        self.log();
+        // Its end is the last of all.
+        let _last_lines = match self.log() {
+            Ok(last_lines) => last_lines,
+            Err(status) => return status,
+        };
         let ended = actix_rt::System::new().block_on(async {
             match self.command.unwrap_or_default() {
                 Command::Run(args) => run::run(args).await,
@@ -199,11 +204,16 @@ impl Cli {
     }
 
     /// Logs to the standard error. `RUST_LOG` overrides the flags.
-    fn log(&self) {
+    ///
+    /// # Errors
+    /// The exit status, after the reason is told.
+    fn log(&self) -> Result<Option<LastLines>, ExitCode> {
         // Its lines would be in the midst of the screen.
         if matches!(self.command, Some(Command::Top(_))) && std::io::stderr().is_terminal() {
-            return;
+            return Ok(None);
         }
+        let (output, last_lines) =
+            log::start().map_err(|why| failed(format_args!("the log cannot be written: {why}")))?;
         let filter = std::env::var("RUST_LOG")
             .ok()
             .and_then(|directives| parse_filter(&directives))
@@ -211,9 +221,9 @@ impl Cli {
         let colour = std::io::stderr().is_terminal()
             && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
         let lines = fmt::layer()
-            .with_writer(std::io::stderr)
+            .with_writer(output)
             .with_ansi(colour)
-            // It would tell of a standard error that fails, on the standard error, and panic.
+            // It would print to the standard error.
             .log_internal_errors(false);
         let lines = match self.log_format {
             LogFormat::Text => lines.boxed(),
@@ -223,6 +233,7 @@ impl Cli {
             .with(lines)
             .with(filter)
             .init();
+        Ok(Some(last_lines))
     }
 
     fn level(&self) -> LevelFilter {

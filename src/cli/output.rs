@@ -10,6 +10,8 @@ use std::{
 
 use terminal_size::Width;
 
+use crate::log;
+
 /// Prints a result to the standard output. A reader that has closed it wants no more, so that is no
 /// failure.
 pub fn print(result: impl Display) -> Result<(), ExitCode> {
@@ -42,10 +44,9 @@ pub fn width() -> Option<usize> {
     Some(width.into())
 }
 
-/// Prints a line for a person to the standard error.
+/// Prints a line for a person to the standard error: see [`log::print`].
 pub fn tell(line: impl Display) {
-    // Without a standard error, nobody can be told.
-    writeln!(io::stderr(), "{line}").ok();
+    log::print(&format!("{line}\n"));
 }
 
 /// Tells why a command fails. Returns its exit status.

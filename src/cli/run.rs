@@ -10,7 +10,7 @@ use super::{
     output::failed,
     signals::{Signals, Wish},
 };
-use crate::node::Node;
+use crate::{log, node::Node};
 
 /// A drain that takes longer is cut off.
 const DRAIN_MAX: Duration = Duration::from_millis(9_500);
@@ -33,6 +33,7 @@ pub async fn run(args: NodeArgs) -> Result<(), ExitCode> {
             info!(signal, "the signal has no effect: the node is stopping");
         }
         warn!("second signal: ending at once");
+        log::flush();
         std::process::exit(1);
     });
     if tokio::time::timeout(DRAIN_MAX, node.drain()).await.is_err() {

@@ -41,6 +41,7 @@ use crate::{
     clock,
     control::{ReloadOutcome, ReloadReport},
     ledger::{Counts, LaneLedger, Ledger},
+    log,
     secrets::FileHealth,
     spool::{Queue, SpoolStats},
     trace::Exporter,
@@ -128,6 +129,7 @@ impl Scrape<'_> {
         runs::register(self, &mut registry);
         self.register_files(&mut registry);
         traces::register(self, &mut registry);
+        register_log(&mut registry);
         early_ends::register(self, &mut registry);
         self.register_api(&mut registry);
         each_api::register(self, &mut registry);
@@ -372,6 +374,14 @@ fn register_build(registry: &mut Registry) {
         "waypost_build",
         "The build of this program",
         Info::new(labels),
+    );
+}
+
+fn register_log(registry: &mut Registry) {
+    registry.register(
+        "waypost_log_lines_lost",
+        "Lines of the log that were lost because the standard error did not take them",
+        ConstCounter::new(log::status().lost),
     );
 }
 

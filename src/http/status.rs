@@ -43,6 +43,7 @@ use crate::{
     history::{Columns, History},
     lane_id::{LaneId, PerLane},
     ledger::{Balance, Ledger, Quantiles},
+    log::{self, LogStatus},
     routing::{
         explain::Explanations,
         scores::{LaneRouting, Scores},
@@ -133,6 +134,7 @@ pub struct Status<'s> {
     files: Vec<FileStatus<'s>>,
     /// Null if traces are off.
     traces: Option<TraceStatus>,
+    log: LogStatus,
     /// What is wrong, the worst first.
     warnings: Vec<NodeWarning>,
 }
@@ -293,6 +295,7 @@ impl AdminState {
             reload: self.control.last_reload(),
             files: self.files.iter().map(|file| file.status()).collect(),
             traces: self.exporter.status(),
+            log: log::status(),
             warnings: Vec::new(),
         };
         status.warnings = warnings(&status, self.ack);

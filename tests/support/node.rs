@@ -36,30 +36,47 @@ pub struct Node {
 }
 
 impl Node {
-    /// Starts a node with `variables` (without their `WAYPOST_`, or of OpenTelemetry) and waits until it answers. Its
+    /// Starts a node with `variables` (without their `WAYPOST_`, or of OpenTelemetry or the log) and waits until it answers. Its
     /// lanes may still connect.
     pub async fn start(api: &str, variables: &[(String, String)]) -> Self {
-        Self::begin(api, variables, "", &[]).await
+        Self::begin(api, variables, "", &[], None).await
+    }
+
+    /// The same, with its log in JSON at `stderr`.
+    pub async fn start_with_stderr(
+        api: &str,
+        variables: &[(String, String)],
+        fault: &str,
+        stderr: impl Into<Stdio>,
+    ) -> Self {
+        let stderr = Some(stderr.into());
+        Self::begin(api, variables, fault, &["--log-format", "json"], stderr).await
     }
 
     /// The same, with a configuration file. The variables override it.
     pub async fn start_with_config(api: &str, variables: &[(String, String)], file: &Path) -> Self {
         let file = file.to_str().expect("a plain path");
-        Self::begin(api, variables, "", &["--config", file]).await
+        Self::begin(api, variables, "", &["--config", file], None).await
     }
 
     /// The same, with its log in JSON.
     pub async fn start_with_json_log(api: &str, variables: &[(String, String)]) -> Self {
-        Self::begin(api, variables, "", &["--log-format", "json"]).await
+        Self::begin(api, variables, "", &["--log-format", "json"], None).await
     }
 
     /// The same, with a fault planted at a named point of the program: see the `fail` crate for the
     /// language.
     pub async fn start_with_fault(api: &str, variables: &[(String, String)], fault: &str) -> Self {
-        Self::begin(api, variables, fault, &[]).await
+        Self::begin(api, variables, fault, &[], None).await
     }
 
-    async fn begin(api: &str, variables: &[(String, String)], fault: &str, flags: &[&str]) -> Self {
+    async fn begin(
+        api: &str,
+        variables: &[(String, String)],
+        fault: &str,
+        flags: &[&str],
+        stderr: Option<Stdio>,
+    ) -> Self {
         let ingest = process::free_port();
         let admin = process::free_port();
         let data = tempfile::tempdir().expect("a temporary folder");
@@ -89,8 +106,9 @@ impl Node {
             .finish();
         let arguments = ["run"].iter().chain(flags).map(ToString::to_string);
         let arguments: Vec<_> = arguments.collect();
+        let stderr = stderr.unwrap_or_else(|| log_file(log.path()));
         let mut node = Self {
-            child: launch(&environment, log.path(), &arguments),
+            child: launch(&environment, stderr, &arguments),
             ingest,
             admin,
             environment,
@@ -122,7 +140,11 @@ impl Node {
 
     /// Starts it again on the same ports, with the same data and lanes.
     pub async fn start_again(&mut self) {
-        self.child = launch(&self.environment, self.log.path(), &self.arguments);
+        self.child = launch(
+            &self.environment,
+            log_file(self.log.path()),
+            &self.arguments,
+        );
         if let Some(limit) = &self.memory_limit {
             limit.add(&self.child);
         }
@@ -358,8 +380,12 @@ impl Node {
         )
     }
 
-    /// The log so far, of all runs.
+    /// The log so far, of all runs, with all that was logged before this call.
     pub fn log(&self) -> String {
+        let deadline = Instant::now() + PATIENCE;
+        while process::thread_is_busy(&self.child, "log") && Instant::now() < deadline {
+            thread::sleep(Duration::from_millis(1));
+        }
         fs::read_to_string(self.log.path()).expect("the log is UTF-8")
     }
 
@@ -428,15 +454,19 @@ impl Client {
 /// `NODE_UNDER_TEST` names another build of the program, such as an optimized one.
 /// The whole name of a variable.
 fn variable(key: &str) -> String {
-    if key.starts_with("OTEL_") {
+    if key.starts_with("OTEL_") || key == "RUST_LOG" {
         key.to_owned()
     } else {
         format!("WAYPOST_{key}")
     }
 }
 
-fn launch(environment: &[(String, String)], log: &Path, arguments: &[String]) -> Child {
-    let log = File::options().append(true).open(log).expect("the log");
+fn log_file(path: &Path) -> Stdio {
+    let log = File::options().append(true).open(path);
+    log.expect("the log").into()
+}
+
+fn launch(environment: &[(String, String)], stderr: Stdio, arguments: &[String]) -> Child {
     let program =
         env::var("NODE_UNDER_TEST").unwrap_or_else(|_| env!("CARGO_BIN_EXE_waypost").into());
     process::start(&program, |command| {
@@ -444,7 +474,7 @@ fn launch(environment: &[(String, String)], log: &Path, arguments: &[String]) ->
             .args(arguments)
             .env_remove("PUBSUB_EMULATOR_HOST")
             .stdin(Stdio::null())
-            .stderr(log);
+            .stderr(stderr);
         command.envs(environment.iter().map(|(key, value)| (key, value)));
     })
     .expect("the program starts")

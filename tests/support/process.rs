@@ -94,6 +94,20 @@ fn has_stopped(process: u32) -> bool {
     })
 }
 
+/// Whether the thread of that name has anything to do. One that was woken has, before it runs; one
+/// of a process that has ended has nothing.
+pub fn thread_is_busy(child: &Child, name: &str) -> bool {
+    let Ok(tasks) = fs::read_dir(format!("/proc/{}/task", child.id())) else {
+        return false;
+    };
+    let mut stats =
+        tasks.filter_map(|task| fs::read_to_string(task.ok()?.path().join("stat")).ok());
+    stats.any(|stat| {
+        let after = stat.split_once(&format!("({name}) "));
+        after.is_some_and(|(_, state)| state.starts_with(['R', 'D']))
+    })
+}
+
 /// Runs the program with these arguments and no environment. Returns the exit status, the standard
 /// output and the standard error.
 pub async fn waypost(arguments: &[&str]) -> (Option<i32>, String, String) {

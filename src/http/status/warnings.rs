@@ -256,6 +256,11 @@ impl WarningList {
                 );
             }
         }
+        if status.log.refuses {
+            let what = "Lines of the log are lost: the standard error does not take them";
+            let remedy = "Mend what reads it (a pipe, a terminal), or free the disk under it";
+            self.warn("log", what, remedy);
+        }
         if status.draining {
             self.notice("node", "The node is stopping", "None is needed");
         }

@@ -7,6 +7,7 @@ use crate::{
     http::status::{OrderStatus, SpoolStatus, apis::ApiStatus, apis::NamedApiStatus},
     lane_id::LaneId,
     ledger::{Balance, Quantiles},
+    log::LogStatus,
     routing::scores::Scores,
     secrets::FileStatus,
     transport::BrokerInfo,
@@ -95,6 +96,7 @@ fn well() -> Status<'static> {
         reload: None,
         files: Vec::new(),
         traces: None,
+        log: LogStatus::default(),
         warnings: Vec::new(),
     }
 }
@@ -305,6 +307,12 @@ fn each_trouble_of_the_api_and_the_node_is_one_warning() {
                 });
             },
         ),
+        (Warning, "log", "the standard error does not", |status| {
+            status.log = LogStatus {
+                lost: 1,
+                refuses: true,
+            };
+        }),
         (Notice, "node", "is stopping", |status| {
             status.draining = true;
         }),

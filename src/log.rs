@@ -1,0 +1,341 @@
+//! The way of the log to the standard error. It holds up nobody who logs, whatever reads the lines
+//! or does not: they wait in memory, and one thread writes them.
+//!
+//! - A log call never waits for the output. Lines stay whole and in their order.
+//! - At most 1 MiB of lines waits. What comes beyond that is lost and counted. As soon as the output
+//!   takes lines again, one line in the place of the lost ones says how many they were.
+//! - An output that fails, such as a file on a full disk, is tried again: what it does not take is
+//!   lost and counted in the same way.
+//! - Whoever ends the process waits until all that was logged is written, but not for long:
+//!   [`LastLines`], [`flush`].
+//! - A panic is a line of the log too: the hook of the standard library would write to an output
+//!   that takes nothing.
+//!
+//! `tracing-appender` does not promise this: it counts the lines that find no room, and says nothing
+//! in their place; it drops those that the output fails to take, uncounted; and what ends the
+//! process by itself cannot wait for its thread.
+
+mod panics;
+
+use std::{
+    cell::RefCell,
+    fs::File,
+    io::{self, ErrorKind, Write},
+    os::fd::AsFd as _,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
+use schemars::JsonSchema;
+use serde::Serialize;
+use tracing::warn;
+
+/// Bytes of lines that may wait for the output: some thousand lines.
+const WAITING_MAX: usize = 1 << 20;
+/// Memory that a quiet log keeps.
+const KEPT_MAX: usize = 16 << 10;
+/// Whoever waits for the output waits no longer.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// The time between two tries of an output that fails.
+const RETRY: Duration = Duration::from_secs(1);
+/// The same for one that takes nothing now, and says so instead of waiting.
+const RETRY_SOON: Duration = Duration::from_millis(20);
+const THREAD: &str = "log";
+
+/// The output of this process, once it logs.
+static OUTPUT: OnceLock<Arc<LogOutput>> = OnceLock::new();
+
+thread_local! {
+    /// The line of the log's own thread, while it makes one.
+    static OWN_LINE: RefCell<Option<Vec<u8>>> = const { RefCell::new(None) };
+}
+
+/// The log in `GET /api/status`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct LogStatus {
+    /// Lines that the standard error did not take, since the start.
+    pub lost: u64,
+    /// Lines are being lost: the last ones that came found no room, or could not be written.
+    pub refuses: bool,
+}
+
+/// The log of this process; one that has no lines loses none.
+pub fn status() -> LogStatus {
+    OUTPUT
+        .get()
+        .map(|output| output.status())
+        .unwrap_or_default()
+}
+
+/// Starts the thread that writes to the standard error, and makes panics lines of the log.
+///
+/// # Errors
+/// The system has no thread or descriptor left.
+pub fn start() -> io::Result<(Arc<LogOutput>, LastLines)> {
+    // A descriptor of its own: the lock of the standard one is held while a write waits.
+    let stderr = File::from(io::stderr().as_fd().try_clone_to_owned()?);
+    let output = Arc::new(LogOutput::default());
+    let writer = Arc::clone(&output);
+    thread::Builder::new()
+        .name(THREAD.into())
+        .spawn(move || writer.run(stderr, loss_line))?;
+    let output = OUTPUT.get_or_init(|| output);
+    panics::hook(Arc::clone(output));
+    Ok((Arc::clone(output), LastLines))
+}
+
+/// Prints text for a person in its place among the lines of the log, and returns once it is written,
+/// or the output has taken nothing for a second.
+pub fn print(text: &str) {
+    match OUTPUT.get() {
+        Some(output) => output.print(text.as_bytes()),
+        // Without a standard error, nobody can be told.
+        None => drop(io::stderr().write_all(text.as_bytes())),
+    }
+}
+
+/// Waits until all that was logged before is written, but for a second at most.
+pub fn flush() {
+    if let Some(output) = OUTPUT.get() {
+        output.flush(PATIENCE);
+    }
+}
+
+/// Calls [`flush`] at its end, a panic included.
+#[must_use]
+pub struct LastLines;
+
+impl Drop for LastLines {
+    fn drop(&mut self) {
+        flush();
+    }
+}
+
+/// A line in the format of the log that says how many were lost. Empty if the level hides it.
+fn loss_line(lines: u64) -> Vec<u8> {
+    OWN_LINE.set(Some(Vec::new()));
+    warn!(
+        lines,
+        "lines of the log were lost here: the standard error did not take them"
+    );
+    OWN_LINE.take().unwrap_or_default()
+}
+
+/// Takes lines from all threads, and gives them to the one that writes.
+#[derive(Default)]
+pub struct LogOutput {
+    queue: Mutex<LineQueue>,
+    arrived: Condvar,
+    written: Condvar,
+    lost: AtomicU64,
+    /// Lost lines that the log has told.
+    told: AtomicU64,
+}
+
+#[derive(Default)]
+struct LineQueue {
+    waiting: Vec<u8>,
+    /// Lines that came after those that wait, and are lost.
+    lost: u64,
+    /// Bytes that ever waited.
+    taken: u64,
+    /// Those of them that do not concern the thread any more.
+    ended: u64,
+}
+
+impl LogOutput {
+    fn status(&self) -> LogStatus {
+        let told = self.told.load(Relaxed);
+        let lost = self.lost.load(Relaxed);
+        LogStatus {
+            lost,
+            refuses: lost > told,
+        }
+    }
+
+    fn lose(&self, lines: u64) {
+        self.lost.fetch_add(lines, Relaxed);
+    }
+
+    /// Puts `line` at the end, or loses it.
+    fn push(&self, line: &[u8]) {
+        self.add(self.queue.lock(), line);
+    }
+
+    fn add(&self, mut queue: MutexGuard<'_, LineQueue>, line: &[u8]) {
+        if queue.has_room(line.len()) {
+            queue.put(line);
+        } else {
+            queue.lost += 1;
+            self.lose(1);
+        }
+        drop(queue);
+        self.arrived.notify_one();
+    }
+
+    /// See [`print`].
+    fn print(&self, text: &[u8]) {
+        let deadline = Instant::now() + PATIENCE;
+        let mut queue = self.queue.lock();
+        while !queue.has_room(text.len()) {
+            if self.written.wait_until(&mut queue, deadline).timed_out() {
+                break;
+            }
+        }
+        self.add(queue, text);
+        self.flush(deadline.saturating_duration_since(Instant::now()));
+    }
+
+    /// Waits until all that came before is written, but for `patience` at most.
+    fn flush(&self, patience: Duration) {
+        let deadline = Instant::now() + patience;
+        let mut queue = self.queue.lock();
+        let last = queue.taken;
+        while queue.ended < last {
+            if self.written.wait_until(&mut queue, deadline).timed_out() {
+                break;
+            }
+        }
+    }
+
+    /// Writes what comes, for ever. `loss_line` makes the line that says how many were lost.
+    fn run(&self, output: impl Write, loss_line: impl Fn(u64) -> Vec<u8>) {
+        let mut output = LineWriter::new(output);
+        let mut lines = Vec::new();
+        // Lost lines that no line has told.
+        let mut untold = 0;
+        let tell = |output: &mut LineWriter<_>, untold: &mut u64| {
+            if *untold > 0 && output.write(&loss_line(*untold)) == 0 {
+                self.told.fetch_add(*untold, Relaxed);
+                *untold = 0;
+            }
+            *untold == 0
+        };
+        loop {
+            let lost = self.next(&mut lines, untold > 0);
+            // Those that could not be written came before these.
+            let is_told = tell(&mut output, &mut untold);
+            let unwritten = if is_told {
+                output.write(&lines)
+            } else {
+                count_lines(&lines)
+            };
+            self.lose(unwritten);
+            untold += unwritten + lost;
+            if is_told && unwritten == 0 {
+                tell(&mut output, &mut untold);
+            }
+        }
+    }
+
+    /// Replaces `lines`, which are done, by those that wait, and returns how many were lost after
+    /// them. Waits until there are any, but not for long if it `is_to_try_again`.
+    fn next(&self, lines: &mut Vec<u8>, is_to_try_again: bool) -> u64 {
+        let mut queue = self.queue.lock();
+        queue.ended += lines.len() as u64;
+        lines.clear();
+        lines.shrink_to(KEPT_MAX);
+        self.written.notify_all();
+        while queue.waiting.is_empty() && queue.lost == 0 {
+            if !is_to_try_again {
+                self.arrived.wait(&mut queue);
+            } else if self.arrived.wait_for(&mut queue, RETRY).timed_out() {
+                break;
+            }
+        }
+        std::mem::swap(lines, &mut queue.waiting);
+        std::mem::take(&mut queue.lost)
+    }
+}
+
+impl LineQueue {
+    /// A line that comes after a lost one is lost too, so that the log has one gap.
+    fn has_room(&self, bytes: usize) -> bool {
+        self.lost == 0 && bytes <= WAITING_MAX - self.waiting.len()
+    }
+
+    fn put(&mut self, line: &[u8]) {
+        self.waiting.extend_from_slice(line);
+        self.taken += line.len() as u64;
+    }
+}
+
+/// The subscriber writes each line as a whole.
+impl Write for &LogOutput {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        // A thread that ends may have lost its own.
+        let is_own = OWN_LINE.try_with(|own| match &mut *own.borrow_mut() {
+            Some(own) => {
+                own.extend_from_slice(line);
+                true
+            }
+            None => false,
+        });
+        if !is_own.unwrap_or(false) {
+            self.push(line);
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Writes whole lines to an output that may fail in the midst of one.
+struct LineWriter<W> {
+    output: W,
+    /// The output has a part of a line that is lost.
+    is_torn: bool,
+}
+
+impl<W: Write> LineWriter<W> {
+    fn new(output: W) -> Self {
+        let is_torn = false;
+        Self { output, is_torn }
+    }
+
+    /// Returns how many of the lines could not be written.
+    fn write(&mut self, lines: &[u8]) -> u64 {
+        if self.is_torn && !lines.is_empty() {
+            if self.write_bytes(b"\n") == 0 {
+                return count_lines(lines);
+            }
+            self.is_torn = false;
+        }
+        let written = self.write_bytes(lines);
+        let (whole, rest) = lines.split_at(written);
+        if !rest.is_empty() {
+            self.is_torn = whole.last().is_some_and(|last| *last != b'\n');
+        }
+        count_lines(rest)
+    }
+
+    /// Returns how many bytes were written before it failed.
+    fn write_bytes(&mut self, bytes: &[u8]) -> usize {
+        let mut written = 0;
+        while written < bytes.len() {
+            match self.output.write(&bytes[written..]) {
+                Ok(0) => break,
+                Ok(more) => written += more,
+                Err(why) if why.kind() == ErrorKind::Interrupted => {}
+                // Another program has set the terminal or pipe that both have to non-blocking.
+                Err(why) if why.kind() == ErrorKind::WouldBlock => thread::sleep(RETRY_SOON),
+                Err(_) => break,
+            }
+        }
+        written
+    }
+}
+
+fn count_lines(lines: &[u8]) -> u64 {
+    memchr::memchr_iter(b'\n', lines).count() as u64
+}
+
+#[cfg(test)]
+mod tests;
