@@ -6,7 +6,7 @@
 //!   takes lines again, one line in the place of the lost ones says how many they were.
 //! - An output that fails, such as a file on a full disk, is tried again: what it does not take is
 //!   lost and counted in the same way.
-//! - Whoever ends the process waits until all that was logged is written, but not for long:
+//! - The end of the process waits until all that was logged is written, but not for long:
 //!   [`LastLines`], [`flush`].
 //! - A panic is a line of the log too: the hook of the standard library would write to an output
 //!   that takes nothing.
@@ -39,7 +39,7 @@ use tracing::warn;
 const WAITING_MAX: usize = 1 << 20;
 /// Memory that a quiet log keeps.
 const KEPT_MAX: usize = 16 << 10;
-/// Whoever waits for the output waits no longer.
+/// The longest wait for the output.
 const PATIENCE: Duration = Duration::from_secs(1);
 /// The time between two tries of an output that fails.
 const RETRY: Duration = Duration::from_secs(1);

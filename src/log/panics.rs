@@ -13,7 +13,7 @@ use tracing::{Level, enabled, error};
 
 use super::LogOutput;
 
-/// What panics may end the process before it can write its line. Anybody else may wait so long.
+/// The longest wait for the line of a panic: the thread that panics may end the process.
 const PATIENCE: Duration = Duration::from_millis(100);
 
 /// From now on, a panic is logged, and not printed.
@@ -33,7 +33,7 @@ fn tell(output: &LogOutput, info: &PanicHookInfo<'_>) {
     // `RUST_BACKTRACE` asks for one.
     let backtrace = Backtrace::capture();
     if !enabled!(Level::ERROR) {
-        // Whatever the log leaves out, a program does not end without a word.
+        // A program does not end without a word, even if the log leaves errors out.
         let line = format!("thread {thread} panicked at {location}: {reason}\n");
         let mut output = output;
         output.write_all(line.as_bytes()).ok();

@@ -200,8 +200,12 @@ fn check_configuration(text: &[u8], variables: &BTreeMap<String, String>) {
     match Config::load(Some(file.path()), variables, &[]) {
         Ok(config) => {
             let written = config.to_toml();
-            // A name is no secret: a tag is in each record, and a queue is known to its broker.
-            let is_name = |line: &&str| line.starts_with("tag = ") || line.starts_with("queue = ");
+            // Only an address has a password. A name is no secret: a tag is in each record, a queue is
+            // known to its broker, and a folder to all who see the system.
+            let is_name = |line: &&str| {
+                let (key, _) = line.split_once(" = ").unwrap_or_default();
+                !["url", "monitor", "endpoint", "peers"].contains(&key)
+            };
             let mut names = written.lines().filter(is_name);
             let is_told = names.any(|name| name.contains(PASSWORD));
             for told in [&written, &format!("{config:?}")] {
