@@ -1,8 +1,8 @@
-//! The way of the log to the standard error. It holds up nobody who logs, whatever reads the lines
-//! or does not: they wait in memory, and one thread writes them.
+//! The way of the log to the standard error. A call that logs never waits, even if nobody reads the
+//! lines: they wait in memory, and one thread writes them.
 //!
 //! - A log call never waits for the output. Lines stay whole and in their order.
-//! - At most 1 MiB of lines waits. What comes beyond that is lost and counted. As soon as the output
+//! - At most 1 MiB of lines waits. Lines beyond that are lost and counted. As soon as the output
 //!   takes lines again, one line in the place of the lost ones says how many they were.
 //! - An output that fails, such as a file on a full disk, is tried again: what it does not take is
 //!   lost and counted in the same way.
@@ -36,12 +36,12 @@ use serde::Serialize;
 use tracing::warn;
 
 /// Bytes of lines that may wait for the output: some thousand lines.
-const WAITING_MAX: usize = 1 << 20;
+const WAITING_MAX: u64 = 1 << 20;
 /// Memory that a quiet log keeps.
 const KEPT_MAX: usize = 16 << 10;
 /// The longest wait for the output.
-const PATIENCE: Duration = Duration::from_secs(1);
-/// The time between two tries of an output that fails.
+const PATIENCE: Duration = Duration::from_millis(500);
+/// The time between two tries of an output that fails, while no line comes.
 const RETRY: Duration = Duration::from_secs(1);
 /// The same for one that takes nothing now, and says so instead of waiting.
 const RETRY_SOON: Duration = Duration::from_millis(20);
@@ -90,7 +90,7 @@ pub fn start() -> io::Result<(Arc<LogOutput>, LastLines)> {
 }
 
 /// Prints text for a person in its place among the lines of the log, and returns once it is written,
-/// or the output has taken nothing for a second.
+/// or the output has taken nothing for half a second.
 pub fn print(text: &str) {
     match OUTPUT.get() {
         Some(output) => output.print(text.as_bytes()),
@@ -99,7 +99,8 @@ pub fn print(text: &str) {
     }
 }
 
-/// Waits until all that was logged before is written, but for a second at most.
+/// Waits until all that was logged before is written, but for half a second at most, and not again
+/// for an output that has taken nothing since such a wait.
 pub fn flush() {
     if let Some(output) = OUTPUT.get() {
         output.flush(PATIENCE);
@@ -146,6 +147,8 @@ struct LineQueue {
     taken: u64,
     /// Those of them that do not concern the thread any more.
     ended: u64,
+    /// `ended` when a wait of [`PATIENCE`] was in vain.
+    waited_at: Option<u64>,
 }
 
 impl LogOutput {
@@ -182,25 +185,33 @@ impl LogOutput {
     fn print(&self, text: &[u8]) {
         let deadline = Instant::now() + PATIENCE;
         let mut queue = self.queue.lock();
-        while !queue.has_room(text.len()) {
-            if self.written.wait_until(&mut queue, deadline).timed_out() {
-                break;
-            }
-        }
+        while !queue.has_room(text.len()) && self.waits(&mut queue, deadline) {}
         self.add(queue, text);
-        self.flush(deadline.saturating_duration_since(Instant::now()));
+        self.flush_until(deadline);
     }
 
     /// Waits until all that came before is written, but for `patience` at most.
     fn flush(&self, patience: Duration) {
-        let deadline = Instant::now() + patience;
+        self.flush_until(Instant::now() + patience);
+    }
+
+    fn flush_until(&self, deadline: Instant) {
         let mut queue = self.queue.lock();
         let last = queue.taken;
-        while queue.ended < last {
-            if self.written.wait_until(&mut queue, deadline).timed_out() {
-                break;
-            }
+        while queue.ended < last && self.waits(&mut queue, deadline) {}
+    }
+
+    /// Waits until something is written. Returns whether it may be worth to wait on: an output that
+    /// took nothing in one wait is not waited for again until it takes something.
+    fn waits(&self, queue: &mut MutexGuard<'_, LineQueue>, deadline: Instant) -> bool {
+        if queue.waited_at == Some(queue.ended) {
+            return false;
         }
+        let is_over = self.written.wait_until(queue, deadline).timed_out();
+        if is_over {
+            queue.waited_at = Some(queue.ended);
+        }
+        !is_over
     }
 
     /// Writes what comes, for ever. `loss_line` makes the line that says how many were lost.
@@ -209,12 +220,19 @@ impl LogOutput {
         let mut lines = Vec::new();
         // Lost lines that no line has told.
         let mut untold = 0;
+        let told = |untold: &mut u64| {
+            self.told.fetch_add(std::mem::take(untold), Relaxed);
+        };
         let tell = |output: &mut LineWriter<_>, untold: &mut u64| {
-            if *untold > 0 && output.write(&loss_line(*untold)) == 0 {
-                self.told.fetch_add(*untold, Relaxed);
-                *untold = 0;
+            if *untold == 0 {
+                return true;
             }
-            *untold == 0
+            let line = loss_line(*untold);
+            let is_written = output.write(&line) == 0;
+            if is_written && !line.is_empty() {
+                told(untold);
+            }
+            is_written
         };
         loop {
             let lost = self.next(&mut lines, untold > 0);
@@ -225,6 +243,10 @@ impl LogOutput {
             } else {
                 count_lines(&lines)
             };
+            // If the level hides the loss, the next lines prove that the output takes them again.
+            if is_told && unwritten == 0 && !lines.is_empty() {
+                told(&mut untold);
+            }
             self.lose(unwritten);
             untold += unwritten + lost;
             if is_told && unwritten == 0 {
@@ -256,7 +278,9 @@ impl LogOutput {
 impl LineQueue {
     /// A line that comes after a lost one is lost too, so that the log has one gap.
     fn has_room(&self, bytes: usize) -> bool {
-        self.lost == 0 && bytes <= WAITING_MAX - self.waiting.len()
+        // Those that the thread has in hand wait too.
+        let waiting = self.taken - self.ended;
+        self.lost == 0 && waiting + bytes as u64 <= WAITING_MAX
     }
 
     fn put(&mut self, line: &[u8]) {

@@ -64,6 +64,8 @@ use crate::{
 /// The longest wait for requests in flight when the node drains.
 const INGEST_DRAIN: Duration = Duration::from_secs(4);
 const ADMIN_DRAIN: Duration = Duration::from_secs(1);
+/// The longest wait for clients that read events. The spool is closed behind it.
+const EVENTS_DRAIN: Duration = Duration::from_millis(300);
 
 /// Without a limit, the system would hold megabytes for a reader of events that takes none.
 const ADMIN_SEND_BUFFER: u32 = 32 << 10;
@@ -169,7 +171,7 @@ impl Node {
             warn!("the supervisor ended before the drain");
         }
         self.taken_file.close();
-        self.events.end(ADMIN_DRAIN).await;
+        self.events.end(EVENTS_DRAIN).await;
         self.admin_server.stop(false).await;
         self.apis.spools().close().await;
         self.exporter.close().await;

@@ -12,8 +12,9 @@ use super::{
 };
 use crate::{log, node::Node};
 
-/// A drain that takes longer is cut off.
-const DRAIN_MAX: Duration = Duration::from_millis(9_500);
+/// A drain that takes longer is cut off. With the wait for the last lines of the log, a stop takes less
+/// than 10 s.
+const DRAIN_MAX: Duration = Duration::from_secs(9);
 
 /// Runs a node until SIGTERM, SIGINT or SIGQUIT, then drains it. A second one ends the process at
 /// once.

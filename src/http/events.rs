@@ -95,7 +95,7 @@ impl EventHub {
         }
     }
 
-    /// What its readers are told.
+    /// The changes that its readers are told.
     pub const fn changes(&self) -> &ChangeLog {
         &self.changes
     }
@@ -128,7 +128,7 @@ impl EventHub {
     /// waited for longer than `patience`.
     pub async fn end(&self, patience: Duration) {
         self.has_ended.send_replace(true);
-        // The stream that is left then is cut.
+        // A stream that is still open then is cut.
         let _ = timeout(patience, self.has_ended.closed()).await;
     }
 
@@ -220,7 +220,7 @@ impl EventReader {
             return Some(greeting);
         }
         loop {
-            // Read first: no change comes behind it.
+            // Read before the changes: none is added once it is true.
             let has_ended = *self.has_ended.borrow();
             self.changes.mark_unchanged();
             if let Some(text) = self.next_change() {

@@ -6,20 +6,17 @@ use std::{
     panic::{self, PanicHookInfo},
     sync::Arc,
     thread,
-    time::Duration,
 };
 
 use tracing::{Level, enabled, error};
 
-use super::LogOutput;
-
-/// The longest wait for the line of a panic: the thread that panics may end the process.
-const PATIENCE: Duration = Duration::from_millis(100);
+use super::{LogOutput, PATIENCE};
 
 /// From now on, a panic is logged, and not printed.
 pub(super) fn hook(output: Arc<LogOutput>) {
     panic::set_hook(Box::new(move |info| {
         tell(&output, info);
+        // It may end the process.
         output.flush(PATIENCE);
     }));
 }
@@ -33,7 +30,7 @@ fn tell(output: &LogOutput, info: &PanicHookInfo<'_>) {
     // `RUST_BACKTRACE` asks for one.
     let backtrace = Backtrace::capture();
     if !enabled!(Level::ERROR) {
-        // A program does not end without a word, even if the log leaves errors out.
+        // A panic is told even if the log's level hides it.
         let line = format!("thread {thread} panicked at {location}: {reason}\n");
         let mut output = output;
         output.write_all(line.as_bytes()).ok();

@@ -35,6 +35,10 @@ struct Rig {
 
 impl Rig {
     fn new() -> Self {
+        Self::with_loss_line(|lines| format!("{lines} lost\n").into_bytes())
+    }
+
+    fn with_loss_line(loss: fn(u64) -> Vec<u8>) -> Self {
         let (answers, asked) = mpsc::channel();
         let (sender, taken) = mpsc::channel();
         let output = Arc::new(LogOutput::default());
@@ -43,7 +47,6 @@ impl Rig {
             answers: asked,
             taken: sender,
         };
-        let loss = |lines| format!("{lines} lost\n").into_bytes();
         thread::spawn(move || writer.run(pipe, loss));
         Self {
             output,
@@ -62,7 +65,7 @@ impl Rig {
         }
     }
 
-    /// What the output has, once it has `text` at its end.
+    /// The text of the output, once it ends with `text`.
     fn has(&self, text: &str) -> String {
         let mut all = Vec::new();
         while !all.ends_with(text.as_bytes()) {
@@ -101,7 +104,7 @@ fn an_output_that_takes_nothing_holds_up_no_line_and_tells_those_that_are_lost_i
     for number in 1..all {
         rig.log(&numbered(number));
     }
-    let kept = 1 + WAITING_MAX / line.len();
+    let kept = usize::try_from(WAITING_MAX).unwrap() / line.len();
     let lost = (all - kept) as u64;
     let refuses = true;
     assert_eq!(rig.output.status(), LogStatus { lost, refuses });
@@ -134,6 +137,36 @@ fn an_output_that_fails_is_tried_again_and_its_lines_stay_whole() {
 }
 
 #[test]
+fn an_output_that_fails_refuses_lines_until_it_takes_one_if_the_level_hides_the_loss() {
+    let rig = Rig::with_loss_line(|_| Vec::new());
+    rig.log("one\n");
+    rig.answers([broken()]);
+    rig.loses(1, true);
+    thread::sleep(2 * RETRY);
+    rig.loses(1, true);
+    rig.log("two\n");
+    rig.answers([ALL]);
+    assert_eq!(rig.has("two\n"), "two\n");
+    rig.loses(1, false);
+}
+
+#[test]
+fn a_stuck_output_is_waited_for_once() {
+    let rig = Rig::new();
+    let (sender, is_done) = mpsc::channel();
+    let output = Arc::clone(&rig.output);
+    thread::spawn(move || {
+        for _ in 0..200 {
+            output.print(b"mistake\n");
+        }
+        sender.send(()).unwrap();
+    });
+    is_done.recv_timeout(Duration::from_secs(30)).unwrap();
+    rig.answers((0..200).map(|_| ALL));
+    rig.has(&"mistake\n".repeat(199));
+}
+
+#[test]
 fn an_output_that_would_block_is_waited_for_and_loses_nothing() {
     let rig = Rig::new();
     rig.log("one\n");
@@ -149,9 +182,15 @@ fn a_flush_waits_for_the_last_line_and_a_stuck_output_ends_the_wait() {
     rig.output.flush(Duration::from_millis(10));
     assert!(rig.taken.try_recv().is_err());
     rig.answers([ALL]);
+    assert_eq!(rig.has("one\n"), "one\n");
+    while rig.output.queue.lock().ended == 0 {
+        thread::yield_now();
+    }
+    rig.log("two\n");
+    rig.answers([ALL]);
     rig.output.flush(Duration::from_secs(30));
     // No wait: a flush returns after the line is written.
-    assert_eq!(rig.taken.try_recv().unwrap(), b"one\n");
+    assert_eq!(rig.taken.try_recv().unwrap(), b"two\n");
     rig.output.flush(Duration::from_secs(30));
 }
 

@@ -146,8 +146,8 @@ impl Log {
         Ok(log)
     }
 
-    /// Whether it has files. Without any there is nothing to count or to write. Of the many queues
-    /// few have some, and this is asked with each commit.
+    /// Whether it has files. Without any there is nothing to count or to write. Most queues
+    /// have none, and each commit asks.
     pub fn has_files(&self) -> bool {
         !self.segments.is_empty() || !self.ended.is_empty()
     }

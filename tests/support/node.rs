@@ -451,7 +451,6 @@ impl Client {
     }
 }
 
-/// `NODE_UNDER_TEST` names another build of the program, such as an optimized one.
 /// The whole name of a variable.
 fn variable(key: &str) -> String {
     if key.starts_with("OTEL_") || key == "RUST_LOG" {
@@ -466,6 +465,7 @@ fn log_file(path: &Path) -> Stdio {
     log.expect("the log").into()
 }
 
+/// `NODE_UNDER_TEST` names another build of the program, such as an optimized one.
 fn launch(environment: &[(String, String)], stderr: Stdio, arguments: &[String]) -> Child {
     let program =
         env::var("NODE_UNDER_TEST").unwrap_or_else(|_| env!("CARGO_BIN_EXE_waypost").into());

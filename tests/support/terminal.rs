@@ -61,9 +61,10 @@ impl Terminal {
             let (mut piece, mut unseen) = ([0; 4096], Vec::new());
             while let Ok(length @ 1..) = written.read(&mut piece) {
                 unseen.extend_from_slice(&piece[..length]);
-                // A frame is seen once it is whole.
+                // A frame is seen once it is whole. The next piece may have the rest of its mark.
                 let last = |mark| memchr::memmem::rfind(&unseen, mark);
-                if last(FRAME_BEGINS) <= last(FRAME_ENDS) {
+                let is_cut = (1..FRAME_BEGINS.len()).any(|n| unseen.ends_with(&FRAME_BEGINS[..n]));
+                if !is_cut && last(FRAME_BEGINS) <= last(FRAME_ENDS) {
                     shown.lock().unwrap().process(&unseen);
                     unseen.clear();
                 }

@@ -292,6 +292,8 @@ impl Outlet {
     async fn try_move(self: Rc<Self>, message: Arc<MovableMessage>) -> Option<MovedMessage> {
         let params = &self.poster.params;
         let held = params.api.held.as_ref()?;
+        // At no time does it count as one that waits.
+        let moved = held.moved(params.lane);
         let (key, record) = loop {
             if !message.is_movable() || params.ledger.is_delivered(&message.record) {
                 return None;
@@ -320,7 +322,7 @@ impl Outlet {
             record,
             entry,
             verdict,
-            _moved: held.moved(params.lane),
+            _moved: moved,
         })
     }
 }

@@ -179,8 +179,8 @@ impl IngestSide<'_> {
         })
     }
 
-    /// The forms of a request. Those that need the key, if the node wants one: that a parameter is
-    /// required of some media types only cannot be said.
+    /// The forms of a request. If the node wants a key, events are left out: OpenAPI cannot require a
+    /// parameter for some media types only.
     fn request_body(&self) -> Value {
         let record = json!({ "$ref": "#/components/schemas/Record" });
         // No `maxItems`: more are too large, as more bytes are, which no schema says either.
