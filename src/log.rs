@@ -41,6 +41,10 @@ const WAITING_MAX: u64 = 1 << 20;
 const KEPT_MAX: usize = 16 << 10;
 /// The longest wait for the output.
 const PATIENCE: Duration = Duration::from_millis(500);
+/// The longer wait for a text for a person, which is the whole answer of a command.
+const PERSON_PATIENCE: Duration = Duration::from_secs(2);
+/// The wait for the thread on a machine that does not let it run.
+const STARVED_MAX: Duration = Duration::from_secs(5);
 /// The time between two tries of an output that fails, while no line comes.
 const RETRY: Duration = Duration::from_secs(1);
 /// The same for one that takes nothing now, and says so instead of waiting.
@@ -90,7 +94,7 @@ pub fn start() -> io::Result<(Arc<LogOutput>, LastLines)> {
 }
 
 /// Prints text for a person in its place among the lines of the log, and returns once it is written,
-/// or the output has taken nothing for half a second.
+/// or the output has taken nothing for two seconds.
 pub fn print(text: &str) {
     match OUTPUT.get() {
         Some(output) => output.print(text.as_bytes()),
@@ -183,7 +187,7 @@ impl LogOutput {
 
     /// See [`print`].
     fn print(&self, text: &[u8]) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + PERSON_PATIENCE;
         let mut queue = self.queue.lock();
         while !queue.has_room(text.len()) && self.waits(&mut queue, deadline) {}
         self.add(queue, text);
@@ -207,11 +211,17 @@ impl LogOutput {
         if queue.waited_at == Some(queue.ended) {
             return false;
         }
-        let is_over = self.written.wait_until(queue, deadline).timed_out();
-        if is_over {
-            queue.waited_at = Some(queue.ended);
+        if !self.written.wait_until(queue, deadline).timed_out() {
+            return true;
         }
-        !is_over
+        // A busy machine has not run the thread yet: the output was not asked.
+        let is_asked = queue.taken - queue.ended > queue.waiting.len() as u64;
+        if !is_asked && Instant::now() < deadline + STARVED_MAX {
+            self.written.wait_for(queue, RETRY_SOON);
+            return true;
+        }
+        queue.waited_at = Some(queue.ended);
+        false
     }
 
     /// Writes what comes, for ever. `loss_line` makes the line that says how many were lost.
@@ -236,7 +246,7 @@ impl LogOutput {
         };
         loop {
             let lost = self.next(&mut lines, untold > 0);
-            // Those that could not be written came before these.
+            // The lines that could not be written came before these.
             let is_told = tell(&mut output, &mut untold);
             let unwritten = if is_told {
                 output.write(&lines)
@@ -278,7 +288,7 @@ impl LogOutput {
 impl LineQueue {
     /// A line that comes after a lost one is lost too, so that the log has one gap.
     fn has_room(&self, bytes: usize) -> bool {
-        // Those that the thread has in hand wait too.
+        // The lines that the thread has in hand wait too.
         let waiting = self.taken - self.ended;
         self.lost == 0 && waiting + bytes as u64 <= WAITING_MAX
     }

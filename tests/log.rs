@@ -8,6 +8,7 @@ use std::{
     net::TcpListener,
     path::{Path, PathBuf},
     thread::{self, JoinHandle},
+    time::Duration,
 };
 
 use awc::http::StatusCode;
@@ -347,16 +348,8 @@ async fn a_standard_error_that_nobody_reads_holds_up_nothing_and_its_lost_lines_
     assert!(told >= lost.parse().unwrap(), "{told} of {lost}");
 }
 
-#[actix_rt::test]
-async fn a_standard_error_that_nobody_reads_keeps_no_node_from_its_end() {
-    let api = Api::start();
-    let (mut node, pipe) = node_with_full_pipe(&api).await;
-    node.signal("TERM");
-    assert!(node.ended(PATIENCE).await.success());
-    drop(pipe);
-
-    // The second signal ends it, whatever the drain waits for.
-    let (mut node, pipe) = node_with_full_pipe(&api).await;
+/// Ends a node that drains, as its API hangs, by a second signal.
+async fn ends_at_the_second_signal(node: &mut Node, api: &Api) {
     api.behave(|_, _| Conduct::Hang);
     node.post("/", "slow", traffic()[0].clone()).await.unwrap();
     node.signal("TERM");
@@ -366,6 +359,19 @@ async fn a_standard_error_that_nobody_reads_keeps_no_node_from_its_end() {
     .await;
     node.signal("TERM");
     assert_eq!(node.ended(PATIENCE).await.code(), Some(1));
+}
+
+#[actix_rt::test]
+async fn a_standard_error_that_nobody_reads_keeps_no_node_from_its_end() {
+    let api = Api::start();
+    let (mut node, pipe) = node_with_full_pipe(&api).await;
+    node.signal("TERM");
+    assert!(node.ended(Duration::from_secs(10)).await.success());
+    drop(pipe);
+
+    // The second signal ends it, whatever the drain waits for.
+    let (mut node, pipe) = node_with_full_pipe(&api).await;
+    ends_at_the_second_signal(&mut node, &api).await;
     drop(pipe);
 }
 
@@ -390,15 +396,7 @@ async fn the_last_lines_are_there_however_a_node_ends() {
     let api = Api::start();
     let mut node = Node::start(&api.url(), &grpc_variables()).await;
     node.lane_is("grpc", "up", PATIENCE).await;
-    api.behave(|_, _| Conduct::Hang);
-    node.post("/", "slow", traffic()[0].clone()).await.unwrap();
-    node.signal("TERM");
-    eventually("it drains", PATIENCE, async || {
-        (node.status().await["draining"] == true).then_some(())
-    })
-    .await;
-    node.signal("TERM");
-    assert_eq!(node.ended(PATIENCE).await.code(), Some(1));
+    ends_at_the_second_signal(&mut node, &api).await;
     let log = node.log();
     assert!(log.ends_with("second signal: ending at once\n"), "{log}");
 }
