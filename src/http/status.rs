@@ -331,12 +331,16 @@ impl AdminState {
             _ => None,
         };
         let last_error = view.last_error.as_deref();
-        // Before the lane is locked.
+        // The lane is locked last, and nothing else meanwhile: the history locks lanes while it is
+        // locked itself.
         let stats = self.spool.stats();
         let in_flight = self.ledger.in_flight(lane, &stats);
-        let ledger = self.ledger.lane(lane);
         let now = self.scores.at(Instant::now());
         let orders = self.control.orders(lane);
+        let recent_publish = self.history.recent_publish(lane);
+        let undelivered = self.ledger.lane(lane).counts.in_flight();
+        let routing = self.scores.status(lane, undelivered, now);
+        let ledger = self.ledger.lane(lane);
         Some(LaneStatus {
             lane,
             tag,
@@ -348,7 +352,7 @@ impl AdminState {
             attempts: view.attempts,
             last_error: last_error.or_else(|| forwarder?.last_error.as_deref()),
             retry_in_s: retry_in.map(|time| time.as_secs_f64()),
-            routing: self.scores.status(lane, ledger.counts.in_flight(), now),
+            routing,
             weight_set: orders.weight.map(|order| OrderStatus::new(order, None)),
             ordered: orders.action.map(|order| {
                 let action = Some(order.what);
@@ -365,7 +369,7 @@ impl AdminState {
             kept: stats.kept(lane),
             publish_ms: ledger.publish.quantiles_ms(),
             delivery_ms: ledger.delivery.quantiles_ms(),
-            recent_publish: self.history.recent_publish(lane),
+            recent_publish,
             broker: &view.broker,
             refusing: ledger
                 .refusals
