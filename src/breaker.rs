@@ -19,11 +19,11 @@ mod trial;
 
 use std::{mem, sync::Arc, time::Duration};
 
-use parking_lot::Mutex;
 use tokio::{
     sync::{Notify, watch},
     time::{Instant, timeout, timeout_at},
 };
+use tracing_mutex::parkinglot::Mutex;
 
 use self::{
     announcer::{Announcer, ApiChange},

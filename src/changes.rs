@@ -6,9 +6,9 @@
 use std::{collections::VecDeque, fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use parking_lot::Mutex;
 use serde::{Serialize, Serializer};
 use tokio::{sync::watch, time::sleep};
+use tracing_mutex::parkinglot::Mutex;
 
 use crate::{clock::unix_us, lane_id::LaneId};
 

@@ -35,7 +35,7 @@ struct Parts {
     /// The configuration in effect, but for what orders have changed. Held while an order is carried
     /// out: what is noted of orders is in the order of their effects.
     config: Mutex<Config>,
-    last_reload: parking_lot::Mutex<Option<ReloadReport>>,
+    last_reload: tracing_mutex::parkinglot::Mutex<Option<ReloadReport>>,
 }
 
 /// The parts that orders act on.
@@ -60,7 +60,7 @@ impl Control {
             source: params.source,
             change_log: params.change_log,
             config: Mutex::new(params.config),
-            last_reload: parking_lot::Mutex::default(),
+            last_reload: tracing_mutex::parkinglot::Mutex::default(),
         }))
     }
 

@@ -3,8 +3,8 @@
 
 use std::{fmt, mem, sync::Arc, time::Duration};
 
-use parking_lot::Mutex;
 use tokio::time::Instant;
+use tracing_mutex::parkinglot::Mutex;
 
 use crate::{
     lane_id::LaneId,

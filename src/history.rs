@@ -17,8 +17,8 @@ mod told;
 use std::{sync::Arc, time::Duration};
 
 use hdrhistogram::Histogram;
-use parking_lot::Mutex;
 use tokio::time::{Instant, MissedTickBehavior, interval};
+use tracing_mutex::parkinglot::Mutex;
 
 use self::{
     disk_pace::DiskPace,

@@ -23,13 +23,13 @@ use std::{
     time::Duration,
 };
 
-use parking_lot::Mutex;
 use ring::digest::{SHA256, digest};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::timeout,
 };
 use tracing::{error, info};
+use tracing_mutex::parkinglot::Mutex;
 
 use self::file::{KeyLine, append, read};
 use crate::{

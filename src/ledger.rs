@@ -30,8 +30,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use parking_lot::{Mutex, MutexGuard};
 use tokio::{sync::Notify, time};
+use tracing_mutex::parkinglot::{Mutex, MutexGuard};
 
 pub use self::{
     balance::{Balance, audit},

@@ -15,11 +15,11 @@ use std::{
 };
 
 use actix_web::{HttpRequest, HttpResponse, dev::ServerHandle, http::StatusCode, web};
-use parking_lot::Mutex;
 use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 use serde_json::{json, value::RawValue};
 use tokio::sync::oneshot;
+use tracing_mutex::parkinglot::Mutex;
 
 use self::store::{NewRecord, SinkAnswer, SinkRequest};
 pub use self::store::{Stats, StoredRecord};

@@ -37,9 +37,9 @@ use std::{
     time::SystemTime,
 };
 
-use parking_lot::Mutex;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tracing::warn;
+use tracing_mutex::parkinglot::Mutex;
 
 pub(crate) use self::disk::replace_durably;
 pub use self::{

@@ -12,8 +12,8 @@ use std::{
 };
 
 use bytes::Bytes;
-use parking_lot::Mutex;
 use tokio::sync::watch;
+use tracing_mutex::parkinglot::Mutex;
 
 use crate::{clock::unix_us, lane_id::LaneId, record::Record};
 

@@ -8,10 +8,10 @@ use std::{
     sync::Arc,
 };
 
-use parking_lot::Mutex;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::error;
+use tracing_mutex::parkinglot::Mutex;
 
 use super::{dead_letters::DeadLetters, held::HeldRecords, parking::Parking};
 use crate::{

@@ -7,9 +7,9 @@
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
-use parking_lot::Mutex;
 use tokio::time::Instant;
 use tracing::warn;
+use tracing_mutex::parkinglot::Mutex;
 
 use super::copy_table::CopyTable;
 use crate::{

@@ -9,12 +9,12 @@ use std::{
     time::Duration,
 };
 
-use parking_lot::Mutex;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, sleep},
 };
 use tracing::{debug, error, warn};
+use tracing_mutex::parkinglot::Mutex;
 
 use crate::{
     clock::unix_us,

@@ -5,8 +5,8 @@ use std::{sync::Arc, time::Duration};
 
 use actix::Recipient;
 use bytesize::ByteSize;
-use parking_lot::{RwLock, RwLockReadGuard};
 use tokio::time::Instant;
+use tracing_mutex::parkinglot::{RwLock, RwLockReadGuard};
 
 use super::{Publish, receipts::Refused};
 use crate::{

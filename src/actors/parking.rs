@@ -3,9 +3,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use parking_lot::Mutex;
 use tokio::time::Instant;
 use tracing::{debug, warn};
+use tracing_mutex::parkinglot::Mutex;
 
 use super::dead_letters::DeadLetters;
 use crate::{

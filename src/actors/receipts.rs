@@ -12,7 +12,7 @@ use std::{
 };
 
 use futures_util::task::AtomicWaker;
-use parking_lot::Mutex;
+use tracing_mutex::parkinglot::Mutex;
 
 use crate::{
     delivery::Receipt,

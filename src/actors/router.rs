@@ -5,8 +5,8 @@
 use std::{mem, sync::Arc, time::Duration};
 
 use actix::{Actor, Context, Handler, dev::SendError};
-use parking_lot::RwLockReadGuard;
 use tokio::time::Instant;
+use tracing_mutex::parkinglot::RwLockReadGuard;
 
 use super::{
     Drain, FED_MAX, Job, Ping, Publish, RECORDS_MAX, Route, Source, Supervised,

@@ -6,11 +6,11 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering::Relaxed},
 };
 
-use parking_lot::Mutex;
 use tokio::{
     sync::{Semaphore, SemaphorePermit},
     time::Instant,
 };
+use tracing_mutex::parkinglot::Mutex;
 
 use super::{
     answer::{Answer, FailureClass},

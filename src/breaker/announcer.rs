@@ -3,8 +3,8 @@
 
 use std::{collections::VecDeque, mem};
 
-use parking_lot::Mutex;
 use tracing::{info, warn};
+use tracing_mutex::parkinglot::Mutex;
 
 use crate::changes::{Change, ChangeLog, ShortReason};
 
@@ -93,6 +93,7 @@ mod tests {
             atomic::{AtomicBool, Ordering::Relaxed},
         },
         task::{self, Wake, Waker},
+        thread,
     };
 
     use tracing::{Event, Subscriber, subscriber};
@@ -225,7 +226,8 @@ mod tests {
         {
             let _voice = announcer.voice.lock();
             // Somebody else speaks, and will tell it.
-            announcer.tell("http://api/", &ChangeLog::default());
+            let tell = || announcer.tell("http://api/", &ChangeLog::default());
+            thread::scope(|scope| scope.spawn(tell).join()).unwrap();
         }
         let untold = announcer.untold.lock();
         let last = |change: &ApiChange| match change {

@@ -10,9 +10,9 @@ use std::{
     sync::Arc,
 };
 
-use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
+use tracing_mutex::parkinglot::Mutex;
 
 use crate::{
     actors::supervisor::{Action, LaneCommand},

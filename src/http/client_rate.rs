@@ -20,9 +20,9 @@ use governor::{
     nanos::Nanos,
     state::StateStore,
 };
-use parking_lot::Mutex;
 use tokio::time::Instant;
 use tracing::info;
+use tracing_mutex::parkinglot::Mutex;
 
 use super::problem::{Problem, ProblemKind};
 use crate::{

@@ -29,7 +29,6 @@ use futures_util::{
     future::{Either, pending},
     stream,
 };
-use parking_lot::Mutex;
 use serde::Deserialize;
 use serde_json::json;
 use tokio::{
@@ -38,6 +37,7 @@ use tokio::{
     task::JoinHandle,
     time::{Instant, MissedTickBehavior, interval, timeout},
 };
+use tracing_mutex::parkinglot::Mutex;
 
 use super::{
     handover::long_answer,

@@ -2,9 +2,9 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use parking_lot::Mutex;
 use schemars::JsonSchema;
 use serde::Serialize;
+use tracing_mutex::parkinglot::Mutex;
 
 use crate::{
     lane_id::LaneId,

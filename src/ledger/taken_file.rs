@@ -12,9 +12,9 @@ use std::{
     time::Duration,
 };
 
-use parking_lot::Mutex;
 use tokio::{task::spawn_blocking, time::sleep};
 use tracing::warn;
+use tracing_mutex::parkinglot::Mutex;
 
 use super::{Ledger, taken::Taken};
 use crate::lane_id::LaneId;

@@ -2,9 +2,9 @@
 
 use std::{collections::VecDeque, fmt, sync::Arc};
 
-use parking_lot::Mutex;
 use schemars::JsonSchema;
 use serde::{Serialize, Serializer};
+use tracing_mutex::parkinglot::Mutex;
 
 use super::{
     choose::{Choice, Reason, unmeasured},

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use parking_lot::RwLock;
+use tracing_mutex::parkinglot::RwLock;
 
 use super::rules::Routes;
 

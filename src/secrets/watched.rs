@@ -7,7 +7,6 @@ use std::{
     time::Duration,
 };
 
-use parking_lot::Mutex;
 use schemars::JsonSchema;
 use serde::Serialize;
 use tokio::{
@@ -15,6 +14,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tracing::{error, info};
+use tracing_mutex::parkinglot::Mutex;
 
 use crate::file_work::{self, FILE_PATIENCE};
 

@@ -2,11 +2,11 @@
 
 use std::{collections::BTreeMap, path::PathBuf, sync::mpsc, time::Duration};
 
-use parking_lot::Mutex;
 use rusqlite::{Connection, params, types::FromSqlError};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use tokio::sync::oneshot;
+use tracing_mutex::parkinglot::Mutex;
 
 use crate::clock::unix_us;
 

@@ -6,9 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use parking_lot::Mutex;
 use tokio::{sync::watch, time::sleep};
 use tracing::{info, warn};
+use tracing_mutex::parkinglot::Mutex;
 
 /// Work takes less, unless the disk stalls.
 const STALLED: Duration = Duration::from_secs(5);

@@ -23,13 +23,13 @@ use opentelemetry_proto::tonic::{
     resource::v1::Resource,
     trace::v1::{ResourceSpans, ScopeSpans},
 };
-use parking_lot::Mutex;
 use prost::Message as _;
 use schemars::JsonSchema;
 use serde::Serialize;
 use tokio::time::{self, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
+use tracing_mutex::parkinglot::Mutex;
 
 use super::{
     Destinations, LossReason, TraceSettings, Tracer,

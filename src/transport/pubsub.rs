@@ -26,13 +26,13 @@ use google_cloud_gax::{error::rpc::Code, retry_policy::RetryPolicyExt as _};
 use google_cloud_pubsub::{
     client::Publisher, error::PublishError, model, publisher::PublishFuture,
 };
-use parking_lot::Mutex;
 use tokio::{
     runtime::Handle,
     sync::{AcquireError, Mutex as AsyncMutex, OwnedSemaphorePermit, Semaphore, mpsc},
     task::AbortHandle,
     time::{Instant, sleep, timeout},
 };
+use tracing_mutex::parkinglot::Mutex;
 
 use self::{
     access::Access,

@@ -22,12 +22,12 @@ use std::{
 
 use futures_util::{FutureExt as _, StreamExt as _, future::join};
 use lapin::{Consumer, message::Delivery, types::ShortString};
-use parking_lot::Mutex;
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::timeout,
 };
 use tracing::warn;
+use tracing_mutex::parkinglot::Mutex;
 
 use self::{
     declare::find,

@@ -485,10 +485,17 @@ impl Drop for Node {
         // It may have ended already.
         self.child.kill().ok();
         self.child.wait().ok();
+        let log = fs::read(self.log.path()).unwrap_or_default();
+        let log = String::from_utf8_lossy(&log);
+        // The order of the locks, which a debug build watches, even if no two threads have met.
+        let deadlock = log.contains("cycle in mutex dependency graph");
         // The harness shows what a test prints only if the test fails.
-        if thread::panicking() {
-            let log = fs::read(self.log.path()).unwrap_or_default();
-            println!("log of the node:\n{}", String::from_utf8_lossy(&log));
+        if deadlock || thread::panicking() {
+            println!("log of the node:\n{log}");
         }
+        assert!(
+            !deadlock || thread::panicking(),
+            "threads of the node can wait for each other for ever"
+        );
     }
 }

@@ -8,8 +8,8 @@ use futures_util::{
     FutureExt as _,
     future::{AbortHandle, abortable},
 };
-use parking_lot::Mutex;
 use tokio::{sync::watch, time::sleep};
+use tracing_mutex::parkinglot::Mutex;
 
 use super::{restart::Exit, view::ChildId};
 use crate::{

@@ -29,10 +29,10 @@ use std::{
     time::Duration,
 };
 
-use parking_lot::Mutex;
 use schemars::JsonSchema;
 use serde::Serialize;
 use tokio::time::Instant;
+use tracing_mutex::parkinglot::Mutex;
 
 use self::lane::LaneScore;
 pub use self::{health::Ejection, lane::Factors};

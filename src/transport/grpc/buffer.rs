@@ -16,12 +16,12 @@ use std::{
 };
 
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
-use parking_lot::Mutex;
 use tokio::{
     sync::{Mutex as AsyncMutex, OwnedSemaphorePermit, Semaphore, mpsc},
     time::{Instant, sleep_until},
 };
 use tracing::{info, warn};
+use tracing_mutex::parkinglot::Mutex;
 
 use crate::{
     breaker::ApiBreakers,

@@ -11,7 +11,6 @@ use async_nats::{
     jetstream::{self, ErrorCode},
 };
 use futures_util::{FutureExt as _, Stream, StreamExt as _};
-use parking_lot::Mutex;
 use serde::Deserialize;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, oneshot},
@@ -19,6 +18,7 @@ use tokio::{
     time::{MissedTickBehavior, interval},
 };
 use tracing::debug;
+use tracing_mutex::parkinglot::Mutex;
 
 use super::{super::lost::Lost, cannot, seen_stream::SeenStream};
 use crate::transport::TransportError;

@@ -24,12 +24,12 @@ use async_nats::{
     },
 };
 use futures_util::{StreamExt as _, future::join};
-use parking_lot::Mutex;
 use tokio::{
     sync::mpsc,
     time::{Instant, sleep, timeout},
 };
 use tracing::debug;
+use tracing_mutex::parkinglot::Mutex;
 
 use super::{
     super::{Incoming, lost::Lost},

@@ -4,12 +4,12 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use async_nats::{Client, PublishError, Subject, jetstream::AckKind};
-use parking_lot::Mutex;
 use tokio::{
     sync::{mpsc, oneshot},
     time::{Instant, MissedTickBehavior, interval, sleep},
 };
 use tracing::debug;
+use tracing_mutex::parkinglot::Mutex;
 
 use super::ACK_PENDING_MAX;
 use crate::delivery::Verdict;

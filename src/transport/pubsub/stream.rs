@@ -14,13 +14,13 @@ use google_cloud_pubsub::{
     model,
     subscriber::{ShutdownBehavior, handler::Handler},
 };
-use parking_lot::Mutex;
 use slab::Slab;
 use tokio::{
     runtime::Handle,
     sync::{Mutex as AsyncMutex, OwnedSemaphorePermit, Semaphore, mpsc},
     time::{Instant, sleep},
 };
+use tracing_mutex::parkinglot::Mutex;
 
 use super::{Access, charge, from_service};
 use crate::{

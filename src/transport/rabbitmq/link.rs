@@ -15,8 +15,8 @@ use lapin::{
     tcp::OwnedTLSConfig,
     uri::{AMQPScheme, AMQPUri},
 };
-use parking_lot::Mutex;
 use tokio::time::timeout;
+use tracing_mutex::parkinglot::Mutex;
 use url::{Host, Url};
 
 use super::super::{CONNECT_TIMEOUT, TransportError, secret::read_secret};

@@ -7,11 +7,11 @@ use lapin::{
     Channel,
     options::{BasicAckOptions, BasicNackOptions},
 };
-use parking_lot::Mutex;
 use tokio::{
     sync::{mpsc, oneshot},
     time::{Instant, sleep, sleep_until, timeout},
 };
+use tracing_mutex::parkinglot::Mutex;
 
 use super::super::{PREFETCH, lost::Lost};
 use crate::delivery::Verdict;

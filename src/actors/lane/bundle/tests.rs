@@ -3,7 +3,7 @@ const EVENT: &str = "id=1&source=/&specversion=1.0&type=t";
 
 use std::{sync::Arc, time::Duration};
 
-use parking_lot::Mutex;
+use tracing_mutex::parkinglot::Mutex;
 
 use super::{unbundler::BUNDLES_MAX, *};
 use crate::{

@@ -9,7 +9,7 @@ use std::{
     vec,
 };
 
-use parking_lot::{Mutex, MutexGuard};
+use tracing_mutex::parkinglot::{Mutex, MutexGuard};
 
 use super::unpack;
 use crate::{
