@@ -39,8 +39,13 @@ pub struct WatchedFile<T> {
 #[derive(Debug)]
 pub struct FileHealth {
     key: String,
-    count: Mutex<Option<usize>>,
-    last_error: Mutex<Option<String>>,
+    reading: Mutex<LastReading>,
+}
+
+#[derive(Debug, Default)]
+struct LastReading {
+    count: Option<usize>,
+    last_error: Option<String>,
 }
 
 /// A file in `/api/status`.
@@ -56,10 +61,11 @@ pub struct FileStatus<'s> {
 
 impl FileHealth {
     pub fn status(&self) -> FileStatus<'_> {
+        let last = self.reading.lock();
         FileStatus {
             key: &self.key,
-            count: *self.count.lock(),
-            last_error: self.last_error.lock().clone(),
+            count: last.count,
+            last_error: last.last_error.clone(),
         }
     }
 }
@@ -93,8 +99,7 @@ impl<T: PartialEq + Send + Sync + 'static> WatchedFile<T> {
             count: |_| None,
             health: Arc::new(FileHealth {
                 key: key.into(),
-                count: Mutex::default(),
-                last_error: Mutex::default(),
+                reading: Mutex::default(),
             }),
         })
     }
@@ -103,7 +108,7 @@ impl<T: PartialEq + Send + Sync + 'static> WatchedFile<T> {
     #[must_use]
     pub fn counted(mut self, count: fn(&T) -> Option<usize>) -> Self {
         self.count = count;
-        *self.health.count.lock() = count(&self.get());
+        self.health.reading.lock().count = count(&self.get());
         self
     }
 
@@ -159,22 +164,22 @@ impl<T: PartialEq + Send + Sync + 'static> WatchedFile<T> {
 
     fn update(&self, read: Result<T, String>) {
         let key = &self.health.key;
-        let mut last_error = self.health.last_error.lock();
+        let mut last = self.health.reading.lock();
         match read {
             Ok(value) => {
                 let has_changed = **self.value.borrow() != value;
                 if has_changed {
-                    *self.health.count.lock() = (self.count)(&value);
+                    last.count = (self.count)(&value);
                     self.value.send_replace(Arc::new(value));
                 }
-                if last_error.take().is_some() || has_changed {
+                if last.last_error.take().is_some() || has_changed {
                     info!(key, "a file was read again");
                 }
             }
             // Once for each reason.
-            Err(why) if last_error.as_ref() != Some(&why) => {
+            Err(why) if last.last_error.as_ref() != Some(&why) => {
                 error!(key, reason = %why, "a file cannot be used; what was read last stays");
-                *last_error = Some(why);
+                last.last_error = Some(why);
             }
             Err(_) => {}
         }
