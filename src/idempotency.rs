@@ -37,7 +37,7 @@ use crate::{
     delivery::Receipt,
     recent::{Fingerprint, FingerprintMap, Hasher128, Recent},
     record::Record,
-    spool::frames::check_place,
+    spool::frames::FileIdentity,
 };
 
 /// Keys of one generation: the load factor of a table of 2^19 slots, less the keys that may come
@@ -320,7 +320,7 @@ struct KeyWriter {
     young: PathBuf,
     old: PathBuf,
     /// `None` until it can be opened.
-    file: Option<File>,
+    file: Option<(File, FileIdentity)>,
     table: Arc<Mutex<KeyTable>>,
 }
 
@@ -351,10 +351,10 @@ impl KeyWriter {
         let options = options.append(true).create(true);
         // A file that was removed is no use to the next start.
         self.file
-            .take_if(|file| check_place(file, &self.young).is_err());
-        let file = match &mut self.file {
-            Some(file) => file,
-            none => none.insert(options.open(&self.young)?),
+            .take_if(|(_, identity)| identity.check_place(&self.young).is_err());
+        let (file, _) = match &mut self.file {
+            Some(open) => open,
+            none => none.insert(identified(options.open(&self.young)?)?),
         };
         file.write_all(bytes)
     }
@@ -366,9 +366,15 @@ impl KeyWriter {
             Err(why) if why.kind() == io::ErrorKind::NotFound => Ok(()),
             renamed => renamed,
         };
-        match renamed.and_then(|()| File::create(&self.young)) {
-            Ok(file) => self.file = Some(file),
+        let created = renamed.and_then(|()| File::create(&self.young));
+        match created.and_then(identified) {
+            Ok(open) => self.file = Some(open),
             Err(why) => error!(reason = %why, "cannot rotate the key table's file: it grows"),
         }
     }
+}
+
+fn identified(file: File) -> io::Result<(File, FileIdentity)> {
+    let identity = FileIdentity::of(&file)?;
+    Ok((file, identity))
 }

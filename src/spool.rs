@@ -66,7 +66,7 @@ use crate::{clock, lane_id::LaneId};
 pub(crate) mod frames {
     pub use super::{
         frame::write as write_frame,
-        log::check_place,
+        log::FileIdentity,
         scan::{Item, Scanner},
     };
 }

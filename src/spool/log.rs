@@ -24,7 +24,10 @@ use super::{
     settled::{RUN, SettledSet, append_runs, runs},
 };
 
-pub use self::{place::check_place, reader::Reading};
+pub use self::{
+    place::{FileIdentity, check_place},
+    reader::Reading,
+};
 
 /// A segment that has grown past this is sealed, unless [`Log::open`] gets a smaller size.
 pub const SEGMENT_MAX: u64 = 16 << 20;

@@ -4,7 +4,7 @@
 //! file without a name, or with another one. The file stays open, so it can be written again.
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, Metadata},
     io,
     os::unix::fs::{FileExt as _, MetadataExt as _},
     path::Path,
@@ -13,17 +13,43 @@ use std::{
 use super::{Log, files::write_durably};
 use crate::spool::settled::{append_runs, runs};
 
+/// Which file an open one is, as long as it is open: its device and its inode.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct FileIdentity {
+    device: u64,
+    inode: u64,
+}
+
+impl FileIdentity {
+    pub fn of(file: &File) -> io::Result<Self> {
+        file.metadata().map(|found| Self::new(&found))
+    }
+
+    fn new(found: &Metadata) -> Self {
+        Self {
+            device: found.dev(),
+            inode: found.ino(),
+        }
+    }
+
+    /// Fails if `path` does not name the file.
+    pub fn check_place(self, path: &Path) -> io::Result<()> {
+        let found = fs::metadata(path).map_err(|why| {
+            let what = format!("{}: {why}", path.display());
+            io::Error::new(why.kind(), what)
+        })?;
+        if Self::new(&found) == self {
+            Ok(())
+        } else {
+            let what = format!("{} is another file than the open one", path.display());
+            Err(io::Error::other(what))
+        }
+    }
+}
+
 /// Fails if `path` does not name `file`.
 pub fn check_place(file: &File, path: &Path) -> io::Result<()> {
-    let named = |why: io::Error| io::Error::new(why.kind(), format!("{}: {why}", path.display()));
-    let there = fs::metadata(path).map_err(named)?;
-    let ours = file.metadata()?;
-    if (ours.dev(), ours.ino()) == (there.dev(), there.ino()) {
-        Ok(())
-    } else {
-        let what = format!("{} is another file than the open one", path.display());
-        Err(io::Error::other(what))
-    }
+    FileIdentity::of(file)?.check_place(path)
 }
 
 impl Log {
