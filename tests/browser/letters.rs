@@ -6,7 +6,10 @@ use super::{LIVE, grpc_node, load};
 use crate::support::{
     api::{Api, Conduct},
     browser::{Browser, PATIENCE, Window},
-    eventually, traffic,
+    eventually,
+    lanes::grpc_variables,
+    node::Node,
+    traffic,
 };
 
 #[actix_rt::test]
@@ -19,7 +22,11 @@ async fn ten_thousand_dead_letters_are_planned_replayed_watched_and_cancelled() 
     let api = Api::start();
     api.keep_keys_only();
     api.behave(|_, _| Conduct::Answer(422));
-    let node = grpc_node(&api).await;
+    let mut variables = grpc_variables();
+    // A busy machine would spool some, and an id that both ways bring dies twice.
+    variables.push(("ROUTER__PUBLISH_TIMEOUT".into(), "60s".into()));
+    let node = Node::start(&api.url(), &variables).await;
+    node.lane_is("grpc", "up", PATIENCE).await;
     let records = traffic();
     for batch in 0..LETTERS / TOGETHER {
         let body = [b"[", &*records[..TOGETHER].join(&b","[..]), b"]"].concat();
