@@ -157,6 +157,12 @@ async fn the_page_of_four_lanes_shows_the_load_and_what_fails_and_recovers() {
     let warned =
         "[...document.querySelectorAll('#list b')].some((about) => about.textContent === 'nats')";
     browser.wait(page, warned).await;
+    let coloured = |level: &str| {
+        format!(
+            "[...document.querySelectorAll('[data-about=nats]')].filter((shown) => shown.dataset.level === '{level}').length === 2"
+        )
+    };
+    browser.wait(page, &coloured("warning")).await;
     browser.picture(page, "broker-away").await;
     nats.revive().await;
     let what = "the broker is back";
@@ -169,6 +175,7 @@ async fn the_page_of_four_lanes_shows_the_load_and_what_fails_and_recovers() {
         &format!("{state} === 'up'"),
     )
     .await;
+    browser.wait(page, &coloured("")).await;
 
     api.stop().await;
     let state = value("/api/state");

@@ -269,6 +269,13 @@ async fn without_scripts_the_page_says_what_the_status_says() {
         .map(|warning| &warning["about"])
         .collect();
     assert_eq!(about, ["dead letters", "nats", "lanes", "grpc"], "{status}");
+    // The box and the row of a lane that a warning is about; a notice colours nothing.
+    for (shown, times) in [
+        (r#"data-about="nats" data-level="warning""#, 2),
+        (r#"data-about="grpc" data-level="""#, 2),
+    ] {
+        assert_eq!(page.matches(shown).count(), times, "{shown}");
+    }
 
     let text = ask(&node, "/", &[(TEXT.0.as_str(), TEXT.1)]).await;
     assert_eq!(text.header("content-type"), "text/plain; charset=utf-8");

@@ -44,7 +44,7 @@ impl StatusPage<'_> {
                     (self.sum_of("Became of it", &BECAME))
                 }
                 p.note {
-                    "Both sums are the same whenever nothing moves. Balanced at the last rest: "
+                    "Both sums are the same at rest. Balanced, and nothing missing, at the last rest: "
                     (self.value("/balanced", Format::Text))
                 }
             }

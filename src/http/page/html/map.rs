@@ -34,10 +34,11 @@ impl StatusPage<'_> {
 
     /// The way over a lane.
     fn way(&self, at: &str, name: &str) -> Markup {
+        let level = self.warned(name);
         html! {
             li {
                 div.edge { (rate(&format!("{at}/accepted"))) }
-                div.box {
+                div.box data-about=(name) data-level=(level) {
                     h3 { (name) " " (self.lane_state(at)) }
                     p { "in flight " (self.count(&format!("{at}/in_flight"))) }
                 }
@@ -48,8 +49,13 @@ impl StatusPage<'_> {
 
     fn end(&self, at: &str, name: &str) -> Markup {
         let title = if name == "default" { "API" } else { name };
+        let about = if at == "/api" {
+            "api".to_owned()
+        } else {
+            format!("api {name}")
+        };
         html! {
-            li.box {
+            li.box data-about=(about) data-level=(self.warned(&about)) {
                 h3 { (title) " " (self.state(&format!("{at}/state"))) }
                 p { "in flight " (self.count(&format!("{at}/in_flight"))) }
             }

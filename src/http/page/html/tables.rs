@@ -72,7 +72,7 @@ impl StatusPage<'_> {
                 table.wide role="table" aria-labelledby="lanes-title" {
                     (titles("lane", LANES.iter().map(|(title, _)| *title)))
                     @for (at, name) in self.lane_names() {
-                        tbody role="rowgroup" {
+                        tbody role="rowgroup" data-about=(name) data-level=(self.warned(&name)) {
                             (self.lane(&at, &name))
                             tr.note role="row" {
                                 td.note role="cell" colspan=(LANES.len() + 2) {

@@ -7,6 +7,7 @@ const values = all("[data-v]");
 const rates = all("[data-r]");
 const trends = all("[data-trend]");
 const alarms = all("[data-some]");
+const warned = all("[data-about]");
 
 // An element whose text stays is not touched: a browser would lay it out again.
 const setText = (element, text) => {
@@ -82,7 +83,17 @@ const paintWarnings = (status) => {
   document.title = urgent > 0 ? `(${urgent}) ${title}` : title;
 };
 
+// The worst warning about a lane or an API is the first. A notice colours nothing.
+const paintWarned = ({ warnings }) => {
+  for (const shown of warned) {
+    const worst = warnings.find(({ about }) => about === shown.dataset.about)?.level ?? "";
+    const level = worst === "notice" ? "" : worst;
+    if (shown.dataset.level !== level) shown.dataset.level = level;
+  }
+};
+
 const paint = (status) => {
   paintValues(status);
   paintWarnings(status);
+  paintWarned(status);
 };
