@@ -356,7 +356,12 @@ impl KeyWriter {
             Some(open) => open,
             none => none.insert(identified(options.open(&self.young)?)?),
         };
-        file.write_all(bytes)
+        let written = file.write_all(bytes);
+        if written.is_err() {
+            // Another one may take them.
+            self.file = None;
+        }
+        written
     }
 
     /// Makes the younger file the older one.

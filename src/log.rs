@@ -14,6 +14,10 @@
 //! `tracing-appender` does not promise this: it counts the lines that find no room, and says nothing
 //! in their place; it drops those that the output fails to take, uncounted; and what ends the
 //! process by itself cannot wait for its thread.
+#![expect(
+    clippy::disallowed_types,
+    reason = "a condition needs the plain lock; nothing else is locked under it"
+)]
 
 mod panics;
 

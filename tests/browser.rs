@@ -195,6 +195,8 @@ async fn the_page_of_four_lanes_shows_the_load_and_what_fails_and_recovers() {
         .wait(page, &format!("{next_try} !== '–' && {next_try}"))
         .await;
     browser.wait(page, &format!("{next_try} !== {first}")).await;
+    let coloured = "document.querySelector('[data-about=api]').dataset.level === 'warning'";
+    browser.wait(page, coloured).await;
     browser.picture(page, "api-down").await;
     api.start_again();
     let what = "the API is back";

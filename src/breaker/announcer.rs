@@ -225,7 +225,7 @@ mod tests {
         });
         {
             let _voice = announcer.voice.lock();
-            // Somebody else speaks, and will tell it.
+            // Somebody else speaks, and will tell it. No thread asks for a voice that it has.
             let tell = || announcer.tell("http://api/", &ChangeLog::default());
             thread::scope(|scope| scope.spawn(tell).join()).unwrap();
         }

@@ -316,15 +316,18 @@ impl Scrape<'_> {
     }
 
     fn register_histograms(&self, registry: &mut Registry) {
-        let requests = self.ledger.requests();
-        let requests = requests.iter();
-        let requests =
-            requests.map(|(code, times)| (vec![("code", code.to_string())], times.clone()));
+        // Copied, so that no answer waits for the rest of the scrape.
+        let requests: Vec<_> = self
+            .ledger
+            .requests()
+            .iter()
+            .map(|(code, times)| (vec![("code", code.to_string())], times.clone()))
+            .collect();
         for (name, help, samples) in [
             (
                 "waypost_ingest_seconds",
                 "From a request's head to its answer",
-                Samples(requests.collect()),
+                Samples(requests),
             ),
             (
                 "waypost_publish_seconds",

@@ -230,7 +230,9 @@ impl Store {
 
     fn settle(&mut self) {
         self.settle_at = None;
-        for key in std::mem::take(&mut *self.settled.lock()) {
+        // Not locked meanwhile.
+        let settled = std::mem::take(&mut *self.settled.lock());
+        for key in settled {
             self.logs[key.queue].settle(key.position);
         }
     }

@@ -23,7 +23,7 @@ async fn ten_thousand_dead_letters_are_planned_replayed_watched_and_cancelled() 
     api.keep_keys_only();
     api.behave(|_, _| Conduct::Answer(422));
     let mut variables = grpc_variables();
-    // A busy machine would spool some, and an id that both ways bring dies twice.
+    // A busy machine would spool some, and an id that comes by both ways dies twice.
     variables.push(("ROUTER__PUBLISH_TIMEOUT".into(), "60s".into()));
     let node = Node::start(&api.url(), &variables).await;
     node.lane_is("grpc", "up", PATIENCE).await;

@@ -487,7 +487,7 @@ impl Drop for Node {
         self.child.wait().ok();
         let log = fs::read(self.log.path()).unwrap_or_default();
         let log = String::from_utf8_lossy(&log);
-        // The order of the locks, which a debug build watches, even if no two threads have met.
+        // A debug build panics where two threads could wait for each other for ever.
         let deadlock = log.contains("cycle in mutex dependency graph");
         // The harness shows what a test prints only if the test fails.
         if deadlock || thread::panicking() {

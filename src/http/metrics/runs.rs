@@ -44,7 +44,8 @@ fn by_run(
 ) -> Samples<ConstGauge<u64>> {
     let mut samples = Vec::new();
     for lane in &scrape.lanes {
-        for (run, records) in counts(&scrape.ledger.lane(lane.lane)) {
+        let counted = counts(&scrape.ledger.lane(lane.lane));
+        for (run, records) in counted {
             let run = run.unwrap_or_else(|| scrape.ledger.run.to_string());
             let labels = vec![("path", lane.tag.to_owned()), ("run", run)];
             samples.push((labels, ConstGauge::new(records)));

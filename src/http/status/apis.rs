@@ -67,6 +67,7 @@ impl AdminState {
 
     pub(super) fn api_status<'s>(&self, api: &'s SharedApi) -> ApiStatus<'s> {
         let health = api.breaker.health();
+        let post_time = api.limit.lock().post_time(Instant::now());
         ApiStatus {
             url: &api.url,
             state: if health.is_up { "up" } else { "down" },
@@ -75,7 +76,7 @@ impl AdminState {
             retry_in_s: health.retry_in.map(|time| time.as_secs_f64()),
             in_flight: api.counts.in_flight(),
             limit: self.limit_of(api),
-            post_ms: api.limit.lock().post_time(Instant::now()).map(as_ms),
+            post_ms: post_time.map(as_ms),
             rate: api.rate.status(),
         }
     }

@@ -13,7 +13,7 @@ use std::{
 use super::{Log, files::write_durably};
 use crate::spool::settled::{append_runs, runs};
 
-/// Which file an open one is, as long as it is open: its device and its inode.
+/// The device and the inode of an open file. They name it as long as it is open.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct FileIdentity {
     device: u64,

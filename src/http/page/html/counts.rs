@@ -44,7 +44,7 @@ impl StatusPage<'_> {
                     (self.sum_of("Became of it", &BECAME))
                 }
                 p.note {
-                    "Both sums are the same at rest. Balanced, and nothing missing, at the last rest: "
+                    "The sums are the same at rest. Balanced and nothing missing at the last one: "
                     (self.value("/balanced", Format::Text))
                 }
             }

@@ -173,7 +173,7 @@ const showLetters = async () => {
   const shown = letters.length < told.matching ? `; the oldest ${group(letters.length)} are shown` : "";
   setText(byId("plan"), `${group(told.matching)} of ${group(told.total)} ${what} match${shown}.`);
   letterList.replaceChildren(...letters.map((letter) => letterItem(letter, parked, told.at_ms)));
-  setText(byId("letter-time"), parked ? "parked for" : "dead since");
+  setText(byId("letter-time"), parked ? "has waited" : "dead since");
   canRun(told.matching > 0);
 };
 
