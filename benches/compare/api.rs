@@ -8,8 +8,8 @@ use actix_web::{
     http::Method,
     web::{self, Bytes, Data},
 };
-use parking_lot::Mutex;
 use serde_json::json;
+use tracing_mutex::parkinglot::Mutex;
 
 /// The bytes before the number.
 pub const NUMBER: &[u8] = b"{\"n\":";
