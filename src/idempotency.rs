@@ -358,7 +358,7 @@ impl KeyWriter {
         };
         let written = file.write_all(bytes);
         if written.is_err() {
-            // Another one may take them.
+            // The handle may be stale: the next write opens the file anew.
             self.file = None;
         }
         written

@@ -150,15 +150,13 @@ impl StatusPage<'_> {
         if is_some { "some" } else { "none" }
     }
 
-    /// The level of the worst warning about a lane or an API; empty if there is none, or a notice
-    /// alone.
+    /// The level of the worst warning about a lane or an API, which is the first; empty if there is
+    /// none, or a notice alone.
     fn warned(&self, about: &str) -> &str {
-        let list = self.status["warnings"].as_array().into_iter().flatten();
-        let mut levels = list
-            .filter(|warning| warning["about"] == about)
-            .filter_map(|warning| warning["level"].as_str());
-        let worst = levels.next().filter(|level| *level != "notice");
-        worst.unwrap_or_default()
+        let mut list = self.status["warnings"].as_array().into_iter().flatten();
+        let worst = list.find(|warning| warning["about"] == about);
+        let level = worst.and_then(|warning| warning["level"].as_str());
+        level.filter(|level| *level != "notice").unwrap_or_default()
     }
 
     /// A text that may be long: all of it is in the title too.
