@@ -51,7 +51,9 @@ pub fn check(request: &RequestHead) -> Result<(), Problem> {
 fn is_plain(host: &[u8]) -> bool {
     let name = host.iter().take_while(|byte| is_of_name(**byte)).count();
     let port = host[name..].strip_prefix(b":").unwrap_or(&host[name..]);
-    name > 0 && port.len() < 5 && port.iter().all(u8::is_ascii_digit)
+    // From 60000 on, a number of five digits may be no port.
+    let is_small = port.len() < 5 || port.len() == 5 && port[0] < b'6';
+    name > 0 && is_small && port.iter().all(u8::is_ascii_digit)
 }
 
 fn is_of_name(byte: u8) -> bool {
@@ -110,6 +112,11 @@ mod tests {
             (b"a.example.com:8000", true),
             (b"a:", true),
             (b"127.0.0.1:1", true),
+            (b"127.0.0.1:59999", true),
+            (b"127.0.0.1:65535", true),
+            (b"127.0.0.1:65536", false),
+            (b"127.0.0.1:123456", false),
+            (b"127.0.0.1:5a999", false),
             (b"[::1]:80", true),
             (b"[::1]", true),
             (b"_x", true),
