@@ -43,6 +43,11 @@ pub enum NumberRange {
 pub const DEPTH_MAX: usize = 120;
 /// The largest whole number below which each has a float of its own.
 const EXACT_MAX: f64 = 9_007_199_254_740_991.0;
+/// Most strings end within so many bytes. A loop finds that sooner than a call of `memchr`.
+const SHORT: usize = 24;
+/// Up to so many names are compared, each with each. Sorting is faster for more, also if a client has
+/// chosen them badly.
+const FEW: usize = 8;
 
 impl Default for JsonLimits {
     fn default() -> Self {
@@ -103,7 +108,7 @@ pub(super) fn check(text: &str, limits: &JsonLimits) -> Result<(), BrokenRule> {
                 open.pop();
             }
             b'"' => {
-                let end = string_end(bytes, at)?;
+                let QuotedString { end, is_plain } = quoted_string(bytes, at)?;
                 let after = skip_space(bytes, end);
                 if bytes.get(after) == Some(&b':') {
                     members += 1;
@@ -112,7 +117,7 @@ pub(super) fn check(text: &str, limits: &JsonLimits) -> Result<(), BrokenRule> {
                             format!("is one member too many; allowed are {}", limits.max_members);
                         return Err(broken(end, detail));
                     }
-                    names.push(unescaped(&text[at..end]));
+                    names.push(unescaped(&text[at..end], is_plain));
                 }
                 at = end;
                 continue;
@@ -131,18 +136,29 @@ pub(super) fn check(text: &str, limits: &JsonLimits) -> Result<(), BrokenRule> {
     Ok(())
 }
 
-/// The end of the string that begins at `at`.
-fn string_end(bytes: &[u8], at: usize) -> Result<usize, BrokenRule> {
+/// A string in its quotes.
+struct QuotedString {
+    end: usize,
+    /// It has no escapes.
+    is_plain: bool,
+}
+
+/// The string that begins at `at`.
+fn quoted_string(bytes: &[u8], at: usize) -> Result<QuotedString, BrokenRule> {
     let mut from = at + 1;
+    let mut is_plain = true;
     loop {
         // A valid string has an end.
-        let Some(found) = memchr::memchr2(b'"', b'\\', &bytes[from..]) else {
-            return Ok(bytes.len());
+        let Some(found) = quote_or_escape(&bytes[from..]) else {
+            let end = bytes.len();
+            return Ok(QuotedString { end, is_plain });
         };
         let found = from + found;
         if bytes[found] == b'"' {
-            return Ok(found + 1);
+            let end = found + 1;
+            return Ok(QuotedString { end, is_plain });
         }
+        is_plain = false;
         from = found + 2;
         match code_unit(bytes, found) {
             Some(0xD800..=0xDBFF)
@@ -161,6 +177,13 @@ fn string_end(bytes: &[u8], at: usize) -> Result<usize, BrokenRule> {
     }
 }
 
+/// The place of the first quote or escape.
+fn quote_or_escape(bytes: &[u8]) -> Option<usize> {
+    let (short, long) = bytes.split_at(bytes.len().min(SHORT));
+    let found = short.iter().position(|byte| matches!(byte, b'"' | b'\\'));
+    found.or_else(|| Some(short.len() + memchr::memchr2(b'"', b'\\', long)?))
+}
+
 /// The code unit of the escape `\uXXXX` at `at`.
 fn code_unit(bytes: &[u8], at: usize) -> Option<u16> {
     let digits = bytes.get(at..at + 6)?.strip_prefix(b"\\u")?;
@@ -171,21 +194,27 @@ fn code_unit(bytes: &[u8], at: usize) -> Option<u16> {
 }
 
 /// A name without quotes and escapes.
-fn unescaped(quoted: &str) -> Cow<'_, str> {
+fn unescaped(quoted: &str, is_plain: bool) -> Cow<'_, str> {
     let inside = &quoted[1..quoted.len() - 1];
-    if memchr::memchr(b'\\', inside.as_bytes()).is_none() {
+    if is_plain {
         return inside.into();
     }
     // It is a valid string without half pairs, so it is decoded.
     serde_json::from_str::<String>(quoted).map_or_else(|_| inside.into(), Cow::from)
 }
 
-/// A name that is there twice. Sorting is fast also for many names that a client has chosen badly.
+/// A name that is there twice.
 fn duplicate<'t>(names: &mut [Cow<'t, str>]) -> Option<Cow<'t, str>> {
-    names.sort_unstable();
-    let mut pairs = names.windows(2);
-    let twice = pairs.find(|pair| pair[0] == pair[1])?;
-    Some(twice[0].clone())
+    let twice = if names.len() <= FEW {
+        let mut places = names.iter().enumerate();
+        let twice = places.find(|(at, name)| names[..*at].contains(name));
+        twice.map(|(_, name)| name)
+    } else {
+        names.sort_unstable();
+        let mut pairs = names.windows(2);
+        pairs.find(|pair| pair[0] == pair[1]).map(|pair| &pair[0])
+    };
+    twice.cloned()
 }
 
 fn number_end(bytes: &[u8], at: usize) -> usize {
@@ -268,10 +297,12 @@ fn pointer(text: &str, until: usize) -> String {
             }
             b'"' => {
                 // Those before it were checked.
-                let end = string_end(bytes, at).unwrap_or(until);
+                let Ok(QuotedString { end, is_plain }) = quoted_string(bytes, at) else {
+                    break;
+                };
                 let is_name = bytes.get(skip_space(bytes, end)) == Some(&b':');
                 if let Some(Around::Object(name)) = around.last_mut().filter(|_| is_name) {
-                    *name = unescaped(&text[at..end]);
+                    *name = unescaped(&text[at..end], is_plain);
                 }
                 at = end;
                 continue;
