@@ -3,6 +3,7 @@
 //!
 //! `PROPTEST_CASES` is the number of cases of each test, 256 by default.
 
+mod checks;
 mod configuration;
 mod event_posts;
 mod events;
@@ -12,7 +13,11 @@ mod messages;
 mod orders;
 mod records;
 
+use std::fs;
+
 use proptest::{collection::vec, prelude::*, sample::Index, sample::select};
+
+use self::checks::READERS;
 
 /// Texts that are nearly JSON.
 pub const TORN: &[&str] = &[
@@ -73,4 +78,20 @@ pub fn cases() -> ProptestConfig {
         failure_persistence: None,
         ..ProptestConfig::default()
     }
+}
+
+#[test]
+fn each_reader_keeps_its_promise_on_what_a_fuzzer_has_kept() {
+    for (reader, check) in READERS {
+        let folder = format!("{}/fuzz/corpus/{reader}", env!("CARGO_MANIFEST_DIR"));
+        let mut files = fs::read_dir(&folder).expect("each has some").peekable();
+        assert!(files.peek().is_some(), "{folder} is empty");
+        for file in files {
+            let file = file.expect("a readable folder").path();
+            println!("{}", file.display());
+            check(&fs::read(file).expect("a readable file"));
+        }
+    }
+    let folders = fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/fuzz/corpus"));
+    assert_eq!(folders.expect("the corpus").count(), READERS.len());
 }

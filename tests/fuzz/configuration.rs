@@ -1,6 +1,6 @@
 //! The configuration.
 
-use std::{collections::BTreeMap, fs};
+use std::collections::BTreeMap;
 
 use proptest::{
     collection::{btree_map, vec},
@@ -9,11 +9,7 @@ use proptest::{
 };
 use waypost::config::Config;
 
-use super::{cases, damaged};
-
-/// The password in the URLs, which nobody is to see.
-const PASSWORD: &str = "hunter2";
-const LOGIN: &str = "://me:hunter2";
+use super::{cases, checks::configuration::check_configuration, damaged};
 
 const BOOLS: &[&str] = &["true", "false"];
 const NUMBERS: &[&str] = &[
@@ -181,55 +177,6 @@ fn variables() -> impl Strategy<Value = BTreeMap<String, String>> {
     let some = vec(variable, 1..3).prop_map(|all| all.into_iter().collect());
     let foreign = btree_map("WAYPOST_[A-Z_]{1,12}", "[ -~]{0,9}", 0..2);
     prop_oneof![4 => Just(BTreeMap::new()), 2 => some, 1 => foreign]
-}
-
-/// A configuration is read, or each mistake has its place; and what is read is read again the same.
-/// Nobody sees a password.
-fn check_configuration(text: &[u8], variables: &BTreeMap<String, String>) {
-    let file = tempfile::NamedTempFile::new().expect("a temporary file");
-    fs::write(file.path(), text).expect("room");
-    let shown = format!("{}\n{variables:?}", String::from_utf8_lossy(text));
-    // Without its beginning or its end, it is no password of a URL.
-    let count = |part: &str| shown.matches(part).count();
-    let is_hidden = |told: &str| {
-        let is_whole = count(LOGIN) == count(PASSWORD)
-            && count(&format!("{PASSWORD}@")) + count(&format!("{PASSWORD}%40@"))
-                == count(PASSWORD);
-        !is_whole || !told.contains(PASSWORD)
-    };
-    match Config::load(Some(file.path()), variables, &[]) {
-        Ok(config) => {
-            let written = config.to_toml();
-            // Only an address has a password. A name is no secret: a tag is in each record, a queue is
-            // known to its broker, and a folder to all who see the system.
-            let is_name = |line: &&str| {
-                let (key, _) = line.split_once(" = ").unwrap_or_default();
-                !["url", "monitor", "endpoint", "peers"].contains(&key)
-            };
-            let mut names = written.lines().filter(is_name);
-            let is_told = names.any(|name| name.contains(PASSWORD));
-            for told in [&written, &format!("{config:?}")] {
-                assert!(is_told || is_hidden(told), "{shown}: {told}");
-            }
-            fs::write(file.path(), &written).expect("room");
-            let again = Config::load(Some(file.path()), &BTreeMap::new(), &[]);
-            let again = again.unwrap_or_else(|mistakes| panic!("{shown}: {mistakes:?}\n{written}"));
-            assert_eq!(again.to_toml(), written, "{shown}");
-            assert!(again == config || written.contains("***"), "{shown}");
-        }
-        Err(mistakes) => {
-            assert!(!mistakes.is_empty(), "{shown}");
-            for mistake in mistakes {
-                let told = mistake.to_string();
-                assert!(
-                    !mistake.place.is_empty() && !mistake.what.is_empty(),
-                    "{shown}"
-                );
-                assert!(!told.contains('\n'), "{shown}: {told}");
-                assert!(is_hidden(&told), "{shown}: {told}");
-            }
-        }
-    }
 }
 
 proptest! {

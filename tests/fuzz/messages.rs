@@ -1,22 +1,20 @@
 //! Messages of brokers, one record or a bundle of them.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering::Relaxed},
-};
-
 use proptest::{collection::vec, prelude::*, sample::Index, string::string_regex};
 use prost::Message as _;
-use serde_json::Value;
 use waypost::{
-    actors::lane::bundle::{BundleSize, Packed, SettledRecords, Unbundler},
-    delivery::Verdict,
     proto,
-    record::{Origin, Record, Tag, TraceHeaders, is_visible_ascii},
-    transport::{Headers, Incoming, Message},
+    record::{Origin, Record, TraceHeaders},
+    transport::Message,
 };
 
-use super::{cases, changed};
+use super::{
+    cases, changed,
+    checks::messages::{check_bundles, check_foreign},
+};
+
+/// The place of the header that counts the records of a bundle.
+const BUNDLE: usize = 4;
 
 fn visible(most: usize) -> impl Strategy<Value = String> {
     string_regex(&format!("[!-~]{{1,{most}}}")).expect("an expression")
@@ -62,108 +60,6 @@ fn record() -> impl Strategy<Value = Record> {
         api: api.map(Into::into),
         event: is_event.then(|| "id=1&source=/&specversion=1.0&type=t".into()),
     })
-}
-
-/// Each record comes out of its messages as it went in, and each message is settled once.
-fn check_bundles(records: &[Record], most: usize, largest: usize) {
-    let packed = Packed::new(records, BundleSize::new(most, largest));
-    let count = packed.messages.len();
-    let acked = Arc::new(AtomicUsize::new(0));
-    let mut incoming: Vec<_> = packed
-        .messages
-        .into_iter()
-        .map(|message| {
-            // As every system carries them.
-            let pairs: Vec<_> = message
-                .headers
-                .pairs()
-                .map(|(name, value)| (name, value.into_owned()))
-                .collect();
-            let header = |name: &str| {
-                let (_, value) = pairs.iter().find(|(known, _)| *known == name)?;
-                Some(&**value)
-            };
-            let headers = Headers::read(header, || "other".into());
-            assert_eq!(headers, message.headers);
-            let acked = Arc::clone(&acked);
-            let message = Message {
-                headers,
-                body: message.body,
-            };
-            Incoming::new(message, false, move |verdict| {
-                assert_eq!(verdict, Verdict::Ack);
-                acked.fetch_add(1, Relaxed);
-            })
-        })
-        .collect();
-    let mut unbundler = Unbundler::new(SettledRecords::default());
-    unbundler.add(&mut incoming);
-    let deliveries: Vec<_> = unbundler.collect();
-    assert_eq!(deliveries.len(), records.len());
-    for (delivery, record) in deliveries.into_iter().zip(records) {
-        assert_eq!(delivery.record, *record);
-        delivery.acker.settle(Verdict::Ack);
-    }
-    assert_eq!(acked.load(Relaxed), count);
-}
-
-const NAMES: [&str; 7] = [
-    "Waypost-Id",
-    "Waypost-Origin",
-    "Waypost-Api",
-    "Waypost-Event",
-    "Waypost-Bundle",
-    "traceparent",
-    "tracestate",
-];
-const BUNDLE: usize = 4;
-
-/// A message of any publisher comes out as records that can be POSTed.
-fn check_foreign(body: Vec<u8>, headers: &[(usize, String)]) {
-    let header = |name: &str| {
-        let found = headers.iter().find(|(at, _)| NAMES[*at] == name)?;
-        Some(&*found.1)
-    };
-    let headers = Headers::read(header, || "other".into());
-    let message = Message {
-        headers,
-        body: body.into(),
-    };
-    let mut unbundler = Unbundler::new(SettledRecords::default());
-    unbundler.add(&mut vec![Incoming::new(message, false, |_| {})]);
-    let deliveries: Vec<_> = unbundler.collect();
-    assert!(!deliveries.is_empty(), "a message is lost");
-    for delivery in deliveries {
-        let Record {
-            id,
-            trace,
-            api,
-            event,
-            body,
-            ..
-        } = &delivery.record;
-        if let Some(trace) = trace {
-            assert!(is_visible_ascii(trace.parent()), "{trace:?}");
-            let state = trace.state().unwrap_or_default();
-            assert!(
-                state.bytes().all(|byte| matches!(byte, b' '..=b'~')),
-                "{trace:?}"
-            );
-        }
-        for text in [Some(id), api.as_ref(), event.as_ref()]
-            .into_iter()
-            .flatten()
-        {
-            assert!(is_visible_ascii(text), "{text:?}");
-        }
-        let tagged = Tag::new("T").splice(body);
-        if let Ok(Value::Object(mut expected)) = serde_json::from_slice(body) {
-            expected.insert("path".into(), "T".into());
-            let tagged = tagged.expect("an object has a place for a tag");
-            let read: Value = serde_json::from_slice(&tagged).expect("JSON");
-            assert_eq!(read, Value::Object(expected));
-        }
-    }
 }
 
 /// Bytes that are a bundle, or nearly, and the number of its records.
