@@ -395,6 +395,32 @@ mod tests {
     }
 
     #[test]
+    fn a_name_is_found_twice_among_few_and_among_many() {
+        for others in [0, FEW - 2, FEW - 1, 100] {
+            let others: String = (0..others).map(|name| format!("\"{name}\":0,")).collect();
+            for first in ["a", r"\u0061"] {
+                let text = format!("{{\"{first}\":1,{others}\"a\":2}}");
+                match check(&text, &JsonLimits::default()) {
+                    Err(BrokenRule::Limit { pointer, .. }) => assert_eq!(pointer, "/a"),
+                    other => panic!("{text}: {other:?}"),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_string_ends_at_its_last_quote_however_long_it_is() {
+        for length in 0..2 * SHORT {
+            let long = "x".repeat(length);
+            for last in ["", "\\\"", "\\\\", "\\u0041", "é"] {
+                let text = format!("{{\"{long}{last}\":\"{long}{last}\",\"b\":1e999}}");
+                let told = limit(&text);
+                assert!(told.starts_with("/b 1e999"), "{text}: {told}");
+            }
+        }
+    }
+
+    #[test]
     fn half_of_a_surrogate_pair_is_malformed_in_names_and_values() {
         for half in [
             r"\ud800",
