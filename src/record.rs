@@ -120,9 +120,10 @@ impl Origin {
         [&*self.run, "/", &self.at_us.to_string()].concat()
     }
 
-    /// Reads what [`Origin::to_text`] wrote; `None` if it is something else.
+    /// Reads what [`Origin::to_text`] wrote; `None` if it is something else, or could not pass through
+    /// a header.
     pub fn parse(text: &str) -> Option<Self> {
-        let (run, at_us) = text.rsplit_once('/')?;
+        let (run, at_us) = text.rsplit_once('/').filter(|_| is_visible_ascii(text))?;
         Some(Self {
             run: Arc::from(run),
             at_us: at_us.parse().ok()?,
@@ -162,5 +163,8 @@ mod tests {
         assert_eq!(Origin::parse(&origin.to_text()), Some(origin));
         assert_eq!(Origin::parse("no slash"), None);
         assert_eq!(Origin::parse("a/b"), None);
+        for run in ["\u{1}", "a b", "a\r\nb", "é"] {
+            assert_eq!(Origin::parse(&format!("{run}/1")), None);
+        }
     }
 }

@@ -85,7 +85,7 @@ impl Headers {
         let visible = |name| header(name).filter(|value| is_visible_ascii(value));
         Self {
             id: visible(header::ID).map_or_else(other_id, Arc::from),
-            origin: visible(header::ORIGIN).and_then(Origin::parse),
+            origin: header(header::ORIGIN).and_then(Origin::parse),
             trace: header(header::TRACEPARENT)
                 .and_then(|parent| TraceHeaders::read(parent, header(header::TRACESTATE))),
             api: visible(header::API).map(Arc::from),
