@@ -43,11 +43,11 @@ pub fn key_table(bytes: &[u8]) {
         static SYSTEM: SystemRunner = System::new();
     }
     let (events, _) = bytes.as_chunks();
-    let events: Vec<_> = events.iter().map(event).collect();
+    let events: Vec<_> = events.iter().copied().map(event).collect();
     SYSTEM.with(|system| system.block_on(check_table(&events)));
 }
 
-fn event(&[kind, a, b, c]: &[u8; 4]) -> Event {
+fn event([kind, a, b, c]: [u8; 4]) -> Event {
     let at = u16::from_le_bytes([b, c]);
     let damage = match kind {
         ..200 => {
