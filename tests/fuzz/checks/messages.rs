@@ -17,7 +17,7 @@ use waypost::{
 };
 
 /// The number of headers, each as its place in [`NAMES`], its length and its value; then the body.
-/// What comes out is bundled again.
+/// The records that come out are bundled again.
 pub fn message(bytes: &[u8]) {
     let Some((&count, mut rest)) = bytes.split_first() else {
         return;

@@ -1,6 +1,6 @@
-//! What must hold for each reader of what others write, whatever bytes it is given. The tests beside
-//! this folder draw bytes that are nearly right. The targets in `fuzz/` get them from a fuzzer, which
-//! sees what code they reach.
+//! The promises of each reader of what others write. They hold whatever bytes it is given. The tests
+//! beside this folder draw bytes that are nearly right. The target in `fuzz/` gets them from a fuzzer,
+//! which sees what code they reach.
 
 pub mod configuration;
 pub mod events;
