@@ -20,7 +20,7 @@ pub use self::unbundler::{SettledRecords, Unbundler};
 use crate::{
     cloud_events::may_be_event,
     proto,
-    record::{Origin, Record, TraceHeaders, is_visible_ascii},
+    record::{self, Origin, Record, TraceHeaders, is_visible_ascii},
     transport::{Headers, Message},
 };
 
@@ -166,11 +166,12 @@ fn unpack(message: &Message) -> Option<Vec<Record>> {
 
 /// `None` if the record could not be POSTed under its id.
 fn unpack_record(packed: proto::Record) -> Option<Record> {
+    let origin = Origin::parse(&packed.origin);
     is_visible_ascii(&packed.id).then(|| Record {
         id: packed.id.into(),
-        body: packed.body,
+        body: body(packed.body, origin.as_ref()),
         trace: TraceHeaders::read(&packed.traceparent, Some(&packed.tracestate)),
-        origin: Origin::parse(&packed.origin),
+        origin,
         api: Some(packed.api)
             .filter(|name| is_visible_ascii(name))
             .map(Into::into),
@@ -178,4 +179,14 @@ fn unpack_record(packed: proto::Record) -> Option<Record> {
             .filter(|text| may_be_event(text))
             .map(Into::into),
     })
+}
+
+/// The body of a record. One of another publisher, which has no origin, is read as ingest reads it:
+/// without surrounding white space and without `path`. A body that is no JSON object stays as it is
+/// and becomes a dead letter.
+fn body(sent: Bytes, origin: Option<&Origin>) -> Bytes {
+    match origin {
+        Some(_) => sent,
+        None => record::parse_any(&sent).unwrap_or(sent),
+    }
 }

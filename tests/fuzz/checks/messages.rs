@@ -114,10 +114,10 @@ pub fn check_foreign(body: Vec<u8>, headers: &[(usize, String)]) -> Vec<Record> 
         let Record {
             id,
             trace,
+            origin,
             api,
             event,
             body,
-            ..
         } = &delivery.record;
         if let Some(trace) = trace {
             assert!(is_visible_ascii(trace.parent()), "{trace:?}");
@@ -133,10 +133,16 @@ pub fn check_foreign(body: Vec<u8>, headers: &[(usize, String)]) -> Vec<Record> 
         {
             assert!(is_visible_ascii(text), "{text:?}");
         }
-        let tagged = Tag::new("T").splice(body);
-        if let Ok(Value::Object(mut expected)) = serde_json::from_slice(body) {
-            expected.insert("path".into(), "T".into());
+        let Ok(Value::Object(mut expected)) = serde_json::from_slice(body) else {
+            continue;
+        };
+        let is_read = body.trim_ascii() == body && !expected.contains_key("path");
+        // Only a node sets an origin, and it has read the body.
+        assert!(is_read || origin.is_some(), "{body:?}");
+        if is_read {
+            let tagged = Tag::new("T").splice(body);
             let tagged = tagged.expect("an object has a place for a tag");
+            expected.insert("path".into(), "T".into());
             let read: Value = serde_json::from_slice(&tagged).expect("JSON");
             assert_eq!(read, Value::Object(expected));
         }

@@ -177,9 +177,19 @@ fn the_body_of_another_publisher_is_read_as_ingest_reads_one() {
             origin,
             ..record(0, 0)
         };
-        let message = incoming(Message::from(&sent), &Verdicts::default());
-        let mut opened = open(&SettledRecords::default(), message);
-        opened.pop().unwrap().record.body
+        let bundled = proto::Bundle {
+            records: vec![proto::Record::from(&Message::from(&sent))],
+        };
+        let mut bundle = Message::from(&sent);
+        bundle.headers.bundle = Some(1);
+        bundle.body = bundled.encode_to_vec().into();
+        let [alone, bundled] = [Message::from(&sent), bundle].map(|message| {
+            let message = incoming(message, &Verdicts::default());
+            let mut opened = open(&SettledRecords::default(), message);
+            opened.pop().unwrap().record.body
+        });
+        assert_eq!(alone, bundled);
+        alone
     };
     assert_eq!(body(" {\"a\": 1, \"path\":\"x\"}\n", None), "{\"a\": 1}");
     assert_eq!(body("[1]\n", None), "[1]\n");

@@ -2,6 +2,7 @@
 
 use std::{
     collections::VecDeque,
+    mem,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -11,11 +12,11 @@ use std::{
 
 use tracing_mutex::parkinglot::{Mutex, MutexGuard};
 
-use super::unpack;
+use super::{body, unpack};
 use crate::{
     delivery::{Acker, Delivery, Verdict},
     recent::{FingerprintMap, Hasher128},
-    record::{self, Record},
+    record::Record,
     trace::LaneTracer,
     transport::{Incoming, Message},
 };
@@ -179,15 +180,11 @@ impl Iterator for Unbundler {
     }
 }
 
-/// The delivery of a message that is one record. A body of another publisher is read as ingest
-/// reads one: without surrounding white space and without `path`. A body that is no JSON object
-/// stays as it is and becomes a dead letter.
+/// The delivery of a message that is one record.
 fn single(incoming: Incoming) -> Delivery {
-    let is_ours = incoming.message.headers.origin.is_some();
     let mut delivery = Delivery::from(incoming);
-    if !is_ours && let Ok(body) = record::parse_any(&delivery.record.body) {
-        delivery.record.body = body;
-    }
+    let record = &mut delivery.record;
+    record.body = body(mem::take(&mut record.body), record.origin.as_ref());
     delivery
 }
 
