@@ -169,7 +169,7 @@ fn unpack_record(packed: proto::Record) -> Option<Record> {
     let origin = Origin::parse(&packed.origin);
     is_visible_ascii(&packed.id).then(|| Record {
         id: packed.id.into(),
-        body: body(packed.body, origin.as_ref()),
+        body: read_body(packed.body, origin.as_ref()),
         trace: TraceHeaders::read(&packed.traceparent, Some(&packed.tracestate)),
         origin,
         api: Some(packed.api)
@@ -184,7 +184,7 @@ fn unpack_record(packed: proto::Record) -> Option<Record> {
 /// The body of a record. One of another publisher, which has no origin, is read as ingest reads it:
 /// without surrounding white space and without `path`. A body that is no JSON object stays as it is
 /// and becomes a dead letter.
-fn body(sent: Bytes, origin: Option<&Origin>) -> Bytes {
+fn read_body(sent: Bytes, origin: Option<&Origin>) -> Bytes {
     match origin {
         Some(_) => sent,
         None => record::parse_any(&sent).unwrap_or(sent),

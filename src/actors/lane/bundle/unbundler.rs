@@ -12,7 +12,7 @@ use std::{
 
 use tracing_mutex::parkinglot::{Mutex, MutexGuard};
 
-use super::{body, unpack};
+use super::{read_body, unpack};
 use crate::{
     delivery::{Acker, Delivery, Verdict},
     recent::{FingerprintMap, Hasher128},
@@ -184,7 +184,7 @@ impl Iterator for Unbundler {
 fn single(incoming: Incoming) -> Delivery {
     let mut delivery = Delivery::from(incoming);
     let record = &mut delivery.record;
-    record.body = body(mem::take(&mut record.body), record.origin.as_ref());
+    record.body = read_body(mem::take(&mut record.body), record.origin.as_ref());
     delivery
 }
 
