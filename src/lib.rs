@@ -31,7 +31,7 @@
 //! - **Message**: what a transport moves: headers and a body. By default one message is one record,
 //!   and its body is the client's JSON ([`transport::Message`]).
 //! - **Transport**: a message system behind one small trait: `connect`, `publish`, `receive`, `lost`,
-//!   `close`, `info`, `backlog`; `look` inspects it for `waypost check` ([`transport::Transport`]).
+//!   `close`, `info`, `backlog`; `inspect` looks at it for `waypost check` ([`transport::Transport`]).
 //! - **Delivery**: a record that came out of a transport, settled exactly once
 //!   ([`delivery::Delivery`]).
 //! - **Receipt**: the proof that a record is safe ([`delivery::Receipt`]).
@@ -56,7 +56,8 @@
 //!    [`actors::fallback::DiskFallback`] after [`spool::Spool::put`]. With `ack = "durable"`, a
 //!    receipt outlives a power cut of node and broker: [`actors::copies`].
 //! 2. A message is acked to its broker only after the API's 2xx, or the sync of its dead letter or
-//!    of the parked or held record: only [`actors::forwarder`] acks.
+//!    of the parked or held record: [`actors::forwarder`] acks, and for records that share a message,
+//!    [`actors::lane`] once each has ended.
 //! 3. A record keeps one id on every hop, retry and lane: [`transport::Headers`].
 //! 4. Unknown means not delivered. A [`delivery::Delivery`] that is dropped unsettled goes back to
 //!    its broker; an [`actors::receipts::PendingRecord`] that is dropped without a reply is sent

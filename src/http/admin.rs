@@ -211,7 +211,12 @@ async fn ready(state: web::Data<AdminState>) -> Result<HttpResponse, Problem> {
         Ack::Lane => true,
         Ack::Disk => false,
     };
-    let takes = |lane| state.ledger.lane(lane).refusals.reason().is_none();
+    // Without the disk, the gRPC lane to this node itself waits for the API.
+    let has_api = !state.apis.all().iter().all(|api| api.breaker.is_open());
+    let takes = |lane| {
+        let waits = lane == LaneId::Grpc && state.is_own_peer && !has_api;
+        !waits && state.ledger.lane(lane).refusals.reason().is_none()
+    };
     let a_lane_confirms = up.any(|view| match view.child {
         ChildId::Lane(lane) => confirms(view) && takes(lane),
         _ => false,

@@ -81,6 +81,8 @@ pub struct AdminState {
     /// The connections that each side ended early.
     pub early_ends: [(&'static str, EarlyEnds); 2],
     pub order_limits: BodyLimits,
+    /// The gRPC lane carries records to this node itself.
+    pub is_own_peer: bool,
     /// The names that the admin side may be asked by: see `foreign`.
     pub hosts: Arc<[String]>,
     /// No order is taken.
