@@ -13,16 +13,16 @@ use waypost::{
         Drain, Ping, Supervised,
         slot::Slot,
         supervisor::{
-            Action, BACKOFF_CAP, BACKOFF_FIRST, CRASHES_MAX, ChildId, CommandOutcome, Exit,
-            HEALTHY, HEARTBEAT, LaneCommand, MISSES_MAX, Snapshot, State, Supervisor,
-            SupervisorHandle, Thread, View, factory,
+            Action, BACKOFF_CAP, BACKOFF_FIRST, CRASHES_MAX, ChildId, CommandOutcome, DRAIN_MAX,
+            Exit, HEALTHY, HEARTBEAT, LaneCommand, MISSES_MAX, START_MAX, Snapshot, State,
+            Supervisor, SupervisorHandle, Thread, View, factory,
         },
     },
     config::Policy,
     lane_id::LaneId,
 };
 
-use crate::support::live_lanes;
+use crate::support::{eventually, live_lanes};
 
 /// The behaviour of one run of a [`Probe`].
 #[derive(Clone, Copy)]
@@ -36,6 +36,8 @@ enum Conduct {
     Freezes,
     /// Is up, and says that it makes no progress.
     Stuck,
+    /// Is up, and never finishes.
+    Lingers,
 }
 
 struct Probe {
@@ -62,7 +64,9 @@ impl Actor for Probe {
                     ctx.stop();
                 });
             }
-            Conduct::LivesOn | Conduct::Freezes | Conduct::Stuck => self.supervisor.ready(None),
+            Conduct::LivesOn | Conduct::Freezes | Conduct::Stuck | Conduct::Lingers => {
+                self.supervisor.ready(None);
+            }
         }
     }
 }
@@ -87,8 +91,10 @@ impl Handler<Drain> for Probe {
     type Result = ();
 
     fn handle(&mut self, _: Drain, ctx: &mut Self::Context) {
-        self.supervisor.set_exit(Exit::Stopped);
-        ctx.stop();
+        if !matches!(self.conduct, Conduct::Lingers) {
+            self.supervisor.set_exit(Exit::Stopped);
+            ctx.stop();
+        }
     }
 }
 
@@ -344,6 +350,85 @@ async fn an_actor_that_misses_its_heartbeats_is_restarted_and_the_reason_is_told
         Some("missed 2 heartbeats of 3s")
     );
     assert_eq!(view(&supervisor, NEIGHBOUR).await.restarts, 0);
+}
+
+/// In real time: the thread of the actor is blocked before it starts.
+#[actix_rt::test]
+async fn an_actor_whose_thread_is_blocked_is_started_on_another() {
+    let blocked = Thread::spawn();
+    let Thread::Arbiter(arbiter) = &blocked else {
+        panic!("a thread")
+    };
+    let (unblock, wait) = std::sync::mpsc::channel::<()>();
+    arbiter.spawn_fn(move || {
+        // It fails once the other side is dropped.
+        wait.recv().ok();
+    });
+    let starts = Arc::new(Mutex::new(0));
+    let kept = Arc::clone(&starts);
+    let slot = Slot::default();
+    let probe = factory(slot.clone(), move |supervisor| {
+        *kept.lock().unwrap() += 1;
+        Probe {
+            conduct: Conduct::LivesOn,
+            supervisor,
+        }
+    });
+    let lanes = live_lanes(Policy::RoundRobin);
+    let supervisor = Supervisor::start(&lanes, vec![(PROBE, blocked.clone(), probe)]);
+    eventually("it is up", 3 * START_MAX, async || {
+        (view(&supervisor, PROBE).await.state == State::Up).then_some(())
+    })
+    .await;
+    let probe = view(&supervisor, PROBE).await;
+    assert_eq!(probe.last_error.as_deref(), Some("did not start in time"));
+    // The first start has waited on that thread, and is none any more.
+    drop(unblock);
+    let (done, ended) = tokio::sync::oneshot::channel();
+    arbiter.spawn_fn(move || {
+        actix_rt::spawn(async move { done.send(()).ok() });
+    });
+    ended.await.expect("the thread goes on");
+    assert_eq!(*starts.lock().unwrap(), 1);
+    let running = slot.get().expect("it runs");
+    assert_eq!(running.send(Ping).await.expect("it answers"), Ok(()));
+}
+
+/// In real time: a pause finds the actor in work that takes longer than a drain may.
+#[actix_rt::test]
+async fn an_actor_that_does_not_finish_in_time_keeps_its_thread() {
+    let threads = Arc::new(Mutex::new(Vec::new()));
+    let kept = Arc::clone(&threads);
+    let probe = factory(Slot::default(), move |supervisor| {
+        kept.lock().unwrap().push(std::thread::current().id());
+        Probe {
+            conduct: Conduct::Lingers,
+            supervisor,
+        }
+    });
+    let lanes = live_lanes(Policy::RoundRobin);
+    let supervisor = Supervisor::start(&lanes, vec![(PROBE, Thread::spawn(), probe)]);
+    let is = async |state| {
+        eventually("the state", 3 * DRAIN_MAX, async || {
+            (view(&supervisor, PROBE).await.state == state).then_some(())
+        })
+        .await;
+    };
+    let order = async |action| {
+        let lane = LaneId::Nats;
+        supervisor.send(LaneCommand { lane, action }).await.unwrap();
+    };
+    is(State::Up).await;
+    order(Action::Restart).await;
+    eventually("it has started again", 3 * DRAIN_MAX, async || {
+        (threads.lock().unwrap().len() == 2).then_some(())
+    })
+    .await;
+    is(State::Up).await;
+    let probe = view(&supervisor, PROBE).await;
+    assert_eq!(probe.last_error.as_deref(), Some("did not finish in time"));
+    let threads = threads.lock().unwrap();
+    assert_eq!(threads[0], threads[1]);
 }
 
 #[actix_rt::test]

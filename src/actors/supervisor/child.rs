@@ -13,7 +13,7 @@ use super::{
     outage::OutageLog,
     restart::{
         BACKOFF_CAP, BACKOFF_FIRST, DRAIN_MAX, DesiredState, Exit, HEALTHY, HEARTBEAT, MISSES_MAX,
-        RestartDecision,
+        RestartDecision, START_MAX,
     },
     view::{ChildId, State, View},
 };
@@ -123,6 +123,7 @@ impl Child {
                 }
             }
         }
+        self.handle.send_later(START_MAX, Event::StartTimedOut);
         self.set_state(State::Connecting);
     }
 
@@ -133,7 +134,9 @@ impl Child {
             Event::Pinged(Ok(Ok(()))) => self.answered(),
             Event::Pinged(Ok(Err(why))) => self.kill(Exit::Stalled(why)),
             Event::Pinged(Err(_)) => self.missed_heartbeat(),
-            Event::DrainTimedOut => self.kill(Exit::Stalled("did not finish in time".into())),
+            Event::StartTimedOut if self.running.is_some() => {}
+            Event::StartTimedOut => self.exited(Exit::Stalled("did not start in time".into())),
+            Event::DrainTimedOut => self.kill(Exit::Unfinished),
             Event::Exited(exit) => self.exited(exit),
             Event::BackoffEnded => self.start(),
         }
@@ -208,11 +211,11 @@ impl Child {
         let was_up = self.view.state == State::Up;
         let has_crashed = matches!(exit, Exit::Panicked(_) | Exit::Stalled(_));
         let decision = RestartDecision::after(&exit, self.desired, self.crashes.len());
-        if let Exit::Failed(why) | Exit::Panicked(why) | Exit::Stalled(why) = exit {
+        if let Some(why) = exit.reason() {
             if let ChildId::Lane(lane) = self.view.child {
-                self.live_lanes.failed(lane, &why);
+                self.live_lanes.failed(lane, why);
             }
-            self.view.last_error = Some(why);
+            self.view.last_error = Some(why.to_owned());
         }
         match decision {
             RestartDecision::StartNow => self.start(),

@@ -1,6 +1,14 @@
 //! A supervised actor's side: its start from a factory, and its handle to the supervisor.
 
-use std::{any::Any, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{
+    any::Any,
+    panic::AssertUnwindSafe,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use actix::{AsyncContext as _, Context, MailboxError, Message, Recipient};
 use actix_rt::Arbiter;
@@ -47,6 +55,10 @@ pub fn factory<A: Supervised>(
         let make = Arc::clone(&make);
         let starting = handle.clone();
         let run = async move {
+            // It may have waited for this thread until another one had started.
+            if !starting.is_newest() {
+                return;
+            }
             let actor = make(starting.clone());
             let mut context = Context::new();
             context.set_mailbox_capacity(A::MAILBOX);
@@ -87,6 +99,7 @@ pub struct SupervisorHandle {
     child: ChildId,
     /// Counts the starts and the ends of the child.
     generation: u64,
+    newest: Arc<AtomicU64>,
     supervisor: Recipient<ActorEvent>,
     exit: Arc<Mutex<Option<Exit>>>,
 }
@@ -96,6 +109,7 @@ impl SupervisorHandle {
         Self {
             child,
             generation: 0,
+            newest: Arc::default(),
             supervisor,
             exit: Arc::default(),
         }
@@ -103,10 +117,17 @@ impl SupervisorHandle {
 
     /// The handle of the next generation. The supervisor ignores the events of this one.
     pub(super) fn next(&self) -> Self {
+        let generation = self.generation + 1;
+        self.newest.store(generation, Relaxed);
         Self {
-            generation: self.generation + 1,
+            generation,
+            newest: Arc::clone(&self.newest),
             ..Self::new(self.child, self.supervisor.clone())
         }
+    }
+
+    fn is_newest(&self) -> bool {
+        self.newest.load(Relaxed) == self.generation
     }
 
     pub(super) fn sent(&self, event: &ActorEvent) -> bool {
@@ -160,6 +181,8 @@ pub(super) enum Event {
     Ready(Option<(Recipient<Publish>, BrokerInfo)>),
     /// The answer to a heartbeat, or none in time.
     Pinged(Result<Result<(), String>, MailboxError>),
+    /// It has not started in time.
+    StartTimedOut,
     /// It has not finished in time.
     DrainTimedOut,
     Exited(Exit),

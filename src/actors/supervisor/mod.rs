@@ -11,8 +11,8 @@
 //! | panicked, or stalled | a start after a back-off; given up at the fifth crash within a minute |
 //!
 //! The back-off is exponential with full jitter and starts again at its first step after a healthy
-//! minute. An actor has stalled if it misses two heartbeats or reports no progress; it is then
-//! started on a thread of its own, because its old thread may be blocked.
+//! minute. An actor has stalled if it misses two heartbeats, reports no progress, or does not even
+//! start; it is then started on a thread of its own, because its old thread may be blocked.
 //!
 //! `Child::set_state` makes each change of state: it updates the table of live lanes and the log.
 //! `outage` tells of a lane that is away.
@@ -39,6 +39,7 @@ pub use self::{
     handle::{Factory, SupervisorHandle, Thread, factory},
     restart::{
         BACKOFF_CAP, BACKOFF_FIRST, CRASHES_MAX, DRAIN_MAX, Exit, HEALTHY, HEARTBEAT, MISSES_MAX,
+        START_MAX,
     },
     view::{ChildId, State, View},
 };

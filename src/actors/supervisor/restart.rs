@@ -17,6 +17,9 @@ pub const MISSES_MAX: u8 = 2;
 /// An actor that was asked to finish is killed after this time.
 pub const DRAIN_MAX: Duration = Duration::from_secs(4);
 
+/// An actor that has not started after this time waits for a thread that is blocked.
+pub const START_MAX: Duration = Duration::from_secs(10);
+
 /// How an actor ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Exit {
@@ -28,6 +31,19 @@ pub enum Exit {
     Panicked(String),
     /// It was alive and made no progress.
     Stalled(String),
+    /// It was asked to finish, and took longer than [`DRAIN_MAX`].
+    Unfinished,
+}
+
+impl Exit {
+    /// Why it was not as it should be, if it was not.
+    pub(super) fn reason(&self) -> Option<&str> {
+        match self {
+            Self::Stopped => None,
+            Self::Failed(why) | Self::Panicked(why) | Self::Stalled(why) => Some(why),
+            Self::Unfinished => Some("did not finish in time"),
+        }
+    }
 }
 
 /// The state last asked of an actor.
@@ -83,6 +99,8 @@ mod tests {
             (panicked(), Paused, 9, Pause),
             (Exit::Stopped, Restarted, 0, StartNow),
             (stalled(), Restarted, 9, StartNow),
+            (Exit::Unfinished, Paused, 9, Pause),
+            (Exit::Unfinished, Restarted, 9, StartNow),
             (Exit::Stopped, Running, 0, BackOff),
             (failed(), Running, 0, BackOff),
             (failed(), Running, 9, BackOff),
