@@ -3,7 +3,9 @@
 //! good ones for each. Each test prints the 99th percentile of the times of the good ones, from their
 //! request to the POST that was taken: without any poison, and with it in each position. The
 //! positions take turns for `POISON_ROUNDS` rounds; the result is the median of the ratios within a
-//! round. An optimized node is measured by
+//! round. `POISON_RATE` is the records per second: each request is sent when it is due, and its time
+//! begins then. Without it, each request follows the answer to the last, and the times tell by how much
+//! the POSTs fall behind a node at its limit. An optimized node is measured by
 //!
 //! ```sh
 //! NODE_UNDER_TEST=target/release/waypost POISON_RECORDS=1000 POISON_ROUNDS=3 cargo test \
@@ -12,6 +14,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    iter,
     process::Command,
     sync::{
         Arc, Mutex,
@@ -24,6 +27,7 @@ use awc::http::StatusCode;
 use bytes::Bytes;
 use futures_util::future::join_all;
 use serde_json::{Value, json};
+use tokio::{io::AsyncWriteExt as _, net::TcpStream, time::sleep_until};
 use waypost::{
     clock::unix_us,
     record::{Origin, Record},
@@ -109,23 +113,46 @@ fn poison(api: &Api, conduct: Conduct) -> Times {
     times
 }
 
-/// Posts the records in their order, `REQUEST` at a time. Their ids and times, the poisoned ones
-/// apart.
+/// Posts the records in their order, `REQUEST` at a time. Their ids and the times of their requests, the
+/// poisoned ones apart.
 async fn post_all(node: &Node, name: &str, poisoned: &[bool]) -> [HashMap<String, Instant>; 2] {
-    let mut ids = [HashMap::new(), HashMap::new()];
-    for (number, request) in poisoned.chunks(REQUEST).enumerate() {
-        let key = format!("{name}-{number}");
+    let arrays = poisoned.chunks(REQUEST).map(|request| {
         let states = request
             .iter()
             .map(|poisoned| if *poisoned { POISON } else { "well" });
         let records: Vec<_> = states.map(body).collect();
-        let array = Bytes::from(format!("[{}]", records.join(",")));
-        let began = Instant::now();
-        let answer = node.post("/", &key, array).await.expect("an answer");
+        Bytes::from(format!("[{}]", records.join(",")))
+    });
+    let arrays: Vec<_> = arrays.collect();
+    let key = |number| format!("{name}-{number}");
+    let post = async |number, array: &Bytes| {
+        let answer = node.post("/", &key(number), array.clone()).await;
+        let answer = answer.expect("an answer");
         assert_eq!(answer.0, StatusCode::ACCEPTED, "{answer:?}");
-        for (index, poisoned) in request.iter().enumerate() {
-            ids[usize::from(*poisoned)].insert(format!("{key}/{index}"), began);
+    };
+    let rate = u32::try_from(wanted("POISON_RATE", 0)).unwrap();
+    let mut began = Vec::new();
+    if rate > 0 {
+        let pause = Duration::from_secs(REQUEST as u64) / rate;
+        let due = iter::successors(Some(Instant::now()), |last| Some(*last + pause));
+        began.extend(due.take(arrays.len()));
+        let posts = arrays.iter().zip(&began).enumerate();
+        let posts = posts.map(async |(number, (array, due))| {
+            sleep_until((*due).into()).await;
+            post(number, array).await;
+        });
+        join_all(posts).await;
+    } else {
+        for (number, array) in arrays.iter().enumerate() {
+            began.push(Instant::now());
+            post(number, array).await;
         }
+    }
+    let mut ids = [HashMap::new(), HashMap::new()];
+    for (place, poisoned) in poisoned.iter().enumerate() {
+        let number = place / REQUEST;
+        let id = format!("{}/{}", key(number), place % REQUEST);
+        ids[usize::from(*poisoned)].insert(id, began[number]);
     }
     ids
 }
@@ -523,6 +550,34 @@ async fn no_record_dies_of_its_age_while_the_api_is_away() {
         (&ledger["delivered"], &ledger["dead"]),
         (&json!(20), &json!(0)),
         "{ledger}"
+    );
+}
+
+/// A stop finds a body that does not come, a parked record in its POST, and one of a lane.
+#[actix_rt::test]
+async fn a_stop_that_waits_for_everything_ends_in_its_time() {
+    let (api, mut node) = parked(1).await;
+    api.behave(|_, _| Conduct::Hang);
+    let before = api.count();
+    eventually("the parked record is tried", PATIENCE, async || {
+        (api.count() > before).then_some(())
+    })
+    .await;
+    let head = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n\
+        Content-Length: 9\r\n\r\n{";
+    let mut slow = TcpStream::connect(("127.0.0.1", node.ingest))
+        .await
+        .expect("it listens");
+    slow.write_all(head).await.expect("room");
+    let tried = api.count();
+    post_all(&node, "b", &[false]).await;
+    api.wait_for(tried + 1, PATIENCE).await;
+    node.signal("TERM");
+    assert!(node.ended(PATIENCE).await.success());
+    let log = node.log();
+    assert!(
+        log.contains(" drained ") && !log.contains("cut off"),
+        "{log}"
     );
 }
 

@@ -16,6 +16,8 @@ use actix_web::{
 };
 use futures_util::stream;
 
+use super::process::free_port;
+
 /// A POST as the API received it.
 #[derive(Clone, Debug)]
 pub struct Post {
@@ -90,7 +92,8 @@ impl Api {
             is_stopped: false,
         };
         let state = Arc::new(Mutex::new(state));
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        // A port that the system hands out could be another test's while this API is stopped.
+        let listener = TcpListener::bind(("127.0.0.1", free_port())).expect("a free port");
         let address = listener.local_addr().expect("a bound socket");
         let server = Some(serve(listener, Arc::clone(&state)));
         Self {

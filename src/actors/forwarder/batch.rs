@@ -19,7 +19,7 @@ use tokio::{
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::{
-    post::{HOLD_MAX, HOLD_REST, Payload, PostEnd, Poster, RetryLimits, not_an_object},
+    post::{HOLD_REST, Payload, PostEnd, Poster, RetryLimits, held_until, not_an_object},
     slots::PostSlot,
 };
 use crate::{
@@ -242,9 +242,9 @@ impl Poster {
                 None
             }
             PostEnd::Drained => None,
-            PostEnd::Parked => {
+            PostEnd::Parked(key) => {
                 for queued in batch {
-                    self.parked(queued.delivery).await;
+                    self.parked(queued.delivery, key).await;
                 }
                 None
             }
@@ -261,16 +261,19 @@ impl Poster {
 
     /// The strictest limits of the records; `None` if there are none.
     fn limits<'a>(&self, batch: &'a [QueuedDelivery]) -> Option<RetryLimits<'a>> {
-        let oldest = batch.iter().map(|queued| queued.delivery.since).min()?;
+        if batch.is_empty() {
+            return None;
+        }
+        let held_until = batch.iter().filter_map(|one| held_until(&one.delivery));
         let dead_letters = &self.params.api.dead_letters;
         let give_up_at = batch
             .iter()
             .filter_map(|queued| dead_letters.give_up_at(&queued.delivery.record));
         Some(RetryLimits {
-            held_until: oldest + HOLD_MAX,
+            held_until: held_until.min(),
             give_up_at: give_up_at.min(),
-            record: match batch {
-                [only] => Some(&only.delivery.record),
+            only: match batch {
+                [only] => Some(&only.delivery),
                 _ => None,
             },
         })

@@ -119,8 +119,8 @@ impl Outlet {
         }
         let poster = Rc::clone(&self.poster);
         let drain = match delivery.held {
-            None => self.drain.clone(),
-            Some(_) => self.drain_held.clone(),
+            None => next_change(&self.drain),
+            Some(_) => next_change(&self.drain_held),
         };
         // Boxed: a task is moved several times before it runs, and its future is large.
         actix_rt::spawn(Box::pin(async move {
@@ -139,7 +139,7 @@ impl Outlet {
     ) {
         let params = &self.poster.params;
         let Some(held) = &params.api.held else { return };
-        let mut drain = self.drain.clone();
+        let mut drain = next_change(&self.drain);
         // Those on disk would wait for longer than this one.
         let is_behind = held.has_waiting(params.lane) || params.api.breaker.is_open();
         let mut patience = if is_behind {
@@ -325,6 +325,13 @@ impl Outlet {
             _moved: moved,
         })
     }
+}
+
+/// Changes with the next drain. A clone alone would also tell of those that are over.
+fn next_change(drain: &watch::Receiver<()>) -> watch::Receiver<()> {
+    let mut next = drain.clone();
+    next.mark_unchanged();
+    next
 }
 
 /// A record that is on disk, and is being POSTed.

@@ -1,6 +1,6 @@
 //! One POST with its retries, and the settlement of its delivery.
 
-use std::{cell::RefCell, mem, pin::pin, sync::Arc, time::Duration};
+use std::{cell::RefCell, future::pending, mem, pin::pin, sync::Arc, time::Duration};
 
 use awc::http::header::HeaderMap;
 use bytes::Bytes;
@@ -35,7 +35,7 @@ use crate::{
     ledger::Ledger,
     record::{Record, Tag, TraceHeaders},
     routing::scores::Scores,
-    spool::DeathReason,
+    spool::{DeathReason, EntryKey},
     tap::Tap,
     trace::{LaneTracer, OpenSpan},
 };
@@ -50,7 +50,7 @@ const RETRY_CAP: Duration = Duration::from_secs(3);
 pub const UNWRITTEN_REST: Duration = Duration::from_secs(30);
 /// A delivery is nakked after this time and redelivered: brokers end a consumer that holds a
 /// message for much longer.
-pub const HOLD_MAX: Duration = Duration::from_mins(10);
+const HOLD_MAX: Duration = Duration::from_mins(10);
 /// How long it then rests.
 pub const HOLD_REST: Duration = Duration::from_secs(1);
 
@@ -91,12 +91,12 @@ pub struct Payload<'a> {
 
 /// How long a failed POST is retried here.
 pub struct RetryLimits<'a> {
-    /// The end of the longest hold that a broker allows.
-    pub held_until: Instant,
+    /// The end of the longest hold that a broker allows; `None` if no broker holds the records.
+    pub held_until: Option<Instant>,
     /// When the record, or the oldest of a batch, is to be given up, if ever.
     pub give_up_at: Option<Instant>,
-    /// The only record of the payload; `None` if it has several.
-    pub record: Option<&'a Record>,
+    /// The only delivery of the payload; `None` if it has several.
+    pub only: Option<&'a Delivery>,
 }
 
 /// How the POSTs of a record, or of a batch, have ended.
@@ -108,14 +108,14 @@ pub enum PostEnd {
     },
     /// The API has refused it, or has not taken it for too long.
     Dead(DeathReason),
-    /// The API fails at it while it answers others: it is on disk, with its next try.
-    Parked,
+    /// The API fails at it while it answers others: this is on disk, with its next try.
+    Parked(EntryKey),
     /// The same for one of the records of a batch, perhaps: they are POSTed in smaller parts.
     Split(DeathReason),
     HeldTooLong,
     /// The API denies everything: the record is not to blame.
     Denied,
-    /// The node drains.
+    /// The lane drains, or the node.
     Drained,
 }
 
@@ -152,9 +152,9 @@ impl Poster {
             spans: delivery.span.iter().collect(),
         };
         let limits = RetryLimits {
-            held_until: delivery.since + HOLD_MAX,
+            held_until: held_until(&delivery),
             give_up_at: self.params.api.dead_letters.give_up_at(record),
-            record: Some(record),
+            only: Some(&delivery),
         };
         let mut slot = PostSlot::new(&self.params.slots, permit, None);
         let reason = DeathReason::default();
@@ -172,7 +172,7 @@ impl Poster {
                 delivery.ack();
             }
             PostEnd::Dead(reason) => Box::pin(self.dead_letter(delivery, reason)).await,
-            PostEnd::Parked => Box::pin(self.parked(delivery)).await,
+            PostEnd::Parked(key) => Box::pin(self.parked(delivery, key)).await,
             // Another record is the next to probe the API.
             PostEnd::HeldTooLong | PostEnd::Split(_) | PostEnd::Denied => {
                 delivery.retry_after(HOLD_REST);
@@ -225,7 +225,7 @@ impl Poster {
             let (pass, place) = tokio::select! {
                 biased;
                 admitted = self.admit(&trial) => admitted,
-                () = sleep_until(limits.held_until) => return PostEnd::HeldTooLong,
+                () = sleep_if(limits.held_until) => return PostEnd::HeldTooLong,
                 // An error means that the forwarder is gone, which gives the delivery back too.
                 _ = drain.changed() => return PostEnd::Drained,
             };
@@ -242,7 +242,7 @@ impl Poster {
                 }
                 (Outcome::Retry { at_least }, _) => {
                     pass.failed(&answer, &mut trial);
-                    if limits.record.is_some() && may_be_a_record(&answer, &trial) {
+                    if limits.only.is_some() && may_be_a_record(&answer, &trial) {
                         slot.leave();
                     }
                     // Boxed like the other rare ends: the future of every record stays small.
@@ -261,7 +261,7 @@ impl Poster {
                     let next_try = sleep(delay).then(|()| slot.enter());
                     tokio::select! {
                         () = Box::pin(next_try) => {}
-                        () = sleep_until(limits.held_until) => return PostEnd::HeldTooLong,
+                        () = sleep_if(limits.held_until) => return PostEnd::HeldTooLong,
                         _ = drain.changed() => return PostEnd::Drained,
                     }
                 }
@@ -270,7 +270,7 @@ impl Poster {
                     return PostEnd::Dead(reason);
                 }
                 (Outcome::Denied, _) => {
-                    let is_batch = limits.record.is_none();
+                    let is_batch = limits.only.is_none();
                     let denied = Box::pin(denied(pass, &answer, is_batch, drain)).await;
                     return denied.unwrap_or(PostEnd::Dead(reason));
                 }
@@ -309,7 +309,7 @@ impl Poster {
         // No record dies of its age alone: the API was there, and did not take it.
         let is_reached = answer.is_reached() || trial.others_succeeded();
         let is_overdue = is_reached && limits.give_up_at.is_some_and(|at| at <= Instant::now());
-        let Some(record) = limits.record else {
+        let Some(delivery) = limits.only else {
             let splits = is_overdue || may_be_a_record(answer, trial) || trial.is_guilty();
             return splits.then(|| PostEnd::Split(mem::take(reason)));
         };
@@ -324,9 +324,9 @@ impl Poster {
             return None;
         }
         let failing = Failing {
-            record,
+            record: &delivery.record,
             lane: self.params.lane,
-            tag: &self.params.tag,
+            tag: self.tag(delivery),
             reason,
             pauses: 0,
             is_proven: trial.is_proven(),
@@ -334,7 +334,7 @@ impl Poster {
         };
         // If the disk does not take it, it is retried here.
         let parked = self.params.api.parking.park(&failing).await;
-        parked.is_ok().then_some(PostEnd::Parked)
+        parked.ok().map(PostEnd::Parked)
     }
 
     /// Counts records that the API has taken, `at_once` or after retries. They came out of the lane
@@ -414,15 +414,17 @@ impl Poster {
         }
     }
 
-    /// Acks a delivery whose record is parked on disk.
-    pub async fn parked(&self, delivery: Delivery) {
+    /// Acks a delivery whose record is parked on disk, as `key`.
+    pub async fn parked(&self, delivery: Delivery, key: EntryKey) {
         let Self { params, .. } = self;
-        let was_parked = match delivery.last_place() {
-            Some(held) => self.take_out(&held).await != Some(false),
-            None => false,
-        };
-        if !was_parked {
-            params.ledger.parked(params.lane, &delivery.record);
+        match delivery.last_place() {
+            None => params.ledger.parked(params.lane, &delivery.record),
+            Some(held) => {
+                // If an operator has taken the record, it must not come back.
+                if self.take_out(&held).await == Some(false) {
+                    params.api.dead_letters.spool.settle(key);
+                }
+            }
         }
         params.copies.release(&delivery.record);
         delivery.ack();
@@ -432,6 +434,20 @@ impl Poster {
     pub fn show(&self, record: &Record, body: impl FnOnce() -> Bytes, status: u16) {
         let Self { params, .. } = self;
         params.tap.show_delivered(params.lane, record, body, status);
+    }
+}
+
+/// The end of the longest hold of `delivery` that its broker allows; `None` if it is on this node's
+/// disk.
+pub fn held_until(delivery: &Delivery) -> Option<Instant> {
+    delivery.held.is_none().then(|| delivery.since + HOLD_MAX)
+}
+
+/// Sleeps until `at`, or for ever.
+async fn sleep_if(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at).await,
+        None => pending().await,
     }
 }
 
