@@ -35,6 +35,10 @@ use crate::{
     trace::OtelVariables,
 };
 
+/// The longest request that can be allowed: a node has no more bytes of requests in hand.
+pub const BODY_MAX: usize = 64 << 20;
+/// The largest record that can be allowed: with all that goes with it, it fits into the spool.
+pub const RECORD_MAX: u64 = 15 << 20;
 /// The most POSTs that a lane may be configured to have in flight.
 pub const CONCURRENCY_MAX: usize = 4096;
 /// The most records that a lane may be configured to put into one message.
@@ -137,9 +141,9 @@ section! {
     IngestConfig {
         listen: SocketAddr = SocketAddr::from(([0, 0, 0, 0], 8000)), deserialize_with = "value::address";
         /// Bytes of a whole request.
-        max_body: usize = 1 << 20, with = "value::Size::<1, GIB>";
+        max_body: usize = 1 << 20, with = "value::Size::<1, { BODY_MAX as u64 }>";
         /// Bytes of one record.
-        max_record: usize = 256 << 10, with = "value::Size::<1, GIB>";
+        max_record: usize = 256 << 10, with = "value::Size::<1, RECORD_MAX>";
         schema: Schema = Schema::Case, deserialize_with = "value::from_text";
         /// Objects and arrays inside of each other, the record included.
         max_depth: usize = JsonLimits::default().max_depth, deserialize_with = "value::whole::<1, DEPTH_MAX, _, _>";

@@ -1,5 +1,6 @@
-//! The node's disk: records that wait for a lane, records that the gRPC lane carries, records that
-//! are parked between two tries, and the dead letters.
+//! The node's disk: records that wait for a lane, records that the gRPC lane carries, copies of what a
+//! broker may lose, records that are parked between two tries or held for their API, and the dead
+//! letters.
 //!
 //! One thread owns the files, and nobody else blocks. The thread takes all requests that came
 //! during the last sync, and one sync per queue makes them durable (group commit): the higher the
@@ -96,6 +97,8 @@ impl EntryKey {
 pub enum NotSafe {
     #[error("the spool is full")]
     Full,
+    #[error("it is larger, with what goes with it, than the 16 MiB of an entry of the spool")]
+    TooLarge,
     #[error("the spool's disk fails: {0}")]
     Disk(String),
     #[error("the spool is closed")]

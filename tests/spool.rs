@@ -560,6 +560,39 @@ async fn what_is_no_record_in_a_broker_becomes_a_dead_letter() {
     assert_eq!(api.count(), 0);
 }
 
+/// The gRPC lane to the node itself confirms what is on its disk, or what the API has.
+#[actix_rt::test]
+async fn a_node_without_a_place_on_disk_and_without_an_api_is_not_ready() {
+    let mut api = Api::start();
+    api.stop().await;
+    let small = [("SPOOL__MAX".to_owned(), "1MiB".to_owned())];
+    let node = Node::start(&api.url(), &[&grpc_variables()[..], &small].concat()).await;
+    node.lane_is("grpc", "up", PATIENCE).await;
+    // Then not even a small one fits.
+    for length in [100_000, 1000] {
+        let record = serde_json::json!({
+            "name": "n".repeat(length), "location": "b", "age": 1, "infectedtype": "c", "state": "d"
+        });
+        let mut number = 0;
+        eventually("it is full", PATIENCE, async || {
+            number += 1;
+            let key = format!("fill-{length}-{number}");
+            let (status, _) = node.post("/", &key, record.to_string().into()).await?;
+            (status == StatusCode::SERVICE_UNAVAILABLE).then_some(())
+        })
+        .await;
+    }
+    eventually("it says so", PATIENCE, async || {
+        (node.get("/readyz").await?.0 == StatusCode::SERVICE_UNAVAILABLE).then_some(())
+    })
+    .await;
+    api.start_again();
+    eventually("it is ready", PATIENCE, async || {
+        (node.get("/readyz").await?.0 == StatusCode::OK).then_some(())
+    })
+    .await;
+}
+
 #[actix_rt::test]
 async fn a_data_folder_that_is_removed_is_a_503_until_it_is_back_and_loses_nothing() {
     let mut node = Node::start("http://127.0.0.1:9/", &ingest::nobody()).await;

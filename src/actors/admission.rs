@@ -18,10 +18,10 @@ use super::{
     router::Router,
     slot::Slot,
 };
-use crate::{lane_id::LaneSet, ledger::Ledger, record::Record};
+use crate::{config::BODY_MAX, lane_id::LaneSet, ledger::Ledger, record::Record};
 
-/// Bytes in hand at most.
-const BYTES_MAX: usize = 64 << 20;
+/// Bytes in hand at most: the longest request fits, if no other is there.
+const BYTES_MAX: usize = BODY_MAX;
 /// A record is sent this often, if each actor that holds it dies.
 const ATTEMPTS: usize = 5;
 /// The longest wait for a restart of the router.
@@ -73,13 +73,13 @@ impl Admission {
     /// An error means that nobody has confirmed the record; a later confirm finds that its client
     /// has gone. Dropping the future means the same for all records.
     ///
-    /// A record of policy `broadcast` is safe once each of its copies is. Its receipt is that of its
-    /// first lane.
+    /// A record of policy `broadcast` is safe once each of its copies is; after an error, some of them
+    /// may be on their way. Its receipt is that of its first lane.
     pub async fn submit(&self, records: &[AssignedRecord]) -> Vec<Reply> {
         let is_broadcast = |assigned: &AssignedRecord| assigned.assignment.is_broadcast();
         // Records on disk are copies already.
         if self.source != Source::Client || !records.iter().any(is_broadcast) {
-            return self.submit_each(records).await;
+            return self.submit_each(records, bytes(records)).await;
         }
         let mut copies = Vec::new();
         let mut originals = Vec::new();
@@ -99,7 +99,8 @@ impl Admission {
                 originals.push(index);
             }
         }
-        let replies = self.submit_each(&copies).await;
+        // Copies share the bytes of their record.
+        let replies = self.submit_each(&copies, bytes(records)).await;
         let mut joined: Vec<Option<Reply>> = vec![None; records.len()];
         for (original, reply) in originals.into_iter().zip(replies) {
             let first = joined[original].get_or_insert_with(|| reply.clone());
@@ -113,8 +114,8 @@ impl Admission {
             .collect()
     }
 
-    async fn submit_each(&self, records: &[AssignedRecord]) -> Vec<Reply> {
-        let Some(permit) = self.admit(records) else {
+    async fn submit_each(&self, records: &[AssignedRecord], bytes: usize) -> Vec<Reply> {
+        let Some(permit) = self.admit(records.len(), bytes) else {
             return vec![Err(Refused::Overloaded); records.len()];
         };
         let request = Replies::new(
@@ -174,20 +175,19 @@ impl Admission {
         }
     }
 
-    fn admit(&self, records: &[AssignedRecord]) -> Option<Arc<Permit>> {
+    fn admit(&self, records: usize, bytes: usize) -> Option<Arc<Permit>> {
         let take = |from: &Arc<Semaphore>, count: usize| {
             let count = u32::try_from(count).ok()?;
             Arc::clone(from).try_acquire_many_owned(count).ok()
         };
         Some(Arc::new(Permit {
-            _records: take(&self.records, records.len())?,
-            _bytes: take(
-                &self.bytes,
-                records
-                    .iter()
-                    .map(|assigned| assigned.record.body.len())
-                    .sum(),
-            )?,
+            _records: take(&self.records, records)?,
+            _bytes: take(&self.bytes, bytes)?,
         }))
     }
+}
+
+fn bytes(records: &[AssignedRecord]) -> usize {
+    let bodies = records.iter().map(|assigned| assigned.record.body.len());
+    bodies.sum()
 }

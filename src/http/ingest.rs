@@ -36,8 +36,12 @@ use futures_util::future::join_all;
 use serde::Serialize;
 use serde_json::json;
 
-pub use self::headers::idempotency_key;
-pub use self::{body::BodyLimits, forecast::DiskForecast};
+pub use self::{
+    body::{BodyLimits, BodyRoom},
+    content::{Content, EVENT_PREFIX},
+    forecast::DiskForecast,
+    headers::{idempotency_key, value_text},
+};
 use self::{
     permit::only_permitted,
     refusal::{form_reused, key_reused},
@@ -138,8 +142,8 @@ pub fn routes(app: &mut web::ServiceConfig, state: IngestState) {
 fn open_routes(app: &mut web::ServiceConfig) {
     app.service(
         web::resource("/")
-            .route(web::get().to(async || HttpResponse::Ok().json(json!({"message": "ok"}))))
-            .route(web::head().to(HttpResponse::Ok))
+            .route(web::get().to(health))
+            .route(web::head().to(health))
             .route(web::post().to(post))
             .default_service(web::to(async || {
                 Problem::method_not_allowed("GET, HEAD, POST")
@@ -160,6 +164,10 @@ fn open_routes(app: &mut web::ServiceConfig) {
     .default_service(web::to(async |request: HttpRequest| {
         Problem::not_found(request.path())
     }));
+}
+
+async fn health() -> HttpResponse {
+    HttpResponse::Ok().json(json!({"message": "ok"}))
 }
 
 /// The JSON Schema that a record must fit.

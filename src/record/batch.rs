@@ -33,7 +33,7 @@ type Parsed<'t> = (Bytes, Values<'t>);
 
 /// The records of `body` in their order, each checked and trimmed as [`parse`](super::parse) does,
 /// and the values of `pointers` in each. Lines and columns in errors count from the start of the
-/// body.
+/// body. Reads no more than one record over [`MAX`]: a small body may have a million.
 ///
 /// # Errors
 /// [`InvalidBatch`] names the first mistake.
@@ -74,6 +74,9 @@ fn parse_array<'t>(
             },
         })?;
         records.push((record, values));
+        if records.len() > MAX {
+            return Ok(records);
+        }
         at += length;
         if let Some(end) = after(text, at, "]") {
             break end;
@@ -94,8 +97,8 @@ fn parse_lines<'t>(
     pointers: &PointerSet,
 ) -> Result<Vec<Parsed<'t>>, InvalidBatch> {
     let lines = text.lines();
-    let lines = lines.filter(|line| !line.as_bytes().trim_ascii().is_empty());
-    let records = lines.enumerate().map(|(index, line)| {
+    let lines = lines.filter(|line| !skip_space(line).is_empty());
+    let records = lines.take(MAX + 1).enumerate().map(|(index, line)| {
         parse_text(body, line, rules, pointers).map_err(|why| {
             let at = line.as_ptr() as usize - text.as_ptr() as usize;
             let why = why.further_on(text, at);
@@ -150,6 +153,17 @@ mod tests {
         );
         assert_eq!(all("[]", Form::Array), Ok(Vec::new()));
         assert_eq!(all("\n", Form::Lines), Ok(Vec::new()));
+    }
+
+    #[test]
+    fn nothing_is_read_behind_one_record_too_many() {
+        let most = vec!["{}"; MAX + 1];
+        for (text, form) in [
+            (format!("[{},{{", most.join(",")), Form::Array),
+            (format!("{}\n{{", most.join("\n")), Form::Lines),
+        ] {
+            assert_eq!(all(&text, form).map(|all| all.len()), Ok(MAX + 1));
+        }
     }
 
     #[test]

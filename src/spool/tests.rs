@@ -166,6 +166,15 @@ async fn a_full_spool_refuses_and_takes_again_when_there_is_room() {
     };
     assert_eq!(why, NotSafe::Full);
     assert!(keys.len() >= 9, "{}", keys.len());
+    // It would find no place in an empty one either.
+    let never = Entry {
+        body: Bytes::from(vec![b'x'; 16 << 20]),
+        ..dead("never")
+    };
+    assert_eq!(
+        spool.put(Queue::Waiting, &never).await,
+        Err(NotSafe::TooLarge)
+    );
     // A record that the API refuses still has room to leave.
     let dead_letter = Entry {
         body: Bytes::from(vec![b'x'; 100 << 10]),

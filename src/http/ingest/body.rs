@@ -3,6 +3,7 @@
 use std::{
     fmt,
     io::{self, Read},
+    sync::Arc,
     time::Duration,
 };
 
@@ -17,24 +18,64 @@ use actix_web::{
 use bytes::{Bytes, BytesMut};
 use flate2::bufread::MultiGzDecoder;
 use futures_util::{FutureExt as _, StreamExt as _};
-use tokio::time::{Instant, timeout_at};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, timeout_at},
+};
 
 use super::refusal::too_large;
-use crate::http::problem::{Problem, ProblemKind};
+use crate::{
+    config::BODY_MAX,
+    http::problem::{Problem, ProblemKind},
+};
 
 /// The largest window of zstd, as a power of two: 8 MiB (RFC 9659, 3).
 const ZSTD_WINDOW_LOG_MAX: u32 = 23;
+/// Bytes of bodies on their way: a few of the longest that may be allowed.
+const ROOM: usize = 2 * BODY_MAX;
 /// The codings that an answer to another one offers.
 const CODINGS: &str = "gzip, zstd";
 
 /// The limits of a request's body.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct BodyLimits {
     /// Bytes: as they arrive, and decoded.
     pub max: usize,
     /// A body arrives within this time, and a second more for each `min_rate` bytes of it.
     pub timeout: Duration,
     pub min_rate: u64,
+    pub room: BodyRoom,
+}
+
+/// The bytes of bodies that are on their way, the first piece of each apart: many that come slowly
+/// take no more memory. Clones share them.
+#[derive(Clone, Debug)]
+pub struct BodyRoom(Arc<Semaphore>);
+
+impl Default for BodyRoom {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(ROOM)))
+    }
+}
+
+impl BodyRoom {
+    /// Adds the room of `bytes` to `taken`.
+    fn take(&self, bytes: usize, taken: &mut Option<OwnedSemaphorePermit>) -> Result<(), Problem> {
+        let bytes = u32::try_from(bytes).ok();
+        let room = bytes.and_then(|bytes| Arc::clone(&self.0).try_acquire_many_owned(bytes).ok());
+        let Some(room) = room else {
+            let detail = format!(
+                "Not taken: bodies of {ROOM} bytes are on their way to this node already, which is as \
+                 many as may be"
+            );
+            return Err(Problem::unavailable(ProblemKind::Unavailable, detail));
+        };
+        match taken {
+            Some(taken) => taken.merge(room),
+            None => *taken = Some(room),
+        }
+        Ok(())
+    }
 }
 
 /// The coding of a body (RFC 9110, 8.4).
@@ -140,6 +181,7 @@ impl BodyLimits {
         let began = Instant::now();
         let mut first = Bytes::new();
         let mut all = BytesMut::new();
+        let mut room = None;
         loop {
             let received = first.len() + all.len();
             // Usually it is there, and no timer is needed.
@@ -165,6 +207,7 @@ impl BodyLimits {
                 first = piece;
                 continue;
             }
+            self.room.take(piece.len(), &mut room)?;
             if !first.is_empty() {
                 all.extend_from_slice(&first);
                 first = Bytes::new();
@@ -189,5 +232,25 @@ impl BodyLimits {
              {min_rate} bytes"
         );
         Problem::new(StatusCode::REQUEST_TIMEOUT, ProblemKind::Slow, detail)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bodies_on_their_way_have_a_room_in_common() {
+        let room = BodyRoom(Arc::new(Semaphore::new(10)));
+        let (mut first, mut second) = (None, None);
+        assert!(room.take(4, &mut first).is_ok() && room.take(4, &mut first).is_ok());
+        let refused = room.clone().take(4, &mut second).unwrap_err();
+        assert!(
+            refused.detail().contains("on their way"),
+            "{}",
+            refused.detail()
+        );
+        drop(first);
+        assert!(room.take(4, &mut second).is_ok());
     }
 }

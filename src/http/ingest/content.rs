@@ -1,9 +1,6 @@
 //! The kind of a request's body, by its headers.
 
-use actix_web::{
-    HttpMessage as _, HttpRequest,
-    http::header::{self, HeaderMap},
-};
+use actix_web::http::header::{self, HeaderMap};
 
 use crate::{
     cloud_events::{self, AttributeValue, EventAttributes, header_value},
@@ -11,7 +8,7 @@ use crate::{
 };
 
 /// The prefix of headers that are the attributes of an event (CloudEvents, HTTP binding, 3.1.3.1).
-pub(super) const EVENT_PREFIX: &str = "ce-";
+pub const EVENT_PREFIX: &str = "ce-";
 /// How the media types of events begin.
 const EVENT_TYPES: &str = "application/cloudevents";
 /// The kinds that are taken, for the answer to another one.
@@ -19,7 +16,7 @@ const ALLOWED: &str = "A record is application/json, many may be application/x-n
     CloudEvents application/cloudevents+json or application/cloudevents-batch+json";
 
 /// The content of a request.
-pub(super) enum Content {
+pub enum Content {
     /// A record, or an array of them.
     Json,
     /// A record in each line.
@@ -35,9 +32,8 @@ pub(super) enum Content {
 impl Content {
     /// By `Content-Type`, and by the headers of an event (CloudEvents, HTTP binding, 3). JSON is
     /// `application/json`, `application/*+json`, or has no type.
-    pub(super) fn of(request: &HttpRequest) -> Result<Self, Problem> {
-        let headers = request.headers();
-        let essence = request.content_type();
+    pub fn of(headers: &HeaderMap) -> Result<Self, Problem> {
+        let essence = essence(headers);
         let is = |other: &str| essence.eq_ignore_ascii_case(other);
         // Nearly all requests are, and need no other look at the type.
         let is_plain_json = is("application/json");
@@ -92,6 +88,14 @@ impl Content {
     pub(super) const fn is_event(&self) -> bool {
         !matches!(self, Self::Json | Self::Lines)
     }
+}
+
+/// The type of the body without parameters (RFC 9110, 8.3.1).
+fn essence(headers: &HeaderMap) -> &str {
+    let value = headers.get(header::CONTENT_TYPE);
+    let text = value.and_then(|value| value.to_str().ok());
+    let first = text.and_then(|text| text.split(';').next());
+    first.unwrap_or_default().trim()
 }
 
 /// Whether `essence` is `application/` and this subtype.

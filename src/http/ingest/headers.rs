@@ -80,6 +80,11 @@ pub(super) fn trace(headers: &HeaderMap) -> Option<TraceHeaders> {
     TraceHeaders::read(parent, Some(&state.join(",")))
 }
 
+/// The text of a header's value, for rules. One that is no UTF-8 is there, and equal to nothing.
+pub fn value_text(value: &HeaderValue) -> &str {
+    str::from_utf8(value.as_bytes()).unwrap_or("\u{fffd}")
+}
+
 /// The text of the header that `name` names, if there is one.
 ///
 /// # Errors
@@ -92,5 +97,17 @@ fn only_line<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Result<Option<&'h
     match lines.next() {
         None => first.to_str().map(Some).map_err(|_| NotOneText),
         Some(_) => Err(NotOneText),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_is_there_for_rules_whatever_its_bytes() {
+        let text = |bytes| value_text(&HeaderValue::from_bytes(bytes).unwrap()).to_owned();
+        assert_eq!(text("Cobán".as_bytes()), "Cobán");
+        assert_eq!(text(b"Cob\xe1n"), "\u{fffd}");
     }
 }

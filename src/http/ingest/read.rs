@@ -1,6 +1,9 @@
 //! A request, read: its records, checked, each with its id and its route.
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use actix_web::{HttpRequest, http::StatusCode, web};
 use bytes::Bytes;
@@ -27,6 +30,9 @@ use crate::{
     trace::RequestTrace,
 };
 
+/// How long the check of a token counts.
+const TOKEN_TRUST: Duration = Duration::from_secs(1);
+
 /// A record that is as the schema wants it, and the values that rules look at.
 type ParsedRecord<'b> = (Bytes, Values<'b>);
 
@@ -41,7 +47,7 @@ impl IngestState {
         let headers = request.headers();
         let signed = self.signatures.as_ref().map(|keys| keys.begin(headers));
         let signed = signed.transpose()?;
-        let content = Content::of(request)?;
+        let content = Content::of(headers)?;
         let coding = Coding::of(headers)?;
         let key = request_key(headers, signed.as_ref().map(|signed| signed.id))?;
         if self.require_key && key.is_none() && !content.is_event() {
@@ -50,7 +56,14 @@ impl IngestState {
         self.body.check_length(headers)?;
         let client_trace = headers::trace(headers);
         let origin = Some(Origin::now(Arc::clone(&self.run)));
+        let began = Instant::now();
         let body = self.body.read(body, coding).await?;
+        // A token may be removed while a body comes slowly.
+        if let Some(tokens) = &self.tokens
+            && began.elapsed() > TOKEN_TRUST
+        {
+            tokens.check(headers)?;
+        }
         if let Some(signed) = &signed {
             signed.check(&body)?;
         }
@@ -71,7 +84,7 @@ impl IngestState {
         let routes = self.routing.get();
         let bodies = match &events {
             None => self.parse(&body, form, routes.pointers())?,
-            Some(events) => self.parse_data(events, form, routes.pointers())?,
+            Some(events) => self.parse_data(&body, events, form, routes.pointers())?,
         };
         if bodies.len() > batch::MAX {
             return Err(too_many());
@@ -95,7 +108,7 @@ impl IngestState {
             };
             let header = |name: &str| match (event, name.strip_prefix(EVENT_PREFIX)) {
                 (Some(event), Some(attribute)) => event.get(attribute),
-                _ => headers.get(name)?.to_str().ok(),
+                _ => headers.get(name).map(headers::value_text),
             };
             let assignment = Assignment {
                 pinned,
@@ -142,6 +155,7 @@ impl IngestState {
     /// The same of the data of each event.
     fn parse_data<'b>(
         &self,
+        body: &Bytes,
         events: &'b [JsonEvent],
         form: Option<Form>,
         pointers: &PointerSet,
@@ -149,7 +163,13 @@ impl IngestState {
         let events = events.iter().enumerate();
         let records = events.map(|(index, event)| {
             let parsed = parse_body(&event.data, &self.rules, pointers);
-            parsed.map_err(|why| at(index, form, self.invalid(&why)))
+            parsed.map_err(|why| {
+                let why = match offset(body, &event.data) {
+                    Some(offset) => why.further_on(body, offset),
+                    None => why,
+                };
+                at(index, form, self.invalid(&why))
+            })
         });
         records.collect()
     }
@@ -235,6 +255,12 @@ impl IngestState {
             }
         }
     }
+}
+
+/// The place of `part` in `body`; `None` if it is no part of it.
+fn offset(body: &Bytes, part: &Bytes) -> Option<usize> {
+    let offset = (part.as_ptr() as usize).checked_sub(body.as_ptr() as usize)?;
+    (offset + part.len() <= body.len()).then_some(offset)
 }
 
 /// A problem of the record at `index`.

@@ -13,7 +13,7 @@ impl IngestState {
     /// The problem of a request that has no receipt for each record.
     pub(super) fn refused(&self, request: &Request, why: &Refused) -> Problem {
         let detail = format!("Not taken: {why}");
-        if let Refused::TooLarge(_) = why {
+        if let Refused::TooLarge(_) | Refused::NotSafe(NotSafe::TooLarge) = why {
             let problem = too_large(detail);
             let records = request.records.iter().enumerate();
             let largest = records.max_by_key(|(_, assigned)| assigned.record.message_size());

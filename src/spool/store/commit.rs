@@ -59,7 +59,10 @@ impl Store {
         } else {
             0
         };
-        if size > *room + reserve || payload.len() > frame::PAYLOAD_MAX {
+        if payload.len() > frame::PAYLOAD_MAX {
+            return Err(NotSafe::TooLarge);
+        }
+        if size > *room + reserve {
             return Err(NotSafe::Full);
         }
         let appended = self.logs[queue.at()].append(payload, kind == PutKind::Held);
