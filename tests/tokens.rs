@@ -5,11 +5,17 @@ use std::{
     fs,
     io::Write as _,
     process::{Command, Output},
+    time::Duration,
 };
 
 use awc::http::{Method, StatusCode, header};
 use serde_json::{Value, json};
 use tempfile::NamedTempFile;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    time::{Instant, sleep_until},
+};
 use waypost::config::{Config, Flag};
 
 use crate::{
@@ -132,6 +138,28 @@ async fn a_change_of_the_file_counts_and_a_file_that_is_gone_changes_nothing() {
     becomes("new", StatusCode::ACCEPTED).await;
     becomes("old", StatusCode::UNAUTHORIZED).await;
     assert_eq!(node.metric(UNUSABLE).await, "0");
+
+    // Also for a body that was on its way when its token was removed.
+    let mut slow = TcpStream::connect(("127.0.0.1", node.ingest))
+        .await
+        .expect("it listens");
+    let (half, rest) = RECORD.split_at(9);
+    let head = format!(
+        "POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nAuthorization: Bearer other\r\n\
+         Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{half}",
+        RECORD.len()
+    );
+    slow.write_all(head.as_bytes()).await.expect("room");
+    becomes("other", StatusCode::ACCEPTED).await;
+    let since = Instant::now();
+    fs::write(file.path(), "new").expect("room");
+    becomes("other", StatusCode::UNAUTHORIZED).await;
+    // A check counts for a second.
+    sleep_until(since + Duration::from_secs(2)).await;
+    slow.write_all(rest.as_bytes()).await.expect("room");
+    let mut answer = String::new();
+    slow.read_to_string(&mut answer).await.expect("an answer");
+    assert!(answer.starts_with("HTTP/1.1 401 "), "{answer}");
     let away = file.path().with_extension("away");
     fs::rename(file.path(), &away).expect("our folder");
     eventually("the status tells", PATIENCE, async || {
@@ -146,7 +174,7 @@ async fn a_change_of_the_file_counts_and_a_file_that_is_gone_changes_nothing() {
 
     fs::rename(&away, file.path()).expect("our folder");
     eventually("the status tells no error", PATIENCE, async || {
-        (file_status(&node).await == well(2)).then_some(())
+        (file_status(&node).await == well(1)).then_some(())
     })
     .await;
     // A file without a token is a mistake: it would lock everybody out.

@@ -23,7 +23,7 @@ pub struct Signatures(Arc<WatchedFile<SigningKeys>>);
 
 /// A request that says that it is signed. Its body tells whether it is.
 pub struct SignedRequest<'h> {
-    keys: Arc<SigningKeys>,
+    keys: &'h Signatures,
     /// The sender's name for the request, the same each time that it is sent.
     pub id: &'h str,
     timestamp: &'h str,
@@ -52,7 +52,7 @@ impl Signatures {
     ///
     /// # Errors
     /// The problem of a request that has not each of them once, or is too old.
-    pub fn begin<'h>(&self, headers: &'h HeaderMap) -> Result<SignedRequest<'h>, Problem> {
+    pub fn begin<'h>(&'h self, headers: &'h HeaderMap) -> Result<SignedRequest<'h>, Problem> {
         let of = |name: &'static str| {
             only_text(headers, name).ok_or_else(|| {
                 let why =
@@ -61,7 +61,7 @@ impl Signatures {
             })
         };
         let signed = SignedRequest {
-            keys: self.0.get(),
+            keys: self,
             id: of("webhook-id")?,
             timestamp: of("webhook-timestamp")?,
             signatures: of("webhook-signature")?,
@@ -87,7 +87,11 @@ impl SignedRequest<'_> {
             timestamp,
             signatures,
         } = self;
-        let verified = keys.verify(id, timestamp, signatures, body, system_unix_s());
+        // The body may have come slowly, and a key may have been removed meanwhile.
+        let verified = keys
+            .0
+            .get()
+            .verify(id, timestamp, signatures, body, system_unix_s());
         verified.map_err(|why| unsigned(why.to_string()))
     }
 }
