@@ -224,6 +224,15 @@ fn check(case: &Case, port: u16) -> Result<(), String> {
         Ends::No => {}
         Ends::Maybe => return Ok(()),
         Ends::Yes => {
+            // Otherwise a client that sends another request takes its loss for an error.
+            let request = String::from_utf8_lossy(&case.request).to_ascii_lowercase();
+            let is_asked = request.contains("close") || request.contains("http/1.0");
+            if status < 300
+                && !is_asked
+                && !head.to_ascii_lowercase().contains("\r\nconnection: close")
+            {
+                return Err(format!("it ends and does not say so: {head}"));
+            }
             return match read_answer(&mut stream, &mut unread) {
                 None => Ok(()),
                 Some(other) => Err(format!("then {}: {}", other.status, other.head)),

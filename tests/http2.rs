@@ -311,6 +311,7 @@ async fn a_client_without_a_token_keeps_no_connection() {
         })
         .await;
     }
+    floods::an_answer_comes_before_the_end_of_its_connection(&tls).await;
     tls.node.at_rest(PATIENCE).await;
     assert_eq!(api.count(), 3);
 }

@@ -209,6 +209,9 @@ impl Framing {
                         at += piece.len() + 1;
                         continue;
                     }
+                    if self.place == Place::Trailers && !self.may_go_on(piece) {
+                        return Err((at, FramingFault::Trailer));
+                    }
                     // The library drops a fragment, and another server may not (RFC 9112, 3.2).
                     if self.place == Place::Start && memchr(b'#', piece).is_some() {
                         self.line.has_hash = true;
@@ -245,6 +248,28 @@ impl Framing {
             && self.line.length == 0
             && line.last() == Some(&b'\r')
             && memchr(b':', name).is_some_and(|colon| FramingField::of(&name[..colon]).is_none())
+    }
+
+    /// Whether the line of a trailer may go on by `piece` (RFC 9110, 5.6.2 and 5.5). The library
+    /// checks the fields of the head itself.
+    fn may_go_on(&self, piece: &[u8]) -> bool {
+        let Line { last, colon, .. } = self.line;
+        let mut is_value = colon.is_some();
+        // The end of the line is no part of the piece.
+        piece.is_empty()
+            || last != b'\r'
+                && piece.iter().enumerate().all(|(at, &byte)| {
+                    let length = self.line.length + at;
+                    match byte {
+                        b'\r' => at + 1 == piece.len() && (is_value || length == 0),
+                        b':' if !is_value => {
+                            is_value = true;
+                            (1..=NAME_MAX).contains(&length)
+                        }
+                        _ if is_value => byte == b'\t' || !byte.is_ascii_control(),
+                        _ => byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte),
+                    }
+                })
     }
 
     /// The line so far is not too long.

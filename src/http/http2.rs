@@ -44,7 +44,7 @@ use h2::{
     server::{Builder, Connection, SendResponse},
 };
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, copy, sink},
     select,
     time::{Instant, sleep, timeout},
 };
@@ -85,6 +85,10 @@ const REFUSED_MAX: u32 = 10 * STREAMS_MAX;
 /// How long the streams of a connection that takes no other ones may go on. A body that comes more
 /// slowly is sent again, on another connection.
 const ENDING_MAX: Duration = Duration::from_mins(2);
+/// The most bytes that are read behind the end of a connection.
+const READ_ON_MAX: u64 = 1 << 20;
+/// The last answer of a connection leaves so long before its end.
+const LAST_LEAD: Duration = Duration::from_millis(100);
 
 /// The client of a connection.
 #[derive(Clone, Copy)]
@@ -122,6 +126,13 @@ enum StreamIntake {
     Refusing,
 }
 
+/// Reads what a client still sends, until it has seen the end. The system would reset a connection with
+/// bytes unread, and a client that is told so while it sends reads no more answers (RFC 9112, 9.6).
+async fn read_on(stream: impl AsyncRead + Unpin) -> io::Result<u64> {
+    // Its buffer is not in the future, which each connection would have room for.
+    copy(&mut stream.take(READ_ON_MAX), &mut sink()).await
+}
+
 impl<S, B> Http2<S>
 where
     S: Service<Request, Response = ServiceResponse<B>, Error = Error>,
@@ -151,10 +162,10 @@ where
     /// If the client breaks a rule or a limit of the protocol, or the connection is lost.
     pub async fn serve<T: AsyncRead + AsyncWrite + Unpin>(
         &self,
-        stream: T,
+        mut stream: T,
         client: Http2Client,
     ) -> io::Result<()> {
-        let opened = timeout(self.limits.header_timeout, builder().handshake(stream));
+        let opened = timeout(self.limits.header_timeout, builder().handshake(&mut stream));
         let connection = select! {
             opened = opened => opened,
             () = self.stopping.notified() => return Ok(()),
@@ -170,6 +181,8 @@ where
         // The last frames leave.
         let closed = poll_fn(|context| connection.poll_closed(context));
         timeout(LINGER, closed).await.ok();
+        drop(connection);
+        timeout(LINGER, read_on(&mut stream)).await.ok();
         Ok(())
     }
 
@@ -187,6 +200,9 @@ where
         let mut streams = FuturesUnordered::new();
         let heads = HeadRoom::new();
         let mut has_begun = false;
+        // Some clients read no answer that comes with the end of its connection.
+        let mut lead = pin!(sleep(LAST_LEAD));
+        let mut has_last = false;
         loop {
             let mut ends = false;
             select! {
@@ -205,7 +221,10 @@ where
                         connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
                         return Ok(());
                     }
-                    ends = matches!(end, StreamEnd::Last);
+                    if matches!(end, StreamEnd::Last) && !has_last {
+                        has_last = true;
+                        lead.as_mut().reset(Instant::now() + LAST_LEAD);
+                    }
                     if streams.is_empty() {
                         match intake {
                             StreamIntake::Open => {
@@ -220,6 +239,7 @@ where
                         }
                     }
                 }
+                () = &mut lead, if has_last && intake == StreamIntake::Open => ends = true,
                 () = &mut timer, if streams.is_empty() || intake != StreamIntake::Open => {
                     match intake {
                         StreamIntake::Open => {

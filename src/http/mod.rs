@@ -146,7 +146,8 @@ pub fn serve(
                 let state = request.conn_data::<HeadState>().cloned();
                 let is_one = state.as_ref().is_none_or(HeadState::complete);
                 let waits = request.head().expect();
-                let goes_on = request.head().connection_type() == ConnectionType::KeepAlive;
+                let connection = request.head().connection_type();
+                let goes_on = connection == ConnectionType::KeepAlive;
                 let answering = is_one.then(|| match check_head(request.head()) {
                     Ok(()) => Answering::Left(service.call(request)),
                     Err(problem) => {
@@ -165,7 +166,9 @@ pub fn serve(
                     let mut goes_on = goes_on;
                     if let Ok(answer) = &mut answer {
                         // The client may leave the body out then: what comes next may be either.
-                        if waits && !answer.status().is_success() {
+                        let may_lack_body = waits && !answer.status().is_success();
+                        // The library ends that connection, and tells the client nothing.
+                        if may_lack_body || connection == ConnectionType::Upgrade {
                             close_behind(answer);
                         }
                         goes_on = goes_on && answer.response().keep_alive();
@@ -277,5 +280,28 @@ fn report<B>(answer: &ServiceResponse<B>) {
 
 /// The client's mistake, which is no event of the node.
 fn log_bad_request(client: Option<SocketAddr>, why: &dyn fmt::Display) {
-    debug!(client = client.map(tracing::field::display), reason = %why, "bad request");
+    let reason = without_controls(&why.to_string());
+    debug!(client = client.map(tracing::field::display), %reason, "bad request");
+}
+
+/// Names that a client has chosen may have line ends, and begin a line of their own in the log.
+fn without_controls(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for character in text.chars() {
+        if character.is_control() {
+            shown.extend(character.escape_default());
+        } else {
+            shown.push(character);
+        }
+    }
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_reason_with_names_of_a_client_is_one_line() {
+        let shown = super::without_controls("field `/x\n\u{1b}[31mé\"`");
+        assert_eq!(shown, "field `/x\\n\\u{1b}[31mé\"`");
+    }
 }

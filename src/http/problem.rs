@@ -196,6 +196,11 @@ impl Problem {
         self
     }
 
+    /// How to correct the request.
+    pub fn detail(&self) -> &str {
+        &self.detail
+    }
+
     /// The JSON of its body.
     pub fn body(&self) -> String {
         let mut body = json!({

@@ -14,8 +14,8 @@ use tokio::{
 use super::{
     TlsNode,
     client::{
-        CONTINUATION, DATA, END_HEADERS, END_STREAM, HEADERS, Http2Connection, PING, RST_STREAM,
-        RawConnection, SETTINGS, frame, head,
+        CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, Http2Connection, PING,
+        RST_STREAM, RawConnection, SETTINGS, frame, head,
     },
     record,
 };
@@ -42,9 +42,33 @@ struct Target {
 }
 
 impl Target {
+    fn of(tls: &TlsNode) -> Self {
+        Self {
+            port: tls.node.ingest,
+            tls: client_tls(&tls.authority, None, &[&TLS13], &["h2"]),
+        }
+    }
+
     async fn raw(&self, settings: &[(u16, u32)]) -> RawConnection {
         RawConnection::open(self.port, Arc::clone(&self.tls), settings).await
     }
+}
+
+/// Some clients read nothing behind the frame that ends a connection. Nobody without a token keeps one.
+pub async fn an_answer_comes_before_the_end_of_its_connection(tls: &TlsNode) {
+    let RawConnection {
+        mut reader,
+        mut writer,
+    } = Target::of(tls).raw(&[]).await;
+    let request = frame(HEADERS, END_HEADERS | END_STREAM, 1, &head("GET", "/"));
+    writer.write_all(&request).await.expect("room");
+    let mut kinds = Vec::new();
+    while kinds.last() != Some(&GOAWAY) {
+        let frame = timeout(PATIENCE, reader.frame()).await.expect("a frame");
+        kinds.push(frame.expect("it does not just close").0);
+    }
+    let body = kinds.iter().rposition(|kind| *kind == DATA);
+    assert_eq!(body, kinds.len().checked_sub(2), "{kinds:?}");
 }
 
 fn stream_id(number: u32) -> u32 {
@@ -224,10 +248,7 @@ async fn floods_leave_an_honest_client_served() {
     let Some(tls) = TlsNode::start(&api.url(), &limits, "write-patience=return(1000)").await else {
         return;
     };
-    let target = Target {
-        port: tls.node.ingest,
-        tls: client_tls(&tls.authority, None, &[&TLS13], &["h2"]),
-    };
+    let target = Target::of(&tls);
     let before = tls.node.memory();
     let floods = || -> Vec<(&str, LocalBoxFuture<'static, ()>)> {
         let target = || target.clone();
@@ -304,10 +325,7 @@ async fn a_byte_that_stands_for_a_large_header_does_not_cost_its_memory_each_tim
     let Some(tls) = TlsNode::start(&api.url(), &[], "").await else {
         return;
     };
-    let target = Target {
-        port: tls.node.ingest,
-        tls: client_tls(&tls.authority, None, &[&TLS13], &["h2"]),
-    };
+    let target = Target::of(&tls);
     let (header, byte) = kept_header();
     let before = tls.node.memory();
     let mut open = Vec::new();

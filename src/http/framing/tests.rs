@@ -12,6 +12,26 @@ fn fault(bytes: &[u8], piece: usize) -> Option<(usize, FramingFault)> {
     })
 }
 
+fn get(fields: &str) -> String {
+    format!("GET / HTTP/1.1\r\nHost: a\r\n{fields}\r\n\r\n")
+}
+
+fn chunked(body: &str) -> String {
+    get("Transfer-Encoding: chunked") + body
+}
+
+/// The fault is `expected`, wherever the pieces of the request end.
+fn is_found(request: &str, expected: Option<FramingFault>) {
+    let request = request.as_bytes();
+    let whole = fault(request, request.len());
+    let shown = String::from_utf8_lossy(&request[..request.len().min(200)]);
+    assert_eq!(whole.map(|(_, fault)| fault), expected, "{shown}");
+    for piece in [1, 2, 3, 7, 64, 100] {
+        let pieces = fault(request, piece).map(|(_, fault)| fault);
+        assert_eq!(pieces, expected, "in pieces of {piece}: {shown}");
+    }
+}
+
 #[test]
 fn what_servers_read_differently_is_a_fault_wherever_the_pieces_end() {
     let name = "X".repeat(257);
@@ -19,9 +39,6 @@ fn what_servers_read_differently_is_a_fault_wherever_the_pieces_end() {
     let zeros = "0".repeat(64);
     let extension = "a".repeat(300);
     let overhead = "1;aaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\r\nx\r\n".repeat(1200);
-    let trailer = "X: ".to_owned() + &"y".repeat(9000);
-    let get = |fields: &str| format!("GET / HTTP/1.1\r\nHost: a\r\n{fields}\r\n\r\n");
-    let chunked = |body: &str| get("Transfer-Encoding: chunked") + body;
     for (request, expected) in [
         (get("A: b"), None),
         (
@@ -76,33 +93,36 @@ fn what_servers_read_differently_is_a_fault_wherever_the_pieces_end() {
         ),
         (chunked(&overhead), Some(FramingFault::ChunkLine)),
         (chunked(&"1\r\nx\r\n".repeat(9000)), None),
-        (chunked("0\r\nX: y\n\r\n"), Some(FramingFault::Trailer)),
-        (
-            chunked("0\r\nnonsense\r\n\r\n"),
-            Some(FramingFault::Trailer),
-        ),
-        (
-            chunked(&format!("0\r\n{trailer}")),
-            Some(FramingFault::Trailer),
-        ),
-        (
-            chunked(&format!("0\r\n{}", "X: y\r\n".repeat(2000))),
-            Some(FramingFault::Trailer),
-        ),
         (chunked("0\r\n\r\nGET\n"), Some(FramingFault::BareLf)),
         (
             "CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n\n\n".to_owned(),
             None,
         ),
     ] {
-        let request = request.as_bytes();
-        let whole = fault(request, request.len());
-        let shown = String::from_utf8_lossy(&request[..request.len().min(200)]);
-        assert_eq!(whole.map(|(_, fault)| fault), expected, "{shown}");
-        for piece in [1, 2, 3, 7, 64, 100] {
-            let pieces = fault(request, piece).map(|(_, fault)| fault);
-            assert_eq!(pieces, expected, "in pieces of {piece}: {shown}");
-        }
+        is_found(&request, expected);
+    }
+}
+
+#[test]
+fn a_trailer_is_a_field_like_those_of_the_head() {
+    let long = "X: ".to_owned() + &"y".repeat(9000);
+    let good = chunked("0\r\nX:\r\nY: a\tb é\r\n\r\n") + &get("A: b");
+    is_found(&good, None);
+    for bad in [
+        "X: y\n\r\n",
+        "X: y\r\n z: w\r\n\r\n",
+        "X : y\r\n\r\n",
+        ": y\r\n\r\n",
+        "X\x01: y\r\n\r\n",
+        "X: a\0b\r\n\r\n",
+        "X: a\rb\r\n\r\n",
+        &format!("{}: y\r\n\r\n", "x".repeat(300)),
+        "nonsense\r\n\r\n",
+        &long,
+        &"X: y\r\n".repeat(2000),
+    ] {
+        let request = chunked(&format!("0\r\n{bad}"));
+        is_found(&request, Some(FramingFault::Trailer));
     }
 }
 
