@@ -338,6 +338,22 @@ fn bad_structured() -> Vec<Bad> {
             400,
             json!({"line": 2, "column": 1}),
         ),
+        (
+            "half a character in its data, by its place in the body",
+            text(
+                br#"{
+"specversion":"1.0","id":"1","source":"/a","type":"t",
+  "data":{"name":"\ud800"}}"#,
+            ),
+            400,
+            json!({"line": 3, "column": 25}),
+        ),
+        (
+            "a media type that is no header",
+            one("datacontenttype", json!("application/json; note=é")),
+            400,
+            json!({"field": "/datacontenttype"}),
+        ),
         ("a text as data", one("data", json!(RECORD)), 422, json!({})),
         ("null as data", one("data", Value::Null), 422, json!({})),
         (
@@ -662,7 +678,20 @@ async fn another_node_takes_the_events_that_a_node_posts() {
         );
         api.wait_for(before + 1, PATIENCE).await;
         first.at_rest(PATIENCE).await;
-        let post = &api.posts()[before];
+        // As many attributes as there may be, and a name as long as it may be.
+        let names = (0..59)
+            .map(|number| format!("x{number}"))
+            .chain(["n".repeat(253)]);
+        let most = names.fold(event("2"), |event, name| with(event, &name, json!("1")));
+        assert_eq!(structured(&most).send(&first).await.0, StatusCode::ACCEPTED);
+        api.wait_for(before + 2, PATIENCE).await;
+        let ledger = first.at_rest(PATIENCE).await;
+        assert_eq!(ledger["dead"], 0, "{ledger}");
+        let posts = api.posts();
+        let post = posts[before..]
+            .iter()
+            .find(|post| post.key.as_deref() == Some("/cases|1"));
+        let post = post.expect("the first event");
         let sent: Value = serde_json::from_slice(&post.body).expect("JSON");
         assert_eq!(sent["subject"], full("1")["subject"]);
         assert_eq!(sent["data"], full("1")["data"]);

@@ -4,6 +4,8 @@
 use fluent_uri::{Uri, UriRef};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
+/// The most characters of a name: with its prefix, it is the name of a header.
+const NAME_MAX: usize = 253;
 /// The most characters of a value in an error.
 const SHOWN_MAX: usize = 64;
 
@@ -54,7 +56,8 @@ pub(super) fn check(name: &str, value: &AttributeValue) -> Result<(), String> {
         "source" => !text.is_empty() && UriRef::parse(text).is_ok(),
         "dataschema" => Uri::parse(text).is_ok(),
         "time" => is_time(text),
-        "datacontenttype" => media_type(text).is_some(),
+        // It is a header as it is, which other attributes are not (HTTP binding, 3.1.1).
+        "datacontenttype" => media_type(text).is_some() && text.is_ascii(),
         _ => return Ok(()),
     };
     // The attributes of the specification are texts, whatever JSON type would fit.
@@ -66,7 +69,7 @@ pub(super) fn check(name: &str, value: &AttributeValue) -> Result<(), String> {
         "source" => "a URI-reference that is not empty, in ASCII (RFC 3986, 4.1)",
         "dataschema" => "a URI with its scheme (RFC 3986, 3)",
         "time" => "a time with its zone, like 2026-11-29T12:00:00Z (RFC 3339)",
-        "datacontenttype" => "a media type, like application/json",
+        "datacontenttype" => "a media type in ASCII, like application/json",
         _ => "a string that is not empty",
     };
     Err(format!(
@@ -83,6 +86,11 @@ fn check_name(name: &str) -> Result<(), String> {
     let is_plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     if name.is_empty() || !name.bytes().all(is_plain) {
         return Err("its name is not allowed; allowed are the characters a to z and 0 to 9".into());
+    }
+    if name.len() > NAME_MAX {
+        return Err(format!(
+            "its name is too long; allowed are {NAME_MAX} characters"
+        ));
     }
     Ok(())
 }

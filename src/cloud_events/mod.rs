@@ -89,7 +89,7 @@ impl EventAttributes {
             return Err(InvalidAttribute::new(name, detail));
         }
         match self.values.insert(name.to_owned(), value) {
-            None if self.values.len() > COUNT_MAX => {
+            None if self.count() > COUNT_MAX => {
                 let detail = format!(
                     "with it, the event has more than {COUNT_MAX} attributes; that many are allowed"
                 );
@@ -101,6 +101,14 @@ impl EventAttributes {
                 "is there twice; allowed is each attribute once",
             )),
         }
+    }
+
+    /// The attributes that count for [`COUNT_MAX`]. A node adds the two others before it POSTs an event,
+    /// perhaps to another node.
+    fn count(&self) -> usize {
+        let added = [outgoing::PATH, outgoing::DATA_TYPE];
+        let added = added.iter().filter(|name| self.values.contains_key(**name));
+        self.values.len() - added.count()
     }
 
     /// Returns the attributes if all that are required are there.

@@ -22,7 +22,9 @@ pub enum EventMode {
 }
 
 /// The attribute that has the tag of the record's lane.
-const PATH: &str = "path";
+pub(super) const PATH: &str = "path";
+/// The media type of the data, which each event has that is POSTed.
+pub(super) const DATA_TYPE: &str = "datacontenttype";
 /// `source` and `type` of a record that did not come as an event. Its `id` is the record's, which
 /// is the same on every node and lane and at each redelivery; so is the source, or each would be
 /// another event.
@@ -36,8 +38,8 @@ pub fn event_of(record: &Record, tag: &str) -> EventAttributes {
     let mut event = given.unwrap_or_else(|| own_event(record));
     event.set(PATH, tag);
     // Core, "datacontenttype": what JSON implies is told.
-    if event.get("datacontenttype").is_none() {
-        event.set("datacontenttype", "application/json");
+    if event.get(DATA_TYPE).is_none() {
+        event.set(DATA_TYPE, "application/json");
     }
     event
 }
@@ -71,7 +73,7 @@ impl EventAttributes {
     /// binding, 3.1.3).
     pub fn headers(&self) -> impl Iterator<Item = (String, String)> {
         let attributes = self.values.iter();
-        let attributes = attributes.filter(|(name, _)| *name != "datacontenttype");
+        let attributes = attributes.filter(|(name, _)| *name != DATA_TYPE);
         attributes.map(|(name, value)| {
             let value = header_value::encode(value.text()).to_string();
             (format!("ce-{name}"), value)
