@@ -85,6 +85,32 @@ fn a_mistake_is_one_line_and_shows_no_secret_whatever_is_written() {
     }
 }
 
+/// More could never be taken: a node has no more in hand, and no room for it on disk.
+#[test]
+fn bodies_and_records_have_a_largest_size() {
+    for (key, most, over) in [
+        ("MAX_BODY", "64MiB", "65MiB"),
+        ("MAX_RECORD", "15MiB", "16MiB"),
+    ] {
+        let name = format!("WAYPOST_INGEST__{key}");
+        let lines = mistakes(
+            &[],
+            &[(name.as_str(), over), ("WAYPOST_LANES__PUBSUB__TAG", "T")],
+        );
+        let allowed = format!("a size from \"1B\" to \"{most}\"");
+        assert!(
+            lines.iter().any(|line| line.contains(&allowed)),
+            "{lines:?}"
+        );
+    }
+    let largest = [
+        ("WAYPOST_INGEST__MAX_BODY", "64MiB"),
+        ("WAYPOST_INGEST__MAX_RECORD", "15MiB"),
+        ("WAYPOST_LANES__RABBITMQ__TAG", "T"),
+    ];
+    assert_eq!(check(&[], &largest).status.code(), Some(0));
+}
+
 #[test]
 fn each_fault_of_a_schema_is_named_by_its_file_line_and_pointer() {
     let folder = tempfile::tempdir().expect("a temporary folder");
@@ -748,7 +774,7 @@ fn a_max_record_that_no_lane_carries_is_warned_of() {
         let tag = format!("WAYPOST_LANES__{lane}__TAG");
         let environment = [
             ("WAYPOST_INGEST__MAX_RECORD", max),
-            ("WAYPOST_INGEST__MAX_BODY", "1GiB"),
+            ("WAYPOST_INGEST__MAX_BODY", "64MiB"),
             (tag.as_str(), "T"),
         ];
         let output = check(&[], &environment);
@@ -817,8 +843,37 @@ fn explain_prints_the_decision_for_a_record_and_starts_nothing() {
          API        [api]\n\n\
          All lanes are up and unused, as if the node had just started.\n"
     );
+    let event = [
+        "ce-specversion: 1.0",
+        "ce-id: 77",
+        "ce-source: /s",
+        "ce-type: t",
+    ];
+    let event: Vec<_> = event
+        .iter()
+        .flat_map(|header| ["--header", header])
+        .collect();
+    let binary = explain(record, &event);
+    let structured =
+        format!(r#"{{"specversion":"1.0","id":"77","source":"/s","type":"t","data":{record}}}"#);
+    let of_type = ["--header", "content-type: application/cloudevents+json"];
+    let structured = explain(&structured, &of_type);
+    for output in [binary, structured] {
+        let told = String::from_utf8(output.stdout).unwrap();
+        assert!(told.starts_with("id         /s|77\n"), "{told}");
+    }
     for (body, arguments, why) in [
         ("{}", &[][..], "field `/name`: missing"),
+        (
+            record,
+            &["--header", "content-type: text/plain"],
+            "application/json",
+        ),
+        (
+            record,
+            &["--header", "content-type: application/x-ndjson"],
+            "one is explained",
+        ),
         ("{", &[], "malformed JSON"),
         (record, &["--header", "no header"], "'NAME: VALUE'"),
         (

@@ -1,8 +1,9 @@
 //! `waypost check --explain`: the way of one record, as a node that has just started decides it.
 
-use std::{collections::BTreeMap, fs, path::Path, process::ExitCode, time::Duration};
+use std::{fs, path::Path, process::ExitCode, time::Duration};
 
 use actix_web::http::header::HeaderMap;
+use bytes::Bytes;
 
 use super::super::{
     header::{Header, header_map},
@@ -10,10 +11,10 @@ use super::super::{
 };
 use crate::{
     clock::unix_us,
-    cloud_events::header_value,
+    cloud_events::{self, EventAttributes},
     config::Config,
-    http::ingest::idempotency_key,
-    record::{Record, parse_body},
+    http::ingest::{Content, EVENT_PREFIX, idempotency_key, value_text},
+    record::{Record, as_text, parse_body},
     routing::{
         choose::{Candidates, Choice, Chooser},
         explain::{Explanation, trace_lines},
@@ -31,17 +32,19 @@ pub fn explain(config: &Config, file: &Path, headers: &[Header]) -> Result<(), E
     let key = idempotency_key(&headers);
     let key = key.map_err(|why| misused(format_args!("--header: {why}")))?;
     let body = fs::read(file).map_err(|why| wrong(format!("cannot be read: {why}")))?;
-    let body = body.into();
+    let (attributes, body) = read_event(&headers, &body.into()).map_err(wrong)?;
     // The configuration is valid.
     let routes = config.routes().map_err(|_| ExitCode::FAILURE)?;
     let rules = config.ingest.record_rules();
     let parsed = parse_body(&body, &rules, routes.pointers());
     let (_, values) = parsed.map_err(|why| wrong(why.to_string()))?;
-    let id = key.unwrap_or_else(Record::new_id);
-    let attributes = event_attributes(&headers).map_err(misused)?;
-    let header = |name: &str| match attributes.get(name) {
-        Some(text) => Some(&**text),
-        None => headers.get(name)?.to_str().ok(),
+    let id = match &attributes {
+        Some(event) => event.key(),
+        None => key.unwrap_or_else(Record::new_id),
+    };
+    let header = |name: &str| match (&attributes, name.strip_prefix(EVENT_PREFIX)) {
+        (Some(event), Some(attribute)) => event.get(attribute),
+        _ => headers.get(name).map(value_text),
     };
     let assignment = routes.assign(&id, &values, header);
     let mut told = format!("id         {id}\n{}\n", decide(config, assignment));
@@ -80,14 +83,22 @@ fn decide(config: &Config, Assignment { route, key, .. }: Assignment) -> Explana
     }
 }
 
-/// The decoded values of headers that are attributes of an event, by their names.
-fn event_attributes(headers: &HeaderMap) -> Result<BTreeMap<&str, String>, String> {
-    let headers = headers.iter().map(|(name, value)| (name.as_str(), value));
-    let attributes = headers.filter(|(name, _)| name.starts_with("ce-"));
-    let decoded = attributes.map(|(name, value)| {
-        let text = header_value::decode(value.as_bytes());
-        let text = text.map_err(|why| format!("--header {name}: its value {why}"))?;
-        Ok((name, text))
-    });
-    decoded.collect()
+/// The record of a request, and the attributes if it is an event.
+fn read_event(
+    headers: &HeaderMap,
+    body: &Bytes,
+) -> Result<(Option<EventAttributes>, Bytes), String> {
+    match Content::of(headers).map_err(|problem| problem.detail().to_owned())? {
+        Content::Json => Ok((None, body.clone())),
+        Content::BinaryEvent(event) => Ok((Some(*event), body.clone())),
+        Content::StructuredEvent => {
+            let text = as_text(body).map_err(|why| why.to_string())?;
+            let event = cloud_events::parse_event(body, text);
+            let event = event.map_err(|why| why.to_string())?;
+            Ok((Some(event.attributes), event.data))
+        }
+        Content::Lines | Content::EventBatch => {
+            Err("is of a type for many records; one is explained at a time".into())
+        }
+    }
 }
