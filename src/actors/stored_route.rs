@@ -41,7 +41,8 @@ pub fn assignment(entry: &Entry, routes: &Routes) -> Assignment {
     let Some(stored) = &entry.route else {
         let text = std::str::from_utf8(&entry.body);
         let values = text.ok().and_then(|text| routes.pointers().read(text).ok());
-        return routes.assign(&entry.id, &values.unwrap_or_default(), |_| None);
+        let assignment = routes.assign(&entry.id, &values.unwrap_or_default(), |_| None);
+        return of_api(assignment, entry.api.as_deref(), routes);
     };
     let policy = Policy::from_name(&stored.policy);
     let policy = policy.unwrap_or(Policy::RoundRobin);
@@ -52,6 +53,19 @@ pub fn assignment(entry: &Entry, routes: &Routes) -> Assignment {
         route: routes.taken_before(&stored.name, policy, lanes, entry.api.as_deref()),
         key: KeyHash::from_bits(stored.key),
         pinned: None,
+    }
+}
+
+/// The same assignment for a record that goes to `api`: a header may have chosen that.
+fn of_api(assignment: Assignment, api: Option<&str>, routes: &Routes) -> Assignment {
+    let route = &assignment.route;
+    if route.api.as_deref() == api {
+        return assignment;
+    }
+    let lanes = route.names_lanes.then(|| route.lanes.clone());
+    Assignment {
+        route: routes.taken_before(&route.name, route.policy, lanes, api),
+        ..assignment
     }
 }
 
@@ -134,8 +148,25 @@ mod tests {
             (route.policy, route.lanes.len()),
             (Policy::Adaptive, LaneId::ALL.len())
         );
+        let later = routes(&["lanes = [\"nats\"]"]);
+        let Assignment { route, .. } = assignment(&entry, &later);
+        assert_eq!(&*route.lanes, LaneId::ALL, "whatever a later rule names");
         let (queue, ..) = stored(&routes(&["lanes = [\"grpc\"]"]), None);
         assert_eq!(queue, Queue::Pinned(LaneId::Grpc));
+    }
+
+    #[test]
+    fn a_record_without_a_route_goes_to_its_own_api() {
+        let entry = Entry {
+            body: r#"{"a":1}"#.into(),
+            api: Some("slow".into()),
+            ..Entry::default()
+        };
+        let Assignment { route, .. } = assignment(&entry, &routes(&[]));
+        assert_eq!(
+            (&*route.name, route.api.as_deref()),
+            ("default", Some("slow"))
+        );
     }
 
     #[test]

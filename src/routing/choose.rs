@@ -94,8 +94,9 @@ pub struct Chooser {
 struct RouteMemory {
     /// The index of the lane where the next turn of `round-robin` begins.
     turn: usize,
-    /// The debt of `weighted` to each lane.
+    /// The debt of `weighted` to each lane, by these weights.
     credits: PerLane<i64>,
+    weights: PerLane<u32>,
     /// Records of `adaptive` since the last probe.
     since_probe: u32,
 }
@@ -163,6 +164,11 @@ impl RouteMemory {
         candidates: &Candidates<'_>,
     ) -> Option<Choice> {
         let weights = candidates.scores.weights();
+        if self.weights != weights {
+            // A debt by other weights would be paid with many records by these.
+            self.credits = PerLane::default();
+            self.weights = weights;
+        }
         let weight = |lane: LaneId| i64::from(weights[lane as usize]) * i64::from(records);
         let owed = candidates.among(lanes).filter(|&lane| weight(lane) > 0);
         for lane in owed.clone() {

@@ -101,6 +101,8 @@ pub struct Routes {
     pointers: PointerSet,
     /// `[router].policy`
     policy: Policy,
+    /// The lanes that are on, in the order of the configuration.
+    lanes: Box<[LaneId]>,
     /// The index behind the last route, for a route that is not among them any more.
     next: usize,
 }
@@ -147,18 +149,17 @@ impl Routes {
             subjects: Vec::new(),
             pointers: PointerSet::default(),
             policy: defaults.policy,
+            lanes: defaults.lanes.into(),
             next: rules.len() + 1,
         };
         let mut errors = Vec::new();
         for (index, rule) in rules.iter().enumerate() {
             let name = format!("routes[{}]", index + 1);
-            if let Err(error) = routes.add(rule, name, defaults) {
-                errors.push(error);
-            }
+            routes.add(rule, name, defaults, &mut errors);
         }
         if rules.iter().all(|rule| rule.when.is_some()) {
             let default = RouteRule::default();
-            errors.extend(routes.add(&default, "default".into(), defaults).err());
+            routes.add(&default, "default".into(), defaults, &mut errors);
         }
         if errors.is_empty() {
             Ok(routes)
@@ -172,20 +173,23 @@ impl Routes {
         rule: &RouteRule,
         name: String,
         defaults: &RouteDefaults<'_>,
-    ) -> Result<(), RouteError> {
-        let lanes = match &rule.lanes {
-            None => defaults.lanes.into(),
-            Some(names) => lanes_of(names, defaults.lanes).map_err(|what| RouteError {
-                key: format!("{name}.lanes"),
-                what,
-            })?,
+        errors: &mut Vec<RouteError>,
+    ) {
+        let mut mistaken = |member: &str, what| {
+            let key = format!("{name}.{member}");
+            errors.push(RouteError { key, what });
         };
+        let lanes = match &rule.lanes {
+            None => Ok(defaults.lanes.into()),
+            Some(names) => lanes_of(names, defaults.lanes),
+        };
+        let lanes = lanes.map_err(|what| mistaken("lanes", what));
         let api = rule.api.as_deref();
         let api = api.map_or(Ok(None), |api| api_of(api, defaults.apis));
-        let api = api.map_err(|what| RouteError {
-            key: format!("{name}.api"),
-            what,
-        })?;
+        let api = api.map_err(|what| mistaken("api", what));
+        let (Ok(lanes), Ok(api)) = (lanes, api) else {
+            return;
+        };
         let policy = rule.policy.unwrap_or(defaults.policy);
         let hashed = match rule.hash_on.as_ref().unwrap_or(defaults.hash_on) {
             _ if policy != Policy::Hash => None,
@@ -207,7 +211,6 @@ impl Routes {
             tested,
             hashed,
         }));
-        Ok(())
     }
 
     /// The index of a subject. Each is read once, however many rules test it.
@@ -293,14 +296,13 @@ impl Routes {
         if let Some(route) = self.all.iter().find(is_same) {
             return Arc::clone(route);
         }
-        let default = &self.all[self.all.len() - 1];
         Arc::new(CompiledRoute {
             index: self.next,
             name: name.to_owned(),
             when: None,
             policy,
             names_lanes: lanes.is_some(),
-            lanes: lanes.unwrap_or_else(|| default.lanes.clone()),
+            lanes: lanes.unwrap_or_else(|| self.lanes.clone()),
             api: api.map(Into::into),
             tested: None,
             hashed: None,

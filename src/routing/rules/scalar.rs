@@ -16,8 +16,9 @@ pub enum Number {
 impl Number {
     /// The value of a JSON number.
     pub fn parse(text: &str) -> Option<Self> {
-        // Rust reads more than JSON allows: `inf`, `nan`, `+1`.
-        if !text.starts_with(|c: char| c == '-' || c.is_ascii_digit()) {
+        // Rust reads more than JSON allows: `-inf`, `nan`, `+1`.
+        let digits = text.strip_prefix('-').unwrap_or(text);
+        if !digits.starts_with(|c: char| c.is_ascii_digit()) {
             return None;
         }
         let whole = text.parse().map(Self::Whole);
@@ -268,7 +269,9 @@ mod tests {
             "1e400",
         ];
         assert!(ascending.map(number).is_sorted_by(|one, other| one < other));
-        for wrong in ["", "inf", "NaN", "+1", ".5", "0x1", "1 "] {
+        for wrong in [
+            "", "inf", "-inf", "-nan", "-", "NaN", "+1", ".5", "0x1", "1 ",
+        ] {
             assert!(Number::parse(wrong).is_none(), "{wrong}");
         }
     }

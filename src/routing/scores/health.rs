@@ -101,7 +101,8 @@ impl Past {
     }
 
     /// The lane is down by an order, which is no setback.
-    pub fn paused(&mut self) {
+    pub fn paused(&mut self, now: Duration) {
+        self.setbacks = self.setbacks_at(now);
         self.healthy_since = None;
     }
 
@@ -227,12 +228,14 @@ mod tests {
         }
         past.fell(s(4 + 120));
         assert_eq!(past.up(s(130)), s(134), "4 - 2 + 1 setbacks");
-        past.paused();
+        past.paused(s(140));
         assert_eq!(
             past.up(s(200)),
             s(204),
             "a pause is no setback, and no health"
         );
+        past.paused(s(200 + 130));
+        assert_eq!(past.up(s(340)), s(341), "the minutes before it count");
     }
 
     #[test]

@@ -116,7 +116,7 @@ impl LaneScore {
             return;
         }
         if by_order {
-            learned.past.paused();
+            learned.past.paused(now);
         } else {
             learned.past.fell(now);
         }

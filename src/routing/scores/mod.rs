@@ -1,6 +1,6 @@
 //! The scores of all lanes. The actors write what happens, any number of routers read at once, and
-//! reading changes nothing. There is one `Scores` per API, because the API's time is a part of each
-//! latency.
+//! reading changes nothing. All APIs share them: where there are several, the API's time is no part
+//! of a latency.
 //!
 //! | event | call |
 //! | --- | --- |
@@ -42,7 +42,7 @@ use crate::lane_id::{LaneId, PerLane};
 /// time.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
 
-/// The scores of all lanes for one API.
+/// The scores of all lanes of a node.
 #[derive(Debug)]
 pub struct Scores {
     started: Instant,

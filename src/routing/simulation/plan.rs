@@ -8,6 +8,8 @@ use crate::lane_id::LaneId;
 
 /// The most records of a simulation: some seconds of work.
 const RECORDS_MAX: u64 = 2_000_000;
+/// The longest time in a plan, and the longest latency that is drawn.
+const TIME_MAX: Duration = Duration::from_hours(24);
 /// The quantile of the normal distribution that 99 % are under.
 const NORMAL_P99: f64 = 2.326_347_9;
 
@@ -49,6 +51,7 @@ pub struct SimulatedLane {
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(
     untagged,
+    deny_unknown_fields,
     expecting = "allowed is a time, as in \"5ms\", or { p50 = \"5ms\", p99 = \"40ms\" }"
 )]
 pub enum LaneLatency {
@@ -74,9 +77,10 @@ pub struct LaneOutage {
 
 fn time<'de, D: Deserializer<'de>>(input: D) -> Result<Duration, D::Error> {
     let text = String::deserialize(input)?;
-    humantime::parse_duration(&text).map_err(|_| {
+    let time = humantime::parse_duration(&text).ok();
+    time.filter(|time| *time <= TIME_MAX).ok_or_else(|| {
         Error::custom(format!(
-            "{text:?} is no time; allowed is \"5ms\" or \"10s\""
+            "{text:?} is no time up to 24 hours; allowed is \"5ms\" or \"10s\""
         ))
     })
 }
@@ -157,7 +161,8 @@ impl LaneLatency {
             Self::Constant(latency) => latency,
             Self::Spread { p50, p99 } => {
                 let sigma = (p99.as_secs_f64() / p50.as_secs_f64()).ln() / NORMAL_P99;
-                p50.mul_f64((sigma * normal(random)).exp())
+                let drawn = p50.as_secs_f64() * (sigma * normal(random)).exp();
+                Duration::from_secs_f64(drawn.min(TIME_MAX.as_secs_f64()))
             }
         }
     }

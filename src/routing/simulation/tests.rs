@@ -214,6 +214,21 @@ fn mistakes_in_a_plan_are_named() {
             "\"fast\" is no time",
         ),
         (
+            "records_per_second = 10\nduration = \"18446744073709551615s\"\n",
+            lanes,
+            "no time up to 24 hours",
+        ),
+        (
+            head,
+            "[lanes.nats]\nlatency = \"25h\"\n[lanes.grpc]\nlatency = \"5ms\"\n",
+            "allowed is a time",
+        ),
+        (
+            head,
+            "[lanes.nats]\nlatency = { p50 = \"1ms\", p99 = \"2ms\", p10 = \"1ms\" }\n[lanes.grpc]\nlatency = \"5ms\"\n",
+            "allowed is a time",
+        ),
+        (
             head,
             "[lanes.nats]\nlatency = \"5ms\"\n",
             "lanes.grpc: is missing",

@@ -106,6 +106,22 @@ fn weighted_gives_the_share_of_a_lane_that_is_away_to_the_others_by_their_weight
     assert_eq!(LANES.map(|lane| counts[lane as usize]), [0, 50, 33, 17]);
 }
 
+#[test]
+fn weighted_goes_by_new_weights_from_the_next_record_on() {
+    let scores = warm([1000, 1, 0, 0]);
+    let mut chooser = chooser(Policy::Weighted, 0);
+    let mut choose = || choose(&mut chooser, "", &scores, WARM, |_| true).unwrap();
+    for _ in 0..400 {
+        choose();
+    }
+    scores.set_weight(NATS, 1);
+    let mut taken = [(); 10].map(|()| choose());
+    taken.sort_unstable();
+    let mut half_each = [[NATS; 5], [RABBITMQ; 5]].concat();
+    half_each.sort_unstable();
+    assert_eq!(taken[..], half_each);
+}
+
 /// The lane that failover takes at `now`, of those that are up.
 fn failover(scores: &Scores, now: Duration) -> Option<LaneId> {
     let is_up = |lane| scores.up_since(lane) != u64::MAX;

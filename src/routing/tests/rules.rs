@@ -326,3 +326,11 @@ fn a_route_that_was_taken_before_is_found_again_or_keeps_its_promise() {
     );
     assert!(kept.index >= after.all().len(), "no turn of another route");
 }
+
+#[test]
+fn each_mistake_of_a_rule_is_told() {
+    let rule = "[[routes]]\nlanes = [\"kafka\"]\napi = \"nobody\"";
+    let mistakes = try_routes(Policy::RoundRobin, rule).unwrap_err();
+    let keys: Vec<_> = mistakes.iter().map(|mistake| &*mistake.key).collect();
+    assert_eq!(keys, ["routes[1].lanes", "routes[1].api"]);
+}
