@@ -7,7 +7,7 @@ use awc::http::StatusCode;
 use serde_json::{Value, json};
 
 use crate::support::{
-    api::Api,
+    api::{Api, Conduct},
     eventually,
     lanes::{Lane as _, Nats, Pubsub, grpc_variables, through_proxy},
     node::{Node, PATIENCE},
@@ -83,7 +83,7 @@ async fn a_copy_goes_when_its_record_becomes_a_dead_letter() {
         return;
     };
     let api = Api::start();
-    api.behave(|_, _| crate::support::api::Conduct::Answer(422));
+    api.behave(|_, _| Conduct::Answer(422));
     let node = Node::start(&api.url(), &nats.variables()).await;
     node.lane_is("nats", "up", PATIENCE).await;
     post_all(&node, "a", "NATS").await;
@@ -113,6 +113,54 @@ async fn records_that_a_broker_has_forgotten_are_published_again() {
     let ledger = all_arrive(&node, &api, 2 * RECORDS).await;
     assert_eq!(ledger["recovered"], json!(0), "{ledger}");
     assert!(node.log().contains("they are published again"));
+}
+
+/// Nothing is published or pulled when the stream goes, so only a comparison finds it.
+#[actix_rt::test]
+async fn records_of_a_stream_that_is_deleted_while_the_api_is_away_are_published_again() {
+    let Some(mut nats) = Nats::with(&[]).await else {
+        return;
+    };
+    let mut api = Api::start();
+    api.stop().await;
+    let variables = nats.variables();
+    let (_, stream) = variables
+        .iter()
+        .find(|(name, _)| name == "LANES__NATS__STREAM")
+        .expect("a stream");
+    let node = Node::start(&api.url(), &variables).await;
+    node.lane_is("nats", "up", PATIENCE).await;
+    // More than the node has in hand: it pulls no more.
+    let many = 25 * RECORDS;
+    let record = String::from_utf8(traffic()[0].to_vec()).expect("text");
+    let batch = format!("[{}]", vec![record; many].join(","));
+    let (status, body) = node.post("/", "a", batch.into()).await.expect("an answer");
+    assert_eq!(status, StatusCode::ACCEPTED, "{body}");
+    kept(&node, many).await;
+    eventually("the API is down", PATIENCE, async || {
+        (node.status().await["api"]["state"] == "down").then_some(())
+    })
+    .await;
+    let client = async_nats::connect(nats.address())
+        .await
+        .expect("it answers");
+    let operator = async_nats::jetstream::new(client);
+    operator.delete_stream(stream).await.expect("it is there");
+    eventually("the node has noticed", PATIENCE, async || {
+        node.log()
+            .contains("they are published again")
+            .then_some(())
+    })
+    .await;
+    assert_eq!(node.status().await["api"]["state"], "down");
+    api.start_again();
+    let ledger = node.all_ended(many, PATIENCE).await;
+    assert_eq!(
+        (&ledger["missing"], &ledger["dead"]),
+        (&json!(0), &json!(0)),
+        "{ledger}"
+    );
+    assert_eq!(api.taken().len(), many);
 }
 
 /// Server and stream are the same then, but for the messages that came after the backup. A second

@@ -206,6 +206,38 @@ async fn a_record_sent_again_after_it_was_settled_is_stored_again() {
     nats.close().await;
 }
 
+/// A client sends a record again that it has no answer for, to this node after a kill, or to another.
+/// The second acceptance is to come out too: its node counts it, and has perhaps another record.
+#[actix_rt::test]
+async fn a_record_that_is_accepted_again_is_stored_again() {
+    let Some(server) = Server::start().await else {
+        return;
+    };
+    let settings = server.config();
+    let nats = connect(&settings).await;
+    let operator = operator(&settings).await;
+    let accepted = |run: &str| Record {
+        origin: Some(Origin {
+            run: run.into(),
+            at_us: 7,
+        }),
+        ..record("a")
+    };
+    let (first, second) = (accepted("first"), accepted("second"));
+    publish(&nats, [first.clone(), first.clone(), second.clone()]).await;
+    assert_eq!(stored(&operator, &settings).await, 2);
+    let bundles = Bundles::new(&nats, 128, &SettledRecords::default());
+    for run in ["first", "first", "second"] {
+        let records = ["b", "c"].map(|id| Record {
+            id: id.into(),
+            ..accepted(run)
+        });
+        assert_eq!(publish_all(&bundles, &records).await, 2);
+    }
+    assert_eq!(stored(&operator, &settings).await, 4);
+    nats.close().await;
+}
+
 #[actix_rt::test]
 async fn neither_what_is_held_nor_what_lies_ready_is_sent_again() {
     let Some(server) = Server::start().await else {

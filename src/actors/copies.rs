@@ -23,13 +23,17 @@ use crate::{
 /// The parts of the time after which a confirm is durable. A copy stays for up to one part longer.
 pub const PARTS: u32 = 8;
 
+/// How often a lane asks its broker what that has.
+pub const ASKED_EVERY: Duration = Duration::from_secs(2);
+
 /// The longest time that copies stay, over one connection to a broker whose confirms become durable
 /// `after` a while, and come within `publish_timeout`. They go when their records end, if that is
 /// earlier.
 pub fn stay_max(after: Duration, publish_timeout: Duration) -> Duration {
-    // A part until it is marked, and one until the mark is looked at.
+    // A part until it is marked, and one until the mark is looked at. The broker is asked meanwhile.
     let after = after.saturating_add((after / PARTS).saturating_mul(2));
-    after.saturating_add(publish_timeout)
+    let after = after.saturating_add(publish_timeout);
+    after.saturating_add(ASKED_EVERY)
 }
 
 /// The copies of one lane, over all of its connections. Clones share them.
@@ -50,6 +54,8 @@ struct KeptCopies {
     /// The copy that was the last at each of these times.
     marks: VecDeque<(Instant, Position)>,
     broker: Option<BrokerInfo>,
+    /// When the broker was last asked, of the times that it has answered.
+    answered_at: Option<Instant>,
     /// Changes when the broker may have lost what it has confirmed.
     generation: u64,
 }
@@ -200,8 +206,14 @@ impl Copies {
         }
     }
 
+    /// The broker has answered a question of this time, and has lost nothing that is known of.
+    pub fn broker_answered(&self, asked_at: Instant) {
+        self.kept.lock().answered_at = Some(asked_at);
+    }
+
     /// Removes the copies whose confirms have become durable. A confirm came at most
-    /// `publish_timeout` after its copy. To be called [`PARTS`] times in that time, or more often.
+    /// `publish_timeout` after its copy, and is durable once the broker has lived on for long enough:
+    /// it still answers. To be called [`PARTS`] times in that time, or more often.
     pub fn expire(&self, publish_timeout: Duration) {
         let now = Instant::now();
         let mut kept = self.kept.lock();
@@ -217,7 +229,11 @@ impl Copies {
             kept.marks.push_back((now, position));
         }
         let mut durable = None;
-        while let Some((_, position)) = kept.marks.pop_front_if(|(at, _)| now - *at >= lifetime) {
+        let Some(alive_at) = kept.answered_at else {
+            return;
+        };
+        let is_over = |(at, _): &mut (Instant, Position)| *at + lifetime <= alive_at;
+        while let Some((_, position)) = kept.marks.pop_front_if(is_over) {
             durable = Some(position);
         }
         let Some(durable) = durable else { return };
@@ -308,6 +324,7 @@ mod tests {
     /// Looks for copies that are not needed any more, for longer than any is.
     async fn expire(copies: &Copies) {
         for _ in 0..2 * PARTS {
+            copies.broker_answered(Instant::now());
             copies.expire(PUBLISH_TIMEOUT);
             advance(AFTER / PARTS).await;
         }
@@ -334,6 +351,7 @@ mod tests {
         let began = Instant::now();
         loop {
             advance(AFTER / PARTS).await;
+            copies.broker_answered(Instant::now());
             copies.expire(PUBLISH_TIMEOUT);
             if counts(&spool).await.0 == 0 {
                 break;
@@ -359,6 +377,7 @@ mod tests {
         let (_folder, spool, copies) = three().await;
         copies.expire(PUBLISH_TIMEOUT);
         advance(AFTER).await;
+        copies.broker_answered(Instant::now());
         copies.expire(PUBLISH_TIMEOUT);
         assert_eq!(
             counts(&spool).await,
@@ -366,6 +385,22 @@ mod tests {
             "a confirm may have come later"
         );
         expire(&copies).await;
+        assert_eq!(counts(&spool).await, (0, 0));
+    }
+
+    /// The node, or the broker, stands still for longer than a confirm needs.
+    #[actix_rt::test]
+    async fn no_time_counts_in_which_the_broker_may_have_been_dead() {
+        let (_folder, spool, copies) = three().await;
+        copies.broker_answered(Instant::now());
+        for _ in 0..3 {
+            copies.expire(PUBLISH_TIMEOUT);
+            advance(2 * AFTER).await;
+        }
+        copies.expire(PUBLISH_TIMEOUT);
+        assert_eq!(counts(&spool).await, (3, 0));
+        copies.broker_answered(Instant::now());
+        copies.expire(PUBLISH_TIMEOUT);
         assert_eq!(counts(&spool).await, (0, 0));
     }
 

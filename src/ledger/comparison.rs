@@ -30,6 +30,8 @@ pub struct Present {
     pub records: u64,
     /// Another node takes records from the broker.
     pub is_shared: bool,
+    /// See [`Backlog::is_exact`](crate::transport::Backlog::is_exact).
+    pub is_exact: bool,
 }
 
 /// A change that an operator should know of.
@@ -107,7 +109,7 @@ impl LaneLedger {
         self.count_gone(gone.min(last.gone));
         let stands_still =
             before.moves() == last.counts.moves() && before.moves() == counts.moves();
-        self.count_gone_at_most(if stands_still && !present.is_shared {
+        self.count_gone_at_most(if stands_still && present.is_exact && !present.is_shared {
             gone.max(last.gone)
         } else {
             outstanding.max(last.counts.outstanding())
@@ -172,7 +174,11 @@ mod tests {
             lane.counts.accepted = accepted;
             Self {
                 lane,
-                present: Present { records, is_shared },
+                present: Present {
+                    records,
+                    is_shared,
+                    is_exact: true,
+                },
                 now: Instant::now(),
             }
         }
@@ -211,6 +217,22 @@ mod tests {
             fixture.compare();
             assert_eq!(fixture.counts(), expected, "{records} {is_shared}");
         }
+    }
+
+    #[test]
+    fn what_may_be_on_its_way_is_no_proof_that_a_record_is_there() {
+        let mut fixture = Fixture::new(10, 4, false);
+        fixture.compare();
+        fixture.compare();
+        assert_eq!(fixture.counts(), (4, 0, 6));
+        (fixture.present.records, fixture.present.is_exact) = (1280, false);
+        fixture.compare();
+        fixture.compare();
+        assert_eq!(fixture.counts(), (4, 0, 6));
+        fixture.present.is_exact = true;
+        fixture.compare();
+        fixture.compare();
+        assert_eq!(fixture.counts(), (10, 0, 0));
     }
 
     #[test]
@@ -272,6 +294,7 @@ mod tests {
         fixture.present = Present {
             records: 0,
             is_shared: false,
+            ..fixture.present
         };
         fixture.compare();
         fixture.compare();
@@ -294,6 +317,7 @@ mod tests {
         fixture.present = Present {
             records: 6,
             is_shared: false,
+            ..fixture.present
         };
         for _ in 0..10 {
             fixture.compare();

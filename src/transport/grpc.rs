@@ -288,6 +288,7 @@ impl Transport for Grpc {
         Ok(Backlog {
             messages: self.buffer_in.records(),
             is_shared: self.has_peers,
+            is_exact: true,
         })
     }
 }

@@ -152,6 +152,9 @@ pub struct Backlog {
     pub messages: u64,
     /// Whether another node takes messages, too.
     pub is_shared: bool,
+    /// Whether so many may be there if nothing moves. Otherwise some of them are the most that may be
+    /// on their way, and are no proof that a record is there.
+    pub is_exact: bool,
 }
 
 /// The system behind a lane.

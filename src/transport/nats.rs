@@ -29,7 +29,7 @@ use async_nats::{
     jetstream::{
         self, Context,
         consumer::PullConsumer,
-        context::ContextBuilder,
+        context::{ConsumerInfoError, ConsumerInfoErrorKind, ContextBuilder},
         stream::{RawMessageErrorKind, Stream},
     },
 };
@@ -277,6 +277,15 @@ impl Transport for Nats {
     async fn backlog(&self) -> Result<Backlog, String> {
         let last = self.confirms.last_message();
         let (consumer, stream) = join(self.consumer.get_info(), self.stream.get_info()).await;
+        let kind = consumer.as_ref().err().map(ConsumerInfoError::kind);
+        if let Some(ConsumerInfoErrorKind::NotFound | ConsumerInfoErrorKind::StreamNotFound) = kind
+        {
+            // A lane that neither publishes nor pulls would not notice. The next connection makes
+            // both anew, and the node has copies of what was in them.
+            let why = "the stream or the consumer was deleted";
+            self.lost.set(why);
+            return Err(why.into());
+        }
         let consumer = consumer.map_err(|why| why.to_string())?;
         let stream = stream.map_err(|why| why.to_string())?;
         // A server of a cluster may come back with an older stream behind a connection that lives.
@@ -298,6 +307,7 @@ impl Transport for Nats {
             messages,
             is_shared: consumer.num_waiting > PULLS
                 || self.others_received(delivered, messages == 0),
+            is_exact: true,
         })
     }
 }
@@ -321,9 +331,12 @@ impl Nats {
         let headers = headers(&message.headers, &message.headers.id)?;
         let stored = self.send(message.body.clone(), headers).await?;
         // Rare, and boxed to keep the future of every publish small.
-        if stored.duplicate && Box::pin(self.lost.guard(self.is_gone(stored.sequence))).await?? {
+        if stored.duplicate
+            && !Box::pin(self.lost.guard(self.has(stored.sequence, message))).await??
+        {
             // The message was settled meanwhile and is published again on purpose, as a replayed
-            // dead letter is. The stream must store it again.
+            // dead letter is; or its key was accepted again, here or at another node. The stream must
+            // store it again.
             let headers = self::headers(&message.headers, &Record::new_id())?;
             Box::pin(self.send(message.body.clone(), headers)).await?;
         }
@@ -353,10 +366,19 @@ impl Nats {
         }
     }
 
-    async fn is_gone(&self, sequence: u64) -> Result<bool, TransportError> {
+    /// Whether the message of this number is there, and is `message`: of the same acceptance.
+    async fn has(&self, sequence: u64, message: &Message) -> Result<bool, TransportError> {
         match self.stream.get_raw_message(sequence).await {
-            Ok(_) => Ok(false),
-            Err(why) if why.kind() == RawMessageErrorKind::NoMessageFound => Ok(true),
+            Ok(stored) => {
+                let sent = headers(&message.headers, &message.headers.id)?;
+                let is_bundle = message.headers.bundle.is_some();
+                // The origins of a bundle are in its body.
+                Ok(
+                    stored.headers.get(header::ORIGIN) == sent.get(header::ORIGIN)
+                        && (!is_bundle || stored.payload == message.body),
+                )
+            }
+            Err(why) if why.kind() == RawMessageErrorKind::NoMessageFound => Ok(false),
             Err(why) => Err(TransportError::Publish(format!(
                 "message {sequence} cannot be looked up: {why}"
             ))),

@@ -257,6 +257,7 @@ impl Transport for Pubsub {
         Ok(Backlog {
             messages: unsent + u64::from(stream.in_hand()),
             is_shared: true,
+            is_exact: true,
         })
     }
 }

@@ -233,7 +233,8 @@ impl Transport for RabbitMq {
             Ok::<_, lapin::Error>(queue)
         };
         let queue = queue.await.map_err(|why| why.to_string())?;
-        let in_hand = if self.is_waiting.load(Relaxed) {
+        let is_exact = self.is_waiting.load(Relaxed);
+        let in_hand = if is_exact {
             self.unsettled.lock().len() as u64
         } else {
             UNSETTLED_MAX.into()
@@ -241,6 +242,7 @@ impl Transport for RabbitMq {
         Ok(Backlog {
             messages: u64::from(queue.message_count()) + in_hand,
             is_shared: queue.consumer_count() > 1,
+            is_exact,
         })
     }
 }

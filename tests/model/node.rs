@@ -295,6 +295,7 @@ impl<const LANE: usize> Transport for Link<LANE> {
         Ok(Backlog {
             messages: self.brokers.records(LANE).len() as u64,
             is_shared: self.brokers.0[LANE].is_shared.load(Relaxed),
+            is_exact: true,
         })
     }
 }

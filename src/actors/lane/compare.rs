@@ -2,17 +2,16 @@
 
 use std::time::Duration;
 
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, error, info, warn};
 
 use super::LaneParams;
 use crate::{
+    actors::copies::ASKED_EVERY,
     ledger::{Finding, Present},
     transport::Transport,
 };
 
-/// The time between two comparisons.
-const PERIOD: Duration = Duration::from_secs(2);
 /// How long the system may take to count.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -25,8 +24,9 @@ pub async fn compare<T: Transport>(transport: &T, params: &LaneParams) {
     let durability = transport.info().outlives_power_cut;
     let mut is_told = false;
     loop {
-        sleep(PERIOD).await;
+        sleep(ASKED_EVERY).await;
         let before = params.ledger.lane(lane).counts;
+        let asked_at = Instant::now();
         let counted = timeout(PATIENCE, transport.backlog()).await;
         let backlog = match counted.unwrap_or_else(|_| Err(format!("silent for {PATIENCE:?}"))) {
             Ok(backlog) => backlog,
@@ -35,12 +35,14 @@ pub async fn compare<T: Transport>(transport: &T, params: &LaneParams) {
                 continue;
             }
         };
+        params.copies.broker_answered(asked_at);
         let scores = &params.live_lanes.scores;
         scores.set_shared(lane, backlog.is_shared);
         let present = Present {
             // A message of this node has so many records at most.
             records: backlog.messages.saturating_mul(params.bundle as u64),
             is_shared: backlog.is_shared,
+            is_exact: backlog.is_exact,
         };
         match params.ledger.compare(lane, &before, present) {
             Some(Finding::Missing(records)) => {
