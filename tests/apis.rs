@@ -327,6 +327,18 @@ async fn an_api_that_is_removed_keeps_its_records_until_it_is_back() {
     }
     let unclaimed = node.metric("waypost_unclaimed_records").await;
     assert!(unclaimed.parse::<usize>().unwrap() >= MANY, "{unclaimed}");
+    // An order for one API finds those of that API alone.
+    for (api, is_theirs) in [("default", false), (SLOW, true)] {
+        let path = format!("/api/dead?parked=true&limit=1&api={api}");
+        let (_, list) = node.get(&path).await.expect("an answer");
+        for count in ["total", "matching"] {
+            let all = list[count].as_u64().expect("a count") >= MANY as u64;
+            assert_eq!(all, is_theirs, "{api}: {list}");
+        }
+    }
+    let order = json!({"all": true, "parked": true, "api": "default"});
+    let (_, dropped) = node.tell("/api/dead/drop", order).await;
+    assert_eq!(dropped["dropped"], 0, "{dropped}");
     let well = post(&node, "b", WELL, 10).await;
     eventually("[api] gets its own", PATIENCE, async || {
         (apis.taken()[0] == well).then_some(())
@@ -633,6 +645,92 @@ async fn a_pause_of_the_lane_and_a_drain_of_the_node_leave_held_records_safe() {
     eventually("the ledger balances", PATIENCE, async || {
         let status = node.status().await;
         (status["balanced"] == true && status["ledger"]["parked"] == 0).then_some(())
+    })
+    .await;
+}
+
+/// After a restart that has changed the tag of their lane, the API fails at held records while it
+/// takes others.
+#[actix_rt::test]
+async fn a_held_record_that_is_parked_keeps_the_path_that_it_took() {
+    for batch in ["1", "10"] {
+        let apis = TwoApis::start("");
+        let configure = |tag: &str| {
+            apis.configure(&format!("timeout = \"2s\"\nbatch = {batch}"));
+            let text = fs::read_to_string(&apis.file).unwrap();
+            apis.write(&format!("{text}[lanes.grpc]\ntag = \"{tag}\"\n"));
+        };
+        configure("OLD");
+        apis.hangs.store(true, Relaxed);
+        let mut node = apis.node(&grpc_variables()).await;
+        node.lane_is("grpc", "up", PATIENCE).await;
+        post(&node, "old", SLOW, 600).await;
+        eventually("all are held", PATIENCE, async || {
+            let status = node.status().await;
+            (status["apis"][SLOW]["held"] == 600 && status["ledger"]["in_flight"] == 0)
+                .then_some(())
+        })
+        .await;
+
+        configure("NEW");
+        let is_old = |key: &str| key.starts_with("old-0/1");
+        apis.slow.behave(move |_, post| {
+            let fails = post
+                .key
+                .as_deref()
+                .is_some_and(|keys| keys.split(',').any(is_old));
+            Conduct::Answer(if fails { 500 } else { 200 })
+        });
+        node.killed_and_started().await;
+        eventually("some are parked", PATIENCE, async || {
+            let of_slow = of_api(&node, SLOW).await;
+            (of_slow["held"] == 0 && of_slow["parked"].as_u64()? > 0).then_some(())
+        })
+        .await;
+        apis.slow.behave(|_, _| Conduct::Answer(200));
+        let ledger = node.all_ended(600, PATIENCE).await;
+        assert_eq!(ledger["delivered"], 600, "{ledger}");
+        each_is_tagged(&apis.slow, batch, "OLD");
+    }
+}
+
+/// An operator drops a held record during its POST, and then the API fails at it.
+#[actix_rt::test]
+async fn a_held_record_that_is_dropped_during_its_post_does_not_come_back() {
+    let apis = TwoApis::start("timeout = \"2s\"");
+    apis.hangs.store(true, Relaxed);
+    let mut node = apis.node(&grpc_variables()).await;
+    node.lane_is("grpc", "up", PATIENCE).await;
+    post(&node, "a", SLOW, 600).await;
+    eventually("all are held", PATIENCE, async || {
+        let status = node.status().await;
+        (status["apis"][SLOW]["held"] == 600 && status["ledger"]["in_flight"] == 0).then_some(())
+    })
+    .await;
+    apis.slow.behave(|_, post| {
+        if post.key.as_deref() == Some("a-0/0") {
+            Conduct::Hang
+        } else {
+            Conduct::Answer(200)
+        }
+    });
+    node.killed_and_started().await;
+    eventually("only one is left", PATIENCE, async || {
+        (of_api(&node, SLOW).await["held"] == 1).then_some(())
+    })
+    .await;
+    let order = json!({"ids": ["a-0/0"], "parked": true});
+    let (_, dropped) = node.tell("/api/dead/drop", order).await;
+    assert_eq!(dropped["dropped"], 1, "{dropped}");
+    eventually("the API fails at it thrice", PATIENCE, async || {
+        // Others succeed, so the record is to blame.
+        post(&node, &format!("more-{}", unix_us()), SLOW, 1).await;
+        node.log().contains("it is parked").then_some(())
+    })
+    .await;
+    eventually("it is not parked any more", PATIENCE, async || {
+        let ledger = &node.status().await["ledger"];
+        ([&ledger["parked"], &ledger["dropped"]] == [&json!(0), &json!(1)]).then_some(())
     })
     .await;
 }

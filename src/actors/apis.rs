@@ -134,6 +134,13 @@ impl SharedApi {
     }
 }
 
+/// The disk that has the dead letters of an API, and its records that are parked or held.
+pub struct ApiDisk {
+    pub spools: Spools,
+    /// It also has records of APIs that are not configured: they wait in the node's own spool.
+    pub is_shared: bool,
+}
+
 /// The APIs of a node, and the records of those that are not configured. Clones share them.
 #[derive(Clone)]
 pub struct Apis(Arc<KnownApis>);
@@ -258,16 +265,26 @@ impl Apis {
         self.0.unclaimed.spool().stats().held() + removed
     }
 
-    /// The disk of an API: its dead letters, and records that are parked or held. `None` if there is
-    /// none of this name, configured or not.
-    pub fn disk_of(&self, name: &str) -> Option<Spools> {
+    /// The disk of an API. `None` if there is none of this name, configured or with records on disk.
+    pub fn disk_of(&self, name: &str) -> Option<ApiDisk> {
+        let own = self.0.unclaimed.spool();
+        let is_shared = own.stats().held() > 0;
+        let of = |spool: Spool, others: Option<Spool>| ApiDisk {
+            spools: Spools::new(spool, others),
+            is_shared,
+        };
+        let shared = || is_shared.then(|| own.clone());
         if let Some(api) = self.0.all.iter().find(|api| api.shown_name() == name) {
-            let held = api.held.as_ref().filter(|_| api.name.is_none());
-            let held = held.map(|held| held.spool().clone());
-            return Some(Spools::new(api.dead_letters.spool.clone(), held));
+            let spool = api.dead_letters.spool.clone();
+            let held = || api.held.as_ref().map(|held| held.spool().clone());
+            let others = if api.name.is_none() { held() } else { shared() };
+            return Some(of(spool, others));
         }
         let removed = self.0.removed.iter().find(|(removed, _)| removed == name);
-        removed.map(|(_, spool)| Spools::new(spool.clone(), None))
+        match removed {
+            Some((_, spool)) => Some(of(spool.clone(), shared())),
+            None => shared().map(|own| of(own, None)),
+        }
     }
 
     /// The APIs that [`Apis::disk_of`] finds.

@@ -117,6 +117,7 @@ impl From<FilterBody> for LetterFilter {
         Self {
             id: body.id,
             lane: body.lane,
+            api: None,
             status: body.status,
             given_up: body.given_up,
             since_us: body.since_ms.map(micros),
@@ -156,16 +157,18 @@ impl ListPlace {
     }
 }
 
-/// The disks that have the records of this API; without a name, of all.
-fn disks(state: &AdminState, api: Option<&str>) -> Result<Spools, Problem> {
+/// The disks that have the records of this API; without a name, of all. The second is the name if
+/// others are there too.
+fn disks(state: &AdminState, api: Option<String>) -> Result<(Spools, Option<String>), Problem> {
     let Some(name) = api else {
-        return Ok(state.apis.spools().clone());
+        return Ok((state.apis.spools().clone(), None));
     };
     let none = || {
         let detail = format!("There is no API {name:?}, configured or with records on disk");
         Problem::bad_request(ProblemKind::Selection, detail)
     };
-    state.apis.disk_of(name).ok_or_else(none)
+    let disk = state.apis.disk_of(&name).ok_or_else(none)?;
+    Ok((disk.spools, disk.is_shared.then_some(name)))
 }
 
 pub(super) async fn list(
@@ -174,9 +177,12 @@ pub(super) async fn list(
 ) -> Result<HttpResponse, Problem> {
     let limit = query.limit.unwrap_or(LIMIT_DEFAULT).min(LIMIT_MAX);
     let of = undelivered(query.parked);
-    let disks = disks(&state, query.api.as_deref())?;
+    let (disks, api) = disks(&state, query.api.clone())?;
     let at_ms = unix_us() / 1000;
-    let filter = query.filter(at_ms);
+    let filter = LetterFilter {
+        api: api.clone(),
+        ..query.filter(at_ms)
+    };
     let records = query.records.unwrap_or(true);
     let after = query.after.as_deref().map(ListPlace::parse).transpose()?;
     // All that match are known, or counted without reading them.
@@ -209,10 +215,13 @@ pub(super) async fn list(
         entries.extend(found.map(|entry| listed(entry, records)));
     }
     let found = disks.stats();
-    let (name, total) = match of {
+    let (name, mut total) = match of {
         Undelivered::Dead => ("dead", found.records(Queue::Dead)),
         Undelivered::Parked => ("parked", found.parked()),
     };
+    if api.is_some() {
+        total = count(&disks, of, api).await?;
+    }
     if filter.is_empty() {
         matching = total;
     }
@@ -229,6 +238,24 @@ pub(super) async fn list(
         "next": next.map(|place| place.to_string()),
         name: entries,
     })))
+}
+
+/// The number of records for `api`.
+async fn count(disks: &Spools, of: Undelivered, api: Option<String>) -> Result<u64, Problem> {
+    let query = LetterQuery {
+        filter: LetterFilter {
+            api,
+            ..LetterFilter::default()
+        },
+        counts: true,
+        ..LetterQuery::default()
+    };
+    let mut all = 0;
+    for spool in disks.iter() {
+        let found = spool.search(of, query.clone()).await;
+        all += found.map_err(spool_fails)?.matching;
+    }
+    Ok(all)
 }
 
 const fn undelivered(is_parked: bool) -> Undelivered {
@@ -302,8 +329,12 @@ async fn order(
     state: web::Data<AdminState>,
     selection: Selection,
 ) -> Result<HttpResponse, Problem> {
-    let disks = disks(&state, selection.api.as_deref())?;
+    let (disks, api) = disks(&state, selection.api.clone())?;
     let (of, which) = selection.which()?;
+    let which = match &api {
+        Some(name) => which.of_api(name),
+        None => which,
+    };
     // Done and counted though the operator has hung up.
     let ordered = actix_rt::spawn(async move {
         let mut all = 0;

@@ -18,10 +18,10 @@ pub struct Entry {
     pub traceparent: Option<String>,
     #[prost(string, optional, tag = "4")]
     pub origin: Option<String>,
-    /// Set for dead letters and parked records only.
+    /// Set for dead letters, and for parked and held records.
     #[prost(message, optional, tag = "5")]
     pub reason: Option<DeathReason>,
-    /// Set for parked records only.
+    /// Set for parked and held records.
     #[prost(message, optional, tag = "6")]
     pub parked: Option<Parked>,
     /// The route of a record that waits for a lane. None of an entry of a version without routes,

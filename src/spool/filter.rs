@@ -3,6 +3,7 @@
 use memchr::memmem;
 
 use super::Entry;
+use crate::config::DEFAULT_API;
 
 /// Each member that is set must hold; without any, all records are meant.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -10,6 +11,8 @@ pub struct LetterFilter {
     pub id: Option<String>,
     /// The lane that the record came out of.
     pub lane: Option<String>,
+    /// The API that it is for: [`DEFAULT_API`] for `[api]`.
+    pub api: Option<String>,
     /// The status of the API's last answer; 0 if none came.
     pub status: Option<u32>,
     /// Given up, rather than refused.
@@ -43,6 +46,10 @@ impl LetterFilter {
         };
         self.id.as_ref().is_none_or(|id| *id == entry.id)
             && self.lane.as_ref().is_none_or(|lane| *lane == reason.lane)
+            && self
+                .api
+                .as_deref()
+                .is_none_or(|api| api == entry.api.as_deref().unwrap_or(DEFAULT_API))
             && self.status.is_none_or(|status| status == reason.status)
             && self.given_up.is_none_or(|is| is == reason.given_up)
             && self.since_us.is_none_or(|since| at_us >= since)
@@ -63,6 +70,7 @@ mod tests {
         let entry = Entry {
             id: "order/7".into(),
             body: r#"{"name":"Ana"}"#.into(),
+            api: Some("slow".into()),
             reason: Some(DeathReason {
                 lane: "nats".into(),
                 status: 422,
@@ -80,11 +88,13 @@ mod tests {
         };
         let is_empty = filter(|_| {});
         assert!(is_empty.is_empty() && is_empty.matches(&entry));
-        let cases: [(Set, bool); 16] = [
+        let cases: [(Set, bool); 18] = [
             (|filter| filter.id = Some("order/7".into()), true),
             (|filter| filter.id = Some("order".into()), false),
             (|filter| filter.lane = Some("nats".into()), true),
             (|filter| filter.lane = Some("grpc".into()), false),
+            (|filter| filter.api = Some("slow".into()), true),
+            (|filter| filter.api = Some("default".into()), false),
             (|filter| filter.status = Some(422), true),
             (|filter| filter.status = Some(0), false),
             (|filter| filter.given_up = Some(false), true),

@@ -33,6 +33,19 @@ impl Which {
         }
     }
 
+    /// Those of it that are for the API `name`, as in [`LetterFilter::api`]. Records that are named
+    /// by their ids stay.
+    #[must_use]
+    pub fn of_api(self, name: &str) -> Self {
+        let (mut filter, max) = match self {
+            Self::Ids(_) => return self,
+            Self::All => (LetterFilter::default(), u64::MAX),
+            Self::Matching { filter, max } => (filter, max),
+        };
+        filter.api = Some(name.to_owned());
+        Self::Matching { filter, max }
+    }
+
     /// What is left of it after so many records.
     #[must_use]
     pub fn after(&self, done: u64) -> Self {

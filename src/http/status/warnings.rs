@@ -128,7 +128,9 @@ impl WarningList {
             let what = "The disk has records for an API that is not configured any more";
             self.warn("disk", what, "Configure it again and restart the node");
         }
-        if status.ledger.parked > 0 {
+        // The ledger counts those that wait for a place, or for their API, as parked too.
+        let held: u64 = status.apis.values().map(|api| api.held).sum();
+        if status.ledger.parked > held + status.unclaimed {
             let what = "Records are parked: the API fails at them while it takes others";
             let remedy = "Read its answers (waypost dead list --parked), and mend the API";
             self.notice("parked", what, remedy);

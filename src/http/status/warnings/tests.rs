@@ -184,6 +184,10 @@ fn each_trouble_of_the_records_and_the_disk_is_one_warning() {
         (Notice, "parked", "parked", |status| {
             status.ledger.parked = 1;
         }),
+        (Warning, "disk", "not configured", |status| {
+            // The ledger counts them.
+            (status.unclaimed, status.ledger.parked) = (2, 2);
+        }),
         (Warning, "disk", "takes no records", |status| {
             status.spool.refuses = true;
         }),
