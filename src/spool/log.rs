@@ -130,6 +130,7 @@ impl Log {
             segment_max: segment_max.min(SEGMENT_MAX),
             ..Self::default()
         };
+        let mut same_number = Vec::new();
         for entry in fs::read_dir(folder)? {
             let file = entry?.file_name();
             let Some((number, salt)) = file.to_str().and_then(|file| log.parse(file)) else {
@@ -138,9 +139,20 @@ impl Log {
             log.next_number = log.next_number.max(number + 1);
             let mut segment = log.new_segment(number, salt);
             match log.load(&mut segment) {
-                Ok(()) => drop(log.segments.insert(number, segment)),
+                Ok(()) => same_number.extend(log.segments.insert(number, segment)),
                 Err(why) => segment.log_unreadable(&why),
             }
+        }
+        // A folder that is put in the place of another, or restored from a copy, may have both.
+        for segment in same_number {
+            tracing::warn!(
+                file = %segment.file("log").display(),
+                entries = segment.len(),
+                "another file of the queue has the same number, as if the folders of two nodes had \
+                 been put together: both are read"
+            );
+            log.segments.insert(log.next_number, segment);
+            log.next_number += 1;
         }
         log.first_own = log.next_number;
         if let Err(why) = log.delete_settled() {

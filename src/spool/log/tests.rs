@@ -133,6 +133,38 @@ fn a_file_that_a_power_cut_brings_back_is_there_at_the_next_start() {
     }
 }
 
+/// As in a folder that was restored from a copy, or put together of two.
+#[test]
+fn files_of_the_same_number_are_all_read() {
+    let folder = TempDir::new().unwrap();
+    for (from, settled) in [(0, 1), (10, 12), (20, 20)] {
+        let other = TempDir::new().unwrap();
+        let mut log = open(&other);
+        let keys = append(&mut log, from..from + 3);
+        log.settle(keys[settled - from as usize]);
+        log.flush(true).unwrap();
+        drop(log);
+        for ending in ["log", "done"] {
+            for file in files(&other, ending) {
+                let to = folder.path().join(file.file_name().unwrap());
+                fs::copy(&file, to).unwrap();
+            }
+        }
+    }
+    for _ in 0..2 {
+        let mut log = open(&folder);
+        assert_eq!(log.len(), 6);
+        let mut all = drain(&mut log);
+        all.sort_unstable();
+        assert_eq!(all, [0, 2, 10, 11, 21, 22]);
+        let [settled] = append(&mut log, 30..31)[..] else {
+            unreachable!("one was appended")
+        };
+        log.settle(settled);
+        log.flush(true).unwrap();
+    }
+}
+
 #[test]
 fn entries_are_settled_on_disk_though_a_file_before_them_cannot_go() {
     let cannot_sync = Faults {
