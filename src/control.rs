@@ -74,7 +74,8 @@ impl Control {
         self.0.orders.of(lane)
     }
 
-    /// Gives an order to `lanes`. One that changes nothing is not noted.
+    /// Gives an order to `lanes`. One that changes nothing is not noted, but kept if it could not be
+    /// before.
     ///
     /// # Errors
     /// If the supervisor has ended.
@@ -93,6 +94,7 @@ impl Control {
             }
         }
         if changed.is_empty() {
+            self.0.orders.keep_again().await;
             return Ok(());
         }
         let names: Vec<_> = changed.iter().map(|lane| lane.name()).collect();
@@ -119,6 +121,7 @@ impl Control {
         let _turn = self.0.config.lock().await;
         let known = self.0.orders.of(lane).weight;
         if known.is_some_and(|known| known.what == weight) {
+            self.0.orders.keep_again().await;
             return;
         }
         info!(%lane, weight, by, "the weight of the lane is set");

@@ -1,13 +1,18 @@
 //! Orders of operators to a running node: pause, drain, resume, weights; what the status, the log
 //! and the metrics tell of them, and what a restart knows.
 
-use std::{fs, process::Stdio, time::Duration};
+use std::{
+    fs,
+    process::Stdio,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
 
 use awc::http::StatusCode;
 use serde_json::{Value, json};
 
 use crate::support::{
-    api::Api,
+    api::{Api, Conduct},
     eventually,
     lanes::{Lane as _, Nats, grpc_variables, through_proxy},
     load::Load,
@@ -112,6 +117,67 @@ async fn with_every_lane_paused_nothing_is_refused_and_nothing_is_lost() {
         ] {
             assert!(line.contains(&part), "no {part} in {line}");
         }
+    }
+}
+
+/// A lane that was paused and resumed, or restarted, treats what the API fails at as one that was not.
+#[actix_rt::test]
+async fn after_a_pause_a_failed_post_is_retried_as_before() {
+    let api = Api::start();
+    let asked = Duration::from_secs(2);
+    let (times, seen) = (Arc::new(Mutex::new(Vec::new())), Arc::new(Mutex::new(0)));
+    let (kept, count) = (Arc::clone(&times), Arc::clone(&seen));
+    api.behave(move |_, post| {
+        let key = post.key.as_deref().unwrap_or_default();
+        if key.starts_with("denied") {
+            return Conduct::Answer(404);
+        }
+        if !key.starts_with("late") {
+            return Conduct::Answer(200);
+        }
+        kept.lock().unwrap().push(Instant::now());
+        *count.lock().unwrap() += 1;
+        if *count.lock().unwrap() % 2 == 0 {
+            return Conduct::Answer(200);
+        }
+        Conduct::AnswerWith {
+            status: 503,
+            headers: vec![("Retry-After", asked.as_secs().to_string())],
+            body: Vec::new(),
+        }
+    });
+    let node = Node::start(&api.url(), &grpc_variables()).await;
+    node.lane_is("grpc", "up", PATIENCE).await;
+    for (round, orders) in [&[][..], &["pause", "resume"], &["restart"]]
+        .into_iter()
+        .enumerate()
+    {
+        for order in orders {
+            assert_eq!(node.order("grpc", order).await, StatusCode::ACCEPTED);
+            let state = if *order == "pause" { "paused" } else { "up" };
+            node.lane_is("grpc", state, PATIENCE).await;
+        }
+        assert_eq!(path(&node, "/grpc", &format!("well-{round}")).await, "GRPC");
+        assert_eq!(path(&node, "/grpc", &format!("late-{round}")).await, "GRPC");
+        assert_eq!(
+            path(&node, "/grpc", &format!("denied-{round}")).await,
+            "GRPC"
+        );
+        eventually("each has ended", PATIENCE, async || {
+            let ledger = &node.status().await["ledger"];
+            let ended = [&ledger["delivered"], &ledger["dead"]];
+            (ended == [&json!(2 * (round + 1)), &json!(round + 1)]).then_some(())
+        })
+        .await;
+        let times = times.lock().unwrap();
+        assert_eq!(times.len(), 2 * (round + 1), "{orders:?}");
+        let pause = times[2 * round + 1] - times[2 * round];
+        assert!(pause >= asked, "{orders:?}: {pause:?}");
+        let denied = api.posts();
+        let denied = denied
+            .iter()
+            .filter(|post| post.key == Some(format!("denied-{round}")));
+        assert_eq!(denied.count(), 1, "{orders:?}");
     }
 }
 

@@ -119,6 +119,14 @@ impl Orders {
         self.lanes.lock()[lane as usize].weight.take().is_some()
     }
 
+    /// Makes the next start know the orders that it does not know yet, if they are kept.
+    pub(super) async fn keep_again(&self) {
+        let is_known = self.lanes.lock().iter().all(LaneOrders::is_kept);
+        if !is_known {
+            self.keep().await;
+        }
+    }
+
     /// Makes the next start know the orders, if they are kept.
     pub(super) async fn keep(&self) {
         let Some(file) = self.file.clone() else {
@@ -160,6 +168,12 @@ impl<T> Order<T> {
 }
 
 impl LaneOrders {
+    fn is_kept(&self) -> bool {
+        let action = self.action.as_ref();
+        let weight = self.weight.as_ref();
+        action.is_none_or(|order| order.is_kept) && weight.is_none_or(|order| order.is_kept)
+    }
+
     fn are_kept(&mut self) {
         if let Some(order) = &mut self.action {
             order.is_kept = true;
@@ -273,6 +287,9 @@ mod tests {
         orders.keep().await;
         let order = orders.of(NATS).action.unwrap();
         assert_eq!((order.what, order.is_kept), (Action::Pause, false));
+        fs::create_dir(folder.path().join("missing")).unwrap();
+        orders.keep_again().await;
+        assert!(orders.of(NATS).action.unwrap().is_kept);
     }
 
     #[test]
