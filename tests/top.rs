@@ -1,7 +1,5 @@
 //! `waypost top` in real terminals of two sizes, with real nodes.
 
-use std::net::TcpListener;
-
 use crate::support::{
     api::{Api, Conduct},
     eventually,
@@ -67,11 +65,8 @@ async fn it_shows_lanes_ledger_and_apis_on_a_small_and_on_a_large_terminal() {
         assert_eq!(row(&text)[..2], ["grpc", "up"], "{text}");
     }
     // What is wrong comes first.
-    let closed = TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap();
-    let node = Node::start(&format!("http://{closed}/"), &grpc_variables()).await;
+    let nobody = format!("http://127.0.0.1:{}/", free_port());
+    let node = Node::start(&nobody, &grpc_variables()).await;
     node.post("/", "a", traffic()[0].clone()).await.unwrap();
     let screen = top(&[&node], SMALL);
     let text = screen.shows("is down, its records wait").await;

@@ -101,7 +101,10 @@ impl Node {
                 .iter()
                 .map(|(key, value)| (variable(key), value.clone())),
         );
+        // A node ends a connection that is idle for 5 seconds. A request that meets that end has no answer.
+        let connector = awc::Connector::new().conn_keep_alive(Duration::from_secs(4));
         let http = awc::Client::builder()
+            .connector(connector)
             .timeout(Duration::from_secs(20))
             .finish();
         let arguments = ["run"].iter().chain(flags).map(ToString::to_string);
