@@ -40,10 +40,11 @@ use crate::{
     spool::frames::FileIdentity,
 };
 
-/// Keys of one generation: the load factor of a table of 2^19 slots, less the keys that may come
-/// before the rotation. If more come within a window, the oldest are forgotten early. The API
-/// still keeps such a record once, by its id.
-pub const KEYS_MAX: usize = (1 << 19) / 8 * 7 - (1 << 14);
+/// The keys that a table of 2^19 slots takes before it grows.
+const YOUNG_MAX: usize = (1 << 19) / 8 * 7;
+/// Keys of one generation, less those that may come before the rotation. If more come within a
+/// window, the oldest are forgotten early. The API still keeps such a record once, by its id.
+pub const KEYS_MAX: usize = YOUNG_MAX - (1 << 14);
 /// A receipt waits for its key to be written for at most this time.
 const WRITE_PATIENCE: Duration = Duration::from_secs(1);
 /// Entries that may wait to be written. Keys beyond them do not outlive the process.
@@ -104,6 +105,16 @@ impl KeyTable {
         is_due
     }
 
+    /// Remembers a key. The thread rotates the table with its file; while its disk hangs, keys come all
+    /// the same.
+    fn insert(&mut self, key: Fingerprint, completed: CompletedKey) {
+        if self.completed.young_len() >= YOUNG_MAX {
+            self.completed.rotate();
+            self.began_us = unix_us();
+        }
+        self.completed.insert(key, completed);
+    }
+
     fn load(&mut self, file: &Path) -> io::Result<()> {
         self.began_us = unix_us();
         read(file, |line| {
@@ -112,7 +123,7 @@ impl KeyTable {
                 && let Some(completed) = line.completed()
             {
                 let key = self.hasher.fingerprint(&*line.key);
-                self.completed.insert(key, completed);
+                self.insert(key, completed);
             }
         })
     }
@@ -278,7 +289,7 @@ impl Reservation {
             Some("its disk hangs, or the node stops".into())
         };
         let mut table = self.store.table.lock();
-        table.completed.insert(self.fingerprint, completed);
+        table.insert(self.fingerprint, completed);
         table.report(failure);
         drop(table);
         self.outcome.send_replace(Some(receipt));

@@ -796,3 +796,19 @@ async fn a_batch_that_no_lane_takes_is_safe_on_disk() {
     );
     assert_eq!(node.status().await["ledger"]["spooled"], 3);
 }
+
+/// As RFC 9110, 9.3.2 wants it.
+#[actix_rt::test]
+async fn a_head_has_the_length_that_a_get_has() {
+    let api = Api::start();
+    let node = Node::start(&api.url(), &grpc_variables()).await;
+    for path in ["/", "/schema", "/openapi.json"] {
+        let of = async |method| {
+            let (status, headers, _) = post("").to(path).by(method).send_and_see(&node).await;
+            (status, headers.get(header::CONTENT_LENGTH).cloned())
+        };
+        let of_get = of(Method::GET).await;
+        assert!(of_get.1.is_some(), "{path}");
+        assert_eq!(of(Method::HEAD).await, of_get, "{path}");
+    }
+}

@@ -139,6 +139,20 @@ async fn memory_is_bounded_and_the_last_keys_are_known() {
     first(&store, &all[0]).await;
 }
 
+#[test]
+fn memory_is_bounded_though_the_thread_hangs() {
+    let mut table = KeyTable::new(WINDOW);
+    let completed = CompletedKey::new(RecordDigest::of(b"{}"), NATS, unix_us());
+    let mut last = None;
+    for key in 0..2 * YOUNG_MAX + 10 {
+        let key = table.hasher.fingerprint(key);
+        table.insert(key, completed);
+        last = Some(key);
+    }
+    assert!(table.completed.len() <= 2 * YOUNG_MAX);
+    assert!(last.is_some_and(|key| table.completed.get(&key).is_some()));
+}
+
 #[tokio::test]
 async fn a_folder_that_takes_nothing_costs_no_start_and_no_key_that_is_there() {
     let folder = TempDir::new().unwrap();
