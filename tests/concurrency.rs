@@ -15,10 +15,14 @@ use crate::support::{
 
 fn variables(concurrency: &str) -> Vec<(String, String)> {
     let mut variables = grpc_variables();
-    variables.extend([
-        ("API__CONCURRENCY".into(), concurrency.into()),
-        ("API__TIMEOUT".into(), "500ms".into()),
-    ]);
+    variables.push(("API__CONCURRENCY".into(), concurrency.into()));
+    variables
+}
+
+/// The same with an API that must answer soon.
+fn impatient(concurrency: &str) -> Vec<(String, String)> {
+    let mut variables = variables(concurrency);
+    variables.push(("API__TIMEOUT".into(), "500ms".into()));
     variables
 }
 
@@ -40,7 +44,7 @@ async fn submit(node: &Node, key: &str, records: usize) {
 async fn an_api_that_times_out_gets_fewer_posts_at_a_time_and_more_when_it_is_back() {
     let api = Api::start();
     api.behave(|_, _| Conduct::Hang);
-    let node = Node::start(&api.url(), &variables("64")).await;
+    let node = Node::start(&api.url(), &impatient("64")).await;
     assert_eq!(limit(&node).await, 64);
     submit(&node, "hang", 500).await;
     eventually("a low limit", PATIENCE, async || {
@@ -64,6 +68,7 @@ async fn an_api_that_times_out_gets_fewer_posts_at_a_time_and_more_when_it_is_ba
 async fn no_more_posts_are_in_flight_than_the_configuration_allows() {
     let api = Api::start();
     api.delay(Duration::from_millis(20));
+    // The API counts a POST that the node has given up.
     let node = Node::start(&api.url(), &variables("3")).await;
     submit(&node, "few", 300).await;
     let ledger = node.at_rest(PATIENCE).await;
