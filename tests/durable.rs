@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::support::{
     api::{Api, Conduct},
     eventually,
-    lanes::{Lane as _, Nats, Pubsub, grpc_variables, through_proxy},
+    lanes::{Lane as _, Nats, Pubsub, grpc_variables, through_proxy, value},
     node::{Node, PATIENCE},
     process::free_port,
     proxy::{Flow, Network},
@@ -94,6 +94,15 @@ async fn a_copy_goes_when_its_record_becomes_a_dead_letter() {
     kept(&node, 0).await;
 }
 
+/// The node has noticed that its broker has lost records.
+async fn are_published_again(node: &Node) {
+    eventually("they are published again", PATIENCE, async || {
+        let log = node.log();
+        log.contains("they are published again").then_some(())
+    })
+    .await;
+}
+
 #[actix_rt::test]
 async fn records_that_a_broker_has_forgotten_are_published_again() {
     let Some(mut nats) = Nats::with(&[]).await else {
@@ -124,10 +133,7 @@ async fn records_of_a_stream_that_is_deleted_while_the_api_is_away_are_published
     let mut api = Api::start();
     api.stop().await;
     let variables = nats.variables();
-    let (_, stream) = variables
-        .iter()
-        .find(|(name, _)| name == "LANES__NATS__STREAM")
-        .expect("a stream");
+    let stream = value(&variables, "LANES__NATS__STREAM");
     let node = Node::start(&api.url(), &variables).await;
     node.lane_is("nats", "up", PATIENCE).await;
     // More than the node has in hand: it pulls no more.
@@ -146,12 +152,7 @@ async fn records_of_a_stream_that_is_deleted_while_the_api_is_away_are_published
         .expect("it answers");
     let operator = async_nats::jetstream::new(client);
     operator.delete_stream(stream).await.expect("it is there");
-    eventually("the node has noticed", PATIENCE, async || {
-        node.log()
-            .contains("they are published again")
-            .then_some(())
-    })
-    .await;
+    are_published_again(&node).await;
     assert_eq!(node.status().await["api"]["state"], "down");
     api.start_again();
     let ledger = node.all_ended(many, PATIENCE).await;
@@ -173,10 +174,7 @@ async fn records_that_a_restored_stream_has_not_are_published_again() {
     let mut api = Api::start();
     api.stop().await;
     let (proxy, variables) = through_proxy(nats.variables());
-    let (_, stream) = variables
-        .iter()
-        .find(|(name, _)| name == "LANES__NATS__STREAM")
-        .expect("a stream");
+    let stream = value(&variables, "LANES__NATS__STREAM");
     let node = Node::start(&api.url(), &variables).await;
     let mut other = Node::start(&api.url(), &variables).await;
     for node in [&node, &other] {
@@ -227,12 +225,7 @@ async fn records_that_an_emulator_has_forgotten_are_published_again() {
     post_all(&node, "a", "PubSub").await;
     pubsub.kill().await;
     pubsub.revive().await;
-    eventually("the copies are published again", PATIENCE, async || {
-        node.log()
-            .contains("they are published again")
-            .then_some(())
-    })
-    .await;
+    are_published_again(&node).await;
     api.start_again();
     api.wait_for(RECORDS, PATIENCE).await;
     node.all_ended(RECORDS, PATIENCE).await;
@@ -268,10 +261,7 @@ async fn a_start_publishes_again_what_the_restored_stream_lacks(signal: &str) {
     let mut api = Api::start();
     api.stop().await;
     let variables = nats.variables();
-    let (_, stream) = variables
-        .iter()
-        .find(|(name, _)| name == "LANES__NATS__STREAM")
-        .expect("a stream");
+    let stream = value(&variables, "LANES__NATS__STREAM");
     let mut node = Node::start(&api.url(), &variables).await;
     node.lane_is("nats", "up", PATIENCE).await;
     post_all(&node, "a", "NATS").await;

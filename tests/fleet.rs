@@ -11,7 +11,7 @@ use waypost::transport::UNSETTLED_MAX;
 use crate::support::{
     api::{Api, Conduct},
     eventually,
-    lanes::{Lane, Nats, Pubsub, Rabbitmq, grpc_variables},
+    lanes::{Lane, Nats, Pubsub, Rabbitmq, grpc_variables, value},
     load::Load,
     node::{Node, PATIENCE},
     process::free_port,
@@ -24,11 +24,6 @@ const REDELIVERY: Duration = Duration::from_mins(2);
 /// Longer than a node takes to notice that records are gone. A comparison that finds nothing leaves
 /// no trace to wait for, so this time must pass.
 const COMPARED: Duration = Duration::from_secs(8);
-
-fn value(variables: &[(String, String)], key: &str) -> String {
-    let found = variables.iter().find(|(name, _)| name == key);
-    found.expect("it is set").1.clone()
-}
 
 fn count(of: &Value, key: &str) -> u64 {
     of[key].as_u64().unwrap_or_else(|| panic!("{key} of {of}"))
@@ -289,7 +284,7 @@ async fn what_a_purge_of_a_queue_has_taken_is_missing() {
     a_purge_is_noticed(&mut rabbitmq, async |variables| {
         let queue = value(variables, "LANES__RABBITMQ__QUEUE");
         let channel = client.create_channel().await.expect("a channel");
-        let purged = channel.queue_purge(queue.as_str().into(), QueuePurgeOptions::default());
+        let purged = channel.queue_purge(queue.into(), QueuePurgeOptions::default());
         purged.await.expect("it works");
     })
     .await;

@@ -14,7 +14,7 @@ use crate::{
     support::{
         api::{Api, Conduct},
         eventually,
-        lanes::{Lane as _, Nats, Rabbitmq, grpc_variables},
+        lanes::{Lane as _, Nats, Rabbitmq, grpc_variables, value},
         load::Load,
         node::{Node, PATIENCE},
         process::free_port,
@@ -45,14 +45,6 @@ fn small() -> Bytes {
 
 fn large() -> Bytes {
     record(2 * STREAM_MAX)
-}
-
-fn value<'v>(variables: &'v [(String, String)], key: &str) -> &'v str {
-    let (_, value) = variables
-        .iter()
-        .find(|(name, _)| name == key)
-        .expect("it is set");
-    value
 }
 
 /// The lane's stream, with more limits than a node gives it.

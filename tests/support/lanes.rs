@@ -93,6 +93,13 @@ impl Lane for Pubsub {
     }
 }
 
+/// The value of the variable `name`.
+pub fn value<'v>(variables: &'v [(String, String)], name: &str) -> &'v str {
+    let mut variables = variables.iter();
+    let found = variables.find(|(of, _)| of == name);
+    &found.expect("it is set").1
+}
+
 /// The gRPC lane of a node that calls itself.
 pub fn grpc_variables() -> Vec<(String, String)> {
     owned([("LANES__GRPC__LISTEN", format!("127.0.0.1:{}", free_port()))])
