@@ -214,7 +214,7 @@ impl TwoLanes {
 
 #[actix_rt::test]
 async fn weighted_is_as_it_is_simulated() {
-    let Some(lanes) = TwoLanes::start("weighted", [100, 150]).await else {
+    let Some(lanes) = TwoLanes::start("weighted", [200, 300]).await else {
         return;
     };
     let real = lanes.real(100, 10, None).await;
