@@ -216,21 +216,24 @@ async fn a_record_that_is_accepted_again_is_stored_again() {
     let settings = server.config();
     let nats = connect(&settings).await;
     let operator = operator(&settings).await;
-    let accepted = |run: &str| Record {
+    let accepted = |run: &str, at_us: u64| Record {
         origin: Some(Origin {
             run: run.into(),
-            at_us: 7,
+            at_us,
         }),
         ..record("a")
     };
-    let (first, second) = (accepted("first"), accepted("second"));
-    publish(&nats, [first.clone(), first.clone(), second.clone()]).await;
+    // The second is the first, as the next run finds it on disk.
+    let accepted_once = [accepted("first", 7), accepted("next", 7)];
+    publish(&nats, accepted_once).await;
+    assert_eq!(stored(&operator, &settings).await, 1);
+    publish(&nats, [accepted("first", 8)]).await;
     assert_eq!(stored(&operator, &settings).await, 2);
     let bundles = Bundles::new(&nats, 128, &SettledRecords::default());
-    for run in ["first", "first", "second"] {
+    for at_us in [7, 7, 8] {
         let records = ["b", "c"].map(|id| Record {
             id: id.into(),
-            ..accepted(run)
+            ..accepted("first", at_us)
         });
         assert_eq!(publish_all(&bundles, &records).await, 2);
     }

@@ -56,7 +56,7 @@ use super::{
 };
 use crate::{
     config,
-    record::{Record, is_visible_ascii},
+    record::{Origin, Record, is_visible_ascii},
 };
 
 /// The most bytes of a message, unless the server's configuration sets another `max_payload`.
@@ -366,17 +366,18 @@ impl Nats {
         }
     }
 
-    /// Whether the message of this number is there, and is `message`: of the same acceptance.
+    /// Whether the message of this number is there, and is `message`: of the same acceptance. Its time
+    /// tells, since the next run of a node adopts the records that it finds on disk.
     async fn has(&self, sequence: u64, message: &Message) -> Result<bool, TransportError> {
         match self.stream.get_raw_message(sequence).await {
             Ok(stored) => {
-                let sent = headers(&message.headers, &message.headers.id)?;
+                let origin = stored.headers.get(header::ORIGIN);
+                let origin = origin.and_then(|text| Origin::parse(text.as_str()));
+                let accepted_at = |origin: &Option<Origin>| origin.as_ref().map(|one| one.at_us);
                 let is_bundle = message.headers.bundle.is_some();
                 // The origins of a bundle are in its body.
-                Ok(
-                    stored.headers.get(header::ORIGIN) == sent.get(header::ORIGIN)
-                        && (!is_bundle || stored.payload == message.body),
-                )
+                Ok(accepted_at(&origin) == accepted_at(&message.headers.origin)
+                    && (!is_bundle || stored.payload == message.body))
             }
             Err(why) if why.kind() == RawMessageErrorKind::NoMessageFound => Ok(false),
             Err(why) => Err(TransportError::Publish(format!(
