@@ -103,8 +103,11 @@ impl Forwarder {
         match (outlet, self.outlets.first()) {
             (Some(outlet), _) => {
                 let outlet = Rc::clone(outlet);
+                let drain = outlet.next_drain();
                 actix_rt::spawn(async move {
-                    outlet.deliver_or_hold(delivery, waiting, token).await;
+                    outlet
+                        .deliver_or_hold(delivery, waiting, token, drain)
+                        .await;
                 });
             }
             (None, Some(any)) => {

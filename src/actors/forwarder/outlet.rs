@@ -129,17 +129,22 @@ impl Outlet {
         }));
     }
 
+    /// Changes with the next drain of what came out of the lane.
+    pub fn next_drain(&self) -> watch::Receiver<()> {
+        next_change(&self.drain)
+    }
+
     /// Waits a moment for a place, or lets the disk keep the record. `waiting` is the permit of the
-    /// lane, which pulls no more than those.
+    /// lane, which pulls no more than those. `drain` is the one that is next when the delivery comes.
     pub async fn deliver_or_hold(
         &self,
         delivery: Delivery,
         waiting: OwnedSemaphorePermit,
         token: TaskTrackerToken,
+        mut drain: watch::Receiver<()>,
     ) {
         let params = &self.poster.params;
         let Some(held) = &params.api.held else { return };
-        let mut drain = next_change(&self.drain);
         // Those on disk would wait for longer than this one.
         let is_behind = held.has_waiting(params.lane) || params.api.breaker.is_open();
         let mut patience = if is_behind {
@@ -151,9 +156,10 @@ impl Outlet {
             let place = Arc::clone(&params.slots.deliveries).acquire_owned();
             let place = tokio::select! {
                 biased;
-                place = timeout(patience, place) => place,
-                // An error means that the forwarder is gone, which gives the delivery back too.
+                // A drain frees places. An error means that the forwarder is gone, which gives the
+                // delivery back too.
                 _ = drain.changed() => return,
+                place = timeout(patience, place) => place,
             };
             match place {
                 Ok(Ok(place)) => {
