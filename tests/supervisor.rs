@@ -431,6 +431,45 @@ async fn an_actor_that_does_not_finish_in_time_keeps_its_thread() {
     assert_eq!(threads[0], threads[1]);
 }
 
+/// In real time: the thread is blocked when an operator orders a restart.
+#[actix_rt::test]
+async fn a_restart_of_an_actor_whose_thread_is_blocked_is_on_another() {
+    let blocked = Thread::spawn();
+    let Thread::Arbiter(arbiter) = &blocked else {
+        panic!("a thread")
+    };
+    let threads = Arc::new(Mutex::new(Vec::new()));
+    let kept = Arc::clone(&threads);
+    let probe = factory(Slot::default(), move |supervisor| {
+        kept.lock().unwrap().push(std::thread::current().id());
+        Probe {
+            conduct: Conduct::LivesOn,
+            supervisor,
+        }
+    });
+    let lanes = live_lanes(Policy::RoundRobin);
+    let supervisor = Supervisor::start(&lanes, vec![(PROBE, blocked.clone(), probe)]);
+    let is_up = async || (view(&supervisor, PROBE).await.state == State::Up).then_some(());
+    eventually("it is up", START_MAX, is_up).await;
+    let (_unblock, wait) = std::sync::mpsc::channel::<()>();
+    arbiter.spawn_fn(move || {
+        // It fails once the other side is dropped.
+        wait.recv().ok();
+    });
+    let lane = LaneId::Nats;
+    let action = Action::Restart;
+    supervisor.send(LaneCommand { lane, action }).await.unwrap();
+    eventually("it is up again", 3 * START_MAX, async || {
+        is_up()
+            .await
+            .filter(|()| threads.lock().unwrap().len() == 2)
+    })
+    .await;
+    let probe = view(&supervisor, PROBE).await;
+    assert_eq!(probe.last_error.as_deref(), Some("did not finish in time"));
+    assert_eq!(probe.restarts, 1);
+}
+
 #[actix_rt::test]
 async fn an_actor_that_makes_no_progress_is_restarted_and_the_reason_is_told() {
     tokio::time::pause();

@@ -10,13 +10,20 @@ use tokio::{sync::watch, time::timeout};
 
 /// The address of an actor that may be restarted. It outlives the actor; only the supervisor
 /// changes it.
-pub struct Slot<A: Actor>(Arc<watch::Sender<Option<Addr<A>>>>);
+pub struct Slot<A: Actor>(Arc<watch::Sender<Newest<A>>>);
+
+struct Newest<A: Actor> {
+    /// Counts the starts.
+    generation: u64,
+    address: Option<Addr<A>>,
+}
 
 impl<A: Actor> Slot<A> {
     /// The current address, if the actor is alive.
     pub fn get(&self) -> Option<Addr<A>> {
         self.0
             .borrow()
+            .address
             .as_ref()
             .filter(|address| address.connected())
             .cloned()
@@ -31,7 +38,7 @@ impl<A: Actor> Slot<A> {
         A: Handler<M, Context: ToEnvelope<A, M>>,
         M: Message<Result: Send> + Send + 'static,
     {
-        match &*self.0.borrow() {
+        match &self.0.borrow().address {
             Some(address) => address.try_send(message),
             None => Err(SendError::Closed(message)),
         }
@@ -39,7 +46,7 @@ impl<A: Actor> Slot<A> {
 
     /// Whether the actor is alive; waits up to `patience` for a restart.
     pub async fn is_alive_within(&self, patience: Duration) -> bool {
-        let alive = |address: &Option<Addr<A>>| address.as_ref().is_some_and(Addr::connected);
+        let alive = |newest: &Newest<A>| newest.address.as_ref().is_some_and(Addr::connected);
         if alive(&self.0.borrow()) {
             return true;
         }
@@ -48,8 +55,18 @@ impl<A: Actor> Slot<A> {
         change.is_ok_and(|change| change.is_ok())
     }
 
-    pub(super) fn set(&self, address: Addr<A>) {
-        self.0.send_replace(Some(address));
+    /// Sets the address of a start. One that took so long that there is a newer one changes nothing.
+    pub(super) fn set(&self, generation: u64, address: Addr<A>) {
+        self.0.send_if_modified(|newest| {
+            let is_newer = generation > newest.generation;
+            if is_newer {
+                *newest = Newest {
+                    generation,
+                    address: Some(address),
+                };
+            }
+            is_newer
+        });
     }
 }
 
@@ -61,6 +78,31 @@ impl<A: Actor> Clone for Slot<A> {
 
 impl<A: Actor> Default for Slot<A> {
     fn default() -> Self {
-        Self(Arc::default())
+        Self(Arc::new(watch::Sender::new(Newest {
+            generation: 0,
+            address: None,
+        })))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use actix::Context;
+
+    use super::*;
+
+    struct Nobody;
+
+    impl Actor for Nobody {
+        type Context = Context<Self>;
+    }
+
+    #[actix_rt::test]
+    async fn a_start_that_comes_late_is_not_the_newest() {
+        let slot = Slot::default();
+        let [late, newest] = [Nobody, Nobody].map(Actor::start);
+        slot.set(2, newest.clone());
+        slot.set(1, late);
+        assert_eq!(slot.get(), Some(newest));
     }
 }

@@ -193,7 +193,7 @@ impl Child {
     fn exited(&mut self, exit: Exit) {
         let now = Instant::now();
         self.handle = self.handle.next();
-        self.running = None;
+        let is_asked = self.running.take().is_some_and(|running| running.is_asked);
         if self.view.state == State::Up && now - self.view.since >= HEALTHY {
             self.backoff.reset();
         }
@@ -204,8 +204,12 @@ impl Child {
             self.crashes.push_back(now);
             self.crashes.retain(|&at| now - at < HEALTHY);
         }
-        // The old thread may be blocked.
-        if let (Exit::Stalled(_), Thread::Arbiter(_)) = (&exit, &self.thread) {
+        let may_be_blocked = match exit {
+            Exit::Stalled(_) => true,
+            Exit::Unfinished => is_asked,
+            _ => false,
+        };
+        if may_be_blocked && matches!(self.thread, Thread::Arbiter(_)) {
             self.thread = Thread::spawn();
         }
         let was_up = self.view.state == State::Up;
@@ -291,8 +295,9 @@ impl Child {
     }
 
     /// Sends a heartbeat, if the actor runs.
-    pub(super) fn ping(&self) {
-        if let Some(running) = &self.running {
+    pub(super) fn ping(&mut self) {
+        if let Some(running) = &mut self.running {
+            running.is_asked = true;
             let answer = running.ping.send(Ping).timeout(HEARTBEAT);
             let handle = self.handle.clone();
             actix_rt::spawn(async move { handle.send(Event::Pinged(answer.await)) });
@@ -302,6 +307,7 @@ impl Child {
     fn answered(&mut self) {
         if let Some(running) = &mut self.running {
             running.misses = 0;
+            running.is_asked = false;
         }
     }
 

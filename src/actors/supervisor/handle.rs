@@ -64,12 +64,13 @@ pub fn factory<A: Supervised>(
             context.set_mailbox_capacity(A::MAILBOX);
             let address = context.address();
             let (body, abort) = abortable(context.into_future(actor));
-            slot.set(address.clone());
+            slot.set(starting.generation, address.clone());
             starting.send(Event::Started(Running {
                 ping: address.clone().recipient(),
                 drain: address.recipient(),
                 abort,
                 misses: 0,
+                is_asked: false,
                 ended: watch::Sender::new(()),
             }));
             // The supervisor ignores the exit of an actor that it has aborted.
@@ -196,6 +197,8 @@ pub(super) struct Running {
     pub(super) abort: AbortHandle,
     /// Heartbeats missed in a row.
     pub(super) misses: u8,
+    /// The last heartbeat has no answer yet.
+    pub(super) is_asked: bool,
     /// Its receivers see it closed when the actor has ended.
     pub(super) ended: watch::Sender<()>,
 }

@@ -124,7 +124,7 @@ impl Actor for Supervisor {
         let awake = self.children.iter_mut().filter(|child| !child.is_paused());
         awake.for_each(Child::start);
         ctx.run_interval(HEARTBEAT, |supervisor, _| {
-            supervisor.children.iter().for_each(Child::ping);
+            supervisor.children.iter_mut().for_each(Child::ping);
         });
     }
 }
