@@ -522,6 +522,39 @@ async fn a_full_disk_of_one_api_refuses_its_records_and_no_others() {
     node.at_rest(PATIENCE).await;
 }
 
+/// A drain frees the places for which others wait.
+#[actix_rt::test]
+async fn a_lane_is_paused_in_time_though_an_api_is_away_and_its_disk_full() {
+    let Some(mut nats) = Nats::start().await else {
+        return;
+    };
+    let mut apis = TwoApis::start("concurrency = 16\nspool_max = \"1MiB\"");
+    apis.slow.stop().await;
+    let node = apis
+        .node(&with(&nats.variables(), &[("INGEST__MAX_BODY", "8MiB")]))
+        .await;
+    node.lane_is("nats", "up", PATIENCE).await;
+    let record = json!({"state": SLOW, "text": "x".repeat(5_000)});
+    let batch = Value::from(vec![record; 400]).to_string();
+    let (status, body) = node.post("/", "a", batch.into()).await.expect("an answer");
+    assert_eq!(status, StatusCode::ACCEPTED, "{body}");
+    eventually("its disk is full", PATIENCE, async || {
+        let of_api = of_api(&node, SLOW).await;
+        (of_api["refuses"] == true && of_api["state"] == "down").then_some(())
+    })
+    .await;
+    let in_flight = node.status().await["ledger"]["in_flight"].as_u64();
+    assert!(in_flight > Some(16), "{in_flight:?}");
+    for (order, state) in [("pause", "paused"), ("resume", "up")] {
+        assert_eq!(node.order("nats", order).await, StatusCode::ACCEPTED);
+        node.lane_is("nats", state, PATIENCE).await;
+    }
+    assert_eq!(node.lane("nats").await["last_error"], Value::Null);
+    apis.slow.start_again();
+    node.at_rest(PATIENCE).await;
+    assert_eq!(apis.taken()[1].len(), 400);
+}
+
 #[actix_rt::test]
 async fn an_entry_of_an_earlier_version_goes_to_the_first_api() {
     let apis = TwoApis::start("");
@@ -588,6 +621,22 @@ async fn a_record_of_another_client_goes_to_the_api_that_it_names() {
         (is_there && node.status().await["unclaimed"] == 1).then_some(())
     })
     .await;
+    // Nobody reaches it by the name of another API.
+    let dropped = async |api: &str| {
+        let order = json!({"ids": ["unknown"], "parked": true, "api": api});
+        node.tell("/api/dead/drop", order).await.1["dropped"].clone()
+    };
+    assert_eq!(dropped(SLOW).await, 0);
+    for (api, expected) in [
+        ("nobody", StatusCode::OK),
+        ("typo", StatusCode::BAD_REQUEST),
+    ] {
+        let path = format!("/api/dead?parked=true&api={api}");
+        let (status, list) = node.get(&path).await.expect("an answer");
+        assert_eq!(status, expected, "{api}: {list}");
+    }
+    assert_eq!(dropped("typo").await, Value::Null);
+    assert_eq!(dropped("nobody").await, 1);
 }
 
 #[actix_rt::test]

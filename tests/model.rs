@@ -478,8 +478,9 @@ impl Run {
             .copied()
             .filter(|number| only.is_none_or(|only| only == *number))
             .collect();
-        let which = only.map_or(Which::All, |number| {
-            Which::Ids([node::id(number).to_string()].into())
+        let which = only.map_or(Which::All, |number| Which::Ids {
+            ids: [node::id(number).to_string()].into(),
+            api: None,
         });
         let node = self.node();
         let count = node.ask(async {

@@ -287,7 +287,7 @@ impl Apis {
         }
     }
 
-    /// The APIs that [`Apis::disk_of`] finds.
+    /// The APIs that are configured or have a disk of their own.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         let all = self.0.all.iter().map(SharedApi::shown_name);
         all.chain(self.0.removed.iter().map(|(removed, _)| &**removed))

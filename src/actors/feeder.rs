@@ -150,12 +150,12 @@ impl QueueFeeder {
             let Some(refused) = receipts.into_iter().find_map(Result::err) else {
                 break;
             };
-            let apis = &self.params.apis;
-            let api = apis.get(record.api.as_deref());
-            let dead_letters = &api.unwrap_or(apis.default_api()).dead_letters;
-            if let Some(reason) = self.death_reason(&refused, &assigned.assignment) {
+            // A record of an API that is not configured waits for that.
+            if let Some(api) = self.params.apis.get(record.api.as_deref())
+                && let Some(reason) = self.death_reason(&refused, &assigned.assignment)
+            {
                 let path = self.pinned.map_or("spool", LaneId::name);
-                if dead_letters.write(path, record, reason).await.is_ok() {
+                if api.dead_letters.write(path, record, reason).await.is_ok() {
                     if let Some(lane) = lane {
                         ledger.dead(lane, record);
                     }

@@ -163,12 +163,27 @@ fn disks(state: &AdminState, api: Option<String>) -> Result<(Spools, Option<Stri
     let Some(name) = api else {
         return Ok((state.apis.spools().clone(), None));
     };
-    let none = || {
-        let detail = format!("There is no API {name:?}, configured or with records on disk");
-        Problem::bad_request(ProblemKind::Selection, detail)
-    };
-    let disk = state.apis.disk_of(&name).ok_or_else(none)?;
+    let disk = state.apis.disk_of(&name);
+    let disk = disk.ok_or_else(|| no_api(&name))?;
     Ok((disk.spools, disk.is_shared.then_some(name)))
+}
+
+/// An API that is neither configured nor has a disk of its own must have records.
+async fn check_known(state: &AdminState, disks: &Spools, name: &str) -> Result<(), Problem> {
+    if state.apis.names().any(|known| known == name) {
+        return Ok(());
+    }
+    for of in [Undelivered::Dead, Undelivered::Parked] {
+        if count(disks, of, Some(name.to_owned())).await? > 0 {
+            return Ok(());
+        }
+    }
+    Err(no_api(name))
+}
+
+fn no_api(name: &str) -> Problem {
+    let detail = format!("There is no API {name:?}, configured or with records on disk");
+    Problem::bad_request(ProblemKind::Selection, detail)
 }
 
 pub(super) async fn list(
@@ -219,8 +234,11 @@ pub(super) async fn list(
         Undelivered::Dead => ("dead", found.records(Queue::Dead)),
         Undelivered::Parked => ("parked", found.parked()),
     };
-    if api.is_some() {
-        total = count(&disks, of, api).await?;
+    if let Some(api) = api {
+        total = count(&disks, of, Some(api.clone())).await?;
+        if total == 0 {
+            check_known(&state, &disks, &api).await?;
+        }
     }
     if filter.is_empty() {
         matching = total;
@@ -296,7 +314,7 @@ impl Selection {
             ));
         }
         match (self.ids, self.all, filter) {
-            (Some(ids), false, None) => Ok((of, Which::Ids(ids))),
+            (Some(ids), false, None) => Ok((of, Which::Ids { ids, api: None })),
             (None, true, None) => Ok((of, Which::All)),
             (None, false, Some(filter)) => {
                 let max = self.limit.unwrap_or(u64::MAX);
@@ -335,6 +353,7 @@ async fn order(
         Some(name) => which.of_api(name),
         None => which,
     };
+    let known = (state.clone(), disks.clone());
     // Done and counted though the operator has hung up.
     let ordered = actix_rt::spawn(async move {
         let mut all = 0;
@@ -355,6 +374,11 @@ async fn order(
     };
     let ordered = ordered.await.unwrap_or(Err((NotSafe::Closed, 0)));
     let done = ordered.map_err(|(why, done)| spool_fails(why).with(name, done))?;
+    if done == 0
+        && let Some(api) = api
+    {
+        check_known(&known.0, &known.1, &api).await?;
+    }
     Ok(HttpResponse::Ok().json(json!({name: done})))
 }
 

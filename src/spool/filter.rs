@@ -46,16 +46,18 @@ impl LetterFilter {
         };
         self.id.as_ref().is_none_or(|id| *id == entry.id)
             && self.lane.as_ref().is_none_or(|lane| *lane == reason.lane)
-            && self
-                .api
-                .as_deref()
-                .is_none_or(|api| api == entry.api.as_deref().unwrap_or(DEFAULT_API))
+            && is_of(entry, self.api.as_deref())
             && self.status.is_none_or(|status| status == reason.status)
             && self.given_up.is_none_or(|is| is == reason.given_up)
             && self.since_us.is_none_or(|since| at_us >= since)
             && self.until_us.is_none_or(|until| at_us < until)
             && self.text.as_deref().is_none_or(has)
     }
+}
+
+/// Whether `entry` is for `api`, as in [`LetterFilter::api`].
+pub(super) fn is_of(entry: &Entry, api: Option<&str>) -> bool {
+    api.is_none_or(|api| api == entry.api.as_deref().unwrap_or(DEFAULT_API))
 }
 
 #[cfg(test)]

@@ -7,7 +7,10 @@ use std::{collections::HashSet, fmt, time::Duration};
 
 use tokio::time::timeout;
 
-use super::{Entry, EntryKey, LetterFilter, NotSafe, Position, Spool, Undelivered, log::Reading};
+use super::{
+    Entry, EntryKey, LetterFilter, NotSafe, Position, Spool, Undelivered, filter::is_of,
+    log::Reading,
+};
 
 /// A search waits this long for the end of another.
 const SEARCH_PATIENCE: Duration = Duration::from_secs(5);
@@ -16,7 +19,11 @@ const SEARCH_PATIENCE: Duration = Duration::from_secs(5);
 #[derive(Clone, Debug)]
 pub enum Which {
     All,
-    Ids(HashSet<String>),
+    Ids {
+        ids: HashSet<String>,
+        /// As in [`LetterFilter::api`].
+        api: Option<String>,
+    },
     /// The oldest ones that match.
     Matching {
         filter: LetterFilter,
@@ -28,22 +35,32 @@ impl Which {
     pub(super) fn contains(&self, entry: &Entry) -> bool {
         match self {
             Self::All => true,
-            Self::Ids(ids) => ids.contains(&entry.id),
+            Self::Ids { ids, api } => ids.contains(&entry.id) && is_of(entry, api.as_deref()),
             Self::Matching { filter, .. } => filter.matches(entry),
         }
     }
 
-    /// Those of it that are for the API `name`, as in [`LetterFilter::api`]. Records that are named
-    /// by their ids stay.
+    /// Those of it that are for the API `name`, as in [`LetterFilter::api`].
     #[must_use]
     pub fn of_api(self, name: &str) -> Self {
-        let (mut filter, max) = match self {
-            Self::Ids(_) => return self,
-            Self::All => (LetterFilter::default(), u64::MAX),
-            Self::Matching { filter, max } => (filter, max),
+        let of = |filter| LetterFilter {
+            api: Some(name.to_owned()),
+            ..filter
         };
-        filter.api = Some(name.to_owned());
-        Self::Matching { filter, max }
+        match self {
+            Self::All => Self::Matching {
+                filter: of(LetterFilter::default()),
+                max: u64::MAX,
+            },
+            Self::Ids { ids, .. } => Self::Ids {
+                ids,
+                api: Some(name.to_owned()),
+            },
+            Self::Matching { filter, max } => Self::Matching {
+                filter: of(filter),
+                max,
+            },
+        }
     }
 
     /// What is left of it after so many records.
@@ -61,7 +78,7 @@ impl Which {
     /// The most records of it.
     fn max(&self) -> u64 {
         match self {
-            Self::All | Self::Ids(_) => u64::MAX,
+            Self::All | Self::Ids { .. } => u64::MAX,
             Self::Matching { max, .. } => *max,
         }
     }

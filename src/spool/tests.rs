@@ -84,7 +84,10 @@ async fn take(spool: &Spool, queue: Queue) -> Vec<String> {
 }
 
 fn which(ids: &[&str]) -> Which {
-    Which::Ids(ids.iter().map(ToString::to_string).collect())
+    Which::Ids {
+        ids: ids.iter().map(ToString::to_string).collect(),
+        api: None,
+    }
 }
 
 #[tokio::test]
