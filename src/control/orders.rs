@@ -7,7 +7,10 @@ use std::{
     collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
 };
 
 use serde::{Deserialize, Serialize};
@@ -51,6 +54,8 @@ pub struct Orders {
     lanes: Arc<Mutex<PerLane<LaneOrders>>>,
     /// There if orders are kept. Locked while it is written: the last write has all orders.
     file: Option<Arc<Mutex<PathBuf>>>,
+    /// The file has not the last change.
+    is_behind: Arc<AtomicBool>,
 }
 
 impl Orders {
@@ -78,6 +83,7 @@ impl Orders {
         let orders = Self {
             lanes: Arc::new(Mutex::new(lanes)),
             file: keep.then(|| Arc::new(Mutex::new(path))),
+            is_behind: Arc::default(),
         };
         for lane in LaneId::ALL {
             orders.of(lane).tell(lane);
@@ -119,10 +125,9 @@ impl Orders {
         self.lanes.lock()[lane as usize].weight.take().is_some()
     }
 
-    /// Makes the next start know the orders that it does not know yet, if they are kept.
+    /// Does [`Self::keep`] again if it could not be done the last time.
     pub(super) async fn keep_again(&self) {
-        let is_known = self.lanes.lock().iter().all(LaneOrders::is_kept);
-        if !is_known {
+        if self.is_behind.load(Relaxed) {
             self.keep().await;
         }
     }
@@ -143,15 +148,20 @@ impl Orders {
             .unwrap_or_else(|| Err(io::ErrorKind::TimedOut.into()))
         {
             Ok(()) => {
+                self.is_behind.store(false, Relaxed);
                 for orders in &mut *self.lanes.lock() {
                     orders.are_kept();
                 }
             }
-            Err(why) => warn!(
-                reason = %why,
-                "orders cannot be written: a restart of the node forgets the last one; free or repair \
-                 the disk, and give it again"
-            ),
+            Err(why) => {
+                self.is_behind.store(true, Relaxed);
+                warn!(
+                    reason = %why,
+                    "orders cannot be written: the next start does not know the last one, or obeys one \
+                     that a reload has replaced; free or repair the disk, and give an order or reload \
+                     again"
+                );
+            }
         }
     }
 }
@@ -168,12 +178,6 @@ impl<T> Order<T> {
 }
 
 impl LaneOrders {
-    fn is_kept(&self) -> bool {
-        let action = self.action.as_ref();
-        let weight = self.weight.as_ref();
-        action.is_none_or(|order| order.is_kept) && weight.is_none_or(|order| order.is_kept)
-    }
-
     fn are_kept(&mut self) {
         if let Some(order) = &mut self.action {
             order.is_kept = true;
@@ -290,6 +294,23 @@ mod tests {
         fs::create_dir(folder.path().join("missing")).unwrap();
         orders.keep_again().await;
         assert!(orders.of(NATS).action.unwrap().is_kept);
+    }
+
+    #[tokio::test]
+    async fn a_weight_that_a_reload_has_replaced_is_not_obeyed_after_a_full_disk() {
+        let folder = tempfile::tempdir().unwrap();
+        let [place, away] = ["place", "away"].map(|name| folder.path().join(name));
+        fs::create_dir(&place).unwrap();
+        let orders = Orders::open(&place, true);
+        orders.note_weight(NATS, 7, "127.0.0.1");
+        orders.keep().await;
+        fs::rename(&place, &away).unwrap();
+        assert!(orders.forget_weight(NATS));
+        orders.keep().await;
+        fs::rename(&away, &place).unwrap();
+        assert!(Orders::open(&place, true).of(NATS).weight.is_some());
+        orders.keep_again().await;
+        assert_eq!(Orders::open(&place, true).of(NATS).weight, None);
     }
 
     #[test]

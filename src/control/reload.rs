@@ -139,6 +139,8 @@ impl Control {
         }
         if replaces_orders {
             self.0.orders.keep().await;
+        } else {
+            self.0.orders.keep_again().await;
         }
     }
 }
