@@ -3,17 +3,20 @@
 use std::{
     io::{Read as _, Write as _},
     net::TcpStream,
+    pin::pin,
     thread::sleep,
     time::Duration,
 };
 
 use awc::http::{Method, StatusCode, header};
 use flate2::{Compression, write::GzEncoder};
+use futures_util::future::select;
 use serde_json::{Value, json};
+use tokio::time::timeout;
 
 use crate::{
     bombs::bomb,
-    ingest::{RECORD, lines, post},
+    ingest::{RECORD, begun, ended, lines, post},
     support::{
         api::Api,
         lanes::grpc_variables,
@@ -306,4 +309,30 @@ async fn a_connection_above_the_limit_waits_for_another_to_end() {
     assert!(first.expect("an answer").starts_with("HTTP/1.1 200 "));
     assert!(early.is_err(), "{early:?}");
     assert!(last.expect("an answer").starts_with("HTTP/1.1 200 "));
+}
+
+/// Its bytes would gain it hours.
+#[actix_rt::test]
+async fn a_body_that_holds_the_room_of_others_and_sends_nothing_ends_soon() {
+    let api = Api::start();
+    let mut variables = grpc_variables();
+    let own = [
+        ("INGEST__MAX_BODY", "64MiB"),
+        ("INGEST__BODY_TIMEOUT", "5s"),
+    ];
+    variables.extend(own.map(|(key, value)| (key.to_owned(), value.to_owned())));
+    let node = Node::start(&api.url(), &variables).await;
+    let holds = async |size: usize| {
+        let body = vec![b' '; size];
+        let stream = begun(node.ingest, "POST / HTTP/1.1", &body, b"{}").await;
+        ended(stream, b"").await
+    };
+    // One of them has less than half of the room, and may go on.
+    let (one, other) = (pin!(holds(40 << 20)), pin!(holds(40 << 20)));
+    let first = timeout(PATIENCE, select(one, other)).await.expect("one ends");
+    let (answer, _) = first.factor_first();
+    assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
+    // A small one has room always.
+    let (status, _, receipt) = post(RECORD).send(&node).await;
+    assert_eq!(status, StatusCode::ACCEPTED, "{receipt}");
 }

@@ -7,6 +7,10 @@ use awc::http::{
     header::{self, HeaderMap},
 };
 use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 
 use crate::support::{
     api::Api,
@@ -32,6 +36,29 @@ pub fn post(body: impl Into<Vec<u8>>) -> Request {
         headers: Vec::new(),
         body: body.into(),
     }
+}
+
+/// A request to `port` whose body is on its way: the end of it is not there. `head` has the request's
+/// own lines.
+pub async fn begun(port: u16, head: &str, body: &[u8], end: &[u8]) -> TcpStream {
+    let stream = TcpStream::connect(("127.0.0.1", port)).await;
+    let mut stream = stream.expect("it listens");
+    let length = body.len() + end.len();
+    let head = format!(
+        "{head}\r\nHost: 127.0.0.1\r\nConnection: close\r\nContent-Type: application/json\r\n\
+         Content-Length: {length}\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes()).await.expect("room");
+    stream.write_all(body).await.expect("room");
+    stream
+}
+
+/// The answer to such a request once `end` is there.
+pub async fn ended(mut stream: TcpStream, end: &[u8]) -> String {
+    stream.write_all(end).await.expect("room");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.expect("an answer");
+    answer
 }
 
 pub fn lines(body: &str) -> Request {

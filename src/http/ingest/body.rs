@@ -33,8 +33,15 @@ use crate::{
 const ZSTD_WINDOW_LOG_MAX: u32 = 23;
 /// Bytes of bodies on their way: a few of the longest that may be allowed.
 const ROOM: usize = 2 * BODY_MAX;
+/// The bytes of a body for which there is always room.
+const OWN_MAX: usize = 16 << 10;
+/// How long a body that waits does not notice that the room has become short.
+const SHORT_WAIT: Duration = Duration::from_secs(5);
 /// The codings that an answer to another one offers.
 const CODINGS: &str = "gzip, zstd";
+
+/// A piece of a body, as it arrives.
+type Piece = Result<Bytes, PayloadError>;
 
 /// The limits of a request's body.
 #[derive(Clone, Debug)]
@@ -47,8 +54,8 @@ pub struct BodyLimits {
     pub room: BodyRoom,
 }
 
-/// The bytes of bodies that are on their way, the first piece of each apart: many that come slowly
-/// take no more memory. Clones share them.
+/// The bytes of bodies that are on their way, [`OWN_MAX`] of each apart: many that come slowly take no
+/// more memory. Clones share them.
 #[derive(Clone, Debug)]
 pub struct BodyRoom(Arc<Semaphore>);
 
@@ -59,14 +66,33 @@ impl Default for BodyRoom {
 }
 
 impl BodyRoom {
-    /// Adds the room of `bytes` to `taken`.
-    fn take(&self, bytes: usize, taken: &mut Option<OwnedSemaphorePermit>) -> Result<(), Problem> {
-        let bytes = u32::try_from(bytes).ok();
-        let room = bytes.and_then(|bytes| Arc::clone(&self.0).try_acquire_many_owned(bytes).ok());
+    /// Bodies on their way have half of it.
+    fn is_short(&self) -> bool {
+        self.0.available_permits() < ROOM / 2
+    }
+
+    /// Takes room in `taken` for a body that has brought `received` bytes.
+    ///
+    /// A body may have as many bytes as are then free: the more bodies are on their way, the fewer each
+    /// of them may have, and a few clients leave room for the others.
+    fn take(
+        &self,
+        received: usize,
+        taken: &mut Option<OwnedSemaphorePermit>,
+    ) -> Result<(), Problem> {
+        let has = taken.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        let wants = received.saturating_sub(OWN_MAX);
+        let more = wants.saturating_sub(has);
+        if more == 0 {
+            return Ok(());
+        }
+        let free = self.0.available_permits().saturating_sub(more);
+        let more = u32::try_from(more).ok().filter(|_| wants <= free);
+        let room = more.and_then(|more| Arc::clone(&self.0).try_acquire_many_owned(more).ok());
         let Some(room) = room else {
             let detail = format!(
-                "Not taken: bodies of {ROOM} bytes are on their way to this node already, which is as \
-                 many as may be"
+                "Not taken: so many bodies are on their way to this node that {free} of the {ROOM} bytes \
+                 for them are left, and no body may have more than are left"
             );
             return Err(Problem::unavailable(ProblemKind::Unavailable, detail));
         };
@@ -187,9 +213,10 @@ impl BodyLimits {
             // Usually it is there, and no timer is needed.
             let next = match body.next().now_or_never() {
                 Some(next) => next,
-                None => timeout_at(began + self.time_for(received), body.next())
-                    .await
-                    .map_err(|_| self.too_slow())?,
+                None => {
+                    self.room.take(received, &mut room)?;
+                    self.wait_for(&mut body, began, received).await?
+                }
             };
             let Some(piece) = next else { break };
             let piece = piece.map_err(|why| {
@@ -207,7 +234,7 @@ impl BodyLimits {
                 first = piece;
                 continue;
             }
-            self.room.take(piece.len(), &mut room)?;
+            self.room.take(received + piece.len(), &mut room)?;
             if !first.is_empty() {
                 all.extend_from_slice(&first);
                 first = Bytes::new();
@@ -217,8 +244,33 @@ impl BodyLimits {
         Ok(if all.is_empty() { first } else { all.freeze() })
     }
 
-    /// The time that a body may take which has brought so many bytes.
+    /// The next piece of a body that has brought so many bytes since it `began`.
+    async fn wait_for(
+        &self,
+        body: &mut web::Payload,
+        began: Instant,
+        received: usize,
+    ) -> Result<Option<Piece>, Problem> {
+        loop {
+            let now = Instant::now();
+            let end = began + self.time_for(received);
+            if end <= now {
+                return Err(self.too_slow());
+            }
+            // The room may become short meanwhile.
+            let next = timeout_at(end.min(now + SHORT_WAIT), body.next());
+            if let Ok(next) = next.await {
+                return Ok(next);
+            }
+        }
+    }
+
+    /// The time that a body may take which has brought so many bytes. They gain nothing while the room
+    /// is short: who holds it must go on sending.
     fn time_for(&self, received: usize) -> Duration {
+        if self.room.is_short() {
+            return self.timeout;
+        }
         let received = u64::try_from(received).unwrap_or(u64::MAX);
         self.timeout + Duration::from_secs(received / self.min_rate.max(1))
     }
@@ -229,7 +281,7 @@ impl BodyLimits {
         } = self;
         let detail = format!(
             "The body did not come in time: it may take {timeout:?}, and a second more for each \
-             {min_rate} bytes"
+             {min_rate} bytes unless bodies on their way have half of their room"
         );
         Problem::new(StatusCode::REQUEST_TIMEOUT, ProblemKind::Slow, detail)
     }
@@ -240,17 +292,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bodies_on_their_way_have_a_room_in_common() {
-        let room = BodyRoom(Arc::new(Semaphore::new(10)));
-        let (mut first, mut second) = (None, None);
-        assert!(room.take(4, &mut first).is_ok() && room.take(4, &mut first).is_ok());
-        let refused = room.clone().take(4, &mut second).unwrap_err();
+    fn the_longest_body_has_room_and_each_other_one_has_no_more_than_is_left() {
+        let room = BodyRoom::default();
+        let mut all = Vec::new();
+        let mut sizes = Vec::new();
+        for _ in 0..100 {
+            let (mut received, mut taken) = (0, None);
+            while received < BODY_MAX && room.take(received + 1024, &mut taken).is_ok() {
+                received += 1024;
+            }
+            sizes.push(received);
+            all.push(taken);
+        }
+        assert_eq!(sizes[0], BODY_MAX);
         assert!(
-            refused.detail().contains("on their way"),
-            "{}",
-            refused.detail()
+            sizes[1] > BODY_MAX / 2 && sizes[2] > BODY_MAX / 4,
+            "{sizes:?}"
         );
-        drop(first);
-        assert!(room.take(4, &mut second).is_ok());
+        assert!(sizes.iter().all(|size| *size >= OWN_MAX), "{sizes:?}");
+        assert!(room.is_short());
+        drop(all);
+        assert_eq!(room.0.available_permits(), ROOM);
     }
 }

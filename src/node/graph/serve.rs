@@ -77,6 +77,8 @@ impl Graph<'_> {
             early_ends: [("ingest", ends.clone()), ("admin", admin_ends.clone())],
             order_limits: ingest::BodyLimits {
                 max: admin::ORDER_MAX,
+                // Clients take no room from operators.
+                room: ingest::BodyRoom::default(),
                 ..ingest_state.body.clone()
             },
             is_own_peer: config

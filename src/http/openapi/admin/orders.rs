@@ -19,6 +19,7 @@ const ORDER: Problems<'_> = &[
     (408, &[ProblemKind::Slow]),
     (413, &[ProblemKind::TooLarge]),
     (415, &[ProblemKind::MediaType]),
+    (503, &[ProblemKind::Unavailable]),
 ];
 const CONFIGURATION: Problems<'_> = &[(422, &[ProblemKind::Configuration])];
 
