@@ -10,13 +10,9 @@ use std::{
 use awc::http::{StatusCode, header};
 use serde_json::{Value, json};
 use tempfile::NamedTempFile;
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
-};
 
 use crate::{
-    ingest::{RECORD, Request, post},
+    ingest::{RECORD, Request, begun, ended, post},
     support::{
         api::{Api, Conduct, Post},
         eventually,
@@ -170,29 +166,19 @@ async fn a_request_that_the_reference_library_signs_is_taken_and_no_other() {
 
     // A body of the second key is on its way while that is removed.
     let late = Signed::new(SECOND, "msg_6", now(), RECORD).expect("it is installed");
-    let mut slow = TcpStream::connect(("127.0.0.1", node.ingest))
-        .await
-        .expect("it listens");
-    let (half, rest) = RECORD.split_at(9);
+    let (half, rest) = RECORD.as_bytes().split_at(9);
     let head = format!(
-        "POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Type: application/json\r\n\
-         webhook-id: {}\r\nwebhook-timestamp: {}\r\nwebhook-signature: {}\r\n\
-         Content-Length: {}\r\n\r\n{half}",
-        late.id,
-        late.at,
-        late.signature,
-        RECORD.len()
+        "POST / HTTP/1.1\r\nwebhook-id: {}\r\nwebhook-timestamp: {}\r\nwebhook-signature: {}",
+        late.id, late.at, late.signature
     );
-    slow.write_all(head.as_bytes()).await.expect("room");
+    let slow = begun(node.ingest, &head, half, rest).await;
     fs::write(file.path(), FIRST).expect("room");
     eventually("the second key is gone", PATIENCE, async || {
         let (status, _, _) = second.clone().request().send(&node).await;
         (status == StatusCode::UNAUTHORIZED).then_some(())
     })
     .await;
-    slow.write_all(rest.as_bytes()).await.expect("room");
-    let mut answer = String::new();
-    slow.read_to_string(&mut answer).await.expect("an answer");
+    let answer = ended(slow, rest).await;
     assert!(answer.starts_with("HTTP/1.1 401 "), "{answer}");
     let status = node.status().await;
     assert_eq!(status["files"][0]["key"], "ingest.signing_keys_file");

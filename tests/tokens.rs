@@ -11,15 +11,11 @@ use std::{
 use awc::http::{Method, StatusCode, header};
 use serde_json::{Value, json};
 use tempfile::NamedTempFile;
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
-    time::{Instant, sleep_until},
-};
+use tokio::time::{Instant, sleep_until};
 use waypost::config::{Config, Flag};
 
 use crate::{
-    ingest::{RECORD, Request, post},
+    ingest::{RECORD, Request, begun, ended, post},
     support::{
         api::Api,
         eventually,
@@ -140,25 +136,16 @@ async fn a_change_of_the_file_counts_and_a_file_that_is_gone_changes_nothing() {
     assert_eq!(node.metric(UNUSABLE).await, "0");
 
     // Also for a body that was on its way when its token was removed.
-    let mut slow = TcpStream::connect(("127.0.0.1", node.ingest))
-        .await
-        .expect("it listens");
-    let (half, rest) = RECORD.split_at(9);
-    let head = format!(
-        "POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nAuthorization: Bearer other\r\n\
-         Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{half}",
-        RECORD.len()
-    );
-    slow.write_all(head.as_bytes()).await.expect("room");
+    let (half, rest) = RECORD.as_bytes().split_at(9);
+    let head = "POST / HTTP/1.1\r\nAuthorization: Bearer other";
+    let slow = begun(node.ingest, head, half, rest).await;
     becomes("other", StatusCode::ACCEPTED).await;
     let since = Instant::now();
     fs::write(file.path(), "new").expect("room");
     becomes("other", StatusCode::UNAUTHORIZED).await;
     // A check counts for a second.
     sleep_until(since + Duration::from_secs(2)).await;
-    slow.write_all(rest.as_bytes()).await.expect("room");
-    let mut answer = String::new();
-    slow.read_to_string(&mut answer).await.expect("an answer");
+    let answer = ended(slow, rest).await;
     assert!(answer.starts_with("HTTP/1.1 401 "), "{answer}");
     let away = file.path().with_extension("away");
     fs::rename(file.path(), &away).expect("our folder");
@@ -244,6 +231,30 @@ async fn ask_admin(node: &Node, path: &str, header: Option<&str>) -> (StatusCode
         _ => String::from_utf8(answer.body().await.expect("a body").to_vec()).expect("text"),
     };
     (answer.status(), body)
+}
+
+#[actix_rt::test]
+async fn an_order_whose_token_is_removed_while_it_comes_is_not_carried_out() {
+    let api = Api::start();
+    let file = file("first-token\nsecond-token\n");
+    let node = guarded_by("ADMIN__TOKEN_FILE", &api.url(), &file).await;
+    let (half, rest) = b"{\"weight\": 7}".split_at(5);
+    let head = "POST /api/lanes/grpc/weight HTTP/1.1\r\nAuthorization: Bearer second-token";
+    let slow = begun(node.admin, head, half, rest).await;
+    let since = Instant::now();
+    fs::write(file.path(), "first-token\n").expect("room");
+    eventually("the token is gone", PATIENCE, async || {
+        let (status, _) = ask_admin(&node, "/api/status", Some("Bearer second-token")).await;
+        (status == StatusCode::UNAUTHORIZED).then_some(())
+    })
+    .await;
+    // A check counts for a second.
+    sleep_until(since + Duration::from_secs(2)).await;
+    let answer = ended(slow, rest).await;
+    assert!(answer.starts_with("HTTP/1.1 401 "), "{answer}");
+    let (_, status) = ask_admin(&node, "/api/status", Some("Bearer first-token")).await;
+    let status: Value = serde_json::from_str(&status).expect("JSON");
+    assert_eq!(status["lanes"][0]["weight_set"], Value::Null, "{status}");
 }
 
 #[actix_rt::test]

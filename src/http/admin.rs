@@ -1,6 +1,6 @@
 //! The operator's side: health, readiness, status, metrics, dead letters, and orders.
 
-use std::sync::atomic::Ordering::Relaxed;
+use std::{sync::atomic::Ordering::Relaxed, time::Instant};
 
 use actix_web::{
     Error, FromRequest, Handler, HttpMessage as _, HttpRequest, HttpResponse, Resource, Responder,
@@ -19,7 +19,9 @@ use serde::{Deserialize, Deserializer, de::Error as _};
 use serde_json::json;
 
 use super::{
-    dead_letters, events, explain, foreign, history, metrics,
+    dead_letters, events, explain, foreign, history,
+    ingest::TOKEN_TRUST,
+    metrics,
     openapi::{self, ApiDocument, admin::AdminSide},
     operators,
     order_body::{OrderBody, whole_number},
@@ -179,7 +181,14 @@ async fn only_orders(
     limits.check_length(request.headers())?;
     let mut payload = request.take_payload();
     let body = web::Payload::from_request(request.request(), &mut payload).await?;
+    let began = Instant::now();
     let body = limits.receive(body).await?;
+    // A token may be removed while a body comes slowly.
+    if let Some(tokens) = &state.tokens
+        && began.elapsed() > TOKEN_TRUST
+    {
+        tokens.check_operator(request.headers())?;
+    }
     request.set_payload(body.into());
     next.call(request).await
 }

@@ -41,6 +41,7 @@ pub use self::{
     content::{Content, EVENT_PREFIX},
     forecast::DiskForecast,
     headers::{idempotency_key, value_text},
+    read::TOKEN_TRUST,
 };
 use self::{
     permit::only_permitted,

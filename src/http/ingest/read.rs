@@ -30,8 +30,8 @@ use crate::{
     trace::RequestTrace,
 };
 
-/// How long the check of a token counts.
-const TOKEN_TRUST: Duration = Duration::from_secs(1);
+/// How long the check of a token counts while a body comes.
+pub const TOKEN_TRUST: Duration = Duration::from_secs(1);
 
 /// A record that is as the schema wants it, and the values that rules look at.
 type ParsedRecord<'b> = (Bytes, Values<'b>);
