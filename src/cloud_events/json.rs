@@ -67,7 +67,7 @@ pub fn parse_event(body: &Bytes, text: &str) -> Result<JsonEvent, InvalidJsonEve
             return Err(invalid(&name, "is there twice; allowed is once"));
         }
     }
-    let attributes = attributes.complete()?;
+    let attributes = attributes.complete_with_room()?;
     let coded = coded.filter(|text| *text != "null");
     // 3.1.1 and 3.1.2: one of them. Only `data` is JSON without a `datacontenttype`.
     let (data, default) = match (data, coded) {

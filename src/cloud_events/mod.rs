@@ -32,6 +32,10 @@ pub use self::{
 /// The most bytes of an event's attributes as one text. It is a header in every lane: RabbitMQ gets
 /// all headers of a message in one frame of 8 KiB, and many HTTP servers take no more either.
 pub const ATTRIBUTES_MAX: usize = 6 << 10;
+/// The part of it that each attribute has which a node adds, as long as that is not longer.
+const ADDED_MAX: usize = 64;
+/// The attributes that a node adds before it POSTs an event, perhaps to another node.
+const ADDED: [&str; 2] = [outgoing::PATH, outgoing::DATA_TYPE];
 /// The most attributes of an event: many HTTP servers take no more than 100 headers.
 pub const COUNT_MAX: usize = 64;
 /// The most characters of a name in an error.
@@ -103,12 +107,45 @@ impl EventAttributes {
         }
     }
 
-    /// The attributes that count for [`COUNT_MAX`]. A node adds the two others before it POSTs an event,
-    /// perhaps to another node.
+    /// The attributes that count for [`COUNT_MAX`].
     fn count(&self) -> usize {
-        let added = [outgoing::PATH, outgoing::DATA_TYPE];
-        let added = added.iter().filter(|name| self.values.contains_key(**name));
+        let added = ADDED.iter().filter(|name| self.values.contains_key(**name));
         self.values.len() - added.count()
+    }
+
+    /// Returns the attributes of an event that comes in, if all that are required are there, and there
+    /// is room for those that a node adds.
+    ///
+    /// # Errors
+    /// Names the first one that is missing, or the longest.
+    pub fn complete_with_room(self) -> Result<Self, InvalidAttribute> {
+        let max = ATTRIBUTES_MAX - ADDED.len() * ADDED_MAX;
+        let complete = self.complete()?;
+        if complete.bytes <= max {
+            return Ok(complete);
+        }
+        let sizes = complete.values.iter().map(|(name, value)| {
+            let size = text::part(name, value).len() + 1;
+            let own = if ADDED.contains(&&**name) {
+                ADDED_MAX
+            } else {
+                0
+            };
+            (size.saturating_sub(own), name)
+        });
+        let bytes: usize = sizes.clone().map(|(size, _)| size).sum();
+        match sizes.max() {
+            Some((_, longest)) if bytes > max => {
+                let detail = format!(
+                    "is the longest of attributes that have more than {max} bytes, {ADDED_MAX} of {} and \
+                     {} each apart; that many are allowed",
+                    outgoing::PATH,
+                    outgoing::DATA_TYPE
+                );
+                Err(InvalidAttribute::new(longest, detail))
+            }
+            _ => Ok(complete),
+        }
     }
 
     /// Returns the attributes if all that are required are there.

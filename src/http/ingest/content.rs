@@ -158,7 +158,7 @@ fn binary_event(headers: &HeaderMap) -> Result<EventAttributes, Problem> {
         let added = event.insert("datacontenttype", AttributeValue::text_of(media_type));
         added.map_err(|why| bad_header("content-type", &why.detail))?;
     }
-    let complete = event.complete();
+    let complete = event.complete_with_room();
     complete.map_err(|why| bad_header(&format!("{EVENT_PREFIX}{}", why.name), &why.detail))
 }
 

@@ -290,7 +290,8 @@ fn event() -> Value {
     let or_null = |schema: Value| json!({ "anyOf": [{ "type": "null" }, schema] });
     json!({
         "type": "object",
-        "description": "CloudEvents 1.0.2: up to 64 attributes, which have up to 6 KiB together.",
+        "description": "CloudEvents 1.0.2: up to 64 attributes beside path and datacontenttype. All have up \
+                        to 6 KiB together, of which 64 bytes are for each of those two.",
         "required": REQUIRED.iter().copied().chain(["data"]).collect::<Vec<_>>(),
         "properties": {
             "specversion": { "const": "1.0" },
@@ -303,7 +304,7 @@ fn event() -> Value {
             "datacontenttype": or_null(json!({ "type": "string", "pattern": json_type })),
             "data": { "$ref": "#/components/schemas/Record" },
         },
-        "propertyNames": { "pattern": "^[a-z0-9]+$" },
+        "propertyNames": { "pattern": "^[a-z0-9]+$", "maxLength": 253 },
         "additionalProperties": { "anyOf": [
             { "type": "string", "pattern": plain },
             { "type": "integer", "minimum": i32::MIN, "maximum": i32::MAX },
