@@ -329,7 +329,9 @@ async fn a_body_that_holds_the_room_of_others_and_sends_nothing_ends_soon() {
     };
     // One of them has less than half of the room, and may go on.
     let (one, other) = (pin!(holds(40 << 20)), pin!(holds(40 << 20)));
-    let first = timeout(PATIENCE, select(one, other)).await.expect("one ends");
+    let first = timeout(PATIENCE, select(one, other))
+        .await
+        .expect("one ends");
     let (answer, _) = first.factor_first();
     assert!(answer.starts_with("HTTP/1.1 408 "), "{answer}");
     // A small one has room always.
