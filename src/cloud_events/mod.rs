@@ -246,6 +246,39 @@ mod tests {
     }
 
     #[test]
+    fn an_event_that_is_taken_in_is_taken_in_by_the_next_node_too() {
+        let taken = |length: usize, media_type: Option<&str>| {
+            let mut event = event("/a", "1");
+            let note = AttributeValue::text_of(&"x".repeat(length));
+            event.insert("note", note)?;
+            if let Some(media_type) = media_type {
+                let value = AttributeValue::text_of(media_type);
+                event.insert(outgoing::DATA_TYPE, value)?;
+            }
+            event.complete_with_room()
+        };
+        let long = format!("application/{}+json", "x".repeat(200));
+        for media_type in [None, Some("application/json"), Some(&long)] {
+            let most = (0..ATTRIBUTES_MAX).rfind(|length| taken(*length, media_type).is_ok());
+            let event = taken(most.unwrap(), media_type).unwrap();
+            let mut sent = event.clone();
+            let path = AttributeValue::text_of("RabbitMQ");
+            sent.values.insert(outgoing::PATH.into(), path);
+            if media_type.is_none() {
+                let json = AttributeValue::text_of("application/json");
+                sent.values.insert(outgoing::DATA_TYPE.into(), json);
+            }
+            let mut next = EventAttributes::default();
+            for (name, value) in &sent.values {
+                next.insert(name, value.clone()).unwrap();
+            }
+            assert!(next.complete_with_room().is_ok(), "{media_type:?}");
+            assert!(text::may_be_event(&sent.to_text()), "{media_type:?}");
+        }
+        assert_eq!(taken(6100, None).unwrap_err().name, "note");
+    }
+
+    #[test]
     fn an_event_has_a_bound_of_attributes_and_an_error_the_begin_of_a_name() {
         let mut event = event("/a", "1");
         for at in REQUIRED.len()..COUNT_MAX {
