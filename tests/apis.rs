@@ -311,7 +311,7 @@ async fn an_api_that_is_removed_keeps_its_records_until_it_is_back() {
     // The records in the broker come out for an API that is unknown.
     apis.write("[ingest]\nschema = \"any\"\n");
     node.killed_and_started().await;
-    // What the killed node had comes after the ack wait of half a minute.
+    // The broker sends what the killed node had again after an ack wait of half a minute.
     eventually("all are unclaimed", 2 * PATIENCE, async || {
         let status = node.status().await;
         let count = |at: &Value| at.as_u64().expect("a count");

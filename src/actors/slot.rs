@@ -91,16 +91,16 @@ mod tests {
 
     use super::*;
 
-    struct Nobody;
+    struct Silent;
 
-    impl Actor for Nobody {
+    impl Actor for Silent {
         type Context = Context<Self>;
     }
 
     #[actix_rt::test]
     async fn a_start_that_comes_late_is_not_the_newest() {
         let slot = Slot::default();
-        let [late, newest] = [Nobody, Nobody].map(Actor::start);
+        let [late, newest] = [Silent, Silent].map(Actor::start);
         slot.set(2, newest.clone());
         slot.set(1, late);
         assert_eq!(slot.get(), Some(newest));

@@ -32,10 +32,10 @@ pub use self::{
 /// The most bytes of an event's attributes as one text. It is a header in every lane: RabbitMQ gets
 /// all headers of a message in one frame of 8 KiB, and many HTTP servers take no more either.
 pub const ATTRIBUTES_MAX: usize = 6 << 10;
-/// The part of it that each attribute has which a node adds, as long as that is not longer.
-const ADDED_MAX: usize = 64;
 /// The attributes that a node adds before it POSTs an event, perhaps to another node.
 const ADDED: [&str; 2] = [outgoing::PATH, outgoing::DATA_TYPE];
+/// Bytes of [`ATTRIBUTES_MAX`] that are kept free for each of [`ADDED`].
+const ADDED_MAX: usize = 64;
 /// The most attributes of an event: many HTTP servers take no more than 100 headers.
 pub const COUNT_MAX: usize = 64;
 /// The most characters of a name in an error.

@@ -19,9 +19,7 @@ use serde::{Deserialize, Deserializer, de::Error as _};
 use serde_json::json;
 
 use super::{
-    dead_letters, events, explain, foreign, history,
-    ingest::TOKEN_TRUST,
-    metrics,
+    dead_letters, events, explain, foreign, history, metrics,
     openapi::{self, ApiDocument, admin::AdminSide},
     operators,
     order_body::{OrderBody, whole_number},
@@ -29,6 +27,7 @@ use super::{
     problem::{Problem, ProblemKind},
     status::{AdminState, no_supervisor},
     tap,
+    tokens::TOKEN_TRUST,
 };
 use crate::{
     actors::supervisor::{Action, ChildId, View},

@@ -353,7 +353,7 @@ async fn order(
         Some(name) => which.of_api(name),
         None => which,
     };
-    let known = (state.clone(), disks.clone());
+    let (asked, searched) = (state.clone(), disks.clone());
     // Done and counted though the operator has hung up.
     let ordered = actix_rt::spawn(async move {
         let mut all = 0;
@@ -377,7 +377,7 @@ async fn order(
     if done == 0
         && let Some(api) = api
     {
-        check_known(&known.0, &known.1, &api).await?;
+        check_known(&asked, &searched, &api).await?;
     }
     Ok(HttpResponse::Ok().json(json!({name: done})))
 }

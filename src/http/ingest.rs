@@ -41,7 +41,6 @@ pub use self::{
     content::{Content, EVENT_PREFIX},
     forecast::DiskForecast,
     headers::{idempotency_key, value_text},
-    read::TOKEN_TRUST,
 };
 use self::{
     permit::only_permitted,

@@ -1,6 +1,6 @@
 //! Who may send a request: those who present one of the tokens of a file (RFC 6750).
 
-use std::{borrow::Cow, path::Path, sync::Arc};
+use std::{borrow::Cow, path::Path, sync::Arc, time::Duration};
 
 use actix_web::http::{
     StatusCode,
@@ -11,6 +11,9 @@ use memchr::memchr;
 
 use super::problem::{Problem, ProblemKind};
 use crate::secrets::{FileHealth, TokenSet, WatchedFile};
+
+/// How long the check of a token counts while a body comes.
+pub const TOKEN_TRUST: Duration = Duration::from_secs(1);
 
 /// The tokens of a file. Clones share them.
 #[derive(Clone)]

@@ -86,13 +86,14 @@ impl BodyRoom {
         if more == 0 {
             return Ok(());
         }
-        let free = self.0.available_permits().saturating_sub(more);
-        let more = u32::try_from(more).ok().filter(|_| wants <= free);
+        let free = self.0.available_permits();
+        let is_fair = wants <= free.saturating_sub(more);
+        let more = u32::try_from(more).ok().filter(|_| is_fair);
         let room = more.and_then(|more| Arc::clone(&self.0).try_acquire_many_owned(more).ok());
         let Some(room) = room else {
             let detail = format!(
-                "Not taken: so many bodies are on their way to this node that {free} of the {ROOM} bytes \
-                 for them are left, and no body may have more than are left"
+                "Not taken: bodies on their way to this node have left {free} of {ROOM} bytes, and a body may \
+                 have no more than it leaves to others"
             );
             return Err(Problem::unavailable(ProblemKind::Unavailable, detail));
         };

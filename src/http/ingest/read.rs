@@ -1,9 +1,6 @@
 //! A request, read: its records, checked, each with its id and its route.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Instant};
 
 use actix_web::{HttpRequest, http::StatusCode, web};
 use bytes::Bytes;
@@ -18,7 +15,10 @@ use super::{
 use crate::{
     actors::receipts::AssignedRecord,
     cloud_events::{self, InvalidAttribute, InvalidJsonEvent, JsonEvent},
-    http::problem::{Problem, ProblemKind},
+    http::{
+        problem::{Problem, ProblemKind},
+        tokens::TOKEN_TRUST,
+    },
     lane_id::LaneId,
     record::{
         Invalid, Origin, Record, Schema, as_text,
@@ -29,9 +29,6 @@ use crate::{
     routing::rules::Assignment,
     trace::RequestTrace,
 };
-
-/// How long the check of a token counts while a body comes.
-pub const TOKEN_TRUST: Duration = Duration::from_secs(1);
 
 /// A record that is as the schema wants it, and the values that rules look at.
 type ParsedRecord<'b> = (Bytes, Values<'b>);
