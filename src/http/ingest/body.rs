@@ -54,7 +54,7 @@ pub struct BodyLimits {
     pub room: BodyRoom,
 }
 
-/// The bytes of bodies that are on their way, [`OWN_MAX`] of each apart: many that come slowly take no
+/// The bytes of bodies that are on their way, 16 KiB of each apart: many that come slowly take no
 /// more memory. Clones share them.
 #[derive(Clone, Debug)]
 pub struct BodyRoom(Arc<Semaphore>);
